@@ -1,0 +1,165 @@
+"""Everything that Safelight raises on purpose.
+
+::
+
+    SafelightError
+    ├── InputError                what was asked for cannot be done (exit code 2, HTTP 4xx)
+    │   ├── RequestError          a field of a request: its name, its value, what is allowed
+    │   ├── SettingError          a setting, and where its value came from
+    │   ├── ModelNotFoundError    no such model; names the nearest
+    │   ├── FileError             a file: its path and what is wrong with it
+    │   │   ├── UnreadableFileError   not there, not a file, not allowed
+    │   │   ├── CorruptFileError      the bytes are not what the format says
+    │   │   ├── UnsafeFileError       a pickle that wants to run something
+    │   │   └── UnsupportedModelError a sound file that is not (or not yet) a checkpoint
+    │   └── IncompleteModelError  tensors missing, of another shape, or left over
+    ├── IntegrityError            bytes differ from the manifest; the file changed or was spoiled
+    ├── AbsentTensorError         a module computed with a tensor that is not there
+    ├── BindingError              a skeleton is bound already, or was used outside its binding
+    ├── OutOfMemoryError          what was needed, what there was, which setting would help
+    └── Cancelled                 the user asked to stop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class SafelightError(Exception):
+    """Root of the tree. ``str()`` of it is one message for a person."""
+
+
+class InputError(SafelightError):
+    """What was asked for cannot be done; nothing was changed."""
+
+
+class RequestError(InputError):
+    """A field of a request has a value that is not allowed.
+
+    ``field`` is the field's name in :class:`safelight.Request`, ``value`` what it held.
+    """
+
+    def __init__(self, field: str, value: object, problem: str) -> None:
+        super().__init__(f"{field}={value!r}: {problem}")
+        self.field = field
+        self.value = value
+        self.problem = problem
+
+
+class SettingError(InputError):
+    """A setting has a value that is not allowed. ``origin`` says where the value came from."""
+
+    def __init__(self, name: str, value: object, origin: str, problem: str) -> None:
+        super().__init__(f"setting {name}={value!r} (from {origin}): {problem}")
+        self.name = name
+        self.origin = origin
+
+
+class ModelNotFoundError(InputError):
+    """No model of that name. ``near`` holds the names that are most like it."""
+
+    def __init__(self, name: str, near: Sequence[str]) -> None:
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        super().__init__(f"no model named {name!r} in the library.{hint} `safelight models list` shows all.")
+        self.name = name
+        self.near = tuple(near)
+
+
+class FileError(InputError):
+    """Something is wrong with a file. ``path`` is the file, ``problem`` the sentence without it."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class UnreadableFileError(FileError):
+    """Not there, not a regular file, or not allowed to be read."""
+
+
+class CorruptFileError(FileError):
+    """The bytes are not what the format says: truncated, overlapping, not this format at all."""
+
+
+class UnsafeFileError(FileError):
+    """A pickle that wants to import or run something. ``wanted`` lists what."""
+
+    def __init__(self, path: Path, wanted: Sequence[str]) -> None:
+        listed = ", ".join(wanted)
+        super().__init__(path, f"refused: opening it would run {listed}. Ask its author for a .safetensors file.")
+        self.wanted = tuple(wanted)
+
+
+class UnsupportedModelError(FileError):
+    """A sound file that is not a checkpoint which Safelight can run. The problem says what it is."""
+
+
+class IncompleteModelError(InputError):
+    """A checkpoint lacks tensors, has some of another shape, or has some that nothing uses."""
+
+    def __init__(
+        self,
+        path: Path,
+        what: str,
+        missing: Sequence[str] = (),
+        mismatched: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+    ) -> None:
+        parts = [
+            f"{len(names)} {label} ({_some(names)})"
+            for label, names in (
+                ("missing", missing),
+                ("of another shape", mismatched),
+                ("that nothing uses", unexpected),
+            )
+            if names
+        ]
+        super().__init__(f"{path}: not a complete {what}: tensors " + "; ".join(parts))
+        self.path = path
+        self.missing = tuple(missing)
+        self.mismatched = tuple(mismatched)
+        self.unexpected = tuple(unexpected)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, and {len(names) - most} more"
+
+
+class IntegrityError(SafelightError):
+    """Bytes that were read differ from the manifest made when the model was added."""
+
+    def __init__(self, path: Path, tensor: str, problem: str) -> None:
+        super().__init__(
+            f"{path}: tensor {tensor}: {problem}. The file changed after it was added, or was read wrongly: "
+            f"`safelight models verify` tells; add it again if the change was meant."
+        )
+        self.path = path
+        self.tensor = tensor
+
+
+class AbsentTensorError(SafelightError):
+    """A module computed with a tensor that is not bound. ``tensor`` is its name."""
+
+    def __init__(self, tensor: str, operation: str) -> None:
+        super().__init__(f"{operation} was called with tensor {tensor}, which is not bound: no weights are there")
+        self.tensor = tensor
+
+
+class BindingError(SafelightError):
+    """A skeleton is bound already, or weights do not fit it."""
+
+
+class OutOfMemoryError(SafelightError):
+    """Memory for a model cannot be had. Sizes are bytes."""
+
+    def __init__(self, what: str, needed: int, available: int, hint: str) -> None:
+        super().__init__(f"{what} needs {needed / 1e6:.0f} MB, {available / 1e6:.0f} MB can be had. {hint}")
+        self.needed = needed
+        self.available = available
+
+
+class Cancelled(SafelightError):
+    """The user asked to stop; the job ends without a result."""
