@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from safelight.errors import CorruptFileError
 from safelight.formats.header import ITEM_BYTES, Header, TensorInfo, open_regular, refuse_known_strangers
 
 MOST_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation."""
+
+MOST_AXES = 64
+"""numpy's limit; no model has more than five."""
 
 _LENGTH = struct.Struct("<Q")
 
@@ -108,6 +112,8 @@ def _tensor(path: Path, name: str, entry: Any, data_bytes: int, data_start: int)
             path, f"tensor {name!r} ends at byte {end} of {data_bytes}: the file was cut off, or its header is wrong"
         )
     sizes = tuple(cast("list[int]", shape))
+    if len(sizes) > MOST_AXES:
+        raise CorruptFileError(path, f"tensor {name!r} has {len(sizes)} axes")
     needed = ITEM_BYTES[dtype]
     for n in sizes:
         needed *= n
@@ -130,3 +136,22 @@ def _check_cover(path: Path, tensors: dict[str, TensorInfo], data_bytes: int, da
     trailing = data_start + data_bytes - at
     if trailing:
         raise CorruptFileError(path, f"{trailing} trailing bytes after the last tensor belong to none")
+
+
+def write(file: BinaryIO, tensors: Iterable[TensorInfo], bytes_of: Callable[[TensorInfo], bytes]) -> None:
+    """Write a safetensors file; only names, dtypes and shapes of ``tensors`` are used, the bytes come from ``bytes_of``.
+
+    Tensors are laid one behind another in the order given; the header is padded to a multiple of 8 bytes.
+    """
+    listed = list(tensors)
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for info in listed:
+        nbytes = info.elements * ITEM_BYTES[info.dtype]
+        table[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    header = json.dumps(table, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    file.write(_LENGTH.pack(len(header)) + header)
+    for info in listed:
+        file.write(bytes_of(info))

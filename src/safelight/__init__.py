@@ -1,0 +1,75 @@
+"""Safelight makes images with Stable Diffusion checkpoints; switching between them never spoils an image.
+
+>>> import safelight
+>>> engine = safelight.open_engine()
+>>> for model in ("starter-noto", "starter-twemoji", "starter-noto"):
+...     image = next(engine.generate(safelight.Request("red apple", model)))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safelight.errors import (
+    AbsentTensorError,
+    BindingError,
+    Cancelled,
+    CorruptFileError,
+    FileError,
+    IncompleteModelError,
+    InputError,
+    IntegrityError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    RequestError,
+    SafelightError,
+    UnsafeFileError,
+)
+from safelight.types import Image, Progress, Request, RunSettings
+
+if TYPE_CHECKING:
+    from safelight.engine.local import LocalEngine
+
+__all__ = [
+    "AbsentTensorError",
+    "BindingError",
+    "Cancelled",
+    "CorruptFileError",
+    "FileError",
+    "Image",
+    "IncompleteModelError",
+    "InputError",
+    "IntegrityError",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "Progress",
+    "Request",
+    "RequestError",
+    "RunSettings",
+    "SafelightError",
+    "UnsafeFileError",
+    "open_engine",
+    "save",
+]
+
+
+def open_engine(root: Path | str | None = None) -> LocalEngine:
+    """An engine in this process, with the library under ``root`` (or ``SAFELIGHT_ROOT``, or the platform's place).
+
+    Imports torch, which takes a second or two.
+    """
+    from safelight import config
+    from safelight.assemble.worker import open_engine as wired
+
+    return wired(config.load(Path(root) if root is not None else None))
+
+
+def save(image: Image, folder: Path | str) -> Path:
+    """Write an image as a PNG file with its metadata into ``folder``, whole or not at all; returns the path.
+
+    An earlier file of that name is kept: the new one gets a number.
+    """
+    from safelight.storage import images
+
+    return images.save(image, Path(folder))

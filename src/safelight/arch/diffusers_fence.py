@@ -1,0 +1,274 @@
+"""The one place that imports diffusers and transformers.
+
+Both are pinned exactly; what is relied on here has a contract test in ``tests/arch/test_diffusers_fence.py``:
+skeletons built on meta have no real parameter and no persistent buffer; the attention processor that is set is the one
+that is called; pipelines take embeddings and give latents without a text encoder or VAE.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+"""Nothing is ever fetched to build or read a model. Set before the libraries look."""
+
+logging.getLogger("transformers").setLevel(logging.ERROR)
+"""transformers says at import that torchvision is missing; nothing here needs it."""
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from diffusers.image_processor import VaeImageProcessor
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.models.clip.configuration_clip import CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+
+from safelight.formats.keys.clip import CLIPConfig
+from safelight.formats.keys.unet import UNetConfig
+from safelight.formats.keys.vae import VAEConfig
+from safelight.formats.layout import BASES, END_TOKEN, ComponentConfig
+
+diffusers_logging.set_verbosity_error()
+
+CHANNELS_PER_HEAD = 64
+"""Of SD 2's and SDXL's UNets, and of every CLIP text encoder."""
+
+TIME_IDS_WIDTH = 256
+"""Width of each of SDXL's size and crop numbers in its added conditioning."""
+
+START_TOKEN = 49406
+
+
+def build(base: str, role: str, config: ComponentConfig, dtype: torch.dtype, attention: str) -> nn.Module:
+    """A module on meta, in eval mode, in ``dtype``, with its non-persistent buffers made for real.
+
+    The attention processor is set by object: ``set_attention_backend`` silently skips Stable Diffusion UNets.
+    """
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("meta"):
+            module = _construct(base, config)
+    finally:
+        torch.set_default_dtype(previous)
+    module = module.to(dtype).eval().requires_grad_(False)
+    if isinstance(module, (UNet2DConditionModel, AutoencoderKL)):
+        module.set_attn_processor(attention_processor(attention))
+    _run_once(module)
+    _real_buffers(module)
+    return module
+
+
+def attention_processor(name: str) -> Any:
+    """A fresh processor: ``torch-sdp``, ``normal``, or ``sliced`` (one head at a time)."""
+    return {"torch-sdp": AttnProcessor2_0, "normal": AttnProcessor, "sliced": lambda: SlicedAttnProcessor(1)}[name]()
+
+
+def _construct(base: str, config: ComponentConfig) -> nn.Module:
+    match config:
+        case CLIPConfig():
+            return _text_encoder(config)
+        case VAEConfig():
+            return _vae(base, config)
+        case UNetConfig():
+            return _unet(base, config)
+
+
+def _text_encoder(config: CLIPConfig) -> nn.Module:
+    settings = CLIPTextConfig(
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.intermediate,
+        projection_dim=config.projection or config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=max(1, config.width // CHANNELS_PER_HEAD),
+        max_position_embeddings=config.positions,
+        hidden_act=config.activation,
+        bos_token_id=START_TOKEN,
+        eos_token_id=END_TOKEN,
+        pad_token_id=END_TOKEN,
+        attn_implementation="sdpa",
+    )
+    return CLIPTextModel(settings) if config.projection is None else CLIPTextModelWithProjection(settings)
+
+
+def _vae(base: str, config: VAEConfig) -> nn.Module:
+    levels = len(config.block_out_channels)
+    return AutoencoderKL(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        latent_channels=config.latent_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        norm_num_groups=32,
+        scaling_factor=BASES[base].scaling_factor,
+    )
+
+
+def _unet(base: str, config: UNetConfig) -> nn.Module:
+    heads = BASES[base].heads
+    crossed = [depth > 0 for depth in config.depths]
+    added: dict[str, Any] = {}
+    if config.time_features is not None:
+        added = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": TIME_IDS_WIDTH,
+            "projection_class_embeddings_input_dim": config.time_features,
+        }
+    return UNet2DConditionModel(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=tuple("CrossAttnDownBlock2D" if cross else "DownBlock2D" for cross in crossed),
+        up_block_types=tuple("CrossAttnUpBlock2D" if cross else "UpBlock2D" for cross in reversed(crossed)),
+        transformer_layers_per_block=(*(depth or 1 for depth in config.depths[:-1]), config.mid_depth),
+        cross_attention_dim=config.cross_attention_dim,
+        attention_head_dim=heads or tuple(max(1, width // CHANNELS_PER_HEAD) for width in config.block_out_channels),
+        use_linear_projection=config.linear_projection,
+        norm_num_groups=32,
+        **added,
+    )
+
+
+def _run_once(module: nn.Module) -> None:
+    """Let transformers install the hooks that it installs at first use, so that they count as built."""
+    if isinstance(module, (CLIPTextModel, CLIPTextModelWithProjection)):
+        with torch.device("meta"), torch.no_grad():
+            module(torch.zeros(1, 2, dtype=torch.long), output_hidden_states=True)
+
+
+def _real_buffers(module: nn.Module) -> None:
+    for path, child in module.named_modules():
+        for name, buffer in child._buffers.items():
+            if buffer is None:
+                continue
+            if name == "position_ids" and name in child._non_persistent_buffers_set:
+                child._buffers[name] = torch.arange(buffer.shape[-1]).expand((1, -1))
+            else:
+                raise NotImplementedError(f"{type(module).__name__} has a buffer that is not known: {path}.{name}")
+
+
+def encode(module: nn.Module, ids: torch.Tensor, skip: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(hidden states, pooled output) of a text encoder for token ``ids``, int64 (1, positions).
+
+    ``skip`` None: the output after the last layer and its norm. An encoder with a projection (SDXL's second) gives the
+    hidden states ``skip + 2`` from the end, without a norm, as SDXL was trained; pooled output is None without one.
+    """
+    encoder = cast("Any", module)
+    out = encoder(ids, output_hidden_states=True)
+    if isinstance(module, CLIPTextModelWithProjection):
+        return out.hidden_states[-((skip or 0) + 2)], out.text_embeds
+    if skip is None:
+        return out.last_hidden_state, None
+    return out.hidden_states[-(skip + 1)], None
+
+
+def final_norm(module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """The norm behind a text encoder's last layer, for CLIP skip."""
+    return cast("Any", module).final_layer_norm(hidden)
+
+
+def denoise(
+    base: str,
+    unet: nn.Module,
+    scheduler: Any,
+    device: torch.device,
+    conditioning: Mapping[str, torch.Tensor],
+    on_step: Callable[[int, torch.Tensor], None],
+    **call: Any,
+) -> torch.Tensor:
+    """Latents from the base's own diffusers pipeline, made for this call around a bound UNet.
+
+    ``conditioning``: the embeddings by the pipeline's argument names. ``on_step`` is told of each step's number (from
+    0) and latents, and may raise to stop. ``call``: further arguments of the pipeline.
+    """
+
+    def callback(_: Any, step: int, __: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        on_step(step, values["latents"])
+        return {}
+
+    pipeline = _pipeline_class(base)(**_empty_parts(base), unet=unet, scheduler=scheduler, **_no_extras(base))
+    pipeline.told_device = device
+    pipeline.set_progress_bar_config(disable=True)
+    result = pipeline(
+        **conditioning,
+        output_type="latent",
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents"],
+        **call,
+    )
+    return result.images
+
+
+def _empty_parts(base: str) -> dict[str, None]:
+    parts = ["vae", "text_encoder", "tokenizer"]
+    return dict.fromkeys([*parts, "text_encoder_2", "tokenizer_2"] if base == "sdxl" else parts)
+
+
+def _no_extras(base: str) -> dict[str, Any]:
+    if base == "sdxl":
+        return {"add_watermarker": False}
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _pipeline_class(base: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Pipelines import most of diffusers: a second that only a generation should pay.
+        if base == "sdxl":
+            from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+                StableDiffusionXLPipeline as Pipeline,
+            )
+        else:
+            from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+                StableDiffusionPipeline as Pipeline,
+            )
+
+    class Told(Pipeline):
+        """A pipeline whose device is told; diffusers infers it from wherever the first parameter happens to be."""
+
+        told_device: torch.device
+
+        @property
+        def _execution_device(self) -> torch.device:
+            return self.told_device
+
+    Told.__name__ = Pipeline.__name__
+    return Told
+
+
+def decode(module: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (n, 4, h, w) to images as uint8 (n, 8h, 8w, 3), rounded as diffusers' image processor rounds."""
+    vae = cast("Any", module)
+    raw = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    values = VaeImageProcessor.denormalize(raw)
+    values = values.cpu().permute(0, 2, 3, 1).float()
+    return (values * 255).round().to(torch.uint8)
+
+
+def scheduler(name: str, settings: Mapping[str, Any], seed: int) -> Any:
+    """A fresh scheduler of diffusers' class ``name``; settings that the class does not have are left out.
+
+    ``dpmpp_sde`` ignores the generator it is given: its noise tree is seeded with ``seed`` instead.
+    """
+    import diffusers.schedulers as schedulers
+
+    kind = getattr(schedulers, name)
+    known = inspect.signature(kind.__init__).parameters
+    chosen = {key: value for key, value in settings.items() if key in known}
+    if "noise_sampler_seed" in known:
+        chosen["noise_sampler_seed"] = seed
+    return kind(**chosen)

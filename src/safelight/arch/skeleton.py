@@ -1,0 +1,95 @@
+"""Skeletons: architectures without bytes, one for each component configuration, ready to be bound.
+
+Building one takes tens of milliseconds, so it is kept. A skeleton that a job left changed is not repaired: it is
+dropped and built anew, and the log says what had changed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import structlog
+import torch
+from torch import nn
+
+from safelight.arch import diffusers_fence
+from safelight.arch.absent import AbsentParameter
+from safelight.arch.fingerprint import Fingerprint
+from safelight.formats.layout import ComponentConfig
+
+_log = structlog.get_logger(__name__)
+
+MOST_KEPT = 12
+"""Skeletons kept: the components of three or four architectures. Each is a few megabytes of Python objects."""
+
+
+@dataclass(frozen=True, slots=True)
+class SkeletonKey:
+    """What a skeleton is built from. ``base`` decides what shapes do not tell, ``attention`` is the kernel's name."""
+
+    base: str
+    role: str
+    config: ComponentConfig
+    dtype: torch.dtype
+    attention: str
+
+
+class Skeleton:
+    """A module whose parameters and persistent buffers are absent. Others (CLIP's ``position_ids``) are real.
+
+    ``places`` maps each tensor's name to the module that owns it and the attribute.
+    """
+
+    def __init__(self, key: SkeletonKey) -> None:
+        self.key = key
+        self.module = diffusers_fence.build(key.base, key.role, key.config, key.dtype, key.attention)
+        self.places: dict[str, tuple[nn.Module, str]] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        for path, child in self.module.named_modules():
+            for attribute, parameter in child._parameters.items():
+                if parameter is not None:
+                    name = f"{path}.{attribute}" if path else attribute
+                    self.places[name] = (child, attribute)
+                    self.shapes[name] = parameter.shape
+                    child._parameters[attribute] = AbsentParameter(name, parameter.shape, key.dtype)
+        self.bound = False
+        self._fingerprint = Fingerprint(self.module)
+
+    def clear(self) -> None:
+        """Put the absent parameters back in the place of those that were bound."""
+        for name, (child, attribute) in self.places.items():
+            if not isinstance(child._parameters.get(attribute), AbsentParameter):
+                child._parameters[attribute] = AbsentParameter(name, self.shapes[name], self.key.dtype)
+
+    def differences(self) -> list[str]:
+        """What is not as it was built, parameters left out."""
+        return self._fingerprint.differences()
+
+
+class SkeletonCache:
+    """Skeletons that are not bound, by their key. Takes and gives are safe from several threads."""
+
+    def __init__(self, most: int = MOST_KEPT) -> None:
+        self._free: OrderedDict[SkeletonKey, Skeleton] = OrderedDict()
+        self._most = most
+        self._lock = threading.Lock()
+
+    def take(self, key: SkeletonKey) -> Skeleton:
+        """A skeleton that nobody else has: a kept one, or one that is built now."""
+        with self._lock:
+            kept = self._free.pop(key, None)
+        return kept if kept is not None else Skeleton(key)
+
+    def give(self, skeleton: Skeleton) -> None:
+        """Take a skeleton back, if it is as it was built; else drop it and say what had changed."""
+        changed = skeleton.differences()
+        if changed:
+            _log.warning("a skeleton was left changed and is built anew", role=skeleton.key.role, changed=changed[:8])
+            return
+        with self._lock:
+            self._free[skeleton.key] = skeleton
+            self._free.move_to_end(skeleton.key)
+            while len(self._free) > self._most:
+                self._free.popitem(last=False)

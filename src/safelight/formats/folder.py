@@ -1,0 +1,94 @@
+"""Headers of diffusers folders: ``model_index.json``, and a folder with weights for each component."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from safelight.errors import CorruptFileError, UnreadableFileError, UnsupportedModelError
+from safelight.formats import pickle, safetensors
+from safelight.formats.header import Header, TensorInfo
+
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_VARIANTS = ("", ".fp16", ".bf16", ".fp32")
+_MOST_JSON_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """``components``: role to its header. ``scheduler``: the settings of its scheduler, empty without one."""
+
+    path: Path
+    pipeline: str
+    components: Mapping[str, Header]
+    scheduler: Mapping[str, Any]
+
+
+def read(path: Path) -> Folder:
+    """The headers of all components of a diffusers folder.
+
+    Raises UnsupportedModelError when it is not one, CorruptFileError when a part of it is damaged.
+    """
+    index_file = path / "model_index.json"
+    if not index_file.exists():
+        raise UnsupportedModelError(path, "is a directory without model_index.json, so not a diffusers model")
+    index = read_json(index_file)
+    pipeline = index.get("_class_name")
+    components: dict[str, Header] = {}
+    for role in ("text_encoder", "text_encoder_2", "unet", "vae"):
+        entry = index.get(role)
+        if isinstance(entry, list) and all(cast("list[Any]", entry)):
+            components[role] = _component(path / role)
+    scheduler_file = path / "scheduler" / "scheduler_config.json"
+    scheduler = read_json(scheduler_file) if scheduler_file.exists() else {}
+    return Folder(path, str(pipeline), components, scheduler)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CorruptFileError when it is anything else."""
+    try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise CorruptFileError(path, "is far larger than a settings file")
+        value: Any = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UnreadableFileError(path, f"cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(path, f"is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CorruptFileError(path, f"is a JSON {type(value).__name__}, not an object")
+    return cast("dict[str, Any]", value)
+
+
+def _component(folder: Path) -> Header:
+    """Full precision before variants, safetensors before pickles, one file before shards."""
+    for suffix, reader in ((".safetensors", safetensors.read_header), (".bin", pickle.read_header)):
+        for variant in _VARIANTS:
+            for stem in _STEMS:
+                single = folder / f"{stem}{variant}{suffix}"
+                if single.exists():
+                    return reader(single)
+                for index in (folder / f"{stem}{suffix}.index{variant}.json", folder / f"{stem}{variant}{suffix}.index.json"):
+                    if index.exists():
+                        return _shards(index, reader)
+    if folder.is_dir():
+        raise CorruptFileError(folder, "holds no weights (looked for .safetensors and .bin)")
+    raise CorruptFileError(folder, "is named in model_index.json, but is not there")
+
+
+def _shards(index: Path, reader: Any) -> Header:
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(v, str) for v in cast("dict[str, Any]", table).values()):
+        raise CorruptFileError(index, "has no weight_map of names to files")
+    weight_map = cast("dict[str, str]", table)
+    tensors: dict[str, TensorInfo] = {}
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            raise CorruptFileError(index, f"names a shard outside its folder: {name!r}")
+        tensors.update(reader(index.parent / name).tensors)
+    lost = [name for name in weight_map if name not in tensors]
+    if lost:
+        raise CorruptFileError(index, f"names tensor {lost[0]!r}, which is not in the shard {weight_map[lost[0]]}")
+    return Header(index, "shards", tensors)

@@ -1,0 +1,232 @@
+"""What a file or folder is, from headers alone, and the rule that said so."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from safelight.errors import CorruptFileError, UnsupportedModelError
+from safelight.formats import folder, layout, pickle, safetensors
+from safelight.formats.header import Header, open_regular
+from safelight.formats.keys import unet
+from safelight.formats.keys.kinds import KIND_RULES, KindRule
+from safelight.formats.keys.rows import NotThisArchitecture
+from safelight.formats.layout import BASES, CheckpointLayout
+
+PredictionType = Literal["epsilon", "v_prediction"]
+
+VARIANTS: Mapping[int, str] = {4: "text-to-image", 5: "depth", 8: "instruct-pix2pix", 9: "inpainting"}
+"""By the UNet's input channels."""
+
+_DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a file is. ``nbytes`` counts its tensors. ``rule`` is the sentence of the rules that decided.
+
+    ``resolution``: pixels a side, where the metadata says. ``layout`` is there for complete checkpoints only; ``prediction_type``, ``variant`` likewise.
+    """
+
+    path: Path
+    kind: str
+    base: str | None
+    variant: str | None
+    prediction_type: PredictionType | None
+    zero_terminal_snr: bool
+    dtype: str
+    nbytes: int
+    format: str
+    rule: str
+    layout: CheckpointLayout | None = None
+    resolution: int | None = None
+
+
+def identify(path: Path, prediction_type: PredictionType | None = None) -> Identity:
+    """What ``path`` is: a ``.safetensors`` file, a pickle, or a diffusers folder. Reads headers only.
+
+    ``prediction_type`` is the user's word, and goes above every rule. Raises FileError for damaged or unreadable files
+    and IncompleteModelError for a checkpoint that is not complete.
+    """
+    if path.is_dir():
+        identity = _folder(path)
+    else:
+        header = read_header(path)
+        identity = _single(header)
+    if prediction_type is not None and identity.kind == "checkpoint":
+        rule = f"{identity.rule}; prediction type by the user's word"
+        identity = replace(identity, prediction_type=prediction_type, rule=rule)
+    return identity
+
+
+def read_header(path: Path) -> Header:
+    """The header of a single file of any format, told apart by its first bytes, not by its name."""
+    descriptor, _ = open_regular(path)
+    with open(descriptor, "rb") as file:
+        start = file.read(9)
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[8:9] != b"{":
+        return pickle.read_header(path)
+    if path.suffix in {".ckpt", ".pt", ".pth", ".bin"} and start[8:9] != b"{":
+        return pickle.read_header(path)
+    return safetensors.read_header(path)
+
+
+def _dtype(infos: Mapping[str, str]) -> str:
+    counted = Counter(infos.values())
+    floats = {dtype: n for dtype, n in counted.items() if dtype in _DTYPE_NAMES} or dict(counted)
+    if not floats:
+        return "none"
+    if len(floats) > 1 and max(floats.values()) < 0.9 * sum(floats.values()):
+        return "mixed"
+    most = max(floats, key=lambda dtype: floats[dtype])
+    return _DTYPE_NAMES.get(most, most.lower())
+
+
+def _fire(header: Header) -> KindRule:
+    names = list(header.tensors)
+    fired = next((rule for rule in KIND_RULES if rule.fires(names)), None)
+    if fired is None:
+        some = ", ".join(sorted(names)[:3]) or "none at all"
+        raise UnsupportedModelError(header.path, f"is not a kind of model known here ({len(names)} tensors: {some})")
+    return fired
+
+
+def _single(header: Header) -> Identity:
+    fired = _fire(header)
+    rule = f"{fired.kind}: {fired.sentence}"
+    base = fired.base
+    dtype = _dtype({name: info.dtype for name, info in header.tensors.items()})
+    common = Identity(header.path, fired.kind, base, None, None, False, dtype, header.nbytes, header.format, rule)
+    if fired.kind != "checkpoint":
+        return replace(common, base=_adapter_base(header) or base)
+    if base is None:
+        base = "sd1" if len(header.tensors["unet.down_blocks.0.attentions.0.proj_in.weight"].shape) == 4 else "sd2"
+        rule = f"{rule}; {base} by the shape of its projections"
+    if base not in BASES:
+        return replace(common, rule=f"{rule}; this base is not supported yet")
+    parts = layout.split(header, BASES[base])
+    built = layout.build(header.path, BASES[base], parts, header.tensors)
+    prediction, snr, why = _prediction_of_file(header, base)
+    return replace(
+        common,
+        base=base,
+        variant=_variant(built),
+        prediction_type=prediction,
+        zero_terminal_snr=snr,
+        dtype=_dtype_of(built),
+        rule=f"{rule}; {why}",
+        layout=built,
+        resolution=_resolution(header.metadata.get("modelspec.resolution", "")),
+    )
+
+
+def _resolution(text: str) -> int | None:
+    """Pixels a side from ``modelspec.resolution``, such as ``1024x1024``."""
+    first = text.split("x", 1)[0].strip()
+    return int(first) if first.isdigit() and 8 <= int(first) <= 16384 else None
+
+
+def _folder(path: Path) -> Identity:
+    found = folder.read(path)
+    roles = set(found.components)
+    if "unet" not in roles:
+        raise UnsupportedModelError(path, f"is a {found.pipeline} without a UNet: not a base known here")
+    shapes = {name: info.shape for name, info in found.components["unet"].tensors.items()}
+    try:
+        config = unet.infer(shapes)
+    except NotThisArchitecture as error:
+        raise UnsupportedModelError(path, f"is a {found.pipeline} whose UNet is not one known here: {error}") from error
+    if config.time_features is not None:
+        base = "sdxl" if "text_encoder" in roles else "sdxl-refiner"
+        rule = "a UNet with added conditioning, " + ("two text encoders" if base == "sdxl" else "one text encoder")
+    else:
+        base = "sd2" if config.linear_projection else "sd1"
+        rule = f"a UNet whose projections are {'matrices' if base == 'sd2' else '1×1 convolutions'}"
+    absent = [role for role in BASES[base].roles if role not in roles]
+    if absent:
+        raise CorruptFileError(path, f"model_index.json names no {absent[0]}, which {base} needs")
+    parts = {role: found.components[role].tensors for role in BASES[base].roles}
+    # SD 2's folders hold a text encoder that has lost its last layer already.
+    known = replace(BASES[base], drop_last=False)
+    names = [f"{role}.{name}" for role in known.roles for name in parts[role]]
+    renamed = {
+        role: {name: replace(info, name=f"{role}.{info.name}") for name, info in infos.items()}
+        for role, infos in parts.items()
+    }
+    built = layout.build(path, known, renamed, names)
+    said = found.scheduler.get("prediction_type")
+    if said in ("epsilon", "v_prediction"):
+        prediction, why = said, f"{said} as its scheduler's settings say"
+    else:
+        prediction, why = _prediction_by_base(base)
+    return Identity(
+        path,
+        "checkpoint",
+        base,
+        _variant(built),
+        prediction,
+        bool(found.scheduler.get("rescale_betas_zero_snr", False)),
+        _dtype_of(built),
+        sum(component.nbytes for component in built.components),
+        "diffusers",
+        f"checkpoint: {found.pipeline}, {rule}; {why}",
+        built,
+    )
+
+
+def _variant(built: CheckpointLayout) -> str:
+    config = built.component("unet").config
+    channels = config.in_channels
+    if channels not in VARIANTS:
+        raise UnsupportedModelError(built.path, f"its UNet takes {channels} channels, which no known variant does")
+    return VARIANTS[channels]
+
+
+def _dtype_of(built: CheckpointLayout) -> str:
+    return _dtype({place.name: place.dtype for place in built.component("unet").tensors})
+
+
+def _prediction_by_base(base: str) -> tuple[PredictionType, str]:
+    if base == "sd2":
+        return "v_prediction", "v_prediction, which SD 2.0 and 2.1 use at 768 pixels; nothing in the file says"
+    return "epsilon", f"epsilon, which {base} was trained with; nothing in the file says"
+
+
+def _prediction_of_file(header: Header, base: str) -> tuple[PredictionType, bool, str]:
+    """(prediction type, zero terminal SNR, why), by the markers that the community writes, else by the base."""
+    snr = "ztsnr" in header.tensors
+    if "v_pred" in header.tensors:
+        return "v_prediction", snr, "v_prediction by its marker tensor v_pred"
+    said = header.metadata.get("modelspec.prediction_type", "").lower().replace("-", "_")
+    if said in ("v", "v_prediction", "vprediction"):
+        return "v_prediction", snr, "v_prediction by modelspec.prediction_type"
+    if said in ("epsilon", "eps"):
+        return "epsilon", snr, "epsilon by modelspec.prediction_type"
+    architecture = header.metadata.get("modelspec.architecture", "").lower()
+    if architecture.endswith("-v") or "768-v" in architecture:
+        return "v_prediction", snr, f"v_prediction by modelspec.architecture {architecture}"
+    if architecture.startswith("stable-diffusion-v2-512"):
+        return "epsilon", snr, f"epsilon by modelspec.architecture {architecture}"
+    prediction, why = _prediction_by_base(base)
+    return prediction, snr, why
+
+
+_CONTEXT_BASES: Mapping[int, str] = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+
+
+def _adapter_base(header: Header) -> str | None:
+    """The base of an adapter, by the width of the text that its attention reads; None when nothing tells."""
+    declared = header.metadata.get("ss_base_model_version", "") or header.metadata.get("modelspec.architecture", "")
+    for mark, base in (("sdxl", "sdxl"), ("xl-v1", "sdxl"), ("v2", "sd2"), ("v1", "sd1")):
+        if mark in declared:
+            return base
+    for name, info in header.tensors.items():
+        reads_text = "attn2" in name and any(part in name for part in ("to_k", "to_v"))
+        down = any(part in name for part in ("lora_down", "lora_A", "lora.down", "hada_w1_b"))
+        plain = name.endswith(("to_k.weight", "to_v.weight"))
+        if reads_text and (down or plain) and len(info.shape) >= 2:
+            return _CONTEXT_BASES.get(info.shape[1])
+    return None

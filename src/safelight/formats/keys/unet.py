@@ -1,0 +1,181 @@
+"""The UNet of Stable Diffusion 1, 2 and XL: its settings from the shapes of a file, and its tensors from the settings.
+
+Names are those of ``diffusers.UNet2DConditionModel`` and of the original code (``ldm.modules.diffusionmodules``,
+here "LDM").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from safelight.formats.keys.rows import NotThisArchitecture, Row, Shapes, count_indexed, row, weight_and_bias
+
+
+@dataclass(frozen=True, slots=True)
+class UNetConfig:
+    """``depths``: transformer blocks per attention of each level, 0 for none. ``time_features``: of SDXL's added
+    conditioning, None without it. ``linear_projection``: SD 2 and SDXL project with matrices, SD 1 with 1×1
+    convolutions."""
+
+    in_channels: int
+    out_channels: int
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    depths: tuple[int, ...]
+    mid_depth: int
+    cross_attention_dim: int
+    linear_projection: bool
+    time_features: int | None = None
+
+
+def infer(shapes: Shapes) -> UNetConfig:
+    """Settings of a UNet from its tensors' shapes, in diffusers' names or LDM's.
+
+    Raises NotThisArchitecture when the tensors from which they are read are not there.
+    """
+    try:
+        return _infer_diffusers(shapes) if "conv_in.weight" in shapes else _infer_ldm(shapes)
+    except (KeyError, IndexError, StopIteration) as error:
+        raise NotThisArchitecture(f"the UNet has no tensor {error}") from error
+
+
+def _attention(shapes: Shapes, prefix: str) -> tuple[int, int, bool]:
+    """(transformer blocks, width of the context, linear projection) of the attention at ``prefix``."""
+    depth = count_indexed(shapes, f"{prefix}.transformer_blocks.")
+    context = shapes[f"{prefix}.transformer_blocks.0.attn2.to_k.weight"][1]
+    return depth, context, len(shapes[f"{prefix}.proj_in.weight"]) == 2
+
+
+def _infer_diffusers(shapes: Shapes) -> UNetConfig:
+    levels = count_indexed(shapes, "down_blocks.")
+    widths: list[int] = []
+    depths: list[int] = []
+    for level in range(levels):
+        widths.append(shapes[f"down_blocks.{level}.resnets.0.conv1.weight"][0])
+        prefix = f"down_blocks.{level}.attentions.0"
+        depths.append(_attention(shapes, prefix)[0] if f"{prefix}.norm.weight" in shapes else 0)
+    mid_depth, context, linear = _attention(shapes, "mid_block.attentions.0")
+    added = shapes.get("add_embedding.linear_1.weight")
+    return UNetConfig(
+        in_channels=shapes["conv_in.weight"][1],
+        out_channels=shapes["conv_out.weight"][0],
+        block_out_channels=tuple(widths),
+        layers_per_block=count_indexed(shapes, "down_blocks.0.resnets."),
+        depths=tuple(depths),
+        mid_depth=mid_depth,
+        cross_attention_dim=context,
+        linear_projection=linear,
+        time_features=added[1] if added else None,
+    )
+
+
+def _infer_ldm(shapes: Shapes) -> UNetConfig:
+    widths: list[int] = []
+    depths: list[int] = []
+    layers: list[int] = [0]
+    for block in range(1, count_indexed(shapes, "input_blocks.")):
+        prefix = f"input_blocks.{block}"
+        if f"{prefix}.0.op.weight" in shapes:
+            layers.append(0)
+            continue
+        layers[-1] += 1
+        if layers[-1] == 1:
+            widths.append(shapes[f"{prefix}.0.in_layers.2.weight"][0])
+            depths.append(_attention(shapes, f"{prefix}.1")[0] if f"{prefix}.1.norm.weight" in shapes else 0)
+    mid_depth, context, linear = _attention(shapes, "middle_block.1")
+    added = shapes.get("label_emb.0.0.weight")
+    return UNetConfig(
+        in_channels=shapes["input_blocks.0.0.weight"][1],
+        out_channels=shapes["out.2.weight"][0],
+        block_out_channels=tuple(widths),
+        layers_per_block=layers[0],
+        depths=tuple(depths),
+        mid_depth=mid_depth,
+        cross_attention_dim=context,
+        linear_projection=linear,
+        time_features=added[1] if added else None,
+    )
+
+
+def tensors(config: UNetConfig) -> Iterator[Row]:
+    """Every tensor of the UNet. The order is that in which a forward pass uses them."""
+    widths, layers = config.block_out_channels, config.layers_per_block
+    first, time = widths[0], widths[0] * 4
+    yield from weight_and_bias("time_embedding.linear_1", (time, first), "time_embed.0")
+    yield from weight_and_bias("time_embedding.linear_2", (time, time), "time_embed.2")
+    if config.time_features is not None:
+        yield from weight_and_bias("add_embedding.linear_1", (time, config.time_features), "label_emb.0.0")
+        yield from weight_and_bias("add_embedding.linear_2", (time, time), "label_emb.0.2")
+    yield from weight_and_bias("conv_in", (first, config.in_channels, 3, 3), "input_blocks.0.0")
+
+    skips = [first]
+    block, before = 1, first
+    for level, width in enumerate(widths):
+        for layer in range(layers):
+            ours, theirs = f"down_blocks.{level}", f"input_blocks.{block}"
+            yield from _resnet(f"{ours}.resnets.{layer}", f"{theirs}.0", before, width, time)
+            if config.depths[level]:
+                yield from _transformer(
+                    f"{ours}.attentions.{layer}", f"{theirs}.1", width, config.depths[level], config
+                )
+            before = width
+            skips.append(width)
+            block += 1
+        if level < len(widths) - 1:
+            theirs = f"input_blocks.{block}.0.op"
+            yield from weight_and_bias(f"down_blocks.{level}.downsamplers.0.conv", (width, width, 3, 3), theirs)
+            skips.append(width)
+            block += 1
+
+    last = widths[-1]
+    yield from _resnet("mid_block.resnets.0", "middle_block.0", last, last, time)
+    yield from _transformer("mid_block.attentions.0", "middle_block.1", last, config.mid_depth, config)
+    yield from _resnet("mid_block.resnets.1", "middle_block.2", last, last, time)
+
+    block = 0
+    for level, width in enumerate(reversed(widths)):
+        depth = config.depths[len(widths) - 1 - level]
+        for layer in range(layers + 1):
+            ours, theirs = f"up_blocks.{level}", f"output_blocks.{block}"
+            yield from _resnet(f"{ours}.resnets.{layer}", f"{theirs}.0", before + skips.pop(), width, time)
+            if depth:
+                yield from _transformer(f"{ours}.attentions.{layer}", f"{theirs}.1", width, depth, config)
+            before = width
+            block += 1
+        if level < len(widths) - 1:
+            theirs = f"output_blocks.{block - 1}.{2 if depth else 1}.conv"
+            yield from weight_and_bias(f"up_blocks.{level}.upsamplers.0.conv", (width, width, 3, 3), theirs)
+
+    yield from weight_and_bias("conv_norm_out", (first,), "out.0")
+    yield from weight_and_bias("conv_out", (config.out_channels, first, 3, 3), "out.2")
+
+
+def _resnet(ours: str, theirs: str, before: int, width: int, time: int) -> Iterator[Row]:
+    yield from weight_and_bias(f"{ours}.norm1", (before,), f"{theirs}.in_layers.0")
+    yield from weight_and_bias(f"{ours}.conv1", (width, before, 3, 3), f"{theirs}.in_layers.2")
+    yield from weight_and_bias(f"{ours}.time_emb_proj", (width, time), f"{theirs}.emb_layers.1")
+    yield from weight_and_bias(f"{ours}.norm2", (width,), f"{theirs}.out_layers.0")
+    yield from weight_and_bias(f"{ours}.conv2", (width, width, 3, 3), f"{theirs}.out_layers.3")
+    if before != width:
+        yield from weight_and_bias(f"{ours}.conv_shortcut", (width, before, 1, 1), f"{theirs}.skip_connection")
+
+
+def _transformer(ours: str, theirs: str, width: int, depth: int, config: UNetConfig) -> Iterator[Row]:
+    projection = (width, width) if config.linear_projection else (width, width, 1, 1)
+    yield from weight_and_bias(f"{ours}.norm", (width,), f"{theirs}.norm")
+    yield from weight_and_bias(f"{ours}.proj_in", projection, f"{theirs}.proj_in")
+    for number in range(depth):
+        block, other = f"{ours}.transformer_blocks.{number}", f"{theirs}.transformer_blocks.{number}"
+        for attention, context in (("attn1", width), ("attn2", config.cross_attention_dim)):
+            norm = "norm1" if attention == "attn1" else "norm2"
+            yield from weight_and_bias(f"{block}.{norm}", (width,), f"{other}.{norm}")
+            for matrix, columns in (("to_q", width), ("to_k", context), ("to_v", context)):
+                name = f"{attention}.{matrix}.weight"
+                yield row(f"{block}.{name}", (width, columns), f"{other}.{name}")
+            name = f"{attention}.to_out.0"
+            yield from weight_and_bias(f"{block}.{name}", (width, width), f"{other}.{name}")
+        yield from weight_and_bias(f"{block}.norm3", (width,), f"{other}.norm3")
+        yield from weight_and_bias(f"{block}.ff.net.0.proj", (width * 8, width), f"{other}.ff.net.0.proj")
+        yield from weight_and_bias(f"{block}.ff.net.2", (width, width * 4), f"{other}.ff.net.2")
+    yield from weight_and_bias(f"{ours}.proj_out", projection, f"{theirs}.proj_out")

@@ -1,0 +1,237 @@
+"""A checkpoint's layout: for every tensor that its modules need, the place in a file where its bytes are.
+
+Widths and depths come from the shapes; what shapes do not tell comes from the base (:data:`BASES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safelight.errors import CorruptFileError, IncompleteModelError, UnsupportedModelError
+from safelight.formats.header import Header, TensorInfo
+from safelight.formats.keys import clip, leftover, unet, vae
+from safelight.formats.keys.rows import NotThisArchitecture, Row, Source, squeezed
+
+ComponentConfig = clip.CLIPConfig | unet.UNetConfig | vae.VAEConfig
+
+FLOATS = frozenset({"F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What the shapes of a base's tensors do not tell.
+
+    ``roles``: its components in the order of use. ``heads``: attention heads of the UNet, None for 64 channels a head.
+    ``scaling_factor``: of the latents. ``activations``: of each text encoder. ``drop_last``: an OpenCLIP encoder's last
+    layer is left out. ``pad_ids``: the token that fills a prompt up, for each text encoder.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    heads: int | None
+    scaling_factor: float
+    activations: Mapping[str, str]
+    pad_ids: Mapping[str, int]
+    drop_last: bool = False
+
+
+END_TOKEN = 49407
+
+BASES: Mapping[str, Base] = {
+    base.name: base
+    for base in (
+        Base(
+            "sd1",
+            ("text_encoder", "unet", "vae"),
+            heads=8,
+            scaling_factor=0.18215,
+            activations={"text_encoder": "quick_gelu"},
+            pad_ids={"text_encoder": END_TOKEN},
+        ),
+        Base(
+            "sd2",
+            ("text_encoder", "unet", "vae"),
+            heads=None,
+            scaling_factor=0.18215,
+            activations={"text_encoder": "gelu"},
+            pad_ids={"text_encoder": 0},
+            drop_last=True,
+        ),
+        Base(
+            "sdxl",
+            ("text_encoder", "text_encoder_2", "unet", "vae"),
+            heads=None,
+            scaling_factor=0.13025,
+            activations={"text_encoder": "quick_gelu", "text_encoder_2": "gelu"},
+            pad_ids={"text_encoder": END_TOKEN, "text_encoder_2": 0},
+        ),
+        Base(
+            "sdxl-refiner",
+            ("text_encoder_2", "unet", "vae"),
+            heads=None,
+            scaling_factor=0.13025,
+            activations={"text_encoder_2": "gelu"},
+            pad_ids={"text_encoder_2": 0},
+        ),
+    )
+}
+
+SINGLE_FILE_PREFIXES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("model.diffusion_model.", "unet."),
+    "vae": ("first_stage_model.", "vae."),
+    "text_encoder": (
+        "cond_stage_model.transformer.",
+        "cond_stage_model.model.",
+        "conditioner.embedders.0.transformer.",
+        "text_encoder.",
+    ),
+    "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model.", "text_encoder_2."),
+}
+"""Where a single file keeps a component: LDM's prefixes, and the folder names of diffusers."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """A tensor as its module names it, and the bytes that hold it.
+
+    ``shape`` is the module's. ``offset`` and ``nbytes`` are bytes of ``path``. With ``transpose`` the bytes hold the
+    matrix the other way round. ``strides`` (elements) is None for contiguous bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+    transpose: bool = False
+    strides: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentLayout:
+    """``role`` is diffusers' folder name. ``tensors`` are in the order in which a forward pass uses them."""
+
+    role: str
+    config: ComponentConfig
+    tensors: tuple[TensorPlace, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(place.nbytes for place in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointLayout:
+    """``left_over``: names that nothing needs, with the reason why each may be there."""
+
+    path: Path
+    base: Base
+    components: tuple[ComponentLayout, ...]
+    left_over: Mapping[str, str]
+
+    def component(self, role: str) -> ComponentLayout:
+        return next(component for component in self.components if component.role == role)
+
+
+def split(header: Header, base: Base) -> dict[str, dict[str, TensorInfo]]:
+    """The tensors of each component of a single file, without their prefixes.
+
+    Raises IncompleteModelError when a component is not there at all.
+    """
+    parts: dict[str, dict[str, TensorInfo]] = {}
+    for role in base.roles:
+        for prefix in SINGLE_FILE_PREFIXES[role]:
+            found = {name[len(prefix) :]: info for name, info in header.tensors.items() if name.startswith(prefix)}
+            if found and role not in parts:
+                parts[role] = found
+        if role not in parts:
+            wanted = SINGLE_FILE_PREFIXES[role][0] + "*"
+            raise IncompleteModelError(header.path, f"{base.name} checkpoint (no {role})", missing=(wanted,))
+    return parts
+
+
+def build(path: Path, base: Base, parts: Mapping[str, Mapping[str, TensorInfo]], names: Iterable[str]) -> CheckpointLayout:
+    """The layout of a checkpoint whose components' tensors are given by role; ``names``: everything in its files.
+
+    Raises IncompleteModelError, naming the tensors, when some are missing, have another shape, or fit nothing.
+    """
+    components: list[ComponentLayout] = []
+    used: set[tuple[Path, str]] = set()
+    missing: list[str] = []
+    mismatched: list[str] = []
+    for role in base.roles:
+        infos = parts[role]
+        shapes = {name: info.shape for name, info in infos.items()}
+        try:
+            config = _infer(base, role, shapes)
+        except NotThisArchitecture as error:
+            raise IncompleteModelError(path, f"{base.name} checkpoint", missing=(f"{role}: {error}",)) from error
+        places: list[TensorPlace] = []
+        for row in rows(config):
+            source = next((source for source in row.sources if source.name in infos), None)
+            if source is None:
+                missing.append(f"{role}.{row.name}")
+                continue
+            info = infos[source.name]
+            used.add((info.path, info.name))
+            place = _place(row, source, info)
+            if place is None:
+                mismatched.append(f"{role}.{row.name}: {list(info.shape)} instead of {list(row.shape)}")
+            elif place.dtype not in FLOATS:
+                raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read")
+            else:
+                places.append(place)
+        components.append(ComponentLayout(role, config, tuple(places)))
+    seen = {name for _, name in used}
+    left_over = {name: leftover.reason(name) for name in names if name not in seen}
+    unexpected = [name for name, why in left_over.items() if why is None]
+    if missing or mismatched or unexpected:
+        raise IncompleteModelError(path, f"{base.name} checkpoint", missing, mismatched, unexpected)
+    return CheckpointLayout(path, base, tuple(components), {name: why or "" for name, why in left_over.items()})
+
+
+def rows(config: ComponentConfig) -> Iterable[Row]:
+    """The table of tensors of a component."""
+    match config:
+        case unet.UNetConfig():
+            return unet.tensors(config)
+        case vae.VAEConfig():
+            return vae.tensors(config)
+        case clip.CLIPConfig():
+            return clip.tensors(config)
+
+
+def _infer(base: Base, role: str, shapes: Mapping[str, tuple[int, ...]]) -> ComponentConfig:
+    if role == "unet":
+        return unet.infer(shapes)
+    if role == "vae":
+        return vae.infer(shapes)
+    pooled = role == "text_encoder_2"
+    config = clip.infer(shapes, base.activations[role], base.drop_last)
+    if pooled and config.projection is None:
+        raise NotThisArchitecture("text_projection")
+    return config if pooled else clip.without_projection(config)
+
+
+def _place(row: Row, source: Source, info: TensorInfo) -> TensorPlace | None:
+    """The bytes of a row, or None when the file's shape does not fit."""
+    shape, offset, nbytes = info.shape, info.offset, info.nbytes
+    if source.part is not None:
+        index, count = source.part
+        if not shape or shape[0] != row.shape[0] * count:
+            return None
+        shape = (row.shape[0], *shape[1:])
+        nbytes //= count
+        offset += index * nbytes
+    if source.transpose:
+        if shape != row.shape[::-1]:
+            return None
+    elif squeezed(shape) != squeezed(row.shape):
+        return None
+    strides = info.strides
+    if strides is not None and (source.part is not None or len(strides) != len(row.shape)):
+        raise CorruptFileError(info.path, f"tensor {info.name} is stored with strides {strides}")
+    return TensorPlace(row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, strides)

@@ -1,0 +1,233 @@
+"""The models that a user has, and the starters: a folder of records, no more.
+
+``ROOT/models/NAME.json`` is a model's record, ``ROOT/converted/`` holds what pickles were converted to, and
+``ROOT/seen/`` the manifests of files that were used by their path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from safelight.errors import (
+    CorruptFileError,
+    InputError,
+    IntegrityError,
+    ModelNotFoundError,
+    UnreadableFileError,
+    UnsupportedModelError,
+)
+from safelight.formats import pickle
+from safelight.formats.identify import Identity, PredictionType, identify
+from safelight.library import convert, records, starters
+from safelight.library.model import NATIVE_SIZES, Model, Origin
+from safelight.weights.digest import named
+from safelight.weights.manifest import Manifest, measure
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+OnBytes = Callable[[int, int], None]
+"""Told of bytes read so far and bytes in all."""
+
+
+class Library:
+    """The models under ``root``, which need not exist yet, and the starters where they are installed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._records = root / "models"
+
+    def models(self) -> list[Model]:
+        """All models by name, the user's own before the starters. Raises CorruptFileError for a damaged record."""
+        own = [records.read(path) for path in sorted(self._records.glob("*.json"))]
+        names = {model.name for model in own}
+        return [*own, *(model for model in starters.models() if model.name not in names)]
+
+    def get(self, name: str) -> Model:
+        """The model of that name. Raises ModelNotFoundError, which names the nearest."""
+        path = self._records / f"{name}.json"
+        if _NAME.fullmatch(name) and path.exists():
+            return records.read(path)
+        found = next((model for model in starters.models() if model.name == name), None)
+        if found is None:
+            known = [model.name for model in self.models()]
+            raise ModelNotFoundError(name, difflib.get_close_matches(name, known, 3, 0.4))
+        return found
+
+    def resolve(self, name_or_path: str, on_bytes: OnBytes | None = None) -> Model:
+        """A model by its name in the library, else by a path.
+
+        A file used by its path is read and hashed in whole the first time; its manifest is kept.
+        """
+        path = Path(name_or_path).expanduser()
+        is_path = "/" in name_or_path or path.suffix in {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+        if not is_path or (not path.exists() and not path.is_symlink()):
+            try:
+                return self.get(name_or_path)
+            except ModelNotFoundError:
+                if not is_path:
+                    raise
+                raise UnreadableFileError(path, "does not exist") from None
+        path = path.absolute()
+        seen = self.root / "seen" / f"{named(str(path))}.json"
+        if seen.exists():
+            model = records.read(seen)
+            if model.manifest.changed() is None:
+                return model
+        model = self._describe(path, path.stem, "path", None, on_bytes)
+        records.write(seen, model)
+        return model
+
+    def add(
+        self,
+        path: Path,
+        name: str | None = None,
+        prediction_type: PredictionType | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> Model:
+        """Identify a checkpoint, read and hash all of it, and keep its record. The file stays where it is.
+
+        Raises InputError when the name is taken by another file or not allowed, FileError for a bad file; nothing is
+        changed then.
+        """
+        path = path.expanduser().absolute()
+        chosen = name or re.sub(r"[^A-Za-z0-9._+-]+", "-", path.stem if path.is_file() else path.name).strip("-.")
+        if not _NAME.fullmatch(chosen):
+            raise InputError(f"{chosen!r} is not a name: letters, digits and . _ + - (give one with --name)")
+        taken = next((model for model in self.models() if model.name == chosen), None)
+        if taken is not None and taken.path != path:
+            raise InputError(f"the name {chosen!r} is taken by {taken.path}; give another with --name")
+        model = self._describe(path, chosen, "added", prediction_type, on_bytes)
+        records.write(self._records / f"{chosen}.json", model)
+        return model
+
+    def remove(self, name: str) -> Model:
+        """Forget a model. Its file stays; what Safelight converted from it goes. Starters cannot be removed."""
+        model = self.get(name)
+        if model.origin == "starter":
+            raise InputError(f"{name!r} is a starter, part of the installation; it cannot be removed")
+        (self._records / f"{name}.json").unlink()
+        converted = self.root / "converted" / model.digest
+        if converted.exists() and all(other.digest != model.digest for other in self.models()):
+            shutil.rmtree(converted)
+        return model
+
+    def verify(self, name: str, on_bytes: OnBytes | None = None) -> Model:
+        """Read and hash all of a model again. Raises IntegrityError, naming the first tensor that differs."""
+        model = self.get(name)
+        current = self._measured_again(model, on_bytes)
+        self._compare(model, current)
+        return self._refreshed(model, current)
+
+    def checked(self, model: Model) -> Model:
+        """The model, if its files are as they were; their times and sizes are only the hint to look.
+
+        When the hint differs, all is read again: the same content is accepted and its new hint kept, other content
+        raises IntegrityError.
+        """
+        changed = model.manifest.changed()
+        if changed is None:
+            return model
+        if not changed.exists():
+            raise IntegrityError(changed, "(all)", "the file is gone")
+        current = self._measured_again(model, None)
+        self._compare(model, current)
+        return self._refreshed(model, current)
+
+    def _refreshed(self, model: Model, current: Manifest) -> Model:
+        fresh = replace(model, manifest=current)
+        if model.origin == "added" and current != model.manifest:
+            records.write(self._records / f"{model.name}.json", fresh)
+        return fresh
+
+    def _measured_again(self, model: Model, on_bytes: OnBytes | None) -> Manifest:
+        source = next(iter(model.manifest.files)).path
+        try:
+            found = identify(model.path if model.format != "pickle" else source)
+        except InputError as error:
+            raise IntegrityError(model.path, "(header)", str(error)) from error
+        assert found.layout is not None
+        return measure(found.layout.components, _counter(found.nbytes, on_bytes))
+
+    @staticmethod
+    def _compare(model: Model, current: Manifest) -> None:
+        if current.digest == model.manifest.digest:
+            return
+        now = {(c.role, t.name): t.xxh3 for c in current.components for t in c.tensors}
+        for component in model.manifest.components:
+            for tensor in component.tensors:
+                if now.get((component.role, tensor.name)) != tensor.xxh3:
+                    raise IntegrityError(tensor.path, f"{component.role}.{tensor.name}", "its content changed")
+        raise IntegrityError(model.path, "(all)", "its content changed")
+
+    def _describe(
+        self,
+        path: Path,
+        name: str,
+        origin: Origin,
+        prediction_type: PredictionType | None,
+        on_bytes: OnBytes | None,
+    ) -> Model:
+        found = identify(path, prediction_type)
+        if found.layout is None:
+            what = found.kind if found.base is None else f"{found.kind} for {found.base}"
+            raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a checkpoint that can be run")
+        if found.format == "pickle":
+            found = self._converted(found, prediction_type)
+        layout = found.layout
+        assert layout is not None
+        manifest = measure(layout.components, _counter(found.nbytes, on_bytes))
+        if found.path.is_relative_to(self.root / "converted" / "new"):
+            manifest = self._settle(found.path, manifest)
+        return Model(
+            name=name,
+            path=path,
+            kind=found.kind,
+            base=layout.base.name,
+            variant=found.variant or "",
+            prediction_type=found.prediction_type or "",
+            zero_terminal_snr=found.zero_terminal_snr,
+            dtype=found.dtype,
+            format="pickle" if path != found.path and path.is_file() else found.format,
+            resolution=found.resolution or _native(layout.base.name, found.prediction_type),
+            origin=origin,
+            rule=found.rule,
+            manifest=manifest,
+        )
+
+    def _converted(self, found: Identity, prediction_type: PredictionType | None) -> Identity:
+        fresh = self.root / "converted" / "new" / f"{named(str(found.path))}.safetensors"
+        convert.to_safetensors(pickle.read_header(found.path), fresh)
+        return replace(identify(fresh, prediction_type), rule=found.rule)
+
+    def _settle(self, fresh: Path, manifest: Manifest) -> Manifest:
+        """Move a conversion to the place that its digest names, and let the manifest say so."""
+        place = self.root / "converted" / manifest.digest / "model.safetensors"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh.replace(place)
+        found = identify(place)
+        if found.layout is None:
+            raise CorruptFileError(place, "a conversion cannot be read back")
+        return measure(found.layout.components)
+
+
+def _native(base: str, prediction_type: str | None) -> int:
+    return 512 if base == "sd2" and prediction_type == "epsilon" else NATIVE_SIZES[base]
+
+
+def _counter(total: int, on_bytes: OnBytes | None) -> Callable[[int], None] | None:
+    if on_bytes is None:
+        return None
+
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        on_bytes(done, total)
+
+    return count

@@ -1,0 +1,29 @@
+"""The starter checkpoints: a read-only part of every library, where the distribution that holds them is installed."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from safelight.library import records
+from safelight.library.model import Model
+
+PACKAGE = "safelight_starter"
+
+
+def folder() -> Path | None:
+    """Where the starters are, None when they are not installed. Imports nothing."""
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@cache
+def models() -> tuple[Model, ...]:
+    """The starters by name, from the records that were made when they were packed."""
+    home = folder()
+    if home is None:
+        return ()
+    return tuple(records.read(path, home) for path in sorted(home.glob("*.json")))

@@ -1,0 +1,79 @@
+"""What an image file carries: ``parameters`` as AUTOMATIC1111 writes it, and ``safelight`` as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image as PILImage
+from PIL import PngImagePlugin
+
+from safelight.errors import CorruptFileError, UnreadableFileError
+from safelight.formats.header import open_regular
+from safelight.types import SAMPLERS, Image
+
+VERSION = 1
+
+
+def parameters(metadata: Mapping[str, Any]) -> str:
+    """The text that AUTOMATIC1111 and the tools around it read."""
+    request, model = metadata["request"], metadata["model"]
+    sampler = SAMPLERS[request["sampler"]].a1111
+    schedule = {"karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform"}
+    fields = {
+        "Steps": request["steps"],
+        "Sampler": sampler,
+        "Schedule type": schedule.get(request["schedule"], "Automatic"),
+        "CFG scale": request["cfg"],
+        "Seed": request["seed"],
+        "Size": f"{request['width']}x{request['height']}",
+        "Model hash": model["digest"][:10],
+        "Model": model["name"],
+    }
+    if request["clip_skip"]:
+        fields["Clip skip"] = request["clip_skip"] + 1
+    fields["Version"] = f"Safelight {metadata['run']['versions']['safelight']}"
+    lines = [request["prompt"]]
+    if request["negative"]:
+        lines.append(f"Negative prompt: {request['negative']}")
+    lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
+    return "\n".join(lines)
+
+
+def png(image: Image) -> bytes:
+    """The image as a PNG file with both chunks."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("parameters", parameters(image.metadata))
+    info.add_itxt("safelight", json.dumps(image.metadata, ensure_ascii=False))
+    out = io.BytesIO()
+    PILImage.frombytes("RGB", (image.width, image.height), image.pixels).save(out, "PNG", pnginfo=info)
+    return out.getvalue()
+
+
+def read(path: Path) -> tuple[Mapping[str, Any], str]:
+    """(the ``safelight`` metadata, SHA-256 of the pixels that the file holds now) of a PNG file.
+
+    Raises CorruptFileError when it is not an image of Safelight's, or was written by a newer version.
+    """
+    descriptor, _ = open_regular(path)
+    try:
+        with open(descriptor, "rb") as file, PILImage.open(file) as image:
+            text = image.info.get("safelight")
+            pixels = hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+        raise CorruptFileError(path, f"is not an image that can be read ({error})") from error
+    if not isinstance(text, str):
+        raise CorruptFileError(path, "has no safelight metadata: it was not made by Safelight, or was saved anew since")
+    try:
+        metadata: Any = json.loads(text)
+        version = metadata["version"]
+        metadata["request"], metadata["model"]["digest"], metadata["run"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptFileError(path, f"its safelight metadata is damaged ({error})") from error
+    if version > VERSION:
+        raise UnreadableFileError(path, f"was written by a newer Safelight (metadata version {version})")
+    return cast("Mapping[str, Any]", metadata), pixels

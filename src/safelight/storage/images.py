@@ -1,0 +1,48 @@
+"""Image files: written whole or not at all, and never over another."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from safelight.errors import UnreadableFileError
+from safelight.metadata import chunks
+from safelight.types import Image
+
+
+def save(image: Image, folder: Path) -> Path:
+    """Write the image as ``MODEL-SEED.png`` (or ``MODEL-SEED-2.png``, …) into ``folder``; returns the path.
+
+    Raises UnreadableFileError when the folder cannot be written.
+    """
+    stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", image.model) + f"-{image.seed}"
+    data = chunks.png(image)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".safelight-")
+    except OSError as error:
+        raise UnreadableFileError(folder, f"cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        return _place(Path(temporary), folder, stem)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _place(temporary: Path, folder: Path, stem: str) -> Path:
+    """Give the finished file the first free name, which a link does without a race."""
+    number = 1
+    while True:
+        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            number += 1
+            continue
+        return path

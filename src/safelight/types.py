@@ -1,0 +1,180 @@
+"""What is asked for, what is answered, and what is reported meanwhile: frozen values without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safelight.errors import RequestError
+
+Schedule = Literal["default", "karras", "exponential", "sgm_uniform"]
+"""How a sampler's noise levels are spread over its steps."""
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Attention = Literal["torch-sdp", "normal", "sliced"]
+
+SCHEDULES: tuple[Schedule, ...] = ("default", "karras", "exponential", "sgm_uniform")
+PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
+MOST_SEED = 2**32 - 1
+MOST_PIXELS = 4096 * 4096
+MOST_STEPS = 1000
+MOST_COUNT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """A sampler: diffusers' scheduler class, its settings, the schedules that apply, and A1111's name for it."""
+
+    scheduler: str
+    a1111: str
+    schedules: tuple[Schedule, ...] = SCHEDULES
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+_SPACED: tuple[Schedule, ...] = ("default", "sgm_uniform")
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "ddim": Sampler("DDIMScheduler", "DDIM", _SPACED, {"clip_sample": False, "set_alpha_to_one": False}),
+    "ddpm": Sampler("DDPMScheduler", "DDPM", _SPACED, {"clip_sample": False}),
+    "pndm": Sampler("PNDMScheduler", "PLMS", _SPACED, {"skip_prk_steps": True, "set_alpha_to_one": False}),
+    "lms": Sampler("LMSDiscreteScheduler", "LMS"),
+    "euler": Sampler("EulerDiscreteScheduler", "Euler"),
+    "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a", _SPACED),
+    "heun": Sampler("HeunDiscreteScheduler", "Heun"),
+    "dpm2": Sampler("KDPM2DiscreteScheduler", "DPM2"),
+    "dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", "DPM2 a"),
+    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M"),
+    "dpmpp_2m_sde": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M SDE", settings={"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE"),
+    "dpmpp_3m_sde": Sampler(
+        "DPMSolverMultistepScheduler",
+        "DPM++ 3M SDE",
+        settings={"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+    ),
+    "unipc": Sampler("UniPCMultistepScheduler", "UniPC"),
+    "deis": Sampler("DEISMultistepScheduler", "DEIS"),
+    "lcm": Sampler("LCMScheduler", "LCM", _SPACED, {"clip_sample": False}),
+    "tcd": Sampler("TCDScheduler", "TCD", _SPACED, {"clip_sample": False}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt for one model; ``count`` images with consecutive seeds.
+
+    ``width`` and ``height`` are pixels, multiples of 8; None takes the model's own size. ``cfg`` is the guidance scale;
+    1 and below means none. ``clip_skip`` counts layers left out, as diffusers does (A1111 shows one more).
+    Raises RequestError, naming the field, for a value that is not allowed.
+    """
+
+    prompt: str
+    model: str
+    negative: str = ""
+    seed: int = 0
+    steps: int = 20
+    width: int | None = None
+    height: int | None = None
+    cfg: float = 7.0
+    sampler: str = "euler"
+    schedule: Schedule = "default"
+    count: int = 1
+    clip_skip: int = 0
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("sampler", self.sampler, tuple(SAMPLERS))
+        _one_of("schedule", self.schedule, SAMPLERS[self.sampler].schedules)
+        _one_of("precision", self.precision, PRECISIONS)
+        _within("seed", self.seed, 0, MOST_SEED)
+        _within("steps", self.steps, 1, MOST_STEPS)
+        _within("count", self.count, 1, MOST_COUNT)
+        _within("clip_skip", self.clip_skip, 0, 11)
+        if not 0 <= self.cfg <= 100:
+            raise RequestError("cfg", self.cfg, "the guidance scale goes from 0 to 100")
+        for name, value in (("width", self.width), ("height", self.height)):
+            if value is not None:
+                _within(name, value, 8, MOST_PIXELS // 8)
+                if value % 8:
+                    near = max(8, round(value / 8) * 8)
+                    raise RequestError(name, value, f"must be a multiple of 8; the nearest is {near}")
+        if (self.width or 0) * (self.height or 0) > MOST_PIXELS:
+            raise RequestError("width", self.width, f"times height {self.height} is over {MOST_PIXELS} pixels")
+        if self.seed + self.count - 1 > MOST_SEED:
+            raise RequestError("count", self.count, f"seeds would pass {MOST_SEED}")
+        if not isinstance(self.prompt, str) or "\0" in self.prompt + self.negative:  # pyright: ignore
+            raise RequestError("prompt", self.prompt, "must be text without zero characters")
+
+
+def _one_of(field_name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise RequestError(field_name, value, f"must be one of {', '.join(allowed)}")
+
+
+def _within(field_name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise RequestError(field_name, value, f"must be a whole number from {low} to {high}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """Everything besides the request that can change a pixel; decided before the job, recorded with the image.
+
+    ``dtype`` is that of text encoders and UNet, ``vae_dtype`` the VAE's. ``versions`` names the libraries that compute.
+    """
+
+    device: str
+    dtype: str
+    vae_dtype: str
+    attention: Attention
+    threads: int
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Where an image's time went, in seconds. ``switch``: making the model's weights resident and binding them."""
+
+    switch: float
+    encode: float
+    denoise: float
+    decode: float
+
+    @property
+    def total(self) -> float:
+        return self.switch + self.encode + self.denoise + self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a generation reports: ``stage`` is switch, encode, denoise or decode; ``image`` counts from 0."""
+
+    stage: Literal["switch", "encode", "denoise", "decode"]
+    image: int
+    step: int
+    steps: int
+
+
+OnProgress = Callable[[Progress], None]
+"""Called in the thread that computes; may raise :class:`safelight.Cancelled` to stop the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A finished image. ``pixels``: raw RGB bytes, row by row. ``metadata`` is what the file's ``safelight`` chunk holds.
+
+    ``host_peak_bytes``: the largest resident set of the process so far. ``path``: where it was saved, None if nowhere.
+    """
+
+    pixels: bytes
+    width: int
+    height: int
+    seed: int
+    model: str
+    model_digest: str
+    pixels_sha256: str
+    seconds: Seconds
+    host_peak_bytes: int
+    metadata: Mapping[str, Any]
+    path: Path | None = None

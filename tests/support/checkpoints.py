@@ -1,0 +1,146 @@
+"""Tiny random checkpoints of every base, in every form in which they are published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import _construct
+from safelight.formats.keys.clip import CLIPConfig
+from safelight.formats.keys.unet import UNetConfig
+from safelight.formats.keys.vae import VAEConfig
+from safelight.formats.layout import BASES, ComponentConfig, rows
+
+VOCABULARY = 49408
+
+
+def configs(base: str, in_channels: int = 4) -> dict[str, ComponentConfig]:
+    """The narrowest settings that each base's rules allow."""
+    vae = VAEConfig(3, 3, 4, (32, 32, 32, 32), 1)
+    first = CLIPConfig(64, 64, 2, VOCABULARY, 77, None, "quick_gelu")
+    second = CLIPConfig(64, 64, 2, VOCABULARY, 77, 64, "gelu")
+    if base == "sd1":
+        unet = UNetConfig(in_channels, 4, (32, 64, 64, 64), 1, (1, 1, 1, 0), 1, 64, False)
+        return {"text_encoder": first, "unet": unet, "vae": vae}
+    if base == "sd2":
+        unet = UNetConfig(in_channels, 4, (64, 128, 128, 128), 1, (1, 1, 1, 0), 1, 64, True)
+        return {"text_encoder": CLIPConfig(64, 64, 2, VOCABULARY, 77, None, "gelu"), "unet": unet, "vae": vae}
+    if base == "sdxl":
+        unet = UNetConfig(in_channels, 4, (64, 64, 128), 1, (0, 1, 2), 2, 128, True, 6 * 256 + 64)
+        return {"text_encoder": first, "text_encoder_2": second, "unet": unet, "vae": vae}
+    unet = UNetConfig(in_channels, 4, (64, 64, 128, 128), 1, (0, 1, 2, 0), 2, 64, True, 5 * 256 + 64)
+    return {"text_encoder_2": second, "unet": unet, "vae": vae}
+
+
+def modules(base: str, seed: int = 0, in_channels: int = 4) -> dict[str, nn.Module]:
+    """Real modules of diffusers and transformers, fp32, with seeded random weights that keep signals alive."""
+    built: dict[str, nn.Module] = {}
+    generator = torch.Generator().manual_seed(seed)
+    for role, config in configs(base, in_channels).items():
+        module = _construct(base, config).eval().requires_grad_(False)
+        for name, parameter in module.named_parameters():
+            if parameter.ndim >= 2:
+                std = 0.3 if "embedding" in name else parameter[0].numel() ** -0.5
+                parameter.normal_(0, std, generator=generator)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.02, generator=generator)
+            else:
+                parameter.normal_(1, 0.05, generator=generator)
+        built[role] = module
+    return built
+
+
+def ldm_tensors(base: str, built: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """The original names: what a single file from a model site holds."""
+    prefixes = {
+        "unet": "model.diffusion_model.",
+        "vae": "first_stage_model.",
+        "text_encoder": {
+            "sd1": "cond_stage_model.transformer.",
+            "sd2": "cond_stage_model.model.",
+            "sdxl": "conditioner.embedders.0.transformer.",
+        }.get(base, ""),
+        "text_encoder_2": f"conditioner.embedders.{1 if base == 'sdxl' else 0}.model.",
+    }
+    open_clip = {"text_encoder": base == "sd2", "text_encoder_2": True}
+    out: dict[str, torch.Tensor] = {}
+    for role, config in configs(base, _channels(built)).items():
+        state = built[role].state_dict()
+        fused: dict[str, list[torch.Tensor]] = {}
+        for row in rows(config):
+            tensor = state[row.name].clone()
+            if role.startswith("text_encoder") and not open_clip[role]:
+                name = row.name if row.name.startswith("text_model.") else f"text_model.{row.name}"
+                out[prefixes[role] + name] = tensor
+                continue
+            source = row.sources[min(1, len(row.sources) - 1)] if role in ("unet", "vae") else row.sources[-1]
+            if source.part is not None:
+                fused.setdefault(prefixes[role] + source.name, []).append(tensor)
+            elif source.transpose:
+                out[prefixes[role] + source.name] = tensor.t().contiguous()
+            else:
+                square = role == "vae" and ".mid.attn_1." in source.name and tensor.ndim == 2
+                out[prefixes[role] + source.name] = tensor[:, :, None, None] if square else tensor
+        out |= {name: torch.cat(parts) for name, parts in fused.items()}
+    if base == "sd2":
+        last = "cond_stage_model.model.transformer.resblocks."
+        out |= {k.replace(f"{last}1.", f"{last}2."): v.clone() for k, v in out.items() if k.startswith(f"{last}1.")}
+        out["cond_stage_model.model.logit_scale"] = torch.tensor(4.6)
+        out["cond_stage_model.model.text_projection"] = torch.eye(64)
+    out["betas"] = torch.linspace(0, 1, 1000)
+    out["model_ema.decay"] = torch.tensor(0.9999)
+    return out
+
+
+def _channels(built: dict[str, nn.Module]) -> int:
+    return built["unet"].config.in_channels  # type: ignore[union-attr, return-value]
+
+
+def diffusers_tensors(built: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """diffusers' names in a single file, with its folder names as prefixes."""
+    return {f"{role}.{name}": t.clone() for role, module in built.items() for name, t in module.state_dict().items()}
+
+
+def write_single(
+    path: Path,
+    base: str,
+    seed: int = 0,
+    layout: str = "ldm",
+    dtype: torch.dtype = torch.float32,
+    metadata: dict[str, str] | None = None,
+    in_channels: int = 4,
+    extra: dict[str, torch.Tensor] | None = None,
+) -> Path:
+    """A ``.safetensors`` file in LDM's or diffusers' names, or a ``.ckpt`` by its suffix."""
+    built = modules(base, seed, in_channels)
+    tensors = ldm_tensors(base, built) if layout == "ldm" else diffusers_tensors(built)
+    tensors = {name: tensor.to(dtype) for name, tensor in {**tensors, **(extra or {})}.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file(tensors, path, metadata)
+    else:
+        torch.save({"state_dict": tensors, "global_step": 7}, path)
+    return path
+
+
+def write_folder(path: Path, base: str, seed: int = 0, prediction_type: str = "epsilon", **save: Any) -> Path:
+    """A diffusers folder, as its own ``save_pretrained`` writes each component."""
+    pipelines = {"sdxl": "StableDiffusionXLPipeline", "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline"}
+    index: dict[str, Any] = {"_class_name": pipelines.get(base, "StableDiffusionPipeline")}
+    for role, module in modules(base, seed).items():
+        module.save_pretrained(path / role, **save)  # type: ignore[operator]
+        index[role] = ["diffusers" if role in ("unet", "vae") else "transformers", type(module).__name__]
+    index["scheduler"] = ["diffusers", "EulerDiscreteScheduler"]
+    (path / "scheduler").mkdir()
+    (path / "scheduler/scheduler_config.json").write_text(json.dumps({"prediction_type": prediction_type}))
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
+__all__ = ["BASES", "configs", "diffusers_fence", "diffusers_tensors", "ldm_tensors", "modules", "write_folder", "write_single"]
