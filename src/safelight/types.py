@@ -46,7 +46,9 @@ SAMPLERS: Mapping[str, Sampler] = {
     "dpm2": Sampler("KDPM2DiscreteScheduler", "DPM2"),
     "dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", "DPM2 a"),
     "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M"),
-    "dpmpp_2m_sde": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M SDE", settings={"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_2m_sde": Sampler(
+        "DPMSolverMultistepScheduler", "DPM++ 2M SDE", settings={"algorithm_type": "sde-dpmsolver++"}
+    ),
     "dpmpp_sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE"),
     "dpmpp_3m_sde": Sampler(
         "DPMSolverMultistepScheduler",
@@ -103,7 +105,7 @@ class Request:
             raise RequestError("width", self.width, f"times height {self.height} is over {MOST_PIXELS} pixels")
         if self.seed + self.count - 1 > MOST_SEED:
             raise RequestError("count", self.count, f"seeds would pass {MOST_SEED}")
-        if not isinstance(self.prompt, str) or "\0" in self.prompt + self.negative:  # pyright: ignore
+        if not isinstance(self.prompt, str) or "\0" in self.prompt + self.negative:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise RequestError("prompt", self.prompt, "must be text without zero characters")
 
 
@@ -162,7 +164,7 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A finished image. ``pixels``: raw RGB bytes, row by row. ``metadata`` is what the file's ``safelight`` chunk holds.
+    """A finished image. ``pixels``: raw RGB bytes, row by row. ``metadata``: what the file's ``safelight`` chunk holds.
 
     ``host_peak_bytes``: the largest resident set of the process so far. ``path``: where it was saved, None if nowhere.
     """

@@ -143,4 +143,13 @@ def write_folder(path: Path, base: str, seed: int = 0, prediction_type: str = "e
     return path
 
 
-__all__ = ["BASES", "configs", "diffusers_fence", "diffusers_tensors", "ldm_tensors", "modules", "write_folder", "write_single"]
+__all__ = [
+    "BASES",
+    "configs",
+    "diffusers_fence",
+    "diffusers_tensors",
+    "ldm_tensors",
+    "modules",
+    "write_folder",
+    "write_single",
+]

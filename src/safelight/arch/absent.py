@@ -14,25 +14,11 @@ from torch import nn
 
 from safelight.errors import AbsentTensorError
 
+_ATTRIBUTES = ("shape", "dtype", "device", "requires_grad", "is_sparse", "is_leaf", "is_meta", "grad", "ndim")
+_METHODS = ("size", "dim", "numel", "is_floating_point", "is_complex", "element_size", "__repr__")
+
 _DESCRIBING = frozenset(
-    {
-        torch.Tensor.shape.__get__,  # pyright: ignore
-        torch.Tensor.dtype.__get__,  # pyright: ignore
-        torch.Tensor.device.__get__,  # pyright: ignore
-        torch.Tensor.requires_grad.__get__,  # pyright: ignore
-        torch.Tensor.is_sparse.__get__,  # pyright: ignore
-        torch.Tensor.is_leaf.__get__,  # pyright: ignore
-        torch.Tensor.is_meta.__get__,  # pyright: ignore
-        torch.Tensor.grad.__get__,  # pyright: ignore
-        torch.Tensor.ndim.__get__,  # pyright: ignore
-        torch.Tensor.size,
-        torch.Tensor.dim,
-        torch.Tensor.numel,
-        torch.Tensor.is_floating_point,
-        torch.Tensor.is_complex,
-        torch.Tensor.element_size,
-        torch.Tensor.__repr__,
-    }
+    [getattr(torch.Tensor, name).__get__ for name in _ATTRIBUTES] + [getattr(torch.Tensor, name) for name in _METHODS]
 )
 """What may be asked of a tensor that is not there: its description."""
 
@@ -44,14 +30,14 @@ class AbsentParameter(nn.Parameter):
 
     def __new__(cls, label: str, shape: Sequence[int], dtype: torch.dtype) -> AbsentParameter:
         data = torch.empty(tuple(shape), dtype=dtype, device="meta")
-        absent: AbsentParameter = torch.Tensor._make_subclass(cls, data, False)  # pyright: ignore
+        absent: AbsentParameter = torch.Tensor._make_subclass(cls, data, False)  # pyright: ignore[reportAttributeAccessIssue]
         absent.label = label
         return absent
 
     def __init__(self, label: str, shape: Sequence[int], dtype: torch.dtype) -> None:
         pass
 
-    def __repr__(self, **_: Any) -> str:  # pyright: ignore
+    def __repr__(self, **_: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return f"<absent {self.label}>"
 
     @classmethod
@@ -63,7 +49,7 @@ class AbsentParameter(nn.Parameter):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func in _DESCRIBING:
-            with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore
+            with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         raise AbsentTensorError(_first_label([*args, *(kwargs or {}).values()]), getattr(func, "__name__", str(func)))
 
@@ -73,7 +59,7 @@ def _first_label(values: Sequence[Any]) -> str:
         if isinstance(value, AbsentParameter):
             return value.label
         if isinstance(value, (list, tuple)):
-            found = _first_label(value)  # pyright: ignore
+            found = _first_label(value)
             if found:
                 return found
     return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from safelight.weights.store import WeightSet
 
 
 @contextlib.contextmanager
-def bound(cache: SkeletonCache, key: SkeletonKey, weights: WeightSet) -> Iterator[nn.Module]:
+def bound(cache: SkeletonCache, key: SkeletonKey, weights: WeightSet) -> Generator[nn.Module]:
     """The module of ``key`` with ``weights`` as its parameters.
 
     When the context ends, by whatever way, the module's parameters are absent again and the Parameters that were handed

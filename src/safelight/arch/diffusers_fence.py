@@ -17,6 +17,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from safelight.formats.keys.clip import CLIPConfig
+from safelight.formats.keys.unet import UNetConfig
+from safelight.formats.keys.vae import VAEConfig
+from safelight.formats.layout import BASES, END_TOKEN, ComponentConfig
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 """Nothing is ever fetched to build or read a model. Set before the libraries look."""
 
@@ -33,11 +38,6 @@ with warnings.catch_warnings():
     from transformers.models.clip.configuration_clip import CLIPTextConfig
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-from safelight.formats.keys.clip import CLIPConfig
-from safelight.formats.keys.unet import UNetConfig
-from safelight.formats.keys.vae import VAEConfig
-from safelight.formats.layout import BASES, END_TOKEN, ComponentConfig
-
 diffusers_logging.set_verbosity_error()
 
 CHANNELS_PER_HEAD = 64
@@ -49,7 +49,7 @@ TIME_IDS_WIDTH = 256
 START_TOKEN = 49406
 
 
-def build(base: str, role: str, config: ComponentConfig, dtype: torch.dtype, attention: str) -> nn.Module:
+def build(base: str, config: ComponentConfig, dtype: torch.dtype, attention: str) -> nn.Module:
     """A module on meta, in eval mode, in ``dtype``, with its non-persistent buffers made for real.
 
     The attention processor is set by object: ``set_attention_backend`` silently skips Stable Diffusion UNets.
@@ -85,7 +85,7 @@ def _construct(base: str, config: ComponentConfig) -> nn.Module:
 
 
 def _text_encoder(config: CLIPConfig) -> nn.Module:
-    settings = CLIPTextConfig(
+    settings = cast("Any", CLIPTextConfig)(
         vocab_size=config.vocabulary,
         hidden_size=config.width,
         intermediate_size=config.intermediate,
@@ -104,7 +104,7 @@ def _text_encoder(config: CLIPConfig) -> nn.Module:
 
 def _vae(base: str, config: VAEConfig) -> nn.Module:
     levels = len(config.block_out_channels)
-    return AutoencoderKL(
+    return cast("Any", AutoencoderKL)(
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         latent_channels=config.latent_channels,
@@ -127,7 +127,7 @@ def _unet(base: str, config: UNetConfig) -> nn.Module:
             "addition_time_embed_dim": TIME_IDS_WIDTH,
             "projection_class_embeddings_input_dim": config.time_features,
         }
-    return UNet2DConditionModel(
+    return cast("Any", UNet2DConditionModel)(
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         block_out_channels=config.block_out_channels,
@@ -237,7 +237,7 @@ def _pipeline_class(base: str) -> Any:
                 StableDiffusionPipeline as Pipeline,
             )
 
-    class Told(Pipeline):
+    class Told(Pipeline):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
         """A pipeline whose device is told; diffusers infers it from wherever the first parameter happens to be."""
 
         told_device: torch.device
@@ -254,7 +254,7 @@ def decode(module: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Latents (n, 4, h, w) to images as uint8 (n, 8h, 8w, 3), rounded as diffusers' image processor rounds."""
     vae = cast("Any", module)
     raw = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-    values = VaeImageProcessor.denormalize(raw)
+    values = cast("torch.Tensor", VaeImageProcessor.denormalize(raw))
     values = values.cpu().permute(0, 2, 3, 1).float()
     return (values * 255).round().to(torch.uint8)
 
@@ -264,7 +264,7 @@ def scheduler(name: str, settings: Mapping[str, Any], seed: int) -> Any:
 
     ``dpmpp_sde`` ignores the generator it is given: its noise tree is seeded with ``seed`` instead.
     """
-    import diffusers.schedulers as schedulers
+    from diffusers import schedulers
 
     kind = getattr(schedulers, name)
     known = inspect.signature(kind.__init__).parameters

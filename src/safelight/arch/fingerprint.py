@@ -48,14 +48,14 @@ def _identical(now: Any, before: Any) -> bool:
 
 def _inside(value: Any) -> dict[Any, Any] | None:
     """The entries of a container or small object, None for what has none."""
-    if isinstance(value, _PLAIN) or isinstance(value, (nn.Module, torch.Tensor)):
+    if isinstance(value, (*_PLAIN, nn.Module, torch.Tensor)):
         return None
     if isinstance(value, Mapping):
-        return dict(value)  # pyright: ignore
+        return dict(value)
     if isinstance(value, (list, tuple)):
-        return dict(enumerate(value))  # pyright: ignore
+        return dict(enumerate(value))
     if isinstance(value, (set, frozenset)):
-        return dict.fromkeys(value)  # pyright: ignore
+        return dict.fromkeys(value)
     return dict(vars(value)) if hasattr(value, "__dict__") else None
 
 

@@ -44,7 +44,7 @@ class Skeleton:
 
     def __init__(self, key: SkeletonKey) -> None:
         self.key = key
-        self.module = diffusers_fence.build(key.base, key.role, key.config, key.dtype, key.attention)
+        self.module = diffusers_fence.build(key.base, key.config, key.dtype, key.attention)
         self.places: dict[str, tuple[nn.Module, str]] = {}
         self.shapes: dict[str, torch.Size] = {}
         for path, child in self.module.named_modules():

@@ -36,7 +36,7 @@ class Slab:
     def holders(self) -> int:
         """How many tensors share the slab's storage, the base not counted."""
         storage = self.base.untyped_storage()
-        count: int = torch._C._storage_Use_Count(storage._cdata)  # pyright: ignore
+        count: int = torch._C._storage_Use_Count(storage._cdata)
         # The base tensor and the storage object that was just made for asking hold it too.
         return count - 2
 

@@ -70,7 +70,10 @@ def _component(folder: Path) -> Header:
                 single = folder / f"{stem}{variant}{suffix}"
                 if single.exists():
                     return reader(single)
-                for index in (folder / f"{stem}{suffix}.index{variant}.json", folder / f"{stem}{variant}{suffix}.index.json"):
+                for index in (
+                    folder / f"{stem}{suffix}.index{variant}.json",
+                    folder / f"{stem}{variant}{suffix}.index.json",
+                ):
                     if index.exists():
                         return _shards(index, reader)
     if folder.is_dir():

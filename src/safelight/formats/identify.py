@@ -14,6 +14,7 @@ from safelight.formats.header import Header, open_regular
 from safelight.formats.keys import unet
 from safelight.formats.keys.kinds import KIND_RULES, KindRule
 from safelight.formats.keys.rows import NotThisArchitecture
+from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.layout import BASES, CheckpointLayout
 
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -28,7 +29,8 @@ _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
 class Identity:
     """What a file is. ``nbytes`` counts its tensors. ``rule`` is the sentence of the rules that decided.
 
-    ``resolution``: pixels a side, where the metadata says. ``layout`` is there for complete checkpoints only; ``prediction_type``, ``variant`` likewise.
+    ``resolution``: pixels a side, where the metadata says. ``layout`` is there for complete checkpoints only;
+    ``prediction_type``, ``variant`` likewise.
     """
 
     path: Path
@@ -179,7 +181,7 @@ def _folder(path: Path) -> Identity:
 
 def _variant(built: CheckpointLayout) -> str:
     config = built.component("unet").config
-    channels = config.in_channels
+    channels = config.in_channels if isinstance(config, UNetConfig) else 0
     if channels not in VARIANTS:
         raise UnsupportedModelError(built.path, f"its UNet takes {channels} channels, which no known variant does")
     return VARIANTS[channels]

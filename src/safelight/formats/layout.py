@@ -153,7 +153,9 @@ def split(header: Header, base: Base) -> dict[str, dict[str, TensorInfo]]:
     return parts
 
 
-def build(path: Path, base: Base, parts: Mapping[str, Mapping[str, TensorInfo]], names: Iterable[str]) -> CheckpointLayout:
+def build(
+    path: Path, base: Base, parts: Mapping[str, Mapping[str, TensorInfo]], names: Iterable[str]
+) -> CheckpointLayout:
     """The layout of a checkpoint whose components' tensors are given by role; ``names``: everything in its files.
 
     Raises IncompleteModelError, naming the tensors, when some are missing, have another shape, or fit nothing.
@@ -181,7 +183,9 @@ def build(path: Path, base: Base, parts: Mapping[str, Mapping[str, TensorInfo]],
             if place is None:
                 mismatched.append(f"{role}.{row.name}: {list(info.shape)} instead of {list(row.shape)}")
             elif place.dtype not in FLOATS:
-                raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read")
+                raise UnsupportedModelError(
+                    path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read"
+                )
             else:
                 places.append(place)
         components.append(ComponentLayout(role, config, tuple(places)))

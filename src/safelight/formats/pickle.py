@@ -116,9 +116,9 @@ def read_header(path: Path) -> Header:
         start = file.read(64)
         refuse_known_strangers(path, start, size)
         if start.startswith(b"PK\x03\x04"):
-            return _read_zip(path, cast("io.BufferedReader", file), size)
+            return _read_zip(path, file, size)
         if start.startswith(b"\x80"):
-            return _read_legacy(path, cast("io.BufferedReader", file), size)
+            return _read_legacy(path, file, size)
     raise CorruptFileError(path, "is neither a PyTorch archive nor a pickle")
 
 
@@ -151,7 +151,15 @@ def _read_zip(path: Path, file: io.BufferedReader, size: int) -> Header:
         if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
             raise CorruptFileError(path, "was written on a big-endian machine")
         data = archive.read(pickled)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise CorruptFileError(path, f"its zip archive is damaged or cut off ({error})") from error
     _scan(path, data, multiple=False)
     content = _load(path, io.BytesIO(data))
@@ -173,7 +181,7 @@ def _refuse_bomb(path: Path, members: Mapping[str, zipfile.ZipInfo], size: int) 
 
 
 def _member_offset(path: Path, file: io.BufferedReader, info: zipfile.ZipInfo, size: int) -> int:
-    """Where a stored member's bytes begin: behind its local header, whose name and extra field have their own lengths."""
+    """Where a stored member's bytes begin: behind its local header, whose fields have their own lengths."""
     file.seek(info.header_offset)
     local = file.read(30)
     if len(local) < 30 or not local.startswith(b"PK\x03\x04"):

@@ -139,7 +139,7 @@ def _check_cover(path: Path, tensors: dict[str, TensorInfo], data_bytes: int, da
 
 
 def write(file: BinaryIO, tensors: Iterable[TensorInfo], bytes_of: Callable[[TensorInfo], bytes]) -> None:
-    """Write a safetensors file; only names, dtypes and shapes of ``tensors`` are used, the bytes come from ``bytes_of``.
+    """Write a safetensors file. Names, dtypes and shapes come from ``tensors``, the bytes from ``bytes_of``.
 
     Tensors are laid one behind another in the order given; the header is padded to a multiple of 8 bytes.
     """

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import torch
 
 
 @contextlib.contextmanager
-def fixed(threads: int, seed: int) -> Iterator[None]:
+def fixed(threads: int, seed: int) -> Generator[None]:
     """Within: ``threads`` threads, fp32 as default dtype, full fp32 matrix products, denormals kept, no gradients, and
-    every global random generator seeded with ``seed``, so that what a library draws from them repeats. After: as before.
+    every global random generator seeded with ``seed``, so that what a library draws from them repeats. After: as
+    before.
     """
     before = (torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision())
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state())

@@ -7,7 +7,7 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -47,7 +47,7 @@ class _Clock:
         self.spent = {"switch": 0.0, "encode": 0.0, "denoise": 0.0, "decode": 0.0}
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Generator[None]:
         start = time.perf_counter()
         switched = self.spent["switch"]
         try:
@@ -141,7 +141,7 @@ def _image(
 
 
 @contextlib.contextmanager
-def _component(bench: Bench, model: Model, role: str, dtype: torch.dtype, clock: _Clock) -> Iterator[nn.Module]:
+def _component(bench: Bench, model: Model, role: str, dtype: torch.dtype, clock: _Clock) -> Generator[nn.Module]:
     """A component, leased and bound. The time until it is bound counts as switching."""
     start = time.perf_counter()
     component = model.manifest.component(role)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from safelight.errors import CorruptFileError
 from safelight.formats import safetensors
 from safelight.formats.header import ITEM_BYTES, Header, TensorInfo
+from safelight.weights.digest import read_exactly
+
 
 def to_safetensors(header: Header, target: Path) -> None:
     """Write a pickle's tensors, dtypes as they are, as a safetensors file at ``target``, whole or not at all.
@@ -31,12 +32,7 @@ def to_safetensors(header: Header, target: Path) -> None:
 
 
 def _bytes(descriptor: int, info: TensorInfo) -> bytes:
-    data = os.pread(descriptor, info.nbytes, info.offset)
-    while len(data) < info.nbytes:
-        more = os.pread(descriptor, info.nbytes - len(data), info.offset + len(data))
-        if not more:
-            raise CorruptFileError(info.path, f"ends within tensor {info.name}; it was cut off")
-        data += more
+    data = read_exactly(descriptor, info.path, info.name, info.offset, info.nbytes)
     if info.strides is None:
         return data
     item = ITEM_BYTES[info.dtype]

@@ -32,7 +32,8 @@ def read(path: Path, folder: Path | None = None) -> Model:
     try:
         manifest = from_json(path, values["manifest"], folder)
         home = (folder or Path()) / values["path"]
-        return Model(**{**values, "path": home, "manifest": manifest})
+        known: dict[str, Any] = {**values, "path": home, "manifest": manifest}
+        return Model(**known)
     except (KeyError, TypeError) as error:
         raise CorruptFileError(path, f"is not a model's record ({error})") from error
 

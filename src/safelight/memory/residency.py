@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import structlog
@@ -51,7 +51,7 @@ class Residency:
         return sum(resident.weights.nbytes for resident in self._residents.values())
 
     @contextlib.contextmanager
-    def lease(self, component: ComponentManifest, dtype: torch.dtype) -> Iterator[WeightSet]:
+    def lease(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[WeightSet]:
         """The component's weights in ``dtype``, held until the context ends.
 
         Raises OutOfMemoryError when it does not fit beside what others hold, IntegrityError when its bytes are wrong.

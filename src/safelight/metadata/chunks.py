@@ -71,9 +71,11 @@ def read(path: Path) -> tuple[Mapping[str, Any], str]:
     try:
         metadata: Any = json.loads(text)
         version = metadata["version"]
-        metadata["request"], metadata["model"]["digest"], metadata["run"]
+        parts = (metadata["request"], metadata["model"]["digest"], metadata["run"], metadata["pixels_sha256"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(path, f"its safelight metadata is damaged ({error})") from error
+    if not isinstance(version, int) or not all(parts):
+        raise CorruptFileError(path, "its safelight metadata is damaged")
     if version > VERSION:
         raise UnreadableFileError(path, f"was written by a newer Safelight (metadata version {version})")
     return cast("Mapping[str, Any]", metadata), pixels

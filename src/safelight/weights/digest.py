@@ -14,11 +14,12 @@ import xxhash
 from blake3 import blake3
 
 from safelight.errors import CorruptFileError
+from safelight.formats.layout import TensorPlace
 
 CHUNK_BYTES = 8 << 20
 """Large enough for BLAKE3 to use both cores."""
 
-_EXPONENT = {"F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80), "F32": (np.uint32, 0x7F800000)}
+_WORDS = {"F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80), "F32": (np.uint32, 0x7F800000)}
 """All exponent bits set means infinity or NaN."""
 
 
@@ -29,29 +30,38 @@ class TensorDigester:
         self.blake3 = blake3(max_threads=blake3.AUTO)
         self._progress = progress
 
-    def tensor(self, descriptor: int, path: Path, name: str, dtype: str, shape: tuple[int, ...], at: int, nbytes: int) -> str:
-        """XXH3-128 (hex) of ``nbytes`` bytes at ``at``.
+    def tensor(self, descriptor: int, place: TensorPlace) -> str:
+        """XXH3-128 (hex) of the tensor's bytes as the file has them.
 
+        BLAKE3 takes them as the module has them, so that a matrix stored the other way round counts as the same.
         Raises CorruptFileError when the file ends before, or when the tensor holds NaN or infinity.
         """
-        self.blake3.update(f"{name}\0{dtype}\0{','.join(map(str, shape))}\0".encode())
+        self.blake3.update(f"{place.name}\0{place.dtype}\0{','.join(map(str, place.shape))}\0".encode())
         fast = xxhash.xxh3_128()
-        done = 0
-        kind, mask = _EXPONENT[dtype]
-        while done < nbytes:
-            data = os.pread(descriptor, min(CHUNK_BYTES, nbytes - done), at + done)
-            if not data:
-                raise CorruptFileError(path, f"ends within tensor {name}; it was cut off")
+        word, exponent = _WORDS[place.dtype]
+        # A chunk holds whole elements; a transposed matrix is one chunk.
+        chunk = place.nbytes if place.transpose else CHUNK_BYTES
+        for at in range(0, place.nbytes, max(chunk, 1)):
+            data = read_exactly(descriptor, place.path, place.name, place.offset + at, min(chunk, place.nbytes - at))
             fast.update(data)
-            self.blake3.update(data)
-            whole = len(data) - len(data) % np.dtype(kind).itemsize
-            words = np.frombuffer(data, kind, whole // np.dtype(kind).itemsize)
-            if ((words & mask) == mask).any():
-                raise CorruptFileError(path, f"tensor {name} holds NaN or infinity")
-            done += len(data)
+            words = np.frombuffer(data, word)
+            if ((words & exponent) == exponent).any():
+                raise CorruptFileError(place.path, f"tensor {place.name} holds NaN or infinity")
+            self.blake3.update(words.reshape(place.shape[::-1]).T.tobytes() if place.transpose else data)
             if self._progress is not None:
                 self._progress(len(data))
         return fast.hexdigest()
+
+
+def read_exactly(descriptor: int, path: Path, name: str, offset: int, nbytes: int) -> bytes:
+    """``nbytes`` bytes at ``offset``. Raises CorruptFileError, naming the tensor, when the file ends before."""
+    data = os.pread(descriptor, nbytes, offset)
+    while len(data) < nbytes:
+        more = os.pread(descriptor, nbytes - len(data), offset + len(data))
+        if not more:
+            raise CorruptFileError(path, f"ends within tensor {name}; it was cut off")
+        data += more
+    return data
 
 
 def named(*parts: str) -> str:

@@ -133,7 +133,7 @@ def _measure_component(
             p.offset,
             p.nbytes,
             p.transpose,
-            digester.tensor(opened[p.path], p.path, p.name, p.dtype, p.shape, p.offset, p.nbytes),
+            digester.tensor(opened[p.path], p),
         )
         for p in component.tensors
     ]
@@ -194,7 +194,7 @@ def _hint(root: Path, data: Any) -> FileHint:
 
 
 def _component_from_json(data: Any, files: tuple[FileHint, ...]) -> ComponentManifest:
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in data["config"].items()}
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["config"].items()}
     tensors = tuple(
         ManifestTensor(name, dtype, tuple(shape), files[at].path, offset, nbytes, transpose, xxh3)
         for name, dtype, shape, at, offset, nbytes, transpose, xxh3 in data["tensors"]

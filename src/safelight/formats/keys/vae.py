@@ -22,9 +22,11 @@ class VAEConfig:
 
 def infer(shapes: Shapes) -> VAEConfig:
     """Settings of a VAE from its tensors' shapes, in diffusers' names or LDM's. Raises NotThisArchitecture."""
-    block = "encoder.down_blocks.{}.resnets.{}" if "encoder.conv_norm_out.weight" in shapes else "encoder.down.{}.block.{}"
+    block = (
+        "encoder.down_blocks.{}.resnets.{}" if "encoder.conv_norm_out.weight" in shapes else "encoder.down.{}.block.{}"
+    )
     try:
-        levels = count_indexed(shapes, block.split("{}")[0])
+        levels = count_indexed(shapes, block.split("{}", maxsplit=1)[0])
         return VAEConfig(
             in_channels=shapes["encoder.conv_in.weight"][1],
             out_channels=shapes["decoder.conv_out.weight"][0],

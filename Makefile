@@ -1,0 +1,37 @@
+# Two commands matter: `make demo` and `make test`. Each installs what it needs into .venv first.
+PY := .venv/bin/python
+STAMP := .venv/.installed
+
+.PHONY: demo test lint install proof bench starter clean
+
+$(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
+	sh tools/install.sh
+	touch $@
+
+install: $(STAMP)
+
+demo: $(STAMP) ## the same prompt by three checkpoints, then by the first again
+	.venv/bin/safelight demo --out out/demo
+
+lint: $(STAMP) ## ruff, its format, pyright strict, the import rules
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+	.venv/bin/lint-imports
+
+test: lint ## what CI runs: lint, types, import rules, tests, coverage of at least 90 %
+	.venv/bin/coverage erase
+	$(PY) -m pytest -n 2 --dist worksteal -m "not proof" --cov --cov-report= --no-header -q
+	.venv/bin/coverage report --fail-under=90 --skip-covered
+
+proof: $(STAMP) ## the long versions of the checks; writes their figures to docs/proof.md
+	$(PY) tools/proof.py docs/proof.md
+
+bench: $(STAMP) ## switching, side by side with plain diffusers; needs about 12 GB of disk and 12 GB of memory
+	$(PY) benchmarks/switching.py
+
+starter: $(STAMP) ## train the starter checkpoints anew (hours), from the registry's image packages
+	cd starter && ../$(PY) -m recipe.judge && ../$(PY) -m recipe.train && ../$(PY) -m recipe.export && ../$(PY) -m recipe.measure
+
+clean:
+	rm -rf .venv out build .coverage .pytest_cache .ruff_cache

@@ -1,0 +1,60 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Where everything lives; goes above SAFELIGHT_ROOT.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object to a line, for scripts.")]
+
+
+def chosen_root(context: typer.Context, root: Path | None) -> Path | None:
+    """``--root`` behind the command, else before it."""
+    return root or context.obj
+
+
+def say_json(values: Any) -> None:
+    """One JSON object on a line of its own, at once."""
+    print(json.dumps(values, ensure_ascii=False), flush=True)
+
+
+@contextlib.contextmanager
+def bar(label: str) -> Generator[Callable[[int, int, str], None]]:
+    """A progress bar on a terminal, nothing in a pipe. The function takes done, total and what is done now."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, now: None  # noqa: ARG005
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None, now="")
+        yield lambda done, total, now: progress.update(task, completed=done, total=total, now=now)
+
+
+@contextlib.contextmanager
+def byte_bar(label: str) -> Generator[Callable[[int, int], None]]:
+    """A progress bar of bytes read."""
+    with bar(label) as update:
+        yield lambda done, total: update(done, total, f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+
+def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table for people, as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        drawn.add_row(*row)
+    Console().print(drawn)

@@ -1,0 +1,217 @@
+"""``safelight generate``, ``remake`` and ``demo``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from safelight.cli.common import JsonOption, RootOption, bar, chosen_root, say_json
+from safelight.types import SAMPLERS, SCHEDULES, Image, Progress, Request
+
+if TYPE_CHECKING:
+    from safelight.engine.local import LocalEngine
+
+EXAMPLES = (
+    'Examples: `safelight generate "red apple" -m starter-noto` · '
+    '`safelight generate "octopus" -m starter-noto -m starter-fluent -m starter-noto --seed 7 --json`'
+)
+REMAKE_EXAMPLES = "Example: `safelight remake out/starter-noto-0.png`"
+
+ModelsOption = Annotated[
+    list[str],
+    typer.Option("--model", "-m", help="A model's name or path; repeat for several, in order.", show_default=False),
+]
+
+
+def _engine(context: typer.Context, root: Path | None) -> LocalEngine:
+    from safelight import config
+    from safelight.assemble.worker import open_engine
+
+    return open_engine(config.load(chosen_root(context, root)))
+
+
+def generate(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
+    models: ModelsOption,
+    negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
+    seed: Annotated[int, typer.Option(help="The first image's seed; the next have the next numbers.")] = 0,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8; the model's own size by default.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
+    cfg: Annotated[float, typer.Option(help="Guidance scale.")] = 7.0,
+    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")] = "euler",
+    schedule: Annotated[str, typer.Option(help=f"Noise levels: {', '.join(SCHEDULES)}.")] = "default",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: fp32 on a CPU.")] = "auto",
+    clip_skip: Annotated[int, typer.Option(help="Layers of the text encoder to leave out.")] = 0,
+    count: Annotated[int, typer.Option(help="Images for each model.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("out"),
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Make images with one or several models, one after another, in one process."""
+    requests = [
+        Request(
+            prompt=prompt,
+            model=model,
+            negative=negative,
+            seed=seed,
+            steps=steps,
+            width=width,
+            height=height,
+            cfg=cfg,
+            sampler=sampler,
+            schedule=schedule,  # pyright: ignore[reportArgumentType]
+            count=count,
+            clip_skip=clip_skip,
+            precision=precision,  # pyright: ignore[reportArgumentType]
+        )
+        for model in models
+    ]
+    made = list(_make(_engine(context, root), requests, out, as_json))
+    if len(models) > 1:
+        from safelight.cli import sheet
+
+        sheet.draw(made, prompt, out / "sheet.png")
+        if not as_json:
+            typer.echo(f"{out / 'sheet.png'}")
+
+
+def _make(engine: LocalEngine, requests: list[Request], out: Path, as_json: bool) -> Iterator[Image]:
+    """Make, save and report the images of all requests; every model is resolved before the first image is begun."""
+    from safelight.generate.run import check
+    from safelight.storage.images import save
+
+    for request in requests:
+        check(request, engine.library.resolve(request.model))
+    total = sum(request.steps * request.count for request in requests)
+    done = 0
+    with bar("making") as update:
+        for request in requests:
+
+            def report(progress: Progress, request: Request = request, before: int = done) -> None:
+                at = before + progress.image * request.steps
+                at += progress.step if progress.stage == "denoise" else 0
+                update(at, total, f"{Path(request.model).stem}: {progress.stage}")
+
+            for image in engine.generate(request, report):
+                saved = replace(image, path=save(image, out))
+                if as_json:
+                    say_json(_reported(saved))
+                else:
+                    typer.echo(f"{saved.path}  {saved.pixels_sha256[:16]}  {saved.seconds.total:.2f} s")
+                yield saved
+            done += request.steps * request.count
+
+
+def _reported(image: Image) -> dict[str, Any]:
+    seconds = image.seconds
+    return {
+        "path": str(image.path),
+        "model": image.model,
+        "model_digest": image.model_digest,
+        "seed": image.seed,
+        "pixels_sha256": image.pixels_sha256,
+        "seconds": {
+            "switch": round(seconds.switch, 4),
+            "encode": round(seconds.encode, 4),
+            "denoise": round(seconds.denoise, 4),
+            "decode": round(seconds.decode, 4),
+        },
+        "memory": {"host_peak_bytes": image.host_peak_bytes},
+    }
+
+
+def remake(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(metavar="IMAGE.png", help="An image of Safelight's.", show_default=False)],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the model is now, if it moved.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the new image; it is not saved by default.")] = None,
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Make an image again from its own metadata and say whether it is the same. Exit code 1 when it is not."""
+    from safelight import config
+    from safelight.assemble.worker import open_engine
+    from safelight.errors import CorruptFileError
+    from safelight.metadata import chunks
+    from safelight.storage.images import save
+
+    metadata, held = chunks.read(path)
+    settings = config.load(chosen_root(context, root))
+    recorded = metadata["run"]
+    settings = settings.model_copy(
+        update={"device": recorded["device"], "threads": recorded["threads"], "attention_type": recorded["attention"]}
+    )
+    engine = open_engine(settings)
+    name = model or _model_by_digest(engine, metadata)
+    known = {field.name for field in fields(Request)}
+    try:
+        asked: dict[str, Any] = {key: value for key, value in metadata["request"].items() if key in known}
+        asked |= {"model": name, "precision": recorded["dtype"]}
+        request = Request(**asked)
+    except TypeError as error:
+        raise CorruptFileError(path, f"its safelight metadata lacks a field ({error})") from error
+    image = next(engine.generate(request))
+    same = image.pixels_sha256 == metadata["pixels_sha256"]
+    untouched = held == metadata["pixels_sha256"]
+    saved = save(image, out) if out is not None else None
+    versions = image.metadata["run"]["versions"]
+    other = {k: f"{v}, now {versions.get(k)}" for k, v in recorded["versions"].items() if versions.get(k) != v}
+    if as_json:
+        say_json(
+            {
+                "path": str(path),
+                "same": same,
+                "file_untouched": untouched,
+                "same_model": image.model_digest == metadata["model"]["digest"],
+                "pixels_sha256": image.pixels_sha256,
+                "versions_changed": other,
+                "saved": str(saved) if saved else None,
+            }
+        )
+    else:
+        typer.echo("the same, pixel for pixel" if same else "not the same")
+        if image.model_digest != metadata["model"]["digest"]:
+            typer.echo(f"  made by model {metadata['model']['digest'][:16]}, made again by {image.model_digest[:16]}")
+        if not untouched:
+            typer.echo("  the file's pixels were changed after it was made")
+        for library, change in other.items():
+            typer.echo(f"  {library}: {change}")
+    if not same:
+        raise typer.Exit(1)
+
+
+def _model_by_digest(engine: LocalEngine, metadata: Any) -> str:
+    """The model of that content, whatever it is called now; else the one of that name."""
+    digest, name = metadata["model"]["digest"], metadata["request"]["model"]
+    found = [model.name for model in engine.library.models() if model.digest == digest]
+    return found[0] if found else name
+
+
+def demo(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for the images and the sheet.")] = Path("out/demo"),
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = "red apple",
+    root: RootOption = None,
+) -> None:
+    """Draw one prompt with the three starters, then with the first again: three styles, and the fourth is the first."""
+    from safelight.cli import sheet
+    from safelight.errors import InputError, IntegrityError
+
+    engine = _engine(context, root)
+    names = [model.name for model in engine.library.models() if model.origin == "starter"]
+    if len(names) < 2:
+        raise InputError("the starters are not installed: `make demo` in a clone installs them")
+    order = [*names, names[0]]
+    images = list(_make(engine, [Request(prompt=prompt, model=name) for name in order], out, as_json=False))
+    sheet.draw(images, prompt, out / "sheet.png")
+    first, last = images[0].pixels_sha256, images[-1].pixels_sha256
+    typer.echo(f"{out / 'sheet.png'}")
+    if first != last:
+        raise IntegrityError(out, "(pixels)", f"the last picture {last[:16]} is not the first {first[:16]}")
+    typer.echo(f"identical: the first and the last picture are the same, pixel for pixel ({first})")

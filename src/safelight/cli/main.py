@@ -1,0 +1,70 @@
+"""The command line. Commands import what they need when they run, so that ``--help`` and lists stay light."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safelight.cli import generate, identify, models
+from safelight.errors import Cancelled, InputError, SafelightError
+
+app = typer.Typer(
+    name="safelight",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Switch Stable Diffusion checkpoints all day; the same request gives the same pixels.",
+    epilog='Example: `safelight generate "red apple" -m starter-noto -m starter-fluent --seed 0`',
+)
+app.add_typer(models.app, name="models")
+app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+app.command("remake", epilog=generate.REMAKE_EXAMPLES)(generate.remake)
+app.command("demo", epilog="Example: `safelight demo --out out/demo`")(generate.demo)
+app.command("identify", epilog=identify.EXAMPLES)(identify.identify)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"safelight {version('safelight')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    root: Annotated[
+        Path | None,
+        typer.Option(envvar="SAFELIGHT_ROOT", help="Where everything lives; the platform's data folder by default."),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Options before the command hold for every command."""
+    del version
+    context.obj = root
+
+
+def run() -> None:
+    """Run a command. Exit codes: 0 done, 1 failed, 2 what was asked for cannot be done, 130 cancelled."""
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error), 2)
+    except (Cancelled, KeyboardInterrupt):
+        _fail("cancelled", 130)
+    except SafelightError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"safelight: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,147 @@
+"""``safelight models``: the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from safelight.cli.common import JsonOption, RootOption, byte_bar, chosen_root, say_json, table
+
+if TYPE_CHECKING:
+    from safelight.library.library import Library
+    from safelight.library.model import Model
+
+app = typer.Typer(
+    help="Add checkpoints to the library, list, show, verify and remove them.",
+    no_args_is_help=True,
+    epilog="Example: `safelight models add ~/checkpoints/*.safetensors`",
+)
+
+
+def _library(context: typer.Context, root: Path | None) -> Library:
+    from safelight import config
+    from safelight.assemble.control import open_library
+
+    return open_library(config.load(chosen_root(context, root)))
+
+
+def _prediction(value: str | None) -> str | None:
+    if value not in (None, "epsilon", "v_prediction"):
+        raise typer.BadParameter(f"{value!r}: must be epsilon or v_prediction")
+    return value
+
+
+@app.command(epilog="Example: `safelight models add dreamshaper.safetensors --name dream`")
+def add(
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="Checkpoint files or diffusers folders.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Its name in the library; the file's name by default.")] = None,
+    prediction_type: Annotated[
+        str | None, typer.Option(callback=_prediction, help="epsilon or v_prediction, where the file does not say.")
+    ] = None,
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Add checkpoints: identify them, read and hash every tensor, keep a manifest. The files stay where they are."""
+    from safelight.errors import InputError
+
+    if name is not None and len(paths) > 1:
+        raise InputError(f"--name {name!r} is for one path, {len(paths)} were given")
+    library = _library(context, root)
+    failed = False
+    for path in paths:
+        try:
+            with byte_bar(f"reading {path.name}") as on_bytes:
+                model = library.add(path, name, prediction_type, on_bytes)  # pyright: ignore[reportArgumentType]
+        except InputError as error:
+            failed = True
+            typer.echo(f"safelight: {error}", err=True)
+            continue
+        if as_json:
+            say_json(model.summary())
+        else:
+            typer.echo(f"added {model.name}: {model.base}, {model.dtype}, {model.rule}")
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command("list", epilog="Example: `safelight models list --json`")
+def list_models(context: typer.Context, as_json: JsonOption = False, root: RootOption = None) -> None:
+    """List all models: your own, and the starters."""
+    models = _library(context, root).models()
+    if as_json:
+        for model in models:
+            say_json(model.summary())
+        return
+    if not models:
+        typer.echo("No models yet. Add one with `safelight models add FILE`.")
+        return
+    rows = [
+        (m.name, m.base, m.variant, m.dtype, f"{m.summary()['bytes'] / 1e6:,.0f} MB", m.digest[:10], m.origin)
+        for m in models
+    ]
+    table(("name", "base", "for", "dtype", "size", "digest", "origin"), rows)
+
+
+@app.command(epilog="Example: `safelight models show starter-noto`")
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Show all that is known of a model."""
+    model = _library(context, root).get(name)
+    if as_json:
+        say_json(model.summary())
+        return
+    for key, value in model.summary().items():
+        typer.echo(f"{key:16} {value}")
+    for component in model.manifest.components:
+        typer.echo(f"{component.role:16} {component.elements / 1e6:,.1f} M numbers, digest {component.digest[:16]}")
+
+
+@app.command(epilog="Example: `safelight models verify` checks every model")
+def verify(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(help="Names; all models by default.", show_default=False)] = None,
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Read every tensor again and compare it with the manifest. Exit code 1 when anything differs."""
+    from safelight.errors import IntegrityError
+
+    library = _library(context, root)
+    models: list[Model] = [library.get(name) for name in names] if names else library.models()
+    failed = False
+    for model in models:
+        problem = None
+        try:
+            with byte_bar(f"verifying {model.name}") as on_bytes:
+                library.verify(model.name, on_bytes)
+        except IntegrityError as error:
+            problem = str(error)
+            failed = True
+        if as_json:
+            say_json(model.summary() | {"intact": problem is None, "problem": problem})
+        else:
+            typer.echo(f"{model.name}: {'intact' if problem is None else problem}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `safelight models remove dream`")
+def remove(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Forget a model. Its file stays where it is."""
+    model = _library(context, root).remove(name)
+    if as_json:
+        say_json(model.summary() | {"removed": True})
+    else:
+        typer.echo(f"removed {model.name} from the library; {model.path} stays")
