@@ -1,0 +1,57 @@
+"""What is relied on of diffusers and transformers. When one of these fails, a new version of theirs behaves otherwise."""
+
+from __future__ import annotations
+
+import torch
+from support import checkpoints
+
+from safelight.arch import diffusers_fence
+
+
+def test_attention_08_the_chosen_processor_is_the_one_that_is_called() -> None:
+    config = checkpoints.configs("sd1")["unet"]
+    counts: dict[str, int] = {}
+    for name, kind in (
+        ("torch-sdp", diffusers_fence.AttnProcessor2_0),
+        ("normal", diffusers_fence.AttnProcessor),
+        ("sliced", diffusers_fence.SlicedAttnProcessor),
+    ):
+        unet = checkpoints.modules("sd1")["unet"]
+        unet.set_attn_processor(diffusers_fence.attention_processor(name))  # type: ignore[operator]
+        original = kind.__call__
+
+        def counted(self, *args, _original=original, _name=name, **kwargs):
+            counts[_name] = counts.get(_name, 0) + 1
+            return _original(self, *args, **kwargs)
+
+        kind.__call__ = counted  # type: ignore[method-assign]
+        try:
+            with torch.no_grad():
+                unet(torch.ones(1, 4, 8, 8), 1, torch.ones(1, 77, 64))
+        finally:
+            kind.__call__ = original  # type: ignore[method-assign]
+        built = diffusers_fence.build("sd1", config, torch.float32, name)
+        assert {type(p) for p in built.attn_processors.values()} == {kind}  # type: ignore[union-attr]
+    attentions = sum("attn" in n and n.endswith("to_q") for n, _ in unet.named_modules())
+    assert counts == dict.fromkeys(("torch-sdp", "normal", "sliced"), attentions)
+
+
+def test_attention_02_kernels_agree() -> None:
+    outs = []
+    for name in ("torch-sdp", "normal", "sliced"):
+        unet = checkpoints.modules("sd1")["unet"]
+        unet.set_attn_processor(diffusers_fence.attention_processor(name))  # type: ignore[operator]
+        with torch.no_grad():
+            outs.append(unet(torch.ones(1, 4, 8, 8), 1, torch.ones(1, 77, 64)).sample)
+    assert all(torch.allclose(outs[0], other, atol=1e-4) for other in outs[1:])
+
+
+def test_building_changes_nothing_of_the_process() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        built = diffusers_fence.build("sd1", checkpoints.configs("sd1")["vae"], torch.float32, "torch-sdp")
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in built.parameters()} == {torch.float32}
+    assert torch.nn.Linear(1, 1).weight.device.type == "cpu"

@@ -1,0 +1,62 @@
+"""Shared fixtures: tiny checkpoints made once for each worker, an empty library, an engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Two workers on two cores: one thread each. It is part of the run settings, so it has to be the same everywhere.
+os.environ["SAFELIGHT_THREADS"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from support import checkpoints
+
+import safelight
+from safelight.engine.local import LocalEngine
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place for everything that Safelight keeps."""
+    place = tmp_path / "root"
+    monkeypatch.setenv("SAFELIGHT_ROOT", str(place))
+    monkeypatch.delenv("SAFELIGHT_MAX_CACHE_RAM_GB", raising=False)
+    return place
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tiny checkpoints: two of SD 1, one of SD 2 and of SDXL, a refiner, in several forms."""
+    folder = tmp_path_factory.mktemp("tiny")
+    checkpoints.write_single(folder / "a.safetensors", "sd1", 1)
+    checkpoints.write_single(folder / "b.safetensors", "sd1", 2, dtype=torch.float16)
+    checkpoints.write_single(folder / "v2.safetensors", "sd2", 3)
+    checkpoints.write_single(folder / "xl.safetensors", "sdxl", 4)
+    checkpoints.write_single(folder / "refiner.safetensors", "sdxl-refiner", 5)
+    checkpoints.write_single(folder / "inpaint.safetensors", "sd1", 6, in_channels=9)
+    checkpoints.write_single(folder / "old.ckpt", "sd1", 1)
+    checkpoints.write_folder(folder / "folder", "sd1", 1)
+    return folder
+
+
+@pytest.fixture
+def engine(root: Path) -> Iterator[LocalEngine]:
+    opened = safelight.open_engine(root)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def ask(tiny: Path):
+    """A small request for one of the tiny checkpoints."""
+
+    def make(name: str = "a.safetensors", **changes: object) -> safelight.Request:
+        values: dict[str, object] = {"prompt": "red apple", "steps": 2, "width": 64, "height": 64, **changes}
+        return safelight.Request(model=str(tiny / name), **values)  # type: ignore[arg-type]
+
+    return make

@@ -1,0 +1,110 @@
+"""Pickles are read as weights, or refused with what they wanted to run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from safelight.errors import CorruptFileError, FileError, UnsafeFileError
+from safelight.formats.pickle import read_header
+from safelight.library.convert import to_safetensors
+
+
+def content() -> dict[str, torch.Tensor]:
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    return {
+        "plain": base.clone(),
+        "transposed": base.t(),
+        "part": base[1:3, 2:4],
+        "half": base.half(),
+        "brain": base.bfloat16(),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.empty(0, 3),
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_reads_what_torch_reads(tmp_path: Path, legacy: bool) -> None:
+    path, target = tmp_path / "weights.ckpt", tmp_path / "weights.safetensors"
+    torch.save({"state_dict": content(), "epoch": 3}, path, _use_new_zipfile_serialization=not legacy)
+    to_safetensors(read_header(path), target)
+    from safetensors.torch import load_file
+
+    converted = load_file(target)
+    loaded = torch.load(path, weights_only=True)["state_dict"]
+    assert converted.keys() == loaded.keys()
+    for name, tensor in loaded.items():
+        assert converted[name].dtype == tensor.dtype
+        assert torch.equal(converted[name], tensor), name
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/safelight-was-run",)
+
+
+class Odd:
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return random.Random, (3,)
+
+
+@pytest.mark.parametrize(("thing", "wanted"), [(Evil(), "system"), (Odd(), "random.Random")])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_wants_to_run_is_refused_by_name(tmp_path: Path, thing: object, wanted: str, legacy: bool) -> None:
+    path = tmp_path / "evil.ckpt"
+    torch.save({"state_dict": {"a": torch.ones(2)}, "x": thing}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UnsafeFileError, match=wanted):
+        read_header(path)
+    assert not Path("/tmp/safelight-was-run").exists()
+
+
+def test_a_bare_pickle_that_runs_something(tmp_path: Path) -> None:
+    path = tmp_path / "evil.bin"
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UnsafeFileError, match="system"):
+        read_header(path)
+
+
+def test_zip_bombs_and_strange_archives(tmp_path: Path) -> None:
+    bomb, other = tmp_path / "bomb.ckpt", tmp_path / "other.ckpt"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 50_000_000)
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(CorruptFileError, match="would unpack to"):
+        read_header(bomb)
+    with pytest.raises(CorruptFileError, match=r"no data\.pkl"):
+        read_header(other)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_mutations_and_truncations_give_only_clean_errors(tmp_path: Path, legacy: bool) -> None:
+    path = tmp_path / "mutated.ckpt"
+    torch.save({"state_dict": content()}, path, _use_new_zipfile_serialization=not legacy)
+    good = path.read_bytes()
+    chance = random.Random(7)
+    for _ in range(1500):
+        data = bytearray(good)
+        for _ in range(chance.randint(1, 3)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        path.write_bytes(data[: chance.randrange(len(data))] if chance.random() < 0.3 else data)
+        try:
+            header = read_header(path)
+        except FileError:
+            continue
+        size = path.stat().st_size
+        assert all(info.offset + info.nbytes <= size for info in header.tensors.values())
+
+
+def test_numpy_scalars_are_not_weights(tmp_path: Path) -> None:
+    path = tmp_path / "numpy.ckpt"
+    torch.save({"a": np.float32(3)}, path)
+    with pytest.raises(UnsafeFileError, match="numpy"):
+        read_header(path)

@@ -1,0 +1,142 @@
+"""Batches, cancelling, CLIP skip, the process's own numeric state, and what an image says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import oracle
+
+import safelight
+from safelight.engine.local import LocalEngine
+from safelight.types import SAMPLERS, Progress
+
+
+def test_image_k_of_a_batch_is_that_of_its_seed_alone(engine: LocalEngine, ask) -> None:
+    for sampler in ("euler", "euler_a", "dpmpp_sde"):
+        batch = list(engine.generate(ask(seed=5, count=3, sampler=sampler)))
+        alone = [next(engine.generate(ask(seed=seed, sampler=sampler))) for seed in (7, 5, 6)]
+        assert [image.seed for image in batch] == [5, 6, 7]
+        assert [image.pixels for image in batch] == [alone[1].pixels, alone[2].pixels, alone[0].pixels]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_every_sampler_runs_at_the_fewest_steps(sampler: str, steps: int, engine: LocalEngine, ask) -> None:
+    image = next(engine.generate(ask(sampler=sampler, steps=steps)))
+    assert len(image.pixels) == 64 * 64 * 3
+
+
+def test_cancel_at_every_step_leaves_all_as_it_was(engine: LocalEngine, ask) -> None:
+    right = next(engine.generate(ask(steps=3))).pixels_sha256
+    events: list[Progress] = []
+    next(engine.generate(ask(steps=3), events.append))
+    assert [e.stage for e in events] == ["switch", "encode", "denoise", "denoise", "denoise", "decode", "decode"]
+    for stop in range(len(events)):
+        seen = 0
+
+        def cancel(_: Progress, stop: int = stop) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == stop + 1:
+                raise safelight.Cancelled
+
+        with pytest.raises(safelight.Cancelled):
+            next(engine.generate(ask(steps=3), cancel))
+        assert next(engine.generate(ask(steps=3))).pixels_sha256 == right
+
+
+def test_clip_skip_is_the_hidden_state_and_the_final_norm(engine: LocalEngine, ask) -> None:
+    pipe = oracle.pipeline("sd1", 1)
+    ids = pipe.tokenizer("red apple", padding="max_length", max_length=77, return_tensors="pt").input_ids
+    none = pipe.tokenizer("", padding="max_length", max_length=77, return_tensors="pt").input_ids
+    with torch.no_grad():
+        skipped = [
+            pipe.text_encoder.final_layer_norm(pipe.text_encoder(x, output_hidden_states=True).hidden_states[-2])
+            for x in (ids, none)
+        ]
+    image = pipe(
+        prompt_embeds=skipped[0],
+        negative_prompt_embeds=skipped[1],
+        num_inference_steps=2,
+        guidance_scale=7.0,
+        width=64,
+        height=64,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    assert next(engine.generate(ask(clip_skip=1))).pixels == image.tobytes()
+    with pytest.raises(safelight.RequestError, match="has only 2 layers"):
+        next(engine.generate(ask(clip_skip=2)))
+
+
+def test_the_process_is_left_as_it_was_and_does_not_matter(engine: LocalEngine, ask) -> None:
+    right = next(engine.generate(ask(sampler="euler_a"))).pixels_sha256
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(2)
+    torch.manual_seed(99)
+    np.random.seed(5)
+    random.seed(6)
+    states = (torch.get_rng_state().clone(), np.random.get_state()[1].copy(), random.getstate())  # type: ignore[index]
+    try:
+        again = next(engine.generate(ask(sampler="euler_a"))).pixels_sha256
+        assert torch.get_default_dtype() == torch.float64
+        assert torch.get_num_threads() == 2
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert (np.random.get_state()[1] == states[1]).all()  # type: ignore[index]
+        assert random.getstate() == states[2]
+        assert torch.is_grad_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(1)
+    assert again == right
+
+
+def test_what_an_image_says_is_what_made_it(engine: LocalEngine, ask, tiny: Path) -> None:
+    image = next(engine.generate(ask(seed=3)))
+    assert image.pixels_sha256 == hashlib.sha256(image.pixels).hexdigest()
+    assert image.metadata["request"]["seed"] == 3
+    assert image.metadata["model"]["digest"] == image.model_digest
+    assert image.metadata["run"]["threads"] == 1
+    assert image.metadata["run"]["versions"]["torch"] == torch.__version__
+    assert image.seconds.total > 0
+    assert image.host_peak_bytes > 1e8
+
+
+@pytest.mark.parametrize(("name", "message"), [("inpaint.safetensors", "inpainting"), ("refiner.safetensors", "refiner")])
+def test_load_02_a_checkpoint_for_something_else_is_refused(name: str, message: str, engine: LocalEngine, ask) -> None:
+    with pytest.raises(safelight.RequestError, match=message):
+        next(engine.generate(ask(name)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("steps", 2.5),
+        ("width", 63),
+        ("height", 0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("cfg", -1.0),
+        ("cfg", float("nan")),
+        ("sampler", "eular"),
+        ("schedule", "wide"),
+        ("precision", "fp8"),
+        ("count", 0),
+        ("clip_skip", -1),
+        ("prompt", "a\0b"),
+        ("width", 1 << 20),
+    ],
+)
+def test_requests_that_cannot_be_are_refused_by_field(field: str, value: object, ask) -> None:
+    with pytest.raises(safelight.RequestError, match=field):
+        ask(**{field: value})
+
+
+def test_schedules_that_do_not_apply_are_refused(ask) -> None:
+    with pytest.raises(safelight.RequestError, match="schedule"):
+        ask(sampler="ddim", schedule="karras")

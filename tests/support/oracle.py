@@ -1,0 +1,74 @@
+"""diffusers' own pipelines, as they come, on the same weights: what Safelight's pixels are compared with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from support import checkpoints
+from torch import nn
+from transformers import CLIPTokenizer
+
+from safelight.prompts.tokens import VOCABULARY
+
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+}
+"""As Stable Diffusion's published scheduler settings have them."""
+
+
+def tokenizer(pad: str) -> CLIPTokenizer:
+    model = json.loads(Path(VOCABULARY).read_text())["model"]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, pad_token=pad, model_max_length=77)
+
+
+def aligned(module: nn.Module) -> nn.Module:
+    """The module with every tensor at a multiple of 64 bytes: fp32 results depend on it."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+        assert parameter.data_ptr() % 64 == 0
+    return module
+
+
+def pipeline(base: str, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+    built = {role: aligned(module.to(dtype)) for role, module in checkpoints.modules(base, seed).items()}
+    scheduler = diffusers.EulerDiscreteScheduler.from_config(SCHEDULE)
+    end = "<|endoftext|>"
+    if base == "sdxl":
+        return diffusers.StableDiffusionXLPipeline(
+            **built, tokenizer=tokenizer(end), tokenizer_2=tokenizer("!"), scheduler=scheduler, add_watermarker=False
+        )
+    return diffusers.StableDiffusionPipeline(
+        **built,
+        tokenizer=tokenizer("!" if base == "sd2" else end),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def pixels(pipe: Any, prompt: str, negative: str | None, steps: int, seed: int, cfg: float, **call: Any) -> bytes:
+    torch.set_num_threads(1)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe(
+        prompt,
+        negative_prompt=negative,
+        num_inference_steps=steps,
+        guidance_scale=cfg,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        **{"width": 64, "height": 64, **call},
+    ).images[0]
+    return image.tobytes()
