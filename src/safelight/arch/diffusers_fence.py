@@ -8,7 +8,6 @@ that is called; pipelines take embeddings and give latents without a text encode
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,9 +24,6 @@ from safelight.formats.layout import BASES, END_TOKEN, ComponentConfig
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 """Nothing is ever fetched to build or read a model. Set before the libraries look."""
 
-logging.getLogger("transformers").setLevel(logging.ERROR)
-"""transformers says at import that torchvision is missing; nothing here needs it."""
-
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from diffusers.image_processor import VaeImageProcessor
@@ -37,8 +33,11 @@ with warnings.catch_warnings():
     from diffusers.utils import logging as diffusers_logging
     from transformers.models.clip.configuration_clip import CLIPTextConfig
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+    from transformers.utils import logging as transformers_logging
 
 diffusers_logging.set_verbosity_error()
+transformers_logging.set_verbosity_error()
+"""transformers says that torchvision is missing when pipelines are imported; nothing here needs it."""
 
 CHANNELS_PER_HEAD = 64
 """Of SD 2's and SDXL's UNets, and of every CLIP text encoder."""

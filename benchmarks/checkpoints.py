@@ -1,0 +1,108 @@
+"""Seeded random checkpoints of full size, fp16, for speed and memory: their images are noise.
+
+``python benchmarks/checkpoints.py DIR`` writes A and B of SD 1.5's size, each as one file in LDM's names and as a
+diffusers folder (8.5 GB in all). Nothing is written again that is there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from safelight.arch.diffusers_fence import _construct
+from safelight.formats.keys.clip import CLIPConfig
+from safelight.formats.keys.unet import UNetConfig
+from safelight.formats.keys.vae import VAEConfig
+from safelight.formats.layout import ComponentConfig, rows
+
+SD15: dict[str, ComponentConfig] = {
+    "text_encoder": CLIPConfig(768, 3072, 12, 49408, 77, None, "quick_gelu"),
+    "unet": UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 768, False),
+    "vae": VAEConfig(3, 3, 4, (128, 256, 512, 512), 2),
+}
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "cond_stage_model.transformer.text_model.",
+}
+FILES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+def tensors(config: ComponentConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Random weights that keep signals alive: He's deviation for matrices, one for norms, nothing for biases."""
+    generator = torch.Generator().manual_seed(seed)
+    out = {}
+    for row in rows(config):
+        values = torch.randn(row.shape, generator=generator)
+        if len(row.shape) >= 2:
+            values *= 0.02 if "embedding" in row.name else min(0.02, values[0].numel() ** -0.5)
+        else:
+            values = values * 0.02 + (0.0 if row.name.endswith("bias") else 1.0)
+        out[row.name] = values.half()
+    return out
+
+
+def write(folder: Path, name: str, seed: int) -> None:
+    single, home = folder / f"{name}.safetensors", folder / name
+    if single.exists() and (home / "model_index.json").exists():
+        return
+    whole: dict[str, torch.Tensor] = {}
+    for number, (role, config) in enumerate(SD15.items()):
+        made = tensors(config, seed * 10 + number)
+        (home / role).mkdir(parents=True, exist_ok=True)
+        save_file(made, home / role / f"{FILES[role]}.safetensors", {"format": "pt"})
+        with torch.device("meta"):
+            module = _construct("sd1", config)
+        settings = module.config.to_dict() if role == "text_encoder" else dict(module.config)  # type: ignore[union-attr]
+        settings |= {"_class_name": type(module).__name__}
+        (home / role / "config.json").write_text(json.dumps(settings, default=str))
+        for row in rows(config):
+            ldm = row.name if role == "text_encoder" else row.sources[min(1, len(row.sources) - 1)].name
+            square = ".mid.attn_1." in ldm and made[row.name].ndim == 2
+            whole[PREFIXES[role] + ldm] = made[row.name][:, :, None, None] if square else made[row.name]
+    save_file(whole, single, {"format": "pt"})
+    _rest(home)
+
+
+def _rest(home: Path) -> None:
+    """The scheduler's and tokenizer's files, without which diffusers does not load a folder."""
+    from diffusers import EulerDiscreteScheduler
+    from transformers import CLIPTokenizer
+
+    from safelight.prompts.tokens import VOCABULARY
+
+    model = json.loads(VOCABULARY.read_text())["model"]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    tokenizer = CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=77)
+    tokenizer.save_pretrained(home / "tokenizer")
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    EulerDiscreteScheduler(**schedule).save_pretrained(home / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    }
+    (home / "model_index.json").write_text(json.dumps(index))
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate("AB", 1):
+        write(folder, name, seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The command line as scripts use it: real processes, exit codes, one JSON object to a line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as PILImage
+from typer.testing import CliRunner
+
+from safelight.cli import main
+from safelight.errors import SafelightError
+
+SMALL = ("--steps", "2", "--width", "64", "--height", "64")
+
+
+def safelight(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A real process."""
+    return subprocess.run(
+        [sys.executable, "-m", "safelight.cli", *map(str, arguments)], check=False, capture_output=True, text=True
+    )
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """The same in this process, which is faster: ``run()`` as the console script calls it."""
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["safelight", *map(str, arguments)])
+        code = 0
+        try:
+            main.run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+def test_generate_a_b_a_in_two_processes(tiny: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "red apple", "-m", tiny / "a.safetensors", "-m", tiny / "b.safetensors"]
+    arguments += ["-m", tiny / "a.safetensors", "--seed", 0, "--json", "--out", tmp_path / "out", *SMALL]
+    first, second = safelight(*arguments), safelight(*arguments)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    assert first.stderr == ""
+    rows = [json.loads(line) for line in first.stdout.splitlines()]
+    again = [json.loads(line) for line in second.stdout.splitlines()]
+    digests = [row["pixels_sha256"] for row in rows]
+    assert digests[0] == digests[2] != digests[1]
+    assert [row["pixels_sha256"] for row in again] == digests
+    assert set(rows[0]) == {"path", "model", "model_digest", "seed", "pixels_sha256", "seconds", "memory"}
+    assert set(rows[0]["seconds"]) == {"switch", "encode", "denoise", "decode"}
+    assert rows[0]["memory"]["host_peak_bytes"] > 1e8
+    with PILImage.open(tmp_path / "out/sheet.png") as sheet:
+        assert sheet.width > 700
+    assert len({row["path"] for row in [*rows, *again]}) == 6
+
+
+def test_models(run, tiny: Path) -> None:
+    added = run("models", "add", tiny / "a.safetensors", tiny / "b.safetensors", "--json")
+    assert added.code == 0
+    wanted = {"name", "kind", "base", "prediction_type", "dtype", "digest", "path", "origin", "rule"}
+    assert all(wanted <= set(row) for row in added.rows)
+    listed = run("models", "list", "--json").rows
+    assert [row["name"] for row in listed if row["origin"] == "added"] == ["a", "b"]
+    assert "a  " in run("models", "list").out
+    assert run("models", "show", "a", "--json").rows[0]["digest"] == added.rows[0]["digest"]
+    assert "unet" in run("models", "show", "a").out
+    assert run("models", "verify", "a", "b", "--json").rows[1]["intact"] is True
+    assert "a: intact" in run("models", "verify", "a").out
+    assert run("models", "remove", "a", "--json").rows[0]["removed"] is True
+    assert "removed b" in run("models", "remove", "b").out
+    assert run("models", "show", "a").code == 2
+
+
+def test_verify_finds_a_changed_file(run, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes((tiny / "a.safetensors").read_bytes())
+    run("models", "add", path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    outcome = run("models", "verify", "m", "--json")
+    assert outcome.code == 1
+    assert outcome.rows[0]["intact"] is False
+    assert run("generate", "x", "-m", "m", *SMALL).code == 1
+
+
+def test_identify(run, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"")
+    outcome = run("identify", tiny / "v2.safetensors", tmp_path / "bad.safetensors", "--json")
+    assert outcome.code == 2
+    assert outcome.rows[0]["base"] == "sd2"
+    assert "is empty" in outcome.rows[1]["error"]
+    assert "because:" in run("identify", tiny / "xl.safetensors").out
+
+
+def test_remake(run, tiny: Path, tmp_path: Path) -> None:
+    made = run("generate", "red apple", "-m", tiny / "a.safetensors", "--json", "--out", tmp_path, *SMALL).rows[0]
+    run("models", "add", tiny / "a.safetensors", "--name", "other-name")
+    outcome = run("remake", made["path"], "--json", "--out", tmp_path / "again")
+    assert outcome.code == 0
+    row = outcome.rows[0]
+    assert (row["same"], row["same_model"], row["file_untouched"], row["versions_changed"]) == (True, True, True, {})
+    assert "pixel for pixel" in run("remake", made["path"]).out
+    other = run("remake", made["path"], "-m", tiny / "b.safetensors")
+    assert other.code == 1
+    assert "not the same" in other.out
+    assert "made by model" in other.out
+
+
+BAD = {
+    "unknown model": (("generate", "x", "-m", "nothing"), "no model named 'nothing'"),
+    "unknown sampler": (("generate", "x", "-m", "a", "--sampler", "eular"), "sampler='eular'"),
+    "odd size": (("generate", "x", "-m", "a", "--width", "65"), "the nearest is 64"),
+    "no such file": (("models", "add", "none.safetensors"), "does not exist"),
+    "directory": (("models", "add", "."), "model_index.json"),
+    "two paths, one name": (("models", "add", "a", "b", "--name", "c"), "--name"),
+    "no image": (("remake", "none.png"), "does not exist"),
+    "not a number": (("generate", "x", "-m", "a", "--steps", "many"), "--steps"),
+    "prediction": (("models", "add", "a", "--prediction-type", "x0"), "epsilon or v_prediction"),
+    "unknown command": (("generat",), "generat"),
+}
+
+
+@pytest.mark.parametrize("label", BAD)
+def test_bad_input_is_one_clear_message_and_exit_code_2(label: str, run, root: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD[label]
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.err.replace("\n", " ")
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    assert not root.exists()
+
+
+def test_a_bad_setting_names_its_variable(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_THREADS", "many")
+    outcome = run("models", "list")
+    assert outcome.code == 2
+    assert "SAFELIGHT_THREADS" in outcome.err
+
+
+def test_demo(run, tmp_path: Path) -> None:
+    outcome = run("demo", "--out", tmp_path / "demo")
+    assert outcome.code == 0
+    assert "identical: the first and the last picture are the same" in outcome.out
+    assert (tmp_path / "demo/sheet.png").exists()
+
+
+def test_help_everywhere_with_examples() -> None:
+    runner = CliRunner()
+    commands = [[], ["generate"], ["remake"], ["demo"], ["identify"], ["models"]]
+    commands += [["models", name] for name in ("add", "list", "show", "verify", "remove")]
+    for command in commands:
+        shown = runner.invoke(main.app, [*command, "--help"])
+        assert shown.exit_code == 0
+        assert "Example" in shown.output, command
+
+
+def test_version() -> None:
+    assert safelight("--version").stdout.startswith("safelight 0.")
+
+
+def test_failures_and_cancelling_have_their_exit_codes(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for raised, code in ((SafelightError("broken"), 1), (KeyboardInterrupt(), 130)):
+
+        def fail(raised: BaseException = raised) -> None:
+            raise raised
+
+        monkeypatch.setattr(main, "app", fail)
+        assert run().code == code

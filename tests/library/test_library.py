@@ -1,0 +1,197 @@
+"""The library: identity is content; times and sizes are only a hint, in either direction."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import checkpoints
+
+import safelight
+from safelight.errors import CorruptFileError, InputError, IntegrityError, ModelNotFoundError, UnsupportedModelError
+from safelight.library import records
+from safelight.library.library import Library
+
+
+@pytest.fixture
+def library(root: Path) -> Library:
+    return Library(root)
+
+
+def own(library: Library) -> list[str]:
+    return [model.name for model in library.models() if model.origin != "starter"]
+
+
+def test_the_same_weights_have_the_same_digest_in_every_form(library: Library, tiny: Path) -> None:
+    digests = {library.add(tiny / name).digest for name in ("a.safetensors", "old.ckpt", "folder")}
+    assert len(digests) == 1
+    assert library.add(tiny / "b.safetensors").digest not in digests
+    assert sorted(own(library)) == ["a", "b", "folder", "old"]
+
+
+def test_adding_reads_all_and_tells(library: Library, tiny: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    model = library.add(tiny / "a.safetensors", on_bytes=lambda done, total: seen.append((done, total)))
+    read = sum(t.nbytes for c in model.manifest.components for t in c.tensors)
+    assert seen[-1][0] == read
+    assert library.get("a") == model
+
+
+def test_names(library: Library, tiny: Path, tmp_path: Path) -> None:
+    library.add(tiny / "a.safetensors", "first")
+    library.add(tiny / "a.safetensors", "first")
+    with pytest.raises(InputError, match="taken"):
+        library.add(tiny / "b.safetensors", "first")
+    for bad in ("", "../x", "a/b", ".hidden", "x" * 200):
+        with pytest.raises(InputError, match="not a name"):
+            library.add(tiny / "b.safetensors", bad or "...")
+    odd = tmp_path / "Dream Shäper (v8).safetensors"
+    shutil.copy(tiny / "a.safetensors", odd)
+    assert library.add(odd).name == "Dream-Sh-per-v8"
+    with pytest.raises(ModelNotFoundError, match="first"):
+        library.get("frist")
+    library.remove("first")
+    assert "first" not in own(library)
+    assert (tiny / "a.safetensors").exists()
+
+
+def test_state_30_an_unknown_model_is_never_another_one(library: Library, tiny: Path) -> None:
+    library.add(tiny / "a.safetensors")
+    for name in ("A", "a.safetensors", str(tiny / "none.safetensors"), "../models/a", ""):
+        with pytest.raises(InputError):
+            library.resolve(name)
+
+
+@pytest.mark.parametrize("step", [-1_000_000_000, 0, 1_000_000_000])
+def test_load_03_and_05_a_replaced_file_is_seen_whatever_its_time(library: Library, tiny: Path, tmp_path: Path, step: int) -> None:
+    path = tmp_path / "model.safetensors"
+    checkpoints.write_single(path, "sd1", 1)
+    old = path.stat()
+    model = library.add(path)
+    checkpoints.write_single(path, "sd1", 8)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns + step))
+    with pytest.raises(IntegrityError, match="its content changed"):
+        library.checked(model)
+    with pytest.raises(IntegrityError, match="its content changed"):
+        library.verify("model")
+    assert library.add(path).digest != model.digest
+
+
+def test_a_touched_file_with_the_same_content_is_accepted(library: Library, tmp_path: Path) -> None:
+    path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 1)
+    model = library.add(path)
+    os.utime(path, ns=(1, 1))
+    assert model.manifest.changed() == path
+    fresh = library.checked(model)
+    assert fresh.digest == model.digest
+    assert fresh.manifest.changed() is None
+    assert library.get("m").manifest.changed() is None
+    path.unlink()
+    with pytest.raises(IntegrityError, match="gone"):
+        library.checked(model)
+
+
+def test_load_07_a_file_overwritten_in_place_gives_an_error_not_other_pixels(root: Path, tmp_path: Path) -> None:
+    path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 1)
+    engine = safelight.open_engine(root)
+    engine.library.add(path)
+    request = safelight.Request("red apple", "m", steps=1, width=64, height=64)
+    right = next(engine.generate(request)).pixels_sha256
+    good = path.read_bytes()
+    other = checkpoints.write_single(tmp_path / "other.safetensors", "sd1", 2).read_bytes()
+    with path.open("r+b") as file:
+        file.write(other)
+    with pytest.raises(IntegrityError):
+        next(engine.generate(request))
+    with path.open("r+b") as file:
+        file.truncate(len(good) // 2)
+    with pytest.raises(IntegrityError):
+        next(engine.generate(request))
+    path.write_bytes(good)
+    assert next(engine.generate(request)).pixels_sha256 == right
+
+
+def test_load_04_one_bit_anywhere_changes_the_digest(library: Library, tmp_path: Path) -> None:
+    path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 1)
+    model = library.add(path)
+    data = bytearray(path.read_bytes())
+    place = model.manifest.component("unet").tensors[40]
+    data[place.offset + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=place.name.replace(".", r"\.")):
+        library.verify("m")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_nan_and_infinity_are_refused(library: Library, tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 1, dtype=dtype)
+    tensors = load_file(path)
+    tensors["model.diffusion_model.out.2.weight"][0, 0, 0, 0] = value
+    save_file(tensors, path)
+    with pytest.raises(CorruptFileError, match=r"conv_out\.weight holds NaN or infinity"):
+        library.add(path)
+    assert own(library) == []
+
+
+def test_what_is_not_a_checkpoint_is_refused_by_what_it_is(library: Library, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file({"lora_unet_a_attn2_to_k.lora_down.weight": torch.zeros(4, 768)}, path)
+    with pytest.raises(UnsupportedModelError, match="is a lora for sd1"):
+        library.add(path)
+
+
+def test_conversions_live_and_die_with_the_record(library: Library, root: Path, tiny: Path) -> None:
+    model = library.add(tiny / "old.ckpt")
+    assert model.format == "pickle"
+    assert [p.name for p in (root / "converted").glob("*/*")] == ["model.safetensors"]
+    library.verify("old")
+    library.remove("old")
+    assert not list((root / "converted").glob("*/*"))
+
+
+def test_damaged_records_are_refused_by_name(library: Library, root: Path, tiny: Path) -> None:
+    library.add(tiny / "a.safetensors")
+    path = root / "models/a.json"
+    whole = json.loads(path.read_text())
+    for change in (
+        {"manifest": {}},
+        {"manifest": {**whole["manifest"], "digest": "0" * 64}},
+        {"manifest": {**whole["manifest"], "version": 99}},
+        {"surprise": 1},
+    ):
+        path.write_text(json.dumps({**whole, **change}))
+        with pytest.raises(CorruptFileError, match=r"a\.json"):
+            library.get("a")
+    path.write_text("{")
+    with pytest.raises(CorruptFileError, match="not JSON"):
+        library.models()
+
+
+def test_records_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record"
+    records.write_whole(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space"):
+        records.write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["record"]
+
+
+def test_paths_are_measured_once(library: Library, tiny: Path, root: Path) -> None:
+    first: list[int] = []
+    library.resolve(str(tiny / "a.safetensors"), lambda done, _: first.append(done))
+    again: list[int] = []
+    library.resolve(str(tiny / "a.safetensors"), lambda done, _: again.append(done))
+    assert first
+    assert not again
+    assert own(library) == []

@@ -1,0 +1,146 @@
+"""The mission: whatever happens between two images, the same request gives the same pixels.
+
+``make proof`` runs the long versions of these with the starters (``tools/proof.py``).
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import safelight
+from safelight.arch import diffusers_fence
+from safelight.engine.local import LocalEngine
+
+NAMES = ("a.safetensors", "b.safetensors", "v2.safetensors", "xl.safetensors")
+
+
+def firsts(root: Path, ask) -> dict[str, str]:
+    """Each model's pixels in an engine that has held no other model."""
+    found = {}
+    for name in NAMES:
+        engine = safelight.open_engine(root)
+        found[name] = next(engine.generate(ask(name))).pixels_sha256
+        engine.close()
+    return found
+
+
+@pytest.fixture
+def right(root: Path, ask) -> dict[str, str]:
+    return firsts(root, ask)
+
+
+def test_state_02_any_order_gives_the_same(engine: LocalEngine, ask, right: dict[str, str]) -> None:
+    chance = random.Random(0)
+    for _ in range(40):
+        name = chance.choice(NAMES)
+        assert next(engine.generate(ask(name))).pixels_sha256 == right[name]
+
+
+def test_state_02_with_room_for_one(root: Path, ask, right: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_MAX_CACHE_RAM_GB", "0.035")
+    engine = safelight.open_engine(root)
+    chance = random.Random(1)
+    for _ in range(30):
+        name = chance.choice(NAMES)
+        assert next(engine.generate(ask(name))).pixels_sha256 == right[name]
+        assert engine.residency.pool.used_bytes + engine.residency.pool.kept_bytes <= engine.residency.limit
+
+
+def test_attention_03_with_fresh_memory_poisoned(engine: LocalEngine, ask, right: dict[str, str]) -> None:
+    """Fresh memory is NaN: whoever reads what nobody wrote makes a black image."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        for name in (*NAMES, *NAMES):
+            assert next(engine.generate(ask(name))).pixels_sha256 == right[name]
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_state_27_with_exceptions_thrown_inside_a_convolution(
+    engine: LocalEngine, ask, right: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(2)
+    original = nn.Conv2d.forward
+    countdown = [0]
+
+    def forward(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        countdown[0] -= 1
+        if countdown[0] == 0:
+            raise RuntimeError("a kernel failed")
+        return original(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", forward)
+    failures = 0
+    kept = []
+    for turn in range(30):
+        name = chance.choice(NAMES)
+        countdown[0] = chance.randint(1, 100) if turn % 3 == 0 else -1
+        try:
+            digest = next(engine.generate(ask(name))).pixels_sha256
+        except RuntimeError as error:
+            failures += 1
+            kept.append(error)
+        else:
+            assert digest == right[name]
+    assert failures > 5
+
+
+def test_state_24_with_old_pipelines_kept_and_global_state_shaken(
+    engine: LocalEngine, ask, right: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    original = diffusers_fence._pipeline_class
+
+    def keeping(base: str):
+        def make(**parts: object):
+            kept.append(original(base)(**parts))
+            return kept[-1]
+
+        return make
+
+    monkeypatch.setattr(diffusers_fence, "_pipeline_class", keeping)
+    chance = random.Random(3)
+    for _ in range(20):
+        torch.manual_seed(chance.randrange(1000))
+        torch.rand(chance.randrange(100))
+        random.seed(chance.randrange(1000))
+        torch.set_num_threads(chance.choice([1, 2]))
+        name = chance.choice(NAMES)
+        assert next(engine.generate(ask(name))).pixels_sha256 == right[name]
+    torch.set_num_threads(1)
+    assert len(kept) == 20
+
+
+def test_attention_09_alignment_matters_and_is_kept(engine: LocalEngine, ask) -> None:
+    """Every bound tensor starts at a multiple of 64 bytes, in both dtypes."""
+    for precision in ("fp32", "bf16"):
+        next(engine.generate(ask(precision=precision)))
+    seen = 0
+    for resident in engine.residency._residents.values():
+        for tensor in resident.weights.tensors.values():
+            seen += 1
+            assert tensor.data_ptr() % 64 == 0
+    assert seen > 300
+
+
+def test_state_13_prompts_of_another_model_are_not_reused(engine: LocalEngine, ask, right: dict[str, str]) -> None:
+    """The same prompt, another checkpoint, then another CLIP skip: each has its own conditioning."""
+    skipped = next(engine.generate(ask("a.safetensors", clip_skip=1))).pixels_sha256
+    assert next(engine.generate(ask("b.safetensors"))).pixels_sha256 == right["b.safetensors"]
+    assert next(engine.generate(ask("a.safetensors"))).pixels_sha256 == right["a.safetensors"]
+    assert skipped != right["a.safetensors"]
+
+
+def test_state_17_the_image_names_the_model_that_made_it(engine: LocalEngine, ask) -> None:
+    digests = {}
+    for name in (*NAMES, *NAMES):
+        image = next(engine.generate(ask(name)))
+        assert image.metadata["model"]["digest"] == image.model_digest
+        assert digests.setdefault(name, image.model_digest) == image.model_digest
+    assert len(set(digests.values())) == len(NAMES)
