@@ -33,7 +33,7 @@ def test_all_is_complete_and_sorted() -> None:
         "import safelight",
         "from safelight.cli import main",
         "import safelight.assemble.control",
-        "from typer.testing import CliRunner; from safelight.cli.main import app; CliRunner().invoke(app, ['models', 'list'])",
+        "import safelight.cli.main as m; from typer.testing import CliRunner; CliRunner().invoke(m.app, ['models', 'list'])",
     ],
 )
 def test_no_torch_where_nothing_is_computed(code: str) -> None:

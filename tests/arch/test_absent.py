@@ -96,7 +96,13 @@ def test_an_absent_parameter_can_be_described_and_nothing_else() -> None:
     absent = AbsentParameter("unet.x", (2, 3), torch.float16)
     assert (absent.shape, absent.dtype, absent.dim(), absent.numel()) == (torch.Size([2, 3]), torch.float16, 2, 6)
     assert "unet.x" in repr(absent)
-    for use in (lambda: absent + 1, lambda: torch.cat([absent]), lambda: absent.view(6), lambda: absent.cpu(), lambda: absent.tolist()):
+    for use in (
+        lambda: absent + 1,
+        lambda: torch.cat([absent]),
+        lambda: absent.view(6),
+        lambda: absent.cpu(),
+        lambda: absent.tolist(),
+    ):
         with pytest.raises(AbsentTensorError, match=r"unet\.x"):
             use()
 

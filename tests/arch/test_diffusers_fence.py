@@ -1,4 +1,4 @@
-"""What is relied on of diffusers and transformers. When one of these fails, a new version of theirs behaves otherwise."""
+"""What is relied on of diffusers and transformers: when one of these fails, a new version behaves otherwise."""
 
 from __future__ import annotations
 

@@ -138,7 +138,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("label", BAD)
-def test_bad_input_is_one_clear_message_and_exit_code_2(label: str, run, root: Path, tmp_path: Path, monkeypatch) -> None:
+def test_bad_input_is_one_clear_message_and_exit_code_2(
+    label: str, run, root: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     arguments, message = BAD[label]
     outcome = run(*arguments)

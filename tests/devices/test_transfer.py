@@ -52,7 +52,10 @@ def test_many_tensors_in_a_slab(tmp_path_factory: pytest.TempPathFactory, sizes:
         assert target.data_ptr() % ALIGNMENT == 0
         reads.append(transfer.Read(str(number), folder / str(number), offset, nbytes, "F32", False, digest, target))
     transfer.read_all(reads, threads)
-    assert all(torch.equal(read.target, torch.arange(size, dtype=torch.float32)) for read, size in zip(reads, sizes, strict=True))
+    assert all(
+        torch.equal(read.target, torch.arange(size, dtype=torch.float32))
+        for read, size in zip(reads, sizes, strict=True)
+    )
 
 
 def test_load_06_a_short_file_is_an_error_never_zeros(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_checkpoint_without_one_of_its_tensors_is_refused(base: str, tmp_path:
     names = [name for name in whole if name not in ("betas", "model_ema.decay")]
     for name in names[:: max(1, len(names) // 40)]:
         save_torch({key: tensor for key, tensor in whole.items() if key != name}, path)
-        with pytest.raises(IncompleteModelError, match="missing|of another shape|that nothing uses"):
+        with pytest.raises(IncompleteModelError, match=r"missing|of another shape|that nothing uses"):
             identify(path)
 
 

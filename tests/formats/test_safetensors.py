@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -119,7 +120,7 @@ def mutated(chance: random.Random, data: bytes) -> bytes:
     """Bytes changed, cut out, doubled, or cut off; mostly within the header."""
     out = bytearray(data)
     for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(len(out)) if len(out) else 0
+        at = chance.randrange(len(out)) if out else 0
         kind = chance.random()
         if kind < 0.5 and out:
             out[at] = chance.choice([chance.randrange(256), *b'0123456789[]{}",:-eE'])
@@ -149,11 +150,19 @@ def test_20000_mutations_give_only_clean_errors(tmp_path: Path) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["t", "__metadata__", "dtype", "shape", "data_offsets"]), inner), max_leaves=12), st.binary(max_size=16))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(st.sampled_from(["t", "__metadata__", "dtype", "shape", "data_offsets"]), inner)
+        ),
+        max_leaves=12,
+    ),
+    st.binary(max_size=16),
+)
 def test_any_json_gives_only_clean_errors(tmp_path_factory: pytest.TempPathFactory, value: object, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     path.write_bytes(file_with(value, data))
-    try:
+    with contextlib.suppress(CorruptFileError):
         read_header(path)
-    except CorruptFileError:
-        pass

@@ -106,7 +106,9 @@ def test_what_an_image_says_is_what_made_it(engine: LocalEngine, ask, tiny: Path
     assert image.host_peak_bytes > 1e8
 
 
-@pytest.mark.parametrize(("name", "message"), [("inpaint.safetensors", "inpainting"), ("refiner.safetensors", "refiner")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("inpaint.safetensors", "inpainting"), ("refiner.safetensors", "refiner")]
+)
 def test_load_02_a_checkpoint_for_something_else_is_refused(name: str, message: str, engine: LocalEngine, ask) -> None:
     with pytest.raises(safelight.RequestError, match=message):
         next(engine.generate(ask(name)))

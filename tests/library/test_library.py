@@ -68,7 +68,9 @@ def test_state_30_an_unknown_model_is_never_another_one(library: Library, tiny: 
 
 
 @pytest.mark.parametrize("step", [-1_000_000_000, 0, 1_000_000_000])
-def test_load_03_and_05_a_replaced_file_is_seen_whatever_its_time(library: Library, tiny: Path, tmp_path: Path, step: int) -> None:
+def test_load_03_and_05_a_replaced_file_is_seen_whatever_its_time(
+    library: Library, tiny: Path, tmp_path: Path, step: int
+) -> None:
     path = tmp_path / "model.safetensors"
     checkpoints.write_single(path, "sd1", 1)
     old = path.stat()

@@ -58,7 +58,9 @@ def test_a_folder_that_cannot_be_written(engine: LocalEngine, ask, tmp_path: Pat
         ("[]", "damaged"),
         (json.dumps({"version": 1}), "damaged"),
         (
-            json.dumps({"version": 99, "request": {"a": 1}, "model": {"digest": "x"}, "run": {"a": 1}, "pixels_sha256": "x"}),
+            json.dumps(
+                {"version": 99, "request": {"a": 1}, "model": {"digest": "x"}, "run": {"a": 1}, "pixels_sha256": "x"}
+            ),
             "newer Safelight",
         ),
     ],
