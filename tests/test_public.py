@@ -33,7 +33,7 @@ def test_all_is_complete_and_sorted() -> None:
         "import safelight",
         "from safelight.cli import main",
         "import safelight.assemble.control",
-        "import safelight.cli.main as m; from typer.testing import CliRunner; CliRunner().invoke(m.app, ['models', 'list'])",
+        "import safelight.cli.main as m; m.app(['models', 'list'], standalone_mode=False)",
     ],
 )
 def test_no_torch_where_nothing_is_computed(code: str) -> None:

@@ -173,9 +173,9 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, default=Path("build/packages"))
     parser.add_argument("--out", type=Path, default=Path("build/starter"))
     parser.add_argument("--vae-steps", type=int, default=3200)
-    parser.add_argument("--joint-steps", type=int, default=8000)
-    parser.add_argument("--decoder-steps", type=int, default=2500)
-    parser.add_argument("--tune-steps", type=int, default=1600)
+    parser.add_argument("--joint-steps", type=int, default=6500)
+    parser.add_argument("--decoder-steps", type=int, default=2000)
+    parser.add_argument("--tune-steps", type=int, default=800)
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)

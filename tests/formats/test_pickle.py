@@ -103,6 +103,14 @@ def test_mutations_and_truncations_give_only_clean_errors(tmp_path: Path, legacy
         assert all(info.offset + info.nbytes <= size for info in header.tensors.values())
 
 
+def test_a_huge_memo_index_takes_no_memory(tmp_path: Path) -> None:
+    """Five bytes that make pickle's C implementation reserve and clear tens of gigabytes."""
+    path = tmp_path / "memo.bin"
+    path.write_bytes(b"\x80\x02K\x01r" + (2**31 - 1).to_bytes(4, "little") + b".")
+    with pytest.raises(CorruptFileError, match="not one of PyTorch's"):
+        read_header(path)
+
+
 def test_numpy_scalars_are_not_weights(tmp_path: Path) -> None:
     path = tmp_path / "numpy.ckpt"
     torch.save({"a": np.float32(3)}, path)

@@ -85,14 +85,18 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds descriptions; refuses every name that is not in the table."""
+class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue, reportUntypedBaseClass]
+    """Builds descriptions; refuses every name that is not in the table.
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
+    The unpickler that is written in Python: the one in C makes a memo as large as the largest index in the file, so
+    that a few damaged bytes take all of the machine's memory.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ALLOWED[module_name, global_name]
+            return _ALLOWED[module, name]
         except KeyError:
-            raise _Forbidden(f"{module_name}.{global_name}") from None
+            raise _Forbidden(f"{module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
@@ -129,7 +133,7 @@ def _scan(path: Path, data: bytes, multiple: bool) -> None:
         raise UnsafeFileError(path, sorted(set(bad)))
 
 
-def _load(path: Path, stream: io.BufferedIOBase) -> Any:
+def _load(path: Path, stream: io.BytesIO) -> Any:
     """One pickle. Every failure of the pickle module, which promises no particular class, becomes a clear error."""
     try:
         return _Unpickler(stream).load()
@@ -196,14 +200,15 @@ def _member_offset(path: Path, file: io.BufferedReader, info: zipfile.ZipInfo, s
 def _read_legacy(path: Path, file: io.BufferedReader, size: int) -> Header:
     """The stream from before PyTorch 1.6: magic, protocol, system, content, storage keys, then the storages."""
     file.seek(0)
-    _scan(path, file.read(min(size, MOST_PICKLE_BYTES)), multiple=True)
-    file.seek(0)
-    if _load(path, file) != _LEGACY_MAGIC:
+    start = io.BytesIO(file.read(MOST_PICKLE_BYTES))
+    _scan(path, start.getvalue(), multiple=True)
+    if _load(path, start) != _LEGACY_MAGIC:
         raise CorruptFileError(path, "is a pickle, but not one of PyTorch's")
-    _load(path, file)
-    _load(path, file)
-    content = _load(path, file)
-    keys = _load(path, file)
+    _load(path, start)
+    _load(path, start)
+    content = _load(path, start)
+    keys = _load(path, start)
+    file.seek(start.tell())
     dtypes = {tensor.storage.key: tensor.storage.dtype for tensor in _tensors(content).values()}
     places: dict[str, tuple[int, int]] = {}
     if not isinstance(keys, list):
