@@ -15,6 +15,7 @@ from torch import nn
 import safelight
 from safelight.arch import diffusers_fence
 from safelight.engine.local import LocalEngine
+from safelight.weights import store
 
 NAMES = ("a.safetensors", "b.safetensors", "v2.safetensors", "xl.safetensors")
 
@@ -127,6 +128,13 @@ def test_attention_09_alignment_matters_and_is_kept(engine: LocalEngine, ask) ->
             seen += 1
             assert tensor.data_ptr() % 64 == 0
     assert seen > 300
+
+
+def test_attention_09_broken_alignment_is_seen(engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = store.aligned
+    monkeypatch.setattr(store, "aligned", lambda nbytes: whole(nbytes) + 4)
+    with pytest.raises(safelight.BindingError, match="multiple of 64"):
+        next(engine.generate(ask()))
 
 
 def test_state_13_prompts_of_another_model_are_not_reused(engine: LocalEngine, ask, right: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from safelight.arch.skeleton import SkeletonCache, SkeletonKey
+from safelight.devices.pool import ALIGNMENT
 from safelight.errors import BindingError
 from safelight.weights.store import WeightSet
 
@@ -19,7 +20,8 @@ def bound(cache: SkeletonCache, key: SkeletonKey, weights: WeightSet) -> Generat
 
     When the context ends, by whatever way, the module's parameters are absent again and the Parameters that were handed
     out are emptied: a reference to a module, to a pipeline, or to a traceback's frame that is kept somewhere holds no
-    byte of the weights. Raises BindingError when the weights are not exactly the tensors of the skeleton.
+    byte of the weights. Raises BindingError when the weights are not exactly the tensors of the skeleton, or
+    do not start at aligned addresses, on which fp32 results depend.
     """
     skeleton = cache.take(key)
     handed: list[nn.Parameter] = []
@@ -31,6 +33,8 @@ def bound(cache: SkeletonCache, key: SkeletonKey, weights: WeightSet) -> Generat
             tensor = weights.tensors[name]
             if tensor.shape != skeleton.shapes[name] or tensor.dtype != key.dtype:
                 raise BindingError(f"weights do not fit the {key.role}: {name} is {list(tensor.shape)} {tensor.dtype}")
+            if tensor.data_ptr() % ALIGNMENT:
+                raise BindingError(f"{key.role}: {name} does not start at a multiple of {ALIGNMENT} bytes")
             parameter = nn.Parameter(tensor, requires_grad=False)
             handed.append(parameter)
             child._parameters[attribute] = parameter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli.common import JsonOption, RootOption, bar, chosen_root, say_json
+from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, chosen_root, say_json
 from safelight.types import SAMPLERS, SCHEDULES, Image, Progress, Request
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def _make(engine: LocalEngine, requests: list[Request], out: Path, as_json: bool
     from safelight.storage.images import save
 
     for request in requests:
-        check(request, engine.library.resolve(request.model))
+        with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
+            check(request, engine.library.resolve(request.model, on_bytes))
     total = sum(request.steps * request.count for request in requests)
     done = 0
     with bar("making") as update:
