@@ -93,7 +93,7 @@ class Request:
         _within("steps", self.steps, 1, MOST_STEPS)
         _within("count", self.count, 1, MOST_COUNT)
         _within("clip_skip", self.clip_skip, 0, 11)
-        if not 0 <= self.cfg <= 100:
+        if not isinstance(self.cfg, (int, float)) or not 0 <= self.cfg <= 100:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise RequestError("cfg", self.cfg, "the guidance scale goes from 0 to 100")
         for name, value in (("width", self.width), ("height", self.height)):
             if value is not None:

@@ -125,6 +125,7 @@ def test_load_02_a_checkpoint_for_something_else_is_refused(name: str, message: 
         ("seed", 2**32),
         ("cfg", -1.0),
         ("cfg", float("nan")),
+        ("cfg", "high"),
         ("sampler", "eular"),
         ("schedule", "wide"),
         ("precision", "fp8"),

@@ -78,7 +78,7 @@ class Library:
             model = records.read(seen)
             if model.manifest.changed() is None:
                 return model
-        model = self._describe(path, path.stem, "path", None, on_bytes)
+        model = self._describe(path, _stem(path), "path", None, on_bytes)
         records.write(seen, model)
         return model
 
@@ -95,7 +95,7 @@ class Library:
         changed then.
         """
         path = path.expanduser().absolute()
-        chosen = name or re.sub(r"[^A-Za-z0-9._+-]+", "-", path.stem if path.is_file() else path.name).strip("-.")
+        chosen = name or re.sub(r"[^A-Za-z0-9._+-]+", "-", _stem(path)).strip("-.")
         if not _NAME.fullmatch(chosen):
             raise InputError(f"{chosen!r} is not a name: letters, digits and . _ + - (give one with --name)")
         taken = next((model for model in self.models() if model.name == chosen), None)
@@ -213,6 +213,11 @@ class Library:
         if found.layout is None:
             raise CorruptFileError(place, "a conversion cannot be read back")
         return measure(found.layout.components)
+
+
+def _stem(path: Path) -> str:
+    """What to call a model: the file's name without its ending, the whole name of a folder (``sd-v1.5``)."""
+    return path.name if path.is_dir() else path.stem
 
 
 def _native(base: str, prediction_type: str | None) -> int:

@@ -11,13 +11,14 @@ ALLOWED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r".*\.position_ids$", "a range of integers that the module makes itself"),
         (r"(.*\.)?logit_scale$", "CLIP's temperature, used in its training only"),
         (r".*(^|\.)text_projection(\.weight)?$", "a projection that this base does not use"),
+        (r".*\.attn_mask$", "a triangle of infinities that the module makes itself"),
         (r"cond_stage_model\.model\.transformer\.resblocks\.", "the last layer, which SD 2 was trained without"),
         (r"text_encoder\.vision_model\.|safety_checker\.", "parts for looking at images"),
         (r"(.*_)?(betas|alphas_cumprod|alphas_cumprod_prev)$", "the noise schedule, which follows from its rule"),
         (r"sqrt_.*alphas_cumprod$|posterior_|log_one_minus|sqrt_recip|lvlb_weights|denoiser\.", "the noise schedule"),
         (r"first_stage_model\.loss\.|loss\.", "the VAE's training loss"),
         (r"v_pred$|ztsnr$|edm_", "a marker of the prediction type"),
-        (r"scale_factor$|global_step$|epoch$|iteration$", "a number kept for training"),
+        (r"logvar$|scale_factor$|global_step$|epoch$|iteration$", "a number kept for training"),
     )
 )
 

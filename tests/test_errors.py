@@ -1,0 +1,26 @@
+"""The tree in the docstring is the tree of the classes, and messages say what, where and what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from safelight import errors
+
+
+def test_the_drawn_tree_is_the_real_one() -> None:
+    drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
+    real = [
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.SafelightError) and value is not errors.SafelightError
+    ]
+    assert sorted(drawn) == sorted(real)
+
+
+def test_long_lists_of_names_are_cut() -> None:
+    names = [f"tensor.{i}" for i in range(900)]
+    message = str(errors.IncompleteModelError(Path("m"), "sd1 checkpoint", missing=names))
+    assert "900 missing" in message
+    assert "and 895 more" in message
+    assert len(message) < 300
