@@ -14,7 +14,7 @@ from safelight.types import Attention, Precision
 
 
 class Settings(BaseSettings):
-    """``max_cache_ram_gb``: bytes (2^30) for models, None for half of the machine's memory. ``threads``: None for all
+    """``max_cache_ram_gb``: bytes (2^30) for models, None for a share of what can be had. ``threads``: None for all
     cores."""
 
     model_config = SettingsConfigDict(env_prefix="SAFELIGHT_", extra="ignore")

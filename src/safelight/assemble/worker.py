@@ -12,8 +12,12 @@ from safelight.config import Settings
 from safelight.devices import choice
 from safelight.devices.pool import SlabPool
 from safelight.engine.local import LocalEngine
+from safelight.memory import machine
 from safelight.memory.residency import Residency
 from safelight.types import Precision, RunSettings
+
+SHARE = 0.7
+"""Of the memory that can be had, for models."""
 
 VERSIONS = ("safelight", "torch", "diffusers", "transformers")
 
@@ -23,7 +27,7 @@ def open_engine(settings: Settings) -> LocalEngine:
     device = choice.device(settings.device)
     threads = settings.threads or os.cpu_count() or 1
     limit = settings.max_cache_ram_gb
-    limit_bytes = int(limit * 2**30) if limit is not None else choice.default_limit(device)
+    limit_bytes = int(limit * 2**30) if limit is not None else _default_limit(device)
     residency = Residency(SlabPool(device), limit_bytes, threads)
     versions = {name: version(name) for name in VERSIONS}
 
@@ -37,6 +41,8 @@ def open_engine(settings: Settings) -> LocalEngine:
     return LocalEngine(open_library(settings), residency, decide)
 
 
-def device_name(engine: LocalEngine) -> torch.device:
-    """The device on which an engine computes."""
-    return engine.residency.pool.device
+def _default_limit(device: torch.device) -> int:
+    """Bytes for models when no limit is set: a share of what can be had now; the rest is for computing."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * SHARE)
+    return int(machine.tightest().available * SHARE)

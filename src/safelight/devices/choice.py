@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from safelight.errors import SettingError
 from safelight.types import Precision
-
-SHARE = 0.5
-"""Of the machine's memory, for models, when no limit is set."""
 
 
 def device(wanted: str) -> torch.device:
@@ -43,10 +38,3 @@ def _computes(name: str, on: torch.device) -> bool:
     except RuntimeError:
         return False
     return bool((got - exact).abs().max() < 64 * torch.finfo(dtype).eps * exact.abs().max())
-
-
-def default_limit(on: torch.device) -> int:
-    """Bytes for models when no limit is set: half of what the device, or the machine, has."""
-    if on.type == "cuda":
-        return int(torch.cuda.mem_get_info(on)[1] * SHARE)
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * SHARE)

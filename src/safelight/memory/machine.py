@@ -1,0 +1,95 @@
+"""How much memory this process can have on the host, and what bounds it. No torch.
+
+Four things can bound it: the machine's free memory, the limits of its cgroups (containers), ``ulimit -d`` and
+``ulimit -v``. What a cgroup counts includes pages of files, which the kernel takes back when it must: they are free.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """``available`` bytes can be had beside what is in use now, by the rule that ``source`` names."""
+
+    available: int
+    source: str
+
+
+def tightest(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> Bound:
+    """The bound that leaves least. The folders are the kernel's, and may be others in a test."""
+    found = [Bound(psutil.virtual_memory().available, "the machine's free memory")]
+    found += cgroup_bounds(proc, cgroups)
+    found += limit_bounds(proc)
+    return min(found, key=lambda bound: bound.available)
+
+
+def cgroup_bounds(proc: Path, cgroups: Path) -> list[Bound]:
+    """What this process's cgroups leave, of version 2 and version 1, from the innermost to the root.
+
+    Nothing where there are no cgroups, or none has a limit.
+    """
+    bounds: list[Bound] = []
+    for line in _lines(proc / "cgroup"):
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            home, files = cgroups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            home, files = (
+                cgroups / "memory",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            )
+        else:
+            continue
+        inner = home / path.lstrip("/")
+        # In a container the path is the host's, and the container's own limits lie at the root that it sees.
+        for group in (inner, *inner.parents) if inner.is_dir() else (home,):
+            if group == home.parent:
+                break
+            bounds += _cgroup_bound(group, *files)
+    return bounds
+
+
+def _cgroup_bound(group: Path, limit_file: str, usage_file: str, reclaimable: str) -> list[Bound]:
+    limit, usage = _number(group / limit_file), _number(group / usage_file)
+    if limit is None or usage is None or limit >= 1 << 60:
+        return []
+    files = 0
+    for line in _lines(group / "memory.stat"):
+        if line.startswith(f"{reclaimable} "):
+            files = int(line.split()[1])
+    return [Bound(max(0, limit - usage + files), f"the cgroup's limit of {limit / 2**30:.2f} GB ({group})")]
+
+
+def limit_bounds(proc: Path) -> list[Bound]:
+    """What ``ulimit -d`` and ``ulimit -v`` leave beside what this process has mapped."""
+    status = {line.split(":")[0]: line for line in _lines(proc / "status")}
+    bounds: list[Bound] = []
+    for kind, field, name in (
+        (resource.RLIMIT_DATA, "VmData", "ulimit -d"),
+        (resource.RLIMIT_AS, "VmSize", "ulimit -v"),
+    ):
+        limit, _ = resource.getrlimit(kind)
+        if limit == resource.RLIM_INFINITY:
+            continue
+        used = int(status[field].split()[1]) * 1024 if field in status else 0
+        bounds.append(Bound(max(0, limit - used), f"{name} of {limit / 2**30:.2f} GB"))
+    return bounds
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of one of the kernel's files; none where this system does not have it."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int | None:
+    lines = _lines(path)
+    return int(lines[0]) if lines and lines[0].isdigit() else None

@@ -1,0 +1,75 @@
+"""What bounds memory: the machine, its cgroups, ulimit. The kernel's files are fed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safelight.memory import machine
+
+GB = 1 << 30
+
+
+def group(folder: Path, names: tuple[str, str], limit: int | str, used: int, stat: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{stat}\n")
+
+
+V2 = ("memory.max", "memory.current")
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> tuple[Path, Path]:
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    proc.mkdir()
+    cgroups.mkdir()
+    return proc, cgroups
+
+
+def test_version_2_the_tightest_of_all_levels(kernel: tuple[Path, Path]) -> None:
+    proc, cgroups = kernel
+    (proc / "cgroup").write_text("0::/a/b\n")
+    group(cgroups / "a", V2, 4 * GB, 3 * GB, f"inactive_file {GB}")
+    group(cgroups / "a/b", V2, "max", GB, "inactive_file 0")
+    assert [bound.available for bound in machine.cgroup_bounds(proc, cgroups)] == [2 * GB]
+    assert "4.00 GB" in machine.tightest(proc, cgroups).source
+
+
+def test_version_1_and_containers_that_see_only_their_root(kernel: tuple[Path, Path]) -> None:
+    proc, cgroups = kernel
+    (proc / "cgroup").write_text("12:cpu,memory:/docker/abc\n3:cpuset:/x\n")
+    group(cgroups / "memory", V1, 2 * GB, GB, f"total_inactive_file {GB // 2}")
+    assert [bound.available for bound in machine.cgroup_bounds(proc, cgroups)] == [3 * GB // 2]
+
+
+def test_no_cgroups_and_no_limit(kernel: tuple[Path, Path]) -> None:
+    proc, cgroups = kernel
+    assert machine.cgroup_bounds(proc, cgroups) == []
+    (proc / "cgroup").write_text("0::/\n")
+    group(cgroups, V2, "max", GB, "")
+    assert machine.cgroup_bounds(proc, cgroups) == []
+    assert machine.tightest(proc, cgroups).available > 0
+
+
+def test_usage_over_the_limit_leaves_nothing(kernel: tuple[Path, Path]) -> None:
+    proc, cgroups = kernel
+    (proc / "cgroup").write_text("0::/\n")
+    group(cgroups, V2, GB, 2 * GB, "")
+    assert machine.tightest(proc, cgroups).available == 0
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not enforce these limits")
+@pytest.mark.parametrize(("flag", "name"), [("-d", "ulimit -d"), ("-v", "ulimit -v")])
+def test_ulimit(flag: str, name: str) -> None:
+    code = "from safelight.memory.machine import tightest; b = tightest(); print(b.available, b.source)"
+    command = f"ulimit {flag} 500000; {sys.executable} -c '{code}'"
+    done = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
+    available, source = done.stdout.split(" ", 1)
+    assert name in source
+    assert 0 < int(available) < 500_000 * 1024
