@@ -18,7 +18,7 @@ PAGES += sorted((HOME / "starter/cards").glob("*.md"))
 
 def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (HOME / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (HOME / "README.md").read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
@@ -28,7 +28,7 @@ def test_python_in_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_commands_in_the_readme_parse() -> None:
     """Every ``safelight`` command of the README has options that exist."""
     text = (HOME / "README.md").read_text()
-    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     commands = [line.split("#")[0] for line in commands if re.match(r"(\.venv/bin/)?safelight ", line)]
     assert len(commands) >= 5
     for line in commands:
