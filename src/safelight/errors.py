@@ -153,10 +153,11 @@ class BindingError(SafelightError):
 
 
 class OutOfMemoryError(SafelightError):
-    """Memory for a model cannot be had. Sizes are bytes."""
+    """Memory for a model or for computing cannot be had. Sizes are bytes; ``needed`` is 0 when it is not known."""
 
     def __init__(self, what: str, needed: int, available: int, hint: str) -> None:
-        super().__init__(f"{what} needs {needed / 1e6:.0f} MB, {available / 1e6:.0f} MB can be had. {hint}")
+        sizes = f"needs {needed / 1e6:.0f} MB, {available / 1e6:.0f} MB can be had" if needed else "ran out of memory"
+        super().__init__(f"{what} {sizes}. {hint}")
         self.needed = needed
         self.available = available
 

@@ -32,10 +32,7 @@ def test_every_base_in_every_form(base: str, form: str, tmp_path: Path) -> None:
         assert len(list((path / "unet").glob("*.safetensors"))) > 1
     elif form == "bin":
         path = checkpoints.write_folder(tmp_path / "m", base)
-        for file in path.rglob("*.safetensors"):
-            stem = "pytorch_model" if file.parent.name.startswith("text") else "diffusion_pytorch_model"
-            torch.save(load_file(file), file.parent / f"{stem}.bin")
-            file.unlink()
+        checkpoints.as_pickles(path)
     else:
         path = checkpoints.write_folder(tmp_path / "m", base)
     start = time.perf_counter()

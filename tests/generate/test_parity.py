@@ -96,15 +96,17 @@ def test_five_samplers_on_sdxl(
     assert ours(engine, tiny / "xl.safetensors", sampler, negative=negative) == theirs
 
 
-@pytest.mark.parametrize("form", ["ldm", "diffusers", "folder", "ckpt"])
+@pytest.mark.parametrize("form", ["ldm", "diffusers", "folder", "bin", "ckpt"])
 @pytest.mark.parametrize("base", ["sd1", "sd2", "sdxl"])
 def test_every_form_of_every_base(
     base: str, form: str, engine: LocalEngine, tmp_path: Path, pipes: dict[str, Any]
 ) -> None:
     seed = {"sd1": 1, "sd2": 3, "sdxl": 4}[base]
     prediction = "v_prediction" if base == "sd2" else "epsilon"
-    if form == "folder":
+    if form in ("folder", "bin"):
         path = checkpoints.write_folder(tmp_path / "m", base, seed, prediction)
+        if form == "bin":
+            checkpoints.as_pickles(path)
     else:
         path = tmp_path / ("m.ckpt" if form == "ckpt" else "m.safetensors")
         checkpoints.write_single(path, base, seed, "ldm" if form == "ckpt" else form)

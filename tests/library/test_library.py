@@ -13,7 +13,14 @@ from safetensors.torch import load_file, save_file
 from support import checkpoints
 
 import safelight
-from safelight.errors import CorruptFileError, InputError, IntegrityError, ModelNotFoundError, UnsupportedModelError
+from safelight.errors import (
+    CorruptFileError,
+    InputError,
+    IntegrityError,
+    ModelNotFoundError,
+    UnreadableFileError,
+    UnsupportedModelError,
+)
 from safelight.library import records
 from safelight.library.library import Library
 
@@ -172,7 +179,40 @@ def test_damaged_records_are_refused_by_name(library: Library, root: Path, tiny:
             library.get("a")
     path.write_text("{")
     with pytest.raises(CorruptFileError, match="not JSON"):
-        library.models()
+        library.get("a")
+
+
+def test_load_10_a_damaged_record_stops_nobody_else(library: Library, root: Path, tiny: Path) -> None:
+    library.add(tiny / "a.safetensors")
+    library.add(tiny / "b.safetensors")
+    (root / "models/a.json").write_text("{")
+    assert own(library) == ["b"]
+    assert [error.path.name for error in library.damaged()] == ["a.json"]
+    assert library.resolve("b").name == "b"
+    assert library.add(tiny / "a.safetensors").name == "a"
+    assert library.damaged() == []
+
+
+def test_load_03_a_replaced_pickle_is_seen_although_its_conversion_is_used(library: Library, tmp_path: Path) -> None:
+    path = checkpoints.write_single(tmp_path / "m.ckpt", "sd1", 1)
+    model = library.add(path)
+    by_path = library.resolve(str(path))
+    assert library.checked(model).digest == model.digest
+    checkpoints.write_single(path, "sd1", 2)
+    with pytest.raises(IntegrityError, match="its content changed"):
+        library.checked(model)
+    assert library.resolve(str(path)).digest != by_path.digest
+    assert library.add(path).digest != model.digest
+
+
+def test_a_refused_pickle_leaves_no_conversion_behind(library: Library, root: Path, tmp_path: Path) -> None:
+    path = checkpoints.write_single(tmp_path / "m.ckpt", "sd1", 1)
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["model.diffusion_model.out.2.weight"][0] = float("nan")
+    torch.save(content, path)
+    with pytest.raises(CorruptFileError, match="NaN"):
+        library.add(path)
+    assert not [p for p in (root / "converted").rglob("*") if p.is_file()]
 
 
 def test_records_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +223,7 @@ def test_records_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         raise OSError("no space")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UnreadableFileError, match="no space"):
         records.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["record"]

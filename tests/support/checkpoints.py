@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from safelight.arch import diffusers_fence
 from safelight.arch.diffusers_fence import _construct
 from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
-from safelight.formats.layout import BASES, ComponentConfig, rows
+from safelight.formats.layout import ComponentConfig, rows
 
 VOCABULARY = 49408
 
@@ -143,13 +142,11 @@ def write_folder(path: Path, base: str, seed: int = 0, prediction_type: str = "e
     return path
 
 
-__all__ = [
-    "BASES",
-    "configs",
-    "diffusers_fence",
-    "diffusers_tensors",
-    "ldm_tensors",
-    "modules",
-    "write_folder",
-    "write_single",
-]
+def as_pickles(folder: Path) -> None:
+    """Turn a folder's safetensors files into the ``.bin`` files of earlier days, some tensors not contiguous."""
+    for file in list(folder.rglob("*.safetensors")):
+        tensors = load_file(file)
+        odd = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in tensors.items()}
+        stem = "pytorch_model" if file.parent.name.startswith("text") else "diffusion_pytorch_model"
+        torch.save(odd, file.parent / f"{stem}.bin")
+        file.unlink()

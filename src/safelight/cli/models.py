@@ -70,7 +70,10 @@ def add(
 @app.command("list", epilog="Example: `safelight models list --json`")
 def list_models(context: typer.Context, as_json: JsonOption = False, root: RootOption = None) -> None:
     """List all models: your own, and the starters."""
-    models = _library(context, root).models()
+    library = _library(context, root)
+    models = library.models()
+    for error in library.damaged():
+        typer.echo(f"safelight: {error}; add the model again", err=True)
     if as_json:
         for model in models:
             say_json(model.summary())

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from safelight.devices.failures import translated
+
 ALIGNMENT = 64
 """Bytes. fp32 results on a CPU depend on a weight's address modulo this."""
 
@@ -68,7 +70,8 @@ class SlabPool:
         with self._lock:
             slab = self._best(nbytes)
             if slab is None:
-                slab = Slab(_allocate(aligned(nbytes), self.device), aligned(nbytes))
+                with translated("a model's weights", aligned(nbytes)):
+                    slab = Slab(_allocate(aligned(nbytes), self.device), aligned(nbytes))
             else:
                 self._free.remove(slab)
                 slab.in_use = True

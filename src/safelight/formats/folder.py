@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -81,17 +81,20 @@ def _component(folder: Path) -> Header:
     raise CorruptFileError(folder, "is named in model_index.json, but is not there")
 
 
-def _shards(index: Path, reader: Any) -> Header:
+def _shards(index: Path, reader: Callable[[Path], Header]) -> Header:
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(v, str) for v in cast("dict[str, Any]", table).values()):
         raise CorruptFileError(index, "has no weight_map of names to files")
     weight_map = cast("dict[str, str]", table)
     tensors: dict[str, TensorInfo] = {}
+    form = "safetensors"
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
             raise CorruptFileError(index, f"names a shard outside its folder: {name!r}")
-        tensors.update(reader(index.parent / name).tensors)
+        shard = reader(index.parent / name)
+        form = shard.format
+        tensors.update(shard.tensors)
     lost = [name for name in weight_map if name not in tensors]
     if lost:
         raise CorruptFileError(index, f"names tensor {lost[0]!r}, which is not in the shard {weight_map[lost[0]]}")
-    return Header(index, "shards", tensors)
+    return Header(index, form, tensors)

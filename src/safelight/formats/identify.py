@@ -29,6 +29,7 @@ _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
 class Identity:
     """What a file is. ``nbytes`` counts its tensors. ``rule`` is the sentence of the rules that decided.
 
+    ``format``: ``safetensors``, ``pickle``, ``diffusers``, or ``diffusers-pickle``: a folder with pickles in it.
     ``resolution``: pixels a side, where the metadata says. ``layout`` is there for complete checkpoints only;
     ``prediction_type``, ``variant`` likewise.
     """
@@ -173,7 +174,7 @@ def _folder(path: Path) -> Identity:
         bool(found.scheduler.get("rescale_betas_zero_snr", False)),
         _dtype_of(built),
         sum(component.nbytes for component in built.components),
-        "diffusers",
+        "diffusers-pickle" if "pickle" in {found.components[role].format for role in parts} else "diffusers",
         f"checkpoint: {found.pipeline}, {rule}; {why}",
         built,
     )

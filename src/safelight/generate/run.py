@@ -16,6 +16,7 @@ from torch import nn
 from safelight.arch import diffusers_fence
 from safelight.arch.bind import bound
 from safelight.arch.skeleton import SkeletonCache, SkeletonKey
+from safelight.devices.failures import translated
 from safelight.errors import RequestError
 from safelight.formats.layout import BASES
 from safelight.generate import conditioning, numerics, samplers
@@ -79,7 +80,7 @@ def images(request: Request, model: Model, bench: Bench, on_progress: OnProgress
     for index in range(request.count):
         clock = _Clock()
         seed = request.seed + index
-        with numerics.fixed(bench.run.threads, seed):
+        with translated(f"An image by {model.name}"), numerics.fixed(bench.run.threads, seed):
             pixels = _image(request, model, bench, seed, index, clock, on_progress)
         yield _finished(request, model, bench.run, seed, pixels, clock)
 

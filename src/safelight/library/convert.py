@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from safelight.formats import safetensors
-from safelight.formats.header import ITEM_BYTES, Header, TensorInfo
+from safelight.formats.header import ITEM_BYTES, TensorInfo
 from safelight.weights.digest import read_exactly
 
 
-def to_safetensors(header: Header, target: Path) -> None:
-    """Write a pickle's tensors, dtypes as they are, as a safetensors file at ``target``, whole or not at all.
+def to_safetensors(tensors: Iterable[TensorInfo], target: Path) -> None:
+    """Write pickled tensors, of one file or several, dtypes as they are, as a safetensors file at ``target``.
 
-    Raises CorruptFileError when bytes are missing.
+    The file is written whole or not at all. Raises CorruptFileError when bytes are missing.
     """
+    listed = list(tensors)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    descriptor = os.open(header.path, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as stack:
+        opened: dict[Path, int] = {}
+        for path in {info.path for info in listed}:
+            opened[path] = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, opened[path])
+        stack.callback(temporary.unlink, missing_ok=True)
         with temporary.open("wb") as file:
-            safetensors.write(file, header.tensors.values(), lambda info: _bytes(descriptor, info))
+            safetensors.write(file, listed, lambda info: _bytes(opened[info.path], info))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-    finally:
-        os.close(descriptor)
-        temporary.unlink(missing_ok=True)
 
 
 def _bytes(descriptor: int, info: TensorInfo) -> bytes:

@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +22,18 @@ from safelight.errors import (
     UnreadableFileError,
     UnsupportedModelError,
 )
-from safelight.formats import pickle
+from safelight.formats import folder, pickle
 from safelight.formats.identify import Identity, PredictionType, identify
+from safelight.formats.layout import CheckpointLayout
 from safelight.library import convert, records, starters
 from safelight.library.model import NATIVE_SIZES, Model, Origin
 from safelight.weights.digest import named
-from safelight.weights.manifest import Manifest, measure
+from safelight.weights.manifest import FileHint, Manifest, measure
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+CONVERTED = frozenset({"pickle", "diffusers-pickle"})
+"""The forms that are converted before they are used."""
 
 OnBytes = Callable[[int, int], None]
 """Told of bytes read so far and bytes in all."""
@@ -42,10 +47,21 @@ class Library:
         self._records = root / "models"
 
     def models(self) -> list[Model]:
-        """All models by name, the user's own before the starters. Raises CorruptFileError for a damaged record."""
-        own = [records.read(path) for path in sorted(self._records.glob("*.json"))]
+        """All models by name, the user's own before the starters. Damaged records are left out: :meth:`damaged`."""
+        own = [record for record in self._read_all() if isinstance(record, Model)]
         names = {model.name for model in own}
         return [*own, *(model for model in starters.models() if model.name not in names)]
+
+    def damaged(self) -> list[CorruptFileError]:
+        """What is wrong with records that cannot be read; adding the model again writes a new one."""
+        return [record for record in self._read_all() if isinstance(record, CorruptFileError)]
+
+    def _read_all(self) -> Iterator[Model | CorruptFileError]:
+        for path in sorted(self._records.glob("*.json")):
+            try:
+                yield records.read(path)
+            except CorruptFileError as error:
+                yield error
 
     def get(self, name: str) -> Model:
         """The model of that name. Raises ModelNotFoundError, which names the nearest."""
@@ -145,13 +161,20 @@ class Library:
         return fresh
 
     def _measured_again(self, model: Model, on_bytes: OnBytes | None) -> Manifest:
-        source = next(iter(model.manifest.files)).path
+        """What a model's files hold now: for a pickle its conversion, and the pickle itself where its hint differs."""
         try:
-            found = identify(model.path if model.format != "pickle" else source)
+            conversion, *sources = [hint.path for hint in model.manifest.files]
+            if model.format not in CONVERTED:
+                sources = []
+            elif model.manifest.changed() in sources:
+                return self._describe(model.path, model.name, model.origin, None, on_bytes).manifest
+            found = identify(conversion if sources else model.path)
+            if found.layout is None:
+                raise IntegrityError(model.path, "(header)", f"it is a {found.kind} now")
         except InputError as error:
             raise IntegrityError(model.path, "(header)", str(error)) from error
-        assert found.layout is not None
-        return measure(found.layout.components, _counter(found.nbytes, on_bytes))
+        current = measure(found.layout.components, _counter(found.nbytes, on_bytes))
+        return _with_sources(current, sources)
 
     @staticmethod
     def _compare(model: Model, current: Manifest) -> None:
@@ -176,13 +199,11 @@ class Library:
         if found.layout is None:
             what = found.kind if found.base is None else f"{found.kind} for {found.base}"
             raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a checkpoint that can be run")
-        if found.format == "pickle":
-            found = self._converted(found, prediction_type)
-        layout = found.layout
-        assert layout is not None
-        manifest = measure(layout.components, _counter(found.nbytes, on_bytes))
-        if found.path.is_relative_to(self.root / "converted" / "new"):
-            manifest = self._settle(found.path, manifest)
+        if found.format in CONVERTED:
+            layout, manifest = self._converted(path, found)
+        else:
+            layout = found.layout
+            manifest = measure(layout.components, _counter(found.nbytes, on_bytes))
         return Model(
             name=name,
             path=path,
@@ -192,27 +213,44 @@ class Library:
             prediction_type=found.prediction_type or "",
             zero_terminal_snr=found.zero_terminal_snr,
             dtype=found.dtype,
-            format="pickle" if path != found.path and path.is_file() else found.format,
+            format=found.format,
             resolution=found.resolution or _native(layout.base.name, found.prediction_type),
             origin=origin,
             rule=found.rule,
             manifest=manifest,
         )
 
-    def _converted(self, found: Identity, prediction_type: PredictionType | None) -> Identity:
-        fresh = self.root / "converted" / "new" / f"{named(str(found.path))}.safetensors"
-        convert.to_safetensors(pickle.read_header(found.path), fresh)
-        return replace(identify(fresh, prediction_type), rule=found.rule)
+    def _converted(self, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:
+        """What pickles were converted to, at the place that its digest names; its manifest watches over them too."""
+        if found.format == "pickle":
+            tensors = list(pickle.read_header(path).tensors.values())
+        else:
+            parts = folder.read(path).components
+            tensors = [replace(t, name=f"{role}.{t.name}") for role in parts for t in parts[role].tensors.values()]
+        fresh = self.root / "converted" / f".{named(str(path))}.{os.getpid()}.safetensors"
+        try:
+            convert.to_safetensors(tensors, fresh)
+            manifest = measure(_layout(fresh).components)
+            place = self.root / "converted" / manifest.digest / "model.safetensors"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            fresh.replace(place)
+        finally:
+            fresh.unlink(missing_ok=True)
+        layout = _layout(place)
+        sources = sorted({tensor.path for tensor in tensors})
+        return layout, _with_sources(measure(layout.components), sources)
 
-    def _settle(self, fresh: Path, manifest: Manifest) -> Manifest:
-        """Move a conversion to the place that its digest names, and let the manifest say so."""
-        place = self.root / "converted" / manifest.digest / "model.safetensors"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        fresh.replace(place)
-        found = identify(place)
-        if found.layout is None:
-            raise CorruptFileError(place, "a conversion cannot be read back")
-        return measure(found.layout.components)
+
+def _layout(path: Path) -> CheckpointLayout:
+    found = identify(path)
+    if found.layout is None:
+        raise CorruptFileError(path, "a conversion cannot be read back")
+    return found.layout
+
+
+def _with_sources(manifest: Manifest, sources: list[Path]) -> Manifest:
+    """The manifest of a conversion that also notices when a file changes from which it was made."""
+    return replace(manifest, files=(*manifest.files, *(FileHint.of(source) for source in sources)))
 
 
 def _stem(path: Path) -> str:

@@ -22,27 +22,30 @@ def save(image: Image, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".safelight-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            return _place(Path(temporary), folder, stem)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     except OSError as error:
-        raise UnreadableFileError(folder, f"cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        return _place(Path(temporary), folder, stem)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        raise UnreadableFileError(folder, f"cannot be written: {error.strerror or error}") from error
 
 
 def _place(temporary: Path, folder: Path, stem: str) -> Path:
-    """Give the finished file the first free name, which a link does without a race."""
+    """Give the finished file the first free name. A link does it without a race; some file systems have none."""
     number = 1
     while True:
         path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
         try:
             os.link(temporary, path)
+            return path
         except FileExistsError:
             number += 1
-            continue
-        return path
+        except OSError:
+            if not path.exists():
+                return temporary.rename(path)
+            number += 1
