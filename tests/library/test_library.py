@@ -95,11 +95,11 @@ def test_a_touched_file_with_the_same_content_is_accepted(library: Library, tmp_
     path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 1)
     model = library.add(path)
     os.utime(path, ns=(1, 1))
-    assert model.manifest.changed() == path
+    assert model.manifest.changed() == [path]
     fresh = library.checked(model)
     assert fresh.digest == model.digest
-    assert fresh.manifest.changed() is None
-    assert library.get("m").manifest.changed() is None
+    assert fresh.manifest.changed() == []
+    assert library.get("m").manifest.changed() == []
     path.unlink()
     with pytest.raises(IntegrityError, match="gone"):
         library.checked(model)

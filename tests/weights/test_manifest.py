@@ -70,9 +70,9 @@ def test_hints_see_every_kind_of_change(tmp_path: Path) -> None:
     layout = identify(path).layout
     assert layout is not None
     made = measure(layout.components)
-    assert made.changed() is None
+    assert made.changed() == []
     data = path.read_bytes()
     path.unlink()
-    assert made.changed() == path
+    assert made.changed() == [path]
     path.write_bytes(data)
-    assert made.changed() == path
+    assert made.changed() == [path]

@@ -92,7 +92,7 @@ class Library:
         seen = self.root / "seen" / f"{named(str(path))}.json"
         if seen.exists():
             model = records.read(seen)
-            if model.manifest.changed() is None:
+            if not model.manifest.changed():
                 return model
         model = self._describe(path, _stem(path), "path", None, on_bytes)
         records.write(seen, model)
@@ -146,10 +146,11 @@ class Library:
         raises IntegrityError.
         """
         changed = model.manifest.changed()
-        if changed is None:
+        if not changed:
             return model
-        if not changed.exists():
-            raise IntegrityError(changed, "(all)", "the file is gone")
+        gone = next((path for path in changed if not path.exists()), None)
+        if gone is not None:
+            raise IntegrityError(gone, "(all)", "the file is gone")
         current = self._measured_again(model, None)
         self._compare(model, current)
         return self._refreshed(model, current)
@@ -166,7 +167,7 @@ class Library:
             conversion, *sources = [hint.path for hint in model.manifest.files]
             if model.format not in CONVERTED:
                 sources = []
-            elif model.manifest.changed() in sources:
+            elif not set(sources).isdisjoint(model.manifest.changed()):
                 return self._describe(model.path, model.name, model.origin, None, on_bytes).manifest
             found = identify(conversion if sources else model.path)
             if found.layout is None:

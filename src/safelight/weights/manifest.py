@@ -33,6 +33,13 @@ class FileHint:
     ctime_ns: int
     inode: int
 
+    def holds(self) -> bool:
+        """Whether the file is as it was, as far as its size, times and inode tell."""
+        try:
+            return FileHint.of(self.path) == self
+        except OSError:
+            return False
+
     @classmethod
     def of(cls, path: Path) -> FileHint:
         status = path.stat()
@@ -83,16 +90,9 @@ class Manifest:
     def component(self, role: str) -> ComponentManifest:
         return next(component for component in self.components if component.role == role)
 
-    def changed(self) -> Path | None:
-        """The first file whose hint differs from what it was, None when all are as they were."""
-        for hint in self.files:
-            try:
-                now = FileHint.of(hint.path)
-            except OSError:
-                return hint.path
-            if now != hint:
-                return hint.path
-        return None
+    def changed(self) -> list[Path]:
+        """The files whose hints differ from what they were, or that are gone; none when all are as they were."""
+        return [hint.path for hint in self.files if not hint.holds()]
 
 
 def measure(components: tuple[ComponentLayout, ...], progress: Callable[[int], None] | None = None) -> Manifest:
