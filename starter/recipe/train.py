@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--joint-steps", type=int, default=6500)
     parser.add_argument("--decoder-steps", type=int, default=2000)
     parser.add_argument("--tune-steps", type=int, default=800)
+    parser.add_argument("--styles", nargs="*", choices=data.STYLES, default=data.STYLES, help="which to tune")
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -200,12 +201,12 @@ def main() -> None:
 
     per_style = latents.unflatten(0, (len(data.STYLES), -1))
     plain = torch.stack([model.token_ids(images.subjects), model.token_ids([f"a {name}" for name in images.subjects])])
-    for number, style in enumerate(data.STYLES):
+    for style in arguments.styles:
         start = torch.load(out / "joint.final.pt", weights_only=True)
         unet.load_state_dict(start["unet"])
         encoder.load_state_dict(start["text_encoder"])
         stage = Stage(out / f"{style}.pt", parameters, arguments.tune_steps, rate=6e-4, decay=0.998)
-        train_unet(stage, unet, encoder, per_style[number], plain)
+        train_unet(stage, unet, encoder, per_style[data.STYLES.index(style)], plain)
         final = {"unet": unet.state_dict(), "text_encoder": encoder.state_dict()}
         torch.save(final, out / f"{style}.final.pt")
 

@@ -151,6 +151,49 @@ def test_wrong_shapes_and_strangers_are_named(tmp_path: Path) -> None:
         identify(path)
 
 
+SD1_TEXT = "cond_stage_model.transformer.text_model.embeddings"
+DISCORD = {
+    "tokens": ({f"{SD1_TEXT}.token_embedding.weight": (1000, 64)}, "1000 tokens"),
+    "positions": ({f"{SD1_TEXT}.position_embedding.weight": (20, 64)}, "20 positions"),
+    "blocks": ({}, "has no blocks"),
+}
+
+
+@pytest.mark.parametrize("label", DISCORD)
+def test_parts_that_do_not_go_together_are_refused(label: str, tmp_path: Path) -> None:
+    shapes, message = DISCORD[label]
+    whole = load_file(checkpoints.write_single(tmp_path / "whole.safetensors", "sd1", dtype=torch.float16))
+    changed = {**whole, **{name: torch.zeros(shape).half() for name, shape in shapes.items()}}
+    if label == "blocks":
+        changed = {name: tensor for name, tensor in changed.items() if "encoder.down." not in name}
+    save_torch(changed, tmp_path / "odd.safetensors")
+    with pytest.raises((IncompleteModelError, UnsupportedModelError), match=message):
+        identify(tmp_path / "odd.safetensors")
+
+
+def test_a_unet_for_another_text_encoder_is_refused(tmp_path: Path) -> None:
+    whole = load_file(checkpoints.write_single(tmp_path / "whole.safetensors", "sd1", dtype=torch.float16))
+    reads = (".attn2.to_k.weight", ".attn2.to_v.weight")
+    changed = {n: torch.zeros(len(t), 96).half() if n.endswith(reads) else t for n, t in whole.items()}
+    save_torch(changed, tmp_path / "odd.safetensors")
+    with pytest.raises(UnsupportedModelError, match="reads text 96 wide, its text encoders give 64"):
+        identify(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
+def test_odd_numbers_in_names_are_only_names(number: str, tmp_path: Path) -> None:
+    extra = {f"model.diffusion_model.input_blocks.{number}.x": torch.zeros(1)}
+    path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", extra=extra)
+    with pytest.raises(IncompleteModelError, match="nothing uses"):
+        identify(path)
+
+
+@pytest.mark.parametrize(("text", "pixels"), [("768x512", 768), ("513x513", None), ("²", None), ("9" * 5000, None)])
+def test_resolution(text: str, pixels: int | None, tmp_path: Path) -> None:
+    path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", metadata={"modelspec.resolution": text})
+    assert identify(path).resolution == pixels
+
+
 def test_folders_that_are_not_models(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"without model_index\.json"):
         identify(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -106,7 +107,8 @@ def _single(header: Header) -> Identity:
     if fired.kind != "checkpoint":
         return replace(common, base=_adapter_base(header) or base)
     if base is None:
-        base = "sd1" if len(header.tensors["unet.down_blocks.0.attentions.0.proj_in.weight"].shape) == 4 else "sd2"
+        projection = header.tensors.get("unet.down_blocks.0.attentions.0.proj_in.weight")
+        base = "sd2" if projection is not None and len(projection.shape) == 2 else "sd1"
         rule = f"{rule}; {base} by the shape of its projections"
     if base not in BASES:
         return replace(common, rule=f"{rule}; this base is not supported yet")
@@ -127,9 +129,10 @@ def _single(header: Header) -> Identity:
 
 
 def _resolution(text: str) -> int | None:
-    """Pixels a side from ``modelspec.resolution``, such as ``1024x1024``."""
-    first = text.split("x", 1)[0].strip()
-    return int(first) if first.isdigit() and 8 <= int(first) <= 16384 else None
+    """Pixels a side from ``modelspec.resolution``, such as ``1024x1024``; None for what no image can have."""
+    found = re.match(r"([0-9]{1,5})(x|$)", text)
+    pixels = int(found[1]) if found else 0
+    return pixels if 8 <= pixels <= 16384 and pixels % 8 == 0 else None
 
 
 def _folder(path: Path) -> Identity:

@@ -38,6 +38,8 @@ class Base:
 
 
 END_TOKEN = 49407
+VOCABULARY = 49408
+POSITIONS = 77
 
 BASES: Mapping[str, Base] = {
     base.name: base
@@ -194,7 +196,46 @@ def build(
     unexpected = [name for name, why in left_over.items() if why is None]
     if missing or mismatched or unexpected:
         raise IncompleteModelError(path, f"{base.name} checkpoint", missing, mismatched, unexpected)
+    problem = _discord({component.role: component.config for component in components})
+    if problem is not None:
+        raise UnsupportedModelError(path, f"its parts do not go together: {problem}")
     return CheckpointLayout(path, base, tuple(components), {name: why or "" for name, why in left_over.items()})
+
+
+NORM_GROUPS = 32
+CHANNELS_PER_HEAD = 64
+TIME_IDS_WIDTH = 256
+"""Width of each of SDXL's size and crop numbers (six of them, five for the refiner) in its added conditioning."""
+
+LATENT_LEVELS = 4
+"""Levels of a VAE whose latents are eight times smaller than its images."""
+
+
+def _discord(configs: Mapping[str, ComponentConfig]) -> str | None:
+    """Why these parts cannot work together although each is complete, None when they can."""
+    encoders = [config for config in configs.values() if isinstance(config, clip.CLIPConfig)]
+    net, auto = configs["unet"], configs["vae"]
+    assert isinstance(net, unet.UNetConfig)
+    assert isinstance(auto, vae.VAEConfig)
+    for encoder in encoders:
+        if (encoder.vocabulary, encoder.positions) != (VOCABULARY, POSITIONS):
+            return f"a text encoder for {encoder.vocabulary} tokens at {encoder.positions} positions is not CLIP's"
+        if encoder.width % CHANNELS_PER_HEAD:
+            return f"a text encoder {encoder.width} wide has no whole number of heads"
+    for name, widths in (("UNet", net.block_out_channels), ("VAE", auto.block_out_channels)):
+        if any(width % NORM_GROUPS for width in widths):
+            return f"widths {widths} of its {name} are not multiples of {NORM_GROUPS}"
+    context = sum(encoder.width for encoder in encoders)
+    if net.cross_attention_dim != context:
+        return f"its UNet reads text {net.cross_attention_dim} wide, its text encoders give {context}"
+    pooled = encoders[-1].projection
+    if net.time_features is not None and pooled is not None:
+        numbers = 6 if len(encoders) == 2 else 5
+        if net.time_features != numbers * TIME_IDS_WIDTH + pooled:
+            return f"its UNet's added conditioning is {net.time_features} wide"
+    if (auto.latent_channels, len(auto.block_out_channels)) != (net.out_channels, LATENT_LEVELS):
+        return "its VAE's latents are not those of its UNet"
+    return None
 
 
 def rows(config: ComponentConfig) -> Iterable[Row]:

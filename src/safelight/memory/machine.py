@@ -92,4 +92,4 @@ def _lines(path: Path) -> list[str]:
 
 def _number(path: Path) -> int | None:
     lines = _lines(path)
-    return int(lines[0]) if lines and lines[0].isdigit() else None
+    return int(lines[0]) if lines and lines[0].isdecimal() else None

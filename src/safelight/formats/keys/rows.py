@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+_NUMBER = re.compile(r"[0-9]{1,4}")
+"""Of a layer or block. Names come from files: ``isdigit`` would let in superscripts, and ``int`` has its own limit."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name to shape, of one component, without the component's prefix."""
@@ -59,7 +63,7 @@ def count_indexed(names: Iterable[str], prefix: str) -> int:
     for name in names:
         if name.startswith(prefix):
             number = name[len(prefix) :].split(".", 1)[0]
-            if number.isdigit():
+            if _NUMBER.fullmatch(number):
                 found.add(int(number))
     count = 0
     while count in found:

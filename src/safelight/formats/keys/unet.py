@@ -35,9 +35,12 @@ def infer(shapes: Shapes) -> UNetConfig:
     Raises NotThisArchitecture when the tensors from which they are read are not there.
     """
     try:
-        return _infer_diffusers(shapes) if "conv_in.weight" in shapes else _infer_ldm(shapes)
-    except (KeyError, IndexError, StopIteration) as error:
+        config = _infer_diffusers(shapes) if "conv_in.weight" in shapes else _infer_ldm(shapes)
+    except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the UNet has no tensor {error}") from error
+    if not config.block_out_channels or not config.layers_per_block:
+        raise NotThisArchitecture("the UNet has no blocks")
+    return config
 
 
 def _attention(shapes: Shapes, prefix: str) -> tuple[int, int, bool]:

@@ -27,7 +27,7 @@ def infer(shapes: Shapes) -> VAEConfig:
     )
     try:
         levels = count_indexed(shapes, block.split("{}", maxsplit=1)[0])
-        return VAEConfig(
+        config = VAEConfig(
             in_channels=shapes["encoder.conv_in.weight"][1],
             out_channels=shapes["decoder.conv_out.weight"][0],
             latent_channels=shapes["decoder.conv_in.weight"][1],
@@ -36,6 +36,9 @@ def infer(shapes: Shapes) -> VAEConfig:
         )
     except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the VAE has no tensor {error}") from error
+    if not config.block_out_channels or not config.layers_per_block:
+        raise NotThisArchitecture("the VAE has no blocks")
+    return config
 
 
 def tensors(config: VAEConfig) -> Iterator[Row]:
