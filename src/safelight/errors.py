@@ -15,6 +15,7 @@
     │   └── IncompleteModelError  tensors missing, of another shape, or left over
     ├── IntegrityError            bytes differ from the manifest; the file changed or was spoiled
     ├── AbsentTensorError         a module computed with a tensor that is not there
+    ├── NotFiniteError            a model computed NaN or infinity
     ├── BindingError              a skeleton is bound already, or was used outside its binding
     ├── OutOfMemoryError          what was needed, what there was, which setting would help
     └── Cancelled                 the user asked to stop
@@ -146,6 +147,15 @@ class AbsentTensorError(SafelightError):
     def __init__(self, tensor: str, operation: str) -> None:
         super().__init__(f"{operation} was called with tensor {tensor}, which is not bound: no weights are there")
         self.tensor = tensor
+
+
+class NotFiniteError(SafelightError):
+    """A stage of a generation computed NaN or infinity; an image of it would be black."""
+
+    def __init__(self, stage: str, dtype: str) -> None:
+        hint = "" if dtype == "fp32" else " --precision fp32 has a wider range."
+        super().__init__(f"{stage} gave NaN or infinity in {dtype}; there is no image.{hint}")
+        self.stage = stage
 
 
 class BindingError(SafelightError):

@@ -105,8 +105,18 @@ class Request:
             raise RequestError("width", self.width, f"times height {self.height} is over {MOST_PIXELS} pixels")
         if self.seed + self.count - 1 > MOST_SEED:
             raise RequestError("count", self.count, f"seeds would pass {MOST_SEED}")
-        if not isinstance(self.prompt, str) or "\0" in self.prompt + self.negative:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RequestError("prompt", self.prompt, "must be text without zero characters")
+        for name, text in (("prompt", self.prompt), ("negative", self.negative), ("model", self.model)):
+            if not isinstance(text, str) or "\0" in text or not _encodes(text):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise RequestError(name, text, "must be text without zero characters")
+
+
+def _encodes(text: str) -> bool:
+    """False for half of a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _one_of(field_name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -140,13 +140,17 @@ def buffer(module: nn.Module) -> None:
     module.register_buffer("left", torch.ones(1))
 
 
+def bias(module: nn.Module) -> None:
+    module.decoder.mid_block.attentions[0].to_q.register_parameter("extra", nn.Parameter(torch.ones(1)))  # type: ignore
+
+
 def swapped(module: nn.Module) -> None:
     module.decoder.conv_act = nn.ReLU()  # type: ignore
 
 
 @pytest.mark.parametrize(
     "leave",
-    [hook, replaced_forward, replaced_processor, processor_state, training, tiling, inner_type, buffer, swapped],
+    [hook, replaced_forward, replaced_processor, processor_state, training, tiling, inner_type, buffer, bias, swapped],
 )
 def test_state_24_what_is_left_on_a_skeleton_is_seen_and_dropped(vae: ComponentManifest, leave) -> None:
     """STATE 23, 24: a hook, a flag, a replaced forward never reach the next image."""
@@ -160,6 +164,17 @@ def test_state_24_what_is_left_on_a_skeleton_is_seen_and_dropped(vae: ComponentM
         assert any("left changed" in entry["event"] and entry["changed"] for entry in logs)
         with bound(cache, key(vae), weights) as fresh:
             assert fresh is not left
+
+
+def test_state_01_weights_that_were_written_are_read_again(vae: ComponentManifest) -> None:
+    residency, cache = Residency(SlabPool(CPU), 1 << 30, 1), SkeletonCache()
+    with residency.lease(vae, torch.float32) as weights:
+        right = weights.tensors["quant_conv.weight"].clone()
+        with bound(cache, key(vae), weights) as module, torch.no_grad():
+            module.quant_conv.weight.mul_(2)  # type: ignore[union-attr, operator]
+    assert residency.resident_bytes == 0
+    with residency.lease(vae, torch.float32) as weights:
+        assert torch.equal(weights.tensors["quant_conv.weight"], right)
 
 
 def test_use_leaves_no_trace(tiny: Path) -> None:

@@ -82,6 +82,15 @@ def test_load_01_prediction_type_by_rule_word_and_settings(tiny: Path, tmp_path:
     assert identify(marked).prediction_type == "epsilon"
 
 
+def test_load_01_what_is_stated_and_not_known_is_refused(tmp_path: Path) -> None:
+    flow = checkpoints.write_single(tmp_path / "m.safetensors", "sdxl", metadata={"modelspec.prediction_type": "flow"})
+    edm = checkpoints.write_single(tmp_path / "e.safetensors", "sdxl", extra={"edm_mean": torch.zeros(4)})
+    folder = checkpoints.write_folder(tmp_path / "f", "sd1", prediction_type="sample")
+    for path in (flow, edm, folder):
+        with pytest.raises(UnsupportedModelError, match="cannot be run yet"):
+            identify(path)
+
+
 def test_load_02_inpainting_is_told_from_plain(tiny: Path) -> None:
     assert identify(tiny / "inpaint.safetensors").variant == "inpainting"
 

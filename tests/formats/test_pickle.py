@@ -111,6 +111,19 @@ def test_a_huge_memo_index_takes_no_memory(tmp_path: Path) -> None:
         read_header(path)
 
 
+NEST = b")" + b"2\x86" * 60
+
+
+@pytest.mark.parametrize("data", [NEST + b"Q.", b"}" + NEST + b"K\x01s.", b"\x96" + b"\xff" * 7 + b"\x0fx."])
+def test_small_bombs_are_refused_at_once(data: bytes, tmp_path: Path) -> None:
+    """Nests of tuples that take for ever to print or hash, and a byte array of a claimed size."""
+    path = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x05" + data)
+    with pytest.raises(CorruptFileError, match="cannot be read"):
+        read_header(path)
+
+
 def test_numpy_scalars_are_not_weights(tmp_path: Path) -> None:
     path = tmp_path / "numpy.ckpt"
     torch.save({"a": np.float32(3)}, path)

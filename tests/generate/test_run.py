@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import oracle
+from safetensors.torch import load_file, save_file
+from support import checkpoints, oracle
 
 import safelight
 from safelight.engine.local import LocalEngine
+from safelight.errors import NotFiniteError
+from safelight.generate import numerics
 from safelight.types import SAMPLERS, Progress
 
 
@@ -95,6 +98,47 @@ def test_the_process_is_left_as_it_was_and_does_not_matter(engine: LocalEngine, 
     assert again == right
 
 
+def test_what_else_of_the_process_changes_pixels_does_not(engine: LocalEngine, ask) -> None:
+    right = next(engine.generate(ask())).pixels_sha256
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert next(engine.generate(ask())).pixels_sha256 == right
+    with torch.inference_mode():
+        assert next(engine.generate(ask())).pixels_sha256 == right
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch._C._set_mkldnn_enabled(False)
+    torch.set_flush_denormal(True)
+    try:
+        assert next(engine.generate(ask())).pixels_sha256 == right
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        assert not torch._C._get_mkldnn_enabled()
+        assert numerics._flushes_denormals()
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+        torch._C._set_mkldnn_enabled(True)
+        torch.set_flush_denormal(False)
+
+
+def test_attention_06_nan_is_an_error_and_never_a_black_image(engine: LocalEngine, tmp_path: Path) -> None:
+    tensors = load_file(checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 1))
+    for name in tensors:
+        if name.startswith("first_stage_model.decoder") and name.endswith("conv1.weight"):
+            tensors[name] *= 1e38
+    save_file(tensors, tmp_path / "m.safetensors")
+    request = safelight.Request("x", str(tmp_path / "m.safetensors"), steps=1, width=64, height=64)
+    with pytest.raises(NotFiniteError, match="the VAE gave NaN"):
+        next(engine.generate(request))
+
+
+def test_generating_within_a_generation(engine: LocalEngine, ask) -> None:
+    right = next(engine.generate(ask("b.safetensors"))).pixels_sha256
+    inner: list[str] = []
+    outer = next(
+        engine.generate(ask(), lambda _: inner.append(next(engine.generate(ask("b.safetensors"))).pixels_sha256))
+    )
+    assert set(inner) == {right}
+    assert outer.pixels_sha256 == next(engine.generate(ask())).pixels_sha256
+
+
 def test_what_an_image_says_is_what_made_it(engine: LocalEngine, ask, tiny: Path) -> None:
     image = next(engine.generate(ask(seed=3)))
     assert image.pixels_sha256 == hashlib.sha256(image.pixels).hexdigest()
@@ -132,6 +176,8 @@ def test_load_02_a_checkpoint_for_something_else_is_refused(name: str, message: 
         ("count", 0),
         ("clip_skip", -1),
         ("prompt", "a\0b"),
+        ("prompt", "\ud83c"),
+        ("negative", None),
         ("width", 1 << 20),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 
+import structlog
 import torch
 from torch import nn
 
@@ -12,6 +13,8 @@ from safelight.arch.skeleton import SkeletonCache, SkeletonKey
 from safelight.devices.pool import ALIGNMENT
 from safelight.errors import BindingError
 from safelight.weights.store import WeightSet
+
+_log = structlog.get_logger(__name__)
 
 
 @contextlib.contextmanager
@@ -25,6 +28,7 @@ def bound(cache: SkeletonCache, key: SkeletonKey, weights: WeightSet) -> Generat
     """
     skeleton = cache.take(key)
     handed: list[nn.Parameter] = []
+    version = weights.slab.base._version
     try:
         if skeleton.places.keys() != weights.tensors.keys():
             odd = sorted(skeleton.places.keys() ^ weights.tensors.keys())
@@ -44,4 +48,7 @@ def bound(cache: SkeletonCache, key: SkeletonKey, weights: WeightSet) -> Generat
         for parameter in handed:
             parameter.data = torch.empty(0, dtype=parameter.dtype)
         handed.clear()
+        if weights.slab.base._version != version:
+            _log.warning("bound weights were written, and are read again", role=key.role, digest=weights.digest)
+            weights.spoiled = True
         cache.give(skeleton)

@@ -250,9 +250,13 @@ def _pipeline_class(base: str) -> Any:
 
 
 def decode(module: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Latents (n, 4, h, w) to images as uint8 (n, 8h, 8w, 3), rounded as diffusers' image processor rounds."""
+    """Latents (n, 4, h, w) to what the VAE gives for them: about -1 to 1, (n, 3, 8h, 8w)."""
     vae = cast("Any", module)
-    raw = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+
+
+def to_pixels(raw: torch.Tensor) -> torch.Tensor:
+    """A VAE's output to images, uint8 (n, h, w, 3), rounded as diffusers' image processor rounds."""
     values = cast("torch.Tensor", VaeImageProcessor.denormalize(raw))
     values = values.cpu().permute(0, 2, 3, 1).float()
     return (values * 255).round().to(torch.uint8)

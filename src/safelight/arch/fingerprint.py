@@ -2,7 +2,7 @@
 
 Hooks, processors, a replaced ``forward``, a flag, a cached tensor: each is an entry of some module's ``__dict__``.
 Values are compared by identity or, where they are plain, by value; the entries of containers and of small objects
-(attention processors) one level deep. Parameters are left out: binding changes them, and binding puts them back.
+(attention processors) one level deep. Of parameters only the names count, and that each is absent as it was built.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from safelight.arch.absent import AbsentParameter
 
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 _BOUND = frozenset({"_parameters", "_buffers"})
@@ -59,6 +61,12 @@ def _inside(value: Any) -> dict[Any, Any] | None:
     return dict(vars(value)) if hasattr(value, "__dict__") else None
 
 
+def _slots(module: nn.Module) -> dict[str, str]:
+    """The names of a module's parameters, and for each whether it is absent, none, or somebody's."""
+    kinds: dict[type, str] = {AbsentParameter: "absent", type(None): "none"}
+    return {name: kinds.get(type(parameter), "foreign") for name, parameter in module._parameters.items()}
+
+
 class Fingerprint:
     """How a module and everything below it was when this was taken."""
 
@@ -68,10 +76,15 @@ class Fingerprint:
             entries = {key: _Entry(value) for key, value in vars(child).items() if key not in _BOUND}
             buffers = {key: _Entry(value) for key, value in child._buffers.items()}
             self._modules.append((name, child, type(child), entries, dict(buffers)))
+        self._parameters = [(name, child, _slots(child)) for name, child in module.named_modules()]
 
     def differences(self) -> list[str]:
         """What is no longer as it was, one phrase for each; empty when nothing changed."""
-        found: list[str] = []
+        found = [
+            f"{name or 'the module'}: parameters are {sorted(_slots(module).items())}"
+            for name, module, slots in self._parameters
+            if _slots(module) != slots
+        ]
         for name, module, kind, entries, buffers in self._modules:
             label = name or "the module"
             if type(module) is not kind:

@@ -189,9 +189,10 @@ def remake(
 
 def _model_by_digest(engine: LocalEngine, metadata: Any) -> str:
     """The model of that content, whatever it is called now; else the one of that name."""
-    digest, name = metadata["model"]["digest"], metadata["request"]["model"]
-    found = [model.name for model in engine.library.models() if model.digest == digest]
-    return found[0] if found else name
+    found = engine.library.find(metadata["model"]["digest"], metadata["model"].get("prediction_type", ""))
+    if found is None:
+        return metadata["request"]["model"]
+    return str(found.path) if found.origin == "path" else found.name
 
 
 def demo(

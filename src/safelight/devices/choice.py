@@ -13,7 +13,7 @@ def device(wanted: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         wanted = next(name for name, present in there.items() if present)
-    if not there[wanted]:
+    if not there.get(wanted, False):
         raise SettingError("device", wanted, "settings", "this machine has no such device, or torch cannot use it")
     return torch.device(wanted)
 

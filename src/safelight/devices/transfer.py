@@ -6,6 +6,7 @@ where a map would kill the process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ import torch
 import xxhash
 
 from safelight.errors import IntegrityError
+from safelight.formats.header import open_regular
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -64,17 +66,17 @@ def read_all(reads: Sequence[Read], threads: int) -> None:
 
     Raises IntegrityError when bytes differ from the manifest, or end too early.
     """
-    opened = {path: os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)) for path in {read.path for read in reads}}
-    try:
+    with contextlib.ExitStack() as stack:
+        opened: dict[Path, int] = {}
+        for path in {read.path for read in reads}:
+            opened[path], _ = open_regular(path)
+            stack.callback(os.close, opened[path])
         if threads == 1:
             _run(reads, opened)
             return
         with ThreadPoolExecutor(threads, "safelight-read") as pool:
             for future in [pool.submit(_run, share, opened) for share in _shares(reads, threads)]:
                 future.result()
-    finally:
-        for descriptor in opened.values():
-            os.close(descriptor)
 
 
 def _shares(reads: Sequence[Read], count: int) -> list[list[Read]]:

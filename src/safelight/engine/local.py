@@ -24,7 +24,7 @@ class LocalEngine:
         self.residency = residency
         self.skeletons = SkeletonCache()
         self._decide = decide
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """See :class:`safelight.engine.base.Engine`. The model is resolved now, and pinned to this request."""

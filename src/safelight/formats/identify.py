@@ -166,6 +166,8 @@ def _folder(path: Path) -> Identity:
     said = found.scheduler.get("prediction_type")
     if said in ("epsilon", "v_prediction"):
         prediction, why = said, f"{said} as its scheduler's settings say"
+    elif said is not None:
+        raise UnsupportedModelError(path, f"its scheduler predicts {said!r}, which cannot be run yet")
     else:
         prediction, why = _prediction_by_base(base)
     return Identity(
@@ -211,6 +213,11 @@ def _prediction_of_file(header: Header, base: str) -> tuple[PredictionType, bool
         return "v_prediction", snr, "v_prediction by modelspec.prediction_type"
     if said in ("epsilon", "eps"):
         return "epsilon", snr, "epsilon by modelspec.prediction_type"
+    edm = next((name for name in header.tensors if name.startswith("edm_")), None)
+    if said or edm:
+        raise UnsupportedModelError(
+            header.path, f"says that it predicts {said or 'as EDM does (' + str(edm) + ')'}, which cannot be run yet"
+        )
     architecture = header.metadata.get("modelspec.architecture", "").lower()
     if architecture.endswith("-v") or "768-v" in architecture:
         return "v_prediction", snr, f"v_prediction by modelspec.architecture {architecture}"

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from picklescan.scanner import SafetyLevel, scan_pickle_bytes
 
@@ -67,7 +67,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
         raise pickle.UnpicklingError("a tensor without a storage")
     sizes, steps = tuple(shape), tuple(strides)
     if len(sizes) != len(steps) or not all(isinstance(n, int) and n >= 0 for n in (offset, *sizes, *steps)):
-        raise pickle.UnpicklingError(f"a tensor with shape {sizes} and strides {steps}")
+        raise pickle.UnpicklingError("a tensor whose shape or strides are not sizes")
     return _Tensor(storage, offset, sizes, steps)
 
 
@@ -75,8 +75,14 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
     return tensor
 
 
+def _ordered_dict(*content: Any) -> OrderedDict[Any, Any]:
+    if any(content):
+        raise pickle.UnpicklingError("a dictionary made from something else than its items")
+    return OrderedDict()
+
+
 _ALLOWED: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered_dict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
@@ -85,7 +91,25 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue, reportUntypedBaseClass]
+_OPCODES = frozenset(
+    {
+        *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK),
+        *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2),
+        *(pickle.LONG1, pickle.BINFLOAT, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINSTRING),
+        *(pickle.SHORT_BINSTRING, pickle.SHORT_BINBYTES, pickle.BINBYTES),
+        *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+        *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS),
+        *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD, pickle.NEWOBJ, pickle.BINPERSID),
+        *(pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
+    }
+)
+"""What weights are written with. Others (sets, byte arrays of a claimed size, instances) are damage or worse."""
+
+
+_Written: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+class _Unpickler(_Written):  # pyright: ignore[reportUntypedBaseClass]
     """Builds descriptions; refuses every name that is not in the table.
 
     The unpickler that is written in Python: the one in C makes a memo as large as the largest index in the file, so
@@ -103,7 +127,31 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
             case ("storage", _StorageType(dtype), str(key), _, int(elements), *_):
                 return _Storage(key, dtype, elements)
             case _:
-                raise pickle.UnpicklingError(f"persistent id {pid!r}")
+                raise pickle.UnpicklingError("a persistent id that is not a storage")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load for code, load in _Written.dispatch.items() if bytes([code]) in _OPCODES
+    }
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_plain_key(key)] = value
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self.stack[-1][_plain_key(key)] = value
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+
+def _plain_key(key: Any) -> str | int:
+    """A key that hashes at once: a nest of tuples in a hundred bytes takes for ever."""
+    if type(key) not in (str, int):
+        raise pickle.UnpicklingError("a dictionary whose key is neither text nor number")
+    return key
 
 
 class _Forbidden(Exception):
@@ -235,11 +283,12 @@ def _tensors(content: Any) -> dict[str, _Tensor]:
     found: dict[str, _Tensor] = {}
     if isinstance(mapping, Mapping):
         for name, value in cast("Mapping[Any, Any]", mapping).items():
-            if isinstance(value, _Tensor):
-                found[str(name)] = value
-            elif isinstance(value, Mapping):
+            if isinstance(value, _Tensor) and isinstance(name, str):
+                found[name] = value
+            elif isinstance(value, Mapping) and isinstance(name, str):
                 inner = cast("Mapping[Any, Any]", value).items()
-                found.update({f"{name}.{key}": deep for key, deep in inner if isinstance(deep, _Tensor)})
+                tensors = {key: deep for key, deep in inner if isinstance(deep, _Tensor) and isinstance(key, str)}
+                found.update({f"{name}.{key}": deep for key, deep in tensors.items()})
     return found
 
 

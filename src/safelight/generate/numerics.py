@@ -9,32 +9,50 @@ from collections.abc import Generator
 import numpy as np
 import torch
 
+_SDP = ("flash", "mem_efficient", "math", "cudnn")
+"""The switches of scaled dot-product attention; they hold on a CPU too."""
+
+
+def _flushes_denormals() -> bool:
+    return bool(torch.tensor([1e-39]).mul(1.0).eq(0).item())
+
 
 @contextlib.contextmanager
 def fixed(threads: int, seed: int) -> Generator[None]:
-    """Within: ``threads`` threads, fp32 as default dtype, full fp32 matrix products, denormals kept, no gradients, and
-    every global random generator seeded with ``seed``, so that what a library draws from them repeats. After: as
-    before.
+    """Within: ``threads`` threads, fp32 as default dtype, full fp32 matrix products, denormals kept, no autocast, no
+    gradients, every kernel that torch chooses by itself allowed, and every global random generator seeded with
+    ``seed``, so that what a library draws from them repeats. After: all as before.
     """
+    cuda = torch.backends.cuda
+    sdp = {name: getattr(cuda, f"{name}_sdp_enabled")() for name in _SDP}
     before = (torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision())
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    mkldnn: bool = torch._C._get_mkldnn_enabled()
+    flushed = _flushes_denormals()
     try:
         torch.set_num_threads(threads)
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
         torch.set_flush_denormal(False)
         torch.use_deterministic_algorithms(False)
+        for name in _SDP:
+            getattr(cuda, f"enable_{name}_sdp")(True)
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
-        with torch.no_grad():
+        torch._C._set_mkldnn_enabled(True)
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
         torch.set_float32_matmul_precision(before[2])
+        torch.set_flush_denormal(flushed)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        torch._C._set_mkldnn_enabled(mkldnn)
+        for name, enabled in sdp.items():
+            getattr(cuda, f"enable_{name}_sdp")(enabled)
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])

@@ -17,7 +17,7 @@ from safelight.arch import diffusers_fence
 from safelight.arch.bind import bound
 from safelight.arch.skeleton import SkeletonCache, SkeletonKey
 from safelight.devices.failures import translated
-from safelight.errors import RequestError
+from safelight.errors import NotFiniteError, RequestError
 from safelight.formats.layout import BASES
 from safelight.generate import conditioning, numerics, samplers
 from safelight.library.model import Model
@@ -107,6 +107,8 @@ def _image(
                         model.base, role, encoder, texts, request.clip_skip, device
                     )
         embeddings = conditioning.assemble(model.base, encoded, not request.negative)
+        for tensor in embeddings.values():
+            _finite(tensor, "the text encoder", bench.run.dtype)
     report("encode", 1, 1)
 
     with clock.stage("denoise"):
@@ -132,13 +134,21 @@ def _image(
                 latents=noise,
             )
 
+    _finite(latents, "the UNet", bench.run.dtype)
     report("decode", 0, 1)
     with clock.stage("decode"):
         vae_dtype = TORCH_DTYPES[bench.run.vae_dtype]
         with _component(bench, model, "vae", vae_dtype, clock) as vae:
-            pixels = diffusers_fence.decode(vae, latents.to(vae_dtype))[0]
+            decoded = diffusers_fence.decode(vae, latents.to(vae_dtype))
+        _finite(decoded, "the VAE", bench.run.vae_dtype)
+        pixels = diffusers_fence.to_pixels(decoded)[0]
     report("decode", 1, 1)
     return pixels
+
+
+def _finite(values: torch.Tensor, stage: str, dtype: str) -> None:
+    if not torch.isfinite(values).all():
+        raise NotFiniteError(stage, dtype)
 
 
 @contextlib.contextmanager
@@ -170,6 +180,7 @@ def _finished(
             "digest": model.digest,
             "base": model.base,
             "prediction_type": model.prediction_type,
+            "zero_terminal_snr": model.zero_terminal_snr,
             "components": {component.role: component.digest for component in model.manifest.components},
         },
         "run": asdict(run),

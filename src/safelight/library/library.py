@@ -7,15 +7,16 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from safelight.errors import (
     CorruptFileError,
+    FileError,
     InputError,
     IntegrityError,
     ModelNotFoundError,
@@ -52,15 +53,15 @@ class Library:
         names = {model.name for model in own}
         return [*own, *(model for model in starters.models() if model.name not in names)]
 
-    def damaged(self) -> list[CorruptFileError]:
+    def damaged(self) -> list[FileError]:
         """What is wrong with records that cannot be read; adding the model again writes a new one."""
-        return [record for record in self._read_all() if isinstance(record, CorruptFileError)]
+        return [record for record in self._read_all() if isinstance(record, FileError)]
 
-    def _read_all(self) -> Iterator[Model | CorruptFileError]:
+    def _read_all(self) -> Iterator[Model | FileError]:
         for path in sorted(self._records.glob("*.json")):
             try:
                 yield records.read(path)
-            except CorruptFileError as error:
+            except FileError as error:
                 yield error
 
     def get(self, name: str) -> Model:
@@ -90,13 +91,26 @@ class Library:
                 raise UnreadableFileError(path, "does not exist") from None
         path = path.absolute()
         seen = self.root / "seen" / f"{named(str(path))}.json"
-        if seen.exists():
-            model = records.read(seen)
-            if not model.manifest.changed():
-                return model
+        known = self._seen(seen)
+        if known is not None and not known.manifest.changed():
+            return known
         model = self._describe(path, _stem(path), "path", None, on_bytes)
         records.write(seen, model)
         return model
+
+    @staticmethod
+    def _seen(path: Path) -> Model | None:
+        """A manifest that was kept of a file used by its path. It can be made again, so a damaged one is none."""
+        try:
+            return records.read(path)
+        except FileError:
+            return None
+
+    def find(self, digest: str, prediction_type: str) -> Model | None:
+        """The model of that content and prediction type, whatever it is called, also one that was used by its path."""
+        seen = (self._seen(path) for path in sorted((self.root / "seen").glob("*.json")))
+        every = [*self.models(), *(model for model in seen if model is not None and not model.manifest.changed())]
+        return next((m for m in every if (m.digest, m.prediction_type) == (digest, prediction_type)), None)
 
     def add(
         self,
@@ -172,9 +186,9 @@ class Library:
             found = identify(conversion if sources else model.path)
             if found.layout is None:
                 raise IntegrityError(model.path, "(header)", f"it is a {found.kind} now")
+            current = measure(found.layout.components, _counter(found.nbytes, on_bytes))
         except InputError as error:
-            raise IntegrityError(model.path, "(header)", str(error)) from error
-        current = measure(found.layout.components, _counter(found.nbytes, on_bytes))
+            raise IntegrityError(model.path, "(all)", str(error)) from error
         return _with_sources(current, sources)
 
     @staticmethod
@@ -204,7 +218,7 @@ class Library:
             layout, manifest = self._converted(path, found)
         else:
             layout = found.layout
-            manifest = measure(layout.components, _counter(found.nbytes, on_bytes))
+            manifest = _measured(path, layout, _counter(found.nbytes, on_bytes))
         return Model(
             name=name,
             path=path,
@@ -223,12 +237,14 @@ class Library:
 
     def _converted(self, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:
         """What pickles were converted to, at the place that its digest names; its manifest watches over them too."""
+        left_over = found.layout.left_over if found.layout is not None else {}
         if found.format == "pickle":
             tensors = list(pickle.read_header(path).tensors.values())
         else:
             parts = folder.read(path).components
             tensors = [replace(t, name=f"{role}.{t.name}") for role in parts for t in parts[role].tensors.values()]
-        fresh = self.root / "converted" / f".{named(str(path))}.{os.getpid()}.safetensors"
+        tensors = [tensor for tensor in tensors if tensor.name not in left_over]
+        fresh = self.root / "converted" / f".{uuid.uuid4().hex}.safetensors"
         try:
             convert.to_safetensors(tensors, fresh)
             manifest = measure(_layout(fresh).components)
@@ -240,6 +256,14 @@ class Library:
         layout = _layout(place)
         sources = sorted({tensor.path for tensor in tensors})
         return layout, _with_sources(measure(layout.components), sources)
+
+
+def _measured(path: Path, layout: CheckpointLayout, progress: Callable[[int], None] | None) -> Manifest:
+    """The manifest of a layout, if the headers say the same after all bytes were read as they did before."""
+    manifest = measure(layout.components, progress)
+    if identify(path).layout != layout:
+        raise CorruptFileError(path, "changed while it was read; try again when its download has ended")
+    return manifest
 
 
 def _layout(path: Path) -> CheckpointLayout:

@@ -70,6 +70,8 @@ class Residency:
         finally:
             with self._lock:
                 resident.leases -= 1
+                if resident.weights.spoiled and not resident.leases and self._residents.get(key) is resident:
+                    self._evict(key)
 
     def drop(self, digest: str | None = None) -> None:
         """Drop what nobody holds: the components of that digest, or all. Kept slabs go with the last."""

@@ -70,12 +70,16 @@ def read(path: Path) -> tuple[Mapping[str, Any], str]:
         raise CorruptFileError(path, "has no safelight metadata: it was not made by Safelight, or was saved anew since")
     try:
         metadata: Any = json.loads(text)
-        version = metadata["version"]
-        parts = (metadata["request"], metadata["model"]["digest"], metadata["run"], metadata["pixels_sha256"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(metadata["version"], int) and metadata["version"] > VERSION:
+            raise UnreadableFileError(
+                path, f"was written by a newer Safelight (metadata version {metadata['version']})"
+            )
+        request, model, run = metadata["request"], metadata["model"], metadata["run"]
+        texts = (metadata["pixels_sha256"], model["digest"], request["model"], run["device"], run["dtype"])
+        sound = all(isinstance(text, str) for text in (*texts, run["attention"], *run["versions"].values()))
+        sound = sound and isinstance(request["width"], int) and isinstance(run["threads"], int)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(path, f"its safelight metadata is damaged ({error})") from error
-    if not isinstance(version, int) or not all(parts):
+    if not sound:
         raise CorruptFileError(path, "its safelight metadata is damaged")
-    if version > VERSION:
-        raise UnreadableFileError(path, f"was written by a newer Safelight (metadata version {version})")
     return cast("Mapping[str, Any]", metadata), pixels

@@ -22,6 +22,8 @@ class WeightSet:
     dtype: torch.dtype
     tensors: dict[str, torch.Tensor]
     slab: Slab
+    spoiled: bool = False
+    """Somebody wrote into them: they are dropped when their last lease ends."""
 
     @property
     def nbytes(self) -> int:
