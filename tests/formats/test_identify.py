@@ -222,6 +222,18 @@ def test_folders_that_are_not_models(tmp_path: Path) -> None:
         identify(folder)
 
 
+@pytest.mark.parametrize(
+    ("role", "name", "value"),
+    [("vae", "scaling_factor", 0.5), ("unet", "attention_head_dim", 4), ("text_encoder", "hidden_act", "gelu")],
+)
+def test_settings_that_shapes_do_not_tell_are_not_ignored(role: str, name: str, value: object, tmp_path: Path) -> None:
+    folder = checkpoints.write_folder(tmp_path / "m", "sd1")
+    file = folder / role / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    with pytest.raises(UnsupportedModelError, match=f"{name} = {value}"):
+        identify(folder)
+
+
 def test_shards_may_not_leave_their_folder(tmp_path: Path) -> None:
     folder = checkpoints.write_folder(tmp_path / "m", "sd1", max_shard_size="1MB")
     index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"

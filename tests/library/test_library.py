@@ -69,6 +69,9 @@ def test_names(library: Library, tiny: Path, tmp_path: Path) -> None:
 
 def test_state_30_an_unknown_model_is_never_another_one(library: Library, tiny: Path) -> None:
     library.add(tiny / "a.safetensors")
+    for name in ("~nobody-of-that-name/x.safetensors", "x" * 5000 + ".safetensors", "a\0.safetensors"):
+        with pytest.raises(InputError):
+            library.resolve(name)
     for name in ("A", "a.safetensors", str(tiny / "none.safetensors"), "../models/a", ""):
         with pytest.raises(InputError):
             library.resolve(name)

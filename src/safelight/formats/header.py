@@ -79,6 +79,8 @@ def open_regular(path: Path) -> tuple[int, int]:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
         raise UnreadableFileError(path, _why_unreadable(path, error)) from error
+    except ValueError as error:
+        raise UnreadableFileError(path, "is not a path: it has a zero character") from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
@@ -87,7 +89,7 @@ def open_regular(path: Path) -> tuple[int, int]:
 
 
 def _why_unreadable(path: Path, error: OSError) -> str:
-    if path.is_symlink() and not path.exists():
+    if os.path.islink(path) and not os.path.exists(path):
         return "is a symbolic link that leads nowhere"
     reasons = {
         errno.ENOENT: "does not exist",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ def identify(path: Path, prediction_type: PredictionType | None = None) -> Ident
     ``prediction_type`` is the user's word, and goes above every rule. Raises FileError for damaged or unreadable files
     and IncompleteModelError for a checkpoint that is not complete.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         identity = _folder(path)
     else:
         header = read_header(path)
@@ -154,6 +155,7 @@ def _folder(path: Path) -> Identity:
     absent = [role for role in BASES[base].roles if role not in roles]
     if absent:
         raise CorruptFileError(path, f"model_index.json names no {absent[0]}, which {base} needs")
+    _refuse_other_settings(path, base, config)
     parts = {role: found.components[role].tensors for role in BASES[base].roles}
     # SD 2's folders hold a text encoder that has lost its last layer already.
     known = replace(BASES[base], drop_last=False)
@@ -183,6 +185,24 @@ def _folder(path: Path) -> Identity:
         f"checkpoint: {found.pipeline}, {rule}; {why}",
         built,
     )
+
+
+def _refuse_other_settings(path: Path, base: str, config: UNetConfig) -> None:
+    """Refuse a folder whose settings say what neither shapes nor the base's rule would give."""
+    rule = BASES[base]
+    heads = [rule.heads or width // layout.CHANNELS_PER_HEAD for width in config.block_out_channels]
+    expected: list[tuple[str, str, object]] = [
+        ("vae", "scaling_factor", rule.scaling_factor),
+        ("vae", "norm_num_groups", layout.NORM_GROUPS),
+        ("unet", "norm_num_groups", layout.NORM_GROUPS),
+        ("unet", "attention_head_dim", heads),
+        *((role, "hidden_act", activation) for role, activation in rule.activations.items()),
+    ]
+    for role, name, value in expected:
+        file = path / role / "config.json"
+        said = folder.read_json(file).get(name) if file.exists() else None
+        if said is not None and said != value and not (isinstance(said, int) and [said] * len(heads) == value):
+            raise UnsupportedModelError(path, f"{role}/config.json says {name} = {said}; {base} has {value}")
 
 
 def _variant(built: CheckpointLayout) -> str:

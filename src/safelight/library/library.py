@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shutil
 import uuid
@@ -80,9 +81,9 @@ class Library:
 
         A file used by its path is read and hashed in whole the first time; its manifest is kept.
         """
-        path = Path(name_or_path).expanduser()
+        path = _user_path(name_or_path)
         is_path = "/" in name_or_path or path.suffix in {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
-        if not is_path or (not path.exists() and not path.is_symlink()):
+        if not is_path or not os.path.lexists(path):
             try:
                 return self.get(name_or_path)
             except ModelNotFoundError:
@@ -124,7 +125,7 @@ class Library:
         Raises InputError when the name is taken by another file or not allowed, FileError for a bad file; nothing is
         changed then.
         """
-        path = path.expanduser().absolute()
+        path = _user_path(str(path)).absolute()
         chosen = name or re.sub(r"[^A-Za-z0-9._+-]+", "-", _stem(path)).strip("-.")
         if not _NAME.fullmatch(chosen):
             raise InputError(f"{chosen!r} is not a name: letters, digits and . _ + - (give one with --name)")
@@ -278,9 +279,17 @@ def _with_sources(manifest: Manifest, sources: list[Path]) -> Manifest:
     return replace(manifest, files=(*manifest.files, *(FileHint.of(source) for source in sources)))
 
 
+def _user_path(text: str) -> Path:
+    """A path as a person writes it. Raises InputError for a home that nobody has."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{text}: {error}") from error
+
+
 def _stem(path: Path) -> str:
     """What to call a model: the file's name without its ending, the whole name of a folder (``sd-v1.5``)."""
-    return path.name if path.is_dir() else path.stem
+    return path.name if os.path.isdir(path) else path.stem
 
 
 def _native(base: str, prediction_type: str | None) -> int:
