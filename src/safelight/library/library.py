@@ -26,6 +26,7 @@ from safelight.errors import (
 )
 from safelight.formats import folder, pickle
 from safelight.formats.identify import Identity, PredictionType, identify
+from safelight.formats.keys import leftover
 from safelight.formats.layout import CheckpointLayout
 from safelight.library import convert, records, starters
 from safelight.library.model import NATIVE_SIZES, Model, Origin
@@ -244,7 +245,7 @@ class Library:
         else:
             parts = folder.read(path).components
             tensors = [replace(t, name=f"{role}.{t.name}") for role in parts for t in parts[role].tensors.values()]
-        tensors = [tensor for tensor in tensors if tensor.name not in left_over]
+        tensors = [t for t in tensors if t.name not in left_over or leftover.tells_depth(t.name)]
         fresh = self.root / "converted" / f".{uuid.uuid4().hex}.safetensors"
         try:
             convert.to_safetensors(tensors, fresh)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+LAST_LAYER = r"cond_stage_model\.model\.transformer\.resblocks\."
+"""Of SD 2's text encoder. Nothing computes with it, but the depth is counted by it."""
+
 ALLOWED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
@@ -12,7 +15,7 @@ ALLOWED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(.*\.)?logit_scale$", "CLIP's temperature, used in its training only"),
         (r".*(^|\.)text_projection(\.weight)?$", "a projection that this base does not use"),
         (r".*\.attn_mask$", "a triangle of infinities that the module makes itself"),
-        (r"cond_stage_model\.model\.transformer\.resblocks\.", "the last layer, which SD 2 was trained without"),
+        (LAST_LAYER, "the last layer, which SD 2 was trained without"),
         (r"text_encoder\.vision_model\.|safety_checker\.", "parts for looking at images"),
         (r"(.*_)?(betas|alphas_cumprod|alphas_cumprod_prev)$", "the noise schedule, which follows from its rule"),
         (r"sqrt_.*alphas_cumprod$|posterior_|log_one_minus|sqrt_recip|lvlb_weights|denoiser\.", "the noise schedule"),
@@ -21,6 +24,11 @@ ALLOWED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"logvar$|scale_factor$|global_step$|epoch$|iteration$", "a number kept for training"),
     )
 )
+
+
+def tells_depth(name: str) -> bool:
+    """Whether a tensor that nothing computes with still tells how deep its encoder is."""
+    return re.match(LAST_LAYER, name) is not None
 
 
 def reason(name: str) -> str | None:
