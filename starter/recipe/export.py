@@ -7,7 +7,6 @@ set to zero: an unknown word is then neutral instead of random.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from recipe import data, model
 from safelight.formats.identify import identify
 from safelight.formats.layout import rows
+from safelight.library import records
 from safelight.library.library import Library
 from safelight.weights.manifest import to_json
 
@@ -88,8 +88,8 @@ def record(target: Path) -> None:
     values = {field.name: getattr(described, field.name) for field in fields(described)}
     manifest = to_json(described.manifest)
     manifest["files"] = [{"path": target.name}]
-    text = json.dumps(values | {"path": target.name, "manifest": manifest}, indent=1)
-    target.with_suffix(".json").write_text(text + "\n")
+    data = records.encoded(values | {"path": target.name, "manifest": manifest})
+    target.with_suffix(".json").write_bytes(data)
     print(target.name, target.stat().st_size, described.digest)
 
 

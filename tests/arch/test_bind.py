@@ -198,3 +198,13 @@ def test_kept_skeletons_are_bounded() -> None:
     for each in keys[:3]:
         cache.give(cache.take(each))
     assert len(cache._free) == 2
+
+
+def test_a_buffer_written_through_data_is_seen() -> None:
+    """The version counter does not see such a write, so the values are compared."""
+    config = checkpoints.configs("sd1")["text_encoder"]
+    skeleton = Skeleton(SkeletonKey("sd1", "text_encoder", config, torch.float32, "torch-sdp"))
+    (positions,) = (b for name, b in skeleton.module.named_buffers() if name.endswith("position_ids"))
+    assert skeleton.differences() == []
+    positions.data.zero_()
+    assert any("position_ids changed" in line for line in skeleton.differences())

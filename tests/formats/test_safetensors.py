@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from safelight.errors import CorruptFileError, FileError, UnreadableFileError
-from safelight.formats.safetensors import read_header
+from safelight.formats.safetensors import MOST_TENSORS, read_header
 
 GOOD = save({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float16)}, {"format": "pt"})
 
@@ -166,3 +166,11 @@ def test_any_json_gives_only_clean_errors(tmp_path_factory: pytest.TempPathFacto
     path.write_bytes(file_with(value, data))
     with contextlib.suppress(CorruptFileError):
         read_header(path)
+
+
+def test_a_header_of_very_many_names_is_refused_early(tmp_path: Path) -> None:
+    entry = {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"n{i}": entry for i in range(MOST_TENSORS + 1)}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CorruptFileError, match="no model has over"):
+        read_header(tmp_path / "x.safetensors")

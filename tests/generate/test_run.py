@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,17 @@ def test_requests_that_cannot_be_are_refused_by_field(field: str, value: object,
 def test_schedules_that_do_not_apply_are_refused(ask) -> None:
     with pytest.raises(safelight.RequestError, match="schedule"):
         ask(sampler="ddim", schedule="karras")
+
+
+def test_two_engines_of_a_process_and_a_default_device_do_not_meet(root: Path, ask) -> None:
+    engines = [safelight.open_engine(root) for _ in range(2)]
+    right = next(engines[0].generate(ask())).pixels_sha256
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda engine: next(engine.generate(ask())).pixels_sha256, engines * 3))
+    assert set(made) == {right}
+    torch.set_default_device("meta")
+    try:
+        assert next(engines[0].generate(ask())).pixels_sha256 == right
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)

@@ -18,10 +18,8 @@ from safelight.errors import (
     InputError,
     IntegrityError,
     ModelNotFoundError,
-    UnreadableFileError,
     UnsupportedModelError,
 )
-from safelight.library import records
 from safelight.library.library import Library
 
 
@@ -218,18 +216,77 @@ def test_a_refused_pickle_leaves_no_conversion_behind(library: Library, root: Pa
     assert not [p for p in (root / "converted").rglob("*") if p.is_file()]
 
 
-def test_records_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "record"
-    records.write_whole(path, b"old")
+def test_a_damaged_record_is_named_and_can_be_removed(library: Library, root: Path, tiny: Path) -> None:
+    """A record proves itself: whichever field is edited, it is not believed."""
+    library.add(tiny / "a.safetensors")
+    path = root / "models/a.json"
+    path.write_text(path.read_text().replace('"epsilon"', '"v_prediction"'))
+    with pytest.raises(CorruptFileError, match="checksum"):
+        library.get("a")
+    assert [error.path for error in library.damaged()] == [path]
+    library.remove("a")
+    assert library.damaged() == []
 
-    def fail(*_: object) -> None:
-        raise OSError("no space")
 
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UnreadableFileError, match="no space"):
-        records.write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["record"]
+def test_a_folder_whose_settings_change_is_not_the_same_model(library: Library, tmp_path: Path) -> None:
+    folder = checkpoints.write_folder(tmp_path / "m", "sd1", 1)
+    model = library.add(folder)
+    assert library.checked(model) is model
+    settings = folder / "scheduler/scheduler_config.json"
+    settings.write_text(json.dumps({"prediction_type": "v_prediction"}))
+    with pytest.raises(IntegrityError, match="prediction_type was epsilon, its files now say v_prediction"):
+        library.checked(model)
+    settings.write_text(json.dumps({"prediction_type": "epsilon"}))
+    assert library.checked(model).digest == model.digest
+
+
+def test_a_file_that_would_be_preferred_is_seen_when_it_comes_later(library: Library, tmp_path: Path) -> None:
+    folder = checkpoints.write_folder(tmp_path / "m", "sd1", 1, variant="fp16")
+    other = checkpoints.write_folder(tmp_path / "other", "sd1", 2)
+    model = library.add(folder)
+    name = "unet/diffusion_pytorch_model.safetensors"
+    shutil.copy(other / name, folder / name)
+    with pytest.raises(IntegrityError, match="its content changed"):
+        library.checked(model)
+    (folder / name).unlink()
+    assert library.checked(model).digest == model.digest
+
+
+def test_the_users_word_stays_the_users_word(library: Library, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    shutil.copy(tiny / "a.safetensors", path)
+    model = library.add(path, prediction_type="v_prediction")
+    os.utime(path, ns=(1, 1))
+    assert library.checked(model).prediction_type == "v_prediction"
+
+
+def test_two_that_add_under_one_name_do_not_overwrite_each_other(
+    library: Library, root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe = Library._describe
+
+    def slow(self: Library, path: Path, *rest: object) -> object:
+        described = describe(self, path, *rest)  # type: ignore[arg-type]
+        if path.name == "a.safetensors":
+            Library(root).add(tiny / "b.safetensors", "same")
+        return described
+
+    monkeypatch.setattr(Library, "_describe", slow)
+    with pytest.raises(InputError, match="taken"):
+        library.add(tiny / "a.safetensors", "same")
+    assert library.get("same").path.name == "b.safetensors"
+
+
+def test_conversions_that_nobody_needs_are_swept(library: Library, root: Path, tmp_path: Path) -> None:
+    path = checkpoints.write_single(tmp_path / "m.ckpt", "sd1", 1)
+    model = library.resolve(str(path))
+    kept = root / "converted" / model.digest
+    os.utime(kept, (1, 1))
+    library.resolve(str(checkpoints.write_single(tmp_path / "n.safetensors", "sd1", 2)))
+    assert kept.exists()
+    path.unlink()
+    library.resolve(str(checkpoints.write_single(tmp_path / "o.safetensors", "sd1", 3)))
+    assert not kept.exists()
 
 
 def test_paths_are_measured_once(library: Library, tiny: Path, root: Path) -> None:

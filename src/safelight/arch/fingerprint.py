@@ -22,12 +22,13 @@ _BOUND = frozenset({"_parameters", "_buffers"})
 class _Entry:
     """A value as it was: the object itself, and what it held."""
 
-    __slots__ = ("inner", "value", "version")
+    __slots__ = ("copy", "inner", "value")
 
     def __init__(self, value: Any) -> None:
         self.value = value
         self.inner = _inside(value)
-        self.version = value._version if isinstance(value, torch.Tensor) else 0
+        # The version counter does not see what is written through ``.data``; such tensors are small.
+        self.copy = value.detach().clone() if isinstance(value, torch.Tensor) and not value.is_meta else None
 
     def same(self, now: Any) -> bool:
         if isinstance(self.value, _PLAIN):
@@ -35,7 +36,7 @@ class _Entry:
         if now is not self.value:
             return False
         if isinstance(now, torch.Tensor):
-            return now._version == self.version
+            return self.copy is None or torch.equal(now, self.copy)
         held = _inside(now)
         if held is None or self.inner is None:
             return held is self.inner

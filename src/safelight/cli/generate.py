@@ -72,11 +72,14 @@ def generate(
         )
         for model in models
     ]
-    made = list(_make(_engine(context, root), requests, out, as_json))
-    if len(models) > 1:
-        from safelight.cli import sheet
+    from safelight.cli.sheet import Sheet
 
-        sheet.draw(made, prompt, out / "sheet.png")
+    sheet = Sheet(prompt)
+    for image in _make(_engine(context, root), requests, out, as_json):
+        if len(models) > 1:
+            sheet.add(image)
+    if len(models) > 1:
+        sheet.save(out / "sheet.png")
         if not as_json:
             typer.echo(f"{out / 'sheet.png'}")
 
@@ -202,7 +205,7 @@ def demo(
     root: RootOption = None,
 ) -> None:
     """Draw one prompt with the three starters, then with the first again: three styles, and the fourth is the first."""
-    from safelight.cli import sheet
+    from safelight.cli.sheet import Sheet
     from safelight.errors import InputError, IntegrityError
 
     engine = _engine(context, root)
@@ -210,9 +213,12 @@ def demo(
     if len(names) < 2:
         raise InputError("the starters are not installed: `make demo` in a clone installs them")
     order = [*names, names[0]]
-    images = list(_make(engine, [Request(prompt=prompt, model=name) for name in order], out, as_json=False))
-    sheet.draw(images, prompt, out / "sheet.png")
-    first, last = images[0].pixels_sha256, images[-1].pixels_sha256
+    sheet, digests = Sheet(prompt), list[str]()
+    for image in _make(engine, [Request(prompt=prompt, model=name) for name in order], out, as_json=False):
+        sheet.add(image)
+        digests.append(image.pixels_sha256)
+    sheet.save(out / "sheet.png")
+    first, last = digests[0], digests[-1]
     typer.echo(f"{out / 'sheet.png'}")
     if first != last:
         raise IntegrityError(out, "(pixels)", f"the last picture {last[:16]} is not the first {first[:16]}")

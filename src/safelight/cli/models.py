@@ -73,7 +73,7 @@ def list_models(context: typer.Context, as_json: JsonOption = False, root: RootO
     library = _library(context, root)
     models = library.models()
     for error in library.damaged():
-        typer.echo(f"safelight: {error}; add the model again", err=True)
+        typer.echo(f"safelight: {error}; add the model again, or remove it", err=True)
     if as_json:
         for model in models:
             say_json(model.summary())
@@ -143,8 +143,8 @@ def remove(
     root: RootOption = None,
 ) -> None:
     """Forget a model. Its file stays where it is."""
-    model = _library(context, root).remove(name)
+    _library(context, root).remove(name)
     if as_json:
-        say_json(model.summary() | {"removed": True})
+        say_json({"name": name, "removed": True})
     else:
-        typer.echo(f"removed {model.name} from the library; {model.path} stays")
+        typer.echo(f"removed {name} from the library; its file stays where it is")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
 from pathlib import Path
 
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
+from safelight.files import write_whole
 from safelight.types import Image
 
 _TILE = 256
@@ -17,24 +18,40 @@ _GAP, _LABEL = 24, 64
 _PAPER, _INK, _FAINT = (250, 249, 246), (34, 32, 30), (128, 122, 116)
 
 
-def draw(images: Sequence[Image], title: str, path: Path) -> None:
-    """Write the sheet as a PNG file: a row of up to four pictures, then the next row."""
-    columns = min(len(images), 4)
-    rows = -(-len(images) // columns)
-    size = (_GAP + columns * (_TILE + _GAP), _GAP * 2 + 24 + rows * (_TILE + _LABEL + _GAP))
-    sheet = PILImage.new("RGB", size, _PAPER)
-    pen = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(18), ImageFont.load_default(13)
-    pen.text((_GAP, _GAP - 6), title, _INK, large)
-    for number, image in enumerate(images):
-        left = _GAP + number % columns * (_TILE + _GAP)
-        top = _GAP * 2 + 18 + number // columns * (_TILE + _LABEL + _GAP)
-        picture = PILImage.frombytes("RGB", (image.width, image.height), image.pixels)
-        sheet.paste(_fitted(picture), (left, top))
-        pen.text((left, top + _TILE + 8), image.model, _INK, large)
-        pen.text((left, top + _TILE + 34), f"pixels {image.pixels_sha256[:20]}", _FAINT, small)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+MOST_TILES = 200
+"""Pictures on a sheet; those after it are in their own files only."""
+
+
+class Sheet:
+    """A contact sheet that is filled picture by picture; it keeps small tiles, not the pictures."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._tiles: list[tuple[PILImage.Image, str, str]] = []
+
+    def add(self, image: Image) -> None:
+        if len(self._tiles) < MOST_TILES:
+            picture = PILImage.frombytes("RGB", (image.width, image.height), image.pixels)
+            self._tiles.append((_fitted(picture), image.model, image.pixels_sha256))
+
+    def save(self, path: Path) -> None:
+        """Write the sheet as a PNG file: rows of up to four pictures. Raises UnreadableFileError."""
+        columns = min(len(self._tiles), 4)
+        rows = -(-len(self._tiles) // columns)
+        size = (_GAP + columns * (_TILE + _GAP), _GAP * 2 + 24 + rows * (_TILE + _LABEL + _GAP))
+        sheet = PILImage.new("RGB", size, _PAPER)
+        pen = ImageDraw.Draw(sheet)
+        large, small = ImageFont.load_default(18), ImageFont.load_default(13)
+        pen.text((_GAP, _GAP - 6), self._title, _INK, large)
+        for number, (tile, model, digest) in enumerate(self._tiles):
+            left = _GAP + number % columns * (_TILE + _GAP)
+            top = _GAP * 2 + 18 + number // columns * (_TILE + _LABEL + _GAP)
+            sheet.paste(tile, (left, top))
+            pen.text((left, top + _TILE + 8), model, _INK, large)
+            pen.text((left, top + _TILE + 34), f"pixels {digest[:20]}", _FAINT, small)
+        out = io.BytesIO()
+        sheet.save(out, "PNG")
+        write_whole(path, out.getvalue())
 
 
 def _fitted(picture: PILImage.Image) -> PILImage.Image:

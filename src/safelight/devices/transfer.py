@@ -20,7 +20,7 @@ import torch
 import xxhash
 
 from safelight.errors import IntegrityError
-from safelight.formats.header import open_regular
+from safelight.files import open_regular
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

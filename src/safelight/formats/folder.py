@@ -19,12 +19,16 @@ _MOST_JSON_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """``components``: role to its header. ``scheduler``: the settings of its scheduler, empty without one."""
+    """``components``: role to its header. ``scheduler``: the settings of its scheduler, empty without one.
+
+    ``watched``: the settings files, and the folders in which another file could be preferred tomorrow.
+    """
 
     path: Path
     pipeline: str
     components: Mapping[str, Header]
     scheduler: Mapping[str, Any]
+    watched: tuple[Path, ...]
 
 
 def read(path: Path) -> Folder:
@@ -44,7 +48,10 @@ def read(path: Path) -> Folder:
             components[role] = _component(path / role)
     scheduler_file = path / "scheduler" / "scheduler_config.json"
     scheduler = read_json(scheduler_file) if scheduler_file.exists() else {}
-    return Folder(path, str(pipeline), components, scheduler)
+    homes = [path, path / "scheduler", *(path / role for role in components)]
+    settings = [index_file, scheduler_file, *(file for role in components for file in (path / role).glob("*.json"))]
+    watched = tuple(sorted(found for found in {*homes, *settings} if found.exists()))
+    return Folder(path, str(pipeline), components, scheduler, watched)
 
 
 def read_json(path: Path) -> dict[str, Any]:

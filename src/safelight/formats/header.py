@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safelight.errors import CorruptFileError, UnreadableFileError
+from safelight.errors import CorruptFileError
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8,
@@ -67,50 +64,6 @@ class Header:
     @property
     def nbytes(self) -> int:
         return sum(info.nbytes for info in self.tensors.values())
-
-
-def open_regular(path: Path) -> tuple[int, int]:
-    """(file descriptor, size in bytes) of a regular file, opened for reading.
-
-    Opened without blocking, so that a pipe put in a model's place cannot hang the caller.
-    Raises UnreadableFileError with the reason for anything that is not a readable regular file.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-    except OSError as error:
-        raise UnreadableFileError(path, _why_unreadable(path, error)) from error
-    except ValueError as error:
-        raise UnreadableFileError(path, "is not a path: it has a zero character") from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise UnreadableFileError(path, f"is {_kind(status.st_mode)}, not a file")
-    return descriptor, status.st_size
-
-
-def _why_unreadable(path: Path, error: OSError) -> str:
-    if os.path.islink(path) and not os.path.exists(path):
-        return "is a symbolic link that leads nowhere"
-    reasons = {
-        errno.ENOENT: "does not exist",
-        errno.EACCES: "may not be read by this user",
-        errno.EPERM: "may not be read by this user",
-        errno.ELOOP: "is a symbolic link that leads back to itself",
-        errno.ENXIO: "is a socket or device, not a file",
-        errno.ENAMETOOLONG: "has a name that is too long",
-    }
-    return reasons.get(error.errno or 0, f"cannot be opened: {error.strerror}")
-
-
-def _kind(mode: int) -> str:
-    kinds = (
-        (stat.S_ISDIR, "a directory"),
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-        (stat.S_ISSOCK, "a socket"),
-    )
-    return next((name for test, name in kinds if test(mode)), "something else")
 
 
 def refuse_known_strangers(path: Path, start: bytes, size: int) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from safelight.errors import CorruptFileError, UnsupportedModelError
+from safelight.files import open_regular
 from safelight.formats import folder, layout, pickle, safetensors
-from safelight.formats.header import Header, open_regular
+from safelight.formats.header import Header
 from safelight.formats.keys import unet
 from safelight.formats.keys.kinds import KIND_RULES, KindRule
 from safelight.formats.keys.rows import NotThisArchitecture
@@ -33,7 +34,8 @@ class Identity:
 
     ``format``: ``safetensors``, ``pickle``, ``diffusers``, or ``diffusers-pickle``: a folder with pickles in it.
     ``resolution``: pixels a side, where the metadata says. ``layout`` is there for complete checkpoints only;
-    ``prediction_type``, ``variant`` likewise.
+    ``prediction_type``, ``variant`` likewise. ``told``: the prediction type is the user's word. ``watched``: what else
+    than the files of tensors decided, and must not change.
     """
 
     path: Path
@@ -48,6 +50,8 @@ class Identity:
     rule: str
     layout: CheckpointLayout | None = None
     resolution: int | None = None
+    told: bool = False
+    watched: tuple[Path, ...] = ()
 
 
 def identify(path: Path, prediction_type: PredictionType | None = None) -> Identity:
@@ -63,7 +67,7 @@ def identify(path: Path, prediction_type: PredictionType | None = None) -> Ident
         identity = _single(header)
     if prediction_type is not None and identity.kind == "checkpoint":
         rule = f"{identity.rule}; prediction type by the user's word"
-        identity = replace(identity, prediction_type=prediction_type, rule=rule)
+        identity = replace(identity, prediction_type=prediction_type, rule=rule, told=True)
     return identity
 
 
@@ -184,6 +188,7 @@ def _folder(path: Path) -> Identity:
         "diffusers-pickle" if "pickle" in {found.components[role].format for role in parts} else "diffusers",
         f"checkpoint: {found.pipeline}, {rule}; {why}",
         built,
+        watched=found.watched,
     )
 
 

@@ -21,7 +21,8 @@ from typing import Any, ClassVar, cast
 from picklescan.scanner import SafetyLevel, scan_pickle_bytes
 
 from safelight.errors import CorruptFileError, UnsafeFileError
-from safelight.formats.header import ITEM_BYTES, Header, TensorInfo, open_regular, refuse_known_strangers
+from safelight.files import open_regular
+from safelight.formats.header import ITEM_BYTES, Header, TensorInfo, refuse_known_strangers
 
 MOST_PICKLE_BYTES = 64 << 20
 """The description of a checkpoint, without its tensors' bytes, is a few hundred kilobytes."""

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from safelight.errors import CorruptFileError
-from safelight.formats.header import ITEM_BYTES, Header, TensorInfo, open_regular, refuse_known_strangers
+from safelight.files import open_regular
+from safelight.formats.header import ITEM_BYTES, Header, TensorInfo, refuse_known_strangers
 
 MOST_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation."""
+
+MOST_TENSORS = 100_000
+"""The largest checkpoints have a few thousand; a header of millions of names would only take time."""
 
 MOST_AXES = 64
 """numpy's limit; no model has more than five."""
@@ -74,6 +78,8 @@ def _parse(path: Path, raw: bytes, data_bytes: int, data_start: int) -> Header:
         raise CorruptFileError(path, f"header is a JSON {type(table).__name__}, not an object")
     entries = cast("dict[str, Any]", table)
     metadata = _metadata(path, entries.pop("__metadata__", None))
+    if len(entries) > MOST_TENSORS:
+        raise CorruptFileError(path, f"header names {len(entries)} tensors; no model has over {MOST_TENSORS}")
     tensors = {name: _tensor(path, name, entry, data_bytes, data_start) for name, entry in entries.items()}
     _check_cover(path, tensors, data_bytes, data_start)
     return Header(path, "safetensors", tensors, metadata)

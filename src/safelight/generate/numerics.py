@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 from collections.abc import Generator
 
 import numpy as np
 import torch
+
+_one_at_a_time = threading.RLock()
+"""This state belongs to the process: two engines in it wait for each other."""
 
 _SDP = ("flash", "mem_efficient", "math", "cudnn")
 """The switches of scaled dot-product attention; they hold on a CPU too."""
 
 
 def _flushes_denormals() -> bool:
-    return bool(torch.tensor([1e-39]).mul(1.0).eq(0).item())
+    return bool(torch.tensor([1e-39], device="cpu").mul(1.0).eq(0).item())
 
 
 @contextlib.contextmanager
 def fixed(threads: int, seed: int) -> Generator[None]:
-    """Within: ``threads`` threads, fp32 as default dtype, full fp32 matrix products, denormals kept, no autocast, no
-    gradients, every kernel that torch chooses by itself allowed, and every global random generator seeded with
-    ``seed``, so that what a library draws from them repeats. After: all as before.
+    """Within: ``threads`` threads, fp32 as default dtype, the CPU as default device, full fp32 matrix products,
+    denormals kept, no autocast, no gradients, every kernel that torch chooses by itself allowed, and every global
+    random generator seeded with ``seed``, so that what a library draws from them repeats. After: all as before.
     """
+    with _one_at_a_time:
+        yield from _fixed(threads, seed)
+
+
+def _fixed(threads: int, seed: int) -> Generator[None]:
     cuda = torch.backends.cuda
+    device = torch.get_default_device()
     sdp = {name: getattr(cuda, f"{name}_sdp_enabled")() for name in _SDP}
     before = (torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision())
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
@@ -31,6 +41,8 @@ def fixed(threads: int, seed: int) -> Generator[None]:
     mkldnn: bool = torch._C._get_mkldnn_enabled()
     flushed = _flushes_denormals()
     try:
+        if device.type != "cpu":
+            torch.set_default_device(None)
         torch.set_num_threads(threads)
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
@@ -45,6 +57,8 @@ def fixed(threads: int, seed: int) -> Generator[None]:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             yield
     finally:
+        if device.type != "cpu":
+            torch.set_default_device(device)
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
         torch.set_float32_matmul_precision(before[2])

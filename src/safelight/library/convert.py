@@ -6,33 +6,28 @@ import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from safelight.files import open_regular
 from safelight.formats import safetensors
 from safelight.formats.header import ITEM_BYTES, TensorInfo
 from safelight.weights.digest import read_exactly
 
 
-def to_safetensors(tensors: Iterable[TensorInfo], target: Path) -> None:
-    """Write pickled tensors, of one file or several, dtypes as they are, as a safetensors file at ``target``.
+def to_safetensors(tensors: Iterable[TensorInfo], target: BinaryIO) -> None:
+    """Write pickled tensors, of one file or several, dtypes as they are, into ``target`` as a safetensors file.
 
-    The file is written whole or not at all. Raises CorruptFileError when bytes are missing.
+    Raises CorruptFileError when bytes are missing, UnreadableFileError when the file cannot be written.
     """
     listed = list(tensors)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     with contextlib.ExitStack() as stack:
         opened: dict[Path, int] = {}
         for path in {info.path for info in listed}:
-            opened[path] = os.open(path, os.O_RDONLY)
+            opened[path], _ = open_regular(path)
             stack.callback(os.close, opened[path])
-        stack.callback(temporary.unlink, missing_ok=True)
-        with temporary.open("wb") as file:
-            safetensors.write(file, listed, lambda info: _bytes(opened[info.path], info))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        safetensors.write(target, listed, lambda info: _bytes(opened[info.path], info))
 
 
 def _bytes(descriptor: int, info: TensorInfo) -> bytes:

@@ -6,14 +6,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from safelight.errors import (
     CorruptFileError,
@@ -24,6 +28,7 @@ from safelight.errors import (
     UnreadableFileError,
     UnsupportedModelError,
 )
+from safelight.files import settle, written
 from safelight.formats import folder, pickle
 from safelight.formats.identify import Identity, PredictionType, identify
 from safelight.formats.keys import leftover
@@ -31,12 +36,15 @@ from safelight.formats.layout import CheckpointLayout
 from safelight.library import convert, records, starters
 from safelight.library.model import NATIVE_SIZES, Model, Origin
 from safelight.weights.digest import named
-from safelight.weights.manifest import FileHint, Manifest, measure
+from safelight.weights.manifest import FileHint, Manifest, measure, moved
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 CONVERTED = frozenset({"pickle", "diffusers-pickle"})
 """The forms that are converted before they are used."""
+
+_YOUNG_SECONDS = 86_400
+"""A day: no conversion takes as long."""
 
 OnBytes = Callable[[int, int], None]
 """Told of bytes read so far and bytes in all."""
@@ -97,12 +105,14 @@ class Library:
         if known is not None and not known.manifest.changed():
             return known
         model = self._describe(path, _stem(path), "path", None, on_bytes)
-        records.write(seen, model)
+        with self._alone():
+            records.write(seen, model)
+            self._sweep()
         return model
 
     @staticmethod
     def _seen(path: Path) -> Model | None:
-        """A manifest that was kept of a file used by its path. It can be made again, so a damaged one is none."""
+        """The record there, None when there is none that can be read."""
         try:
             return records.read(path)
         except FileError:
@@ -130,30 +140,63 @@ class Library:
         chosen = name or re.sub(r"[^A-Za-z0-9._+-]+", "-", _stem(path)).strip("-.")
         if not _NAME.fullmatch(chosen):
             raise InputError(f"{chosen!r} is not a name: letters, digits and . _ + - (give one with --name)")
-        taken = next((model for model in self.models() if model.name == chosen), None)
-        if taken is not None and taken.path != path:
-            raise InputError(f"the name {chosen!r} is taken by {taken.path}; give another with --name")
+        self._refuse_taken(chosen, path)
         model = self._describe(path, chosen, "added", prediction_type, on_bytes)
-        records.write(self._records / f"{chosen}.json", model)
+        with self._alone():
+            self._refuse_taken(chosen, path)
+            records.write(self._records / f"{chosen}.json", model)
         return model
 
-    def remove(self, name: str) -> Model:
-        """Forget a model. Its file stays; what Safelight converted from it goes. Starters cannot be removed."""
-        model = self.get(name)
-        if model.origin == "starter":
-            raise InputError(f"{name!r} is a starter, part of the installation; it cannot be removed")
-        (self._records / f"{name}.json").unlink()
-        converted = self.root / "converted" / model.digest
-        if converted.exists() and all(other.digest != model.digest for other in self.models()):
-            shutil.rmtree(converted)
-        return model
+    def _refuse_taken(self, name: str, path: Path) -> None:
+        taken = next((model for model in self.models() if model.name == name), None)
+        if taken is not None and taken.path != path:
+            raise InputError(f"the name {name!r} is taken by {taken.path}; give another with --name")
+
+    @contextlib.contextmanager
+    def _alone(self) -> Generator[None]:
+        """Hold the library's lock, which other processes respect too."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / ".lock", timeout=60):
+                yield
+        except OSError as error:
+            raise UnreadableFileError(self.root, f"cannot be written: {error.strerror or error}") from error
+
+    def remove(self, name: str) -> None:
+        """Forget a model, also one whose record is damaged. Its file stays; what Safelight converted from it goes.
+
+        Starters cannot be removed.
+        """
+        path = self._records / f"{name}.json"
+        if not (_NAME.fullmatch(name) and path.exists()):
+            model = self.get(name)
+            raise InputError(f"{model.name!r} is a starter, part of the installation; it cannot be removed")
+        with self._alone():
+            model = self._seen(path)
+            path.unlink(missing_ok=True)
+            self._sweep(model.digest if model is not None else "")
+
+    def _sweep(self, removed: str = "") -> None:
+        """Remove manifests of paths that are gone or changed, and conversions that no record names any more.
+
+        A conversion younger than a day is left, but for that of the model ``removed``: another process may be about to
+        write its record.
+        """
+        kept = {record.digest for record in self._read_all() if isinstance(record, Model)}
+        for path in (self.root / "seen").glob("*.json"):
+            model = self._seen(path)
+            if model is None or model.manifest.changed():
+                path.unlink(missing_ok=True)
+            else:
+                kept.add(model.digest)
+        for home in (self.root / "converted").glob("*"):
+            old = time.time() - home.stat().st_mtime > _YOUNG_SECONDS
+            if home.name not in kept and (old or home.name == removed):
+                shutil.rmtree(home, ignore_errors=True)
 
     def verify(self, name: str, on_bytes: OnBytes | None = None) -> Model:
         """Read and hash all of a model again. Raises IntegrityError, naming the first tensor that differs."""
-        model = self.get(name)
-        current = self._measured_again(model, on_bytes)
-        self._compare(model, current)
-        return self._refreshed(model, current)
+        return self._checked(self.get(name), on_bytes)
 
     def checked(self, model: Model) -> Model:
         """The model, if its files are as they were; their times and sizes are only the hint to look.
@@ -167,31 +210,31 @@ class Library:
         gone = next((path for path in changed if not path.exists()), None)
         if gone is not None:
             raise IntegrityError(gone, "(all)", "the file is gone")
-        current = self._measured_again(model, None)
-        self._compare(model, current)
-        return self._refreshed(model, current)
+        return self._checked(model, None)
 
-    def _refreshed(self, model: Model, current: Manifest) -> Model:
-        fresh = replace(model, manifest=current)
-        if model.origin == "added" and current != model.manifest:
+    def _checked(self, model: Model, on_bytes: OnBytes | None) -> Model:
+        fresh = self._again(model, on_bytes)
+        self._compare(model, fresh.manifest)
+        for field in ("base", "prediction_type", "zero_terminal_snr"):
+            before, now = getattr(model, field), getattr(fresh, field)
+            if before != now:
+                raise IntegrityError(model.path, "(settings)", f"its {field} was {before}, its files now say {now}")
+        if model.origin == "added" and fresh.manifest != model.manifest:
             records.write(self._records / f"{model.name}.json", fresh)
         return fresh
 
-    def _measured_again(self, model: Model, on_bytes: OnBytes | None) -> Manifest:
-        """What a model's files hold now: for a pickle its conversion, and the pickle itself where its hint differs."""
+    def _again(self, model: Model, on_bytes: OnBytes | None) -> Model:
+        """The model as its files say now. A conversion whose sources are as they were is read instead of them."""
         try:
-            conversion, *sources = [hint.path for hint in model.manifest.files]
-            if model.format not in CONVERTED:
-                sources = []
-            elif not set(sources).isdisjoint(model.manifest.changed()):
-                return self._describe(model.path, model.name, model.origin, None, on_bytes).manifest
-            found = identify(conversion if sources else model.path)
-            if found.layout is None:
-                raise IntegrityError(model.path, "(header)", f"it is a {found.kind} now")
-            current = measure(found.layout.components, _counter(found.nbytes, on_bytes))
+            if model.format in CONVERTED:
+                conversion, *sources = model.manifest.files
+                if all(source.holds() for source in sources):
+                    read = measure(_layout(conversion.path).components, _counter(conversion.size, on_bytes))
+                    return replace(model, manifest=replace(read, files=(*read.files, *sources)))
+            told: Any = model.prediction_type if model.told else None
+            return self._describe(model.path, model.name, model.origin, told, on_bytes)
         except InputError as error:
             raise IntegrityError(model.path, "(all)", str(error)) from error
-        return _with_sources(current, sources)
 
     @staticmethod
     def _compare(model: Model, current: Manifest) -> None:
@@ -220,7 +263,7 @@ class Library:
             layout, manifest = self._converted(path, found)
         else:
             layout = found.layout
-            manifest = _measured(path, layout, _counter(found.nbytes, on_bytes))
+            manifest = _measured(path, layout, _counter(found.nbytes, on_bytes), found.watched)
         return Model(
             name=name,
             path=path,
@@ -234,6 +277,7 @@ class Library:
             resolution=found.resolution or _native(layout.base.name, found.prediction_type),
             origin=origin,
             rule=found.rule,
+            told=found.told,
             manifest=manifest,
         )
 
@@ -246,23 +290,25 @@ class Library:
             parts = folder.read(path).components
             tensors = [replace(t, name=f"{role}.{t.name}") for role in parts for t in parts[role].tensors.values()]
         tensors = [t for t in tensors if t.name not in left_over or leftover.tells_depth(t.name)]
-        fresh = self.root / "converted" / f".{uuid.uuid4().hex}.safetensors"
-        try:
-            convert.to_safetensors(tensors, fresh)
-            manifest = measure(_layout(fresh).components)
-            place = self.root / "converted" / manifest.digest / "model.safetensors"
+        home = self.root / "converted"
+        with written(home) as (file, temporary):
+            convert.to_safetensors(tensors, file)
+            settle(file, temporary)
+            layout = _layout(temporary)
+            manifest = measure(layout.components)
+            place = home / manifest.digest / "model.safetensors"
             place.parent.mkdir(parents=True, exist_ok=True)
-            fresh.replace(place)
-        finally:
-            fresh.unlink(missing_ok=True)
-        layout = _layout(place)
-        sources = sorted({tensor.path for tensor in tensors})
-        return layout, _with_sources(measure(layout.components), sources)
+            os.replace(temporary, place)
+        sources = sorted({tensor.path for tensor in tensors}.union(found.watched))
+        manifest = moved(manifest, place)
+        return layout, replace(manifest, files=(*manifest.files, *(FileHint.of(source) for source in sources)))
 
 
-def _measured(path: Path, layout: CheckpointLayout, progress: Callable[[int], None] | None) -> Manifest:
+def _measured(
+    path: Path, layout: CheckpointLayout, progress: Callable[[int], None] | None, watched: tuple[Path, ...]
+) -> Manifest:
     """The manifest of a layout, if the headers say the same after all bytes were read as they did before."""
-    manifest = measure(layout.components, progress)
+    manifest = measure(layout.components, progress, watched)
     if identify(path).layout != layout:
         raise CorruptFileError(path, "changed while it was read; try again when its download has ended")
     return manifest
@@ -273,11 +319,6 @@ def _layout(path: Path) -> CheckpointLayout:
     if found.layout is None:
         raise CorruptFileError(path, "a conversion cannot be read back")
     return found.layout
-
-
-def _with_sources(manifest: Manifest, sources: list[Path]) -> Manifest:
-    """The manifest of a conversion that also notices when a file changes from which it was made."""
-    return replace(manifest, files=(*manifest.files, *(FileHint.of(source) for source in sources)))
 
 
 def _user_path(text: str) -> Path:

@@ -20,6 +20,7 @@ class Model:
     """A complete checkpoint. ``path`` is what the user named; the manifest says where the bytes are.
 
     ``resolution``: pixels a side at which it makes its best images. ``rule``: the sentence that identified it.
+    ``told``: the prediction type is the user's word.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Model:
     resolution: int
     origin: Origin
     rule: str
+    told: bool
     manifest: Manifest
 
     @property

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from PIL import PngImagePlugin
 
 from safelight.errors import CorruptFileError, UnreadableFileError
-from safelight.formats.header import open_regular
+from safelight.files import open_regular
 from safelight.types import SAMPLERS, Image
 
 VERSION = 1

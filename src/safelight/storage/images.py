@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 
-from safelight.errors import UnreadableFileError
+from safelight.files import settle, written
 from safelight.metadata import chunks
 from safelight.types import Image
 
@@ -19,20 +18,10 @@ def save(image: Image, folder: Path) -> Path:
     """
     stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", image.model) + f"-{image.seed}"
     data = chunks.png(image)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".safelight-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            return _place(Path(temporary), folder, stem)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise UnreadableFileError(folder, f"cannot be written: {error.strerror or error}") from error
+    with written(folder) as (file, temporary):
+        file.write(data)
+        settle(file, temporary)
+        return _place(temporary, folder, stem)
 
 
 def _place(temporary: Path, folder: Path, stem: str) -> Path:

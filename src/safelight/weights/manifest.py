@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safelight.errors import CorruptFileError
-from safelight.formats.header import open_regular
+from safelight.files import open_regular
 from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
@@ -95,13 +95,27 @@ class Manifest:
         return [hint.path for hint in self.files if not hint.holds()]
 
 
-def measure(components: tuple[ComponentLayout, ...], progress: Callable[[int], None] | None = None) -> Manifest:
+def moved(manifest: Manifest, place: Path) -> Manifest:
+    """The manifest of one file after that file was renamed to ``place``."""
+    components = tuple(
+        replace(c, tensors=tuple(replace(t, path=place) for t in c.tensors)) for c in manifest.components
+    )
+    return Manifest(components, (FileHint.of(place),), manifest.digest)
+
+
+def measure(
+    components: tuple[ComponentLayout, ...],
+    progress: Callable[[int], None] | None = None,
+    watched: tuple[Path, ...] = (),
+) -> Manifest:
     """Read every tensor once and make the manifest. ``progress`` is told of bytes read.
+
+    ``watched``: further files and folders whose change means that something changed.
 
     Raises CorruptFileError when a file is cut off, holds NaN or infinity, or changes meanwhile.
     """
     paths = sorted({place.path for component in components for place in component.tensors})
-    before = tuple(FileHint.of(path) for path in paths)
+    before = tuple(FileHint.of(path) for path in (*paths, *watched))
     opened: dict[Path, int] = {}
     try:
         for path in paths:
@@ -110,8 +124,9 @@ def measure(components: tuple[ComponentLayout, ...], progress: Callable[[int], N
     finally:
         for descriptor in opened.values():
             os.close(descriptor)
-    if tuple(FileHint.of(path) for path in paths) != before:
-        raise CorruptFileError(paths[0], "changed while it was read; try again when its download has ended")
+    changed = next((hint.path for hint in before if not hint.holds()), None)
+    if changed is not None:
+        raise CorruptFileError(changed, "changed while it was read; try again when its download has ended")
     return Manifest(measured, before, whole_digest(measured))
 
 
