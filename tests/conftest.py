@@ -9,6 +9,7 @@ from pathlib import Path
 # Two workers on two cores: one thread each. It is part of the run settings, so it has to be the same everywhere.
 os.environ["SAFELIGHT_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

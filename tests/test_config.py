@@ -30,15 +30,16 @@ def test_wrong_values_name_their_variable(name: str, value: str, monkeypatch: py
 
 
 def test_devices() -> None:
-    assert choice.device("cpu") == torch.device("cpu")
+    assert choice.device("cpu").torch == torch.device("cpu")
+    assert choice.device("simulated").separate
     absent = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(SettingError, match="no such device"):
         choice.device(absent)
 
 
 def test_precision_is_tried_before_it_is_chosen() -> None:
-    cpu = torch.device("cpu")
+    cpu = choice.device("cpu")
     assert choice.precision("auto", cpu) == "fp32"
     assert choice.precision("bf16", cpu) == "bf16"
-    assert choice._computes("bf16", cpu)
-    assert choice._computes("fp16", cpu)
+    assert choice.computes("bf16", cpu.torch)
+    assert choice.computes("fp16", cpu.torch)

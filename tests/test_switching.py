@@ -14,8 +14,9 @@ from torch import nn
 
 import safelight
 from safelight.arch import diffusers_fence
+from safelight.devices import host
+from safelight.devices.cpu import CPU
 from safelight.engine.local import LocalEngine
-from safelight.weights import store
 
 NAMES = ("a.safetensors", "b.safetensors", "v2.safetensors", "xl.safetensors")
 
@@ -49,7 +50,8 @@ def test_state_02_with_room_for_one(root: Path, ask, right: dict[str, str], monk
     for _ in range(30):
         name = chance.choice(NAMES)
         assert next(engine.generate(ask(name))).pixels_sha256 == right[name]
-        assert engine.residency.pool.used_bytes + engine.residency.pool.kept_bytes <= engine.residency.limit
+        pool = engine.bench.residency.pool
+        assert pool.used_bytes + pool.kept_bytes <= 0.035 * 2**30
 
 
 def test_attention_03_with_fresh_memory_poisoned(engine: LocalEngine, ask, right: dict[str, str]) -> None:
@@ -123,16 +125,15 @@ def test_attention_09_alignment_matters_and_is_kept(engine: LocalEngine, ask) ->
     for precision in ("fp32", "bf16"):
         next(engine.generate(ask(precision=precision)))
     seen = 0
-    for resident in engine.residency._residents.values():
-        for tensor in resident.weights.tensors.values():
+    for resident in engine.bench.residency._residents.values():
+        for tensor in resident.tensors.values():
             seen += 1
             assert tensor.data_ptr() % 64 == 0
     assert seen > 300
 
 
 def test_attention_09_broken_alignment_is_seen(engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = store.aligned
-    monkeypatch.setattr(store, "aligned", lambda nbytes: whole(nbytes) + 4)
+    monkeypatch.setattr(CPU, "allocate", lambda _, nbytes: host.allocate(nbytes + 4)[4:])
     with pytest.raises(safelight.BindingError, match="multiple of 64"):
         next(engine.generate(ask()))
 

@@ -1,39 +1,177 @@
-"""Settings, from ``SAFELIGHT_*`` variables; a flag on the command line goes above them."""
+"""Settings, and where each value came from: flags, ``SAFELIGHT_*`` variables, a file, or the default, in this order.
+
+Names are InvokeAI's where they mean the same; ``invokeai.yaml`` (before version 4 ``invoke.yaml``) can be given as the
+file. What it says that has no meaning here is named, never dropped in silence.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
+import yaml
 from platformdirs import user_data_path
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from safelight.errors import SettingError
+from safelight.errors import SettingError, UnreadableFileError
 from safelight.types import Attention, Precision
 
-
-class Settings(BaseSettings):
-    """``max_cache_ram_gb``: bytes (2^30) for models, None for a share of what can be had. ``threads``: None for all
-    cores."""
-
-    model_config = SettingsConfigDict(env_prefix="SAFELIGHT_", extra="ignore")
-
-    root: Path = Field(default_factory=lambda: user_data_path("safelight", appauthor=False))
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Precision = "auto"
-    attention_type: Attention = "torch-sdp"
-    threads: int | None = Field(default=None, ge=1, le=1024)
-    max_cache_ram_gb: float | None = Field(default=None, gt=0)
+FILE = "safelight.yaml"
+"""Looked for in the root."""
 
 
-def load(root: Path | None = None) -> Settings:
-    """The settings. ``root`` goes above ``SAFELIGHT_ROOT``. Raises SettingError, naming the variable."""
+class Settings(BaseModel):
+    """Every setting with its default. Gigabytes are 2^30 bytes; None lets Safelight decide by the machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: Path = Field(
+        default_factory=lambda: user_data_path("safelight", appauthor=False),
+        description="where everything lives",
+    )
+    device: Literal["auto", "cpu", "cuda", "mps", "simulated"] = Field(
+        default="auto",
+        description="what computes; auto takes a GPU where there is one",
+    )
+    precision: Precision = Field(
+        default="auto",
+        description="fp32, bf16, fp16; auto is fp32 on a CPU, else what the device computes rightly",
+    )
+    attention_type: Attention = Field(
+        default="torch-sdp",
+        description="torch-sdp, normal, or sliced: one head at a time",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="for computing; all cores by default. Another number can change the last bits of an image",
+    )
+    max_cache_ram_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="most host memory for models; by default what the machine, containers and ulimit leave",
+    )
+    max_cache_vram_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="most device memory for models; by default what computing leaves",
+    )
+    device_working_mem_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="kept free for computing on a device; measured for each model and size by default",
+    )
+    enable_partial_loading: bool = Field(
+        default=True,
+        description="keep parts of a model that does not fit, and stream the others",
+    )
+    keep_ram_copy_of_weights: bool = Field(
+        default=True,
+        description="keep in host memory what is on the device, so that it comes back faster",
+    )
+    log_memory_usage: bool = Field(
+        default=False,
+        description="log every step of every plan, with its reason",
+    )
+    verify_transfers: Literal["auto", "always", "first", "sample", "off"] = Field(
+        default="auto",
+        description="which bytes in memory are summed again; auto: all, as far as that costs under 2 % of the time",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings; ``origins``: for each name where its value came from; ``ignored``: what the file says beside them."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    ignored: Mapping[str, str]
+
+
+INVOKEAI_NAMES: Mapping[str, str] = {
+    "ram": "max_cache_ram_gb",
+    "ram_cache_size": "max_cache_ram_gb",
+    "max_cache_size": "max_cache_ram_gb",
+    "vram": "max_cache_vram_gb",
+    "vram_cache_size": "max_cache_vram_gb",
+    "max_vram_cache_size": "max_cache_vram_gb",
+}
+"""Older names of InvokeAI's for settings of today."""
+
+INVOKEAI_VALUES: Mapping[str, Mapping[object, object]] = {
+    "precision": {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "autocast": "auto"},
+    "attention_type": {"auto": "torch-sdp", "xformers": "torch-sdp"},
+    "device": {"cuda:0": "cuda"},
+}
+"""InvokeAI's values by ours."""
+
+
+def load(root: Path | None = None, file: Path | None = None, **flags: Any) -> Settings:
+    """The settings: see :func:`explained`."""
+    return explained(root, file, **flags).settings
+
+
+def explained(root: Path | None = None, file: Path | None = None, **flags: Any) -> Loaded:
+    """The settings, and where each came from. ``root`` and ``flags`` (None for those not given) go above all else.
+
+    ``file``: a YAML file of settings, or InvokeAI's; by default ``safelight.yaml`` in the root, if it is there.
+    Raises SettingError, naming the setting and where its value came from, and UnreadableFileError.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    given = {"root": root, **flags}
+    for name in Settings.model_fields:
+        variable = f"SAFELIGHT_{name.upper()}"
+        if given.get(name) is not None:
+            values[name], origins[name] = given[name], f"--{name.replace('_', '-')}"
+        elif os.environ.get(variable):
+            values[name], origins[name] = os.environ[variable], variable
+    home = Path(values.get("root") or Settings().root).expanduser().absolute()
+    ignored: dict[str, str] = {}
+    chosen = file or home / FILE
+    if file is not None or chosen.exists():
+        for key, value in _flat(_yaml(chosen)).items():
+            name = INVOKEAI_NAMES.get(key, key)
+            if name not in Settings.model_fields or name == "root":
+                ignored[key] = "no setting of Safelight"
+            elif name not in values and value is not None:
+                known = INVOKEAI_VALUES.get(name, {})
+                values[name] = known.get(value, value) if isinstance(value, str) else value
+                origins[name] = str(chosen)
+    values["root"] = home
     try:
-        settings = Settings()
+        settings = Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise SettingError(name, first["input"], f"SAFELIGHT_{name.upper()}", first["msg"]) from error
-    chosen = root or settings.root
-    return settings.model_copy(update={"root": chosen.expanduser().absolute()})
+        raise SettingError(name, first["input"], origins.get(name, "the default"), first["msg"]) from error
+    return Loaded(settings, {n: origins.get(n, "default") for n in Settings.model_fields}, ignored)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        value: Any = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UnreadableFileError(path, f"cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UnreadableFileError(path, f"is not YAML ({' '.join(str(error).split())})") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UnreadableFileError(path, f"is a {type(value).__name__}, not names with values")
+    return cast("dict[str, Any]", value)
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of all sections: InvokeAI's files before version 4 had some (``InvokeAI: Model Cache: ram: 8``)."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out |= _flat(cast("Mapping[str, Any]", value))
+        else:
+            out[str(key)] = value
+    return out

@@ -14,6 +14,8 @@
     │   │   └── UnsupportedModelError a sound file that is not (or not yet) a checkpoint
     │   └── IncompleteModelError  tensors missing, of another shape, or left over
     ├── IntegrityError            bytes differ from the manifest; the file changed or was spoiled
+    ├── TransferError             bytes arrived on a device otherwise than they were sent, repeatedly
+    ├── DeviceLostError           a device is gone: nothing on it can be had any more
     ├── AbsentTensorError         a module computed with a tensor that is not there
     ├── NotFiniteError            a model computed NaN or infinity
     ├── BindingError              a skeleton is bound already, or was used outside its binding
@@ -141,6 +143,25 @@ class IntegrityError(SafelightError):
         self.tensor = tensor
 
 
+class TransferError(SafelightError):
+    """A copy to a device arrived otherwise than it was sent, and so did its repetition."""
+
+    def __init__(self, what: str, device: str, nbytes: int) -> None:
+        super().__init__(
+            f"{what}: {nbytes} bytes arrived on {device} otherwise than they were sent, twice. The device's memory or "
+            f"its driver is not to be trusted; --device cpu does without it."
+        )
+        self.what = what
+
+
+class DeviceLostError(SafelightError):
+    """A device is gone (unplugged, reset, its driver crashed): nothing on it can be had any more."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(f"the device {device} is gone; start again, or use --device cpu")
+        self.device = device
+
+
 class AbsentTensorError(SafelightError):
     """A module computed with a tensor that is not bound. ``tensor`` is its name."""
 
@@ -163,13 +184,17 @@ class BindingError(SafelightError):
 
 
 class OutOfMemoryError(SafelightError):
-    """Memory for a model or for computing cannot be had. Sizes are bytes; ``needed`` is 0 when it is not known."""
+    """Memory for a model or for computing cannot be had. Sizes are bytes; ``needed`` is 0 when it is not known.
 
-    def __init__(self, what: str, needed: int, available: int, hint: str) -> None:
-        sizes = f"needs {needed / 1e6:.0f} MB, {available / 1e6:.0f} MB can be had" if needed else "ran out of memory"
+    ``final``: all that could be dropped was dropped already, so that trying again would not help.
+    """
+
+    def __init__(self, what: str, needed: int, available: int, hint: str, final: bool = False) -> None:
+        sizes = f"needs {needed / 1e6:.1f} MB, {available / 1e6:.1f} MB can be had" if needed else "ran out of memory"
         super().__init__(f"{what} {sizes}. {hint}")
         self.needed = needed
         self.available = available
+        self.final = final
 
 
 class Cancelled(SafelightError):

@@ -158,14 +158,21 @@ class Seconds:
         return self.switch + self.encode + self.denoise + self.decode
 
 
+Stage = Literal["switch", "encode", "denoise", "decode"]
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a generation reports: ``stage`` is switch, encode, denoise or decode; ``image`` counts from 0."""
+    """What a generation reports: its ``stage``, and how far it is; ``image`` counts from 0.
 
-    stage: Literal["switch", "encode", "denoise", "decode"]
+    ``memory``: what is where at the beginning and end of stages (what :meth:`LocalEngine.memory` gives), else None.
+    """
+
+    stage: Stage
     image: int
     step: int
     steps: int
+    memory: Mapping[str, Any] | None = None
 
 
 OnProgress = Callable[[Progress], None]

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import gc
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import structlog
 import torch
-from support import checkpoints
+from support import checkpoints, memory
 from torch import nn
 
 from safelight.arch.absent import AbsentParameter
 from safelight.arch.bind import bound
 from safelight.arch.skeleton import Skeleton, SkeletonCache, SkeletonKey
-from safelight.devices.pool import SlabPool
 from safelight.errors import AbsentTensorError, BindingError
-from safelight.formats.identify import identify
-from safelight.memory.residency import Residency
-from safelight.weights.manifest import ComponentManifest, measure
-
-CPU = torch.device("cpu")
+from safelight.weights.manifest import ComponentManifest
 
 
 @pytest.fixture
 def vae(tiny: Path) -> ComponentManifest:
-    layout = identify(tiny / "a.safetensors").layout
-    assert layout is not None
-    return measure(layout.components).component("vae")
+    return memory.manifest(tiny / "a.safetensors").component("vae")
 
 
 def key(component: ComponentManifest) -> SkeletonKey:
@@ -49,7 +43,7 @@ def live_bytes() -> int:
 def test_nothing_survives_whatever_is_kept(vae: ComponentManifest) -> None:
     """References to a module, to a parameter, and to a traceback's frames are kept on purpose."""
     before = live_bytes()
-    residency = Residency(SlabPool(CPU), 1 << 30, 1)
+    residency = memory.host()
     cache = SkeletonCache()
     kept: list[object] = []
 
@@ -76,7 +70,7 @@ def test_nothing_survives_whatever_is_kept(vae: ComponentManifest) -> None:
 
 
 def test_a_module_that_is_kept_raises_when_it_is_used(vae: ComponentManifest) -> None:
-    residency, cache = Residency(SlabPool(CPU), 1 << 30, 1), SkeletonCache()
+    residency, cache = memory.host(), SkeletonCache()
     with residency.lease(vae, torch.float32) as weights, bound(cache, key(vae), weights) as module:
         module.decode(torch.ones(1, 4, 8, 8))  # type: ignore[operator]
         parameter = module.decoder.conv_in.weight  # type: ignore[union-attr]
@@ -86,7 +80,7 @@ def test_a_module_that_is_kept_raises_when_it_is_used(vae: ComponentManifest) ->
 
 
 def test_one_binding_at_a_time_gets_a_skeleton_of_its_own(vae: ComponentManifest) -> None:
-    residency, cache = Residency(SlabPool(CPU), 1 << 30, 1), SkeletonCache()
+    residency, cache = memory.host(), SkeletonCache()
     with residency.lease(vae, torch.float32) as weights:
         with bound(cache, key(vae), weights) as first, bound(cache, key(vae), weights) as second:
             assert first is not second
@@ -95,17 +89,22 @@ def test_one_binding_at_a_time_gets_a_skeleton_of_its_own(vae: ComponentManifest
 
 
 def test_weights_that_do_not_fit_are_refused(vae: ComponentManifest) -> None:
-    residency, cache = Residency(SlabPool(CPU), 1 << 30, 1), SkeletonCache()
-    with residency.lease(vae, torch.float32) as weights:
-        lost = weights.tensors.pop("quant_conv.bias")
-        with pytest.raises(BindingError, match=r"quant_conv\.bias"), bound(cache, key(vae), weights):
-            pass
-        weights.tensors["quant_conv.bias"] = lost.bfloat16()
-        with pytest.raises(BindingError, match="bfloat16"), bound(cache, key(vae), weights):
-            pass
-        weights.tensors["quant_conv.bias"] = lost
-        with bound(cache, key(vae), weights) as module:
-            assert not any(isinstance(p, AbsentParameter) for p in module.parameters())
+    residency, cache = memory.host(), SkeletonCache()
+    lacking = replace(vae, tensors=tuple(t for t in vae.tensors if t.name != "quant_conv.bias"), digest="lacking")
+    with (
+        residency.lease(lacking, torch.float32) as lease,
+        pytest.raises(BindingError, match=r"quant_conv\.bias"),
+        bound(cache, key(vae), lease),
+    ):
+        pass
+    with (
+        residency.lease(vae, torch.bfloat16) as lease,
+        pytest.raises(BindingError, match="bfloat16"),
+        bound(cache, key(vae), lease),
+    ):
+        pass
+    with residency.lease(vae, torch.float32) as lease, bound(cache, key(vae), lease) as module:
+        assert not any(isinstance(p, AbsentParameter) for p in module.parameters())
 
 
 def hook(module: nn.Module) -> None:
@@ -154,7 +153,7 @@ def swapped(module: nn.Module) -> None:
 )
 def test_state_24_what_is_left_on_a_skeleton_is_seen_and_dropped(vae: ComponentManifest, leave) -> None:
     """STATE 23, 24: a hook, a flag, a replaced forward never reach the next image."""
-    residency, cache = Residency(SlabPool(CPU), 1 << 30, 1), SkeletonCache()
+    residency, cache = memory.host(), SkeletonCache()
     with residency.lease(vae, torch.float32) as weights:
         with bound(cache, key(vae), weights) as clean:
             pass
@@ -167,14 +166,14 @@ def test_state_24_what_is_left_on_a_skeleton_is_seen_and_dropped(vae: ComponentM
 
 
 def test_state_01_weights_that_were_written_are_read_again(vae: ComponentManifest) -> None:
-    residency, cache = Residency(SlabPool(CPU), 1 << 30, 1), SkeletonCache()
+    residency, cache = memory.host(), SkeletonCache()
     with residency.lease(vae, torch.float32) as weights:
-        right = weights.tensors["quant_conv.weight"].clone()
+        right = weights.resident("quant_conv.weight").clone()  # type: ignore[union-attr]
         with bound(cache, key(vae), weights) as module, torch.no_grad():
             module.quant_conv.weight.mul_(2)  # type: ignore[union-attr, operator]
-    assert residency.resident_bytes == 0
+    assert residency.resident_bytes < sum(segment.nbytes for segment in weights.segments)
     with residency.lease(vae, torch.float32) as weights:
-        assert torch.equal(weights.tensors["quant_conv.weight"], right)
+        assert torch.equal(weights.resident("quant_conv.weight"), right)  # type: ignore[arg-type]
 
 
 def test_use_leaves_no_trace(tiny: Path) -> None:

@@ -7,6 +7,8 @@ from support import checkpoints
 
 from safelight.arch import diffusers_fence
 
+CPU = torch.device("cpu")
+
 
 def test_attention_08_the_chosen_processor_is_the_one_that_is_called() -> None:
     config = checkpoints.configs("sd1")["unet"]
@@ -30,7 +32,7 @@ def test_attention_08_the_chosen_processor_is_the_one_that_is_called() -> None:
                 unet(torch.ones(1, 4, 8, 8), 1, torch.ones(1, 77, 64))
         finally:
             kind.__call__ = original  # type: ignore[method-assign]
-        built = diffusers_fence.build("sd1", config, torch.float32, name)
+        built = diffusers_fence.build("sd1", config, torch.float32, name, CPU)
         assert {type(p) for p in built.attn_processors.values()} == {kind}  # type: ignore[union-attr]
     attentions = sum("attn" in n and n.endswith("to_q") for n, _ in unet.named_modules())
     assert counts == dict.fromkeys(("torch-sdp", "normal", "sliced"), attentions)
@@ -49,7 +51,7 @@ def test_attention_02_kernels_agree() -> None:
 def test_building_changes_nothing_of_the_process() -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        built = diffusers_fence.build("sd1", checkpoints.configs("sd1")["vae"], torch.float32, "torch-sdp")
+        built = diffusers_fence.build("sd1", checkpoints.configs("sd1")["vae"], torch.float32, "torch-sdp", CPU)
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)

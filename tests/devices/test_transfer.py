@@ -10,11 +10,12 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safelight.devices import transfer
-from safelight.devices.pool import ALIGNMENT, SlabPool, aligned
+from safelight.devices import cpu, transfer
+from safelight.devices.base import ALIGNMENT, aligned
+from safelight.devices.pool import SlabPool
 from safelight.errors import IntegrityError
 
-CPU = torch.device("cpu")
+CPU = cpu.CPU()
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 

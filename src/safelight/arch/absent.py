@@ -17,7 +17,7 @@ from safelight.errors import AbsentTensorError
 _ATTRIBUTES = ("shape", "dtype", "device", "requires_grad", "is_sparse", "is_leaf", "is_meta", "grad", "ndim")
 _METHODS = ("size", "dim", "numel", "is_floating_point", "is_complex", "element_size", "__repr__")
 
-_DESCRIBING = frozenset(
+DESCRIBING = frozenset(
     [getattr(torch.Tensor, name).__get__ for name in _ATTRIBUTES] + [getattr(torch.Tensor, name) for name in _METHODS]
 )
 """What may be asked of a tensor that is not there: its description."""
@@ -48,7 +48,7 @@ class AbsentParameter(nn.Parameter):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in _DESCRIBING:
+        if func in DESCRIBING:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         raise AbsentTensorError(_first_label([*args, *(kwargs or {}).values()]), getattr(func, "__name__", str(func)))

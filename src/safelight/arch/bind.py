@@ -3,52 +3,135 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 
 import structlog
 import torch
 from torch import nn
 
-from safelight.arch.skeleton import SkeletonCache, SkeletonKey
-from safelight.devices.pool import ALIGNMENT
+from safelight.arch.skeleton import Skeleton, SkeletonCache, SkeletonKey
+from safelight.arch.streamed import StreamedParameter
+from safelight.devices.base import ALIGNMENT
 from safelight.errors import BindingError
-from safelight.weights.store import WeightSet
+from safelight.memory.residency import Lease
+from safelight.weights.overlay import Overlay
 
 _log = structlog.get_logger(__name__)
 
 
-@contextlib.contextmanager
-def bound(cache: SkeletonCache, key: SkeletonKey, weights: WeightSet) -> Generator[nn.Module]:
-    """The module of ``key`` with ``weights`` as its parameters.
+class _Binding:
+    """The parameters that were handed out, and the overlays over some of them."""
 
-    When the context ends, by whatever way, the module's parameters are absent again and the Parameters that were handed
-    out are emptied: a reference to a module, to a pipeline, or to a traceback's frame that is kept somewhere holds no
-    byte of the weights. Raises BindingError when the weights are not exactly the tensors of the skeleton, or
-    do not start at aligned addresses, on which fp32 results depend.
+    def __init__(self, skeleton: Skeleton, lease: Lease, overlays: Mapping[str, Overlay]) -> None:
+        self._skeleton = skeleton
+        self._lease = lease
+        self._overlays = overlays
+        self._resident: dict[str, tuple[nn.Parameter, int]] = {}
+        self._streamed: dict[str, StreamedParameter] = {}
+
+    def check(self) -> None:
+        """Raise BindingError when the weights are not exactly the tensors of the skeleton."""
+        role, ours, theirs = self._skeleton.key.role, self._skeleton.shapes, self._lease.shapes
+        odd = sorted(ours.keys() ^ theirs.keys())
+        odd += sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
+        if odd:
+            raise BindingError(f"weights do not fit the {role}: {', '.join(odd[:5])}")
+        if self._lease.dtype != self._skeleton.key.dtype:
+            raise BindingError(f"weights in {self._lease.dtype} do not fit a {role} in {self._skeleton.key.dtype}")
+        strange = sorted(self._overlays.keys() - ours.keys())
+        if strange:
+            raise BindingError(f"overlays for tensors that the {role} does not have: {', '.join(strange[:5])}")
+
+    def begin(self) -> None:
+        """Put a parameter in each place."""
+        for name in self._skeleton.places:
+            tensor = self._lease.resident(name)
+            self._place(name, self._stream(name) if tensor is None else self._hand_out(name, tensor))
+
+    def change(self, names: Sequence[str], resident: bool) -> None:
+        """These tensors are resident from now on, or streamed. Those to be streamed are still in the lease's books."""
+        self._end(names)
+        for name in names:
+            tensor = self._lease.resident(name) if resident else None
+            self._place(name, self._stream(name) if tensor is None else self._hand_out(name, tensor))
+
+    def end(self) -> None:
+        """Make every place absent again, and empty what was handed out."""
+        self._skeleton.clear()
+        self._end([*self._resident, *self._streamed])
+
+    def _place(self, name: str, parameter: nn.Parameter) -> None:
+        owner, attribute = self._skeleton.places[name]
+        owner._parameters[attribute] = parameter
+
+    def _hand_out(self, name: str, tensor: torch.Tensor) -> nn.Parameter:
+        version = tensor._version
+        overlay = self._overlays.get(name)
+        if overlay is not None:
+            self._lease.charge(overlay.nbytes, f"overlay of {name}")
+            tensor = overlay.applied(tensor)
+        if self._lease.address(tensor) % ALIGNMENT:
+            role = self._skeleton.key.role
+            raise BindingError(f"{role}: {name} does not start at a multiple of {ALIGNMENT} bytes")
+        parameter = nn.Parameter(tensor, requires_grad=False)
+        self._resident[name] = (parameter, version)
+        return parameter
+
+    def _stream(self, name: str) -> StreamedParameter:
+        key = self._skeleton.key
+        made = StreamedParameter.of(name, self._lease.shapes[name], key.dtype, key.at, self._pinned)
+        self._streamed[name] = made
+        return made
+
+    @contextlib.contextmanager
+    def _pinned(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
+        """The tensors of streamed parameters, under their overlays."""
+        with self._lease.pinned(names) as tensors:
+            if self._overlays:
+                for number, name in enumerate(names):
+                    if name in self._overlays:
+                        tensors[number] = self._overlays[name].applied(tensors[number])
+            yield tensors
+
+    def _end(self, names: Sequence[str]) -> None:
+        for name in names:
+            streamed = self._streamed.pop(name, None)
+            if streamed is not None:
+                streamed.pinned = None
+            handed = self._resident.pop(name, None)
+            if handed is not None:
+                parameter, version = handed
+                tensor = self._lease.resident(name)
+                if tensor is not None and tensor._version != version:
+                    role = self._skeleton.key.role
+                    _log.warning("a bound weight was written; it is read again", role=role, name=name)
+                    self._lease.spoil(name)
+                parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+
+
+@contextlib.contextmanager
+def bound(
+    cache: SkeletonCache,
+    key: SkeletonKey,
+    lease: Lease,
+    overlays: Mapping[str, Overlay] | None = None,
+) -> Generator[nn.Module]:
+    """The module of ``key`` with the leased weights as its parameters.
+
+    ``overlays``: what is computed from some of the weights and takes their place in this binding. When the context
+    ends, by whatever way, the module's parameters are absent again and the Parameters that were handed out are emptied:
+    a reference to a module, to a pipeline, or to a traceback's frame that is kept somewhere holds no byte of the
+    weights. Raises BindingError when the weights are not exactly the tensors of the skeleton, or do not start at
+    aligned addresses, on which fp32 results depend.
     """
     skeleton = cache.take(key)
-    handed: list[nn.Parameter] = []
-    version = weights.slab.base._version
+    binding = _Binding(skeleton, lease, overlays or {})
     try:
-        if skeleton.places.keys() != weights.tensors.keys():
-            odd = sorted(skeleton.places.keys() ^ weights.tensors.keys())
-            raise BindingError(f"weights do not fit the {key.role}: {', '.join(odd[:5])}")
-        for name, (child, attribute) in skeleton.places.items():
-            tensor = weights.tensors[name]
-            if tensor.shape != skeleton.shapes[name] or tensor.dtype != key.dtype:
-                raise BindingError(f"weights do not fit the {key.role}: {name} is {list(tensor.shape)} {tensor.dtype}")
-            if tensor.data_ptr() % ALIGNMENT:
-                raise BindingError(f"{key.role}: {name} does not start at a multiple of {ALIGNMENT} bytes")
-            parameter = nn.Parameter(tensor, requires_grad=False)
-            handed.append(parameter)
-            child._parameters[attribute] = parameter
+        binding.check()
+        binding.begin()
+        lease.on_change = binding.change
         yield skeleton.module
     finally:
-        skeleton.clear()
-        for parameter in handed:
-            parameter.data = torch.empty(0, dtype=parameter.dtype)
-        handed.clear()
-        if weights.slab.base._version != version:
-            _log.warning("bound weights were written, and are read again", role=key.role, digest=weights.digest)
-            weights.spoiled = True
+        lease.on_change = None
+        binding.end()
         cache.give(skeleton)

@@ -48,8 +48,8 @@ TIME_IDS_WIDTH = 256
 START_TOKEN = 49406
 
 
-def build(base: str, config: ComponentConfig, dtype: torch.dtype, attention: str) -> nn.Module:
-    """A module on meta, in eval mode, in ``dtype``, with its non-persistent buffers made for real.
+def build(base: str, config: ComponentConfig, dtype: torch.dtype, attention: str, at: torch.device) -> nn.Module:
+    """A module on meta, in eval mode, in ``dtype``, with its non-persistent buffers made for real on ``at``.
 
     The attention processor is set by object: ``set_attention_backend`` silently skips Stable Diffusion UNets.
     """
@@ -64,7 +64,7 @@ def build(base: str, config: ComponentConfig, dtype: torch.dtype, attention: str
     if isinstance(module, (UNet2DConditionModel, AutoencoderKL)):
         module.set_attn_processor(attention_processor(attention))
     _run_once(module)
-    _real_buffers(module)
+    _real_buffers(module, at)
     return module
 
 
@@ -149,13 +149,13 @@ def _run_once(module: nn.Module) -> None:
             module(torch.zeros(1, 2, dtype=torch.long), output_hidden_states=True)
 
 
-def _real_buffers(module: nn.Module) -> None:
+def _real_buffers(module: nn.Module, at: torch.device) -> None:
     for path, child in module.named_modules():
         for name, buffer in child._buffers.items():
             if buffer is None:
                 continue
             if name == "position_ids" and name in child._non_persistent_buffers_set:
-                child._buffers[name] = torch.arange(buffer.shape[-1]).expand((1, -1))
+                child._buffers[name] = torch.arange(buffer.shape[-1], device="cpu").expand((1, -1)).to(at)
             else:
                 raise NotImplementedError(f"{type(module).__name__} has a buffer that is not known: {path}.{name}")
 

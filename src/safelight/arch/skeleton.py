@@ -21,19 +21,23 @@ from safelight.formats.layout import ComponentConfig
 
 _log = structlog.get_logger(__name__)
 
+CPU = torch.device("cpu")
+
 MOST_KEPT = 12
 """Skeletons kept: the components of three or four architectures. Each is a few megabytes of Python objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkeletonKey:
-    """What a skeleton is built from. ``base`` decides what shapes do not tell, ``attention`` is the kernel's name."""
+    """What a skeleton is built from. ``base`` decides what shapes do not tell, ``attention`` is the kernel's name;
+    ``at`` is the device on which it computes, where its real buffers are."""
 
     base: str
     role: str
     config: ComponentConfig
     dtype: torch.dtype
     attention: str
+    at: torch.device = CPU
 
 
 class Skeleton:
@@ -44,7 +48,7 @@ class Skeleton:
 
     def __init__(self, key: SkeletonKey) -> None:
         self.key = key
-        self.module = diffusers_fence.build(key.base, key.config, key.dtype, key.attention)
+        self.module = diffusers_fence.build(key.base, key.config, key.dtype, key.attention, key.at)
         self.places: dict[str, tuple[nn.Module, str]] = {}
         self.shapes: dict[str, torch.Size] = {}
         for path, child in self.module.named_modules():
@@ -54,13 +58,12 @@ class Skeleton:
                     self.places[name] = (child, attribute)
                     self.shapes[name] = parameter.shape
                     child._parameters[attribute] = AbsentParameter(name, parameter.shape, key.dtype)
-        self.bound = False
         self._fingerprint = Fingerprint(self.module)
 
     def clear(self) -> None:
         """Put the absent parameters back in the place of those that were bound."""
         for name, (child, attribute) in self.places.items():
-            if not isinstance(child._parameters.get(attribute), AbsentParameter):
+            if type(child._parameters.get(attribute)) is not AbsentParameter:
                 child._parameters[attribute] = AbsentParameter(name, self.shapes[name], self.key.dtype)
 
     def differences(self) -> list[str]:

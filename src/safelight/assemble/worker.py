@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from typing import Any
 
-import torch
-
+from safelight.arch.skeleton import SkeletonCache
+from safelight.assemble import report
 from safelight.assemble.control import open_library
 from safelight.config import Settings
-from safelight.devices import choice
-from safelight.devices.pool import SlabPool
+from safelight.devices import choice, machine
+from safelight.devices.base import Device
+from safelight.devices.cpu import CPU
+from safelight.devices.machine import Bound
+from safelight.devices.transfer import STAGING_BYTES, Transfers
 from safelight.engine.local import LocalEngine
-from safelight.memory import machine
+from safelight.generate.run import Bench
+from safelight.memory.budget import HOST, Ledger
+from safelight.memory.limits import GB, HOST_RESERVE, Limits
 from safelight.memory.residency import Residency
+from safelight.memory.source import FromFile, FromHost
+from safelight.memory.verification import Verification
+from safelight.memory.working import WorkingMemory
 from safelight.types import Precision, RunSettings
-
-SHARE = 0.7
-"""Of the memory that can be had, for models."""
 
 VERSIONS = ("safelight", "torch", "diffusers", "transformers")
 
 
-def open_engine(settings: Settings) -> LocalEngine:
-    """An engine on the device that the settings name, or the best that there is."""
-    device = choice.device(settings.device)
+def open_engine(settings: Settings, device: Device | None = None) -> LocalEngine:
+    """An engine on ``device``, or on the one that the settings name, or the best that there is."""
+    device = device or choice.device(settings.device)
     threads = settings.threads or os.cpu_count() or 1
-    limit = settings.max_cache_ram_gb
-    limit_bytes = int(limit * 2**30) if limit is not None else _default_limit(device)
-    residency = Residency(SlabPool(device), limit_bytes, threads)
+    ledger = Ledger({HOST: 0} | ({device.name: 0} if device.separate else {}))
+    verification = Verification(settings.verify_transfers)
+    limits = [_host_limits(ledger)]
+    residency = _host(settings, ledger, limits[0], threads)
+    transfers = Transfers(device, verification.due)
+    if device.separate:
+        limits.append(_device_limits(ledger, device))
+        residency = Residency(
+            device,
+            ledger,
+            device.name,
+            FromHost(residency, transfers, settings.keep_ram_copy_of_weights),
+            partial=settings.enable_partial_loading,
+            most=_bytes(settings.max_cache_vram_gb),
+            before_planning=limits[1].follow,
+            log=settings.log_memory_usage,
+        )
+    for limit in limits:
+        limit.follow()
+    ledger.charge(HOST, threads * STAGING_BYTES, "readers", "chunks of files that are read", stored=False)
+    working = WorkingMemory(settings.root / "working_memory.json")
+    promised = _bytes(settings.device_working_mem_gb) if device.separate else None
     versions = {name: version(name) for name in VERSIONS}
 
     def decide(precision: Precision) -> RunSettings:
@@ -36,13 +62,59 @@ def open_engine(settings: Settings) -> LocalEngine:
         dtype = choice.precision(wanted, device)
         # fp16 overflows in SDXL's VAE and in some others; the VAE is small.
         vae_dtype = "fp32" if dtype == "fp16" else dtype
-        return RunSettings(str(device), dtype, vae_dtype, settings.attention_type, threads, versions)
+        return RunSettings(device.name, dtype, vae_dtype, settings.attention_type, threads, versions)
 
-    return LocalEngine(open_library(settings), residency, decide)
+    def described() -> Mapping[str, Any]:
+        return report.memory(ledger, limits, residency, transfers, verification)
+
+    bench = Bench(
+        device, residency, SkeletonCache(), working, _computing(ledger, device), decide("auto"), verification, promised
+    )
+    return LocalEngine(open_library(settings), bench, decide, described)
 
 
-def _default_limit(device: torch.device) -> int:
-    """Bytes for models when no limit is set: a share of what can be had now; the rest is for computing."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * SHARE)
-    return int(machine.tightest().available * SHARE)
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * GB)
+
+
+def _host(settings: Settings, ledger: Ledger, limits: Limits, threads: int) -> Residency:
+    return Residency(
+        CPU(),
+        ledger,
+        HOST,
+        FromFile(threads),
+        partial=settings.enable_partial_loading,
+        most=_bytes(settings.max_cache_ram_gb),
+        before_planning=limits.follow,
+        log=settings.log_memory_usage,
+    )
+
+
+def _host_limits(ledger: Ledger) -> Limits:
+    at_start = machine.anonymous_bytes()
+
+    def computing() -> int:
+        # What was promised to computing and is in use already; more than that is the libraries' own growth.
+        used = machine.anonymous_bytes() - at_start - ledger.stored(HOST)
+        return max(0, min(used, ledger.reserved(HOST)))
+
+    return Limits(ledger, HOST, machine.tightest, computing, HOST_RESERVE)
+
+
+def _device_limits(ledger: Ledger, device: Device) -> Limits:
+    def bound() -> Bound:
+        return Bound(device.available(), f"the memory of {device.name}")
+
+    return Limits(ledger, device.name, bound, _computing(ledger, device))
+
+
+def _computing(ledger: Ledger, device: Device) -> Callable[[], int]:
+    """Bytes in use where ``device`` computes, beside those that the ledger has stored there."""
+
+    def host() -> int:
+        return machine.anonymous_bytes() - ledger.stored(HOST)
+
+    def own() -> int:
+        return max(0, (device.allocated() or 0) - ledger.stored(device.name))
+
+    return own if device.separate else host

@@ -6,10 +6,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from safelight.config import Loaded
 
 RootOption = Annotated[
     Path | None, typer.Option("--root", help="Where everything lives; goes above SAFELIGHT_ROOT.", show_default=False)
@@ -17,9 +21,24 @@ RootOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object to a line, for scripts.")]
 
 
-def chosen_root(context: typer.Context, root: Path | None) -> Path | None:
-    """``--root`` behind the command, else before it."""
-    return root or context.obj
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The options before the command, which hold for every command."""
+
+    root: Path | None
+    config: Path | None
+    device: str | None
+
+
+def loaded(context: typer.Context, root: Path | None) -> Loaded:
+    """The settings; ``--root`` behind the command goes above the one before it. Says what of a file has no meaning."""
+    from safelight import config
+
+    chosen: Chosen = context.obj
+    found = config.explained(root or chosen.root, chosen.config, device=chosen.device)
+    if found.ignored:
+        typer.echo(f"safelight: no settings of Safelight, ignored: {', '.join(sorted(found.ignored))}", err=True)
+    return found
 
 
 def say_json(values: Any) -> None:
@@ -54,7 +73,9 @@ def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
     for row in rows:
         drawn.add_row(*row)
     Console().print(drawn)

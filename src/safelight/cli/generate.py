@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, chosen_root, say_json
+from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say_json
 from safelight.types import SAMPLERS, SCHEDULES, Image, Progress, Request
 
 if TYPE_CHECKING:
@@ -28,10 +28,9 @@ ModelsOption = Annotated[
 
 
 def _engine(context: typer.Context, root: Path | None) -> LocalEngine:
-    from safelight import config
     from safelight.assemble.worker import open_engine
 
-    return open_engine(config.load(chosen_root(context, root)))
+    return open_engine(loaded(context, root).settings)
 
 
 def generate(
@@ -139,14 +138,13 @@ def remake(
     root: RootOption = None,
 ) -> None:
     """Make an image again from its own metadata and say whether it is the same. Exit code 1 when it is not."""
-    from safelight import config
     from safelight.assemble.worker import open_engine
     from safelight.errors import CorruptFileError
     from safelight.metadata import chunks
     from safelight.storage.images import save
 
     metadata, held = chunks.read(path)
-    settings = config.load(chosen_root(context, root))
+    settings = loaded(context, root).settings
     recorded = metadata["run"]
     settings = settings.model_copy(
         update={"device": recorded["device"], "threads": recorded["threads"], "attention_type": recorded["attention"]}

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from safelight.cli import generate, identify, models
+from safelight.cli import config, generate, identify, memory, models
+from safelight.cli.common import Chosen
 from safelight.errors import Cancelled, InputError, SafelightError
 
 app = typer.Typer(
@@ -21,9 +22,12 @@ app = typer.Typer(
     epilog='Example: `safelight generate "red apple" -m starter-noto -m starter-fluent --seed 0`',
 )
 app.add_typer(models.app, name="models")
+app.add_typer(config.app, name="config")
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("remake", epilog=generate.REMAKE_EXAMPLES)(generate.remake)
 app.command("demo", epilog="Example: `safelight demo --out out/demo`")(generate.demo)
+app.command("memory", epilog=memory.MEMORY_EXAMPLES)(memory.memory)
+app.command("fits", epilog=memory.FITS_EXAMPLES)(memory.fits)
 app.command("identify", epilog=identify.EXAMPLES)(identify.identify)
 
 
@@ -42,13 +46,18 @@ def options(
         Path | None,
         typer.Option(envvar="SAFELIGHT_ROOT", help="Where everything lives; the platform's data folder by default."),
     ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="A file of settings: safelight.yaml, or InvokeAI's invokeai.yaml."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, or simulated; above SAFELIGHT_DEVICE.")] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
     """Options before the command hold for every command."""
     del version
-    context.obj = root
+    context.obj = Chosen(root, config_file, device)
 
 
 def run() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from safelight.cli.common import JsonOption, RootOption, byte_bar, chosen_root, say_json, table
+from safelight.cli.common import JsonOption, RootOption, byte_bar, loaded, say_json, table
 
 if TYPE_CHECKING:
     from safelight.library.library import Library
@@ -21,10 +21,9 @@ app = typer.Typer(
 
 
 def _library(context: typer.Context, root: Path | None) -> Library:
-    from safelight import config
     from safelight.assemble.control import open_library
 
-    return open_library(config.load(chosen_root(context, root)))
+    return open_library(loaded(context, root).settings)
 
 
 def _prediction(value: str | None) -> str | None:

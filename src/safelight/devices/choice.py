@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 
+from safelight.devices.base import Device
+from safelight.devices.cpu import CPU
+from safelight.devices.cuda import CUDA
+from safelight.devices.mps import MPS
 from safelight.errors import SettingError
 from safelight.types import Precision
 
 
-def device(wanted: str) -> torch.device:
+def device(wanted: str) -> Device:
     """The device named, or for ``auto`` CUDA, then MPS, then the CPU. Raises SettingError when it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+        "simulated": True,
+    }
     if wanted == "auto":
         wanted = next(name for name, present in there.items() if present)
     if not there.get(wanted, False):
         raise SettingError("device", wanted, "settings", "this machine has no such device, or torch cannot use it")
-    return torch.device(wanted)
+    return _MADE[wanted]()
 
 
-def precision(wanted: Precision, on: torch.device) -> str:
+def _simulated() -> Device:
+    # It registers a backend with torch, which only those should pay who ask for it.
+    from safelight.devices.simulated import Simulated
+
+    return Simulated()
+
+
+_MADE: Mapping[str, Callable[[], Device]] = {"cpu": CPU, "cuda": CUDA, "mps": MPS, "simulated": _simulated}
+
+
+def precision(wanted: Precision, on: Device) -> str:
     """The dtype for text encoders and UNet: fp32 on a CPU; elsewhere bf16 or fp16, whichever computes rightly there."""
     if wanted != "auto":
         return wanted
-    if on.type == "cpu":
+    if on.name == "cpu":
         return "fp32"
-    return next((name for name in ("bf16", "fp16") if _computes(name, on)), "fp32")
+    return next((name for name in ("bf16", "fp16") if computes(name, on.torch)), "fp32")
 
 
-def _computes(name: str, on: torch.device) -> bool:
+def computes(name: str, on: torch.device) -> bool:
     """Whether a matrix product in this dtype comes within its rounding of the same in float64."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
     generator = torch.Generator().manual_seed(0)

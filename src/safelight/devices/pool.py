@@ -1,108 +1,158 @@
-"""Slabs: large aligned buffers that hold a component's tensors, and are used again.
+"""Slabs: aligned allocations that hold a segment's tensors, and are used again.
 
 First touching new memory is slow (2.4 s a gigabyte on a virtual machine whose host took the pages back, 0.3 s
-elsewhere), so the slab of the last model is kept for the next. On the host a slab is an anonymous map of its own: what
-is given back goes to the system at once and nothing of it stays in an allocator.
+elsewhere), so the slabs of the last model are kept for the next.
 """
 
 from __future__ import annotations
 
-import mmap
 import threading
 from dataclasses import dataclass, field
 
 import torch
 
-from safelight.devices.failures import translated
-
-ALIGNMENT = 64
-"""Bytes. fp32 results on a CPU depend on a weight's address modulo this."""
-
-WASTE = 1.25
-"""A kept slab is used for a component if it is at most this many times as large."""
+from safelight.devices.base import PASSED, Device, Fence, aligned
+from safelight.errors import OutOfMemoryError
 
 
-def aligned(nbytes: int) -> int:
-    """``nbytes`` rounded up to the alignment."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+class Book:
+    """Who is told of allocations: nobody here, a ledger in :class:`safelight.memory.residency.Account`."""
+
+    def charge(self, nbytes: int, owner: str, reason: str) -> int:
+        del nbytes, owner, reason
+        return 0
+
+    def rename(self, number: int, owner: str, reason: str) -> None:
+        del number, owner, reason
+
+    def credit(self, number: int) -> None:
+        del number
 
 
 @dataclass(eq=False)
 class Slab:
-    """``base``: uint8, (nbytes,), on one device, starting at a multiple of the alignment."""
+    """``base``: uint8, (nbytes,), at a multiple of the alignment. ``busy``: what was submitted and may still use it."""
 
     base: torch.Tensor
     nbytes: int
-    in_use: bool = field(default=True)
+    number: int
+    device: Device
+    busy: Fence = field(default=PASSED)
 
     def holders(self) -> int:
         """How many tensors share the slab's storage, the base not counted."""
-        storage = self.base.untyped_storage()
+        storage = self.device.storage(self.base)
         count: int = torch._C._storage_Use_Count(storage._cdata)
         # The base tensor and the storage object that was just made for asking hold it too.
         return count - 2
 
 
 class SlabPool:
-    """Slabs of one device. ``kept`` bytes are free but not given back; callers bound them with :meth:`trim`."""
+    """Slabs of one device: in use, kept for the next, and lingering (given back while somebody held a tensor).
 
-    def __init__(self, device: torch.device) -> None:
+    Every allocation is charged to ``book`` when it is made and credited when its bytes are gone.
+    """
+
+    def __init__(self, device: Device, book: Book | None = None) -> None:
         self.device = device
-        self._free: list[Slab] = []
+        self._book = book or Book()
+        self._kept: list[Slab] = []
         self._used: list[Slab] = []
-        self._lock = threading.Lock()
+        self._lingering: list[Slab] = []
+        self._lock = threading.RLock()
 
     @property
     def used_bytes(self) -> int:
-        return sum(slab.nbytes for slab in self._used)
+        with self._lock:
+            return sum(slab.nbytes for slab in self._used)
 
     @property
     def kept_bytes(self) -> int:
-        return sum(slab.nbytes for slab in self._free)
-
-    def fitting(self, nbytes: int) -> int:
-        """Bytes of the kept slab that :meth:`take` would use, 0 when it would make a new one."""
-        slab = self._best(nbytes)
-        return slab.nbytes if slab else 0
-
-    def take(self, nbytes: int) -> Slab:
-        """A slab of at least ``nbytes`` bytes; its content is whatever was there."""
         with self._lock:
-            slab = self._best(nbytes)
-            if slab is None:
-                with translated("a model's weights", aligned(nbytes)):
-                    slab = Slab(_allocate(aligned(nbytes), self.device), aligned(nbytes))
-            else:
-                self._free.remove(slab)
-                slab.in_use = True
-            self._used.append(slab)
-            return slab
+            return sum(slab.nbytes for slab in self._kept)
 
-    def give(self, slab: Slab) -> bool:
-        """Take a slab back. False when somebody still holds a tensor of it: then it is not used again."""
+    @property
+    def lingering_bytes(self) -> int:
+        """Bytes that somebody still holds although they were given back."""
+        with self._lock:
+            self._settle()
+            return sum(slab.nbytes for slab in self._lingering)
+
+    def take(self, nbytes: int, owner: str = "", reason: str = "weights") -> Slab:
+        """A slab of ``nbytes`` bytes, rounded up; its content is whatever was there, and nothing submitted uses it.
+
+        A kept slab of that size is used, as checkpoints of one architecture have the same segments; others are given
+        back as far as room must be made. Raises OutOfMemoryError, and the MemoryError with which the book refuses.
+        """
+        size = max(aligned(nbytes), 1)
+        with self._lock:
+            self._settle()
+            slab = next((slab for slab in self._kept if slab.nbytes == size), None)
+            if slab is not None:
+                self._kept.remove(slab)
+                self._book.rename(slab.number, owner, reason)
+            else:
+                slab = self._new(size, owner, reason)
+            self._used.append(slab)
+        slab.busy.wait()
+        slab.busy = PASSED
+        return slab
+
+    def _new(self, size: int, owner: str, reason: str) -> Slab:
+        while True:
+            try:
+                return self._allocated(size, owner, reason)
+            except (MemoryError, OutOfMemoryError):
+                if not self._kept:
+                    raise
+            self._drop(self._kept.pop(0))
+
+    def _allocated(self, size: int, owner: str, reason: str) -> Slab:
+        number = self._book.charge(self.device.rounded(size), owner, reason)
+        try:
+            return Slab(self.device.allocate(size), size, number, self.device)
+        except BaseException:
+            self._book.credit(number)
+            raise
+
+    def give(self, slab: Slab, keep: bool = True) -> bool:
+        """Take a slab back, after what is submitted now is done with it. False when somebody still holds a tensor.
+
+        Then it lingers: its bytes count until the last holder is gone, and it is not used again.
+        """
         with self._lock:
             self._used.remove(slab)
-            slab.in_use = False
             if slab.holders() > 0:
+                self._book.rename(slab.number, "somebody", "still held after it was given back")
+                self._lingering.append(slab)
                 return False
-            self._free.append(slab)
+            slab.busy = self.device.mark()
+            if keep:
+                self._book.rename(slab.number, "", "kept for the next")
+                self._kept.append(slab)
+            else:
+                self._drop(slab)
             return True
 
-    def trim(self, kept_bytes: int) -> None:
+    def trim(self, kept_bytes: int = 0) -> None:
         """Give kept slabs back to the system, the oldest first, until at most ``kept_bytes`` are kept."""
         with self._lock:
-            while self._free and self.kept_bytes > kept_bytes:
-                self._free.pop(0)
+            self._settle()
+            while self._kept and self.kept_bytes > kept_bytes:
+                self._drop(self._kept.pop(0))
 
-    def _best(self, nbytes: int) -> Slab | None:
-        fitting = [slab for slab in self._free if aligned(nbytes) <= slab.nbytes <= aligned(nbytes) * WASTE]
-        return min(fitting, key=lambda slab: slab.nbytes, default=None)
+    def _settle(self) -> None:
+        for slab in [slab for slab in self._lingering if slab.holders() == 0]:
+            self._lingering.remove(slab)
+            self._drop(slab)
+
+    def _drop(self, slab: Slab) -> None:
+        slab.busy.wait()
+        base = slab.base
+        slab.base = _NOTHING
+        self.device.release(base)
+        del base
+        self._book.credit(slab.number)
 
 
-def _allocate(nbytes: int, device: torch.device) -> torch.Tensor:
-    if device.type != "cpu":
-        return torch.empty(max(nbytes, ALIGNMENT), dtype=torch.uint8, device=device)
-    pages = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)
+_NOTHING = torch.empty(0, dtype=torch.uint8)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
-from safelight.arch.skeleton import SkeletonCache
 from safelight.engine.base import ignore
-from safelight.generate import run
+from safelight.generate import fit, run
+from safelight.generate.run import Bench
 from safelight.library.library import Library
-from safelight.memory.residency import Residency
+from safelight.library.model import Model
 from safelight.types import Image, OnProgress, Precision, Request, RunSettings
 
 Decide = Callable[[Precision], RunSettings]
@@ -17,19 +19,22 @@ Decide = Callable[[Precision], RunSettings]
 
 
 class LocalEngine:
-    """Makes images one at a time. Safe to be called from several threads: they wait for each other."""
+    """Makes images one at a time. Safe to be called from several threads: they wait for each other.
 
-    def __init__(self, library: Library, residency: Residency, decide: Decide) -> None:
+    ``bench`` is what it works with; its run settings are replaced for each job. ``report`` says what is where.
+    """
+
+    def __init__(self, library: Library, bench: Bench, decide: Decide, report: Callable[[], Mapping[str, Any]]) -> None:
         self.library = library
-        self.residency = residency
-        self.skeletons = SkeletonCache()
+        self.bench = replace(bench, report=report)
         self._decide = decide
+        self._report = report
         self._lock = threading.RLock()
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """See :class:`safelight.engine.base.Engine`. The model is resolved now, and pinned to this request."""
         model = self.library.checked(self.library.resolve(request.model))
-        bench = run.Bench(self.residency, self.skeletons, self._decide(request.precision))
+        bench = replace(self.bench, run=self._decide(request.precision))
         run.check(request, model)
         return self._locked(run.images(request, model, bench, on_progress))
 
@@ -41,6 +46,19 @@ class LocalEngine:
                 return
             yield image
 
+    def memory(self) -> Mapping[str, Any]:
+        """What is where: for each place its budget and what set it, what is stored and promised, what is resident and
+        who holds it, and the ledger's entries. Sizes are bytes."""
+        return self._report()
+
+    def make_resident(self, model: Model) -> None:
+        """Bring a model's components into memory, as far as they fit, without making an image."""
+        run.preload(self.library.checked(model), replace(self.bench, run=self._decide("auto")))
+
+    def fits(self, request: Request, model: Model) -> dict[str, Any]:
+        """Whether ``model`` can make the image that is asked for, and how: see :func:`safelight.generate.fit.fits`."""
+        return fit.fits(request, model, replace(self.bench, run=self._decide(request.precision)))
+
     def close(self) -> None:
         """Drop every model."""
-        self.residency.drop()
+        self.bench.residency.drop()

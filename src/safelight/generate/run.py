@@ -7,22 +7,32 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Generator, Iterator
+import traceback
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import structlog
 import torch
 from torch import nn
 
 from safelight.arch import diffusers_fence
 from safelight.arch.bind import bound
 from safelight.arch.skeleton import SkeletonCache, SkeletonKey
+from safelight.devices import machine
+from safelight.devices.base import Device
 from safelight.devices.failures import translated
-from safelight.errors import NotFiniteError, RequestError
+from safelight.errors import IntegrityError, NotFiniteError, OutOfMemoryError, RequestError
 from safelight.formats.layout import BASES
-from safelight.generate import conditioning, numerics, samplers
+from safelight.generate import conditioning, numerics, samplers, workload
 from safelight.library.model import Model
-from safelight.memory.residency import Residency
-from safelight.types import Image, OnProgress, Progress, Request, RunSettings, Seconds
+from safelight.memory.residency import Lease, Residency, Use
+from safelight.memory.segments import component_key
+from safelight.memory.verification import Verification
+from safelight.memory.working import Work, WorkingMemory, watched
+from safelight.types import Image, OnProgress, Progress, Request, RunSettings, Seconds, Stage
+
+_log = structlog.get_logger(__name__)
 
 METADATA_VERSION = 1
 
@@ -31,14 +41,32 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 LATENT_SCALE = 8
 """Pixels to a latent, in each direction."""
 
+MOST_CALLS_A_STEP = 2
+"""Samplers of second order call the UNet twice in a step."""
+
+ATTEMPTS = 3
+"""Of a stage, when memory runs out or weights were spoiled."""
+
 
 @dataclass(frozen=True)
 class Bench:
-    """What a generation works with: residency, skeletons, and the run settings that were decided for it."""
+    """What a generation works with. ``upcoming``: components that the queue will want next, for planning.
 
+    ``working``: what computing takes beside weights; ``computing``: bytes that it takes now, for measuring.
+    ``promised``: bytes to promise to computing instead of what was measured, None to go by that.
+    ``verification``: which uses of resident weights are followed by summing them again.
+    """
+
+    device: Device
     residency: Residency
     skeletons: SkeletonCache
+    working: WorkingMemory
+    computing: Callable[[], int]
     run: RunSettings
+    verification: Verification
+    promised: int | None = None
+    upcoming: tuple[str, ...] = ()
+    report: Callable[[], Mapping[str, Any]] = dict[str, Any]
 
 
 class _Clock:
@@ -78,91 +106,207 @@ def images(request: Request, model: Model, bench: Bench, on_progress: OnProgress
     """
     check(request, model)
     for index in range(request.count):
-        clock = _Clock()
-        seed = request.seed + index
-        with translated(f"An image by {model.name}"), numerics.fixed(bench.run.threads, seed):
-            pixels = _image(request, model, bench, seed, index, clock, on_progress)
-        yield _finished(request, model, bench.run, seed, pixels, clock)
+        job = _Job(request, model, bench, request.seed + index, index, on_progress)
+        with numerics.fixed(bench.run.threads, job.seed):
+            pixels = job.pixels()
+        yield _finished(request, model, bench.run, job.seed, pixels, job.clock)
 
 
-def _image(
-    request: Request, model: Model, bench: Bench, seed: int, index: int, clock: _Clock, on_progress: OnProgress
-) -> torch.Tensor:
-    """Pixels of one image: uint8 (h, w, 3)."""
-    device = torch.device(bench.run.device)
-    dtype = TORCH_DTYPES[bench.run.dtype]
-    width, height = request.width or model.resolution, request.height or model.resolution
+class _Job:
+    """One image: its stages, one after another, each holding only what it needs."""
 
-    def report(stage: str, step: int, steps: int) -> None:
-        on_progress(Progress(stage, index, step, steps))  # pyright: ignore[reportArgumentType]
+    def __init__(
+        self, request: Request, model: Model, bench: Bench, seed: int, index: int, on_progress: OnProgress
+    ) -> None:
+        self.request = request
+        self.model = model
+        self.bench = bench
+        self.seed = seed
+        self.clock = _Clock()
+        self._index = index
+        self._on_progress = on_progress
+        self._device = bench.device.torch
+        self._dtype = TORCH_DTYPES[bench.run.dtype]
+        self._width = request.width or model.resolution
+        self._height = request.height or model.resolution
 
-    report("switch", 0, 1)
-    with clock.stage("encode"):
-        encoded = {}
-        for role in BASES[model.base].roles:
+    def pixels(self) -> torch.Tensor:
+        """uint8 (h, w, 3), in host memory."""
+        self._report("switch", 0, 1)
+        embeddings = self._encode()
+        self._report("encode", 1, 1)
+        latents = self._denoise(embeddings)
+        self._report("decode", 0, 1)
+        pixels = self._decode(latents)
+        self._report("decode", 1, 1)
+        return pixels
+
+    def _report(self, stage: Stage, step: int, steps: int) -> None:
+        memory = self.bench.report() if stage in ("switch", "encode") or step == 1 else None
+        self._on_progress(Progress(stage, self._index, step, steps, memory))
+
+    def _encode(self) -> dict[str, torch.Tensor]:
+        base, texts = self.model.base, (self.request.prompt, self.request.negative)
+        encoded: dict[str, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}
+        for role in BASES[base].roles:
             if role.startswith("text_encoder"):
-                texts = (request.prompt, request.negative)
-                with _component(bench, model, role, dtype, clock) as encoder:
-                    encoded[role] = conditioning.encode_role(
-                        model.base, role, encoder, texts, request.clip_skip, device
-                    )
-        embeddings = conditioning.assemble(model.base, encoded, not request.negative)
-        for tensor in embeddings.values():
-            _finite(tensor, "the text encoder", bench.run.dtype)
-    report("encode", 1, 1)
 
-    with clock.stage("denoise"):
-        generator = torch.Generator("cpu").manual_seed(seed)
-        shape = (1, 4, height // LATENT_SCALE, width // LATENT_SCALE)
-        noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(device, dtype)
-        scheduler = samplers.make(
-            request.sampler, request.schedule, model.prediction_type, model.zero_terminal_snr, seed
-        )
-        with _component(bench, model, "unet", dtype, clock) as unet:
-            latents = diffusers_fence.denoise(
+                def stage(encoder: nn.Module, _: Lease, role: str = role) -> Any:
+                    return conditioning.encode_role(base, role, encoder, texts, self.request.clip_skip, self._device)
+
+                encoded[role] = self._staged("encode", role, self._dtype, len(texts), stage)
+        embeddings = conditioning.assemble(base, encoded, not self.request.negative)
+        for tensor in embeddings.values():
+            _finite(tensor, "the text encoder", self.bench.run.dtype)
+        return embeddings
+
+    def _denoise(self, embeddings: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        request, model = self.request, self.model
+        shape = (1, 4, self._height // LATENT_SCALE, self._width // LATENT_SCALE)
+
+        def stage(unet: nn.Module, lease: Lease) -> torch.Tensor:
+            generator = torch.Generator("cpu").manual_seed(self.seed)
+            noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self._dtype).to(self._device)
+            scheduler = samplers.make(
+                request.sampler, request.schedule, model.prediction_type, model.zero_terminal_snr, self.seed
+            )
+
+            def on_step(step: int, _: torch.Tensor) -> None:
+                self._report("denoise", min(step + 1, request.steps), request.steps)
+                lease.adjust()
+
+            return diffusers_fence.denoise(
                 model.base,
                 unet,
                 scheduler,
-                device,
+                self._device,
                 embeddings,
-                lambda step, _: report("denoise", min(step + 1, request.steps), request.steps),
-                height=height,
-                width=width,
+                on_step,
+                height=self._height,
+                width=self._width,
                 num_inference_steps=request.steps,
                 guidance_scale=request.cfg,
                 generator=generator,
                 latents=noise,
             )
 
-    _finite(latents, "the UNet", bench.run.dtype)
-    report("decode", 0, 1)
-    with clock.stage("decode"):
-        vae_dtype = TORCH_DTYPES[bench.run.vae_dtype]
-        with _component(bench, model, "vae", vae_dtype, clock) as vae:
-            decoded = diffusers_fence.decode(vae, latents.to(vae_dtype))
-        _finite(decoded, "the VAE", bench.run.vae_dtype)
-        pixels = diffusers_fence.to_pixels(decoded)[0]
-    report("decode", 1, 1)
-    return pixels
+        latents = self._staged("denoise", "unet", self._dtype, MOST_CALLS_A_STEP * request.steps, stage)
+        _finite(latents, "the UNet", self.bench.run.dtype)
+        return latents
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        dtype = dtype_of(self.bench.run, "vae")
+
+        def stage(vae: nn.Module, _: Lease) -> torch.Tensor:
+            return diffusers_fence.decode(vae, latents.to(dtype))
+
+        decoded = self._staged("decode", "vae", dtype, 1, stage)
+        _finite(decoded, "the VAE", self.bench.run.vae_dtype)
+        return diffusers_fence.to_pixels(decoded)[0]
+
+    def _staged(
+        self, name: str, role: str, dtype: torch.dtype, passes: int, stage: Callable[[nn.Module, Lease], Any]
+    ) -> Any:
+        """Run a stage. When memory runs out: leave the handler, let go of its frames, drop what nobody holds, promise
+        more to computing, and try again; when weights turn out to be spoiled, read them again and try again."""
+        for attempt in range(ATTEMPTS):
+            try:
+                with self.clock.stage(name):
+                    return self._once(role, dtype, passes, stage)
+            except OutOfMemoryError as error:
+                if error.final or attempt == ATTEMPTS - 1:
+                    raise
+                why = _let_go(error)
+            except _SpoiledWeights as error:
+                if attempt == ATTEMPTS - 1:
+                    raise IntegrityError(self.model.path, error.labels[0], "was spoiled in memory, again") from error
+                why = _let_go(error)
+            _log.warning("a stage is done again", stage=name, role=role, why=why)
+            self.bench.residency.drop()
+            machine.give_back()
+        raise AssertionError
+
+    def _once(self, role: str, dtype: torch.dtype, passes: int, stage: Callable[[nn.Module, Lease], Any]) -> Any:
+        bench, component = self.bench, self.model.manifest.component(role)
+        start = time.perf_counter()
+        key = SkeletonKey(self.model.base, role, component.config, dtype, bench.run.attention, self._device)
+        work = work_of(self.model, role, bench.run, self._width * self._height)
+        use = use_of(self.model, role, bench, self._width * self._height, passes)
+        with (
+            bench.residency.lease(component, dtype, use) as lease,
+            bound(bench.skeletons, key, lease) as module,
+        ):
+            self.clock.spent["switch"] += time.perf_counter() - start
+            with watched(bench.computing) as most, self._translated(work):
+                result = stage(module, lease)
+                used = most()
+            bench.verification.worked(time.perf_counter() - start)
+            if bench.verification.due(lease.key):
+                with bench.verification.timed():
+                    wrong = lease.verify()
+                if wrong:
+                    raise _SpoiledWeights(wrong)
+        bench.working.learn(work, used)
+        machine.give_back()
+        return result
+
+    @contextlib.contextmanager
+    def _translated(self, work: Work) -> Generator[None]:
+        try:
+            with translated(f"Computing an image by {self.model.name}"):
+                yield
+        except OutOfMemoryError as error:
+            if not error.final:
+                self.bench.working.too_little(work)
+            raise
+
+
+def dtype_of(settings: RunSettings, role: str) -> torch.dtype:
+    """The dtype in which a component computes."""
+    return TORCH_DTYPES[settings.vae_dtype if role == "vae" else settings.dtype]
+
+
+def work_of(model: Model, role: str, settings: RunSettings, pixels: int) -> Work:
+    """What a component computes for an image of ``pixels`` pixels."""
+    return workload.of(model.manifest.component(role), dtype_of(settings, role), settings, pixels)
+
+
+def use_of(model: Model, role: str, bench: Bench, pixels: int, passes: int) -> Use:
+    """How a generation uses a component; what it will want next is the rest of the job, then what the queue wants."""
+    roles = BASES[model.base].roles
+    rest = [component_key(model.manifest.component(r), dtype_of(bench.run, r)) for r in roles[roles.index(role) + 1 :]]
+    work = work_of(model, role, bench.run, pixels)
+    promised = bench.working.estimate(work) if bench.promised is None else bench.promised
+    return Use(passes, promised, (*rest, *bench.upcoming))
+
+
+def preload(model: Model, bench: Bench) -> None:
+    """Make a model's components resident, the UNet last, without computing."""
+    for role in sorted(BASES[model.base].roles, key=lambda role: role == "unet"):
+        with bench.residency.lease(model.manifest.component(role), dtype_of(bench.run, role)):
+            pass
+
+
+def _let_go(error: BaseException) -> str:
+    """What it says, after its frames let go of their values: until then the tensors in them live."""
+    chain: BaseException | None = error
+    while chain is not None:
+        traceback.clear_frames(chain.__traceback__)
+        chain = chain.__cause__ or chain.__context__
+    return str(error)
+
+
+class _SpoiledWeights(Exception):
+    """Resident weights are not what was produced; ``labels`` names the segments."""
+
+    def __init__(self, labels: list[str]) -> None:
+        super().__init__(f"weights were changed in memory: {', '.join(labels)}")
+        self.labels = labels
 
 
 def _finite(values: torch.Tensor, stage: str, dtype: str) -> None:
     if not torch.isfinite(values).all():
         raise NotFiniteError(stage, dtype)
-
-
-@contextlib.contextmanager
-def _component(bench: Bench, model: Model, role: str, dtype: torch.dtype, clock: _Clock) -> Generator[nn.Module]:
-    """A component, leased and bound. The time until it is bound counts as switching."""
-    start = time.perf_counter()
-    component = model.manifest.component(role)
-    key = SkeletonKey(model.base, role, component.config, dtype, bench.run.attention)
-    with (
-        bench.residency.lease(component, dtype) as weights,
-        bound(bench.skeletons, key, weights) as module,
-    ):
-        clock.spent["switch"] += time.perf_counter() - start
-        yield module
 
 
 def _finished(

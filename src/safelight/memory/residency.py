@@ -1,102 +1,455 @@
-"""Which components are resident, and who holds them.
+"""What is resident in one place, who holds it, and the leases by which it is held.
 
-Getting a component and holding it is one step (a lease); what is leased is never evicted. Room is made before a
-component is read, never after, so that the limit is a bound.
+Getting a component and holding it is one step (a lease); what is leased is never evicted. Room is made before bytes are
+read, never after, so that the budget is a bound. What does not fit is streamed (:mod:`safelight.memory.ring`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
-from collections import OrderedDict
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import structlog
 import torch
 
-from safelight.devices.pool import SlabPool
+from safelight.devices import sums
+from safelight.devices.base import Device
+from safelight.devices.pool import Book, Slab, SlabPool
 from safelight.errors import OutOfMemoryError
+from safelight.memory.budget import HOST, Ledger, OverBudget
+from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
+from safelight.memory.ring import Ring
+from safelight.memory.segments import Segment, component_key, cut
+from safelight.memory.source import Fetch, Source, measured
 from safelight.weights import store
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.store import WeightSet
 
 _log = structlog.get_logger(__name__)
 
-Key = tuple[str, torch.dtype]
-"""A component's digest and the dtype in which it is resident."""
+
+class Account(Book):
+    """A pool's allocations as entries of the ledger, all together at most ``most`` bytes."""
+
+    def __init__(self, ledger: Ledger, place: str, most: int | None) -> None:
+        self._ledger = ledger
+        self._place = place
+        self._most = most
+        self._sizes: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def charge(self, nbytes: int, owner: str, reason: str) -> int:
+        with self._lock:
+            free = None if self._most is None else self._most - sum(self._sizes.values())
+            if free is not None and nbytes > free:
+                raise OverBudget(self._place, nbytes, max(0, free))
+            number = self._ledger.charge(self._place, nbytes, owner, reason)
+            self._sizes[number] = nbytes
+            return number
+
+    def rename(self, number: int, owner: str, reason: str) -> None:
+        self._ledger.rename(number, owner, reason)
+
+    def credit(self, number: int) -> None:
+        with self._lock:
+            del self._sizes[number]
+            self._ledger.credit(number)
 
 
-@dataclass
-class _Resident:
-    weights: WeightSet
+@dataclass(eq=False)
+class _Held:
+    """A resident segment. ``produced``: the sum of its tensors as they were produced."""
+
+    segment: Segment
+    slab: Slab
+    produced: sums.Sum
+    tensors: dict[str, torch.Tensor]
     leases: int = 0
+    used: int = 0
+    spoiled: bool = False
 
 
-class Residency:
-    """The components that are resident on one device, within ``limit`` bytes of slabs (in use and kept free).
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How a component will be used. ``passes``: forward passes. ``working``: bytes that computing takes beside the
+    weights. ``upcoming``: the components (:func:`component_key`) that will be wanted after it, the soonest first."""
 
-    Safe to be used by several threads: loading is serialised.
-    """
+    passes: int = 1
+    working: int = 0
+    upcoming: tuple[str, ...] = ()
 
-    def __init__(self, pool: SlabPool, limit: int, threads: int) -> None:
-        self.pool = pool
-        self.limit = limit
-        self.threads = threads
-        self._residents: OrderedDict[Key, _Resident] = OrderedDict()
-        self._lock = threading.RLock()
+
+ONCE = Use()
+
+OnChange = Callable[[Sequence[str], bool], None]
+"""Told of tensors by name: True, they are resident now; False, they are streamed from now on."""
+
+
+class Lease:
+    """A component, held until the lease ends. ``plan``: what was decided for it, and why."""
+
+    def __init__(self, residency: Residency, component: ComponentManifest, dtype: torch.dtype, use: Use) -> None:
+        self.component = component
+        self.dtype = dtype
+        self.use = use
+        self.segments = cut(component, dtype)
+        self.plan = Plan(())
+        self.residents: dict[int, _Held] = {}
+        self.ring: Ring | None = None
+        self.fetch: Fetch | None = None
+        self.reserved: int | None = None
+        self.charges: list[int] = []
+        self.on_change: OnChange | None = None
+        self._residency = residency
+        self._place = {t.name: segment.piece.index for segment in self.segments for t in segment.tensors}
+        self.shapes = {t.name: torch.Size(t.shape) for segment in self.segments for t in segment.tensors}
+
+    @property
+    def key(self) -> str:
+        return component_key(self.component, self.dtype)
 
     @property
     def resident_bytes(self) -> int:
-        return sum(resident.weights.nbytes for resident in self._residents.values())
+        return sum(held.segment.nbytes for held in self.residents.values())
+
+    def resident(self, name: str) -> torch.Tensor | None:
+        """The tensor, if it is resident; None if it is streamed."""
+        held = self.residents.get(self._place[name])
+        return held.tensors[name] if held is not None else None
 
     @contextlib.contextmanager
-    def lease(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[WeightSet]:
-        """The component's weights in ``dtype``, held until the context ends.
+    def pinned(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
+        """The tensors of those names, wherever they come from, to be used within the context."""
+        streamed = list(dict.fromkeys(self._place[n] for n in names if self._place[n] not in self.residents))
+        with contextlib.ExitStack() as stack:
+            there = {index: held.tensors for index, held in self.residents.items()}
+            if streamed:
+                assert self.ring is not None
+                there |= dict(zip(streamed, stack.enter_context(self.ring.pinned(*streamed)), strict=True))
+            yield [there[self._place[name]][name] for name in names]
 
-        Raises OutOfMemoryError when it does not fit beside what others hold, IntegrityError when its bytes are wrong.
-        """
-        key = (component.digest, dtype)
+    @contextlib.contextmanager
+    def held(self, index: int) -> Generator[tuple[Slab, sums.Sum]]:
+        """The slab of a segment and the sum of its production, resident or streamed."""
+        held = self.residents.get(index)
+        if held is not None:
+            yield held.slab, held.produced
+            return
+        assert self.ring is not None
+        with self.ring.held(index) as found:
+            yield found
+
+    def renew(self, index: int) -> None:
+        """Bring a segment again from where it came."""
+        held = self.residents.get(index)
+        if held is None:
+            assert self.ring is not None
+            self.ring.forget(index)
+            return
+        assert self.fetch is not None
+        (held.produced,) = self.fetch([(held.segment, held.slab)])
+
+    def adjust(self) -> None:
+        """Between two passes: follow the budget, which may have shrunk or grown since; at most down to the least that
+        works. Nothing of this component may be in use."""
+        self._residency.adjust(self)
+
+    def charge(self, nbytes: int, reason: str) -> None:
+        """Note bytes that live as long as the lease. Raises OverBudget."""
+        self.charges.append(self._residency.ledger.charge(self._residency.place, nbytes, self.key, reason))
+
+    def address(self, tensor: torch.Tensor) -> int:
+        """Where a tensor starts in its memory; only its remainder by the alignment means something."""
+        return self._residency.device.address(tensor)
+
+    def spoil(self, name: str) -> None:
+        """Somebody wrote into this tensor: its segment is dropped when its last lease ends."""
+        held = self.residents.get(self._place[name])
+        if held is not None:
+            held.spoiled = True
+
+    def verify(self) -> list[str]:
+        """The labels of resident segments whose bytes are not those that were produced. They are dropped at the end."""
+        wrong = [held for held in self.residents.values() if measured(held.slab, held.segment) != held.produced]
+        for held in wrong:
+            held.spoiled = True
+        return [held.segment.label for held in wrong]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """For people: ``nbytes`` of a component's ``total`` are resident, ``leases`` hold it."""
+
+    component: str
+    nbytes: int
+    total: int
+    leases: int
+
+
+@dataclass
+class Residency:
+    """The segments that are resident on ``device``, within the ledger's budget for ``place``.
+
+    ``source`` brings them. ``partial``: whether a component may be resident in part (``enable_partial_loading``).
+    ``most``: bytes that weights may take (``max_cache_ram_gb``, ``max_cache_vram_gb``), None for all of the budget.
+    ``before_planning``: called before each plan; sets the ledger's budget to what the machine allows now.
+    Safe to be used by several threads: loading is serialised.
+    """
+
+    device: Device
+    ledger: Ledger
+    place: str
+    source: Source
+    partial: bool = True
+    most: int | None = None
+    before_planning: Callable[[], None] = lambda: None
+    log: bool = False
+    pool: SlabPool = field(init=False)
+    _residents: dict[Piece, _Held] = field(init=False, default_factory=dict[Piece, _Held])
+    _totals: dict[str, int] = field(init=False, default_factory=dict[str, int])
+    _last: Plan = field(init=False, default=Plan(()))
+    _clock: int = field(init=False, default=0)
+    _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.pool = SlabPool(self.device, Account(self.ledger, self.place, self.most))
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of slabs that hold resident segments; those of rings not counted."""
         with self._lock:
-            resident = self._residents.get(key)
-            if resident is None:
-                self._make_room(component, store.resident_bytes(component, dtype))
-                resident = _Resident(store.load(component, dtype, self.pool, self.threads))
-                self._residents[key] = resident
-            self._residents.move_to_end(key)
-            resident.leases += 1
-        try:
-            yield resident.weights
-        finally:
+            return sum(held.slab.nbytes for held in self._residents.values())
+
+    def holdings(self) -> list[Holding]:
+        """What is resident, by component."""
+        with self._lock:
+            keys = dict.fromkeys(piece.component for piece in self._residents)
+            found: list[Holding] = []
+            for key in keys:
+                held = [h for piece, h in self._residents.items() if piece.component == key]
+                nbytes, leases = sum(h.slab.nbytes for h in held), max(h.leases for h in held)
+                found.append(Holding(key, nbytes, self._totals[key], leases))
+            return found
+
+    def last_plan(self) -> list[dict[str, Any]]:
+        """The steps of the last plan that was carried out: action, segment, bytes, reason."""
+        return [
+            {
+                "action": step.action,
+                "segment": f"{step.piece.component} {step.piece.index}",
+                "nbytes": step.piece.nbytes,
+                "reason": step.reason,
+            }
+            for step in self._last.steps
+        ]
+
+    @contextlib.contextmanager
+    def lease(self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> Generator[Lease]:
+        """The component in ``dtype``, held until the context ends.
+
+        Raises OutOfMemoryError when not even its largest segment fits beside what others hold, IntegrityError when its
+        bytes are wrong. Nothing stays held or half read then.
+        """
+        lease = Lease(self, component, dtype, use)
+        with contextlib.ExitStack() as stack:
+            lease.fetch = stack.enter_context(self.source.opened(component, dtype))
             with self._lock:
-                resident.leases -= 1
-                if resident.weights.spoiled and not resident.leases and self._residents.get(key) is resident:
-                    self._evict(key)
+                stack.callback(self._end, lease)
+                self._carry_out(lease, self._planned(lease))
+            yield lease
+
+    def planned(self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> Plan | Refusal:
+        """What a lease would do now, without doing it."""
+        with self._lock:
+            self.before_planning()
+            return plan(self._situation(Lease(self, component, dtype, use)))
+
+    def refused(self, component: ComponentManifest, dtype: torch.dtype, use: Use, refusal: Refusal) -> OutOfMemoryError:
+        """What a lease would raise for that refusal."""
+        return self._refused(Lease(self, component, dtype, use), refusal)
+
+    def adjust(self, lease: Lease) -> None:
+        """See :meth:`Lease.adjust`."""
+        with self._lock:
+            before = set(lease.residents)
+            new = self._least(lease)
+            after = {piece.index for piece in (*new.pieces("keep"), *new.pieces("load"))}
+            if after == before:
+                return
+            _log.info("memory changed", place=self.place, before=len(before), after=len(after), of=len(lease.segments))
+            if lease.ring is not None:
+                lease.ring.close()
+                lease.ring = None
+            self._streamed_from_now_on(lease, before - after)
+            self._carry_out(lease, new)
+            self._told(lease, after - before, True)
+
+    def _streamed_from_now_on(self, lease: Lease, indices: set[int]) -> None:
+        self._told(lease, indices, False)
+        for index in indices:
+            held = lease.residents.pop(index)
+            held.leases -= 1
+
+    @staticmethod
+    def _told(lease: Lease, indices: set[int], resident: bool) -> None:
+        if lease.on_change is not None and indices:
+            lease.on_change([t.name for i in sorted(indices) for t in lease.segments[i].tensors], resident)
 
     def drop(self, digest: str | None = None) -> None:
         """Drop what nobody holds: the components of that digest, or all. Kept slabs go with the last."""
         with self._lock:
-            for key in [key for key, resident in self._residents.items() if not resident.leases]:
-                if digest is None or key[0] == digest:
-                    self._evict(key)
+            for piece, held in list(self._residents.items()):
+                if not held.leases and (digest is None or f" {digest[:16]} " in piece.component):
+                    self._evict(piece)
             if digest is None:
                 self.pool.trim(0)
 
-    def _make_room(self, component: ComponentManifest, needed: int) -> None:
-        while self.resident_bytes + needed > self.limit:
-            free = next((key for key, resident in self._residents.items() if not resident.leases), None)
-            if free is None:
-                held = self.resident_bytes
-                hint = f"The limit is max_cache_ram_gb={self.limit / 2**30:g}; raise it."
-                raise OutOfMemoryError(f"{component.role}", needed, self.limit - held, hint)
-            self._evict(free)
-        reused = self.pool.fitting(needed)
-        spare = self.limit - self.resident_bytes - (0 if reused else needed)
-        self.pool.trim(max(spare, reused))
+    def _least(self, lease: Lease) -> Plan:
+        """A plan by the budget, or with the least that works when the budget is below it: what runs goes on."""
+        self.before_planning()
+        situation = self._situation(lease)
+        decided = plan(situation)
+        if isinstance(decided, Refusal):
+            lacking = decided.least - decided.available
+            self.ledger.set_budget(self.place, self.ledger.budget(self.place) + lacking)
+            decided = plan(replace(situation, budget=situation.budget + lacking))
+        if isinstance(decided, Refusal):
+            raise self._refused(lease, decided)
+        return decided
 
-    def _evict(self, key: Key) -> None:
-        resident = self._residents.pop(key)
-        slab = resident.weights.slab
-        resident.weights.tensors.clear()
-        if not self.pool.give(slab):
-            _log.warning("a tensor outlived its binding; its memory is not used again", holders=slab.holders())
+    def _planned(self, lease: Lease) -> Plan:
+        self.before_planning()
+        decided = plan(self._situation(lease))
+        if isinstance(decided, Refusal):
+            self.drop()
+            decided = plan(self._situation(lease))
+        if isinstance(decided, Refusal):
+            raise self._refused(lease, decided)
+        return decided
+
+    def _situation(self, lease: Lease) -> Situation:
+        own = 1 if lease.residents else 0
+        residents = tuple(
+            Resident(piece, held.used, held.leases > (own if piece.index in lease.residents else 0))
+            if piece.component == lease.key
+            else Resident(piece, held.used, held.leases > 0)
+            for piece, held in self._residents.items()
+        )
+        return Situation(
+            budget=self._for_weights(lease),
+            residents=residents,
+            needed=tuple(segment.piece for segment in lease.segments),
+            passes=lease.use.passes,
+            upcoming=lease.use.upcoming,
+            partial=self.partial,
+            ahead=1 if self.device.overlaps else 0,
+        )
+
+    def _for_weights(self, lease: Lease) -> int:
+        """Bytes for resident segments and the lease's ring: the budget less what is promised to computing, or what the
+        settings allow, less what is stored but is neither."""
+        ring = lease.ring.nbytes if lease.ring is not None else 0
+        others = self.ledger.stored(self.place) - self.resident_bytes - self.pool.kept_bytes - ring
+        promised = self.ledger.reserved(self.place)
+        if lease.reserved is None:
+            promised += lease.use.working
+        allowed = self.ledger.budget(self.place) - promised
+        return (allowed if self.most is None else min(allowed, self.most)) - others
+
+    def _refused(self, lease: Lease, refusal: Refusal) -> OutOfMemoryError:
+        setting = "max_cache_ram_gb" if self.place == HOST else "max_cache_vram_gb"
+        budget, working, lacking = self.ledger.budget(self.place), lease.use.working, refusal.least - refusal.available
+        if self.most is not None and self.most < budget - working:
+            hint = f"{setting} is {_gb(self.most)}; the least with which this works is {_gb(self.most + lacking)}"
+        else:
+            hint = (
+                f"This process can have {_gb(budget)} GB, {_gb(working)} GB of it for computing; "
+                f"the least with which this works is {_gb(budget + lacking)} GB"
+            )
+        hint += f", as {refusal.reason}."
+        if not self.partial:
+            hint += " enable_partial_loading: true needs less."
+        role = lease.component.role.replace("_", " ")
+        return OutOfMemoryError(f"The {role}", refusal.least, max(0, refusal.available), hint, final=True)
+
+    def _carry_out(self, lease: Lease, decided: Plan) -> None:
+        """Drop, promise, make room, read; or leave everything as it was but for what was dropped."""
+        lease.plan = self._last = decided
+        if self.log:
+            for step in decided.steps:
+                _log.info("memory", place=self.place, action=step.action, piece=step.piece, reason=step.reason)
+        for piece in decided.pieces("drop"):
+            self._evict(piece)
+        for piece in decided.pieces("keep"):
+            self._hold(lease, self._residents[piece])
+        missing = [lease.segments[piece.index] for piece in decided.pieces("load")]
+        if missing:
+            for held in self._brought(lease, missing):
+                self._residents[held.segment.piece] = held
+                self._hold(lease, held)
+        streamed = [lease.segments[piece.index] for piece in decided.pieces("stream")]
+        if streamed:
+            assert lease.fetch is not None
+            ahead = decided.slots - 1
+            lease.ring = Ring(self.pool, lease.fetch, streamed, decided.slots, ahead, lease.use.passes, lease.key)
+        promise = lease.use.working if lease.reserved is None else 0
+        self.pool.trim(max(0, self.pool.kept_bytes + min(0, self.ledger.free(self.place) - promise)))
+        if promise:
+            lease.reserved = self.ledger.charge(self.place, lease.use.working, lease.key, "computing", stored=False)
+        self._totals[lease.key] = sum(segment.nbytes for segment in lease.segments)
+        self._clock += 1
+        for held in lease.residents.values():
+            held.used = self._clock
+
+    @staticmethod
+    def _hold(lease: Lease, held: _Held) -> None:
+        if held.segment.piece.index not in lease.residents:
+            held.leases += 1
+            lease.residents[held.segment.piece.index] = held
+
+    def _brought(self, lease: Lease, missing: list[Segment]) -> list[_Held]:
+        assert lease.fetch is not None
+        slabs: list[Slab] = []
+        try:
+            for segment in missing:
+                slabs.append(self.pool.take(segment.nbytes, lease.key, segment.label))  # noqa: PERF401
+            produced = lease.fetch(list(zip(missing, slabs, strict=True)))
+        except BaseException:
+            for slab in slabs:
+                self.pool.give(slab)
+            raise
+        return [
+            _Held(segment, slab, total, store.views(slab.base, segment.tensors, segment.dtype))
+            for segment, slab, total in zip(missing, slabs, produced, strict=True)
+        ]
+
+    def _end(self, lease: Lease) -> None:
+        with self._lock:
+            if lease.ring is not None:
+                lease.ring.close()
+                lease.ring = None
+            for held in lease.residents.values():
+                held.leases -= 1
+                if held.spoiled and not held.leases and self._residents.get(held.segment.piece) is held:
+                    self._evict(held.segment.piece)
+            lease.residents = {}
+            for number in lease.charges:
+                self.ledger.credit(number)
+            lease.charges.clear()
+            if lease.reserved is not None:
+                self.ledger.credit(lease.reserved)
+                lease.reserved = None
+
+    def _evict(self, piece: Piece) -> None:
+        held = self._residents.pop(piece)
+        held.tensors.clear()
+        if not self.pool.give(held.slab):
+            _log.warning("a tensor outlived its binding; its memory is not used again", what=held.segment.label)
+
+
+def _gb(nbytes: int) -> str:
+    """Gigabytes (2^30 bytes) for people, rounded up."""
+    return f"{math.ceil(nbytes / 2**30 * 10000) / 10000:.4f}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safelight.memory import machine
+from safelight.devices import machine
 
 GB = 1 << 30
 
@@ -67,7 +67,7 @@ def test_usage_over_the_limit_leaves_nothing(kernel: tuple[Path, Path]) -> None:
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not enforce these limits")
 @pytest.mark.parametrize(("flag", "name"), [("-d", "ulimit -d"), ("-v", "ulimit -v")])
 def test_ulimit(flag: str, name: str) -> None:
-    code = "from safelight.memory.machine import tightest; b = tightest(); print(b.available, b.source)"
+    code = "from safelight.devices.machine import tightest; b = tightest(); print(b.available, b.source)"
     command = f"ulimit {flag} 500000; {sys.executable} -c '{code}'"
     done = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
     available, source = done.stdout.split(" ", 1)

@@ -1,0 +1,41 @@
+"""What is where in memory, as plain values: for people, for progress events, for APIs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from safelight.devices.transfer import Transfers
+from safelight.memory.budget import Ledger
+from safelight.memory.limits import Limits
+from safelight.memory.residency import Residency
+from safelight.memory.source import FromHost
+from safelight.memory.verification import Verification
+
+
+def memory(
+    ledger: Ledger, limits: Sequence[Limits], residency: Residency, transfers: Transfers, verification: Verification
+) -> dict[str, Any]:
+    """Sizes are bytes. ``places``: for each its budget and what set it; ``entries``: what the ledger holds."""
+    tiers = {residency.place: residency}
+    if isinstance(residency.source, FromHost):
+        tiers[residency.source.host.place] = residency.source.host
+    return {
+        "places": {
+            limit.place: {
+                "budget": ledger.budget(limit.place),
+                "set_by": limit.source,
+                "for_models": tiers[limit.place].most,
+                "stored": ledger.stored(limit.place),
+                "promised": ledger.reserved(limit.place),
+                "peak": ledger.peak(limit.place),
+                "resident": [asdict(holding) for holding in tiers[limit.place].holdings()],
+                "last_plan": tiers[limit.place].last_plan(),
+            }
+            for limit in limits
+        },
+        "entries": [asdict(entry) for entry in ledger.entries()],
+        "transfers": asdict(transfers.counts),
+        "verification": verification.says(),
+    }

@@ -1,0 +1,105 @@
+"""``safelight memory`` and ``safelight fits``: what is where, and what would be."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from safelight.cli.common import JsonOption, RootOption, byte_bar, loaded, say_json, table
+from safelight.errors import InputError
+
+MEMORY_EXAMPLES = "Example: `safelight memory -m starter-noto -m starter-fluent`"
+FITS_EXAMPLES = "Example: `safelight fits starter-noto --size 64x64`"
+
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option("--model", "-m", help="Make this model resident first; repeat for several.", show_default=False),
+]
+
+
+def memory(
+    context: typer.Context, models: ModelsOption = None, as_json: JsonOption = False, root: RootOption = None
+) -> None:
+    """Show budgets, what set them, what is resident, who holds it, and the last plan with its reasons.
+
+    Of this process: without `-m` nothing is resident, and the budgets are what a generation would have.
+    """
+    from safelight.assemble.worker import open_engine
+
+    engine = open_engine(loaded(context, root).settings)
+    for name in models or []:
+        with byte_bar(f"reading {name}") as on_bytes:
+            engine.make_resident(engine.library.resolve(name, on_bytes))
+    found = engine.memory()
+    if as_json:
+        say_json(found)
+        return
+    for place, values in found["places"].items():
+        typer.echo(f"{place}: budget {_mb(values['budget'])}, set by {values['set_by']}")
+        if values["for_models"] is not None:
+            typer.echo(f"  for models at most {_mb(values['for_models'])}, by the settings")
+        typer.echo(f"  stored {_mb(values['stored'])}, promised to computing {_mb(values['promised'])}")
+        rows = [
+            (holding["component"], _mb(holding["nbytes"]), _mb(holding["total"]), str(holding["leases"]))
+            for holding in values["resident"]
+        ]
+        if rows:
+            table(("component", "resident", "of", "leases"), rows)
+        reasons: dict[tuple[str, str], int] = {}
+        for step in values["last_plan"]:
+            key = (step["action"], step["reason"])
+            reasons[key] = reasons.get(key, 0) + step["nbytes"]
+        if reasons:
+            table(("last plan", "", "because"), [(action, _mb(n), why) for (action, why), n in reasons.items()])
+    typer.echo(f"verification: {found['verification']}")
+
+
+def fits(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model's name or path.", show_default=False)],
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the model's own by default.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto.")] = "auto",
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Say whether a model runs here, with what plan, how much slower than resident, and what would make it faster.
+
+    Exit code 1 when it does not fit.
+    """
+    from safelight.assemble.worker import open_engine
+    from safelight.types import Request
+
+    found = re.fullmatch(r"([0-9]+)x([0-9]+)", size) if size else None
+    if size and found is None:
+        raise InputError(f"--size {size!r}: must be WIDTHxHEIGHT in pixels, such as 512x512")
+    engine = open_engine(loaded(context, root).settings)
+    with byte_bar(f"reading {model}") as on_bytes:
+        resolved = engine.library.resolve(model, on_bytes)
+    width, height = (int(found[1]), int(found[2])) if found else (None, None)
+    answer = engine.fits(
+        Request("", model, width=width, height=height, precision=precision),  # pyright: ignore[reportArgumentType]
+        resolved,
+    )
+    if as_json:
+        say_json(answer)
+    else:
+        _told(answer)
+    if not answer["fits"]:
+        raise typer.Exit(1)
+
+
+def _told(answer: dict[str, Any]) -> None:
+    typer.echo(f"{answer['model']} at {answer['width']}x{answer['height']} in {answer['dtype']}: {answer['summary']}")
+    rows = [
+        (c["component"], _mb(c["total"]), _mb(c["resident"]), _mb(c["streamed"]), _mb(c["working"]), c["source"])
+        for c in answer["components"]
+    ]
+    table(("component", "weights", "resident", "streamed each pass", "for computing", "known"), rows)
+    for line in answer["advice"]:
+        typer.echo(f"  {line}")
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"

@@ -1,0 +1,99 @@
+"""NVIDIA GPUs: copies from page-locked memory on a stream of their own, events as fences.
+
+Nothing here can be run without a GPU; the contract suite runs it where there is one (``make contracts DEVICE=cuda``).
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from safelight.devices.base import Fence
+from safelight.devices.failures import translated
+
+ROUNDING = 512
+"""Bytes: the granularity of PyTorch's caching allocator."""
+
+WORKSPACE = ":4096:8"
+"""cuBLAS gives the same bits from call to call only with a workspace of a fixed size (here 32 MB)."""
+
+WORKSPACE_BYTES = 8 * 4096 * 1024
+
+
+class _Event:
+    """A CUDA event as a fence."""
+
+    def __init__(self, stream: torch.cuda.Stream, keep: object = None) -> None:
+        # The stream is the one the work went to; asking for the current one would name another (row COPY 04).
+        self._event = torch.cuda.Event()
+        self._event.record(stream)
+        self._keep = keep
+
+    def wait(self) -> None:
+        self._event.synchronize()
+        self._keep = None
+
+
+class CUDA:
+    """See :class:`safelight.devices.base.Device`."""
+
+    name = "cuda"
+    separate = True
+    overlaps = True
+
+    def __init__(self) -> None:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)
+        # A benchmark may choose another algorithm from run to run, and with it other bits.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self._device = torch.device("cuda", torch.cuda.current_device())
+        self._copies = torch.cuda.Stream(self._device)
+
+    @property
+    def torch(self) -> torch.device:
+        return self._device
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        with translated("a model's weights", nbytes):
+            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+
+    def release(self, base: torch.Tensor) -> None:
+        # The allocator may hand the bytes out again while the copy stream still has work on them.
+        base.record_stream(self._copies)
+
+    def storage(self, base: torch.Tensor) -> torch.UntypedStorage:
+        return base.untyped_storage()
+
+    def address(self, tensor: torch.Tensor) -> int:
+        return tensor.data_ptr()
+
+    def rounded(self, nbytes: int) -> int:
+        return -(-nbytes // ROUNDING) * ROUNDING
+
+    def allocated(self) -> int | None:
+        return torch.cuda.memory_allocated(self._device)
+
+    def available(self) -> int:
+        free, _ = torch.cuda.mem_get_info(self._device)
+        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return max(0, free + cached - WORKSPACE_BYTES)
+
+    def push(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
+        return self._copy(source, target)
+
+    def pull(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
+        return self._copy(source, target)
+
+    def _copy(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
+        with torch.cuda.stream(self._copies):
+            target.copy_(source, non_blocking=True)
+        return _Event(self._copies, (source, target))
+
+    def mark(self) -> Fence:
+        return _Event(torch.cuda.current_stream(self._device))
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        with translated("page-locked memory for copies", nbytes):
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)

@@ -1,0 +1,76 @@
+"""Apple GPUs. Copies are synchronous: asynchronous ones have read sources that were freed already (row COPY 01).
+
+Nothing here can be run without one; the contract suite runs it where there is one (``make contracts DEVICE=mps``).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from safelight.devices import host, machine
+from safelight.devices.base import PASSED, Fence
+from safelight.devices.failures import translated
+
+PIECE = 1 << 30
+"""Bytes. Copies of 4 GiB and more were corrupted (row COPY 08); pieces stay far below."""
+
+
+class _Synchronize:
+    def wait(self) -> None:
+        torch.mps.synchronize()
+
+
+class MPS:
+    """See :class:`safelight.devices.base.Device`. Its memory is the host's, but a tensor lives on one side only."""
+
+    name = "mps"
+    separate = True
+    overlaps = True
+
+    @property
+    def torch(self) -> torch.device:
+        return torch.device("mps")
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        with translated("a model's weights", nbytes):
+            return torch.empty(nbytes, dtype=torch.uint8, device="mps")
+
+    def release(self, base: torch.Tensor) -> None:
+        torch.mps.synchronize()
+        del base
+        torch.mps.empty_cache()
+
+    def storage(self, base: torch.Tensor) -> torch.UntypedStorage:
+        return base.untyped_storage()
+
+    def address(self, tensor: torch.Tensor) -> int:
+        return tensor.data_ptr()
+
+    def rounded(self, nbytes: int) -> int:
+        return nbytes
+
+    def allocated(self) -> int | None:
+        return None
+
+    def available(self) -> int:
+        # Unified memory: one budget, counted once; the driver recommends how much of it a process should take.
+        recommended = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return max(0, min(recommended, machine.tightest().available))
+
+    def push(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
+        return self._copy(source, target)
+
+    def pull(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
+        return self._copy(source, target)
+
+    def _copy(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
+        for at in range(0, source.numel(), PIECE):
+            target[at : at + PIECE].copy_(source[at : at + PIECE], non_blocking=False)
+        torch.mps.synchronize()
+        return PASSED
+
+    def mark(self) -> Fence:
+        return _Synchronize()
+
+    def staging(self, nbytes: int) -> torch.Tensor:
+        return host.allocate(nbytes)

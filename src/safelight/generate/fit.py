@@ -1,0 +1,84 @@
+"""Whether a model fits here, with what plan, and what it costs that it does not fit whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safelight.errors import OutOfMemoryError
+from safelight.formats.layout import BASES
+from safelight.generate.run import Bench, dtype_of, use_of, work_of
+from safelight.library.model import Model
+from safelight.memory.plan import Refusal
+from safelight.memory.segments import cut
+from safelight.types import Request
+
+BYTES_A_SECOND = 3e9
+"""At which a segment is read from a warm page cache, hashed and cast, roughly, on a few cores."""
+
+
+def fits(request: Request, model: Model, bench: Bench) -> dict[str, Any]:
+    """For each component, what would be resident and what streamed, and bytes for computing (measured or guessed).
+
+    ``seconds_more``: by how much a denoising step is longer than with everything resident, estimated.
+    """
+    width, height = request.width or model.resolution, request.height or model.resolution
+    components: list[dict[str, Any]] = []
+    refused: OutOfMemoryError | None = None
+    for role in BASES[model.base].roles:
+        component, dtype = model.manifest.component(role), dtype_of(bench.run, role)
+        work = work_of(model, role, bench.run, width * height)
+        use = use_of(model, role, bench, width * height, request.steps)
+        total = sum(segment.nbytes for segment in cut(component, dtype))
+        decided = bench.residency.planned(component, dtype, use)
+        streamed = 0
+        if isinstance(decided, Refusal):
+            refused = refused or bench.residency.refused(component, dtype, use, decided)
+        else:
+            streamed = decided.nbytes("stream")
+        components.append(
+            {
+                "component": role,
+                "total": total,
+                "resident": 0 if isinstance(decided, Refusal) else total - streamed,
+                "streamed": streamed,
+                "working": use.working,
+                "source": "measured" if bench.working.knows(work) else "guessed from shapes",
+            }
+        )
+    streamed = next(c["streamed"] for c in components if c["component"] == "unet")
+    seconds = streamed / BYTES_A_SECOND
+    if refused is not None:
+        summary = f"does not fit. {refused}"
+    elif any(c["streamed"] for c in components):
+        summary = f"fits in part; each denoising step takes about {seconds:.2f} s more than with everything resident"
+    else:
+        summary = "fits whole"
+    return {
+        "model": model.name,
+        "width": width,
+        "height": height,
+        "dtype": bench.run.dtype,
+        "fits": refused is None,
+        "summary": summary,
+        "seconds_more": seconds,
+        "components": components,
+        "advice": _advice(bench, components),
+    }
+
+
+def _advice(bench: Bench, components: list[dict[str, Any]]) -> list[str]:
+    if not any(c["streamed"] or not c["resident"] for c in components):
+        return []
+    most = bench.residency.most
+    budget = bench.residency.ledger.budget(bench.residency.place)
+    advice: list[str] = []
+    largest = max(c["total"] + (0 if most is not None else c["working"]) for c in components)
+    if most is not None and most < budget:
+        advice.append(f"max_cache_ram_gb of {largest / 2**30 + 0.001:.3f} would hold the largest component whole")
+    else:
+        advice.append(
+            f"{max(0, largest - budget) / 1e6:,.0f} MB more free memory would hold the largest component whole"
+        )
+    if bench.run.dtype == "fp32":
+        advice.append("--precision bf16 takes half the memory")
+    return advice

@@ -1,0 +1,193 @@
+"""The ring: a few slots into which segments are streamed, each when it is used or one ahead of it.
+
+Whoever uses a tensor asks for it by its segment's number. A slot is filled again only when its segment is not in use,
+nobody holds a tensor of it, and all that was submitted with it is done.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from safelight.devices import sums
+from safelight.devices.base import PASSED, Fence
+from safelight.devices.failures import translated
+from safelight.devices.pool import Slab, SlabPool
+from safelight.memory.segments import Segment
+from safelight.memory.source import Fetch
+from safelight.weights import store
+
+
+@dataclass(eq=False)
+class _Slot:
+    slab: Slab
+    index: int = -1
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    produced: sums.Sum = (0, 0)
+    pins: int = 0
+    used: int = 0
+    busy: Fence = PASSED
+    coming: Future[None] | None = None
+
+
+class Ring:
+    """Streams the ``segments`` (in the order of use) through slabs of the pool.
+
+    ``ahead``: how many segments are brought while another is used, by a thread of its own; with 0 each is brought when
+    it is asked for, by the thread that asks. ``passes``: how often all of them will be used; nothing is brought behind
+    the last.
+    """
+
+    def __init__(
+        self, pool: SlabPool, fetch: Fetch, segments: Sequence[Segment], slots: int, ahead: int, passes: int, owner: str
+    ) -> None:
+        self._pool = pool
+        self._fetch = fetch
+        self._segments = list(segments)
+        self._place = {segment.piece.index: number for number, segment in enumerate(self._segments)}
+        self._left = passes * len(self._segments)
+        self._ahead = min(ahead, len(self._segments) - 1)
+        self._owner = owner
+        self._size = max(segment.nbytes for segment in self._segments)
+        self._slots: list[_Slot] = []
+        self._clock = 0
+        self._lock = threading.RLock()
+        self._thread = ThreadPoolExecutor(1, "safelight-ahead") if self._ahead else None
+        try:
+            for _ in range(slots):
+                self._slots.append(_Slot(self._taken()))
+        except BaseException:
+            self.close()
+            raise
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._place
+
+    @property
+    def nbytes(self) -> int:
+        return sum(slot.slab.nbytes for slot in self._slots)
+
+    def tensors(self, index: int) -> dict[str, torch.Tensor]:
+        """The tensors of segment ``index``, brought now if they are not there. Valid while :meth:`pinned`, or until
+        other segments are asked for."""
+        with self._lock:
+            return self._slot(index).tensors
+
+    @contextmanager
+    def pinned(self, *indices: int) -> Generator[list[dict[str, torch.Tensor]]]:
+        """Several segments at once: their slots are not filled again while the context lasts."""
+        with self._lock:
+            slots: list[_Slot] = []
+            try:
+                for index in indices:
+                    slot = self._slot(index)
+                    slot.pins += 1
+                    slots.append(slot)
+            except BaseException:
+                for slot in slots:
+                    slot.pins -= 1
+                raise
+        try:
+            yield [slot.tensors for slot in slots]
+        finally:
+            with self._lock:
+                for slot in slots:
+                    slot.busy = self._pool.device.mark()
+                    slot.pins -= 1
+
+    @contextmanager
+    def held(self, index: int) -> Generator[tuple[Slab, sums.Sum]]:
+        """The slab of a segment and the sum of its production, for copying it elsewhere."""
+        with self.pinned(index):
+            slot = next(slot for slot in self._slots if slot.index == index)
+            yield slot.slab, slot.produced
+
+    def forget(self, index: int) -> None:
+        """Bring the segment again when it is asked for next."""
+        with self._lock:
+            for slot in self._slots:
+                if slot.index == index:
+                    slot.tensors, slot.index = {}, -1
+
+    def _slot(self, index: int) -> _Slot:
+        """The slot that holds the segment, after it has arrived; what comes next is on its way."""
+        slot = next((slot for slot in self._slots if slot.index == index), None)
+        if slot is not None and slot.coming is not None:
+            coming, slot.coming = slot.coming, None
+            try:
+                coming.result()
+            except BaseException:
+                slot.tensors, slot.index = {}, -1
+                raise
+        if slot is None:
+            slot = self._emptied(index)
+            self._fill(slot, index)
+        self._clock += 1
+        fresh = slot.used == 0
+        slot.used = self._clock
+        if fresh:
+            self._left -= 1
+            slot.pins += 1
+            try:
+                self._bring_ahead(index)
+            finally:
+                slot.pins -= 1
+        return slot
+
+    def _bring_ahead(self, index: int) -> None:
+        number = self._place[index]
+        for step in range(1, min(self._ahead, self._left) + 1):
+            following = self._segments[(number + step) % len(self._segments)].piece.index
+            if self._thread is None or any(slot.index == following for slot in self._slots):
+                continue
+            slot = self._emptied(following)
+            slot.coming = self._thread.submit(self._fill, slot, following)
+
+    def _emptied(self, index: int) -> _Slot:
+        """A slot for another segment: the one used longest ago that nobody uses. One whose tensors somebody still holds
+        is replaced; when one operation uses tensors of more segments than there are slots, there is one more."""
+        idle = [slot for slot in self._slots if slot.pins == 0]
+        slot = min(idle, key=lambda slot: (slot.coming is not None, slot.used), default=None)
+        if slot is not None:
+            if slot.coming is not None:
+                slot.coming.exception()
+            slot.tensors, slot.coming = {}, None
+            slot.busy.wait()
+            if slot.slab.holders() > 0:
+                self._slots.remove(slot)
+                self._pool.give(slot.slab)
+                slot = None
+        if slot is None:
+            slot = _Slot(self._taken())
+            self._slots.append(slot)
+        slot.index, slot.used, slot.busy = index, 0, PASSED
+        return slot
+
+    def _taken(self) -> Slab:
+        with translated(f"Streaming the {self._owner}", self._size):
+            return self._pool.take(self._size, self._owner, "ring slot")
+
+    def _fill(self, slot: _Slot, index: int) -> None:
+        segment = self._segments[self._place[index]]
+        try:
+            (slot.produced,) = self._fetch([(segment, slot.slab)])
+        except BaseException:
+            slot.index = -1
+            raise
+        slot.tensors = store.views(slot.slab.base, segment.tensors, segment.dtype)
+
+    def close(self) -> None:
+        """Wait for what is on its way, and give all slots back."""
+        with self._lock:
+            if self._thread is not None:
+                self._thread.shutdown(wait=True, cancel_futures=True)
+            for slot in self._slots:
+                slot.tensors, slot.coming = {}, None
+                slot.busy.wait()
+                self._pool.give(slot.slab)
+            self._slots.clear()

@@ -1,0 +1,86 @@
+"""Segments: a component's tensors in parts that follow the architecture's blocks, the units of partial loading."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from safelight.devices.base import aligned
+from safelight.memory.plan import Piece
+from safelight.weights.manifest import ComponentManifest, ManifestTensor
+
+PARTS = 32
+"""A component is cut into about so many segments; more would be many small reads, fewer large slots."""
+
+ROUNDING = 512
+"""Bytes to which a segment is rounded up, as the allocators of accelerators round: then the ledger is exact."""
+
+_BLOCK = re.compile(r"(.*\b(?:resnets|attentions|transformer_blocks|layers|downsamplers|upsamplers)\.\d+)\.")
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Some of a component's tensors, together in one slab. ``label`` names the blocks. ``piece``: for the planner."""
+
+    label: str
+    dtype: torch.dtype
+    tensors: tuple[ManifestTensor, ...]
+    piece: Piece
+
+    @property
+    def nbytes(self) -> int:
+        return self.piece.nbytes
+
+
+def component_key(component: ComponentManifest, dtype: torch.dtype) -> str:
+    """A component in a dtype, as the planner names it."""
+    return f"{component.role} {component.digest[:16]} {str(dtype).removeprefix('torch.')}"
+
+
+@lru_cache(maxsize=64)
+def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]:
+    """The segments in the order in which a forward pass uses them.
+
+    Tensors of one leaf module stay together. A segment is at most a thirty-second of the component, or the largest leaf
+    module, whichever is more; blocks that are larger are cut, smaller neighbours are put together.
+    """
+
+    def nbytes(tensors: list[ManifestTensor]) -> int:
+        exact = sum(aligned(math.prod(t.shape) * dtype.itemsize) for t in tensors)
+        return -(-exact // ROUNDING) * ROUNDING
+
+    leaves = [list(group) for _, group in itertools.groupby(component.tensors, lambda t: t.name.rpartition(".")[0])]
+    blocks = [list(group) for _, group in itertools.groupby(component.tensors, lambda t: _block(t.name))]
+    most = max(nbytes(list(component.tensors)) // PARTS, *(nbytes(leaf) for leaf in leaves))
+    runs: list[list[ManifestTensor]] = []
+    for block in blocks:
+        if nbytes(block) <= most:
+            runs.append(block)
+        else:
+            runs += [list(group) for _, group in itertools.groupby(block, lambda t: t.name.rpartition(".")[0])]
+    parts: list[list[ManifestTensor]] = []
+    for run in runs:
+        if parts and nbytes(parts[-1]) + nbytes(run) <= most:
+            parts[-1] = parts[-1] + run
+        else:
+            parts.append(run)
+    key = component_key(component, dtype)
+    return tuple(
+        Segment(_label(component.role, part), dtype, tuple(part), Piece(key, index, nbytes(part)))
+        for index, part in enumerate(parts)
+    )
+
+
+def _block(name: str) -> str:
+    found = _BLOCK.match(name)
+    return found[1] if found else name.partition(".")[0]
+
+
+def _label(role: str, tensors: list[ManifestTensor]) -> str:
+    first, last = _block(tensors[0].name), _block(tensors[-1].name)
+    return f"{role} {first}" if first == last else f"{role} {first} to {last}"

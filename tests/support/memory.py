@@ -1,0 +1,34 @@
+"""Memory of a set size, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safelight.devices.base import Device
+from safelight.devices.cpu import CPU
+from safelight.devices.transfer import Transfers
+from safelight.formats.identify import identify
+from safelight.memory.budget import HOST, Ledger
+from safelight.memory.residency import Residency
+from safelight.memory.source import FromFile, FromHost
+from safelight.weights.manifest import Manifest, measure
+
+PLENTY = 1 << 30
+
+
+def host(budget: int = PLENTY, partial: bool = True) -> Residency:
+    """What is resident on the host, within ``budget`` bytes."""
+    return Residency(CPU(), Ledger({HOST: budget}), HOST, FromFile(1), partial)
+
+
+def on(device: Device, budget: int = PLENTY, host_budget: int = PLENTY, keep: bool = True) -> Residency:
+    """What is resident on a device with memory of its own."""
+    ledger = Ledger({HOST: host_budget, device.name: budget})
+    behind = Residency(CPU(), ledger, HOST, FromFile(1))
+    return Residency(device, ledger, device.name, FromHost(behind, Transfers(device), keep))
+
+
+def manifest(path: Path) -> Manifest:
+    layout = identify(path).layout
+    assert layout is not None
+    return measure(layout.components)
