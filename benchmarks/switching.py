@@ -101,28 +101,28 @@ def floor(dtype_name: str) -> Callable[[str], None]:
 
 def safelight(dtype_name: str, suffix: str) -> Callable[[str], None]:
     """Make every component resident and bind it, with room for one checkpoint only."""
-    import torch
-
     from safelight.arch.bind import bound
     from safelight.arch.skeleton import SkeletonCache, SkeletonKey
-    from safelight.devices.pool import SlabPool
+    from safelight.devices.cpu import CPU
     from safelight.generate.run import TORCH_DTYPES
     from safelight.library.library import Library
+    from safelight.memory.budget import HOST, Ledger
     from safelight.memory.residency import Residency
-    from safelight.weights.store import resident_bytes
+    from safelight.memory.segments import cut
+    from safelight.memory.source import FromFile
 
     dtype = TORCH_DTYPES[dtype_name]
     library = Library(FOLDER / "root")
     models = {name: library.resolve(str(FOLDER / f"{name}{suffix}") + ("" if suffix else "/")) for name in "AB"}
-    one = sum(resident_bytes(component, dtype) for component in models["A"].manifest.components)
-    residency = Residency(SlabPool(torch.device("cpu")), int(one * 1.01), os.cpu_count() or 1)
+    one = sum(segment.nbytes for c in models["A"].manifest.components for segment in cut(c, dtype))
+    residency = Residency(CPU(), Ledger({HOST: one}), HOST, FromFile(os.cpu_count() or 1))
     skeletons = SkeletonCache()
 
     def switch(name: str) -> None:
         model = library.checked(models[name])
         for component in model.manifest.components:
             key = SkeletonKey(model.base, component.role, component.config, dtype, "torch-sdp")
-            with residency.lease(component, dtype) as weights, bound(skeletons, key, weights):
+            with residency.lease(component, dtype) as lease, bound(skeletons, key, lease):
                 pass
 
     return switch

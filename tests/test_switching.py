@@ -126,7 +126,7 @@ def test_attention_09_alignment_matters_and_is_kept(engine: LocalEngine, ask) ->
         next(engine.generate(ask(precision=precision)))
     seen = 0
     for resident in engine.bench.residency._residents.values():
-        for tensor in resident.tensors.values():
+        for tensor in resident.target.tensors.values():
             seen += 1
             assert tensor.data_ptr() % 64 == 0
     assert seen > 300

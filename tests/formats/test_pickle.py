@@ -34,7 +34,8 @@ def content() -> dict[str, torch.Tensor]:
 def test_reads_what_torch_reads(tmp_path: Path, legacy: bool) -> None:
     path, target = tmp_path / "weights.ckpt", tmp_path / "weights.safetensors"
     torch.save({"state_dict": content(), "epoch": 3}, path, _use_new_zipfile_serialization=not legacy)
-    to_safetensors(read_header(path).tensors.values(), target)
+    with target.open("wb") as file:
+        to_safetensors(read_header(path).tensors.values(), file)
     from safetensors.torch import load_file
 
     converted = load_file(target)

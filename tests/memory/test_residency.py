@@ -65,7 +65,7 @@ def test_slabs_are_reused_from_switch_to_switch(two: tuple[Manifest, Manifest]) 
     addresses = set()
     for turn in range(4):
         with residency.lease(two[turn % 2].component("unet"), F32) as lease:
-            addresses.add(frozenset(held.slab.base.data_ptr() for held in lease.residents.values()))
+            addresses.add(frozenset(held.target.slab.base.data_ptr() for held in lease.residents.values()))
     assert len(addresses) == 1
 
 
@@ -159,7 +159,7 @@ def test_memory_06_two_threads_share_one_load(two: tuple[Manifest, Manifest]) ->
     def hold() -> None:
         for _ in range(20):
             with residency.lease(component, F32) as lease:
-                seen.append(frozenset(held.slab.base.data_ptr() for held in lease.residents.values()))
+                seen.append(frozenset(held.target.slab.base.data_ptr() for held in lease.residents.values()))
 
     threads = [threading.Thread(target=hold) for _ in range(4)]
     for thread in threads:

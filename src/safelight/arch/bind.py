@@ -94,6 +94,8 @@ class _Binding:
             yield tensors
 
     def _end(self, names: Sequence[str]) -> None:
+        key = self._skeleton.key
+        nothing = torch.empty(0, dtype=key.dtype, device=key.at)
         for name in names:
             streamed = self._streamed.pop(name, None)
             if streamed is not None:
@@ -103,10 +105,9 @@ class _Binding:
                 parameter, version = handed
                 tensor = self._lease.resident(name)
                 if tensor is not None and tensor._version != version:
-                    role = self._skeleton.key.role
-                    _log.warning("a bound weight was written; it is read again", role=role, name=name)
+                    _log.warning("a bound weight was written; it is read again", role=key.role, name=name)
                     self._lease.spoil(name)
-                parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+                parameter.data = nothing
 
 
 @contextlib.contextmanager

@@ -72,30 +72,62 @@ class Fingerprint:
     """How a module and everything below it was when this was taken."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._modules: list[tuple[str, nn.Module, type[nn.Module], dict[str, _Entry], dict[str, _Entry | None]]] = []
-        for name, child in module.named_modules():
-            entries = {key: _Entry(value) for key, value in vars(child).items() if key not in _BOUND}
-            buffers = {key: _Entry(value) for key, value in child._buffers.items()}
-            self._modules.append((name, child, type(child), entries, dict(buffers)))
-        self._parameters = [(name, child, _slots(child)) for name, child in module.named_modules()]
+        self._modules = [_Module(name or "the module", child) for name, child in module.named_modules()]
 
     def differences(self) -> list[str]:
         """What is no longer as it was, one phrase for each; empty when nothing changed."""
-        found = [
-            f"{name or 'the module'}: parameters are {sorted(_slots(module).items())}"
-            for name, module, slots in self._parameters
-            if _slots(module) != slots
-        ]
-        for name, module, kind, entries, buffers in self._modules:
-            label = name or "the module"
-            if type(module) is not kind:
-                found.append(f"{label}: type {type(module).__name__}, was {kind.__name__}")
-            for what, now, before in (("", vars(module), entries), ("buffer ", module._buffers, buffers)):
-                present = {key for key in now if what or key not in _BOUND}
-                found += [f"{label}: {what}{key} was added" for key in present - set(before)]
-                for key, entry in before.items():
-                    if key not in present:
-                        found.append(f"{label}: {what}{key} was removed")
-                    elif entry is not None and not entry.same(now[key]):
-                        found.append(f"{label}: {what}{key} changed")
-        return found
+        return [phrase for module in self._modules if not module.same() for phrase in module.differences()]
+
+
+class _Module:
+    """One module's own ``__dict__``."""
+
+    def __init__(self, label: str, module: nn.Module) -> None:
+        self._label = label
+        self._module = module
+        self._kind = type(module)
+        self._slots = _slots(module)
+        self._entries = {key: _Entry(value) for key, value in vars(module).items() if key not in _BOUND}
+        self._buffers = {key: _Entry(value) for key, value in module._buffers.items()}
+        # What :meth:`same` looks at: most entries are plain, and most containers are empty.
+        self._keys = list(vars(module))
+        self._values = [None if key in _BOUND else value for key, value in vars(module).items()]
+        self._deep = [entry for entry in self._entries.values() if not isinstance(entry.value, _PLAIN)]
+        self._empty = [entry.value for entry in self._deep if entry.inner == {} and hasattr(entry.value, "__len__")]
+        self._full = [e for e in self._deep if not (e.inner == {} and hasattr(e.value, "__len__"))]
+
+    def same(self) -> bool:
+        """Whether nothing changed: a quick look, at once sufficient and necessary."""
+        now = vars(self._module)
+        return (
+            type(self._module) is self._kind
+            and list(now) == self._keys
+            and all(
+                value is before or key in _BOUND or (isinstance(before, _PLAIN) and _identical(value, before))
+                for (key, value), before in zip(now.items(), self._values, strict=True)
+            )
+            and not any(self._empty)
+            and all(entry.same(entry.value) for entry in self._full)
+            and _slots(self._module) == self._slots
+            and self._module._buffers.keys() == self._buffers.keys()
+            and all(entry.same(self._module._buffers[key]) for key, entry in self._buffers.items())
+        )
+
+    def differences(self) -> list[str]:
+        """A phrase for each thing that changed."""
+        label, found = self._label, list[str]()
+        if _slots(self._module) != self._slots:
+            found.append(f"{label}: parameters are {sorted(_slots(self._module).items())}")
+        if type(self._module) is not self._kind:
+            found.append(f"{label}: type {type(self._module).__name__}, was {self._kind.__name__}")
+        for what, now, before in (
+            ("", {key: value for key, value in vars(self._module).items() if key not in _BOUND}, self._entries),
+            ("buffer ", self._module._buffers, self._buffers),
+        ):
+            found += [f"{label}: {what}{key} was added" for key in now.keys() - before.keys()]
+            for key, entry in before.items():
+                if key not in now:
+                    found.append(f"{label}: {what}{key} was removed")
+                elif not entry.same(now[key]):
+                    found.append(f"{label}: {what}{key} changed")
+        return found or [f"{label}: its attributes have another order"]

@@ -50,6 +50,7 @@ class Skeleton:
         self.key = key
         self.module = diffusers_fence.build(key.base, key.config, key.dtype, key.attention, key.at)
         self.places: dict[str, tuple[nn.Module, str]] = {}
+        self._absent: dict[str, AbsentParameter] = {}
         self.shapes: dict[str, torch.Size] = {}
         for path, child in self.module.named_modules():
             for attribute, parameter in child._parameters.items():
@@ -57,14 +58,14 @@ class Skeleton:
                     name = f"{path}.{attribute}" if path else attribute
                     self.places[name] = (child, attribute)
                     self.shapes[name] = parameter.shape
-                    child._parameters[attribute] = AbsentParameter(name, parameter.shape, key.dtype)
+                    self._absent[name] = AbsentParameter(name, parameter.shape, key.dtype)
+                    child._parameters[attribute] = self._absent[name]
         self._fingerprint = Fingerprint(self.module)
 
     def clear(self) -> None:
         """Put the absent parameters back in the place of those that were bound."""
         for name, (child, attribute) in self.places.items():
-            if type(child._parameters.get(attribute)) is not AbsentParameter:
-                child._parameters[attribute] = AbsentParameter(name, self.shapes[name], self.key.dtype)
+            child._parameters[attribute] = self._absent[name]
 
     def differences(self) -> list[str]:
         """What is not as it was built, parameters left out."""

@@ -16,7 +16,6 @@ from typing import Any
 import structlog
 import torch
 
-from safelight.devices import sums
 from safelight.devices.base import Device
 from safelight.devices.pool import Book, Slab, SlabPool
 from safelight.errors import OutOfMemoryError
@@ -24,8 +23,7 @@ from safelight.memory.budget import HOST, Ledger, OverBudget
 from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
 from safelight.memory.ring import Ring
 from safelight.memory.segments import Segment, component_key, cut
-from safelight.memory.source import Fetch, Source, measured
-from safelight.weights import store
+from safelight.memory.source import Fetch, Proof, Source, Target
 from safelight.weights.manifest import ComponentManifest
 
 _log = structlog.get_logger(__name__)
@@ -61,12 +59,10 @@ class Account(Book):
 
 @dataclass(eq=False)
 class _Held:
-    """A resident segment. ``produced``: the sum of its tensors as they were produced."""
+    """A resident segment. ``proof``: of its bytes as they were produced."""
 
-    segment: Segment
-    slab: Slab
-    produced: sums.Sum
-    tensors: dict[str, torch.Tensor]
+    target: Target
+    proof: Proof
     leases: int = 0
     used: int = 0
     spoiled: bool = False
@@ -113,34 +109,34 @@ class Lease:
 
     @property
     def resident_bytes(self) -> int:
-        return sum(held.segment.nbytes for held in self.residents.values())
+        return sum(held.target.segment.nbytes for held in self.residents.values())
 
     def resident(self, name: str) -> torch.Tensor | None:
         """The tensor, if it is resident; None if it is streamed."""
         held = self.residents.get(self._place[name])
-        return held.tensors[name] if held is not None else None
+        return held.target.tensors[name] if held is not None else None
 
     @contextlib.contextmanager
     def pinned(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
         """The tensors of those names, wherever they come from, to be used within the context."""
         streamed = list(dict.fromkeys(self._place[n] for n in names if self._place[n] not in self.residents))
         with contextlib.ExitStack() as stack:
-            there = {index: held.tensors for index, held in self.residents.items()}
+            there = {index: held.target.tensors for index, held in self.residents.items()}
             if streamed:
                 assert self.ring is not None
                 there |= dict(zip(streamed, stack.enter_context(self.ring.pinned(*streamed)), strict=True))
             yield [there[self._place[name]][name] for name in names]
 
     @contextlib.contextmanager
-    def held(self, index: int) -> Generator[tuple[Slab, sums.Sum]]:
-        """The slab of a segment and the sum of its production, resident or streamed."""
+    def held(self, index: int) -> Generator[Slab]:
+        """The slab of a segment, resident or streamed."""
         held = self.residents.get(index)
         if held is not None:
-            yield held.slab, held.produced
+            yield held.target.slab
             return
         assert self.ring is not None
-        with self.ring.held(index) as found:
-            yield found
+        with self.ring.held(index) as slab:
+            yield slab
 
     def renew(self, index: int) -> None:
         """Bring a segment again from where it came."""
@@ -150,7 +146,7 @@ class Lease:
             self.ring.forget(index)
             return
         assert self.fetch is not None
-        (held.produced,) = self.fetch([(held.segment, held.slab)])
+        (held.proof,) = self.fetch([held.target])
 
     def adjust(self) -> None:
         """Between two passes: follow the budget, which may have shrunk or grown since; at most down to the least that
@@ -173,10 +169,12 @@ class Lease:
 
     def verify(self) -> list[str]:
         """The labels of resident segments whose bytes are not those that were produced. They are dropped at the end."""
-        wrong = [held for held in self.residents.values() if measured(held.slab, held.segment) != held.produced]
+        proof = self._residency.source.proof
+        known = [held for held in self.residents.values() if held.proof is not None]
+        wrong = [held for held in known if proof(held.target) != held.proof]
         for held in wrong:
             held.spoiled = True
-        return [held.segment.label for held in wrong]
+        return [held.target.segment.label for held in wrong]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +219,7 @@ class Residency:
     def resident_bytes(self) -> int:
         """Bytes of slabs that hold resident segments; those of rings not counted."""
         with self._lock:
-            return sum(held.slab.nbytes for held in self._residents.values())
+            return sum(held.target.slab.nbytes for held in self._residents.values())
 
     def holdings(self) -> list[Holding]:
         """What is resident, by component."""
@@ -230,7 +228,7 @@ class Residency:
             found: list[Holding] = []
             for key in keys:
                 held = [h for piece, h in self._residents.items() if piece.component == key]
-                nbytes, leases = sum(h.slab.nbytes for h in held), max(h.leases for h in held)
+                nbytes, leases = sum(h.target.slab.nbytes for h in held), max(h.leases for h in held)
                 found.append(Holding(key, nbytes, self._totals[key], leases))
             return found
 
@@ -388,7 +386,7 @@ class Residency:
         missing = [lease.segments[piece.index] for piece in decided.pieces("load")]
         if missing:
             for held in self._brought(lease, missing):
-                self._residents[held.segment.piece] = held
+                self._residents[held.target.segment.piece] = held
                 self._hold(lease, held)
         streamed = [lease.segments[piece.index] for piece in decided.pieces("stream")]
         if streamed:
@@ -406,25 +404,24 @@ class Residency:
 
     @staticmethod
     def _hold(lease: Lease, held: _Held) -> None:
-        if held.segment.piece.index not in lease.residents:
+        if held.target.segment.piece.index not in lease.residents:
             held.leases += 1
-            lease.residents[held.segment.piece.index] = held
+            lease.residents[held.target.segment.piece.index] = held
 
     def _brought(self, lease: Lease, missing: list[Segment]) -> list[_Held]:
         assert lease.fetch is not None
-        slabs: list[Slab] = []
+        targets: list[Target] = []
         try:
             for segment in missing:
-                slabs.append(self.pool.take(segment.nbytes, lease.key, segment.label))  # noqa: PERF401
-            produced = lease.fetch(list(zip(missing, slabs, strict=True)))
+                slab = self.pool.take(segment.nbytes, lease.key, segment.label)
+                targets.append(Target.of(segment, slab))
+            proofs = lease.fetch(targets)
         except BaseException:
-            for slab in slabs:
-                self.pool.give(slab)
+            for target in targets:
+                target.tensors.clear()
+                self.pool.give(target.slab)
             raise
-        return [
-            _Held(segment, slab, total, store.views(slab.base, segment.tensors, segment.dtype))
-            for segment, slab, total in zip(missing, slabs, produced, strict=True)
-        ]
+        return [_Held(target, proof) for target, proof in zip(targets, proofs, strict=True)]
 
     def _end(self, lease: Lease) -> None:
         with self._lock:
@@ -433,8 +430,8 @@ class Residency:
                 lease.ring = None
             for held in lease.residents.values():
                 held.leases -= 1
-                if held.spoiled and not held.leases and self._residents.get(held.segment.piece) is held:
-                    self._evict(held.segment.piece)
+                if held.spoiled and not held.leases and self._residents.get(held.target.segment.piece) is held:
+                    self._evict(held.target.segment.piece)
             lease.residents = {}
             for number in lease.charges:
                 self.ledger.credit(number)
@@ -445,9 +442,10 @@ class Residency:
 
     def _evict(self, piece: Piece) -> None:
         held = self._residents.pop(piece)
-        held.tensors.clear()
-        if not self.pool.give(held.slab):
-            _log.warning("a tensor outlived its binding; its memory is not used again", what=held.segment.label)
+        held.target.tensors.clear()
+        if not self.pool.give(held.target.slab):
+            what = held.target.segment.label
+            _log.warning("a tensor outlived its binding; its memory is not used again", what=what)
 
 
 def _gb(nbytes: int) -> str:

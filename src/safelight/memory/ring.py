@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from safelight.devices import sums
 from safelight.devices.base import PASSED, Fence
 from safelight.devices.failures import translated
 from safelight.devices.pool import Slab, SlabPool
 from safelight.memory.segments import Segment
-from safelight.memory.source import Fetch
-from safelight.weights import store
+from safelight.memory.source import Fetch, Target
 
 
 @dataclass(eq=False)
@@ -28,7 +26,6 @@ class _Slot:
     slab: Slab
     index: int = -1
     tensors: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
-    produced: sums.Sum = (0, 0)
     pins: int = 0
     used: int = 0
     busy: Fence = PASSED
@@ -72,12 +69,6 @@ class Ring:
     def nbytes(self) -> int:
         return sum(slot.slab.nbytes for slot in self._slots)
 
-    def tensors(self, index: int) -> dict[str, torch.Tensor]:
-        """The tensors of segment ``index``, brought now if they are not there. Valid while :meth:`pinned`, or until
-        other segments are asked for."""
-        with self._lock:
-            return self._slot(index).tensors
-
     @contextmanager
     def pinned(self, *indices: int) -> Generator[list[dict[str, torch.Tensor]]]:
         """Several segments at once: their slots are not filled again while the context lasts."""
@@ -101,11 +92,10 @@ class Ring:
                     slot.pins -= 1
 
     @contextmanager
-    def held(self, index: int) -> Generator[tuple[Slab, sums.Sum]]:
-        """The slab of a segment and the sum of its production, for copying it elsewhere."""
+    def held(self, index: int) -> Generator[Slab]:
+        """The slab of a segment, for copying it elsewhere."""
         with self.pinned(index):
-            slot = next(slot for slot in self._slots if slot.index == index)
-            yield slot.slab, slot.produced
+            yield next(slot.slab for slot in self._slots if slot.index == index)
 
     def forget(self, index: int) -> None:
         """Bring the segment again when it is asked for next."""
@@ -173,13 +163,13 @@ class Ring:
             return self._pool.take(self._size, self._owner, "ring slot")
 
     def _fill(self, slot: _Slot, index: int) -> None:
-        segment = self._segments[self._place[index]]
+        target = Target.of(self._segments[self._place[index]], slot.slab)
         try:
-            (slot.produced,) = self._fetch([(segment, slot.slab)])
+            self._fetch([target])
         except BaseException:
             slot.index = -1
             raise
-        slot.tensors = store.views(slot.slab.base, segment.tensors, segment.dtype)
+        slot.tensors = target.tensors
 
     def close(self) -> None:
         """Wait for what is on its way, and give all slots back."""

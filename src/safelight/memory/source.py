@@ -1,10 +1,15 @@
-"""Where the bytes of a segment come from: a file, into host memory; or host memory, onto a device."""
+"""Where the bytes of a segment come from: a file, into host memory; or host memory, onto a device.
+
+What was brought is known again by a *proof*: a value taken when it was produced, which can be taken anew from where the
+bytes are now.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -12,8 +17,9 @@ import torch
 
 from safelight.devices import sums
 from safelight.devices.pool import Slab
-from safelight.devices.transfer import Transfers, read_all
+from safelight.devices.transfer import Transfers, digest_of, read_all
 from safelight.errors import TransferError
+from safelight.memory.plan import Piece
 from safelight.memory.segments import Segment
 from safelight.weights import store
 from safelight.weights.manifest import ComponentManifest
@@ -22,8 +28,26 @@ if TYPE_CHECKING:
     from safelight.memory.residency import Lease, Residency
 
 _log = structlog.get_logger(__name__)
-Fetch = Callable[[Sequence[tuple[Segment, Slab]]], list[sums.Sum]]
-"""Fills each slab with its segment, and returns when all bytes are there, verified; the sum of each as produced."""
+
+Proof = Hashable
+"""Equal to another proof of the same segment if and only if the bytes are the same; None where none was taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A segment, the slab that it will fill, and the views of its tensors in it."""
+
+    segment: Segment
+    slab: Slab
+    tensors: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, segment: Segment, slab: Slab) -> Target:
+        return cls(segment, slab, store.views(slab.base, segment.tensors, segment.dtype))
+
+
+Fetch = Callable[[Sequence[Target]], list[Proof]]
+"""Fills the targets, and returns when all bytes are there and were verified; a proof for each."""
 
 
 class Source(Protocol):
@@ -33,27 +57,44 @@ class Source(Protocol):
         """A way to fetch the component's segments, as often as wanted while the context lasts."""
         ...
 
+    def proof(self, target: Target) -> Proof:
+        """The proof of what is there now."""
+        ...
+
 
 class FromFile:
-    """Reads segments from the manifest's files into host memory, hashed and cast in the same pass."""
+    """Reads segments from the manifest's files into host memory, hashed and cast in the same pass.
+
+    What a segment becomes in a dtype is always the same, so its proof is taken when it is read for the first time, and
+    holds for every later reading.
+    """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+        self._proofs: dict[tuple[str, Piece], Proof] = {}
 
     @contextlib.contextmanager
     def opened(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[Fetch]:
-        del component
+        """See :class:`Source`."""
+        del dtype
+        yield lambda targets: self._fetch(component.digest, targets)
 
-        def fetch(wanted: Sequence[tuple[Segment, Slab]]) -> list[sums.Sum]:
-            reads = [
-                read
-                for segment, slab in wanted
-                for read in store.reads(segment.tensors, store.views(slab.base, segment.tensors, dtype))
-            ]
-            produced = iter(read_all(reads, self._threads))
-            return [sums.combined([next(produced) for _ in segment.tensors]) for segment, _ in wanted]
+    def _fetch(self, digest: str, targets: Sequence[Target]) -> list[Proof]:
+        keys = [(digest, target.segment.piece) for target in targets]
+        reads = [
+            read
+            for key, target in zip(keys, targets, strict=True)
+            for read in store.reads(target.segment.tensors, target.tensors, key not in self._proofs)
+        ]
+        produced = iter(read_all(reads, self._threads))
+        for key, target in zip(keys, targets, strict=True):
+            digests = tuple(next(produced) for _ in target.segment.tensors)
+            self._proofs.setdefault(key, digests)
+        return [self._proofs[key] for key in keys]
 
-        yield fetch
+    def proof(self, target: Target) -> Proof:
+        """See :class:`Source`: the digests of the tensors."""
+        return tuple(digest_of(tensor) for tensor in target.tensors.values())
 
 
 class FromHost:
@@ -69,31 +110,29 @@ class FromHost:
 
     @contextlib.contextmanager
     def opened(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[Fetch]:
+        """See :class:`Source`. The component is leased on the host for as long."""
         with self.host.lease(component, dtype) as lease:
-
-            def fetch(wanted: Sequence[tuple[Segment, Slab]]) -> list[sums.Sum]:
-                return [self._push(lease, segment, slab) for segment, slab in wanted]
-
-            yield fetch
+            yield lambda targets: [self._push(lease, target) for target in targets]
         if not self._keep:
             self.host.drop(component.digest)
 
-    def _push(self, lease: Lease, segment: Segment, slab: Slab) -> sums.Sum:
-        index, target = segment.piece.index, slab.base[: segment.nbytes]
-        try:
-            with lease.held(index) as (source, produced):
-                self._transfers.push(segment.label, source.base[: segment.nbytes], target)
-                return produced
-        except TransferError:
-            _log.warning("a copy could not be repaired; its source is read again", what=segment.label)
-        lease.renew(index)
-        with lease.held(index) as (source, produced):
-            self._transfers.push(segment.label, source.base[: segment.nbytes], target)
-            self._transfers.counts.again += 1
-            return produced
+    def _push(self, lease: Lease, target: Target) -> Proof:
+        segment, index = target.segment, target.segment.piece.index
+        for again in (False, True):
+            if again:
+                lease.renew(index)
+            try:
+                with lease.held(index) as source:
+                    sent = source.base[: segment.nbytes]
+                    proof = self._transfers.push(segment.label, sent, target.slab.base[: segment.nbytes])
+                self._transfers.counts.again += again
+                return proof
+            except TransferError:
+                if again:
+                    raise
+                _log.warning("a copy could not be repaired; its source is read again", what=segment.label)
+        raise AssertionError
 
-
-def measured(slab: Slab, segment: Segment) -> sums.Sum:
-    """The sum of a segment's tensors where they are now, to be compared with that of their production."""
-    views = store.views(slab.base, segment.tensors, segment.dtype)
-    return sums.combined(sums.of(view) for view in views.values())
+    def proof(self, target: Target) -> Proof:
+        """See :class:`Source`: the sum of the whole slab, on the device."""
+        return sums.of(target.slab.base[: target.segment.nbytes])

@@ -27,6 +27,8 @@ def views(base: torch.Tensor, tensors: Iterable[ManifestTensor], dtype: torch.dt
     return out
 
 
-def reads(tensors: Iterable[ManifestTensor], targets: dict[str, torch.Tensor]) -> list[Read]:
-    """The reads that fill ``targets`` from the manifest's files, hashed against it."""
-    return [Read(t.name, t.path, t.offset, t.nbytes, t.dtype, t.transpose, t.xxh3, targets[t.name]) for t in tensors]
+def reads(tensors: Iterable[ManifestTensor], targets: dict[str, torch.Tensor], prove: bool) -> list[Read]:
+    """The reads that fill ``targets`` from the manifest's files, hashed against it; ``prove`` see :class:`Read`."""
+    return [
+        Read(t.name, t.path, t.offset, t.nbytes, t.dtype, t.transpose, t.xxh3, targets[t.name], prove) for t in tensors
+    ]
