@@ -1,7 +1,8 @@
 """Seeded random checkpoints of full size, fp16, for speed and memory: their images are noise.
 
 ``python benchmarks/checkpoints.py DIR`` writes A and B of SD 1.5's size, each as one file in LDM's names and as a
-diffusers folder (8.5 GB in all). Nothing is written again that is there.
+diffusers folder (8.5 GB in all); with ``--sdxl`` also one of SDXL's size, as one file in diffusers' names (6.9 GB).
+Nothing is written again that is there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from safelight.formats.layout import ComponentConfig, rows
 SD15: dict[str, ComponentConfig] = {
     "text_encoder": CLIPConfig(768, 3072, 12, 49408, 77, None, "quick_gelu"),
     "unet": UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 768, False),
+    "vae": VAEConfig(3, 3, 4, (128, 256, 512, 512), 2),
+}
+SDXL: dict[str, ComponentConfig] = {
+    "text_encoder": CLIPConfig(768, 3072, 12, 49408, 77, None, "quick_gelu"),
+    "text_encoder_2": CLIPConfig(1280, 5120, 32, 49408, 77, 1280, "gelu"),
+    "unet": UNetConfig(4, 4, (320, 640, 1280), 2, (0, 2, 10), 10, 2048, True, 2816),
     "vae": VAEConfig(3, 3, 4, (128, 256, 512, 512), 2),
 }
 PREFIXES = {
@@ -68,6 +75,17 @@ def write(folder: Path, name: str, seed: int) -> None:
     _rest(home)
 
 
+def write_sdxl(folder: Path) -> None:
+    """One file of SDXL's size, in the names of diffusers' modules."""
+    single = folder / "XL.safetensors"
+    if single.exists():
+        return
+    whole: dict[str, torch.Tensor] = {}
+    for number, (role, config) in enumerate(SDXL.items()):
+        whole |= {f"{role}.{name}": tensor for name, tensor in tensors(config, 70 + number).items()}
+    save_file(whole, single, {"format": "pt"})
+
+
 def _rest(home: Path) -> None:
     """The scheduler's and tokenizer's files, without which diffusers does not load a folder."""
     from diffusers import EulerDiscreteScheduler
@@ -102,6 +120,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed, name in enumerate("AB", 1):
         write(folder, name, seed)
+    if "--sdxl" in sys.argv:
+        write_sdxl(folder)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -40,15 +41,24 @@ class SkeletonKey:
     at: torch.device = CPU
 
 
+Build = Callable[[SkeletonKey], nn.Module]
+"""Makes the module of a key, on meta but for its buffers."""
+
+
+def build(key: SkeletonKey) -> nn.Module:
+    """The component's module, as diffusers or transformers makes it."""
+    return diffusers_fence.build(key.base, key.config, key.dtype, key.attention, key.at)
+
+
 class Skeleton:
     """A module whose parameters and persistent buffers are absent. Others (CLIP's ``position_ids``) are real.
 
     ``places`` maps each tensor's name to the module that owns it and the attribute.
     """
 
-    def __init__(self, key: SkeletonKey) -> None:
+    def __init__(self, key: SkeletonKey, build: Build = build) -> None:
         self.key = key
-        self.module = diffusers_fence.build(key.base, key.config, key.dtype, key.attention, key.at)
+        self.module = build(key)
         self.places: dict[str, tuple[nn.Module, str]] = {}
         self._absent: dict[str, AbsentParameter] = {}
         self.shapes: dict[str, torch.Size] = {}
@@ -75,7 +85,8 @@ class Skeleton:
 class SkeletonCache:
     """Skeletons that are not bound, by their key. Takes and gives are safe from several threads."""
 
-    def __init__(self, most: int = MOST_KEPT) -> None:
+    def __init__(self, most: int = MOST_KEPT, build: Build = build) -> None:
+        self._build = build
         self._free: OrderedDict[SkeletonKey, Skeleton] = OrderedDict()
         self._most = most
         self._lock = threading.Lock()
@@ -84,7 +95,7 @@ class SkeletonCache:
         """A skeleton that nobody else has: a kept one, or one that is built now."""
         with self._lock:
             kept = self._free.pop(key, None)
-        return kept if kept is not None else Skeleton(key)
+        return kept if kept is not None else Skeleton(key, self._build)
 
     def give(self, skeleton: Skeleton) -> None:
         """Take a skeleton back, if it is as it was built; else drop it and say what had changed."""

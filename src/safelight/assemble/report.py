@@ -10,7 +10,6 @@ from safelight.devices.transfer import Transfers
 from safelight.memory.budget import Ledger
 from safelight.memory.limits import Limits
 from safelight.memory.residency import Residency
-from safelight.memory.source import FromHost
 from safelight.memory.verification import Verification
 
 
@@ -18,9 +17,7 @@ def memory(
     ledger: Ledger, limits: Sequence[Limits], residency: Residency, transfers: Transfers, verification: Verification
 ) -> dict[str, Any]:
     """Sizes are bytes. ``places``: for each its budget and what set it; ``entries``: what the ledger holds."""
-    tiers = {residency.place: residency}
-    if isinstance(residency.source, FromHost):
-        tiers[residency.source.host.place] = residency.source.host
+    tiers = {tier.place: tier for tier in residency.tiers()}
     return {
         "places": {
             limit.place: {

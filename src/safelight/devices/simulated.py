@@ -57,7 +57,7 @@ class Faults:
     gone: bool = False
 
 
-OVERFLOWS_AT = 60.0
+OVERFLOWS_AT = 16.0
 """With ``Faults.overflow``: the magnitude above which results become infinite."""
 
 
@@ -90,6 +90,9 @@ class OnDevice(torch.Tensor):
     ) -> Any:
         """Whole functions run on the CPU tensors, so that they take the CPU's own paths and give its bits."""
         kwargs = kwargs or {}
+        if not all(issubclass(kind, OnDevice) for kind in types):
+            # A streamed parameter among them has the first word: it brings the tensor, then this is called again.
+            return NotImplemented
         if func is _SET_DATA:
             # Its shape stays, as a wrapper's cannot change; what it held is let go.
             args[0].cpu_tensor = _open(args[1])

@@ -61,4 +61,5 @@ class LocalEngine:
 
     def close(self) -> None:
         """Drop every model."""
-        self.bench.residency.drop()
+        for tier in self.bench.residency.tiers():
+            tier.drop()

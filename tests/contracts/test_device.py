@@ -1,0 +1,139 @@
+"""What every device must do: see :class:`safelight.devices.base.Device`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import memory
+from torch.nn import functional as F
+
+import safelight
+from safelight import config
+from safelight.assemble.worker import open_engine
+from safelight.devices import choice, sums
+from safelight.devices.base import ALIGNMENT, Device
+from safelight.devices.pool import SlabPool
+from safelight.memory.residency import Use
+from safelight.memory.segments import cut
+
+
+def pattern(nbytes: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (nbytes,), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("nbytes", [1, 63, 64, 4096, 1_000_003])
+def test_what_is_pushed_comes_back(device: Device, nbytes: int) -> None:
+    base, source, back = device.allocate(nbytes), pattern(nbytes), torch.zeros(nbytes, dtype=torch.uint8)
+    assert base.shape == (nbytes,)
+    assert device.address(base) % ALIGNMENT == 0
+    device.push(source, base).wait()
+    device.mark().wait()
+    device.pull(base, back).wait()
+    assert torch.equal(back, source)
+    assert sums.of(base) == sums.of(source)
+    device.release(base)
+
+
+def test_many_copies_at_once_arrive_each_in_its_place(device: Device) -> None:
+    count, nbytes = 32, 40_000
+    base = device.allocate(count * nbytes)
+    sources = [pattern(nbytes, n) for n in range(count)]
+    fences = [device.push(source, base[n * nbytes : (n + 1) * nbytes]) for n, source in enumerate(sources)]
+    for fence in reversed(fences):
+        fence.wait()
+        fence.wait()
+    assert torch.equal(base.cpu(), torch.cat(sources))
+
+
+def test_the_allocator_counts(device: Device) -> None:
+    before = device.allocated()
+    bases = [device.allocate(n) for n in (1, 1000, 5000)]
+    if before is not None:
+        assert device.allocated() == before + sum(device.rounded(n) for n in (1, 1000, 5000))
+    while bases:
+        device.release(bases.pop())
+    assert device.allocated() == before
+    assert device.available() > 0
+
+
+def test_staging_is_host_memory(device: Device) -> None:
+    staging = device.staging(10_000)
+    assert staging.device.type == "cpu"
+    assert staging.data_ptr() % ALIGNMENT == 0
+
+
+def test_tensors_of_both_sides_do_not_mix(device: Device) -> None:
+    """LOAD 11: a tensor on the wrong device is an error, not a silent copy."""
+    here, there = torch.ones(3, 3), torch.ones(3, 3).to(device.torch)
+    if not device.separate:
+        pytest.skip("its memory is the host's")
+    for mix in (lambda: here + there, lambda: F.linear(there, here), lambda: torch.cat([here, there])):
+        with pytest.raises(RuntimeError, match=r"device|simulated"):
+            mix()
+
+
+def test_slabs_are_used_again_only_when_nobody_holds_them(device: Device) -> None:
+    pool = SlabPool(device)
+    slab = pool.take(1 << 20)
+    address = device.address(slab.base)
+    assert pool.give(slab)
+    again = pool.take(1 << 20)
+    assert device.address(again.base) == address
+    view = again.base[64:128]
+    assert not pool.give(again)
+    assert (pool.kept_bytes, pool.lingering_bytes) == (0, 1 << 20)
+    other = pool.take(1 << 20)
+    assert device.address(other.base) != address
+    del view
+    assert pool.lingering_bytes == 0
+    pool.give(other)
+    pool.trim()
+    assert pool.kept_bytes == pool.used_bytes == 0
+
+
+@pytest.mark.parametrize("share", [2.0, 0.5])
+def test_a_component_arrives_whole_or_streamed(device: Device, tiny: Path, share: float) -> None:
+    component = memory.manifest(tiny / "a.safetensors").component("unet")
+    with memory.host().lease(component, torch.float32) as lease:
+        right = {name: lease.resident(name).clone() for name in lease.shapes}  # type: ignore[union-attr]
+    size = sum(segment.nbytes for segment in cut(component, torch.float32))
+    budget = int(size * share)
+    residency = memory.on(device, budget) if device.separate else memory.host(budget)
+    with residency.lease(component, torch.float32, Use(passes=2)) as lease:
+        for _ in range(2):
+            for name, tensor in right.items():
+                with lease.pinned([name]) as found:
+                    assert found[0].device.type == device.torch.type
+                    assert torch.equal(found.pop().cpu(), tensor)
+        assert (lease.ring is None) == (share > 1)
+        assert residency.ledger.peak(residency.place) <= budget
+        if device.allocated() is not None:
+            assert device.allocated() == residency.ledger.stored(residency.place)
+    residency.drop()
+    assert residency.ledger.stored(residency.place) == 0
+
+
+def test_precision_is_tried(device: Device) -> None:
+    assert choice.precision("auto", device) in ("fp32", "bf16", "fp16")
+
+
+def test_two_models_switch_and_each_keeps_its_pixels(device: Device, tiny: Path, root: Path) -> None:
+    """The whole path, A, B, A; where bits can be the CPU's, they are."""
+    engine = open_engine(config.load(root), device)
+    cpu = open_engine(config.load(root))
+    made = {}
+    for name in ("a", "b", "a", "b"):
+        request = safelight.Request("red apple", str(tiny / f"{name}.safetensors"), steps=2, width=64, height=64)
+        request = safelight.Request(**{f: getattr(request, f) for f in request.__slots__} | {"precision": "fp32"})
+        image = next(engine.generate(request))
+        assert made.setdefault(name, image.pixels_sha256) == image.pixels_sha256
+        assert image.metadata["run"]["device"] == device.name
+        if device.name in ("cpu", "simulated"):
+            assert image.pixels_sha256 == next(cpu.generate(request)).pixels_sha256
+    assert made["a"] != made["b"]
+    engine.close()
+    for place, values in engine.memory()["places"].items():
+        assert values["stored"] == 0, place

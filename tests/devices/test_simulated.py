@@ -1,0 +1,207 @@
+"""The simulated accelerator fails as real ones have failed; our transfers give right bytes or a clear error.
+
+Each fault is also shown to spoil what is read when the protection against it is taken away, so that the tests can see.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import memory
+
+import safelight
+from safelight import config
+from safelight.assemble.worker import open_engine
+from safelight.devices import choice, transfer
+from safelight.devices.simulated import Faults, Simulated, simulated
+from safelight.engine.local import LocalEngine
+from safelight.errors import DeviceLostError, TransferError
+from safelight.memory.residency import Residency, Use
+from safelight.memory.segments import cut
+
+F32 = torch.float32
+
+
+def content(residency: Residency, component, passes: int = 1) -> dict[str, torch.Tensor]:
+    out = {}
+    with residency.lease(component, F32, Use(passes=passes)) as lease:
+        for _ in range(passes):
+            for name in lease.shapes:
+                with lease.pinned([name]) as found:
+                    out[name] = found.pop().cpu().clone()
+    return out
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def component(tiny: Path):
+    return memory.manifest(tiny / "a.safetensors").component("unet")
+
+
+@pytest.fixture
+def right(component) -> dict[str, torch.Tensor]:
+    return content(memory.host(), component)
+
+
+def budgets(component) -> tuple[int, int]:
+    size = sum(segment.nbytes for segment in cut(component, F32))
+    return 2 * size, size // 2
+
+
+@pytest.mark.parametrize("partly", [False, True])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        Faults(),
+        Faults(lost_waits=3),
+        Faults(early_frees=3),
+        Faults(corrupt_above=1000, corrupted=2),
+    ],
+    ids=["none", "copy_03_lost_wait", "copy_01_freed_source", "copy_08_large_copy"],
+)
+def test_copy_rows_are_repaired(component, right: dict[str, torch.Tensor], faults: Faults, partly: bool) -> None:
+    """COPY 01, 02, 03, 08, 09: late, out of order, lost, freed too early, corrupted when large."""
+    with simulated(latency=0.0005, faults=replace(faults)) as device:
+        residency = memory.on(device, budgets(component)[partly])
+        assert same(content(residency, component, 2), right)
+        counts = residency.source._transfers.counts  # type: ignore[attr-defined]
+        assert counts.wrong > 0 or faults == Faults()
+        residency.drop()
+        assert device.allocated() == residency.ledger.stored(device.name) == 0
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [Faults(lost_waits=10_000), Faults(early_frees=10_000), Faults(corrupt_above=1000, corrupted=10_000)],
+    ids=["lost_wait", "freed_source", "large_copy"],
+)
+def test_without_verification_the_same_faults_are_seen(component, right, faults: Faults, monkeypatch) -> None:
+    """What the tests above would look like with the protection taken away: wrong bytes."""
+    with simulated(latency=0.002, faults=replace(faults)) as device:
+        residency = memory.on(device)
+        residency.source._transfers.verifies = lambda _: False  # type: ignore[attr-defined]
+        assert not same(content(residency, component), right)
+
+
+def test_without_the_fence_bytes_are_read_before_they_arrive(component, right, monkeypatch) -> None:
+    """COPY 05: the fence itself taken out of our transfers."""
+
+    class Unfenced(Simulated):
+        def push(self, source, target):
+            super().push(source, target)
+            return transfer_passed
+
+    transfer_passed = type("Passed", (), {"wait": lambda self: None})()
+    device = Unfenced(latency=0.002)
+    residency = memory.on(device)
+    residency.source._transfers.verifies = lambda _: False  # type: ignore[attr-defined]
+    assert not same(content(residency, component), right)
+    device.close()
+
+
+def test_copy_07_a_device_that_always_corrupts_ends_in_a_clear_error(component) -> None:
+    with simulated(faults=Faults(corrupt_above=0, corrupted=1 << 30)) as device:
+        residency = memory.on(device)
+        with pytest.raises(TransferError, match="not to be trusted"):
+            content(residency, component)
+        gc.collect()
+        residency.drop()
+        assert device.allocated() == residency.ledger.stored(device.name) == 0
+        device.faults.corrupted = 0
+        assert len(content(residency, component)) == len(component.tensors)
+
+
+def test_copy_11_after_an_eviction_and_a_reload_all_is_as_before(tiny: Path, component, right) -> None:
+    other = memory.manifest(tiny / "b.safetensors").component("unet")
+    with simulated(latency=0.0002) as device:
+        residency = memory.on(device, budgets(component)[0] // 2)
+        for _ in range(4):
+            assert same(content(residency, component), right)
+            content(residency, other)
+
+
+def test_freed_and_fresh_memory_is_poison() -> None:
+    with simulated() as device:
+        base = device.allocate(4096)
+        assert torch.isnan(base.view(torch.float32)).all().item()
+        kept = base[:8].view(torch.float32)
+        base.zero_()
+        device.release(base)
+        assert torch.isnan(kept).all().item()
+        assert torch.isnan(torch.empty(8, device=device.torch)).all().item()
+
+
+def test_a_failed_allocation_is_tried_again_after_dropping(component, right) -> None:
+    with simulated(faults=Faults(failed_allocations=1)) as device:
+        residency = memory.on(device)
+        with pytest.raises(safelight.OutOfMemoryError):
+            content(residency, component)
+        assert residency.ledger.stored(device.name) == device.allocated()
+        assert same(content(residency, component), right)
+
+
+def small(tiny: Path, name: str = "a", **more) -> safelight.Request:
+    return safelight.Request("red apple", str(tiny / f"{name}.safetensors"), steps=2, width=64, height=64, **more)
+
+
+@pytest.fixture
+def on_simulated(root: Path):
+    made: list[tuple[Simulated, LocalEngine]] = []
+
+    def make(**settings) -> tuple[Simulated, LocalEngine]:
+        device = Simulated(**settings)
+        made.append((device, open_engine(config.load(root, device_working_mem_gb=1e-6), device)))
+        return made[-1]
+
+    yield make
+    for device, _ in made:
+        device.close()
+
+
+def test_memory_03_a_generation_goes_on_when_an_allocation_fails(on_simulated, tiny: Path, engine: LocalEngine) -> None:
+    right = next(engine.generate(small(tiny, precision="fp32"))).pixels_sha256
+    device, there = on_simulated()
+    for failing in (1, 2, 1):
+        device.faults.failed_allocations = failing
+        there.bench.residency.drop()
+        assert next(there.generate(small(tiny, precision="fp32"))).pixels_sha256 == right
+
+
+def test_a_device_that_disappears_is_said_and_the_process_lives(on_simulated, tiny: Path) -> None:
+    device, there = on_simulated()
+    right = next(there.generate(small(tiny))).pixels_sha256
+    device.faults.gone = True
+    with pytest.raises(DeviceLostError, match="gone"):
+        next(there.generate(small(tiny)))
+    device.faults.gone = False
+    assert next(there.generate(small(tiny))).pixels_sha256 == right
+
+
+def test_a_dtype_that_overflows_is_not_chosen() -> None:
+    with simulated(faults=Faults(overflow=torch.bfloat16)) as device:
+        assert choice.precision("auto", device) == "fp16"
+    with simulated() as device:
+        assert choice.precision("auto", device) == "bf16"
+
+
+def test_a_model_larger_than_the_device_runs(on_simulated, tiny: Path, engine: LocalEngine) -> None:
+    right = next(engine.generate(small(tiny, precision="fp32"))).pixels_sha256
+    device, there = on_simulated(nbytes=16_000_000)
+    image = next(there.generate(small(tiny, precision="fp32")))
+    assert image.pixels_sha256 == right
+    assert there.memory()["places"]["simulated"]["peak"] <= device.nbytes
+
+
+def test_the_policy_off_copies_without_sums(component) -> None:
+    with simulated() as device:
+        moves = transfer.Transfers(device, lambda _: False)
+        base = device.allocate(100)
+        assert moves.push("x", torch.ones(100, dtype=torch.uint8), base) is None
+        assert transfer.Transfers(device).push("x", torch.ones(100, dtype=torch.uint8), base) is not None
