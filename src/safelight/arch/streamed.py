@@ -48,7 +48,8 @@ class StreamedParameter(AbsentParameter):
         kwargs = dict(kwargs or {})
         if func in DESCRIBING:
             first = args[0]
-            if func is _DEVICE and isinstance(first, StreamedParameter):
+            # The getters are made anew each time they are named: they are equal, not identical.
+            if func == _DEVICE and isinstance(first, StreamedParameter):
                 return first.at
             return super().__torch_function__(func, types, args, kwargs)
         flat, spec = pytree.tree_flatten((tuple(args), kwargs))

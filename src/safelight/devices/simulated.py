@@ -93,7 +93,7 @@ class OnDevice(torch.Tensor):
         if not all(issubclass(kind, OnDevice) for kind in types):
             # A streamed parameter among them has the first word: it brings the tensor, then this is called again.
             return NotImplemented
-        if func is _SET_DATA:
+        if func == _SET_DATA:
             # Its shape stays, as a wrapper's cannot change; what it held is let go.
             args[0].cpu_tensor = _open(args[1])
             return None

@@ -1,0 +1,117 @@
+"""Budgets follow the machine; working memory is measured and kept; verification costs what it may."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from safelight.devices import machine
+from safelight.devices.machine import Bound
+from safelight.memory.budget import HOST, Ledger
+from safelight.memory.limits import Limits
+from safelight.memory.verification import SAMPLE, Verification
+from safelight.memory.working import Work, WorkingMemory, watched
+
+
+def test_the_budget_shrinks_at_once_and_grows_by_steps() -> None:
+    ledger, free = Ledger({HOST: 0}), [1000]
+    limits = Limits(ledger, HOST, lambda: Bound(free[0], "a test"), lambda: 0)
+    limits.follow()
+    assert ledger.budget(HOST) == 950
+    assert limits.source == "a test"
+    number = ledger.charge(HOST, 400, "x", "y")
+    free[0] = 600
+    limits.follow()
+    assert ledger.budget(HOST) == 950, "what is stored is not lost to the budget"
+    free[0] = 300
+    limits.follow()
+    assert ledger.budget(HOST) == 665
+    free[0] = 320
+    limits.follow()
+    assert ledger.budget(HOST) == 665, "too little more to move bytes for"
+    free[0] = 900
+    limits.follow()
+    assert ledger.budget(HOST) == 1235
+    ledger.credit(number)
+
+
+def test_the_reserve_is_left_alone() -> None:
+    ledger = Ledger({HOST: 0})
+    Limits(ledger, HOST, lambda: Bound(1000, "x"), lambda: 0, least_reserve=900).follow()
+    assert ledger.budget(HOST) == 100
+
+
+def test_anonymous_memory_is_counted() -> None:
+    before = machine.anonymous_bytes()
+    kept = torch.ones(64 << 18)
+    grown = machine.anonymous_bytes() - before
+    assert 50 << 20 < grown < 90 << 20
+    del kept
+
+
+def test_working_memory_is_guessed_then_known_then_corrected(tmp_path: Path) -> None:
+    path = tmp_path / "working.json"
+    memory = WorkingMemory(path)
+    work = Work("unet 320 fp32", 512 * 512, guess=1_000_000_000)
+    assert memory.estimate(work) > 1_000_000_000
+    assert not memory.knows(work)
+    memory.learn(work, 300_000_000)
+    assert 300_000_000 < memory.estimate(work) < 400_000_000
+    memory.learn(work, 500_000_000)
+    assert memory.estimate(work) > 500_000_000
+    memory.learn(work, 100_000_000)
+    assert 400_000_000 < memory.estimate(work) < 480_000_000
+    again = WorkingMemory(path)
+    assert again.estimate(work) == memory.estimate(work)
+    larger = Work("unet 320 fp32", 1024 * 1024, guess=0)
+    assert again.estimate(larger) > 3 * again.estimate(work)
+    assert again.estimate(Work("unet 320 fp32", 64 * 64, guess=0)) <= again.estimate(work)
+    again.too_little(work)
+    assert again.estimate(work) > 1.4 * memory.estimate(work)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 3}', '{"a": {"b": "c"}}'])
+def test_a_damaged_record_is_measured_again(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "working.json"
+    path.write_text(text)
+    memory = WorkingMemory(path)
+    memory.learn(Work("x", 1, 0), 5)
+    assert json.loads(path.read_text()) == {"x": {"1": 5}}
+
+
+def test_watching_finds_the_peak() -> None:
+    used = [10]
+    with watched(lambda: used[0]) as most:
+        used[0] = 70
+        time.sleep(0.1)
+        used[0] = 20
+        time.sleep(0.02)
+        assert most() == 60
+
+
+def test_policies() -> None:
+    def due(policy: str, uses: int = 40) -> list[bool]:
+        verification = Verification(policy)  # type: ignore[arg-type]
+        return [verification.due(str(n % 2)) for n in range(uses)]
+
+    assert all(due("always"))
+    assert sum(due("first")) == 2
+    assert sum(due("sample")) == 40 // SAMPLE + 1
+    assert not any(due("off"))
+
+
+def test_auto_verifies_as_long_as_it_costs_little() -> None:
+    cheap, dear = Verification("auto"), Verification("auto")
+    for verification, seconds in ((cheap, 0.0), (dear, 0.02)):
+        for _ in range(20):
+            verification.worked(0.1)
+            if verification.due("x"):
+                with verification.timed():
+                    time.sleep(seconds)
+    assert cheap.verified == 20
+    assert 1 <= dear.verified <= 4
+    assert "of 20 verified" in dear.says()
