@@ -32,9 +32,9 @@ class _Binding:
     def check(self) -> None:
         """Raise BindingError when the weights are not exactly the tensors of the skeleton."""
         role, ours, theirs = self._skeleton.key.role, self._skeleton.shapes, self._lease.shapes
-        odd = sorted(ours.keys() ^ theirs.keys())
-        odd += sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
-        if odd:
+        if ours != theirs:
+            odd = sorted(ours.keys() ^ theirs.keys())
+            odd += sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
             raise BindingError(f"weights do not fit the {role}: {', '.join(odd[:5])}")
         if self._lease.dtype != self._skeleton.key.dtype:
             raise BindingError(f"weights in {self._lease.dtype} do not fit a {role} in {self._skeleton.key.dtype}")

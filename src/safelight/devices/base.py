@@ -14,6 +14,10 @@ ALIGNMENT = 64
 """Bytes. fp32 results on a CPU depend on a weight's address modulo this; every allocation starts at a multiple."""
 
 
+AHEAD = 2
+"""Segments are not equal: with two on their way, a small one does not leave the copies idle behind a large one."""
+
+
 def aligned(nbytes: int) -> int:
     """``nbytes`` rounded up to the alignment."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
@@ -56,8 +60,9 @@ class Device(Protocol):
         ...
 
     @property
-    def overlaps(self) -> bool:
-        """Whether it computes by itself while the host moves bytes. Then what comes next is brought meanwhile."""
+    def ahead(self) -> int:
+        """How many segments are brought while one is used: some where it computes by itself while the host moves bytes,
+        none where moving and computing share the cores."""
         ...
 
     def allocate(self, nbytes: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ class CPU:
 
     name = "cpu"
     separate = False
-    overlaps = False
+    ahead = 0
 
     @property
     def torch(self) -> torch.device:

@@ -9,7 +9,7 @@ import os
 
 import torch
 
-from safelight.devices.base import Fence
+from safelight.devices.base import AHEAD, Fence
 from safelight.devices.failures import translated
 
 ROUNDING = 512
@@ -40,7 +40,7 @@ class CUDA:
 
     name = "cuda"
     separate = True
-    overlaps = True
+    ahead = AHEAD
 
     def __init__(self) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from safelight.devices import host, machine
-from safelight.devices.base import PASSED, Fence
+from safelight.devices.base import AHEAD, PASSED, Fence
 from safelight.devices.failures import translated
 
 PIECE = 1 << 30
@@ -25,7 +25,7 @@ class MPS:
 
     name = "mps"
     separate = True
-    overlaps = True
+    ahead = AHEAD
 
     @property
     def torch(self) -> torch.device:

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from safelight.devices import host
-from safelight.devices.base import PASSED, Fence
+from safelight.devices.base import AHEAD, PASSED, Fence
 from safelight.errors import DeviceLostError, OutOfMemoryError
 
 ROUNDING = 512
@@ -255,7 +255,7 @@ class Simulated:
 
     name = "simulated"
     separate = True
-    overlaps = True
+    ahead = AHEAD
 
     def __init__(
         self,

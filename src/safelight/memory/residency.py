@@ -22,7 +22,7 @@ from safelight.errors import OutOfMemoryError
 from safelight.memory.budget import HOST, Ledger, OverBudget
 from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
 from safelight.memory.ring import Ring
-from safelight.memory.segments import Segment, component_key, cut
+from safelight.memory.segments import Segment, component_key, cut, places
 from safelight.memory.source import Fetch, FromHost, Proof, Source, Target
 from safelight.weights.manifest import ComponentManifest
 
@@ -100,8 +100,7 @@ class Lease:
         self.charges: list[int] = []
         self.on_change: OnChange | None = None
         self._residency = residency
-        self._place = {t.name: segment.piece.index for segment in self.segments for t in segment.tensors}
-        self.shapes = {t.name: torch.Size(t.shape) for segment in self.segments for t in segment.tensors}
+        self._place, self.shapes = places(component, dtype)
 
     @property
     def key(self) -> str:
@@ -347,7 +346,7 @@ class Residency:
             passes=lease.use.passes,
             upcoming=lease.use.upcoming,
             partial=self.partial,
-            ahead=1 if self.device.overlaps else 0,
+            ahead=self.device.ahead,
         )
 
     def _for_weights(self, lease: Lease) -> int:

@@ -76,6 +76,16 @@ def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]
     )
 
 
+@lru_cache(maxsize=64)
+def places(component: ComponentManifest, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, torch.Size]]:
+    """For each tensor by name, the number of its segment, and its shape. Not to be changed."""
+    segments = cut(component, dtype)
+    return (
+        {t.name: segment.piece.index for segment in segments for t in segment.tensors},
+        {t.name: torch.Size(t.shape) for t in component.tensors},
+    )
+
+
 def _block(name: str) -> str:
     found = _BLOCK.match(name)
     return found[1] if found else name.partition(".")[0]
