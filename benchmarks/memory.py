@@ -126,11 +126,11 @@ def against(name: str, size: int, steps: int, limit: float) -> dict[str, Any]:
     }
 
 
-def overlap(even: bool) -> dict[str, Any]:
+def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
     """Everything streamed through the simulated accelerator: copying alone, computing alone, both.
 
-    ``even``: sixteen equal layers, which shows the mechanism; else SD 1.5's UNet at 256×256, whose deep blocks have most
-    of the bytes and little of the computing, so that some waiting is in its nature.
+    ``even``: sixteen equal layers, which shows the mechanism; else SD 1.5's UNet at 256×256, whose deep blocks have
+    most of the bytes and little of the computing, so that some waiting is in its nature.
     """
     import torch
     from torch import nn
@@ -279,7 +279,7 @@ def main() -> None:
     for row in ROWS:
         if row == "sdxl" and not arguments.sdxl:
             continue
-        for path in FOLDER.glob("*.safetensors"):
+        for path in FOLDER.glob("XL.safetensors" if row == "sdxl" else "[AB].safetensors"):
             with path.open("rb") as file:
                 while file.read(16 << 20):
                     pass

@@ -160,7 +160,7 @@ def diffusers(dtype_name: str, single: bool) -> Callable[[str], None]:
 
 def warm() -> None:
     """Read all files once, and touch memory, which an idle virtual machine takes seconds to give."""
-    for path in FOLDER.rglob("*.safetensors"):
+    for path in (*FOLDER.glob("[AB].safetensors"), *FOLDER.glob("[AB]/*/*.safetensors")):
         with path.open("rb") as file:
             while file.read(16 << 20):
                 pass

@@ -131,7 +131,12 @@ def explained(root: Path | None = None, file: Path | None = None, **flags: Any) 
         elif os.environ.get(variable):
             values[name], origins[name] = os.environ[variable], variable
     home = Path(values.get("root") or Settings().root).expanduser().absolute()
-    ignored: dict[str, str] = {}
+    known_variables = {f"SAFELIGHT_{name.upper()}" for name in Settings.model_fields}
+    ignored = {
+        variable: "no such variable"
+        for variable in os.environ
+        if variable.startswith("SAFELIGHT_") and variable not in known_variables
+    }
     chosen = file or home / FILE
     if file is not None or chosen.exists():
         for key, value in _flat(_yaml(chosen)).items():
@@ -143,6 +148,8 @@ def explained(root: Path | None = None, file: Path | None = None, **flags: Any) 
                 values[name] = known.get(value, value) if isinstance(value, str) else value
                 origins[name] = str(chosen)
     values["root"] = home
+    if home.exists() and not home.is_dir():
+        raise SettingError("root", str(home), origins.get("root", "the default"), "is a file, not a folder")
     try:
         settings = Settings(**values)
     except ValidationError as error:

@@ -111,7 +111,7 @@ class IncompleteModelError(InputError):
         unexpected: Sequence[str] = (),
     ) -> None:
         parts = [
-            f"{len(names)} {label} ({_some(names)})"
+            f"{label}: {len(names)} ({_some(names)})"
             for label, names in (
                 ("missing", missing),
                 ("of another shape", mismatched),
@@ -119,7 +119,8 @@ class IncompleteModelError(InputError):
             )
             if names
         ]
-        super().__init__(f"{path}: not a complete {what}: tensors " + "; ".join(parts))
+        lacks = "a complete" if missing or mismatched else "just a"
+        super().__init__(f"{path}: not {lacks} {what}; tensors " + "; ".join(parts) + ". Get it from its author again.")
         self.path = path
         self.missing = tuple(missing)
         self.mismatched = tuple(mismatched)
@@ -132,15 +133,16 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 
 class IntegrityError(SafelightError):
-    """Bytes that were read differ from the manifest made when the model was added."""
+    """Bytes that were read differ from the manifest made when the model was added. ``tensor``: which, empty for all."""
 
-    def __init__(self, path: Path, tensor: str, problem: str) -> None:
-        super().__init__(
-            f"{path}: tensor {tensor}: {problem}. The file changed after it was added, or was read wrongly: "
-            f"`safelight models verify` tells; add it again if the change was meant."
-        )
+    def __init__(self, path: Path, tensor: str, problem: str, remedy: str = "") -> None:
+        where = f"{path}: tensor {tensor}" if tensor else f"{path}"
+        super().__init__(f"{where}: {problem}. {remedy or _CHANGED}")
         self.path = path
         self.tensor = tensor
+
+
+_CHANGED = "The file is not the one that was added: if that is meant, `safelight models add` it again."
 
 
 class TransferError(SafelightError):

@@ -67,6 +67,8 @@ def written(folder: Path) -> Generator[tuple[BinaryIO, Path]]:
     Raises UnreadableFileError when the folder cannot be written.
     """
     try:
+        if folder.exists() and not folder.is_dir():
+            raise UnreadableFileError(folder, "is a file, not a folder")
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=folder, prefix=".safelight-")
         temporary = Path(name)

@@ -19,6 +19,7 @@ SCHEDULES: tuple[Schedule, ...] = ("default", "karras", "exponential", "sgm_unif
 PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 MOST_SEED = 2**32 - 1
 MOST_PIXELS = 4096 * 4096
+MOST_SIDE = 16384
 MOST_STEPS = 1000
 MOST_COUNT = 1000
 
@@ -87,7 +88,10 @@ class Request:
 
     def __post_init__(self) -> None:
         _one_of("sampler", self.sampler, tuple(SAMPLERS))
-        _one_of("schedule", self.schedule, SAMPLERS[self.sampler].schedules)
+        allowed = SAMPLERS[self.sampler].schedules
+        if self.schedule not in allowed:
+            problem = f"the sampler {self.sampler} has {', '.join(allowed)}"
+            raise RequestError("schedule", self.schedule, problem)
         _one_of("precision", self.precision, PRECISIONS)
         _within("seed", self.seed, 0, MOST_SEED)
         _within("steps", self.steps, 1, MOST_STEPS)
@@ -97,7 +101,7 @@ class Request:
             raise RequestError("cfg", self.cfg, "the guidance scale goes from 0 to 100")
         for name, value in (("width", self.width), ("height", self.height)):
             if value is not None:
-                _within(name, value, 8, MOST_PIXELS // 8)
+                _within(name, value, 8, MOST_SIDE)
                 if value % 8:
                     near = max(8, round(value / 8) * 8)
                     raise RequestError(name, value, f"must be a multiple of 8; the nearest is {near}")
@@ -133,10 +137,12 @@ def _within(field_name: str, value: object, low: int, high: int) -> None:
 class RunSettings:
     """Everything besides the request that can change a pixel; decided before the job, recorded with the image.
 
-    ``dtype`` is that of text encoders and UNet, ``vae_dtype`` the VAE's. ``versions`` names the libraries that compute.
+    ``dtype`` is that of text encoders and UNet, ``vae_dtype`` the VAE's. ``versions`` names the libraries that compute;
+    ``hardware`` the processor or GPU and its instruction set: kernels for another one may round otherwise.
     """
 
     device: str
+    hardware: str
     dtype: str
     vae_dtype: str
     attention: Attention
@@ -184,6 +190,7 @@ class Image:
     """A finished image. ``pixels``: raw RGB bytes, row by row. ``metadata``: what the file's ``safelight`` chunk holds.
 
     ``host_peak_bytes``: the largest resident set of the process so far. ``path``: where it was saved, None if nowhere.
+    ``warnings``: what the user should know, such as a prompt that was cut.
     """
 
     pixels: bytes
@@ -197,3 +204,4 @@ class Image:
     host_peak_bytes: int
     metadata: Mapping[str, Any]
     path: Path | None = None
+    warnings: tuple[str, ...] = ()

@@ -115,12 +115,12 @@ def test_remake(run, tiny: Path, tmp_path: Path) -> None:
     outcome = run("remake", made["path"], "--json", "--out", tmp_path / "again")
     assert outcome.code == 0
     row = outcome.rows[0]
-    assert (row["same"], row["same_model"], row["file_untouched"], row["versions_changed"]) == (True, True, True, {})
+    assert (row["same"], row["same_model"], row["file_untouched"], row["changed"]) == (True, True, True, {})
     assert "pixel for pixel" in run("remake", made["path"]).out
     other = run("remake", made["path"], "-m", tiny / "b.safetensors")
     assert other.code == 1
     assert "not the same" in other.out
-    assert "made by model" in other.out
+    assert "not the same: recorded" in other.out
 
 
 BAD = {

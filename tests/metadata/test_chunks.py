@@ -46,7 +46,7 @@ def test_files_are_never_written_over(engine: LocalEngine, ask, tmp_path: Path) 
 
 def test_a_folder_that_cannot_be_written(engine: LocalEngine, ask, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UnreadableFileError, match="cannot be written"):
+    with pytest.raises(UnreadableFileError, match="is a file, not a folder"):
         save(next(engine.generate(ask())), tmp_path / "file")
 
 

@@ -56,13 +56,14 @@ def open_engine(settings: Settings, device: Device | None = None) -> LocalEngine
     working = WorkingMemory(settings.root / "working_memory.json")
     promised = _bytes(settings.device_working_mem_gb) if device.separate else None
     versions = {name: version(name) for name in VERSIONS}
+    hardware = choice.hardware(device)
 
     def decide(precision: Precision) -> RunSettings:
         wanted = precision if precision != "auto" else settings.precision
         dtype = choice.precision(wanted, device)
         # fp16 overflows in SDXL's VAE and in some others; the VAE is small.
         vae_dtype = "fp32" if dtype == "fp16" else dtype
-        return RunSettings(device.name, dtype, vae_dtype, settings.attention_type, threads, versions)
+        return RunSettings(device.name, hardware, dtype, vae_dtype, settings.attention_type, threads, versions)
 
     def described() -> Mapping[str, Any]:
         return report.memory(ledger, limits, residency, transfers, verification)

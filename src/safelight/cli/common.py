@@ -37,7 +37,7 @@ def loaded(context: typer.Context, root: Path | None) -> Loaded:
     chosen: Chosen = context.obj
     found = config.explained(root or chosen.root, chosen.config, device=chosen.device)
     if found.ignored:
-        typer.echo(f"safelight: no settings of Safelight, ignored: {', '.join(sorted(found.ignored))}", err=True)
+        typer.echo(f"safelight: not settings of Safelight, ignored: {', '.join(sorted(found.ignored))}", err=True)
     return found
 
 

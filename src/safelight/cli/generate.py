@@ -1,9 +1,9 @@
-"""``safelight generate``, ``remake`` and ``demo``."""
+"""``safelight generate`` and ``demo``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,16 +15,21 @@ from safelight.types import SAMPLERS, SCHEDULES, Image, Progress, Request
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine
 
+FEWER = tuple(name for name, sampler in SAMPLERS.items() if len(sampler.schedules) < len(SCHEDULES))
+
 EXAMPLES = (
     'Examples: `safelight generate "red apple" -m starter-noto` · '
     '`safelight generate "octopus" -m starter-noto -m starter-fluent -m starter-noto --seed 7 --json`'
 )
-REMAKE_EXAMPLES = "Example: `safelight remake out/starter-noto-0.png`"
-
 ModelsOption = Annotated[
     list[str],
     typer.Option("--model", "-m", help="A model's name or path; repeat for several, in order.", show_default=False),
 ]
+
+
+def underscored(value: str) -> str:
+    """``Euler-A`` as ``euler_a``."""
+    return value.lower().replace("-", "_")
 
 
 def _engine(context: typer.Context, root: Path | None) -> LocalEngine:
@@ -38,17 +43,35 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
     models: ModelsOption,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
-    seed: Annotated[int, typer.Option(help="The first image's seed; the next have the next numbers.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="The first image's seed, 0 to 4294967295; the next images have the next numbers.")
+    ] = 0,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8; the model's own size by default.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.")] = None,
-    cfg: Annotated[float, typer.Option(help="Guidance scale.")] = 7.0,
-    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")] = "euler",
-    schedule: Annotated[str, typer.Option(help=f"Noise levels: {', '.join(SCHEDULES)}.")] = "default",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: fp32 on a CPU.")] = "auto",
-    clip_skip: Annotated[int, typer.Option(help="Layers of the text encoder to leave out.")] = 0,
+    height: Annotated[
+        int | None, typer.Option(help="Pixels, a multiple of 8; with the width at most 4096 times 4096.")
+    ] = None,
+    cfg: Annotated[
+        float, typer.Option(help="Guidance scale, 0 to 100; up to 1 is none, and the negative prompt has no effect.")
+    ] = 7.0,
+    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.", callback=underscored)] = "euler",
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help=f"Noise levels: {', '.join(SCHEDULES)}. {', '.join(FEWER)} have only default and sgm_uniform.",
+            callback=underscored,
+        ),
+    ] = "default",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16 (each gives other pixels); auto: fp32 on a CPU, else what it can.")
+    ] = "auto",
+    clip_skip: Annotated[
+        int, typer.Option(help="Layers of the text encoder to leave out; AUTOMATIC1111 counts one more.")
+    ] = 0,
     count: Annotated[int, typer.Option(help="Images for each model.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("out"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the images; with several models sheet.png too, of the last run.")
+    ] = Path("out"),
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
@@ -105,7 +128,9 @@ def _make(engine: LocalEngine, requests: list[Request], out: Path, as_json: bool
                 saved = replace(image, path=save(image, out))
                 if as_json:
                     say_json(_reported(saved))
-                else:
+                for warning in saved.warnings:
+                    typer.echo(f"safelight: {request.model}: {warning}", err=True)
+                if not as_json:
                     typer.echo(f"{saved.path}  {saved.pixels_sha256[:16]}  {saved.seconds.total:.2f} s")
                 yield saved
             done += request.steps * request.count
@@ -127,73 +152,6 @@ def _reported(image: Image) -> dict[str, Any]:
         },
         "memory": {"host_peak_bytes": image.host_peak_bytes},
     }
-
-
-def remake(
-    context: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="IMAGE.png", help="An image of Safelight's.", show_default=False)],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the model is now, if it moved.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the new image; it is not saved by default.")] = None,
-    as_json: JsonOption = False,
-    root: RootOption = None,
-) -> None:
-    """Make an image again from its own metadata and say whether it is the same. Exit code 1 when it is not."""
-    from safelight.assemble.worker import open_engine
-    from safelight.errors import CorruptFileError
-    from safelight.metadata import chunks
-    from safelight.storage.images import save
-
-    metadata, held = chunks.read(path)
-    settings = loaded(context, root).settings
-    recorded = metadata["run"]
-    settings = settings.model_copy(
-        update={"device": recorded["device"], "threads": recorded["threads"], "attention_type": recorded["attention"]}
-    )
-    engine = open_engine(settings)
-    name = model or _model_by_digest(engine, metadata)
-    known = {field.name for field in fields(Request)}
-    try:
-        asked: dict[str, Any] = {key: value for key, value in metadata["request"].items() if key in known}
-        asked |= {"model": name, "precision": recorded["dtype"]}
-        request = Request(**asked)
-    except TypeError as error:
-        raise CorruptFileError(path, f"its safelight metadata lacks a field ({error})") from error
-    image = next(engine.generate(request))
-    same = image.pixels_sha256 == metadata["pixels_sha256"]
-    untouched = held == metadata["pixels_sha256"]
-    saved = save(image, out) if out is not None else None
-    versions = image.metadata["run"]["versions"]
-    other = {k: f"{v}, now {versions.get(k)}" for k, v in recorded["versions"].items() if versions.get(k) != v}
-    if as_json:
-        say_json(
-            {
-                "path": str(path),
-                "same": same,
-                "file_untouched": untouched,
-                "same_model": image.model_digest == metadata["model"]["digest"],
-                "pixels_sha256": image.pixels_sha256,
-                "versions_changed": other,
-                "saved": str(saved) if saved else None,
-            }
-        )
-    else:
-        typer.echo("the same, pixel for pixel" if same else "not the same")
-        if image.model_digest != metadata["model"]["digest"]:
-            typer.echo(f"  made by model {metadata['model']['digest'][:16]}, made again by {image.model_digest[:16]}")
-        if not untouched:
-            typer.echo("  the file's pixels were changed after it was made")
-        for library, change in other.items():
-            typer.echo(f"  {library}: {change}")
-    if not same:
-        raise typer.Exit(1)
-
-
-def _model_by_digest(engine: LocalEngine, metadata: Any) -> str:
-    """The model of that content, whatever it is called now; else the one of that name."""
-    found = engine.library.find(metadata["model"]["digest"], metadata["model"].get("prediction_type", ""))
-    if found is None:
-        return metadata["request"]["model"]
-    return str(found.path) if found.origin == "path" else found.name
 
 
 def demo(

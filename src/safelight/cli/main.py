@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from safelight.cli import config, generate, identify, memory, models
+from safelight.cli import config, generate, identify, memory, models, remake
 from safelight.cli.common import Chosen
 from safelight.errors import Cancelled, InputError, SafelightError
 
@@ -24,7 +24,7 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
-app.command("remake", epilog=generate.REMAKE_EXAMPLES)(generate.remake)
+app.command("remake", epilog=remake.EXAMPLES)(remake.remake)
 app.command("demo", epilog="Example: `safelight demo --out out/demo`")(generate.demo)
 app.command("memory", epilog=memory.MEMORY_EXAMPLES)(memory.memory)
 app.command("fits", epilog=memory.FITS_EXAMPLES)(memory.fits)

@@ -32,7 +32,9 @@ def _prediction(value: str | None) -> str | None:
     return value
 
 
-@app.command(epilog="Example: `safelight models add dreamshaper.safetensors --name dream`")
+@app.command(
+    epilog="Examples: `safelight models add a.safetensors` · `safelight models add v2.ckpt --prediction-type epsilon`"
+)
 def add(
     context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(help="Checkpoint files or diffusers folders.", show_default=False)],
@@ -52,6 +54,7 @@ def add(
     failed = False
     for path in paths:
         try:
+            before = {model.name: model.digest for model in library.models()}
             with byte_bar(f"reading {path.name}") as on_bytes:
                 model = library.add(path, name, prediction_type, on_bytes)  # pyright: ignore[reportArgumentType]
         except InputError as error:
@@ -61,9 +64,20 @@ def add(
         if as_json:
             say_json(model.summary())
         else:
-            typer.echo(f"added {model.name}: {model.base}, {model.dtype}, {model.rule}")
+            size = f"{model.resolution}x{model.resolution}"
+            typer.echo(f"{_done(model, before)}: {model.base}, {model.dtype}, {model.prediction_type}, draws {size}")
     if failed:
         raise typer.Exit(2)
+
+
+def _done(model: Model, before: dict[str, str]) -> str:
+    """What adding did: a new model, the same again, another content under the name, or one known by another name."""
+    if before.get(model.name) == model.digest:
+        return f"{model.name} is unchanged"
+    if model.name in before:
+        return f"replaced {model.name} (digest {before[model.name][:10]}, now {model.digest[:10]})"
+    same = next((name for name, digest in before.items() if digest == model.digest), None)
+    return f"added {model.name}" + (f" (the same content as {same})" if same else "")
 
 
 @app.command("list", epilog="Example: `safelight models list --json`")
@@ -81,10 +95,28 @@ def list_models(context: typer.Context, as_json: JsonOption = False, root: RootO
         typer.echo("No models yet. Add one with `safelight models add FILE`.")
         return
     rows = [
-        (m.name, m.base, m.variant, m.dtype, f"{m.summary()['bytes'] / 1e6:,.0f} MB", m.digest[:10], m.origin)
+        (
+            m.name,
+            m.base,
+            m.variant,
+            m.dtype,
+            f"{m.summary()['bytes'] / 1e6:,.0f} MB",
+            f"{m.resolution}x{m.resolution}",
+            m.digest[:10],
+            m.origin,
+            _state(m),
+        )
         for m in models
     ]
-    table(("name", "base", "for", "dtype", "size", "digest", "origin"), rows)
+    table(("name", "base", "for", "dtype", "size", "draws", "digest", "origin", "files"), rows)
+
+
+def _state(model: Model) -> str:
+    """What a look at its files' sizes and times says; only `verify` reads them."""
+    changed = model.manifest.changed()
+    if not changed:
+        return "there"
+    return "changed? verify tells" if all(path.exists() for path in changed) else "gone"
 
 
 @app.command(epilog="Example: `safelight models show starter-noto`")
@@ -102,10 +134,10 @@ def show(
     for key, value in model.summary().items():
         typer.echo(f"{key:16} {value}")
     for component in model.manifest.components:
-        typer.echo(f"{component.role:16} {component.elements / 1e6:,.1f} M numbers, digest {component.digest[:16]}")
+        typer.echo(f"{component.role:16} {component.elements / 1e6:,.1f} M parameters, digest {component.digest[:16]}")
 
 
-@app.command(epilog="Example: `safelight models verify` checks every model")
+@app.command(epilog="Examples: `safelight models verify` · `safelight models verify starter-noto`")
 def verify(
     context: typer.Context,
     names: Annotated[list[str] | None, typer.Argument(help="Names; all models by default.", show_default=False)] = None,

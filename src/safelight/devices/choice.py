@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 import torch
 
+from safelight.devices import machine
 from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
 from safelight.devices.cuda import CUDA
@@ -25,7 +27,12 @@ def device(wanted: str) -> Device:
     if wanted == "auto":
         wanted = next(name for name, present in there.items() if present)
     if not there.get(wanted, False):
-        raise SettingError("device", wanted, "settings", "this machine has no such device, or torch cannot use it")
+        raise SettingError(
+            "device",
+            wanted,
+            "--device, SAFELIGHT_DEVICE or the file of settings",
+            "this machine has no such device, or torch cannot use it",
+        )
     return _MADE[wanted]()
 
 
@@ -37,6 +44,18 @@ def _simulated() -> Device:
 
 
 _MADE: Mapping[str, Callable[[], Device]] = {"cpu": CPU, "cuda": CUDA, "mps": MPS, "simulated": _simulated}
+
+
+def hardware(on: Device) -> str:
+    """What computes, so far as it can change the last bits of a result."""
+    if on.name == "cuda":
+        return torch.cuda.get_device_name(on.torch)
+    limits = [f"{name}={os.environ[name]}" for name in _ISA_LIMITS if os.environ.get(name)]
+    return ", ".join([machine.processor(), torch.backends.cpu.get_cpu_capability(), *limits])
+
+
+_ISA_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+"""Variables that make libraries use fewer instructions than the processor has, and with them other roundings."""
 
 
 def precision(wanted: Precision, on: Device) -> str:

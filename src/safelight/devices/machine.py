@@ -7,6 +7,7 @@ Four things can bound it: the machine's free memory, the limits of its cgroups (
 from __future__ import annotations
 
 import ctypes
+import platform
 import resource
 import sys
 from dataclasses import dataclass
@@ -94,6 +95,14 @@ def anonymous_bytes() -> int:
     except OSError:
         return psutil.Process().memory_info().rss
     return (int(fields[1]) - int(fields[2])) * _PAGE
+
+
+def processor() -> str:
+    """The processor's name."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def give_back() -> None:

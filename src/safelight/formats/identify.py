@@ -66,7 +66,7 @@ def identify(path: Path, prediction_type: PredictionType | None = None) -> Ident
         header = read_header(path)
         identity = _single(header)
     if prediction_type is not None and identity.kind == "checkpoint":
-        rule = f"{identity.rule}; prediction type by the user's word"
+        rule = f"{identity.rule}; but {prediction_type} by the user's word"
         identity = replace(identity, prediction_type=prediction_type, rule=rule, told=True)
     return identity
 

@@ -51,6 +51,8 @@ def read_header(path: Path) -> Header:
     with os.fdopen(descriptor, "rb") as file:
         start = file.read(64)
         refuse_known_strangers(path, start, size)
+        if start.isascii() and all(byte >= 32 or byte in b"\r\n\t" for byte in start):
+            raise CorruptFileError(path, "is not a safetensors file: it is text")
         if size < _LENGTH.size + 2:
             raise CorruptFileError(path, f"is too short for a safetensors file ({size} bytes); it was cut off")
         (length,) = _LENGTH.unpack(start[: _LENGTH.size])

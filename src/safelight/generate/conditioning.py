@@ -9,7 +9,8 @@ from torch import nn
 
 from safelight.arch import diffusers_fence
 from safelight.formats.layout import BASES
-from safelight.prompts.tokens import token_ids
+from safelight.prompts.tokens import POSITIONS, token_ids
+from safelight.types import Request
 
 
 def encode_role(
@@ -33,6 +34,16 @@ def encode_role(
         else:
             out.append(diffusers_fence.encode(encoder, ids, None))
     return out
+
+
+def cut_off(base: str, request: Request) -> tuple[str, ...]:
+    """A sentence for each prompt that is longer than the text encoders read: what is behind has no effect."""
+    pad = next(iter(BASES[base].pad_ids.values()))
+    return tuple(
+        f"the {name} is {lost} tokens longer than the {POSITIONS - 2} that the model reads; its end has no effect"
+        for name, text in (("prompt", request.prompt), ("negative prompt", request.negative))
+        if (lost := token_ids(text, pad)[1])
+    )
 
 
 def assemble(

@@ -30,7 +30,7 @@ from safelight.memory.residency import Lease, Residency, Use
 from safelight.memory.segments import component_key
 from safelight.memory.verification import Verification
 from safelight.memory.working import Work, WorkingMemory, watched
-from safelight.types import Image, OnProgress, Progress, Request, RunSettings, Seconds, Stage
+from safelight.types import MOST_PIXELS, Image, OnProgress, Progress, Request, RunSettings, Seconds, Stage
 
 _log = structlog.get_logger(__name__)
 
@@ -92,6 +92,9 @@ def check(request: Request, model: Model) -> None:
     """Raise RequestError when this model cannot do what is asked."""
     if model.base == "sdxl-refiner":
         raise RequestError("model", model.name, "is a refiner: it works on images, and cannot start from text")
+    width, height = request.width or model.resolution, request.height or model.resolution
+    if width * height > MOST_PIXELS:
+        raise RequestError("width", width, f"times height {height} is over {MOST_PIXELS} pixels")
     if model.variant != "text-to-image":
         raise RequestError("model", model.name, f"is a checkpoint for {model.variant}: it needs an image to work on")
     layers = min(getattr(c.config, "layers", 99) for c in model.manifest.components)
@@ -315,6 +318,7 @@ def _finished(
     height, width, _ = pixels.shape
     raw = pixels.contiguous().numpy().tobytes()
     sha256 = hashlib.sha256(raw).hexdigest()
+    warnings = conditioning.cut_off(model.base, request)
     asked = asdict(request) | {"seed": seed, "count": 1, "width": width, "height": height, "model": model.name}
     metadata = {
         "version": METADATA_VERSION,
@@ -341,6 +345,7 @@ def _finished(
         seconds=clock.seconds(),
         host_peak_bytes=peak_bytes(),
         metadata=metadata,
+        warnings=warnings,
     )
 
 

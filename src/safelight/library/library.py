@@ -46,6 +46,8 @@ CONVERTED = frozenset({"pickle", "diffusers-pickle"})
 _YOUNG_SECONDS = 86_400
 """A day: no conversion takes as long."""
 
+_GONE = "Put it back, add it from where it is now with `safelight models add PATH --name NAME`, or remove the model."
+
 OnBytes = Callable[[int, int], None]
 """Told of bytes read so far and bytes in all."""
 
@@ -56,6 +58,11 @@ class Library:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._records = root / "models"
+
+    def named(self, name: str) -> Model | None:
+        """The user's own model of that name, None when there is none, or its record is damaged."""
+        path = self._records / f"{name}.json"
+        return self._seen(path) if _NAME.fullmatch(name) and path.exists() else None
 
     def models(self) -> list[Model]:
         """All models by name, the user's own before the starters. Damaged records are left out: :meth:`damaged`."""
@@ -96,9 +103,12 @@ class Library:
             try:
                 return self.get(name_or_path)
             except ModelNotFoundError:
-                if not is_path:
-                    raise
-                raise UnreadableFileError(path, "does not exist") from None
+                if is_path:
+                    raise UnreadableFileError(path, f"does not exist{_beside(path)}") from None
+                if path.is_dir():
+                    hint = "there is a folder of that name; ./ before it makes it a path, -m ./NAME/FILE a file in it"
+                    raise InputError(f"no model named {name_or_path!r}; {hint}") from None
+                raise
         path = path.absolute()
         seen = self.root / "seen" / f"{named(str(path))}.json"
         known = self._seen(seen)
@@ -118,11 +128,13 @@ class Library:
         except FileError:
             return None
 
-    def find(self, digest: str, prediction_type: str) -> Model | None:
-        """The model of that content and prediction type, whatever it is called, also one that was used by its path."""
+    def find(self, digest: str, prediction_type: str, name: str = "") -> Model | None:
+        """The model of that content and prediction type: the one called ``name`` if there is one, then those whose
+        files are as they were; also one that was used by its path."""
         seen = (self._seen(path) for path in sorted((self.root / "seen").glob("*.json")))
-        every = [*self.models(), *(model for model in seen if model is not None and not model.manifest.changed())]
-        return next((m for m in every if (m.digest, m.prediction_type) == (digest, prediction_type)), None)
+        every = [*self.models(), *(model for model in seen if model is not None)]
+        fitting = [m for m in every if (m.digest, m.prediction_type) == (digest, prediction_type)]
+        return min(fitting, key=lambda m: (bool(m.manifest.changed()), m.name != name), default=None)
 
     def add(
         self,
@@ -209,7 +221,7 @@ class Library:
             return model
         gone = next((path for path in changed if not path.exists()), None)
         if gone is not None:
-            raise IntegrityError(gone, "(all)", "the file is gone")
+            raise IntegrityError(gone, "", f"the file of the model {model.name} is gone", _GONE)
         return self._checked(model, None)
 
     def _checked(self, model: Model, on_bytes: OnBytes | None) -> Model:
@@ -218,7 +230,7 @@ class Library:
         for field in ("base", "prediction_type", "zero_terminal_snr"):
             before, now = getattr(model, field), getattr(fresh, field)
             if before != now:
-                raise IntegrityError(model.path, "(settings)", f"its {field} was {before}, its files now say {now}")
+                raise IntegrityError(model.path, "", f"its {field} was {before}, its files now say {now}")
         if model.origin == "added" and fresh.manifest != model.manifest:
             records.write(self._records / f"{model.name}.json", fresh)
         return fresh
@@ -233,8 +245,11 @@ class Library:
                     return replace(model, manifest=replace(read, files=(*read.files, *sources)))
             told: Any = model.prediction_type if model.told else None
             return self._describe(model.path, model.name, model.origin, told, on_bytes)
+        except FileError as error:
+            remedy = _GONE if not model.path.exists() else "Put the right file back, or add the model again."
+            raise IntegrityError(error.path, "", error.problem, remedy) from error
         except InputError as error:
-            raise IntegrityError(model.path, "(all)", str(error)) from error
+            raise IntegrityError(model.path, "", str(error)) from error
 
     @staticmethod
     def _compare(model: Model, current: Manifest) -> None:
@@ -245,7 +260,7 @@ class Library:
             for tensor in component.tensors:
                 if now.get((component.role, tensor.name)) != tensor.xxh3:
                     raise IntegrityError(tensor.path, f"{component.role}.{tensor.name}", "its content changed")
-        raise IntegrityError(model.path, "(all)", "its content changed")
+        raise IntegrityError(model.path, "", "its content changed")
 
     def _describe(
         self,
@@ -327,6 +342,16 @@ def _user_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise InputError(f"{text}: {error}") from error
+
+
+def _beside(path: Path) -> str:
+    """What lies there under almost that name."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = [name for name in names if Path(name).stem == path.name] or difflib.get_close_matches(path.name, names, 1)
+    return f"; {near[0]} does" if near else ""
 
 
 def _stem(path: Path) -> str:

@@ -67,7 +67,7 @@ def read(path: Path) -> tuple[Mapping[str, Any], str]:
     except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
         raise CorruptFileError(path, f"is not an image that can be read ({error})") from error
     if not isinstance(text, str):
-        raise CorruptFileError(path, "has no safelight metadata: it was not made by Safelight, or was saved anew since")
+        raise CorruptFileError(path, "has no safelight metadata: a sheet, another program's, or saved anew since")
     try:
         metadata: Any = json.loads(text)
         if isinstance(metadata["version"], int) and metadata["version"] > VERSION:

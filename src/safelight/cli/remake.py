@@ -1,0 +1,116 @@
+"""``safelight remake``: an image again from its own metadata."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from safelight.cli.common import JsonOption, RootOption, loaded, say_json
+from safelight.types import Image, Request
+
+if TYPE_CHECKING:
+    from safelight.engine.local import LocalEngine
+
+EXAMPLES = "Example: `safelight remake out/starter-noto-0.png`"
+
+
+def remake(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(metavar="IMAGE.png", help="An image of Safelight's.", show_default=False)],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the model is now, if it moved.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the new image; it is not saved by default.")] = None,
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Make an image again from its own metadata and say whether it is the same. Exit code 1 when it is not."""
+    from safelight.assemble.worker import open_engine
+    from safelight.errors import CorruptFileError
+    from safelight.metadata import chunks
+    from safelight.storage.images import save
+
+    metadata, held = chunks.read(path)
+    recorded = metadata["run"]
+    settings = loaded(context, root).settings.model_copy(
+        update={"device": recorded["device"], "threads": recorded["threads"], "attention_type": recorded["attention"]}
+    )
+    engine = open_engine(settings)
+    known = {field.name for field in fields(Request)}
+    try:
+        asked: dict[str, Any] = {key: value for key, value in metadata["request"].items() if key in known}
+        asked |= {"model": model or _model_of(engine, metadata), "precision": recorded["dtype"]}
+        request = Request(**asked)
+    except TypeError as error:
+        raise CorruptFileError(path, f"its safelight metadata lacks a field ({error})") from error
+    image = next(engine.generate(request))
+    same = image.pixels_sha256 == metadata["pixels_sha256"]
+    untouched = held == metadata["pixels_sha256"]
+    saved = save(image, out) if out is not None else None
+    other = _differences(recorded, image.metadata["run"])
+    if image.model_digest != metadata["model"]["digest"]:
+        other["model"] = f"{metadata['model']['digest'][:16]}, now {image.model_digest[:16]}"
+    if as_json:
+        say_json(
+            {
+                "path": str(path),
+                "same": same,
+                "file_untouched": untouched,
+                "same_model": "model" not in other,
+                "pixels_sha256": image.pixels_sha256,
+                "recorded_sha256": metadata["pixels_sha256"],
+                "changed": other,
+                "saved": str(saved) if saved else None,
+            }
+        )
+    else:
+        _say(path, image, metadata["pixels_sha256"], untouched, other)
+    if not same or not untouched:
+        raise typer.Exit(1)
+
+
+def _say(path: Path, image: Image, recorded: str, untouched: bool, other: dict[str, str]) -> None:
+    if image.pixels_sha256 == recorded and untouched:
+        typer.echo("the same, pixel for pixel")
+    elif image.pixels_sha256 == recorded:
+        typer.echo("made again, the image is the one that was recorded; but this file was edited since")
+    else:
+        typer.echo(f"not the same: recorded {recorded[:16]}, made again {image.pixels_sha256[:16]}")
+        if untouched:
+            typer.echo(f"  {_how_far(path, image)}")
+        if not other:
+            typer.echo("  model, settings, hardware and versions are as recorded: was the metadata edited?")
+    for name, change in other.items():
+        typer.echo(f"  {name}: {change}")
+
+
+def _how_far(path: Path, image: Image) -> str:
+    import numpy as np
+    from PIL import Image as PILImage
+
+    with PILImage.open(path) as opened:
+        before = np.asarray(opened.convert("RGB"), dtype=np.int16)
+    now = np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3).astype(np.int16)
+    if before.shape != now.shape:
+        return "the sizes differ"
+    apart = np.abs(before - now)
+    return f"{(apart > 0).any(2).mean():.1%} of the pixels differ, by at most {apart.max()} of 255"
+
+
+def _differences(recorded: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """What of the run settings is not as recorded, versions one by one."""
+    pairs = {name: (value, now.get(name)) for name, value in recorded.items() if name != "versions"}
+    pairs["hardware"] = (recorded.get("hardware", "not recorded"), now["hardware"])
+    pairs |= {name: (value, now["versions"].get(name)) for name, value in recorded["versions"].items()}
+    return {name: f"{before}, now {after}" for name, (before, after) in pairs.items() if before != after}
+
+
+def _model_of(engine: LocalEngine, metadata: Any) -> str:
+    """The model of the recorded name if it is still that model, else any of the same content whose files are there."""
+    found = engine.library.find(
+        metadata["model"]["digest"], metadata["model"].get("prediction_type", ""), metadata["request"]["model"]
+    )
+    if found is None:
+        return metadata["request"]["model"]
+    return str(found.path) if found.origin == "path" else found.name
