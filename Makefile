@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo test lint install proof bench starter clean
+.PHONY: demo test lint install proof contracts soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -27,8 +27,18 @@ test: lint ## what CI runs: lint, types, import rules, tests, coverage of at lea
 proof: $(STAMP) ## the long versions of the checks; writes their figures to docs/proof.md
 	$(PY) tools/proof.py docs/proof.md
 
-bench: $(STAMP) ## switching, side by side with plain diffusers; needs about 12 GB of disk and 12 GB of memory
+contracts: $(STAMP) ## the devices' suite on one device: make contracts DEVICE=mps
+	SAFELIGHT_CONTRACTS_DEVICE=$(DEVICE) $(PY) -m pytest tests/contracts --no-header -q
+
+soak: $(STAMP) ## sequences of switches and failures for an hour
+	PYTHONPATH=tests $(PY) tools/soak.py 3600
+
+bench: $(STAMP) ## switching and memory, side by side with plain diffusers; needs about 12 GB of disk and 12 GB of memory
 	$(PY) benchmarks/switching.py
+	$(PY) benchmarks/memory.py
+
+bench-peers: $(STAMP) ## switching beside InvokeAI and stable-diffusion.cpp, each in an environment of its own
+	$(PY) benchmarks/peers.py
 
 starter: $(STAMP) ## train the starter checkpoints anew (hours), from the registry's image packages
 	cd starter && ../$(PY) -m recipe.judge && ../$(PY) -m recipe.train && ../$(PY) -m recipe.export && ../$(PY) -m recipe.measure

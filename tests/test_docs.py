@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from safelight.cli.main import app
 
 HOME = Path(__file__).parents[1]
-PAGES = [HOME / name for name in ("README.md", "CONTRIBUTING.md", "docs/structure.md", "starter/README.md")]
+NAMES = ("README.md", "CONTRIBUTING.md", "starter/README.md")
+PAGES = [HOME / name for name in NAMES] + sorted((HOME / "docs").glob("*.md"))
 PAGES += sorted((HOME / "starter/cards").glob("*.md"))
 
 
@@ -33,7 +34,10 @@ def test_commands_in_the_readme_parse() -> None:
     assert len(commands) >= 5
     for line in commands:
         words = shlex.split(line)[1:]
-        help_of = [word for word in words if not word.startswith("-")][: 2 if words[0] == "models" else 1]
+        if words[0].startswith("-"):
+            assert words[0] in CliRunner().invoke(app, ["--help"]).output
+            words = words[2:]
+        help_of = [word for word in words if not word.startswith("-")][: 2 if words[0] in ("models", "config") else 1]
         shown = CliRunner().invoke(app, [*help_of, "--help"]).output
         for option in (word for word in words if word.startswith("-")):
             assert option in shown, line
@@ -43,6 +47,15 @@ def test_commands_in_the_readme_parse() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_tests_that_the_documents_name_are_there() -> None:
+    text = (HOME / "docs/corruption.md").read_text()
+    every = "".join(path.read_text() for path in (HOME / "tests").rglob("*.py"))
+    for name in re.findall(r"(?<!/)(test_[a-z0-9_]+)(?!\.py|[a-z0-9_]*\.py)", text):
+        assert name.rstrip("_") in every, name
+    for path in re.findall(r"`((?:tests|memory|devices|arch)/[a-z_/]+(?:\.py)?)", text):
+        assert (HOME / path).exists() or (HOME / "src/safelight" / path).exists(), path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

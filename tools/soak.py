@@ -1,0 +1,36 @@
+"""Sequences of everything that can happen, on the simulated device, until the time is up.
+
+``make soak``, or ``PYTHONPATH=tests python tools/soak.py SECONDS``.
+
+Each round tries new sequences (``tests/stateful/test_switching.py``); the first that breaks an invariant is printed in
+its shortest form and ends the run with exit code 1.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+from stateful.test_switching import Switching
+
+from safelight.devices import machine
+
+EACH = 200
+
+
+def main() -> None:
+    until, rounds = time.monotonic() + float(sys.argv[1]), 0
+    start = machine.anonymous_bytes()
+    while time.monotonic() < until:
+        run_state_machine_as_test(
+            Switching, settings=settings(max_examples=EACH, stateful_step_count=25, deadline=None, database=None)
+        )
+        rounds += 1
+        grown = (machine.anonymous_bytes() - start) / 1e6
+        print(f"{rounds * EACH} sequences, anonymous memory {grown:+.1f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
