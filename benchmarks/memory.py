@@ -140,6 +140,7 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
     from safelight.devices.cpu import CPU
     from safelight.devices.simulated import Simulated
     from safelight.devices.transfer import Transfers, digest_of
+    from safelight.devices.verification import Verification
     from safelight.library.library import Library
     from safelight.memory.budget import HOST, Ledger
     from safelight.memory.residency import Residency, Use
@@ -177,7 +178,7 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
         device = Simulated(nbytes=8 << 30, bandwidth=bandwidth)
         ledger = Ledger({HOST: 16 << 30, device.name: budget})
         host = Residency(CPU(), ledger, HOST, FromFile(2))
-        there = Residency(device, ledger, device.name, FromHost(host, Transfers(device, lambda _: False), True))
+        there = Residency(device, ledger, device.name, FromHost(host, Transfers(device, Verification("off")), True))
         key = SkeletonKey("sd1", "unet", component.config, dtype, "torch-sdp", device.torch)
         moved = [value.to(device.torch) for value in inputs]
         seconds = []

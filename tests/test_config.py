@@ -9,7 +9,7 @@ import torch
 
 from safelight import config
 from safelight.devices import choice
-from safelight.errors import SettingError
+from safelight.errors import InputError, SettingError
 
 
 def test_root(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +43,75 @@ def test_precision_is_tried_before_it_is_chosen() -> None:
     assert choice.precision("bf16", cpu) == "bf16"
     assert choice.computes("bf16", cpu.torch)
     assert choice.computes("fp16", cpu.torch)
+
+
+def test_flags_go_above_variables_above_the_file(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root.mkdir()
+    (root / "safelight.yaml").write_text("max_cache_ram_gb: 4\nthreads: 3\nattention_type: normal\n")
+    monkeypatch.setenv("SAFELIGHT_THREADS", "2")
+    found = config.explained(attention_type="sliced")
+    assert (found.settings.max_cache_ram_gb, found.settings.threads, found.settings.attention_type) == (4, 2, "sliced")
+    assert found.origins["max_cache_ram_gb"] == str(root / "safelight.yaml")
+    assert found.origins["threads"] == "SAFELIGHT_THREADS"
+    assert found.origins["attention_type"] == "--attention-type"
+    assert found.origins["device"] == "default"
+
+
+INVOKEAI = """
+schema_version: 4.0.2
+max_cache_ram_gb: 6
+max_cache_vram_gb: 3.5
+device_working_mem_gb: 2
+enable_partial_loading: true
+keep_ram_copy_of_weights: false
+log_memory_usage: true
+precision: float16
+device: cpu
+attention_type: xformers
+legacy_models_yaml_path: models.yaml
+host: 0.0.0.0
+"""
+
+
+def test_an_invokeai_file_is_read_and_the_rest_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "invokeai.yaml"
+    path.write_text(INVOKEAI)
+    found = config.explained(file=path)
+    s = found.settings
+    assert (s.max_cache_ram_gb, s.max_cache_vram_gb, s.device_working_mem_gb) == (6, 3.5, 2)
+    assert (s.enable_partial_loading, s.keep_ram_copy_of_weights, s.log_memory_usage) == (True, False, True)
+    assert (s.precision, s.device, s.attention_type) == ("fp16", "cpu", "torch-sdp")
+    assert set(found.ignored) == {"schema_version", "legacy_models_yaml_path", "host"}
+
+
+def test_an_old_invokeai_file_has_sections(tmp_path: Path) -> None:
+    path = tmp_path / "invoke.yaml"
+    path.write_text("InvokeAI:\n  Model Cache:\n    ram: 7.5\n    vram: 0.25\n  Web Server:\n    port: 9090\n")
+    found = config.explained(file=path)
+    assert (found.settings.max_cache_ram_gb, found.settings.max_cache_vram_gb) == (7.5, 0.25)
+    assert set(found.ignored) == {"port"}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("max_cache_ram_gb: many", "max_cache_ram_gb"),
+        ("precision: int8", "precision"),
+        ("- a\n- b", "not names with values"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_wrong_file_says_what_and_where(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=problem) as refused:
+        config.load(file=path)
+    assert "wrong.yaml" in str(refused.value)
+
+
+def test_unknown_variables_are_named_and_a_file_is_no_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_MAX_RAM", "3")
+    assert config.explained().ignored == {"SAFELIGHT_MAX_RAM": "no such variable"}
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SettingError, match="not a folder"):
+        config.load(tmp_path / "file")

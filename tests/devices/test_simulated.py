@@ -18,6 +18,7 @@ from safelight import config
 from safelight.assemble.worker import open_engine
 from safelight.devices import choice, transfer
 from safelight.devices.simulated import Faults, Simulated, simulated
+from safelight.devices.verification import Verification
 from safelight.engine.local import LocalEngine
 from safelight.errors import DeviceLostError, TransferError
 from safelight.memory.residency import Residency, Use
@@ -86,7 +87,7 @@ def test_without_verification_the_same_faults_are_seen(component, right, faults:
     """What the tests above would look like with the protection taken away: wrong bytes."""
     with simulated(latency=0.002, faults=replace(faults)) as device:
         residency = memory.on(device)
-        residency.source._transfers.verifies = lambda _: False  # type: ignore[attr-defined]
+        residency.source._transfers.verification = Verification("off")  # type: ignore[attr-defined]
         assert not same(content(residency, component), right)
 
 
@@ -101,7 +102,7 @@ def test_without_the_fence_bytes_are_read_before_they_arrive(component, right, m
     transfer_passed = type("Passed", (), {"wait": lambda self: None})()
     device = Unfenced(latency=0.002)
     residency = memory.on(device)
-    residency.source._transfers.verifies = lambda _: False  # type: ignore[attr-defined]
+    residency.source._transfers.verification = Verification("off")  # type: ignore[attr-defined]
     assert not same(content(residency, component), right)
     device.close()
 
@@ -201,7 +202,7 @@ def test_a_model_larger_than_the_device_runs(on_simulated, tiny: Path, engine: L
 
 def test_the_policy_off_copies_without_sums(component) -> None:
     with simulated() as device:
-        moves = transfer.Transfers(device, lambda _: False)
+        moves = transfer.Transfers(device, Verification("off"))
         base = device.allocate(100)
         assert moves.push("x", torch.ones(100, dtype=torch.uint8), base) is None
         assert transfer.Transfers(device).push("x", torch.ones(100, dtype=torch.uint8), base) is not None

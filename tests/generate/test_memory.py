@@ -204,3 +204,36 @@ def test_under_ulimit_it_runs_or_says_the_least(root: Path, right: tuple[str, in
     assert some == right[0]
     assert none == right[0] or "the least with which this works is" in none
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
+
+
+def test_a_containers_limit_is_planned_for_beforehand(
+    root: Path, right: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cgroup's files say how much is left: what fits in part is streamed, what does not fit is refused, never died
+    of."""
+    group, proc = tmp_path / "cgroup", tmp_path / "proc"
+    group.mkdir()
+    proc.mkdir()
+    (proc / "cgroup").write_text("0::/\n")
+    (group / "memory.stat").write_text("inactive_file 0\n")
+    left = [0]
+    tightest = machine.tightest
+
+    def within() -> machine.Bound:
+        used = machine.anonymous_bytes()
+        (group / "memory.current").write_text(str(used))
+        (group / "memory.max").write_text(str(used + left[0]))
+        return tightest(proc, group)
+
+    monkeypatch.setattr(machine, "tightest", within)
+    for megabytes, outcome in ((400, "whole"), (130, "part"), (66, "refused")):
+        left[0] = megabytes << 20
+        engine = open_engine(config.load(root))
+        answer = engine.fits(ask(), engine.library.get(STARTER))
+        assert answer["fits"] == (outcome != "refused"), answer["summary"]
+        if outcome == "refused":
+            with pytest.raises(safelight.OutOfMemoryError, match="This process can have"):
+                next(engine.generate(ask()))
+            continue
+        assert next(engine.generate(ask())).pixels_sha256 == right[0]
+        assert "the cgroup's limit" in engine.memory()["places"][HOST]["set_by"]

@@ -11,9 +11,9 @@ import torch
 
 from safelight.devices import machine
 from safelight.devices.machine import Bound
+from safelight.devices.verification import SAMPLE, Verification
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.limits import Limits
-from safelight.memory.verification import SAMPLE, Verification
 from safelight.memory.working import Work, WorkingMemory, watched
 
 

@@ -184,7 +184,7 @@ class Switching(RuleBasedStateMachine):
 
 def test_sequences_of_everything_keep_the_invariants() -> None:
     run_state_machine_as_test(
-        Switching, settings=settings(max_examples=200, stateful_step_count=12, deadline=None, print_blob=True)
+        Switching, settings=settings(max_examples=150, stateful_step_count=10, deadline=None, print_blob=True)
     )
 
 
@@ -192,5 +192,5 @@ def test_sequences_of_everything_keep_the_invariants() -> None:
 def test_sequences_of_everything_keep_the_invariants_proof() -> None:
     count = int(os.environ.get("SAFELIGHT_SEQUENCES", "2000"))
     run_state_machine_as_test(
-        Switching, settings=settings(max_examples=count, stateful_step_count=20, deadline=None, print_blob=True)
+        Switching, settings=settings(max_examples=count, stateful_step_count=8, deadline=None, print_blob=True)
     )

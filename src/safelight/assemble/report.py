@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from safelight.devices.transfer import Transfers
+from safelight.devices.verification import Verification
 from safelight.memory.budget import Ledger
 from safelight.memory.limits import Limits
 from safelight.memory.residency import Residency
-from safelight.memory.verification import Verification
 
 
 def memory(

@@ -16,13 +16,13 @@ from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
 from safelight.devices.machine import Bound
 from safelight.devices.transfer import STAGING_BYTES, Transfers
+from safelight.devices.verification import Verification
 from safelight.engine.local import LocalEngine
 from safelight.generate.run import Bench
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.limits import GB, HOST_RESERVE, Limits
 from safelight.memory.residency import Residency
 from safelight.memory.source import FromFile, FromHost
-from safelight.memory.verification import Verification
 from safelight.memory.working import WorkingMemory
 from safelight.types import Precision, RunSettings
 
@@ -37,7 +37,7 @@ def open_engine(settings: Settings, device: Device | None = None) -> LocalEngine
     verification = Verification(settings.verify_transfers)
     limits = [_host_limits(ledger)]
     residency = _host(settings, ledger, limits[0], threads)
-    transfers = Transfers(device, verification.due)
+    transfers = Transfers(device, verification)
     if device.separate:
         limits.append(_device_limits(ledger, device))
         residency = Residency(
@@ -52,7 +52,8 @@ def open_engine(settings: Settings, device: Device | None = None) -> LocalEngine
         )
     for limit in limits:
         limit.follow()
-    ledger.charge(HOST, threads * STAGING_BYTES, "readers", "chunks of files that are read", stored=False)
+    ledger.charge(HOST, threads * STAGING_BYTES, "readers", "chunks of files that are read", stored=False, certain=True)
+    ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers of copies", stored=False, certain=True)
     working = WorkingMemory(settings.root / "working_memory.json")
     promised = _bytes(settings.device_working_mem_gb) if device.separate else None
     versions = {name: version(name) for name in VERSIONS}

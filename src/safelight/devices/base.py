@@ -108,6 +108,11 @@ class Device(Protocol):
         """A fence that is passed when all computing submitted so far is done."""
         ...
 
+    @property
+    def stage_bytes(self) -> int:
+        """Size of the buffers through which pushes go fastest; 0 where they go as fast from any host memory."""
+        ...
+
     def staging(self, nbytes: int) -> torch.Tensor:
         """Host memory from which pushes go fastest (page-locked on CUDA): uint8, (nbytes,), aligned."""
         ...

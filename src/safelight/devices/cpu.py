@@ -14,6 +14,7 @@ class CPU:
     name = "cpu"
     separate = False
     ahead = 0
+    stage_bytes = 0
 
     @property
     def torch(self) -> torch.device:

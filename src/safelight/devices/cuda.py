@@ -15,6 +15,9 @@ from safelight.devices.failures import translated
 ROUNDING = 512
 """Bytes: the granularity of PyTorch's caching allocator."""
 
+STAGE_BYTES = 32 << 20
+"""Of page-locked memory, twice. Large enough for a bus to run at full speed, small enough to be had everywhere."""
+
 WORKSPACE = ":4096:8"
 """cuBLAS gives the same bits from call to call only with a workspace of a fixed size (here 32 MB)."""
 
@@ -41,6 +44,7 @@ class CUDA:
     name = "cuda"
     separate = True
     ahead = AHEAD
+    stage_bytes = STAGE_BYTES
 
     def __init__(self) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)

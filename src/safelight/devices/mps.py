@@ -26,6 +26,7 @@ class MPS:
     name = "mps"
     separate = True
     ahead = AHEAD
+    stage_bytes = 0
 
     @property
     def torch(self) -> torch.device:

@@ -30,6 +30,9 @@ from safelight.errors import DeviceLostError, OutOfMemoryError
 ROUNDING = 512
 """Bytes, as CUDA's caching allocator rounds."""
 
+STAGE_BYTES = 1 << 18
+"""Small, so that the copies of tests go through several buffers."""
+
 STREAMS = 2
 """Copies run on so many streams and overtake each other."""
 
@@ -256,6 +259,7 @@ class Simulated:
     name = "simulated"
     separate = True
     ahead = AHEAD
+    stage_bytes = STAGE_BYTES
 
     def __init__(
         self,

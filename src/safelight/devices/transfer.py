@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -23,6 +23,7 @@ import xxhash
 
 from safelight.devices import sums
 from safelight.devices.base import Device, Fence
+from safelight.devices.verification import Verification
 from safelight.errors import IntegrityError, TransferError
 from safelight.files import open_regular
 
@@ -186,52 +187,89 @@ class Counts:
     again: int = 0
 
 
-@dataclass
 class Transfers:
-    """Copies from the host to one device. ``verifies``: told what is copied, says whether that copy is summed where it
-    arrived. Safe to be used by several threads."""
+    """Copies from the host to one device; ``verification`` says which are summed where they arrive.
 
-    device: Device
-    verifies: Callable[[str], bool] = lambda _: True
-    counts: Counts = field(default_factory=Counts)
+    Where the device copies best from memory of its own kind (``stage_bytes``), bytes go through two such buffers, the
+    next one filled while the last is on its way. Safe to be used by several threads, which wait for each other.
+    """
+
+    def __init__(self, device: Device, verification: Verification | None = None) -> None:
+        self.device = device
+        self.verification = verification or Verification("always")
+        self.counts = Counts()
+        self._stages = [device.staging(device.stage_bytes) for _ in range(2)] if device.stage_bytes else []
+        self._lock = threading.Lock()
+
+    @property
+    def staging_bytes(self) -> int:
+        """Host memory that is held for copies."""
+        return sum(stage.numel() for stage in self._stages)
 
     def push(self, what: str, source: torch.Tensor, target: torch.Tensor) -> sums.Sum | None:
         """Copy host bytes to the device, and return when they are there: uint8, contiguous, of one size.
 
-        Gives their sum where the policy wants it to be verified, else None. ``what`` names them. A copy that arrived
-        otherwise than it was sent is repeated in small synchronous pieces; raises TransferError when that did not help
-        either. Whoever reads the source again may then try once more.
+        Gives their sum where they were verified, else None. ``what`` names them. A copy that arrived otherwise than it
+        was sent is repeated in small synchronous pieces; raises TransferError when that did not help either. Whoever
+        reads the source again may then try once more.
         """
-        self.counts.copies += 1
-        self.counts.nbytes += source.numel()
-        if not self.verifies(what):
-            self.device.push(source, target).wait()
-            return None
-        # What was there before may be the same bytes: then a copy that has not arrived yet would pass for one that has.
-        target.fill_(MARKED)
-        self.device.mark().wait()
-        sent = sums.of(source)
-        fence = self.device.push(source, target)
-        fence.wait()
-        if sums.of(target) == sent:
-            return sent
-        self.counts.wrong += 1
-        _log.warning("a copy arrived otherwise than it was sent; it is repeated", what=what, nbytes=source.numel())
-        if self._arrives(fence, target, sent) or self._in_pieces(source, target, sent):
-            self.counts.again += 1
-            return sent
+        with self._lock:
+            self.counts.copies += 1
+            self.counts.nbytes += source.numel()
+            if not self.verification.due(what):
+                self._arrived(self._submitted(source, target))
+                return None
+            with self.verification.timed():
+                # What was there before may be the same bytes: then a copy that has not arrived would pass for one that
+                # has.
+                target.fill_(MARKED)
+                self.device.mark().wait()
+                sent = sums.of(source)
+            fences = self._submitted(source, target)
+            self._arrived(fences)
+            if self._is(target, sent):
+                return sent
+            self.counts.wrong += 1
+            self.verification.found_wrong()
+            _log.warning("a copy arrived otherwise than it was sent; it is repeated", what=what, nbytes=source.numel())
+            if self._arrives(fences, target, sent) or self._in_pieces(source, target, sent):
+                self.counts.again += 1
+                return sent
         raise TransferError(what, self.device.name, source.numel())
 
+    def _submitted(self, source: torch.Tensor, target: torch.Tensor) -> list[Fence]:
+        """Submit the copy; a fence for each part of it. A buffer is filled again only after its fence."""
+        if not self._stages:
+            return [self.device.push(source, target)]
+        fences: list[Fence] = []
+        size = self.device.stage_bytes
+        for number, at in enumerate(range(0, source.numel(), size)):
+            if number >= len(self._stages):
+                fences[number - len(self._stages)].wait()
+            part = source[at : at + size]
+            stage = self._stages[number % len(self._stages)][: part.numel()]
+            stage.copy_(part)
+            fences.append(self.device.push(stage, target[at : at + size]))
+        return fences
+
     @staticmethod
-    def _arrives(fence: Fence, target: torch.Tensor, sent: sums.Sum) -> bool:
+    def _arrived(fences: Sequence[Fence]) -> None:
+        for fence in fences:
+            fence.wait()
+
+    def _is(self, target: torch.Tensor, sent: sums.Sum) -> bool:
+        with self.verification.timed():
+            return sums.of(target) == sent
+
+    def _arrives(self, fences: Sequence[Fence], target: torch.Tensor, sent: sums.Sum) -> bool:
         """Whether waiting again helps: then it was the waiting that had failed, and nothing is on its way any more."""
         for _ in range(WAITS):
-            fence.wait()
-            if sums.of(target) == sent:
+            self._arrived(fences)
+            if self._is(target, sent):
                 return True
         return False
 
     def _in_pieces(self, source: torch.Tensor, target: torch.Tensor, sent: sums.Sum) -> bool:
         for at in range(0, source.numel(), PIECE_BYTES):
             self.device.push(source[at : at + PIECE_BYTES], target[at : at + PIECE_BYTES]).wait()
-        return sums.of(target) == sent
+        return self._is(target, sent)

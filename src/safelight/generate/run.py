@@ -22,13 +22,13 @@ from safelight.arch.skeleton import SkeletonCache, SkeletonKey
 from safelight.devices import machine
 from safelight.devices.base import Device
 from safelight.devices.failures import translated
+from safelight.devices.verification import Verification
 from safelight.errors import IntegrityError, NotFiniteError, OutOfMemoryError, RequestError
 from safelight.formats.layout import BASES
 from safelight.generate import conditioning, numerics, samplers, workload
 from safelight.library.model import Model
 from safelight.memory.residency import Lease, Residency, Use
 from safelight.memory.segments import component_key
-from safelight.memory.verification import Verification
 from safelight.memory.working import Work, WorkingMemory, watched
 from safelight.types import MOST_PIXELS, Image, OnProgress, Progress, Request, RunSettings, Seconds, Stage
 
@@ -214,7 +214,7 @@ class _Job:
         more to computing, and try again; when weights turn out to be spoiled, read them again and try again."""
         for attempt in range(ATTEMPTS):
             try:
-                with self.clock.stage(name):
+                with self.clock.stage(name), translated(f"The memory for {self.model.name}'s {role}"):
                     return self._once(role, dtype, passes, stage)
             except OutOfMemoryError as error:
                 if error.final or attempt == ATTEMPTS - 1:
@@ -248,6 +248,7 @@ class _Job:
                 with bench.verification.timed():
                     wrong = lease.verify()
                 if wrong:
+                    bench.verification.found_wrong()
                     raise _SpoiledWeights(wrong)
         bench.working.learn(work, used)
         machine.give_back()

@@ -77,11 +77,16 @@ class Ledger:
         """Most bytes that were ever stored in ``place``."""
         return self._peaks[place]
 
-    def charge(self, place: str, nbytes: int, owner: str, reason: str, stored: bool = True) -> int:
-        """Note that ``owner`` has ``nbytes`` bytes; returns the entry's number. Raises OverBudget, noting nothing."""
+    def charge(
+        self, place: str, nbytes: int, owner: str, reason: str, stored: bool = True, certain: bool = False
+    ) -> int:
+        """Note that ``owner`` has ``nbytes`` bytes; returns the entry's number. Raises OverBudget, noting nothing.
+
+        ``certain``: they are used whatever the budget says, which then has the less for others.
+        """
         with self._lock:
             free = self.free(place)
-            if nbytes > free:
+            if nbytes > free and not certain:
                 raise OverBudget(place, nbytes, max(0, free))
             self._next += 1
             self._entries[self._next] = Entry(place, nbytes, owner, reason, stored)

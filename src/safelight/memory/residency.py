@@ -325,7 +325,8 @@ class Residency:
         self.before_planning()
         decided = plan(self._situation(lease))
         if isinstance(decided, Refusal):
-            self.drop()
+            # What somebody held may be free by now.
+            self.pool.trim()
             decided = plan(self._situation(lease))
         if isinstance(decided, Refusal):
             raise self._refused(lease, decided)

@@ -1,0 +1,90 @@
+"""``memory``, ``fits``, ``config show``: what people and scripts are told."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from safelight.cli import main
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["safelight", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            main.run()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_memory_says_what_is_resident_and_why(run) -> None:
+    code, out, _ = run("memory", "-m", "starter-noto")
+    assert code == 0
+    assert "budget" in out
+    assert re.search(r"unet \w{16} float32 +38\.8 MB +38\.8 MB", out)
+    assert "is needed and fits" in out
+    code, out, _ = run("memory", "-m", "starter-noto", "--json")
+    host = json.loads(out)["places"]["host"]
+    assert host["stored"] == sum(holding["nbytes"] for holding in host["resident"])
+    assert {step["action"] for step in host["last_plan"]} == {"load"}
+
+
+def test_memory_of_a_device(run) -> None:
+    code, out, _ = run("--device", "simulated", "memory", "-m", "starter-noto", "--json")
+    places = json.loads(out)["places"]
+    assert code == 0
+    assert set(places) == {"host", "simulated"}
+    assert places["simulated"]["resident"]
+
+
+def test_fits_says_whole_in_part_or_not_at_all(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = run("fits", "starter-noto", "--size", "128x128")
+    assert (code, "fits whole" in out) == (0, True)
+    monkeypatch.setenv("SAFELIGHT_MAX_CACHE_RAM_GB", "0.03")
+    code, out, _ = run("fits", "starter-noto")
+    assert (code, "fits in part" in out, "would hold the largest component whole" in out) == (0, True, True)
+    monkeypatch.setenv("SAFELIGHT_MAX_CACHE_RAM_GB", "0.001")
+    code, out, _ = run("fits", "starter-noto", "--json")
+    answer = json.loads(out)
+    assert (code, answer["fits"]) == (1, False)
+    assert "the least with which this works" in answer["summary"]
+    code, _, err = run("fits", "starter-noto", "--size", "big")
+    assert (code, "WIDTHxHEIGHT" in err) == (2, True)
+
+
+def test_config_show_names_origins_and_what_was_ignored(run, tmp_path: Path) -> None:
+    path = tmp_path / "invokeai.yaml"
+    path.write_text("max_cache_ram_gb: 3\nport: 9090\n")
+    code, out, err = run("--config", path, "config", "show", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert {"name": "max_cache_ram_gb", "value": 3.0, "origin": str(path)} in rows
+    assert {"name": "port", "ignored": "no setting of Safelight"} in rows
+    assert "port" in err
+    code, out, _ = run("config", "show")
+    assert "by the machine" in out
+    code, _, err = run("--config", tmp_path / "none.yaml", "config", "show")
+    assert (code, "cannot be read" in err) == (2, True)
+
+
+def test_generate_under_a_file_of_settings(run, tmp_path: Path) -> None:
+    digests = set[str]()
+    for limit in ("1", "0.03"):
+        path = tmp_path / f"{limit}.yaml"
+        path.write_text(f"max_cache_ram_gb: {limit}\n")
+        words = ("generate", "red apple", "-m", "starter-noto", "--steps", 2, "--out", tmp_path, "--json")
+        code, out, _ = run("--config", path, *words)
+        assert code == 0
+        digests.add(json.loads(out)["pixels_sha256"])
+    assert len(digests) == 1
