@@ -142,10 +142,11 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
     from safelight.devices.transfer import Transfers, digest_of
     from safelight.devices.verification import Verification
     from safelight.library.library import Library
+    from safelight.memory.behind import FromHost
     from safelight.memory.budget import HOST, Ledger
     from safelight.memory.residency import Residency, Use
     from safelight.memory.segments import cut
-    from safelight.memory.source import FromFile, FromHost
+    from safelight.memory.source import FromFile
     from safelight.weights.manifest import ComponentManifest, ManifestTensor
 
     # One core computes, as an accelerator would by itself; the other is left to the copies.

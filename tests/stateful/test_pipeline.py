@@ -99,7 +99,7 @@ class Generating(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_is_exact(self) -> None:
-        for tier in self.residency.tiers():
+        for tier in self.engine.tiers:
             assert tier.ledger.stored(tier.place) == (
                 tier.pool.used_bytes + tier.pool.kept_bytes + tier.pool.lingering_bytes
             )

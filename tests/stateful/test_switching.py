@@ -159,12 +159,12 @@ class Switching(RuleBasedStateMachine):
 
     @rule()
     def drop(self) -> None:
-        for tier in self.residency.tiers():
+        for tier in memory.tiers(self.residency):
             tier.drop()
 
     @invariant()
     def the_ledger_is_exact(self) -> None:
-        for tier in self.residency.tiers():
+        for tier in memory.tiers(self.residency):
             pool = tier.pool
             there = pool.used_bytes + pool.kept_bytes + pool.lingering_bytes
             assert tier.ledger.stored(tier.place) == there

@@ -8,9 +8,10 @@ from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
 from safelight.devices.transfer import Transfers
 from safelight.formats.identify import identify
+from safelight.memory.behind import FromHost
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.residency import Residency
-from safelight.memory.source import FromFile, FromHost
+from safelight.memory.source import FromFile
 from safelight.weights.manifest import Manifest, measure
 
 PLENTY = 1 << 30
@@ -26,6 +27,11 @@ def on(device: Device, budget: int = PLENTY, host_budget: int = PLENTY, keep: bo
     ledger = Ledger({HOST: host_budget, device.name: budget})
     behind = Residency(CPU(), ledger, HOST, FromFile(1))
     return Residency(device, ledger, device.name, FromHost(behind, Transfers(device), keep))
+
+
+def tiers(residency: Residency) -> list[Residency]:
+    """A place, and the host's memory behind it."""
+    return [residency, residency.source.host] if isinstance(residency.source, FromHost) else [residency]
 
 
 def manifest(path: Path) -> Manifest:

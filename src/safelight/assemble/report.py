@@ -14,10 +14,14 @@ from safelight.memory.residency import Residency
 
 
 def memory(
-    ledger: Ledger, limits: Sequence[Limits], residency: Residency, transfers: Transfers, verification: Verification
+    ledger: Ledger,
+    limits: Sequence[Limits],
+    residencies: Sequence[Residency],
+    transfers: Transfers,
+    verification: Verification,
 ) -> dict[str, Any]:
     """Sizes are bytes. ``places``: for each its budget and what set it; ``entries``: what the ledger holds."""
-    tiers = {tier.place: tier for tier in residency.tiers()}
+    tiers = {tier.place: tier for tier in residencies}
     return {
         "places": {
             limit.place: {

@@ -19,10 +19,11 @@ from safelight.devices.transfer import STAGING_BYTES, Transfers
 from safelight.devices.verification import Verification
 from safelight.engine.local import LocalEngine
 from safelight.generate.run import Bench
+from safelight.memory.behind import FromHost
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.limits import GB, HOST_RESERVE, Limits
 from safelight.memory.residency import Residency
-from safelight.memory.source import FromFile, FromHost
+from safelight.memory.source import FromFile
 from safelight.memory.working import WorkingMemory
 from safelight.types import Precision, RunSettings
 
@@ -36,19 +37,21 @@ def open_engine(settings: Settings, device: Device | None = None) -> LocalEngine
     ledger = Ledger({HOST: 0} | ({device.name: 0} if device.separate else {}))
     verification = Verification(settings.verify_transfers)
     limits = [_host_limits(ledger)]
-    residency = _host(settings, ledger, limits[0], threads)
+    tiers = [_host(settings, ledger, limits[0], threads)]
     transfers = Transfers(device, verification)
     if device.separate:
         limits.append(_device_limits(ledger, device))
-        residency = Residency(
-            device,
-            ledger,
-            device.name,
-            FromHost(residency, transfers, settings.keep_ram_copy_of_weights),
-            partial=settings.enable_partial_loading,
-            most=_bytes(settings.max_cache_vram_gb),
-            before_planning=limits[1].follow,
-            log=settings.log_memory_usage,
+        tiers.append(
+            Residency(
+                device,
+                ledger,
+                device.name,
+                FromHost(tiers[0], transfers, settings.keep_ram_copy_of_weights),
+                partial=settings.enable_partial_loading,
+                most=_bytes(settings.max_cache_vram_gb),
+                before_planning=limits[1].follow,
+                log=settings.log_memory_usage,
+            )
         )
     for limit in limits:
         limit.follow()
@@ -67,12 +70,12 @@ def open_engine(settings: Settings, device: Device | None = None) -> LocalEngine
         return RunSettings(device.name, hardware, dtype, vae_dtype, settings.attention_type, threads, versions)
 
     def described() -> Mapping[str, Any]:
-        return report.memory(ledger, limits, residency, transfers, verification)
+        return report.memory(ledger, limits, tiers, transfers, verification)
 
     bench = Bench(
-        device, residency, SkeletonCache(), working, _computing(ledger, device), decide("auto"), verification, promised
+        device, tiers[-1], SkeletonCache(), working, _computing(ledger, device), decide("auto"), verification, promised
     )
-    return LocalEngine(open_library(settings), bench, decide, described)
+    return LocalEngine(open_library(settings), bench, decide, described, tiers)
 
 
 def _bytes(gigabytes: float | None) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from safelight.generate import fit, run
 from safelight.generate.run import Bench
 from safelight.library.library import Library
 from safelight.library.model import Model
+from safelight.memory.residency import Residency
 from safelight.types import Image, OnProgress, Precision, Request, RunSettings
 
 Decide = Callable[[Precision], RunSettings]
@@ -21,14 +22,23 @@ Decide = Callable[[Precision], RunSettings]
 class LocalEngine:
     """Makes images one at a time. Safe to be called from several threads: they wait for each other.
 
-    ``bench`` is what it works with; its run settings are replaced for each job. ``report`` says what is where.
+    ``bench`` is what it works with; its run settings are replaced for each job. ``report`` says what is where;
+    ``tiers`` are all the places in which models are kept.
     """
 
-    def __init__(self, library: Library, bench: Bench, decide: Decide, report: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        library: Library,
+        bench: Bench,
+        decide: Decide,
+        report: Callable[[], Mapping[str, Any]],
+        tiers: Sequence[Residency],
+    ) -> None:
         self.library = library
         self.bench = replace(bench, report=report)
         self._decide = decide
         self._report = report
+        self.tiers = tuple(tiers)
         self._lock = threading.RLock()
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
@@ -61,5 +71,5 @@ class LocalEngine:
 
     def close(self) -> None:
         """Drop every model."""
-        for tier in self.bench.residency.tiers():
+        for tier in self.tiers:
             tier.drop()

@@ -23,7 +23,7 @@ from safelight.memory.budget import HOST, Ledger, OverBudget
 from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
 from safelight.memory.ring import Ring
 from safelight.memory.segments import Segment, component_key, cut, places
-from safelight.memory.source import Fetch, FromHost, Proof, Source, Target
+from safelight.memory.source import Fetch, Proof, Source, Target
 from safelight.weights.manifest import ComponentManifest
 
 _log = structlog.get_logger(__name__)
@@ -219,10 +219,6 @@ class Residency:
         """Bytes of slabs that hold resident segments; those of rings not counted."""
         with self._lock:
             return sum(held.target.slab.nbytes for held in self._residents.values())
-
-    def tiers(self) -> list[Residency]:
-        """This place, and the host's memory behind it where weights come from there."""
-        return [self, self.source.host] if isinstance(self.source, FromHost) else [self]
 
     def holdings(self) -> list[Holding]:
         """What is resident, by component."""

@@ -1,4 +1,4 @@
-"""Where the bytes of a segment come from: a file, into host memory; or host memory, onto a device.
+"""Where the bytes of a segment come from, and how they are known again; and the first of it: a file.
 
 What was brought is known again by a *proof*: a value taken when it was produced, which can be taken anew from where the
 bytes are now.
@@ -10,24 +10,16 @@ import contextlib
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-import structlog
 import torch
 
-from safelight.devices import sums
 from safelight.devices.pool import Slab
-from safelight.devices.transfer import Transfers, digest_of, read_all
-from safelight.errors import TransferError
+from safelight.devices.transfer import digest_of, read_all
 from safelight.memory.plan import Piece
 from safelight.memory.segments import Segment
 from safelight.weights import store
 from safelight.weights.manifest import ComponentManifest
-
-if TYPE_CHECKING:
-    from safelight.memory.residency import Lease, Residency
-
-_log = structlog.get_logger(__name__)
 
 Proof = Hashable
 """Equal to another proof of the same segment if and only if the bytes are the same; None where none was taken."""
@@ -95,44 +87,3 @@ class FromFile:
     def proof(self, target: Target) -> Proof:
         """See :class:`Source`: the digests of the tensors."""
         return tuple(digest_of(tensor) for tensor in target.tensors.values())
-
-
-class FromHost:
-    """Copies segments from host memory, where ``host`` keeps or streams them, onto a device.
-
-    ``keep``: what the host read stays there as long as there is room (``keep_ram_copy_of_weights``).
-    """
-
-    def __init__(self, host: Residency, transfers: Transfers, keep: bool) -> None:
-        self.host = host
-        self._transfers = transfers
-        self._keep = keep
-
-    @contextlib.contextmanager
-    def opened(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[Fetch]:
-        """See :class:`Source`. The component is leased on the host for as long."""
-        with self.host.lease(component, dtype) as lease:
-            yield lambda targets: [self._push(lease, target) for target in targets]
-        if not self._keep:
-            self.host.drop(component.digest)
-
-    def _push(self, lease: Lease, target: Target) -> Proof:
-        segment, index = target.segment, target.segment.piece.index
-        for again in (False, True):
-            if again:
-                lease.renew(index)
-            try:
-                with lease.held(index) as source:
-                    sent = source.base[: segment.nbytes]
-                    proof = self._transfers.push(segment.label, sent, target.slab.base[: segment.nbytes])
-                self._transfers.counts.again += again
-                return proof
-            except TransferError:
-                if again:
-                    raise
-                _log.warning("a copy could not be repaired; its source is read again", what=segment.label)
-        raise AssertionError
-
-    def proof(self, target: Target) -> Proof:
-        """See :class:`Source`: the sum of the whole slab, on the device."""
-        return sums.of(target.slab.base[: target.segment.nbytes])
