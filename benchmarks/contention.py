@@ -1,6 +1,6 @@
 """What a busy program beside it costs an image, with OpenMP's idle threads spinning (its default) and sleeping (ours).
 
-``python benchmarks/contention.py``: seconds of denoising, a starter, 20 steps, the median of three, alone and beside one
+``python benchmarks/contention.py``: seconds of denoising, a starter, 20 steps, the median of three, alone and beside a
 process that keeps a core busy.
 
 Predicted before the first run: alone, sleeping costs a tenth more, as threads are woken at every operation; beside a
