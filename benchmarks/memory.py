@@ -176,7 +176,7 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
     largest = max(segment.nbytes for segment in cut(component, dtype))
 
     def run(bandwidth: float | None, budget: int, compute: bool) -> float:
-        device = Simulated(nbytes=8 << 30, bandwidth=bandwidth)
+        device = Simulated(nbytes=8 << 30, bandwidth=bandwidth, stage_bytes=8 << 20)
         ledger = Ledger({HOST: 16 << 30, device.name: budget})
         host = Residency(CPU(), ledger, HOST, FromFile(2))
         there = Residency(device, ledger, device.name, FromHost(host, Transfers(device, Verification("off")), True))

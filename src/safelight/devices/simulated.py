@@ -259,7 +259,6 @@ class Simulated:
     name = "simulated"
     separate = True
     ahead = AHEAD
-    stage_bytes = STAGE_BYTES
 
     def __init__(
         self,
@@ -268,10 +267,12 @@ class Simulated:
         latency: float = 0.0,
         seed: int = 0,
         faults: Faults | None = None,
+        stage_bytes: int = STAGE_BYTES,
     ) -> None:
         self.nbytes = nbytes
         self.bandwidth = bandwidth
         self.latency = latency
+        self.stage_bytes = stage_bytes
         self.faults = faults or Faults()
         self._allocated = 0
         self._chance = random.Random(seed)
