@@ -127,7 +127,7 @@ for line in sys.stdin:
 def neighbour() -> list[tuple[str, str]]:
     """A second real process takes 4 GB and gives them back, in the middle of a generation.
 
-    The machine is made to seem as small as that matters: its memory is what the two processes take, and 150 MB.
+    The machine is made to seem as small as that matters: its memory is what the two processes take, and 40 MB.
     """
     import psutil
 
@@ -144,7 +144,7 @@ def neighbour() -> list[tuple[str, str]]:
     other = subprocess.Popen(
         [sys.executable, "-c", NEIGHBOUR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    size = machine.anonymous_bytes() + psutil.Process(other.pid).memory_info().rss + (4 << 30) + (150 << 20)
+    size = machine.anonymous_bytes() + psutil.Process(other.pid).memory_info().rss + (4 << 30) + (40 << 20)
 
     def bound() -> Bound:
         used = machine.anonymous_bytes() + psutil.Process(other.pid).memory_info().rss
