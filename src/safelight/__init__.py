@@ -60,7 +60,7 @@ def open_engine(root: Path | str | None = None) -> LocalEngine:
     Imports torch, which takes a second or two.
     """
     from safelight import config
-    from safelight.assemble.worker import open_engine as wired
+    from safelight.assemble.opening import open_engine as wired
 
     return wired(config.load(Path(root) if root is not None else None))
 

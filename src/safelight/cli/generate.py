@@ -33,7 +33,7 @@ def underscored(value: str) -> str:
 
 
 def _engine(context: typer.Context, root: Path | None) -> LocalEngine:
-    from safelight.assemble.worker import open_engine
+    from safelight.assemble.opening import open_engine
 
     return open_engine(loaded(context, root).settings)
 

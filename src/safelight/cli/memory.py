@@ -26,7 +26,7 @@ def memory(
 
     Of this process: without `-m` nothing is resident, and the budgets are what a generation would have.
     """
-    from safelight.assemble.worker import open_engine
+    from safelight.assemble.opening import open_engine
 
     engine = open_engine(loaded(context, root).settings)
     for name in models or []:
@@ -68,7 +68,7 @@ def fits(
 
     Exit code 1 when it does not fit.
     """
-    from safelight.assemble.worker import open_engine
+    from safelight.assemble.opening import open_engine
     from safelight.types import Request
 
     found = re.fullmatch(r"([0-9]+)x([0-9]+)", size) if size else None

@@ -26,7 +26,7 @@ def remake(
     root: RootOption = None,
 ) -> None:
     """Make an image again from its own metadata and say whether it is the same. Exit code 1 when it is not."""
-    from safelight.assemble.worker import open_engine
+    from safelight.assemble.opening import open_engine
     from safelight.errors import CorruptFileError
     from safelight.metadata import chunks
     from safelight.storage.images import save
