@@ -204,5 +204,47 @@ def test_the_policy_off_copies_without_sums(component) -> None:
     with simulated() as device:
         moves = transfer.Transfers(device, Verification("off"))
         base = device.allocate(100)
-        assert moves.push("x", torch.ones(100, dtype=torch.uint8), base) is None
+        assert moves.push("x", torch.ones(100, dtype=torch.uint8), base, verify=False) is None
         assert transfer.Transfers(device).push("x", torch.ones(100, dtype=torch.uint8), base) is not None
+
+
+def test_a_second_model_is_verified_like_the_first(tiny: Path, component) -> None:
+    """What is verified goes by the piece: labels are the same in every checkpoint of an architecture."""
+    other = memory.manifest(tiny / "b.safetensors").component("unet")
+    with simulated() as device:
+        residency = memory.on(device)
+        residency.source._transfers.verification = Verification("first")  # type: ignore[attr-defined]
+        content(residency, component)
+        device.faults.corrupt_above, device.faults.corrupted = 1000, 1
+        assert same(content(residency, other), content(memory.host(), other))
+        assert residency.source._transfers.counts.wrong == 1  # type: ignore[attr-defined]
+
+
+def test_the_last_try_is_verified_too(component) -> None:
+    """A device that is wrong three times in a row is not believed the fourth time, whatever the policy."""
+    with simulated(faults=Faults(corrupt_above=0, corrupted=1 << 30)) as device:
+        residency = memory.on(device)
+        residency.source._transfers.verification = Verification("first")  # type: ignore[attr-defined]
+        with pytest.raises(TransferError):
+            content(residency, component)
+
+
+def test_a_copy_in_host_memory_that_was_spoiled_is_read_again(component, right) -> None:
+    with simulated() as device:
+        residency = memory.on(device)
+        content(residency, component)
+        residency.drop()
+        host = residency.source.host  # type: ignore[attr-defined]
+        for held in host._residents.values():
+            next(iter(held.target.tensors.values())).data.view(-1)[0] += 1
+        assert same(content(residency, component), right)
+
+
+def test_what_is_on_the_device_needs_nothing_on_the_host(component, right) -> None:
+    with simulated() as device:
+        residency = memory.on(device, keep=False)
+        content(residency, component)
+        host = residency.source.host  # type: ignore[attr-defined]
+        assert host.resident_bytes == 0
+        residency.ledger.set_budget("host", 10)
+        assert same(content(residency, component), right)

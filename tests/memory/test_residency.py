@@ -258,3 +258,34 @@ def test_memory_05_one_evicted_segment_is_all_that_is_read_again(
 def test_resident_bytes_of_a_component(two: tuple[Manifest, Manifest]) -> None:
     component = two[0].component("vae")
     assert resident_bytes(component, F32) <= whole(component) < resident_bytes(component, F32) * 1.1
+
+
+def test_other_models_go_first_when_the_budget_shrinks_meanwhile(two: tuple[Manifest, Manifest]) -> None:
+    """The running component still fits; what is warm beside it, and what was kept, is given back at the next step."""
+    running, warm = two[0].component("unet"), two[1].component("unet")
+    residency = memory.host()
+    with residency.lease(warm, F32):
+        pass
+    with residency.lease(running, F32) as lease:
+        residency.ledger.set_budget(HOST, whole(running) + 1000)
+        lease.adjust()
+        assert residency.ledger.stored(HOST) <= whole(running) + 1000
+        assert lease.ring is None
+        assert exact(residency)
+
+
+def test_a_load_that_fails_does_not_spoil_what_is_said_of_memory(two: tuple[Manifest, Manifest]) -> None:
+    component = two[0].component("unet")
+    residency = memory.host(whole(component) // 2)
+    taken = residency.pool.take
+
+    def fail(nbytes: int, owner: str = "", reason: str = "weights"):
+        if reason == "ring slot":
+            raise KeyboardInterrupt
+        return taken(nbytes, owner, reason)
+
+    residency.pool.take = fail  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt), residency.lease(component, F32):
+        pass
+    assert all(0 < holding.nbytes <= holding.total for holding in residency.holdings())
+    assert all(holding.leases == 0 for holding in residency.holdings())

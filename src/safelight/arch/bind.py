@@ -28,6 +28,7 @@ class _Binding:
         self._overlays = overlays
         self._resident: dict[str, tuple[nn.Parameter, int]] = {}
         self._streamed: dict[str, StreamedParameter] = {}
+        self._charges: dict[str, int] = {}
 
     def check(self) -> None:
         """Raise BindingError when the weights are not exactly the tensors of the skeleton."""
@@ -68,7 +69,7 @@ class _Binding:
         version = tensor._version
         overlay = self._overlays.get(name)
         if overlay is not None:
-            self._lease.charge(overlay.nbytes, f"overlay of {name}")
+            self._charges[name] = self._lease.charge(overlay.nbytes, f"overlay of {name}")
             tensor = overlay.applied(tensor)
         if self._lease.address(tensor) % ALIGNMENT:
             role = self._skeleton.key.role
@@ -108,6 +109,9 @@ class _Binding:
                     _log.warning("a bound weight was written; it is read again", role=key.role, name=name)
                     self._lease.spoil(name)
                 parameter.data = nothing
+                charge = self._charges.pop(name, None)
+                if charge is not None:
+                    self._lease.credit(charge)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,10 @@ _HINT = (
 )
 
 
+_PHRASES = ("can't allocate memory", "out of memory", "can't start new thread", "ALLOC_FAILED")
+"""In messages of the CPU's allocator, of CUDA, of Python's threads, of cuBLAS and cuDNN."""
+
+
 @contextlib.contextmanager
 def translated(what: str, needed: int = 0) -> Generator[None]:
     """Raise OutOfMemoryError for every way in which memory can run out within: the system's, and torch's.
@@ -30,6 +34,6 @@ def translated(what: str, needed: int = 0) -> Generator[None]:
         raise OutOfMemoryError(what, needed, 0, _HINT) from error
     except RuntimeError as error:
         # The allocator for the CPU raises no class of its own.
-        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+        if not any(phrase in str(error) for phrase in _PHRASES):
             raise
         raise OutOfMemoryError(what, needed, 0, _HINT) from error

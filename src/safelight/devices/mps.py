@@ -45,7 +45,8 @@ class MPS:
         return base.untyped_storage()
 
     def address(self, tensor: torch.Tensor) -> int:
-        return tensor.data_ptr()
+        # ``data_ptr`` is a handle there, not an address; allocations start at pages.
+        return int(tensor.storage_offset()) * tensor.element_size()
 
     def rounded(self, nbytes: int) -> int:
         return nbytes

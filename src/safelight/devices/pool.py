@@ -110,7 +110,9 @@ class SlabPool:
     def _allocated(self, size: int, owner: str, reason: str) -> Slab:
         number = self._book.charge(self.device.rounded(size), owner, reason)
         try:
-            return Slab(self.device.allocate(size), size, number, self.device)
+            base = self.device.allocate(size)
+            # The allocator may have given out what submitted computing still uses: nobody else may write there yet.
+            return Slab(base, size, number, self.device, self.device.mark())
         except BaseException:
             self._book.credit(number)
             raise
@@ -147,12 +149,14 @@ class SlabPool:
             self._drop(slab)
 
     def _drop(self, slab: Slab) -> None:
-        slab.busy.wait()
-        base = slab.base
-        slab.base = _NOTHING
-        self.device.release(base)
-        del base
-        self._book.credit(slab.number)
+        try:
+            slab.busy.wait()
+            base = slab.base
+            slab.base = _NOTHING
+            self.device.release(base)
+            del base
+        finally:
+            self._book.credit(slab.number)
 
 
 _NOTHING = torch.empty(0, dtype=torch.uint8)

@@ -206,27 +206,25 @@ class Transfers:
         """Host memory that is held for copies."""
         return sum(stage.numel() for stage in self._stages)
 
-    def push(self, what: str, source: torch.Tensor, target: torch.Tensor) -> sums.Sum | None:
+    def push(self, what: str, source: torch.Tensor, target: torch.Tensor, verify: bool = True) -> sums.Sum | None:
         """Copy host bytes to the device, and return when they are there: uint8, contiguous, of one size.
 
-        Gives their sum where they were verified, else None. ``what`` names them. A copy that arrived otherwise than it
-        was sent is repeated in small synchronous pieces; raises TransferError when that did not help either. Whoever
-        reads the source again may then try once more.
+        Gives their sum where they were to be verified, else None. ``what`` names them. A copy that arrived otherwise
+        than it was sent is repeated in small synchronous pieces; raises TransferError when that did not help either.
+        Whoever reads the source again may then try once more.
         """
         with self._lock:
             self.counts.copies += 1
             self.counts.nbytes += source.numel()
-            if not self.verification.due(what):
-                self._arrived(self._submitted(source, target))
+            if not verify:
+                self._submitted(source, target)
                 return None
+            # What was there before may be the same bytes: then a copy that has not arrived would pass for one that has.
+            target.fill_(MARKED)
+            self.device.mark().wait()
             with self.verification.timed():
-                # What was there before may be the same bytes: then a copy that has not arrived would pass for one that
-                # has.
-                target.fill_(MARKED)
-                self.device.mark().wait()
                 sent = sums.of(source)
             fences = self._submitted(source, target)
-            self._arrived(fences)
             if self._is(target, sent):
                 return sent
             self.counts.wrong += 1
@@ -238,24 +236,30 @@ class Transfers:
         raise TransferError(what, self.device.name, source.numel())
 
     def _submitted(self, source: torch.Tensor, target: torch.Tensor) -> list[Fence]:
-        """Submit the copy; a fence for each part of it. A buffer is filled again only after its fence."""
-        if not self._stages:
-            return [self.device.push(source, target)]
-        fences: list[Fence] = []
-        size = self.device.stage_bytes
-        for number, at in enumerate(range(0, source.numel(), size)):
-            if number >= len(self._stages):
-                fences[number - len(self._stages)].wait()
-            part = source[at : at + size]
-            stage = self._stages[number % len(self._stages)][: part.numel()]
-            stage.copy_(part)
-            fences.append(self.device.push(stage, target[at : at + size]))
-        return fences
+        """Submit the copy and wait for it; the fences of its parts. A buffer is filled again only after its fence.
 
-    @staticmethod
-    def _arrived(fences: Sequence[Fence]) -> None:
-        for fence in fences:
-            fence.wait()
+        Whatever is raised, nothing is on its way any more when this ends: late bytes would land in another's slab.
+        """
+        fences: list[Fence] = []
+        try:
+            if not self._stages:
+                fences.append(self.device.push(source, target))
+            size = self.device.stage_bytes or source.numel()
+            for number, at in enumerate(range(0, source.numel(), size) if self._stages else ()):
+                if number >= len(self._stages):
+                    fences[number - len(self._stages)].wait()
+                part = source[at : at + size]
+                stage = self._stages[number % len(self._stages)][: part.numel()]
+                stage.copy_(part)
+                fences.append(self.device.push(stage, target[at : at + size]))
+            for fence in fences:
+                fence.wait()
+        except BaseException:
+            for fence in fences:
+                with contextlib.suppress(Exception):
+                    fence.wait()
+            raise
+        return fences
 
     def _is(self, target: torch.Tensor, sent: sums.Sum) -> bool:
         with self.verification.timed():
@@ -264,7 +268,8 @@ class Transfers:
     def _arrives(self, fences: Sequence[Fence], target: torch.Tensor, sent: sums.Sum) -> bool:
         """Whether waiting again helps: then it was the waiting that had failed, and nothing is on its way any more."""
         for _ in range(WAITS):
-            self._arrived(fences)
+            for fence in fences:
+                fence.wait()
             if self._is(target, sent):
                 return True
         return False

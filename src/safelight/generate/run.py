@@ -235,14 +235,14 @@ class _Job:
         key = SkeletonKey(self.model.base, role, component.config, dtype, bench.run.attention, self._device)
         work = work_of(self.model, role, bench.run, self._width * self._height)
         use = use_of(self.model, role, bench, self._width * self._height, passes)
-        with (
-            bench.residency.lease(component, dtype, use) as lease,
-            bound(bench.skeletons, key, lease) as module,
-        ):
-            self.clock.spent["switch"] += time.perf_counter() - start
-            with watched(bench.computing) as most, self._translated(work):
-                result = stage(module, lease)
-                used = most()
+        with bench.residency.lease(component, dtype, use) as lease:
+            with bound(bench.skeletons, key, lease) as module:
+                self.clock.spent["switch"] += time.perf_counter() - start
+                with watched(bench.computing) as most, self._translated(work):
+                    result = stage(module, lease)
+                    used = most()
+            if lease.written:
+                raise _SpoiledWeights(["written while they were bound"])
             bench.verification.worked(time.perf_counter() - start)
             if bench.verification.due(lease.key):
                 with bench.verification.timed():
@@ -260,7 +260,8 @@ class _Job:
             with translated(f"Computing an image by {self.model.name}"):
                 yield
         except OutOfMemoryError as error:
-            if not error.final:
+            # What failed to get a slab says how large; what failed within an operation does not.
+            if not error.needed:
                 self.bench.working.too_little(work)
             raise
 

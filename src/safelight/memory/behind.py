@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Sequence
 
 import structlog
 import torch
@@ -28,30 +29,51 @@ class FromHost:
         self.host = host
         self._transfers = transfers
         self._keep = keep
+        # The host streams through one slot: whoever copies out of it copies alone.
+        self._lock = threading.RLock()
 
     @contextlib.contextmanager
     def opened(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[Fetch]:
-        """See :class:`Source`. The component is leased on the host for as long."""
-        with self.host.lease(component, dtype) as lease:
-            yield lambda targets: [self._push(lease, target) for target in targets]
-        if not self._keep:
-            self.host.drop(component.digest)
+        """See :class:`Source`. The component is leased on the host from the first fetch on: one that is on the device
+        already needs nothing there."""
+        with contextlib.ExitStack() as stack:
+            leases: list[Lease] = []
+
+            def fetch(targets: Sequence[Target]) -> list[Proof]:
+                with self._lock:
+                    if not leases:
+                        leases.append(stack.enter_context(self.host.lease(component, dtype)))
+                    return [self._push(leases[0], target) for target in targets]
+
+            try:
+                yield fetch
+            finally:
+                stack.close()
+                if leases and not self._keep:
+                    self.host.drop(component.digest)
 
     def _push(self, lease: Lease, target: Target) -> Proof:
-        segment, index = target.segment, target.segment.piece.index
+        piece, what = target.segment.piece, target.segment.label
+        # By the piece, as labels name no model.
+        verify = self._transfers.verification.due(f"{piece.component} {piece.index}")
+        if verify and not lease.intact(piece.index):
+            _log.warning("a copy in host memory was spoiled; it is read again", what=what)
+            lease.renew(piece.index)
         for again in (False, True):
             if again:
-                lease.renew(index)
+                lease.renew(piece.index)
             try:
-                with lease.held(index) as source:
-                    sent = source.base[: segment.nbytes]
-                    proof = self._transfers.push(segment.label, sent, target.slab.base[: segment.nbytes])
-                self._transfers.counts.again += again
-                return proof
+                with lease.held(piece.index) as source:
+                    return self._transfers.push(
+                        what,
+                        source.base[: target.segment.nbytes],
+                        target.slab.base[: target.segment.nbytes],
+                        verify or again,
+                    )
             except TransferError:
                 if again:
                     raise
-                _log.warning("a copy could not be repaired; its source is read again", what=segment.label)
+                _log.warning("a copy could not be repaired; its source is read again", what=what)
         raise AssertionError
 
     def proof(self, target: Target) -> Proof:

@@ -17,6 +17,7 @@ import structlog
 import torch
 
 from safelight.devices.base import Device
+from safelight.devices.failures import translated
 from safelight.devices.pool import Book, Slab, SlabPool
 from safelight.errors import OutOfMemoryError
 from safelight.memory.budget import HOST, Ledger, OverBudget
@@ -97,7 +98,8 @@ class Lease:
         self.ring: Ring | None = None
         self.fetch: Fetch | None = None
         self.reserved: int | None = None
-        self.charges: list[int] = []
+        self.charges: set[int] = set()
+        self.written = False
         self.on_change: OnChange | None = None
         self._residency = residency
         self._place, self.shapes = places(component, dtype)
@@ -145,16 +147,33 @@ class Lease:
             self.ring.forget(index)
             return
         assert self.fetch is not None
+        # Until it is there again it is wrong, whatever happens meanwhile.
+        held.spoiled = True
         (held.proof,) = self.fetch([held.target])
+        held.spoiled = False
+
+    def intact(self, index: int) -> bool:
+        """Whether a resident segment is as it was produced; one that is streamed was read just now."""
+        held = self.residents.get(index)
+        return held is None or held.proof is None or self._residency.source.proof(held.target) == held.proof
 
     def adjust(self) -> None:
         """Between two passes: follow the budget, which may have shrunk or grown since; at most down to the least that
         works. Nothing of this component may be in use."""
         self._residency.adjust(self)
 
-    def charge(self, nbytes: int, reason: str) -> None:
-        """Note bytes that live as long as the lease. Raises OverBudget."""
-        self.charges.append(self._residency.ledger.charge(self._residency.place, nbytes, self.key, reason))
+    def charge(self, nbytes: int, reason: str) -> int:
+        """Note bytes that live as long as the lease, or until :meth:`credit`. Raises OverBudget."""
+        residency = self._residency
+        residency.make_room(nbytes)
+        number = residency.ledger.charge(residency.place, nbytes, self.key, reason)
+        self.charges.add(number)
+        return number
+
+    def credit(self, number: int) -> None:
+        """The bytes of that charge are gone."""
+        self.charges.remove(number)
+        self._residency.ledger.credit(number)
 
     def address(self, tensor: torch.Tensor) -> int:
         """Where a tensor starts in its memory; only its remainder by the alignment means something."""
@@ -162,6 +181,7 @@ class Lease:
 
     def spoil(self, name: str) -> None:
         """Somebody wrote into this tensor: its segment is dropped when its last lease ends."""
+        self.written = True
         held = self.residents.get(self._place[name])
         if held is not None:
             held.spoiled = True
@@ -253,8 +273,9 @@ class Residency:
         lease = Lease(self, component, dtype, use)
         with contextlib.ExitStack() as stack:
             lease.fetch = stack.enter_context(self.source.opened(component, dtype))
-            with self._lock:
+            with self._lock, translated(f"Memory for the {component.role}"):
                 stack.callback(self._end, lease)
+                self._forget_spoiled(lease)
                 self._carry_out(lease, self._planned(lease))
             yield lease
 
@@ -275,6 +296,9 @@ class Residency:
             new = self._least(lease)
             after = {piece.index for piece in (*new.pieces("keep"), *new.pieces("load"))}
             if after == before:
+                for piece in new.pieces("drop"):
+                    self._evict(piece)
+                self.make_room(0)
                 return
             _log.info("memory changed", place=self.place, before=len(before), after=len(after), of=len(lease.segments))
             if lease.ring is not None:
@@ -303,6 +327,12 @@ class Residency:
                     self._evict(piece)
             if digest is None:
                 self.pool.trim(0)
+            else:
+                self.make_room(0)
+
+    def make_room(self, promise: int) -> None:
+        """Give kept slabs back as far as the budget is passed, or ``promise`` bytes more would pass it."""
+        self.pool.trim(max(0, self.pool.kept_bytes + min(0, self.ledger.free(self.place) - promise)))
 
     def _least(self, lease: Lease) -> Plan:
         """A plan by the budget, or with the least that works when the budget is below it: what runs goes on."""
@@ -311,6 +341,9 @@ class Residency:
         decided = plan(situation)
         if isinstance(decided, Refusal):
             lacking = decided.least - decided.available
+            if self.most is not None:
+                # The settings' limit holds; what was possible at the beginning still is.
+                return lease.plan
             self.ledger.set_budget(self.place, self.ledger.budget(self.place) + lacking)
             decided = plan(replace(situation, budget=situation.budget + lacking))
         if isinstance(decided, Refusal):
@@ -376,6 +409,7 @@ class Residency:
     def _carry_out(self, lease: Lease, decided: Plan) -> None:
         """Drop, promise, make room, read; or leave everything as it was but for what was dropped."""
         lease.plan = self._last = decided
+        self._totals[lease.key] = sum(segment.nbytes for segment in lease.segments)
         if self.log:
             for step in decided.steps:
                 _log.info("memory", place=self.place, action=step.action, piece=step.piece, reason=step.reason)
@@ -394,10 +428,9 @@ class Residency:
             ahead = decided.slots - 1
             lease.ring = Ring(self.pool, lease.fetch, streamed, decided.slots, ahead, lease.use.passes, lease.key)
         promise = lease.use.working if lease.reserved is None else 0
-        self.pool.trim(max(0, self.pool.kept_bytes + min(0, self.ledger.free(self.place) - promise)))
+        self.make_room(promise)
         if promise:
             lease.reserved = self.ledger.charge(self.place, lease.use.working, lease.key, "computing", stored=False)
-        self._totals[lease.key] = sum(segment.nbytes for segment in lease.segments)
         self._clock += 1
         for held in lease.residents.values():
             held.used = self._clock
@@ -423,22 +456,33 @@ class Residency:
             raise
         return [_Held(target, proof) for target, proof in zip(targets, proofs, strict=True)]
 
+    def _forget_spoiled(self, lease: Lease) -> None:
+        """What is known to be wrong is not kept for the next lease."""
+        for piece, held in list(self._residents.items()):
+            if held.spoiled and not held.leases and piece.component == lease.key:
+                self._evict(piece)
+
     def _end(self, lease: Lease) -> None:
         with self._lock:
-            if lease.ring is not None:
-                lease.ring.close()
+            try:
+                if lease.ring is not None:
+                    lease.ring.close()
+            finally:
                 lease.ring = None
-            for held in lease.residents.values():
-                held.leases -= 1
-                if held.spoiled and not held.leases and self._residents.get(held.target.segment.piece) is held:
-                    self._evict(held.target.segment.piece)
-            lease.residents = {}
-            for number in lease.charges:
-                self.ledger.credit(number)
-            lease.charges.clear()
-            if lease.reserved is not None:
-                self.ledger.credit(lease.reserved)
-                lease.reserved = None
+                self._let_go(lease)
+
+    def _let_go(self, lease: Lease) -> None:
+        for held in lease.residents.values():
+            held.leases -= 1
+            if held.spoiled and not held.leases and self._residents.get(held.target.segment.piece) is held:
+                self._evict(held.target.segment.piece)
+        lease.residents = {}
+        for number in lease.charges:
+            self.ledger.credit(number)
+        lease.charges.clear()
+        if lease.reserved is not None:
+            self.ledger.credit(lease.reserved)
+            lease.reserved = None
 
     def _evict(self, piece: Piece) -> None:
         held = self._residents.pop(piece)

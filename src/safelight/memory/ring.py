@@ -28,6 +28,7 @@ class _Slot:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     pins: int = 0
     used: int = 0
+    aliased: bool = False
     busy: Fence = PASSED
     coming: Future[None] | None = None
 
@@ -89,13 +90,16 @@ class Ring:
             with self._lock:
                 for slot in slots:
                     slot.busy = self._pool.device.mark()
+                    slot.aliased |= slot.slab.holders() > len(slot.tensors)
                     slot.pins -= 1
 
     @contextmanager
     def held(self, index: int) -> Generator[Slab]:
         """The slab of a segment, for copying it elsewhere."""
         with self.pinned(index):
-            yield next(slot.slab for slot in self._slots if slot.index == index)
+            with self._lock:
+                slab = next(slot.slab for slot in self._slots if slot.index == index)
+            yield slab
 
     def forget(self, index: int) -> None:
         """Bring the segment again when it is asked for next."""
@@ -135,8 +139,15 @@ class Ring:
             following = self._segments[(number + step) % len(self._segments)].piece.index
             if self._thread is None or any(slot.index == following for slot in self._slots):
                 continue
+            # Bringing ahead is a favour: without a slot to spare there is none.
+            if not any(slot.pins == 0 and slot.slab.holders() <= len(slot.tensors) for slot in self._slots):
+                return
             slot = self._emptied(following)
-            slot.coming = self._thread.submit(self._fill, slot, following)
+            try:
+                slot.coming = self._thread.submit(self._fill, slot, following)
+            except RuntimeError:
+                slot.index = -1
+                return
 
     def _emptied(self, index: int) -> _Slot:
         """A slot for another segment: the one used longest ago that nobody uses. One whose tensors somebody still holds
@@ -147,7 +158,8 @@ class Ring:
             if slot.coming is not None:
                 slot.coming.exception()
             slot.tensors, slot.coming = {}, None
-            slot.busy.wait()
+            # A view of it that outlived its operation may have been used by a later one.
+            (self._pool.device.mark() if slot.aliased else slot.busy).wait()
             if slot.slab.holders() > 0:
                 self._slots.remove(slot)
                 self._pool.give(slot.slab)
@@ -155,7 +167,7 @@ class Ring:
         if slot is None:
             slot = _Slot(self._taken())
             self._slots.append(slot)
-        slot.index, slot.used, slot.busy = index, 0, PASSED
+        slot.index, slot.used, slot.busy, slot.aliased = index, 0, PASSED, False
         return slot
 
     def _taken(self) -> Slab:
@@ -176,8 +188,7 @@ class Ring:
         with self._lock:
             if self._thread is not None:
                 self._thread.shutdown(wait=True, cancel_futures=True)
-            for slot in self._slots:
+            while self._slots:
+                slot = self._slots.pop()
                 slot.tensors, slot.coming = {}, None
-                slot.busy.wait()
                 self._pool.give(slot.slab)
-            self._slots.clear()

@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from safelight.errors import CorruptFileError, FileError
 from safelight.files import write_whole
 from safelight.formats.folder import read_json
+
+_log = structlog.get_logger(__name__)
 
 MARGIN = 1.1
 """Of a measured need: the next run may find memory in other pieces."""
@@ -83,7 +87,11 @@ class WorkingMemory:
             known[work.pixels] = after
             if self._path is not None and (before is None or abs(after - before) > before * 0.02):
                 text = {name: {str(p): n for p, n in sizes.items()} for name, sizes in self._measured.items()}
-                write_whole(self._path, json.dumps(text, indent=1, sort_keys=True).encode())
+                try:
+                    write_whole(self._path, json.dumps(text, indent=1, sort_keys=True).encode())
+                except FileError as error:
+                    # It is known to this process; the image matters more than the next process's estimate.
+                    _log.warning("what computing took cannot be kept", why=str(error))
 
     def too_little(self, work: Work) -> None:
         """Memory ran out within the estimate: promise half as much again next time."""
