@@ -61,7 +61,7 @@ def measured(switch: Callable[[str], None], switches: int) -> dict[str, object]:
         while not stop.wait(0.003):
             most[0] = max(most[0], anonymous())
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     seconds = []
     for turn in range(switches + 2):

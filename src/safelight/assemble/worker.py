@@ -11,7 +11,7 @@ from safelight.arch.skeleton import SkeletonCache
 from safelight.assemble import report
 from safelight.assemble.control import open_library
 from safelight.config import Settings
-from safelight.devices import choice, machine
+from safelight.devices import choice, machine, selftest
 from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
 from safelight.devices.machine import Bound
@@ -38,7 +38,8 @@ def open_engine(settings: Settings, device: Device | None = None) -> LocalEngine
     verification = Verification(settings.verify_transfers)
     limits = [_host_limits(ledger)]
     tiers = [_host(settings, ledger, limits[0], threads)]
-    transfers = Transfers(device, verification)
+    stage_bytes = selftest.copies(device, settings.root).stage_bytes if device.separate else 0
+    transfers = Transfers(device, verification, stage_bytes)
     if device.separate:
         limits.append(_device_limits(ledger, device))
         tiers.append(

@@ -6,6 +6,7 @@ contract suite (``tests/contracts``) runs over all that are there.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -104,13 +105,23 @@ class Device(Protocol):
         """Copy device bytes to the host. May return before it is done; what computes the source must be done."""
         ...
 
+    asynchronous: bool
+    """Whether copies may return before they are done. The self-test (:mod:`safelight.devices.selftest`) sets it, by what
+    it saw on this machine."""
+
+    def aside(self) -> AbstractContextManager[object]:
+        """Within the context, work goes to where copies go: done in the order in which both were submitted, without
+        waiting for computing."""
+        ...
+
     def mark(self) -> Fence:
         """A fence that is passed when all computing submitted so far is done."""
         ...
 
     @property
     def stage_bytes(self) -> int:
-        """Size of the buffers through which pushes go fastest; 0 where they go as fast from any host memory."""
+        """Size of the buffers through which pushes go fast, unless the self-test measured a better one; 0 where they go
+        as fast from any host memory."""
         ...
 
     def staging(self, nbytes: int) -> torch.Tensor:

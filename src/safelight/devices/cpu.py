@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from safelight.devices import host, machine
@@ -15,6 +17,7 @@ class CPU:
     separate = False
     ahead = 0
     stage_bytes = 0
+    asynchronous = False
 
     @property
     def torch(self) -> torch.device:
@@ -48,6 +51,9 @@ class CPU:
     def pull(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
         target.copy_(source)
         return PASSED
+
+    def aside(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
 
     def mark(self) -> Fence:
         return PASSED

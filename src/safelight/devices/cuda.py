@@ -5,6 +5,7 @@ Nothing here can be run without a GPU; the contract suite runs it where there is
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import torch
@@ -45,6 +46,7 @@ class CUDA:
     separate = True
     ahead = AHEAD
     stage_bytes = STAGE_BYTES
+    asynchronous = True
 
     def __init__(self) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)
@@ -92,8 +94,11 @@ class CUDA:
 
     def _copy(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
         with torch.cuda.stream(self._copies):
-            target.copy_(source, non_blocking=True)
+            target.copy_(source, non_blocking=self.asynchronous)
         return _Event(self._copies, (source, target))
+
+    def aside(self) -> contextlib.AbstractContextManager[object]:
+        return torch.cuda.stream(self._copies)
 
     def mark(self) -> Fence:
         return _Event(torch.cuda.current_stream(self._device))

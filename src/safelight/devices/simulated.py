@@ -274,6 +274,7 @@ class Simulated:
         self.latency = latency
         self.stage_bytes = stage_bytes
         self.faults = faults or Faults()
+        self.asynchronous = True
         self._allocated = 0
         self._chance = random.Random(seed)
         self._lock = threading.RLock()
@@ -329,6 +330,9 @@ class Simulated:
     def pull(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
         return self._submit(_open(source), target)
 
+    def aside(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
     def mark(self) -> Fence:
         return PASSED
 
@@ -339,7 +343,7 @@ class Simulated:
         self.check()
         with self._lock:
             stream = self._chance.choice(self._streams)
-            early = self.faults.early_frees > 0
+            early = self.asynchronous and self.faults.early_frees > 0
             self.faults.early_frees -= early
             above = self.faults.corrupt_above
             corrupt = self.faults.corrupted > 0 and above is not None and source.numel() > above
@@ -347,6 +351,9 @@ class Simulated:
         if early:
             # The driver kept the address, the program believed the copy done and used the memory for something else.
             source = torch.full_like(source, POISON)
+        if not self.asynchronous:
+            self._copy(source, target, corrupt)
+            return PASSED
         return _Copy(self.faults, stream.submit(self._copy, source, target, corrupt))
 
     def _copy(self, source: torch.Tensor, target: torch.Tensor, corrupt: bool) -> None:

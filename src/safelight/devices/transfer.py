@@ -191,14 +191,17 @@ class Transfers:
     """Copies from the host to one device; ``verification`` says which are summed where they arrive.
 
     Where the device copies best from memory of its own kind (``stage_bytes``), bytes go through two such buffers, the
-    next one filled while the last is on its way. Safe to be used by several threads, which wait for each other.
+    next one filled while the last is on its way; ``stage_bytes`` sets their size instead. Safe to be used by several threads, which wait for each other.
     """
 
-    def __init__(self, device: Device, verification: Verification | None = None) -> None:
+    def __init__(
+        self, device: Device, verification: Verification | None = None, stage_bytes: int | None = None
+    ) -> None:
         self.device = device
         self.verification = verification or Verification("always")
         self.counts = Counts()
-        self._stages = [device.staging(device.stage_bytes) for _ in range(2)] if device.stage_bytes else []
+        size = device.stage_bytes if stage_bytes is None else stage_bytes
+        self._stages = [device.staging(size) for _ in range(2)] if size else []
         self._lock = threading.Lock()
 
     @property
@@ -220,8 +223,8 @@ class Transfers:
                 self._submitted(source, target)
                 return None
             # What was there before may be the same bytes: then a copy that has not arrived would pass for one that has.
-            target.fill_(MARKED)
-            self.device.mark().wait()
+            with self.device.aside():
+                target.fill_(MARKED)
             with self.verification.timed():
                 sent = sums.of(source)
             fences = self._submitted(source, target)
@@ -244,7 +247,7 @@ class Transfers:
         try:
             if not self._stages:
                 fences.append(self.device.push(source, target))
-            size = self.device.stage_bytes or source.numel()
+            size = self._stages[0].numel() if self._stages else source.numel()
             for number, at in enumerate(range(0, source.numel(), size) if self._stages else ()):
                 if number >= len(self._stages):
                     fences[number - len(self._stages)].wait()
@@ -262,7 +265,7 @@ class Transfers:
         return fences
 
     def _is(self, target: torch.Tensor, sent: sums.Sum) -> bool:
-        with self.verification.timed():
+        with self.verification.timed(), self.device.aside():
             return sums.of(target) == sent
 
     def _arrives(self, fences: Sequence[Fence], target: torch.Tensor, sent: sums.Sum) -> bool:

@@ -31,6 +31,7 @@ class FromHost:
         self._keep = keep
         # The host streams through one slot: whoever copies out of it copies alone.
         self._lock = threading.RLock()
+        self._leases: list[Lease] = []
 
     @contextlib.contextmanager
     def opened(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[Fetch]:
@@ -43,11 +44,14 @@ class FromHost:
                 with self._lock:
                     if not leases:
                         leases.append(stack.enter_context(self.host.lease(component, dtype)))
+                        self._leases += leases
                     return [self._push(leases[0], target) for target in targets]
 
             try:
                 yield fetch
             finally:
+                with self._lock:
+                    self._leases = [lease for lease in self._leases if lease not in leases]
                 stack.close()
                 if leases and not self._keep:
                     self.host.drop(component.digest)
@@ -79,3 +83,10 @@ class FromHost:
     def proof(self, target: Target) -> Proof:
         """See :class:`Source`: the sum of the whole slab, on the device."""
         return sums.of(target.slab.base[: target.segment.nbytes])
+
+    def follow(self) -> None:
+        """See :class:`Source`: copies that are kept on the host go when others want its memory, and come back."""
+        with self._lock:
+            for lease in self._leases:
+                lease.adjust()
+            self.host.follow()

@@ -40,7 +40,7 @@ class Situation:
     """What a plan is made from.
 
     ``budget``: bytes for weights, all that is resident included. ``needed``: the pieces of one component in the order
-    of use, used ``passes`` times. ``upcoming``: components in the order in which they will be wanted after it.
+    of use, used ``passes`` times; none, to make room only. ``upcoming``: components in the order in which they will be wanted after it.
     ``partial``: whether it may be resident in part. ``ahead``: pieces brought while another one is used.
     """
 
@@ -99,7 +99,7 @@ def plan(given: Situation) -> Plan | Refusal:
     available = given.budget - held
     total = sum(piece.nbytes for piece in given.needed)
     slots, slot_bytes = 0, 0
-    if total <= available:
+    if total <= available or not given.needed:
         staying = set(given.needed)
     else:
         slots, slot_bytes = given.ahead + 1, max(piece.nbytes for piece in given.needed)

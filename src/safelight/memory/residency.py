@@ -292,6 +292,7 @@ class Residency:
     def adjust(self, lease: Lease) -> None:
         """See :meth:`Lease.adjust`."""
         with self._lock:
+            self.source.follow()
             before = set(lease.residents)
             new = self._least(lease)
             after = {piece.index for piece in (*new.pieces("keep"), *new.pieces("load"))}
@@ -307,6 +308,17 @@ class Residency:
             self._streamed_from_now_on(lease, before - after)
             self._carry_out(lease, new)
             self._told(lease, after - before, True)
+
+    def follow(self) -> None:
+        """Between two uses: follow the budget, which may have shrunk; what nobody holds goes first."""
+        with self._lock:
+            self.before_planning()
+            residents = tuple(Resident(piece, held.used, held.leases > 0) for piece, held in self._residents.items())
+            decided = plan(Situation(self._for_weights(None), residents, ()))
+            if isinstance(decided, Plan):
+                for piece in decided.pieces("drop"):
+                    self._evict(piece)
+            self.make_room(0)
 
     def _streamed_from_now_on(self, lease: Lease, indices: set[int]) -> None:
         self._told(lease, indices, False)
@@ -379,13 +391,13 @@ class Residency:
             ahead=self.device.ahead,
         )
 
-    def _for_weights(self, lease: Lease) -> int:
+    def _for_weights(self, lease: Lease | None) -> int:
         """Bytes for resident segments and the lease's ring: the budget less what is promised to computing, or what the
         settings allow, less what is stored but is neither."""
-        ring = lease.ring.nbytes if lease.ring is not None else 0
+        ring = lease.ring.nbytes if lease is not None and lease.ring is not None else 0
         others = self.ledger.stored(self.place) - self.resident_bytes - self.pool.kept_bytes - ring
         promised = self.ledger.reserved(self.place)
-        if lease.reserved is None:
+        if lease is not None and lease.reserved is None:
             promised += lease.use.working
         allowed = self.ledger.budget(self.place) - promised
         return (allowed if self.most is None else min(allowed, self.most)) - others

@@ -172,7 +172,12 @@ class Ring:
 
     def _taken(self) -> Slab:
         with translated(f"Streaming the {self._owner}", self._size):
-            return self._pool.take(self._size, self._owner, "ring slot")
+            slab = self._pool.take(self._size, self._owner, "ring slot")
+        if not self._pool.device.separate:
+            # The system gives memory when it is first touched; if that happened while a stage runs, what computing takes
+            # would be measured too high.
+            slab.base.fill_(0)
+        return slab
 
     def _fill(self, slot: _Slot, index: int) -> None:
         target = Target.of(self._segments[self._place[index]], slot.slab)

@@ -53,6 +53,10 @@ class Source(Protocol):
         """The proof of what is there now."""
         ...
 
+    def follow(self) -> None:
+        """Let the memory in which the source itself keeps bytes follow what the machine allows now."""
+        ...
+
 
 class FromFile:
     """Reads segments from the manifest's files into host memory, hashed and cast in the same pass.
@@ -87,3 +91,6 @@ class FromFile:
     def proof(self, target: Target) -> Proof:
         """See :class:`Source`: the digests of the tensors."""
         return tuple(digest_of(tensor) for tensor in target.tensors.values())
+
+    def follow(self) -> None:
+        """See :class:`Source`: it keeps none."""

@@ -1,0 +1,60 @@
+"""The host's memory behind a device: copies kept there follow what the machine allows, while the device works too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from support import memory
+
+from safelight.devices.simulated import simulated
+from safelight.memory.budget import HOST
+from safelight.memory.residency import Use
+from safelight.memory.segments import cut
+
+
+def test_the_hosts_copies_go_when_others_want_its_memory_and_come_back(tiny: Path) -> None:
+    component = memory.manifest(tiny / "a.safetensors").component("unet")
+    segments = cut(component, torch.float32)
+    size = sum(segment.nbytes for segment in segments)
+    largest = max(segment.nbytes for segment in segments)
+    with simulated(nbytes=1 << 30) as device:
+        # Streamed on the device, so that the host's copy is in use.
+        there = memory.on(device, budget=max(size // 2, largest * 4))
+        host = memory.tiers(there)[1]
+        free = [1 << 30]
+        host.before_planning = lambda: there.ledger.set_budget(HOST, free[0])
+        with there.lease(component, torch.float32, Use(passes=9)) as lease:
+
+            def used() -> int:
+                for segment in segments:
+                    for tensor in segment.tensors:
+                        with lease.pinned([tensor.name]) as found:
+                            assert torch.isfinite(found.pop().cpu()).all()
+                return host.resident_bytes
+
+            assert used() == size
+            free[0] = largest * 2
+            lease.adjust()
+            assert used() <= largest * 2
+            assert there.ledger.stored(HOST) <= largest * 2
+            free[0] = 1 << 30
+            lease.adjust()
+            assert used() == size
+        host.drop()
+        assert there.ledger.stored(HOST) == 0
+
+
+def test_what_nobody_holds_on_the_host_goes_first(tiny: Path) -> None:
+    component = memory.manifest(tiny / "a.safetensors").component("unet")
+    with simulated(nbytes=1 << 30) as device:
+        there = memory.on(device)
+        host = memory.tiers(there)[1]
+        with there.lease(component, torch.float32):
+            pass
+        assert host.resident_bytes > 0
+        host.before_planning = lambda: there.ledger.set_budget(HOST, 0)
+        with there.lease(component, torch.float32) as lease:
+            lease.adjust()
+            assert host.resident_bytes == there.ledger.stored(HOST) == 0
+            assert lease.resident_bytes > 0
