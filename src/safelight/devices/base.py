@@ -106,8 +106,8 @@ class Device(Protocol):
         ...
 
     asynchronous: bool
-    """Whether copies may return before they are done. The self-test (:mod:`safelight.devices.selftest`) sets it, by what
-    it saw on this machine."""
+    """Whether copies may return before they are done. The self-test (:mod:`safelight.devices.selftest`) sets it, by
+    what it saw on this machine."""
 
     def aside(self) -> AbstractContextManager[object]:
         """Within the context, work goes to where copies go: done in the order in which both were submitted, without

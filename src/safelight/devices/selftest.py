@@ -1,8 +1,8 @@
 """What this machine's device can be trusted with: measured on it, once for its versions, and kept.
 
 Copies: whether they may be asynchronous, and how large the buffers should be through which they go. Copies of several
-sizes are under way at once, the program lets go of their sources and uses new memory meanwhile (which is how others lost
-bytes: row COPY 01), and what arrived is summed.
+sizes are under way at once, the program lets go of their sources and uses new memory meanwhile (which is how others
+lost bytes: row COPY 01), and what arrived is summed.
 """
 
 from __future__ import annotations

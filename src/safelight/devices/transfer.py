@@ -191,7 +191,8 @@ class Transfers:
     """Copies from the host to one device; ``verification`` says which are summed where they arrive.
 
     Where the device copies best from memory of its own kind (``stage_bytes``), bytes go through two such buffers, the
-    next one filled while the last is on its way; ``stage_bytes`` sets their size instead. Safe to be used by several threads, which wait for each other.
+    next one filled while the last is on its way; ``stage_bytes`` sets their size instead. Safe to be used by several
+    threads, which wait for each other.
     """
 
     def __init__(

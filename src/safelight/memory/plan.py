@@ -40,8 +40,8 @@ class Situation:
     """What a plan is made from.
 
     ``budget``: bytes for weights, all that is resident included. ``needed``: the pieces of one component in the order
-    of use, used ``passes`` times; none, to make room only. ``upcoming``: components in the order in which they will be wanted after it.
-    ``partial``: whether it may be resident in part. ``ahead``: pieces brought while another one is used.
+    of use, used ``passes`` times; none, to make room only. ``upcoming``: components in the order in which they will be
+    wanted after it. ``partial``: whether it may be resident in part. ``ahead``: pieces brought while another is used.
     """
 
     budget: int

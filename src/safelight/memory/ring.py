@@ -174,8 +174,8 @@ class Ring:
         with translated(f"Streaming the {self._owner}", self._size):
             slab = self._pool.take(self._size, self._owner, "ring slot")
         if not self._pool.device.separate:
-            # The system gives memory when it is first touched; if that happened while a stage runs, what computing takes
-            # would be measured too high.
+            # The system gives memory when it is first touched; if that happened while a stage runs, what computing
+            # takes would be measured too high.
             slab.base.fill_(0)
         return slab
 
