@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from safelight.cli import config, generate, identify, memory, models, remake
@@ -29,6 +31,14 @@ app.command("demo", epilog="Example: `safelight demo --out out/demo`")(generate.
 app.command("memory", epilog=memory.MEMORY_EXAMPLES)(memory.memory)
 app.command("fits", epilog=memory.FITS_EXAMPLES)(memory.fits)
 app.command("identify", epilog=identify.EXAMPLES)(identify.identify)
+
+
+def log_to_stderr() -> None:
+    """Warnings are for people; what a script reads on the standard output stays clean."""
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
 
 
 def _version(asked: bool) -> None:
@@ -57,6 +67,7 @@ def options(
 ) -> None:
     """Options before the command hold for every command."""
     del version
+    log_to_stderr()
     context.obj = Chosen(root, config_file, device)
 
 

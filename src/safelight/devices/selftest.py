@@ -61,7 +61,7 @@ def copies(device: Device, folder: Path) -> Copies:
     found = _kept(path).get(key)
     if found is None:
         found = tried(device)
-        _log.info("the device's copies were tried", device=device.name, **asdict(found))
+        _log.debug("the device's copies were tried", device=device.name, **asdict(found))
         _keep(path, key, found)
     device.asynchronous = found.asynchronous
     return found
