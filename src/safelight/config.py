@@ -81,6 +81,49 @@ class Settings(BaseModel):
         default="auto",
         description="which bytes in memory are summed again; auto: all, as far as that costs under 2 % of the time",
     )
+    host: str = Field(
+        default="127.0.0.1",
+        description="the address that the server listens at; another than this machine's own needs an api_key",
+    )
+    port: int = Field(default=9090, ge=0, le=65535, description="the server's port; 0 takes a free one")
+    api_key: str | None = Field(
+        default=None,
+        min_length=8,
+        description="who asks the server must give it: as a bearer token, or as the password of basic authentication",
+    )
+    default_model: str | None = Field(
+        default=None,
+        description="for clients that name none (AUTOMATIC1111's); by default the first of the library",
+    )
+    model_folders: tuple[Path, ...] = Field(
+        default=(),
+        description="folders from which checkpoints may be added over HTTP; none by default",
+    )
+    max_queue_size: int = Field(default=10_000, ge=1, description="jobs that may wait")
+    queue_overtakes: int = Field(
+        default=64,
+        ge=0,
+        description="later jobs that may go before a waiting one, to save switches; 0 is first come, first served",
+    )
+    queue_delay_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        description="for which later jobs may delay a waiting one",
+    )
+    max_pixels: int = Field(default=4096 * 4096, ge=64, description="width times height that the server takes")
+    max_steps: int = Field(default=150, ge=1, description="steps that the server takes")
+    max_images: int = Field(default=16, ge=1, description="images in one request that the server takes")
+    max_prompt_chars: int = Field(default=20_000, ge=1, description="characters of a prompt that the server takes")
+    max_body_bytes: int = Field(default=32 << 20, ge=1024, description="bytes of a request's body")
+    shutdown_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        description="for which a job may finish when the server is stopped, before it is put back into the queue",
+    )
+    spare_worker: bool = Field(
+        default=True,
+        description="keep a second process that has imported everything, for when the worker dies",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@
     │   └── IncompleteModelError  tensors missing, of another shape, or left over
     ├── IntegrityError            bytes differ from the manifest; the file changed or was spoiled
     ├── TransferError             bytes arrived on a device otherwise than they were sent, repeatedly
+    ├── WorkerDiedError           the process that computes has ended
+    ├── QueueFullError            too many jobs wait already (HTTP 429)
     ├── DeviceLostError           a device is gone: nothing on it can be had any more
     ├── AbsentTensorError         a module computed with a tensor that is not there
     ├── NotFiniteError            a model computed NaN or infinity
@@ -197,6 +199,21 @@ class OutOfMemoryError(SafelightError):
         self.needed = needed
         self.available = available
         self.final = final
+
+
+class WorkerDiedError(SafelightError):
+    """The process that computes has ended. ``how``: by a signal, or with which exit code."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(f"the worker {how}")
+        self.how = how
+
+
+class QueueFullError(SafelightError):
+    """``waiting`` jobs wait, and more are not taken."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} jobs are waiting, and no more are taken; try again later (max_queue_size)")
 
 
 class Cancelled(SafelightError):

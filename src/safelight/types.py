@@ -168,10 +168,20 @@ Stage = Literal["switch", "encode", "denoise", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """What an unfinished image looks like: raw RGB bytes, row by row, a pixel for each latent."""
+
+    pixels: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """What a generation reports: its ``stage``, and how far it is; ``image`` counts from 0.
 
     ``memory``: what is where at the beginning and end of stages (what :meth:`LocalEngine.memory` gives), else None.
+    ``preview``: after a step.
     """
 
     stage: Stage
@@ -179,6 +189,7 @@ class Progress:
     step: int
     steps: int
     memory: Mapping[str, Any] | None = None
+    preview: Preview | None = None
 
 
 OnProgress = Callable[[Progress], None]

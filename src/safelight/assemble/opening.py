@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from safelight.config import Settings
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine
 
 
-def open_engine(settings: Settings) -> LocalEngine:
-    """The engine of this process, see :func:`safelight.assemble.worker.open_engine`.
+def imported() -> ModuleType:
+    """:mod:`safelight.assemble.worker`, imported.
 
     Garbage is not collected while torch, diffusers and transformers are imported, and what they made is not looked at
     again: nothing of it is garbage, and looking takes a sixth of the time.
@@ -26,4 +27,9 @@ def open_engine(settings: Settings) -> LocalEngine:
     finally:
         if collects:
             gc.enable()
-    return worker.open_engine(settings)
+    return worker
+
+
+def open_engine(settings: Settings, previews: bool = False) -> LocalEngine:
+    """The engine of this process, see :func:`safelight.assemble.worker.open_engine`."""
+    return imported().open_engine(settings, previews=previews)

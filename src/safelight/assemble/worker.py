@@ -18,6 +18,7 @@ from safelight.devices.machine import Bound
 from safelight.devices.transfer import STAGING_BYTES, Transfers
 from safelight.devices.verification import Verification
 from safelight.engine.local import LocalEngine
+from safelight.generate.preview import Previews
 from safelight.generate.run import Bench
 from safelight.memory.behind import FromHost
 from safelight.memory.budget import HOST, Ledger
@@ -30,8 +31,9 @@ from safelight.types import Precision, RunSettings
 VERSIONS = ("safelight", "torch", "diffusers", "transformers")
 
 
-def open_engine(settings: Settings, device: Device | None = None) -> LocalEngine:
-    """An engine on ``device``, or on the one that the settings name, or the best that there is."""
+def open_engine(settings: Settings, device: Device | None = None, previews: bool = False) -> LocalEngine:
+    """An engine on ``device``, or on the one that the settings name, or the best that there is; ``previews``: whether
+    progress shows unfinished images."""
     device = device or choice.device(settings.device)
     threads = settings.threads or os.cpu_count() or 1
     ledger = Ledger({HOST: 0} | ({device.name: 0} if device.separate else {}))
@@ -74,7 +76,15 @@ def open_engine(settings: Settings, device: Device | None = None) -> LocalEngine
         return report.memory(ledger, limits, tiers, transfers, verification)
 
     bench = Bench(
-        device, tiers[-1], SkeletonCache(), working, _computing(ledger, device), decide("auto"), verification, promised
+        device=device,
+        residency=tiers[-1],
+        skeletons=SkeletonCache(),
+        working=working,
+        computing=_computing(ledger, device),
+        run=decide("auto"),
+        verification=verification,
+        promised=promised,
+        previews=Previews() if previews else None,
     )
     return LocalEngine(open_library(settings), bench, decide, described, tiers)
 

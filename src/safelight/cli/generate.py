@@ -108,7 +108,7 @@ def generate(
 
 def _make(engine: LocalEngine, requests: list[Request], out: Path, as_json: bool) -> Iterator[Image]:
     """Make, save and report the images of all requests; every model is resolved before the first image is begun."""
-    from safelight.generate.run import check
+    from safelight.generate.check import check
     from safelight.storage.images import save
 
     for request in requests:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from safelight.engine.base import ignore
+from safelight.errors import IntegrityError
 from safelight.generate import fit, run
+from safelight.generate.check import check
 from safelight.generate.run import Bench
 from safelight.library.library import Library
 from safelight.library.model import Model
@@ -40,13 +43,32 @@ class LocalEngine:
         self._report = report
         self.tiers = tuple(tiers)
         self._lock = threading.RLock()
+        self._pins: dict[str, ExitStack] = {}
+        self._used: dict[str, tuple[str, ...]] = {}
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """See :class:`safelight.engine.base.Engine`. The model is resolved now, and pinned to this request."""
+        return self.generate_pinned(request, None, (), on_progress)
+
+    def generate_pinned(
+        self, request: Request, digest: str | None, upcoming: Sequence[str], on_progress: OnProgress = ignore
+    ) -> Iterator[Image]:
+        """The same, with the content ``digest`` or not at all (IntegrityError); the models named in ``upcoming`` will
+        be wanted next, the soonest first."""
         model = self.library.checked(self.library.resolve(request.model))
-        bench = replace(self.bench, run=self._decide(request.precision))
-        run.check(request, model)
+        if digest is not None and model.digest != digest:
+            raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
+        settings = self._decide(request.precision)
+        bench = replace(self.bench, run=settings, upcoming=self._keys(upcoming, settings))
+        check(request, model)
+        self._used.pop(model.digest, None)
+        self._used[model.digest] = run.component_keys(model, settings)
         return self._locked(run.images(request, model, bench, on_progress))
+
+    def _keys(self, names: Sequence[str], settings: RunSettings) -> tuple[str, ...]:
+        """The components of models that can be had, in the order in which they will be used."""
+        found = [self.library.find_named(name) for name in names]
+        return tuple(key for model in found if model is not None for key in run.component_keys(model, settings))
 
     def _locked(self, images: Iterator[Image]) -> Iterator[Image]:
         while True:
@@ -60,6 +82,42 @@ class LocalEngine:
         """What is where: for each place its budget and what set it, what is stored and promised, what is resident and
         who holds it, and the ledger's entries. Sizes are bytes."""
         return self._report()
+
+    def prefetch(self, name: str) -> bool:
+        """Bring a model's components into memory as far as there is room beside everything that is there now; whether
+        all of it is there."""
+        settings = self._decide("auto")
+        return run.prefetch(self.library.resolve(name), replace(self.bench, run=settings))
+
+    def resident(self) -> list[str]:
+        """The digests of models that were used and are whole in memory where it computes, the last used first."""
+        holdings = self.bench.residency.holdings()
+        whole = {holding.component for holding in holdings if holding.nbytes >= holding.total}
+        used = list(reversed(list(self._used.items())))
+        return [digest for digest, keys in used if whole.issuperset(keys)]
+
+    def pin(self, name: str) -> None:
+        """Bring a model and hold it, so that nothing else takes its place, until :meth:`unpin`. Raises OutOfMemoryError
+        when it does not fit whole."""
+        model = self.library.checked(self.library.resolve(name))
+        self.unpin(name)
+        self._pins[name] = run.pinned(model, replace(self.bench, run=self._decide("auto")))
+
+    def unpin(self, name: str) -> None:
+        """Hold the model no longer."""
+        held = self._pins.pop(name, None)
+        if held is not None:
+            held.close()
+
+    def unload(self, digest: str | None) -> None:
+        """Drop what nobody holds: of the model of that digest, or of all."""
+        model = next((m for m in self.library.models() if m.digest == digest), None)
+        for tier in self.tiers:
+            if digest is None:
+                tier.drop()
+            elif model is not None:
+                for component in model.manifest.components:
+                    tier.drop(component.digest)
 
     def make_resident(self, model: Model) -> None:
         """Bring a model's components into memory, as far as they fit, without making an image."""

@@ -23,14 +23,17 @@ from safelight.devices import machine
 from safelight.devices.base import Device
 from safelight.devices.failures import translated
 from safelight.devices.verification import Verification
-from safelight.errors import IntegrityError, NotFiniteError, OutOfMemoryError, RequestError
+from safelight.errors import IntegrityError, NotFiniteError, OutOfMemoryError
 from safelight.formats.layout import BASES
 from safelight.generate import conditioning, numerics, samplers, workload
+from safelight.generate.check import check
+from safelight.generate.preview import Previews
 from safelight.library.model import Model
+from safelight.memory.plan import Refusal
 from safelight.memory.residency import Lease, Residency, Use
 from safelight.memory.segments import component_key
 from safelight.memory.working import Work, WorkingMemory, watched
-from safelight.types import MOST_PIXELS, Image, OnProgress, Progress, Request, RunSettings, Seconds, Stage
+from safelight.types import Image, OnProgress, Preview, Progress, Request, RunSettings, Seconds, Stage
 
 _log = structlog.get_logger(__name__)
 
@@ -54,7 +57,8 @@ class Bench:
 
     ``working``: what computing takes beside weights; ``computing``: bytes that it takes now, for measuring.
     ``promised``: bytes to promise to computing instead of what was measured, None to go by that.
-    ``verification``: which uses of resident weights are followed by summing them again.
+    ``verification``: which uses of resident weights are followed by summing them again. ``previews``: draws unfinished
+    images, None to draw none.
     """
 
     device: Device
@@ -66,6 +70,7 @@ class Bench:
     verification: Verification
     promised: int | None = None
     upcoming: tuple[str, ...] = ()
+    previews: Previews | None = None
     report: Callable[[], Mapping[str, Any]] = dict[str, Any]
 
 
@@ -86,20 +91,6 @@ class _Clock:
 
     def seconds(self) -> Seconds:
         return Seconds(**self.spent)
-
-
-def check(request: Request, model: Model) -> None:
-    """Raise RequestError when this model cannot do what is asked."""
-    if model.base == "sdxl-refiner":
-        raise RequestError("model", model.name, "is a refiner: it works on images, and cannot start from text")
-    width, height = request.width or model.resolution, request.height or model.resolution
-    if width * height > MOST_PIXELS:
-        raise RequestError("width", width, f"times height {height} is over {MOST_PIXELS} pixels")
-    if model.variant != "text-to-image":
-        raise RequestError("model", model.name, f"is a checkpoint for {model.variant}: it needs an image to work on")
-    layers = min(getattr(c.config, "layers", 99) for c in model.manifest.components)
-    if request.clip_skip >= layers:
-        raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {layers} layers")
 
 
 def images(request: Request, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
@@ -132,6 +123,7 @@ class _Job:
         self._dtype = TORCH_DTYPES[bench.run.dtype]
         self._width = request.width or model.resolution
         self._height = request.height or model.resolution
+        self._vae = model.manifest.component("vae").digest
 
     def pixels(self) -> torch.Tensor:
         """uint8 (h, w, 3), in host memory."""
@@ -144,9 +136,9 @@ class _Job:
         self._report("decode", 1, 1)
         return pixels
 
-    def _report(self, stage: Stage, step: int, steps: int) -> None:
+    def _report(self, stage: Stage, step: int, steps: int, preview: Preview | None = None) -> None:
         memory = self.bench.report() if stage in ("switch", "encode") or step == 1 else None
-        self._on_progress(Progress(stage, self._index, step, steps, memory))
+        self._on_progress(Progress(stage, self._index, step, steps, memory, preview))
 
     def _encode(self) -> dict[str, torch.Tensor]:
         base, texts = self.model.base, (self.request.prompt, self.request.negative)
@@ -174,8 +166,9 @@ class _Job:
                 request.sampler, request.schedule, model.prediction_type, model.zero_terminal_snr, self.seed
             )
 
-            def on_step(step: int, _: torch.Tensor) -> None:
-                self._report("denoise", min(step + 1, request.steps), request.steps)
+            def on_step(step: int, latents: torch.Tensor) -> None:
+                preview = self.bench.previews.of(self._vae, latents) if self.bench.previews is not None else None
+                self._report("denoise", min(step + 1, request.steps), request.steps, preview)
                 lease.adjust()
 
             return diffusers_fence.denoise(
@@ -205,7 +198,10 @@ class _Job:
 
         decoded = self._staged("decode", "vae", dtype, 1, stage)
         _finite(decoded, "the VAE", self.bench.run.vae_dtype)
-        return diffusers_fence.to_pixels(decoded)[0]
+        pixels = diffusers_fence.to_pixels(decoded)[0]
+        if self.bench.previews is not None:
+            self.bench.previews.learn(self._vae, latents, pixels)
+        return pixels
 
     def _staged(
         self, name: str, role: str, dtype: torch.dtype, passes: int, stage: Callable[[nn.Module, Lease], Any]
@@ -283,6 +279,37 @@ def use_of(model: Model, role: str, bench: Bench, pixels: int, passes: int) -> U
     work = work_of(model, role, bench.run, pixels)
     promised = bench.working.estimate(work) if bench.promised is None else bench.promised
     return Use(passes, promised, (*rest, *bench.upcoming))
+
+
+def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
+    """A model's components as the planner names them, in the order of use."""
+    roles = BASES[model.base].roles
+    return tuple(component_key(model.manifest.component(role), dtype_of(settings, role)) for role in roles)
+
+
+def prefetch(model: Model, bench: Bench) -> bool:
+    """Bring a model's components as far as there is room beside all that is there; whether all of it is there now."""
+    for role in BASES[model.base].roles:
+        component, dtype = model.manifest.component(role), dtype_of(bench.run, role)
+        planned = bench.residency.planned(component, dtype)
+        if isinstance(planned, Refusal) or planned.pieces("drop") or planned.pieces("stream"):
+            return False
+        if planned.pieces("load"):
+            with bench.residency.lease(component, dtype):
+                pass
+    return True
+
+
+def pinned(model: Model, bench: Bench) -> contextlib.ExitStack:
+    """Leases of a model's components, whole and held until they are closed. Raises OutOfMemoryError."""
+    with contextlib.ExitStack() as stack:
+        for role in BASES[model.base].roles:
+            component, dtype = model.manifest.component(role), dtype_of(bench.run, role)
+            lease = stack.enter_context(bench.residency.lease(component, dtype))
+            if lease.ring is not None:
+                hint = "Held, it would leave no room for others."
+                raise OutOfMemoryError(f"The whole {role}", 0, 0, hint, final=True)
+        return stack.pop_all()
 
 
 def preload(model: Model, bench: Bench) -> None:

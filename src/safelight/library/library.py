@@ -81,6 +81,10 @@ class Library:
             except FileError as error:
                 yield error
 
+    def find_named(self, name: str) -> Model | None:
+        """The model of that name, None when there is none that can be used."""
+        return self.named(name) or next((model for model in starters.models() if model.name == name), None)
+
     def get(self, name: str) -> Model:
         """The model of that name. Raises ModelNotFoundError, which names the nearest."""
         path = self._records / f"{name}.json"

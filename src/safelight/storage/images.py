@@ -1,12 +1,17 @@
-"""Image files: written whole or not at all, and never over another."""
+"""Image files: written whole or not at all, and never over another; and the server's folder of them."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
-from safelight.files import settle, written
+from PIL import Image as PILImage
+
+from safelight.files import settle, write_whole, written
 from safelight.metadata import chunks
 from safelight.types import Image
 
@@ -38,3 +43,53 @@ def _place(temporary: Path, folder: Path, stem: str) -> Path:
             if not path.exists():
                 return temporary.rename(path)
             number += 1
+
+
+THUMBNAIL = 384
+"""Pixels of a thumbnail's longer side."""
+
+
+class Gallery:
+    """A folder of images by identifier, each with a thumbnail."""
+
+    def __init__(self, folder: Path) -> None:
+        self._images = folder / "images"
+        self._thumbnails = folder / "thumbnails"
+
+    def put(self, image: Image, image_id: str) -> str:
+        """Write the image and its thumbnail; the image's file name. Raises UnreadableFileError."""
+        name = f"{image_id}.png"
+        write_whole(self._thumbnails / f"{image_id}.webp", _thumbnail(image))
+        write_whole(self._images / name, chunks.png(image))
+        return name
+
+    def path(self, name: str) -> Path:
+        """Where the image of that file name is."""
+        return self._images / Path(name).name
+
+    def thumbnail(self, name: str) -> Path:
+        """Where its thumbnail is."""
+        return self._thumbnails / f"{Path(name).stem}.webp"
+
+    def remove(self, name: str) -> None:
+        for path in (self.path(name), self.thumbnail(name)):
+            path.unlink(missing_ok=True)
+
+    def sweep(self, known: Collection[str]) -> int:
+        """Remove what no image of ``known`` names: leftovers of a server that was killed. Says how many."""
+        stems = {Path(name).stem for name in known}
+        removed = 0
+        for path in (*self._images.glob("*"), *self._thumbnails.glob("*")):
+            if path.name.startswith(".safelight-") or path.stem not in stems:
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+                    removed += 1
+        return removed
+
+
+def _thumbnail(image: Image) -> bytes:
+    small = PILImage.frombytes("RGB", (image.width, image.height), image.pixels)
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    out = io.BytesIO()
+    small.save(out, "WEBP", quality=85)
+    return out.getvalue()

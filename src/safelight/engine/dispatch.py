@@ -1,0 +1,309 @@
+"""The queue at work: takes the next job by the order, has the worker make it, and keeps what it makes. No torch."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from safelight.engine.events import Event, Events
+from safelight.engine.messages import Ended, Generate, Made, Progressed
+from safelight.engine.supervisor import Supervisor
+from safelight.errors import FileError, QueueFullError, SafelightError, WorkerDiedError
+from safelight.jobs import order
+from safelight.jobs.job import ATTEMPTS, Job
+from safelight.jobs.order import Choice, Rules
+from safelight.storage.db import Database, StoredImage
+from safelight.storage.images import Gallery
+from safelight.types import Image, Progress, Request
+
+_log = structlog.get_logger(__name__)
+
+FORESEEN = 3
+"""Models that the planner is told will be wanted next."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The progress of the job that runs. ``since``: seconds since 1970 at which it started."""
+
+    job: Job
+    since: float
+    progress: Progress | None = None
+
+
+class Dispatcher:
+    """Runs the queued jobs, one after another, in a thread of its own.
+
+    ``rules`` bound how the order may differ from that of arrival; ``most``: jobs that may wait. Every job that was
+    accepted ends once: done, failed with a reason, or cancelled.
+    """
+
+    def __init__(
+        self, database: Database, gallery: Gallery, supervisor: Supervisor, events: Events, rules: Rules, most: int
+    ) -> None:
+        self._database = database
+        self._gallery = gallery
+        self._supervisor = supervisor
+        self._events = events
+        self._rules = rules
+        self._most = most
+        self._changed = threading.Condition()
+        self._news = False
+        self._at_hand: tuple[str, ...] = ()
+        self._state: State | None = None
+        self._stopping = False
+        self._put_back = False
+        self._switches = 0
+        self._memory: Mapping[str, Any] = {}
+        self._thread = threading.Thread(target=self._run, name="safelight-dispatch", daemon=True)
+
+    @property
+    def state(self) -> State | None:
+        """What runs now."""
+        return self._state
+
+    @property
+    def switches(self) -> int:
+        """Jobs that were started with another model than the one before."""
+        return self._switches
+
+    @property
+    def memory(self) -> Mapping[str, Any]:
+        """What was where when the worker last said so."""
+        return self._memory
+
+    def start(self) -> None:
+        """Take up what an earlier server left, and begin."""
+        self._database.recover()
+        self._gallery.sweep(self._database.files())
+        self._thread.start()
+
+    def accept(self, request: Request, model_digest: str, client: str = "", priority: int = 0) -> Job:
+        """Queue a request that was checked. Raises QueueFullError."""
+        waiting = self._database.counts().get("queued", 0)
+        if waiting >= self._most:
+            raise QueueFullError(waiting)
+        job = self._database.accept(request, model_digest, client, priority)
+        self._tell(job.id)
+        self._wake()
+        return job
+
+    def cancel(self, job_id: str) -> bool:
+        """Whether the job was still queued or running; one that runs stops at its next step."""
+        if self._database.end(job_id, "cancelled", "cancelled while it waited", was=("queued",)):
+            self._tell(job_id)
+            return True
+        state = self._state
+        if state is None or state.job.id != job_id:
+            return False
+        self._supervisor.cancel(job_id)
+        return True
+
+    def queue(self) -> list[Choice]:
+        """The waiting jobs in the order in which they will be started if nothing else comes, and why."""
+        current = self._state.job.group if self._state is not None else None
+        at_hand = tuple(dict.fromkeys(group for group in (current, *self._at_hand) if group is not None))
+        return order.in_order(self._database.waiting(), at_hand, self._rules)
+
+    def stop(self, seconds: float) -> None:
+        """Start nothing more; let the job that runs finish within ``seconds``, else put it back into the queue."""
+        self._stopping = True
+        self._wake()
+        if not self._thread.is_alive():
+            return
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._put_back = True
+            if (state := self._state) is not None:
+                self._supervisor.cancel(state.job.id)
+            # A step of a large model may take longer than anybody waits: then the worker goes.
+            self._thread.join(min(5.0, seconds))
+        self._supervisor.close()
+        self._thread.join(5.0)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
+
+    def _tell(self, job_id: str) -> None:
+        job = self._database.job(job_id)
+        if job is not None:
+            self._events.tell(Event("job", job_id, described(job)))
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._news = False
+            try:
+                ran = self._next()
+            except Exception:
+                # Whatever happened to one job, the others want to be made.
+                _log.exception("the queue stumbled")
+                ran = True
+                time.sleep(0.1)
+            if not ran:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._news)
+
+    def _next(self) -> bool:
+        """Run the next job; whether there was one."""
+        choice = order.choose(self._database.waiting(), self._at_hand, self._rules)
+        if choice is None:
+            return False
+        job = self._database.start(choice.id, choice.reason)
+        if job is None:
+            return True
+        if self._at_hand[:1] != (job.group,):
+            self._switches += 1
+        begun = time.time()
+        self._state = State(job, begun)
+        self._tell(job.id)
+        try:
+            self._made(job)
+        except WorkerDiedError as error:
+            self._at_hand = ()
+            self._events.tell(Event("worker", job.id, {"died": str(error), "restarts": self._supervisor.restarts}))
+            self._again_or_failed(job, str(error))
+        except SafelightError as error:
+            self._database.end(job.id, "failed", str(error))
+        except BaseException as error:
+            self._database.end(job.id, "failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._state = None
+            self._database.delay(job.number, time.time() - begun)
+            self._tell(job.id)
+        return True
+
+    def _again_or_failed(self, job: Job, why: str) -> None:
+        if self._stopping:
+            self._database.put_back(job.id, "the server was stopped while it ran", free=True)
+        elif job.attempts < ATTEMPTS:
+            self._database.put_back(job.id, f"{why}; it is tried again")
+        else:
+            self._database.end(job.id, "failed", f"{why}, {job.attempts} times")
+
+    def _made(self, job: Job) -> None:
+        for message in self._supervisor.run(self._wanted(job)):
+            match message:
+                case Progressed(_, progress):
+                    self._progressed(job, progress)
+                case Made(_, place, image):
+                    self._keep(job, place, image)
+                case Ended(_, kind, problem, resident):
+                    self._at_hand = (job.group, *(digest for digest in resident if digest != job.group))
+                    self._ended(job, kind, problem)
+                case _:
+                    raise AssertionError(message)
+
+    def _wanted(self, job: Job) -> Generate:
+        """What the worker is asked for; images that are stored already are not made again."""
+        return Generate(job.id, job.request, job.model_digest, job.images, self._upcoming())
+
+    def _upcoming(self) -> tuple[str, ...]:
+        """The models of the next jobs, the soonest first."""
+        names = (self._name(choice.id) for choice in self.queue())
+        return tuple(dict.fromkeys(name for name in names if name))[:FORESEEN]
+
+    def _name(self, job_id: str) -> str:
+        job = self._database.job(job_id)
+        return job.request.model if job is not None else ""
+
+    def _progressed(self, job: Job, progress: Progress) -> None:
+        state = self._state
+        assert state is not None
+        self._state = State(job, state.since, progress)
+        if progress.memory is not None:
+            self._memory = progress.memory
+            self._events.tell(Event("memory", job.id, progress.memory))
+        data = {"stage": progress.stage, "image": progress.image, "step": progress.step, "steps": progress.steps}
+        self._events.tell(Event("progress", job.id, data))
+        if progress.stage == "denoise" and progress.step == 1:
+            upcoming = [name for name in self._upcoming() if name != job.request.model]
+            if upcoming:
+                # The next checkpoint comes while this one computes, if there is room.
+                self._supervisor.ask("prefetch", upcoming[0])
+
+    def _keep(self, job: Job, place: int, image: Image) -> None:
+        """The file first, then the row: what is noted is there, and what is there without a row is swept at a start."""
+        image_id = uuid.uuid4().hex
+        stored = StoredImage(
+            id=image_id,
+            job=job.id,
+            place=place,
+            file=self._gallery.put(image, image_id),
+            width=image.width,
+            height=image.height,
+            seed=image.seed,
+            model=image.model,
+            model_digest=image.model_digest,
+            pixels_sha256=image.pixels_sha256,
+            created=time.time(),
+            metadata={**image.metadata, "warnings": list(image.warnings)},
+        )
+        try:
+            kept = self._database.add_image(stored)
+        except BaseException:
+            self._gallery.remove(stored.file)
+            raise
+        if not kept:
+            self._gallery.remove(stored.file)
+            return
+        self._events.tell(Event("image", job.id, pictured(stored)))
+
+    def _ended(self, job: Job, kind: str, problem: str) -> None:
+        if kind == "cancelled" and self._put_back:
+            self._database.put_back(job.id, "the server was stopped while it ran", free=True)
+        elif kind == "done":
+            self._database.end(job.id, "done")
+        elif kind == "cancelled":
+            self._database.end(job.id, "cancelled", "cancelled while it ran")
+        else:
+            self._database.end(job.id, "failed", problem)
+
+
+def described(job: Job) -> dict[str, Any]:
+    """A job as plain values."""
+    request = job.request
+    return {
+        "id": job.id,
+        "number": job.number,
+        "state": job.state,
+        "model": request.model,
+        "model_digest": job.model_digest,
+        "request": {name: getattr(request, name) for name in request.__slots__},
+        "client": job.client,
+        "priority": job.priority,
+        "created": job.created,
+        "started": job.started,
+        "ended": job.ended,
+        "attempts": job.attempts,
+        "images": job.images,
+        "overtaken": job.overtaken,
+        "reason": job.reason,
+    }
+
+
+def pictured(image: StoredImage) -> dict[str, Any]:
+    """An image as plain values."""
+    return {
+        "id": image.id,
+        "job": image.job,
+        "place": image.place,
+        "width": image.width,
+        "height": image.height,
+        "seed": image.seed,
+        "model": image.model,
+        "model_digest": image.model_digest,
+        "pixels_sha256": image.pixels_sha256,
+        "created": image.created,
+        "metadata": dict(image.metadata),
+        "url": f"/api/v1/images/{image.id}/file",
+        "thumbnail": f"/api/v1/images/{image.id}/thumbnail",
+    }

@@ -1,0 +1,274 @@
+"""The worker process of a server, and a spare that takes its place when it dies. No torch.
+
+The spare has imported everything and holds no model, so that a restart costs what a switch costs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from typing import Any
+
+import structlog
+
+from safelight.engine.messages import (
+    Answer,
+    Ask,
+    Cancel,
+    Ended,
+    FromWorker,
+    Generate,
+    Imported,
+    Open,
+    Question,
+    Ready,
+    ToWorker,
+)
+from safelight.errors import WorkerDiedError
+
+_log = structlog.get_logger(__name__)
+
+DEATHS = 5
+"""Workers that die one after another before they are ready: then there is no use in starting more."""
+
+OnMessage = Callable[[FromWorker], None]
+
+
+class _Process:
+    """One worker process: what it says about jobs goes into ``inbox``, None when it is dead."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._connection = Connection(ours.detach())
+        self._sending = threading.Lock()
+        self._answers: dict[int, Future[Any]] = {}
+        self._tags = itertools.count()
+        self.inbox: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
+        self.imported = threading.Event()
+        self.ready: Future[Mapping[str, Any]] = Future()
+        self.opened = False
+        self._reader = threading.Thread(target=self._read, name="safelight-worker-pipe", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, message: ToWorker) -> None:
+        """Raises WorkerDiedError when nobody listens any more."""
+        try:
+            with self._sending:
+                self._connection.send(message)
+        except OSError as error:
+            raise self.died() from error
+
+    def ask(self, what: Question, model: str) -> Future[Any]:
+        tag, future = next(self._tags), Future[Any]()
+        self._answers[tag] = future
+        try:
+            self.send(Ask(tag, what, model))
+        except WorkerDiedError as error:
+            self._answers.pop(tag, None)
+            future.set_exception(error)
+        return future
+
+    def died(self) -> WorkerDiedError:
+        """How it ended, as an error."""
+        code = self._process.wait()
+        if code >= 0:
+            return WorkerDiedError(f"ended with exit code {code}")
+        name = signal.Signals(-code).name
+        why = " (often the system, because memory ran out)" if -code == signal.SIGKILL else ""
+        return WorkerDiedError(f"was killed by {name}{why}")
+
+    def kill(self) -> None:
+        """End it now, and wait until it is gone."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message: FromWorker = self._connection.recv()
+            except (EOFError, OSError):
+                break
+            match message:
+                case Imported():
+                    self.imported.set()
+                case Ready(run):
+                    self.ready.set_result(run)
+                case Answer(tag, value, problem):
+                    future = self._answers.pop(tag)
+                    future.set_result(value) if not problem else future.set_exception(RuntimeError(problem))
+                case _:
+                    self.inbox.put(message)
+        # Its end of the pipe closes when it dies; what keeps a process without a pipe is of no use.
+        self._process.kill()
+        error = self.died()
+        self._connection.close()
+        for future in self._answers.values():
+            future.set_exception(error)
+        if not self.ready.done():
+            self.ready.set_exception(error)
+        self.imported.set()
+        self.inbox.put(None)
+
+
+class Supervisor:
+    """Keeps one worker and one spare. ``command`` starts a process, ``settings`` are what it opens its engine with.
+
+    Jobs are run one after another, by one thread; everything else may be called from several.
+    """
+
+    def __init__(self, command: Sequence[str], settings: object, spare: bool = True) -> None:
+        self._command = list(command)
+        self._settings = settings
+        self._with_spare = spare
+        self._lock = threading.RLock()
+        self._closed = False
+        self._spare: _Process | None = None
+        self._pinned: dict[str, None] = {}
+        self._active = self._started()
+        self._job = ""
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int:
+        """Of the worker that computes."""
+        return self._active.pid
+
+    def run_settings(self, timeout: float) -> Mapping[str, Any] | None:
+        """The worker's run settings; None when it is not ready within ``timeout`` seconds."""
+        try:
+            return self._active.ready.result(timeout)
+        except (TimeoutError, WorkerDiedError):
+            return None
+
+    def _started(self) -> _Process:
+        """A worker that is opening its engine: the spare if there is one, and a new spare beside it."""
+        with self._lock:
+            worker, self._spare = self._spare or _Process(self._command), None
+            worker.opened = True
+            if self._with_spare and not self._closed:
+                self._spare = _Process(self._command)
+        try:
+            worker.send(Open(self._settings, tuple(self._pinned)))
+        except WorkerDiedError:
+            _log.warning("a worker died before it was used", pid=worker.pid)
+        return worker
+
+    def _ready(self) -> _Process:
+        """A worker whose engine is open. Raises WorkerDiedError when none comes up."""
+        for _ in range(DEATHS):
+            worker = self._active
+            try:
+                worker.ready.result()
+            except WorkerDiedError as error:
+                last = error
+            else:
+                if worker.alive:
+                    return worker
+                last = worker.died()
+            self._replace(worker, last)
+        raise WorkerDiedError(f"cannot be started; the last of {DEATHS} {last.how}")
+
+    def _replace(self, worker: _Process, why: WorkerDiedError) -> None:
+        with self._lock:
+            if self._active is not worker or self._closed:
+                return
+            _log.warning("the worker is replaced", why=str(why), pid=worker.pid)
+            self.restarts += 1
+            self._active = self._started()
+
+    def run(self, wanted: Generate) -> Iterator[FromWorker]:
+        """What the worker says about the job, its end (Ended) last. Raises WorkerDiedError, after which another worker
+        is on its way."""
+        worker = self._ready()
+        self._job = wanted.job
+        try:
+            worker.send(wanted)
+            while True:
+                message = worker.inbox.get()
+                if message is None:
+                    raise worker.died()
+                yield message
+                if isinstance(message, Ended):
+                    return
+        except WorkerDiedError as error:
+            self._replace(worker, error)
+            raise
+        finally:
+            self._job = ""
+
+    def cancel(self, job: str) -> None:
+        """Stop the job if it is the one that runs."""
+        if self._job == job:
+            try:
+                self._active.send(Cancel(job))
+            except WorkerDiedError:
+                return
+
+    def ask(self, what: Question, model: str = "") -> Future[Any]:
+        """See :class:`safelight.engine.messages.Ask`; the answer, WorkerDiedError, or RuntimeError with the problem."""
+        worker = self._active
+        # A worker that takes its place holds them too.
+        if what == "pin":
+            self._pinned[model] = None
+        elif what == "unpin":
+            self._pinned.pop(model, None)
+        if not worker.ready.done():
+            future: Future[Any] = Future()
+            future.set_exception(WorkerDiedError("is not ready yet"))
+            return future
+        return worker.ask(what, model)
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        """The names of models that are held."""
+        return tuple(self._pinned)
+
+    def spare_is_ready(self, timeout: float = 0.0) -> bool:
+        spare = self._spare
+        return spare is not None and spare.imported.wait(timeout) and spare.alive
+
+    def close(self) -> None:
+        """End both processes."""
+        with self._lock:
+            self._closed = True
+            for worker in (self._active, self._spare):
+                if worker is not None:
+                    worker.kill()
+            self._spare = None
+
+
+def still_there(pid: int, seconds: float = 5.0) -> bool:
+    """Whether a process is still there after so many seconds; for tests and for shutting down."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.02)
+    return True

@@ -1,0 +1,302 @@
+"""Jobs and images in SQLite, which several threads use; each method is one transaction."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, event, func, select, update
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.orm import Session
+
+from safelight.errors import CorruptFileError, UnreadableFileError
+from safelight.jobs.job import ATTEMPTS, Job, State
+from safelight.jobs.order import Waiting
+from safelight.storage.tables import ImageRow, JobRow
+from safelight.types import Request
+
+FILE = "safelight.db"
+
+BUSY_SECONDS = 30.0
+"""For which one writer waits for another."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """See :class:`safelight.storage.tables.ImageRow`."""
+
+    id: str
+    job: str
+    place: int
+    file: str
+    width: int
+    height: int
+    seed: int
+    model: str
+    model_digest: str
+    pixels_sha256: str
+    created: float
+    metadata: dict[str, Any]
+
+
+class Database:
+    """The database under ``folder``, made or brought up to date when it is opened.
+
+    Raises UnreadableFileError when the folder cannot be written or a newer version wrote it, CorruptFileError when it
+    is no database.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._engine = _opened(path)
+        except OSError as error:
+            raise UnreadableFileError(folder, f"cannot be written: {error.strerror or error}") from error
+        except OperationalError as error:
+            raise UnreadableFileError(path, f"cannot be opened: {error.orig}") from error
+        except DatabaseError as error:
+            raise CorruptFileError(path, f"is not a database that can be read ({error.orig})") from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def accept(self, request: Request, model_digest: str, client: str = "", priority: int = 0) -> Job:
+        """A new job, queued behind the others."""
+        row = JobRow(
+            id=uuid.uuid4().hex,
+            request=asdict(request),
+            model_digest=model_digest,
+            client=client,
+            created=time.time(),
+            state="queued",
+            priority=priority,
+            overtaken=0,
+            delayed=0.0,
+            attempts=0,
+            images=0,
+            reason="",
+        )
+        with Session(self._engine) as session, session.begin():
+            session.add(row)
+            session.flush()
+            return _job(row)
+
+    def job(self, job_id: str) -> Job | None:
+        with Session(self._engine) as session:
+            row = session.scalar(select(JobRow).where(JobRow.id == job_id))
+            return _job(row) if row is not None else None
+
+    def jobs(self, states: Sequence[State] = (), limit: int = 100, before: int | None = None) -> list[Job]:
+        """The newest first; ``before`` is the number behind which to go on."""
+        query = select(JobRow).order_by(JobRow.number.desc()).limit(limit)
+        if states:
+            query = query.where(JobRow.state.in_(states))
+        if before is not None:
+            query = query.where(JobRow.number < before)
+        with Session(self._engine) as session:
+            return [_job(row) for row in session.scalars(query)]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        with Session(self._engine) as session:
+            rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples()
+            return {state: count for state, count in rows}
+
+    def waiting(self) -> list[Waiting]:
+        """The queued jobs in the order of their arrival, as :mod:`safelight.jobs.order` wants them."""
+        columns = (
+            JobRow.id,
+            JobRow.number,
+            JobRow.model_digest,
+            JobRow.priority,
+            JobRow.overtaken,
+            JobRow.delayed,
+        )
+        query = select(*columns).where(JobRow.state == "queued").order_by(JobRow.number)
+        with Session(self._engine) as session:
+            return [Waiting(*row) for row in session.execute(query).tuples()]
+
+    def start(self, job_id: str, reason: str) -> Job | None:
+        """The job, which runs from now on, its earlier ones overtaken; None when it is no longer queued."""
+        with Session(self._engine) as session, session.begin():
+            changed = session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.state == "queued")
+                .values(state="running", started=time.time(), attempts=JobRow.attempts + 1, reason=reason)
+            )
+            if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
+                return None
+            row = session.scalars(select(JobRow).where(JobRow.id == job_id)).one()
+            session.execute(
+                update(JobRow)
+                .where(JobRow.state == "queued", JobRow.number < row.number)
+                .values(overtaken=JobRow.overtaken + 1)
+            )
+            return _job(row)
+
+    def delay(self, number: int, seconds: float) -> None:
+        """The job of that number computed for so long: the earlier ones that still wait were delayed by it."""
+        with Session(self._engine) as session, session.begin():
+            session.execute(
+                update(JobRow)
+                .where(JobRow.state == "queued", JobRow.number < number)
+                .values(delayed=JobRow.delayed + seconds)
+            )
+
+    def end(self, job_id: str, state: State, reason: str = "", was: Sequence[State] = ("running",)) -> bool:
+        """Whether the job ended now; False when it had ended before, so that each ends once."""
+        with Session(self._engine) as session, session.begin():
+            changed = session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.state.in_(was))
+                .values(state=state, ended=time.time(), reason=reason)
+            )
+            return bool(changed.rowcount)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def put_back(self, job_id: str, reason: str, free: bool = False) -> bool:
+        """Queue a running job again, at its old place; ``free``: the try does not count."""
+        values: dict[str, Any] = {"state": "queued", "reason": reason, "started": None}
+        if free:
+            values["attempts"] = JobRow.attempts - 1
+        with Session(self._engine) as session, session.begin():
+            changed = session.execute(
+                update(JobRow).where(JobRow.id == job_id, JobRow.state == "running").values(**values)
+            )
+            return bool(changed.rowcount)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def recover(self) -> None:
+        """After a start: jobs that ran when the server stopped are queued again, or failed if it was their last try."""
+        for job in self.jobs(("running",), limit=1000):
+            if job.attempts < ATTEMPTS:
+                self.put_back(job.id, "the server stopped while it ran; it is tried again")
+            else:
+                self.end(job.id, "failed", f"the server stopped {job.attempts} times while it ran")
+
+    def add_image(self, image: StoredImage) -> bool:
+        """Note a finished image of a running job, whose file is there; False when the job no longer runs."""
+        values = asdict(image)
+        with Session(self._engine) as session, session.begin():
+            changed = session.execute(
+                update(JobRow)
+                .where(JobRow.id == image.job, JobRow.state == "running")
+                .values(images=image.place + 1)
+            )
+            if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
+                return False
+            session.add(ImageRow(told=values.pop("metadata"), **values))
+            return True
+
+    def image(self, image_id: str) -> StoredImage | None:
+        with Session(self._engine) as session:
+            row = session.get(ImageRow, image_id)
+            return _image(row) if row is not None else None
+
+    def images(
+        self, limit: int = 100, before: float | None = None, job: str | None = None, model: str | None = None
+    ) -> list[StoredImage]:
+        """The newest first, those of one job in their order; ``before``: the time behind which to go on."""
+        query = select(ImageRow).limit(limit)
+        query = query.order_by(ImageRow.place) if job else query.order_by(ImageRow.created.desc(), ImageRow.id)
+        if job is not None:
+            query = query.where(ImageRow.job == job)
+        if before is not None:
+            query = query.where(ImageRow.created < before)
+        if model is not None:
+            query = query.where(ImageRow.model == model)
+        with Session(self._engine) as session:
+            return [_image(row) for row in session.scalars(query)]
+
+    def files(self) -> set[str]:
+        """The names of all files that images have."""
+        with Session(self._engine) as session:
+            return set(session.scalars(select(ImageRow.file)))
+
+    def forget_image(self, image_id: str) -> StoredImage | None:
+        """Remove its row; the image that it was, None when there was none."""
+        with Session(self._engine) as session, session.begin():
+            row = session.get(ImageRow, image_id)
+            if row is None:
+                return None
+            session.delete(row)
+            return _image(row)
+
+
+def _opened(path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+
+    def prepared(connection: DBAPIConnection, _: object) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    event.listen(engine, "connect", prepared)
+    try:
+        _brought_up_to_date(engine, path)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _brought_up_to_date(engine: Engine, path: Path) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    script = ScriptDirectory.from_config(config)
+    with engine.begin() as connection:
+        at = MigrationContext.configure(connection).get_current_revision()
+        if at == script.get_current_head():
+            return
+        if at is not None and at not in {revision.revision for revision in script.walk_revisions()}:
+            raise UnreadableFileError(
+                path, f"was written by a newer Safelight (revision {at}); use that, or another --root"
+            )
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _job(row: JobRow) -> Job:
+    return Job(
+        id=row.id,
+        number=row.number,
+        request=Request(**row.request),
+        model_digest=row.model_digest,
+        client=row.client,
+        created=row.created,
+        state=row.state,  # pyright: ignore[reportArgumentType]
+        priority=row.priority,
+        overtaken=row.overtaken,
+        delayed=row.delayed,
+        attempts=row.attempts,
+        images=row.images,
+        started=row.started,
+        ended=row.ended,
+        reason=row.reason,
+    )
+
+
+def _image(row: ImageRow) -> StoredImage:
+    return StoredImage(
+        id=row.id,
+        job=row.job,
+        place=row.place,
+        file=row.file,
+        width=row.width,
+        height=row.height,
+        seed=row.seed,
+        model=row.model,
+        model_digest=row.model_digest,
+        pixels_sha256=row.pixels_sha256,
+        created=row.created,
+        metadata=dict(row.told),
+    )

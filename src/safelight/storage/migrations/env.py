@@ -1,0 +1,12 @@
+"""Alembic runs this; the connection is handed over by :mod:`safelight.storage.db`."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from safelight.storage.tables import Base
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
+with context.begin_transaction():
+    context.run_migrations()

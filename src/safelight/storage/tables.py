@@ -1,0 +1,58 @@
+"""The tables, as SQLAlchemy maps them; ``migrations`` makes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, ForeignKey, Index, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+    type_annotation_map = {dict[str, Any]: JSON}  # noqa: RUF012
+
+
+class JobRow(Base):
+    """See :class:`safelight.jobs.job.Job`."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("jobs_by_state", "state", "number"), {"sqlite_autoincrement": True})
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    request: Mapped[dict[str, Any]]
+    model_digest: Mapped[str]
+    client: Mapped[str]
+    created: Mapped[float]
+    state: Mapped[str]
+    priority: Mapped[int]
+    overtaken: Mapped[int]
+    delayed: Mapped[float]
+    attempts: Mapped[int]
+    images: Mapped[int]
+    started: Mapped[float | None]
+    ended: Mapped[float | None]
+    reason: Mapped[str]
+
+
+class ImageRow(Base):
+    """A finished image: ``place`` counts from 0 within its job, ``file`` is its name in the folder of images."""
+
+    __tablename__ = "images"
+    __table_args__ = (UniqueConstraint("job", "place"), Index("images_by_time", "created"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    place: Mapped[int]
+    file: Mapped[str]
+    width: Mapped[int]
+    height: Mapped[int]
+    seed: Mapped[int]
+    model: Mapped[str]
+    model_digest: Mapped[str]
+    pixels_sha256: Mapped[str]
+    created: Mapped[float]
+    # ``metadata`` is taken by SQLAlchemy.
+    told: Mapped[dict[str, Any]] = mapped_column("metadata")

@@ -1,0 +1,122 @@
+"""Jobs and images are kept whole: each job ends once, and no image is noted for a job that does not run."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from safelight.errors import CorruptFileError, UnreadableFileError
+from safelight.storage.db import FILE, Database, StoredImage
+from safelight.types import Request
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    return Database(tmp_path)
+
+
+def ask(**more) -> Request:
+    return Request(**{"prompt": "x", "model": "m", **more})
+
+
+def image(job: str, place: int = 0) -> StoredImage:
+    return StoredImage(f"{job}-{place}", job, place, f"{job}-{place}.png", 8, 8, 0, "m", "d", "s", 1.0 + place, {"a": 1})
+
+
+def test_a_job_goes_from_queued_to_running_to_done_once(database: Database) -> None:
+    job = database.accept(ask(seed=3), "digest", "someone", 2)
+    assert database.job(job.id) == job
+    assert (job.request.seed, job.state, job.priority, job.client) == (3, "queued", 2, "someone")
+    started = database.start(job.id, "has waited longest")
+    assert started is not None
+    assert (started.state, started.attempts) == ("running", 1)
+    assert database.start(job.id, "again") is None
+    assert database.end(job.id, "done")
+    assert not database.end(job.id, "failed", "late")
+    assert database.counts() == {"done": 1}
+    assert database.job("nobody") is None
+
+
+def test_who_is_overtaken_and_delayed_is_counted(database: Database) -> None:
+    first, second, third = (database.accept(ask(), "d") for _ in range(3))
+    database.start(second.id, "")
+    database.delay(second.number, 2.5)
+    assert [(w.id, w.overtaken, w.delayed) for w in database.waiting()] == [(first.id, 1, 2.5), (third.id, 0, 0.0)]
+    assert database.put_back(second.id, "its worker died")
+    assert [w.id for w in database.waiting()] == [first.id, second.id, third.id]
+    assert not database.put_back(second.id, "twice")
+
+
+def test_images_belong_to_running_jobs(database: Database) -> None:
+    job = database.accept(ask(count=2), "d")
+    assert not database.add_image(image(job.id))
+    database.start(job.id, "")
+    assert database.add_image(image(job.id))
+    assert database.add_image(image(job.id, 1))
+    database.end(job.id, "cancelled")
+    assert not database.add_image(image(job.id, 2))
+    found = database.job(job.id)
+    assert found is not None
+    assert found.images == 2
+    assert [i.place for i in database.images(job=job.id)] == [0, 1]
+    assert [i.place for i in database.images()] == [1, 0]
+    assert [i.place for i in database.images(before=2.0)] == [0]
+    assert database.images(model="other") == []
+    assert database.image(f"{job.id}-0") == image(job.id)
+    assert database.forget_image(f"{job.id}-0") == image(job.id)
+    assert database.forget_image(f"{job.id}-0") is None
+    assert database.files() == {f"{job.id}-1.png"}
+
+
+def test_what_ran_when_the_server_stopped_is_tried_once_more(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    job = database.accept(ask(), "d")
+    database.start(job.id, "")
+    database.close()
+    again = Database(tmp_path)
+    again.recover()
+    found = again.job(job.id)
+    assert found is not None
+    assert (found.state, found.attempts) == ("queued", 1)
+    again.start(job.id, "")
+    again.recover()
+    found = again.job(job.id)
+    assert found is not None
+    assert found.state == "failed"
+    assert "stopped 2 times" in found.reason
+
+
+def test_many_threads_write_at_once(database: Database) -> None:
+    def work() -> None:
+        for _ in range(20):
+            job = database.accept(ask(), "d")
+            assert database.start(job.id, "") is not None
+            assert database.end(job.id, "done")
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert database.counts() == {"done": 160}
+    assert sorted(job.number for job in database.jobs(limit=200)) == list(range(1, 161))
+
+
+def test_a_newer_database_is_refused_with_its_version(tmp_path: Path) -> None:
+    Database(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(UnreadableFileError, match=r"newer Safelight \(revision 9999\)"):
+        Database(tmp_path)
+
+
+def test_what_is_no_database_is_said(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"x" * 5000)
+    with pytest.raises(CorruptFileError, match="not a database"):
+        Database(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UnreadableFileError, match="cannot be written"):
+        Database(tmp_path / "file")
