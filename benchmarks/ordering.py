@@ -1,8 +1,9 @@
 """How many switches the queue's order saves, and what waiting costs: 10,000 simulated jobs over 20 models.
 
-``python benchmarks/ordering.py``. Models are asked for by Zipf's law with exponent 1. A job computes for 2.0 s (20 steps)
-and a switch takes 0.5 s, unless ``--switch`` and ``--job`` say otherwise (``make bench`` measures both for a machine). Arrivals:
-*steady*, Poisson at 90 % of what first come, first served can do; *bursts*, 200 jobs at once with pauses, the same load.
+``python benchmarks/ordering.py``. Models are asked for by Zipf's law with exponent 1. A job computes for 2.0 s and a
+switch takes 0.5 s, unless ``--job`` and ``--switch`` say otherwise (``make bench`` measures switches). Arrivals:
+*steady*, Poisson at 90 % of what first come, first served can do; *bursts*, 200 jobs at once with pauses, the same
+load. ``--room`` says how many checkpoints fit into memory.
 
 Orders: first come, first served; SwarmUI's rule (10 × queued requests for the model + seconds waited, at each switch);
 InvokeAI's (warm models first within the 32 oldest); Safelight's with bounds of 32, 64 and 128 overtakes.
@@ -33,34 +34,44 @@ class Arrival:
     group: str
 
 
-Rule = Callable[[list[Waiting], list[str], float, dict[int, float]], int]
-"""From what waits, the models at hand (the last used first), the time and the times of arrival: the number of the next."""
+@dataclass(frozen=True)
+class Moment:
+    """What a rule chooses from: what waits, the models at hand (the last used first), the time, when each arrived."""
+
+    waiting: list[Waiting]
+    at_hand: list[str]
+    now: float
+    came: dict[int, float]
 
 
-def first_come(waiting: list[Waiting], at_hand: list[str], now: float, came: dict[int, float]) -> int:
-    return min(job.number for job in waiting)
+Rule = Callable[[Moment], int]
+"""The number of the next job."""
 
 
-def swarm(waiting: list[Waiting], at_hand: list[str], now: float, came: dict[int, float]) -> int:
-    same = [job.number for job in waiting if at_hand and job.group == at_hand[0]]
+def first_come(given: Moment) -> int:
+    return min(job.number for job in given.waiting)
+
+
+def swarm(given: Moment) -> int:
+    same = [job.number for job in given.waiting if job.group in given.at_hand[:1]]
     if same:
         return min(same)
-    counts = Counter(job.group for job in waiting)
-    waited = {g: max(now - came[job.number] for job in waiting if job.group == g) for g in counts}
+    counts = Counter(job.group for job in given.waiting)
+    waited = {g: max(given.now - given.came[job.number] for job in given.waiting if job.group == g) for g in counts}
     group = max(counts, key=lambda g: 10 * counts[g] + waited[g])
-    return min(job.number for job in waiting if job.group == group)
+    return min(job.number for job in given.waiting if job.group == group)
 
 
-def invoke(waiting: list[Waiting], at_hand: list[str], now: float, came: dict[int, float]) -> int:
-    window = sorted(waiting, key=lambda job: job.number)[:32]
-    return next((job.number for job in window if job.group in at_hand), window[0].number)
+def invoke(given: Moment) -> int:
+    window = sorted(given.waiting, key=lambda job: job.number)[:32]
+    return next((job.number for job in window if job.group in given.at_hand), window[0].number)
 
 
 def ours(overtakes: int) -> Rule:
     rules = Rules(overtakes, float("inf"))
 
-    def rule(waiting: list[Waiting], at_hand: list[str], now: float, came: dict[int, float]) -> int:
-        choice = choose(waiting, at_hand, rules)
+    def rule(given: Moment) -> int:
+        choice = choose(given.waiting, given.at_hand, rules)
         assert choice is not None
         return int(choice.id)
 
@@ -104,7 +115,7 @@ def simulate(rule: Rule, coming: list[Arrival], job: float, switch: float, room:
         while at < len(coming) and coming[at].at <= now:
             waiting.append(Waiting(str(coming[at].number), coming[at].number, coming[at].group))
             at += 1
-        number = rule(waiting, at_hand, now, came)
+        number = rule(Moment(waiting, at_hand, now, came))
         chosen = next(one for one in waiting if one.number == number)
         waits.append(now - came[number])
         overtaken.append(chosen.overtaken)

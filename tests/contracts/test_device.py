@@ -17,6 +17,8 @@ from safelight.devices.base import ALIGNMENT, Device
 from safelight.devices.pool import SlabPool
 from safelight.memory.residency import Use
 from safelight.memory.segments import cut
+from safelight.weights import store
+from safelight.weights.manifest import ManifestTensor
 
 
 def pattern(nbytes: int, seed: int = 0) -> torch.Tensor:
@@ -137,3 +139,13 @@ def test_two_models_switch_and_each_keeps_its_pixels(device: Device, tiny: Path,
     engine.close()
     for place, values in engine.memory()["places"].items():
         assert values["stored"] == 0, place
+
+
+def test_each_tensor_of_a_slab_holds_it_once(device: Device) -> None:
+    """Else a slab that nobody uses would look as if somebody did, and nothing would be brought ahead into it."""
+    slab = SlabPool(device).take(1 << 16)
+    tensors = tuple(ManifestTensor(name, "F32", (8, 16), Path("x"), 0, 512, False, "") for name in "abc")
+    views = store.views(slab.base, tensors, torch.bfloat16)
+    assert slab.holders() == len(views) == 3
+    views.clear()
+    assert slab.holders() == 0

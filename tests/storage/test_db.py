@@ -23,7 +23,9 @@ def ask(**more) -> Request:
 
 
 def image(job: str, place: int = 0) -> StoredImage:
-    return StoredImage(f"{job}-{place}", job, place, f"{job}-{place}.png", 8, 8, 0, "m", "d", "s", 1.0 + place, {"a": 1})
+    return StoredImage(
+        f"{job}-{place}", job, place, f"{job}-{place}.png", 8, 8, 0, "m", "d", "s", 1.0 + place, {"a": 1}
+    )
 
 
 def test_a_job_goes_from_queued_to_running_to_done_once(database: Database) -> None:

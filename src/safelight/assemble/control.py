@@ -60,7 +60,9 @@ def open_control(settings: Settings) -> Control:
         lock.acquire(timeout=0)
     except Timeout as error:
         database.close()
-        raise InputError(f"another Safelight server runs on {settings.root}; stop it, or give another --root") from error
+        raise InputError(
+            f"another Safelight server runs on {settings.root}; stop it, or give another --root"
+        ) from error
     gallery, events = Gallery(settings.root), Events()
     supervisor = Supervisor(WORKER, settings, settings.spare_worker)
     rules = Rules(settings.queue_overtakes, settings.queue_delay_seconds)

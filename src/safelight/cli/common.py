@@ -30,12 +30,13 @@ class Chosen:
     device: str | None
 
 
-def loaded(context: typer.Context, root: Path | None) -> Loaded:
-    """The settings; ``--root`` behind the command goes above the one before it. Says what of a file has no meaning."""
+def loaded(context: typer.Context, root: Path | None, **flags: Any) -> Loaded:
+    """The settings, ``flags`` above all else; ``--root`` behind the command goes above the one before it. Says what of
+    a file has no meaning."""
     from safelight import config
 
     chosen: Chosen = context.obj
-    found = config.explained(root or chosen.root, chosen.config, device=chosen.device)
+    found = config.explained(root or chosen.root, chosen.config, device=chosen.device, **flags)
     if found.ignored:
         typer.echo(f"safelight: not settings of Safelight, ignored: {', '.join(sorted(found.ignored))}", err=True)
     return found

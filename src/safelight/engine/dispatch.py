@@ -14,7 +14,7 @@ import structlog
 from safelight.engine.events import Event, Events
 from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor
-from safelight.errors import FileError, QueueFullError, SafelightError, WorkerDiedError
+from safelight.errors import QueueFullError, SafelightError, WorkerDiedError
 from safelight.jobs import order
 from safelight.jobs.job import ATTEMPTS, Job
 from safelight.jobs.order import Choice, Rules
@@ -142,7 +142,7 @@ class Dispatcher:
             self._news = False
             try:
                 ran = self._next()
-            except Exception:
+            except Exception:  # noqa: BLE001 - see below
                 # Whatever happened to one job, the others want to be made.
                 _log.exception("the queue stumbled")
                 ran = True

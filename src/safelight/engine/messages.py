@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from safelight.types import Image, Progress, Request
 
-
 Question = Literal["memory", "prefetch", "load", "unload", "pin", "unpin"]
 
 

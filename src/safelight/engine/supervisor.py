@@ -180,6 +180,7 @@ class Supervisor:
 
     def _ready(self) -> _Process:
         """A worker whose engine is open. Raises WorkerDiedError when none comes up."""
+        last = WorkerDiedError("was never started")
         for _ in range(DEATHS):
             worker = self._active
             try:

@@ -3,9 +3,9 @@
 The bound: a job is chosen at once when ``overtakes`` later jobs were started before it, or when later jobs computed for
 ``seconds`` seconds while it waited. So no job is ever overtaken by more than ``overtakes`` later ones, and none waits
 more than ``seconds`` (and the rest of the job that passed them) longer than if all had been done in order of arrival.
-Within the bound, what needs no switch comes first, among the oldest jobs only: who looks further ahead reaches the bound
-sooner, and then has to switch for each. When there is nothing of that kind, the oldest. Priority comes before grouping,
-and counts as overtaking.
+Within the bound, what needs no switch comes first, among the oldest jobs only: who looks further ahead reaches the
+bound sooner, and then has to switch for each. When there is nothing of that kind, the oldest. Priority comes before
+grouping, and counts as overtaking.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Choice:
 
 
 def choose(waiting: Sequence[Waiting], at_hand: Sequence[str], rules: Rules) -> Choice | None:
-    """The next of ``waiting``; None when nothing waits. ``at_hand``: the groups whose weights are in memory, the one that
-    was used last first.
+    """The next of ``waiting``; None when nothing waits. ``at_hand``: the groups whose weights are in memory, the one
+    that was used last first.
 
     The same arguments always give the same choice.
     """

@@ -110,7 +110,7 @@ class Database:
         """How many jobs are in each state."""
         with Session(self._engine) as session:
             rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples()
-            return {state: count for state, count in rows}
+            return dict(list(rows))
 
     def waiting(self) -> list[Waiting]:
         """The queued jobs in the order of their arrival, as :mod:`safelight.jobs.order` wants them."""
@@ -187,9 +187,7 @@ class Database:
         values = asdict(image)
         with Session(self._engine) as session, session.begin():
             changed = session.execute(
-                update(JobRow)
-                .where(JobRow.id == image.job, JobRow.state == "running")
-                .values(images=image.place + 1)
+                update(JobRow).where(JobRow.id == image.job, JobRow.state == "running").values(images=image.place + 1)
             )
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
                 return False

@@ -17,12 +17,15 @@ def resident_bytes(component: ComponentManifest, dtype: torch.dtype) -> int:
 
 
 def views(base: torch.Tensor, tensors: Iterable[ManifestTensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Views of ``base`` (uint8, aligned) for the tensors, one behind another, by the module's names."""
+    """Views of ``base`` (uint8, aligned) for the tensors, one behind another, by the module's names.
+
+    Each holds the storage once: what autograd would keep of the way to it would count as another holder.
+    """
     out: dict[str, torch.Tensor] = {}
     at = 0
     for tensor in tensors:
         size = torch.Size(tensor.shape).numel() * dtype.itemsize
-        out[tensor.name] = base[at : at + size].view(dtype).view(tensor.shape)
+        out[tensor.name] = base[at : at + size].view(dtype).view(tensor.shape).detach()
         at += aligned(size)
     return out
 

@@ -1,0 +1,475 @@
+"""AUTOMATIC1111's API under ``/sdapi/v1``, as its clients speak it; what Safelight cannot do is an error, not ignored.
+
+``sd_model_checkpoint`` set by one client is that client's default and nobody else's. A client is told apart by the name
+it gives (basic authentication), else by its connection. One that comes on a new connection and names no model gets what
+its address set before, if all connections of that address agree; if they do not, it is asked to name one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HTTPRequest
+from PIL import Image as PILImage
+from pydantic import BaseModel, ConfigDict, Field
+
+from safelight.assemble.control import Control
+from safelight.engine.dispatch import State
+from safelight.errors import RequestError, WorkerDiedError
+from safelight.jobs.job import Job
+from safelight.library.model import Model
+from safelight.metadata.chunks import parameters
+from safelight.server import asking, auth, bridge
+from safelight.server.problems import RefusedError
+from safelight.types import SAMPLERS, Request
+
+CLIENTS = 1000
+"""Whose options are remembered; the one unheard for longest is forgotten first."""
+
+SCHEDULES = {
+    "automatic": "default",
+    "uniform": "default",
+    "karras": "karras",
+    "exponential": "exponential",
+    "sgm uniform": "sgm_uniform",
+}
+"""A1111's schedule types by ours."""
+
+LABELS = {"default": "Automatic", "karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform"}
+
+
+class TextToImage(BaseModel):
+    """A1111's fields that have a meaning here; others are accepted as long as they ask for nothing."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str = ""
+    negative_prompt: str | None = ""
+    seed: int | None = -1
+    subseed_strength: float | None = 0.0
+    sampler_name: str | None = None
+    sampler_index: str | None = None
+    scheduler: str | None = None
+    batch_size: int = Field(default=1, ge=1)
+    n_iter: int = Field(default=1, ge=1)
+    steps: int | None = 50
+    cfg_scale: float | None = 7.0
+    width: int | None = 512
+    height: int | None = 512
+    override_settings: dict[str, Any] | None = None
+    send_images: bool = True
+    enable_hr: bool | None = False
+    restore_faces: bool | None = False
+    tiling: bool | None = False
+    styles: list[str] | None = None
+    script_name: str | None = None
+    alwayson_scripts: dict[str, Any] | None = None
+
+
+class Made(BaseModel):
+    """``images``: PNG files in base64; ``info``: JSON as text."""
+
+    images: list[str]
+    parameters: dict[str, Any]
+    info: str
+
+
+class Picture(BaseModel):
+    """A PNG in base64, with or without ``data:image/png;base64,``."""
+
+    image: str
+
+
+class PngInfo(BaseModel):
+    """``info``: the text that the image carries."""
+
+    info: str
+    items: dict[str, Any]
+    parameters: dict[str, Any]
+
+
+class A1111Error(BaseModel):
+    """A1111's form of an error."""
+
+    error: str
+    detail: str
+    body: str
+    errors: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": A1111Error, "description": "an error in AUTOMATIC1111's form"}
+    for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503)
+}
+
+
+@dataclass
+class _Client:
+    """What a client has set. ``jobs``: those that it waits for."""
+
+    address: str
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Clients:
+    """Options by client. Safe to be used by several threads."""
+
+    def __init__(self) -> None:
+        self._clients: OrderedDict[str, _Client] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, http: HTTPRequest) -> _Client:
+        """The client of a request."""
+        address = http.client.host if http.client is not None else ""
+        name = http.headers.get("authorization", "")
+        named = name.lower().startswith("basic ") and auth.given(http) is not None
+        key = f"name {name}" if named else f"connection {http.scope.get('state', {}).get('connection', address)}"
+        with self._lock:
+            client = self._clients.setdefault(key, _Client(address))
+            self._clients.move_to_end(key)
+            while len(self._clients) > CLIENTS:
+                self._clients.popitem(last=False)
+            return client
+
+    def checkpoint(self, client: _Client) -> str | None:
+        """The checkpoint that a client has set. Raises RefusedError when its address has set several on connections of
+        which none is this one."""
+        own = client.options.get("sd_model_checkpoint")
+        if own is not None:
+            return own
+        with self._lock:
+            others = {
+                other.options["sd_model_checkpoint"]
+                for other in self._clients.values()
+                if other.address == client.address and "sd_model_checkpoint" in other.options
+            }
+        if len(others) > 1:
+            names = ", ".join(sorted(others))
+            message = (
+                f"several clients at this address chose different models ({names}), and this connection is of none "
+                "of them; name the model in override_settings.sd_model_checkpoint, or give each client a user name"
+            )
+            raise RefusedError(409, "which_model", message, "override_settings")
+        return next(iter(others), None)
+
+
+def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
+    """The routes over a control."""
+    api = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], responses=ERRORS)
+    outside = APIRouter(tags=["AUTOMATIC1111"])
+    clients = Clients()
+
+    def current(client: _Client) -> Model:
+        chosen = clients.checkpoint(client)
+        return asking.default_model(control) if chosen is None else by_title(control, chosen)
+
+    @api.post("/txt2img")
+    async def txt2img(asked: TextToImage, http: HTTPRequest) -> Made:
+        """Make images and answer with them."""
+        job = await bridge.run(accepted, asked, clients.of(http))
+        try:
+            job = await bridge.ended(control.database, control.events, job.id)
+        except BaseException:
+            # Who asked has gone.
+            await bridge.run(control.dispatcher.cancel, job.id)
+            raise
+        return await bridge.run(_made, control, job, asked)
+
+    def accepted(asked: TextToImage, client: _Client) -> Job:
+        _refuse(asked)
+        options = {**client.options, **(asked.override_settings or {})}
+        wanted = (asked.override_settings or {}).get("sd_model_checkpoint")
+        model = by_title(control, str(wanted)) if wanted else current(client)
+        sampler, schedule = sampler_of(asked.sampler_name or asked.sampler_index or "Euler", asked.scheduler)
+        count = asked.batch_size * asked.n_iter
+        seed = asked.seed if asked.seed is not None and asked.seed >= 0 else asking.some_seed(count)
+        skip = options.get("CLIP_stop_at_last_layers", 1)
+        request = Request(
+            prompt=asked.prompt,
+            model=model.name,
+            negative=asked.negative_prompt or "",
+            seed=seed,
+            steps=asked.steps if asked.steps is not None else 50,
+            width=asked.width or 512,
+            height=asked.height or 512,
+            cfg=asked.cfg_scale if asked.cfg_scale is not None else 7.0,
+            sampler=sampler,
+            schedule=schedule,  # pyright: ignore[reportArgumentType]
+            count=count,
+            clip_skip=max(0, skip - 1) if isinstance(skip, int) else 0,
+        )
+        return asking.accept(control, request, f"a1111 {client.address}")
+
+    @api.get("/sd-models")
+    def sd_models() -> list[dict[str, Any]]:
+        return [_listed(model) for model in control.library.models()]
+
+    @api.get("/samplers")
+    def samplers() -> list[dict[str, Any]]:
+        return [{"name": s.a1111, "aliases": [name], "options": {}} for name, s in SAMPLERS.items()]
+
+    @api.get("/schedulers")
+    def schedulers() -> list[dict[str, Any]]:
+        return [
+            {"name": name, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
+            for name, label in LABELS.items()
+        ]
+
+    @api.get("/upscalers")
+    def upscalers() -> list[dict[str, Any]]:
+        none = {"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1}
+        return [none]
+
+    @api.get("/sd-vae")
+    @api.get("/loras")
+    @api.get("/hypernetworks")
+    @api.get("/prompt-styles")
+    @api.get("/face-restorers")
+    @api.get("/realesrgan-models")
+    @api.get("/latent-upscale-modes")
+    def none_yet() -> list[dict[str, Any]]:
+        """There are none."""
+        return []
+
+    @api.get("/embeddings")
+    def embeddings() -> dict[str, dict[str, Any]]:
+        return {"loaded": {}, "skipped": {}}
+
+    @api.get("/scripts")
+    def scripts() -> dict[str, list[str]]:
+        return {"txt2img": [], "img2img": []}
+
+    @api.get("/options")
+    def options(http: HTTPRequest) -> dict[str, Any]:
+        client = clients.of(http)
+        return _options(current(client)) | {k: v for k, v in client.options.items() if k != "sd_model_checkpoint"}
+
+    @api.post("/options")
+    def set_options(given: dict[str, Any], http: HTTPRequest) -> dict[str, Any]:
+        """Of this client only. Answers with what has no meaning here and was not taken."""
+        client = clients.of(http)
+        known = _options(current(client) if "sd_model_checkpoint" not in given else asking.default_model(control))
+        taken: dict[str, Any] = {}
+        if given.get("sd_model_checkpoint"):
+            taken["sd_model_checkpoint"] = _title(by_title(control, str(given["sd_model_checkpoint"])))
+        skip = given.get("CLIP_stop_at_last_layers")
+        if skip is not None:
+            if not isinstance(skip, int) or not 1 <= skip <= 12:
+                raise RequestError("CLIP_stop_at_last_layers", skip, "must be a whole number from 1 to 12")
+            taken["CLIP_stop_at_last_layers"] = skip
+        client.options |= taken
+        same = {name for name, value in given.items() if known.get(name) == value}
+        return {"ignored": sorted(set(given) - set(taken) - same - {"sd_checkpoint_hash"})}
+
+    @api.get("/progress")
+    def progress(skip_current_image: bool = False) -> dict[str, Any]:
+        """Of the job that runs, whoever asked for it."""
+        return _progress(control.dispatcher.state, skip_current_image)
+
+    @api.post("/interrupt")
+    @api.post("/skip")
+    def interrupt(http: HTTPRequest) -> dict[str, Any]:
+        """Stop the job that runs, if it was asked for from this address."""
+        state = control.dispatcher.state
+        if state is not None and state.job.client == f"a1111 {clients.of(http).address}":
+            control.dispatcher.cancel(state.job.id)
+        return {}
+
+    @api.post("/refresh-checkpoints")
+    @api.post("/refresh-loras")
+    def refresh() -> dict[str, Any]:
+        """Lists are always fresh."""
+        return {}
+
+    @api.post("/png-info")
+    def png_info(picture: Picture) -> PngInfo:
+        try:
+            data = base64.b64decode(picture.image.rpartition(",")[2], validate=True)
+            with PILImage.open(io.BytesIO(data)) as image:
+                items = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+        except (binascii.Error, OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+            raise RefusedError(
+                422, "invalid_request", f"image: is not one that can be read ({error})", "image"
+            ) from error
+        return PngInfo(info=items.get("parameters", ""), items=items, parameters={})
+
+    @api.get("/cmd-flags")
+    def cmd_flags() -> dict[str, Any]:
+        return {"api": True, "listen": not auth.is_loopback(control.settings.host), "port": control.settings.port}
+
+    @api.get("/memory")
+    def memory() -> dict[str, Any]:
+        """In A1111's form. Sizes are bytes."""
+        try:
+            places = control.supervisor.ask("memory").result(30)["places"]
+        except (WorkerDiedError, TimeoutError, RuntimeError) as error:
+            raise RefusedError(503, "worker_not_ready", str(error)) from error
+        told = {
+            place: {"free": v["budget"] - v["stored"] - v["promised"], "used": v["stored"], "total": v["budget"]}
+            for place, v in places.items()
+        }
+        host = told.pop("host")
+        return {"ram": host, "cuda": next(iter(told.values()), {"error": "unavailable"})}
+
+    @outside.get("/internal/ping", tags=["AUTOMATIC1111"])
+    def ping() -> dict[str, Any]:
+        return {}
+
+    made = APIRouter()
+    made.include_router(api)
+    made.include_router(outside)
+    return made
+
+
+def by_title(control: Control, title: str) -> Model:
+    """A model by A1111's title (``name [hash]``), its name, file name or hash. Raises ModelNotFoundError."""
+    name = title.rpartition(" [")[0] if title.endswith("]") else title
+    for model in control.library.models():
+        names = {model.name, model.path.name, model.path.stem, model.digest, model.digest[:10]}
+        if name in names or title in names:
+            return model
+    return asking.model_named(control, name)
+
+
+def sampler_of(name: str, scheduler: str | None) -> tuple[str, str]:
+    """Ours for A1111's sampler and schedule type; older clients write ``DPM++ 2M Karras``. Raises RequestError."""
+    schedule = SCHEDULES.get((scheduler or "automatic").lower().replace("_", " "))
+    schedule = scheduler if schedule is None and scheduler in LABELS else schedule
+    if schedule is None:
+        raise RequestError("scheduler", scheduler, f"must be one of {', '.join(LABELS.values())}")
+    found = _sampler(name)
+    if found is None:
+        for label, ours in (("karras", "karras"), ("exponential", "exponential"), ("sgm uniform", "sgm_uniform")):
+            if name.lower().endswith(f" {label}"):
+                found, schedule = _sampler(name[: -len(label) - 1]), ours
+    if found is None:
+        known = ", ".join(sampler.a1111 for sampler in SAMPLERS.values())
+        raise RequestError("sampler_name", name, f"must be one of {known}")
+    return found, schedule
+
+
+def _sampler(name: str) -> str | None:
+    lower = name.lower()
+    return next((ours for ours, sampler in SAMPLERS.items() if lower in (sampler.a1111.lower(), ours)), None)
+
+
+def _refuse(asked: TextToImage) -> None:
+    """Raise RequestError for what Safelight cannot do yet."""
+    wanted = {
+        "enable_hr": asked.enable_hr,
+        "restore_faces": asked.restore_faces,
+        "tiling": asked.tiling,
+        "styles": asked.styles,
+        "script_name": asked.script_name,
+        "alwayson_scripts": asked.alwayson_scripts,
+        "subseed_strength": asked.subseed_strength,
+    }
+    for name, value in wanted.items():
+        if value:
+            raise RequestError(name, value, "Safelight cannot do this yet")
+
+
+def _title(model: Model) -> str:
+    return f"{model.name} [{model.digest[:10]}]"
+
+
+def _listed(model: Model) -> dict[str, Any]:
+    return {
+        "title": _title(model),
+        "model_name": model.name,
+        "hash": model.digest[:10],
+        "sha256": model.digest,
+        "filename": model.path.name,
+        "config": None,
+    }
+
+
+def _options(model: Model) -> dict[str, Any]:
+    return {
+        "sd_model_checkpoint": _title(model),
+        "sd_checkpoint_hash": model.digest,
+        "sd_vae": "Automatic",
+        "CLIP_stop_at_last_layers": 1,
+        "samples_format": "png",
+        "eta_noise_seed_delta": 0,
+    }
+
+
+def _progress(state: State | None, skip_image: bool) -> dict[str, Any]:
+    empty = {"skipped": False, "interrupted": False, "stopping_generation": False, "job": "", "job_count": 0}
+    steps = {"job_timestamp": "0", "job_no": 0, "sampling_step": 0, "sampling_steps": 0}
+    if state is None or state.progress is None:
+        return {
+            "progress": 0.0,
+            "eta_relative": 0.0,
+            "state": {**empty, **steps},
+            "current_image": None,
+            "textinfo": None,
+        }
+    job, now = state.job, state.progress
+    done = now.image * job.request.steps + (now.step if now.stage == "denoise" else 0)
+    done += job.request.steps if now.stage == "decode" else 0
+    share = done / (job.request.steps * job.request.count)
+    spent = time.time() - state.since
+    stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(state.since))
+    count = {"job": job.id, "job_count": job.request.count, "job_timestamp": stamp, "job_no": now.image}
+    at = {"sampling_step": now.step if now.stage == "denoise" else 0, "sampling_steps": job.request.steps}
+    preview = now.preview if not skip_image else None
+    picture = None
+    if preview is not None:
+        out = io.BytesIO()
+        PILImage.frombytes("RGB", (preview.width, preview.height), preview.pixels).save(out, "PNG")
+        picture = base64.b64encode(out.getvalue()).decode()
+    return {
+        "progress": min(share, 0.99),
+        "eta_relative": spent / share - spent if share else 0.0,
+        "state": {**empty, **count, **at},
+        "current_image": picture,
+        "textinfo": now.stage,
+    }
+
+
+def _made(control: Control, job: Job, asked: TextToImage) -> Made:
+    if job.state == "failed":
+        raise RefusedError(500, "failed", job.reason)
+    images = control.database.images(1000, job=job.id)
+    request = job.request
+    texts = [parameters(image.metadata) for image in images]
+    seeds = [image.seed for image in images]
+    info = {
+        "prompt": request.prompt,
+        "all_prompts": [request.prompt] * len(images),
+        "negative_prompt": request.negative,
+        "all_negative_prompts": [request.negative] * len(images),
+        "seed": request.seed,
+        "all_seeds": seeds,
+        "subseed": request.seed,
+        "all_subseeds": seeds,
+        "subseed_strength": 0,
+        "width": request.width,
+        "height": request.height,
+        "sampler_name": SAMPLERS[request.sampler].a1111,
+        "cfg_scale": request.cfg,
+        "steps": request.steps,
+        "batch_size": asked.batch_size,
+        "sd_model_name": request.model,
+        "sd_model_hash": job.model_digest[:10],
+        "clip_skip": request.clip_skip + 1,
+        "infotexts": texts,
+        "extra_generation_params": {"Schedule type": LABELS[request.schedule]},
+        "index_of_first_image": 0,
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.created)),
+        "is_using_inpainting_conditioning": False,
+        "interrupted": job.state == "cancelled",
+    }
+    encoded = [base64.b64encode(control.gallery.path(image.file).read_bytes()).decode() for image in images]
+    return Made(images=encoded if asked.send_images else [], parameters=asked.model_dump(), info=json.dumps(info))

@@ -1,0 +1,423 @@
+"""Safelight's own API under ``/api/v1``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from fastapi import Path as InPath
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import FileResponse, Response, StreamingResponse
+
+from safelight.assemble.control import Control
+from safelight.engine.dispatch import described, pictured
+from safelight.engine.events import Event
+from safelight.engine.messages import Question
+from safelight.errors import WorkerDiedError
+from safelight.jobs.job import Job, State
+from safelight.server import asking, bridge
+from safelight.server.problems import RefusedError, documented
+from safelight.storage.db import StoredImage
+from safelight.types import MOST_COUNT, MOST_SEED, MOST_SIDE, MOST_STEPS, SAMPLERS, Precision, Request, Schedule
+
+ALIVE_SECONDS = 15.0
+"""Between two comments on a stream of events, so that nobody takes it for dead."""
+
+ANSWER_SECONDS = 120.0
+"""For which a worker may take to bring a model."""
+
+IMMUTABLE = "private, max-age=31536000, immutable"
+
+
+class Generation(BaseModel):
+    """What to draw. Sizes are pixels, multiples of 8; the model's own by default. Without a seed one is chosen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    model: str
+    negative: str = ""
+    seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
+    steps: int = Field(default=20, ge=1, le=MOST_STEPS)
+    width: int | None = Field(default=None, ge=8, le=MOST_SIDE)
+    height: int | None = Field(default=None, ge=8, le=MOST_SIDE)
+    cfg: float = Field(default=7.0, ge=0, le=100)
+    sampler: str = Field(default="euler", description=", ".join(SAMPLERS))
+    schedule: Schedule = "default"
+    count: int = Field(default=1, ge=1, le=MOST_COUNT)
+    clip_skip: int = Field(default=0, ge=0, le=11)
+    precision: Precision = "auto"
+    priority: int = Field(default=0, ge=-100, le=100, description="higher goes first, within the queue's bound")
+
+
+class JobModel(BaseModel):
+    """A job. Times are seconds since 1970."""
+
+    id: str
+    number: int
+    state: State
+    model: str
+    model_digest: str
+    request: dict[str, Any]
+    client: str
+    priority: int
+    created: float
+    started: float | None
+    ended: float | None
+    attempts: int
+    images: int
+    overtaken: int
+    reason: str
+
+
+class ImageModel(BaseModel):
+    """A finished image."""
+
+    id: str
+    job: str
+    place: int
+    width: int
+    height: int
+    seed: int
+    model: str
+    model_digest: str
+    pixels_sha256: str
+    created: float
+    metadata: dict[str, Any]
+    url: str
+    thumbnail: str
+
+
+class Place(BaseModel):
+    """A waiting job, and why it is at its place."""
+
+    job: JobModel
+    reason: str
+
+
+class Queue(BaseModel):
+    """``running`` and the waiting jobs, in the order in which they will be started if nothing else comes."""
+
+    running: JobModel | None
+    progress: dict[str, Any] | None
+    waiting: list[Place]
+
+
+class ModelModel(BaseModel):
+    """A model of the library. ``bytes``: of its weights."""
+
+    name: str
+    kind: str
+    base: str
+    variant: str
+    prediction_type: str
+    dtype: str
+    digest: str
+    origin: str
+    rule: str
+    format: str
+    resolution: int
+    bytes: int
+    pinned: bool
+
+
+class Adding(BaseModel):
+    """A checkpoint on the server's disk, in one of the folders that ``model_folders`` allows."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    name: str | None = None
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+
+
+class Verified(BaseModel):
+    """``ok``: all bytes are those of the model's manifest, else ``problem`` says which are not."""
+
+    ok: bool
+    problem: str = ""
+
+
+class Cancelled(BaseModel):
+    """``cancelled``: it had not ended."""
+
+    cancelled: bool
+
+
+class Resident(BaseModel):
+    """The digests of models that are whole in memory, the last used first."""
+
+    resident: list[str]
+
+
+class Health(BaseModel):
+    """``worker``: ready, or starting."""
+
+    status: Literal["ok"]
+    version: str
+    worker: Literal["ready", "starting"]
+    spare: bool
+    restarts: int
+    run: dict[str, Any] | None
+
+
+JobId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", description="a job's identifier")]
+ImageId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", description="an image's identifier")]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
+    """The routes over a control."""
+    api = APIRouter(prefix="/api/v1", responses=documented())
+    database, dispatcher, library = control.database, control.dispatcher, control.library
+
+    @api.post("/generate", status_code=202, tags=["jobs"], responses=documented(404, 429))
+    def generate(asked: Generation) -> JobModel:
+        """Queue a request; answers at once with the job."""
+        fields = asked.model_dump(exclude={"priority"})
+        if fields["seed"] is None:
+            fields["seed"] = asking.some_seed(asked.count)
+        return _job(asking.accept(control, Request(**fields), "api", asked.priority))
+
+    @api.get("/jobs", tags=["jobs"])
+    def jobs(
+        state: Annotated[list[State] | None, Query()] = None,
+        limit: Limit = 100,
+        before: Annotated[int | None, Query(ge=0, le=2**53, description="the number behind which to go on")] = None,
+    ) -> list[JobModel]:
+        """The newest first."""
+        return [_job(job) for job in database.jobs(state or (), limit, before)]
+
+    @api.get("/jobs/{job_id}", tags=["jobs"], responses=documented(404))
+    def one_job(job_id: JobId) -> JobModel:
+        return _job(_found(database.job(job_id), "job", job_id))
+
+    @api.get("/jobs/{job_id}/images", tags=["jobs"], responses=documented(404))
+    def images_of(job_id: JobId) -> list[ImageModel]:
+        _found(database.job(job_id), "job", job_id)
+        return [_image(image) for image in database.images(1000, job=job_id)]
+
+    @api.post("/jobs/{job_id}/cancel", tags=["jobs"], responses=documented(404))
+    def cancel(job_id: JobId) -> Cancelled:
+        """A waiting job ends at once, a running one at its next step."""
+        _found(database.job(job_id), "job", job_id)
+        return Cancelled(cancelled=dispatcher.cancel(job_id))
+
+    @api.get("/queue", tags=["jobs"])
+    def queue() -> Queue:
+        """What runs, what is next, and why in that order."""
+        state = dispatcher.state
+        waiting = [(database.job(choice.id), choice.reason) for choice in dispatcher.queue()[:100]]
+        return Queue(
+            running=_job(state.job) if state is not None else None,
+            progress=_progress(state.progress) if state is not None and state.progress is not None else None,
+            waiting=[Place(job=_job(job), reason=reason) for job, reason in waiting if job is not None],
+        )
+
+    @api.get(
+        "/events",
+        tags=["jobs"],
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "events"}},
+    )
+    async def events(job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None) -> StreamingResponse:
+        """Server-sent events: ``job``, ``progress``, ``image``, ``memory``, ``worker``; of one job until it ends, or of
+        all."""
+        return StreamingResponse(_stream(control, job), media_type="text/event-stream")
+
+    @api.get("/images", tags=["images"])
+    def images(
+        limit: Limit = 100,
+        before: Annotated[float | None, Query(description="the time behind which to go on")] = None,
+        model: str | None = None,
+    ) -> list[ImageModel]:
+        """The newest first."""
+        return [_image(image) for image in database.images(limit, before, model=model)]
+
+    @api.get("/images/{image_id}", tags=["images"], responses=documented(404))
+    def one_image(image_id: ImageId) -> ImageModel:
+        return _image(_found(database.image(image_id), "image", image_id))
+
+    @api.delete("/images/{image_id}", tags=["images"], status_code=204, responses=documented(404))
+    def forget(image_id: ImageId) -> Response:
+        """Remove an image and its file."""
+        image = _found(database.forget_image(image_id), "image", image_id)
+        control.gallery.remove(image.file)
+        return Response(status_code=204)
+
+    png = {200: {"content": {"image/png": {}}, "description": "the file"}}
+
+    @api.get(
+        "/images/{image_id}/file", tags=["images"], response_class=FileResponse, responses={**png, **documented(404)}
+    )
+    def file(image_id: ImageId) -> FileResponse:
+        """The PNG, with its metadata."""
+        image = _found(database.image(image_id), "image", image_id)
+        return _sent(control.gallery.path(image.file), "image/png", image_id)
+
+    webp = {200: {"content": {"image/webp": {}}, "description": "the thumbnail"}}
+
+    @api.get(
+        "/images/{image_id}/thumbnail",
+        tags=["images"],
+        response_class=FileResponse,
+        responses={**webp, **documented(404)},
+    )
+    def thumbnail(image_id: ImageId) -> FileResponse:
+        image = _found(database.image(image_id), "image", image_id)
+        return _sent(control.gallery.thumbnail(image.file), "image/webp", image_id)
+
+    @api.get("/models", tags=["models"])
+    def models() -> list[ModelModel]:
+        return [_model(control, model) for model in library.models()]
+
+    @api.post("/models", tags=["models"], status_code=201, responses=documented())
+    def add(adding: Adding) -> ModelModel:
+        """Identify and hash a checkpoint, and give it a name. Its file stays where it is."""
+        path = _within(Path(adding.path), control.settings.model_folders)
+        return _model(control, library.add(path, adding.name, adding.prediction_type))
+
+    @api.get("/models/{name}", tags=["models"], responses=documented(404))
+    def one_model(name: str) -> ModelModel:
+        return _model(control, library.get(name))
+
+    @api.post("/models/{name}/verify", tags=["models"], responses=documented(404, 409))
+    def verify(name: str) -> Verified:
+        """Read all bytes again and compare them with the manifest."""
+        from safelight.errors import IntegrityError
+
+        try:
+            library.verify(name)
+        except IntegrityError as error:
+            return Verified(ok=False, problem=str(error))
+        return Verified(ok=True)
+
+    def told(what: Question, name: str) -> Resident:
+        model = library.get(name)
+        argument = model.digest if what == "unload" else name
+        return Resident(resident=_answered(control.supervisor.ask(what, argument)))
+
+    @api.post("/models/{name}/load", tags=["models"], responses=documented(404, 409, 503))
+    def load(name: str) -> Resident:
+        """Bring a model into memory, as far as it fits."""
+        return told("load", name)
+
+    @api.post("/models/{name}/unload", tags=["models"], responses=documented(404, 409, 503))
+    def unload(name: str) -> Resident:
+        """Drop a model from memory, unless a job uses it."""
+        return told("unload", name)
+
+    @api.post("/models/{name}/pin", tags=["models"], responses=documented(404, 409, 503))
+    def pin(name: str) -> Resident:
+        """Bring a model into memory and hold it there."""
+        return told("pin", name)
+
+    @api.post("/models/{name}/unpin", tags=["models"], responses=documented(404, 409, 503))
+    def unpin(name: str) -> Resident:
+        return told("unpin", name)
+
+    @api.get("/memory", tags=["server"], responses=documented(409, 503))
+    def memory() -> dict[str, Any]:
+        """Budgets, what is resident, who holds it, the last plan and its reasons. Sizes are bytes."""
+        return dict(_answered(control.supervisor.ask("memory")))
+
+    @api.get("/health", tags=["server"])
+    def health() -> Health:
+        from importlib.metadata import version
+
+        run = control.supervisor.run_settings(0.0)
+        return Health(
+            status="ok",
+            version=version("safelight"),
+            worker="ready" if run is not None else "starting",
+            spare=control.supervisor.spare_is_ready(),
+            restarts=control.supervisor.restarts,
+            run=dict(run) if run is not None else None,
+        )
+
+    return api
+
+
+def _job(job: Job) -> JobModel:
+    return JobModel(**described(job))
+
+
+def _image(image: StoredImage) -> ImageModel:
+    return ImageModel(**pictured(image))
+
+
+def _model(control: Control, model: Any) -> ModelModel:
+    summary = model.summary()
+    summary.pop("path")
+    return ModelModel(**summary, pinned=model.name in control.supervisor.pinned)
+
+
+def _progress(progress: Any) -> dict[str, Any]:
+    return {"stage": progress.stage, "image": progress.image, "step": progress.step, "steps": progress.steps}
+
+
+def _found(thing: Any, what: str, name: str) -> Any:
+    if thing is None:
+        raise RefusedError(404, "not_found", f"there is no {what} {name}")
+    return thing
+
+
+def _sent(path: Path, media_type: str, image_id: str) -> FileResponse:
+    if not path.exists():
+        raise RefusedError(404, "not_found", f"the file of image {image_id} is gone")
+    return FileResponse(path, media_type=media_type, headers={"Cache-Control": IMMUTABLE})
+
+
+def _within(path: Path, folders: tuple[Path, ...]) -> Path:
+    """The path, if it is in one of the folders."""
+    try:
+        real = path.expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RefusedError(422, "invalid_request", f"path: {error}", "path") from error
+    if not any(real.is_relative_to(folder.expanduser().resolve()) for folder in folders):
+        allowed = ", ".join(map(str, folders)) or "none; the setting model_folders names them"
+        raise RefusedError(
+            403, "forbidden", f"{path} is in no folder from which models may be added: {allowed}", "path"
+        )
+    return real
+
+
+def _answered(future: Future[Any]) -> Any:
+    try:
+        return future.result(ANSWER_SECONDS)
+    except (WorkerDiedError, TimeoutError) as error:
+        raise RefusedError(503, "worker_not_ready", f"the worker did not answer: {error}") from error
+    except RuntimeError as error:
+        raise RefusedError(409, "failed", str(error)) from error
+
+
+async def _stream(control: Control, job_id: str | None) -> AsyncGenerator[str]:
+    async with bridge.listening(control.events) as arrived:
+        if job_id is not None:
+            job = await bridge.run(control.database.job, job_id)
+            if job is None:
+                return
+            yield _written(Event("job", job.id, described(job)))
+            if job.ended is not None:
+                return
+        while True:
+            try:
+                event = await asyncio.wait_for(arrived.get(), ALIVE_SECONDS)
+            except TimeoutError:
+                yield ": still here\n\n"
+                continue
+            if job_id is not None and event.job != job_id:
+                continue
+            yield _written(event)
+            if job_id is not None and event.kind == "job" and event.data["ended"] is not None:
+                return
+
+
+def _written(event: Event) -> str:
+    data: Mapping[str, Any] = {"job": event.job, **event.data}
+    return f"event: {event.kind}\ndata: {json.dumps(data, ensure_ascii=False, default=str)}\n\n"

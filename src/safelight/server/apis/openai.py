@@ -1,0 +1,154 @@
+"""OpenAI's API for images, as its clients speak it: ``/v1/models`` and ``/v1/images/generations``."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from fastapi import Request as HTTPRequest
+from pydantic import BaseModel, ConfigDict, Field
+
+from safelight.assemble.control import Control
+from safelight.errors import RequestError
+from safelight.jobs.job import Job
+from safelight.library.model import Model
+from safelight.server import asking, bridge
+from safelight.server.problems import RefusedError
+from safelight.types import Request
+
+
+class ModelCard(BaseModel):
+    """A model, in OpenAI's form."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "safelight"
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Generation(BaseModel):
+    """OpenAI's fields; beside them Safelight's, which its clients give as ``extra_body``."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str
+    model: str | None = None
+    n: int | None = Field(default=1, ge=1, le=64)
+    size: str | None = Field(default=None, description="WIDTHxHEIGHT in pixels, or auto: the model's own")
+    response_format: Literal["url", "b64_json"] | None = None
+    output_format: Literal["png"] | None = None
+    quality: str | None = None
+    style: str | None = None
+    user: str | None = None
+    seed: int | None = Field(default=None, ge=0)
+    steps: int = 20
+    cfg: float = 7.0
+    negative: str = ""
+    sampler: str = "euler"
+
+
+class Datum(BaseModel):
+    """An image: ``url`` or ``b64_json``."""
+
+    url: str | None = None
+    b64_json: str | None = None
+    revised_prompt: str | None = None
+
+
+class Images(BaseModel):
+    """The answer. ``model`` and ``model_digest`` say what made them."""
+
+    created: int
+    data: list[Datum]
+    model: str
+    model_digest: str
+
+
+class OpenAIError(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: dict[str, Any]
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": OpenAIError, "description": "an error in OpenAI's form"}
+    for status in (400, 401, 403, 404, 409, 413, 422, 429, 500)
+}
+
+
+def router(control: Control) -> APIRouter:
+    """The routes over a control."""
+    api = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
+
+    @api.get("/models")
+    def models() -> ModelList:
+        return ModelList(data=[ModelCard(id=model.name) for model in control.library.models()])
+
+    @api.get("/models/{name}")
+    def one_model(name: str) -> ModelCard:
+        return ModelCard(id=control.library.get(name).name)
+
+    @api.post("/images/generations", response_model_exclude_none=True)
+    async def generations(asked: Generation, http: HTTPRequest) -> Images:
+        """Make images and answer with them."""
+        job = await bridge.run(_accepted, control, asked)
+        try:
+            job = await bridge.ended(control.database, control.events, job.id)
+        except BaseException:
+            # Who asked has gone.
+            await bridge.run(control.dispatcher.cancel, job.id)
+            raise
+        return await bridge.run(_answer, control, job, asked, str(http.base_url).rstrip("/"))
+
+    return api
+
+
+def _accepted(control: Control, asked: Generation) -> Job:
+    model = control.library.get(asked.model) if asked.model else asking.default_model(control)
+    width, height = _size(asked.size, model)
+    count = asked.n or 1
+    seed = asking.some_seed(count) if asked.seed is None else asked.seed
+    request = Request(
+        prompt=asked.prompt,
+        model=model.name,
+        negative=asked.negative,
+        seed=seed,
+        steps=asked.steps,
+        width=width,
+        height=height,
+        cfg=asked.cfg,
+        sampler=asked.sampler,
+        count=count,
+    )
+    return asking.accept(control, request, f"openai {asked.user or ''}".strip())
+
+
+def _size(size: str | None, model: Model) -> tuple[int, int]:
+    if size is None or size == "auto":
+        return model.resolution, model.resolution
+    found = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", size)
+    if found is None:
+        raise RequestError("size", size, "must be WIDTHxHEIGHT in pixels, such as 512x512, or auto")
+    return int(found[1]), int(found[2])
+
+
+def _answer(control: Control, job: Job, asked: Generation, base: str) -> Images:
+    if job.state != "done":
+        raise RefusedError(500 if job.state == "failed" else 409, job.state, job.reason)
+    data: list[Datum] = []
+    for image in control.database.images(1000, job=job.id):
+        if asked.response_format == "b64_json":
+            data.append(Datum(b64_json=base64.b64encode(control.gallery.path(image.file).read_bytes()).decode()))
+        else:
+            data.append(Datum(url=f"{base}/api/v1/images/{image.id}/file"))
+    return Images(created=int(time.time()), data=data, model=job.request.model, model_digest=job.model_digest)

@@ -1,0 +1,128 @@
+"""The HTTP application: its APIs, who may ask, how errors are answered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from safelight.assemble.control import Control
+from safelight.server import auth, bridge, problems
+from safelight.server.apis import a1111, native, openai
+from safelight.server.metrics import Metrics
+from safelight.server.problems import Problem
+
+_log = structlog.get_logger(__name__)
+
+DESCRIPTION = """Images from Stable Diffusion checkpoints; the same request gives the same pixels, whatever was made
+before. `/api/v1` is Safelight's own API; `/v1` speaks OpenAI's, `/sdapi/v1` AUTOMATIC1111's."""
+
+
+def create(control: Control) -> FastAPI:
+    """The application over a control that is open; it starts and stops it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        await bridge.run(control.start)
+        try:
+            yield
+        finally:
+            await bridge.run(control.stop)
+
+    app = FastAPI(
+        title="Safelight",
+        version=version("safelight"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/v1/openapi.json",
+    )
+    problems.install(app)
+    for router in (native.router(control), openai.router(control), a1111.router(control), Metrics(control).router()):
+        app.include_router(router)
+    app.add_middleware(_Gate, control=control)
+
+    def described() -> dict[str, object]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+            schema["components"]["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "basic": {"type": "http", "scheme": "basic"},
+            }
+            schema["security"] = [{}, {"bearer": []}, {"basic": []}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = described
+    return app
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class _Gate:
+    """Before everything else: pages of other sites, the key, and the size of the body."""
+
+    def __init__(self, app: ASGIApp, control: Control) -> None:
+        self._app = app
+        self._key = control.settings.api_key
+        self._most = control.settings.max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        connection = HTTPConnection(scope)
+        refused = self._refused(connection)
+        if refused is not None:
+            status, problem = refused
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008, "reason": problem.message[:100]})
+                return
+            headers = {"WWW-Authenticate": "Basic"} if status == 401 else None
+            await problems.answer(connection.url.path, status, problem, headers)(scope, receive, send)
+            return
+        seen, begun = 0, False
+
+        async def limited() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self._most:
+                    raise _TooLargeError
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, limited, noted)
+        except _TooLargeError:
+            if not begun:
+                await problems.answer(connection.url.path, 413, self._too_large())(scope, receive, send)
+
+    def _refused(self, connection: HTTPConnection) -> tuple[int, Problem] | None:
+        foreign = auth.from_elsewhere(connection, self._key)
+        if foreign is not None:
+            return 403, Problem(error="forbidden", message=foreign)
+        if not auth.allowed(connection, self._key):
+            message = "this server wants its key: as a bearer token, or as the password of basic authentication"
+            return 401, Problem(error="unauthorized", message=message)
+        length = connection.headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self._most:
+            return 413, self._too_large()
+        return None
+
+    def _too_large(self) -> Problem:
+        return Problem(error="too_large", message=f"this server takes at most {self._most} bytes (max_body_bytes)")

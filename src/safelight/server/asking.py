@@ -1,0 +1,64 @@
+"""From what a client asks to a job: checked by the model's record and the server's limits, before it is queued."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+
+from safelight.assemble.control import Control
+from safelight.errors import ModelNotFoundError, RequestError
+from safelight.generate.check import check
+from safelight.jobs.job import Job
+from safelight.library.model import Model
+from safelight.types import MOST_SEED, Request
+
+
+def some_seed(count: int) -> int:
+    """A seed for who gives none."""
+    return secrets.randbelow(MOST_SEED - count)
+
+
+def model_named(control: Control, name: str) -> Model:
+    """The model of that name; names only, as no path from a request is opened. Raises ModelNotFoundError."""
+    return control.library.get(name)
+
+
+def default_model(control: Control) -> Model:
+    """For clients that name none. Raises ModelNotFoundError when the library is empty."""
+    wanted = control.settings.default_model
+    if wanted is not None:
+        return model_named(control, wanted)
+    models = control.library.models()
+    if not models:
+        raise ModelNotFoundError("(any)", [])
+    return models[0]
+
+
+def within_limits(control: Control, request: Request, model: Model) -> None:
+    """Raise RequestError for more than this server takes."""
+    settings = control.settings
+    width, height = request.width or model.resolution, request.height or model.resolution
+    if width * height > settings.max_pixels:
+        raise RequestError("width", width, f"times height {height} is over {settings.max_pixels} pixels (max_pixels)")
+    for field, value, most, name in (
+        ("steps", request.steps, settings.max_steps, "max_steps"),
+        ("count", request.count, settings.max_images, "max_images"),
+    ):
+        if value > most:
+            raise RequestError(field, value, f"this server takes at most {most} ({name})")
+    for field, text in (("prompt", request.prompt), ("negative", request.negative)):
+        if len(text) > settings.max_prompt_chars:
+            problem = f"this server takes at most {settings.max_prompt_chars} characters (max_prompt_chars)"
+            raise RequestError(field, f"{text[:20]}…", problem)
+
+
+def accept(control: Control, request: Request, client: str, priority: int = 0) -> Job:
+    """Queue a request, pinned to the content that its model has now.
+
+    Raises ModelNotFoundError, RequestError, QueueFullError.
+    """
+    model = model_named(control, request.model)
+    request = replace(request, model=model.name)
+    within_limits(control, request, model)
+    check(request, model)
+    return control.dispatcher.accept(request, model.digest, client, priority)

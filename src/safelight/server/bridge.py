@@ -1,0 +1,67 @@
+"""The only seam between the server's event loop and the threads behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from safelight.engine.events import Event, Events
+from safelight.jobs.job import ENDED, Job
+from safelight.storage.db import Database
+
+T = TypeVar("T")
+
+BEHIND = 1000
+"""Events that a listener may be behind; of those who are further, the oldest are left out."""
+
+
+async def run(function: Callable[..., T], *arguments: object) -> T:
+    """Run something that waits for files or other threads without holding up the loop."""
+    return await run_in_threadpool(function, *arguments)
+
+
+@asynccontextmanager
+async def listening(events: Events) -> AsyncGenerator[asyncio.Queue[Event]]:
+    """Within the context, what happens arrives in the queue, in order."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[Event] = asyncio.Queue(BEHIND)
+
+    def put(event: Event) -> None:
+        if arrived.full():
+            arrived.get_nowait()
+        arrived.put_nowait(event)
+
+    def listener(event: Event) -> None:
+        loop.call_soon_threadsafe(put, event)
+
+    unsubscribe = events.subscribe(listener)
+    try:
+        yield arrived
+    finally:
+        unsubscribe()
+
+
+async def ended(database: Database, events: Events, job_id: str) -> Job:
+    """The job after it ended, however long that takes."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+
+    def listener(event: Event) -> None:
+        if event.kind == "job" and event.job == job_id and event.data["state"] in ENDED:
+            loop.call_soon_threadsafe(over.set)
+
+    unsubscribe = events.subscribe(listener)
+    try:
+        while True:
+            job = await run(database.job, job_id)
+            assert job is not None
+            if job.state in ENDED:
+                return job
+            await over.wait()
+            over.clear()
+    finally:
+        unsubscribe()

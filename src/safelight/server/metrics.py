@@ -1,0 +1,71 @@
+"""``/metrics`` for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+
+from safelight.assemble.control import Control
+from safelight.engine.events import Event
+from safelight.jobs.job import ENDED
+
+
+class Metrics(Collector):
+    """Counts what happens, and looks at the queue when it is asked."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._registry = CollectorRegistry()
+        self._ended = Counter("safelight_jobs_ended", "Jobs that ended.", ["state"], registry=self._registry)
+        self._images = Counter("safelight_images", "Images made.", ["model"], registry=self._registry)
+        self._seconds = Histogram(
+            "safelight_job_seconds",
+            "From the start of a job to its end.",
+            registry=self._registry,
+            buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
+        )
+        self._registry.register(self)
+        control.events.subscribe(self._count)
+
+    def _count(self, event: Event) -> None:
+        if event.kind == "job" and event.data["state"] in ENDED:
+            self._ended.labels(event.data["state"]).inc()
+            if event.data["started"] is not None:
+                self._seconds.observe(event.data["ended"] - event.data["started"])
+        elif event.kind == "image":
+            self._images.labels(event.data["model"]).inc()
+
+    def collect(self) -> Iterable[Metric]:
+        """What is so now."""
+        dispatcher, supervisor = self._control.dispatcher, self._control.supervisor
+        jobs = GaugeMetricFamily("safelight_jobs", "Jobs by state.", labels=["state"])
+        for state, count in self._control.database.counts().items():
+            jobs.add_metric([state], count)
+        yield jobs
+        yield CounterMetricFamily("safelight_switches", "Jobs started with another model.", dispatcher.switches)
+        yield CounterMetricFamily("safelight_worker_restarts", "Workers that were replaced.", supervisor.restarts)
+        memory = GaugeMetricFamily("safelight_memory_bytes", "Bytes by place and use.", labels=["place", "use"])
+        for place, values in dispatcher.memory.get("places", {}).items():
+            for use in ("budget", "stored", "promised", "peak"):
+                memory.add_metric([place, use], values[use])
+        yield memory
+
+    def router(self) -> APIRouter:
+        """The route."""
+        made = APIRouter(tags=["server"])
+
+        @made.get(
+            "/metrics",
+            response_class=Response,
+            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus"}},
+        )
+        def metrics() -> Response:
+            return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+        return made
