@@ -69,7 +69,7 @@ precision: float16
 device: cpu
 attention_type: xformers
 legacy_models_yaml_path: models.yaml
-host: 0.0.0.0
+allow_nodes: []
 """
 
 
@@ -81,15 +81,15 @@ def test_an_invokeai_file_is_read_and_the_rest_is_named(tmp_path: Path) -> None:
     assert (s.max_cache_ram_gb, s.max_cache_vram_gb, s.device_working_mem_gb) == (6, 3.5, 2)
     assert (s.enable_partial_loading, s.keep_ram_copy_of_weights, s.log_memory_usage) == (True, False, True)
     assert (s.precision, s.device, s.attention_type) == ("fp16", "cpu", "torch-sdp")
-    assert set(found.ignored) == {"schema_version", "legacy_models_yaml_path", "host"}
+    assert set(found.ignored) == {"schema_version", "legacy_models_yaml_path", "allow_nodes"}
 
 
 def test_an_old_invokeai_file_has_sections(tmp_path: Path) -> None:
     path = tmp_path / "invoke.yaml"
-    path.write_text("InvokeAI:\n  Model Cache:\n    ram: 7.5\n    vram: 0.25\n  Web Server:\n    port: 9090\n")
+    path.write_text("InvokeAI:\n  Model Cache:\n    ram: 7.5\n    vram: 0.25\n  Web Server:\n    log_level: info\n")
     found = config.explained(file=path)
     assert (found.settings.max_cache_ram_gb, found.settings.max_cache_vram_gb) == (7.5, 0.25)
-    assert set(found.ignored) == {"port"}
+    assert set(found.ignored) == {"log_level"}
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,12 @@ def test_fits_says_whole_in_part_or_not_at_all(run, monkeypatch: pytest.MonkeyPa
 
 def test_config_show_names_origins_and_what_was_ignored(run, tmp_path: Path) -> None:
     path = tmp_path / "invokeai.yaml"
-    path.write_text("max_cache_ram_gb: 3\nport: 9090\n")
+    path.write_text("max_cache_ram_gb: 3\nlog_level: info\n")
     code, out, err = run("--config", path, "config", "show", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert {"name": "max_cache_ram_gb", "value": 3.0, "origin": str(path)} in rows
-    assert {"name": "port", "ignored": "no setting of Safelight"} in rows
+    assert {"name": "log_level", "ignored": "no setting of Safelight"} in rows
     assert "port" in err
     code, out, _ = run("config", "show")
     assert "by the machine" in out
