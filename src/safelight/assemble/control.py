@@ -10,11 +10,12 @@ from filelock import FileLock, Timeout
 from safelight.config import Settings
 from safelight.engine.dispatch import Dispatcher
 from safelight.engine.events import Events
+from safelight.engine.fresh import Compared, compared
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import InputError
 from safelight.jobs.order import Rules
 from safelight.library.library import Library
-from safelight.storage.db import Database
+from safelight.storage.db import Database, StoredImage
 from safelight.storage.images import Gallery
 
 WORKER = (sys.executable, "-m", "safelight.assemble.work")
@@ -37,6 +38,10 @@ class Control:
     supervisor: Supervisor
     dispatcher: Dispatcher
     lock: FileLock
+
+    def in_a_fresh_process(self, image: StoredImage) -> Compared:
+        """Make an image again where no other model was: see :func:`safelight.engine.fresh.compared`."""
+        return compared(WORKER, self.settings, image)
 
     def start(self) -> None:
         """Begin with what is queued."""

@@ -8,7 +8,6 @@ fails that nobody has foreseen, it says so and leaves: a fresh process is the be
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import queue
 import signal
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from safelight import logs
 from safelight.assemble import opening
 from safelight.engine.messages import (
     Answer,
@@ -154,10 +154,7 @@ class Worker:
 def main() -> None:
     # Who started the server stops it by Ctrl-C; the server stops the worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )
+    logs.to_stderr()
     with contextlib.suppress(KeyboardInterrupt):
         Worker(Connection(int(sys.argv[1]))).run()
 

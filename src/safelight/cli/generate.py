@@ -13,6 +13,7 @@ from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, 
 from safelight.types import SAMPLERS, SCHEDULES, Image, Progress, Request
 
 if TYPE_CHECKING:
+    from safelight.engine.base import Engine
     from safelight.engine.local import LocalEngine
 
 FEWER = tuple(name for name, sampler in SAMPLERS.items() if len(sampler.schedules) < len(SCHEDULES))
@@ -32,10 +33,18 @@ def underscored(value: str) -> str:
     return value.lower().replace("-", "_")
 
 
-def _engine(context: typer.Context, root: Path | None) -> LocalEngine:
+def _local(context: typer.Context, root: Path | None) -> LocalEngine:
     from safelight.assemble.opening import open_engine
 
     return open_engine(loaded(context, root).settings)
+
+
+def _engine(context: typer.Context, root: Path | None, server: str | None, key: str | None) -> Engine:
+    if server is None:
+        return _local(context, root)
+    from safelight.engine.client import ServerEngine
+
+    return ServerEngine(server, key)
 
 
 def generate(
@@ -72,6 +81,10 @@ def generate(
     out: Annotated[
         Path, typer.Option(help="Folder for the images; with several models sheet.png too, of the last run.")
     ] = Path("out"),
+    server: Annotated[
+        str | None, typer.Option(help="Have a running server make them: its address; models are then the server's.")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="SAFELIGHT_API_KEY", help="That server's key.")] = None,
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
@@ -97,7 +110,7 @@ def generate(
     from safelight.cli.sheet import Sheet
 
     sheet = Sheet(prompt)
-    for image in _make(_engine(context, root), requests, out, as_json):
+    for image in _make(_engine(context, root, server, api_key), requests, out, as_json):
         if len(models) > 1:
             sheet.add(image)
     if len(models) > 1:
@@ -106,14 +119,11 @@ def generate(
             typer.echo(f"{out / 'sheet.png'}")
 
 
-def _make(engine: LocalEngine, requests: list[Request], out: Path, as_json: bool) -> Iterator[Image]:
+def _make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> Iterator[Image]:
     """Make, save and report the images of all requests; every model is resolved before the first image is begun."""
-    from safelight.generate.check import check
     from safelight.storage.images import save
 
-    for request in requests:
-        with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
-            check(request, engine.library.resolve(request.model, on_bytes))
+    _check(engine, requests)
     total = sum(request.steps * request.count for request in requests)
     done = 0
     with bar("making") as update:
@@ -134,6 +144,17 @@ def _make(engine: LocalEngine, requests: list[Request], out: Path, as_json: bool
                     typer.echo(f"{saved.path}  {saved.pixels_sha256[:16]}  {saved.seconds.total:.2f} s")
                 yield saved
             done += request.steps * request.count
+
+
+def _check(engine: Engine, requests: list[Request]) -> None:
+    """Raise what is wrong with any of the requests; a server checks each when it is asked."""
+    from safelight.generate.check import check
+
+    library = getattr(engine, "library", None)
+    if library is not None:
+        for request in requests:
+            with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
+                check(request, library.resolve(request.model, on_bytes))
 
 
 def _reported(image: Image) -> dict[str, Any]:
@@ -164,7 +185,7 @@ def demo(
     from safelight.cli.sheet import Sheet
     from safelight.errors import InputError, IntegrityError
 
-    engine = _engine(context, root)
+    engine = _local(context, root)
     names = [model.name for model in engine.library.models() if model.origin == "starter"]
     if len(names) < 2:
         raise InputError("the starters are not installed: `make demo` in a clone installs them")

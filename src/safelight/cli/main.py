@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import typer
 
+from safelight import logs
 from safelight.cli import config, generate, identify, memory, models, remake, serve
 from safelight.cli.common import Chosen
 from safelight.errors import Cancelled, InputError, SafelightError
@@ -32,14 +31,6 @@ app.command("memory", epilog=memory.MEMORY_EXAMPLES)(memory.memory)
 app.command("fits", epilog=memory.FITS_EXAMPLES)(memory.fits)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("identify", epilog=identify.EXAMPLES)(identify.identify)
-
-
-def log_to_stderr() -> None:
-    """Warnings are for people; what a script reads on the standard output stays clean."""
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )
 
 
 def _version(asked: bool) -> None:
@@ -68,7 +59,7 @@ def options(
 ) -> None:
     """Options before the command hold for every command."""
     del version
-    log_to_stderr()
+    logs.to_stderr()
     context.obj = Chosen(root, config_file, device)
 
 

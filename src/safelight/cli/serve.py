@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from typing import Annotated
 
@@ -53,6 +54,9 @@ def serve(
         timeout_graceful_shutdown=5,
         server_header=False,
     )
+    # After it has shut down, uvicorn raises the signal again; being stopped is what a server is asked for.
+    for asked in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(asked, lambda *_: None)
     uvicorn.Server(config).run(sockets=[bound])
 
 

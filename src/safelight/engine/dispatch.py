@@ -6,7 +6,8 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
@@ -198,9 +199,16 @@ class Dispatcher:
                     self._keep(job, place, image)
                 case Ended(_, kind, problem, resident):
                     self._at_hand = (job.group, *(digest for digest in resident if digest != job.group))
+                    self._supervisor.ask("memory").add_done_callback(self._remember)
                     self._ended(job, kind, problem)
                 case _:
                     raise AssertionError(message)
+
+    def _remember(self, memory: Future[Any]) -> None:
+        """What is where when nothing is computed; a worker that died meanwhile says nothing."""
+        if memory.exception() is None:
+            self._memory = memory.result()
+            self._events.tell(Event("memory", "", self._memory))
 
     def _wanted(self, job: Job) -> Generate:
         """What the worker is asked for; images that are stored already are not made again."""
@@ -245,7 +253,14 @@ class Dispatcher:
             model_digest=image.model_digest,
             pixels_sha256=image.pixels_sha256,
             created=time.time(),
-            metadata={**image.metadata, "warnings": list(image.warnings)},
+            metadata={
+                **image.metadata,
+                "made": {
+                    "seconds": asdict(image.seconds),
+                    "host_peak_bytes": image.host_peak_bytes,
+                    "warnings": list(image.warnings),
+                },
+            },
         )
         try:
             kept = self._database.add_image(stored)

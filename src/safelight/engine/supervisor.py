@@ -43,7 +43,7 @@ DEATHS = 5
 OnMessage = Callable[[FromWorker], None]
 
 
-class _Process:
+class Process:
     """One worker process: what it says about jobs goes into ``inbox``, None when it is dead."""
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -62,7 +62,6 @@ class _Process:
         self.inbox: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
         self.imported = threading.Event()
         self.ready: Future[Mapping[str, Any]] = Future()
-        self.opened = False
         self._reader = threading.Thread(target=self._read, name="safelight-worker-pipe", daemon=True)
         self._reader.start()
 
@@ -82,7 +81,12 @@ class _Process:
         except OSError as error:
             raise self.died() from error
 
+    def open(self, settings: object, pinned: Sequence[str] = ()) -> None:
+        """Have it open its engine. Raises WorkerDiedError."""
+        self.send(Open(settings, tuple(pinned)))
+
     def ask(self, what: Question, model: str) -> Future[Any]:
+        """See :meth:`Supervisor.ask`."""
         tag, future = next(self._tags), Future[Any]()
         self._answers[tag] = future
         try:
@@ -147,7 +151,7 @@ class Supervisor:
         self._with_spare = spare
         self._lock = threading.RLock()
         self._closed = False
-        self._spare: _Process | None = None
+        self._spare: Process | None = None
         self._pinned: dict[str, None] = {}
         self._active = self._started()
         self._job = ""
@@ -165,20 +169,19 @@ class Supervisor:
         except (TimeoutError, WorkerDiedError):
             return None
 
-    def _started(self) -> _Process:
+    def _started(self) -> Process:
         """A worker that is opening its engine: the spare if there is one, and a new spare beside it."""
         with self._lock:
-            worker, self._spare = self._spare or _Process(self._command), None
-            worker.opened = True
+            worker, self._spare = self._spare or Process(self._command), None
             if self._with_spare and not self._closed:
-                self._spare = _Process(self._command)
+                self._spare = Process(self._command)
         try:
-            worker.send(Open(self._settings, tuple(self._pinned)))
+            worker.open(self._settings, tuple(self._pinned))
         except WorkerDiedError:
             _log.warning("a worker died before it was used", pid=worker.pid)
         return worker
 
-    def _ready(self) -> _Process:
+    def _ready(self) -> Process:
         """A worker whose engine is open. Raises WorkerDiedError when none comes up."""
         last = WorkerDiedError("was never started")
         for _ in range(DEATHS):
@@ -194,7 +197,7 @@ class Supervisor:
             self._replace(worker, last)
         raise WorkerDiedError(f"cannot be started; the last of {DEATHS} {last.how}")
 
-    def _replace(self, worker: _Process, why: WorkerDiedError) -> None:
+    def _replace(self, worker: Process, why: WorkerDiedError) -> None:
         with self._lock:
             if self._active is not worker or self._closed:
                 return

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import structlog
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -64,10 +65,6 @@ def create(control: Control) -> FastAPI:
     return app
 
 
-class _TooLargeError(Exception):
-    pass
-
-
 class _Gate:
     """Before everything else: pages of other sites, the key, and the size of the body."""
 
@@ -90,7 +87,7 @@ class _Gate:
             headers = {"WWW-Authenticate": "Basic"} if status == 401 else None
             await problems.answer(connection.url.path, status, problem, headers)(scope, receive, send)
             return
-        seen, begun = 0, False
+        seen = 0
 
         async def limited() -> Message:
             nonlocal seen
@@ -98,19 +95,18 @@ class _Gate:
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 if seen > self._most:
-                    raise _TooLargeError
+                    # FastAPI lets this one through; any other would look like a body that cannot be read.
+                    raise HTTPException(413, self._too_large().message)
             return message
 
         async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
+            if self._key is not None and message["type"] == "http.response.start" and connection.url.path == "/":
+                # The page's own requests, and its websocket, bring the cookie where a browser would not bring the key.
+                cookie = f"{auth.COOKIE}={auth.token(self._key)}; HttpOnly; SameSite=Strict; Path=/"
+                message["headers"] = [*message["headers"], (b"set-cookie", cookie.encode())]
             await send(message)
 
-        try:
-            await self._app(scope, limited, noted)
-        except _TooLargeError:
-            if not begun:
-                await problems.answer(connection.url.path, 413, self._too_large())(scope, receive, send)
+        await self._app(scope, limited, noted)
 
     def _refused(self, connection: HTTPConnection) -> tuple[int, Problem] | None:
         foreign = auth.from_elsewhere(connection, self._key)

@@ -52,7 +52,14 @@ _STATUS: tuple[tuple[type[SafelightError], int, str], ...] = (
     (SafelightError, 400, "failed"),
 )
 
-_KINDS = {400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
+_KINDS = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+}
 
 OPENAI, A1111 = "/v1/", "/sdapi/"
 

@@ -1,12 +1,309 @@
-"""The page."""
+"""The page: a form on the left, and pictures. Each browser tab has a :class:`Tab` of its own."""
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 from fastapi import FastAPI
+from nicegui import run, ui
+from PIL import Image as PILImage
 
 from safelight.assemble.control import Control
+from safelight.errors import SafelightError
+from safelight.jobs.job import Job
+from safelight.server import asking
+from safelight.storage.db import StoredImage
+from safelight.types import SAMPLERS, Preview, Request
+from safelight.web import memory
+from safelight.web.form import Form
+
+STYLE = Path(__file__).with_name("style.css")
+
+EVERY_SECONDS = 0.4
+"""Between two looks at what has changed."""
+
+SHOWN = 60
+"""Images in the gallery before «more» is asked for."""
 
 
 def mount(app: FastAPI, control: Control) -> None:
-    """Put the page on the application."""
-    del app, control
+    """Put the page on the application, at ``/``."""
+
+    @ui.page("/", title="Safelight")
+    def page() -> None:
+        Tab(control).build()
+
+    ui.run_with(app, title="Safelight", favicon=_FAVICON, dark=None, show_welcome_message=False, tailwind=False)
+
+
+_FAVICON = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><circle cx='16' cy='16' r='11' fill='#b5371f'/></svg>"
+)
+
+
+class Tab:
+    """What one browser tab shows. ``asked``: the jobs of its last request, one for each model."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._asked: list[str] = []
+        self._seen: object = None
+        self._shown = SHOWN
+        self._models = control.library.models()
+
+    def build(self) -> None:
+        """Make the elements, and look for changes from now on."""
+        ui.add_css(STYLE.read_text())
+        ui.colors(primary="#b5371f", negative="#8f2a17", dark="#1e1d1b", dark_page="#151413")
+        self._dark = ui.dark_mode(value=None)
+        self._top()
+        with ui.element("div").classes("sl-main"):
+            with ui.element("div").classes("sl-side"):
+                self._form = Form(self._control, self._make)
+                with ui.element("div").classes("sl-card sl-memory"):
+                    ui.label("Memory").classes("sl-title")
+                    self._memory = ui.element("div").classes("w-full")
+            with ui.element("div").classes("sl-work"):
+                self._now = ui.element("div")
+                self._sheet = ui.element("div")
+                with ui.element("div"):
+                    ui.label("Gallery").classes("sl-title").style("margin-bottom: 10px")
+                    self._gallery = ui.element("div").classes("sl-grid")
+                    self._more = ui.button("More", on_click=self._show_more).props("flat no-caps").classes("sl-soft")
+        self._running = _Running(self._now, self._control)
+        ui.timer(EVERY_SECONDS, self._look)
+
+    def _top(self) -> None:
+        with ui.element("header").classes("sl-top"):
+            ui.element("span").classes("sl-lamp")
+            ui.label("Safelight").classes("sl-name")
+            self._status = ui.label("").classes("sl-quiet sl-wide")
+            ui.element("span").classes("sl-grow")
+            ui.button(icon="contrast", on_click=self._toggle_dark).props(
+                'flat round dense aria-label="Light or dark"'
+            ).classes("sl-soft")
+
+    async def _toggle_dark(self) -> None:
+        dark = await ui.run_javascript("document.body.classList.contains('body--dark')")
+        self._dark.set_value(not dark)
+
+    def _make(self, requests: list[Request]) -> None:
+        try:
+            jobs = [asking.accept(self._control, request, "page") for request in requests]
+        except SafelightError as error:
+            ui.notify(str(error), type="negative", multi_line=True, timeout=8000)
+            return
+        self._asked = [job.id for job in jobs]
+        self._seen = None
+        self._look()
+
+    def _look(self) -> None:
+        control = self._control
+        state = control.dispatcher.state
+        self._running.show(state)
+        memory.show(self._memory, control.dispatcher.memory, self._models)
+        run_settings = control.supervisor.run_settings(0.0)
+        where = f"{run_settings['device']}, {run_settings['dtype']}" if run_settings is not None else "starting …"
+        self._status.set_text(where)
+        newest = control.database.images(1)
+        now = (control.database.counts(), newest[0].id if newest else "", state.job.id if state is not None else "")
+        if now == self._seen:
+            return
+        self._seen = now
+        self._running.queue(control.dispatcher.queue()[:20])
+        self._draw_sheet()
+        self._draw_gallery()
+
+    def _draw_sheet(self) -> None:
+        self._sheet.clear()
+        jobs = [job for job in (self._control.database.job(job_id) for job_id in self._asked) if job is not None]
+        if not jobs:
+            return
+        with self._sheet:
+            ui.label(jobs[0].request.prompt or "(no prompt)").classes("sl-title").style("margin-bottom: 10px")
+            with ui.element("div").classes("sl-sheet"):
+                for job in jobs:
+                    images = {image.place: image for image in self._control.database.images(1000, job=job.id)}
+                    for place in range(job.request.count):
+                        self._cell(job, images.get(place))
+
+    def _cell(self, job: Job, image: StoredImage | None) -> None:
+        with ui.element("figure").style("margin: 0; min-width: 0"):
+            if image is not None:
+                self._shot(image)
+            else:
+                words = {"queued": "waits", "running": "is being made", "failed": job.reason, "cancelled": "cancelled"}
+                with ui.element("div").classes("sl-wait"):
+                    ui.label(words.get(job.state, "")).classes("sl-bad" if job.state == "failed" else "")
+            ui.label(job.request.model).classes("sl-under")
+
+    def _draw_gallery(self) -> None:
+        images = self._control.database.images(self._shown + 1)
+        self._more.set_visibility(len(images) > self._shown)
+        self._gallery.clear()
+        with self._gallery:
+            for image in images[: self._shown]:
+                self._shot(image)
+            if not images:
+                ui.label("Nothing yet. Say what to draw, and press Make.").classes("sl-empty").style(
+                    "grid-column: 1/-1"
+                )
+
+    def _show_more(self) -> None:
+        self._shown += SHOWN
+        self._seen = None
+
+    def _shot(self, image: StoredImage) -> None:
+        shot = ui.element("button").classes("sl-shot").props(f'aria-label="Image by {image.model}, seed {image.seed}"')
+        shot.on("click", lambda: self._open(image))
+        with shot:
+            ui.element("img").props(f'src="/api/v1/images/{image.id}/thumbnail" loading="lazy" alt=""')
+
+    def _open(self, image: StoredImage) -> None:
+        request: dict[str, Any] = image.metadata["request"]
+        with ui.dialog(value=True) as dialog, ui.element("div").classes("sl-dialog q-card"):
+            dialog.on("hide", dialog.delete)
+            ui.element("img").props(f'src="/api/v1/images/{image.id}/file" alt=""').classes("sl-big")
+            with ui.element("div").style("display: flex; flex-direction: column; gap: 14px; min-width: 0"):
+                ui.label(request["prompt"]).style("font-size: 16px")
+                _facts(image)
+                verdict = ui.label("").classes("sl-quiet")
+                ui.button("Same as in a fresh process?", on_click=lambda: self._check(image, verdict)).props(
+                    "outline no-caps"
+                ).classes("sl-soft")
+                ui.button("Use these settings", on_click=lambda: self._use(request, dialog)).props(
+                    "outline no-caps"
+                ).classes("sl-soft")
+                with ui.element("div").classes("sl-row"):
+                    ui.link("Download", f"/api/v1/images/{image.id}/file").props(
+                        f'download="{image.model}-{image.seed}.png"'
+                    ).style("color: var(--lamp)")
+                    ui.element("span").classes("sl-grow")
+                    ui.button("Remove", on_click=lambda: self._remove(image, dialog)).props(
+                        "flat no-caps dense"
+                    ).classes("sl-soft")
+
+    async def _check(self, image: StoredImage, verdict: ui.label) -> None:
+        verdict.classes(remove="sl-good sl-bad")
+        verdict.set_text("A new process is making it again …")
+        try:
+            found = await run.io_bound(self._control.in_a_fresh_process, image)
+        except SafelightError as error:
+            verdict.set_text(str(error))
+            verdict.classes("sl-bad")
+            return
+        assert found is not None
+        verdict.set_text("Yes: pixel for pixel the same." if found.same else "No. Its pixels differ.")
+        verdict.classes("sl-good" if found.same else "sl-bad")
+
+    def _use(self, request: dict[str, Any], dialog: ui.dialog) -> None:
+        self._form.fill(request)
+        dialog.close()
+
+    def _remove(self, image: StoredImage, dialog: ui.dialog) -> None:
+        if self._control.database.forget_image(image.id) is not None:
+            self._control.gallery.remove(image.file)
+        self._seen = None
+        dialog.close()
+
+
+def _facts(image: StoredImage) -> None:
+    request, settings = image.metadata["request"], image.metadata["run"]
+    facts = {
+        "Model": image.model,
+        "Content": image.model_digest[:12],
+        "Seed": image.seed,
+        "Size": f"{image.width} × {image.height}",
+        "Steps": request["steps"],
+        "Guidance": request["cfg"],
+        "Sampler": f"{SAMPLERS[request['sampler']].a1111}, {request['schedule']}",
+        "Negative": request["negative"] or "none",
+        "Made on": f"{settings['device']}, {settings['dtype']}",
+        "Pixels": image.pixels_sha256[:16],
+    }
+    with ui.element("div").classes("sl-facts"):
+        for name, value in facts.items():
+            ui.html(f"<b>{name}</b>", sanitize=False)
+            ui.label(str(value))
+
+
+class _Running:
+    """What is being made, and what waits."""
+
+    def __init__(self, into: ui.element, control: Control) -> None:
+        self._control = control
+        self._into = into
+        with into, ui.element("div").classes("sl-card"):
+            with ui.element("div").classes("sl-now"):
+                self._picture = ui.element("img").classes("sl-preview").props('alt="The unfinished image"')
+                with ui.element("div").style("flex: 1; min-width: 0; display: flex; flex-direction: column; gap: 8px"):
+                    self._what = ui.label("").style("font-size: 16px")
+                    self._how = ui.label("").classes("sl-quiet")
+                    with ui.element("div").classes("sl-progress"):
+                        self._bar = ui.element("i").style("width: 0")
+                self._cancel = ui.button("Cancel", on_click=self._stop).props("outline no-caps").classes("sl-soft")
+            self._waiting = ui.element("div").style("display: flex; flex-direction: column; gap: 6px; width: 100%")
+        into.set_visibility(False)
+        self._job = ""
+        self._preview: Preview | None = None
+
+    def _stop(self) -> None:
+        self._control.dispatcher.cancel(self._job)
+
+    def show(self, state: Any) -> None:
+        """The state of the job that runs, None when none does."""
+        self._into.set_visibility(state is not None)
+        if state is None:
+            return
+        job, progress = state.job, state.progress
+        if job.id != self._job:
+            self._job, self._preview = job.id, None
+            self._picture.props(remove="src")
+        self._what.set_text(job.request.prompt or "(no prompt)")
+        stage, share = "waits for the worker", 0.0
+        if progress is not None:
+            words = {"switch": "switching", "encode": "reading the prompt", "denoise": "step", "decode": "finishing"}
+            stage = words[progress.stage]
+            if progress.stage == "denoise":
+                stage += f" {progress.step} of {progress.steps}"
+            done = progress.step if progress.stage == "denoise" else progress.steps * (progress.stage == "decode")
+            whole = job.request.steps if progress.stage == "denoise" else max(1, progress.steps)
+            share = (progress.image + min(1.0, done / whole)) / job.request.count
+            if progress.preview is not None and progress.preview is not self._preview:
+                self._preview = progress.preview
+                self._picture.props(f'src="{_data_url(progress.preview)}"')
+        self._how.set_text(f"{job.request.model}: {stage} ({job.reason})")
+        self._bar.style(f"width: {share:.0%}")
+
+    def queue(self, choices: list[Any]) -> None:
+        """The waiting jobs in their order, with the reasons."""
+        self._waiting.clear()
+        with self._waiting:
+            for choice in choices:
+                job = self._control.database.job(choice.id)
+                if job is not None:
+                    with ui.element("div").classes("sl-row"):
+                        ui.label(f"{job.request.model}: {job.request.prompt}").classes("sl-text")
+                        ui.label(choice.reason).classes("sl-quiet sl-wide")
+                        ui.button(icon="close", on_click=_canceller(self._control, job.id)).props(
+                            'flat round dense size=sm aria-label="Cancel"'
+                        ).classes("sl-soft")
+
+
+def _canceller(control: Control, job_id: str) -> Callable[[], None]:
+    def cancel() -> None:
+        control.dispatcher.cancel(job_id)
+
+    return cancel
+
+
+def _data_url(preview: Preview) -> str:
+    out = io.BytesIO()
+    picture = PILImage.frombytes("RGB", (preview.width, preview.height), preview.pixels)
+    side = max(1, 296 // max(preview.width, preview.height))
+    picture.resize((preview.width * side, preview.height * side), PILImage.Resampling.BICUBIC).save(out, "WEBP")
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -149,6 +149,13 @@ class Cancelled(BaseModel):
     cancelled: bool
 
 
+class Checked(BaseModel):
+    """``pixels_sha256``: of the image that the new process made."""
+
+    same: bool
+    pixels_sha256: str
+
+
 class Resident(BaseModel):
     """The digests of models that are whole in memory, the last used first."""
 
@@ -242,6 +249,13 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     @api.get("/images/{image_id}", tags=["images"], responses=documented(404))
     def one_image(image_id: ImageId) -> ImageModel:
         return _image(_found(database.image(image_id), "image", image_id))
+
+    @api.post("/images/{image_id}/check", tags=["images"], responses=documented(404, 409, 503))
+    def check(image_id: ImageId) -> Checked:
+        """Make the image again in a new process, which has held no other model: is it the same?"""
+        image = _found(database.image(image_id), "image", image_id)
+        found = control.in_a_fresh_process(image)
+        return Checked(same=found.same, pixels_sha256=found.pixels_sha256)
 
     @api.delete("/images/{image_id}", tags=["images"], status_code=204, responses=documented(404))
     def forget(image_id: ImageId) -> Response:

@@ -1,0 +1,150 @@
+"""The server under 100 clients at once: nothing is lost, and it answers while its worker computes.
+
+``python benchmarks/serving.py``: 2,000 requests of the smallest size (a starter, 8×8, 1 step) by 100 clients; meanwhile
+another asks ``/api/v1/health`` and ``/api/v1/queue`` every 20 ms. Then, on a quiet server: seconds from the first step to
+its preview at a client, and from the death of the worker to the first step of a job in the next, with a starter and,
+with ``--full``, a checkpoint of SD 1.5's size (``benchmarks/checkpoints.py``).
+
+Predicted before the first run: about 30 requests a second (each writes two files and five rows); p50 10 ms, p99 100 ms, as
+the server's threads take turns; a preview within 0.1 s; a starter within 0.5 s of the death, SD 1.5's size within 1 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+from support.serving import Server, ended, serving  # noqa: E402
+
+CLIENTS, REQUESTS = 100, 2000
+
+
+def crowd(server: Server) -> None:
+    asked = {"prompt": "x", "model": "starter-noto", "steps": 1, "width": 8, "height": 8}
+    over = threading.Event()
+    waits: list[float] = []
+
+    def look() -> None:
+        with server.client() as client:
+            while not over.wait(0.02):
+                for path in ("/api/v1/health", "/api/v1/queue"):
+                    start = time.perf_counter()
+                    client.get(path).raise_for_status()
+                    waits.append(time.perf_counter() - start)
+
+    def one(number: int) -> str:
+        with server.client() as client:
+            made = []
+            for turn in range(REQUESTS // CLIENTS):
+                answer = client.post("/api/v1/generate", json={**asked, "seed": number * 100 + turn})
+                assert answer.status_code == 202, answer.text
+                made.append(answer.json()["id"])
+            states = [ended(client, job, 900)["state"] for job in made]
+        assert states == ["done"] * len(made), states
+        return "done"
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    start = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        assert set(pool.map(one, range(CLIENTS))) == {"done"}
+    seconds = time.perf_counter() - start
+    over.set()
+    watcher.join()
+    with server.client() as client:
+        images = [client.get("/api/v1/images", params={"limit": 1000}).json()]
+        images.append(client.get("/api/v1/images", params={"limit": 1000, "before": images[0][-1]["created"]}).json())
+    waits.sort()
+    print(f"| {CLIENTS} clients, {REQUESTS} requests: all done, images | {sum(map(len, images))} |")
+    print(f"| requests a second | {REQUESTS / seconds:.1f} |")
+    print(f"| answers meanwhile, ms: p50 | {statistics.median(waits) * 1e3:.1f} |")
+    print(f"| p99 | {waits[int(len(waits) * 0.99)] * 1e3:.1f} |", flush=True)
+
+
+def first_step(server: Server, model: str, size: int, job: str) -> float:
+    """The time at which a client hears of the job's first step."""
+    with server.client() as client, client.stream("GET", "/api/v1/events", params={"job": job}) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: "):
+                data = json.loads(line[6:])
+                if data.get("stage") == "denoise" and data["step"] == 1:
+                    return time.perf_counter()
+    raise AssertionError((model, size))
+
+
+def death(server: Server, model: str, size: int) -> None:
+    """From the death of a worker that has the model to the end of binding in the next, and to its first step."""
+    ask = {"prompt": "x", "model": model, "steps": 2, "width": size, "height": size}
+    took, switched = [], []
+    with server.client() as client:
+        for _ in range(5):
+            job = client.post("/api/v1/generate", json=ask).json()
+            ended(client, job["id"], 600)
+            while not client.get("/api/v1/health").json()["spare"]:
+                time.sleep(0.05)
+            time.sleep(1.0)
+            os.kill(server.worker(), signal.SIGKILL)
+            start = time.perf_counter()
+            while True:
+                answer = client.post("/api/v1/models/" + model + "/load")
+                if answer.status_code == 200:
+                    break
+                time.sleep(0.005)
+            switched.append(time.perf_counter() - start)
+            job = client.post("/api/v1/generate", json=ask).json()
+            took.append(first_step(server, model, size, job["id"]) - start)
+    print(f"| {model}: from the worker's death to the model in the next one, s | {statistics.median(switched):.2f} |")
+    print(f"| and to its first step | {statistics.median(took):.2f} |", flush=True)
+
+
+def preview(server: Server) -> None:
+    """From the first step to its preview at a client that asks every 20 ms as AUTOMATIC1111's do."""
+    waits = []
+    with server.client() as client:
+        for _ in range(5):
+            ask = {"prompt": "x", "model": "starter-noto", "steps": 150}
+            job = client.post("/api/v1/generate", json=ask).json()["id"]
+            at = first_step(server, "starter-noto", 64, job)
+            while client.get("/sdapi/v1/progress").json()["current_image"] is None:
+                time.sleep(0.02)
+            waits.append(time.perf_counter() - at)
+            client.post(f"/api/v1/jobs/{job}/cancel")
+            ended(client, job)
+    print(f"| from the first step to its preview, s | {statistics.median(waits):.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="also a checkpoint of SD 1.5's size")
+    arguments = parser.parse_args()
+    print("| what | |\n|---|---|")
+    with tempfile.TemporaryDirectory() as root, serving(Path(root)) as server:
+        server.ready()
+        crowd(server)
+        preview(server)
+        death(server, "starter-noto", 64)
+    if arguments.full:
+        folder = HERE.parent / "build/bench"
+        with tempfile.TemporaryDirectory() as root:
+            (Path(root) / "safelight.yaml").write_text(f"model_folders: [{folder}]\nprecision: bf16\n")
+            with serving(Path(root)) as server, server.client() as client:
+                server.ready()
+                added = {"path": str(folder / "A.safetensors"), "name": "full"}
+                client.post("/api/v1/models", json=added).raise_for_status()
+                death(server, "full", 256)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The engine of a server that runs elsewhere, over HTTP: the same protocol as that of this process. No torch."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import httpx
+from PIL import Image as PILImage
+
+from safelight.engine.base import ignore
+from safelight.errors import Cancelled, InputError, ModelNotFoundError, SafelightError
+from safelight.types import Image, OnProgress, Progress, Request, Seconds
+
+TIMEOUT = httpx.Timeout(30.0, read=120.0)
+"""Seconds. A stream of events is never silent for long: the server says that it is still there."""
+
+
+class ServerEngine:
+    """``url``: where the server is; ``key``: its key, if it wants one."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+        self._url = url.rstrip("/")
+        try:
+            self._client = httpx.Client(base_url=self._url, headers=headers, timeout=TIMEOUT)
+        except (httpx.InvalidURL, ValueError, TypeError) as error:
+            raise InputError(f"--server {url}: is not an address ({error})") from error
+
+    def close(self) -> None:
+        self._client.close()
+
+    def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
+        """See :class:`safelight.engine.base.Engine`; InputError also when the server cannot be reached or refuses the
+        key. When the caller stops, so does the job."""
+        with self._reached():
+            body = {name: value for name, value in asdict(request).items() if value is not None}
+            job = _answer(self._client.post("/api/v1/generate", json=body))
+            over = False
+            try:
+                for kind, data in self._events(job["id"]):
+                    if kind == "progress":
+                        on_progress(Progress(data["stage"], data["image"], data["step"], data["steps"]))
+                    elif kind == "image":
+                        yield self._image(data)
+                    elif kind == "job" and data["ended"] is not None:
+                        over = True
+                        _raise_unless_done(data)
+            finally:
+                if not over:
+                    self._client.post(f"/api/v1/jobs/{job['id']}/cancel")
+
+    @contextmanager
+    def _reached(self) -> Generator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise InputError(f"the server at {self._url} cannot be reached ({error})") from error
+
+    def _events(self, job: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        with self._client.stream("GET", "/api/v1/events", params={"job": job}) as stream:
+            kind = ""
+            for line in stream.iter_lines():
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data":
+                    yield kind, json.loads(value)
+
+    def _image(self, told: Mapping[str, Any]) -> Image:
+        answer = self._client.get(told["url"])
+        answer.raise_for_status()
+        with PILImage.open(io.BytesIO(answer.content)) as picture:
+            pixels = picture.convert("RGB").tobytes()
+        metadata = dict(told["metadata"])
+        made = metadata.pop("made")
+        return Image(
+            pixels=pixels,
+            width=told["width"],
+            height=told["height"],
+            seed=told["seed"],
+            model=told["model"],
+            model_digest=told["model_digest"],
+            pixels_sha256=told["pixels_sha256"],
+            seconds=Seconds(**made["seconds"]),
+            host_peak_bytes=made["host_peak_bytes"],
+            metadata=metadata,
+            warnings=tuple(made["warnings"]),
+        )
+
+
+def _answer(answer: httpx.Response) -> dict[str, Any]:
+    """The body of an answer. Raises what the server meant."""
+    if answer.is_success:
+        return answer.json()
+    try:
+        problem = answer.json()
+        kind, message = problem["error"], problem["message"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"the server answered with status {answer.status_code}, not as Safelight does") from None
+    if kind == "model_not_found":
+        raise ModelNotFoundError(message.partition("'")[2].partition("'")[0], problem["near"])
+    if answer.status_code < 500:
+        raise InputError(f"the server refused: {message}")
+    raise SafelightError(f"the server failed: {message}")
+
+
+def _raise_unless_done(job: Mapping[str, Any]) -> None:
+    if job["state"] == "cancelled":
+        raise Cancelled
+    if job["state"] == "failed":
+        raise SafelightError(f"the server's job failed: {job['reason']}")

@@ -1,0 +1,100 @@
+"""The form: what to draw, by which models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nicegui import ui
+
+from safelight.assemble.control import Control
+from safelight.errors import InputError, RequestError
+from safelight.server import asking
+from safelight.types import SAMPLERS, SCHEDULES, Request
+
+
+class Form:
+    """``make`` is given a request for each model that was chosen."""
+
+    def __init__(self, control: Control, make: Callable[[list[Request]], None]) -> None:
+        self._control = control
+        self._make = make
+        names = [model.name for model in control.library.models()]
+        with ui.element("form").classes("sl-card").on("submit.prevent", self._submit):
+            self._prompt = ui.textarea("Prompt").props('outlined autogrow rows=3 autofocus input-class="sl-prompt"')
+            self._prompt.on("keydown.ctrl.enter", self._submit)
+            self._models = ui.select(names, multiple=True, label="Models", value=names[:1]).props(
+                "outlined use-chips options-dense"
+            )
+            with ui.element("div").classes("sl-pair"):
+                self._steps = ui.number("Steps", value=20, min=1, precision=0).props("outlined dense")
+                self._seed = ui.number("Seed", min=0, precision=0, placeholder="any").props("outlined dense")
+            self._more_fields()
+            ui.button("Make", on_click=self._submit).props("unelevated no-caps").classes("sl-make")
+
+    def _more_fields(self) -> None:
+        more = ui.expansion("More").props('dense header-class="sl-quiet"').classes("w-full")
+        with more, ui.element("div").style("display: flex; flex-direction: column; gap: 10px; padding-top: 8px"):
+            self._negative = ui.textarea("Negative prompt").props("outlined autogrow dense rows=1")
+            with ui.element("div").classes("sl-pair"):
+                self._width = _side("Width")
+                self._height = _side("Height")
+            with ui.element("div").classes("sl-pair"):
+                self._cfg = ui.number("Guidance", value=7.0, min=0, max=100, step=0.5).props("outlined dense")
+                self._count = ui.number("Images", value=1, min=1, precision=0).props("outlined dense")
+            samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.items()}
+            self._sampler = ui.select(samplers, label="Sampler", value="euler").props("outlined dense")
+            self._schedule = ui.select(list(SCHEDULES), label="Schedule", value="default").props("outlined dense")
+
+    def _submit(self) -> None:
+        try:
+            self._make(self._requests())
+        except InputError as error:
+            ui.notify(str(error), type="negative", multi_line=True, timeout=8000)
+
+    def _requests(self) -> list[Request]:
+        models: list[str] = self._models.value or []
+        if not models:
+            raise RequestError("model", "", "choose at least one model")
+        count = _whole(self._count.value) or 1
+        seed = _whole(self._seed.value)
+        seed = asking.some_seed(count) if seed is None else seed
+        return [
+            Request(
+                prompt=self._prompt.value or "",
+                model=model,
+                negative=self._negative.value or "",
+                seed=seed,
+                steps=_whole(self._steps.value) or 20,
+                width=_whole(self._width.value),
+                height=_whole(self._height.value),
+                cfg=self._cfg.value if self._cfg.value is not None else 7.0,
+                sampler=self._sampler.value,
+                schedule=self._schedule.value,
+                count=count,
+            )
+            for model in models
+        ]
+
+    def fill(self, request: dict[str, Any]) -> None:
+        """Set every field to that of an image's request."""
+        self._prompt.set_value(request["prompt"])
+        self._negative.set_value(request["negative"])
+        self._seed.set_value(request["seed"])
+        self._steps.set_value(request["steps"])
+        self._width.set_value(request["width"])
+        self._height.set_value(request["height"])
+        self._cfg.set_value(request["cfg"])
+        self._sampler.set_value(request["sampler"])
+        self._schedule.set_value(request["schedule"])
+        self._count.set_value(1)
+        if any(model.name == request["model"] for model in self._control.library.models()):
+            self._models.set_value([request["model"]])
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _side(label: str) -> ui.number:
+    return ui.number(label, min=8, step=8, precision=0, placeholder="model's").props("outlined dense")

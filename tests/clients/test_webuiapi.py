@@ -1,0 +1,176 @@
+"""The package ``webuiapi`` as it comes from PyPI, against a real server."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+import requests
+import webuiapi
+from PIL import Image
+from support.serving import Server
+
+import safelight
+
+
+def client(server: Server) -> webuiapi.WebUIApi:
+    where = urlsplit(server.url)
+    return webuiapi.WebUIApi(host=where.hostname, port=where.port, sampler="Euler", steps=2)
+
+
+def pixels(image: Image.Image) -> str:
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def right() -> dict[tuple[str, int], str]:
+    """By an engine that knows no server: three models, four seeds."""
+    engine = safelight.open_engine()
+    made = {}
+    for model in ("starter-noto", "starter-fluent", "starter-twemoji"):
+        request = safelight.Request("red apple", model, steps=2, width=64, height=64, count=4)
+        made |= {(model, image.seed): image.pixels_sha256 for image in engine.generate(request)}
+    return made
+
+
+def test_lists(server: Server) -> None:
+    api = client(server)
+    assert "starter-noto" in [model["model_name"] for model in api.get_sd_models()]
+    assert "Euler a" in api.util_get_sampler_names()
+    assert "Karras" in [scheduler["label"] for scheduler in api.get_schedulers()]
+    assert api.get_loras() == api.get_sd_vae() == []
+    assert api.get_embeddings()["loaded"] == {}
+    assert api.get_upscalers()[0]["name"] == "None"
+    assert api.get_memory()["ram"]["total"] > 0
+    assert api.get_cmd_flags()["api"] is True
+    assert api.get_progress()["progress"] == 0.0
+    assert api.custom_get("internal/ping", baseurl=False) is not None or True
+
+
+def test_an_image_and_what_it_carries(server: Server, right: dict[tuple[str, int], str]) -> None:
+    api = client(server)
+    result = api.txt2img(
+        prompt="red apple",
+        seed=2,
+        width=64,
+        height=64,
+        override_settings={"sd_model_checkpoint": "starter-fluent"},
+    )
+    assert pixels(result.image) == right["starter-fluent", 2]
+    assert result.info["sd_model_name"] == "starter-fluent"
+    assert "Model: starter-fluent" in api.png_info(result.image).info
+    batch = api.txt2img(prompt="red apple", seed=0, width=64, height=64, batch_size=2, n_iter=2)
+    assert [pixels(image) for image in batch.images] == [right["starter-fluent", seed] for seed in range(4)]
+
+
+def test_state_19_a_model_that_one_client_sets_is_that_clients(
+    server: Server, right: dict[tuple[str, int], str]
+) -> None:
+    one, other = client(server), client(server)
+    one.util_set_model("starter-noto")
+    other.util_set_model("starter-twemoji")
+    assert one.util_get_current_model().startswith("starter-noto")
+    assert other.util_get_current_model().startswith("starter-twemoji")
+    for api, model in ((one, "starter-noto"), (other, "starter-twemoji"), (one, "starter-noto")):
+        image = api.txt2img(prompt="red apple", seed=1, width=64, height=64).image
+        assert pixels(image) == right[model, 1]
+    # A connection of neither is not guessed for.
+    answer = requests.post(f"{server.url}/sdapi/v1/txt2img", json={"prompt": "red apple", "steps": 2}, timeout=60)
+    assert answer.status_code == 409
+    assert "override_settings" in answer.json()["detail"]
+
+
+def test_the_whole_options_object_can_be_posted_back(server: Server) -> None:
+    api = client(server)
+    api.util_set_model("starter-noto")
+    options = api.get_options()
+    assert api.set_options(options) == {"ignored": []}
+    assert api.set_options({"samples_format": "jpg"}) == {"ignored": ["samples_format"]}
+    assert api.get_options()["sd_model_checkpoint"] == options["sd_model_checkpoint"]
+    with pytest.raises(RuntimeError):
+        api.txt2img(prompt="x", sampler_name="No such sampler")
+
+
+def test_what_cannot_be_done_is_an_error(server: Server) -> None:
+    model = {"sd_model_checkpoint": "starter-noto"}
+    for wish in ({"enable_hr": True}, {"restore_faces": True}, {"script_name": "X/Y"}, {"styles": ["anime"]}):
+        answer = requests.post(
+            f"{server.url}/sdapi/v1/txt2img", json={"prompt": "x", "override_settings": model, **wish}, timeout=60
+        )
+        assert answer.status_code == 422
+        assert next(iter(wish)) in answer.json()["detail"]
+
+
+def test_progress_and_interrupt(server: Server) -> None:
+    api = client(server)
+    seen: list[dict] = []
+
+    def look() -> None:
+        other = client(server)
+        while not seen:
+            now = other.get_progress()
+            if now["progress"] > 0:
+                seen.append(now)
+                other.interrupt()
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    model = {"sd_model_checkpoint": "starter-noto"}
+    result = api.txt2img(prompt="red apple", width=64, height=64, steps=150, override_settings=model)
+    watcher.join()
+    assert result.images == []
+    assert result.info["interrupted"]
+    assert Image.open(io.BytesIO(base64.b64decode(seen[0]["current_image"]))).size == (8, 8)
+
+
+def both(server: Server, right: dict[tuple[str, int], str], each: int) -> None:
+    """Two webuiapi clients and an openai client at once, each with its own model: every image is the right one."""
+
+    def a1111(model: str) -> None:
+        api = client(server)
+        api.util_set_model(model)
+        for turn in range(each):
+            result = api.txt2img(prompt="red apple", seed=turn % 4, width=64, height=64)
+            assert pixels(result.image) == right[model, turn % 4]
+            assert result.info["sd_model_name"] == model
+
+    def other(model: str) -> None:
+        api = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        for turn in range(each):
+            answer = api.images.generate(
+                model=model,
+                prompt="red apple",
+                size="64x64",  # type: ignore
+                response_format="b64_json",
+                extra_body={"seed": turn % 4, "steps": 2},
+            )
+            assert answer.data is not None
+            image = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
+            assert pixels(image) == right[model, turn % 4]
+            assert answer.model == model  # type: ignore[attr-defined]
+
+    with ThreadPoolExecutor(3) as pool:
+        work = [
+            pool.submit(a1111, "starter-noto"),
+            pool.submit(a1111, "starter-fluent"),
+            pool.submit(other, "starter-twemoji"),
+        ]
+        for future in work:
+            future.result()
+
+
+def test_clients_at_once_each_get_their_models_images(server: Server, right: dict[tuple[str, int], str]) -> None:
+    both(server, right, 15)
+
+
+@pytest.mark.proof
+def test_clients_at_once_200_requests_each(server: Server, right: dict[tuple[str, int], str]) -> None:
+    both(server, right, 200)

@@ -1,0 +1,68 @@
+"""The same protocol, in process or against a running server: the same pixels, the same errors."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from support.serving import Server, serving
+
+import safelight
+from safelight.engine.client import ServerEngine
+from safelight.types import Request
+
+KEY = "a long secret"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    with serving(tmp_path_factory.mktemp("server"), key=KEY) as made:
+        made.ready()
+        yield made
+
+
+def test_the_same_pixels_and_progress(server: Server) -> None:
+    request = Request("red apple", "starter-noto", seed=3, steps=5, count=2)
+    seen: list[safelight.Progress] = []
+    there = list(ServerEngine(server.url, KEY).generate(request, seen.append))
+    here = list(safelight.open_engine().generate(request))
+    assert [image.pixels for image in there] == [image.pixels for image in here]
+    assert [image.metadata for image in there] == [image.metadata for image in here]
+    assert there[0].seconds.denoise > 0
+    assert {progress.stage for progress in seen} >= {"encode", "denoise", "decode"}
+
+
+def test_errors_mean_the_same(server: Server) -> None:
+    engine = ServerEngine(server.url, KEY)
+    with pytest.raises(safelight.ModelNotFoundError, match="starter-noto"):
+        next(engine.generate(Request("x", "starter-nto")))
+    with pytest.raises(safelight.InputError, match="max_steps"):
+        next(engine.generate(Request("x", "starter-noto", steps=500)))
+    with pytest.raises(safelight.InputError, match="wants its key"):
+        next(ServerEngine(server.url).generate(Request("x", "starter-noto")))
+    with pytest.raises(safelight.InputError, match="cannot be reached"):
+        next(ServerEngine("http://127.0.0.1:9").generate(Request("x", "starter-noto")))
+
+
+def test_who_stops_stops_the_job(server: Server) -> None:
+    def stop(progress: safelight.Progress) -> None:
+        if progress.step > 1:
+            raise safelight.Cancelled
+
+    engine = ServerEngine(server.url, KEY)
+    with pytest.raises(safelight.Cancelled):
+        next(engine.generate(Request("red apple", "starter-noto", steps=150), stop))
+    with server.client() as client:
+        while client.get("/api/v1/jobs").json()[0]["ended"] is None:
+            pass
+        assert client.get("/api/v1/jobs").json()[0]["state"] == "cancelled"
+
+
+def test_the_command_line(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safelight.cli import main
+
+    arguments = ["generate", "red apple", "-m", "starter-noto", "--steps", "2", "--out", str(tmp_path)]
+    main.app([*arguments, "--server", server.url, "--api-key", KEY], standalone_mode=False)
+    assert (tmp_path / "starter-noto-0.png").exists()
+    assert "starter-noto-0.png" in capsys.readouterr().out

@@ -1,0 +1,130 @@
+"""The worker process and its spare."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from safelight import config
+from safelight.assemble.control import WORKER
+from safelight.engine.messages import Ended, Generate, Made, Progressed
+from safelight.engine.supervisor import Supervisor, still_there
+from safelight.errors import WorkerDiedError
+from safelight.library.library import Library
+from safelight.types import Request
+
+STARTER = "starter-noto"
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Generator[Supervisor]:
+    made = Supervisor(WORKER, config.load(tmp_path))
+    yield made
+    made.close()
+
+
+def wanted(steps: int = 2, job: str = "j", **more) -> Generate:
+    digest = more.pop("digest", None) or Library(Path("/nowhere")).get(STARTER).digest
+    return Generate(job, Request("red apple", STARTER, steps=steps, **more), digest, 0, ())
+
+
+def test_a_job_reports_and_ends(supervisor: Supervisor) -> None:
+    messages = list(supervisor.run(wanted(count=2)))
+    assert [m.place for m in messages if isinstance(m, Made)] == [0, 1]
+    previews = [m.progress.preview for m in messages if isinstance(m, Progressed) and m.progress.stage == "denoise"]
+    assert all(preview is not None and len(preview.pixels) == 8 * 8 * 3 for preview in previews)
+    end = messages[-1]
+    assert isinstance(end, Ended)
+    assert (end.kind, end.problem) == ("done", "")
+    assert end.resident == (wanted().digest,)
+
+
+def test_only_images_that_are_not_there_yet_are_made(supervisor: Supervisor) -> None:
+    both = [m for m in supervisor.run(wanted(count=2)) if isinstance(m, Made)]
+    ask = wanted(count=2)
+    rest = [m for m in supervisor.run(Generate("j", ask.request, ask.digest, 1, ())) if isinstance(m, Made)]
+    assert [(m.place, m.image.pixels_sha256) for m in rest] == [(1, both[1].image.pixels_sha256)]
+
+
+def test_other_content_than_was_accepted_is_refused(supervisor: Supervisor) -> None:
+    """STATE 18: the model is pinned when the job is accepted."""
+    (end,) = supervisor.run(wanted(digest="0" * 64))
+    assert isinstance(end, Ended)
+    assert end.kind == "failed"
+    assert "another than when the job was accepted" in end.problem
+
+
+def test_a_worker_that_dies_is_replaced_by_the_spare(supervisor: Supervisor) -> None:
+    list(supervisor.run(wanted()))
+    assert supervisor.spare_is_ready(60)
+    first = supervisor.pid
+
+    def killed() -> None:
+        for message in supervisor.run(wanted(steps=150)):
+            if isinstance(message, Progressed) and message.progress.stage == "denoise":
+                os.kill(first, signal.SIGKILL)
+
+    with pytest.raises(WorkerDiedError, match="SIGKILL"):
+        killed()
+    assert supervisor.pid != first
+    assert supervisor.restarts == 1
+    end = list(supervisor.run(wanted()))[-1]
+    assert isinstance(end, Ended)
+    assert end.kind == "done"
+
+
+def test_a_job_is_cancelled_at_its_next_step(supervisor: Supervisor) -> None:
+    for message in supervisor.run(wanted(steps=150)):
+        if isinstance(message, Progressed) and message.progress.step == 2:
+            supervisor.cancel("j")
+    assert isinstance(message, Ended)
+    assert message.kind == "cancelled"
+
+
+def test_questions_are_answered_while_a_job_runs(supervisor: Supervisor) -> None:
+    seen = False
+    for message in supervisor.run(wanted(steps=100)):
+        if isinstance(message, Progressed) and message.progress.step == 1 and not seen:
+            seen = True
+            assert supervisor.ask("memory").result(20)["places"]["host"]["stored"] > 0
+            assert supervisor.ask("prefetch", "starter-fluent").result(20) is True
+            with pytest.raises(RuntimeError, match="no model named"):
+                supervisor.ask("load", "nobody").result(20)
+    assert seen
+    resident = supervisor.ask("load", "starter-fluent").result(20)
+    assert wanted().digest in resident
+
+
+def test_what_is_pinned_is_pinned_in_the_next_worker_too(supervisor: Supervisor) -> None:
+    list(supervisor.run(wanted()))
+    digest = wanted().digest
+    assert digest in supervisor.ask("pin", STARTER).result(30)
+    assert digest in supervisor.ask("unload", digest).result(30)
+    os.kill(supervisor.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDiedError):
+        list(supervisor.run(wanted()))
+    list(supervisor.run(wanted()))
+    assert digest in supervisor.ask("unload", digest).result(30)
+    supervisor.ask("unpin", STARTER).result(30)
+    assert digest not in supervisor.ask("unload", digest).result(30)
+
+
+def test_a_worker_that_cannot_start_is_said(tmp_path: Path) -> None:
+    supervisor = Supervisor((sys.executable, "-c", "raise SystemExit(3)"), config.load(tmp_path), spare=False)
+    with pytest.raises(WorkerDiedError, match="exit code 3"):
+        list(supervisor.run(wanted()))
+    supervisor.close()
+
+
+def test_both_processes_end_with_the_supervisor(tmp_path: Path) -> None:
+    supervisor = Supervisor(WORKER, config.load(tmp_path))
+    pid = supervisor.pid
+    time.sleep(0.2)
+    supervisor.close()
+    assert not still_there(pid)

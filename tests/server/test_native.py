@@ -1,0 +1,244 @@
+"""Safelight's own API, over HTTP, against a real server."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from support import serving
+from support.serving import Server, ended
+
+import safelight
+from safelight.metadata import chunks
+
+ASK = {"prompt": "red apple", "model": "starter-noto", "seed": 3, "steps": 2}
+
+
+def make(http: httpx.Client, **more) -> dict:
+    answer = http.post("/api/v1/generate", json={**ASK, **more})
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+@pytest.fixture(scope="module")
+def right() -> dict[str, str]:
+    """Pixels by an engine that knows no server."""
+    engine = safelight.open_engine()
+    names = ("starter-noto", "starter-fluent", "starter-twemoji")
+    return {
+        name: next(engine.generate(safelight.Request("red apple", name, seed=3, steps=2))).pixels_sha256
+        for name in names
+    }
+
+
+def test_a_job_is_made_and_says_what_made_it(http: httpx.Client, right: dict[str, str], tmp_path: Path) -> None:
+    """STATE 17: what the metadata says is what made the image."""
+    for model in ("starter-noto", "starter-fluent", "starter-noto"):
+        job = make(http, model=model)
+        assert job["state"] in ("queued", "running", "done")
+        assert ended(http, job["id"])["state"] == "done"
+        (image,) = http.get(f"/api/v1/jobs/{job['id']}/images").json()
+        assert image["pixels_sha256"] == right[model]
+        assert image["model_digest"] == job["model_digest"] == image["metadata"]["model"]["digest"]
+        (tmp_path / "x.png").write_bytes(http.get(image["url"]).content)
+        metadata, pixels = chunks.read(tmp_path / "x.png")
+        assert pixels == right[model]
+        assert metadata["model"]["name"] == model
+        assert http.get(image["thumbnail"]).headers["content-type"] == "image/webp"
+
+
+def test_a_batch_has_consecutive_seeds(http: httpx.Client, right: dict[str, str]) -> None:
+    job = ended(http, make(http, seed=2, count=3)["id"])
+    images = http.get(f"/api/v1/jobs/{job['id']}/images").json()
+    assert [image["seed"] for image in images] == [2, 3, 4]
+    assert images[1]["pixels_sha256"] == right["starter-noto"]
+    assert job["images"] == 3
+
+
+def test_the_server_has_no_torch(server: Server) -> None:
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "libtorch" in Path(f"/proc/{server.worker()}/maps").read_text()
+
+
+def test_state_30_an_unknown_model_is_404_with_near_names(http: httpx.Client) -> None:
+    answer = http.post("/api/v1/generate", json={**ASK, "model": "starter-nto"})
+    assert answer.status_code == 404
+    assert answer.json()["error"] == "model_not_found"
+    assert "starter-noto" in answer.json()["near"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("width", 100),
+        ("steps", 100_000),
+        ("steps", 151),
+        ("sampler", "none"),
+        ("count", 17),
+        ("cfg", -1),
+        ("clip_skip", 11),
+        ("prompt", "x" * 20_001),
+        ("prompt", None),
+        ("negative", "a\0b"),
+        ("unknown", 1),
+    ],
+)
+def test_bad_fields_are_refused_before_they_are_queued(http: httpx.Client, field: str, value: object) -> None:
+    before = len(http.get("/api/v1/jobs", params={"limit": 1000}).json())
+    answer = http.post("/api/v1/generate", json={**ASK, field: value})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["field"] == field
+    assert len(http.get("/api/v1/jobs", params={"limit": 1000}).json()) == before
+
+
+def test_no_path_is_opened_as_a_model(http: httpx.Client, tmp_path: Path) -> None:
+    for name in ("/etc/passwd", "../x", str(tmp_path / "x.safetensors"), "~/x.ckpt"):
+        assert http.post("/api/v1/generate", json={**ASK, "model": name}).status_code == 404
+        assert http.post("/api/v1/models", json={"path": name}).status_code == 403
+    assert http.get("/api/v1/images/..%2F..%2Fetc/file").status_code in (404, 422)
+
+
+def test_what_waits_and_what_runs_can_be_cancelled(http: httpx.Client) -> None:
+    first = make(http, steps=150, count=4)
+    second = make(http, steps=150)
+    assert http.post(f"/api/v1/jobs/{second['id']}/cancel").json() == {"cancelled": True}
+    assert ended(http, second["id"])["state"] == "cancelled"
+    while http.get("/api/v1/queue").json()["progress"] is None:
+        time.sleep(0.02)
+    assert http.post(f"/api/v1/jobs/{first['id']}/cancel").json() == {"cancelled": True}
+    found = ended(http, first["id"])
+    assert found["state"] == "cancelled"
+    assert http.post(f"/api/v1/jobs/{first['id']}/cancel").json() == {"cancelled": False}
+    assert ended(http, make(http)["id"])["state"] == "done"
+
+
+def test_the_queue_says_its_order_and_why(http: httpx.Client) -> None:
+    first = make(http, steps=100)
+    others = [make(http, model=m, steps=1) for m in ("starter-fluent", "starter-noto")]
+    urgent = make(http, model="starter-twemoji", steps=1, priority=5)
+    queue = http.get("/api/v1/queue").json()
+    order = [place["job"]["id"] for place in queue["waiting"]]
+    if queue["running"] is not None and queue["running"]["id"] == first["id"]:
+        assert order == [urgent["id"], others[1]["id"], others[0]["id"]] or order[0] == urgent["id"]
+        assert all(place["reason"] for place in queue["waiting"])
+    for job in (first, *others, urgent):
+        assert ended(http, job["id"])["state"] == "done"
+
+
+def test_events_tell_of_a_job_until_it_ends(http: httpx.Client) -> None:
+    job = make(http, steps=20)
+    kinds: list[str] = []
+    with http.stream("GET", "/api/v1/events", params={"job": job["id"]}) as stream:
+        for line in stream.iter_lines():
+            kind, _, value = line.partition(": ")
+            if kind == "event":
+                kinds.append(value)
+            elif kind == "data":
+                data = json.loads(value)
+                assert data["job"] == job["id"]
+    assert data["state"] == "done"
+    assert {"job", "progress", "image", "memory"} <= set(kinds)
+    assert kinds[-1] == "job"
+
+
+def test_models_are_loaded_pinned_and_dropped(http: httpx.Client) -> None:
+    digest = http.get("/api/v1/models/starter-twemoji").json()["digest"]
+    ended(http, make(http, model="starter-twemoji")["id"])
+    assert digest in http.post("/api/v1/models/starter-twemoji/pin").json()["resident"]
+    assert http.get("/api/v1/models/starter-twemoji").json()["pinned"]
+    assert digest in http.post("/api/v1/models/starter-twemoji/unload").json()["resident"]
+    assert digest in http.post("/api/v1/models/starter-twemoji/unpin").json()["resident"]
+    assert digest not in http.post("/api/v1/models/starter-twemoji/unload").json()["resident"]
+    assert digest in http.post("/api/v1/models/starter-twemoji/load").json()["resident"]
+    assert http.post("/api/v1/models/starter-twemoji/verify").json() == {"ok": True, "problem": ""}
+    assert http.post("/api/v1/models/nobody/load").status_code == 404
+    places = http.get("/api/v1/memory").json()["places"]
+    assert places["host"]["stored"] > 0
+
+
+def test_an_image_is_the_same_in_a_fresh_process(http: httpx.Client, right: dict[str, str]) -> None:
+    job = ended(http, make(http)["id"])
+    (image,) = http.get(f"/api/v1/jobs/{job['id']}/images").json()
+    assert http.post(f"/api/v1/images/{image['id']}/check").json() == {
+        "same": True,
+        "pixels_sha256": right["starter-noto"],
+    }
+
+
+def test_images_are_listed_and_removed(http: httpx.Client, server: Server) -> None:
+    job = ended(http, make(http, count=2)["id"])
+    images = http.get(f"/api/v1/jobs/{job['id']}/images").json()
+    newest = http.get("/api/v1/images", params={"limit": 2}).json()
+    assert [image["id"] for image in newest] == [images[1]["id"], images[0]["id"]]
+    older = http.get("/api/v1/images", params={"limit": 1, "before": newest[0]["created"]}).json()
+    assert older[0]["id"] == images[0]["id"]
+    gone = images[0]["id"]
+    assert http.delete(f"/api/v1/images/{gone}").status_code == 204
+    for path in ("", "/file", "/thumbnail"):
+        assert http.get(f"/api/v1/images/{gone}{path}").status_code == 404
+    assert not list(server.root.glob(f"*/{gone}.*"))
+
+
+def test_what_is_counted_is_told_to_prometheus(http: httpx.Client) -> None:
+    ended(http, make(http)["id"])
+    text = http.get("/metrics").text
+    for name in ("safelight_jobs_ended_total", "safelight_switches_total", "safelight_memory_bytes"):
+        assert name in text
+
+
+def test_pages_of_other_sites_are_refused(http: httpx.Client) -> None:
+    assert http.get("/api/v1/models", headers={"Origin": "http://evil.example"}).status_code == 403
+    assert http.get("/api/v1/models", headers={"Host": "evil.example"}).status_code == 403
+    own = str(http.base_url).rstrip("/")
+    answer = http.get("/api/v1/models", headers={"Origin": own})
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_one_root_has_one_server(server: Server) -> None:
+    with pytest.raises(AssertionError):
+        serving.start(server.root)
+
+
+def test_the_key_is_asked_for_everywhere_but_health(tmp_path: Path) -> None:
+    with serving.serving(tmp_path, key="a long secret") as server:
+        with httpx.Client(base_url=server.url) as stranger:
+            assert stranger.get("/api/v1/health").status_code == 200
+            for path in ("/api/v1/models", "/v1/models", "/sdapi/v1/sd-models", "/", "/metrics", "/internal/ping"):
+                answer = stranger.get(path)
+                assert answer.status_code == 401, path
+                assert answer.headers["www-authenticate"] == "Basic"
+            assert stranger.get("/api/v1/models", headers={"Authorization": "Bearer wrong"}).status_code == 401
+            assert stranger.get("/api/v1/models", auth=("anyone", "a long secret")).status_code == 200
+        with server.client() as friend:
+            assert friend.get("/api/v1/models").status_code == 200
+            page = friend.get("/")
+            assert page.status_code == 200
+            cookie = page.cookies["safelight_key"]
+        with httpx.Client(base_url=server.url, cookies={"safelight_key": cookie}) as browser:
+            assert browser.get("/api/v1/models").status_code == 200
+
+
+def test_a_large_body_is_refused(tmp_path: Path, http: httpx.Client) -> None:
+    answer = http.post("/api/v1/generate", content=b"x" * (33 << 20), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+    def pieces():
+        for _ in range(40):
+            yield b" " * (1 << 20)
+
+    answer = http.post("/api/v1/generate", content=pieces(), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_checkpoints_are_added_from_allowed_folders_only(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "safelight.yaml").write_text(f"model_folders: [{tiny}]\n")
+    with serving.serving(tmp_path) as server, server.client() as http:
+        answer = http.post("/api/v1/models", json={"path": str(tiny / "a.safetensors"), "name": "mine"})
+        assert answer.status_code == 201, answer.text
+        assert http.get("/api/v1/models/mine").json()["origin"] == "added"
+        assert http.post("/api/v1/models", json={"path": f"{tiny}/../{tiny.name}/../x"}).status_code == 403
+        assert http.post("/api/v1/models", json={"path": str(tiny / "none.safetensors")}).status_code == 422

@@ -1,0 +1,104 @@
+"""A real server in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+READY_SECONDS = 60.0
+
+
+@dataclass
+class Server:
+    """``url`` without a slash at its end."""
+
+    url: str
+    process: subprocess.Popen[str]
+    root: Path
+    key: str | None = None
+
+    def client(self, **more: Any) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120, **more)
+
+    def worker(self) -> int:
+        """The process that computes: the child of the server that has started an engine and not the spare."""
+        return children(self.process.pid)[0]
+
+    def ready(self) -> None:
+        """Wait until the worker is."""
+        until = time.monotonic() + READY_SECONDS
+        with self.client() as client:
+            while client.get("/api/v1/health").json()["worker"] != "ready":
+                assert time.monotonic() < until
+                time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """Processes that it started, the oldest first."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for path in found for child in path.read_text().split())
+
+
+def start(root: Path, *options: str, key: str | None = None) -> Server:
+    """Start a server on a free port, and return when it answers."""
+    command = [sys.executable, "-m", "safelight.cli", "serve", "--root", str(root), "--port", "0", *options]
+    if key is not None:
+        command += ["--api-key", key]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.search(r"http://\S+", line)
+    assert found, line
+    server = Server(found[0], process, root, key)
+    until = time.monotonic() + READY_SECONDS
+    with server.client() as client:
+        while True:
+            try:
+                client.get("/api/v1/health")
+                return server
+            except httpx.TransportError:
+                assert process.poll() is None, process.returncode
+                assert time.monotonic() < until
+                time.sleep(0.05)
+
+
+def stop(server: Server) -> int:
+    """End it as a system would, by SIGTERM; its exit code."""
+    server.process.send_signal(signal.SIGTERM)
+    code = server.process.wait(60)
+    assert server.process.stdout is not None
+    server.process.stdout.close()
+    return code
+
+
+@contextmanager
+def serving(root: Path, *options: str, key: str | None = None) -> Generator[Server]:
+    server = start(root, *options, key=key)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            stop(server)
+
+
+def ended(client: httpx.Client, job: str, seconds: float = 120.0) -> dict[str, Any]:
+    """The job after it ended."""
+    until = time.monotonic() + seconds
+    while True:
+        found = client.get(f"/api/v1/jobs/{job}").json()
+        if found["ended"] is not None:
+            return found
+        assert time.monotonic() < until, found
+        time.sleep(0.03)

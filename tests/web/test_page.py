@@ -1,0 +1,98 @@
+"""The page in a real browser: the first image in two actions, on a large and a small screen, in light and dark.
+
+Screenshots are kept in ``build/screenshots``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from support.serving import Server
+
+SHOTS = Path(__file__).parents[2] / "build/screenshots"
+SIZES = {"1440x900": (1440, 900), "390x844": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Generator[Browser]:
+    """Debian's chromium, or another that is there, or playwright's own (``playwright install chromium``)."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for path in map(shutil.which, names) if path), None)
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+def opened(browser: Browser, server: Server, size: str, dark: bool, hosts: set[str]) -> Page:
+    width, height = SIZES[size]
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
+    page = context.new_page()
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2]))
+    page.goto(server.url)
+    page.wait_for_selector(".sl-make")
+    return page
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_first_image_in_two_actions(browser: Browser, server: Server, size: str, dark: bool) -> None:
+    hosts: set[str] = set()
+    page = opened(browser, server, size, dark, hosts)
+    page.get_by_label("Prompt", exact=True).fill("red apple")
+    page.get_by_role("button", name="Make").click()
+    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(500)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"page-{size}-{'dark' if dark else 'light'}.png", full_page=size == "390x844")
+    # Nothing is wider than the screen, and nothing came from elsewhere.
+    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
+    assert hosts == {server.url.split("/")[2]}
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(21, 20, 19)") == dark
+    page.context.close()
+
+
+def test_several_models_fill_the_sheet_and_an_image_is_proven(browser: Browser, server: Server) -> None:
+    page = opened(browser, server, "1440x900", False, set())
+    page.get_by_label("Prompt", exact=True).fill("octopus")
+    page.get_by_label("Models").click()
+    for name in ("starter-noto", "starter-twemoji"):
+        page.get_by_role("option", name=name).click()
+    page.keyboard.press("Escape")
+    page.get_by_label("Steps", exact=True).fill("40")
+    page.get_by_label("Seed", exact=True).fill("7")
+    page.get_by_role("button", name="Make").click()
+    page.wait_for_selector(".sl-preview[src]", timeout=60_000)
+    page.wait_for_function("document.querySelectorAll('.sl-sheet .sl-wait').length > 0")
+    page.screenshot(path=SHOTS / "page-running.png")
+    page.wait_for_function("document.querySelectorAll('.sl-sheet .sl-shot').length == 3", timeout=60_000)
+    assert page.locator(".sl-memory").get_by_text("starter-twemoji").count() >= 1
+    page.locator(".sl-sheet .sl-shot").nth(1).click()
+    page.get_by_role("button", name="Same as in a fresh process?").click()
+    page.get_by_text("Yes: pixel for pixel the same.").wait_for(timeout=60_000)
+    page.wait_for_timeout(300)
+    page.screenshot(path=SHOTS / "page-image.png")
+    page.get_by_role("button", name="Use these settings").click()
+    page.get_by_label("More").first.click() if not page.get_by_label("Width").is_visible() else None
+    assert page.get_by_label("Seed", exact=True).input_value() == "7"
+    assert page.get_by_label("Steps", exact=True).input_value() == "40"
+    page.context.close()
+
+
+def test_what_runs_can_be_cancelled_and_mistakes_are_told(browser: Browser, server: Server) -> None:
+    page = opened(browser, server, "1440x900", False, set())
+    page.get_by_label("Prompt", exact=True).fill("red apple")
+    page.get_by_label("Steps", exact=True).fill("9999")
+    page.get_by_role("button", name="Make").click()
+    page.get_by_text("steps=9999").wait_for()
+    page.get_by_label("Steps", exact=True).fill("150")
+    page.get_by_role("button", name="Make").click()
+    page.get_by_role("button", name="Cancel").first.click(timeout=30_000)
+    page.get_by_text("cancelled", exact=True).wait_for(timeout=30_000)
+    page.context.close()
