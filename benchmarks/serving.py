@@ -1,12 +1,13 @@
 """The server under 100 clients at once: nothing is lost, and it answers while its worker computes.
 
-``python benchmarks/serving.py``: 2,000 requests of the smallest size (a starter, 8×8, 1 step) by 100 clients; meanwhile
-another asks ``/api/v1/health`` and ``/api/v1/queue`` every 20 ms. Then, on a quiet server: seconds from the first step to
-its preview at a client, and from the death of the worker to the first step of a job in the next, with a starter and,
-with ``--full``, a checkpoint of SD 1.5's size (``benchmarks/checkpoints.py``).
+``python benchmarks/serving.py``: 2,000 requests of the smallest size (a starter, 8×8, 1 step) by 100 clients;
+meanwhile another asks ``/api/v1/health`` and ``/api/v1/queue`` every 20 ms. Then, on a quiet server: seconds from the
+first step to its preview at a client, and from the death of the worker to the model in the next one, with a starter
+and, with ``--full``, a checkpoint of SD 1.5's size (``benchmarks/checkpoints.py``).
 
-Predicted before the first run: about 30 requests a second (each writes two files and five rows); p50 10 ms, p99 100 ms, as
-the server's threads take turns; a preview within 0.1 s; a starter within 0.5 s of the death, SD 1.5's size within 1 s.
+Predicted before the first run: about 30 requests a second (each writes two files and five rows); p50 10 ms, p99 100
+ms, as the server's threads take turns; a preview within 0.1 s; a starter within 0.5 s of the death, SD 1.5's size
+within 1 s.
 """
 
 from __future__ import annotations

@@ -34,3 +34,13 @@ if [ "$system" = Linux ] && [ ! -e /proc/driver/nvidia/version ] && ! .venv/bin/
 fi
 pip install --quiet -c constraints.txt "$torch"
 pip install --quiet -c constraints.txt -e '.[dev]' -e ./starter
+
+# The page's tests need a browser: one that is there, the system's package where that may be installed, or playwright's.
+browser() { command -v chromium || command -v chromium-browser || command -v google-chrome; }
+if ! browser >/dev/null 2>&1; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        apt-get update -qq && apt-get install -y -qq chromium >/dev/null
+    fi
+    browser >/dev/null 2>&1 || .venv/bin/playwright install chromium ||
+        echo "No browser could be had: 'make test' will fail at the page; 'make demo' does not need one." >&2
+fi

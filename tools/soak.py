@@ -8,9 +8,11 @@ its shortest form and ends the run with exit code 1.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 
+import structlog
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 from stateful.test_switching import Switching
@@ -21,6 +23,8 @@ EACH = 200
 
 
 def main() -> None:
+    # What is repaired on purpose thousands of times is no news.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     until, rounds = time.monotonic() + float(sys.argv[1]), 0
     start = machine.anonymous_bytes()
     while time.monotonic() < until:

@@ -289,3 +289,19 @@ def test_a_load_that_fails_does_not_spoil_what_is_said_of_memory(two: tuple[Mani
         pass
     assert all(0 < holding.nbytes <= holding.total for holding in residency.holdings())
     assert all(holding.leases == 0 for holding in residency.holdings())
+
+
+def test_a_circle_of_references_does_not_keep_a_model_out(two: tuple[Manifest, Manifest]) -> None:
+    """MEMORY 03: an error and its frames hold a tensor of the last model until garbage is collected; a lease that would
+    be refused for that collects it."""
+    first, second = (manifest.component("unet") for manifest in two)
+    size = sum(segment.nbytes for segment in cut(first, torch.float32))
+    residency = memory.host(size, partial=False)
+    circle: list[object] = []
+    with residency.lease(first, torch.float32) as lease:
+        circle += [circle, lease.resident(next(iter(lease.shapes)))]
+    residency.drop()
+    assert residency.pool.lingering_bytes > 0
+    del circle, lease
+    with residency.lease(second, torch.float32) as lease:
+        assert lease.resident_bytes == size

@@ -7,6 +7,7 @@ read, never after, so that the budget is a bound. What does not fit is streamed 
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -366,7 +367,9 @@ class Residency:
         self.before_planning()
         decided = plan(self._situation(lease))
         if isinstance(decided, Refusal):
-            # What somebody held may be free by now.
+            # What somebody held may be free by now, or held by nothing but a circle: an error and its frames.
+            if self.pool.lingering_bytes:
+                gc.collect()
             self.pool.trim()
             decided = plan(self._situation(lease))
         if isinstance(decided, Refusal):

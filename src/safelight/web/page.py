@@ -74,6 +74,7 @@ class Tab:
                     ui.label("Gallery").classes("sl-title").style("margin-bottom: 10px")
                     self._gallery = ui.element("div").classes("sl-grid")
                     self._more = ui.button("More", on_click=self._show_more).props("flat no-caps").classes("sl-soft")
+        self._dialogs = ui.element("div")
         self._running = _Running(self._now, self._control)
         ui.timer(EVERY_SECONDS, self._look)
 
@@ -165,7 +166,8 @@ class Tab:
 
     def _open(self, image: StoredImage) -> None:
         request: dict[str, Any] = image.metadata["request"]
-        with ui.dialog(value=True) as dialog, ui.element("div").classes("sl-dialog q-card"):
+        # Not within what was clicked, which is drawn anew when an image is finished.
+        with self._dialogs, ui.dialog(value=True) as dialog, ui.element("div").classes("sl-dialog q-card"):
             dialog.on("hide", dialog.delete)
             ui.element("img").props(f'src="/api/v1/images/{image.id}/file" alt=""').classes("sl-big")
             with ui.element("div").style("display: flex; flex-direction: column; gap: 14px; min-width: 0"):
