@@ -192,10 +192,26 @@ SEQUENCES = {
 }
 
 
-def sequences() -> list[tuple[str, str, str, str]]:
-    """What the state machines found: (how many sequences, of what, seconds, result)."""
+SERVER = {
+    "tests/server/test_deaths.py::test_workers_are_killed_200_times": (
+        "200",
+        "the worker is killed under load: 400 jobs, each ends once, done or with a reason; every image is right",
+    ),
+    "tests/server/test_deaths.py::test_servers_are_killed_20_times": (
+        "20",
+        "the server is killed under load: 60 jobs; no half image, no orphan, no worker that outlives it",
+    ),
+    "tests/clients/test_webuiapi.py::test_clients_at_once_200_requests_each": (
+        "600",
+        "requests by two webuiapi clients and one of openai at once, each with its model: pixels and metadata",
+    ),
+}
+
+
+def sequences(given: dict[str, tuple[str, str]]) -> list[tuple[str, str, str, str]]:
+    """What long tests found: (how many sequences, of what, seconds, result)."""
     rows = []
-    for path, (count, what) in SEQUENCES.items():
+    for path, (count, what) in given.items():
         start = time.perf_counter()
         command = [sys.executable, "-m", "pytest", path, "-m", "proof", "-q", "--no-header", "-p", "no:cacheprovider"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
@@ -323,7 +339,11 @@ def report() -> tuple[list[str], bool]:
     ]
     lines += ["and every result is right or a clear error:", ""]
     lines += ["| sequences | of | s | |", "|---|---|---|---|"]
-    for row in sequences():
+    for row in sequences(SEQUENCES):
+        sound = sound and row[-1] == "all held"
+        lines.append(f"| {' | '.join(row)} |")
+    lines += ["", "The server:", "", "| times | what | s | |", "|---|---|---|---|"]
+    for row in sequences(SERVER):
         sound = sound and row[-1] == "all held"
         lines.append(f"| {' | '.join(row)} |")
     lines += ["", "| whole processes | |", "|---|---|"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from safelight import config
-from safelight.assemble.control import WORKER
+from safelight.assemble.serving import WORKER
 from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor, still_there
 from safelight.errors import WorkerDiedError

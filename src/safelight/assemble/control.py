@@ -1,75 +1,11 @@
-"""What a command or server needs that does not compute: the library, the queue, the worker's supervisor. No torch."""
+"""What a command needs that does not compute: the library. Imports no torch, and little else."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
-
-from filelock import FileLock, Timeout
-
 from safelight.config import Settings
-from safelight.engine.dispatch import Dispatcher
-from safelight.engine.events import Events
-from safelight.engine.fresh import Compared, compared
-from safelight.engine.supervisor import Supervisor
-from safelight.errors import InputError
-from safelight.jobs.order import Rules
 from safelight.library.library import Library
-from safelight.storage.db import Database, StoredImage
-from safelight.storage.images import Gallery
-
-WORKER = (sys.executable, "-m", "safelight.assemble.work")
 
 
 def open_library(settings: Settings) -> Library:
     """The library under the settings' root, which need not exist yet."""
     return Library(settings.root)
-
-
-@dataclass(frozen=True)
-class Control:
-    """The parts of a server below HTTP. ``lock``: held while it runs, as a root has one server."""
-
-    settings: Settings
-    library: Library
-    database: Database
-    gallery: Gallery
-    events: Events
-    supervisor: Supervisor
-    dispatcher: Dispatcher
-    lock: FileLock
-
-    def in_a_fresh_process(self, image: StoredImage) -> Compared:
-        """Make an image again where no other model was: see :func:`safelight.engine.fresh.compared`."""
-        return compared(WORKER, self.settings, image)
-
-    def start(self) -> None:
-        """Begin with what is queued."""
-        self.dispatcher.start()
-
-    def stop(self) -> None:
-        """Let the job that runs finish, or put it back; end the processes; let go of the root."""
-        self.dispatcher.stop(self.settings.shutdown_seconds)
-        self.supervisor.close()
-        self.database.close()
-        self.lock.release()
-
-
-def open_control(settings: Settings) -> Control:
-    """Open everything that a server needs; its worker starts to import. Raises InputError when another server runs on
-    this root, and what opening the database raises."""
-    library = open_library(settings)
-    database = Database(settings.root)
-    lock = FileLock(settings.root / ".serving")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        database.close()
-        raise InputError(
-            f"another Safelight server runs on {settings.root}; stop it, or give another --root"
-        ) from error
-    gallery, events = Gallery(settings.root), Events()
-    supervisor = Supervisor(WORKER, settings, settings.spare_worker)
-    rules = Rules(settings.queue_overtakes, settings.queue_delay_seconds)
-    dispatcher = Dispatcher(database, gallery, supervisor, events, rules, settings.max_queue_size)
-    return Control(settings, library, database, gallery, events, supervisor, dispatcher, lock)

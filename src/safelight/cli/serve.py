@@ -36,7 +36,7 @@ def serve(
 
     import uvicorn
 
-    from safelight.assemble.control import open_control
+    from safelight.assemble.serving import open_control
     from safelight.server import app
     from safelight.server.connections import Numbered
     from safelight.web import page
@@ -56,8 +56,12 @@ def serve(
     )
     # After it has shut down, uvicorn raises the signal again; being stopped is what a server is asked for.
     for asked in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(asked, lambda *_: None)
+        signal.signal(asked, _said)
     uvicorn.Server(config).run(sockets=[bound])
+
+
+def _said(number: int, frame: object) -> None:
+    del number, frame
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from safelight.assemble.control import Control
+from safelight.assemble.serving import Control
 from safelight.server import auth, bridge, problems
 from safelight.server.apis import a1111, native, openai
 from safelight.server.metrics import Metrics

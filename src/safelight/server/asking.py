@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import replace
 
-from safelight.assemble.control import Control
+from safelight.assemble.serving import Control
 from safelight.errors import ModelNotFoundError, RequestError
 from safelight.generate.check import check
 from safelight.jobs.job import Job

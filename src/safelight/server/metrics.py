@@ -11,7 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from safelight.assemble.control import Control
+from safelight.assemble.serving import Control
 from safelight.engine.events import Event
 from safelight.jobs.job import ENDED
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
-from safelight.assemble.control import Control
+from safelight.assemble.serving import Control
 from safelight.errors import InputError, RequestError
 from safelight.server import asking
 from safelight.types import SAMPLERS, SCHEDULES, Request

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from nicegui import run, ui
 from PIL import Image as PILImage
 
-from safelight.assemble.control import Control
+from safelight.assemble.serving import Control
 from safelight.errors import SafelightError
 from safelight.jobs.job import Job
 from safelight.server import asking

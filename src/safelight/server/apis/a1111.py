@@ -22,7 +22,7 @@ from fastapi import Request as HTTPRequest
 from PIL import Image as PILImage
 from pydantic import BaseModel, ConfigDict, Field
 
-from safelight.assemble.control import Control
+from safelight.assemble.serving import Control
 from safelight.engine.dispatch import State
 from safelight.errors import RequestError, WorkerDiedError
 from safelight.jobs.job import Job

@@ -14,7 +14,7 @@ from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from safelight.assemble.control import Control
+from safelight.assemble.serving import Control
 from safelight.engine.dispatch import described, pictured
 from safelight.engine.events import Event
 from safelight.engine.messages import Question

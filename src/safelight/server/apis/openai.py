@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
 from pydantic import BaseModel, ConfigDict, Field
 
-from safelight.assemble.control import Control
+from safelight.assemble.serving import Control
 from safelight.errors import RequestError
 from safelight.jobs.job import Job
 from safelight.library.model import Model
