@@ -1,9 +1,10 @@
 """The server under 100 clients at once: nothing is lost, and it answers while its worker computes.
 
-``python benchmarks/serving.py``: 2,000 requests of the smallest size (a starter, 8×8, 1 step) by 100 clients;
-meanwhile another asks ``/api/v1/health`` and ``/api/v1/queue`` every 20 ms. Then, on a quiet server: seconds from the
-first step to its preview at a client, and from the death of the worker to the model in the next one, with a starter
-and, with ``--full``, a checkpoint of SD 1.5's size (``benchmarks/checkpoints.py``).
+``python benchmarks/serving.py``: 2,000 requests of the smallest size (a starter, 8×8, 1 step) by 100 clients, each of
+which looks once a second whether its jobs are done; meanwhile another asks ``/api/v1/health`` and ``/api/v1/queue``
+every 20 ms. Then, on a quiet server: seconds from the first step to its preview at a client, and from the death of the
+worker to the model in the next one, with a starter and, with ``--full``, a checkpoint of SD 1.5's size
+(``benchmarks/checkpoints.py``).
 
 Predicted before the first run: about 30 requests a second (each writes two files and five rows); p50 10 ms, p99 100
 ms, as the server's threads take turns; a preview within 0.1 s; a starter within 0.5 s of the death, SD 1.5's size
@@ -52,7 +53,7 @@ def crowd(server: Server) -> None:
                 answer = client.post("/api/v1/generate", json={**asked, "seed": number * 100 + turn})
                 assert answer.status_code == 202, answer.text
                 made.append(answer.json()["id"])
-            states = [ended(client, job, 900)["state"] for job in made]
+            states = [ended(client, job, 900, every=1.0)["state"] for job in made]
         assert states == ["done"] * len(made), states
         return "done"
 

@@ -2,7 +2,8 @@
 
 ``make proof``, or ``python tools/proof.py FILE``. Each lane is a process of its own, so that its memory is its own. A
 lane switches between the three starters at two steps an image; every image must equal the first of its model. The exit
-code is 1 when anything is not as it must be.
+code is 1 when anything is not as it must be. Each section's figures are kept in ``build/proof``, so that one can be run
+anew by itself (``--section``) and the page is made of all.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ LANES = {
     "shaken": (100, "global random state and thread count are changed before every image; Safelight sets its own"),
     "bf16": (100, "in bfloat16"),
 }
+KEPT = Path(__file__).parents[1] / "build/proof"
 GROWTH_MB = 20
 """Most that resident memory may grow between switch 20 and the last."""
 
@@ -280,16 +282,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", default=Path("docs/proof.md"))
     parser.add_argument("--lane", choices=LANES)
+    parser.add_argument("--section", choices=SECTIONS, action="append", help="only this one; repeat for several")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         os.environ["SAFELIGHT_ROOT"] = root
         if arguments.lane:
             print(json.dumps(lane(arguments.lane)))
             return
-        lines, sound = report()
-    arguments.file.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    raise SystemExit(0 if sound else 1)
+        KEPT.mkdir(parents=True, exist_ok=True)
+        for name in arguments.section or SECTIONS:
+            lines, sound = SECTIONS[name]()
+            kept = {"when": time.strftime("%Y-%m-%d"), "lines": lines, "sound": sound}
+            (KEPT / f"{name}.json").write_text(json.dumps(kept))
+            print("\n".join(lines), flush=True)
+    done = {
+        name: json.loads((KEPT / f"{name}.json").read_text()) for name in SECTIONS if (KEPT / f"{name}.json").exists()
+    }
+    lines = heading()
+    for section in done.values():
+        lines += [*section["lines"], "", f"*{section['when']}*", ""]
+    lines += [f"Not run: {name}." for name in SECTIONS if name not in done]
+    arguments.file.write_text("\n".join(lines).rstrip() + "\n")
+    raise SystemExit(0 if all(section["sound"] for section in done.values()) else 1)
 
 
 def processor() -> str:
@@ -298,17 +312,20 @@ def processor() -> str:
     return machine.processor()
 
 
-def report() -> tuple[list[str], bool]:
-    """The page, and whether all is as it must be."""
-    sound = True
+def heading() -> list[str]:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("safelight", "torch", "diffusers", "transformers"))
-    lines = [
+    return [
         "# Proof",
         "",
-        f"Made by `make proof` on {time.strftime('%Y-%m-%d')}: {platform.system()} {platform.machine()}, "
-        f"{processor()}, {os.cpu_count()} cores,",
+        f"Made by `make proof`: {platform.system()} {platform.machine()}, {processor()}, {os.cpu_count()} cores,",
         f"Python {platform.python_version()}, {libraries}. Device: CPU.",
         "",
+    ]
+
+
+def lanes() -> tuple[list[str], bool]:
+    sound = True
+    lines = [
         "Switches between the three starters, two steps an image. *Differ*: images that are not those of the first of",
         "their model. *Thrown*: images that ended in the exception that was thrown into them. *MB*: resident memory;",
         f"{GROWTH_MB} MB more at the end would count as failure, but for kept pipelines, which are Python objects.",
@@ -329,28 +346,44 @@ def report() -> tuple[list[str], bool]:
             f"| {name} | {what} | {got['switches']} | {got['wrong']} | {got['failed']} | {got['mb_20']:.1f} "
             f"| {got['mb_last']:.1f} | {got['seconds'] / got['switches']:.2f} |"
         )
-    lines += ["", "| a second process takes 4 GB in the middle of a generation | |", "|---|---|"]
-    for label, value in neighbour():
-        sound = sound and value not in ("NO", "NOT EQUAL")
-        lines.append(f"| {label} | {value} |")
-    lines += [
-        "",
-        "Sequences on the simulated accelerator, after each step of which the ledger equals the device's own count,",
-    ]
-    lines += ["and every result is right or a clear error:", ""]
-    lines += ["| sequences | of | s | |", "|---|---|---|---|"]
-    for row in sequences(SEQUENCES):
-        sound = sound and row[-1] == "all held"
-        lines.append(f"| {' | '.join(row)} |")
-    lines += ["", "The server:", "", "| times | what | s | |", "|---|---|---|---|"]
-    for row in sequences(SERVER):
-        sound = sound and row[-1] == "all held"
-        lines.append(f"| {' | '.join(row)} |")
-    lines += ["", "| whole processes | |", "|---|---|"]
-    for label, value in processes():
-        sound = sound and value != "NOT EQUAL"
-        lines.append(f"| {label} | {value} |")
     return lines, sound
+
+
+def memory() -> tuple[list[str], bool]:
+    rows = neighbour()
+    lines = ["| a second process takes 4 GB in the middle of a generation | |", "|---|---|"]
+    lines += [f"| {label} | {value} |" for label, value in rows]
+    return lines, not any(value in ("NO", "NOT EQUAL") for _, value in rows)
+
+
+def states() -> tuple[list[str], bool]:
+    lines = [
+        "Sequences on the simulated accelerator, after each step of which the ledger equals the device's own count,",
+        "and every result is right or a clear error:",
+        "",
+        "| sequences | of | s | |",
+        "|---|---|---|---|",
+    ]
+    return _with_rows(lines, SEQUENCES)
+
+
+def server() -> tuple[list[str], bool]:
+    return _with_rows(["| times | what | s | |", "|---|---|---|---|"], SERVER)
+
+
+def _with_rows(lines: list[str], given: dict[str, tuple[str, str]]) -> tuple[list[str], bool]:
+    rows = sequences(given)
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)], all(row[-1] == "all held" for row in rows)
+
+
+def whole() -> tuple[list[str], bool]:
+    rows = processes()
+    lines = ["| whole processes | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)]
+    return lines, not any(value == "NOT EQUAL" for _, value in rows)
+
+
+SECTIONS = {"lanes": lanes, "memory": memory, "server": server, "states": states, "processes": whole}
+"""Each gives its part of the page, and whether all is as it must be."""
 
 
 if __name__ == "__main__":

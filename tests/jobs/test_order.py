@@ -20,7 +20,7 @@ def drained(jobs: list[Waiting], rules: Rules, seconds: float = 1.0, at_hand: tu
     while (choice := choose(jobs, at_hand, rules)) is not None:
         (chosen,) = (job for job in jobs if job.id == choice.id)
         started.append(chosen)
-        at_hand = (chosen.group,)
+        at_hand = (chosen.group, *(group for group in at_hand if group != chosen.group))
         jobs = [passed(job, seconds) if job.number < chosen.number else job for job in jobs if job is not chosen]
     return started
 
@@ -78,7 +78,20 @@ def test_nobody_is_delayed_longer_than_allowed() -> None:
 
 def test_the_order_is_said_beforehand_with_its_reasons() -> None:
     jobs = [waiting(n, group) for n, group in enumerate("abab")]
-    said = in_order(jobs, ("b",), Rules())
+    said = in_order(jobs, ("b",), Rules(), 9)
     assert [choice.id for choice in said] == ["1", "3", "0", "2"]
     assert said[0].reason == "its model is at hand"
     assert choose([], (), Rules()) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(GROUPS), st.integers(0, 2)), max_size=60),
+    st.integers(0, 6),
+    st.integers(1, 8),
+)
+def test_what_is_said_beforehand_is_what_happens(asked: list[tuple[str, int]], overtakes: int, limit: int) -> None:
+    jobs = [waiting(n, group, priority=priority) for n, (group, priority) in enumerate(asked)]
+    rules = Rules(overtakes, float("inf"))
+    said = [choice.id for choice in in_order(jobs, (), rules, limit)]
+    assert said == [job.id for job in drained(jobs, rules, seconds=0.0)][:limit]

@@ -46,9 +46,9 @@ def test_who_is_overtaken_and_delayed_is_counted(database: Database) -> None:
     first, second, third = (database.accept(ask(), "d") for _ in range(3))
     database.start(second.id, "")
     database.delay(second.number, 2.5)
-    assert [(w.id, w.overtaken, w.delayed) for w in database.waiting()] == [(first.id, 1, 2.5), (third.id, 0, 0.0)]
+    assert [(w.id, w.overtaken, w.delayed) for w in database.waiting(9)] == [(first.id, 1, 2.5), (third.id, 0, 0.0)]
     assert database.put_back(second.id, "its worker died")
-    assert [w.id for w in database.waiting()] == [first.id, second.id, third.id]
+    assert [w.id for w in database.waiting(9)] == [first.id, second.id, third.id]
     assert not database.put_back(second.id, "twice")
 
 
@@ -122,3 +122,10 @@ def test_what_is_no_database_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UnreadableFileError, match="cannot be written"):
         Database(tmp_path / "file")
+
+
+def test_of_many_that_wait_those_that_can_be_next_are_looked_at(database: Database) -> None:
+    jobs = [database.accept(ask(), "d", priority=number // 4) for number in range(8)]
+    assert [waiting.id for waiting in database.waiting(2)] == [jobs[n].id for n in (0, 1, 4, 5)]
+    assert database.queued() == 8
+    assert set(database.jobs_of([jobs[3].id, "nobody"])) == {jobs[3].id}

@@ -93,12 +93,12 @@ def serving(root: Path, *options: str, key: str | None = None) -> Generator[Serv
             stop(server)
 
 
-def ended(client: httpx.Client, job: str, seconds: float = 120.0) -> dict[str, Any]:
-    """The job after it ended."""
+def ended(client: httpx.Client, job: str, seconds: float = 120.0, every: float = 0.03) -> dict[str, Any]:
+    """The job after it ended; looked at ``every`` so many seconds."""
     until = time.monotonic() + seconds
     while True:
         found = client.get(f"/api/v1/jobs/{job}").json()
         if found["ended"] is not None:
             return found
         assert time.monotonic() < until, found
-        time.sleep(0.03)
+        time.sleep(every)

@@ -18,7 +18,7 @@ from safelight.engine.supervisor import Supervisor
 from safelight.errors import QueueFullError, SafelightError, WorkerDiedError
 from safelight.jobs import order
 from safelight.jobs.job import ATTEMPTS, Job
-from safelight.jobs.order import Choice, Rules
+from safelight.jobs.order import Rules
 from safelight.storage.db import Database, StoredImage
 from safelight.storage.images import Gallery
 from safelight.types import Image, Progress, Request
@@ -27,6 +27,9 @@ _log = structlog.get_logger(__name__)
 
 FORESEEN = 3
 """Models that the planner is told will be wanted next."""
+
+LOOKED_AT = 12
+"""Jobs that are looked at to find them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Dispatcher:
 
     def accept(self, request: Request, model_digest: str, client: str = "", priority: int = 0) -> Job:
         """Queue a request that was checked. Raises QueueFullError."""
-        waiting = self._database.counts().get("queued", 0)
+        waiting = self._database.queued()
         if waiting >= self._most:
             raise QueueFullError(waiting)
         job = self._database.accept(request, model_digest, client, priority)
@@ -106,11 +109,13 @@ class Dispatcher:
         self._supervisor.cancel(job_id)
         return True
 
-    def queue(self) -> list[Choice]:
-        """The waiting jobs in the order in which they will be started if nothing else comes, and why."""
+    def queue(self, limit: int) -> list[tuple[Job, str]]:
+        """The first waiting jobs in the order in which they will be started if nothing else comes, and why."""
         current = self._state.job.group if self._state is not None else None
         at_hand = tuple(dict.fromkeys(group for group in (current, *self._at_hand) if group is not None))
-        return order.in_order(self._database.waiting(), at_hand, self._rules)
+        choices = order.in_order(self._database.waiting(order.reached(self._rules, limit)), at_hand, self._rules, limit)
+        jobs = self._database.jobs_of([choice.id for choice in choices])
+        return [(jobs[choice.id], choice.reason) for choice in choices if choice.id in jobs]
 
     def stop(self, seconds: float) -> None:
         """Start nothing more; let the job that runs finish within ``seconds``, else put it back into the queue."""
@@ -154,7 +159,7 @@ class Dispatcher:
 
     def _next(self) -> bool:
         """Run the next job; whether there was one."""
-        choice = order.choose(self._database.waiting(), self._at_hand, self._rules)
+        choice = order.choose(self._database.waiting(order.reached(self._rules, 1)), self._at_hand, self._rules)
         if choice is None:
             return False
         job = self._database.start(choice.id, choice.reason)
@@ -216,12 +221,7 @@ class Dispatcher:
 
     def _upcoming(self) -> tuple[str, ...]:
         """The models of the next jobs, the soonest first."""
-        names = (self._name(choice.id) for choice in self.queue())
-        return tuple(dict.fromkeys(name for name in names if name))[:FORESEEN]
-
-    def _name(self, job_id: str) -> str:
-        job = self._database.job(job_id)
-        return job.request.model if job is not None else ""
+        return tuple(dict.fromkeys(job.request.model for job, _ in self.queue(LOOKED_AT)))[:FORESEEN]
 
     def _progressed(self, job: Job, progress: Progress) -> None:
         state = self._state

@@ -10,6 +10,7 @@ grouping, and counts as overtaking.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,8 +64,8 @@ def choose(waiting: Sequence[Waiting], at_hand: Sequence[str], rules: Rules) -> 
     if oldest.delayed >= rules.seconds:
         return Choice(oldest.id, f"later ones delayed it by {oldest.delayed:.0f} s, and may no longer")
     most = max(job.priority for job in waiting)
-    ranked = sorted((job for job in waiting if job.priority == most), key=lambda job: job.number)
-    ranked = ranked[: max(1, int(rules.overtakes * AHEAD))]
+    first = (job for job in waiting if job.priority == most)
+    ranked = heapq.nsmallest(_window(rules), first, key=lambda job: job.number)
     place = {group: number for number, group in reversed(list(enumerate(at_hand)))}
     first = min(ranked, key=lambda job: (place.get(job.group, len(place)), job.number))
     if first.group in place:
@@ -72,15 +73,29 @@ def choose(waiting: Sequence[Waiting], at_hand: Sequence[str], rules: Rules) -> 
     return Choice(first.id, "has waited longest")
 
 
-def in_order(waiting: Sequence[Waiting], at_hand: Sequence[str], rules: Rules) -> list[Choice]:
-    """All of ``waiting`` as they will be started if nothing else comes, and why; delays by time are not foreseen."""
-    left, order = list(waiting), list[Choice]()
-    while (choice := choose(left, at_hand, rules)) is not None:
+def in_order(waiting: Sequence[Waiting], at_hand: Sequence[str], rules: Rules, limit: int) -> list[Choice]:
+    """The first ``limit`` of ``waiting`` as they will be started if nothing else comes, and why; delays by time are not
+    foreseen. What it costs grows with the limit, not with what waits."""
+    # A choice is the oldest, or one of a window of the oldest of those with the highest priority.
+    reach = reached(rules, limit)
+    by_age = heapq.nsmallest(reach, waiting, key=lambda job: job.number)
+    by_rank = heapq.nsmallest(reach, waiting, key=lambda job: (-job.priority, job.number))
+    left, order = list({job.id: job for job in (*by_age, *by_rank)}.values()), list[Choice]()
+    while len(order) < limit and (choice := choose(left, at_hand, rules)) is not None:
         order.append(choice)
         chosen = next(job for job in left if job.id == choice.id)
         at_hand = (chosen.group, *(group for group in at_hand if group != chosen.group))
         left = [passed(job, 0.0) if job.number < chosen.number else job for job in left if job is not chosen]
     return order
+
+
+def reached(rules: Rules, limit: int) -> int:
+    """How many of the oldest, and of the oldest with the highest priority, the first ``limit`` choices look at."""
+    return limit + _window(rules)
+
+
+def _window(rules: Rules) -> int:
+    return max(1, int(rules.overtakes * AHEAD))
 
 
 def passed(job: Waiting, seconds: float) -> Waiting:

@@ -106,14 +106,25 @@ class Database:
         with Session(self._engine) as session:
             return [_job(row) for row in session.scalars(query)]
 
+    def jobs_of(self, ids: Sequence[str]) -> dict[str, Job]:
+        """The jobs with those identifiers, by identifier."""
+        with Session(self._engine) as session:
+            return {row.id: _job(row) for row in session.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
+
+    def queued(self) -> int:
+        """How many jobs wait."""
+        with Session(self._engine) as session:
+            return session.scalars(select(func.count()).where(JobRow.state == "queued")).one()
+
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
         with Session(self._engine) as session:
             rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples()
             return dict(list(rows))
 
-    def waiting(self) -> list[Waiting]:
-        """The queued jobs in the order of their arrival, as :mod:`safelight.jobs.order` wants them."""
+    def waiting(self, reach: int) -> list[Waiting]:
+        """Queued jobs in the order of their arrival: the ``reach`` oldest, and the ``reach`` oldest of those with the
+        highest priority; what :mod:`safelight.jobs.order` looks at."""
         columns = (
             JobRow.id,
             JobRow.number,
@@ -122,9 +133,11 @@ class Database:
             JobRow.overtaken,
             JobRow.delayed,
         )
-        query = select(*columns).where(JobRow.state == "queued").order_by(JobRow.number)
+        query = select(*columns).where(JobRow.state == "queued").limit(reach)
+        orders = ((JobRow.number,), (JobRow.priority.desc(), JobRow.number))
         with Session(self._engine) as session:
-            return [Waiting(*row) for row in session.execute(query).tuples()]
+            found = [row for by in orders for row in session.execute(query.order_by(*by)).tuples()]
+        return sorted((Waiting(*row) for row in set(found)), key=lambda job: job.number)
 
     def start(self, job_id: str, reason: str) -> Job | None:
         """The job, which runs from now on, its earlier ones overtaken; None when it is no longer queued."""

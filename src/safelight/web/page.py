@@ -26,6 +26,9 @@ STYLE = Path(__file__).with_name("style.css")
 EVERY_SECONDS = 0.4
 """Between two looks at what has changed."""
 
+WAITING = 12
+"""Waiting jobs that are shown."""
+
 SHOWN = 60
 """Images in the gallery before «more» is asked for."""
 
@@ -115,7 +118,7 @@ class Tab:
         if now == self._seen:
             return
         self._seen = now
-        self._running.queue(control.dispatcher.queue()[:20])
+        self._running.queue(control.dispatcher.queue(WAITING))
         self._draw_sheet()
         self._draw_gallery()
 
@@ -281,19 +284,17 @@ class _Running:
         self._how.set_text(f"{job.request.model}: {stage} ({job.reason})")
         self._bar.style(f"width: {share:.0%}")
 
-    def queue(self, choices: list[Any]) -> None:
+    def queue(self, waiting: list[tuple[Job, str]]) -> None:
         """The waiting jobs in their order, with the reasons."""
         self._waiting.clear()
         with self._waiting:
-            for choice in choices:
-                job = self._control.database.job(choice.id)
-                if job is not None:
-                    with ui.element("div").classes("sl-row"):
-                        ui.label(f"{job.request.model}: {job.request.prompt}").classes("sl-text")
-                        ui.label(choice.reason).classes("sl-quiet sl-wide")
-                        ui.button(icon="close", on_click=_canceller(self._control, job.id)).props(
-                            'flat round dense size=sm aria-label="Cancel"'
-                        ).classes("sl-soft")
+            for job, reason in waiting:
+                with ui.element("div").classes("sl-row"):
+                    ui.label(f"{job.request.model}: {job.request.prompt}").classes("sl-text")
+                    ui.label(reason).classes("sl-quiet sl-wide")
+                    ui.button(icon="close", on_click=_canceller(self._control, job.id)).props(
+                        'flat round dense size=sm aria-label="Cancel"'
+                    ).classes("sl-soft")
 
 
 def _canceller(control: Control, job_id: str) -> Callable[[], None]:

@@ -216,14 +216,13 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return Cancelled(cancelled=dispatcher.cancel(job_id))
 
     @api.get("/queue", tags=["jobs"])
-    def queue() -> Queue:
+    def queue(limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Queue:
         """What runs, what is next, and why in that order."""
         state = dispatcher.state
-        waiting = [(database.job(choice.id), choice.reason) for choice in dispatcher.queue()[:100]]
         return Queue(
             running=_job(state.job) if state is not None else None,
             progress=_progress(state.progress) if state is not None and state.progress is not None else None,
-            waiting=[Place(job=_job(job), reason=reason) for job, reason in waiting if job is not None],
+            waiting=[Place(job=_job(job), reason=reason) for job, reason in dispatcher.queue(limit)],
         )
 
     @api.get(
