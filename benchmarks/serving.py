@@ -130,11 +130,13 @@ def preview(server: Server) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="also a checkpoint of SD 1.5's size")
+    parser.add_argument("--no-crowd", action="store_true", help="leave the 100 clients out")
     arguments = parser.parse_args()
     print("| what | |\n|---|---|")
     with tempfile.TemporaryDirectory() as root, serving(Path(root)) as server:
         server.ready()
-        crowd(server)
+        if not arguments.no_crowd:
+            crowd(server)
         preview(server)
         death(server, "starter-noto", 64)
     if arguments.full:

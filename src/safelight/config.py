@@ -81,6 +81,10 @@ class Settings(BaseModel):
         default="auto",
         description="which bytes in memory are summed again; auto: all, as far as that costs under 2 % of the time",
     )
+    log_format: Literal["plain", "json"] = Field(
+        default="plain",
+        description="how the server and its worker write messages: for people, or an object to a line",
+    )
     host: str = Field(
         default="127.0.0.1",
         description="the address that the server listens at; another than this machine's own needs an api_key",
@@ -149,6 +153,7 @@ INVOKEAI_VALUES: Mapping[str, Mapping[object, object]] = {
     "precision": {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "autocast": "auto"},
     "attention_type": {"auto": "torch-sdp", "xformers": "torch-sdp"},
     "device": {"cuda:0": "cuda"},
+    "log_format": {"color": "plain", "syslog": "plain", "legacy": "plain"},
 }
 """InvokeAI's values by ours."""
 

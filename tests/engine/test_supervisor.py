@@ -115,6 +115,33 @@ def test_what_is_pinned_is_pinned_in_the_next_worker_too(supervisor: Supervisor)
     assert digest not in supervisor.ask("unload", digest).result(30)
 
 
+def test_an_idle_worker_and_a_spare_that_die_are_replaced(supervisor: Supervisor) -> None:
+    list(supervisor.run(wanted()))
+    assert supervisor.spare_is_ready(60)
+    for _ in range(2):
+        first = supervisor.pid
+        os.kill(first, signal.SIGKILL)
+        until = time.monotonic() + 30
+        while supervisor.pid == first:
+            assert time.monotonic() < until
+        assert wanted().digest in supervisor_loaded(supervisor)
+        assert supervisor.spare_is_ready(60)
+    spare = supervisor._spare
+    assert spare is not None
+    os.kill(spare.pid, signal.SIGKILL)
+    until = time.monotonic() + 30
+    while supervisor._spare is spare or not supervisor.spare_is_ready():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def supervisor_loaded(supervisor: Supervisor) -> list[str]:
+    """What is resident after a model was used by whichever worker is there now."""
+    assert supervisor.run_settings(30) is not None
+    list(supervisor.run(wanted()))
+    return supervisor.ask("load", STARTER).result(30)
+
+
 def test_a_worker_that_cannot_start_is_said(tmp_path: Path) -> None:
     supervisor = Supervisor((sys.executable, "-c", "raise SystemExit(3)"), config.load(tmp_path), spare=False)
     with pytest.raises(WorkerDiedError, match="exit code 3"):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -242,3 +245,40 @@ def test_checkpoints_are_added_from_allowed_folders_only(tmp_path: Path, tiny: P
         assert http.get("/api/v1/models/mine").json()["origin"] == "added"
         assert http.post("/api/v1/models", json={"path": f"{tiny}/../{tiny.name}/../x"}).status_code == 403
         assert http.post("/api/v1/models", json={"path": str(tiny / "none.safetensors")}).status_code == 422
+
+
+def test_the_next_jobs_model_comes_while_this_one_computes(http: httpx.Client) -> None:
+    for name in ("starter-noto", "starter-fluent", "starter-twemoji"):
+        http.post(f"/api/v1/models/{name}/unload")
+    first = make(http, model="starter-noto", steps=150)
+    second = make(http, model="starter-fluent")
+    seen = False
+    while http.get(f"/api/v1/jobs/{first['id']}").json()["ended"] is None:
+        resident = http.get("/api/v1/memory").json()["places"]["host"]["resident"]
+        unets = {r["component"] for r in resident if r["component"].startswith("unet") and r["nbytes"] == r["total"]}
+        seen = seen or len(unets) == 2
+    assert seen
+    ended(http, second["id"])
+    (image,) = http.get(f"/api/v1/jobs/{second['id']}/images").json()
+    assert image["metadata"]["made"]["seconds"]["switch"] < 0.5
+
+
+def test_messages_can_be_objects(tmp_path: Path) -> None:
+    (tmp_path / "safelight.yaml").write_text("log_format: json\n")
+    command = [sys.executable, "-m", "safelight.cli", "serve", "--root", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().split()[3]
+        with httpx.Client(base_url=url, timeout=60, transport=httpx.HTTPTransport(retries=8)) as http:
+            job = make(http)
+            ended(http, job["id"])
+        process.terminate()
+        lines = [json.loads(line) for line in process.stderr.read().splitlines() if line.startswith("{")]
+    assert any(line["event"] == "job" and line["job"] == job["id"] and line["state"] == "done" for line in lines)

@@ -58,6 +58,7 @@ class Worker:
         self._say(Imported())
         message = self._heard()
         assert isinstance(message, Open)
+        logs.to_stderr(message.settings.log_format)
         self._engine = opening.open_engine(message.settings, previews=True)
         self._say(Ready(asdict(self._engine.bench.run)))
         threading.Thread(target=self._listen, name="safelight-listen", daemon=True).start()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from safelight import logs
 from safelight.cli.common import RootOption, loaded
 from safelight.errors import InputError
 
@@ -41,6 +42,7 @@ def serve(
     from safelight.server.connections import Numbered
     from safelight.web import page
 
+    logs.to_stderr(settings.log_format)
     control = open_control(settings)
     made = app.create(control)
     page.mount(made, control)

@@ -183,9 +183,16 @@ class Dispatcher:
             raise
         finally:
             self._state = None
-            self._database.delay(job.number, time.time() - begun)
+            seconds = time.time() - begun
+            self._database.delay(job.number, seconds)
+            self._log(job, seconds)
             self._tell(job.id)
         return True
+
+    def _log(self, before: Job, seconds: float) -> None:
+        job = self._database.job(before.id) or before
+        values = {"job": job.id, "model": job.request.model, "images": job.images, "attempt": before.attempts}
+        _log.info("job", state=job.state, seconds=round(seconds, 3), why=job.reason, **values)
 
     def _again_or_failed(self, job: Job, why: str) -> None:
         if self._stopping:

@@ -44,9 +44,11 @@ OnMessage = Callable[[FromWorker], None]
 
 
 class Process:
-    """One worker process: what it says about jobs goes into ``inbox``, None when it is dead."""
+    """One worker process: what it says about jobs goes into ``inbox``, None when it is dead; ``on_death`` is told then,
+    by a thread of its own."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], on_death: Callable[[Process], None] = lambda _: None) -> None:
+        self._on_death = on_death
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -61,6 +63,7 @@ class Process:
         self._tags = itertools.count()
         self.inbox: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
         self.imported = threading.Event()
+        self.imported_all = False
         self.ready: Future[Mapping[str, Any]] = Future()
         self._reader = threading.Thread(target=self._read, name="safelight-worker-pipe", daemon=True)
         self._reader.start()
@@ -72,6 +75,11 @@ class Process:
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def came_up(self) -> bool:
+        """Whether its engine was opened."""
+        return self.ready.done() and self.ready.exception() is None
 
     def send(self, message: ToWorker) -> None:
         """Raises WorkerDiedError when nobody listens any more."""
@@ -119,6 +127,7 @@ class Process:
                 break
             match message:
                 case Imported():
+                    self.imported_all = True
                     self.imported.set()
                 case Ready(run):
                     self.ready.set_result(run)
@@ -137,6 +146,7 @@ class Process:
             self.ready.set_exception(error)
         self.imported.set()
         self.inbox.put(None)
+        self._on_death(self)
 
 
 class Supervisor:
@@ -172,14 +182,28 @@ class Supervisor:
     def _started(self) -> Process:
         """A worker that is opening its engine: the spare if there is one, and a new spare beside it."""
         with self._lock:
-            worker, self._spare = self._spare or Process(self._command), None
+            worker, self._spare = self._spare or self._new(), None
             if self._with_spare and not self._closed:
-                self._spare = Process(self._command)
+                self._spare = self._new()
         try:
             worker.open(self._settings, tuple(self._pinned))
         except WorkerDiedError:
             _log.warning("a worker died before it was used", pid=worker.pid)
         return worker
+
+    def _new(self) -> Process:
+        return Process(self._command, self._noticed)
+
+    def _noticed(self, process: Process) -> None:
+        """A process died: another takes its place at once, also when nobody has a job for it. One that never came up is
+        left to :meth:`_ready`, which gives up after a few."""
+        with self._lock:
+            if self._closed or not process.imported_all:
+                return
+            if process is self._spare:
+                self._spare = self._new()
+            elif process is self._active and process.came_up:
+                self._replace(process, process.died())
 
     def _ready(self) -> Process:
         """A worker whose engine is open. Raises WorkerDiedError when none comes up."""
@@ -260,10 +284,10 @@ class Supervisor:
         """End both processes."""
         with self._lock:
             self._closed = True
-            for worker in (self._active, self._spare):
-                if worker is not None:
-                    worker.kill()
+            there = [worker for worker in (self._active, self._spare) if worker is not None]
             self._spare = None
+        for worker in there:
+            worker.kill()
 
 
 def still_there(pid: int, seconds: float = 5.0) -> bool:
