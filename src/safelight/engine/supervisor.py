@@ -5,6 +5,7 @@ The spare has imported everything and holds no model, so that a restart costs wh
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
@@ -40,7 +41,8 @@ _log = structlog.get_logger(__name__)
 DEATHS = 5
 """Workers that die one after another before they are ready: then there is no use in starting more."""
 
-OnMessage = Callable[[FromWorker], None]
+SPARE_AFTER = 1.0
+"""Seconds after a worker has come up."""
 
 
 class Process:
@@ -62,7 +64,6 @@ class Process:
         self._answers: dict[int, Future[Any]] = {}
         self._tags = itertools.count()
         self.inbox: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
-        self.imported = threading.Event()
         self.imported_all = False
         self.ready: Future[Mapping[str, Any]] = Future()
         self._reader = threading.Thread(target=self._read, name="safelight-worker-pipe", daemon=True)
@@ -128,7 +129,6 @@ class Process:
             match message:
                 case Imported():
                     self.imported_all = True
-                    self.imported.set()
                 case Ready(run):
                     self.ready.set_result(run)
                 case Answer(tag, value, problem):
@@ -144,7 +144,6 @@ class Process:
             future.set_exception(error)
         if not self.ready.done():
             self.ready.set_exception(error)
-        self.imported.set()
         self.inbox.put(None)
         self._on_death(self)
 
@@ -180,16 +179,25 @@ class Supervisor:
             return None
 
     def _started(self) -> Process:
-        """A worker that is opening its engine: the spare if there is one, and a new spare beside it."""
+        """A worker that is opening its engine: the spare if there is one; a new spare follows."""
         with self._lock:
             worker, self._spare = self._spare or self._new(), None
-            if self._with_spare and not self._closed:
-                self._spare = self._new()
+        if self._with_spare:
+            threading.Thread(target=self._spare_beside, args=(worker,), daemon=True).start()
         try:
             worker.open(self._settings, tuple(self._pinned))
         except WorkerDiedError:
             _log.warning("a worker died before it was used", pid=worker.pid)
         return worker
+
+    def _spare_beside(self, worker: Process) -> None:
+        """Start a spare, when the worker has come up and begun its work: importing takes a core for seconds."""
+        with contextlib.suppress(WorkerDiedError):
+            worker.ready.result()
+        time.sleep(SPARE_AFTER)
+        with self._lock:
+            if self._active is worker and self._spare is None and not self._closed:
+                self._spare = self._new()
 
     def _new(self) -> Process:
         return Process(self._command, self._noticed)
@@ -277,8 +285,15 @@ class Supervisor:
         return tuple(self._pinned)
 
     def spare_is_ready(self, timeout: float = 0.0) -> bool:
-        spare = self._spare
-        return spare is not None and spare.imported.wait(timeout) and spare.alive
+        """Whether there is one that has imported everything, within ``timeout`` seconds."""
+        until = time.monotonic() + timeout
+        while True:
+            spare = self._spare
+            if spare is not None and spare.imported_all and spare.alive:
+                return True
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
 
     def close(self) -> None:
         """End both processes."""
