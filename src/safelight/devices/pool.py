@@ -6,6 +6,7 @@ elsewhere), so the slabs of the last model are kept for the next.
 
 from __future__ import annotations
 
+import gc
 import threading
 from dataclasses import dataclass, field
 
@@ -103,9 +104,17 @@ class SlabPool:
             try:
                 return self._allocated(size, owner, reason)
             except (MemoryError, OutOfMemoryError):
-                if not self._kept:
+                if not self._kept and not self._collected():
                     raise
-            self._drop(self._kept.pop(0))
+            if self._kept:
+                self._drop(self._kept.pop(0))
+
+    def _collected(self) -> bool:
+        """Whether bytes came free that nothing but a circle of references still held: an error and its frames."""
+        before = self.lingering_bytes
+        if before:
+            gc.collect()
+        return self.lingering_bytes < before
 
     def _allocated(self, size: int, owner: str, reason: str) -> Slab:
         number = self._book.charge(self.device.rounded(size), owner, reason)
