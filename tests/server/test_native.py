@@ -134,6 +134,7 @@ def test_the_queue_says_its_order_and_why(http: httpx.Client) -> None:
 def test_events_tell_of_a_job_until_it_ends(http: httpx.Client) -> None:
     job = make(http, steps=20)
     kinds: list[str] = []
+    previews = 0
     with http.stream("GET", "/api/v1/events", params={"job": job["id"]}) as stream:
         for line in stream.iter_lines():
             kind, _, value = line.partition(": ")
@@ -142,6 +143,8 @@ def test_events_tell_of_a_job_until_it_ends(http: httpx.Client) -> None:
             elif kind == "data":
                 data = json.loads(value)
                 assert data["job"] == job["id"]
+                previews += "preview" in data
+    assert previews == 20
     assert data["state"] == "done"
     assert {"job", "progress", "image", "memory"} <= set(kinds)
     assert kinds[-1] == "job"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 import uuid
@@ -20,7 +21,7 @@ from safelight.jobs import order
 from safelight.jobs.job import ATTEMPTS, Job
 from safelight.jobs.order import Rules
 from safelight.storage.db import Database, StoredImage
-from safelight.storage.images import Gallery
+from safelight.storage.images import Gallery, preview_png
 from safelight.types import Image, Progress, Request
 
 _log = structlog.get_logger(__name__)
@@ -237,7 +238,14 @@ class Dispatcher:
         if progress.memory is not None:
             self._memory = progress.memory
             self._events.tell(Event("memory", job.id, progress.memory))
-        data = {"stage": progress.stage, "image": progress.image, "step": progress.step, "steps": progress.steps}
+        data: dict[str, Any] = {
+            "stage": progress.stage,
+            "image": progress.image,
+            "step": progress.step,
+            "steps": progress.steps,
+        }
+        if progress.preview is not None:
+            data["preview"] = f"data:image/png;base64,{base64.b64encode(preview_png(progress.preview)).decode()}"
         self._events.tell(Event("progress", job.id, data))
         if progress.stage == "denoise" and progress.step == 1:
             upcoming = [name for name in self._upcoming() if name != job.request.model]

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 
 from safelight.files import settle, write_whole, written
 from safelight.metadata import chunks
-from safelight.types import Image
+from safelight.types import Image, Preview
 
 
 def save(image: Image, folder: Path) -> Path:
@@ -43,6 +43,13 @@ def _place(temporary: Path, folder: Path, stem: str) -> Path:
             if not path.exists():
                 return temporary.rename(path)
             number += 1
+
+
+def preview_png(preview: Preview) -> bytes:
+    """An unfinished image as a PNG file, a pixel for each latent."""
+    out = io.BytesIO()
+    PILImage.frombytes("RGB", (preview.width, preview.height), preview.pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 THUMBNAIL = 384

@@ -30,6 +30,7 @@ from safelight.library.model import Model
 from safelight.metadata.chunks import parameters
 from safelight.server import asking, auth, bridge
 from safelight.server.problems import RefusedError
+from safelight.storage.images import preview_png
 from safelight.types import SAMPLERS, Request
 
 CLIENTS = 1000
@@ -426,9 +427,7 @@ def _progress(state: State | None, skip_image: bool) -> dict[str, Any]:
     preview = now.preview if not skip_image else None
     picture = None
     if preview is not None:
-        out = io.BytesIO()
-        PILImage.frombytes("RGB", (preview.width, preview.height), preview.pixels).save(out, "PNG")
-        picture = base64.b64encode(out.getvalue()).decode()
+        picture = base64.b64encode(preview_png(preview)).decode()
     return {
         "progress": min(share, 0.99),
         "eta_relative": spent / share - spent if share else 0.0,
