@@ -172,7 +172,11 @@ class Dispatcher:
         self._state = State(job, begun)
         self._tell(job.id)
         try:
-            self._made(job)
+            if job.images >= job.request.count:
+                # The server stopped between the last image and the end.
+                self._database.end(job.id, "done")
+            else:
+                self._made(job)
         except WorkerDiedError as error:
             self._at_hand = ()
             self._events.tell(Event("worker", job.id, {"died": str(error), "restarts": self._supervisor.restarts}))

@@ -248,6 +248,9 @@ class Supervisor:
                 message = worker.inbox.get()
                 if message is None:
                     raise worker.died()
+                if getattr(message, "job", wanted.job) != wanted.job:
+                    # Of an earlier job, whose messages nobody took to the end.
+                    continue
                 yield message
                 if isinstance(message, Ended):
                     return

@@ -334,6 +334,9 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 def by_title(control: Control, title: str) -> Model:
     """A model by A1111's title (``name [hash]``), its name, file name or hash. Raises ModelNotFoundError."""
     name = title.rpartition(" [")[0] if title.endswith("]") else title
+    exact = control.library.find_named(name)
+    if exact is not None and (name == title or title == _title(exact)):
+        return exact
     for model in control.library.models():
         names = {model.name, model.path.name, model.path.stem, model.digest, model.digest[:10]}
         if name in names or title in names:
