@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # Two workers on two cores: one thread each. It is part of the run settings, so it has to be the same everywhere.
@@ -11,9 +11,11 @@ os.environ["SAFELIGHT_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import httpx
 import pytest
 import torch
 from support import checkpoints
+from support.serving import Server, serving
 
 import safelight
 from safelight.engine.local import LocalEngine
@@ -61,3 +63,17 @@ def ask(tiny: Path):
         return safelight.Request(model=str(tiny / name), **values)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    """One server for all tests of a process that do no harm to it."""
+    with serving(tmp_path_factory.mktemp("server")) as made:
+        made.ready()
+        yield made
+
+
+@pytest.fixture
+def http(server: Server) -> Generator[httpx.Client]:
+    with server.client() as client:
+        yield client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,11 +11,12 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from support.serving import still_there
 
 from safelight import config
 from safelight.assemble.serving import WORKER
 from safelight.engine.messages import Ended, Generate, Made, Progressed
-from safelight.engine.supervisor import Supervisor, still_there
+from safelight.engine.supervisor import Supervisor
 from safelight.errors import WorkerDiedError
 from safelight.library.library import Library
 from safelight.types import Request
@@ -140,6 +142,15 @@ def supervisor_loaded(supervisor: Supervisor) -> list[str]:
     assert supervisor.run_settings(30) is not None
     list(supervisor.run(wanted()))
     return supervisor.ask("load", STARTER).result(30)
+
+
+def test_what_an_abandoned_job_still_says_is_not_the_next_jobs(supervisor: Supervisor) -> None:
+    """STATE 17: somebody stopped listening in the middle; the next job's images are its own."""
+    with contextlib.closing(supervisor.run(wanted(count=2, job="first"))) as messages:
+        next(messages)
+    told = list(supervisor.run(wanted(job="second", seed=9)))
+    assert {message.job for message in told} == {"second"}  # type: ignore[union-attr]
+    assert [message.image.seed for message in told if isinstance(message, Made)] == [9]
 
 
 def test_a_worker_that_cannot_start_is_said(tmp_path: Path) -> None:

@@ -102,3 +102,15 @@ def ended(client: httpx.Client, job: str, seconds: float = 120.0, every: float =
             return found
         assert time.monotonic() < until, found
         time.sleep(every)
+
+
+def still_there(pid: int, seconds: float = 5.0) -> bool:
+    """Whether a process is still there after so many seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.02)
+    return True

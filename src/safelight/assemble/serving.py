@@ -13,7 +13,7 @@ from safelight.engine.dispatch import Dispatcher
 from safelight.engine.events import Events
 from safelight.engine.fresh import Compared, compared
 from safelight.engine.supervisor import Supervisor
-from safelight.errors import InputError
+from safelight.errors import InputError, UnreadableFileError
 from safelight.jobs.order import Rules
 from safelight.library.library import Library
 from safelight.storage.db import Database, StoredImage
@@ -55,15 +55,18 @@ def open_control(settings: Settings) -> Control:
     """Open everything that a server needs; its worker starts to import. Raises InputError when another server runs on
     this root, and what opening the database raises."""
     library = open_library(settings)
-    database = Database(settings.root)
+    # Before the database is opened, which brings it up to date: not under a server that runs.
     lock = FileLock(settings.root / ".serving")
     try:
+        settings.root.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        database.close()
         raise InputError(
             f"another Safelight server runs on {settings.root}; stop it, or give another --root"
         ) from error
+    except OSError as error:
+        raise UnreadableFileError(settings.root, f"cannot be written: {error.strerror or error}") from error
+    database = Database(settings.root)
     gallery, events = Gallery(settings.root), Events()
     supervisor = Supervisor(WORKER, settings, settings.spare_worker)
     rules = Rules(settings.queue_overtakes, settings.queue_delay_seconds)

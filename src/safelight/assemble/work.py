@@ -129,11 +129,11 @@ class Worker:
                 raise Cancelled
             self._say(Progressed(job.job, replace(progress, image=progress.image + job.first)))
 
-        wanted = replace(job.request, seed=job.request.seed + job.first, count=job.request.count - job.first)
         kind, problem, leave = "done", "", False
         try:
             if job.job in self._cancelled:
                 raise Cancelled
+            wanted = replace(job.request, seed=job.request.seed + job.first, count=job.request.count - job.first)
             images = self._engine.generate_pinned(wanted, job.digest, job.upcoming, on_progress)
             for place, image in enumerate(images, job.first):
                 self._say(Made(job.job, place, image))

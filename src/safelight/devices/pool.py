@@ -104,12 +104,12 @@ class SlabPool:
             try:
                 return self._allocated(size, owner, reason)
             except (MemoryError, OutOfMemoryError):
-                if not self._kept and not self._collected():
+                if not self._kept and not self.collect():
                     raise
             if self._kept:
                 self._drop(self._kept.pop(0))
 
-    def _collected(self) -> bool:
+    def collect(self) -> bool:
         """Whether bytes came free that nothing but a circle of references still held: an error and its frames."""
         before = self.lingering_bytes
         if before:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import threading
 import time
 import uuid
@@ -21,7 +21,7 @@ from safelight.jobs import order
 from safelight.jobs.job import ATTEMPTS, Job
 from safelight.jobs.order import Rules
 from safelight.storage.db import Database, StoredImage
-from safelight.storage.images import Gallery, preview_png
+from safelight.storage.images import Gallery, preview_url
 from safelight.types import Image, Progress, Request
 
 _log = structlog.get_logger(__name__)
@@ -208,18 +208,19 @@ class Dispatcher:
             self._database.end(job.id, "failed", f"{why}, {job.attempts} times")
 
     def _made(self, job: Job) -> None:
-        for message in self._supervisor.run(self._wanted(job)):
-            match message:
-                case Progressed(_, progress):
-                    self._progressed(job, progress)
-                case Made(_, place, image):
-                    self._keep(job, place, image)
-                case Ended(_, kind, problem, resident):
-                    self._at_hand = (job.group, *(digest for digest in resident if digest != job.group))
-                    self._supervisor.ask("memory").add_done_callback(self._remember)
-                    self._ended(job, kind, problem)
-                case _:
-                    raise AssertionError(message)
+        with contextlib.closing(self._supervisor.run(self._wanted(job))) as messages:
+            for message in messages:
+                match message:
+                    case Progressed(_, progress):
+                        self._progressed(job, progress)
+                    case Made(_, place, image):
+                        self._keep(job, place, image)
+                    case Ended(_, kind, problem, resident):
+                        self._at_hand = (job.group, *(digest for digest in resident if digest != job.group))
+                        self._supervisor.ask("memory").add_done_callback(self._remember)
+                        self._ended(job, kind, problem)
+                    case _:
+                        raise AssertionError(message)
 
     def _remember(self, memory: Future[Any]) -> None:
         """What is where when nothing is computed; a worker that died meanwhile says nothing."""
@@ -242,15 +243,8 @@ class Dispatcher:
         if progress.memory is not None:
             self._memory = progress.memory
             self._events.tell(Event("memory", job.id, progress.memory))
-        data: dict[str, Any] = {
-            "stage": progress.stage,
-            "image": progress.image,
-            "step": progress.step,
-            "steps": progress.steps,
-        }
-        if progress.preview is not None:
-            data["preview"] = f"data:image/png;base64,{base64.b64encode(preview_png(progress.preview)).decode()}"
-        self._events.tell(Event("progress", job.id, data))
+        preview = {} if progress.preview is None else {"preview": preview_url(progress.preview)}
+        self._events.tell(Event("progress", job.id, {**advanced(progress), **preview}))
         if progress.stage == "denoise" and progress.step == 1:
             upcoming = [name for name in self._upcoming() if name != job.request.model]
             if upcoming:
@@ -300,6 +294,11 @@ class Dispatcher:
             self._database.end(job.id, "cancelled", "cancelled while it ran")
         else:
             self._database.end(job.id, "failed", problem)
+
+
+def advanced(progress: Progress) -> dict[str, Any]:
+    """How far a job is, as plain values."""
+    return {"stage": progress.stage, "image": progress.image, "step": progress.step, "steps": progress.steps}
 
 
 def described(job: Job) -> dict[str, Any]:

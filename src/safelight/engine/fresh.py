@@ -35,7 +35,9 @@ def compared(command: Sequence[str], settings: object, image: StoredImage) -> Co
         raise RequestError(
             "image", image.id, f"its metadata has no request that this version reads ({error})"
         ) from error
-    with _one:
+    if not _one.acquire(blocking=False):
+        raise SafelightError("another image is being made again in a fresh process; ask when that is done")
+    try:
         process = Process(command)
         try:
             process.open(settings)
@@ -51,3 +53,5 @@ def compared(command: Sequence[str], settings: object, image: StoredImage) -> Co
             raise process.died()
         finally:
             process.kill()
+    finally:
+        _one.release()

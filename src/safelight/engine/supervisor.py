@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import queue
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import Any
@@ -65,6 +64,7 @@ class Process:
         self._tags = itertools.count()
         self.inbox: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
         self.imported_all = False
+        self._dead = False
         self.ready: Future[Mapping[str, Any]] = Future()
         self._reader = threading.Thread(target=self._read, name="safelight-worker-pipe", daemon=True)
         self._reader.start()
@@ -98,11 +98,11 @@ class Process:
         """See :meth:`Supervisor.ask`."""
         tag, future = next(self._tags), Future[Any]()
         self._answers[tag] = future
-        try:
+        with contextlib.suppress(WorkerDiedError):
             self.send(Ask(tag, what, model))
-        except WorkerDiedError as error:
-            self._answers.pop(tag, None)
-            future.set_exception(error)
+        # Whoever takes a future out sets it; the thread that reads may have taken its last look already.
+        if self._dead and self._answers.pop(tag, None) is not None:
+            future.set_exception(self.died())
         return future
 
     def died(self) -> WorkerDiedError:
@@ -132,16 +132,19 @@ class Process:
                 case Ready(run):
                     self.ready.set_result(run)
                 case Answer(tag, value, problem):
-                    future = self._answers.pop(tag)
-                    future.set_result(value) if not problem else future.set_exception(RuntimeError(problem))
+                    future = self._answers.pop(tag, None)
+                    if future is not None:
+                        future.set_result(value) if not problem else future.set_exception(RuntimeError(problem))
                 case _:
                     self.inbox.put(message)
         # Its end of the pipe closes when it dies; what keeps a process without a pipe is of no use.
         self._process.kill()
         error = self.died()
+        self._dead = True
         self._connection.close()
-        for future in self._answers.values():
-            future.set_exception(error)
+        while self._answers:
+            with contextlib.suppress(KeyError):
+                self._answers.popitem()[1].set_exception(error)
         if not self.ready.done():
             self.ready.set_exception(error)
         self.inbox.put(None)
@@ -237,9 +240,9 @@ class Supervisor:
             self.restarts += 1
             self._active = self._started()
 
-    def run(self, wanted: Generate) -> Iterator[FromWorker]:
+    def run(self, wanted: Generate) -> Generator[FromWorker]:
         """What the worker says about the job, its end (Ended) last. Raises WorkerDiedError, after which another worker
-        is on its way."""
+        is on its way. Who closes it before the end has the job cancelled."""
         worker = self._ready()
         self._job = wanted.job
         try:
@@ -254,6 +257,9 @@ class Supervisor:
                 yield message
                 if isinstance(message, Ended):
                     return
+        except GeneratorExit:
+            self.cancel(wanted.job)
+            raise
         except WorkerDiedError as error:
             self._replace(worker, error)
             raise
@@ -271,16 +277,21 @@ class Supervisor:
     def ask(self, what: Question, model: str = "") -> Future[Any]:
         """See :class:`safelight.engine.messages.Ask`; the answer, WorkerDiedError, or RuntimeError with the problem."""
         worker = self._active
-        # A worker that takes its place holds them too.
-        if what == "pin":
-            self._pinned[model] = None
-        elif what == "unpin":
+        if what == "unpin":
             self._pinned.pop(model, None)
         if not worker.ready.done():
             future: Future[Any] = Future()
             future.set_exception(WorkerDiedError("is not ready yet"))
             return future
-        return worker.ask(what, model)
+        answer = worker.ask(what, model)
+        if what == "pin":
+            answer.add_done_callback(lambda done: self._holds(model, done))
+        return answer
+
+    def _holds(self, model: str, answer: Future[Any]) -> None:
+        """What is held now, a worker that takes its place holds too."""
+        if answer.exception() is None:
+            self._pinned[model] = None
 
     @property
     def pinned(self) -> tuple[str, ...]:
@@ -306,15 +317,3 @@ class Supervisor:
             self._spare = None
         for worker in there:
             worker.kill()
-
-
-def still_there(pid: int, seconds: float = 5.0) -> bool:
-    """Whether a process is still there after so many seconds; for tests and for shutting down."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        time.sleep(0.02)
-    return True

@@ -7,7 +7,6 @@ read, never after, so that the budget is a bound. What does not fit is streamed 
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -19,9 +18,10 @@ import torch
 
 from safelight.devices.base import Device
 from safelight.devices.failures import translated
-from safelight.devices.pool import Book, Slab, SlabPool
+from safelight.devices.pool import Slab, SlabPool
 from safelight.errors import OutOfMemoryError
-from safelight.memory.budget import HOST, Ledger, OverBudget
+from safelight.memory.account import Account
+from safelight.memory.budget import HOST, Ledger
 from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
 from safelight.memory.ring import Ring
 from safelight.memory.segments import Segment, component_key, cut, places
@@ -29,34 +29,6 @@ from safelight.memory.source import Fetch, Proof, Source, Target
 from safelight.weights.manifest import ComponentManifest
 
 _log = structlog.get_logger(__name__)
-
-
-class Account(Book):
-    """A pool's allocations as entries of the ledger, all together at most ``most`` bytes."""
-
-    def __init__(self, ledger: Ledger, place: str, most: int | None) -> None:
-        self._ledger = ledger
-        self._place = place
-        self._most = most
-        self._sizes: dict[int, int] = {}
-        self._lock = threading.Lock()
-
-    def charge(self, nbytes: int, owner: str, reason: str) -> int:
-        with self._lock:
-            free = None if self._most is None else self._most - sum(self._sizes.values())
-            if free is not None and nbytes > free:
-                raise OverBudget(self._place, nbytes, max(0, free))
-            number = self._ledger.charge(self._place, nbytes, owner, reason)
-            self._sizes[number] = nbytes
-            return number
-
-    def rename(self, number: int, owner: str, reason: str) -> None:
-        self._ledger.rename(number, owner, reason)
-
-    def credit(self, number: int) -> None:
-        with self._lock:
-            del self._sizes[number]
-            self._ledger.credit(number)
 
 
 @dataclass(eq=False)
@@ -368,8 +340,7 @@ class Residency:
         decided = plan(self._situation(lease))
         if isinstance(decided, Refusal):
             # What somebody held may be free by now, or held by nothing but a circle: an error and its frames.
-            if self.pool.lingering_bytes:
-                gc.collect()
+            self.pool.collect()
             self.pool.trim()
             decided = plan(self._situation(lease))
         if isinstance(decided, Refusal):

@@ -15,7 +15,7 @@ from safelight.types import MOST_SEED, Request
 
 def some_seed(count: int) -> int:
     """A seed for who gives none."""
-    return secrets.randbelow(MOST_SEED - count)
+    return secrets.randbelow(max(1, MOST_SEED - count))
 
 
 def model_named(control: Control, name: str) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import os
@@ -52,6 +53,11 @@ def preview_png(preview: Preview) -> bytes:
     return out.getvalue()
 
 
+def preview_url(preview: Preview) -> str:
+    """The same as a URL that holds the file itself."""
+    return f"data:image/png;base64,{base64.b64encode(preview_png(preview)).decode()}"
+
+
 THUMBNAIL = 384
 """Pixels of a thumbnail's longer side."""
 
@@ -87,11 +93,15 @@ class Gallery:
         stems = {Path(name).stem for name in known}
         removed = 0
         for path in (*self._images.glob("*"), *self._thumbnails.glob("*")):
-            if path.name.startswith(".safelight-") or path.stem not in stems:
-                with contextlib.suppress(FileNotFoundError):
+            # What others put there is theirs.
+            if _OURS.fullmatch(path.name) and path.stem not in stems:
+                with contextlib.suppress(OSError):
                     path.unlink()
                     removed += 1
         return removed
+
+
+_OURS = re.compile(r"[0-9a-f]{32}\.(png|webp)|\.safelight-.*")
 
 
 def _thumbnail(image: Image) -> bytes:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from nicegui import run, ui
-from PIL import Image as PILImage
 
 from safelight.assemble.serving import Control
 from safelight.errors import SafelightError
 from safelight.jobs.job import Job
 from safelight.server import asking
 from safelight.storage.db import StoredImage
+from safelight.storage.images import preview_url
 from safelight.types import SAMPLERS, Preview, Request
 from safelight.web import memory
 from safelight.web.form import Form
@@ -280,7 +278,7 @@ class _Running:
             share = (progress.image + min(1.0, done / whole)) / job.request.count
             if progress.preview is not None and progress.preview is not self._preview:
                 self._preview = progress.preview
-                self._picture.props(f'src="{_data_url(progress.preview)}"')
+                self._picture.props(f'src="{preview_url(progress.preview)}"')
         self._how.set_text(f"{job.request.model}: {stage} ({job.reason})")
         self._bar.style(f"width: {share:.0%}")
 
@@ -302,11 +300,3 @@ def _canceller(control: Control, job_id: str) -> Callable[[], None]:
         control.dispatcher.cancel(job_id)
 
     return cancel
-
-
-def _data_url(preview: Preview) -> str:
-    out = io.BytesIO()
-    picture = PILImage.frombytes("RGB", (preview.width, preview.height), preview.pixels)
-    side = max(1, 296 // max(preview.width, preview.height))
-    picture.resize((preview.width * side, preview.height * side), PILImage.Resampling.BICUBIC).save(out, "WEBP")
-    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -115,9 +115,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 @dataclass
 class _Client:
-    """What a client has set. ``jobs``: those that it waits for."""
+    """What a client has set. ``named``: it gave a name, so that its address says nothing about it."""
 
     address: str
+    named: bool
     options: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -135,7 +136,7 @@ class Clients:
         named = name.lower().startswith("basic ") and auth.given(http) is not None
         key = f"name {name}" if named else f"connection {http.scope.get('state', {}).get('connection', address)}"
         with self._lock:
-            client = self._clients.setdefault(key, _Client(address))
+            client = self._clients.setdefault(key, _Client(address, named))
             self._clients.move_to_end(key)
             while len(self._clients) > CLIENTS:
                 self._clients.popitem(last=False)
@@ -145,13 +146,13 @@ class Clients:
         """The checkpoint that a client has set. Raises RefusedError when its address has set several on connections of
         which none is this one."""
         own = client.options.get("sd_model_checkpoint")
-        if own is not None:
+        if own is not None or client.named:
             return own
         with self._lock:
             others = {
                 other.options["sd_model_checkpoint"]
                 for other in self._clients.values()
-                if other.address == client.address and "sd_model_checkpoint" in other.options
+                if not other.named and other.address == client.address and "sd_model_checkpoint" in other.options
             }
         if len(others) > 1:
             names = ", ".join(sorted(others))
@@ -332,16 +333,23 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
 
 def by_title(control: Control, title: str) -> Model:
-    """A model by A1111's title (``name [hash]``), its name, file name or hash. Raises ModelNotFoundError."""
-    name = title.rpartition(" [")[0] if title.endswith("]") else title
-    exact = control.library.find_named(name)
-    if exact is not None and (name == title or title == _title(exact)):
-        return exact
-    for model in control.library.models():
-        names = {model.name, model.path.name, model.path.stem, model.digest, model.digest[:10]}
-        if name in names or title in names:
-            return model
-    return asking.model_named(control, name)
+    """A model by A1111's title (``name [hash]``), its name, file name or hash.
+
+    Raises ModelNotFoundError, and RefusedError for a hash that is not the model's or a file name that several have.
+    """
+    name, _, mark = title.removesuffix("]").rpartition(" [") if title.endswith("]") else (title, "", "")
+    named = control.library.find_named(name)
+    if named is not None:
+        if not named.digest.startswith(mark):
+            message = f"the model {name} has the content {named.digest[:10]} now, not {mark}"
+            raise RefusedError(409, "which_model", message, "sd_model_checkpoint")
+        return named
+    models = control.library.models()
+    found = [m for m in models if name in (m.digest, m.digest[:10], m.path.name, m.path.stem)]
+    if len(found) > 1:
+        names = ", ".join(model.name for model in found)
+        raise RefusedError(409, "which_model", f"{name} may be {names}; give its name", "sd_model_checkpoint")
+    return found[0] if found else asking.model_named(control, name)
 
 
 def sampler_of(name: str, scheduler: str | None) -> tuple[str, str]:

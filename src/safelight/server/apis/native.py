@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from safelight.assemble.serving import Control
-from safelight.engine.dispatch import described, pictured
+from safelight.engine.dispatch import advanced, described, pictured
 from safelight.engine.events import Event
 from safelight.engine.messages import Question
-from safelight.errors import WorkerDiedError
+from safelight.errors import IntegrityError, WorkerDiedError
 from safelight.jobs.job import Job, State
 from safelight.server import asking, bridge
 from safelight.server.problems import RefusedError, documented
@@ -221,7 +221,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         state = dispatcher.state
         return Queue(
             running=_job(state.job) if state is not None else None,
-            progress=_progress(state.progress) if state is not None and state.progress is not None else None,
+            progress=advanced(state.progress) if state is not None and state.progress is not None else None,
             waiting=[Place(job=_job(job), reason=reason) for job, reason in dispatcher.queue(limit)],
         )
 
@@ -302,8 +302,6 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     @api.post("/models/{name}/verify", tags=["models"], responses=documented(404, 409))
     def verify(name: str) -> Verified:
         """Read all bytes again and compare them with the manifest."""
-        from safelight.errors import IntegrityError
-
         try:
             library.verify(name)
         except IntegrityError as error:
@@ -368,10 +366,6 @@ def _model(control: Control, model: Any) -> ModelModel:
     summary = model.summary()
     summary.pop("path")
     return ModelModel(**summary, pinned=model.name in control.supervisor.pinned)
-
-
-def _progress(progress: Any) -> dict[str, Any]:
-    return {"stage": progress.stage, "image": progress.image, "step": progress.step, "steps": progress.steps}
 
 
 def _found(thing: Any, what: str, name: str) -> Any:

@@ -1,0 +1,36 @@
+"""A pool's allocations, charged to the ledger."""
+
+from __future__ import annotations
+
+import threading
+
+from safelight.devices.pool import Book
+from safelight.memory.budget import Ledger, OverBudget
+
+
+class Account(Book):
+    """A pool's allocations as entries of the ledger, all together at most ``most`` bytes."""
+
+    def __init__(self, ledger: Ledger, place: str, most: int | None) -> None:
+        self._ledger = ledger
+        self._place = place
+        self._most = most
+        self._sizes: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def charge(self, nbytes: int, owner: str, reason: str) -> int:
+        with self._lock:
+            free = None if self._most is None else self._most - sum(self._sizes.values())
+            if free is not None and nbytes > free:
+                raise OverBudget(self._place, nbytes, max(0, free))
+            number = self._ledger.charge(self._place, nbytes, owner, reason)
+            self._sizes[number] = nbytes
+            return number
+
+    def rename(self, number: int, owner: str, reason: str) -> None:
+        self._ledger.rename(number, owner, reason)
+
+    def credit(self, number: int) -> None:
+        with self._lock:
+            del self._sizes[number]
+            self._ledger.credit(number)
