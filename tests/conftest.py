@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pathlib import Path
 os.environ["SAFELIGHT_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The fastest kernel of one process may not be that of the next, and tests compare pixels between processes.
+os.environ["SAFELIGHT_ATTENTION_TYPE"] = "torch-sdp"
 
 import httpx
 import pytest
@@ -18,15 +21,29 @@ from support import checkpoints
 from support.serving import Server, serving
 
 import safelight
+from safelight.arch.attention import Kernels
+from safelight.devices.cpu import CPU
 from safelight.engine.local import LocalEngine
 
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is measured once of a machine."""
+    folder = tmp_path_factory.mktemp("measured")
+    kernels = Kernels(CPU(), folder)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert kernels.tried(["torch-sdp"], dtype)["torch-sdp"].passed
+    return folder / "attention.json"
+
+
 @pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty place for everything that Safelight keeps."""
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Path) -> Path:
+    """A place for everything that Safelight keeps; nothing is there but what was measured of this machine."""
     place = tmp_path / "root"
+    place.mkdir()
+    shutil.copy(measured, place)
     monkeypatch.setenv("SAFELIGHT_ROOT", str(place))
     monkeypatch.delenv("SAFELIGHT_MAX_CACHE_RAM_GB", raising=False)
     return place

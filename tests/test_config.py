@@ -46,7 +46,6 @@ def test_precision_is_tried_before_it_is_chosen() -> None:
 
 
 def test_flags_go_above_variables_above_the_file(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root.mkdir()
     (root / "safelight.yaml").write_text("max_cache_ram_gb: 4\nthreads: 3\nattention_type: normal\n")
     monkeypatch.setenv("SAFELIGHT_THREADS", "2")
     found = config.explained(attention_type="sliced")
@@ -73,14 +72,15 @@ allow_nodes: []
 """
 
 
-def test_an_invokeai_file_is_read_and_the_rest_is_named(tmp_path: Path) -> None:
+def test_an_invokeai_file_is_read_and_the_rest_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAFELIGHT_ATTENTION_TYPE")
     path = tmp_path / "invokeai.yaml"
     path.write_text(INVOKEAI)
     found = config.explained(file=path)
     s = found.settings
     assert (s.max_cache_ram_gb, s.max_cache_vram_gb, s.device_working_mem_gb) == (6, 3.5, 2)
     assert (s.enable_partial_loading, s.keep_ram_copy_of_weights, s.log_memory_usage) == (True, False, True)
-    assert (s.precision, s.device, s.attention_type) == ("fp16", "cpu", "torch-sdp")
+    assert (s.precision, s.device, s.attention_type) == ("fp16", "cpu", "xformers")
     assert set(found.ignored) == {"schema_version", "legacy_models_yaml_path", "allow_nodes"}
 
 

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safelight.errors import (
     AbsentTensorError,
@@ -54,15 +54,15 @@ __all__ = [
 ]
 
 
-def open_engine(root: Path | str | None = None) -> LocalEngine:
+def open_engine(root: Path | str | None = None, **settings: Any) -> LocalEngine:
     """An engine in this process, with the library under ``root`` (or ``SAFELIGHT_ROOT``, or the platform's place).
 
-    Imports torch, which takes a second or two.
+    ``settings``: those of ``safelight.yaml``, above all others. Imports torch, which takes a second or two.
     """
     from safelight import config
     from safelight.assemble.opening import open_engine as wired
 
-    return wired(config.load(Path(root) if root is not None else None))
+    return wired(config.load(Path(root) if root is not None else None, **settings))
 
 
 def save(image: Image, folder: Path | str) -> Path:

@@ -14,10 +14,10 @@ from typing import Any, Literal, cast
 
 import yaml
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from safelight.errors import SettingError, UnreadableFileError
-from safelight.types import Attention, Precision
+from safelight.types import AttentionType, Precision, SliceSize
 
 FILE = "safelight.yaml"
 """Looked for in the root."""
@@ -40,9 +40,17 @@ class Settings(BaseModel):
         default="auto",
         description="fp32, bf16, fp16; auto is fp32 on a CPU, else what the device computes rightly",
     )
-    attention_type: Attention = Field(
-        default="torch-sdp",
-        description="torch-sdp, normal, or sliced: one head at a time",
+    attention_type: AttentionType = Field(
+        default="auto",
+        description="torch-sdp, normal, sliced, xformers, flash or sage; auto: the fastest that computes rightly",
+    )
+    attention_types: dict[str, AttentionType] = Field(
+        default_factory=dict[str, AttentionType],
+        description="another attention_type for some: by a model's name or a base, as {sdxl: sliced}",
+    )
+    attention_slice_size: SliceSize = Field(
+        default="auto",
+        description="heads that sliced computes at once: 1 to 8; balanced and auto are half of them, max is one",
     )
     threads: int | None = Field(
         default=None,
@@ -129,6 +137,17 @@ class Settings(BaseModel):
         description="keep a second process that has imported everything, for when the worker dies",
     )
 
+    @field_validator("attention_types", mode="before")
+    @classmethod
+    def _written(cls, value: object) -> object:
+        """A variable or flag has it as text: ``{sdxl: sliced, my-model: normal}``."""
+        return yaml.safe_load(value) if isinstance(value, str) else value
+
+    @field_validator("attention_slice_size", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) else value
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -151,7 +170,6 @@ INVOKEAI_NAMES: Mapping[str, str] = {
 
 INVOKEAI_VALUES: Mapping[str, Mapping[object, object]] = {
     "precision": {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "autocast": "auto"},
-    "attention_type": {"auto": "torch-sdp", "xformers": "torch-sdp"},
     "device": {"cuda:0": "cuda"},
     "log_format": {"color": "plain", "syslog": "plain", "legacy": "plain"},
 }
@@ -225,7 +243,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of all sections: InvokeAI's files before version 4 had some (``InvokeAI: Model Cache: ram: 8``)."""
     out: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key not in Settings.model_fields:
             out |= _flat(cast("Mapping[str, Any]", value))
         else:
             out[str(key)] = value

@@ -13,7 +13,8 @@ Schedule = Literal["default", "karras", "exponential", "sgm_uniform"]
 """How a sampler's noise levels are spread over its steps."""
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Attention = Literal["torch-sdp", "normal", "sliced"]
+AttentionType = Literal["auto", "normal", "sliced", "torch-sdp", "xformers", "flash", "sage"]
+SliceSize = Literal["auto", "balanced", "max", "1", "2", "3", "4", "5", "6", "7", "8"]
 
 SCHEDULES: tuple[Schedule, ...] = ("default", "karras", "exponential", "sgm_uniform")
 PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
@@ -137,17 +138,19 @@ def _within(field_name: str, value: object, low: int, high: int) -> None:
 class RunSettings:
     """Everything besides the request that can change a pixel; decided before the job, recorded with the image.
 
-    ``dtype`` is that of text encoders and UNet, ``vae_dtype`` the VAE's. ``versions`` names the libraries that compute;
-    ``hardware`` the processor or GPU and its instruction set: kernels for another one may round otherwise.
+    ``dtype`` is that of text encoders and UNet, ``vae_dtype`` the VAE's. ``attention`` is a kernel's name,
+    ``attention_slice_size`` says how many heads ``sliced`` computes at once. ``versions`` names the libraries that
+    compute; ``hardware`` the processor or GPU and its instruction set: kernels for another one may round otherwise.
     """
 
     device: str
     hardware: str
     dtype: str
     vae_dtype: str
-    attention: Attention
+    attention: str
     threads: int
     versions: Mapping[str, str]
+    attention_slice_size: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

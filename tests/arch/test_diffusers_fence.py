@@ -19,7 +19,7 @@ def test_attention_08_the_chosen_processor_is_the_one_that_is_called() -> None:
         ("sliced", diffusers_fence.SlicedAttnProcessor),
     ):
         unet = checkpoints.modules("sd1")["unet"]
-        unet.set_attn_processor(diffusers_fence.attention_processor(name))  # type: ignore[operator]
+        diffusers_fence.set_attention(unet, name)
         original = kind.__call__
 
         def counted(self, *args, _original=original, _name=name, **kwargs):
@@ -42,7 +42,7 @@ def test_attention_02_kernels_agree() -> None:
     outs = []
     for name in ("torch-sdp", "normal", "sliced"):
         unet = checkpoints.modules("sd1")["unet"]
-        unet.set_attn_processor(diffusers_fence.attention_processor(name))  # type: ignore[operator]
+        diffusers_fence.set_attention(unet, name)
         with torch.no_grad():
             outs.append(unet(torch.ones(1, 4, 8, 8), 1, torch.ones(1, 77, 64)).sample)
     assert all(torch.allclose(outs[0], other, atol=1e-4) for other in outs[1:])

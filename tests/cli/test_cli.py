@@ -148,7 +148,7 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(
     assert message in outcome.err.replace("\n", " ")
     assert "Traceback" not in outcome.err
     assert outcome.out == ""
-    assert not root.exists()
+    assert [path.name for path in root.iterdir()] == ["attention.json"]
 
 
 def test_a_bad_setting_names_its_variable(run, monkeypatch: pytest.MonkeyPatch) -> None:

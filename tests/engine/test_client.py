@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.serving import Server, serving
+from support.serving import Server, ended, serving
 
 import safelight
 from safelight.engine.client import ServerEngine
@@ -57,6 +58,32 @@ def test_who_stops_stops_the_job(server: Server) -> None:
         while client.get("/api/v1/jobs").json()[0]["ended"] is None:
             pass
         assert client.get("/api/v1/jobs").json()[0]["state"] == "cancelled"
+
+
+def test_images_that_were_finished_before_anybody_listened_come_too(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, events = ServerEngine(server.url, KEY), ServerEngine._events
+
+    def late(self: ServerEngine, job: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        with server.client() as client:
+            ended(client, job)
+        return events(self, job)
+
+    monkeypatch.setattr(ServerEngine, "_events", late)
+    images = list(engine.generate(Request("red apple", "starter-noto", seed=3, steps=1, count=3)))
+    assert [image.seed for image in images] == [3, 4, 5]
+
+
+def test_a_server_that_goes_away_is_said(tmp_path: Path) -> None:
+    with serving(tmp_path) as made:
+
+        def kill(progress: safelight.Progress) -> None:
+            if progress.step == 2:
+                made.process.kill()
+
+        with pytest.raises(safelight.InputError, match="cannot be reached"):
+            list(ServerEngine(made.url).generate(Request("red apple", "starter-noto", steps=150), kill))
 
 
 def test_the_command_line(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,35 @@ def test_a_batch_has_consecutive_seeds(http: httpx.Client, right: dict[str, str]
     assert job["images"] == 3
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/images/generations", {"model": "starter-noto", "size": "64x64"}),
+        (
+            "/sdapi/v1/txt2img",
+            {"width": 64, "height": 64, "override_settings": {"sd_model_checkpoint": "starter-noto"}},
+        ),
+    ],
+)
+def test_a_client_that_goes_away_cancels_its_job(http: httpx.Client, path: str, body: dict) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        http.post(path, json={"prompt": path, "steps": 150, **body}, timeout=0.5)
+    job = http.get("/api/v1/jobs").json()[0]
+    assert job["request"]["prompt"] == path
+    assert ended(http, job["id"])["state"] == "cancelled"
+
+
+def test_an_image_that_is_removed_is_told(http: httpx.Client) -> None:
+    (image,) = http.get(f"/api/v1/jobs/{ended(http, make(http)['id'])['id']}/images").json()
+    with http.stream("GET", "/api/v1/events") as stream:
+        assert http.delete(f"/api/v1/images/{image['id']}").status_code == 204
+        for line in stream.iter_lines():
+            if line == "event: removed":
+                break
+    assert http.delete(f"/api/v1/images/{image['id']}").status_code == 404
+    assert http.get(image["url"]).status_code == 404
+
+
 def test_the_server_has_no_torch(server: Server) -> None:
     assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
     assert "libtorch" in Path(f"/proc/{server.worker()}/maps").read_text()

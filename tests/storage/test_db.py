@@ -45,11 +45,16 @@ def test_a_job_goes_from_queued_to_running_to_done_once(database: Database) -> N
 def test_who_is_overtaken_and_delayed_is_counted(database: Database) -> None:
     first, second, third = (database.accept(ask(), "d") for _ in range(3))
     database.start(second.id, "")
-    database.delay(second.number, 2.5)
-    assert [(w.id, w.overtaken, w.delayed) for w in database.waiting(9)] == [(first.id, 1, 2.5), (third.id, 0, 0.0)]
-    assert database.put_back(second.id, "its worker died")
-    assert [w.id for w in database.waiting(9)] == [first.id, second.id, third.id]
-    assert not database.put_back(second.id, "twice")
+    assert database.put_back(second.id, "its worker died", seconds=2.5)
+    assert [(w.id, w.overtaken, w.delayed) for w in database.waiting(9)] == [
+        (first.id, 1, 2.5),
+        (second.id, 0, 0.0),
+        (third.id, 0, 0.0),
+    ]
+    assert not database.put_back(second.id, "twice", seconds=2.5)
+    database.start(third.id, "")
+    database.end(third.id, "done", seconds=1.0)
+    assert [(w.id, w.overtaken, w.delayed) for w in database.waiting(9)] == [(first.id, 2, 3.5), (second.id, 1, 1.0)]
 
 
 def test_images_belong_to_running_jobs(database: Database) -> None:

@@ -31,7 +31,7 @@ MOST_KEPT = 12
 @dataclass(frozen=True, slots=True)
 class SkeletonKey:
     """What a skeleton is built from. ``base`` decides what shapes do not tell, ``attention`` is the kernel's name;
-    ``at`` is the device on which it computes, where its real buffers are."""
+    ``slice_size`` is for ``sliced``; ``at`` is the device on which it computes, where its real buffers are."""
 
     base: str
     role: str
@@ -39,6 +39,7 @@ class SkeletonKey:
     dtype: torch.dtype
     attention: str
     at: torch.device = CPU
+    slice_size: str = "auto"
 
 
 Build = Callable[[SkeletonKey], nn.Module]
@@ -47,7 +48,7 @@ Build = Callable[[SkeletonKey], nn.Module]
 
 def build(key: SkeletonKey) -> nn.Module:
     """The component's module, as diffusers or transformers makes it."""
-    return diffusers_fence.build(key.base, key.config, key.dtype, key.attention, key.at)
+    return diffusers_fence.build(key.base, key.config, key.dtype, key.attention, key.at, key.slice_size)
 
 
 class Skeleton:

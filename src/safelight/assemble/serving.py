@@ -11,12 +11,12 @@ from safelight.assemble.control import open_library
 from safelight.config import Settings
 from safelight.engine.dispatch import Dispatcher
 from safelight.engine.events import Events
-from safelight.engine.fresh import Compared, compared
+from safelight.engine.fresh import Fresh
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import InputError, UnreadableFileError
 from safelight.jobs.order import Rules
 from safelight.library.library import Library
-from safelight.storage.db import Database, StoredImage
+from safelight.storage.db import Database
 from safelight.storage.images import Gallery
 
 WORKER = (sys.executable, "-m", "safelight.assemble.work")
@@ -33,11 +33,8 @@ class Control:
     events: Events
     supervisor: Supervisor
     dispatcher: Dispatcher
+    fresh: Fresh
     lock: FileLock
-
-    def in_a_fresh_process(self, image: StoredImage) -> Compared:
-        """Make an image again where no other model was: see :func:`safelight.engine.fresh.compared`."""
-        return compared(WORKER, self.settings, image)
 
     def start(self) -> None:
         """Begin with what is queued."""
@@ -45,6 +42,7 @@ class Control:
 
     def stop(self) -> None:
         """Let the job that runs finish, or put it back; end the processes; let go of the root."""
+        self.fresh.close()
         self.dispatcher.stop(self.settings.shutdown_seconds)
         self.supervisor.close()
         self.database.close()
@@ -71,4 +69,5 @@ def open_control(settings: Settings) -> Control:
     supervisor = Supervisor(WORKER, settings, settings.spare_worker)
     rules = Rules(settings.queue_overtakes, settings.queue_delay_seconds)
     dispatcher = Dispatcher(database, gallery, supervisor, events, rules, settings.max_queue_size)
-    return Control(settings, library, database, gallery, events, supervisor, dispatcher, lock)
+    fresh = Fresh(WORKER, settings)
+    return Control(settings, library, database, gallery, events, supervisor, dispatcher, fresh, lock)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from safelight.arch.attention import Kernels
 from safelight.arch.skeleton import SkeletonCache
 from safelight.assemble import report
 from safelight.assemble.control import open_library
@@ -19,7 +20,8 @@ from safelight.devices.transfer import STAGING_BYTES, Transfers
 from safelight.devices.verification import Verification
 from safelight.engine.local import LocalEngine
 from safelight.generate.preview import Previews
-from safelight.generate.run import Bench
+from safelight.generate.run import TORCH_DTYPES, Bench
+from safelight.library.model import Model
 from safelight.memory.behind import FromHost
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.limits import GB, HOST_RESERVE, Limits
@@ -65,12 +67,19 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
     versions = {name: version(name) for name in VERSIONS}
     hardware = choice.hardware(device)
 
-    def decide(precision: Precision) -> RunSettings:
+    kernels = Kernels(device, settings.root)
+
+    def decide(precision: Precision, model: Model | None) -> RunSettings:
         wanted = precision if precision != "auto" else settings.precision
         dtype = choice.precision(wanted, device)
         # fp16 overflows in SDXL's VAE and in some others; the VAE is small.
         vae_dtype = "fp32" if dtype == "fp16" else dtype
-        return RunSettings(device.name, hardware, dtype, vae_dtype, settings.attention_type, threads, versions)
+        names = (model.name, model.base) if model is not None else ()
+        kind = next((settings.attention_types[n] for n in names if n in settings.attention_types), None)
+        slice_size = settings.attention_slice_size
+        attention = kernels.chosen(kind or settings.attention_type, TORCH_DTYPES[dtype], slice_size)
+        size = slice_size if attention == "sliced" else "auto"
+        return RunSettings(device.name, hardware, dtype, vae_dtype, attention, threads, versions, size)
 
     def described() -> Mapping[str, Any]:
         return report.memory(ledger, limits, tiers, transfers, verification)
@@ -81,7 +90,7 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         skeletons=SkeletonCache(),
         working=working,
         computing=_computing(ledger, device),
-        run=decide("auto"),
+        run=decide("auto", None),
         verification=verification,
         promised=promised,
         previews=Previews() if previews else None,

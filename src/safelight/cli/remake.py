@@ -34,7 +34,13 @@ def remake(
     metadata, held = chunks.read(path)
     recorded = metadata["run"]
     settings = loaded(context, root).settings.model_copy(
-        update={"device": recorded["device"], "threads": recorded["threads"], "attention_type": recorded["attention"]}
+        update={
+            "device": recorded["device"],
+            "threads": recorded["threads"],
+            "attention_type": recorded["attention"],
+            "attention_types": {},
+            "attention_slice_size": recorded.get("attention_slice_size", "auto"),
+        }
     )
     engine = open_engine(settings)
     known = {field.name for field in fields(Request)}

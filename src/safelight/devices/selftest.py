@@ -7,7 +7,6 @@ lost bytes: row COPY 01), and what arrived is summed.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +14,10 @@ from pathlib import Path
 import structlog
 import torch
 
-from safelight.devices import choice, sums
+from safelight.devices import choice, kept, sums
 from safelight.devices.base import Device
 from safelight.devices.transfer import Transfers
 from safelight.devices.verification import Verification
-from safelight.errors import FileError
-from safelight.files import write_whole
-from safelight.formats.folder import read_json
 
 _log = structlog.get_logger(__name__)
 
@@ -58,11 +54,12 @@ def copies(device: Device, folder: Path) -> Copies:
     """
     path = folder / "devices.json"
     key = f"{device.name}, {choice.hardware(device)}, torch {torch.__version__}"
-    found = _kept(path).get(key)
-    if found is None:
+    try:
+        found = Copies(**kept.read(path, key))
+    except TypeError:
         found = tried(device)
         _log.debug("the device's copies were tried", device=device.name, **asdict(found))
-        _keep(path, key, found)
+        kept.keep(path, key, asdict(found))
     device.asynchronous = found.asynchronous
     return found
 
@@ -115,21 +112,3 @@ def _best_stage(device: Device) -> int:
             seconds[size] = min(seconds.get(size, 1e9), time.perf_counter() - start)
     device.release(base)
     return min(size for size in STAGES if seconds[size] <= min(seconds.values()) * ENOUGH)
-
-
-def _kept(path: Path) -> dict[str, Copies]:
-    """What was seen before. A damaged file is as good as none: everything is tried again."""
-    if not path.exists():
-        return {}
-    try:
-        return {key: Copies(**values) for key, values in read_json(path).items()}
-    except (FileError, TypeError, AttributeError):
-        return {}
-
-
-def _keep(path: Path, key: str, found: Copies) -> None:
-    values = {name: asdict(copied) for name, copied in {**_kept(path), key: found}.items()}
-    try:
-        write_whole(path, json.dumps(values, indent=1, sort_keys=True).encode())
-    except FileError as error:
-        _log.warning("what was seen of the device cannot be kept", why=str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Generator, Iterator, Mapping
@@ -39,20 +40,30 @@ class ServerEngine:
         key. When the caller stops, so does the job."""
         with self._reached():
             body = {name: value for name, value in asdict(request).items() if value is not None}
-            job = _answer(self._client.post("/api/v1/generate", json=body))
-            over = False
+            job = _answer(self._client.post("/api/v1/generate", json=body))["id"]
+            over, images, place = False, 0, 0
             try:
-                for kind, data in self._events(job["id"]):
+                for kind, data in self._events(job):
                     if kind == "progress":
                         on_progress(Progress(data["stage"], data["image"], data["step"], data["steps"]))
-                    elif kind == "image":
-                        yield self._image(data)
-                    elif kind == "job" and data["ended"] is not None:
-                        over = True
+                    over = kind == "job" and data["ended"] is not None
+                    # What was finished before anybody listened is not told again: the list has it.
+                    if over or kind == "image":
+                        for told in _answer(self._client.get(f"/api/v1/jobs/{job}/images")):
+                            if told["place"] >= place:
+                                images, place = images + 1, told["place"] + 1
+                                yield self._image(told)
+                    if over:
                         _raise_unless_done(data)
+                        break
+                else:
+                    raise SafelightError(f"the server at {self._url} stopped telling of its job before it ended")
             finally:
                 if not over:
-                    self._client.post(f"/api/v1/jobs/{job['id']}/cancel")
+                    with contextlib.suppress(httpx.TransportError):
+                        self._client.post(f"/api/v1/jobs/{job}/cancel")
+            if images < request.count:
+                raise SafelightError(f"{request.count - images} images of the server's job were removed meanwhile")
 
     @contextmanager
     def _reached(self) -> Generator[None]:
@@ -63,6 +74,9 @@ class ServerEngine:
 
     def _events(self, job: str) -> Iterator[tuple[str, dict[str, Any]]]:
         with self._client.stream("GET", "/api/v1/events", params={"job": job}) as stream:
+            if not stream.is_success:
+                stream.read()
+                _answer(stream)
             kind = ""
             for line in stream.iter_lines():
                 name, _, value = line.partition(": ")
@@ -73,7 +87,8 @@ class ServerEngine:
 
     def _image(self, told: Mapping[str, Any]) -> Image:
         answer = self._client.get(told["url"])
-        answer.raise_for_status()
+        if not answer.is_success:
+            _answer(answer)
         with PILImage.open(io.BytesIO(answer.content)) as picture:
             pixels = picture.convert("RGB").tobytes()
         metadata = dict(told["metadata"])
@@ -93,7 +108,7 @@ class ServerEngine:
         )
 
 
-def _answer(answer: httpx.Response) -> dict[str, Any]:
+def _answer(answer: httpx.Response) -> Any:
     """The body of an answer. Raises what the server meant."""
     if answer.is_success:
         return answer.json()

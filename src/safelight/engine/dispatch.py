@@ -8,15 +8,15 @@ import time
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import structlog
 
 from safelight.engine.events import Event, Events
 from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor
-from safelight.errors import QueueFullError, SafelightError, WorkerDiedError
+from safelight.errors import Cancelled, QueueFullError, SafelightError, WorkerDiedError
 from safelight.jobs import order
 from safelight.jobs.job import ATTEMPTS, Job
 from safelight.jobs.order import Rules
@@ -42,6 +42,17 @@ class State:
     progress: Progress | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of a job that ran: ``state`` queued when it was put back, ``free`` if that try does not count.
+    ``seconds`` for which it ran."""
+
+    state: Literal["queued", "done", "failed", "cancelled"]
+    reason: str = ""
+    free: bool = False
+    seconds: float = 0.0
+
+
 class Dispatcher:
     """Runs the queued jobs, one after another, in a thread of its own.
 
@@ -62,6 +73,8 @@ class Dispatcher:
         self._news = False
         self._at_hand: tuple[str, ...] = ()
         self._state: State | None = None
+        self._cancelled: set[str] = set()
+        self._unwritten: tuple[Job, _Outcome] | None = None
         self._stopping = False
         self._put_back = False
         self._switches = 0
@@ -89,25 +102,37 @@ class Dispatcher:
         self._gallery.sweep(self._database.files())
         self._thread.start()
 
-    def accept(self, request: Request, model_digest: str, client: str = "", priority: int = 0) -> Job:
-        """Queue a request that was checked. Raises QueueFullError."""
+    def accept(self, *wanted: tuple[Request, str], client: str = "", priority: int = 0) -> list[Job]:
+        """Queue requests that were checked, each with the digest of its model: all, or none. Raises QueueFullError."""
         waiting = self._database.queued()
-        if waiting >= self._most:
+        if waiting + len(wanted) > self._most:
             raise QueueFullError(waiting)
-        job = self._database.accept(request, model_digest, client, priority)
-        self._tell(job.id)
+        jobs = [self._database.accept(request, digest, client, priority) for request, digest in wanted]
+        for job in jobs:
+            self._tell(job.id)
         self._wake()
-        return job
+        return jobs
 
     def cancel(self, job_id: str) -> bool:
         """Whether the job was still queued or running; one that runs stops at its next step."""
         if self._database.end(job_id, "cancelled", "cancelled while it waited", was=("queued",)):
             self._tell(job_id)
             return True
-        state = self._state
-        if state is None or state.job.id != job_id:
+        job = self._database.job(job_id)
+        if job is None or job.state != "running":
             return False
+        # Known before the worker is told: a worker that is not there yet, or that dies now, is not asked again.
+        self._cancelled.add(job_id)
         self._supervisor.cancel(job_id)
+        return True
+
+    def forget(self, image_id: str) -> bool:
+        """Remove an image and its files; whether it was there."""
+        image = self._database.forget_image(image_id)
+        if image is None:
+            return False
+        self._gallery.remove(image.file)
+        self._events.tell(Event("removed", image.job, {"id": image.id}))
         return True
 
     def queue(self, limit: int) -> list[tuple[Job, str]]:
@@ -160,6 +185,7 @@ class Dispatcher:
 
     def _next(self) -> bool:
         """Run the next job; whether there was one."""
+        self._write()
         choice = order.choose(self._database.waiting(order.reached(self._rules, 1)), self._at_hand, self._rules)
         if choice is None:
             return False
@@ -170,45 +196,73 @@ class Dispatcher:
             self._switches += 1
         begun = time.time()
         self._state = State(job, begun)
-        self._tell(job.id)
         try:
+            outcome = self._outcome(job)
+        finally:
+            self._state = None
+        self._unwritten = job, replace(outcome, seconds=time.time() - begun)
+        self._write()
+        return True
+
+    def _write(self) -> None:
+        """What became of the last job goes into the database; when that fails (its disk is full), it is tried again
+        before anything else is begun."""
+        if self._unwritten is None:
+            return
+        job, outcome = self._unwritten
+        if outcome.state != "queued":
+            self._database.end(job.id, outcome.state, outcome.reason, seconds=outcome.seconds)
+            self._cancelled.discard(job.id)
+        else:
+            self._database.put_back(job.id, outcome.reason, outcome.free, outcome.seconds)
+            if job.id in self._cancelled:
+                # Since the outcome was known; from now on a cancel finds it queued.
+                self._database.end(job.id, "cancelled", "cancelled while it ran", was=("queued",))
+        self._tell(job.id)
+        self._unwritten = None
+        self._log(job, outcome.seconds)
+
+    def _outcome(self, job: Job) -> _Outcome:
+        """Run a job, and say what became of it."""
+        try:
+            self._tell(job.id)
             if job.images >= job.request.count:
                 # The server stopped between the last image and the end.
-                self._database.end(job.id, "done")
-            else:
-                self._made(job)
+                return _Outcome("done")
+            return self._made(job)
+        except Cancelled:
+            return self._stopped(job)
         except WorkerDiedError as error:
             self._at_hand = ()
             self._events.tell(Event("worker", job.id, {"died": str(error), "restarts": self._supervisor.restarts}))
-            self._again_or_failed(job, str(error))
+            return self._again_or_failed(job, str(error))
         except SafelightError as error:
-            self._database.end(job.id, "failed", str(error))
-        except BaseException as error:
-            self._database.end(job.id, "failed", f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            self._state = None
-            seconds = time.time() - begun
-            self._database.delay(job.number, seconds)
-            self._log(job, seconds)
-            self._tell(job.id)
-        return True
+            return _Outcome("failed", str(error))
+        except Exception as error:  # noqa: BLE001 - whatever happened to one job, the others want to be made
+            _log.exception("a job stumbled", job=job.id)
+            return _Outcome("failed", f"{type(error).__name__}: {error}")
 
     def _log(self, before: Job, seconds: float) -> None:
         job = self._database.job(before.id) or before
         values = {"job": job.id, "model": job.request.model, "images": job.images, "attempt": before.attempts}
         _log.info("job", state=job.state, seconds=round(seconds, 3), why=job.reason, **values)
 
-    def _again_or_failed(self, job: Job, why: str) -> None:
-        if self._stopping:
-            self._database.put_back(job.id, "the server was stopped while it ran", free=True)
-        elif job.attempts < ATTEMPTS:
-            self._database.put_back(job.id, f"{why}; it is tried again")
-        else:
-            self._database.end(job.id, "failed", f"{why}, {job.attempts} times")
+    def _again_or_failed(self, job: Job, why: str) -> _Outcome:
+        if self._stopping or job.id in self._cancelled:
+            return self._stopped(job)
+        if job.attempts < ATTEMPTS:
+            return _Outcome("queued", f"{why}; it is tried again")
+        return _Outcome("failed", f"{why}, {job.attempts} times")
 
-    def _made(self, job: Job) -> None:
-        with contextlib.closing(self._supervisor.run(self._wanted(job))) as messages:
+    def _stopped(self, job: Job) -> _Outcome:
+        """By somebody who cancelled it, or because the server stops."""
+        if job.id in self._cancelled:
+            return _Outcome("cancelled", "cancelled while it ran")
+        return _Outcome("queued", "the server was stopped while it ran", free=True)
+
+    def _made(self, job: Job) -> _Outcome:
+        messages = self._supervisor.run(self._wanted(job), lambda: job.id in self._cancelled or self._put_back)
+        with contextlib.closing(messages):
             for message in messages:
                 match message:
                     case Progressed(_, progress):
@@ -218,9 +272,12 @@ class Dispatcher:
                     case Ended(_, kind, problem, resident):
                         self._at_hand = (job.group, *(digest for digest in resident if digest != job.group))
                         self._supervisor.ask("memory").add_done_callback(self._remember)
-                        self._ended(job, kind, problem)
+                        if kind == "cancelled":
+                            return self._stopped(job)
+                        return _Outcome("done") if kind == "done" else _Outcome("failed", problem)
                     case _:
                         raise AssertionError(message)
+        raise AssertionError("the worker's messages end with Ended")
 
     def _remember(self, memory: Future[Any]) -> None:
         """What is where when nothing is computed; a worker that died meanwhile says nothing."""
@@ -284,16 +341,6 @@ class Dispatcher:
             self._gallery.remove(stored.file)
             return
         self._events.tell(Event("image", job.id, pictured(stored)))
-
-    def _ended(self, job: Job, kind: str, problem: str) -> None:
-        if kind == "cancelled" and self._put_back:
-            self._database.put_back(job.id, "the server was stopped while it ran", free=True)
-        elif kind == "done":
-            self._database.end(job.id, "done")
-        elif kind == "cancelled":
-            self._database.end(job.id, "cancelled", "cancelled while it ran")
-        else:
-            self._database.end(job.id, "failed", problem)
 
 
 def advanced(progress: Progress) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["job", "progress", "image", "memory", "worker"]
+Kind = Literal["job", "progress", "image", "removed", "memory", "worker"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,12 @@ class Events:
         self._listeners: dict[int, Listener] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
+        self._changes = 0
+
+    @property
+    def changes(self) -> int:
+        """How often a job or an image changed: who remembers it knows whether to look again."""
+        return self._changes
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """The function that is returned ends it."""
@@ -47,5 +53,6 @@ class Events:
     def tell(self, event: Event) -> None:
         with self._lock:
             listeners = list(self._listeners.values())
+            self._changes += event.kind in ("job", "image", "removed")
         for listener in listeners:
             listener(event)

@@ -12,9 +12,6 @@ from safelight.errors import RequestError, SafelightError
 from safelight.storage.db import StoredImage
 from safelight.types import Request
 
-_one = threading.Lock()
-"""One such process at a time: each holds a model of its own."""
-
 
 @dataclass(frozen=True, slots=True)
 class Compared:
@@ -24,34 +21,66 @@ class Compared:
     pixels_sha256: str
 
 
-def compared(command: Sequence[str], settings: object, image: StoredImage) -> Compared:
-    """Make the image again from its metadata, in a new process.
+class Fresh:
+    """Makes images again, one at a time, as each such process holds a model of its own. ``command`` starts a process,
+    ``settings`` are what it opens its engine with."""
 
-    Raises RequestError when its metadata is of another form, WorkerDiedError, and SafelightError with what failed.
-    """
-    try:
-        asked = Request(**image.metadata["request"])
-    except (KeyError, TypeError) as error:
-        raise RequestError(
-            "image", image.id, f"its metadata has no request that this version reads ({error})"
-        ) from error
-    if not _one.acquire(blocking=False):
-        raise SafelightError("another image is being made again in a fresh process; ask when that is done")
-    try:
-        process = Process(command)
+    def __init__(self, command: Sequence[str], settings: object) -> None:
+        self._command = command
+        self._settings = settings
+        self._one = threading.Lock()
+        self._changing = threading.Lock()
+        self._process: Process | None = None
+        self._closed = False
+
+    def compared(self, image: StoredImage) -> Compared:
+        """Make the image again from its metadata, in a new process.
+
+        Raises RequestError when its metadata is of another form, WorkerDiedError, and SafelightError with what failed.
+        """
         try:
-            process.open(settings)
-            process.send(Generate("fresh", asked, image.model_digest, 0, ()))
-            pixels = ""
-            while (message := process.inbox.get()) is not None:
-                if isinstance(message, Made):
-                    pixels = message.image.pixels_sha256
-                elif isinstance(message, Ended):
-                    if message.kind != "done":
-                        raise SafelightError(f"the fresh process failed: {message.problem}")
-                    return Compared(pixels == image.pixels_sha256, pixels)
-            raise process.died()
+            asked = Request(**image.metadata["request"])
+        except (KeyError, TypeError) as error:
+            raise RequestError(
+                "image", image.id, f"its metadata has no request that this version reads ({error})"
+            ) from error
+        if not self._one.acquire(blocking=False):
+            raise SafelightError("another image is being made again in a fresh process; ask when that is done")
+        try:
+            process = self._started()
+            try:
+                pixels = _pixels(process, self._settings, Generate("fresh", asked, image.model_digest, 0, ()))
+            finally:
+                process.kill()
         finally:
-            process.kill()
-    finally:
-        _one.release()
+            self._one.release()
+        return Compared(pixels == image.pixels_sha256, pixels)
+
+    def _started(self) -> Process:
+        with self._changing:
+            if self._closed:
+                raise SafelightError("the server stops")
+            self._process = Process(self._command)
+            return self._process
+
+    def close(self) -> None:
+        """End the process that is at work; start no other."""
+        with self._changing:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
+
+
+def _pixels(process: Process, settings: object, wanted: Generate) -> str:
+    """The digest of the image that the process makes."""
+    process.open(settings)
+    process.send(wanted)
+    pixels = ""
+    while (message := process.inbox.get()) is not None:
+        if isinstance(message, Made):
+            pixels = message.image.pixels_sha256
+        elif isinstance(message, Ended):
+            if message.kind != "done":
+                raise SafelightError(f"the fresh process failed: {message.problem}")
+            return pixels
+    raise process.died()

@@ -18,8 +18,8 @@ from safelight.library.model import Model
 from safelight.memory.residency import Residency
 from safelight.types import Image, OnProgress, Precision, Request, RunSettings
 
-Decide = Callable[[Precision], RunSettings]
-"""The run settings for a precision; the same for every job of this process."""
+Decide = Callable[[Precision, Model], RunSettings]
+"""The run settings for a model in a precision; the same for every job of this process."""
 
 
 class LocalEngine:
@@ -58,7 +58,7 @@ class LocalEngine:
         model = self.library.checked(self.library.resolve(request.model))
         if digest is not None and model.digest != digest:
             raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
-        settings = self._decide(request.precision)
+        settings = self._decide(request.precision, model)
         bench = replace(self.bench, run=settings, upcoming=self._keys(upcoming, settings))
         check(request, model)
         self._used.pop(model.digest, None)
@@ -78,6 +78,9 @@ class LocalEngine:
                 return
             yield image
 
+    def _bench(self, model: Model, precision: Precision = "auto") -> Bench:
+        return replace(self.bench, run=self._decide(precision, model))
+
     def memory(self) -> Mapping[str, Any]:
         """What is where: for each place its budget and what set it, what is stored and promised, what is resident and
         who holds it, and the ledger's entries. Sizes are bytes."""
@@ -86,8 +89,8 @@ class LocalEngine:
     def prefetch(self, name: str) -> bool:
         """Bring a model's components into memory as far as there is room beside everything that is there now; whether
         all of it is there."""
-        settings = self._decide("auto")
-        return run.prefetch(self.library.resolve(name), replace(self.bench, run=settings))
+        model = self.library.resolve(name)
+        return run.prefetch(model, self._bench(model))
 
     def resident(self) -> list[str]:
         """The digests of models that were used and are whole in memory where it computes, the last used first."""
@@ -101,7 +104,7 @@ class LocalEngine:
         when it does not fit whole."""
         model = self.library.checked(self.library.resolve(name))
         self.unpin(name)
-        self._pins[name] = run.pinned(model, replace(self.bench, run=self._decide("auto")))
+        self._pins[name] = run.pinned(model, self._bench(model))
 
     def unpin(self, name: str) -> None:
         """Hold the model no longer."""
@@ -121,11 +124,11 @@ class LocalEngine:
 
     def make_resident(self, model: Model) -> None:
         """Bring a model's components into memory, as far as they fit, without making an image."""
-        run.preload(self.library.checked(model), replace(self.bench, run=self._decide("auto")))
+        run.preload(self.library.checked(model), self._bench(model))
 
     def fits(self, request: Request, model: Model) -> dict[str, Any]:
         """Whether ``model`` can make the image that is asked for, and how: see :func:`safelight.generate.fit.fits`."""
-        return fit.fits(request, model, replace(self.bench, run=self._decide(request.precision)))
+        return fit.fits(request, model, self._bench(model, request.precision))
 
     def close(self) -> None:
         """Drop every model."""

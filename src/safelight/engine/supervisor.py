@@ -33,12 +33,15 @@ from safelight.engine.messages import (
     Ready,
     ToWorker,
 )
-from safelight.errors import WorkerDiedError
+from safelight.errors import Cancelled, WorkerDiedError
 
 _log = structlog.get_logger(__name__)
 
 DEATHS = 5
 """Workers that die one after another before they are ready: then there is no use in starting more."""
+
+LOOK_SECONDS = 0.1
+"""Between two looks at whether a job that waits for its worker is still wanted."""
 
 SPARE_AFTER = 1.0
 """Seconds after a worker has come up."""
@@ -125,6 +128,9 @@ class Process:
             try:
                 message: FromWorker = self._connection.recv()
             except (EOFError, OSError):
+                break
+            except Exception:  # noqa: BLE001 - a worker that writes what cannot be read is as good as dead
+                _log.exception("a worker said what cannot be read", pid=self.pid)
                 break
             match message:
                 case Imported():
@@ -216,13 +222,18 @@ class Supervisor:
             elif process is self._active and process.came_up:
                 self._replace(process, process.died())
 
-    def _ready(self) -> Process:
-        """A worker whose engine is open. Raises WorkerDiedError when none comes up."""
+    def _ready(self, cancelled: Callable[[], bool]) -> Process:
+        """A worker whose engine is open. Raises WorkerDiedError when none comes up, Cancelled when nobody waits."""
         last = WorkerDiedError("was never started")
         for _ in range(DEATHS):
             worker = self._active
             try:
-                worker.ready.result()
+                while not cancelled():
+                    with contextlib.suppress(TimeoutError):
+                        worker.ready.result(LOOK_SECONDS)
+                        break
+                else:
+                    raise Cancelled
             except WorkerDiedError as error:
                 last = error
             else:
@@ -240,13 +251,18 @@ class Supervisor:
             self.restarts += 1
             self._active = self._started()
 
-    def run(self, wanted: Generate) -> Generator[FromWorker]:
-        """What the worker says about the job, its end (Ended) last. Raises WorkerDiedError, after which another worker
-        is on its way. Who closes it before the end has the job cancelled."""
-        worker = self._ready()
+    def run(self, wanted: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
+        """What the worker says about the job, its end (Ended) last. Who closes it before the end has the job cancelled.
+
+        ``cancelled`` is asked until the worker has the job; from then on :meth:`cancel` reaches it. Raises Cancelled,
+        and WorkerDiedError, after which another worker is on its way.
+        """
+        worker = self._ready(cancelled)
         self._job = wanted.job
         try:
             worker.send(wanted)
+            if cancelled():
+                worker.send(Cancel(wanted.job))
             while True:
                 message = worker.inbox.get()
                 if message is None:

@@ -228,7 +228,10 @@ class _Job:
     def _once(self, role: str, dtype: torch.dtype, passes: int, stage: Callable[[nn.Module, Lease], Any]) -> Any:
         bench, component = self.bench, self.model.manifest.component(role)
         start = time.perf_counter()
-        key = SkeletonKey(self.model.base, role, component.config, dtype, bench.run.attention, self._device)
+        run = bench.run
+        key = SkeletonKey(
+            self.model.base, role, component.config, dtype, run.attention, self._device, run.attention_slice_size
+        )
         work = work_of(self.model, role, bench.run, self._width * self._height)
         use = use_of(self.model, role, bench, self._width * self._height, passes)
         with bench.residency.lease(component, dtype, use) as lease:

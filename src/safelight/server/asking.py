@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import replace
+
+from starlette.requests import Request as HTTPRequest
 
 from safelight.assemble.serving import Control
 from safelight.errors import ModelNotFoundError, RequestError
 from safelight.generate.check import check
 from safelight.jobs.job import Job
 from safelight.library.model import Model
+from safelight.server import bridge
+from safelight.server.problems import RefusedError
 from safelight.types import MOST_SEED, Request
 
 
@@ -52,13 +57,40 @@ def within_limits(control: Control, request: Request, model: Model) -> None:
             raise RequestError(field, f"{text[:20]}…", problem)
 
 
-def accept(control: Control, request: Request, client: str, priority: int = 0) -> Job:
-    """Queue a request, pinned to the content that its model has now.
+def accept(control: Control, *requests: Request, client: str, priority: int = 0) -> list[Job]:
+    """Queue requests, each pinned to the content that its model has now: all, or none.
 
     Raises ModelNotFoundError, RequestError, QueueFullError.
     """
+    return control.dispatcher.accept(
+        *(_checked(control, request) for request in requests), client=client, priority=priority
+    )
+
+
+def _checked(control: Control, request: Request) -> tuple[Request, str]:
     model = model_named(control, request.model)
     request = replace(request, model=model.name)
     within_limits(control, request, model)
     check(request, model)
-    return control.dispatcher.accept(request, model.digest, client, priority)
+    return request, model.digest
+
+
+async def ended(control: Control, job: Job, http: HTTPRequest) -> Job:
+    """The job after it ended, for a client that waits for it; when the client goes, the job is cancelled."""
+    waiting = asyncio.ensure_future(bridge.ended(control.database, control.events, job.id))
+    gone = asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        raise RefusedError(400, "gone", "the client went away")
+    finally:
+        gone.cancel()
+        if not waiting.done():
+            waiting.cancel()
+            await bridge.run(control.dispatcher.cancel, job.id)
+
+
+async def _gone(http: HTTPRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

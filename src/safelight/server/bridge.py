@@ -25,8 +25,8 @@ async def run(function: Callable[..., T], *arguments: object) -> T:
 
 
 @asynccontextmanager
-async def listening(events: Events) -> AsyncGenerator[asyncio.Queue[Event]]:
-    """Within the context, what happens arrives in the queue, in order."""
+async def listening(events: Events, job_id: str | None = None) -> AsyncGenerator[asyncio.Queue[Event]]:
+    """Within the context, what happens (to one job, or at all) arrives in the queue, in order."""
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[Event] = asyncio.Queue(BEHIND)
 
@@ -36,7 +36,8 @@ async def listening(events: Events) -> AsyncGenerator[asyncio.Queue[Event]]:
         arrived.put_nowait(event)
 
     def listener(event: Event) -> None:
-        loop.call_soon_threadsafe(put, event)
+        if job_id is None or event.job == job_id:
+            loop.call_soon_threadsafe(put, event)
 
     unsubscribe = events.subscribe(listener)
     try:

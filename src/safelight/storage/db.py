@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -157,35 +157,34 @@ class Database:
             )
             return _job(row)
 
-    def delay(self, number: int, seconds: float) -> None:
-        """The job of that number computed for so long: the earlier ones that still wait were delayed by it."""
-        with Session(self._engine) as session, session.begin():
-            session.execute(
-                update(JobRow)
-                .where(JobRow.state == "queued", JobRow.number < number)
-                .values(delayed=JobRow.delayed + seconds)
-            )
+    def end(
+        self, job_id: str, state: State, reason: str = "", was: Sequence[State] = ("running",), seconds: float = 0.0
+    ) -> bool:
+        """Whether the job ended now; False when it had ended before, so that each ends once. ``seconds`` for which it
+        computed: the earlier jobs that still wait were delayed by it."""
+        return self._left(job_id, was, seconds, {"state": state, "ended": time.time(), "reason": reason})
 
-    def end(self, job_id: str, state: State, reason: str = "", was: Sequence[State] = ("running",)) -> bool:
-        """Whether the job ended now; False when it had ended before, so that each ends once."""
-        with Session(self._engine) as session, session.begin():
-            changed = session.execute(
-                update(JobRow)
-                .where(JobRow.id == job_id, JobRow.state.in_(was))
-                .values(state=state, ended=time.time(), reason=reason)
-            )
-            return bool(changed.rowcount)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def put_back(self, job_id: str, reason: str, free: bool = False) -> bool:
-        """Queue a running job again, at its old place; ``free``: the try does not count."""
+    def put_back(self, job_id: str, reason: str, free: bool = False, seconds: float = 0.0) -> bool:
+        """Queue a running job again, at its old place; ``free``: the try does not count; ``seconds``: as of
+        :meth:`end`."""
         values: dict[str, Any] = {"state": "queued", "reason": reason, "started": None}
         if free:
             values["attempts"] = JobRow.attempts - 1
+        return self._left(job_id, ("running",), seconds, values)
+
+    def _left(self, job_id: str, was: Sequence[State], seconds: float, values: Mapping[str, Any]) -> bool:
         with Session(self._engine) as session, session.begin():
-            changed = session.execute(
-                update(JobRow).where(JobRow.id == job_id, JobRow.state == "running").values(**values)
-            )
-            return bool(changed.rowcount)  # pyright: ignore[reportAttributeAccessIssue]
+            changed = session.execute(update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values))
+            if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
+                return False
+            if seconds:
+                number = select(JobRow.number).where(JobRow.id == job_id).scalar_subquery()
+                session.execute(
+                    update(JobRow)
+                    .where(JobRow.state == "queued", JobRow.number < number)
+                    .values(delayed=JobRow.delayed + seconds)
+                )
+            return True
 
     def recover(self) -> None:
         """After a start: jobs that ran when the server stopped are queued again, or failed if it was their last try."""

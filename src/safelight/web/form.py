@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nicegui import ui
@@ -10,13 +10,13 @@ from nicegui import ui
 from safelight.assemble.serving import Control
 from safelight.errors import InputError, RequestError
 from safelight.server import asking
-from safelight.types import SAMPLERS, SCHEDULES, Request
+from safelight.types import PRECISIONS, SAMPLERS, SCHEDULES, Request
 
 
 class Form:
     """``make`` is given a request for each model that was chosen."""
 
-    def __init__(self, control: Control, make: Callable[[list[Request]], None]) -> None:
+    def __init__(self, control: Control, make: Callable[[list[Request]], Awaitable[None]]) -> None:
         self._control = control
         self._make = make
         names = [model.name for model in control.library.models()]
@@ -45,12 +45,17 @@ class Form:
             samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.items()}
             self._sampler = ui.select(samplers, label="Sampler", value="euler").props("outlined dense")
             self._schedule = ui.select(list(SCHEDULES), label="Schedule", value="default").props("outlined dense")
+            with ui.element("div").classes("sl-pair"):
+                self._clip_skip = ui.number("CLIP skip", value=0, min=0, max=11, precision=0).props("outlined dense")
+                self._precision = ui.select(list(PRECISIONS), label="Precision", value="auto").props("outlined dense")
 
-    def _submit(self) -> None:
+    async def _submit(self) -> None:
         try:
-            self._make(self._requests())
+            requests = self._requests()
         except InputError as error:
             ui.notify(str(error), type="negative", multi_line=True, timeout=8000)
+            return
+        await self._make(requests)
 
     def _requests(self) -> list[Request]:
         models: list[str] = self._models.value or []
@@ -72,6 +77,8 @@ class Form:
                 sampler=self._sampler.value,
                 schedule=self._schedule.value,
                 count=count,
+                clip_skip=_whole(self._clip_skip.value) or 0,
+                precision=self._precision.value,
             )
             for model in models
         ]
@@ -88,8 +95,12 @@ class Form:
         self._sampler.set_value(request["sampler"])
         self._schedule.set_value(request["schedule"])
         self._count.set_value(1)
-        if any(model.name == request["model"] for model in self._control.library.models()):
-            self._models.set_value([request["model"]])
+        self._clip_skip.set_value(request["clip_skip"])
+        self._precision.set_value(request["precision"])
+        there = any(model.name == request["model"] for model in self._control.library.models())
+        self._models.set_value([request["model"]] if there else [])
+        if not there:
+            ui.notify(f"The library has no model {request['model']} any more: choose one.", type="warning")
 
 
 def _whole(value: float | None) -> int | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from nicegui import run, ui
+from nicegui import ui
 
 from safelight.assemble.serving import Control
 from safelight.errors import SafelightError
 from safelight.jobs.job import Job
-from safelight.server import asking
+from safelight.server import asking, bridge
 from safelight.storage.db import StoredImage
 from safelight.storage.images import preview_url
 from safelight.types import SAMPLERS, Preview, Request
@@ -52,7 +53,7 @@ class Tab:
     def __init__(self, control: Control) -> None:
         self._control = control
         self._asked: list[str] = []
-        self._seen: object = None
+        self._seen = -1
         self._shown = SHOWN
         self._models = control.library.models()
 
@@ -93,43 +94,40 @@ class Tab:
         dark = await ui.run_javascript("document.body.classList.contains('body--dark')")
         self._dark.set_value(not dark)
 
-    def _make(self, requests: list[Request]) -> None:
+    async def _make(self, requests: list[Request]) -> None:
         try:
-            jobs = [asking.accept(self._control, request, "page") for request in requests]
+            jobs = await bridge.run(_accepted, self._control, requests)
         except SafelightError as error:
             ui.notify(str(error), type="negative", multi_line=True, timeout=8000)
             return
         self._asked = [job.id for job in jobs]
-        self._seen = None
-        self._look()
+        self._seen = -1
+        await self._look()
 
-    def _look(self) -> None:
+    async def _look(self) -> None:
         control = self._control
-        state = control.dispatcher.state
-        self._running.show(state)
+        self._running.show(control.dispatcher.state)
         memory.show(self._memory, control.dispatcher.memory, self._models)
         run_settings = control.supervisor.run_settings(0.0)
         where = f"{run_settings['device']}, {run_settings['dtype']}" if run_settings is not None else "starting …"
         self._status.set_text(where)
-        newest = control.database.images(1)
-        now = (control.database.counts(), newest[0].id if newest else "", state.job.id if state is not None else "")
-        if now == self._seen:
+        changes = control.events.changes
+        if changes == self._seen:
             return
-        self._seen = now
-        self._running.queue(control.dispatcher.queue(WAITING))
-        self._draw_sheet()
-        self._draw_gallery()
+        self._seen = changes
+        seen = await bridge.run(_seen, control, self._asked, self._shown)
+        self._running.queue(seen.queue)
+        self._draw_sheet(seen.sheet)
+        self._draw_gallery(seen.gallery)
 
-    def _draw_sheet(self) -> None:
+    def _draw_sheet(self, sheet: list[tuple[Job, dict[int, StoredImage]]]) -> None:
         self._sheet.clear()
-        jobs = [job for job in (self._control.database.job(job_id) for job_id in self._asked) if job is not None]
-        if not jobs:
+        if not sheet:
             return
         with self._sheet:
-            ui.label(jobs[0].request.prompt or "(no prompt)").classes("sl-title").style("margin-bottom: 10px")
+            ui.label(sheet[0][0].request.prompt or "(no prompt)").classes("sl-title").style("margin-bottom: 10px")
             with ui.element("div").classes("sl-sheet"):
-                for job in jobs:
-                    images = {image.place: image for image in self._control.database.images(1000, job=job.id)}
+                for job, images in sheet:
                     for place in range(job.request.count):
                         self._cell(job, images.get(place))
 
@@ -143,8 +141,7 @@ class Tab:
                     ui.label(words.get(job.state, "")).classes("sl-bad" if job.state == "failed" else "")
             ui.label(job.request.model).classes("sl-under")
 
-    def _draw_gallery(self) -> None:
-        images = self._control.database.images(self._shown + 1)
+    def _draw_gallery(self, images: list[StoredImage]) -> None:
         self._more.set_visibility(len(images) > self._shown)
         self._gallery.clear()
         with self._gallery:
@@ -157,7 +154,7 @@ class Tab:
 
     def _show_more(self) -> None:
         self._shown += SHOWN
-        self._seen = None
+        self._seen = -1
 
     def _shot(self, image: StoredImage) -> None:
         shot = ui.element("button").classes("sl-shot").props(f'aria-label="Image by {image.model}, seed {image.seed}"')
@@ -194,12 +191,11 @@ class Tab:
         verdict.classes(remove="sl-good sl-bad")
         verdict.set_text("A new process is making it again …")
         try:
-            found = await run.io_bound(self._control.in_a_fresh_process, image)
+            found = await bridge.run(self._control.fresh.compared, image)
         except SafelightError as error:
             verdict.set_text(str(error))
             verdict.classes("sl-bad")
             return
-        assert found is not None
         verdict.set_text("Yes: pixel for pixel the same." if found.same else "No. Its pixels differ.")
         verdict.classes("sl-good" if found.same else "sl-bad")
 
@@ -207,11 +203,31 @@ class Tab:
         self._form.fill(request)
         dialog.close()
 
-    def _remove(self, image: StoredImage, dialog: ui.dialog) -> None:
-        if self._control.database.forget_image(image.id) is not None:
-            self._control.gallery.remove(image.file)
-        self._seen = None
+    async def _remove(self, image: StoredImage, dialog: ui.dialog) -> None:
+        await bridge.run(self._control.dispatcher.forget, image.id)
         dialog.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a tab shows of the database: of its own jobs each image by its place, the newest images of all."""
+
+    queue: list[tuple[Job, str]]
+    sheet: list[tuple[Job, dict[int, StoredImage]]]
+    gallery: list[StoredImage]
+
+
+def _seen(control: Control, asked: list[str], shown: int) -> _Seen:
+    database = control.database
+    jobs = database.jobs_of(asked)
+    sheet = [
+        (jobs[job], {image.place: image for image in database.images(1000, job=job)}) for job in asked if job in jobs
+    ]
+    return _Seen(control.dispatcher.queue(WAITING), sheet, database.images(shown + 1))
+
+
+def _accepted(control: Control, requests: list[Request]) -> list[Job]:
+    return asking.accept(control, *requests, client="page")
 
 
 def _facts(image: StoredImage) -> None:
@@ -223,6 +239,7 @@ def _facts(image: StoredImage) -> None:
         "Size": f"{image.width} × {image.height}",
         "Steps": request["steps"],
         "Guidance": request["cfg"],
+        "CLIP skip": request["clip_skip"],
         "Sampler": f"{SAMPLERS[request['sampler']].a1111}, {request['schedule']}",
         "Negative": request["negative"] or "none",
         "Made on": f"{settings['device']}, {settings['dtype']}",
@@ -254,8 +271,8 @@ class _Running:
         self._job = ""
         self._preview: Preview | None = None
 
-    def _stop(self) -> None:
-        self._control.dispatcher.cancel(self._job)
+    async def _stop(self) -> None:
+        await bridge.run(self._control.dispatcher.cancel, self._job)
 
     def show(self, state: Any) -> None:
         """The state of the job that runs, None when none does."""
@@ -295,8 +312,8 @@ class _Running:
                     ).classes("sl-soft")
 
 
-def _canceller(control: Control, job_id: str) -> Callable[[], None]:
-    def cancel() -> None:
-        control.dispatcher.cancel(job_id)
+def _canceller(control: Control, job_id: str) -> Callable[[], Awaitable[None]]:
+    async def cancel() -> None:
+        await bridge.run(control.dispatcher.cancel, job_id)
 
     return cancel

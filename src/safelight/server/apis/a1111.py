@@ -14,7 +14,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -56,7 +56,6 @@ class TextToImage(BaseModel):
     prompt: str = ""
     negative_prompt: str | None = ""
     seed: int | None = -1
-    subseed_strength: float | None = 0.0
     sampler_name: str | None = None
     sampler_index: str | None = None
     scheduler: str | None = None
@@ -68,12 +67,54 @@ class TextToImage(BaseModel):
     height: int | None = 512
     override_settings: dict[str, Any] | None = None
     send_images: bool = True
-    enable_hr: bool | None = False
-    restore_faces: bool | None = False
-    tiling: bool | None = False
-    styles: list[str] | None = None
-    script_name: str | None = None
-    alwayson_scripts: dict[str, Any] | None = None
+
+
+NOTHING = (None, False, 0, -1, "", "None", "none", [], {})
+"""Values that ask for nothing, whatever the field."""
+
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "eta": (1, 1.0),
+    "s_churn": (),
+    "s_tmin": (),
+    "s_tmax": (float("inf"), "inf"),
+    "s_noise": (1, 1.0),
+    "sd_vae": ("Automatic",),
+    "samples_format": ("png",),
+}
+"""Further values that ask for nothing, by field or option."""
+
+WITHOUT_EFFECT = frozenset(
+    {
+        "comments",
+        "clip_skip",
+        "denoising_strength",
+        "do_not_save_grid",
+        "do_not_save_samples",
+        "force_task_id",
+        "firstphase_height",
+        "firstphase_width",
+        "hr_cfg",
+        "hr_checkpoint_name",
+        "hr_negative_prompt",
+        "hr_prompt",
+        "hr_resize_x",
+        "hr_resize_y",
+        "hr_sampler_name",
+        "hr_scale",
+        "hr_scheduler",
+        "hr_second_pass_steps",
+        "hr_upscaler",
+        "infotext",
+        "override_settings_restore_afterwards",
+        "refiner_switch_at",
+        "save_images",
+        "script_args",
+        "seed_resize_from_h",
+        "seed_resize_from_w",
+        "subseed",
+    }
+)
+"""Fields that say how to do what other fields ask for, or where A1111 itself keeps its images."""
 
 
 class Made(BaseModel):
@@ -113,46 +154,60 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class _Client:
-    """What a client has set. ``named``: it gave a name, so that its address says nothing about it."""
+    """Who asks. ``key`` tells clients apart. ``named``: it gave a name, so that its address says nothing about it."""
 
+    key: str
     address: str
     named: bool
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def _client(http: HTTPRequest) -> _Client:
+    """The client of a request."""
+    address = http.client.host if http.client is not None else ""
+    name = http.headers.get("authorization", "")
+    named = name.lower().startswith("basic ") and auth.given(http) is not None
+    key = f"name {name}" if named else f"connection {http.scope.get('state', {}).get('connection', address)}"
+    return _Client(key, address, named)
 
 
 class Clients:
     """Options by client. Safe to be used by several threads."""
 
     def __init__(self) -> None:
-        self._clients: OrderedDict[str, _Client] = OrderedDict()
+        self._set: OrderedDict[str, tuple[_Client, dict[str, Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, http: HTTPRequest) -> _Client:
-        """The client of a request."""
-        address = http.client.host if http.client is not None else ""
-        name = http.headers.get("authorization", "")
-        named = name.lower().startswith("basic ") and auth.given(http) is not None
-        key = f"name {name}" if named else f"connection {http.scope.get('state', {}).get('connection', address)}"
+    def options(self, client: _Client) -> dict[str, Any]:
+        """What the client has set."""
         with self._lock:
-            client = self._clients.setdefault(key, _Client(address, named))
-            self._clients.move_to_end(key)
-            while len(self._clients) > CLIENTS:
-                self._clients.popitem(last=False)
-            return client
+            if client.key in self._set:
+                self._set.move_to_end(client.key)
+            return dict(self._set.get(client.key, (client, {}))[1])
+
+    def set(self, client: _Client, options: dict[str, Any]) -> None:
+        """Remember them, beside what it has set before. Who sets nothing takes nobody's place."""
+        if not options:
+            return
+        with self._lock:
+            before = self._set.get(client.key, (client, dict[str, Any]()))[1]
+            self._set[client.key] = client, {**before, **options}
+            self._set.move_to_end(client.key)
+            while len(self._set) > CLIENTS:
+                self._set.popitem(last=False)
 
     def checkpoint(self, client: _Client) -> str | None:
         """The checkpoint that a client has set. Raises RefusedError when its address has set several on connections of
         which none is this one."""
-        own = client.options.get("sd_model_checkpoint")
+        own = self.options(client).get("sd_model_checkpoint")
         if own is not None or client.named:
             return own
         with self._lock:
             others = {
-                other.options["sd_model_checkpoint"]
-                for other in self._clients.values()
-                if not other.named and other.address == client.address and "sd_model_checkpoint" in other.options
+                options["sd_model_checkpoint"]
+                for other, options in self._set.values()
+                if not other.named and other.address == client.address and "sd_model_checkpoint" in options
             }
         if len(others) > 1:
             names = ", ".join(sorted(others))
@@ -177,24 +232,19 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     @api.post("/txt2img")
     async def txt2img(asked: TextToImage, http: HTTPRequest) -> Made:
         """Make images and answer with them."""
-        job = await bridge.run(accepted, asked, clients.of(http))
-        try:
-            job = await bridge.ended(control.database, control.events, job.id)
-        except BaseException:
-            # Who asked has gone.
-            await bridge.run(control.dispatcher.cancel, job.id)
-            raise
+        job = await bridge.run(accepted, asked, _client(http))
+        job = await asking.ended(control, job, http)
         return await bridge.run(_made, control, job, asked)
 
     def accepted(asked: TextToImage, client: _Client) -> Job:
         _refuse(asked)
-        options = {**client.options, **(asked.override_settings or {})}
-        wanted = (asked.override_settings or {}).get("sd_model_checkpoint")
+        override = asked.override_settings or {}
+        wanted = override.get("sd_model_checkpoint")
         model = by_title(control, str(wanted)) if wanted else current(client)
         sampler, schedule = sampler_of(asked.sampler_name or asked.sampler_index or "Euler", asked.scheduler)
         count = asked.batch_size * asked.n_iter
         seed = asked.seed if asked.seed is not None and asked.seed >= 0 else asking.some_seed(count)
-        skip = options.get("CLIP_stop_at_last_layers", 1)
+        skip = _stop_at(override) or clients.options(client).get("CLIP_stop_at_last_layers", 1)
         request = Request(
             prompt=asked.prompt,
             model=model.name,
@@ -207,9 +257,10 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
             sampler=sampler,
             schedule=schedule,  # pyright: ignore[reportArgumentType]
             count=count,
-            clip_skip=max(0, skip - 1) if isinstance(skip, int) else 0,
+            clip_skip=skip - 1,
         )
-        return asking.accept(control, request, f"a1111 {client.address}")
+        [job] = asking.accept(control, request, client=f"a1111 {client.address}")
+        return job
 
     @api.get("/sd-models")
     def sd_models() -> list[dict[str, Any]]:
@@ -252,23 +303,21 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/options")
     def options(http: HTTPRequest) -> dict[str, Any]:
-        client = clients.of(http)
-        return _options(current(client)) | {k: v for k, v in client.options.items() if k != "sd_model_checkpoint"}
+        client = _client(http)
+        own = clients.options(client)
+        return _options(current(client)) | {k: v for k, v in own.items() if k != "sd_model_checkpoint"}
 
     @api.post("/options")
     def set_options(given: dict[str, Any], http: HTTPRequest) -> dict[str, Any]:
         """Of this client only. Answers with what has no meaning here and was not taken."""
-        client = clients.of(http)
+        client = _client(http)
         known = _options(current(client) if "sd_model_checkpoint" not in given else asking.default_model(control))
         taken: dict[str, Any] = {}
         if given.get("sd_model_checkpoint"):
             taken["sd_model_checkpoint"] = _title(by_title(control, str(given["sd_model_checkpoint"])))
-        skip = given.get("CLIP_stop_at_last_layers")
-        if skip is not None:
-            if not isinstance(skip, int) or not 1 <= skip <= 12:
-                raise RequestError("CLIP_stop_at_last_layers", skip, "must be a whole number from 1 to 12")
+        if (skip := _stop_at(given)) is not None:
             taken["CLIP_stop_at_last_layers"] = skip
-        client.options |= taken
+        clients.set(client, taken)
         same = {name for name, value in given.items() if known.get(name) == value}
         return {"ignored": sorted(set(given) - set(taken) - same - {"sd_checkpoint_hash"})}
 
@@ -282,7 +331,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     def interrupt(http: HTTPRequest) -> dict[str, Any]:
         """Stop the job that runs, if it was asked for from this address."""
         state = control.dispatcher.state
-        if state is not None and state.job.client == f"a1111 {clients.of(http).address}":
+        if state is not None and state.job.client == f"a1111 {_client(http).address}":
             control.dispatcher.cancel(state.job.id)
         return {}
 
@@ -375,19 +424,29 @@ def _sampler(name: str) -> str | None:
 
 
 def _refuse(asked: TextToImage) -> None:
-    """Raise RequestError for what Safelight cannot do yet."""
-    wanted = {
-        "enable_hr": asked.enable_hr,
-        "restore_faces": asked.restore_faces,
-        "tiling": asked.tiling,
-        "styles": asked.styles,
-        "script_name": asked.script_name,
-        "alwayson_scripts": asked.alwayson_scripts,
-        "subseed_strength": asked.subseed_strength,
-    }
-    for name, value in wanted.items():
-        if value:
+    """Raise RequestError for what Safelight cannot do yet, or does not know."""
+    for name, value in (asked.model_extra or {}).items():
+        if name not in WITHOUT_EFFECT and not _neutral(name, value):
             raise RequestError(name, value, "Safelight cannot do this yet")
+    for name, value in (asked.override_settings or {}).items():
+        if name in ("sd_model_checkpoint", "CLIP_stop_at_last_layers", "sd_checkpoint_hash"):
+            continue
+        if not _neutral(name, value):
+            raise RequestError(f"override_settings.{name}", value, "Safelight has no such option")
+
+
+def _neutral(name: str, value: object) -> bool:
+    return value in NOTHING or value in NEUTRAL.get(name, ())
+
+
+def _stop_at(options: dict[str, Any]) -> int | None:
+    """``CLIP_stop_at_last_layers``, if it is given. Raises RequestError when it is no number of layers."""
+    skip = options.get("CLIP_stop_at_last_layers")
+    if skip is None:
+        return None
+    if isinstance(skip, bool) or not isinstance(skip, int | float) or skip not in range(1, 13):
+        raise RequestError("CLIP_stop_at_last_layers", skip, "must be a whole number from 1 to 12")
+    return int(skip)
 
 
 def _title(model: Model) -> str:

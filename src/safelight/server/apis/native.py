@@ -189,7 +189,8 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         fields = asked.model_dump(exclude={"priority"})
         if fields["seed"] is None:
             fields["seed"] = asking.some_seed(asked.count)
-        return _job(asking.accept(control, Request(**fields), "api", asked.priority))
+        [job] = asking.accept(control, Request(**fields), client="api", priority=asked.priority)
+        return _job(job)
 
     @api.get("/jobs", tags=["jobs"])
     def jobs(
@@ -232,8 +233,8 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "events"}},
     )
     async def events(job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None) -> StreamingResponse:
-        """Server-sent events: ``job``, ``progress``, ``image``, ``memory``, ``worker``; of one job until it ends, or of
-        all."""
+        """Server-sent events: ``job``, ``progress``, ``image``, ``removed`` (an image), ``memory``, ``worker``; of one
+        job until it ends, or of all."""
         return StreamingResponse(_stream(control, job), media_type="text/event-stream")
 
     @api.get("/images", tags=["images"])
@@ -253,14 +254,14 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     def check(image_id: ImageId) -> Checked:
         """Make the image again in a new process, which has held no other model: is it the same?"""
         image = _found(database.image(image_id), "image", image_id)
-        found = control.in_a_fresh_process(image)
+        found = control.fresh.compared(image)
         return Checked(same=found.same, pixels_sha256=found.pixels_sha256)
 
     @api.delete("/images/{image_id}", tags=["images"], status_code=204, responses=documented(404))
     def forget(image_id: ImageId) -> Response:
         """Remove an image and its file."""
-        image = _found(database.forget_image(image_id), "image", image_id)
-        control.gallery.remove(image.file)
+        if not dispatcher.forget(image_id):
+            _found(None, "image", image_id)
         return Response(status_code=204)
 
     png = {200: {"content": {"image/png": {}}, "description": "the file"}}
@@ -404,7 +405,7 @@ def _answered(future: Future[Any]) -> Any:
 
 
 async def _stream(control: Control, job_id: str | None) -> AsyncGenerator[str]:
-    async with bridge.listening(control.events) as arrived:
+    async with bridge.listening(control.events, job_id) as arrived:
         if job_id is not None:
             job = await bridge.run(control.database.job, job_id)
             if job is None:
@@ -417,8 +418,6 @@ async def _stream(control: Control, job_id: str | None) -> AsyncGenerator[str]:
                 event = await asyncio.wait_for(arrived.get(), ALIVE_SECONDS)
             except TimeoutError:
                 yield ": still here\n\n"
-                continue
-            if job_id is not None and event.job != job_id:
                 continue
             yield _written(event)
             if job_id is not None and event.kind == "job" and event.data["ended"] is not None:

@@ -102,12 +102,7 @@ def router(control: Control) -> APIRouter:
     async def generations(asked: Generation, http: HTTPRequest) -> Images:
         """Make images and answer with them."""
         job = await bridge.run(_accepted, control, asked)
-        try:
-            job = await bridge.ended(control.database, control.events, job.id)
-        except BaseException:
-            # Who asked has gone.
-            await bridge.run(control.dispatcher.cancel, job.id)
-            raise
+        job = await asking.ended(control, job, http)
         return await bridge.run(_answer, control, job, asked, str(http.base_url).rstrip("/"))
 
     return api
@@ -130,7 +125,8 @@ def _accepted(control: Control, asked: Generation) -> Job:
         sampler=asked.sampler,
         count=count,
     )
-    return asking.accept(control, request, f"openai {asked.user or ''}".strip())
+    [job] = asking.accept(control, request, client=f"openai {asked.user or ''}".strip())
+    return job
 
 
 def _size(size: str | None, model: Model) -> tuple[int, int]:

@@ -1,0 +1,213 @@
+"""The queue at work: every job ends once, whatever fails around it. The worker here says what the test wants, as only
+that meets each moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safelight import config
+from safelight.assemble.serving import WORKER
+from safelight.engine.dispatch import Dispatcher
+from safelight.engine.events import Event, Events
+from safelight.engine.messages import Ended, FromWorker, Generate
+from safelight.engine.supervisor import Supervisor
+from safelight.errors import QueueFullError, WorkerDiedError
+from safelight.jobs.job import Job
+from safelight.jobs.order import Rules
+from safelight.storage.db import Database
+from safelight.storage.images import Gallery
+from safelight.types import Request
+
+Script = Callable[[Generate], Generator[FromWorker]]
+
+
+class Told:
+    """A supervisor whose worker follows a script."""
+
+    restarts = 0
+
+    def __init__(self) -> None:
+        self.script: Script = done
+        self.cancelled: list[str] = []
+
+    def run(self, wanted: Generate, _: Callable[[], bool]) -> Generator[FromWorker]:
+        return self.script(wanted)
+
+    def cancel(self, job: str) -> None:
+        self.cancelled.append(job)
+
+    def ask(self, *_: str) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(WorkerDiedError("says nothing"))
+        return future
+
+    def close(self) -> None:
+        pass
+
+
+def done(wanted: Generate) -> Generator[FromWorker]:
+    yield Ended(wanted.job, "done", "", ())
+
+
+def died(_: Generate) -> Generator[FromWorker]:
+    raise WorkerDiedError("was killed")
+    yield
+
+
+class Queue:
+    """A dispatcher over a database of its own."""
+
+    def __init__(self, folder: Path, supervisor: Any) -> None:
+        self.database, self.events, self.supervisor = Database(folder), Events(), supervisor
+        self.dispatcher = Dispatcher(self.database, Gallery(folder), supervisor, self.events, Rules(), most=3)
+
+    def accept(self) -> Job:
+        [job] = self.dispatcher.accept((Request("x", "starter-noto"), "d"))
+        return job
+
+    def ended(self, job: Job) -> Job:
+        until = time.monotonic() + 10
+        while True:
+            found = self.database.job(job.id)
+            assert found is not None
+            if found.ended is not None:
+                return found
+            assert time.monotonic() < until, found
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Generator[Queue]:
+    made = Queue(tmp_path, Told())
+    yield made
+    made.dispatcher.stop(0)
+    made.database.close()
+
+
+def test_an_end_that_cannot_be_written_is_written_later(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its disk is full: the job ends when there is room again, and no other is begun before."""
+    end, fails, told = queue.database.end, [OSError("no space left"), OSError("no space left")], list[str]()
+
+    def failing(*arguments: Any, **more: Any) -> bool:
+        if fails:
+            raise fails.pop()
+        return end(*arguments, **more)
+
+    def heard(event: Event) -> None:
+        if event.kind == "job":
+            told.append(f"{event.data['number']} {event.data['state']}")
+
+    monkeypatch.setattr(queue.database, "end", failing)
+    queue.events.subscribe(heard)
+    first, second = queue.accept(), queue.accept()
+    queue.dispatcher.start()
+    assert queue.ended(second).state == queue.ended(first).state == "done"
+    assert told == ["1 queued", "2 queued", "1 running", "1 done", "2 running", "2 done"]
+
+
+def test_a_cancel_is_kept_when_the_worker_dies_after_it(queue: Queue) -> None:
+    def cancelled_and_died(wanted: Generate) -> Generator[FromWorker]:
+        assert queue.dispatcher.cancel(wanted.job)
+        yield from died(wanted)
+
+    queue.supervisor.script = cancelled_and_died
+    job = queue.accept()
+    queue.dispatcher.start()
+    assert queue.ended(job).state == "cancelled"
+    assert queue.ended(job).attempts == 1
+    assert queue.supervisor.cancelled == [job.id]
+
+
+def test_a_cancel_after_the_worker_died_is_kept(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the moment between the death and the second try."""
+    put_back = queue.database.put_back
+
+    def cancelled_first(job_id: str, *arguments: Any) -> bool:
+        assert queue.dispatcher.cancel(job_id)
+        return put_back(job_id, *arguments)
+
+    monkeypatch.setattr(queue.database, "put_back", cancelled_first)
+    queue.supervisor.script = died
+    job = queue.accept()
+    queue.dispatcher.start()
+    assert queue.ended(job).state == "cancelled"
+
+
+def test_a_cancelled_job_is_not_put_back_when_the_server_stops(tmp_path: Path) -> None:
+    queue, runs, go = Queue(tmp_path, Told()), threading.Event(), threading.Event()
+
+    def waits(wanted: Generate) -> Generator[FromWorker]:
+        runs.set()
+        go.wait(10)
+        yield Ended(wanted.job, "cancelled", "", ())
+
+    queue.supervisor.script = waits
+    job = queue.accept()
+    queue.dispatcher.start()
+    assert runs.wait(10)
+    queue.dispatcher.cancel(job.id)
+    threading.Timer(0.2, go.set).start()
+    queue.dispatcher.stop(0.05)
+    assert queue.ended(job).state == "cancelled"
+
+
+def test_a_job_that_only_the_stop_ends_is_put_back(tmp_path: Path) -> None:
+    queue, runs, go = Queue(tmp_path, Told()), threading.Event(), threading.Event()
+
+    def waits(wanted: Generate) -> Generator[FromWorker]:
+        runs.set()
+        go.wait(10)
+        yield Ended(wanted.job, "cancelled", "", ())
+
+    queue.supervisor.script = waits
+    job = queue.accept()
+    queue.dispatcher.start()
+    assert runs.wait(10)
+    threading.Timer(0.2, go.set).start()
+    queue.dispatcher.stop(0.05)
+    found = queue.database.job(job.id)
+    assert found is not None
+    assert (found.state, found.attempts) == ("queued", 0)
+
+
+def test_a_job_is_cancelled_while_its_worker_still_starts(tmp_path: Path) -> None:
+    supervisor = Supervisor(WORKER, config.load(tmp_path), spare=False)
+    queue = Queue(tmp_path, supervisor)
+    job = queue.accept()
+    queue.dispatcher.start()
+    while queue.dispatcher.state is None:
+        time.sleep(0.005)
+    assert supervisor.run_settings(0.0) is None
+    assert queue.dispatcher.cancel(job.id)
+    assert queue.ended(job).state == "cancelled"
+    assert supervisor.run_settings(0.0) is None
+    queue.dispatcher.stop(0)
+
+
+def test_several_are_queued_or_none(queue: Queue) -> None:
+    queue.accept()
+    wanted = (Request("x", "starter-noto"), "d")
+    with pytest.raises(QueueFullError):
+        queue.dispatcher.accept(wanted, wanted, wanted)
+    assert queue.database.queued() == 1
+    assert len(queue.dispatcher.accept(wanted, wanted)) == 2
+
+
+def test_what_nobody_foresaw_fails_its_job_and_no_other(queue: Queue) -> None:
+    def stumbles(wanted: Generate) -> Generator[FromWorker]:
+        queue.supervisor.script = done
+        raise ZeroDivisionError("by zero")
+        yield Ended(wanted.job, "done", "", ())
+
+    queue.supervisor.script = stumbles
+    first, second = queue.accept(), queue.accept()
+    queue.dispatcher.start()
+    assert queue.ended(second).state == "done"
+    assert (queue.ended(first).state, queue.ended(first).reason) == ("failed", "ZeroDivisionError: by zero")
