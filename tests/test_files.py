@@ -12,7 +12,8 @@ from safelight.files import open_regular, write_whole
 
 
 def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "record"
+    folder = tmp_path / "folder"
+    path = folder / "record"
     write_whole(path, b"old")
 
     def fail(*_: object) -> None:
@@ -22,7 +23,7 @@ def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UnreadableFileError, match="no space"):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["record"]
+    assert [p.name for p in folder.iterdir()] == ["record"]
 
 
 @pytest.mark.parametrize("kind", ["a directory", "a pipe", "a device"])

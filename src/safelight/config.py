@@ -89,6 +89,10 @@ class Settings(BaseModel):
         default="auto",
         description="which bytes in memory are summed again; auto: all, as far as that costs under 2 % of the time",
     )
+    canary: Literal["switch", "off"] = Field(
+        default="off",
+        description="switch: after each switch a tiny image is compared with one of a process that held no other model",
+    )
     log_format: Literal["plain", "json"] = Field(
         default="plain",
         description="how the server and its worker write messages: for people, or an object to a line",

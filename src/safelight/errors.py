@@ -21,6 +21,8 @@
     ├── AbsentTensorError         a module computed with a tensor that is not there
     ├── NotFiniteError            a model computed NaN or infinity
     ├── BindingError              a skeleton is bound already, or was used outside its binding
+    ├── CanaryError               a model's known tiny image came out otherwise
+    ├── StateLeftError            something was left on a model while it computed
     ├── OutOfMemoryError          what was needed, what there was, which setting would help
     └── Cancelled                 the user asked to stop
 """
@@ -185,6 +187,27 @@ class NotFiniteError(SafelightError):
 
 class BindingError(SafelightError):
     """A skeleton is bound already, or weights do not fit it."""
+
+
+class StateLeftError(SafelightError):
+    """A model was changed while it computed (a hook, a processor, a flag): ``changed`` names what."""
+
+    def __init__(self, role: str, changed: Sequence[str]) -> None:
+        super().__init__(f"the {role} was changed while it computed: {_some(changed)}")
+        self.role = role
+        self.changed = tuple(changed)
+
+
+class CanaryError(SafelightError):
+    """A model's canary is not the known one: ``difference`` says how far it is from it."""
+
+    def __init__(self, model: str, difference: str) -> None:
+        super().__init__(
+            f"the canary of {model} came out otherwise than in a fresh process ({difference}); no image of it can be "
+            "trusted now. `safelight doctor` looks for the cause"
+        )
+        self.model = model
+        self.difference = difference
 
 
 class OutOfMemoryError(SafelightError):

@@ -155,16 +155,27 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Where an image's time went, in seconds. ``switch``: making the model's weights resident and binding them."""
+    """Where an image's time went, in seconds. ``switch``: making the model's weights resident and binding them;
+    ``gates``: looking at what was computed, which is part of the other stages."""
 
     switch: float
     encode: float
     denoise: float
     decode: float
+    gates: float = 0.0
 
     @property
     def total(self) -> float:
         return self.switch + self.encode + self.denoise + self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What was wrong while an image was made, and what helped. ``suspect``: which of the usual ones it was."""
+
+    suspect: Literal["loading", "state", "attention", "memory", "numbers"]
+    wrong: str
+    helped: str
 
 
 Stage = Literal["switch", "encode", "denoise", "decode"]

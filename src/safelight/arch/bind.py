@@ -12,7 +12,7 @@ from torch import nn
 from safelight.arch.skeleton import Skeleton, SkeletonCache, SkeletonKey
 from safelight.arch.streamed import StreamedParameter
 from safelight.devices.base import ALIGNMENT
-from safelight.errors import BindingError
+from safelight.errors import BindingError, StateLeftError
 from safelight.memory.residency import Lease
 from safelight.weights.overlay import Overlay
 
@@ -124,10 +124,11 @@ def bound(
     """The module of ``key`` with the leased weights as its parameters.
 
     ``overlays``: what is computed from some of the weights and takes their place in this binding. When the context
-    ends, by whatever way, the module's parameters are absent again and the Parameters that were handed out are emptied:
-    a reference to a module, to a pipeline, or to a traceback's frame that is kept somewhere holds no byte of the
-    weights. Raises BindingError when the weights are not exactly the tensors of the skeleton, or do not start at
-    aligned addresses, on which fp32 results depend.
+    ends, by whatever way, the module's parameters are absent again and the Parameters that were handed out are
+    emptied: a reference to a module, to a pipeline, or to a traceback's frame that is kept somewhere holds no byte
+    of the weights. Raises StateLeftError at the end when the module is no longer as it was built: what was computed
+    with it cannot be trusted. Raises BindingError when the weights are not exactly the tensors of the skeleton, or
+    do not start at aligned addresses, on which fp32 results depend.
     """
     skeleton = cache.take(key)
     binding = _Binding(skeleton, lease, overlays or {})
@@ -136,7 +137,12 @@ def bound(
         binding.begin()
         lease.on_change = binding.change
         yield skeleton.module
-    finally:
+    except BaseException:
         lease.on_change = None
         binding.end()
         cache.give(skeleton)
+        raise
+    lease.on_change = None
+    binding.end()
+    if changed := cache.give(skeleton):
+        raise StateLeftError(key.role, changed)

@@ -360,6 +360,12 @@ def _pipeline_class(base: str) -> Any:
     return Told
 
 
+def sigma(scheduler: Any) -> float:
+    """The noise level of the latents after the last step, in the sampler's own scale; 1 where it keeps the variance."""
+    sigmas, index = getattr(scheduler, "sigmas", None), getattr(scheduler, "step_index", None)
+    return 1.0 if sigmas is None or index is None else float(sigmas[min(index, len(sigmas) - 1)])
+
+
 def decode(module: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     """Latents (n, 4, h, w) to what the VAE gives for them: about -1 to 1, (n, 3, 8h, 8w)."""
     vae = cast("Any", module)

@@ -93,19 +93,41 @@ class SkeletonCache:
         self._lock = threading.Lock()
 
     def take(self, key: SkeletonKey) -> Skeleton:
-        """A skeleton that nobody else has: a kept one, or one that is built now."""
+        """A skeleton that nobody else has: a kept one that is as it was built, or one that is built now."""
         with self._lock:
             kept = self._free.pop(key, None)
+        if kept is not None and (changed := kept.differences()):
+            # Somebody kept a reference to one of its modules, and changed it while nobody used it.
+            self._dropped(kept, changed)
+            kept = None
         return kept if kept is not None else Skeleton(key, self._build)
 
-    def give(self, skeleton: Skeleton) -> None:
+    def give(self, skeleton: Skeleton) -> list[str]:
         """Take a skeleton back, if it is as it was built; else drop it and say what had changed."""
         changed = skeleton.differences()
         if changed:
-            _log.warning("a skeleton was left changed and is built anew", role=skeleton.key.role, changed=changed[:8])
-            return
+            self._dropped(skeleton, changed)
+            return changed
         with self._lock:
             self._free[skeleton.key] = skeleton
             self._free.move_to_end(skeleton.key)
             while len(self._free) > self._most:
                 self._free.popitem(last=False)
+        return []
+
+    def check(self) -> list[str]:
+        """What is not as it was built, of the kept ones; these are dropped."""
+        with self._lock:
+            kept = list(self._free.items())
+        found: list[str] = []
+        for key, skeleton in kept:
+            if changed := skeleton.differences():
+                with self._lock:
+                    self._free.pop(key, None)
+                self._dropped(skeleton, changed)
+                found += [f"{key.base} {key.role}: {what}" for what in changed]
+        return found
+
+    @staticmethod
+    def _dropped(skeleton: Skeleton, changed: list[str]) -> None:
+        _log.warning("a skeleton was left changed and is built anew", role=skeleton.key.role, changed=changed[:8])

@@ -11,6 +11,7 @@ from safelight.arch.attention import Kernels
 from safelight.arch.skeleton import SkeletonCache
 from safelight.assemble import report
 from safelight.assemble.control import open_library
+from safelight.assemble.serving import WORKER
 from safelight.config import Settings
 from safelight.devices import choice, machine, selftest
 from safelight.devices.base import Device
@@ -18,6 +19,7 @@ from safelight.devices.cpu import CPU
 from safelight.devices.machine import Bound
 from safelight.devices.transfer import STAGING_BYTES, Transfers
 from safelight.devices.verification import Verification
+from safelight.engine.fresh import Fresh
 from safelight.engine.local import LocalEngine
 from safelight.generate.preview import Previews
 from safelight.generate.run import TORCH_DTYPES, Bench
@@ -28,6 +30,7 @@ from safelight.memory.limits import GB, HOST_RESERVE, Limits
 from safelight.memory.residency import Residency
 from safelight.memory.source import FromFile
 from safelight.memory.working import WorkingMemory
+from safelight.trust.canary import Canaries, after_switch
 from safelight.types import Precision, RunSettings
 
 VERSIONS = ("safelight", "torch", "diffusers", "transformers")
@@ -95,7 +98,11 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         promised=promised,
         previews=Previews() if previews else None,
     )
-    return LocalEngine(open_library(settings), bench, decide, described, tiers)
+    engine = LocalEngine(open_library(settings), bench, decide, described, tiers)
+    if settings.canary == "switch":
+        fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}))
+        engine.on_switch = after_switch(Canaries(settings.root, fresh.made), engine.repairs)
+    return engine
 
 
 def _bytes(gigabytes: float | None) -> int | None:

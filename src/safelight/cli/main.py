@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from safelight import logs
-from safelight.cli import config, generate, identify, memory, models, remake, serve
+from safelight.cli import config, doctor, generate, identify, memory, models, remake, serve
 from safelight.cli.common import Chosen
 from safelight.errors import Cancelled, InputError, SafelightError
 
@@ -29,6 +29,7 @@ app.command("remake", epilog=remake.EXAMPLES)(remake.remake)
 app.command("demo", epilog="Example: `safelight demo --out out/demo`")(generate.demo)
 app.command("memory", epilog=memory.MEMORY_EXAMPLES)(memory.memory)
 app.command("fits", epilog=memory.FITS_EXAMPLES)(memory.fits)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("identify", epilog=identify.EXAMPLES)(identify.identify)
 

@@ -18,18 +18,19 @@ _log = structlog.get_logger(__name__)
 
 def read(path: Path, key: str) -> Mapping[str, Any]:
     """What was kept under ``key``; nothing when nothing was, or the file is damaged: then it is measured again."""
-    return _all(path).get(key, {})
+    return everything(path).get(key, {})
 
 
 def keep(path: Path, key: str, values: Mapping[str, Any]) -> None:
     """Keep ``values`` under ``key`` beside what is there. When it cannot be written the log says so."""
     try:
-        write_whole(path, json.dumps({**_all(path), key: values}, indent=1, sort_keys=True).encode())
+        write_whole(path, json.dumps({**everything(path), key: values}, indent=1, sort_keys=True).encode())
     except FileError as error:
         _log.warning("what was seen of this machine cannot be kept", path=str(path), why=str(error))
 
 
-def _all(path: Path) -> dict[str, Mapping[str, Any]]:
+def everything(path: Path) -> dict[str, Mapping[str, Any]]:
+    """All that was kept, by key; what is damaged is left out."""
     if not path.exists():
         return {}
     try:

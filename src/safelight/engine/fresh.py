@@ -10,7 +10,7 @@ from safelight.engine.messages import Ended, Generate, Made
 from safelight.engine.supervisor import Process
 from safelight.errors import RequestError, SafelightError
 from safelight.storage.db import StoredImage
-from safelight.types import Request
+from safelight.types import Image, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,24 @@ class Fresh:
             raise RequestError(
                 "image", image.id, f"its metadata has no request that this version reads ({error})"
             ) from error
+        pixels = self.made(asked, image.model_digest).pixels_sha256
+        return Compared(pixels == image.pixels_sha256, pixels)
+
+    def made(self, request: Request, digest: str) -> Image:
+        """The first image of a request, by the model of that digest, made in a new process.
+
+        Raises WorkerDiedError, and SafelightError with what failed.
+        """
         if not self._one.acquire(blocking=False):
             raise SafelightError("another image is being made again in a fresh process; ask when that is done")
         try:
             process = self._started()
             try:
-                pixels = _pixels(process, self._settings, Generate("fresh", asked, image.model_digest, 0, ()))
+                return _image(process, self._settings, Generate("fresh", request, digest, 0, ()))
             finally:
                 process.kill()
         finally:
             self._one.release()
-        return Compared(pixels == image.pixels_sha256, pixels)
 
     def _started(self) -> Process:
         with self._changing:
@@ -71,16 +78,15 @@ class Fresh:
                 self._process.kill()
 
 
-def _pixels(process: Process, settings: object, wanted: Generate) -> str:
-    """The digest of the image that the process makes."""
+def _image(process: Process, settings: object, wanted: Generate) -> Image:
     process.open(settings)
     process.send(wanted)
-    pixels = ""
+    image: Image | None = None
     while (message := process.inbox.get()) is not None:
-        if isinstance(message, Made):
-            pixels = message.image.pixels_sha256
+        if isinstance(message, Made) and image is None:
+            image = message.image
         elif isinstance(message, Ended):
-            if message.kind != "done":
+            if message.kind != "done" or image is None:
                 raise SafelightError(f"the fresh process failed: {message.problem}")
-            return pixels
+            return image
     raise process.died()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from safelight.engine.base import ignore
+from safelight.engine.repair import Repairs
 from safelight.errors import IntegrityError
 from safelight.generate import fit, run
 from safelight.generate.check import check
@@ -18,6 +19,9 @@ from safelight.library.model import Model
 from safelight.memory.residency import Residency
 from safelight.types import Image, OnProgress, Precision, Request, RunSettings
 
+OnSwitch = Callable[[Model, Bench], None]
+"""Told when a job uses another model than the last, before its first image; what it raises fails the job."""
+
 Decide = Callable[[Precision, Model], RunSettings]
 """The run settings for a model in a precision; the same for every job of this process."""
 
@@ -26,7 +30,7 @@ class LocalEngine:
     """Makes images one at a time. Safe to be called from several threads: they wait for each other.
 
     ``bench`` is what it works with; its run settings are replaced for each job. ``report`` says what is where;
-    ``tiers`` are all the places in which models are kept.
+    ``tiers`` are all the places in which models are kept. ``on_switch`` may be set: a canary.
     """
 
     def __init__(
@@ -42,6 +46,9 @@ class LocalEngine:
         self._decide = decide
         self._report = report
         self.tiers = tuple(tiers)
+        self.repairs = Repairs(tiers, library.root)
+        self.on_switch: OnSwitch | None = None
+        self._last = ""
         self._lock = threading.RLock()
         self._pins: dict[str, ExitStack] = {}
         self._used: dict[str, tuple[str, ...]] = {}
@@ -55,7 +62,7 @@ class LocalEngine:
     ) -> Iterator[Image]:
         """The same, with the content ``digest`` or not at all (IntegrityError); the models named in ``upcoming`` will
         be wanted next, the soonest first."""
-        model = self.library.checked(self.library.resolve(request.model))
+        model = self._sound(self.library.resolve(request.model))
         if digest is not None and model.digest != digest:
             raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
         settings = self._decide(request.precision, model)
@@ -63,7 +70,31 @@ class LocalEngine:
         check(request, model)
         self._used.pop(model.digest, None)
         self._used[model.digest] = run.component_keys(model, settings)
-        return self._locked(run.images(request, model, bench, on_progress))
+        return self._locked(self._images(request, model, bench, on_progress))
+
+    def _images(self, request: Request, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
+        if model.digest != self._last and self.on_switch is not None:
+            self._last = ""
+            self.on_switch(model, bench)
+        self._last = model.digest
+        for index in range(request.count):
+
+            def make(bench: Bench, index: int = index) -> Image:
+                return run.image(request, model, bench, index, on_progress)
+
+            try:
+                yield self.repairs.made(make, model, bench)
+            except IntegrityError:
+                # Read wrongly once, or is the file no longer the checkpoint's? Then it is not used again.
+                self.library.mended(model)
+                yield self.repairs.made(make, model, bench)
+
+    def _sound(self, model: Model) -> Model:
+        """The model, if its files are those that were added. Raises IntegrityError, from then on at once."""
+        try:
+            return self.library.checked(model)
+        except IntegrityError:
+            return self.library.mended(model)
 
     def _keys(self, names: Sequence[str], settings: RunSettings) -> tuple[str, ...]:
         """The components of models that can be had, in the order in which they will be used."""
@@ -78,7 +109,8 @@ class LocalEngine:
                 return
             yield image
 
-    def _bench(self, model: Model, precision: Precision = "auto") -> Bench:
+    def bench_for(self, model: Model, precision: Precision = "auto") -> Bench:
+        """What a generation by that model works with, in the end: its run settings are decided."""
         return replace(self.bench, run=self._decide(precision, model))
 
     def memory(self) -> Mapping[str, Any]:
@@ -90,7 +122,7 @@ class LocalEngine:
         """Bring a model's components into memory as far as there is room beside everything that is there now; whether
         all of it is there."""
         model = self.library.resolve(name)
-        return run.prefetch(model, self._bench(model))
+        return run.prefetch(model, self.bench_for(model))
 
     def resident(self) -> list[str]:
         """The digests of models that were used and are whole in memory where it computes, the last used first."""
@@ -104,7 +136,7 @@ class LocalEngine:
         when it does not fit whole."""
         model = self.library.checked(self.library.resolve(name))
         self.unpin(name)
-        self._pins[name] = run.pinned(model, self._bench(model))
+        self._pins[name] = run.pinned(model, self.bench_for(model))
 
     def unpin(self, name: str) -> None:
         """Hold the model no longer."""
@@ -124,11 +156,11 @@ class LocalEngine:
 
     def make_resident(self, model: Model) -> None:
         """Bring a model's components into memory, as far as they fit, without making an image."""
-        run.preload(self.library.checked(model), self._bench(model))
+        run.preload(self.library.checked(model), self.bench_for(model))
 
     def fits(self, request: Request, model: Model) -> dict[str, Any]:
         """Whether ``model`` can make the image that is asked for, and how: see :func:`safelight.generate.fit.fits`."""
-        return fit.fits(request, model, self._bench(model, request.precision))
+        return fit.fits(request, model, self.bench_for(model, request.precision))
 
     def close(self) -> None:
         """Drop every model."""

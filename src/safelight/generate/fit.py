@@ -26,8 +26,8 @@ def fits(request: Request, model: Model, bench: Bench) -> dict[str, Any]:
     refused: OutOfMemoryError | None = None
     for role in BASES[model.base].roles:
         component, dtype = model.manifest.component(role), dtype_of(bench.run, role)
-        work = work_of(model, role, bench.run, width * height)
-        use = use_of(model, role, bench, width * height, request.steps)
+        work = work_of(model, role, dtype, bench.run, width * height)
+        use = use_of(model, role, bench, dtype, width * height, request.steps)
         total = sum(segment.nbytes for segment in cut(component, dtype))
         decided = bench.residency.planned(component, dtype, use)
         streamed = 0

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -23,8 +23,10 @@ from safelight.devices import machine
 from safelight.devices.base import Device
 from safelight.devices.failures import translated
 from safelight.devices.verification import Verification
-from safelight.errors import IntegrityError, NotFiniteError, OutOfMemoryError
+from safelight.errors import IntegrityError, NotFiniteError, OutOfMemoryError, StateLeftError
 from safelight.formats.layout import BASES
+from safelight.gates import latents
+from safelight.gates.appearance import Looks
 from safelight.generate import conditioning, numerics, samplers, workload
 from safelight.generate.check import check
 from safelight.generate.preview import Previews
@@ -33,7 +35,7 @@ from safelight.memory.plan import Refusal
 from safelight.memory.residency import Lease, Residency, Use
 from safelight.memory.segments import component_key
 from safelight.memory.working import Work, WorkingMemory, watched
-from safelight.types import Image, OnProgress, Preview, Progress, Request, RunSettings, Seconds, Stage
+from safelight.types import Image, OnProgress, Preview, Progress, Repair, Request, RunSettings, Seconds, Stage
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +49,9 @@ LATENT_SCALE = 8
 MOST_CALLS_A_STEP = 2
 """Samplers of second order call the UNet twice in a step."""
 
+WIDER = {"fp16": "fp32", "bf16": "fp32"}
+"""The dtype in which a VAE decodes again after NaN or infinity."""
+
 ATTEMPTS = 3
 """Of a stage, when memory runs out or weights were spoiled."""
 
@@ -58,7 +63,8 @@ class Bench:
     ``working``: what computing takes beside weights; ``computing``: bytes that it takes now, for measuring.
     ``promised``: bytes to promise to computing instead of what was measured, None to go by that.
     ``verification``: which uses of resident weights are followed by summing them again. ``previews``: draws unfinished
-    images, None to draw none.
+    images, None to draw none. ``looks``: marks
+    images whose look is suspicious.
     """
 
     device: Device
@@ -71,6 +77,7 @@ class Bench:
     promised: int | None = None
     upcoming: tuple[str, ...] = ()
     previews: Previews | None = None
+    looks: Looks = field(default_factory=Looks)
     report: Callable[[], Mapping[str, Any]] = dict[str, Any]
 
 
@@ -79,6 +86,7 @@ class _Clock:
 
     def __init__(self) -> None:
         self.spent = {"switch": 0.0, "encode": 0.0, "denoise": 0.0, "decode": 0.0}
+        self.in_gates = 0.0
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Generator[None]:
@@ -89,21 +97,35 @@ class _Clock:
         finally:
             self.spent[name] += time.perf_counter() - start - (self.spent["switch"] - switched)
 
+    @contextlib.contextmanager
+    def gates(self) -> Generator[None]:
+        """The time within is that of gates, which is part of the stages'."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.in_gates += time.perf_counter() - start
+
     def seconds(self) -> Seconds:
-        return Seconds(**self.spent)
+        return Seconds(**self.spent, gates=self.in_gates)
 
 
 def images(request: Request, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
-    """The request's images, one after another. Image k is that of the same request with seed + k and count 1.
-
-    ``on_progress`` may raise to stop; nothing stays bound then. Raises RequestError for what the model cannot do.
-    """
+    """The request's images, one after another: see :func:`image`. Raises RequestError for what the model cannot do."""
     check(request, model)
     for index in range(request.count):
-        job = _Job(request, model, bench, request.seed + index, index, on_progress)
-        with numerics.fixed(bench.run.threads, job.seed):
-            pixels = job.pixels()
-        yield _finished(request, model, bench.run, job.seed, pixels, job.clock)
+        yield image(request, model, bench, index, on_progress)
+
+
+def image(request: Request, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
+    """The request's image number ``index``: that of the same request with the seed + index and a count of 1.
+
+    ``on_progress`` may raise to stop; nothing stays bound then. Raises NotFiniteError for what no gate lets pass.
+    """
+    job = _Job(request, model, bench, request.seed + index, index, on_progress)
+    with numerics.fixed(bench.run.threads, job.seed):
+        pixels = job.pixels()
+    return _finished(request, model, job, pixels)
 
 
 class _Job:
@@ -119,6 +141,9 @@ class _Job:
         self.clock = _Clock()
         self._index = index
         self._on_progress = on_progress
+        self.run = bench.run
+        self.repairs: list[Repair] = []
+        self.marks: list[str] = []
         self._device = bench.device.torch
         self._dtype = TORCH_DTYPES[bench.run.dtype]
         self._width = request.width or model.resolution
@@ -130,9 +155,9 @@ class _Job:
         self._report("switch", 0, 1)
         embeddings = self._encode()
         self._report("encode", 1, 1)
-        latents = self._denoise(embeddings)
+        denoised = self._denoise(embeddings)
         self._report("decode", 0, 1)
-        pixels = self._decode(latents)
+        pixels = self._decode(denoised)
         self._report("decode", 1, 1)
         return pixels
 
@@ -151,8 +176,9 @@ class _Job:
 
                 encoded[role] = self._staged("encode", role, self._dtype, len(texts), stage)
         embeddings = conditioning.assemble(base, encoded, not self.request.negative)
-        for tensor in embeddings.values():
-            _finite(tensor, "the text encoder", self.bench.run.dtype)
+        with self.clock.gates():
+            for tensor in embeddings.values():
+                latents.finite(tensor, "the text encoder", self.run.dtype)
         return embeddings
 
     def _denoise(self, embeddings: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -166,8 +192,10 @@ class _Job:
                 request.sampler, request.schedule, model.prediction_type, model.zero_terminal_snr, self.seed
             )
 
-            def on_step(step: int, latents: torch.Tensor) -> None:
-                preview = self.bench.previews.of(self._vae, latents) if self.bench.previews is not None else None
+            def on_step(step: int, values: torch.Tensor) -> None:
+                with self.clock.gates():
+                    self._passed(step, values, diffusers_fence.sigma(scheduler))
+                preview = self.bench.previews.of(self._vae, values) if self.bench.previews is not None else None
                 self._report("denoise", min(step + 1, request.steps), request.steps, preview)
                 lease.adjust()
 
@@ -186,28 +214,51 @@ class _Job:
                 latents=noise,
             )
 
-        latents = self._staged("denoise", "unet", self._dtype, MOST_CALLS_A_STEP * request.steps, stage)
-        _finite(latents, "the UNet", self.bench.run.dtype)
-        return latents
+        return self._staged("denoise", "unet", self._dtype, MOST_CALLS_A_STEP * request.steps, stage)
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        dtype = dtype_of(self.bench.run, "vae")
+    def _passed(self, step: int, values: torch.Tensor, sigma: float) -> None:
+        """The gate of a step: finite, else nothing more is computed; larger than noise can be, it is marked."""
+        highest = latents.finite(values, f"the UNet, at step {step + 1},", self.run.dtype)
+        if highest > latents.allowed(sigma) and not self.marks:
+            self.marks.append(
+                f"latents of {highest:.0f} at step {step + 1}, where at most {latents.allowed(sigma):.0f} fit"
+            )
+
+    def _decode(self, values: torch.Tensor) -> torch.Tensor:
+        try:
+            decoded = self._decoded(values, self.run.vae_dtype)
+        except NotFiniteError as error:
+            if self.run.vae_dtype not in WIDER:
+                raise
+            # A half-precision VAE overflows on some images (ATTENTION 06); a wider dtype has the room.
+            wider = WIDER[self.run.vae_dtype]
+            decoded = self._decoded(values, wider)
+            self.repairs.append(Repair("numbers", str(error), f"decoded in {wider}"))
+            self.run = replace(self.run, vae_dtype=wider)
+        pixels = diffusers_fence.to_pixels(decoded)[0]
+        with self.clock.gates():
+            self.marks += self.bench.looks.marks(self._vae, values, pixels)
+        if self.bench.previews is not None:
+            self.bench.previews.learn(self._vae, values, pixels)
+        return pixels
+
+    def _decoded(self, values: torch.Tensor, name: str) -> torch.Tensor:
+        dtype = TORCH_DTYPES[name]
 
         def stage(vae: nn.Module, _: Lease) -> torch.Tensor:
-            return diffusers_fence.decode(vae, latents.to(dtype))
+            return diffusers_fence.decode(vae, values.to(dtype))
 
         decoded = self._staged("decode", "vae", dtype, 1, stage)
-        _finite(decoded, "the VAE", self.bench.run.vae_dtype)
-        pixels = diffusers_fence.to_pixels(decoded)[0]
-        if self.bench.previews is not None:
-            self.bench.previews.learn(self._vae, latents, pixels)
-        return pixels
+        with self.clock.gates():
+            latents.finite(decoded, "the VAE", name)
+        return decoded
 
     def _staged(
         self, name: str, role: str, dtype: torch.dtype, passes: int, stage: Callable[[nn.Module, Lease], Any]
     ) -> Any:
         """Run a stage. When memory runs out: leave the handler, let go of its frames, drop what nobody holds, promise
-        more to computing, and try again; when weights turn out to be spoiled, read them again and try again."""
+        more to computing, and try again; when weights turn out to be spoiled, read them again and try again; when
+        something was left on the module, try again with one that is built anew."""
         for attempt in range(ATTEMPTS):
             try:
                 with self.clock.stage(name), translated(f"The memory for {self.model.name}'s {role}"):
@@ -220,20 +271,25 @@ class _Job:
                 if attempt == ATTEMPTS - 1:
                     raise IntegrityError(self.model.path, error.labels[0], "was spoiled in memory, again") from error
                 why = _let_go(error)
+                self.repairs.append(Repair("memory", why, "read again"))
+            except StateLeftError as error:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                why = _let_go(error)
+                self.repairs.append(Repair("state", why, "computed with a model built anew"))
             _log.warning("a stage is done again", stage=name, role=role, why=why)
             self.bench.residency.drop()
             machine.give_back()
         raise AssertionError
 
     def _once(self, role: str, dtype: torch.dtype, passes: int, stage: Callable[[nn.Module, Lease], Any]) -> Any:
-        bench, component = self.bench, self.model.manifest.component(role)
+        bench, run, component = self.bench, self.run, self.model.manifest.component(role)
         start = time.perf_counter()
-        run = bench.run
         key = SkeletonKey(
             self.model.base, role, component.config, dtype, run.attention, self._device, run.attention_slice_size
         )
-        work = work_of(self.model, role, bench.run, self._width * self._height)
-        use = use_of(self.model, role, bench, self._width * self._height, passes)
+        work = work_of(self.model, role, dtype, run, self._width * self._height)
+        use = use_of(self.model, role, bench, dtype, self._width * self._height, passes)
         with bench.residency.lease(component, dtype, use) as lease:
             with bound(bench.skeletons, key, lease) as module:
                 self.clock.spent["switch"] += time.perf_counter() - start
@@ -270,16 +326,16 @@ def dtype_of(settings: RunSettings, role: str) -> torch.dtype:
     return TORCH_DTYPES[settings.vae_dtype if role == "vae" else settings.dtype]
 
 
-def work_of(model: Model, role: str, settings: RunSettings, pixels: int) -> Work:
-    """What a component computes for an image of ``pixels`` pixels."""
-    return workload.of(model.manifest.component(role), dtype_of(settings, role), settings, pixels)
+def work_of(model: Model, role: str, dtype: torch.dtype, settings: RunSettings, pixels: int) -> Work:
+    """What a component computes in ``dtype`` for an image of ``pixels`` pixels."""
+    return workload.of(model.manifest.component(role), dtype, settings, pixels)
 
 
-def use_of(model: Model, role: str, bench: Bench, pixels: int, passes: int) -> Use:
+def use_of(model: Model, role: str, bench: Bench, dtype: torch.dtype, pixels: int, passes: int) -> Use:
     """How a generation uses a component; what it will want next is the rest of the job, then what the queue wants."""
     roles = BASES[model.base].roles
     rest = [component_key(model.manifest.component(r), dtype_of(bench.run, r)) for r in roles[roles.index(role) + 1 :]]
-    work = work_of(model, role, bench.run, pixels)
+    work = work_of(model, role, dtype, bench.run, pixels)
     promised = bench.working.estimate(work) if bench.promised is None else bench.promised
     return Use(passes, promised, (*rest, *bench.upcoming))
 
@@ -339,18 +395,16 @@ class _SpoiledWeights(Exception):
         self.labels = labels
 
 
-def _finite(values: torch.Tensor, stage: str, dtype: str) -> None:
-    if not torch.isfinite(values).all():
-        raise NotFiniteError(stage, dtype)
-
-
-def _finished(
-    request: Request, model: Model, run: RunSettings, seed: int, pixels: torch.Tensor, clock: _Clock
-) -> Image:
+def _finished(request: Request, model: Model, job: _Job, pixels: torch.Tensor) -> Image:
+    seed = job.seed
     height, width, _ = pixels.shape
     raw = pixels.contiguous().numpy().tobytes()
     sha256 = hashlib.sha256(raw).hexdigest()
-    warnings = conditioning.cut_off(model.base, request)
+    warnings = (
+        *conditioning.cut_off(model.base, request),
+        *(f"marked: {mark}; it can be right all the same" for mark in job.marks),
+        *(f"repaired: {repair.wrong}; {repair.helped}" for repair in job.repairs),
+    )
     asked = asdict(request) | {"seed": seed, "count": 1, "width": width, "height": height, "model": model.name}
     metadata = {
         "version": METADATA_VERSION,
@@ -363,7 +417,9 @@ def _finished(
             "zero_terminal_snr": model.zero_terminal_snr,
             "components": {component.role: component.digest for component in model.manifest.components},
         },
-        "run": asdict(run),
+        "run": asdict(job.run),
+        "marks": list(job.marks),
+        "repairs": [asdict(repair) for repair in job.repairs],
         "pixels_sha256": sha256,
     }
     return Image(
@@ -374,7 +430,7 @@ def _finished(
         model=model.name,
         model_digest=model.digest,
         pixels_sha256=sha256,
-        seconds=clock.seconds(),
+        seconds=job.clock.seconds(),
         host_peak_bytes=peak_bytes(),
         metadata=metadata,
         warnings=warnings,

@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from safelight.errors import (
     UnreadableFileError,
     UnsupportedModelError,
 )
-from safelight.files import settle, written
+from safelight.files import settle, write_whole, written
 from safelight.formats import folder, pickle
+from safelight.formats.folder import read_json
 from safelight.formats.identify import Identity, PredictionType, identify
 from safelight.formats.keys import leftover
 from safelight.formats.layout import CheckpointLayout
@@ -161,6 +162,7 @@ class Library:
         with self._alone():
             self._refuse_taken(chosen, path)
             records.write(self._records / f"{chosen}.json", model)
+            self._quarantine(model).unlink(missing_ok=True)
         return model
 
     def _refuse_taken(self, name: str, path: Path) -> None:
@@ -211,8 +213,61 @@ class Library:
                 shutil.rmtree(home, ignore_errors=True)
 
     def verify(self, name: str, on_bytes: OnBytes | None = None) -> Model:
-        """Read and hash all of a model again. Raises IntegrityError, naming the first tensor that differs."""
-        return self._checked(self.get(name), on_bytes)
+        """Read and hash all of a model again; what is right again leaves its quarantine. Raises IntegrityError, naming
+        the first tensor that differs."""
+        model = self._checked(self.get(name), on_bytes)
+        self._quarantine(model).unlink(missing_ok=True)
+        return model
+
+    def mended(self, model: Model) -> Model:
+        """The model, after bytes of it were wrong: read and hashed again in whole, a conversion made anew from its
+        source. Raises IntegrityError when its files are not those that were added; it is in quarantine then, which
+        :meth:`verify` and :meth:`add` end."""
+        self._refuse_quarantined(model)
+        try:
+            if model.format in CONVERTED and all(source.holds() for source in model.manifest.files[1:]):
+                told: Any = model.prediction_type if model.told else None
+                fresh = self._describe(model.path, model.name, model.origin, told, None)
+                self._compare(model, fresh.manifest)
+                return fresh
+            return self._checked(model, None)
+        except IntegrityError as error:
+            files = self._files(model)
+            if all(file["there"] for file in files):
+                values = {"digest": model.digest, "files": files, "reason": str(error), "since": time.time()}
+                write_whole(self._quarantine(model), records.encoded(values))
+            raise
+
+    def quarantined(self, model: Model) -> str | None:
+        """Why the model is not used, None when it may be: nothing was wrong, or its files were changed since."""
+        path = self._quarantine(model)
+        try:
+            values = read_json(path) if path.exists() else {}
+        except FileError:
+            return None
+        if (values.get("digest"), values.get("files")) != (model.digest, self._files(model)):
+            return None
+        return str(values.get("reason"))
+
+    @staticmethod
+    def _files(model: Model) -> list[dict[str, Any]]:
+        """What a look at a model's files says now."""
+        found: list[dict[str, Any]] = []
+        for hint in model.manifest.files:
+            there = hint.path.is_file()
+            look = asdict(FileHint.of(hint.path)) if there else {}
+            found.append({**look, "path": str(hint.path), "there": there})
+        return found
+
+    def _refuse_quarantined(self, model: Model) -> None:
+        reason = self.quarantined(model)
+        if reason is not None:
+            remedy = f"`safelight models verify {model.name}` ends its quarantine when its file is right again."
+            raise IntegrityError(model.path, "", f"is in quarantine: {reason}", remedy)
+
+    def _quarantine(self, model: Model) -> Path:
+        name = named(str(model.path)) if model.origin == "path" else model.name
+        return self.root / "quarantine" / f"{name}.json"
 
     def checked(self, model: Model) -> Model:
         """The model, if its files are as they were; their times and sizes are only the hint to look.
@@ -220,6 +275,7 @@ class Library:
         When the hint differs, all is read again: the same content is accepted and its new hint kept, other content
         raises IntegrityError.
         """
+        self._refuse_quarantined(model)
         changed = model.manifest.changed()
         if not changed:
             return model

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -303,6 +303,22 @@ class Residency:
     def _told(lease: Lease, indices: set[int], resident: bool) -> None:
         if lease.on_change is not None and indices:
             lease.on_change([t.name for i in sorted(indices) for t in lease.segments[i].tensors], resident)
+
+    def check(self, digests: Collection[str] | None = None) -> list[str]:
+        """Prove what is resident again, of the components of those digests or of all: the labels of segments whose
+        bytes are not those that were produced. They are dropped as soon as nobody holds them."""
+        marks = None if digests is None else [f" {digest[:16]} " for digest in digests]
+        with self._lock:
+            wrong: list[str] = []
+            for piece, held in list(self._residents.items()):
+                if marks is not None and not any(mark in piece.component for mark in marks):
+                    continue
+                if held.proof is not None and self.source.proof(held.target) != held.proof:
+                    held.spoiled = True
+                    wrong.append(held.target.segment.label)
+                    if not held.leases:
+                        self._evict(piece)
+            return wrong
 
     def drop(self, digest: str | None = None) -> None:
         """Drop what nobody holds: the components of that digest, or all. Kept slabs go with the last."""

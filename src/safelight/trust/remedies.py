@@ -1,0 +1,26 @@
+"""What repaired images more than once, as a setting that somebody may want for good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from safelight.devices import kept
+from safelight.engine.repair import COUNTS, SETTINGS
+from safelight.trust.report import Finding, Suspect
+
+OFTEN = 2
+
+
+def suggestions(root: Path) -> Iterator[Finding]:
+    """What helped twice or more."""
+    for helped, values in kept.everything(root / COUNTS).items():
+        times = values.get("times", 0)
+        if times < OFTEN:
+            continue
+        suspect = values.get("suspect")
+        setting = SETTINGS.get(str(suspect))
+        todo = f"`safelight config set {setting}`" if setting else "If it goes on, report it with `--save FILE`."
+        evidence = f"{times} images were repaired: {helped}; the last one as {values.get('last')}"
+        of: Suspect = suspect if suspect in ("loading", "state", "attention", "memory") else "device"
+        yield Finding(of, "repairs so far", True, evidence, todo)
