@@ -98,14 +98,14 @@ class Canaries:
         """Make the canary in a new process, and keep it."""
         return self.keep(model, self._fresh(request(model, precision), model.digest))
 
-    def compare(self, model: Model, make: Callable[[Request], Image], precision: str = "auto") -> Image:
-        """Make the canary here and compare it with the known one, which is made in a new process when there is none.
-        Raises CanaryError when they differ."""
+    def compare(self, model: Model, make: Callable[[Request], Image], precision: str = "auto") -> Difference | None:
+        """Make the canary here and compare it with the known one, which is made in a new process when there is none:
+        how far they are from each other, None when they are the same."""
         image = make(request(model, precision))
         known = self.known(model, image.metadata["run"]) or self.made_fresh(model, precision)
-        if known.pixels_sha256 != image.pixels_sha256:
-            raise CanaryError(model.name, str(difference(known.pixels(), pixels_of(image))))
-        return image
+        if known.pixels_sha256 == image.pixels_sha256:
+            return None
+        return difference(known.pixels(), pixels_of(image))
 
     def _path(self, model: Model) -> Path:
         return self._folder / f"{model.digest[:32]}.json"
@@ -113,17 +113,19 @@ class Canaries:
 
 def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Bench], None]:
     """For :attr:`safelight.engine.local.LocalEngine.on_switch`: compares the canary of the model that was switched to;
-    when it is another, what is in memory is proven again, what was wrong is read anew, and it is compared once more."""
+    when it is another, what is in memory is proven again and read anew, and both are compared once more. Raises
+    CanaryError when it is still another."""
 
     def look(model: Model, bench: Bench) -> None:
         def make(asked: Request) -> Image:
             return run.image(asked, model, bench, 0, lambda _: None)
 
-        try:
-            canaries.compare(model, make, bench.run.dtype)
-        except CanaryError:
-            repairs.reload(model)
-            canaries.compare(model, make, bench.run.dtype)
+        if canaries.compare(model, make, bench.run.dtype) is None:
+            return
+        repairs.reload(model)
+        apart = canaries.compare(model, make, bench.run.dtype)
+        if apart is not None:
+            raise CanaryError(model.name, str(apart))
 
     return look
 
