@@ -11,7 +11,6 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +83,23 @@ def rolled(unet: nn.Module) -> list[Any]:
     return [unet.conv_in.register_forward_hook(lambda _, __, out: out.roll(1, 1))]  # type: ignore[operator, union-attr]
 
 
+def recycled(out: torch.Tensor, times: float) -> torch.Tensor:
+    """What was in recycled memory: values of the same size as the right ones, at other places."""
+    flat = out.flatten()
+    order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(len(flat)))
+    return (times * flat[order]).reshape(out.shape)
+
+
 def junk(unet: nn.Module) -> list[Any]:
-    """An attention kernel that gives the tokens' results in another order (ATTENTION 01)."""
+    """An attention kernel that returns recycled memory (ATTENTION 03). The starters draw their subject even when tokens
+    are exchanged, so that junk of that kind spoils nothing of them."""
     found = [m for m in unet.modules() if isinstance(m, diffusers_fence.Attention)]
-    return [m.register_forward_hook(lambda _, __, out: out.flip(1)) for m in found]
+    return [m.register_forward_hook(lambda _, __, out: recycled(out, 4.0)) for m in found]
+
+
+def noise(unet: nn.Module) -> list[Any]:
+    """The last convolution's results are at other places: every image is noise."""
+    return [unet.conv_out.register_forward_hook(lambda _, __, out: recycled(out, 1.0))]  # type: ignore[operator, union-attr]
 
 
 def of_another_vae(latents: torch.Tensor) -> torch.Tensor:
@@ -99,9 +111,8 @@ def of_another_vae(latents: torch.Tensor) -> torch.Tensor:
 
 def spoiled(maker: Maker, model: Model, prompt: str, seed: int) -> Iterator[tuple[str, np.ndarray, torch.Tensor]]:
     """The six ways."""
-    other = {"epsilon": "v_prediction", "v_prediction": "epsilon"}[model.prediction_type]
-    pixels = maker.make(replace(model, prediction_type=other), prompt, seed)
-    yield "noise (wrong prediction type)", pixels, maker.latents
+    pixels = maker.make(model, prompt, seed, noise)
+    yield "noise", pixels, maker.latents
     pixels = maker.make(model, prompt, seed, rolled)
     yield "weights one channel off", pixels, maker.latents
     pixels = maker.make(model, prompt, seed, junk)

@@ -237,8 +237,11 @@ def only_contiguous(original: Any) -> Any:
 def few_keys(original: Any) -> Any:
     """As if the last keys had been out of bounds of a block."""
 
-    def call(self: Any, attn: Any, hidden: torch.Tensor, keys: Any = None, *more: Any, **named: Any) -> torch.Tensor:
-        return original(self, attn, hidden, None if keys is None else keys[:, :64], *more, **named)
+    def call(
+        self: Any, attn: Any, hidden: torch.Tensor, encoder_hidden_states: Any = None, **more: Any
+    ) -> torch.Tensor:
+        keys = None if encoder_hidden_states is None else encoder_hidden_states[:, :64]
+        return original(self, attn, hidden, keys, **more)
 
     return call
 

@@ -98,6 +98,7 @@ def test_forty_faults_and_the_right_suspects(prepared: Path, tmp_path: Path) -> 
         home = tmp_path / str(number)
         home.mkdir()
         found = named(prepared, home, fault, number)
+        shutil.rmtree(home)
         if found != fault.suspect:
             wrong[fault.name] = found
     assert len(FAULTS) >= 40

@@ -1,0 +1,198 @@
+"""What a gate stops is repaired in order, once each, and the image says what was wrong and what helped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import checkpoints
+from torch import nn
+
+import safelight
+from safelight.arch import diffusers_fence
+from safelight.engine.local import LocalEngine
+from safelight.engine.repair import COUNTS
+from safelight.errors import NotFiniteError, StateLeftError
+from safelight.generate import run
+
+
+@pytest.fixture
+def engine(root: Path) -> LocalEngine:
+    """Nothing is summed on its own, so that what is spoiled reaches the gates."""
+    return safelight.open_engine(root, verify_transfers="off")
+
+
+def spoil(engine: LocalEngine, role: str, forge: bool = False) -> None:
+    """NaN in a role's resident bytes; ``forge``: its proof is of the spoiled bytes."""
+    residency = engine.bench.residency
+    for piece, held in residency._residents.items():
+        if piece.component.startswith(role):
+            for tensor in held.target.tensors.values():
+                tensor.fill_(float("nan"))
+            if forge:
+                held.proof = residency.source.proof(held.target)
+
+
+@pytest.mark.parametrize("role", ["text_encoder", "unet", "vae"])
+def test_copy_10_bytes_that_were_spoiled_in_memory_are_read_again(engine: LocalEngine, ask, role: str) -> None:
+    right = next(engine.generate(ask())).pixels_sha256
+    spoil(engine, role)
+    image = next(engine.generate(ask()))
+    assert image.pixels_sha256 == right
+    (repair,) = image.metadata["repairs"]
+    assert (repair["suspect"], repair["helped"]) == ("memory", "read again")
+    assert "bytes in memory had changed" in repair["wrong"]
+    assert any("repaired" in warning for warning in image.warnings)
+
+
+def test_copy_11_what_was_read_wrongly_is_read_anew(engine: LocalEngine, ask) -> None:
+    """Its proof agrees with it, so only reading helps."""
+    right = next(engine.generate(ask())).pixels_sha256
+    spoil(engine, "unet", forge=True)
+    image = next(engine.generate(ask()))
+    assert image.pixels_sha256 == right
+    (repair,) = image.metadata["repairs"]
+    assert (repair["suspect"], repair["helped"]) == ("loading", "read again from its file")
+    assert "NaN" in repair["wrong"]
+
+
+def broken(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda *arguments, **more: original(*arguments, **more) * float("nan")
+
+
+def test_attention_05_a_kernel_that_breaks_gives_way_to_the_reference(
+    engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    kernel = diffusers_fence.AttnProcessor2_0
+    monkeypatch.setattr(kernel, "__call__", broken(kernel.__call__))
+    for _ in range(2):
+        image = next(engine.generate(ask()))
+        (repair,) = image.metadata["repairs"]
+        assert (repair["suspect"], repair["helped"]) == ("attention", "computed with attention_type: normal")
+        assert image.metadata["run"]["attention"] == "normal"
+    reference = safelight.open_engine(root, attention_type="normal")
+    assert image.pixels_sha256 == next(reference.generate(ask())).pixels_sha256
+    assert json.loads((root / COUNTS).read_text())["computed with attention_type: normal"]["times"] == 2
+
+
+def test_what_nothing_helps_fails_once_and_the_next_is_right(
+    engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = next(engine.generate(ask())).pixels_sha256
+    made = 0
+    convolve = nn.Conv2d.forward
+
+    def forward(self: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        nonlocal made
+        made += self.in_channels == 4 and self.out_channels > 4
+        return convolve(self, x) * float("nan")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Conv2d, "forward", forward)
+        with pytest.raises(NotFiniteError, match="at step 1"):
+            next(engine.generate(ask()))
+    # As asked for, read anew, and with the reference attention: no step after the first was computed.
+    assert made == 3
+    assert next(engine.generate(ask())).pixels_sha256 == right
+
+
+def test_attention_06_a_half_precision_vae_that_overflows_decodes_again_in_fp32(
+    engine: LocalEngine, tmp_path: Path
+) -> None:
+    tensors = load_file(checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 1))
+    for name in tensors:
+        if name.startswith("first_stage_model.decoder.conv_in"):
+            tensors[name] *= 1e5
+    save_file(tensors, tmp_path / "m.safetensors")
+    model = engine.library.add(tmp_path / "m.safetensors")
+    request = safelight.Request("x", "m", steps=1, width=64, height=64)
+    bench = engine.bench_for(model)
+    right = run.image(request, model, bench, 0, lambda _: None)
+    half = replace(bench, run=replace(bench.run, vae_dtype="fp16"))
+    image = run.image(request, model, half, 0, lambda _: None)
+    assert image.pixels_sha256 == right.pixels_sha256
+    assert image.metadata["run"]["vae_dtype"] == "fp32"
+    (repair,) = image.metadata["repairs"]
+    assert (repair["suspect"], repair["helped"]) == ("numbers", "decoded in fp32")
+
+
+def test_state_23_what_is_left_on_a_model_while_it_computes_is_not_returned(
+    engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = next(engine.generate(ask())).pixels_sha256
+    denoise, left = diffusers_fence.denoise, [True]
+
+    def hooked(base: str, unet: nn.Module, *arguments, **more):
+        if left.pop() if left else False:
+            unet.register_forward_hook(lambda _, __, out: out)
+        return denoise(base, unet, *arguments, **more)
+
+    monkeypatch.setattr(diffusers_fence, "denoise", hooked)
+    image = next(engine.generate(ask()))
+    assert image.pixels_sha256 == right
+    (repair,) = image.metadata["repairs"]
+    assert (repair["suspect"], repair["helped"]) == ("state", "computed with a model built anew")
+    left += [True] * run.ATTEMPTS
+    with pytest.raises(StateLeftError, match="_forward_hooks"):
+        next(engine.generate(ask()))
+
+
+def test_state_23_what_is_left_on_a_model_between_two_images_changes_none(engine: LocalEngine, ask) -> None:
+    right = next(engine.generate(ask())).pixels_sha256
+    for skeleton in engine.bench.skeletons._free.values():
+        skeleton.module.register_forward_hook(lambda _, __, out: None)
+    assert next(engine.generate(ask())).pixels_sha256 == right
+
+
+def test_load_07_a_file_that_is_spoiled_is_not_used_again(engine: LocalEngine, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    sound = (tiny / "a.safetensors").read_bytes()
+    path.write_bytes(sound)
+    engine.library.add(path)
+    request = safelight.Request("x", "m", steps=1, width=64, height=64)
+    right = next(engine.generate(request)).pixels_sha256
+    engine.unload(None)
+    spoiled = bytearray(sound)
+    spoiled[-5000] ^= 1
+    path.write_bytes(spoiled)
+    with pytest.raises(safelight.IntegrityError, match="its content changed"):
+        next(engine.generate(request))
+    model = engine.library.get("m")
+    assert "its content changed" in (engine.library.quarantined(model) or "")
+    with pytest.raises(safelight.IntegrityError, match="is in quarantine"):
+        next(engine.generate(request))
+    with pytest.raises(safelight.IntegrityError, match="its content changed"):
+        engine.library.verify("m")
+    path.write_bytes(sound)
+    assert next(engine.generate(request)).pixels_sha256 == right
+    assert engine.library.verify("m").digest == model.digest
+    assert not list((engine.library.root / "quarantine").iterdir())
+
+
+def test_a_conversion_that_is_spoiled_is_made_again(engine: LocalEngine, tiny: Path) -> None:
+    model = engine.library.add(tiny / "old.ckpt", "old")
+    request = safelight.Request("x", "old", steps=1, width=64, height=64)
+    right = next(engine.generate(request)).pixels_sha256
+    engine.unload(None)
+    conversion = model.manifest.files[0].path
+    data = bytearray(conversion.read_bytes())
+    data[-5000] ^= 4
+    conversion.write_bytes(data)
+    assert next(engine.generate(request)).pixels_sha256 == right
+    assert engine.library.verify("old").digest == model.digest
+    assert engine.library.quarantined(model) is None
+
+
+def test_a_repair_is_told_by_the_ledger_too(engine: LocalEngine, ask) -> None:
+    """Nothing of the failed tries stays."""
+    next(engine.generate(ask()))
+    ledger = engine.bench.residency.ledger
+    before = ledger.stored("host"), ledger.reserved("host")
+    spoil(engine, "unet")
+    next(engine.generate(ask()))
+    assert (ledger.stored("host"), ledger.reserved("host")) == before

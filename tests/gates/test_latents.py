@@ -1,0 +1,58 @@
+"""Finite, and within what the noise level allows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import safelight
+from safelight.arch import diffusers_fence
+from safelight.engine.local import LocalEngine
+from safelight.errors import NotFiniteError
+from safelight.gates import latents
+from safelight.types import SAMPLERS
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_value_is_enough(value: float, dtype: torch.dtype) -> None:
+    values = torch.randn(1, 4, 8, 8).to(dtype)
+    assert latents.finite(values, "x", "fp32") < 10
+    values[0, 3, 7, 7] = value
+    with pytest.raises(NotFiniteError, match="the UNet gave NaN or infinity"):
+        latents.finite(values, "the UNet", "fp32")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_right_latents_are_within_at_every_step(engine: LocalEngine, ask, sampler: str) -> None:
+    image = next(engine.generate(ask(sampler=sampler, steps=6, cfg=15.0)))
+    assert not any("latents of" in mark for mark in image.metadata["marks"])
+
+
+def test_latents_that_grow_beyond_are_marked_and_not_failed(
+    engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise = diffusers_fence.denoise
+
+    def grown(base, unet, scheduler, device, conditioning, on_step, **call):
+        return denoise(base, unet, scheduler, device, conditioning, lambda n, x: on_step(n, x * 1e4), **call)
+
+    monkeypatch.setattr(diffusers_fence, "denoise", grown)
+    image = next(engine.generate(ask()))
+    assert any("at step 1, where at most" in mark for mark in image.metadata["marks"])
+    assert any("it can be right all the same" in warning for warning in image.warnings)
+
+
+def test_a_step_that_is_nan_is_the_last_one(engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    sigma = diffusers_fence.sigma
+
+    def spoiled(scheduler) -> float:
+        steps.append(scheduler.step_index)
+        return sigma(scheduler)
+
+    monkeypatch.setattr(diffusers_fence, "sigma", spoiled)
+    monkeypatch.setattr(latents, "highest", lambda _: float("nan") if len(steps) == 3 else 1.0)
+    with pytest.raises(NotFiniteError, match="step 3"):
+        next(engine.generate(ask(steps=8)))
+    assert safelight.Request

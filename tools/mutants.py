@@ -1,0 +1,359 @@
+"""Protections are removed one at a time, and the tests that stand for each must then go red.
+
+``make mutants`` runs all, ``python tools/mutants.py NAME …`` some. Each is a change of one place in a copy of the
+source; only the tests that are named run. A mutant that survives means that nobody would notice if the protection went.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+HOME = Path(__file__).parents[1]
+SECONDS = 300
+"""A test that hangs without its protection is red too."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In ``file`` (below ``src/safelight``) ``old`` becomes ``new``; then ``tests`` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = (
+    Mutant(
+        "digest of what is read",
+        "devices/transfer.py",
+        "    if digest != read.xxh3:\n",
+        "    if False:\n",
+        "tests/devices/test_transfer.py::test_one_flipped_bit_is_an_error",
+    ),
+    Mutant(
+        "a file that ends early",
+        "devices/transfer.py",
+        'raise IntegrityError(read.path, read.name, "the file ends before it does")',
+        "return",
+        "tests/devices/test_transfer.py::test_load_06_a_short_file_is_an_error_never_zeros",
+    ),
+    Mutant(
+        "sum where a copy arrived",
+        "devices/transfer.py",
+        "            return sums.of(target) == sent\n",
+        "            return True\n",
+        "tests/devices/test_simulated.py::test_copy_rows_are_repaired",
+    ),
+    Mutant(
+        "fence of a copy",
+        "devices/transfer.py",
+        "            for fence in fences:\n                fence.wait()\n        except BaseException:",
+        "        except BaseException:",
+        "tests/devices/test_simulated.py tests/contracts/test_device.py",
+    ),
+    Mutant(
+        "mark before a copy",
+        "devices/transfer.py",
+        "                target.fill_(MARKED)\n",
+        "                pass\n",
+        "tests/devices/test_simulated.py",
+    ),
+    Mutant(
+        "absent parameters raise",
+        "arch/absent.py",
+        '        raise AbsentTensorError(_first_label([*args, *(kwargs or {}).values()]), getattr(func, "__name__", str(func)))',
+        "        with torch._C.DisableTorchFunctionSubclass():\n            return func(*args, **(kwargs or {}))",
+        "tests/arch/test_absent.py",
+    ),
+    Mutant(
+        "strict names and shapes at binding",
+        "arch/bind.py",
+        "        if ours != theirs:\n",
+        "        if False:\n",
+        "tests/arch/test_bind.py::test_weights_that_do_not_fit_are_refused",
+    ),
+    Mutant(
+        "alignment of weights",
+        "arch/bind.py",
+        "        if self._lease.address(tensor) % ALIGNMENT:\n",
+        "        if False:\n",
+        "tests/test_switching.py::test_attention_09_broken_alignment_is_seen",
+    ),
+    Mutant(
+        "parameters are emptied at the end",
+        "arch/bind.py",
+        "                parameter.data = nothing\n",
+        "                pass\n",
+        "tests/arch/test_bind.py::test_nothing_survives_whatever_is_kept",
+    ),
+    Mutant(
+        "bound weights that were written",
+        "arch/bind.py",
+        "                    self._lease.spoil(name)\n",
+        "                    pass\n",
+        "tests/arch/test_bind.py::test_state_01_weights_that_were_written_are_read_again",
+    ),
+    Mutant(
+        "an overlay is a new tensor",
+        "weights/overlay.py",
+        "return made if made.untyped_storage() is not weight.untyped_storage() else made.clone()",
+        "return weight.copy_(made)",
+        "tests/arch/test_streamed.py::test_overlays_take_the_weights_place_and_leave_them_alone",
+    ),
+    Mutant(
+        "an overlay fits its weight",
+        "weights/overlay.py",
+        "        if made.shape != weight.shape or made.dtype != weight.dtype or made.device != weight.device:\n",
+        "        if False:\n",
+        "tests/arch/test_streamed.py::test_overlays_that_do_not_fit_are_refused",
+    ),
+    Mutant(
+        "fingerprint after a job",
+        "arch/skeleton.py",
+        "        changed = skeleton.differences()\n        if changed:\n            self._dropped(skeleton, changed)\n            return changed\n",
+        "",
+        "tests/arch/test_bind.py tests/engine/test_repair.py",
+    ),
+    Mutant(
+        "fingerprint before a job",
+        "arch/skeleton.py",
+        "if kept is not None and (changed := kept.differences()):",
+        "if kept is not None and (changed := []):",
+        "tests/engine/test_repair.py",
+    ),
+    Mutant(
+        "attention is part of a skeleton's key",
+        "arch/skeleton.py",
+        "    attention: str\n    at: torch.device = CPU\n",
+        "    attention: str = field(compare=False)\n    at: torch.device = CPU\n",
+        "tests/arch/test_attention.py::test_a_model_and_a_base_can_have_their_own tests/engine/test_repair.py",
+    ),
+    Mutant(
+        "attention is set by object",
+        "arch/diffusers_fence.py",
+        "            child.set_processor(_processor(name, slice_size, child.heads))\n",
+        "            pass\n",
+        "tests/arch/test_diffusers_fence.py tests/arch/test_attention.py",
+    ),
+    Mutant(
+        "kernels are tried",
+        "arch/attention.py",
+        "            if not tried.passed:\n",
+        "            if False:\n",
+        "tests/arch/test_attention.py",
+    ),
+    Mutant(
+        "kernels are tried on strided inputs",
+        "arch/attention.py",
+        "    if shape.strided:\n",
+        "    if False:\n",
+        "tests/arch/test_attention.py",
+    ),
+    Mutant(
+        "kernels are tried in poisoned memory",
+        "arch/attention.py",
+        "    torch.use_deterministic_algorithms(True, warn_only=True)\n",
+        "    pass\n",
+        "tests/arch/test_attention.py",
+    ),
+    Mutant(
+        "the gate of a step",
+        "gates/latents.py",
+        "    if not math.isfinite(found):\n",
+        "    if False:\n",
+        "tests/gates tests/engine/test_repair.py tests/generate/test_run.py",
+    ),
+    Mutant(
+        "repair proves what is in memory",
+        "engine/repair.py",
+        "        if spoiled := self.check(model):\n            yield",
+        "        if spoiled := []:\n            yield",
+        "tests/engine/test_repair.py",
+    ),
+    Mutant(
+        "repair reads anew",
+        "engine/repair.py",
+        '        self._drop(model)\n        yield _Try("loading"',
+        '        yield _Try("loading"',
+        "tests/engine/test_repair.py",
+    ),
+    Mutant(
+        "quarantine",
+        "library/library.py",
+        "        if reason is not None:\n            remedy",
+        "        if False:\n            remedy",
+        "tests/engine/test_repair.py",
+    ),
+    Mutant(
+        "weights in memory are proven again",
+        "memory/residency.py",
+        "wrong = [held for held in known if proof(held.target) != held.proof]",
+        "wrong: list[_Held] = []",
+        "tests/generate/test_memory.py tests/memory/test_residency.py",
+    ),
+    Mutant(
+        "a lease holds",
+        "memory/residency.py",
+        "            held.leases += 1\n            lease.residents",
+        "            lease.residents",
+        "tests/memory/test_residency.py",
+    ),
+    Mutant(
+        "the budget is a bound",
+        "memory/budget.py",
+        "            if nbytes > free and not certain:\n",
+        "            if False:\n",
+        "tests/memory/test_budget.py tests/memory/test_residency.py",
+    ),
+    Mutant(
+        "a slab that somebody holds is not used again",
+        "devices/pool.py",
+        "            if slab.holders() > 0:\n                self._book.rename",
+        "            if False:\n                self._book.rename",
+        "tests/devices/test_transfer.py tests/contracts/test_device.py",
+    ),
+    Mutant(
+        "a ring's slot that is pinned stays",
+        "memory/ring.py",
+        "idle = [slot for slot in self._slots if slot.pins == 0]",
+        "idle = list(self._slots)",
+        "tests/arch/test_streamed.py tests/generate/test_memory.py",
+    ),
+    Mutant(
+        "all bytes are in a component's digest",
+        "weights/manifest.py",
+        "    if whole_digest(components) != manifest.digest:\n",
+        "    if False:\n",
+        "tests/library/test_library.py tests/weights",
+    ),
+    Mutant(
+        "a file's hint is looked at",
+        "library/library.py",
+        "        changed = model.manifest.changed()\n        if not changed:\n            return model\n        gone",
+        "        changed = []\n        if not changed:\n            return model\n        gone",
+        "tests/library/test_library.py",
+    ),
+    Mutant(
+        "content is compared with the manifest",
+        "library/library.py",
+        "        if current.digest == model.manifest.digest:\n            return\n",
+        "        return\n",
+        "tests/library/test_library.py",
+    ),
+    Mutant(
+        "a job is pinned to its content",
+        "engine/local.py",
+        "        if digest is not None and model.digest != digest:\n",
+        "        if False:\n",
+        "tests/engine/test_supervisor.py::test_other_content_than_was_accepted_is_refused",
+    ),
+    Mutant(
+        "random state belongs to the job",
+        "generate/numerics.py",
+        "        torch.default_generator.manual_seed(seed)\n",
+        "        pass\n",
+        "tests/test_switching.py tests/generate/test_run.py tests/generate/test_parity.py",
+    ),
+    Mutant(
+        "threads belong to the job",
+        "generate/numerics.py",
+        "        torch.set_num_threads(threads)\n",
+        "        pass\n",
+        "tests/test_switching.py tests/generate/test_run.py",
+    ),
+    Mutant(
+        "a cancel is known before the worker is told",
+        "engine/dispatch.py",
+        "        self._cancelled.add(job_id)\n",
+        "        pass\n",
+        "tests/engine/test_dispatch.py",
+    ),
+    Mutant(
+        "each job ends once",
+        "storage/db.py",
+        "                update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values)",
+        "                update(JobRow).where(JobRow.id == job_id).values(**values)",
+        "tests/storage/test_db.py",
+    ),
+    Mutant(
+        "the key is asked for",
+        "server/auth.py",
+        "    if key is None or connection.url.path in OPEN_PATHS:\n",
+        "    if True:\n",
+        "tests/server/test_native.py::test_the_key_is_asked_for_everywhere_but_health",
+    ),
+    Mutant(
+        "tensors fill a file without overlap",
+        "formats/safetensors.py",
+        "        if info.offset < at:\n",
+        "        if False:\n",
+        "tests/formats/test_safetensors.py::test_each_bad_file_has_its_message",
+    ),
+    Mutant(
+        "trailing bytes are refused",
+        "formats/safetensors.py",
+        "    if trailing:\n",
+        "    if False:\n",
+        "tests/formats/test_safetensors.py::test_each_bad_file_has_its_message",
+    ),
+)
+
+
+def red(mutant: Mutant) -> tuple[bool, float, str]:
+    """Whether the tests failed, in how many seconds, and the first that did."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "src"
+        shutil.copytree(HOME / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+        path = source / "safelight" / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            raise SystemExit(f"{mutant.name}: its place is found {text.count(mutant.old)} times in {mutant.file}")
+        changed = text.replace(mutant.old, mutant.new)
+        if "field(compare" in mutant.new:
+            changed = changed.replace("from dataclasses import dataclass", "from dataclasses import dataclass, field")
+        path.write_text(changed)
+        command = [sys.executable, "-m", "pytest", *mutant.tests.split(), "-x", "-q", "--no-header", "-m", "not proof"]
+        command += ["-p", "no:cacheprovider", "--no-cov", "-p", "no:randomly"]
+        environment = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+        start = time.perf_counter()
+        try:
+            done = subprocess.run(
+                command, cwd=HOME, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return True, time.perf_counter() - start, "it hung"
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        what = failed[0].split(" - ")[0].split("::")[-1] if failed else done.stdout[-300:]
+        # 1: tests failed; anything else than 0 and 1 says that they could not even be collected.
+        if done.returncode not in (0, 1):
+            raise SystemExit(f"{mutant.name}: its tests do not run: {done.stdout[-600:]}{done.stderr[-300:]}")
+        return done.returncode == 1, time.perf_counter() - start, what
+
+
+def main() -> None:
+    names = sys.argv[1:]
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    start = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(red, chosen))
+    print("| protection | where | seconds | what goes red without it |\n|---|---|---|---|")
+    for mutant, (was_red, seconds, what) in zip(chosen, found, strict=True):
+        told = f"`{what}`" if was_red else "**nothing**"
+        print(f"| {mutant.name} | `{mutant.file}` | {seconds:.0f} | {told} |")
+    survived = [mutant.name for mutant, (was_red, _, _) in zip(chosen, found, strict=True) if not was_red]
+    print(f"\n{len(chosen) - len(survived)} of {len(chosen)} went red, in {time.perf_counter() - start:.0f} s")
+    raise SystemExit(1 if survived else 0)
+
+
+if __name__ == "__main__":
+    main()
