@@ -71,7 +71,8 @@ MUTANTS = (
     Mutant(
         "absent parameters raise",
         "arch/absent.py",
-        '        raise AbsentTensorError(_first_label([*args, *(kwargs or {}).values()]), getattr(func, "__name__", str(func)))',
+        "        raise AbsentTensorError(_first_label([*args, *(kwargs or {}).values()]), "
+        'getattr(func, "__name__", str(func)))',
         "        with torch._C.DisableTorchFunctionSubclass():\n            return func(*args, **(kwargs or {}))",
         "tests/arch/test_absent.py",
     ),
@@ -120,7 +121,8 @@ MUTANTS = (
     Mutant(
         "fingerprint after a job",
         "arch/skeleton.py",
-        "        changed = skeleton.differences()\n        if changed:\n            self._dropped(skeleton, changed)\n            return changed\n",
+        "        changed = skeleton.differences()\n        if changed:\n"
+        "            self._dropped(skeleton, changed)\n            return changed\n",
         "",
         "tests/arch/test_bind.py tests/engine/test_repair.py",
     ),

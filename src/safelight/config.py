@@ -93,6 +93,10 @@ class Settings(BaseModel):
         default="off",
         description="switch: after each switch a tiny image is compared with one of a process that held no other model",
     )
+    isolate: bool = Field(
+        default=False,
+        description="make every image in a process that has never held another model",
+    )
     log_format: Literal["plain", "json"] = Field(
         default="plain",
         description="how the server and its worker write messages: for people, or an object to a line",

@@ -70,6 +70,7 @@ class Request:
 
     ``width`` and ``height`` are pixels, multiples of 8; None takes the model's own size. ``cfg`` is the guidance scale;
     1 and below means none. ``clip_skip`` counts layers left out, as diffusers does (A1111 shows one more).
+    ``isolate``: make it in a process that has never held another model; that changes no pixel.
     Raises RequestError, naming the field, for a value that is not allowed.
     """
 
@@ -86,6 +87,7 @@ class Request:
     count: int = 1
     clip_skip: int = 0
     precision: Precision = "auto"
+    isolate: bool = False
 
     def __post_init__(self) -> None:
         _one_of("sampler", self.sampler, tuple(SAMPLERS))

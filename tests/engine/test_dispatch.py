@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from safelight import config
-from safelight.assemble.serving import WORKER
+from safelight.assemble.serving import WORKER, ZYGOTE
 from safelight.engine.dispatch import Dispatcher
 from safelight.engine.events import Event, Events
+from safelight.engine.isolated import Isolator
 from safelight.engine.messages import Ended, FromWorker, Generate
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import QueueFullError, WorkerDiedError
@@ -66,7 +67,9 @@ class Queue:
 
     def __init__(self, folder: Path, supervisor: Any) -> None:
         self.database, self.events, self.supervisor = Database(folder), Events(), supervisor
-        self.dispatcher = Dispatcher(self.database, Gallery(folder), supervisor, self.events, Rules(), most=3)
+        self.dispatcher = Dispatcher(
+            self.database, Gallery(folder), supervisor, Isolator(ZYGOTE, None), self.events, Rules(), most=3
+        )
 
     def accept(self) -> Job:
         [job] = self.dispatcher.accept((Request("x", "starter-noto"), "d"))

@@ -12,6 +12,7 @@ from safelight.config import Settings
 from safelight.engine.dispatch import Dispatcher
 from safelight.engine.events import Events
 from safelight.engine.fresh import Fresh
+from safelight.engine.isolated import Isolator
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import InputError, UnreadableFileError
 from safelight.jobs.order import Rules
@@ -20,6 +21,7 @@ from safelight.storage.db import Database
 from safelight.storage.images import Gallery
 
 WORKER = (sys.executable, "-m", "safelight.assemble.work")
+ZYGOTE = (sys.executable, "-m", "safelight.assemble.zygote")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Control:
     supervisor: Supervisor
     dispatcher: Dispatcher
     fresh: Fresh
+    isolator: Isolator
     lock: FileLock
 
     def start(self) -> None:
@@ -45,6 +48,7 @@ class Control:
         self.fresh.close()
         self.dispatcher.stop(self.settings.shutdown_seconds)
         self.supervisor.close()
+        self.isolator.close()
         self.database.close()
         self.lock.release()
 
@@ -68,6 +72,7 @@ def open_control(settings: Settings) -> Control:
     gallery, events = Gallery(settings.root), Events()
     supervisor = Supervisor(WORKER, settings, settings.spare_worker)
     rules = Rules(settings.queue_overtakes, settings.queue_delay_seconds)
-    dispatcher = Dispatcher(database, gallery, supervisor, events, rules, settings.max_queue_size)
+    isolator = Isolator(ZYGOTE, settings)
+    dispatcher = Dispatcher(database, gallery, supervisor, isolator, events, rules, settings.max_queue_size)
     fresh = Fresh(WORKER, settings)
-    return Control(settings, library, database, gallery, events, supervisor, dispatcher, fresh, lock)
+    return Control(settings, library, database, gallery, events, supervisor, dispatcher, fresh, isolator, lock)

@@ -39,7 +39,14 @@ def _local(context: typer.Context, root: Path | None) -> LocalEngine:
     return open_engine(loaded(context, root).settings)
 
 
-def _engine(context: typer.Context, root: Path | None, server: str | None, key: str | None) -> Engine:
+def _engine(context: typer.Context, root: Path | None, server: str | None, key: str | None, isolate: bool) -> Engine:
+    if server is None and (isolate or loaded(context, root).settings.isolate):
+        from safelight.assemble.control import open_library
+        from safelight.assemble.serving import ZYGOTE
+        from safelight.engine.isolated import IsolatedEngine, Isolator
+
+        settings = loaded(context, root).settings
+        return IsolatedEngine(open_library(settings), Isolator(ZYGOTE, settings))
     if server is None:
         return _local(context, root)
     from safelight.engine.client import ServerEngine
@@ -85,6 +92,13 @@ def generate(
         str | None, typer.Option(help="Have a running server make them: its address; models are then the server's.")
     ] = None,
     api_key: Annotated[str | None, typer.Option(envvar="SAFELIGHT_API_KEY", help="That server's key.")] = None,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Make each in a process that has never held another model.")
+    ] = False,
+    prove: Annotated[
+        bool,
+        typer.Option("--prove", help="Make each both ways, and say whether they are the same; exit code 1 if not."),
+    ] = False,
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
@@ -104,19 +118,43 @@ def generate(
             count=count,
             clip_skip=clip_skip,
             precision=precision,  # pyright: ignore[reportArgumentType]
+            isolate=isolate,
         )
         for model in models
     ]
     from safelight.cli.sheet import Sheet
 
     sheet = Sheet(prompt)
-    for image in _make(_engine(context, root, server, api_key), requests, out, as_json):
+    made = [_digests(_engine(context, root, server, api_key, isolate=True), requests)] if prove else []
+    digests: list[str] = []
+    for image in _make(_engine(context, root, server, api_key, isolate), requests, out, as_json):
+        digests.append(image.pixels_sha256)
         if len(models) > 1:
             sheet.add(image)
     if len(models) > 1:
         sheet.save(out / "sheet.png")
         if not as_json:
             typer.echo(f"{out / 'sheet.png'}")
+    for isolated in made:
+        _say_whether(isolated, digests, as_json)
+
+
+def _digests(engine: Engine, requests: list[Request]) -> list[str]:
+    """Of the images of all requests, each made in isolation."""
+    alone = [replace(request, isolate=True) for request in requests]
+    return [image.pixels_sha256 for request in alone for image in engine.generate(request)]
+
+
+def _say_whether(isolated: list[str], warm: list[str], as_json: bool) -> None:
+    differ = sum(one != other for one, other in zip(isolated, warm, strict=True))
+    if as_json:
+        say_json({"isolated": isolated, "same": differ == 0})
+    elif differ:
+        typer.echo(f"NOT the same: {differ} of {len(warm)} images differ from those of processes of their own")
+    else:
+        typer.echo(f"the same: {len(warm)} of {len(warm)} images are those of processes that held no other model")
+    if differ:
+        raise typer.Exit(1)
 
 
 def _make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> Iterator[Image]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
 
 import torch
 
@@ -20,3 +22,13 @@ def allocate(nbytes: int) -> torch.Tensor:
         if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= 4 << 20:
             pages.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(pages, dtype=torch.uint8, count=nbytes)
+
+
+def make_unwritable(base: torch.Tensor) -> None:
+    """From now on the kernel kills whoever writes into memory of :func:`allocate`, in this process and its forks."""
+    library = ctypes.CDLL(None, use_errno=True)
+    size = max(aligned(base.numel()), mmap.PAGESIZE)
+    pages = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+    if library.mprotect(ctypes.c_void_p(base.data_ptr()), ctypes.c_size_t(pages), mmap.PROT_READ):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

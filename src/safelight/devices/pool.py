@@ -32,13 +32,15 @@ class Book:
 
 @dataclass(eq=False)
 class Slab:
-    """``base``: uint8, (nbytes,), at a multiple of the alignment. ``busy``: what was submitted and may still use it."""
+    """``base``: uint8, (nbytes,), at a multiple of the alignment. ``busy``: what was submitted and may still use it.
+    ``sealed``: it cannot be written any more, and so not be used again."""
 
     base: torch.Tensor
     nbytes: int
     number: int
     device: Device
     busy: Fence = field(default=PASSED)
+    sealed: bool = False
 
     def holders(self) -> int:
         """How many tensors share the slab's storage, the base not counted."""
@@ -138,7 +140,7 @@ class SlabPool:
                 self._lingering.append(slab)
                 return False
             slab.busy = self.device.mark()
-            if keep:
+            if keep and not slab.sealed:
                 self._book.rename(slab.number, "", "kept for the next")
                 self._kept.append(slab)
             else:

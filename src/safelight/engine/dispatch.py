@@ -14,6 +14,7 @@ from typing import Any, Literal
 import structlog
 
 from safelight.engine.events import Event, Events
+from safelight.engine.isolated import Isolator
 from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import Cancelled, QueueFullError, SafelightError, WorkerDiedError
@@ -61,11 +62,19 @@ class Dispatcher:
     """
 
     def __init__(
-        self, database: Database, gallery: Gallery, supervisor: Supervisor, events: Events, rules: Rules, most: int
+        self,
+        database: Database,
+        gallery: Gallery,
+        supervisor: Supervisor,
+        isolator: Isolator,
+        events: Events,
+        rules: Rules,
+        most: int,
     ) -> None:
         self._database = database
         self._gallery = gallery
         self._supervisor = supervisor
+        self._isolator = isolator
         self._events = events
         self._rules = rules
         self._most = most
@@ -124,6 +133,7 @@ class Dispatcher:
         # Known before the worker is told: a worker that is not there yet, or that dies now, is not asked again.
         self._cancelled.add(job_id)
         self._supervisor.cancel(job_id)
+        self._isolator.cancel(job_id)
         return True
 
     def forget(self, image_id: str) -> bool:
@@ -154,9 +164,11 @@ class Dispatcher:
             self._put_back = True
             if (state := self._state) is not None:
                 self._supervisor.cancel(state.job.id)
+                self._isolator.cancel(state.job.id)
             # A step of a large model may take longer than anybody waits: then the worker goes.
             self._thread.join(min(5.0, seconds))
         self._supervisor.close()
+        self._isolator.close()
         self._thread.join(5.0)
 
     def _wake(self) -> None:
@@ -261,7 +273,8 @@ class Dispatcher:
         return _Outcome("queued", "the server was stopped while it ran", free=True)
 
     def _made(self, job: Job) -> _Outcome:
-        messages = self._supervisor.run(self._wanted(job), lambda: job.id in self._cancelled or self._put_back)
+        by = self._isolator if job.request.isolate else self._supervisor
+        messages = by.run(self._wanted(job), lambda: job.id in self._cancelled or self._put_back)
         with contextlib.closing(messages):
             for message in messages:
                 match message:
@@ -270,7 +283,8 @@ class Dispatcher:
                     case Made(_, place, image):
                         self._keep(job, place, image)
                     case Ended(_, kind, problem, resident):
-                        self._at_hand = (job.group, *(digest for digest in resident if digest != job.group))
+                        if not job.request.isolate:
+                            self._at_hand = (job.group, *(digest for digest in resident if digest != job.group))
                         self._supervisor.ask("memory").add_done_callback(self._remember)
                         if kind == "cancelled":
                             return self._stopped(job)

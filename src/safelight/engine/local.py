@@ -10,7 +10,7 @@ from typing import Any
 
 from safelight.engine.base import ignore
 from safelight.engine.repair import Repairs
-from safelight.errors import IntegrityError
+from safelight.errors import IntegrityError, RequestError
 from safelight.generate import fit, run
 from safelight.generate.check import check
 from safelight.generate.run import Bench
@@ -157,6 +157,22 @@ class LocalEngine:
     def make_resident(self, model: Model) -> None:
         """Bring a model's components into memory, as far as they fit, without making an image."""
         run.preload(self.library.checked(model), self.bench_for(model))
+
+    def share(self, request: Request, digest: str) -> None:
+        """Make ready for forks that make images of such requests, computing nothing: the model's weights are read and
+        become unwritable, its skeletons are built. Raises IntegrityError when its content is not ``digest``."""
+        model = self._sound(self.library.resolve(request.model))
+        if model.digest != digest:
+            raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
+        if self.bench.device.separate:
+            name = self.bench.device.name
+            raise RequestError("isolate", True, f"processes share weights where the CPU computes, not on {name}")
+        bench = self.bench_for(model, request.precision)
+        run.preload(model, bench)
+        run.prepare(model, bench)
+        for tier in self.tiers:
+            if not tier.device.separate:
+                tier.seal()
 
     def fits(self, request: Request, model: Model) -> dict[str, Any]:
         """Whether ``model`` can make the image that is asked for, and how: see :func:`safelight.generate.fit.fits`."""

@@ -102,5 +102,12 @@ class Answer:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Working:
+    """From an isolated process: the job has begun in the process ``pid``, which SIGUSR1 stops at its next step."""
+
+    pid: int
+
+
 ToWorker = Open | Generate | Cancel | Ask
-FromWorker = Imported | Ready | Progressed | Made | Ended | Answer
+FromWorker = Imported | Ready | Progressed | Made | Ended | Answer | Working

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import queue
 import signal
 import socket
@@ -118,8 +119,9 @@ class Process:
         return WorkerDiedError(f"was killed by {name}{why}")
 
     def kill(self) -> None:
-        """End it now, and wait until it is gone."""
-        self._process.kill()
+        """End it now, with what it has forked, and wait until it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         self._reader.join()
 

@@ -285,9 +285,7 @@ class _Job:
     def _once(self, role: str, dtype: torch.dtype, passes: int, stage: Callable[[nn.Module, Lease], Any]) -> Any:
         bench, run, component = self.bench, self.run, self.model.manifest.component(role)
         start = time.perf_counter()
-        key = SkeletonKey(
-            self.model.base, role, component.config, dtype, run.attention, self._device, run.attention_slice_size
-        )
+        key = _skeleton(self.model, role, dtype, bench)
         work = work_of(self.model, role, dtype, run, self._width * self._height)
         use = use_of(self.model, role, bench, dtype, self._width * self._height, passes)
         with bench.residency.lease(component, dtype, use) as lease:
@@ -371,6 +369,17 @@ def pinned(model: Model, bench: Bench) -> contextlib.ExitStack:
         return stack.pop_all()
 
 
+def prepare(model: Model, bench: Bench) -> None:
+    """Build a model's skeletons, so that the first image need not."""
+    for role in BASES[model.base].roles:
+        bench.skeletons.give(bench.skeletons.take(_skeleton(model, role, dtype_of(bench.run, role), bench)))
+
+
+def _skeleton(model: Model, role: str, dtype: torch.dtype, bench: Bench) -> SkeletonKey:
+    run, config = bench.run, model.manifest.component(role).config
+    return SkeletonKey(model.base, role, config, dtype, run.attention, bench.device.torch, run.attention_slice_size)
+
+
 def preload(model: Model, bench: Bench) -> None:
     """Make a model's components resident, the UNet last, without computing."""
     for role in sorted(BASES[model.base].roles, key=lambda role: role == "unet"):
@@ -406,6 +415,8 @@ def _finished(request: Request, model: Model, job: _Job, pixels: torch.Tensor) -
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in job.repairs),
     )
     asked = asdict(request) | {"seed": seed, "count": 1, "width": width, "height": height, "model": model.name}
+    # Who made it does not change what it is.
+    del asked["isolate"]
     metadata = {
         "version": METADATA_VERSION,
         "request": asked,

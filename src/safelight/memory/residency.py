@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 import torch
 
+from safelight.devices import host
 from safelight.devices.base import Device
 from safelight.devices.failures import translated
 from safelight.devices.pool import Slab, SlabPool
@@ -303,6 +304,14 @@ class Residency:
     def _told(lease: Lease, indices: set[int], resident: bool) -> None:
         if lease.on_change is not None and indices:
             lease.on_change([t.name for i in sorted(indices) for t in lease.segments[i].tensors], resident)
+
+    def seal(self) -> None:
+        """Make what is resident on the host unwritable, by the kernel, for this process and those it forks."""
+        with self._lock:
+            for held in self._residents.values():
+                if not held.target.slab.sealed:
+                    host.make_unwritable(held.target.slab.base)
+                    held.target.slab.sealed = True
 
     def check(self, digests: Collection[str] | None = None) -> list[str]:
         """Prove what is resident again, of the components of those digests or of all: the labels of segments whose

@@ -69,7 +69,7 @@ def accept(control: Control, *requests: Request, client: str, priority: int = 0)
 
 def _checked(control: Control, request: Request) -> tuple[Request, str]:
     model = model_named(control, request.model)
-    request = replace(request, model=model.name)
+    request = replace(request, model=model.name, isolate=request.isolate or control.settings.isolate)
     within_limits(control, request, model)
     check(request, model)
     return request, model.digest

@@ -52,6 +52,7 @@ class Generation(BaseModel):
     count: int = Field(default=1, ge=1, le=MOST_COUNT)
     clip_skip: int = Field(default=0, ge=0, le=11)
     precision: Precision = "auto"
+    isolate: bool = Field(default=False, description="make it in a process that has never held another model")
     priority: int = Field(default=0, ge=-100, le=100, description="higher goes first, within the queue's bound")
 
 

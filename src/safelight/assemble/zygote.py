@@ -1,0 +1,159 @@
+"""The zygote: ``python -m safelight.assemble.zygote FD``; see :mod:`safelight.engine.isolated`.
+
+Whoever forks must have no threads but its own, and OpenMP's must never have been started: the zygote imports and forks,
+the keeper reads files on threads that have ended when it forks, with one thread for each sum; only the child computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import pickle
+import signal
+import sys
+import threading
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+from safelight import logs
+from safelight.assemble import opening
+from safelight.engine.local import LocalEngine
+from safelight.engine.messages import Ended, FromWorker, Generate, Imported, Made, Open, Progressed, Ready, Working
+from safelight.errors import Cancelled, InputError, SafelightError
+from safelight.types import Progress
+
+
+class _Zygote:
+    """``connection``: to whoever asks; it is read by one process at a time, the one that waits for the next job."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def run(self) -> None:
+        """Serve until whoever asks is gone."""
+        opening.imported()
+        self._say(Imported())
+        message = self._heard()
+        assert isinstance(message, Open)
+        self._settings = message.settings
+        logs.to_stderr(message.settings.log_format)
+        self._say(Ready({}))
+        job: Generate | None = None
+        while True:
+            wanted = job or self._heard()
+            assert isinstance(wanted, Generate)
+            job = self._kept(wanted)
+
+    def _say(self, message: FromWorker) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            os._exit(0)
+
+    def _heard(self) -> object:
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+
+    def _kept(self, wanted: Generate) -> Generate | None:
+        """Fork a keeper, which serves jobs until one of another model comes: that one."""
+        ours, theirs = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(ours)
+            with contextlib.suppress(BaseException):
+                self._keep(wanted, theirs)
+            os._exit(1)
+        os.close(theirs)
+        with open(ours, "rb") as pipe:
+            handed = pipe.read()
+        _, status = os.waitpid(pid, 0)
+        if handed:
+            return pickle.loads(handed)
+        self._say(Ended(wanted.job, "failed", f"the process that holds the weights ended ({_how(status)})", ()))
+        return None
+
+    def _keep(self, wanted: Generate, pipe: int) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        engine = opening.open_engine(self._settings)
+        digest, precision = wanted.digest, wanted.request.precision
+        try:
+            engine.share(wanted.request, digest)
+        except SafelightError as error:
+            self._say(Ended(wanted.job, "input" if isinstance(error, InputError) else "failed", str(error), ()))
+            # The next job may be of another model, or the file may be right then.
+            self._hand_on(self._heard(), pipe)
+        gc.freeze()
+        while (wanted.digest, wanted.request.precision) == (digest, precision):
+            self._forked(engine, wanted)
+            message = self._heard()
+            assert isinstance(message, Generate)
+            wanted = message
+        self._hand_on(wanted, pipe)
+
+    @staticmethod
+    def _hand_on(wanted: object, pipe: int) -> None:
+        with open(pipe, "wb") as file:
+            file.write(pickle.dumps(wanted))
+        os._exit(0)
+
+    def _forked(self, engine: LocalEngine, wanted: Generate) -> None:
+        pid = os.fork()
+        if pid == 0:
+            self._work(engine, wanted)
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        if status:
+            self._say(Ended(wanted.job, "failed", f"the process that computed ended ({_how(status)})", ()))
+
+    def _work(self, engine: LocalEngine, wanted: Generate) -> None:
+        stopped = threading.Event()
+
+        def stop(number: int, frame: object) -> None:
+            del number, frame
+            stopped.set()
+
+        signal.signal(signal.SIGUSR1, stop)
+        self._say(Working(os.getpid()))
+
+        def on_progress(progress: Progress) -> None:
+            if stopped.is_set():
+                raise Cancelled
+            self._say(Progressed(wanted.job, replace(progress, image=progress.image + wanted.first)))
+
+        ended = Ended(wanted.job, "done", "", ())
+        try:
+            request = wanted.request
+            asked = replace(request, seed=request.seed + wanted.first, count=request.count - wanted.first)
+            images = engine.generate_pinned(asked, wanted.digest, (), on_progress)
+            for place, image in enumerate(images, wanted.first):
+                self._say(Made(wanted.job, place, image))
+        except Cancelled:
+            ended = replace(ended, kind="cancelled")
+        except InputError as error:
+            ended = replace(ended, kind="input", problem=str(error))
+        except SafelightError as error:
+            ended = replace(ended, kind="failed", problem=str(error))
+        except BaseException as error:  # noqa: BLE001 - the process ends; whoever asked must hear why
+            ended = replace(ended, kind="failed", problem=f"{type(error).__name__}: {error}")
+        self._say(ended)
+
+
+def _how(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exit code {os.waitstatus_to_exitcode(status)}"
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logs.to_stderr()
+    _Zygote(Connection(int(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()
