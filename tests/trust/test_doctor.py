@@ -22,7 +22,7 @@ from safelight.trust.canary import Canaries, request
 from safelight.trust.doctor import Doctor
 from safelight.trust.report import Report, without_names
 
-SHORT = 12
+SHORT = 6
 """Faults that `make test` tries; `make proof` tries all."""
 
 

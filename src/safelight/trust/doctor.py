@@ -27,7 +27,7 @@ from safelight.trust.remedies import suggestions
 from safelight.trust.report import A_THEN_A, GROWN, SUSPECTS, SWITCHED, Finding, Report, Suspect
 from safelight.types import Image, Request
 
-ROUNDS = 6
+ROUNDS = 4
 """Switches over which memory is watched."""
 
 GROWTH = 64 << 20
