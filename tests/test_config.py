@@ -115,3 +115,30 @@ def test_unknown_variables_are_named_and_a_file_is_no_root(tmp_path: Path, monke
     (tmp_path / "file").write_text("x")
     with pytest.raises(SettingError, match="not a folder"):
         config.load(tmp_path / "file")
+
+
+def test_a_value_is_set_in_the_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAFELIGHT_ATTENTION_TYPE")
+    monkeypatch.delenv("SAFELIGHT_THREADS")
+    (root / config.FILE).write_text("threads: 3\n")
+    assert config.write(root, "attention_type", "normal") == "normal"
+    assert config.write(root, "attention_types", "{sdxl: sliced}") == {"sdxl": "sliced"}
+    settings = config.load()
+    assert (settings.threads, settings.attention_type, settings.attention_types) == (3, "normal", {"sdxl": "sliced"})
+    before = (root / config.FILE).read_bytes()
+    for name, value, says in (
+        ("attention_type", "fast", "attention_type"),
+        ("atention_type", "normal", "attention_type is one"),
+        ("threads", "[", "is not YAML"),
+    ):
+        with pytest.raises(SettingError, match=says):
+            config.write(root, name, value)
+    assert (root / config.FILE).read_bytes() == before
+
+
+def test_a_file_of_a_newer_version_is_refused(root: Path) -> None:
+    (root / config.FILE).write_text("threads: 3\nsafelight_settings_version: 2\n")
+    with pytest.raises(SettingError, match="written by a newer one"):
+        config.load()
+    with pytest.raises(SettingError, match="written by a newer one"):
+        config.write(root, "threads", "2")

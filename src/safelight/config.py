@@ -6,6 +6,7 @@ file. What it says that has no meaning here is named, never dropped in silence.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +18,13 @@ from platformdirs import user_data_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from safelight.errors import SettingError, UnreadableFileError
+from safelight.files import write_whole
 from safelight.types import AttentionType, Precision, SliceSize
 
 FILE = "safelight.yaml"
+
+FILE_VERSION = 1
+"""Of the file of settings; a newer one is refused, never half read."""
 """Looked for in the root."""
 
 
@@ -213,7 +218,9 @@ def explained(root: Path | None = None, file: Path | None = None, **flags: Any) 
     }
     chosen = file or home / FILE
     if file is not None or chosen.exists():
-        for key, value in _flat(_yaml(chosen)).items():
+        told = _yaml(chosen)
+        _refuse_newer(chosen, told)
+        for key, value in _flat(told).items():
             name = INVOKEAI_NAMES.get(key, key)
             if name not in Settings.model_fields or name == "root":
                 ignored[key] = "no setting of Safelight"
@@ -231,6 +238,39 @@ def explained(root: Path | None = None, file: Path | None = None, **flags: Any) 
         name = str(first["loc"][0])
         raise SettingError(name, first["input"], origins.get(name, "the default"), first["msg"]) from error
     return Loaded(settings, {n: origins.get(n, "default") for n in Settings.model_fields}, ignored)
+
+
+VERSION_KEY = "safelight_settings_version"
+
+
+def _refuse_newer(path: Path, told: Mapping[str, Any]) -> None:
+    """Raise SettingError when a newer Safelight wrote the file; forget its version else."""
+    version = told.pop(VERSION_KEY, FILE_VERSION) if isinstance(told, dict) else FILE_VERSION
+    if not isinstance(version, int) or version > FILE_VERSION:
+        problem = f"this Safelight reads up to version {FILE_VERSION}; the file was written by a newer one"
+        raise SettingError(VERSION_KEY, version, str(path), problem)
+
+
+def write(root: Path, name: str, text: str) -> object:
+    """Set one value in ``safelight.yaml`` of the root, the others as they are; the value that it has now.
+
+    Raises SettingError for a name or value that is not allowed; nothing is written then. Comments are not kept.
+    """
+    path = root / FILE
+    if name not in Settings.model_fields or name == "root":
+        near = difflib.get_close_matches(name, Settings.model_fields, 1)
+        raise SettingError(name, text, "the command", f"no such setting{f'; {near[0]} is one' if near else ''}")
+    told = _yaml(path) if path.exists() else {}
+    _refuse_newer(path, told)
+    try:
+        value: Any = yaml.safe_load(text)
+        settings = Settings(**{name: value})
+    except (ValidationError, yaml.YAMLError) as error:
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "is not YAML"
+        raise SettingError(name, text, "the command", problem) from error
+    values = {VERSION_KEY: FILE_VERSION, **told, name: value}
+    write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+    return getattr(settings, name)
 
 
 def _yaml(path: Path) -> dict[str, Any]:

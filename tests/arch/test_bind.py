@@ -16,7 +16,7 @@ from torch import nn
 from safelight.arch.absent import AbsentParameter
 from safelight.arch.bind import bound
 from safelight.arch.skeleton import Skeleton, SkeletonCache, SkeletonKey
-from safelight.errors import AbsentTensorError, BindingError
+from safelight.errors import AbsentTensorError, BindingError, StateLeftError
 from safelight.weights.manifest import ComponentManifest
 
 
@@ -157,9 +157,13 @@ def test_state_24_what_is_left_on_a_skeleton_is_seen_and_dropped(vae: ComponentM
     with residency.lease(vae, torch.float32) as weights:
         with bound(cache, key(vae), weights) as clean:
             pass
-        with structlog.testing.capture_logs() as logs, bound(cache, key(vae), weights) as left:
+        binding = bound(cache, key(vae), weights)
+        with structlog.testing.capture_logs() as logs:
+            left = binding.__enter__()
             assert left is clean
             leave(left)
+            with pytest.raises(StateLeftError, match="the vae was changed while it computed"):
+                binding.__exit__(None, None, None)
         assert any("left changed" in entry["event"] and entry["changed"] for entry in logs)
         with bound(cache, key(vae), weights) as fresh:
             assert fresh is not left

@@ -297,3 +297,37 @@ def test_paths_are_measured_once(library: Library, tiny: Path, root: Path) -> No
     assert first
     assert not again
     assert own(library) == []
+
+
+def test_a_name_goes_back_to_what_it_named(tmp_path: Path, tiny: Path) -> None:
+    library = Library(tmp_path / "root")
+    path = tmp_path / "dream.safetensors"
+    path.write_bytes((tiny / "a.safetensors").read_bytes())
+    first = library.add(path)
+    with pytest.raises(InputError, match="no earlier content"):
+        library.roll_back("dream")
+    (tmp_path / "dream-old.bak").write_bytes(path.read_bytes())
+    path.write_bytes((tiny / "b.safetensors").read_bytes())
+    second = library.add(path)
+    assert [model.digest for model in library.earlier("dream")] == [first.digest]
+    back = library.roll_back("dream")
+    assert (back.digest, back.path.name) == (first.digest, "dream-old.bak")
+    assert library.verify("dream").digest == first.digest
+    # What it was meanwhile is the last earlier one now.
+    assert library.roll_back("dream").digest == second.digest
+    assert library.roll_back("dream", first.digest[:8]).digest == first.digest
+    (tmp_path / "dream-old.bak").unlink()
+    assert library.roll_back("dream").digest == second.digest
+    with pytest.raises(InputError, match="is not there any more"):
+        library.roll_back("dream", first.digest[:8])
+    assert library.get("dream").digest == second.digest
+
+
+def test_a_conversion_that_was_replaced_is_kept_to_go_back_to(tmp_path: Path, tiny: Path) -> None:
+    library = Library(tmp_path / "root")
+    path = tmp_path / "dream.ckpt"
+    path.write_bytes((tiny / "old.ckpt").read_bytes())
+    first = library.add(path)
+    checkpoints.write_single(path, "sd1", 9)
+    assert library.add(path).digest != first.digest
+    assert library.roll_back("dream").digest == first.digest

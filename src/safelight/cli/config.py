@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, loaded, say_json, table
 
 app = typer.Typer(
-    help="Show the settings.",
+    help="Show the settings, and set them.",
     no_args_is_help=True,
     epilog="Example: `safelight --config ~/invokeai/invokeai.yaml config show`",
 )
@@ -35,3 +37,20 @@ def show(context: typer.Context, as_json: JsonOption = False, root: RootOption =
         for name, value in values.items()
     ]
     table(("setting", "value", "from", "what it is"), rows)
+
+
+@app.command(
+    "set", epilog="Examples: `safelight config set attention_type normal` · `safelight config set canary switch`"
+)
+def set_one(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A setting's name.", show_default=False)],
+    value: Annotated[str, typer.Argument(help="Its value, as in YAML.", show_default=False)],
+    root: RootOption = None,
+) -> None:
+    """Set a value in safelight.yaml of the root."""
+    from safelight import config as settings
+
+    home = loaded(context, root).settings.root
+    held = settings.write(home, name.rstrip(":").replace("-", "_"), value)
+    typer.echo(f"{name.rstrip(':')} is {held} in {home / settings.FILE}")

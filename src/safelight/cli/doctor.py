@@ -15,7 +15,8 @@ from safelight.errors import InputError
 if TYPE_CHECKING:
     from safelight.library.model import Model
     from safelight.trust.doctor import Doctor
-    from safelight.trust.report import Finding, Report
+    from safelight.trust.finding import Finding
+    from safelight.trust.report import Report
 
 EXAMPLES = (
     "Examples: `safelight doctor` · `safelight doctor my-model --json` · `safelight doctor --soak 2000` · "
@@ -73,14 +74,14 @@ def doctor(
         if since_upgrade:
             report = Report(tuple(found.since_upgrade(models)), found.machine())
             if not as_json:
-                _say_all(report)
+                say_all(report)
         else:
             soaked = _soaked(found, models, wanted, plot) if wanted is not None else []
             with bar("examining") as update:
                 report = found.examine(models, lambda finding: update(0, 0, finding.what))
             report = Report((*report.findings, *soaked), report.machine)
             if not as_json:
-                _say_all(report)
+                say_all(report)
     if as_json:
         say_json(report.values())
     if save is not None:
@@ -107,7 +108,8 @@ def _soaked(found: Doctor, models: list[Model], wanted: tuple[int, float], plot:
     return soaked.findings()
 
 
-def _say_all(report: Report) -> None:
+def say_all(report: Report) -> None:
+    """The report for people."""
     from rich.console import Console
     from rich.markup import escape
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from safelight import logs
-from safelight.cli import config, doctor, generate, identify, memory, models, remake, serve
+from safelight.cli import audit, config, doctor, generate, identify, memory, models, remake, serve, upgrade
 from safelight.cli.common import Chosen
 from safelight.errors import Cancelled, InputError, SafelightError
 
@@ -30,6 +30,9 @@ app.command("demo", epilog="Example: `safelight demo --out out/demo`")(generate.
 app.command("memory", epilog=memory.MEMORY_EXAMPLES)(memory.memory)
 app.command("fits", epilog=memory.FITS_EXAMPLES)(memory.fits)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
+app.command("upgrade", epilog=upgrade.UPGRADE_EXAMPLES)(upgrade.upgrade)
+app.command("rollback", epilog=upgrade.ROLLBACK_EXAMPLES)(upgrade.rollback)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("identify", epilog=identify.EXAMPLES)(identify.identify)
 

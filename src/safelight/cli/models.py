@@ -166,6 +166,27 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: `safelight models rollback dream`")
+def rollback(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
+    digest: Annotated[
+        str, typer.Option(help="Which content, by the beginning of its digest; the last by default.")
+    ] = "",
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Give a name back to the content that it had before, if its file is still kept."""
+    library = _library(context, root)
+    before = library.get(name)
+    with byte_bar(f"reading {name}") as on_bytes:
+        model = library.roll_back(name, digest, on_bytes)
+    if as_json:
+        say_json(model.summary())
+    else:
+        typer.echo(f"{name} is {model.digest[:10]} again (it was {before.digest[:10]}), from {model.path}")
+
+
 @app.command(epilog="Example: `safelight models remove dream`")
 def remove(
     context: typer.Context,

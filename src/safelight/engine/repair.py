@@ -35,10 +35,10 @@ REFERENCE = "normal"
 COUNTS = "repairs.json"
 
 SETTINGS: Mapping[str, str] = {
-    "attention": "attention_type: normal",
-    "memory": "verify_transfers: always",
+    "attention": "attention_type normal",
+    "memory": "verify_transfers always",
 }
-"""What may help for good, by suspect, as a line of ``safelight.yaml``."""
+"""What may help for good, by suspect, as ``safelight config set`` takes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,9 +161,61 @@ class Library:
         model = self._describe(path, chosen, "added", prediction_type, on_bytes)
         with self._alone():
             self._refuse_taken(chosen, path)
-            records.write(self._records / f"{chosen}.json", model)
-            self._quarantine(model).unlink(missing_ok=True)
+            self._replace(chosen, model)
         return model
+
+    def _replace(self, name: str, model: Model) -> None:
+        """Write a record; one of other content that had the name is kept for :meth:`roll_back`."""
+        before = self.named(name)
+        if before is not None and before.digest != model.digest:
+            records.write(self._earlier(name) / f"{time.time():.3f}.json", before)
+        records.write(self._records / f"{name}.json", model)
+        self._quarantine(model).unlink(missing_ok=True)
+
+    def _earlier(self, name: str) -> Path:
+        return self._records / "earlier" / name
+
+    def earlier(self, name: str) -> list[Model]:
+        """What had the name before, the newest first."""
+        found = (self._seen(path) for path in sorted(self._earlier(name).glob("*.json"), reverse=True))
+        return [model for model in found if model is not None]
+
+    def roll_back(self, name: str, digest: str = "", on_bytes: OnBytes | None = None) -> Model:
+        """Give a name back to what it named before: the newest earlier content, or the one whose digest begins so.
+
+        Its bytes must still be there: under the path that it had, in the conversion that was made of it, or in a file
+        of the same folder and size. All of it is read and hashed. Raises InputError when there is none.
+        """
+        current = self.get(name)
+        earlier = [model for model in self.earlier(name) if model.digest.startswith(digest)]
+        if not earlier:
+            what = f"no earlier content of {name}" + (f" begins with {digest}" if digest else "")
+            raise InputError(f"{what} is known; `safelight models add` keeps what it replaces")
+        wanted = earlier[0]
+        found = next((m for m in self._candidates(wanted, on_bytes) if m.digest == wanted.digest), None)
+        if found is None:
+            raise InputError(
+                f"{wanted.path}: the file with the earlier content {wanted.digest[:10]} is not there any more, nor is "
+                f"another of its size in {wanted.path.parent}; put it back, then try again"
+            )
+        with self._alone():
+            self._replace(name, replace(found, name=name, origin=current.origin))
+        return self.get(name)
+
+    def _candidates(self, wanted: Model, on_bytes: OnBytes | None) -> Iterator[Model]:
+        """What may hold a model's bytes, read in whole: its own files, then files that look like it."""
+        told: Any = wanted.prediction_type if wanted.told else None
+        beside: list[Path] = []
+        if wanted.path.parent.is_dir() and wanted.format not in CONVERTED:
+            size = sum(hint.size for hint in wanted.manifest.files if hint.path == wanted.path)
+            files = (path for path in sorted(wanted.path.parent.iterdir()) if path.is_file() and path != wanted.path)
+            beside = [path for path in files if path.stat().st_size == size]
+        if wanted.format in CONVERTED and wanted.manifest.files[0].holds():
+            read = measure(_layout(wanted.manifest.files[0].path).components)
+            yield replace(wanted, manifest=replace(read, files=read.files))
+        for path in (wanted.path, *beside):
+            with contextlib.suppress(InputError):
+                yield self._describe(path, wanted.name, "added", told, on_bytes)
 
     def _refuse_taken(self, name: str, path: Path) -> None:
         taken = next((model for model in self.models() if model.name == name), None)
@@ -201,6 +253,7 @@ class Library:
         write its record.
         """
         kept = {record.digest for record in self._read_all() if isinstance(record, Model)}
+        kept |= {model.digest for folder in self._earlier("").glob("*") for model in self.earlier(folder.name)}
         for path in (self.root / "seen").glob("*.json"):
             model = self._seen(path)
             if model is None or model.manifest.changed():

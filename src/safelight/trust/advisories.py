@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from safelight.trust.report import Finding
+from safelight.trust.finding import Finding
 from safelight.types import RunSettings
 
 

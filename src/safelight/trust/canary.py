@@ -23,6 +23,7 @@ from safelight.errors import CanaryError
 from safelight.generate import run
 from safelight.generate.run import Bench
 from safelight.library.model import Model
+from safelight.trust.difference import Difference, difference
 from safelight.types import Image, Request
 
 SIDE = 264
@@ -45,18 +46,6 @@ class Canary:
         """uint8 (h, w, 3)."""
         with PILImage.open(io.BytesIO(base64.b64decode(self.png))) as image:
             return np.asarray(image.convert("RGB"))
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Between two images: of 255, and the structural similarity (Wang et al. 2004) of their luminance."""
-
-    largest: int
-    mean: float
-    similarity: float
-
-    def __str__(self) -> str:
-        return f"at most {self.largest} of 255, {self.mean:.2f} on average, structural similarity {self.similarity:.3f}"
 
 
 def request(model: Model, precision: str = "auto") -> Request:
@@ -133,26 +122,3 @@ def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Bench
 def pixels_of(image: Image) -> np.ndarray[Any, Any]:
     """uint8 (h, w, 3)."""
     return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
-
-
-def difference(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> Difference:
-    """How far two images of one size are from each other."""
-    apart = np.abs(one.astype(np.int16) - other.astype(np.int16))
-    return Difference(int(apart.max()), float(apart.mean()), _similarity(_luminance(one), _luminance(other)))
-
-
-def _luminance(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-
-
-def _similarity(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    """SSIM over windows of 8 by 8 pixels, with the constants of the paper."""
-    from scipy.ndimage import uniform_filter
-
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mean_a, mean_b = uniform_filter(a, 8), uniform_filter(b, 8)
-    var_a = uniform_filter(a * a, 8) - mean_a**2
-    var_b = uniform_filter(b * b, 8) - mean_b**2
-    both = uniform_filter(a * b, 8) - mean_a * mean_b
-    top = (2 * mean_a * mean_b + c1) * (2 * both + c2)
-    return float((top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean())

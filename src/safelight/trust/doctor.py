@@ -22,9 +22,11 @@ from safelight.generate import run
 from safelight.generate.run import TORCH_DTYPES
 from safelight.library.model import Model
 from safelight.trust.advisories import advisories
-from safelight.trust.canary import Canaries, Canary, Difference, difference, pixels_of, request
+from safelight.trust.canary import Canaries, Canary, pixels_of, request
+from safelight.trust.difference import Difference, difference
+from safelight.trust.finding import SUSPECTS, Finding, Suspect
 from safelight.trust.remedies import suggestions
-from safelight.trust.report import A_THEN_A, GROWN, SUSPECTS, SWITCHED, Finding, Report, Suspect
+from safelight.trust.report import A_THEN_A, GROWN, SWITCHED, Report
 from safelight.types import Image, Request
 
 ROUNDS = 4
@@ -185,7 +187,7 @@ class Doctor:
             with_reference = replace(bench, run=replace(bench.run, attention=REFERENCE))
             reference = run.image(request(model), model, with_reference, 0, lambda _: None)
             if difference(pixels_of(image), pixels_of(reference)).similarity < ROUNDING:
-                return "attention", f"`safelight config set attention_type: {REFERENCE}`"
+                return "attention", f"`safelight config set attention_type {REFERENCE}`"
         return "state", "Start again, and report it with `safelight doctor --save FILE`."
 
     # Attention
@@ -196,7 +198,9 @@ class Doctor:
         name = settings.attention
         tried = attention.try_out([name], dtype, at, settings.attention_slice_size)[name]
         what = f"the kernel {name} in {settings.dtype}"
-        todo = "" if tried.passed else f"`attention_type: {REFERENCE}` in safelight.yaml, until another version is out."
+        todo = (
+            "" if tried.passed else f"`safelight config set attention_type {REFERENCE}`, until another version is out."
+        )
         yield Finding("attention", what, tried.passed, tried.why, todo)
 
     # Memory
@@ -257,7 +261,7 @@ class Doctor:
         what = f"{settings.dtype} on {settings.device}"
         if settings.dtype != "fp32" and not choice.computes(settings.dtype, device.torch):
             evidence = "a product of matrices is further from float64 than rounding makes it"
-            return Finding("device", what, False, evidence, "`safelight config set precision: fp32`")
+            return Finding("device", what, False, evidence, "`safelight config set precision fp32`")
         return Finding("device", what, True, "a product of matrices is as near to float64 as rounding lets it be")
 
     def machine(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safelight.devices import kept
 from safelight.engine.repair import COUNTS, SETTINGS
-from safelight.trust.report import Finding, Suspect
+from safelight.trust.finding import Finding, Suspect
 
 OFTEN = 2
 

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from safelight.library.model import Model
-
-Suspect = Literal["loading", "state", "attention", "memory", "device"]
-SUSPECTS: tuple[Suspect, ...] = ("loading", "state", "attention", "memory", "device")
+from safelight.trust.finding import Finding
 
 A_THEN_A = "the same image twice"
 SWITCHED = "the same image after other models"
 GROWN = "the process's memory over switches"
 SYMPTOMS = (A_THEN_A, SWITCHED, GROWN)
 """What wrong bytes, kernels and leftovers all lead to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check. ``what`` was looked at, the ``evidence``, and what to do (``todo``) when it is not ``ok``."""
-
-    suspect: Suspect
-    what: str
-    ok: bool
-    evidence: str
-    todo: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from safelight.devices import machine
 from safelight.engine.local import LocalEngine
 from safelight.library.model import Model
 from safelight.trust.canary import PROMPT, SEED, STEPS
-from safelight.trust.report import Finding
+from safelight.trust.finding import Finding
 from safelight.types import Request
 
 SIDE = 128

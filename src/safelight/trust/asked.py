@@ -1,0 +1,235 @@
+"""Image servers by the API that they speak: Safelight's, AUTOMATIC1111's, OpenAI's, InvokeAI's. No torch."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import httpx
+
+from safelight.errors import InputError, SafelightError
+
+WAIT_SECONDS = 1800.0
+"""For one image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One image. ``lora``: a name that the server listed, empty for none. ``size``: pixels a side."""
+
+    prompt: str
+    seed: int
+    steps: int
+    size: int
+    model: str = ""
+    lora: str = ""
+
+    def by(self, model: str, lora: str) -> Asked:
+        """The same by another model."""
+        return replace(self, model=model, lora=lora)
+
+
+class Server(Protocol):
+    """What an audit needs of a server. Every method raises SafelightError with what went wrong."""
+
+    def models(self) -> list[str]:
+        """The models' names."""
+        ...
+
+    def loras(self) -> list[str]:
+        """Adapters' names."""
+        ...
+
+    def make(self, asked: Asked) -> bytes:
+        """The image, as a file."""
+        ...
+
+
+class _HTTP:
+    """``url``: where it is; ``key``: a bearer token, if it wants one."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            self.client = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=WAIT_SECONDS)
+        except (httpx.InvalidURL, ValueError, TypeError) as error:
+            raise InputError(f"{url}: is not an address ({error})") from error
+
+    def get(self, path: str, **more: Any) -> Any:
+        return self._said(lambda: self.client.get(path, **more)).json()
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._said(lambda: self.client.post(path, json=body)).json()
+
+    def data(self, path: str) -> bytes:
+        return self._said(lambda: self.client.get(path)).content
+
+    def _said(self, ask: Any) -> httpx.Response:
+        with self._reached():
+            answer: httpx.Response = ask()
+        if not answer.is_success:
+            raise SafelightError(f"{answer.request.url.path} answered {answer.status_code}: {answer.text[:200]}")
+        return answer
+
+    @contextmanager
+    def _reached(self) -> Generator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise SafelightError(f"the server cannot be reached ({error})") from error
+
+
+class Safelight(_HTTP):
+    """Safelight's own API."""
+
+    def models(self) -> list[str]:
+        return [model["name"] for model in self.get("/api/v1/models")]
+
+    def loras(self) -> list[str]:
+        return []
+
+    def make(self, asked: Asked) -> bytes:
+        body = {
+            "prompt": asked.prompt,
+            "model": asked.model,
+            "seed": asked.seed,
+            "steps": asked.steps,
+            "width": asked.size,
+            "height": asked.size,
+        }
+        job = self.post("/api/v1/generate", body)["id"]
+        until = time.monotonic() + WAIT_SECONDS
+        while (now := self.get(f"/api/v1/jobs/{job}"))["ended"] is None:
+            if time.monotonic() > until:
+                raise SafelightError(f"no image after {WAIT_SECONDS:.0f} s")
+            time.sleep(0.05)
+        if now["state"] != "done":
+            raise SafelightError(f"its job {now['state']}: {now['reason']}")
+        return self.data(self.get(f"/api/v1/jobs/{job}/images")[0]["url"])
+
+
+class A1111(_HTTP):
+    """AUTOMATIC1111's API, which Forge, SD.Next and others speak too."""
+
+    def models(self) -> list[str]:
+        return [model["title"] for model in self.get("/sdapi/v1/sd-models")]
+
+    def loras(self) -> list[str]:
+        return [lora["name"] for lora in self.get("/sdapi/v1/loras")]
+
+    def make(self, asked: Asked) -> bytes:
+        prompt = f"{asked.prompt} <lora:{asked.lora}:1>" if asked.lora else asked.prompt
+        body = {
+            "prompt": prompt,
+            "seed": asked.seed,
+            "steps": asked.steps,
+            "width": asked.size,
+            "height": asked.size,
+            "sampler_name": "Euler",
+            "override_settings": {"sd_model_checkpoint": asked.model},
+        }
+        images = self.post("/sdapi/v1/txt2img", body)["images"]
+        return base64.b64decode(images[0].rpartition(",")[2]) if images else b""
+
+
+class OpenAI(_HTTP):
+    """OpenAI's API for images; its clients cannot give a seed, but local servers take one."""
+
+    def models(self) -> list[str]:
+        return [model["id"] for model in self.get("/v1/models")["data"]]
+
+    def loras(self) -> list[str]:
+        return []
+
+    def make(self, asked: Asked) -> bytes:
+        body = {
+            "prompt": asked.prompt,
+            "model": asked.model,
+            "size": f"{asked.size}x{asked.size}",
+            "response_format": "b64_json",
+            "seed": asked.seed,
+            "steps": asked.steps,
+        }
+        return base64.b64decode(self.post("/v1/images/generations", body)["data"][0]["b64_json"])
+
+
+class InvokeAI(_HTTP):
+    """InvokeAI's API (6.x): a graph in its queue, for checkpoints of SD 1 and SD 2."""
+
+    def models(self) -> list[str]:
+        return [model["name"] for model in self._listed("main") if model["base"] in ("sd-1", "sd-2")]
+
+    def loras(self) -> list[str]:
+        return [model["name"] for model in self._listed("lora") if model["base"] in ("sd-1", "sd-2")]
+
+    def _listed(self, kind: str) -> list[dict[str, Any]]:
+        return self.get("/api/v2/models/", params={"model_type": kind})["models"]
+
+    def _identifier(self, kind: str, name: str) -> dict[str, Any]:
+        found = next(model for model in self._listed(kind) if model["name"] == name)
+        return {key: found[key] for key in ("key", "hash", "name", "base", "type")}
+
+    def make(self, asked: Asked) -> bytes:
+        queued = self.post("/api/v1/queue/default/enqueue_batch", {"batch": {"graph": self._graph(asked), "runs": 1}})
+        item = queued["item_ids"][0]
+        until = time.monotonic() + WAIT_SECONDS
+        while (now := self.get(f"/api/v1/queue/default/i/{item}"))["status"] in ("pending", "in_progress"):
+            if time.monotonic() > until:
+                raise SafelightError(f"no image after {WAIT_SECONDS:.0f} s")
+            time.sleep(0.1)
+        if now["status"] != "completed":
+            raise SafelightError(f"its job {now['status']}: {now.get('error_message')}")
+        results = now["session"]["results"].values()
+        name = next(result["image"]["image_name"] for result in results if result["type"] == "image_output")
+        return self.data(f"/api/v1/images/i/{name}/full")
+
+    def _graph(self, asked: Asked) -> dict[str, Any]:
+        size = {"width": asked.size, "height": asked.size}
+        nodes: dict[str, dict[str, Any]] = {
+            "model": {"type": "main_model_loader", "model": self._identifier("main", asked.model)},
+            "positive": {"type": "compel", "prompt": asked.prompt},
+            "negative": {"type": "compel", "prompt": ""},
+            "noise": {"type": "noise", "seed": asked.seed, "use_cpu": True, **size},
+            "denoise": {"type": "denoise_latents", "steps": asked.steps, "cfg_scale": 7.0, "scheduler": "euler"},
+            "image": {"type": "l2i", "fp32": True, "is_intermediate": False},
+        }
+        clip = ("model", "clip")
+        unet = ("model", "unet")
+        edges: list[tuple[tuple[str, str], tuple[str, str]]] = []
+        if asked.lora:
+            nodes["lora"] = {"type": "lora_loader", "lora": self._identifier("lora", asked.lora), "weight": 1.0}
+            edges += [(unet, ("lora", "unet")), (clip, ("lora", "clip"))]
+            clip, unet = ("lora", "clip"), ("lora", "unet")
+        edges += [
+            (clip, ("positive", "clip")),
+            (clip, ("negative", "clip")),
+            (unet, ("denoise", "unet")),
+            (("positive", "conditioning"), ("denoise", "positive_conditioning")),
+            (("negative", "conditioning"), ("denoise", "negative_conditioning")),
+            (("noise", "noise"), ("denoise", "noise")),
+            (("denoise", "latents"), ("image", "latents")),
+            (("model", "vae"), ("image", "vae")),
+        ]
+        return {
+            "id": "audit",
+            # Not from its cache of results: the image has to be made.
+            "nodes": {
+                name: {"id": name, "use_cache": False, "is_intermediate": True, **n} for name, n in nodes.items()
+            },
+            "edges": [
+                {"source": {"node_id": a, "field": b}, "destination": {"node_id": c, "field": d}}
+                for (a, b), (c, d) in edges
+            ],
+        }
+
+
+APIS: Mapping[str, type[Safelight | A1111 | OpenAI | InvokeAI]] = {
+    "safelight": Safelight,
+    "a1111": A1111,
+    "openai": OpenAI,
+    "invoke": InvokeAI,
+}
