@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo test lint install proof contracts soak bench bench-peers starter clean
+.PHONY: demo test lint install proof contracts mutants soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -29,6 +29,9 @@ proof: $(STAMP) ## the long versions of the checks; writes their figures to docs
 
 contracts: $(STAMP) ## the devices' suite on one device: make contracts DEVICE=mps
 	SAFELIGHT_CONTRACTS_DEVICE=$(DEVICE) $(PY) -m pytest tests/contracts --no-header -q
+
+mutants: $(STAMP) ## protections are removed one at a time: their tests must go red
+	$(PY) tools/mutants.py
 
 soak: $(STAMP) ## sequences of switches and failures for an hour
 	PYTHONPATH=tests $(PY) tools/soak.py 3600
