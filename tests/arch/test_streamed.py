@@ -58,6 +58,8 @@ def test_load_12_a_captured_or_wrapped_forward_streams_too(component, residency:
         module.layers[0].forward = lambda x: first(x)  # type: ignore[index, union-attr]
         with torch.no_grad():
             assert torch.equal(captured(X), right)
+        # What was wrapped is unwrapped: else the image would be made again.
+        del module.layers[0].forward  # type: ignore[index, union-attr]
     with pytest.raises(AbsentTensorError):
         captured(X)
 

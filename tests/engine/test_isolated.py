@@ -10,10 +10,11 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import torch
-from support.serving import Server, ended, serving
+from support.serving import Server, ended
 
 import safelight
 from safelight import config
@@ -140,17 +141,17 @@ def test_sealed_weights_are_not_used_again_as_memory(engine: LocalEngine, ask) -
     assert torch.zeros(1).sum() == 0
 
 
-def test_over_http_and_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(tmp_path) as server, server.client() as client:
-        assert isinstance(server, Server)
-        pixels = []
-        for isolate in (True, False):
-            body = {"prompt": "red apple", "model": "starter-noto", "steps": 2, "seed": 1, "isolate": isolate}
-            job = ended(client, client.post("/api/v1/generate", json=body).json()["id"])
-            assert job["state"] == "done", job["reason"]
-            (image,) = client.get(f"/api/v1/jobs/{job['id']}/images").json()
-            pixels.append(image["pixels_sha256"])
-        assert pixels[0] == pixels[1]
+def test_over_http_and_on_the_command_line(
+    server: Server, http: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = []
+    for isolate in (True, False):
+        body = {"prompt": "red apple", "model": "starter-noto", "steps": 2, "seed": 1, "isolate": isolate}
+        job = ended(http, http.post("/api/v1/generate", json=body).json()["id"])
+        assert job["state"] == "done", job["reason"]
+        (image,) = http.get(f"/api/v1/jobs/{job['id']}/images").json()
+        pixels.append(image["pixels_sha256"])
+    assert pixels[0] == pixels[1]
     arguments = ["generate", "red apple", "-m", "starter-noto", "--steps", "2", "--out", str(tmp_path / "out")]
-    main.app([*arguments, "--prove"], standalone_mode=False)
+    main.app([*arguments, "--server", server.url, "--prove"], standalone_mode=False)
     assert "the same: 1 of 1" in capsys.readouterr().out

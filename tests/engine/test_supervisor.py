@@ -31,32 +31,40 @@ def supervisor(tmp_path: Path) -> Generator[Supervisor]:
     made.close()
 
 
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Generator[Supervisor]:
+    """One for all tests that do no harm to it."""
+    made = Supervisor(WORKER, config.load(tmp_path_factory.mktemp("root")), spare=False)
+    yield made
+    made.close()
+
+
 def wanted(steps: int = 2, job: str = "j", **more) -> Generate:
     digest = more.pop("digest", None) or Library(Path("/nowhere")).get(STARTER).digest
     return Generate(job, Request("red apple", STARTER, steps=steps, **more), digest, 0, ())
 
 
-def test_a_job_reports_and_ends(supervisor: Supervisor) -> None:
-    messages = list(supervisor.run(wanted(count=2)))
+def test_a_job_reports_and_ends(calm: Supervisor) -> None:
+    messages = list(calm.run(wanted(count=2)))
     assert [m.place for m in messages if isinstance(m, Made)] == [0, 1]
     previews = [m.progress.preview for m in messages if isinstance(m, Progressed) and m.progress.stage == "denoise"]
     assert all(preview is not None and len(preview.pixels) == 8 * 8 * 3 for preview in previews)
     end = messages[-1]
     assert isinstance(end, Ended)
     assert (end.kind, end.problem) == ("done", "")
-    assert end.resident == (wanted().digest,)
+    assert end.resident[0] == wanted().digest
 
 
-def test_only_images_that_are_not_there_yet_are_made(supervisor: Supervisor) -> None:
-    both = [m for m in supervisor.run(wanted(count=2)) if isinstance(m, Made)]
+def test_only_images_that_are_not_there_yet_are_made(calm: Supervisor) -> None:
+    both = [m for m in calm.run(wanted(count=2)) if isinstance(m, Made)]
     ask = wanted(count=2)
-    rest = [m for m in supervisor.run(Generate("j", ask.request, ask.digest, 1, ())) if isinstance(m, Made)]
+    rest = [m for m in calm.run(Generate("j", ask.request, ask.digest, 1, ())) if isinstance(m, Made)]
     assert [(m.place, m.image.pixels_sha256) for m in rest] == [(1, both[1].image.pixels_sha256)]
 
 
-def test_other_content_than_was_accepted_is_refused(supervisor: Supervisor) -> None:
+def test_other_content_than_was_accepted_is_refused(calm: Supervisor) -> None:
     """STATE 18: the model is pinned when the job is accepted."""
-    (end,) = supervisor.run(wanted(digest="0" * 64))
+    (end,) = calm.run(wanted(digest="0" * 64))
     assert isinstance(end, Ended)
     assert end.kind == "failed"
     assert "another than when the job was accepted" in end.problem
@@ -81,10 +89,10 @@ def test_a_worker_that_dies_is_replaced_by_the_spare(supervisor: Supervisor) -> 
     assert end.kind == "done"
 
 
-def test_a_job_is_cancelled_at_its_next_step(supervisor: Supervisor) -> None:
-    for message in supervisor.run(wanted(steps=150)):
+def test_a_job_is_cancelled_at_its_next_step(calm: Supervisor) -> None:
+    for message in calm.run(wanted(steps=150)):
         if isinstance(message, Progressed) and message.progress.step == 2:
-            supervisor.cancel("j")
+            calm.cancel("j")
     assert isinstance(message, Ended)
     assert message.kind == "cancelled"
 
@@ -144,11 +152,11 @@ def supervisor_loaded(supervisor: Supervisor) -> list[str]:
     return supervisor.ask("load", STARTER).result(30)
 
 
-def test_what_an_abandoned_job_still_says_is_not_the_next_jobs(supervisor: Supervisor) -> None:
+def test_what_an_abandoned_job_still_says_is_not_the_next_jobs(calm: Supervisor) -> None:
     """STATE 17: somebody stopped listening in the middle; the next job's images are its own."""
-    with contextlib.closing(supervisor.run(wanted(count=2, job="first"))) as messages:
+    with contextlib.closing(calm.run(wanted(count=2, job="first"))) as messages:
         next(messages)
-    told = list(supervisor.run(wanted(job="second", seed=9)))
+    told = list(calm.run(wanted(job="second", seed=9)))
     assert {message.job for message in told} == {"second"}  # type: ignore[union-attr]
     assert [message.image.seed for message in told if isinstance(message, Made)] == [9]
 

@@ -112,6 +112,7 @@ def test_auto_verifies_as_long_as_it_costs_little() -> None:
             if verification.due("x"):
                 with verification.timed():
                     time.sleep(seconds)
-    assert cheap.verified == 20
+    # Beside other processes even nothing can take a while.
+    assert cheap.verified >= 15
     assert 1 <= dear.verified <= 4
     assert "of 20 verified" in dear.says()

@@ -69,7 +69,7 @@ def nothing_is_left_over(root: Path) -> None:
 
 def kill_workers(root: Path, right: dict[tuple[str, int], str], kills: int) -> dict[str, int]:
     chance = random.Random(0)
-    with serving.serving(root) as server:
+    with serving.serving(root, spare=True) as server:
         server.ready()
         accepted: list[str] = []
         with server.client() as client:

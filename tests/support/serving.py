@@ -51,12 +51,14 @@ def children(pid: int) -> list[int]:
     return sorted(int(child) for path in found for child in path.read_text().split())
 
 
-def start(root: Path, *options: str, key: str | None = None) -> Server:
-    """Start a server on a free port, and return when it answers."""
+def start(root: Path, *options: str, key: str | None = None, spare: bool = False) -> Server:
+    """Start a server on a free port, and return when it answers. ``spare``: with a spare worker, which takes a core for
+    seconds to import."""
     command = [sys.executable, "-m", "safelight.cli", "serve", "--root", str(root), "--port", "0", *options]
     if key is not None:
         command += ["--api-key", key]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "SAFELIGHT_SPARE_WORKER": str(spare).lower()}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     line = process.stdout.readline()
     found = re.search(r"http://\S+", line)
@@ -84,8 +86,8 @@ def stop(server: Server) -> int:
 
 
 @contextmanager
-def serving(root: Path, *options: str, key: str | None = None) -> Generator[Server]:
-    server = start(root, *options, key=key)
+def serving(root: Path, *options: str, key: str | None = None, spare: bool = False) -> Generator[Server]:
+    server = start(root, *options, key=key, spare=spare)
     try:
         yield server
     finally:

@@ -22,7 +22,13 @@ from safelight.trust.canary import Canaries, request
 from safelight.trust.doctor import Doctor
 from safelight.trust.report import Report, without_names
 
-SHORT = 6
+SHORT = (
+    "the text encoder of another checkpoint",
+    "a hook left on the UNet",
+    "attention gives junk above 1,024 tokens",
+    "a bit of the VAE in memory",
+    "a device that does not repeat itself",
+)
 """Faults that `make test` tries; `make proof` tries all."""
 
 
@@ -86,7 +92,7 @@ def named(prepared: Path, home: Path, fault: Fault, seed: int) -> str:
         return report.cause
 
 
-@pytest.mark.parametrize("fault", random.Random(5).sample(FAULTS, SHORT), ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in SHORT], ids=lambda fault: fault.name)
 def test_the_right_suspect_is_named(fault: Fault, prepared: Path, tmp_path: Path) -> None:
     assert named(prepared, tmp_path, fault, 1) == fault.suspect
 
@@ -112,8 +118,7 @@ def test_nothing_is_wrong(prepared: Path, tmp_path: Path) -> None:
         assert report.ok, [finding for finding in report.findings if not finding.ok]
         assert report.cause == ""
         assert json.loads(json.dumps(report.values()))["ok"] is True
-        for _ in range(2):
-            assert examined(doctor).ok
+        assert examined(doctor).ok
 
 
 @pytest.mark.proof
