@@ -210,6 +210,18 @@ SERVER = {
 }
 
 
+TRUST = {
+    "tests/trust/test_doctor.py::test_forty_faults_and_the_right_suspects": (
+        "41",
+        "faults over the four suspects and the device: the doctor names the right one for all but at most two",
+    ),
+    "tests/trust/test_doctor.py::test_nothing_is_wrong_a_hundred_times": (
+        "100",
+        "examinations with nothing wrong: no alarm",
+    ),
+}
+
+
 def sequences(given: dict[str, tuple[str, str]]) -> list[tuple[str, str, str, str]]:
     """What long tests found: (how many sequences, of what, seconds, result)."""
     rows = []
@@ -372,6 +384,10 @@ def server() -> tuple[list[str], bool]:
     return _with_rows(["| times | what | s | |", "|---|---|---|---|"], SERVER)
 
 
+def trust() -> tuple[list[str], bool]:
+    return _with_rows(["| | what | s | |", "|---|---|---|---|"], TRUST)
+
+
 def _with_rows(lines: list[str], given: dict[str, tuple[str, str]]) -> tuple[list[str], bool]:
     rows = sequences(given)
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows)], all(row[-1] == "all held" for row in rows)
@@ -383,7 +399,7 @@ def whole() -> tuple[list[str], bool]:
     return lines, not any(value == "NOT EQUAL" for _, value in rows)
 
 
-SECTIONS = {"lanes": lanes, "memory": memory, "server": server, "states": states, "processes": whole}
+SECTIONS = {"lanes": lanes, "memory": memory, "server": server, "states": states, "trust": trust, "processes": whole}
 """Each gives its part of the page, and whether all is as it must be."""
 
 

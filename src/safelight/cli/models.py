@@ -166,6 +166,27 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: `safelight models export starter-noto --out ~/models/starter-noto`")
+def export(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not be there yet.", show_default=False)],
+    form: Annotated[
+        str, typer.Option("--format", help="diffusers: a folder, as other programs read it.")
+    ] = "diffusers",
+    root: RootOption = None,
+) -> None:
+    """Write a model for other programs: the same weights, byte for byte."""
+    if form != "diffusers":
+        raise typer.BadParameter(f"{form!r}: must be diffusers", param_hint="--format")
+    library = _library(context, root)
+    model = library.checked(library.get(name))
+    from safelight.assemble.exporting import to_diffusers
+
+    to_diffusers(model, out.expanduser())
+    typer.echo(f"{out}: {name} as a folder of diffusers")
+
+
 @app.command(epilog="Example: `safelight models rollback dream`")
 def rollback(
     context: typer.Context,
