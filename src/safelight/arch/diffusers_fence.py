@@ -280,7 +280,7 @@ def save_tokenizer(folder: Path, vocabulary: Path, pad: str) -> None:
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     model = json.loads(vocabulary.read_text())["model"]
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    merges: Any = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
     made = CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=77, pad_token=pad)
     made.save_pretrained(folder)
     # Older versions of transformers read these two.
