@@ -70,18 +70,28 @@ def _remove(folder: Path) -> None:
 
 def _component(base: str, component: ComponentManifest, folder: Path) -> None:
     file_name = "model" if component.role.startswith("text_encoder") else "diffusion_pytorch_model"
-    by_name = {tensor.name: tensor for tensor in component.tensors}
+    by_name = {_published(component.role, tensor.name): tensor for tensor in component.tensors}
     with contextlib.ExitStack() as stack:
         opened: dict[Path, int] = {}
         for path in {tensor.path for tensor in component.tensors}:
             opened[path] = open_regular(path)[0]
             stack.callback(os.close, opened[path])
-        infos = [TensorInfo(t.name, t.dtype, t.shape, t.path, t.offset, t.nbytes) for t in component.tensors]
+        infos = [
+            TensorInfo(_published(component.role, t.name), t.dtype, t.shape, t.path, t.offset, t.nbytes)
+            for t in component.tensors
+        ]
         with written(folder) as (file, temporary):
             safetensors.write(file, infos, lambda info: _bytes(opened[info.path], by_name[info.name]))
             settle(file, temporary)
             os.replace(temporary, folder / f"{file_name}.safetensors")
     write_whole(folder / "config.json", json.dumps(diffusers_fence.settings_of(base, component.config)).encode())
+
+
+def _published(role: str, name: str) -> str:
+    """A tensor's name as checkpoints are published: before transformers 5 a text encoder had one more module around it,
+    and a program with an older one would leave unknown names out, and draw with random weights in silence."""
+    inner = role.startswith("text_encoder") and not name.startswith(("text_model.", "text_projection"))
+    return f"text_model.{name}" if inner else name
 
 
 def _bytes(descriptor: int, tensor: ManifestTensor) -> bytes:
