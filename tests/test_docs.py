@@ -54,7 +54,7 @@ def test_tests_that_the_documents_name_are_there() -> None:
     every = "".join(path.read_text() for path in (HOME / "tests").rglob("*.py"))
     for name in re.findall(r"(?<!/)(test_[a-z0-9_]+)(?!\.py|[a-z0-9_]*\.py)", text):
         assert name.rstrip("_") in every, name
-    for path in re.findall(r"`((?:tests|memory|devices|arch)/[a-z_/]+(?:\.py)?)", text):
+    for path in re.findall(r"`((?:tests|memory|devices|arch)/[a-z0-9_/]+(?:\.py)?)", text):
         assert (HOME / path).exists() or (HOME / "src/safelight" / path).exists(), path
 
 

@@ -250,10 +250,10 @@ def few_keys(original: Any) -> Any:
 
 
 def resident(scene: Scene, role: str) -> torch.Tensor:
-    """The bytes of a resident segment."""
+    """The bytes of a resident tensor; between tensors there are bytes that belong to none."""
     held = [h for piece, h in scene.engine.bench.residency._residents.items() if piece.component.startswith(role)]
-    chosen = scene.chance.choice(held).target
-    return chosen.slab.base[: chosen.segment.nbytes]
+    tensor = scene.chance.choice(list(scene.chance.choice(held).target.tensors.values()))
+    return tensor.detach().view(-1).view(torch.uint8)
 
 
 def bit_in_memory(role: str) -> Apply:
@@ -265,7 +265,7 @@ def bit_in_memory(role: str) -> Apply:
 
 
 def nan_in_memory(scene: Scene) -> None:
-    resident(scene, "unet").view(torch.float32)[:16] = float("nan")
+    resident(scene, "unet").view(torch.float32)[:4] = float("nan")
 
 
 def zeros_in_memory(scene: Scene) -> None:

@@ -36,7 +36,7 @@ def audit(
     from safelight.errors import UnreadableFileError
     from safelight.trust import audit as auditing
     from safelight.trust.asked import APIS, Asked
-    from safelight.trust.report import Report
+    from safelight.trust.report import Report, in_order
 
     if api not in APIS:
         raise InputError(f"--api {api}: must be one of {', '.join(APIS)}")
@@ -57,7 +57,7 @@ def audit(
     with bar("auditing") as update:
         audited = auditing.audit(server, chosen, asked, rounds, earlier, lambda count: update(count, 0, "images"))
     audited.save(out)
-    report = Report(tuple(audited.findings), {"server": url, "api": api, "models": ", ".join(chosen)})
+    report = Report(in_order(audited.findings), {"server": url, "api": api, "models": ", ".join(chosen)})
     values = {**report.values(), "digests": audited.digests(), "images": str(out)}
     if as_json:
         say_json(values)

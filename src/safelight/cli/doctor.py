@@ -66,7 +66,7 @@ def doctor(
     wanted = _soak_of(soak)
     settings = loaded(context, root).settings
     from safelight.assemble import examining
-    from safelight.trust.report import Report, without_names
+    from safelight.trust.report import Report, in_order, without_names
 
     with examining.doctor(settings) as found:
         library = found.engine.library
@@ -79,7 +79,7 @@ def doctor(
             soaked = _soaked(found, models, wanted, plot) if wanted is not None else []
             with bar("examining") as update:
                 report = found.examine(models, lambda finding: update(0, 0, finding.what))
-            report = Report((*report.findings, *soaked), report.machine)
+            report = Report(in_order((*report.findings, *soaked)), report.machine)
             if not as_json:
                 say_all(report)
     if as_json:

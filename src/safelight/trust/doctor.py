@@ -24,9 +24,9 @@ from safelight.library.model import Model
 from safelight.trust.advisories import advisories
 from safelight.trust.canary import Canaries, Canary, pixels_of, request
 from safelight.trust.difference import Difference, difference
-from safelight.trust.finding import SUSPECTS, Finding, Suspect
+from safelight.trust.finding import Finding, Suspect
 from safelight.trust.remedies import suggestions
-from safelight.trust.report import A_THEN_A, GROWN, SWITCHED, Report
+from safelight.trust.report import A_THEN_A, GROWN, SWITCHED, Report, in_order
 from safelight.types import Image, Request
 
 ROUNDS = 4
@@ -73,8 +73,7 @@ class Doctor:
         for finding in self._all(list(models)):
             found.append(finding)
             on_finding(finding)
-        order = {suspect: number for number, suspect in enumerate(SUSPECTS)}
-        return Report(tuple(sorted(found, key=lambda finding: order[finding.suspect])), self.machine())
+        return Report(in_order(found), self.machine())
 
     def _all(self, models: list[Model]) -> Iterator[Finding]:
         yield self._bytes_in_memory("as it is now")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from safelight.library.model import Model
-from safelight.trust.finding import Finding
+from safelight.trust.finding import SUSPECTS, Finding
 
 A_THEN_A = "the same image twice"
 SWITCHED = "the same image after other models"
@@ -43,6 +43,11 @@ class Report:
             "machine": self.machine,
             "findings": [asdict(finding) for finding in self.findings],
         }
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings in the order of the suspects."""
+    return tuple(sorted(findings, key=lambda finding: SUSPECTS.index(finding.suspect)))
 
 
 def without_names(report: Report, models: Sequence[Model]) -> Report:
