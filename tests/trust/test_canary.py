@@ -144,7 +144,7 @@ def test_on_the_command_line(root: Path, tiny: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["models", "add", str(tmp_path / "mine.safetensors")]).exit_code == 0
     report = tmp_path / "report.json"
-    arguments = ["doctor", "mine", "--soak", "4", "--plot", str(tmp_path / "soak.png"), "--save", str(report)]
+    arguments = ["doctor", "mine", "--soak", "2", "--plot", str(tmp_path / "soak.png"), "--save", str(report)]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "images made here are right" in result.output

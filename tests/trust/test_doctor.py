@@ -18,8 +18,10 @@ from safelight.assemble.worker import open_engine
 from safelight.devices.simulated import Simulated
 from safelight.engine.fresh import Fresh
 from safelight.engine.local import LocalEngine
+from safelight.library.library import Library
 from safelight.trust.canary import Canaries, request
 from safelight.trust.doctor import Doctor
+from safelight.trust.finding import Finding
 from safelight.trust.report import Report, without_names
 
 SHORT = (
@@ -118,7 +120,6 @@ def test_nothing_is_wrong(prepared: Path, tmp_path: Path) -> None:
         assert report.ok, [finding for finding in report.findings if not finding.ok]
         assert report.cause == ""
         assert json.loads(json.dumps(report.values()))["ok"] is True
-        assert examined(doctor).ok
 
 
 @pytest.mark.proof
@@ -130,12 +131,12 @@ def test_nothing_is_wrong_a_hundred_times(prepared: Path, tmp_path: Path) -> Non
             assert report.ok, [finding for finding in report.findings if not finding.ok]
 
 
-def test_a_report_for_others_names_nobody(prepared: Path, tmp_path: Path) -> None:
-    with scene(prepared, tmp_path, 0) as (there, doctor):
-        models = [there.engine.library.get(name) for name in (A, B)]
-        there.files[A].unlink()
-        report = examined(doctor)
-        text = json.dumps(without_names(report, models).values())
-        assert str(tmp_path) not in text
-        assert "(model 1)" in text
-        assert not report.ok
+def test_a_report_for_others_names_nobody(tmp_path: Path, tiny: Path) -> None:
+    library = Library(tmp_path)
+    models = [library.add(tiny / f"{form}.safetensors", name) for form, name in (("a", "dream"), ("b", "deliberate"))]
+    finding = Finding("loading", f"the files of {models[0].name}", False, f"{models[0].path}: is gone", "Put it back.")
+    text = json.dumps(without_names(Report((finding,), {"device": "cpu"}), models).values())
+    assert str(tiny) not in text
+    assert "dream" not in text
+    assert "(model 1)" in text
+    assert "(file 1)" in text

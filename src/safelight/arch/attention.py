@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import structlog
 import torch
 from torch import nn
 
@@ -23,8 +22,6 @@ from safelight.arch.diffusers_fence import KERNELS
 from safelight.devices import choice, kept
 from safelight.devices.base import Device
 from safelight.errors import SettingError
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,6 @@ class Kernels:
                 )
         unknown = [name for name in names if name not in found]
         for name, tried in try_out(unknown, dtype, self._device.torch, slice_size).items():
-            _log.debug("an attention kernel was tried", kernel=name, dtype=str(dtype), **asdict(tried))
             kept.keep(self._path, self._key(name, dtype, slice_size), asdict(tried))
             found[name] = tried
         return {name: found[name] for name in names}
