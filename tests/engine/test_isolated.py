@@ -61,6 +61,16 @@ def test_each_image_is_made_by_a_process_of_its_own(isolated: IsolatedEngine) ->
     assert len(pids) == 3
 
 
+def test_who_takes_one_image_leaves_all_ready_for_the_next(isolated: IsolatedEngine) -> None:
+    next(isolated.generate(Request("x", "starter-noto", steps=1)))
+    assert isolated._isolator._zygote is not None
+    before = isolated._isolator._zygote.pid
+    first = next(isolated.generate(Request("x", "starter-noto", steps=60, count=3)))
+    second = next(isolated.generate(Request("x", "starter-noto", steps=2, seed=9)))
+    assert (first.seed, second.seed) == (0, 9)
+    assert isolated._isolator._zygote.pid == before
+
+
 def test_it_can_be_cancelled_at_a_step(isolated: IsolatedEngine) -> None:
     digest = isolated.library.get("starter-noto").digest
     with contextlib.closing(

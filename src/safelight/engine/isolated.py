@@ -65,10 +65,21 @@ class Isolator:
                 ended = isinstance(message, Ended)
                 yield message
         finally:
-            self._job, self._working = "", 0
             if not ended:
-                # Who stops listening in the middle wants nothing more of it.
-                zygote.kill()
+                # Who stops listening in the middle wants nothing more of it; the next job does not hear its end.
+                self.cancel(wanted.job)
+                self._forget(zygote)
+            self._job, self._working = "", 0
+
+    def _forget(self, zygote: Process) -> None:
+        """Hear what is still said of the job, to its end, at most a step away."""
+        while True:
+            message = zygote.inbox.get()
+            if isinstance(message, Working):
+                self._working = message.pid
+                self.cancel(self._job)
+            elif message is None or isinstance(message, Ended):
+                return
 
     def cancel(self, job: str) -> None:
         """Stop the job at its next step, if it is the one that runs."""
