@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--no-crowd", action="store_true", help="leave the 100 clients out")
     arguments = parser.parse_args()
     print("| what | |\n|---|---|")
-    with tempfile.TemporaryDirectory() as root, serving(Path(root)) as server:
+    with tempfile.TemporaryDirectory() as root, serving(Path(root), spare=True) as server:
         server.ready()
         if not arguments.no_crowd:
             crowd(server)
@@ -143,7 +143,7 @@ def main() -> None:
         folder = HERE.parent / "build/bench"
         with tempfile.TemporaryDirectory() as root:
             (Path(root) / "safelight.yaml").write_text(f"model_folders: [{folder}]\nprecision: bf16\n")
-            with serving(Path(root)) as server, server.client() as client:
+            with serving(Path(root), spare=True) as server, server.client() as client:
                 server.ready()
                 added = {"path": str(folder / "A.safetensors"), "name": "full"}
                 client.post("/api/v1/models", json=added).raise_for_status()
