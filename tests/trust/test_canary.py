@@ -120,7 +120,7 @@ def test_after_an_upgrade_it_is_said_which_models_draw_otherwise(engine: LocalEn
 
 def test_a_soak_finds_drift_and_growth_and_draws_them(engine: LocalEngine, canaries: Canaries, tmp_path: Path) -> None:
     models = [engine.library.get(name) for name in "ab"]
-    sound = soak.soak(engine, models, lambda count, _: count >= 30)
+    sound = soak.soak(engine, models, lambda count, _: count >= 20)
     assert all(finding.ok for finding in sound.findings()), sound.findings()
     assert all(one != other for one, other in zip(sound.models, sound.models[1:], strict=False))
     soak.plot(sound, tmp_path / "soak.png")
