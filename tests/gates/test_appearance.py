@@ -71,7 +71,7 @@ def test_a_decoder_that_shifts_colours_is_marked_and_the_image_given(
 ) -> None:
     for prompt in PROMPTS:
         for model in ("starter-noto", "starter-twemoji", "starter-fluent"):
-            next(engine.generate(safelight.Request(prompt, model, steps=2)))
+            next(engine.generate(safelight.Request(prompt, model, steps=3)))
     decode = diffusers_fence.decode
     monkeypatch.setattr(diffusers_fence, "decode", lambda vae, latents: decode(vae, latents).flip(1))
     image = next(engine.generate(safelight.Request("red apple", "starter-noto", steps=8)))
