@@ -146,7 +146,10 @@ def test_state_23_what_is_left_on_a_model_between_two_images_changes_none(engine
     right = next(engine.generate(ask())).pixels_sha256
     for skeleton in engine.bench.skeletons._free.values():
         skeleton.module.register_forward_hook(lambda _, __, out: None)
-    assert next(engine.generate(ask())).pixels_sha256 == right
+    image = next(engine.generate(ask()))
+    assert image.pixels_sha256 == right
+    # It was never computed with: nothing had to be repaired.
+    assert image.metadata["repairs"] == []
 
 
 def test_load_07_a_file_that_is_spoiled_is_not_used_again(engine: LocalEngine, tiny: Path, tmp_path: Path) -> None:
