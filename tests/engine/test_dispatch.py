@@ -143,7 +143,10 @@ def test_a_cancel_after_the_worker_died_is_kept(queue: Queue, monkeypatch: pytes
     assert queue.ended(job).state == "cancelled"
 
 
-def test_a_cancelled_job_is_not_put_back_when_the_server_stops(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cancelled", "becomes"), [(True, ("cancelled", 1)), (False, ("queued", 0))])
+def test_when_the_server_stops_a_job_is_put_back_unless_it_was_cancelled(
+    tmp_path: Path, cancelled: bool, becomes: tuple[str, int]
+) -> None:
     queue, runs, go = Queue(tmp_path, Told()), threading.Event(), threading.Event()
 
     def waits(wanted: Generate) -> Generator[FromWorker]:
@@ -155,29 +158,13 @@ def test_a_cancelled_job_is_not_put_back_when_the_server_stops(tmp_path: Path) -
     job = queue.accept()
     queue.dispatcher.start()
     assert runs.wait(10)
-    queue.dispatcher.cancel(job.id)
-    threading.Timer(0.2, go.set).start()
-    queue.dispatcher.stop(0.05)
-    assert queue.ended(job).state == "cancelled"
-
-
-def test_a_job_that_only_the_stop_ends_is_put_back(tmp_path: Path) -> None:
-    queue, runs, go = Queue(tmp_path, Told()), threading.Event(), threading.Event()
-
-    def waits(wanted: Generate) -> Generator[FromWorker]:
-        runs.set()
-        go.wait(10)
-        yield Ended(wanted.job, "cancelled", "", ())
-
-    queue.supervisor.script = waits
-    job = queue.accept()
-    queue.dispatcher.start()
-    assert runs.wait(10)
+    if cancelled:
+        queue.dispatcher.cancel(job.id)
     threading.Timer(0.2, go.set).start()
     queue.dispatcher.stop(0.05)
     found = queue.database.job(job.id)
     assert found is not None
-    assert (found.state, found.attempts) == ("queued", 0)
+    assert (found.state, found.attempts) == becomes
 
 
 def test_a_job_is_cancelled_while_its_worker_still_starts(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from safelight.devices import host
 from safelight.engine.isolated import IsolatedEngine, Isolator
 from safelight.engine.local import LocalEngine
 from safelight.engine.messages import Ended, Generate, Progressed
+from safelight.errors import WorkerDiedError
 from safelight.types import Request
 
 NAMES = ("starter-noto", "starter-fluent", "starter-noto")
@@ -92,6 +93,20 @@ def test_a_child_that_dies_fails_its_job_only(isolated: IsolatedEngine) -> None:
                 os.kill(isolated._isolator._working, signal.SIGKILL)
     assert isinstance(message, Ended)
     assert (message.kind, "SIGKILL" in message.problem) == ("failed", True)
+    assert next(isolated.generate(Request("x", "starter-noto", steps=1))).width == 64
+
+
+def test_a_zygote_that_dies_with_all_of_its_own_is_said_and_replaced(isolated: IsolatedEngine) -> None:
+    next(isolated.generate(Request("x", "starter-noto", steps=1)))
+    assert isolated._isolator._zygote is not None
+    group = isolated._isolator._zygote.pid
+
+    def kill(progress: safelight.Progress) -> None:
+        if progress.step == 2:
+            os.killpg(group, signal.SIGKILL)
+
+    with pytest.raises(WorkerDiedError, match="SIGKILL"):
+        list(isolated.generate(Request("x", "starter-noto", steps=150), kill))
     assert next(isolated.generate(Request("x", "starter-noto", steps=1))).width == 64
 
 

@@ -44,15 +44,15 @@ def wanted(steps: int = 2, job: str = "j", **more) -> Generate:
     return Generate(job, Request("red apple", STARTER, steps=steps, **more), digest, 0, ())
 
 
-def test_a_job_reports_and_ends(calm: Supervisor) -> None:
-    messages = list(calm.run(wanted(count=2)))
+def test_a_job_reports_and_ends(supervisor: Supervisor) -> None:
+    messages = list(supervisor.run(wanted(count=2)))
     assert [m.place for m in messages if isinstance(m, Made)] == [0, 1]
     previews = [m.progress.preview for m in messages if isinstance(m, Progressed) and m.progress.stage == "denoise"]
     assert all(preview is not None and len(preview.pixels) == 8 * 8 * 3 for preview in previews)
     end = messages[-1]
     assert isinstance(end, Ended)
     assert (end.kind, end.problem) == ("done", "")
-    assert end.resident[0] == wanted().digest
+    assert end.resident == (wanted().digest,)
 
 
 def test_only_images_that_are_not_there_yet_are_made(calm: Supervisor) -> None:
@@ -97,17 +97,17 @@ def test_a_job_is_cancelled_at_its_next_step(calm: Supervisor) -> None:
     assert message.kind == "cancelled"
 
 
-def test_questions_are_answered_while_a_job_runs(supervisor: Supervisor) -> None:
+def test_questions_are_answered_while_a_job_runs(calm: Supervisor) -> None:
     seen = False
-    for message in supervisor.run(wanted(steps=100)):
+    for message in calm.run(wanted(steps=100)):
         if isinstance(message, Progressed) and message.progress.step == 1 and not seen:
             seen = True
-            assert supervisor.ask("memory").result(20)["places"]["host"]["stored"] > 0
-            assert supervisor.ask("prefetch", "starter-fluent").result(20) is True
+            assert calm.ask("memory").result(20)["places"]["host"]["stored"] > 0
+            assert calm.ask("prefetch", "starter-fluent").result(20) is True
             with pytest.raises(RuntimeError, match="no model named"):
-                supervisor.ask("load", "nobody").result(20)
+                calm.ask("load", "nobody").result(20)
     assert seen
-    resident = supervisor.ask("load", "starter-fluent").result(20)
+    resident = calm.ask("load", "starter-fluent").result(20)
     assert wanted().digest in resident
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from safelight.errors import ModelNotFoundError
 from safelight.library.library import Library
-from safelight.server.apis.a1111 import CLIENTS, Clients, _Client, by_title
+from safelight.server.apis.a1111 import by_title
+from safelight.server.clients import CLIENTS, Client, Clients
 from safelight.server.problems import RefusedError
 
 
@@ -89,10 +90,10 @@ def test_what_clients_send_without_meaning_it_is_taken(http: httpx.Client) -> No
 
 def test_state_19_who_sets_nothing_takes_nobodys_place() -> None:
     clients = Clients()
-    one = _Client("connection 1", "127.0.0.1", named=False)
+    one = Client("connection 1", "127.0.0.1", named=False)
     clients.set(one, {"sd_model_checkpoint": "a"})
     for number in range(2, CLIENTS + 10):
-        other = _Client(f"connection {number}", "127.0.0.1", named=False)
+        other = Client(f"connection {number}", "127.0.0.1", named=False)
         clients.set(other, {})
         assert clients.checkpoint(other) == "a"
     assert clients.checkpoint(one) == "a"

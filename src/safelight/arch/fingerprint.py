@@ -8,6 +8,7 @@ Values are compared by identity or, where they are plain, by value; the entries 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_
 from typing import Any
 
 import torch
@@ -22,13 +23,26 @@ _BOUND = frozenset({"_parameters", "_buffers"})
 class _Entry:
     """A value as it was: the object itself, and what it held."""
 
-    __slots__ = ("copy", "inner", "value")
+    __slots__ = ("copy", "inner", "keys", "value", "values")
 
     def __init__(self, value: Any) -> None:
         self.value = value
         self.inner = _inside(value)
+        self.keys = [] if self.inner is None else list(self.inner)
+        self.values = [] if self.inner is None else list(self.inner.values())
         # The version counter does not see what is written through ``.data``; such tensors are small.
         self.copy = value.detach().clone() if isinstance(value, torch.Tensor) and not value.is_meta else None
+
+    def untouched(self) -> bool:
+        """Whether the value holds the very objects that it held: a quick look that is sufficient, not necessary."""
+        if self.inner is None:
+            return False
+        held = self.value if isinstance(self.value, (dict, list, tuple)) else getattr(self.value, "__dict__", None)
+        if held is None or len(held) != len(self.keys):
+            return False
+        if isinstance(held, dict):
+            return list(held) == self.keys and all(map(is_, held.values(), self.values))
+        return all(map(is_, held, self.values))
 
     def same(self, now: Any) -> bool:
         if isinstance(self.value, _PLAIN):
@@ -91,7 +105,8 @@ class _Module:
         self._buffers = {key: _Entry(value) for key, value in module._buffers.items()}
         # What :meth:`same` looks at: most entries are plain, and most containers are empty.
         self._keys = list(vars(module))
-        self._values = [None if key in _BOUND else value for key, value in vars(module).items()]
+        self._values = list(vars(module).values())
+        self._names, self._types = list(module._parameters), list(map(type, module._parameters.values()))
         self._deep = [entry for entry in self._entries.values() if not isinstance(entry.value, _PLAIN)]
         self._empty = [entry.value for entry in self._deep if entry.inner == {} and hasattr(entry.value, "__len__")]
         self._full = [e for e in self._deep if not (e.inner == {} and hasattr(e.value, "__len__"))]
@@ -102,13 +117,11 @@ class _Module:
         return (
             type(self._module) is self._kind
             and list(now) == self._keys
-            and all(
-                value is before or key in _BOUND or (isinstance(before, _PLAIN) and _identical(value, before))
-                for (key, value), before in zip(now.items(), self._values, strict=True)
-            )
+            and (all(map(is_, now.values(), self._values)) or all(map(_identical, now.values(), self._values)))
             and not any(self._empty)
-            and all(entry.same(entry.value) for entry in self._full)
-            and _slots(self._module) == self._slots
+            and all(entry.untouched() or entry.same(entry.value) for entry in self._full)
+            and list(self._module._parameters) == self._names
+            and list(map(type, self._module._parameters.values())) == self._types
             and self._module._buffers.keys() == self._buffers.keys()
             and all(entry.same(self._module._buffers[key]) for key, entry in self._buffers.items())
         )

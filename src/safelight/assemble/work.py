@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -22,21 +22,17 @@ import structlog
 
 from safelight import logs
 from safelight.assemble import opening
+from safelight.assemble.pipe import Pipe, carried_out
 from safelight.engine.messages import (
     Answer,
     Ask,
     Cancel,
-    Ended,
-    FromWorker,
     Generate,
     Imported,
-    Made,
     Open,
-    Progressed,
     Ready,
 )
-from safelight.errors import Cancelled, DeviceLostError, InputError, SafelightError
-from safelight.types import Progress
+from safelight.errors import SafelightError
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine
@@ -46,8 +42,7 @@ class Worker:
     """``connection``: to the server."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._sending = threading.Lock()
+        self._pipe = Pipe(connection)
         self._jobs: queue.SimpleQueue[Generate] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self._engine: LocalEngine
@@ -55,12 +50,12 @@ class Worker:
     def run(self) -> None:
         """Serve until the server is gone."""
         opening.imported()
-        self._say(Imported())
-        message = self._heard()
+        self._pipe.say(Imported())
+        message = self._pipe.hear()
         assert isinstance(message, Open)
         logs.to_stderr(message.settings.log_format)
         self._engine = opening.open_engine(message.settings, previews=True)
-        self._say(Ready(asdict(self._engine.bench.run)))
+        self._pipe.say(Ready(asdict(self._engine.bench.run)))
         threading.Thread(target=self._listen, name="safelight-listen", daemon=True).start()
         for name in message.pinned:
             try:
@@ -70,22 +65,9 @@ class Worker:
         while True:
             self._work(self._jobs.get())
 
-    def _say(self, message: FromWorker) -> None:
-        try:
-            with self._sending:
-                self._connection.send(message)
-        except OSError:
-            os._exit(0)
-
-    def _heard(self) -> object:
-        try:
-            return self._connection.recv()
-        except (EOFError, OSError):
-            os._exit(0)
-
     def _listen(self) -> None:
         while True:
-            message = self._heard()
+            message = self._pipe.hear()
             match message:
                 case Generate():
                     self._jobs.put(message)
@@ -99,12 +81,12 @@ class Worker:
 
     def _answer(self, ask: Ask) -> None:
         try:
-            self._say(Answer(ask.tag, self._answered(ask)))
+            self._pipe.say(Answer(ask.tag, self._answered(ask)))
         except SafelightError as error:
-            self._say(Answer(ask.tag, None, str(error)))
+            self._pipe.say(Answer(ask.tag, None, str(error)))
         except Exception as error:  # noqa: BLE001 - whatever it was, the server must hear of it
             traceback.print_exc()
-            self._say(Answer(ask.tag, None, f"{type(error).__name__}: {error}"))
+            self._pipe.say(Answer(ask.tag, None, f"{type(error).__name__}: {error}"))
 
     def _answered(self, ask: Ask) -> object:
         engine = self._engine
@@ -124,30 +106,9 @@ class Worker:
         return list(engine.resident())
 
     def _work(self, job: Generate) -> None:
-        def on_progress(progress: Progress) -> None:
-            if job.job in self._cancelled:
-                raise Cancelled
-            self._say(Progressed(job.job, replace(progress, image=progress.image + job.first)))
-
-        kind, problem, leave = "done", "", False
-        try:
-            if job.job in self._cancelled:
-                raise Cancelled
-            wanted = replace(job.request, seed=job.request.seed + job.first, count=job.request.count - job.first)
-            images = self._engine.generate_pinned(wanted, job.digest, job.upcoming, on_progress)
-            for place, image in enumerate(images, job.first):
-                self._say(Made(job.job, place, image))
-        except Cancelled:
-            kind = "cancelled"
-        except InputError as error:
-            kind, problem = "input", str(error)
-        except SafelightError as error:
-            kind, problem, leave = "failed", str(error), isinstance(error, DeviceLostError)
-        except Exception as error:  # noqa: BLE001 - see the module's docstring
-            traceback.print_exc()
-            kind, problem, leave = "failed", f"{type(error).__name__}: {error}", True
+        ended, leave = carried_out(self._engine, job, self._pipe, lambda: job.job in self._cancelled)
         self._cancelled.discard(job.job)
-        self._say(Ended(job.job, kind, problem, tuple(self._engine.resident())))
+        self._pipe.say(ended)
         if leave:
             os._exit(1)
 

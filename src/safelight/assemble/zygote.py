@@ -13,49 +13,39 @@ import pickle
 import signal
 import sys
 import threading
-from dataclasses import replace
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from safelight import logs
 from safelight.assemble import opening
-from safelight.engine.local import LocalEngine
-from safelight.engine.messages import Ended, FromWorker, Generate, Imported, Made, Open, Progressed, Ready, Working
-from safelight.errors import Cancelled, InputError, SafelightError
-from safelight.types import Progress
+from safelight.assemble.pipe import Pipe, carried_out
+from safelight.engine.messages import Ended, Generate, Imported, Open, Ready, Working
+from safelight.errors import InputError, SafelightError
+
+if TYPE_CHECKING:
+    from safelight.engine.local import LocalEngine
 
 
 class _Zygote:
     """``connection``: to whoever asks; it is read by one process at a time, the one that waits for the next job."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self._pipe = Pipe(connection)
 
     def run(self) -> None:
         """Serve until whoever asks is gone."""
         opening.imported()
-        self._say(Imported())
-        message = self._heard()
+        self._pipe.say(Imported())
+        message = self._pipe.hear()
         assert isinstance(message, Open)
         self._settings = message.settings
         logs.to_stderr(message.settings.log_format)
-        self._say(Ready({}))
+        self._pipe.say(Ready({}))
         job: Generate | None = None
         while True:
-            wanted = job or self._heard()
+            wanted = job or self._pipe.hear()
             assert isinstance(wanted, Generate)
             job = self._kept(wanted)
-
-    def _say(self, message: FromWorker) -> None:
-        try:
-            self._connection.send(message)
-        except OSError:
-            os._exit(0)
-
-    def _heard(self) -> object:
-        try:
-            return self._connection.recv()
-        except (EOFError, OSError):
-            os._exit(0)
 
     def _kept(self, wanted: Generate) -> Generate | None:
         """Fork a keeper, which serves jobs until one of another model comes: that one."""
@@ -72,7 +62,7 @@ class _Zygote:
         _, status = os.waitpid(pid, 0)
         if handed:
             return pickle.loads(handed)
-        self._say(Ended(wanted.job, "failed", f"the process that holds the weights ended ({_how(status)})", ()))
+        self._pipe.say(Ended(wanted.job, "failed", f"the process that holds the weights ended ({_how(status)})", ()))
         return None
 
     def _keep(self, wanted: Generate, pipe: int) -> None:
@@ -84,13 +74,13 @@ class _Zygote:
         try:
             engine.share(wanted.request, digest)
         except SafelightError as error:
-            self._say(Ended(wanted.job, "input" if isinstance(error, InputError) else "failed", str(error), ()))
+            self._pipe.say(Ended(wanted.job, "input" if isinstance(error, InputError) else "failed", str(error), ()))
             # The next job may be of another model, or the file may be right then.
-            self._hand_on(self._heard(), pipe)
+            self._hand_on(self._pipe.hear(), pipe)
         gc.freeze()
         while (wanted.digest, wanted.request.precision) == (digest, precision):
             self._forked(engine, wanted)
-            message = self._heard()
+            message = self._pipe.hear()
             assert isinstance(message, Generate)
             wanted = message
         self._hand_on(wanted, pipe)
@@ -108,7 +98,7 @@ class _Zygote:
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         if status:
-            self._say(Ended(wanted.job, "failed", f"the process that computed ended ({_how(status)})", ()))
+            self._pipe.say(Ended(wanted.job, "failed", f"the process that computed ended ({_how(status)})", ()))
 
     def _work(self, engine: LocalEngine, wanted: Generate) -> None:
         stopped = threading.Event()
@@ -118,29 +108,10 @@ class _Zygote:
             stopped.set()
 
         signal.signal(signal.SIGUSR1, stop)
-        self._say(Working(os.getpid()))
+        self._pipe.say(Working(os.getpid()))
 
-        def on_progress(progress: Progress) -> None:
-            if stopped.is_set():
-                raise Cancelled
-            self._say(Progressed(wanted.job, replace(progress, image=progress.image + wanted.first)))
-
-        ended = Ended(wanted.job, "done", "", ())
-        try:
-            request = wanted.request
-            asked = replace(request, seed=request.seed + wanted.first, count=request.count - wanted.first)
-            images = engine.generate_pinned(asked, wanted.digest, (), on_progress)
-            for place, image in enumerate(images, wanted.first):
-                self._say(Made(wanted.job, place, image))
-        except Cancelled:
-            ended = replace(ended, kind="cancelled")
-        except InputError as error:
-            ended = replace(ended, kind="input", problem=str(error))
-        except SafelightError as error:
-            ended = replace(ended, kind="failed", problem=str(error))
-        except BaseException as error:  # noqa: BLE001 - the process ends; whoever asked must hear why
-            ended = replace(ended, kind="failed", problem=f"{type(error).__name__}: {error}")
-        self._say(ended)
+        ended, _ = carried_out(engine, wanted, self._pipe, stopped.is_set)
+        self._pipe.say(ended)
 
 
 def _how(status: int) -> str:

@@ -125,7 +125,7 @@ def generate(
     from safelight.cli.sheet import Sheet
 
     sheet = Sheet(prompt)
-    made = [_digests(_engine(context, root, server, api_key, isolate=True), requests)] if prove else []
+    isolated = _digests(_engine(context, root, server, api_key, isolate=True), requests) if prove else None
     digests: list[str] = []
     for image in _make(_engine(context, root, server, api_key, isolate), requests, out, as_json):
         digests.append(image.pixels_sha256)
@@ -135,7 +135,7 @@ def generate(
         sheet.save(out / "sheet.png")
         if not as_json:
             typer.echo(f"{out / 'sheet.png'}")
-    for isolated in made:
+    if isolated is not None:
         _say_whether(isolated, digests, as_json)
 
 

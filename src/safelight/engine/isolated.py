@@ -56,6 +56,7 @@ class Isolator:
             while not ended:
                 message = zygote.inbox.get()
                 if message is None:
+                    ended = True
                     raise zygote.died()
                 if isinstance(message, Working):
                     self._working = message.pid

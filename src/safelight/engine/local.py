@@ -78,16 +78,15 @@ class LocalEngine:
             self.on_switch(model, bench)
         self._last = model.digest
         for index in range(request.count):
-
-            def make(bench: Bench, index: int = index) -> Image:
-                return run.image(request, model, bench, index, on_progress)
-
             try:
-                yield self.repairs.made(make, model, bench)
+                yield self._image(request, model, bench, index, on_progress)
             except IntegrityError:
                 # Read wrongly once, or is the file no longer the checkpoint's? Then it is not used again.
-                self.library.mended(model)
-                yield self.repairs.made(make, model, bench)
+                model = self.library.mended(model)
+                yield self._image(request, model, bench, index, on_progress)
+
+    def _image(self, request: Request, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
+        return self.repairs.made(lambda bench: run.image(request, model, bench, index, on_progress), model, bench)
 
     def _sound(self, model: Model) -> Model:
         """The model, if its files are those that were added. Raises IntegrityError, from then on at once."""

@@ -8,7 +8,6 @@ setting; nothing that changes a pixel is set in silence.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ import structlog
 
 from safelight.devices import kept, machine
 from safelight.errors import NotFiniteError
-from safelight.generate.run import Bench
+from safelight.generate.run import Bench, let_go
 from safelight.library.model import Model
 from safelight.memory.residency import Residency
 from safelight.types import Image, Repair
@@ -71,13 +70,13 @@ class Repairs:
             for repair in image.metadata["repairs"]:
                 self._count(Repair(**repair))
             return image
-        _let_go(first)
+        let_go(first)
         for attempt in self._attempts(model, bench):
             _log.warning("an image is made again", why=str(first), suspect=attempt.suspect, helps=attempt.helped)
             try:
                 image = make(attempt.bench)
             except NotFiniteError as error:
-                _let_go(error)
+                let_go(error)
                 continue
             return self._repaired(image, Repair(attempt.suspect, attempt.found or str(first), attempt.helped))
         raise first
@@ -130,8 +129,3 @@ class Repairs:
         before = kept.read(self._path, repair.helped).get("times", 0)
         values = {"times": before + 1, "suspect": repair.suspect, "last": repair.wrong}
         kept.keep(self._path, repair.helped, values)
-
-
-def _let_go(error: BaseException) -> None:
-    """Until its frames let go of their values the tensors in them live."""
-    traceback.clear_frames(error.__traceback__)

@@ -266,16 +266,16 @@ class _Job:
             except OutOfMemoryError as error:
                 if error.final or attempt == ATTEMPTS - 1:
                     raise
-                why = _let_go(error)
+                why = let_go(error)
             except _SpoiledWeights as error:
                 if attempt == ATTEMPTS - 1:
                     raise IntegrityError(self.model.path, error.labels[0], "was spoiled in memory, again") from error
-                why = _let_go(error)
+                why = let_go(error)
                 self.repairs.append(Repair("memory", why, "read again"))
             except StateLeftError as error:
                 if attempt == ATTEMPTS - 1:
                     raise
-                why = _let_go(error)
+                why = let_go(error)
                 self.repairs.append(Repair("state", why, "computed with a model built anew"))
             _log.warning("a stage is done again", stage=name, role=role, why=why)
             self.bench.residency.drop()
@@ -387,7 +387,7 @@ def preload(model: Model, bench: Bench) -> None:
             pass
 
 
-def _let_go(error: BaseException) -> str:
+def let_go(error: BaseException) -> str:
     """What it says, after its frames let go of their values: until then the tensors in them live."""
     chain: BaseException | None = error
     while chain is not None:

@@ -42,6 +42,10 @@ class _Held:
     used: int = 0
     spoiled: bool = False
 
+    def intact(self, source: Source) -> bool:
+        """Whether its bytes are those that were produced, as far as a proof was taken."""
+        return self.proof is None or source.proof(self.target) == self.proof
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -129,7 +133,7 @@ class Lease:
     def intact(self, index: int) -> bool:
         """Whether a resident segment is as it was produced; one that is streamed was read just now."""
         held = self.residents.get(index)
-        return held is None or held.proof is None or self._residency.source.proof(held.target) == held.proof
+        return held is None or held.intact(self._residency.source)
 
     def adjust(self) -> None:
         """Between two passes: follow the budget, which may have shrunk or grown since; at most down to the least that
@@ -162,9 +166,7 @@ class Lease:
 
     def verify(self) -> list[str]:
         """The labels of resident segments whose bytes are not those that were produced. They are dropped at the end."""
-        proof = self._residency.source.proof
-        known = [held for held in self.residents.values() if held.proof is not None]
-        wrong = [held for held in known if proof(held.target) != held.proof]
+        wrong = [held for held in self.residents.values() if not held.intact(self._residency.source)]
         for held in wrong:
             held.spoiled = True
         return [held.target.segment.label for held in wrong]
@@ -320,9 +322,8 @@ class Residency:
         with self._lock:
             wrong: list[str] = []
             for piece, held in list(self._residents.items()):
-                if marks is not None and not any(mark in piece.component for mark in marks):
-                    continue
-                if held.proof is not None and self.source.proof(held.target) != held.proof:
+                meant = marks is None or any(mark in piece.component for mark in marks)
+                if meant and not held.intact(self.source):
                     held.spoiled = True
                     wrong.append(held.target.segment.label)
                     if not held.leases:

@@ -32,8 +32,9 @@ class Report:
         """Direct evidence goes before symptoms: bytes that are wrong explain an image that is wrong, not conversely."""
         wrong = [finding for finding in self.findings if not finding.ok]
         direct = [finding for finding in wrong if finding.what not in SYMPTOMS]
-        symptoms = sorted(wrong, key=lambda f: SYMPTOMS.index(f.what) if f.what in SYMPTOMS else 0)
-        return (direct or symptoms)[0].suspect if wrong else ""
+        if direct:
+            return direct[0].suspect
+        return min(wrong, key=lambda finding: SYMPTOMS.index(finding.what)).suspect if wrong else ""
 
     def values(self) -> dict[str, Any]:
         """As plain values."""

@@ -1,8 +1,7 @@
 """AUTOMATIC1111's API under ``/sdapi/v1``, as its clients speak it; what Safelight cannot do is an error, not ignored.
 
-``sd_model_checkpoint`` set by one client is that client's default and nobody else's. A client is told apart by the name
-it gives (basic authentication), else by its connection. One that comes on a new connection and names no model gets what
-its address set before, if all connections of that address agree; if they do not, it is asked to name one.
+``sd_model_checkpoint`` set by one client is that client's default and nobody else's: see
+:mod:`safelight.server.clients`.
 """
 
 from __future__ import annotations
@@ -11,10 +10,7 @@ import base64
 import binascii
 import io
 import json
-import threading
 import time
-from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -29,12 +25,10 @@ from safelight.jobs.job import Job
 from safelight.library.model import Model
 from safelight.metadata.chunks import parameters
 from safelight.server import asking, auth, bridge
+from safelight.server.clients import Client, Clients, client_of
 from safelight.server.problems import RefusedError
 from safelight.storage.images import preview_png
 from safelight.types import SAMPLERS, Request
-
-CLIENTS = 1000
-"""Whose options are remembered; the one unheard for longest is forgotten first."""
 
 SCHEDULES = {
     "automatic": "default",
@@ -154,89 +148,24 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Client:
-    """Who asks. ``key`` tells clients apart. ``named``: it gave a name, so that its address says nothing about it."""
-
-    key: str
-    address: str
-    named: bool
-
-
-def _client(http: HTTPRequest) -> _Client:
-    """The client of a request."""
-    address = http.client.host if http.client is not None else ""
-    name = http.headers.get("authorization", "")
-    named = name.lower().startswith("basic ") and auth.given(http) is not None
-    key = f"name {name}" if named else f"connection {http.scope.get('state', {}).get('connection', address)}"
-    return _Client(key, address, named)
-
-
-class Clients:
-    """Options by client. Safe to be used by several threads."""
-
-    def __init__(self) -> None:
-        self._set: OrderedDict[str, tuple[_Client, dict[str, Any]]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def options(self, client: _Client) -> dict[str, Any]:
-        """What the client has set."""
-        with self._lock:
-            if client.key in self._set:
-                self._set.move_to_end(client.key)
-            return dict(self._set.get(client.key, (client, {}))[1])
-
-    def set(self, client: _Client, options: dict[str, Any]) -> None:
-        """Remember them, beside what it has set before. Who sets nothing takes nobody's place."""
-        if not options:
-            return
-        with self._lock:
-            before = self._set.get(client.key, (client, dict[str, Any]()))[1]
-            self._set[client.key] = client, {**before, **options}
-            self._set.move_to_end(client.key)
-            while len(self._set) > CLIENTS:
-                self._set.popitem(last=False)
-
-    def checkpoint(self, client: _Client) -> str | None:
-        """The checkpoint that a client has set. Raises RefusedError when its address has set several on connections of
-        which none is this one."""
-        own = self.options(client).get("sd_model_checkpoint")
-        if own is not None or client.named:
-            return own
-        with self._lock:
-            others = {
-                options["sd_model_checkpoint"]
-                for other, options in self._set.values()
-                if not other.named and other.address == client.address and "sd_model_checkpoint" in options
-            }
-        if len(others) > 1:
-            names = ", ".join(sorted(others))
-            message = (
-                f"several clients at this address chose different models ({names}), and this connection is of none "
-                "of them; name the model in override_settings.sd_model_checkpoint, or give each client a user name"
-            )
-            raise RefusedError(409, "which_model", message, "override_settings")
-        return next(iter(others), None)
-
-
 def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     """The routes over a control."""
     api = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], responses=ERRORS)
     outside = APIRouter(tags=["AUTOMATIC1111"])
     clients = Clients()
 
-    def current(client: _Client) -> Model:
+    def current(client: Client) -> Model:
         chosen = clients.checkpoint(client)
         return asking.default_model(control) if chosen is None else by_title(control, chosen)
 
     @api.post("/txt2img")
     async def txt2img(asked: TextToImage, http: HTTPRequest) -> Made:
         """Make images and answer with them."""
-        job = await bridge.run(accepted, asked, _client(http))
+        job = await bridge.run(accepted, asked, client_of(http))
         job = await asking.ended(control, job, http)
         return await bridge.run(_made, control, job, asked)
 
-    def accepted(asked: TextToImage, client: _Client) -> Job:
+    def accepted(asked: TextToImage, client: Client) -> Job:
         _refuse(asked)
         override = asked.override_settings or {}
         wanted = override.get("sd_model_checkpoint")
@@ -303,14 +232,14 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/options")
     def options(http: HTTPRequest) -> dict[str, Any]:
-        client = _client(http)
+        client = client_of(http)
         own = clients.options(client)
         return _options(current(client)) | {k: v for k, v in own.items() if k != "sd_model_checkpoint"}
 
     @api.post("/options")
     def set_options(given: dict[str, Any], http: HTTPRequest) -> dict[str, Any]:
         """Of this client only. Answers with what has no meaning here and was not taken."""
-        client = _client(http)
+        client = client_of(http)
         known = _options(current(client) if "sd_model_checkpoint" not in given else asking.default_model(control))
         taken: dict[str, Any] = {}
         if given.get("sd_model_checkpoint"):
@@ -331,7 +260,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     def interrupt(http: HTTPRequest) -> dict[str, Any]:
         """Stop the job that runs, if it was asked for from this address."""
         state = control.dispatcher.state
-        if state is not None and state.job.client == f"a1111 {_client(http).address}":
+        if state is not None and state.job.client == f"a1111 {client_of(http).address}":
             control.dispatcher.cancel(state.job.id)
         return {}
 

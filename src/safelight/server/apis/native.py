@@ -262,7 +262,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     def forget(image_id: ImageId) -> Response:
         """Remove an image and its file."""
         if not dispatcher.forget(image_id):
-            _found(None, "image", image_id)
+            raise RefusedError(404, "not_found", f"there is no image {image_id}")
         return Response(status_code=204)
 
     png = {200: {"content": {"image/png": {}}, "description": "the file"}}
