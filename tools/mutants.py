@@ -283,8 +283,8 @@ MUTANTS = (
     Mutant(
         "each job ends once",
         "storage/db.py",
-        "                update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values)",
-        "                update(JobRow).where(JobRow.id == job_id).values(**values)",
+        "update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values)",
+        "update(JobRow).where(JobRow.id == job_id).values(**values)",
         "tests/storage/test_db.py",
     ),
     Mutant(
