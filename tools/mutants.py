@@ -109,7 +109,7 @@ MUTANTS = (
         "weights/overlay.py",
         "return made if made.untyped_storage() is not weight.untyped_storage() else made.clone()",
         "return weight.copy_(made)",
-        "tests/arch/test_streamed.py::test_overlays_take_the_weights_place_and_leave_them_alone",
+        "tests/weights/test_overlay.py",
     ),
     Mutant(
         "an overlay fits its weight",
@@ -229,14 +229,14 @@ MUTANTS = (
         "memory/ring.py",
         "idle = [slot for slot in self._slots if slot.pins == 0]",
         "idle = list(self._slots)",
-        "tests/arch/test_streamed.py tests/generate/test_memory.py",
+        "tests/memory/test_ring.py",
     ),
     Mutant(
         "all bytes are in a component's digest",
         "weights/manifest.py",
         "    if whole_digest(components) != manifest.digest:\n",
         "    if False:\n",
-        "tests/library/test_library.py tests/weights",
+        "tests/weights/test_manifest.py",
     ),
     Mutant(
         "a file's hint is looked at",
@@ -264,7 +264,7 @@ MUTANTS = (
         "generate/numerics.py",
         "        torch.default_generator.manual_seed(seed)\n",
         "        pass\n",
-        "tests/test_switching.py tests/generate/test_run.py tests/generate/test_parity.py",
+        "tests/generate/test_numerics.py",
     ),
     Mutant(
         "threads belong to the job",

@@ -6,6 +6,7 @@ Each fault is also shown to spoil what is read when the protection against it is
 from __future__ import annotations
 
 import gc
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def test_without_verification_the_same_faults_are_seen(component, right, faults:
         residency = memory.on(device)
         residency.source._transfers.verification = Verification("off")  # type: ignore[attr-defined]
         assert not same(content(residency, component), right)
+
+
+def test_copy_03_the_same_bytes_again_do_not_pass_for_a_copy_that_has_not_arrived() -> None:
+    """A slab that is filled with what it held already: a lost wait is seen there too, and the source stays until then."""
+    with simulated(latency=0.05, faults=Faults()) as device:
+        transfers, target = transfer.Transfers(device), device.allocate(4096)
+        right = torch.arange(4096, dtype=torch.int64).to(torch.uint8)
+        transfers.push("first", right.clone(), target)
+        source = right.clone()
+        device.faults.lost_waits = 1
+        transfers.push("again", source, target)
+        source.fill_(0)
+        time.sleep(0.2)
+        assert torch.equal(target.cpu(), right)
+        assert transfers.counts.wrong == 1
 
 
 def test_without_the_fence_bytes_are_read_before_they_arrive(component, right, monkeypatch) -> None:

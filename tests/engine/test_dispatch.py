@@ -141,6 +141,7 @@ def test_a_cancel_after_the_worker_died_is_kept(queue: Queue, monkeypatch: pytes
     job = queue.accept()
     queue.dispatcher.start()
     assert queue.ended(job).state == "cancelled"
+    assert queue.ended(job).attempts == 1
 
 
 @pytest.mark.parametrize(("cancelled", "becomes"), [(True, ("cancelled", 1)), (False, ("queued", 0))])

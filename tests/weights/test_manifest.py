@@ -40,6 +40,13 @@ def test_the_whole_digest_covers_every_component(made: Manifest) -> None:
     assert manifests.whole_digest(changed) != made.digest
 
 
+def test_a_manifest_whose_digest_does_not_follow_from_its_components_is_refused(made: Manifest) -> None:
+    data = json.loads(json.dumps(to_json(made)))
+    data["components"][0]["digest"] = "0" * 64
+    with pytest.raises(CorruptFileError, match="does not follow from its components"):
+        from_json(Path("m"), data)
+
+
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 1)
     layout = identify(path).layout

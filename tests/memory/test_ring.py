@@ -1,0 +1,29 @@
+"""The ring: what is held stays, whatever is asked for meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from support import memory
+
+from safelight.devices.cpu import CPU
+from safelight.devices.pool import SlabPool
+from safelight.memory.account import Account
+from safelight.memory.budget import HOST, Ledger
+from safelight.memory.ring import Ring
+from safelight.memory.segments import cut
+from safelight.memory.source import FromFile
+
+
+def test_a_slab_that_is_held_is_not_filled_again(tiny: Path) -> None:
+    """One slot, and it is held: another segment gets a slot of its own."""
+    component = memory.manifest(tiny / "a.safetensors").component("unet")
+    with FromFile(1).opened(component, torch.float32) as fetch:
+        ledger = Ledger({HOST: memory.PLENTY})
+        ring = Ring(SlabPool(CPU(), Account(ledger, HOST, None)), fetch, cut(component, torch.float32), 1, 0, 1, "unet")
+        with ring.held(0) as slab:
+            before = slab.base.clone()
+            with ring.pinned(1), ring.pinned(2):
+                assert torch.equal(slab.base, before)
+        ring.close()
