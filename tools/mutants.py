@@ -190,6 +190,13 @@ MUTANTS = (
         "tests/engine/test_repair.py",
     ),
     Mutant(
+        "repair copies synchronously",
+        "engine/repair.py",
+        "            bench.device.asynchronous = False\n",
+        "",
+        "tests/engine/test_repair.py",
+    ),
+    Mutant(
         "quarantine",
         "library/library.py",
         "        if reason is not None:\n            remedy",

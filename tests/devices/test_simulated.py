@@ -93,7 +93,7 @@ def test_without_verification_the_same_faults_are_seen(component, right, faults:
 
 
 def test_copy_03_the_same_bytes_again_do_not_pass_for_a_copy_that_has_not_arrived() -> None:
-    """A slab that is filled with what it held already: a lost wait is seen there too, and the source stays until then."""
+    """A slab is filled with what it held already: a lost wait is seen there too, and the source stays until then."""
     with simulated(latency=0.05, faults=Faults()) as device:
         transfers, target = transfer.Transfers(device), device.allocate(4096)
         right = torch.arange(4096, dtype=torch.int64).to(torch.uint8)

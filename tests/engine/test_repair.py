@@ -14,7 +14,10 @@ from support import checkpoints
 from torch import nn
 
 import safelight
+from safelight import config
 from safelight.arch import diffusers_fence
+from safelight.assemble.worker import open_engine
+from safelight.devices.simulated import simulated
 from safelight.engine.local import LocalEngine
 from safelight.engine.repair import COUNTS
 from safelight.errors import NotFiniteError, StateLeftError
@@ -59,6 +62,21 @@ def test_copy_11_what_was_read_wrongly_is_read_anew(engine: LocalEngine, ask) ->
     (repair,) = image.metadata["repairs"]
     assert (repair["suspect"], repair["helped"]) == ("loading", "read again from its file")
     assert "NaN" in repair["wrong"]
+
+
+def test_copy_01_a_device_whose_asynchronous_copies_fail_makes_the_image_without_them(root: Path, ask) -> None:
+    """It was right when it was tried. Nothing is summed where it arrives, so only copying otherwise helps."""
+    with simulated() as device:
+        engine = open_engine(config.load(root, verify_transfers="off"), device)
+        right = next(engine.generate(ask())).pixels_sha256
+        engine.unload(None)
+        device.faults.early_frees = 1 << 30
+        image = next(engine.generate(ask()))
+        assert image.pixels_sha256 == right
+        (repair,) = image.metadata["repairs"]
+        assert (repair["suspect"], repair["helped"]) == ("memory", "copied without asynchronous copies")
+        assert device.asynchronous
+        engine.close()
 
 
 def broken(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

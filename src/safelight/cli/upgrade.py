@@ -39,6 +39,8 @@ def upgrade(
     wanted = f"safelight=={to}" if to else "safelight"
     if why := environment.refusal():
         raise InputError(f"{why}; upgrade it yourself: pip install --upgrade {wanted}")
+    typer.echo("the models' canaries, for comparing afterwards, are made by the versions that are here")
+    _doctor(context, root, stdout=subprocess.DEVNULL)
     kept = environment.keep()
     typer.echo(f"kept: {_said(kept)} (`safelight rollback` goes back)")
     environment.install(wanted)
@@ -73,7 +75,11 @@ def _said(kept: Kept) -> str:
 
 
 def _prove(context: typer.Context, root: Path | None) -> None:
-    """In a new process, as this one has imported what was replaced."""
+    raise typer.Exit(_doctor(context, root))
+
+
+def _doctor(context: typer.Context, root: Path | None, stdout: int | None = None) -> int:
+    """In a new process, as this one has imported what is replaced."""
     home = loaded(context, root).settings.root
     command = [sys.executable, "-m", "safelight.cli", "--root", str(home), "doctor", "--since-upgrade"]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    return subprocess.run(command, check=False, stdout=stdout).returncode
