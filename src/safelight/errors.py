@@ -64,11 +64,11 @@ class SettingError(InputError):
 
 
 class ModelNotFoundError(InputError):
-    """No model of that name. ``near`` holds the names that are most like it."""
+    """No model (or adapter: ``what``) of that name. ``near`` holds the names that are most like it."""
 
-    def __init__(self, name: str, near: Sequence[str]) -> None:
+    def __init__(self, name: str, near: Sequence[str], what: str = "model") -> None:
         hint = f" Did you mean {', '.join(near)}?" if near else ""
-        super().__init__(f"no model named {name!r} in the library.{hint} `safelight models list` shows all.")
+        super().__init__(f"no {what} named {name!r} in the library.{hint} `safelight {what}s list` shows all.")
         self.name = name
         self.near = tuple(near)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from safelight.errors import RequestError
 
@@ -64,13 +64,57 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 
 
+MOST_STRENGTH = 100.0
+MOST_LORAS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """An adapter of weights for one request: LoRA and its kin. ``name``: in the library, or a path.
+
+    ``unet`` and ``text_encoder``: strengths of their own there, None for ``strength``. ``blocks``: factors by block of
+    the UNet, as sd-webui-lora-block-weight counts them: 17 or 26 for SD 1 and 2, 12 or 20 for SDXL; the first is for
+    text encoders. ``digest``: the content that it must have, "" for any.
+    Raises RequestError for a value that is not allowed.
+    """
+
+    name: str
+    strength: float = 1.0
+    unet: float | None = None
+    text_encoder: float | None = None
+    blocks: tuple[float, ...] = ()
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or "\0" in self.name or not _encodes(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RequestError("loras", self.name, "must be a name or a path")
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        for value in (self.strength, self.unet, self.text_encoder, *self.blocks):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+            if value is not None and not (number and abs(value) <= MOST_STRENGTH):
+                problem = f"{self.name}: a strength goes from -{MOST_STRENGTH:.0f} to {MOST_STRENGTH:.0f}"
+                raise RequestError("loras", value, problem)
+        if len(self.blocks) not in (0, *BLOCK_COUNTS):
+            counts = ", ".join(map(str, BLOCK_COUNTS))
+            raise RequestError("loras", len(self.blocks), f"{self.name}: as many block weights as one of {counts}")
+
+    def on(self, role: str) -> float:
+        """Its strength on a component."""
+        own = self.unet if role == "unet" else self.text_encoder
+        return self.strength if own is None else own
+
+
+BLOCK_COUNTS = (12, 17, 20, 26)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt for one model; ``count`` images with consecutive seeds.
 
     ``width`` and ``height`` are pixels, multiples of 8; None takes the model's own size. ``cfg`` is the guidance scale;
     1 and below means none. ``clip_skip`` counts layers left out, as diffusers does (A1111 shows one more).
-    ``isolate``: make it in a process that has never held another model; that changes no pixel.
+    ``isolate``: make it in a process that has never held another model; that changes no pixel. ``loras``: adapters over
+    the model's weights, in any order; as dicts too. ``lenient``: tensors of theirs that fit nothing are left out.
     Raises RequestError, naming the field, for a value that is not allowed.
     """
 
@@ -88,8 +132,11 @@ class Request:
     clip_skip: int = 0
     precision: Precision = "auto"
     isolate: bool = False
+    loras: tuple[Lora, ...] = ()
+    lenient: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "loras", _loras(self.loras))
         _one_of("sampler", self.sampler, tuple(SAMPLERS))
         allowed = SAMPLERS[self.sampler].schedules
         if self.schedule not in allowed:
@@ -115,6 +162,19 @@ class Request:
         for name, text in (("prompt", self.prompt), ("negative", self.negative), ("model", self.model)):
             if not isinstance(text, str) or "\0" in text or not _encodes(text):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise RequestError(name, text, "must be text without zero characters")
+
+
+def _loras(values: Any) -> tuple[Lora, ...]:
+    """As they were given, or as JSON has them."""
+    if not isinstance(values, (list, tuple)):
+        raise RequestError("loras", values, "must be a list")
+    listed = cast("list[Any]", values)
+    if len(listed) > MOST_LORAS:
+        raise RequestError("loras", len(listed), f"at most {MOST_LORAS} at once")
+    try:
+        return tuple(value if isinstance(value, Lora) else Lora(**value) for value in listed)
+    except TypeError as error:
+        raise RequestError("loras", values, f"each has a name, a strength and perhaps more ({error})") from error
 
 
 def _encodes(text: str) -> bool:

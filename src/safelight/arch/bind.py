@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 
 import structlog
 import torch
@@ -14,21 +14,18 @@ from safelight.arch.streamed import StreamedParameter
 from safelight.devices.base import ALIGNMENT
 from safelight.errors import BindingError, StateLeftError
 from safelight.memory.residency import Lease
-from safelight.weights.overlay import Overlay
 
 _log = structlog.get_logger(__name__)
 
 
 class _Binding:
-    """The parameters that were handed out, and the overlays over some of them."""
+    """The parameters that were handed out."""
 
-    def __init__(self, skeleton: Skeleton, lease: Lease, overlays: Mapping[str, Overlay]) -> None:
+    def __init__(self, skeleton: Skeleton, lease: Lease) -> None:
         self._skeleton = skeleton
         self._lease = lease
-        self._overlays = overlays
         self._resident: dict[str, tuple[nn.Parameter, int]] = {}
         self._streamed: dict[str, StreamedParameter] = {}
-        self._charges: dict[str, int] = {}
 
     def check(self) -> None:
         """Raise BindingError when the weights are not exactly the tensors of the skeleton."""
@@ -39,9 +36,6 @@ class _Binding:
             raise BindingError(f"weights do not fit the {role}: {', '.join(odd[:5])}")
         if self._lease.dtype != self._skeleton.key.dtype:
             raise BindingError(f"weights in {self._lease.dtype} do not fit a {role} in {self._skeleton.key.dtype}")
-        strange = sorted(self._overlays.keys() - ours.keys())
-        if strange:
-            raise BindingError(f"overlays for tensors that the {role} does not have: {', '.join(strange[:5])}")
 
     def begin(self) -> None:
         """Put a parameter in each place."""
@@ -67,10 +61,6 @@ class _Binding:
 
     def _hand_out(self, name: str, tensor: torch.Tensor) -> nn.Parameter:
         version = tensor._version
-        overlay = self._overlays.get(name)
-        if overlay is not None:
-            self._charges[name] = self._lease.charge(overlay.nbytes, f"overlay of {name}")
-            tensor = overlay.applied(tensor)
         if self._lease.address(tensor) % ALIGNMENT:
             role = self._skeleton.key.role
             raise BindingError(f"{role}: {name} does not start at a multiple of {ALIGNMENT} bytes")
@@ -80,19 +70,9 @@ class _Binding:
 
     def _stream(self, name: str) -> StreamedParameter:
         key = self._skeleton.key
-        made = StreamedParameter.of(name, self._lease.shapes[name], key.dtype, key.at, self._pinned)
+        made = StreamedParameter.of(name, self._lease.shapes[name], key.dtype, key.at, self._lease.pinned)
         self._streamed[name] = made
         return made
-
-    @contextlib.contextmanager
-    def _pinned(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
-        """The tensors of streamed parameters, under their overlays."""
-        with self._lease.pinned(names) as tensors:
-            if self._overlays:
-                for number, name in enumerate(names):
-                    if name in self._overlays:
-                        tensors[number] = self._overlays[name].applied(tensors[number])
-            yield tensors
 
     def _end(self, names: Sequence[str]) -> None:
         key = self._skeleton.key
@@ -109,29 +89,20 @@ class _Binding:
                     _log.warning("a bound weight was written; it is read again", role=key.role, name=name)
                     self._lease.spoil(name)
                 parameter.data = nothing
-                charge = self._charges.pop(name, None)
-                if charge is not None:
-                    self._lease.credit(charge)
 
 
 @contextlib.contextmanager
-def bound(
-    cache: SkeletonCache,
-    key: SkeletonKey,
-    lease: Lease,
-    overlays: Mapping[str, Overlay] | None = None,
-) -> Generator[nn.Module]:
+def bound(cache: SkeletonCache, key: SkeletonKey, lease: Lease) -> Generator[nn.Module]:
     """The module of ``key`` with the leased weights as its parameters.
 
-    ``overlays``: what is computed from some of the weights and takes their place in this binding. When the context
-    ends, by whatever way, the module's parameters are absent again and the Parameters that were handed out are
-    emptied: a reference to a module, to a pipeline, or to a traceback's frame that is kept somewhere holds no byte
-    of the weights. Raises StateLeftError at the end when the module is no longer as it was built: what was computed
-    with it cannot be trusted. Raises BindingError when the weights are not exactly the tensors of the skeleton, or
-    do not start at aligned addresses, on which fp32 results depend.
+    When the context ends, by whatever way, the module's parameters are absent again and the Parameters that were handed
+    out are emptied: a reference to a module, to a pipeline, or to a traceback's frame that is kept somewhere holds no
+    byte of the weights. Raises StateLeftError at the end when the module is no longer as it was built: what was
+    computed with it cannot be trusted. Raises BindingError when the weights are not exactly the tensors of the
+    skeleton, or do not start at aligned addresses, on which fp32 results depend.
     """
     skeleton = cache.take(key)
-    binding = _Binding(skeleton, lease, overlays or {})
+    binding = _Binding(skeleton, lease)
     try:
         binding.check()
         binding.begin()

@@ -21,6 +21,7 @@ import diffusers
 import torch
 from torch import nn
 
+from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
@@ -193,6 +194,8 @@ def _construct(base: str, config: ComponentConfig, attention: str = "torch-sdp")
             return _vae(base, config)
         case UNetConfig():
             return _unet(base, config)
+        case AdapterConfig():
+            raise ValueError(config)
 
 
 def _text_encoder(config: CLIPConfig, attention: str) -> nn.Module:

@@ -16,6 +16,7 @@ from safelight.engine.isolated import Isolator
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import InputError, UnreadableFileError
 from safelight.jobs.order import Rules
+from safelight.library.adapters import Adapters
 from safelight.library.library import Library
 from safelight.storage.db import Database
 from safelight.storage.images import Gallery
@@ -30,6 +31,7 @@ class Control:
 
     settings: Settings
     library: Library
+    adapters: Adapters
     database: Database
     gallery: Gallery
     events: Events
@@ -75,4 +77,16 @@ def open_control(settings: Settings) -> Control:
     isolator = Isolator(ZYGOTE, settings)
     dispatcher = Dispatcher(database, gallery, supervisor, isolator, events, rules, settings.max_queue_size)
     fresh = Fresh(WORKER, settings)
-    return Control(settings, library, database, gallery, events, supervisor, dispatcher, fresh, isolator, lock)
+    return Control(
+        settings,
+        library,
+        Adapters(settings.root),
+        database,
+        gallery,
+        events,
+        supervisor,
+        dispatcher,
+        fresh,
+        isolator,
+        lock,
+    )

@@ -114,7 +114,7 @@ def _host(settings: Settings, ledger: Ledger, limits: Limits, threads: int) -> R
         CPU(),
         ledger,
         HOST,
-        FromFile(threads),
+        FromFile(threads, settings.root),
         partial=settings.enable_partial_loading,
         most=_bytes(settings.max_cache_ram_gb),
         before_planning=limits.follow,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say_json
-from safelight.types import SAMPLERS, SCHEDULES, Image, Progress, Request
+from safelight.types import SAMPLERS, SCHEDULES, Image, Lora, Progress, Request
 
 if TYPE_CHECKING:
     from safelight.engine.base import Engine
@@ -85,6 +85,17 @@ def generate(
         int, typer.Option(help="Layers of the text encoder to leave out; AUTOMATIC1111 counts one more.")
     ] = 0,
     count: Annotated[int, typer.Option(help="Images for each model.")] = 1,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An adapter, NAME or PATH, with its strength: style:0.8; of its own for text and UNet: style:0.5:0.8, "
+            "style:te=0:unet=1:lbw=1,0,… Repeat for several; <lora:…> in the prompt does the same.",
+            show_default=False,
+        ),
+    ] = None,
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Leave out what of an adapter fits nothing in the model.")
+    ] = False,
     out: Annotated[
         Path, typer.Option(help="Folder for the images; with several models sheet.png too, of the last run.")
     ] = Path("out"),
@@ -103,6 +114,7 @@ def generate(
     root: RootOption = None,
 ) -> None:
     """Make images with one or several models, one after another, in one process."""
+    adapters = tuple(_lora(text) for text in lora or ())
     requests = [
         Request(
             prompt=prompt,
@@ -119,6 +131,8 @@ def generate(
             clip_skip=clip_skip,
             precision=precision,  # pyright: ignore[reportArgumentType]
             isolate=isolate,
+            loras=adapters,
+            lenient=lenient,
         )
         for model in models
     ]
@@ -137,6 +151,16 @@ def generate(
             typer.echo(f"{out / 'sheet.png'}")
     if isolated is not None:
         _say_whether(isolated, digests, as_json)
+
+
+def _lora(text: str) -> Lora:
+    from safelight.errors import RequestError
+    from safelight.prompts.loras import parsed
+
+    try:
+        return parsed(text)
+    except ValueError as error:
+        raise RequestError("lora", text, str(error)) from error
 
 
 def _digests(engine: Engine, requests: list[Request]) -> list[str]:
@@ -187,12 +211,15 @@ def _make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> 
 def _check(engine: Engine, requests: list[Request]) -> None:
     """Raise what is wrong with any of the requests; a server checks each when it is asked."""
     from safelight.generate.check import check
+    from safelight.library.adapters import Adapters
+    from safelight.library.chosen import settled
 
     library = getattr(engine, "library", None)
     if library is not None:
         for request in requests:
             with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
-                check(request, library.resolve(request.model, on_bytes))
+                model = library.resolve(request.model, on_bytes)
+            check(settled(request, model, Adapters(library.root))[0], model)
 
 
 def _reported(image: Image) -> dict[str, Any]:

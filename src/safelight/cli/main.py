@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from safelight import logs
-from safelight.cli import audit, config, doctor, generate, identify, memory, models, remake, serve, upgrade
+from safelight.cli import adapters, audit, config, doctor, generate, identify, memory, models, remake, serve, upgrade
 from safelight.cli.common import Chosen
 from safelight.errors import Cancelled, InputError, SafelightError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     epilog='Example: `safelight generate "red apple" -m starter-noto -m starter-fluent --seed 0`',
 )
 app.add_typer(models.app, name="models")
+app.add_typer(adapters.app, name="adapters")
 app.add_typer(config.app, name="config")
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("remake", epilog=remake.EXAMPLES)(remake.remake)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,15 +95,25 @@ def read_all(reads: Sequence[Read], threads: int) -> list[str]:
             stack.callback(os.close, opened[path])
         if threads == 1 or len(reads) == 1:
             return _run(reads, opened)
-        before = torch.get_num_threads()
         # Each reader casts by itself: OpenMP teams of several readers would fight for the cores. The number belongs to
         # the thread that sets it; what new threads inherit is put back.
-        with ThreadPoolExecutor(threads, "safelight-read", torch.set_num_threads, (1,)) as pool:
+        with (
+            numbered(torch.get_num_threads()),
+            ThreadPoolExecutor(threads, "safelight-read", torch.set_num_threads, (1,)) as pool,
+        ):
             futures = [pool.submit(_run, share, opened) for share in _shares(reads, threads)]
-            try:
-                return [digest for future in futures for digest in future.result()]
-            finally:
-                torch.set_num_threads(before)
+            return [digest for future in futures for digest in future.result()]
+
+
+@contextlib.contextmanager
+def numbered(threads: int) -> Generator[None]:
+    """Within: this thread computes on ``threads`` threads; after: as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _shares(reads: Sequence[Read], count: int) -> list[list[Read]]:

@@ -8,12 +8,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from safelight.engine.base import ignore
 from safelight.engine.repair import Repairs
 from safelight.errors import IntegrityError, RequestError
 from safelight.generate import fit, run
 from safelight.generate.check import check
+from safelight.generate.combine import combined
 from safelight.generate.run import Bench
+from safelight.library.adapters import Adapters
+from safelight.library.chosen import Chosen, settled
 from safelight.library.library import Library
 from safelight.library.model import Model
 from safelight.memory.residency import Residency
@@ -46,6 +51,7 @@ class LocalEngine:
         self._decide = decide
         self._report = report
         self.tiers = tuple(tiers)
+        self.adapters = Adapters(library.root)
         self.repairs = Repairs(tiers, library.root)
         self.on_switch: OnSwitch | None = None
         self._last = ""
@@ -65,25 +71,32 @@ class LocalEngine:
         model = self._sound(self.library.resolve(request.model))
         if digest is not None and model.digest != digest:
             raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
+        request, chosen = settled(request, model, self.adapters)
         settings = self._decide(request.precision, model)
         bench = replace(self.bench, run=settings, upcoming=self._keys(upcoming, settings))
         check(request, model)
         self._used.pop(model.digest, None)
         self._used[model.digest] = run.component_keys(model, settings)
-        return self._locked(self._images(request, model, bench, on_progress))
+        return self._locked(self._images(request, model, chosen, bench, on_progress))
 
-    def _images(self, request: Request, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
+    def _images(
+        self, request: Request, model: Model, chosen: Sequence[Chosen], bench: Bench, on_progress: OnProgress
+    ) -> Iterator[Image]:
         if model.digest != self._last and self.on_switch is not None:
             self._last = ""
             self.on_switch(model, bench)
         self._last = model.digest
         for index in range(request.count):
             try:
-                yield self._image(request, model, bench, index, on_progress)
+                yield self._image(request, self._under(model, chosen), bench, index, on_progress)
             except IntegrityError:
                 # Read wrongly once, or is the file no longer the checkpoint's? Then it is not used again.
                 model = self.library.mended(model)
-                yield self._image(request, model, bench, index, on_progress)
+                chosen = [replace(one, adapter=self.adapters.verify(one.adapter)) for one in chosen]
+                yield self._image(request, self._under(model, chosen), bench, index, on_progress)
+
+    def _under(self, model: Model, chosen: Sequence[Chosen]) -> Model:
+        return combined(model, chosen, lambda component: self.tiers[0].lease(component, torch.float32))
 
     def _image(self, request: Request, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
         return self.repairs.made(lambda bench: run.image(request, model, bench, index, on_progress), model, bench)
@@ -167,6 +180,7 @@ class LocalEngine:
             name = self.bench.device.name
             raise RequestError("isolate", True, f"processes share weights where the CPU computes, not on {name}")
         bench = self.bench_for(model, request.precision)
+        model = self._under(model, settled(request, model, self.adapters)[1])
         run.preload(model, bench)
         run.prepare(model, bench)
         for tier in self.tiers:

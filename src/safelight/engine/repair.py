@@ -22,6 +22,7 @@ from safelight.generate.run import Bench, let_go
 from safelight.library.model import Model
 from safelight.memory.residency import Residency
 from safelight.types import Image, Repair
+from safelight.weights.overlay import digests
 
 _log = structlog.get_logger(__name__)
 
@@ -96,8 +97,8 @@ class Repairs:
 
     def check(self, model: Model | None = None) -> list[str]:
         """Sum what is in memory again, of one model or of all; what was wrong, by name; it is read again."""
-        digests = None if model is None else [component.digest for component in model.manifest.components]
-        return [label for tier in self._tiers for label in tier.check(digests)]
+        known = None if model is None else _digests(model)
+        return [label for tier in self._tiers for label in tier.check(known)]
 
     def reload(self, model: Model) -> None:
         """Prove a model's bytes in memory again, count what was wrong, and have all of it read anew."""
@@ -107,8 +108,8 @@ class Repairs:
 
     def _drop(self, model: Model) -> None:
         for tier in self._tiers:
-            for component in model.manifest.components:
-                tier.drop(component.digest)
+            for digest in _digests(model):
+                tier.drop(digest)
         machine.give_back()
 
     @contextmanager
@@ -129,3 +130,8 @@ class Repairs:
         before = kept.read(self._path, repair.helped).get("times", 0)
         values = {"times": before + 1, "suspect": repair.suspect, "last": repair.wrong}
         kept.keep(self._path, repair.helped, values)
+
+
+def _digests(model: Model) -> list[str]:
+    """Of all that is in memory for a model: its components, and what lies over them."""
+    return [digest for component in model.manifest.components for digest in digests(component)]

@@ -12,9 +12,10 @@ from pathlib import Path
 from safelight.errors import CorruptFileError, IncompleteModelError, UnsupportedModelError
 from safelight.formats.header import Header, TensorInfo
 from safelight.formats.keys import clip, leftover, unet, vae
+from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.rows import NotThisArchitecture, Row, Source, squeezed
 
-ComponentConfig = clip.CLIPConfig | unet.UNetConfig | vae.VAEConfig
+ComponentConfig = clip.CLIPConfig | unet.UNetConfig | vae.VAEConfig | AdapterConfig
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
 
@@ -247,6 +248,8 @@ def rows(config: ComponentConfig) -> Iterable[Row]:
             return vae.tensors(config)
         case clip.CLIPConfig():
             return clip.tensors(config)
+        case AdapterConfig():
+            return ()
 
 
 def _infer(base: Base, role: str, shapes: Mapping[str, tuple[int, ...]]) -> ComponentConfig:

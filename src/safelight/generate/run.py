@@ -36,6 +36,7 @@ from safelight.memory.residency import Lease, Residency, Use
 from safelight.memory.segments import component_key
 from safelight.memory.working import Work, WorkingMemory, watched
 from safelight.types import Image, OnProgress, Preview, Progress, Repair, Request, RunSettings, Seconds, Stage
+from safelight.weights.overlay import Adapted
 
 _log = structlog.get_logger(__name__)
 
@@ -335,6 +336,10 @@ def use_of(model: Model, role: str, bench: Bench, dtype: torch.dtype, pixels: in
     rest = [component_key(model.manifest.component(r), dtype_of(bench.run, r)) for r in roles[roles.index(role) + 1 :]]
     work = work_of(model, role, dtype, bench.run, pixels)
     promised = bench.working.estimate(work) if bench.promised is None else bench.promised
+    component = model.manifest.component(role)
+    if isinstance(component, Adapted):
+        # What lies over weights is computed before they are used, never at the same time.
+        promised = max(promised, component.working)
     return Use(passes, promised, (*rest, *bench.upcoming))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
@@ -33,6 +34,7 @@ def of(component: ComponentManifest, dtype: torch.dtype, run: RunSettings, pixel
         map_bytes = 2 * (pixels // 64) * config.block_out_channels[0] * dtype.itemsize
         scores = 2 * 8 * (pixels // 64) ** 2 * dtype.itemsize if quadratic else 0
         return Work(name, pixels, LIBRARIES + UNET_TENSORS * map_bytes + scores, quadratic)
+    assert isinstance(config, VAEConfig)
     scores = (pixels // 64) ** 2 * dtype.itemsize
     map_bytes = pixels * config.block_out_channels[0] * dtype.itemsize
     return Work(name, pixels, LIBRARIES + VAE_TENSORS * map_bytes + scores, quadratic)
@@ -46,3 +48,5 @@ def _widths(component: ComponentManifest) -> str:
             return f"{'-'.join(map(str, unet.block_out_channels))}x{unet.layers_per_block}"
         case VAEConfig() as vae:
             return f"{'-'.join(map(str, vae.block_out_channels))}x{vae.layers_per_block}"
+        case AdapterConfig():
+            raise ValueError(component.config)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -29,17 +28,15 @@ from safelight.errors import (
     UnsupportedModelError,
 )
 from safelight.files import settle, write_whole, written
-from safelight.formats import folder, pickle
+from safelight.formats import adapter, folder, pickle
 from safelight.formats.folder import read_json
 from safelight.formats.identify import Identity, PredictionType, identify
 from safelight.formats.keys import leftover
 from safelight.formats.layout import CheckpointLayout
-from safelight.library import convert, records, starters
+from safelight.library import convert, paths, records, starters
 from safelight.library.model import NATIVE_SIZES, Model, Origin
 from safelight.weights.digest import named
 from safelight.weights.manifest import FileHint, Manifest, measure, moved
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 CONVERTED = frozenset({"pickle", "diffusers-pickle"})
 """The forms that are converted before they are used."""
@@ -63,7 +60,7 @@ class Library:
     def named(self, name: str) -> Model | None:
         """The user's own model of that name, None when there is none, or its record is damaged."""
         path = self._records / f"{name}.json"
-        return self._seen(path) if _NAME.fullmatch(name) and path.exists() else None
+        return self._seen(path) if paths.NAME.fullmatch(name) and path.exists() else None
 
     def models(self) -> list[Model]:
         """All models by name, the user's own before the starters. Damaged records are left out: :meth:`damaged`."""
@@ -89,7 +86,7 @@ class Library:
     def get(self, name: str) -> Model:
         """The model of that name. Raises ModelNotFoundError, which names the nearest."""
         path = self._records / f"{name}.json"
-        if _NAME.fullmatch(name) and path.exists():
+        if paths.NAME.fullmatch(name) and path.exists():
             return records.read(path)
         found = next((model for model in starters.models() if model.name == name), None)
         if found is None:
@@ -102,14 +99,14 @@ class Library:
 
         A file used by its path is read and hashed in whole the first time; its manifest is kept.
         """
-        path = _user_path(name_or_path)
+        path = paths.user_path(name_or_path)
         is_path = "/" in name_or_path or path.suffix in {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
         if not is_path or not os.path.lexists(path):
             try:
                 return self.get(name_or_path)
             except ModelNotFoundError:
                 if is_path:
-                    raise UnreadableFileError(path, f"does not exist{_beside(path)}") from None
+                    raise UnreadableFileError(path, f"does not exist{paths.beside(path)}") from None
                 if path.is_dir():
                     hint = "there is a folder of that name; ./ before it makes it a path, -m ./NAME/FILE a file in it"
                     raise InputError(f"no model named {name_or_path!r}; {hint}") from None
@@ -119,7 +116,7 @@ class Library:
         known = self._seen(seen)
         if known is not None and not known.manifest.changed():
             return known
-        model = self._describe(path, _stem(path), "path", None, on_bytes)
+        model = self._describe(path, paths.stem(path), "path", None, on_bytes)
         with self._alone():
             records.write(seen, model)
             self._sweep()
@@ -153,10 +150,8 @@ class Library:
         Raises InputError when the name is taken by another file or not allowed, FileError for a bad file; nothing is
         changed then.
         """
-        path = _user_path(str(path)).absolute()
-        chosen = name or re.sub(r"[^A-Za-z0-9._+-]+", "-", _stem(path)).strip("-.")
-        if not _NAME.fullmatch(chosen):
-            raise InputError(f"{chosen!r} is not a name: letters, digits and . _ + - (give one with --name)")
+        path = paths.user_path(str(path)).absolute()
+        chosen = paths.chosen(name, path)
         self._refuse_taken(chosen, path)
         model = self._describe(path, chosen, "added", prediction_type, on_bytes)
         with self._alone():
@@ -238,7 +233,7 @@ class Library:
         Starters cannot be removed.
         """
         path = self._records / f"{name}.json"
-        if not (_NAME.fullmatch(name) and path.exists()):
+        if not (paths.NAME.fullmatch(name) and path.exists()):
             model = self.get(name)
             raise InputError(f"{model.name!r} is a starter, part of the installation; it cannot be removed")
         with self._alone():
@@ -386,7 +381,8 @@ class Library:
         found = identify(path, prediction_type)
         if found.layout is None:
             what = found.kind if found.base is None else f"{found.kind} for {found.base}"
-            raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a checkpoint that can be run")
+            todo = "; `safelight adapters add` takes it" if found.kind in adapter.KINDS else ""
+            raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a checkpoint that can be run{todo}")
         if found.format in CONVERTED:
             layout, manifest = self._converted(path, found)
         else:
@@ -447,29 +443,6 @@ def _layout(path: Path) -> CheckpointLayout:
     if found.layout is None:
         raise CorruptFileError(path, "a conversion cannot be read back")
     return found.layout
-
-
-def _user_path(text: str) -> Path:
-    """A path as a person writes it. Raises InputError for a home that nobody has."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"{text}: {error}") from error
-
-
-def _beside(path: Path) -> str:
-    """What lies there under almost that name."""
-    try:
-        names = [entry.name for entry in path.parent.iterdir()]
-    except OSError:
-        return ""
-    near = [name for name in names if Path(name).stem == path.name] or difflib.get_close_matches(path.name, names, 1)
-    return f"; {near[0]} does" if near else ""
-
-
-def _stem(path: Path) -> str:
-    """What to call a model: the file's name without its ending, the whole name of a folder (``sd-v1.5``)."""
-    return path.name if os.path.isdir(path) else path.stem
 
 
 def _native(base: str, prediction_type: str | None) -> int:

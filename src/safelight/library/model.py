@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safelight.weights.manifest import Manifest
+from safelight.weights.manifest import ComponentManifest, Manifest
 
 Origin = Literal["added", "starter", "path"]
 """``added`` by the user; ``starter`` came with Safelight; ``path`` was named by its path and is in no library."""
@@ -58,4 +58,42 @@ class Model:
             "format": self.format,
             "resolution": self.resolution,
             "bytes": sum(t.nbytes for c in self.manifest.components for t in c.tensors),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A file that changes a checkpoint's weights. ``base``: which one's, as names and shapes tell; "" unknown."""
+
+    name: str
+    path: Path
+    kind: str
+    base: str
+    dtype: str
+    format: str
+    origin: Origin
+    rule: str
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def tensors(self) -> ComponentManifest:
+        return self.manifest.components[0]
+
+    def summary(self) -> dict[str, Any]:
+        """What ``--json`` prints of an adapter."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "base": self.base,
+            "dtype": self.dtype,
+            "digest": self.digest,
+            "path": str(self.path),
+            "origin": self.origin,
+            "rule": self.rule,
+            "format": self.format,
+            "bytes": sum(tensor.nbytes for tensor in self.tensors.tensors),
         }

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safelight.errors import CorruptFileError
 from safelight.files import write_whole
 from safelight.formats.folder import read_json
-from safelight.library.model import Model
+from safelight.library.model import Adapter, Model
 from safelight.weights.digest import named
 from safelight.weights.manifest import from_json, to_json
 
+Kind = TypeVar("Kind", Model, Adapter)
 
-def write(path: Path, model: Model) -> None:
+
+def write(path: Path, model: Model | Adapter) -> None:
     """Write a record. Raises UnreadableFileError when it cannot be."""
     values: dict[str, Any] = {field.name: getattr(model, field.name) for field in fields(model)}
     values["path"] = str(model.path)
@@ -33,10 +35,19 @@ def _checksum(values: dict[str, Any]) -> str:
 
 
 def read(path: Path, folder: Path | None = None) -> Model:
-    """The record that :func:`write` wrote. Raises CorruptFileError when it is damaged.
+    """The model's record that :func:`write` wrote. Raises CorruptFileError when it is damaged.
 
     ``folder``: where the files of a manifest with relative paths are.
     """
+    return _read(path, Model, folder)
+
+
+def read_adapter(path: Path) -> Adapter:
+    """The adapter's record that :func:`write` wrote. Raises CorruptFileError when it is damaged."""
+    return _read(path, Adapter, None)
+
+
+def _read(path: Path, kind: type[Kind], folder: Path | None) -> Kind:
     values = read_json(path)
     if values.pop("checksum", None) != _checksum(values):
         raise CorruptFileError(path, "is damaged, or was edited: its checksum is not that of what it says")
@@ -44,6 +55,6 @@ def read(path: Path, folder: Path | None = None) -> Model:
         manifest = from_json(path, values["manifest"], folder)
         home = (folder or Path()) / values["path"]
         known: dict[str, Any] = {**values, "path": home, "manifest": manifest}
-        return Model(**known)
+        return kind(**known)
     except (KeyError, TypeError) as error:
-        raise CorruptFileError(path, f"is not a model's record ({error})") from error
+        raise CorruptFileError(path, f"is not a {kind.__name__.lower()}'s record ({error})") from error

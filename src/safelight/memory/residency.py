@@ -71,12 +71,12 @@ class Lease:
         self.dtype = dtype
         self.use = use
         self.segments = cut(component, dtype)
+        self.pieces = frozenset(segment.piece for segment in self.segments)
         self.plan = Plan(())
         self.residents: dict[int, _Held] = {}
         self.ring: Ring | None = None
         self.fetch: Fetch | None = None
         self.reserved: int | None = None
-        self.charges: set[int] = set()
         self.written = False
         self.on_change: OnChange | None = None
         self._residency = residency
@@ -139,19 +139,6 @@ class Lease:
         """Between two passes: follow the budget, which may have shrunk or grown since; at most down to the least that
         works. Nothing of this component may be in use."""
         self._residency.adjust(self)
-
-    def charge(self, nbytes: int, reason: str) -> int:
-        """Note bytes that live as long as the lease, or until :meth:`credit`. Raises OverBudget."""
-        residency = self._residency
-        residency.make_room(nbytes)
-        number = residency.ledger.charge(residency.place, nbytes, self.key, reason)
-        self.charges.add(number)
-        return number
-
-    def credit(self, number: int) -> None:
-        """The bytes of that charge are gone."""
-        self.charges.remove(number)
-        self._residency.ledger.credit(number)
 
     def address(self, tensor: torch.Tensor) -> int:
         """Where a tensor starts in its memory; only its remainder by the alignment means something."""
@@ -374,11 +361,8 @@ class Residency:
         return decided
 
     def _situation(self, lease: Lease) -> Situation:
-        own = 1 if lease.residents else 0
         residents = tuple(
-            Resident(piece, held.used, held.leases > (own if piece.index in lease.residents else 0))
-            if piece.component == lease.key
-            else Resident(piece, held.used, held.leases > 0)
+            Resident(piece, held.used, held.leases > (lease.residents.get(piece.index) is held))
             for piece, held in self._residents.items()
         )
         return Situation(
@@ -421,7 +405,9 @@ class Residency:
     def _carry_out(self, lease: Lease, decided: Plan) -> None:
         """Drop, promise, make room, read; or leave everything as it was but for what was dropped."""
         lease.plan = self._last = decided
-        self._totals[lease.key] = sum(segment.nbytes for segment in lease.segments)
+        total = sum(segment.nbytes for segment in lease.segments)
+        self._totals |= {piece.component: total for piece in lease.pieces}
+        self._totals[lease.key] = sum(piece.nbytes for piece in lease.pieces if piece.component == lease.key)
         if self.log:
             for step in decided.steps:
                 _log.info("memory", place=self.place, action=step.action, piece=step.piece, reason=step.reason)
@@ -471,7 +457,7 @@ class Residency:
     def _forget_spoiled(self, lease: Lease) -> None:
         """What is known to be wrong is not kept for the next lease."""
         for piece, held in list(self._residents.items()):
-            if held.spoiled and not held.leases and piece.component == lease.key:
+            if held.spoiled and not held.leases and piece in lease.pieces:
                 self._evict(piece)
 
     def _end(self, lease: Lease) -> None:
@@ -489,9 +475,6 @@ class Residency:
             if held.spoiled and not held.leases and self._residents.get(held.target.segment.piece) is held:
                 self._evict(held.target.segment.piece)
         lease.residents = {}
-        for number in lease.charges:
-            self.ledger.credit(number)
-        lease.charges.clear()
         if lease.reserved is not None:
             self.ledger.credit(lease.reserved)
             lease.reserved = None

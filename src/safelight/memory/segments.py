@@ -13,6 +13,7 @@ import torch
 from safelight.devices.base import aligned
 from safelight.memory.plan import Piece
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
+from safelight.weights.overlay import Adapted
 
 PARTS = 32
 """A component is cut into about so many segments; more would be many small reads, fewer large slots."""
@@ -38,13 +39,18 @@ class Segment:
 
 
 def component_key(component: ComponentManifest, dtype: torch.dtype) -> str:
-    """A component in a dtype, as the planner names it."""
+    """A component in a dtype, as the planner names it; what lies over it comes behind the base's name."""
+    over = f" +{component.over[:16]}" if isinstance(component, Adapted) else ""
+    return _base_key(component, dtype) + over
+
+
+def _base_key(component: ComponentManifest, dtype: torch.dtype) -> str:
     return f"{component.role} {component.digest[:16]} {str(dtype).removeprefix('torch.')}"
 
 
 @lru_cache(maxsize=64)
 def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]:
-    """The segments in the order in which a forward pass uses them.
+    """The segments in the order in which a forward pass uses them. Those over which nothing lies are the base's own.
 
     Tensors of one leaf module stay together. A segment is at most a thirty-second of the component, or the largest leaf
     module, whichever is more; blocks that are larger are cut, smaller neighbours are put together.
@@ -69,9 +75,14 @@ def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]
             parts[-1] = parts[-1] + run
         else:
             parts.append(run)
-    key = component_key(component, dtype)
+    touched = component.touched if isinstance(component, Adapted) else frozenset[str]()
+    own, base = component_key(component, dtype), _base_key(component, dtype)
+
+    def key(part: list[ManifestTensor]) -> str:
+        return own if any(tensor.name in touched for tensor in part) else base
+
     return tuple(
-        Segment(_label(component.role, part), dtype, tuple(part), Piece(key, index, nbytes(part)))
+        Segment(_label(component.role, part), dtype, tuple(part), Piece(key(part), index, nbytes(part)))
         for index, part in enumerate(parts)
     )
 

@@ -7,19 +7,26 @@ bytes are now.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import structlog
 import torch
 
 from safelight.devices.pool import Slab
-from safelight.devices.transfer import digest_of, read_all
+from safelight.devices.transfer import digest_of, numbered, read_all
+from safelight.errors import IntegrityError
 from safelight.memory.plan import Piece
+from safelight.memory.scratch import Scratch
 from safelight.memory.segments import Segment
 from safelight.weights import store
 from safelight.weights.manifest import ComponentManifest
+from safelight.weights.overlay import Adapted, Overlay
+
+_log = structlog.get_logger(__name__)
 
 Proof = Hashable
 """Equal to another proof of the same segment if and only if the bytes are the same; None where none was taken."""
@@ -59,21 +66,58 @@ class Source(Protocol):
 
 
 class FromFile:
-    """Reads segments from the manifest's files into host memory, hashed and cast in the same pass.
+    """Reads segments from the manifest's files into host memory, hashed and cast in the same pass; where something lies
+    over a weight, what it becomes is computed there, before anybody sees it.
 
     What a segment becomes in a dtype is always the same, so its proof is taken when it is read for the first time, and
-    holds for every later reading.
+    holds for every later reading. ``threads``: for reading, and for computing what lies over weights, whose last bits
+    depend on their number. ``scratch``: a folder on whose disk finished segments of a lease that streams them may lie.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, scratch: Path | None = None) -> None:
         self._threads = threads
+        self._folder = scratch
         self._proofs: dict[tuple[str, Piece], Proof] = {}
 
     @contextlib.contextmanager
     def opened(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[Fetch]:
         """See :class:`Source`."""
         del dtype
-        yield lambda targets: self._fetch(component.digest, targets)
+        if not isinstance(component, Adapted):
+            yield lambda targets: self._fetch(component.digest, targets)
+            return
+        with component.recipes() as overlays, Scratch(self._folder) as scratch:
+
+            def fetch(targets: Sequence[Target]) -> list[Proof]:
+                return [self._over(component.digest, target, overlays, scratch) for target in targets]
+
+            yield fetch
+
+    def _over(self, digest: str, target: Target, overlays: Mapping[str, Overlay], scratch: Scratch) -> Proof:
+        """Bring one segment with what lies over it: computed, or as it was computed before in this lease."""
+        touched = [tensor.name for tensor in target.segment.tensors if tensor.name in overlays]
+        if not touched:
+            return self._fetch(digest, [target])[0]
+        key = (digest, target.segment.piece)
+        known = self._proofs.get(key)
+        if known is not None and scratch.read(target.segment.piece.index, target.slab.base):
+            if self.proof(target) == known:
+                return known
+            _log.warning(
+                "what was computed before was spoiled on disk; it is computed again", what=target.segment.label
+            )
+        plain = store.reads(target.segment.tensors, target.tensors, prove=False)
+        read_all(plain, self._threads)
+        with numbered(self._threads), torch.inference_mode():
+            for name in touched:
+                target.tensors[name].copy_(overlays[name].applied(target.tensors[name]))
+        made = self.proof(target)
+        if self._proofs.setdefault(key, made) != made:
+            what = f"{target.segment.label} with what lies over it"
+            raise IntegrityError(target.segment.tensors[0].path, what, "came out otherwise than before")
+        if known is not None:
+            scratch.write(target.segment.piece.index, target.slab.base[: target.segment.nbytes])
+        return made
 
     def _fetch(self, digest: str, targets: Sequence[Target]) -> list[Proof]:
         keys = [(digest, target.segment.piece) for target in targets]

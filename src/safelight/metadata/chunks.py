@@ -14,7 +14,8 @@ from PIL import PngImagePlugin
 
 from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.files import open_regular
-from safelight.types import SAMPLERS, Image
+from safelight.prompts.loras import written
+from safelight.types import SAMPLERS, Image, Lora
 
 VERSION = 1
 
@@ -22,6 +23,7 @@ VERSION = 1
 def parameters(metadata: Mapping[str, Any]) -> str:
     """The text that AUTOMATIC1111 and the tools around it read."""
     request, model = metadata["request"], metadata["model"]
+    loras = [Lora(**lora) for lora in request.get("loras", ())]
     sampler = SAMPLERS[request["sampler"]].a1111
     schedule = {"karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform"}
     fields = {
@@ -36,8 +38,10 @@ def parameters(metadata: Mapping[str, Any]) -> str:
     }
     if request["clip_skip"]:
         fields["Clip skip"] = request["clip_skip"] + 1
+    if loras:
+        fields["Lora hashes"] = '"' + ", ".join(f"{lora.name}: {lora.digest[:12]}" for lora in loras) + '"'
     fields["Version"] = f"Safelight {metadata['run']['versions']['safelight']}"
-    lines = [request["prompt"]]
+    lines = [" ".join([request["prompt"], *(written(lora) for lora in loras)])]
     if request["negative"]:
         lines.append(f"Negative prompt: {request['negative']}")
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))

@@ -12,6 +12,7 @@ from safelight.assemble.serving import Control
 from safelight.errors import ModelNotFoundError, RequestError
 from safelight.generate.check import check
 from safelight.jobs.job import Job
+from safelight.library.chosen import settled
 from safelight.library.model import Model
 from safelight.server import bridge
 from safelight.server.problems import RefusedError
@@ -71,6 +72,7 @@ def _checked(control: Control, request: Request) -> tuple[Request, str]:
     model = model_named(control, request.model)
     request = replace(request, model=model.name, isolate=request.isolate or control.settings.isolate)
     within_limits(control, request, model)
+    request, _ = settled(request, model, control.adapters, by_path=False)
     check(request, model)
     return request, model.digest
 

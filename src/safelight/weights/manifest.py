@@ -14,6 +14,7 @@ from typing import Any
 
 from safelight.errors import CorruptFileError
 from safelight.files import open_regular
+from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
@@ -159,7 +160,7 @@ def _measure_component(
     return ComponentManifest(component.role, component.config, tuple(tensors), digester.blake3.hexdigest())
 
 
-_CONFIGS = {"clip": CLIPConfig, "unet": UNetConfig, "vae": VAEConfig}
+_CONFIGS = {"clip": CLIPConfig, "unet": UNetConfig, "vae": VAEConfig, "adapter": AdapterConfig}
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""What an adapter adds to a weight, computed in fp32: LoRA, LoHa, LoKr, DoRA, and whole differences.
+
+Sources: LoRA, Hu et al. 2021 (arXiv 2106.09685), with convolutions and the Tucker form as in LoCon; LoHa (FedPara),
+Hyeon-Woo et al. 2021 (arXiv 2108.06098), and LoKr as LyCORIS (arXiv 2309.14859) computes them; DoRA, Liu et al. 2024
+(arXiv 2402.09353).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from safelight.formats.keys.adapters import Part, rank
+
+Tensors = Mapping[str, torch.Tensor]
+"""An adapter's tensors by their slots, fp32."""
+
+
+def difference(part: Part, slots: Tensors, weight: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    """What ``part`` adds to ``weight`` at strength 1: a new tensor of its shape, fp32.
+
+    ``weight``: fp32, read by DoRA only. ``scale``: by which the product is multiplied where the adapter has no alpha of
+    its own; None for 1.
+    """
+    added = _product(part, slots).reshape(weight.shape)
+    added = added * _scale(part, slots, scale)
+    magnitude, on_output = slots.get("magnitude"), True
+    if magnitude is None:
+        magnitude = slots.get("dora_scale")
+        on_output = magnitude is not None and magnitude.shape[:1] == weight.shape[:1]
+    if magnitude is None:
+        return added
+    whole = weight + added
+    return whole * (_shaped(magnitude, weight, on_output) / _norm(whole, on_output)) - weight
+
+
+def _product(part: Part, slots: Tensors) -> torch.Tensor:
+    match part.kind:
+        case "diff":
+            return slots["diff"] if "diff" in slots else slots["w_norm"]
+        case "lora":
+            down, up = slots["down"], slots["up"]
+            if "mid" in slots:
+                down = torch.einsum("mnhw,ni->mihw", slots["mid"], down.flatten(1))
+            return up.flatten(1) @ down.flatten(1)
+        case "loha":
+            return _factor(slots, "hada_w1", "hada_t1") * _factor(slots, "hada_w2", "hada_t2")
+        case "lokr":
+            first = slots["lokr_w1"] if "lokr_w1" in slots else slots["lokr_w1_a"] @ slots["lokr_w1_b"]
+            second = slots["lokr_w2"] if "lokr_w2" in slots else _factor(slots, "lokr_w2", "lokr_t2")
+            return torch.kron(first.reshape(*first.shape, *(1,) * (second.ndim - 2)), second)
+
+
+def _factor(slots: Tensors, name: str, core: str) -> torch.Tensor:
+    a, b = slots[f"{name}_a"], slots[f"{name}_b"]
+    if core not in slots:
+        return (a.flatten(1) @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:])
+    return torch.einsum("ijkl,jr,ip->prkl", slots[core], b, a)
+
+
+def _scale(part: Part, slots: Tensors, scale: float | None) -> float:
+    """Alpha over the rank; 1 where nothing is scaled."""
+    shapes = {slot: tuple(tensor.shape) for slot, tensor in slots.items()}
+    dimension = rank(part.kind, shapes)
+    if not dimension:
+        return 1.0
+    if "alpha" in slots:
+        return float(slots["alpha"].reshape(-1)[0]) / dimension
+    return 1.0 if scale is None else scale
+
+
+def _shaped(magnitude: torch.Tensor, weight: torch.Tensor, on_output: bool) -> torch.Tensor:
+    ones = (1,) * (weight.ndim - 2)
+    return magnitude.reshape(-1, 1, *ones) if on_output else magnitude.reshape(1, -1, *ones)
+
+
+def _norm(whole: torch.Tensor, on_output: bool) -> torch.Tensor:
+    axes = tuple(axis for axis in range(whole.ndim) if axis != (0 if on_output else 1))
+    return torch.linalg.vector_norm(whole, dim=axes, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,0 +1,93 @@
+"""Adapters over a component: which of their parts change which tensor, how strongly, in which order.
+
+Differences are computed in fp32 from the weight as it would be bound, summed in the order of the adapters' digests, and
+rounded once; so neither the order in which they were asked for nor what was made before changes a bit. An adapter of
+strength 0 is not there at all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from safelight.adapters.differences import difference
+from safelight.formats.keys.adapters import Part
+from safelight.memory.residency import Lease
+from safelight.weights.digest import named
+from safelight.weights.manifest import ComponentManifest
+from safelight.weights.overlay import Overlay, adapted
+
+Leasing = Callable[[ComponentManifest], AbstractContextManager[Lease]]
+"""Holds an adapter's tensors in host memory, fp32."""
+
+TENSORS_AT_ONCE = 4
+"""As large as the largest weight, in fp32, that live while something is laid over it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One adapter over one component. ``parts``: with the strength of each; ``scales``: see
+    :func:`safelight.adapters.differences.difference`."""
+
+    tensors: ComponentManifest
+    parts: tuple[tuple[Part, float], ...]
+    scale: float | None = None
+
+    @property
+    def content(self) -> str:
+        """Everything that decides what the layer does, as text."""
+        strengths = sorted((part.target, strength) for part, strength in self.parts)
+        return json.dumps([self.tensors.digest, self.scale, strengths])
+
+
+def over(base: ComponentManifest, layers: Sequence[Layer], leasing: Leasing) -> ComponentManifest:
+    """The component under these layers; the base itself when none of them changes anything."""
+    doing = [Layer(layer.tensors, _doing(layer), layer.scale) for layer in layers]
+    doing = sorted((layer for layer in doing if layer.parts), key=lambda layer: layer.content)
+    if not doing:
+        return base
+    targets: dict[str, list[tuple[Layer, Part, float]]] = {}
+    for layer in doing:
+        for part, strength in layer.parts:
+            targets.setdefault(part.target, []).append((layer, part, strength))
+    largest = max(math.prod(tensor.shape) for tensor in base.tensors if tensor.name in targets)
+
+    @contextmanager
+    def recipes() -> Generator[Mapping[str, Overlay]]:
+        with ExitStack() as stack:
+            leases = {layer.content: stack.enter_context(leasing(layer.tensors)) for layer in doing}
+            yield {name: Overlay(_recipe(what, leases)) for name, what in targets.items()}
+
+    content = named(*(layer.content for layer in doing))
+    working = TENSORS_AT_ONCE * largest * torch.float32.itemsize
+    sources = tuple(layer.tensors.digest for layer in doing)
+    return adapted(base, content, frozenset(targets), recipes, working, sources)
+
+
+def _doing(layer: Layer) -> tuple[tuple[Part, float], ...]:
+    return tuple((part, strength) for part, strength in layer.parts if strength != 0)
+
+
+def _recipe(
+    what: Sequence[tuple[Layer, Part, float]], leases: Mapping[str, Lease]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def made(weight: torch.Tensor) -> torch.Tensor:
+        wide = weight.float()
+        total: torch.Tensor | None = None
+        for layer, part, strength in what:
+            with leases[layer.content].pinned(list(part.slots.values())) as tensors:
+                slots = dict(zip(part.slots, tensors, strict=True))
+                tensors.clear()
+                # The product is new; what is scaled or added to is never the adapter's own tensor.
+                added = difference(part, slots, wide, layer.scale) * strength
+                slots.clear()
+            total = added if total is None else total.add_(added)
+        assert total is not None
+        return total.add_(wide).to(weight.dtype)
+
+    return made

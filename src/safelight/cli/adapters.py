@@ -1,0 +1,112 @@
+"""``safelight adapters``: LoRA and its kin in the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from safelight.cli.common import JsonOption, RootOption, loaded, say_json, table
+
+if TYPE_CHECKING:
+    from safelight.library.adapters import Adapters
+
+app = typer.Typer(
+    help="Add adapters (LoRA, LoHa, LoKr, DoRA, whole differences) to the library, list, verify and remove them.",
+    no_args_is_help=True,
+    epilog="Example: `safelight adapters add ~/loras/*.safetensors`, then `generate … --lora NAME:0.8`",
+)
+
+
+def _adapters(context: typer.Context, root: Path | None) -> Adapters:
+    from safelight.library.adapters import Adapters
+
+    return Adapters(loaded(context, root).settings.root)
+
+
+@app.command(epilog="Example: `safelight adapters add style.safetensors --name style`")
+def add(
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="Adapter files.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Its name in the library; the file's name by default.")] = None,
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Add adapters: identify them, read and hash every tensor. The files stay where they are."""
+    from safelight.errors import InputError
+
+    if name is not None and len(paths) > 1:
+        raise InputError(f"--name {name!r} is for one path, {len(paths)} were given")
+    adapters, failed = _adapters(context, root), False
+    for path in paths:
+        try:
+            added = adapters.add(path, name)
+        except InputError as error:
+            failed = True
+            typer.echo(f"safelight: {error}", err=True)
+            continue
+        if as_json:
+            say_json(added.summary())
+        else:
+            typer.echo(f"added {added.name}: {added.kind} for {added.base or 'a base that nothing tells'}")
+    if failed:
+        raise typer.Exit(2)
+
+
+@app.command("list", epilog="Example: `safelight adapters list --json`")
+def list_adapters(context: typer.Context, as_json: JsonOption = False, root: RootOption = None) -> None:
+    """List all adapters."""
+    found = _adapters(context, root).all()
+    if as_json:
+        for adapter in found:
+            say_json(adapter.summary())
+        return
+    if not found:
+        typer.echo("No adapters yet. Add one with `safelight adapters add FILE`.")
+        return
+    rows = [
+        (a.name, a.kind, a.base or "?", a.dtype, f"{a.summary()['bytes'] / 1e6:,.1f} MB", a.digest[:10]) for a in found
+    ]
+    table(("name", "kind", "base", "dtype", "size", "digest"), rows)
+
+
+@app.command(epilog="Examples: `safelight adapters verify` · `safelight adapters verify style`")
+def verify(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(help="Names; all by default.", show_default=False)] = None,
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Read every tensor again and compare it with what was added. Exit code 1 when anything differs."""
+    from safelight.errors import IntegrityError
+
+    adapters = _adapters(context, root)
+    failed = False
+    for adapter in [adapters.get(name) for name in names] if names else adapters.all():
+        problem = None
+        try:
+            adapters.verify(adapter)
+        except IntegrityError as error:
+            problem, failed = str(error), True
+        if as_json:
+            say_json(adapter.summary() | {"intact": problem is None, "problem": problem})
+        else:
+            typer.echo(f"{adapter.name}: {'intact' if problem is None else problem}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `safelight adapters remove style`")
+def remove(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="An adapter's name.", show_default=False)],
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Forget an adapter. Its file stays where it is."""
+    _adapters(context, root).remove(name)
+    if as_json:
+        say_json({"name": name, "removed": True})
+    else:
+        typer.echo(f"removed {name} from the library; its file stays where it is")

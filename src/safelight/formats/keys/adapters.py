@@ -1,0 +1,301 @@
+"""Adapters of weights (LoRA and its kin): which tensor of which component each of their tensors changes.
+
+Names are those of kohya's scripts (``lora_unet_…``, in diffusers' and in LDM's block names), of diffusers (old
+attention processors, ``.lora.down``), of PEFT (``.lora_A.weight``, with and without an adapter's name) and of LyCORIS.
+They are looked up in the architecture's own table, never guessed by replacing underscores.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from safelight.formats.keys.rows import Row, squeezed
+
+Kind = Literal["lora", "loha", "lokr", "diff"]
+
+MOST_RANK = 8192
+"""Above the width of every layer; a larger one is no low rank."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """What shapes do not tell. ``kind``: as the rules of kinds name it. ``scaled``: components for which the file's
+    metadata gives the scale of the products (PEFT's ``lora_alpha``), ``scales``: those."""
+
+    kind: str
+    scaled: tuple[str, ...] = ()
+    scales: tuple[float, ...] = ()
+
+    def scale(self, role: str) -> float | None:
+        return dict(zip(self.scaled, self.scales, strict=True)).get(role)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What an adapter does to one tensor of a component.
+
+    ``target``: the tensor, in the module's names. ``slots``: by their role in the formula (``down``, ``up``, ``mid``,
+    ``alpha``, ``dora_scale``, ``magnitude`` (PEFT's DoRA), ``hada_w1_a``, ``lokr_w1``, ``diff``, …) the names of the
+    adapter's tensors. ``block``: the block of LDM's UNet in which it is (``IN04``, ``M00``, ``OUT11``), ``BASE``
+    elsewhere.
+    """
+
+    kind: Kind
+    target: str
+    slots: Mapping[str, str]
+    block: str = "BASE"
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """``parts`` by component. ``unknown``: tensors that fit nothing; ``odd``: those of another shape, with both."""
+
+    parts: Mapping[str, tuple[Part, ...]]
+    unknown: tuple[str, ...] = ()
+    odd: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return sum(len(parts) for parts in self.parts.values())
+
+
+_LETTERS = {"A": "down", "B": "up"}
+
+_SUFFIXES = (
+    (re.compile(r"(?P<module>.+)\.processor\.(?P<inner>to_q|to_k|to_v|to_out)_lora\.(?P<slot>down|up)\.weight"), ""),
+    (re.compile(r"(?P<module>.+)\.lora_linear_layer\.(?P<slot>down|up)\.weight"), ""),
+    (re.compile(r"(?P<module>.+)\.lora\.(?P<slot>down|up)\.weight"), ""),
+    (re.compile(r"(?P<module>.+)\.lora_(?P<slot>[AB])(\.[^.]+)?\.weight"), ""),
+    (re.compile(r"(?P<module>.+)\.lora_(?P<slot>B)(\.[^.]+)?\.bias"), "bias"),
+    (re.compile(r"(?P<module>.+)\.lora_(?P<slot>down|up|mid)\.weight"), ""),
+    (re.compile(r"(?P<module>.+)\.lora_magnitude_vector(\..+)?"), "magnitude"),
+    (re.compile(r"(?P<module>.+)\.(?P<slot>alpha|dora_scale|diff|diff_b|w_norm|b_norm)"), ""),
+    (re.compile(r"(?P<module>.+)\.(?P<slot>hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2))"), ""),
+)
+
+_SCALES = frozenset({"alpha", "dora_scale", "magnitude"})
+_OF_WEIGHT = frozenset({"dora_scale", "magnitude"})
+_OF_BIAS = frozenset({"bias", "diff_b", "b_norm"})
+
+
+def split(name: str) -> tuple[str, str] | None:
+    """(module, slot) of an adapter's tensor by its name; None for a name of another form."""
+    for pattern, fixed in _SUFFIXES:
+        found = pattern.fullmatch(name)
+        if found is None:
+            continue
+        groups = found.groupdict()
+        module, slot = groups["module"], fixed or groups["slot"]
+        inner = groups.get("inner")
+        if inner is not None:
+            module = f"{module}.{inner}" + (".0" if inner == "to_out" else "")
+        return module, _LETTERS.get(slot, slot)
+    return None
+
+
+@dataclass
+class Module:
+    """A module of a component: its ``path`` there, the block of LDM's UNet in which it is, its tensors' shapes."""
+
+    role: str
+    path: str
+    block: str
+    shapes: dict[str, Shape] = field(default_factory=dict[str, Shape])
+
+
+_UNDERSCORED: Mapping[str, tuple[str, ...]] = {
+    "unet": ("lora_unet_", "lycoris_"),
+    "text_encoder": ("lora_te_", "lora_te1_"),
+    "text_encoder_2": ("lora_te2_",),
+}
+
+
+def spellings(components: Mapping[str, Iterable[Row]]) -> Mapping[str, Module]:
+    """Every name under which adapters know the modules of these components (role to table)."""
+    found: dict[str, Module] = {}
+    for role, rows in components.items():
+        if role == "vae":
+            continue
+        modules: dict[str, Module] = {}
+        for row in rows:
+            path, _, leaf = row.name.rpartition(".")
+            others = [source.name.rpartition(".")[0] for source in row.sources if source.part is None]
+            known = modules.setdefault(path, Module(role, path, block_of(others) if role == "unet" else "BASE"))
+            known.shapes[leaf] = row.shape
+            for name in _names(role, [path, *others]):
+                found.setdefault(name, known)
+    return found
+
+
+def _names(role: str, paths: Iterable[str]) -> Iterable[str]:
+    for path in dict.fromkeys(paths):
+        forms = [path]
+        if role != "unet":
+            bare = path.removeprefix("text_model.")
+            forms = [bare, f"text_model.{bare}"]
+        for form in forms:
+            for prefix in _UNDERSCORED.get(role, ()):
+                yield prefix + form.replace(".", "_")
+            yield f"{role}.{form}"
+            yield f"base_model.model.{form}"
+            if role == "unet":
+                yield form
+
+
+_BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.([0-9]+)")
+
+
+def block_of(names: Iterable[str]) -> str:
+    """The block of LDM's UNet from a module's names."""
+    for name in names:
+        found = _BLOCK.match(name)
+        if found is not None:
+            kind = {"input_blocks": "IN", "output_blocks": "OUT"}.get(found[1])
+            return "M00" if kind is None else f"{kind}{int(found[2]):02d}"
+    return "BASE"
+
+
+def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
+    """What an adapter's tensors (name to shape) do to the modules of a checkpoint (by :func:`spellings`)."""
+    grouped: dict[tuple[str, str], dict[str, str]] = {}
+    modules: dict[tuple[str, str], Module] = {}
+    unknown: list[str] = []
+    for name in shapes:
+        parsed = split(name)
+        module = known.get(parsed[0]) if parsed is not None else None
+        if parsed is None or module is None:
+            unknown.append(name)
+            continue
+        key = module.role, module.path
+        modules[key] = module
+        if parsed[1] in grouped.setdefault(key, {}):
+            unknown.append(name)
+            continue
+        grouped[key][parsed[1]] = name
+    parts: dict[str, list[Part]] = {}
+    odd: list[str] = []
+    for key, slots in grouped.items():
+        module = modules[key]
+        for leaf, kind, chosen in _formulas(slots):
+            target, shape = f"{module.path}.{leaf}", module.shapes.get(leaf)
+            if kind is None or shape is None:
+                unknown += chosen.values()
+                continue
+            made = _made(kind, {slot: shapes[name] for slot, name in chosen.items()})
+            if made is None or not _same(made, shape):
+                odd.append(f"{module.role}.{target}: {list(made) if made else 'nothing'} instead of {list(shape)}")
+                continue
+            parts.setdefault(module.role, []).append(Part(kind, target, chosen, module.block))
+    return Fit({role: tuple(found) for role, found in parts.items()}, tuple(unknown), tuple(odd))
+
+
+def _formulas(slots: Mapping[str, str]) -> Iterable[tuple[str, Kind | None, dict[str, str]]]:
+    """(which tensor of the module, the formula, its slots); kind None for slots that make none together."""
+    scale = {slot: name for slot, name in slots.items() if slot in _SCALES}
+    rest = {slot: name for slot, name in slots.items() if slot not in scale and slot not in _OF_BIAS}
+    bias = {slot: name for slot, name in slots.items() if slot in _OF_BIAS}
+    if rest:
+        yield "weight", _kind(rest), {**rest, **scale}
+    elif scale:
+        yield "weight", None, scale
+    for slot, name in bias.items():
+        # PEFT's bias of ``up`` is scaled as the product is.
+        more = {**scale, "down": rest["down"]} if slot == "bias" and "down" in rest else {}
+        yield "bias", "diff", {"diff": name, **{k: v for k, v in more.items() if k not in _OF_WEIGHT}}
+
+
+def _kind(slots: Mapping[str, str]) -> Kind | None:
+    names = set(slots)
+    if names in ({"diff"}, {"w_norm"}):
+        return "diff"
+    if names in ({"down", "up"}, {"down", "up", "mid"}):
+        return "lora"
+    hada = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+    if names in (hada, hada | {"hada_t1", "hada_t2"}):
+        return "loha"
+    first = {"lokr_w1"} <= names or {"lokr_w1_a", "lokr_w1_b"} <= names
+    second = {"lokr_w2"} <= names or {"lokr_w2_a", "lokr_w2_b"} <= names
+    if first and second and all(name.startswith("lokr_") for name in names):
+        return "lokr"
+    return None
+
+
+def _same(made: Shape, shape: Shape) -> bool:
+    """A convolution's difference may come as a matrix, its columns channels times kernel."""
+    flat = len(made) == 2 and len(shape) > 2 and made == (shape[0], math.prod(shape[1:]))
+    return flat or squeezed(made) == squeezed(shape)
+
+
+def rank(kind: Kind, shapes: Mapping[str, Shape]) -> int:
+    """The rank by which alpha is divided; 0 where nothing is."""
+    match kind:
+        case "lora":
+            return shapes["down"][0]
+        case "loha":
+            return shapes["hada_w1_b"][0]
+        case "lokr":
+            factor = shapes.get("lokr_w1_b", shapes.get("lokr_w2_b"))
+            return factor[0] if factor is not None else 0
+        case "diff":
+            return shapes["down"][0] if "down" in shapes else 0
+
+
+def _made(kind: Kind, shapes: Mapping[str, Shape]) -> Shape | None:
+    """The shape of the difference, None when its factors do not go together."""
+    try:
+        if rank(kind, shapes) > MOST_RANK:
+            return None
+        match kind:
+            case "diff":
+                return shapes.get("diff", shapes.get("w_norm"))
+            case "lora":
+                return _lora(shapes)
+            case "loha":
+                return _loha(shapes)
+            case "lokr":
+                return _lokr(shapes)
+    except (IndexError, ValueError):
+        return None
+
+
+def _lora(shapes: Mapping[str, Shape]) -> Shape | None:
+    down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
+    if mid is not None:
+        whole = (up[0], down[1], *mid[2:])
+        return whole if (mid[0], mid[1]) == (up[1], down[0]) and len(mid) == 4 else None
+    return (up[0], *down[1:]) if up[1] == down[0] and all(n == 1 for n in up[2:]) else None
+
+
+def _loha(shapes: Mapping[str, Shape]) -> Shape | None:
+    made: list[Shape] = []
+    for number in "12":
+        a, b, t = shapes[f"hada_w{number}_a"], shapes[f"hada_w{number}_b"], shapes.get(f"hada_t{number}")
+        if t is None:
+            (rows, inner), (other, columns) = a, b
+            if inner != other:
+                return None
+            made.append((rows, columns))
+        else:
+            (inner_a, rows), (inner_b, columns) = a, b
+            if (t[0], t[1]) != (inner_a, inner_b):
+                return None
+            made.append((rows, columns, *t[2:]))
+    return made[0] if made[0] == made[1] else None
+
+
+def _lokr(shapes: Mapping[str, Shape]) -> Shape | None:
+    if "lokr_w1" in shapes:
+        rows, columns = shapes["lokr_w1"]
+    else:
+        rows, columns = shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1]
+    second = shapes.get("lokr_w2")
+    if second is None:
+        a, b, t = shapes["lokr_w2_a"], shapes["lokr_w2_b"], shapes.get("lokr_t2")
+        second = (a[0], *b[1:]) if t is None else (a[1], b[1], *t[2:])
+    return (rows * second[0], columns * second[1], *second[2:])

@@ -1,0 +1,144 @@
+"""The adapters that a user has: ``ROOT/adapters/NAME.json`` is the record of one; its file stays where it is."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock
+
+from safelight.errors import (
+    FileError,
+    InputError,
+    IntegrityError,
+    ModelNotFoundError,
+    UnreadableFileError,
+    UnsupportedModelError,
+)
+from safelight.formats import adapter as files
+from safelight.formats.identify import identify, read_header
+from safelight.library import paths, records
+from safelight.library.model import Adapter, Origin
+from safelight.weights.digest import named
+from safelight.weights.manifest import measure
+
+
+class Adapters:
+    """The adapters under ``root``, which need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._records = root / "adapters"
+
+    def all(self) -> list[Adapter]:
+        """By name. Damaged records are left out."""
+        found: list[Adapter] = []
+        for path in sorted(self._records.glob("*.json")):
+            with contextlib.suppress(FileError):
+                found.append(records.read_adapter(path))
+        return found
+
+    def get(self, name: str) -> Adapter:
+        """The adapter of that name. Raises ModelNotFoundError, which names the nearest."""
+        path = self._records / f"{name}.json"
+        if paths.NAME.fullmatch(name) and path.exists():
+            return records.read_adapter(path)
+        known = [adapter.name for adapter in self.all()]
+        raise ModelNotFoundError(name, difflib.get_close_matches(name, known, 3, 0.4), "adapter")
+
+    def resolve(self, name_or_path: str) -> Adapter:
+        """An adapter by its name, else by a path; a file used by its path is read and hashed the first time."""
+        path = paths.user_path(name_or_path)
+        if "/" not in name_or_path and path.suffix != ".safetensors":
+            return self.get(name_or_path)
+        path = path.absolute()
+        if not os.path.lexists(path):
+            raise UnreadableFileError(path, f"does not exist{paths.beside(path)}")
+        seen = self.root / "seen" / "adapters" / f"{named(str(path))}.json"
+        with contextlib.suppress(FileError):
+            known = records.read_adapter(seen)
+            if not known.manifest.changed():
+                return known
+        found = self._describe(path, paths.stem(path), "path")
+        with self._alone():
+            records.write(seen, found)
+        return found
+
+    def find(self, name: str, digest: str) -> Adapter:
+        """The adapter of that name or path with that content, or another of the same content. Raises IntegrityError
+        when there is none."""
+        with contextlib.suppress(InputError):
+            found = self.resolve(name)
+            if found.digest == digest:
+                return self.checked(found)
+        same = next((adapter for adapter in self.all() if adapter.digest == digest), None)
+        if same is not None:
+            return self.checked(same)
+        path = paths.user_path(name)
+        raise IntegrityError(path, "", f"no adapter has the content {digest[:10]} that was asked for")
+
+    def add(self, path: Path, name: str | None = None) -> Adapter:
+        """Identify an adapter, read and hash all of it, and keep its record. The file stays where it is.
+
+        Raises InputError when the name is taken by another file or not allowed, FileError for a bad file.
+        """
+        path = paths.user_path(str(path)).absolute()
+        chosen = paths.chosen(name, path)
+        found = self._describe(path, chosen, "added")
+        with self._alone():
+            taken = next((adapter for adapter in self.all() if adapter.name == chosen), None)
+            if taken is not None and taken.path != path:
+                raise InputError(f"the name {chosen!r} is taken by {taken.path}; give another with --name")
+            records.write(self._records / f"{chosen}.json", found)
+        return found
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter, also one whose record is damaged. Its file stays."""
+        path = self._records / f"{name}.json"
+        if not (paths.NAME.fullmatch(name) and path.exists()):
+            self.get(name)
+        with self._alone():
+            path.unlink(missing_ok=True)
+
+    def checked(self, adapter: Adapter) -> Adapter:
+        """The adapter, if its file is as it was; when its hint differs, it is read again. Raises IntegrityError."""
+        return adapter if not adapter.manifest.changed() else self.verify(adapter)
+
+    def verify(self, adapter: Adapter) -> Adapter:
+        """Read and hash all of it again. Raises IntegrityError when its content is another."""
+        try:
+            fresh = self._describe(adapter.path, adapter.name, adapter.origin)
+        except FileError as error:
+            raise IntegrityError(error.path, "", error.problem, "Put the right file back, or add it again.") from error
+        if fresh.digest != adapter.digest:
+            raise IntegrityError(adapter.path, "", "its content changed", "Add it again if that was meant.")
+        if adapter.origin == "added":
+            with self._alone():
+                records.write(self._records / f"{adapter.name}.json", fresh)
+        return replace(fresh, name=adapter.name)
+
+    @staticmethod
+    def _describe(path: Path, name: str, origin: Origin) -> Adapter:
+        found = identify(path)
+        if found.kind not in files.KINDS:
+            todo = "; `safelight models add` takes it" if found.kind == "checkpoint" else ""
+            raise UnsupportedModelError(path, f"is a {found.kind} ({found.rule}), not an adapter of weights{todo}")
+        if found.format != "safetensors":
+            raise UnsupportedModelError(path, f"is a {found.format}; adapters are read from safetensors only")
+        manifest = measure((files.layout(read_header(path), found.kind),))
+        base = found.base or ""
+        return Adapter(name, path, found.kind, base, found.dtype, found.format, origin, found.rule, manifest)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Generator[None]:
+        """Hold the library's lock, which other processes respect too."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / ".lock", timeout=60):
+                yield
+        except OSError as error:
+            raise UnreadableFileError(self.root, f"cannot be written: {error.strerror or error}") from error
