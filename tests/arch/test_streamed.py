@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,11 @@ from safelight.arch.bind import bound
 from safelight.arch.streamed import StreamedParameter
 from safelight.errors import AbsentTensorError, BindingError
 from safelight.memory.budget import HOST
-from safelight.memory.residency import Residency
-from safelight.memory.segments import cut
+from safelight.memory.residency import Residency, Use
+from safelight.memory.scratch import Scratch
+from safelight.memory.segments import component_key, cut
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import Overlay
+from safelight.weights.overlay import Overlay, adapted
 
 CPU = torch.device("cpu")
 X = torch.randn(2, toy.WIDTH, generator=torch.Generator().manual_seed(1))
@@ -96,40 +99,73 @@ def test_a_parameter_that_is_kept_raises_after_its_binding(component, residency:
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_overlays_take_the_weights_place_and_leave_them_alone(component, residency, state, whole: bool) -> None:
-    place = memory.host() if whole else residency
-    overlays = {name: Overlay(lambda weight: weight * 0.5 + 1, state[name].nbytes) for name in ("tied.weight", "scale")}
-    changed = {name: tensor * 0.5 + 1 if name in overlays else tensor for name, tensor in state.items()}
-    skeletons = toy.skeletons()
-    if not whole:
-        place.ledger.set_budget(HOST, place.ledger.budget(HOST) * 2)
+    """Streamed, each is computed twice: then it is read from where it was kept."""
+    place, computed = memory.host() if whole else residency, list[str]()
+
+    def over(name: str) -> Overlay:
+        def function(weight: torch.Tensor) -> torch.Tensor:
+            computed.append(name)
+            return weight * 0.5 + 1
+
+        return Overlay(function)
+
+    @contextlib.contextmanager
+    def recipes() -> Generator[dict[str, Overlay]]:
+        yield {name: over(name) for name in touched}
+
+    touched = frozenset({"tied.weight", "scale"})
+    changed = {name: tensor * 0.5 + 1 if name in touched else tensor for name, tensor in state.items()}
+    skeletons, under = toy.skeletons(), adapted(component, "f" * 64, touched, recipes)
     for _ in range(2):
-        with (
-            place.lease(component, torch.float32) as lease,
-            bound(skeletons, toy.key(CPU), lease, overlays) as module,
-            torch.no_grad(),
-        ):
-            assert torch.equal(module(X), toy.output(changed, X))
-        with (
-            place.lease(component, torch.float32) as lease,
-            bound(skeletons, toy.key(CPU), lease) as module,
-            torch.no_grad(),
-        ):
-            assert torch.equal(module(X), toy.output(state, X))
-    assert not [entry for entry in place.ledger.entries() if "overlay" in entry.reason]
+        for what, right in ((under, changed), (component, state)):
+            with (
+                place.lease(what, torch.float32, Use(passes=5)) as lease,
+                bound(skeletons, toy.key(CPU), lease) as made,
+            ):
+                for _ in range(5):
+                    with torch.no_grad():
+                        assert torch.equal(made(X), toy.output(right, X))
+    assert len(computed) == 2 if whole else len(computed) <= 8
+    own = {piece.component for piece in (segment.piece for segment in cut(under, torch.float32))}
+    assert own == {component_key(component, torch.float32), component_key(under, torch.float32)}
 
 
 def test_overlays_that_do_not_fit_are_refused(component) -> None:
     place = memory.host()
-    for overlays in (
-        {"nobody.weight": Overlay(lambda w: w.clone(), 1)},
-        {"scale": Overlay(lambda w: w.bfloat16(), 1)},
-        {"scale": Overlay(lambda w: w[:3].clone(), 1)},
-    ):
-        with (
-            place.lease(component, torch.float32) as lease,
-            pytest.raises(BindingError),
-            bound(toy.skeletons(), toy.key(CPU), lease, overlays),
-        ):
+    for function in (lambda w: w.bfloat16(), lambda w: w[:3].clone()):
+
+        @contextlib.contextmanager
+        def recipes(function=function) -> Generator[dict[str, Overlay]]:
+            yield {"scale": Overlay(function)}
+
+        under = adapted(component, "f" * 64, frozenset({"scale"}), recipes)
+        with pytest.raises(BindingError), place.lease(under, torch.float32):
             pass
     place.drop()
     assert place.ledger.stored(HOST) == 0
+
+
+def test_what_was_kept_on_disk_and_spoiled_there_is_computed_again(
+    component, residency, state, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, spoiled = Scratch.read, list[int]()
+
+    def spoiling(self: Scratch, index: int, into: torch.Tensor) -> bool:
+        there = read(self, index, into)
+        if there:
+            into[0] += 1
+            spoiled.append(index)
+        return there
+
+    @contextlib.contextmanager
+    def recipes() -> Generator[dict[str, Overlay]]:
+        yield {"scale": Overlay(lambda weight: weight + 1)}
+
+    monkeypatch.setattr(Scratch, "read", spoiling)
+    under = adapted(component, "f" * 64, frozenset({"scale"}), recipes)
+    with residency.lease(under, torch.float32, Use(passes=4)) as lease:
+        for _ in range(4):
+            for name in lease.shapes:
+                with lease.pinned([name]) as found:
+                    assert torch.equal(found.pop(), state[name] + (name == "scale"))
+    assert spoiled

@@ -49,7 +49,7 @@ def _product(part: Part, slots: Tensors) -> torch.Tensor:
         case "lokr":
             first = slots["lokr_w1"] if "lokr_w1" in slots else slots["lokr_w1_a"] @ slots["lokr_w1_b"]
             second = slots["lokr_w2"] if "lokr_w2" in slots else _factor(slots, "lokr_w2", "lokr_t2")
-            return torch.kron(first.reshape(*first.shape, *(1,) * (second.ndim - 2)), second)
+            return torch.kron(first.reshape(*first.shape, *(1,) * (second.ndim - 2)), second.contiguous())
 
 
 def _factor(slots: Tensors, name: str, core: str) -> torch.Tensor:

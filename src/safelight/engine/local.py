@@ -93,7 +93,9 @@ class LocalEngine:
                 # Read wrongly once, or is the file no longer the checkpoint's? Then it is not used again.
                 model = self.library.mended(model)
                 chosen = [replace(one, adapter=self.adapters.verify(one.adapter)) for one in chosen]
-                yield self._image(request, self._under(model, chosen), bench, index, on_progress)
+                under = self._under(model, chosen)
+                self.repairs.reload(under)
+                yield self._image(request, under, bench, index, on_progress)
 
     def _under(self, model: Model, chosen: Sequence[Chosen]) -> Model:
         return combined(model, chosen, lambda component: self.tiers[0].lease(component, torch.float32))

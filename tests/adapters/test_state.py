@@ -1,0 +1,273 @@
+"""Combinations are values: whatever was made, failed, or was taken off before, an image is that of a fresh engine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import adapters
+
+import safelight
+from safelight import config
+from safelight.assemble.worker import open_engine
+from safelight.devices.simulated import simulated
+from safelight.engine.local import LocalEngine
+from safelight.errors import CorruptFileError, IntegrityError, OutOfMemoryError, RequestError
+from safelight.types import Lora, Progress, Request
+
+Ask = Callable[..., Request]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    for number in (1, 2, 3):
+        adapters.write(folder / f"{number}.safetensors", "sd1", number)
+    adapters.write(folder / "xl.safetensors", "sdxl", 1, adapters.kohya_two)
+    return folder
+
+
+@pytest.fixture
+def lora(files: Path) -> Callable[..., Lora]:
+    return lambda number, strength=1.0, **more: Lora(str(files / f"{number}.safetensors"), strength, **more)
+
+
+def pixels(engine: LocalEngine, request: Request) -> str:
+    return next(engine.generate(request)).pixels_sha256
+
+
+def test_state_01_02_04_08_10_11_on_and_off_a_hundred_times(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+    engine = safelight.open_engine(root)
+    wanted = [ask(), ask(loras=(lora(1),)), ask("b.safetensors"), ask(loras=(lora(1, 0.5), lora(2)))]
+    right = [pixels(safelight.open_engine(root), request) for request in wanted]
+    assert len(set(right)) == len(wanted)
+    chance = random.Random(5)
+    for _ in range(100):
+        at = chance.randrange(len(wanted))
+        assert pixels(engine, wanted[at]) == right[at]
+
+
+def test_neither_order_nor_a_strength_of_nothing_changes_a_bit(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+    engine = safelight.open_engine(root)
+    one, other = lora(1, 0.7), lora(2, -0.4)
+    assert pixels(engine, ask(loras=(one, other))) == pixels(engine, ask(loras=(other, one)))
+    assert pixels(engine, ask(loras=(lora(1, 0.0), lora(3, 0)))) == pixels(engine, ask())
+    assert pixels(engine, ask(loras=(one, lora(3, 0.0)))) == pixels(engine, ask(loras=(one,)))
+
+
+def test_state_07_every_strength_is_part_of_the_key(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+    engine, seen = safelight.open_engine(root), dict[str, Lora]()
+    blocks = [0.0] * 17
+    for changed in (
+        lora(1),
+        lora(1, 0.5),
+        lora(1, unet=0.5),
+        lora(1, text_encoder=0.5),
+        lora(1, blocks=(1.0, *blocks[1:])),
+        lora(1, blocks=(1.0, 1.0, *blocks[2:])),
+        lora(1, blocks=(0.5, *[1.0] * 16)),
+    ):
+        made = pixels(engine, ask(loras=(changed,)))
+        assert made not in seen
+        assert made == pixels(safelight.open_engine(root), ask(loras=(changed,)))
+        seen[made] = changed
+    assert pixels(engine, ask(loras=(lora(1, unet=1.0, text_encoder=1.0),))) in seen
+
+
+def test_state_09_the_first_and_each_later_image_has_it(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+    images = list(safelight.open_engine(root).generate(ask(loras=(lora(1),), count=3)))
+    alone = [pixels(safelight.open_engine(root), ask(loras=(lora(1),), seed=number)) for number in range(3)]
+    assert [image.pixels_sha256 for image in images] == alone
+
+
+def test_state_05_a_nan_is_refused_and_the_next_is_right(
+    root: Path, ask: Ask, lora: Callable[..., Lora], files: Path, tmp_path: Path
+) -> None:
+    engine = safelight.open_engine(root)
+    right = pixels(engine, ask(loras=(lora(1),)))
+    tensors = load_file(files / "1.safetensors")
+    name = next(name for name in tensors if name.endswith("lora_up.weight"))
+    tensors[name][0] = float("nan")
+    save_file(tensors, tmp_path / "nan.safetensors")
+    with pytest.raises(CorruptFileError, match="NaN"):
+        pixels(engine, ask(loras=(lora(1), Lora(str(tmp_path / "nan.safetensors")))))
+    assert pixels(engine, ask(loras=(lora(1),))) == right
+
+
+def bad(kind: str, files: Path, folder: Path) -> Lora:
+    """An adapter that is wrong in one way."""
+    tensors = load_file(files / "1.safetensors")
+    down = next(name for name in tensors if name.endswith("lora_down.weight") and tensors[name].ndim == 2)
+    path = folder / f"{kind}.safetensors"
+    match kind:
+        case "strange":
+            tensors |= {"lora_unet_nowhere.lora_down.weight": torch.ones(4, 8), "something": torch.ones(2)}
+        case "half":
+            del tensors[down]
+        case "shape":
+            tensors[down] = torch.ones(4, tensors[down].shape[1] + 1)
+        case "rank":
+            up = down.replace("down", "up")
+            tensors |= {down: torch.ones(9000, tensors[down].shape[1]), up: torch.ones(tensors[up].shape[0], 9000)}
+        case "integer":
+            tensors[down] = torch.ones(4, 8, dtype=torch.int32)
+        case "base":
+            return Lora(str(files / "xl.safetensors"))
+        case "absent":
+            return Lora(str(path))
+    save_file(tensors, path)
+    if kind == "short":
+        path.write_bytes(path.read_bytes()[:-100])
+    return Lora(str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("strange", "2 of its tensors fit nothing in a: .*nowhere"),
+        ("half", "fit nothing in a"),
+        ("shape", "does not fit a"),
+        ("rank", "does not fit a"),
+        ("integer", "is I32"),
+        ("base", "does not fit a|is a lora for sdxl; a is sd1"),
+        ("absent", "does not exist"),
+        ("short", "cut off|ends at byte"),
+    ],
+)
+def test_what_is_wrong_is_said_and_the_next_is_right(
+    root: Path, ask: Ask, lora: Callable[..., Lora], files: Path, tmp_path: Path, kind: str, says: str
+) -> None:
+    engine = safelight.open_engine(root)
+    right = pixels(engine, ask(loras=(lora(1),)))
+    with pytest.raises(safelight.SafelightError, match=says) as raised:
+        pixels(engine, ask(loras=(lora(2), bad(kind, files, tmp_path))))
+    assert isinstance(raised.value, (RequestError, CorruptFileError, safelight.InputError))
+    assert pixels(engine, ask(loras=(lora(1),))) == right
+    if kind in ("strange", "half"):
+        assert pixels(engine, ask(loras=(bad(kind, files, tmp_path),), lenient=True))
+
+
+def test_state_12_at_the_least_memory_the_pixels_are_the_same(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+    """Streamed, with what lies over the weights computed once and read from disk from then on."""
+    wanted = ask(loras=(lora(1), lora(2, 0.5)), steps=4)
+    right = pixels(safelight.open_engine(root), wanted)
+    engine = safelight.open_engine(root, max_cache_ram_gb=0.0001)
+    with pytest.raises(OutOfMemoryError, match="the least with which this works") as refused:
+        pixels(engine, wanted)
+    least = float(str(refused.value).rpartition("works is ")[2].split(",")[0])
+    streamed: set[str] = set()
+    for _ in range(10):
+        engine = safelight.open_engine(root, max_cache_ram_gb=least)
+
+        def look(_: Progress, engine: LocalEngine = engine) -> None:
+            streamed.update(s["segment"] for t in engine.tiers for s in t.last_plan() if s["action"] == "stream")
+
+        try:
+            made = next(engine.generate(wanted, look)).pixels_sha256
+        except OutOfMemoryError as error:
+            # Another component needs more.
+            least = float(str(error).rpartition("works is ")[2].split(",")[0])
+            continue
+        assert made == right
+        assert any("text_encoder" in segment and "+" in segment for segment in streamed)
+        return
+    raise AssertionError
+
+
+def test_state_28_a_cancel_in_the_middle_leaves_nothing(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+    engine = safelight.open_engine(root)
+    plain, with_it = pixels(engine, ask()), pixels(engine, ask(loras=(lora(1),)))
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "denoise" and progress.step == 1:
+            raise safelight.Cancelled
+
+    with pytest.raises(safelight.Cancelled):
+        next(engine.generate(ask(loras=(lora(2),)), stop))
+    assert pixels(engine, ask()) == plain
+    assert pixels(engine, ask(loras=(lora(1),))) == with_it
+
+
+def test_state_29_when_memory_runs_out_the_adapter_is_not_lost(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+    with simulated() as device:
+        engine = open_engine(config.load(root), device)
+        plain, right = pixels(engine, ask()), pixels(engine, ask(loras=(lora(1),)))
+        assert plain != right
+        for failures in range(1, 6):
+            engine.unload(None)
+            device.faults.failed_allocations = failures
+            try:
+                assert pixels(engine, ask(loras=(lora(1),))) == right
+            except OutOfMemoryError:
+                device.faults.failed_allocations = 0
+            assert pixels(engine, ask(loras=(lora(1),))) == right
+            assert pixels(engine, ask()) == plain
+        engine.close()
+
+
+def test_what_was_spoiled_in_memory_is_computed_again(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+    """The base's bytes, the adapter's, and what was computed from both."""
+    engine = safelight.open_engine(root, verify_transfers="off")
+    wanted = ask(loras=(lora(1),))
+    right = pixels(engine, wanted)
+    for mark in ("adapter ", " +"):
+        for piece, held in engine.bench.residency._residents.items():
+            if mark in piece.component:
+                for tensor in held.target.tensors.values():
+                    tensor.fill_(float("nan"))
+        if mark == "adapter ":
+            # What is computed from it goes, so that it is computed again.
+            for piece in [p for p in engine.bench.residency._residents if " +" in p.component]:
+                engine.bench.residency._evict(piece)
+        assert pixels(engine, wanted) == right
+
+
+def test_load_03_an_adapter_that_was_replaced_is_not_taken_for_the_one_that_was_added(
+    root: Path, ask: Ask, files: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes((files / "1.safetensors").read_bytes())
+    engine = safelight.open_engine(root)
+    added = engine.adapters.add(path)
+    right = pixels(engine, ask(loras=(Lora("mine"),)))
+    path.write_bytes((files / "2.safetensors").read_bytes())
+    with pytest.raises(IntegrityError, match="its content changed"):
+        pixels(engine, ask(loras=(Lora("mine"),)))
+    path.write_bytes((files / "1.safetensors").read_bytes())
+    image = next(engine.generate(ask(loras=(Lora("mine", digest=added.digest),))))
+    assert image.pixels_sha256 == right
+    (written,) = image.metadata["request"]["loras"]
+    assert (written["name"], written["digest"]) == ("mine", added.digest)
+
+
+def test_prompts_name_adapters_too(root: Path, ask: Ask, files: Path) -> None:
+    engine = safelight.open_engine(root)
+    engine.adapters.add(files / "1.safetensors", "style")
+    asked = pixels(engine, ask(prompt="red apple", loras=(Lora("style", 0.8),)))
+    assert pixels(engine, ask(prompt="red apple <lora:style:0.8>")) == asked
+    apart = pixels(engine, ask(loras=(Lora("style", text_encoder=0.5, unet=0.8),)))
+    assert pixels(engine, ask(prompt="<lora:style:0.5:0.8> red apple")) == apart
+    assert pixels(engine, ask(prompt="red <lora:style:te=0.5:unet=0.8> apple")) == apart
+    with pytest.raises(RequestError, match="at character 4: 'much' is not a number"):
+        pixels(engine, ask(prompt="red <lora:style:much>"))
+    with pytest.raises(safelight.InputError, match=r"no adapter named 'stile'.* Did you mean style"):
+        pixels(engine, ask(prompt="<lora:stile>"))
+
+
+def test_a_checkpoint_is_no_adapter_and_an_adapter_no_checkpoint(root: Path, tiny: Path, files: Path) -> None:
+    engine = safelight.open_engine(root)
+    with pytest.raises(safelight.InputError, match="safelight models add"):
+        engine.adapters.add(tiny / "a.safetensors")
+    with pytest.raises(safelight.InputError, match="safelight adapters add"):
+        engine.library.add(files / "1.safetensors")
+
+
+def test_half_precision_is_what_fresh_engines_make(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+    engine = safelight.open_engine(root)
+    for precision in ("bf16", "fp32", "bf16"):
+        wanted = ask(loras=(lora(1),), precision=precision)
+        assert pixels(engine, wanted) == pixels(safelight.open_engine(root), wanted)

@@ -1,0 +1,65 @@
+"""Small adapters for the tiny checkpoints, in every naming that is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from support import checkpoints
+
+from safelight.formats.layout import rows
+
+RANK = 4
+
+Name = Callable[[str, str, str], str]
+"""From (role, module, slot) to a tensor's name; slots are down, up, alpha."""
+
+
+def modules(base: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(role, module, shape of its weight) of every layer that adapters change."""
+    for role, config in checkpoints.configs(base).items():
+        for row in rows(config):
+            module, _, leaf = row.name.rpartition(".")
+            attention = any(part in module for part in ("attn", "proj_in", "proj_out", ".ff."))
+            if role == "unet" and leaf == "weight" and (attention or "conv1" in module) and len(row.shape) >= 2:
+                yield role, module, row.shape
+            if role.startswith("text_encoder") and leaf == "weight" and "self_attn" in module:
+                yield role, module, row.shape
+
+
+def kohya(role: str, module: str, slot: str, two: bool = False) -> str:
+    """``lora_unet_…``; ``two``: the checkpoint has two text encoders."""
+    prefix = {"unet": "lora_unet_", "text_encoder": "lora_te1_" if two else "lora_te_", "text_encoder_2": "lora_te2_"}
+    path = module if role == "unet" else f"text_model.{module.removeprefix('text_model.')}"
+    return prefix[role] + path.replace(".", "_") + {"alpha": ".alpha"}.get(slot, f".lora_{slot}.weight")
+
+
+def kohya_two(role: str, module: str, slot: str) -> str:
+    return kohya(role, module, slot, two=True)
+
+
+def peft(role: str, module: str, slot: str) -> str:
+    """What ``pipeline.save_lora_weights`` writes."""
+    path = module if role == "unet" else f"text_model.{module.removeprefix('text_model.')}"
+    return f"{role}.{path}." + {"alpha": "alpha", "down": "lora_A.weight", "up": "lora_B.weight"}[slot]
+
+
+def lora(base: str, seed: int, name: Name, scale: float = 0.2, alpha: float | None = 2.0) -> dict[str, torch.Tensor]:
+    """Low-rank pairs for every layer that adapters change."""
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[str, torch.Tensor] = {}
+    for role, module, shape in modules(base):
+        rows_, columns, *kernel = shape
+        made[name(role, module, "down")] = torch.randn(RANK, columns, *kernel, generator=generator) * scale
+        made[name(role, module, "up")] = torch.randn(rows_, RANK, *(1 for _ in kernel), generator=generator) * scale
+        if alpha is not None:
+            made[name(role, module, "alpha")] = torch.tensor(alpha)
+    return made
+
+
+def write(path: Path, base: str = "sd1", seed: int = 1, name: Name = kohya, **more: float) -> Path:
+    """A file of such pairs."""
+    save_file(lora(base, seed, name, **more), path)
+    return path
