@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from support import checkpoints
 
-from safelight.formats.layout import rows
+from safelight.formats.layout import ComponentConfig, rows
+from safelight.library.library import Library
 
 RANK = 4
 
@@ -17,9 +19,12 @@ Name = Callable[[str, str, str], str]
 """From (role, module, slot) to a tensor's name; slots are down, up, alpha."""
 
 
-def modules(base: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(role, module, shape of its weight) of every layer that adapters change."""
-    for role, config in checkpoints.configs(base).items():
+Configs = Mapping[str, ComponentConfig]
+
+
+def modules(base: str, configs: Configs | None = None) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(role, module, shape of its weight) of every layer that adapters change, of a tiny checkpoint or of others."""
+    for role, config in (configs or checkpoints.configs(base)).items():
         for row in rows(config):
             module, _, leaf = row.name.rpartition(".")
             attention = any(part in module for part in ("attn", "proj_in", "proj_out", ".ff."))
@@ -46,20 +51,35 @@ def peft(role: str, module: str, slot: str) -> str:
     return f"{role}.{path}." + {"alpha": "alpha", "down": "lora_A.weight", "up": "lora_B.weight"}[slot]
 
 
-def lora(base: str, seed: int, name: Name, scale: float = 0.2, alpha: float | None = 2.0) -> dict[str, torch.Tensor]:
+def lora(
+    base: str,
+    seed: int,
+    name: Name,
+    scale: float = 0.2,
+    alpha: float | None = 2.0,
+    rank: int = RANK,
+    configs: Configs | None = None,
+) -> dict[str, torch.Tensor]:
     """Low-rank pairs for every layer that adapters change."""
     generator = torch.Generator().manual_seed(seed)
     made: dict[str, torch.Tensor] = {}
-    for role, module, shape in modules(base):
+    for role, module, shape in modules(base, configs):
         rows_, columns, *kernel = shape
-        made[name(role, module, "down")] = torch.randn(RANK, columns, *kernel, generator=generator) * scale
-        made[name(role, module, "up")] = torch.randn(rows_, RANK, *(1 for _ in kernel), generator=generator) * scale
+        made[name(role, module, "down")] = torch.randn(rank, columns, *kernel, generator=generator) * scale
+        made[name(role, module, "up")] = torch.randn(rows_, rank, *(1 for _ in kernel), generator=generator) * scale
         if alpha is not None:
             made[name(role, module, "alpha")] = torch.tensor(alpha)
     return made
 
 
-def write(path: Path, base: str = "sd1", seed: int = 1, name: Name = kohya, **more: float) -> Path:
+def write(path: Path, base: str = "sd1", seed: int = 1, name: Name = kohya, **more: Any) -> Path:
     """A file of such pairs."""
     save_file(lora(base, seed, name, **more), path)
     return path
+
+
+def for_starter(path: Path, seed: int = 1, name: str = "starter-noto") -> Path:
+    """A file for the starters."""
+    model = Library(path.parent).get(name)
+    configs = {component.role: component.config for component in model.manifest.components}
+    return write(path, "sd1", seed, configs=configs, scale=0.05)

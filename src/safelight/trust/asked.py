@@ -40,7 +40,7 @@ class Server(Protocol):
         """The models' names."""
         ...
 
-    def loras(self) -> list[str]:
+    def loras(self, model: str) -> list[str]:
         """Adapters' names."""
         ...
 
@@ -89,8 +89,10 @@ class Safelight(_HTTP):
     def models(self) -> list[str]:
         return [model["name"] for model in self.get("/api/v1/models")]
 
-    def loras(self) -> list[str]:
-        return []
+    def loras(self, model: str) -> list[str]:
+        bases = {known["name"]: known["base"] for known in self.get("/api/v1/models")}
+        found = self.get("/api/v1/adapters")
+        return [adapter["name"] for adapter in found if adapter["base"] in ("", bases.get(model, ""))]
 
     def make(self, asked: Asked) -> bytes:
         body = {
@@ -100,6 +102,7 @@ class Safelight(_HTTP):
             "steps": asked.steps,
             "width": asked.size,
             "height": asked.size,
+            "loras": [{"name": asked.lora}] if asked.lora else [],
         }
         job = self.post("/api/v1/generate", body)["id"]
         until = time.monotonic() + WAIT_SECONDS
@@ -118,7 +121,9 @@ class A1111(_HTTP):
     def models(self) -> list[str]:
         return [model["title"] for model in self.get("/sdapi/v1/sd-models")]
 
-    def loras(self) -> list[str]:
+    def loras(self, model: str) -> list[str]:
+        # The list tells no base.
+        del model
         return [lora["name"] for lora in self.get("/sdapi/v1/loras")]
 
     def make(self, asked: Asked) -> bytes:
@@ -142,7 +147,8 @@ class OpenAI(_HTTP):
     def models(self) -> list[str]:
         return [model["id"] for model in self.get("/v1/models")["data"]]
 
-    def loras(self) -> list[str]:
+    def loras(self, model: str) -> list[str]:
+        del model
         return []
 
     def make(self, asked: Asked) -> bytes:
@@ -163,8 +169,9 @@ class InvokeAI(_HTTP):
     def models(self) -> list[str]:
         return [model["name"] for model in self._listed("main") if model["base"] in ("sd-1", "sd-2")]
 
-    def loras(self) -> list[str]:
-        return [model["name"] for model in self._listed("lora") if model["base"] in ("sd-1", "sd-2")]
+    def loras(self, model: str) -> list[str]:
+        bases = {known["name"]: known["base"] for known in self._listed("main")}
+        return [lora["name"] for lora in self._listed("lora") if lora["base"] == bases.get(model)]
 
     def _listed(self, kind: str) -> list[dict[str, Any]]:
         return self.get("/api/v2/models/", params={"model_type": kind})["models"]

@@ -87,7 +87,6 @@ def audit(
 ) -> Audited:
     """Ask a server for the same images in many orders. ``before``: the digests of an audit before its restart."""
     audited = Audited()
-    adapters = server.loras()
     repeats = True
 
     def made(model: str, lora: str = "") -> Picture | None:
@@ -115,6 +114,7 @@ def audit(
 
     begun = time.monotonic()
     first = models[0]
+    adapters = server.loras(first)
     one, two = made(first), made(first)
     if one is not None and two is not None:
         repeats = one.sha256 == two.sha256

@@ -9,8 +9,9 @@ from nicegui import ui
 
 from safelight.assemble.serving import Control
 from safelight.errors import InputError, RequestError
+from safelight.prompts.loras import written
 from safelight.server import asking
-from safelight.types import PRECISIONS, SAMPLERS, SCHEDULES, Request
+from safelight.types import PRECISIONS, SAMPLERS, SCHEDULES, Lora, Request
 
 
 class Form:
@@ -23,6 +24,7 @@ class Form:
         with ui.element("form").classes("sl-card").on("submit.prevent", self._submit):
             self._prompt = ui.textarea("Prompt").props('outlined autogrow rows=3 autofocus input-class="sl-prompt"')
             self._prompt.on("keydown.ctrl.enter", self._submit)
+            self._adapters()
             self._models = ui.select(names, multiple=True, label="Models", value=names[:1]).props(
                 "outlined use-chips options-dense"
             )
@@ -31,6 +33,20 @@ class Form:
                 self._seed = ui.number("Seed", min=0, precision=0, placeholder="any").props("outlined dense")
             self._more_fields()
             ui.button("Make", on_click=self._submit).props("unelevated no-caps").classes("sl-make")
+
+    def _adapters(self) -> None:
+        """Choosing one writes it into the prompt, where its strength can be changed."""
+        names = [adapter.name for adapter in self._control.adapters.all()]
+        if not names:
+            return
+        chosen = ui.select(names, label="Add an adapter").props("outlined dense options-dense")
+
+        def add() -> None:
+            if chosen.value:
+                self._prompt.set_value(f"{self._prompt.value or ''} {written(Lora(chosen.value))}".strip())
+                chosen.set_value(None)
+
+        chosen.on_value_change(add)
 
     def _more_fields(self) -> None:
         more = ui.expansion("More").props('dense header-class="sl-quiet"').classes("w-full")
@@ -85,7 +101,8 @@ class Form:
 
     def fill(self, request: dict[str, Any]) -> None:
         """Set every field to that of an image's request."""
-        self._prompt.set_value(request["prompt"])
+        loras = [written(Lora(**lora)) for lora in request.get("loras", ())]
+        self._prompt.set_value(" ".join([request["prompt"], *loras]))
         self._negative.set_value(request["negative"])
         self._seed.set_value(request["seed"])
         self._steps.set_value(request["steps"])

@@ -212,7 +212,6 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return [none]
 
     @api.get("/sd-vae")
-    @api.get("/loras")
     @api.get("/hypernetworks")
     @api.get("/prompt-styles")
     @api.get("/face-restorers")
@@ -221,6 +220,14 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     def none_yet() -> list[dict[str, Any]]:
         """There are none."""
         return []
+
+    @api.get("/loras")
+    def loras() -> list[dict[str, Any]]:
+        """For ``<lora:name:strength>`` in a prompt."""
+        return [
+            {"name": found.name, "alias": found.name, "path": found.path.name, "metadata": found.summary()}
+            for found in control.adapters.all()
+        ]
 
     @api.get("/embeddings")
     def embeddings() -> dict[str, dict[str, Any]]:

@@ -23,7 +23,18 @@ from safelight.jobs.job import Job, State
 from safelight.server import asking, bridge
 from safelight.server.problems import RefusedError, documented
 from safelight.storage.db import StoredImage
-from safelight.types import MOST_COUNT, MOST_SEED, MOST_SIDE, MOST_STEPS, SAMPLERS, Precision, Request, Schedule
+from safelight.types import (
+    MOST_COUNT,
+    MOST_LORAS,
+    MOST_SEED,
+    MOST_SIDE,
+    MOST_STEPS,
+    MOST_STRENGTH,
+    SAMPLERS,
+    Precision,
+    Request,
+    Schedule,
+)
 
 ALIVE_SECONDS = 15.0
 """Between two comments on a stream of events, so that nobody takes it for dead."""
@@ -32,6 +43,31 @@ ANSWER_SECONDS = 120.0
 """For which a worker may take to bring a model."""
 
 IMMUTABLE = "private, max-age=31536000, immutable"
+
+
+class LoraModel(BaseModel):
+    """An adapter over the model's weights, by its name in the library; strengths of its own for the UNet and the text
+    encoders; factors by block of the UNet (17 or 26 of them, 12 or 20 for SDXL); the content that it must have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    strength: float = Field(default=1.0, ge=-MOST_STRENGTH, le=MOST_STRENGTH)
+    unet: float | None = Field(default=None, ge=-MOST_STRENGTH, le=MOST_STRENGTH)
+    text_encoder: float | None = Field(default=None, ge=-MOST_STRENGTH, le=MOST_STRENGTH)
+    blocks: list[float] = Field(default_factory=list[float], max_length=26)
+    digest: str = ""
+
+
+class AdapterModel(BaseModel):
+    """An adapter of the library. ``base``: which checkpoints it is for, empty where nothing tells. Sizes are bytes."""
+
+    name: str
+    kind: str
+    base: str
+    dtype: str
+    digest: str
+    bytes: int
 
 
 class Generation(BaseModel):
@@ -53,6 +89,8 @@ class Generation(BaseModel):
     clip_skip: int = Field(default=0, ge=0, le=11)
     precision: Precision = "auto"
     isolate: bool = Field(default=False, description="make it in a process that has never held another model")
+    loras: list[LoraModel] = Field(default_factory=list[LoraModel], max_length=MOST_LORAS)
+    lenient: bool = Field(default=False, description="leave out what of an adapter fits nothing in the model")
     priority: int = Field(default=0, ge=-100, le=100, description="higher goes first, within the queue's bound")
 
 
@@ -192,6 +230,11 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
             fields["seed"] = asking.some_seed(asked.count)
         [job] = asking.accept(control, Request(**fields), client="api", priority=asked.priority)
         return _job(job)
+
+    @api.get("/adapters", tags=["models"])
+    def adapters() -> list[AdapterModel]:
+        """LoRA and its kin, for ``loras`` and for ``<lora:name:strength>`` in a prompt."""
+        return [AdapterModel(**found.summary()) for found in control.adapters.all()]
 
     @api.get("/jobs", tags=["jobs"])
     def jobs(
