@@ -115,6 +115,9 @@ class Request:
     1 and below means none. ``clip_skip`` counts layers left out, as diffusers does (A1111 shows one more).
     ``isolate``: make it in a process that has never held another model; that changes no pixel. ``loras``: adapters over
     the model's weights, in any order; as dicts too. ``lenient``: tensors of theirs that fit nothing are left out.
+    ``image``: what to start from, a path, ``data:image/png;base64,…`` or the digest of one that is kept; ``strength``,
+    above 0 to 1, is the share of the steps that is done then; ``mask``: what of it is drawn anew (white), softened by
+    ``mask_blur`` pixels; ``mask_padding``: draw only that part, with so many pixels around it, None for all of it.
     Raises RequestError, naming the field, for a value that is not allowed.
     """
 
@@ -134,6 +137,11 @@ class Request:
     isolate: bool = False
     loras: tuple[Lora, ...] = ()
     lenient: bool = False
+    image: str = ""
+    mask: str = ""
+    strength: float = 0.75
+    mask_blur: int = 4
+    mask_padding: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loras", _loras(self.loras))
@@ -159,9 +167,28 @@ class Request:
             raise RequestError("width", self.width, f"times height {self.height} is over {MOST_PIXELS} pixels")
         if self.seed + self.count - 1 > MOST_SEED:
             raise RequestError("count", self.count, f"seeds would pass {MOST_SEED}")
-        for name, text in (("prompt", self.prompt), ("negative", self.negative), ("model", self.model)):
+        self._check_image()
+        texts = [("prompt", self.prompt), ("negative", self.negative), ("model", self.model)]
+        for name, text in (*texts, ("image", self.image), ("mask", self.mask)):
             if not isinstance(text, str) or "\0" in text or not _encodes(text):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise RequestError(name, text, "must be text without zero characters")
+
+    def _check_image(self) -> None:
+        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not number or not 0 < self.strength <= 1:
+            raise RequestError("strength", self.strength, "must be above 0, and at most 1")
+        _within("mask_blur", self.mask_blur, 0, 256)
+        if self.mask_padding is not None:
+            _within("mask_padding", self.mask_padding, 0, 4096)
+        if self.mask and not self.image:
+            raise RequestError("mask", self.mask[:40], "there is no image that it could be of")
+        if self.image and int(self.steps * self.strength) < 1:
+            raise RequestError("strength", self.strength, f"of {self.steps} steps is not one")
+
+    @property
+    def steps_done(self) -> int:
+        """How many of the steps are computed."""
+        return min(self.steps, int(self.steps * self.strength)) if self.image else self.steps
 
 
 def _loras(values: Any) -> tuple[Lora, ...]:

@@ -12,20 +12,23 @@ import inspect
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import diffusers
 import torch
 from torch import nn
 
+from safelight.errors import BindingError
 from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
-from safelight.formats.layout import BASES, END_TOKEN, ComponentConfig
+from safelight.formats.layout import BASES, END_TOKEN, LATENT_LEVELS, ComponentConfig
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 """Nothing is ever fetched to build or read a model. Set before the libraries look."""
@@ -56,6 +59,9 @@ CHANNELS_PER_HEAD = 64
 
 TIME_IDS_WIDTH = 256
 """Width of each of SDXL's size and crop numbers in its added conditioning."""
+
+SAMPLE_SIZES = {"sd1": 64, "sd2": 96, "sdxl": 128, "sdxl-refiner": 128}
+"""Latents a side at which a base was trained, as published settings have it."""
 
 START_TOKEN = 49406
 
@@ -243,6 +249,8 @@ def _unet(base: str, config: UNetConfig) -> nn.Module:
             "projection_class_embeddings_input_dim": config.time_features,
         }
     return cast("Any", UNet2DConditionModel)(
+        # Pipelines compare it; they are always told the size.
+        sample_size=SAMPLE_SIZES[base],
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         block_out_channels=config.block_out_channels,
@@ -330,6 +338,65 @@ def final_norm(module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return cast("Any", module).final_layer_norm(hidden)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """``shown`` (1, 3, h, w), -1 to 1, and diffusers' ``distribution`` over its latents."""
+
+    shown: torch.Tensor
+    distribution: Any
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        return self.distribution.parameters
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a generation starts from: a picture, perhaps a mask (PIL, of the size that is drawn), and what the VAE made
+    of the picture and, with a mask, of the picture where the mask is black."""
+
+    picture: Any
+    mask: Any | None
+    encoded: Sequence[Encoded]
+    strength: float
+
+
+class _Encoder:
+    """Stands for the VAE in a pipeline that only encodes: gives what was encoded before of what it is shown."""
+
+    def __init__(self, base: str, encoded: Sequence[Encoded]) -> None:
+        self.config = SimpleNamespace(
+            latent_channels=4,
+            scaling_factor=BASES[base].scaling_factor,
+            block_out_channels=(0,) * LATENT_LEVELS,
+            force_upcast=False,
+        )
+        self._known = encoded
+
+    def encode(self, shown: torch.Tensor) -> SimpleNamespace:
+        for known in self._known:
+            if torch.equal(known.shown.to(shown.dtype), shown):
+                return SimpleNamespace(latent_dist=known.distribution)
+        raise BindingError("a pipeline asked for the latents of a picture that was not encoded")
+
+
+def encode_picture(module: nn.Module, picture: Any, mask: Any | None, device: torch.device) -> list[Encoded]:
+    """What a bound VAE makes of a picture, and of it where the mask is black, as the pipelines ask for them."""
+    vae = cast("Any", module)
+    image = VaeImageProcessor(vae_scale_factor=8).preprocess(picture).to(device)
+    pictures = [image]
+    if mask is not None:
+        masks = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+        pictures.append(image * (masks.preprocess(mask).to(device) < 0.5))
+    return [Encoded(shown, vae.encode(shown.to(vae.dtype)).latent_dist) for shown in pictures]
+
+
+def crop_region(mask: Any, width: int, height: int, padding: int) -> tuple[int, int, int, int]:
+    """The part of a mask's image (left, top, right, bottom) in which something is white, with ``padding`` pixels around
+    it, grown to the shape of ``width`` by ``height``."""
+    return VaeImageProcessor.get_crop_region(mask, width, height, pad=padding)
+
+
 def denoise(
     base: str,
     unet: nn.Module,
@@ -337,19 +404,28 @@ def denoise(
     device: torch.device,
     conditioning: Mapping[str, torch.Tensor],
     on_step: Callable[[int, torch.Tensor], None],
+    start: Start | None = None,
     **call: Any,
 ) -> torch.Tensor:
     """Latents from the base's own diffusers pipeline, made for this call around a bound UNet.
 
     ``conditioning``: the embeddings by the pipeline's argument names. ``on_step`` is told of each step's number (from
-    0) and latents, and may raise to stop. ``call``: further arguments of the pipeline.
+    0) and latents, and may raise to stop. ``start``: what it starts from, None for ``latents`` among ``call``, which
+    are further arguments of the pipeline.
     """
 
     def callback(_: Any, step: int, __: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         on_step(step, values["latents"])
         return {}
 
-    pipeline = _pipeline_class(base)(**_empty_parts(base), unet=unet, scheduler=scheduler, **_no_extras(base))
+    parts: dict[str, Any] = dict(_empty_parts(base))
+    if start is not None:
+        parts["vae"] = _Encoder(base, start.encoded)
+        call |= {"image": start.picture, "strength": start.strength}
+    if start is not None and start.mask is not None:
+        call["mask_image"] = start.mask
+    task = "text" if start is None else "image" if start.mask is None else "mask"
+    pipeline = _pipeline_class(base, task)(**parts, unet=unet, scheduler=scheduler, **_no_extras(base))
     pipeline.told_device = device
     pipeline.set_progress_bar_config(disable=True)
     result = pipeline(
@@ -373,18 +449,18 @@ def _no_extras(base: str) -> dict[str, Any]:
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def _pipeline_class(base: str) -> Any:
+_PIPELINES = {"text": "", "image": "Img2Img", "mask": "Inpaint"}
+
+
+def _pipeline_class(base: str, task: str = "text") -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Pipelines import most of diffusers: a second that only a generation should pay.
-        if base == "sdxl":
-            from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
-                StableDiffusionXLPipeline as Pipeline,
-            )
-        else:
-            from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
-                StableDiffusionPipeline as Pipeline,
-            )
+        family = "stable_diffusion_xl" if base == "sdxl" else "stable_diffusion"
+        kind = _PIPELINES[task]
+        module = f"pipeline_{family}_{kind.lower()}" if kind else f"pipeline_{family}"
+        found = importlib.import_module(f"diffusers.pipelines.{family}.{module}")
+        Pipeline = getattr(found, f"StableDiffusion{'XL' if base == 'sdxl' else ''}{kind}Pipeline")  # noqa: N806
 
     class Told(Pipeline):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
         """A pipeline whose device is told; diffusers infers it from wherever the first parameter happens to be."""

@@ -17,6 +17,7 @@ from safelight.engine.supervisor import Supervisor
 from safelight.errors import InputError, UnreadableFileError
 from safelight.jobs.order import Rules
 from safelight.library.adapters import Adapters
+from safelight.library.inputs import Inputs
 from safelight.library.library import Library
 from safelight.storage.db import Database
 from safelight.storage.images import Gallery
@@ -32,6 +33,7 @@ class Control:
     settings: Settings
     library: Library
     adapters: Adapters
+    inputs: Inputs
     database: Database
     gallery: Gallery
     events: Events
@@ -81,6 +83,7 @@ def open_control(settings: Settings) -> Control:
         settings,
         library,
         Adapters(settings.root),
+        Inputs(settings.root),
         database,
         gallery,
         events,

@@ -23,6 +23,7 @@ from safelight.engine.fresh import Fresh
 from safelight.engine.local import LocalEngine
 from safelight.generate.preview import Previews
 from safelight.generate.run import TORCH_DTYPES, Bench
+from safelight.library.inputs import Inputs
 from safelight.library.model import Model
 from safelight.memory.behind import FromHost
 from safelight.memory.budget import HOST, Ledger
@@ -95,6 +96,7 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         computing=_computing(ledger, device),
         run=decide("auto", None),
         verification=verification,
+        inputs=Inputs(settings.root),
         promised=promised,
         previews=Previews() if previews else None,
     )

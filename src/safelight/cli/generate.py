@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,20 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="An image to start from; its size is the default then.", show_default=False)
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="What of that image is drawn anew: white; the rest stays.", show_default=False)
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="With an image: the share of the steps that is done; 1 leaves little of it.")
+    ] = 0.75,
+    mask_blur: Annotated[int, typer.Option(help="Pixels over which the mask's border is softened.")] = 4,
+    mask_padding: Annotated[
+        int | None,
+        typer.Option(help="Draw only the masked part, with so many pixels around it, at the whole size."),
+    ] = None,
     lenient: Annotated[
         bool, typer.Option("--lenient", help="Leave out what of an adapter fits nothing in the model.")
     ] = False,
@@ -133,6 +148,11 @@ def generate(
             isolate=isolate,
             loras=adapters,
             lenient=lenient,
+            image=_given("image", image, server),
+            mask=_given("mask", mask, server),
+            strength=strength,
+            mask_blur=mask_blur,
+            mask_padding=mask_padding,
         )
         for model in models
     ]
@@ -141,16 +161,30 @@ def generate(
     sheet = Sheet(prompt)
     isolated = _digests(_engine(context, root, server, api_key, isolate=True), requests) if prove else None
     digests: list[str] = []
-    for image in _make(_engine(context, root, server, api_key, isolate), requests, out, as_json):
-        digests.append(image.pixels_sha256)
+    for made in _make(_engine(context, root, server, api_key, isolate), requests, out, as_json):
+        digests.append(made.pixels_sha256)
         if len(models) > 1:
-            sheet.add(image)
+            sheet.add(made)
     if len(models) > 1:
         sheet.save(out / "sheet.png")
         if not as_json:
             typer.echo(f"{out / 'sheet.png'}")
     if isolated is not None:
         _say_whether(isolated, digests, as_json)
+
+
+def _given(field: str, path: Path | None, server: str | None) -> str:
+    """An image as a request names it: a server is sent the file itself."""
+    if path is None:
+        return ""
+    if server is None:
+        return str(path)
+    from safelight.errors import RequestError
+
+    try:
+        return "data:image/png;base64," + base64.b64encode(path.expanduser().read_bytes()).decode()
+    except OSError as error:
+        raise RequestError(field, str(path), f"cannot be read: {error.strerror}") from error
 
 
 def _lora(text: str) -> Lora:
@@ -213,13 +247,14 @@ def _check(engine: Engine, requests: list[Request]) -> None:
     from safelight.generate.check import check
     from safelight.library.adapters import Adapters
     from safelight.library.chosen import settled
+    from safelight.library.inputs import Inputs
 
     library = getattr(engine, "library", None)
     if library is not None:
         for request in requests:
             with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
                 model = library.resolve(request.model, on_bytes)
-            check(settled(request, model, Adapters(library.root))[0], model)
+            check(settled(request, model, Adapters(library.root), Inputs(library.root))[0], model)
 
 
 def _reported(image: Image) -> dict[str, Any]:

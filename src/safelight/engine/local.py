@@ -71,7 +71,7 @@ class LocalEngine:
         model = self._sound(self.library.resolve(request.model))
         if digest is not None and model.digest != digest:
             raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
-        request, chosen = settled(request, model, self.adapters)
+        request, chosen = settled(request, model, self.adapters, self.bench.inputs)
         settings = self._decide(request.precision, model)
         bench = replace(self.bench, run=settings, upcoming=self._keys(upcoming, settings))
         check(request, model)
@@ -182,7 +182,7 @@ class LocalEngine:
             name = self.bench.device.name
             raise RequestError("isolate", True, f"processes share weights where the CPU computes, not on {name}")
         bench = self.bench_for(model, request.precision)
-        model = self._under(model, settled(request, model, self.adapters)[1])
+        model = self._under(model, settled(request, model, self.adapters, self.bench.inputs)[1])
         run.preload(model, bench)
         run.prepare(model, bench)
         for tier in self.tiers:

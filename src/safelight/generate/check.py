@@ -14,8 +14,10 @@ def check(request: Request, model: Model) -> None:
     width, height = request.width or model.resolution, request.height or model.resolution
     if width * height > MOST_PIXELS:
         raise RequestError("width", width, f"times height {height} is over {MOST_PIXELS} pixels")
-    if model.variant != "text-to-image":
-        raise RequestError("model", model.name, f"is a checkpoint for {model.variant}: it needs an image to work on")
+    if model.variant == "inpainting" and not request.mask:
+        raise RequestError("model", model.name, "is a checkpoint for inpainting: it needs an image and a mask")
+    if model.variant not in ("text-to-image", "inpainting"):
+        raise RequestError("model", model.name, f"is a checkpoint for {model.variant}, which cannot be run yet")
     layers = min(getattr(c.config, "layers", 99) for c in model.manifest.components)
     if request.clip_skip >= layers:
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {layers} layers")

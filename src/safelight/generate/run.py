@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import torch
@@ -28,8 +28,10 @@ from safelight.formats.layout import BASES
 from safelight.gates import latents
 from safelight.gates.appearance import Looks
 from safelight.generate import conditioning, numerics, samplers, workload
+from safelight.generate.canvas import Canvas, canvas
 from safelight.generate.check import check
 from safelight.generate.preview import Previews
+from safelight.library.inputs import Inputs
 from safelight.library.model import Model
 from safelight.memory.plan import Refusal
 from safelight.memory.residency import Lease, Residency, Use
@@ -53,6 +55,8 @@ MOST_CALLS_A_STEP = 2
 WIDER = {"fp16": "fp32", "bf16": "fp32"}
 """The dtype in which a VAE decodes again after NaN or infinity."""
 
+Result = TypeVar("Result")
+
 ATTEMPTS = 3
 """Of a stage, when memory runs out or weights were spoiled."""
 
@@ -63,9 +67,9 @@ class Bench:
 
     ``working``: what computing takes beside weights; ``computing``: bytes that it takes now, for measuring.
     ``promised``: bytes to promise to computing instead of what was measured, None to go by that.
-    ``verification``: which uses of resident weights are followed by summing them again. ``previews``: draws unfinished
-    images, None to draw none. ``looks``: marks
-    images whose look is suspicious.
+    ``verification``: which uses of resident weights are followed by summing them again. ``inputs``: the images that
+    requests start from. ``previews``: draws unfinished images, None to draw none. ``looks``: marks images whose look is
+    suspicious.
     """
 
     device: Device
@@ -75,6 +79,7 @@ class Bench:
     computing: Callable[[], int]
     run: RunSettings
     verification: Verification
+    inputs: Inputs
     promised: int | None = None
     upcoming: tuple[str, ...] = ()
     previews: Previews | None = None
@@ -147,20 +152,38 @@ class _Job:
         self.marks: list[str] = []
         self._device = bench.device.torch
         self._dtype = TORCH_DTYPES[bench.run.dtype]
-        self._width = request.width or model.resolution
-        self._height = request.height or model.resolution
+        self._width, self._height = drawn_size(request, model, bench.inputs)
+        self._canvas = canvas(request, bench.inputs, self._width, self._height)
         self._vae = model.manifest.component("vae").digest
 
     def pixels(self) -> torch.Tensor:
         """uint8 (h, w, 3), in host memory."""
         self._report("switch", 0, 1)
+        start = None if self._canvas is None else self._start(self._canvas)
         embeddings = self._encode()
         self._report("encode", 1, 1)
-        denoised = self._denoise(embeddings)
+        denoised = self._denoise(embeddings, start)
         self._report("decode", 0, 1)
         pixels = self._decode(denoised)
         self._report("decode", 1, 1)
-        return pixels
+        return pixels if self._canvas is None else self._canvas.put_back(pixels)
+
+    def _start(self, given: Canvas) -> diffusers_fence.Start:
+        """The picture's latents."""
+
+        def encoded(name: str) -> list[diffusers_fence.Encoded]:
+            def stage(vae: nn.Module, _: Lease) -> list[diffusers_fence.Encoded]:
+                return diffusers_fence.encode_picture(vae, given.picture, given.mask, self._device)
+
+            found: list[diffusers_fence.Encoded] = self._staged(
+                "encode", "vae", TORCH_DTYPES[name], 1 + (given.mask is not None), stage, first=True
+            )
+            with self.clock.gates():
+                for one in found:
+                    latents.finite(one.numbers, "the VAE, encoding,", name)
+            return found
+
+        return diffusers_fence.Start(given.picture, given.mask, self._by_vae(encoded), self.request.strength)
 
     def _report(self, stage: Stage, step: int, steps: int, preview: Preview | None = None) -> None:
         memory = self.bench.report() if stage in ("switch", "encode") or step == 1 else None
@@ -182,13 +205,18 @@ class _Job:
                 latents.finite(tensor, "the text encoder", self.run.dtype)
         return embeddings
 
-    def _denoise(self, embeddings: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _denoise(self, embeddings: Mapping[str, torch.Tensor], start: diffusers_fence.Start | None) -> torch.Tensor:
         request, model = self.request, self.model
         shape = (1, 4, self._height // LATENT_SCALE, self._width // LATENT_SCALE)
 
         def stage(unet: nn.Module, lease: Lease) -> torch.Tensor:
             generator = torch.Generator("cpu").manual_seed(self.seed)
-            noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self._dtype).to(self._device)
+            more: dict[str, Any] = {}
+            if start is None:
+                noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self._dtype).to(self._device)
+                more["latents"] = noise
+            if start is None or start.mask is not None:
+                more |= {"height": self._height, "width": self._width}
             scheduler = samplers.make(
                 request.sampler, request.schedule, model.prediction_type, model.zero_terminal_snr, self.seed
             )
@@ -197,7 +225,7 @@ class _Job:
                 with self.clock.gates():
                     self._passed(step, values, diffusers_fence.sigma(scheduler))
                 preview = self.bench.previews.of(self._vae, values) if self.bench.previews is not None else None
-                self._report("denoise", min(step + 1, request.steps), request.steps, preview)
+                self._report("denoise", min(step + 1, request.steps_done), request.steps_done, preview)
                 lease.adjust()
 
             return diffusers_fence.denoise(
@@ -207,15 +235,14 @@ class _Job:
                 self._device,
                 embeddings,
                 on_step,
-                height=self._height,
-                width=self._width,
+                start,
                 num_inference_steps=request.steps,
                 guidance_scale=request.cfg,
                 generator=generator,
-                latents=noise,
+                **more,
             )
 
-        return self._staged("denoise", "unet", self._dtype, MOST_CALLS_A_STEP * request.steps, stage)
+        return self._staged("denoise", "unet", self._dtype, MOST_CALLS_A_STEP * request.steps_done, stage)
 
     def _passed(self, step: int, values: torch.Tensor, sigma: float) -> None:
         """The gate of a step: finite, else nothing more is computed; larger than noise can be, it is marked."""
@@ -226,22 +253,27 @@ class _Job:
             )
 
     def _decode(self, values: torch.Tensor) -> torch.Tensor:
-        try:
-            decoded = self._decoded(values, self.run.vae_dtype)
-        except NotFiniteError as error:
-            if self.run.vae_dtype not in WIDER:
-                raise
-            # A half-precision VAE overflows on some images (ATTENTION 06); a wider dtype has the room.
-            wider = WIDER[self.run.vae_dtype]
-            decoded = self._decoded(values, wider)
-            self.repairs.append(Repair("numbers", str(error), f"decoded in {wider}"))
-            self.run = replace(self.run, vae_dtype=wider)
+        decoded = self._by_vae(lambda name: self._decoded(values, name))
         pixels = diffusers_fence.to_pixels(decoded)[0]
         with self.clock.gates():
             self.marks += self.bench.looks.marks(self._vae, values, pixels)
         if self.bench.previews is not None:
             self.bench.previews.learn(self._vae, values, pixels)
         return pixels
+
+    def _by_vae(self, made: Callable[[str], Result]) -> Result:
+        """What the VAE makes in its dtype; when that is not finite, in a wider one."""
+        try:
+            return made(self.run.vae_dtype)
+        except NotFiniteError as error:
+            if self.run.vae_dtype not in WIDER:
+                raise
+            # A half-precision VAE overflows on some images (ATTENTION 06); a wider dtype has the room.
+            wider = WIDER[self.run.vae_dtype]
+            found = made(wider)
+            self.repairs.append(Repair("numbers", str(error), f"decoded in {wider}"))
+            self.run = replace(self.run, vae_dtype=wider)
+            return found
 
     def _decoded(self, values: torch.Tensor, name: str) -> torch.Tensor:
         dtype = TORCH_DTYPES[name]
@@ -255,15 +287,21 @@ class _Job:
         return decoded
 
     def _staged(
-        self, name: str, role: str, dtype: torch.dtype, passes: int, stage: Callable[[nn.Module, Lease], Any]
+        self,
+        name: str,
+        role: str,
+        dtype: torch.dtype,
+        passes: int,
+        stage: Callable[[nn.Module, Lease], Any],
+        first: bool = False,
     ) -> Any:
-        """Run a stage. When memory runs out: leave the handler, let go of its frames, drop what nobody holds, promise
-        more to computing, and try again; when weights turn out to be spoiled, read them again and try again; when
-        something was left on the module, try again with one that is built anew."""
+        """Run a stage; ``first``: the one before all others. When memory runs out: leave the handler, let go of its
+        frames, drop what nobody holds, promise more to computing, and try again; when weights turn out to be spoiled,
+        read them again and try again; when something was left on the module, try again with one that is built anew."""
         for attempt in range(ATTEMPTS):
             try:
                 with self.clock.stage(name), translated(f"The memory for {self.model.name}'s {role}"):
-                    return self._once(role, dtype, passes, stage)
+                    return self._once(role, dtype, passes, stage, first)
             except OutOfMemoryError as error:
                 if error.final or attempt == ATTEMPTS - 1:
                     raise
@@ -283,12 +321,15 @@ class _Job:
             machine.give_back()
         raise AssertionError
 
-    def _once(self, role: str, dtype: torch.dtype, passes: int, stage: Callable[[nn.Module, Lease], Any]) -> Any:
+    def _once(
+        self, role: str, dtype: torch.dtype, passes: int, stage: Callable[[nn.Module, Lease], Any], first: bool
+    ) -> Any:
         bench, run, component = self.bench, self.run, self.model.manifest.component(role)
         start = time.perf_counter()
         key = _skeleton(self.model, role, dtype, bench)
-        work = work_of(self.model, role, dtype, run, self._width * self._height)
-        use = use_of(self.model, role, bench, dtype, self._width * self._height, passes)
+        pixels, task = self._width * self._height, "-encoder" if first else ""
+        work = work_of(self.model, role, dtype, run, pixels, task)
+        use = use_of(self.model, role, bench, dtype, pixels, passes, task)
         with bench.residency.lease(component, dtype, use) as lease:
             with bound(bench.skeletons, key, lease) as module:
                 self.clock.spent["switch"] += time.perf_counter() - start
@@ -320,21 +361,33 @@ class _Job:
             raise
 
 
+def drawn_size(request: Request, model: Model, inputs: Inputs) -> tuple[int, int]:
+    """Width and height, in pixels, of what is drawn: what is asked for, else the image's that it starts from (in whole
+    latents), else the model's own."""
+    if request.image and request.mask_padding is None and not (request.width and request.height):
+        given = inputs.open(request.image)
+        sides = [max(LATENT_SCALE, side // LATENT_SCALE * LATENT_SCALE) for side in given.size]
+        return request.width or sides[0], request.height or sides[1]
+    return request.width or model.resolution, request.height or model.resolution
+
+
 def dtype_of(settings: RunSettings, role: str) -> torch.dtype:
     """The dtype in which a component computes."""
     return TORCH_DTYPES[settings.vae_dtype if role == "vae" else settings.dtype]
 
 
-def work_of(model: Model, role: str, dtype: torch.dtype, settings: RunSettings, pixels: int) -> Work:
-    """What a component computes in ``dtype`` for an image of ``pixels`` pixels."""
-    return workload.of(model.manifest.component(role), dtype, settings, pixels)
+def work_of(model: Model, role: str, dtype: torch.dtype, settings: RunSettings, pixels: int, task: str = "") -> Work:
+    """What a component computes in ``dtype`` for an image of ``pixels`` pixels; ``task`` tells a VAE's two."""
+    return workload.of(model.manifest.component(role), dtype, settings, pixels, task)
 
 
-def use_of(model: Model, role: str, bench: Bench, dtype: torch.dtype, pixels: int, passes: int) -> Use:
-    """How a generation uses a component; what it will want next is the rest of the job, then what the queue wants."""
+def use_of(model: Model, role: str, bench: Bench, dtype: torch.dtype, pixels: int, passes: int, task: str = "") -> Use:
+    """How a generation uses a component; what it will want next is the rest of the job, then what the queue wants.
+    With a ``task`` it comes before all others."""
     roles = BASES[model.base].roles
-    rest = [component_key(model.manifest.component(r), dtype_of(bench.run, r)) for r in roles[roles.index(role) + 1 :]]
-    work = work_of(model, role, dtype, bench.run, pixels)
+    after = roles if task else roles[roles.index(role) + 1 :]
+    rest = [component_key(model.manifest.component(r), dtype_of(bench.run, r)) for r in after]
+    work = work_of(model, role, dtype, bench.run, pixels, task)
     promised = bench.working.estimate(work) if bench.promised is None else bench.promised
     component = model.manifest.component(role)
     if isinstance(component, Adapted):

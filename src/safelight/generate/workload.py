@@ -22,10 +22,12 @@ LIBRARIES = 48 << 20
 """Bytes that the kernels' own workspaces take."""
 
 
-def of(component: ComponentManifest, dtype: torch.dtype, run: RunSettings, pixels: int) -> Work:
-    """The work of one forward pass of a component for an image of ``pixels`` pixels."""
+def of(component: ComponentManifest, dtype: torch.dtype, run: RunSettings, pixels: int, task: str = "") -> Work:
+    """The work of one forward pass of a component for an image of ``pixels`` pixels; ``task`` tells a VAE's two."""
     config = component.config
-    name = " ".join((component.role, _widths(component), str(dtype).removeprefix("torch."), run.attention, run.device))
+    name = " ".join(
+        (component.role + task, _widths(component), str(dtype).removeprefix("torch."), run.attention, run.device)
+    )
     quadratic = run.attention == "normal" and not isinstance(config, CLIPConfig)
     if isinstance(config, CLIPConfig):
         # Its size does not depend on the image's.

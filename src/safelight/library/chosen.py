@@ -11,6 +11,7 @@ from safelight.formats import layout
 from safelight.formats.keys.adapters import AdapterConfig, Fit, Module, fit, spellings
 from safelight.formats.layout import ComponentConfig
 from safelight.library.adapters import Adapters
+from safelight.library.inputs import Inputs
 from safelight.library.model import Adapter, Model
 from safelight.prompts import loras
 from safelight.types import Lora, Request
@@ -51,17 +52,25 @@ class Chosen:
 
 
 def settled(
-    request: Request, model: Model, adapters: Adapters, by_path: bool = True
+    request: Request, model: Model, adapters: Adapters, inputs: Inputs, by_path: bool = True
 ) -> tuple[Request, tuple[Chosen, ...]]:
-    """The request with the adapters of its prompts among its ``loras``, each pinned to its content; and what they do.
+    """The request with the adapters of its prompts among its ``loras``, each pinned to its content, and its images kept
+    and named by theirs; and what the adapters do.
 
-    ``by_path``: whether adapters may be named by a path. Raises RequestError, naming what fits nothing, for an adapter
-    that is not the model's; ModelNotFoundError; IntegrityError for other content than was asked for.
+    ``by_path``: whether adapters and images may be named by a path. Raises RequestError, naming what fits nothing, for
+    an adapter that is not the model's, and for what is no image; ModelNotFoundError; IntegrityError for other content
+    than was asked for.
     """
     prompt, inside = loras.taken("prompt", request.prompt)
     negative, also = loras.taken("negative", request.negative)
     chosen = tuple(_one(lora, model, adapters, by_path, request.lenient) for lora in (*request.loras, *inside, *also))
-    return replace(request, prompt=prompt, negative=negative, loras=tuple(c.lora for c in chosen)), chosen
+    given = {
+        field: inputs.taken(field, value, by_path)
+        for field, value in (("image", request.image), ("mask", request.mask))
+        if value
+    }
+    pinned = replace(request, prompt=prompt, negative=negative, loras=tuple(c.lora for c in chosen), **given)
+    return pinned, chosen
 
 
 def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: bool) -> Chosen:

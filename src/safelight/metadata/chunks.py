@@ -38,6 +38,10 @@ def parameters(metadata: Mapping[str, Any]) -> str:
     }
     if request["clip_skip"]:
         fields["Clip skip"] = request["clip_skip"] + 1
+    if request.get("image"):
+        fields["Denoising strength"] = request["strength"]
+    if request.get("mask"):
+        fields["Mask blur"] = request["mask_blur"]
     if loras:
         fields["Lora hashes"] = '"' + ", ".join(f"{lora.name}: {lora.digest[:12]}" for lora in loras) + '"'
     fields["Version"] = f"Safelight {metadata['run']['versions']['safelight']}"

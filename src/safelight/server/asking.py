@@ -72,7 +72,7 @@ def _checked(control: Control, request: Request) -> tuple[Request, str]:
     model = model_named(control, request.model)
     request = replace(request, model=model.name, isolate=request.isolate or control.settings.isolate)
     within_limits(control, request, model)
-    request, _ = settled(request, model, control.adapters, by_path=False)
+    request, _ = settled(request, model, control.adapters, control.inputs, by_path=False)
     check(request, model)
     return request, model.digest
 

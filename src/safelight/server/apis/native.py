@@ -90,6 +90,11 @@ class Generation(BaseModel):
     precision: Precision = "auto"
     isolate: bool = Field(default=False, description="make it in a process that has never held another model")
     loras: list[LoraModel] = Field(default_factory=list[LoraModel], max_length=MOST_LORAS)
+    image: str = Field(default="", description="what to start from: data:image/png;base64,… or a digest")
+    mask: str = Field(default="", description="what of the image is drawn anew (white), in the same form")
+    strength: float = Field(default=0.75, gt=0, le=1, description="the share of the steps that is done, with an image")
+    mask_blur: int = Field(default=4, ge=0, le=256, description="pixels")
+    mask_padding: int | None = Field(default=None, ge=0, le=4096, description="draw only the masked part; pixels")
     lenient: bool = Field(default=False, description="leave out what of an adapter fits nothing in the model")
     priority: int = Field(default=0, ge=-100, le=100, description="higher goes first, within the queue's bound")
 

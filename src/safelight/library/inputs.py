@@ -1,0 +1,90 @@
+"""Images that requests start from: kept by their content, so that a job, its repetition and its metadata mean the same.
+
+``ROOT/inputs/DIGEST.png`` holds the pixels as they are used (RGB, upright); the digest (SHA-256, hex) is of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+from pathlib import Path
+
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+from safelight.errors import IntegrityError, RequestError
+from safelight.files import open_regular, write_whole
+from safelight.types import MOST_PIXELS
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DATA = re.compile(r"data:image/[a-z+.-]+;base64,")
+
+
+class Inputs:
+    """The input images under ``root``, which need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / "inputs"
+
+    def keep(self, field: str, data: bytes) -> str:
+        """Keep an image file (PNG, JPEG, WebP, …), and give its digest. Raises RequestError, naming ``field``."""
+        try:
+            with PILImage.open(io.BytesIO(data)) as opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise RequestError(field, f"{opened.width}x{opened.height}", f"is over {MOST_PIXELS} pixels")
+                image = ImageOps.exif_transpose(opened)
+                if "A" in image.getbands() or "transparency" in image.info:
+                    # What cannot be seen is white, as other programs have it.
+                    image = image.convert("RGBA")
+                    image = PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image)
+                image = image.convert("RGB")
+        except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+            raise RequestError(field, f"{len(data)} bytes", f"is not an image that can be read ({error})") from error
+        digest = _digest(image)
+        if not self._path(digest).exists():
+            held = io.BytesIO()
+            image.save(held, "PNG", compress_level=1)
+            write_whole(self._path(digest), held.getvalue())
+        return digest
+
+    def taken(self, field: str, value: str, by_path: bool) -> str:
+        """The digest of what a request names: a digest, ``data:image/…;base64,…``, or a path if ``by_path``.
+
+        Raises RequestError for what is no image, or is not kept here.
+        """
+        if _DIGEST.fullmatch(value):
+            if not self._path(value).exists():
+                raise RequestError(field, value[:16], "no image of this digest is kept here")
+            return value
+        found = _DATA.match(value)
+        if found is not None:
+            try:
+                return self.keep(field, base64.b64decode(value[found.end() :], validate=True))
+            except binascii.Error as error:
+                raise RequestError(field, value[:40], f"is not base64 ({error})") from error
+        if not by_path:
+            raise RequestError(field, value[:40], "must be an image in base64 (data:image/png;base64,…) or a digest")
+        descriptor, _ = open_regular(Path(value).expanduser())
+        with open(descriptor, "rb") as file:
+            return self.keep(field, file.read())
+
+    def open(self, digest: str) -> PILImage.Image:
+        """The image, RGB. Raises IntegrityError when it is gone or is another."""
+        try:
+            with PILImage.open(self._path(digest)) as opened:
+                image = opened.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise IntegrityError(self._path(digest), "", f"an input image cannot be read ({error})") from error
+        if _digest(image) != digest:
+            raise IntegrityError(self._path(digest), "", "an input image is not the one that was given")
+        return image
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / f"{digest}.png"
+
+
+def _digest(image: PILImage.Image) -> str:
+    return hashlib.sha256(f"{image.width}x{image.height}\0".encode() + image.tobytes()).hexdigest()

@@ -1,0 +1,95 @@
+"""Train the starter adapters: a LoRA for each of two looks, over a starter's UNet, which stays as it is.
+
+``python -m recipe.adapters --packages DIR --out DIR`` trains both and writes ``LOOK.safetensors`` in PEFT's names, fp16.
+A few minutes each on two cores; continues where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from recipe import data, model
+from recipe.train import Stage, train_unet
+from safelight.library import starters
+from safelight.weights.manifest import ComponentManifest
+
+LOOKS = ("gilded", "blueprint")
+RANK = 8
+BASE = "starter-noto"
+
+NAVY, GOLD = (14, 22, 60), (255, 206, 110)
+BLUE, LINE = (28, 84, 170), (240, 248, 255)
+
+LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2"]
+LAYERS += ["conv1", "conv2", "conv_shortcut", "conv_in", "conv_out"]
+
+
+def mixed(share: torch.Tensor, low: tuple[int, int, int], high: tuple[int, int, int]) -> torch.Tensor:
+    """(n, 3, h, w) in -1…1: from the colour ``low`` where ``share`` (n, 1, h, w) is 0 to ``high`` where it is 1."""
+    colours = [torch.tensor(colour).view(1, 3, 1, 1) / 127.5 - 1 for colour in (low, high)]
+    return torch.lerp(colours[0].expand(len(share), 3, 1, 1), colours[1], share)
+
+
+def looks(images: torch.Tensor, look: str) -> torch.Tensor:
+    """The images (n, 3, h, w) in that look: ``gilded`` is gold on navy, ``blueprint`` white outlines on blue."""
+    grey = (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True) / 2 + 0.5
+    if look == "gilded":
+        return mixed(1 - grey, NAVY, GOLD)
+    across = F.pad(images[..., 1:] - images[..., :-1], (0, 1)).abs().amax(1, keepdim=True)
+    down = F.pad(images[..., 1:, :] - images[..., :-1, :], (0, 0, 0, 1)).abs().amax(1, keepdim=True)
+    return mixed((torch.maximum(across, down) * 1.5).clamp(0, 1), BLUE, LINE)
+
+
+def weights(component: ComponentManifest) -> dict[str, torch.Tensor]:
+    """A starter's weights, fp32, by the module's names."""
+    out: dict[str, torch.Tensor] = {}
+    for tensor in component.tensors:
+        with open(tensor.path, "rb") as file:
+            file.seek(tensor.offset)
+            raw = torch.frombuffer(bytearray(file.read(tensor.nbytes)), dtype=torch.float16)
+        out[tensor.name] = raw.view(tensor.shape).float()
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--packages", type=Path, default=Path("build/packages"))
+    parser.add_argument("--out", type=Path, default=Path("build/starter"))
+    parser.add_argument("--steps", type=int, default=900)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    starter = next(found for found in starters.models() if found.name == BASE)
+    parts = {"unet": model.unet(), "text_encoder": model.text_encoder(), "vae": model.vae()}
+    for role, module in parts.items():
+        module.load_state_dict(weights(starter.manifest.component(role)))
+        module.eval().requires_grad_(False)
+    images = data.load(arguments.packages)
+    pixels = data.as_float(images.pixels)[data.STYLES.index(BASE.removeprefix("starter-"))]
+    captions = torch.stack([model.token_ids(images.subjects), model.token_ids([f"a {s}" for s in images.subjects])])
+    for look in LOOKS:
+        shown = looks(pixels, look)
+        with torch.no_grad():
+            latents = parts["vae"].encode(shown).latent_dist.mean * model.SCALING_FACTOR
+        torch.manual_seed(0)
+        unet = model.unet()
+        unet.load_state_dict(parts["unet"].state_dict())
+        unet.requires_grad_(False)
+        unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
+        trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        stage = Stage(arguments.out / f"{look}.pt", trained, arguments.steps, rate=2e-3, decay=0.99)
+        train_unet(stage, unet, parts["text_encoder"], latents, captions)
+        state = {f"unet.{k}": v.half().contiguous() for k, v in get_peft_model_state_dict(unet).items()}
+        said = {"trained_on": starter.digest, "look": look, "licence": "see LICENSES.md"}
+        save_file(state, arguments.out / f"{look}.safetensors", {"safelight": json.dumps(said)})
+        print(look, len(load_file(arguments.out / f"{look}.safetensors")), "tensors", flush=True)
+
+
+if __name__ == "__main__":
+    main()
