@@ -7,10 +7,13 @@ import io
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from PIL import Image
 from support.serving import Server, serving
+
+import safelight
 
 
 @pytest.fixture
@@ -54,3 +57,46 @@ def test_the_key(tmp_path: Path) -> None:
         assert openai.OpenAI(base_url=f"{server.url}/v1", api_key="a long secret").models.list().data
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="another").models.list()
+
+
+def test_edits_are_those_of_an_engine_that_knows_no_server(client: openai.OpenAI, tmp_path: Path) -> None:
+    """What is transparent in the mask is drawn anew; the rest stays."""
+    values = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    picture = Image.fromarray(values)
+    hole = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
+    hole.paste((0, 0, 0, 0), (16, 16, 48, 48))
+    white = Image.new("L", (64, 64), 0)
+    white.paste(255, (16, 16, 48, 48))
+    for name, image in (("picture", picture), ("hole", hole), ("white", white)):
+        image.save(tmp_path / f"{name}.png")
+    right = next(
+        safelight.open_engine(tmp_path / "root").generate(
+            safelight.Request(
+                "red apple",
+                "starter-noto",
+                seed=5,
+                steps=4,
+                image=str(tmp_path / "picture.png"),
+                mask=str(tmp_path / "white.png"),
+            )
+        )
+    )
+    answer = client.images.edit(
+        model="starter-noto",
+        prompt="red apple",
+        image=(tmp_path / "picture.png").open("rb"),
+        mask=(tmp_path / "hole.png").open("rb"),
+        response_format="b64_json",
+        extra_body={"seed": 5, "steps": 4},
+    )
+    assert answer.data is not None
+    made = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or ""))).convert("RGB")
+    assert made.tobytes() == right.pixels
+    assert np.array_equal(np.asarray(made)[:2], values[:2])
+    with pytest.raises(openai.UnprocessableEntityError, match="no transparency"):
+        client.images.edit(
+            model="starter-noto",
+            prompt="x",
+            image=(tmp_path / "picture.png").open("rb"),
+            mask=(tmp_path / "white.png").open("rb"),
+        )

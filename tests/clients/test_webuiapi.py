@@ -8,8 +8,10 @@ import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import openai
 import pytest
 import requests
@@ -174,3 +176,28 @@ def test_clients_at_once_each_get_their_models_images(server: Server, right: dic
 @pytest.mark.proof
 def test_clients_at_once_200_requests_each(server: Server, right: dict[tuple[str, int], str]) -> None:
     both(server, right, 200)
+
+
+def test_image_to_image_and_inpainting(server: Server, tmp_path: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8))
+    mask = Image.new("RGB", (64, 64), "black")
+    mask.paste("white", (16, 16, 48, 48))
+    picture.save(tmp_path / "picture.png")
+    mask.save(tmp_path / "mask.png")
+    engine = safelight.open_engine(tmp_path / "root")
+    asked = {"steps": 4, "seed": 3, "image": str(tmp_path / "picture.png"), "width": 64, "height": 64}
+    ways = {
+        "whole": ({}, {}),
+        "masked": ({"mask_image": mask, "inpaint_full_res": False}, {"mask": str(tmp_path / "mask.png")}),
+        "only masked": (
+            {"mask_image": mask, "inpaint_full_res": True, "inpaint_full_res_padding": 4},
+            {"mask": str(tmp_path / "mask.png"), "mask_padding": 4},
+        ),
+    }
+    for theirs, ours in ways.values():
+        answer = client(server).img2img(
+            images=[picture], prompt="red apple", seed=3, steps=4, width=64, height=64, denoising_strength=0.75,
+            override_settings={"sd_model_checkpoint": "starter-noto"}, **theirs,
+        )  # fmt: skip
+        right = next(engine.generate(safelight.Request("red apple", "starter-noto", **asked, **ours)))
+        assert pixels(answer.image) == right.pixels_sha256

@@ -152,7 +152,8 @@ class _Job:
         self.marks: list[str] = []
         self._device = bench.device.torch
         self._dtype = TORCH_DTYPES[bench.run.dtype]
-        self._width, self._height = drawn_size(request, model, bench.inputs)
+        self._width = request.width or model.resolution
+        self._height = request.height or model.resolution
         self._canvas = canvas(request, bench.inputs, self._width, self._height)
         self._vae = model.manifest.component("vae").digest
 
@@ -359,16 +360,6 @@ class _Job:
             if not error.needed:
                 self.bench.working.too_little(work)
             raise
-
-
-def drawn_size(request: Request, model: Model, inputs: Inputs) -> tuple[int, int]:
-    """Width and height, in pixels, of what is drawn: what is asked for, else the image's that it starts from (in whole
-    latents), else the model's own."""
-    if request.image and request.mask_padding is None and not (request.width and request.height):
-        given = inputs.open(request.image)
-        sides = [max(LATENT_SCALE, side // LATENT_SCALE * LATENT_SCALE) for side in given.size]
-        return request.width or sides[0], request.height or sides[1]
-    return request.width or model.resolution, request.height or model.resolution
 
 
 def dtype_of(settings: RunSettings, role: str) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 from safelight.errors import RequestError
 from safelight.formats import layout
@@ -30,6 +31,9 @@ _BLOCKS: Mapping[int, tuple[str, ...]] = {
 """The blocks that block weights count (sd-webui-lora-block-weight); one that is not among them gets none."""
 
 _SHOWN = 5
+
+_LATENT = 8
+"""Pixels a side of a latent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,15 @@ def settled(
     prompt, inside = loras.taken("prompt", request.prompt)
     negative, also = loras.taken("negative", request.negative)
     chosen = tuple(_one(lora, model, adapters, by_path, request.lenient) for lora in (*request.loras, *inside, *also))
-    given = {
+    given: dict[str, Any] = {
         field: inputs.taken(field, value, by_path)
         for field, value in (("image", request.image), ("mask", request.mask))
         if value
     }
+    if request.image and request.mask_padding is None:
+        # The size that is drawn is the image's, in whole latents, where none is asked for.
+        sides = [max(_LATENT, side // _LATENT * _LATENT) for side in inputs.open(given["image"]).size]
+        given |= {"width": request.width or sides[0], "height": request.height or sides[1]}
     pinned = replace(request, prompt=prompt, negative=negative, loras=tuple(c.lora for c in chosen), **given)
     return pinned, chosen
 

@@ -11,11 +11,12 @@ import binascii
 import io
 import json
 import time
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
 from PIL import Image as PILImage
+from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.assemble.serving import Control
@@ -63,11 +64,53 @@ class TextToImage(BaseModel):
     send_images: bool = True
 
 
+class ImageToImage(TextToImage):
+    """``init_images`` and ``mask`` are in base64. What is masked starts from the image itself."""
+
+    init_images: list[str] = Field(min_length=1, max_length=1)
+    mask: str | None = None
+    denoising_strength: float = Field(default=0.75, gt=0, le=1)
+    mask_blur: int | None = Field(default=4, ge=0, le=256)
+    inpaint_full_res: bool = True
+    inpaint_full_res_padding: int | None = Field(default=0, ge=0, le=4096)
+    inpainting_mask_invert: Literal[0, 1] | bool = 0
+    inpainting_fill: Literal[0, 1] = 0
+    resize_mode: Literal[0] = 0
+    include_init_images: bool = False
+
+    def given(self) -> dict[str, Any]:
+        """The fields of a request that say what it starts from. Raises RequestError for what is no image."""
+        values: dict[str, Any] = {"image": _data(self.init_images[0]), "strength": self.denoising_strength}
+        if self.mask:
+            mask = _inverted(self.mask) if self.inpainting_mask_invert else _data(self.mask)
+            values |= {"mask": mask, "mask_blur": self.mask_blur or 0}
+            values["mask_padding"] = (self.inpaint_full_res_padding or 0) if self.inpaint_full_res else None
+        return values
+
+
+def _data(picture: str) -> str:
+    return picture if picture.startswith("data:") else f"data:image/png;base64,{picture}"
+
+
+def _inverted(picture: str) -> str:
+    try:
+        data = base64.b64decode(picture.rpartition(",")[2], validate=True)
+        with PILImage.open(io.BytesIO(data)) as image:
+            turned, held = ImageOps.invert(image.convert("L")), io.BytesIO()
+    except (binascii.Error, OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+        raise RequestError("mask", picture[:40], f"is not an image that can be read ({error})") from error
+    turned.save(held, "PNG")
+    return _data(base64.b64encode(held.getvalue()).decode())
+
+
 NOTHING = (None, False, 0, -1, "", "None", "none", [], {})
 """Values that ask for nothing, whatever the field."""
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "eta": (1, 1.0),
+    "image_cfg_scale": (1.5,),
+    "initial_noise_multiplier": (1, 1.0),
+    "mask_round": (True,),
     "s_churn": (),
     "s_tmin": (),
     "s_tmax": (float("inf"), "inf"),
@@ -165,6 +208,13 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         job = await asking.ended(control, job, http)
         return await bridge.run(_made, control, job, asked)
 
+    @api.post("/img2img")
+    async def img2img(asked: ImageToImage, http: HTTPRequest) -> Made:
+        """Make images from an image, perhaps in a part of it, and answer with them."""
+        job = await bridge.run(accepted, asked, client_of(http))
+        job = await asking.ended(control, job, http)
+        return await bridge.run(_made, control, job, asked)
+
     def accepted(asked: TextToImage, client: Client) -> Job:
         _refuse(asked)
         override = asked.override_settings or {}
@@ -187,6 +237,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
             schedule=schedule,  # pyright: ignore[reportArgumentType]
             count=count,
             clip_skip=skip - 1,
+            **(asked.given() if isinstance(asked, ImageToImage) else {}),
         )
         [job] = asking.accept(control, request, client=f"a1111 {client.address}")
         return job
@@ -477,4 +528,6 @@ def _made(control: Control, job: Job, asked: TextToImage) -> Made:
         "interrupted": job.state == "cancelled",
     }
     encoded = [base64.b64encode(control.gallery.path(image.file).read_bytes()).decode() for image in images]
-    return Made(images=encoded if asked.send_images else [], parameters=asked.model_dump(), info=json.dumps(info))
+    left_out = {"init_images", "mask"} if not getattr(asked, "include_init_images", True) else set[str]()
+    given = asked.model_dump(exclude=left_out)
+    return Made(images=encoded if asked.send_images else [], parameters=given, info=json.dumps(info))

@@ -1,14 +1,19 @@
-"""OpenAI's API for images, as its clients speak it: ``/v1/models`` and ``/v1/images/generations``."""
+"""OpenAI's API for images, as its clients speak it: models, generations, and edits."""
 
 from __future__ import annotations
 
 import base64
+import io
 import re
 import time
-from typing import Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, File, Form, UploadFile
 from fastapi import Request as HTTPRequest
+from PIL import Image as PILImage
+from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.assemble.serving import Control
@@ -18,6 +23,8 @@ from safelight.library.model import Model
 from safelight.server import asking, bridge
 from safelight.server.problems import RefusedError
 from safelight.types import Request
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class ModelCard(BaseModel):
@@ -105,12 +112,59 @@ def router(control: Control) -> APIRouter:
         job = await asking.ended(control, job, http)
         return await bridge.run(_answer, control, job, asked, str(http.base_url).rstrip("/"))
 
+    @api.post("/images/edits", response_model_exclude_none=True)
+    async def edits(
+        http: HTTPRequest,
+        prompt: Annotated[str, Form()],
+        image: Annotated[UploadFile, File(description="what to start from")],
+        mask: Annotated[UploadFile | None, File(description="what is transparent in it is drawn anew")] = None,
+        model: Annotated[str | None, Form()] = None,
+        n: Annotated[int | None, Form(ge=1, le=64)] = 1,
+        size: Annotated[str | None, Form()] = None,
+        response_format: Annotated[Literal["url", "b64_json"] | None, Form()] = None,
+        user: Annotated[str | None, Form()] = None,
+        seed: Annotated[int | None, Form(ge=0)] = None,
+        steps: Annotated[int, Form()] = 20,
+        cfg: Annotated[float, Form()] = 7.0,
+        negative: Annotated[str, Form()] = "",
+        sampler: Annotated[str, Form()] = "euler",
+        strength: Annotated[float, Form()] = 0.75,
+    ) -> Images:
+        """Make images from an image, or draw a part of it anew, and answer with them."""
+        fields = {"n": n, "size": size, "response_format": response_format, "user": user, "seed": seed}
+        more = {"steps": steps, "cfg": cfg, "negative": negative, "sampler": sampler}
+        asked = Generation(prompt=prompt, model=model, **fields, **more)  # pyright: ignore[reportArgumentType]
+        given = {"image": _data(await image.read()), "strength": strength}
+        if mask is not None:
+            given["mask"] = _data(_transparent(await mask.read()))
+        job = await bridge.run(_accepted, control, asked, given)
+        job = await asking.ended(control, job, http)
+        return await bridge.run(_answer, control, job, asked, str(http.base_url).rstrip("/"))
+
     return api
 
 
-def _accepted(control: Control, asked: Generation) -> Job:
+def _data(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def _transparent(mask: bytes) -> bytes:
+    """White where OpenAI's mask is transparent. Raises RequestError for one without transparency."""
+    try:
+        with PILImage.open(io.BytesIO(mask)) as image:
+            if "A" not in image.getbands() and "transparency" not in image.info:
+                raise RequestError("mask", image.mode, "has no transparency, which says what is drawn anew")
+            alpha = image.convert("RGBA").getchannel("A")
+    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+        raise RequestError("mask", f"{len(mask)} bytes", f"is not an image that can be read ({error})") from error
+    held = io.BytesIO()
+    ImageOps.invert(alpha).save(held, "PNG")
+    return held.getvalue()
+
+
+def _accepted(control: Control, asked: Generation, given: Mapping[str, Any] = _NOTHING) -> Job:
     model = control.library.get(asked.model) if asked.model else asking.default_model(control)
-    width, height = _size(asked.size, model)
+    width, height = (None, None) if given and asked.size in (None, "auto") else _size(asked.size, model)
     count = asked.n or 1
     seed = asking.some_seed(count) if asked.seed is None else asked.seed
     request = Request(
@@ -124,6 +178,7 @@ def _accepted(control: Control, asked: Generation) -> Job:
         cfg=asked.cfg,
         sampler=asked.sampler,
         count=count,
+        **given,
     )
     [job] = asking.accept(control, request, client=f"openai {asked.user or ''}".strip())
     return job
