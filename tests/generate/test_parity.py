@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 import pytest
+import torch
 from support import checkpoints, oracle
 
 import safelight
@@ -122,7 +123,6 @@ def test_every_form_of_every_base(
         {"cfg": 1.0},
         {"cfg": 0.0},
         {"prompt": ""},
-        {"prompt": "a very long prompt, " * 40},
         {"prompt": "Crème brûlée 🍎 ＡＢＣ <|endoftext|> x"},
     ],
 )
@@ -134,6 +134,30 @@ def test_requests(base: str, changes: dict[str, Any], engine: LocalEngine, tiny:
     theirs = oracle.pixels(pipes[base], prompt, "blue", 4, 11, cfg, **size)
     name = {"sd1": "a.safetensors", "sdxl": "xl.safetensors"}[base]
     assert ours(engine, tiny / name, "euler", **changes) == theirs
+
+
+def test_weights_and_further_chunks_are_what_diffusers_makes_of_those_embeddings(
+    engine: LocalEngine, tiny: Path, pipes: dict[str, Any]
+) -> None:
+    """``red (apple:1.3) BREAK blue [house]``, by hand: each chunk encoded alone, weighted, its mean as it was."""
+    pipe = pipes["sd1"]
+    pipe.scheduler = scheduler("euler")
+    torch.set_num_threads(1)
+
+    def hidden(text: str, weights: dict[int, float]) -> torch.Tensor:
+        ids = pipe.tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        with torch.no_grad():
+            plain = pipe.text_encoder(ids).last_hidden_state
+        factors = torch.tensor([weights.get(at, 1.0) for at in range(77)]).view(1, -1, 1)
+        scaled = plain * factors
+        return scaled * (plain.mean() / scaled.mean()) if weights else plain
+
+    prompt = torch.cat([hidden("red apple", {2: 1.3}), hidden("blue house", {2: 1 / 1.1})], dim=1)
+    negative = torch.cat([hidden("blue", {}), hidden("", {})], dim=1)
+    call = {"prompt_embeds": prompt, "negative_prompt_embeds": negative}
+    theirs = oracle.pixels(pipe, None, None, 4, 11, 5.0, **call)  # type: ignore[arg-type]
+    assert ours(engine, tiny / "a.safetensors", "euler", prompt="red (apple:1.3) BREAK blue [house]") == theirs
+    assert ours(engine, tiny / "a.safetensors", "euler", prompt="a very long prompt, " * 40)
 
 
 def test_bf16_within_its_rounding(engine: LocalEngine, tiny: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from safelight.errors import RequestError
 from safelight.library.model import Model
+from safelight.prompts.tokens import chunks
 from safelight.types import MOST_PIXELS, Request
 
 
@@ -18,6 +19,8 @@ def check(request: Request, model: Model) -> None:
         raise RequestError("model", model.name, "is a checkpoint for inpainting: it needs an image and a mask")
     if model.variant not in ("text-to-image", "inpainting"):
         raise RequestError("model", model.name, f"is a checkpoint for {model.variant}, which cannot be run yet")
+    for field, text in (("prompt", request.prompt), ("negative", request.negative)):
+        chunks(field, text, 0)
     layers = min(getattr(c.config, "layers", 99) for c in model.manifest.components)
     if request.clip_skip >= layers:
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {layers} layers")

@@ -37,6 +37,7 @@ from safelight.memory.plan import Refusal
 from safelight.memory.residency import Lease, Residency, Use
 from safelight.memory.segments import component_key
 from safelight.memory.working import Work, WorkingMemory, watched
+from safelight.prompts.tokens import Chunk
 from safelight.types import Image, OnProgress, Preview, Progress, Repair, Request, RunSettings, Seconds, Stage
 from safelight.weights.overlay import Adapted
 
@@ -191,15 +192,19 @@ class _Job:
         self._on_progress(Progress(stage, self._index, step, steps, memory, preview))
 
     def _encode(self) -> dict[str, torch.Tensor]:
-        base, texts = self.model.base, (self.request.prompt, self.request.negative)
-        encoded: dict[str, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}
+        base = self.model.base
+        encoded: dict[str, list[conditioning.Encoded]] = {}
         for role in BASES[base].roles:
             if role.startswith("text_encoder"):
+                prompts = conditioning.prompts_of(base, role, self.request)
+                passes = sum(len(prompt) for prompt in prompts)
 
-                def stage(encoder: nn.Module, _: Lease, role: str = role) -> Any:
-                    return conditioning.encode_role(base, role, encoder, texts, self.request.clip_skip, self._device)
+                def stage(
+                    encoder: nn.Module, _: Lease, role: str = role, prompts: tuple[list[Chunk], ...] = prompts
+                ) -> list[conditioning.Encoded]:
+                    return conditioning.encode_role(base, role, encoder, prompts, self.request.clip_skip, self._device)
 
-                encoded[role] = self._staged("encode", role, self._dtype, len(texts), stage)
+                encoded[role] = self._staged("encode", role, self._dtype, passes, stage)
         embeddings = conditioning.assemble(base, encoded, not self.request.negative)
         with self.clock.gates():
             for tensor in embeddings.values():
@@ -459,7 +464,6 @@ def _finished(request: Request, model: Model, job: _Job, pixels: torch.Tensor) -
     raw = pixels.contiguous().numpy().tobytes()
     sha256 = hashlib.sha256(raw).hexdigest()
     warnings = (
-        *conditioning.cut_off(model.base, request),
         *(f"marked: {mark}; it can be right all the same" for mark in job.marks),
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in job.repairs),
     )

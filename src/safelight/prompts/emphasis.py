@@ -1,0 +1,97 @@
+"""Weights in prompts, as AUTOMATIC1111 documents them: ``(word)`` is 1.1 times as strong, ``[word]`` a 1.1th,
+``(word:1.3)`` 1.3 times; a backslash before a bracket makes it plain; ``BREAK`` begins another chunk of tokens.
+
+https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#attentionemphasis
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from safelight.errors import RequestError
+
+STEP = 1.1
+"""By which a bracket changes the weight."""
+
+MOST_WEIGHT = 100.0
+
+MOST_DEPTH = 100
+
+_TOKEN = re.compile(
+    r"\\[\\()\[\]]"  # an escaped bracket or backslash
+    r"|[()\[\]]"
+    r"|:\s*(?P<number>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*(?=\))"  # a weight before the bracket that ends it
+    r"|[^\\()\[\]:]+|[\\:]"
+)
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """``text`` with its ``weight``; ``breaks``: a new chunk of tokens begins before it."""
+
+    text: str
+    weight: float
+    breaks: bool = False
+
+
+@dataclass
+class _Open:
+    bracket: str
+    at: int
+    first: int
+
+
+def spans(field: str, text: str) -> list[Span]:
+    """The prompt in parts of one weight each, in order. Raises RequestError, which says where, for brackets that do not
+    match and weights that no prompt has."""
+    parts: list[list[str | float]] = []
+    opened: list[_Open] = []
+    given: float | None = None
+    for found in _TOKEN.finditer(text):
+        token = found[0]
+        if token in ("(", "["):
+            if len(opened) == MOST_DEPTH:
+                raise _problem(field, text, found.start(), f"more than {MOST_DEPTH} brackets within each other")
+            opened.append(_Open(token, found.start(), len(parts)))
+        elif token in (")", "]"):
+            if not opened or opened[-1].bracket != {")": "(", "]": "["}[token]:
+                raise _problem(field, text, found.start(), f"{token} closes nothing (a plain one is \\{token})")
+            last = opened.pop()
+            factor = given if given is not None else STEP if token == ")" else 1 / STEP
+            for part in parts[last.first :]:
+                part[1] = float(part[1]) * factor
+            given = None
+        elif found["number"] is not None and opened and opened[-1].bracket == "(":
+            given = float(found["number"])
+            if abs(given) > MOST_WEIGHT:
+                raise _problem(field, text, found.start(), f"a weight of {given:g} is over {MOST_WEIGHT:g}")
+        else:
+            parts.append([token[1] if token[0] == "\\" and len(token) == 2 else token, 1.0])
+    if opened:
+        bracket = opened[-1].bracket
+        raise _problem(field, text, opened[-1].at, f"{bracket} is never closed (a plain one is \\{bracket})")
+    return _joined(parts)
+
+
+def _problem(field: str, text: str, at: int, what: str) -> RequestError:
+    near = text[max(0, at - 10) : at + 20]
+    return RequestError(field, near, f"at character {at}: {what}")
+
+
+def _joined(parts: list[list[str | float]]) -> list[Span]:
+    """Neighbours of one weight together, cut where ``BREAK`` stands."""
+    together: list[tuple[str, float]] = []
+    for text, weight in parts:
+        if together and together[-1][1] == weight:
+            together[-1] = together[-1][0] + str(text), together[-1][1]
+        else:
+            together.append((str(text), float(weight)))
+    out: list[Span] = []
+    for text, weight in together:
+        first, *rest = _BREAK.split(text)
+        if first:
+            out.append(Span(first, weight))
+        out += [Span(piece, weight, breaks=True) for piece in rest]
+    return out

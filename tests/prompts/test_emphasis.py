@@ -1,0 +1,84 @@
+"""Weights in prompts: AUTOMATIC1111's documented examples, and what is wrong is pointed at."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safelight.errors import RequestError
+from safelight.prompts.emphasis import spans
+
+LETTERS = st.characters(exclude_characters="()[]\\:", exclude_categories=["Cs"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a word", [("a word", 1)]),
+        ("a (word)", [("a ", 1), ("word", 1.1)]),
+        ("a ((word))", [("a ", 1), ("word", 1.21)]),
+        ("a [word]", [("a ", 1), ("word", 1 / 1.1)]),
+        ("a (word:1.5)", [("a ", 1), ("word", 1.5)]),
+        ("a (word:0.25)", [("a ", 1), ("word", 0.25)]),
+        (r"a \(word\)", [("a (word)", 1)]),
+        ("(a:1.2) (b [c])", [("a", 1.2), (" ", 1), ("b ", 1.1), ("c", 1)]),
+        ("ratio 16:9, (ratio 16:9)", [("ratio 16:9, ", 1), ("ratio 16", 9)]),
+        ("a : b", [("a : b", 1)]),
+        ("(a: b)", [("a: b", 1.1)]),
+        ("", []),
+        (r"back\slash", [(r"back\slash", 1)]),
+        ("(((a)))", [("a", 1.331)]),
+        ("(a:-1)", [("a", -1)]),
+    ],
+)
+def test_weights(text: str, expected: list[tuple[str, float]]) -> None:
+    found = spans("prompt", text)
+    assert [(span.text, pytest.approx(span.weight)) for span in found] == expected
+    assert not any(span.breaks for span in found)
+
+
+def test_break_begins_another_chunk() -> None:
+    found = spans("prompt", "a BREAK (b BREAK c), BREAKFAST")
+    assert [(span.text, span.breaks) for span in found] == [
+        ("a", False),
+        ("", True),
+        ("b", False),
+        ("c", True),
+        (", BREAKFAST", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a (word", "at character 2: ( is never closed"),
+        ("a word)", "at character 6: ) closes nothing"),
+        ("a (word]", r"at character 7: \] closes nothing"),
+        ("(" * 200, "more than 100 brackets"),
+        ("(a:1000)", "a weight of 1000 is over 100"),
+    ],
+)
+def test_what_is_wrong_is_pointed_at(text: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says.replace("(", r"\(").replace(")", r"\)")):
+        spans("prompt", text)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=LETTERS, max_size=60).filter(lambda text: "BREAK" not in text))
+    st.text(alphabet=st.characters(exclude_characters="()[]\\:", exclude_categories=["Cs"]), max_size=60).filter(
+        lambda t: "BREAK" not in t
+    )
+)
+def test_a_prompt_without_brackets_is_itself(text: str) -> None:
+    assert "".join(span.text for span in spans("prompt", text)) == text
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab()[]\\:1.", max_size=40))
+def test_whatever_is_written_is_parsed_or_refused(text: str) -> None:
+    try:
+        found = spans("prompt", text)
+    except RequestError:
+        return
+    assert all(span.weight for span in found) or "0" in text or ":." in text
