@@ -115,6 +115,7 @@ class Request:
     1 and below means none. ``clip_skip`` counts layers left out, as diffusers does (A1111 shows one more).
     ``isolate``: make it in a process that has never held another model; that changes no pixel. ``loras``: adapters over
     the model's weights, in any order; as dicts too. ``lenient``: tensors of theirs that fit nothing are left out.
+    ``vae``: another VAE than the model's own, by a VAE's or a model's name or path; ``vae_digest``: its content.
     ``image``: what to start from, a path, ``data:image/png;base64,…`` or the digest of one that is kept; ``strength``,
     above 0 to 1, is the share of the steps that is done then; ``mask``: what of it is drawn anew (white), softened by
     ``mask_blur`` pixels; ``mask_padding``: draw only that part, with so many pixels around it, None for all of it.
@@ -137,6 +138,8 @@ class Request:
     isolate: bool = False
     loras: tuple[Lora, ...] = ()
     lenient: bool = False
+    vae: str = ""
+    vae_digest: str = ""
     image: str = ""
     mask: str = ""
     strength: float = 0.75
@@ -169,7 +172,7 @@ class Request:
             raise RequestError("count", self.count, f"seeds would pass {MOST_SEED}")
         self._check_image()
         texts = [("prompt", self.prompt), ("negative", self.negative), ("model", self.model)]
-        for name, text in (*texts, ("image", self.image), ("mask", self.mask)):
+        for name, text in (*texts, ("image", self.image), ("mask", self.mask), ("vae", self.vae)):
             if not isinstance(text, str) or "\0" in text or not _encodes(text):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise RequestError(name, text, "must be text without zero characters")
 

@@ -232,7 +232,7 @@ def test_load_03_an_adapter_that_was_replaced_is_not_taken_for_the_one_that_was_
     path = tmp_path / "mine.safetensors"
     path.write_bytes((files / "1.safetensors").read_bytes())
     engine = safelight.open_engine(root)
-    added = engine.adapters.add(path)
+    added = engine.shelves.adapters.add(path)
     right = pixels(engine, ask(loras=(Lora("mine"),)))
     path.write_bytes((files / "2.safetensors").read_bytes())
     with pytest.raises(IntegrityError, match="its content changed"):
@@ -246,7 +246,7 @@ def test_load_03_an_adapter_that_was_replaced_is_not_taken_for_the_one_that_was_
 
 def test_prompts_name_adapters_too(root: Path, ask: Ask, files: Path) -> None:
     engine = safelight.open_engine(root)
-    engine.adapters.add(files / "1.safetensors", "style")
+    engine.shelves.adapters.add(files / "1.safetensors", "style")
     asked = pixels(engine, ask(prompt="red apple", loras=(Lora("style", 0.8),)))
     assert pixels(engine, ask(prompt="red apple <lora:style:0.8>")) == asked
     apart = pixels(engine, ask(loras=(Lora("style", text_encoder=0.5, unet=0.8),)))
@@ -261,7 +261,7 @@ def test_prompts_name_adapters_too(root: Path, ask: Ask, files: Path) -> None:
 def test_a_checkpoint_is_no_adapter_and_an_adapter_no_checkpoint(root: Path, tiny: Path, files: Path) -> None:
     engine = safelight.open_engine(root)
     with pytest.raises(safelight.InputError, match="safelight models add"):
-        engine.adapters.add(tiny / "a.safetensors")
+        engine.shelves.adapters.add(tiny / "a.safetensors")
     with pytest.raises(safelight.InputError, match="safelight adapters add"):
         engine.library.add(files / "1.safetensors")
 

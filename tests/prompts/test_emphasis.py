@@ -66,10 +66,6 @@ def test_what_is_wrong_is_pointed_at(text: str, says: str) -> None:
 
 @settings(deadline=None)
 @given(st.text(alphabet=LETTERS, max_size=60).filter(lambda text: "BREAK" not in text))
-    st.text(alphabet=st.characters(exclude_characters="()[]\\:", exclude_categories=["Cs"]), max_size=60).filter(
-        lambda t: "BREAK" not in t
-    )
-)
 def test_a_prompt_without_brackets_is_itself(text: str) -> None:
     assert "".join(span.text for span in spans("prompt", text)) == text
 

@@ -13,8 +13,6 @@ from safelight.prompts.tokens import COMMA, END, MOST_CHUNKS, ROOM, START, chunk
 THEIRS = oracle.tokenizer("<|endoftext|>")
 LETTERS = st.characters(exclude_characters="()[]\\:", exclude_categories=["Cs"])
 PLAIN = st.text(alphabet=LETTERS, max_size=120).filter(lambda text: "BREAK" not in text)
-    lambda t: "BREAK" not in t
-)
 
 
 @settings(max_examples=300, deadline=None)

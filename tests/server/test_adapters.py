@@ -17,6 +17,7 @@ from support.serving import Server, ended
 from typer.testing import CliRunner
 
 from safelight.cli.main import app
+from safelight.library import starters
 from safelight.library.adapters import Adapters
 
 BODY: dict[str, Any] = {"model": "starter-noto", "seed": 4, "steps": 2, "width": 64, "height": 64}
@@ -66,8 +67,9 @@ def test_every_way_to_ask_gives_the_same_image(http: httpx.Client, server: Serve
 
 def test_a_server_takes_names_only(http: httpx.Client, server: Server, style: str) -> None:
     listed = http.get("/api/v1/adapters").json()
-    assert [(adapter["name"], adapter["kind"]) for adapter in listed] == [(style, "lora")]
-    assert [adapter["name"] for adapter in http.get("/sdapi/v1/loras").json()] == [style]
+    names = [style, *(adapter.name for adapter in starters.adapters())]
+    assert [(adapter["name"], adapter["kind"]) for adapter in listed] == [(name, "lora") for name in names]
+    assert [adapter["name"] for adapter in http.get("/sdapi/v1/loras").json()] == names
     for lora in (str(server.root / "style.safetensors"), "nobody"):
         answer = http.post("/api/v1/generate", json={**BODY, "prompt": "x", "loras": [{"name": lora}]})
         assert answer.status_code == 404, answer.text
@@ -81,10 +83,10 @@ def test_the_command_line_adds_lists_verifies_and_removes(root: Path, tmp_path: 
         return made.exit_code, made.output
 
     path = adapters.write(tmp_path / "my style.safetensors")
-    assert run("list") == (0, "No adapters yet. Add one with `safelight adapters add FILE`.\n")
+    assert "my-style" not in run("list")[1]
     assert run("add", str(path)) == (0, "added my-style: lora for a base that nothing tells\n")
     assert "my-style" in run("list")[1]
-    assert run("verify") == (0, "my-style: intact\n")
+    assert run("verify", "my-style") == (0, "my-style: intact\n")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

@@ -17,6 +17,7 @@ from safelight.engine.supervisor import Supervisor
 from safelight.errors import InputError, UnreadableFileError
 from safelight.jobs.order import Rules
 from safelight.library.adapters import Adapters
+from safelight.library.chosen import Shelves
 from safelight.library.inputs import Inputs
 from safelight.library.library import Library
 from safelight.storage.db import Database
@@ -32,8 +33,7 @@ class Control:
 
     settings: Settings
     library: Library
-    adapters: Adapters
-    inputs: Inputs
+    shelves: Shelves
     database: Database
     gallery: Gallery
     events: Events
@@ -82,8 +82,7 @@ def open_control(settings: Settings) -> Control:
     return Control(
         settings,
         library,
-        Adapters(settings.root),
-        Inputs(settings.root),
+        Shelves(library, Adapters(settings.root), Inputs(settings.root)),
         database,
         gallery,
         events,

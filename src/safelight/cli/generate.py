@@ -94,6 +94,9 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    vae: Annotated[
+        str, typer.Option(help="Another VAE than the model's own: the name or path of one, or of a model.")
+    ] = "",
     image: Annotated[
         Path | None, typer.Option(help="An image to start from; its size is the default then.", show_default=False)
     ] = None,
@@ -148,6 +151,7 @@ def generate(
             isolate=isolate,
             loras=adapters,
             lenient=lenient,
+            vae=vae,
             image=_given("image", image, server),
             mask=_given("mask", mask, server),
             strength=strength,
@@ -245,16 +249,14 @@ def _make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> 
 def _check(engine: Engine, requests: list[Request]) -> None:
     """Raise what is wrong with any of the requests; a server checks each when it is asked."""
     from safelight.generate.check import check
-    from safelight.library.adapters import Adapters
-    from safelight.library.chosen import settled
-    from safelight.library.inputs import Inputs
+    from safelight.library.chosen import Shelves, settled
 
     library = getattr(engine, "library", None)
     if library is not None:
         for request in requests:
             with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
                 model = library.resolve(request.model, on_bytes)
-            check(settled(request, model, Adapters(library.root), Inputs(library.root))[0], model)
+            check(settled(request, model, Shelves.under(library.root)).request, model)
 
 
 def _reported(image: Image) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from safelight.generate.check import check
 from safelight.generate.combine import combined
 from safelight.generate.run import Bench
 from safelight.library.adapters import Adapters
-from safelight.library.chosen import Chosen, settled
+from safelight.library.chosen import Settled, Shelves, settled
 from safelight.library.library import Library
 from safelight.library.model import Model
 from safelight.memory.residency import Residency
@@ -51,7 +51,7 @@ class LocalEngine:
         self._decide = decide
         self._report = report
         self.tiers = tuple(tiers)
-        self.adapters = Adapters(library.root)
+        self.shelves = Shelves(library, Adapters(library.root), bench.inputs)
         self.repairs = Repairs(tiers, library.root)
         self.on_switch: OnSwitch | None = None
         self._last = ""
@@ -71,34 +71,35 @@ class LocalEngine:
         model = self._sound(self.library.resolve(request.model))
         if digest is not None and model.digest != digest:
             raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
-        request, chosen = settled(request, model, self.adapters, self.bench.inputs)
+        asked = settled(request, model, self.shelves)
+        request = asked.request
         settings = self._decide(request.precision, model)
         bench = replace(self.bench, run=settings, upcoming=self._keys(upcoming, settings))
         check(request, model)
         self._used.pop(model.digest, None)
         self._used[model.digest] = run.component_keys(model, settings)
-        return self._locked(self._images(request, model, chosen, bench, on_progress))
+        return self._locked(self._images(asked, model, bench, on_progress))
 
-    def _images(
-        self, request: Request, model: Model, chosen: Sequence[Chosen], bench: Bench, on_progress: OnProgress
-    ) -> Iterator[Image]:
+    def _images(self, asked: Settled, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
+        request = asked.request
         if model.digest != self._last and self.on_switch is not None:
             self._last = ""
             self.on_switch(model, bench)
         self._last = model.digest
         for index in range(request.count):
             try:
-                yield self._image(request, self._under(model, chosen), bench, index, on_progress)
+                yield self._image(request, self._under(model, asked), bench, index, on_progress)
             except IntegrityError:
                 # Read wrongly once, or is the file no longer the checkpoint's? Then it is not used again.
                 model = self.library.mended(model)
-                chosen = [replace(one, adapter=self.adapters.verify(one.adapter)) for one in chosen]
-                under = self._under(model, chosen)
+                for one in asked.loras:
+                    self.shelves.adapters.verify(one.adapter)
+                under = self._under(model, settled(request, model, self.shelves))
                 self.repairs.reload(under)
                 yield self._image(request, under, bench, index, on_progress)
 
-    def _under(self, model: Model, chosen: Sequence[Chosen]) -> Model:
-        return combined(model, chosen, lambda component: self.tiers[0].lease(component, torch.float32))
+    def _under(self, model: Model, asked: Settled) -> Model:
+        return combined(model, asked, lambda component: self.tiers[0].lease(component, torch.float32))
 
     def _image(self, request: Request, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
         return self.repairs.made(lambda bench: run.image(request, model, bench, index, on_progress), model, bench)
@@ -182,7 +183,7 @@ class LocalEngine:
             name = self.bench.device.name
             raise RequestError("isolate", True, f"processes share weights where the CPU computes, not on {name}")
         bench = self.bench_for(model, request.precision)
-        model = self._under(model, settled(request, model, self.adapters, self.bench.inputs)[1])
+        model = self._under(model, settled(request, model, self.shelves))
         run.preload(model, bench)
         run.prepare(model, bench)
         for tier in self.tiers:

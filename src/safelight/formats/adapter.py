@@ -8,10 +8,12 @@ from typing import Any, cast
 from safelight.errors import UnsupportedModelError
 from safelight.formats.header import Header
 from safelight.formats.keys.adapters import AdapterConfig
-from safelight.formats.layout import FLOATS, ComponentLayout, TensorPlace
+from safelight.formats.layout import FLOATS, ComponentLayout, TensorPlace, vae_alone
 
-KINDS = frozenset({"lora", "loha", "lokr", "full_difference"})
-"""Kinds of files that are adapters of weights."""
+VAE = "vae"
+
+KINDS = frozenset({"lora", "loha", "lokr", "full_difference", VAE})
+"""Kinds of files that change a checkpoint: adapters of weights, and VAEs that take the place of its own."""
 
 ROLE = "adapter"
 
@@ -19,8 +21,14 @@ METADATA = "lora_adapter_metadata"
 """Where diffusers writes PEFT's settings."""
 
 
+VAE_PREFIX = "first_stage_model."
+
+
 def layout(header: Header, kind: str) -> ComponentLayout:
-    """The adapter's tensors under their own names. Raises UnsupportedModelError for what cannot be read exactly."""
+    """The adapter's tensors under their own names; a VAE's under the module's. Raises UnsupportedModelError for what
+    cannot be read exactly, IncompleteModelError for a VAE that lacks tensors."""
+    if kind == VAE:
+        return vae_alone(header.path, {name.removeprefix(VAE_PREFIX): i for name, i in header.tensors.items()})
     places: list[TensorPlace] = []
     for info in header.tensors.values():
         if info.dtype not in FLOATS:

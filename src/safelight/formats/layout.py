@@ -163,35 +163,11 @@ def build(
 
     Raises IncompleteModelError, naming the tensors, when some are missing, have another shape, or fit nothing.
     """
-    components: list[ComponentLayout] = []
-    used: set[tuple[Path, str]] = set()
-    missing: list[str] = []
-    mismatched: list[str] = []
-    for role in base.roles:
-        infos = parts[role]
-        shapes = {name: info.shape for name, info in infos.items()}
-        try:
-            config = _infer(base, role, shapes)
-        except NotThisArchitecture as error:
-            raise IncompleteModelError(path, f"{base.name} checkpoint", missing=(f"{role}: {error}",)) from error
-        places: list[TensorPlace] = []
-        for row in rows(config):
-            source = next((source for source in row.sources if source.name in infos), None)
-            if source is None:
-                missing.append(f"{role}.{row.name}")
-                continue
-            info = infos[source.name]
-            used.add((info.path, info.name))
-            place = _place(row, source, info)
-            if place is None:
-                mismatched.append(f"{role}.{row.name}: {list(info.shape)} instead of {list(row.shape)}")
-            elif place.dtype not in FLOATS:
-                raise UnsupportedModelError(
-                    path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read"
-                )
-            else:
-                places.append(place)
-        components.append(ComponentLayout(role, config, tuple(places)))
+    built = [_built(path, base, role, parts[role]) for role in base.roles]
+    components = [one.component for one in built]
+    used = {place for one in built for place in one.used}
+    missing = [name for one in built for name in one.missing]
+    mismatched = [name for one in built for name in one.mismatched]
     seen = {name for _, name in used}
     left_over = {name: leftover.reason(name) for name in names if name not in seen}
     unexpected = [name for name, why in left_over.items() if why is None]
@@ -201,6 +177,51 @@ def build(
     if problem is not None:
         raise UnsupportedModelError(path, f"its parts do not go together: {problem}")
     return CheckpointLayout(path, base, tuple(components), {name: why or "" for name, why in left_over.items()})
+
+
+def vae_alone(path: Path, infos: Mapping[str, TensorInfo]) -> ComponentLayout:
+    """The layout of a VAE that has a file of its own. Raises IncompleteModelError as :func:`build` does."""
+    one = _built(path, BASES["sd1"], "vae", infos)
+    used = {name for _, name in one.used}
+    unexpected = [info.name for info in infos.values() if info.name not in used and leftover.reason(info.name) is None]
+    if one.missing or one.mismatched or unexpected:
+        raise IncompleteModelError(path, "VAE", one.missing, one.mismatched, unexpected)
+    return one.component
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    component: ComponentLayout
+    used: frozenset[tuple[Path, str]]
+    missing: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+
+def _built(path: Path, base: Base, role: str, infos: Mapping[str, TensorInfo]) -> _Built:
+    """One component, and what is wrong with it."""
+    used: set[tuple[Path, str]] = set()
+    missing: list[str] = []
+    mismatched: list[str] = []
+    try:
+        config = _infer(base, role, {name: info.shape for name, info in infos.items()})
+    except NotThisArchitecture as error:
+        raise IncompleteModelError(path, f"{base.name} checkpoint", missing=(f"{role}: {error}",)) from error
+    places: list[TensorPlace] = []
+    for row in rows(config):
+        source = next((source for source in row.sources if source.name in infos), None)
+        if source is None:
+            missing.append(f"{role}.{row.name}")
+            continue
+        info = infos[source.name]
+        used.add((info.path, info.name))
+        place = _place(row, source, info)
+        if place is None:
+            mismatched.append(f"{role}.{row.name}: {list(info.shape)} instead of {list(row.shape)}")
+        elif place.dtype not in FLOATS:
+            raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read")
+        else:
+            places.append(place)
+    return _Built(ComponentLayout(role, config, tuple(places)), frozenset(used), tuple(missing), tuple(mismatched))
 
 
 NORM_GROUPS = 32

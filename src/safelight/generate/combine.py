@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from safelight.adapters.stack import Layer, Leasing, over
-from safelight.library.chosen import Chosen
+from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.weights.manifest import ComponentManifest
 
 
-def combined(model: Model, chosen: Sequence[Chosen], leasing: Leasing) -> Model:
-    """The model under the adapters; the model itself when none changes anything. ``leasing`` holds their tensors."""
+def combined(model: Model, settled: Settled, leasing: Leasing) -> Model:
+    """The model with the VAE that was asked for, under the adapters; the model itself when nothing changes it.
+    ``leasing`` holds the adapters' tensors."""
 
     def component(base: ComponentManifest) -> ComponentManifest:
         layers = [
@@ -21,9 +21,10 @@ def combined(model: Model, chosen: Sequence[Chosen], leasing: Leasing) -> Model:
                 tuple((part, one.strength(base.role, part.block)) for part in one.fit.parts.get(base.role, ())),
                 one.scale(base.role),
             )
-            for one in chosen
+            for one in settled.loras
         ]
         return over(base, layers, leasing)
 
-    components = tuple(component(base) for base in model.manifest.components)
+    parts = [settled.vae if settled.vae and p.role == "vae" else p for p in model.manifest.components]
+    components = tuple(component(part) for part in parts)
     return replace(model, manifest=replace(model.manifest, components=components))

@@ -21,7 +21,7 @@ from safelight.errors import (
 )
 from safelight.formats import adapter as files
 from safelight.formats.identify import identify, read_header
-from safelight.library import paths, records
+from safelight.library import paths, records, starters
 from safelight.library.model import Adapter, Origin
 from safelight.weights.digest import named
 from safelight.weights.manifest import measure
@@ -35,18 +35,22 @@ class Adapters:
         self._records = root / "adapters"
 
     def all(self) -> list[Adapter]:
-        """By name. Damaged records are left out."""
+        """By name, the user's own before the starters. Damaged records are left out."""
         found: list[Adapter] = []
         for path in sorted(self._records.glob("*.json")):
             with contextlib.suppress(FileError):
                 found.append(records.read_adapter(path))
-        return found
+        names = {adapter.name for adapter in found}
+        return [*found, *(adapter for adapter in starters.adapters() if adapter.name not in names)]
 
     def get(self, name: str) -> Adapter:
         """The adapter of that name. Raises ModelNotFoundError, which names the nearest."""
         path = self._records / f"{name}.json"
         if paths.NAME.fullmatch(name) and path.exists():
             return records.read_adapter(path)
+        starter = next((adapter for adapter in starters.adapters() if adapter.name == name), None)
+        if starter is not None:
+            return starter
         known = [adapter.name for adapter in self.all()]
         raise ModelNotFoundError(name, difflib.get_close_matches(name, known, 3, 0.4), "adapter")
 
@@ -97,10 +101,11 @@ class Adapters:
         return found
 
     def remove(self, name: str) -> None:
-        """Forget an adapter, also one whose record is damaged. Its file stays."""
+        """Forget an adapter, also one whose record is damaged. Its file stays. Starters cannot be removed."""
         path = self._records / f"{name}.json"
         if not (paths.NAME.fullmatch(name) and path.exists()):
-            self.get(name)
+            starter = self.get(name)
+            raise InputError(f"{starter.name!r} is a starter, part of the installation; it cannot be removed")
         with self._alone():
             path.unlink(missing_ok=True)
 

@@ -42,9 +42,9 @@ def read(path: Path, folder: Path | None = None) -> Model:
     return _read(path, Model, folder)
 
 
-def read_adapter(path: Path) -> Adapter:
-    """The adapter's record that :func:`write` wrote. Raises CorruptFileError when it is damaged."""
-    return _read(path, Adapter, None)
+def read_adapter(path: Path, folder: Path | None = None) -> Adapter:
+    """The adapter's record that :func:`write` wrote: as :func:`read`."""
+    return _read(path, Adapter, folder)
 
 
 def _read(path: Path, kind: type[Kind], folder: Path | None) -> Kind:

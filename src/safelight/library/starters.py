@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from safelight.library import records
-from safelight.library.model import Model
+from safelight.library.model import Adapter, Model
 
 PACKAGE = "safelight_starter"
 
@@ -18,6 +18,16 @@ def folder() -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+@cache
+def adapters() -> tuple[Adapter, ...]:
+    """The starter adapters by name."""
+    home = folder()
+    if home is None:
+        return ()
+    there = home / "adapters"
+    return tuple(records.read_adapter(path, there) for path in sorted(there.glob("*.json")))
 
 
 @cache

@@ -71,7 +71,7 @@ def accept(control: Control, *requests: Request, client: str, priority: int = 0)
 def _checked(control: Control, request: Request) -> tuple[Request, str]:
     model = model_named(control, request.model)
     request = replace(request, model=model.name, isolate=request.isolate or control.settings.isolate)
-    request, _ = settled(request, model, control.adapters, control.inputs, by_path=False)
+    request = settled(request, model, control.shelves, by_path=False).request
     within_limits(control, request, model)
     check(request, model)
     return request, model.digest

@@ -36,7 +36,7 @@ class Form:
 
     def _adapters(self) -> None:
         """Choosing one writes it into the prompt, where its strength can be changed."""
-        names = [adapter.name for adapter in self._control.adapters.all()]
+        names = [adapter.name for adapter in self._control.shelves.adapters.all()]
         if not names:
             return
         chosen = ui.select(names, label="Add an adapter").props("outlined dense options-dense")

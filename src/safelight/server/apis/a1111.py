@@ -277,7 +277,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         """For ``<lora:name:strength>`` in a prompt."""
         return [
             {"name": found.name, "alias": found.name, "path": found.path.name, "metadata": found.summary()}
-            for found in control.adapters.all()
+            for found in control.shelves.adapters.all()
         ]
 
     @api.get("/embeddings")

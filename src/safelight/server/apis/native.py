@@ -90,6 +90,8 @@ class Generation(BaseModel):
     precision: Precision = "auto"
     isolate: bool = Field(default=False, description="make it in a process that has never held another model")
     loras: list[LoraModel] = Field(default_factory=list[LoraModel], max_length=MOST_LORAS)
+    vae: str = Field(default="", description="another VAE than the model's own: its name, or a model's")
+    vae_digest: str = Field(default="", description="the content that it must have")
     image: str = Field(default="", description="what to start from: data:image/png;base64,… or a digest")
     mask: str = Field(default="", description="what of the image is drawn anew (white), in the same form")
     strength: float = Field(default=0.75, gt=0, le=1, description="the share of the steps that is done, with an image")
@@ -239,7 +241,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     @api.get("/adapters", tags=["models"])
     def adapters() -> list[AdapterModel]:
         """LoRA and its kin, for ``loras`` and for ``<lora:name:strength>`` in a prompt."""
-        return [AdapterModel(**found.summary()) for found in control.adapters.all()]
+        return [AdapterModel(**found.summary()) for found in control.shelves.adapters.all()]
 
     @api.get("/jobs", tags=["jobs"])
     def jobs(
