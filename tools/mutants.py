@@ -409,8 +409,8 @@ MUTANTS = (
     Mutant(
         "what was kept on disk is known again",
         "memory/source.py",
-        "            if self.proof(target) == known:\n",
-        "            if True:\n",
+        "        if self.proof(target) == known:\n",
+        "        if True:\n",
         "tests/arch/test_streamed.py::test_what_was_kept_on_disk_and_spoiled_there_is_computed_again",
     ),
     Mutant(

@@ -35,6 +35,19 @@ def difference(part: Part, slots: Tensors, weight: torch.Tensor, scale: float | 
     return whole * (_shaped(magnitude, weight, on_output) / _norm(whole, on_output)) - weight
 
 
+def add(
+    total: torch.Tensor, part: Part, slots: Tensors, weight: torch.Tensor, strength: float, scale: float | None = None
+) -> None:
+    """Add what ``part`` adds to ``weight`` (fp32), times ``strength``, to ``total`` (fp32, contiguous), in place."""
+    if part.kind == "lora" and slots.keys() <= {"down", "up", "alpha"}:
+        # The product and the sum in one pass over the weight.
+        factor = strength * _scale(part, slots, scale)
+        up, down = slots["up"].flatten(1), slots["down"].flatten(1)
+        total.view(up.shape[0], down.shape[1]).addmm_(up, down, alpha=factor)
+    else:
+        total.add_(difference(part, slots, weight, scale), alpha=strength)
+
+
 def _product(part: Part, slots: Tensors) -> torch.Tensor:
     match part.kind:
         case "diff":

@@ -1,8 +1,8 @@
 """Adapters over a component: which of their parts change which tensor, how strongly, in which order.
 
-Differences are computed in fp32 from the weight as it would be bound, summed in the order of the adapters' digests, and
-rounded once; so neither the order in which they were asked for nor what was made before changes a bit. An adapter of
-strength 0 is not there at all.
+Differences are computed in fp32 from the weight as it would be bound, added to it in the order of the adapters'
+digests, and rounded once; so neither the order in which they were asked for nor what was made before changes a bit. An
+adapter of strength 0 is not there at all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from safelight.adapters.differences import difference
+from safelight.adapters.differences import add
 from safelight.formats.keys.adapters import Part
 from safelight.memory.residency import Lease
 from safelight.weights.digest import named
@@ -78,16 +78,18 @@ def _recipe(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def made(weight: torch.Tensor) -> torch.Tensor:
         wide = weight.float()
-        total: torch.Tensor | None = None
+        total = wide.clone() if wide is weight or any(_reads(part) for _, part, _ in what) else wide
         for layer, part, strength in what:
             with leases[layer.content].pinned(list(part.slots.values())) as tensors:
                 slots = dict(zip(part.slots, tensors, strict=True))
                 tensors.clear()
-                # The product is new; what is scaled or added to is never the adapter's own tensor.
-                added = difference(part, slots, wide, layer.scale) * strength
+                add(total, part, slots, wide, strength, layer.scale)
                 slots.clear()
-            total = added if total is None else total.add_(added)
-        assert total is not None
-        return total.add_(wide).to(weight.dtype)
+        return total.to(weight.dtype)
 
     return made
+
+
+def _reads(part: Part) -> bool:
+    """Whether what it adds depends on the weight."""
+    return "dora_scale" in part.slots or "magnitude" in part.slots

@@ -87,35 +87,44 @@ class FromFile:
             yield lambda targets: self._fetch(component.digest, targets)
             return
         with component.recipes() as overlays, Scratch(self._folder) as scratch:
+            yield lambda targets: self._fetch_over(component.digest, targets, overlays, scratch)
 
-            def fetch(targets: Sequence[Target]) -> list[Proof]:
-                return [self._over(component.digest, target, overlays, scratch) for target in targets]
+    def _fetch_over(
+        self, digest: str, targets: Sequence[Target], overlays: Mapping[str, Overlay], scratch: Scratch
+    ) -> list[Proof]:
+        """Bring segments with what lies over them: computed, or as it was computed before in this lease."""
+        found = {target: self._kept(digest, target, scratch) for target in targets}
+        missing = [target for target, proof in found.items() if proof is None]
+        read_all([r for m in missing for r in store.reads(m.segment.tensors, m.tensors, prove=False)], self._threads)
+        for target in missing:
+            with numbered(self._threads), torch.inference_mode():
+                for name, tensor in target.tensors.items():
+                    if name in overlays:
+                        tensor.copy_(overlays[name].applied(tensor))
+            touched = any(name in overlays for name in target.tensors)
+            found[target] = self._made(digest, target, scratch, touched)
+        return [found[target] for target in targets]
 
-            yield fetch
+    def _kept(self, digest: str, target: Target, scratch: Scratch) -> Proof:
+        """The proof of a segment that was read from scratch; None where it is not there, or was spoiled."""
+        known = self._proofs.get((digest, target.segment.piece))
+        if known is None or not scratch.read(target.segment.piece.index, target.slab.base):
+            return None
+        if self.proof(target) == known:
+            return known
+        what = target.segment.label
+        _log.warning("what was computed before was spoiled on disk; it is computed again", what=what)
+        return None
 
-    def _over(self, digest: str, target: Target, overlays: Mapping[str, Overlay], scratch: Scratch) -> Proof:
-        """Bring one segment with what lies over it: computed, or as it was computed before in this lease."""
-        touched = [tensor.name for tensor in target.segment.tensors if tensor.name in overlays]
-        if not touched:
-            return self._fetch(digest, [target])[0]
-        key = (digest, target.segment.piece)
-        known = self._proofs.get(key)
-        if known is not None and scratch.read(target.segment.piece.index, target.slab.base):
-            if self.proof(target) == known:
-                return known
-            _log.warning(
-                "what was computed before was spoiled on disk; it is computed again", what=target.segment.label
-            )
-        plain = store.reads(target.segment.tensors, target.tensors, prove=False)
-        read_all(plain, self._threads)
-        with numbered(self._threads), torch.inference_mode():
-            for name in touched:
-                target.tensors[name].copy_(overlays[name].applied(target.tensors[name]))
-        made = self.proof(target)
+    def _made(self, digest: str, target: Target, scratch: Scratch, touched: bool) -> Proof:
+        """The proof of a segment that was just brought. The second time, it is streamed; if something was computed, it
+        is kept in scratch."""
+        key, made = (digest, target.segment.piece), self.proof(target)
+        again = key in self._proofs
         if self._proofs.setdefault(key, made) != made:
             what = f"{target.segment.label} with what lies over it"
             raise IntegrityError(target.segment.tensors[0].path, what, "came out otherwise than before")
-        if known is not None:
+        if again and touched:
             scratch.write(target.segment.piece.index, target.slab.base[: target.segment.nbytes])
         return made
 
