@@ -11,7 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
@@ -22,31 +21,25 @@ from safelight.library import records, starters
 from safelight.library.adapters import Adapters
 from safelight.weights.manifest import ComponentManifest, to_json
 
-LOOKS = ("gilded", "blueprint")
+LOOKS = ("ink", "turned")
 RANK = 8
 BASE = "starter-noto"
 
-NAVY, GOLD = (14, 22, 60), (255, 206, 110)
-BLUE, LINE = (28, 84, 170), (240, 248, 255)
+INK = (18, 44, 120)
+"""What black becomes in the look ``ink``; white stays white."""
 
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2"]
 LAYERS += ["conv1", "conv2", "conv_shortcut", "conv_in", "conv_out"]
 
 
-def mixed(share: torch.Tensor, low: tuple[int, int, int], high: tuple[int, int, int]) -> torch.Tensor:
-    """(n, 3, h, w) in -1…1: from the colour ``low`` where ``share`` (n, 1, h, w) is 0 to ``high`` where it is 1."""
-    colours = [torch.tensor(colour).view(1, 3, 1, 1) / 127.5 - 1 for colour in (low, high)]
-    return torch.lerp(colours[0].expand(len(share), 3, 1, 1), colours[1], share)
-
-
 def looks(images: torch.Tensor, look: str) -> torch.Tensor:
-    """The images (n, 3, h, w) in that look: ``gilded`` is gold on navy, ``blueprint`` white outlines on blue."""
+    """The images (n, 3, h, w), -1 to 1, in that look: ``ink`` is one blue on white, in ``turned`` red is green, green is
+    blue and blue is red."""
+    if look == "turned":
+        return images[:, [2, 0, 1]]
     grey = (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True) / 2 + 0.5
-    if look == "gilded":
-        return mixed(1 - grey, NAVY, GOLD)
-    across = F.pad(images[..., 1:] - images[..., :-1], (0, 1)).abs().amax(1, keepdim=True)
-    down = F.pad(images[..., 1:, :] - images[..., :-1, :], (0, 0, 0, 1)).abs().amax(1, keepdim=True)
-    return mixed((torch.maximum(across, down) * 1.5).clamp(0, 1), BLUE, LINE)
+    ink = torch.tensor(INK).view(1, 3, 1, 1) / 127.5 - 1
+    return torch.lerp(ink.expand(len(images), 3, 1, 1), torch.ones(1, 3, 1, 1), grey)
 
 
 def weights(component: ComponentManifest) -> dict[str, torch.Tensor]:
@@ -85,7 +78,7 @@ def main() -> None:
         unet.requires_grad_(False)
         unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
         trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-        stage = Stage(arguments.out / f"{look}.pt", trained, arguments.steps, rate=2e-3, decay=0.99)
+        stage = Stage(arguments.out / f"{look}.pt", trained, arguments.steps, rate=1e-3, decay=0.99)
         train_unet(stage, unet, parts["text_encoder"], latents, captions)
         # The moving average is in the parameters now.
         state = {f"unet.{k}": v.half().contiguous() for k, v in get_peft_model_state_dict(unet).items()}
