@@ -211,6 +211,10 @@ SERVER = {
 
 
 TRUST = {
+    "tests/stateful/test_combinations.py::test_a_thousand_jobs_are_those_of_fresh_processes": (
+        "1000",
+        "jobs of 150 kinds (checkpoints, adapters, VAEs, prompts, pictures) in random order, little memory; 10 fresh",
+    ),
     "tests/trust/test_doctor.py::test_forty_faults_and_the_right_suspects": (
         "41",
         "faults over the four suspects and the device: the doctor names the right one for all but at most two",

@@ -33,8 +33,8 @@ LAYERS += ["conv1", "conv2", "conv_shortcut", "conv_in", "conv_out"]
 
 
 def looks(images: torch.Tensor, look: str) -> torch.Tensor:
-    """The images (n, 3, h, w), -1 to 1, in that look: ``ink`` is one blue on white, in ``turned`` red is green, green is
-    blue and blue is red."""
+    """The images (n, 3, h, w), -1 to 1, in that look: ``ink`` is one blue on white, in ``turned`` each colour is the
+    next: red green, green blue, blue red."""
     if look == "turned":
         return images[:, [2, 0, 1]]
     grey = (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True) / 2 + 0.5

@@ -5,6 +5,7 @@ Every image must be that of its model's first; memory must not grow; a switch mu
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +17,19 @@ from PIL import ImageDraw
 
 from safelight.devices import machine
 from safelight.engine.local import LocalEngine
+from safelight.errors import InputError
+from safelight.library.chosen import settled
 from safelight.library.model import Model
+from safelight.prompts.loras import written
 from safelight.trust.canary import PROMPT, SEED, STEPS
 from safelight.trust.finding import Finding
-from safelight.types import Request
+from safelight.types import Lora, Request
 
 SIDE = 128
 """Most pixels a side: what is tried is switching, not size."""
+
+MOST_ADAPTERS = 4
+"""That are tried over one model."""
 
 GROWTH_MB = 32.0
 """Between the first tenth and the last."""
@@ -33,8 +40,8 @@ SLOWER = 2.0
 
 @dataclass
 class Soaked:
-    """One entry for each image: its model, seconds of its switch, megabytes of anonymous memory after it.
-    ``drifted``: numbers of images that were not their model's first."""
+    """One entry for each image: its model and what was over it, seconds of its switch, megabytes of anonymous memory
+    after it. ``drifted``: numbers of images that were not the first of their kind."""
 
     models: list[str] = field(default_factory=list[str])
     switch: list[float] = field(default_factory=list[float])
@@ -45,7 +52,7 @@ class Soaked:
         """What it shows, as the doctor says it."""
         count = len(self.models)
         tenth = max(1, count // 10)
-        said = f"{count} images over {len(set(self.models))} models"
+        said = f"{count} images over {len(set(self.models))} models and combinations"
         drift = Finding(
             "state",
             "images of a soak",
@@ -86,20 +93,37 @@ def soak(
 ) -> Soaked:
     """Make images until ``enough`` (given how many there are, and seconds) says so."""
     soaked, right, chance, start = Soaked(), dict[str, str](), random.Random(0), time.perf_counter()
+    over = {model.name: _adapters(engine, model) for model in models}
     last = ""
     while not enough(len(soaked.models), time.perf_counter() - start):
         # Another than the last, if there is another: a soak is of switches.
         model = chance.choice([m for m in models if m.name != last] or list(models))
         side = min(SIDE, model.resolution)
-        image = next(engine.generate(Request(PROMPT, model.name, seed=SEED, steps=STEPS, width=side, height=side)))
-        if right.setdefault(model.name, image.pixels_sha256) != image.pixels_sha256:
+        loras = chance.choice(over[model.name])
+        request = Request(PROMPT, model.name, seed=SEED, steps=STEPS, width=side, height=side, loras=loras)
+        image = next(engine.generate(request))
+        name = " ".join([model.name, *(written(lora) for lora in loras)])
+        if right.setdefault(name, image.pixels_sha256) != image.pixels_sha256:
             soaked.drifted.append(len(soaked.models))
-        soaked.models.append(model.name)
+        soaked.models.append(name)
         soaked.switch.append(image.seconds.switch)
         soaked.megabytes.append(machine.anonymous_bytes() / 1e6)
         last = model.name
         on_image(len(soaked.models))
     return soaked
+
+
+def _adapters(engine: LocalEngine, model: Model) -> list[tuple[Lora, ...]]:
+    """What is put over a model: nothing, each adapter of the library that fits it, and two at once."""
+    fitting: list[Lora] = []
+    for adapter in engine.shelves.adapters.all():
+        lora = Lora(adapter.name, 0.7)
+        with contextlib.suppress(InputError):
+            settled(Request(PROMPT, model.name, loras=(lora,)), model, engine.shelves)
+            fitting.append(lora)
+    fitting = fitting[:MOST_ADAPTERS]
+    both = [tuple(fitting[:2])] if len(fitting) > 1 else []
+    return [(), *((lora,) for lora in fitting), *both]
 
 
 def _median(values: Sequence[float]) -> float:
