@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo test lint install proof contracts mutants soak bench bench-peers starter clean
+.PHONY: demo demo-adapters test lint install proof contracts mutants soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -12,6 +12,9 @@ install: $(STAMP)
 
 demo: $(STAMP) ## the same prompt by three checkpoints, then by the first again
 	.venv/bin/safelight demo --out out/demo
+
+demo-adapters: $(STAMP) ## the same prompt plain, with each starter adapter, with both, and plain again
+	.venv/bin/safelight demo --adapters --out out/demo-adapters
 
 lint: $(STAMP) ## ruff, its format, pyright strict, the import rules
 	.venv/bin/ruff check .

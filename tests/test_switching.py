@@ -100,9 +100,9 @@ def test_state_24_with_old_pipelines_kept_and_global_state_shaken(
     kept = []
     original = diffusers_fence._pipeline_class
 
-    def keeping(base: str):
+    def keeping(base: str, task: str):
         def make(**parts: object):
-            kept.append(original(base)(**parts))
+            kept.append(original(base, task)(**parts))
             return kept[-1]
 
         return make

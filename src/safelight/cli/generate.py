@@ -23,6 +23,9 @@ EXAMPLES = (
     'Examples: `safelight generate "red apple" -m starter-noto` · '
     '`safelight generate "octopus" -m starter-noto -m starter-fluent -m starter-noto --seed 7 --json`'
 )
+ADAPTED = "starter-noto"
+"""The starter over which the starter adapters were trained."""
+
 ModelsOption = Annotated[
     list[str],
     typer.Option("--model", "-m", help="A model's name or path; repeat for several, in order.", show_default=False),
@@ -281,20 +284,30 @@ def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for the images and the sheet.")] = Path("out/demo"),
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "red apple",
+    adapters: Annotated[
+        bool,
+        typer.Option("--adapters", help="One starter: plain, with each starter adapter, with all, plain again."),
+    ] = False,
     root: RootOption = None,
 ) -> None:
     """Draw one prompt with the three starters, then with the first again: three styles, and the fourth is the first."""
     from safelight.cli.sheet import Sheet
     from safelight.errors import InputError, IntegrityError
+    from safelight.library import starters
 
     engine = _local(context, root)
-    names = [model.name for model in engine.library.models() if model.origin == "starter"]
+    names = [model.name for model in starters.models()]
     if len(names) < 2:
         raise InputError("the starters are not installed: `make demo` in a clone installs them")
-    order = [*names, names[0]]
+    if adapters:
+        each = [Lora(adapter.name) for adapter in starters.adapters()]
+        over = [(), *((lora,) for lora in each), tuple(each), ()]
+        requests = [Request(prompt=prompt, model=ADAPTED, loras=loras) for loras in over]
+    else:
+        requests = [Request(prompt=prompt, model=name) for name in [*names, names[0]]]
     sheet, digests = Sheet(prompt), list[str]()
-    for image in _make(engine, [Request(prompt=prompt, model=name) for name in order], out, as_json=False):
-        sheet.add(image)
+    for request, image in zip(requests, _make(engine, requests, out, as_json=False), strict=True):
+        sheet.add(image, " and ".join(lora.name for lora in request.loras))
         digests.append(image.pixels_sha256)
     sheet.save(out / "sheet.png")
     first, last = digests[0], digests[-1]

@@ -29,10 +29,11 @@ class Sheet:
         self._title = title
         self._tiles: list[tuple[PILImage.Image, str, str]] = []
 
-    def add(self, image: Image) -> None:
+    def add(self, image: Image, label: str = "") -> None:
+        """A picture, under its model's name or another ``label``."""
         if len(self._tiles) < MOST_TILES:
             picture = PILImage.frombytes("RGB", (image.width, image.height), image.pixels)
-            self._tiles.append((_fitted(picture), image.model, image.pixels_sha256))
+            self._tiles.append((_fitted(picture), label or image.model, image.pixels_sha256))
 
     def save(self, path: Path) -> None:
         """Write the sheet as a PNG file: rows of up to four pictures. Raises UnreadableFileError."""

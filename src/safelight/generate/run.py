@@ -468,6 +468,8 @@ def _finished(request: Request, model: Model, job: _Job, pixels: torch.Tensor) -
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in job.repairs),
     )
     asked = asdict(request) | {"seed": seed, "count": 1, "width": width, "height": height, "model": model.name}
+    # As JSON has them.
+    asked["loras"] = [{**lora, "blocks": list(lora["blocks"])} for lora in asked["loras"]]
     # Who made it does not change what it is.
     del asked["isolate"]
     metadata = {

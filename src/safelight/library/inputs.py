@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import re
@@ -63,7 +62,7 @@ class Inputs:
         if found is not None:
             try:
                 return self.keep(field, base64.b64decode(value[found.end() :], validate=True))
-            except binascii.Error as error:
+            except ValueError as error:
                 raise RequestError(field, value[:40], f"is not base64 ({error})") from error
         if not by_path:
             raise RequestError(field, value[:40], "must be an image in base64 (data:image/png;base64,…) or a digest")
