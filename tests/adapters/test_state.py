@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from safelight.assemble.worker import open_engine
 from safelight.devices.simulated import simulated
 from safelight.engine.local import LocalEngine
 from safelight.errors import CorruptFileError, IntegrityError, OutOfMemoryError, RequestError
+from safelight.prompts import loras
 from safelight.types import Lora, Progress, Request
 
 Ask = Callable[..., Request]
@@ -257,6 +259,66 @@ def test_prompts_name_adapters_too(root: Path, ask: Ask, files: Path) -> None:
         pixels(engine, ask(prompt="red <lora:style:much>"))
     with pytest.raises(safelight.InputError, match=r"no adapter named 'stile'.* Did you mean style"):
         pixels(engine, ask(prompt="<lora:stile>"))
+
+
+def test_another_strength_is_not_made_of_spoiled_bytes(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
+    engine = safelight.open_engine(root, verify_transfers="off")
+    right = pixels(safelight.open_engine(root), ask(loras=(lora(1, 0.5),)))
+    pixels(engine, ask(loras=(lora(1),)))
+    for piece, held in engine.bench.residency._residents.items():
+        if piece.component.startswith("adapter "):
+            for tensor in held.target.tensors.values():
+                tensor.mul_(1.5)
+    assert pixels(engine, ask(loras=(lora(1, 0.5),))) == right
+
+
+def test_a_checkpoint_that_was_moved_is_read_where_it_is(
+    root: Path, ask: Ask, lora: Callable[..., Lora], tiny: Path, tmp_path: Path
+) -> None:
+    engine = safelight.open_engine(root, max_cache_ram_gb=0.03)
+    asked = {"prompt": "red apple", "steps": 2, "width": 64, "height": 64, "loras": (lora(1),)}
+    places = [tmp_path / "here/m.safetensors", tmp_path / "there/m.safetensors"]
+    for place in places:
+        place.parent.mkdir()
+    places[0].write_bytes((tiny / "a.safetensors").read_bytes())
+    right = pixels(engine, Request(model=str(places[0]), **asked))
+    places[0].rename(places[1])
+    engine.unload(None)
+    assert pixels(engine, Request(model=str(places[1]), **asked)) == right
+
+
+def test_what_peft_says_of_its_scale_is_part_of_the_content(root: Path, files: Path, tmp_path: Path) -> None:
+    shelf = safelight.open_engine(root).shelves.adapters
+    tensors = adapters.lora("sd1", 1, adapters.peft, alpha=None)
+    bare = {name.removeprefix("unet."): t for name, t in tensors.items() if name.startswith("unet.")}
+    said = [{"unet.r": 4, "unet.lora_alpha": 8}, {"unet.r": 4, "unet.lora_alpha": 16}, {"r": 4, "lora_alpha": 8}]
+    found = []
+    for number, settings in enumerate(said):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(bare if "r" in settings else tensors, path, {"lora_adapter_metadata": json.dumps(settings)})
+        found.append(shelf.resolve(str(path)))
+    assert found[0].digest != found[1].digest
+    assert [one.tensors.config.scale("unet") for one in found] == [2.0, 4.0, 2.0]
+
+
+def test_strengths_are_read_as_automatic1111_reads_them() -> None:
+    expected = {
+        "x": (1.0, 1.0),
+        "x:0.5": (0.5, 0.5),
+        "x:0.5:0.8": (0.5, 0.8),
+        "x:te=0": (0.0, 0.0),
+        "x:1:te=0.5": (0.5, 0.5),
+        "x:unet=0.3": (1.0, 0.3),
+    }
+    for text, (te, unet) in expected.items():
+        found = loras.parsed(text)
+        assert (found.on("text_encoder"), found.on("unet")) == (te, unet), text
+        again = loras.taken("prompt", loras.written(found))[1][0]
+        assert (again.on("text_encoder"), again.on("unet")) == (te, unet), text
+    with pytest.raises(RequestError, match="within another"):
+        loras.taken("prompt", "a <lo<lora:ink:0>ra:/etc/hostname:1>")
+    with pytest.raises(RequestError, match="at most 50"):
+        loras.taken("prompt", "<lora:x>" * 51)
 
 
 def test_a_checkpoint_is_no_adapter_and_an_adapter_no_checkpoint(root: Path, tiny: Path, files: Path) -> None:

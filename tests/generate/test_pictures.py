@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from support import checkpoints, oracle
 import safelight
 from safelight.engine.local import LocalEngine
 from safelight.errors import IntegrityError, RequestError
+from safelight.library.inputs import Inputs
 
 SAMPLERS = ("euler", "euler_a", "dpmpp_2m", "ddim")
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -158,6 +160,37 @@ def test_what_cannot_be_started_from_is_said(
     named = {k: str(folder / v) if isinstance(v, str) and v else v for k, v in changes.items()}
     with pytest.raises(safelight.InputError, match=says):
         ours(engine, tiny / "a.safetensors", folder, **named)
+
+
+def test_a_part_of_a_picture_is_made_again_from_its_metadata(engine: LocalEngine, tiny: Path, folder: Path) -> None:
+    asked = safelight.Request(
+        "x", str(tiny / "a.safetensors"), steps=2, width=128, height=64, image=str(folder / "picture.png"),
+        mask=str(folder / "mask.png"), mask_padding=4,
+    )  # fmt: skip
+    image = next(engine.generate(asked))
+    again = safelight.Request(**{**image.metadata["request"], "model": str(tiny / "a.safetensors")})
+    assert next(engine.generate(again)).pixels_sha256 == image.pixels_sha256
+
+
+def test_a_masks_faint_pixels_are_black(engine: LocalEngine, tiny: Path, folder: Path) -> None:
+    """As those of a JPEG are; neither the crop nor what is drawn reaches to them."""
+    faint = PILImage.open(folder / "mask.png").copy()
+    faint.putpixel((0, 0), 100)
+    faint.save(folder / "faint.png")
+    made = [
+        ours(engine, tiny / "a.safetensors", folder, mask=str(folder / f"{name}.png"), mask_padding=2)
+        for name in ("mask", "faint")
+    ]
+    assert np.array_equal(*made)
+
+
+def test_pictures_of_16_bits_keep_their_greys_and_strange_formats_are_refused(root: Path) -> None:
+    inputs, held = Inputs(root), io.BytesIO()
+    PILImage.fromarray(np.full((8, 8), 20000, np.uint16)).save(held, "PNG")
+    assert np.asarray(inputs.open(inputs.keep("image", held.getvalue()))).max() == 20000 // 257
+    for data in (b"DDS " + bytes(200), b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+        with pytest.raises(RequestError, match="not an image that can be read"):
+            inputs.keep("image", data)
 
 
 def test_a_checkpoint_for_inpainting_wants_a_mask(engine: LocalEngine, folder: Path) -> None:

@@ -73,6 +73,9 @@ def test_a_server_takes_names_only(http: httpx.Client, server: Server, style: st
     for lora in (str(server.root / "style.safetensors"), "nobody"):
         answer = http.post("/api/v1/generate", json={**BODY, "prompt": "x", "loras": [{"name": lora}]})
         assert answer.status_code == 404, answer.text
+    pinned = [{"name": "/etc/hostname", "digest": "0" * 64}]
+    answer = http.post("/api/v1/generate", json={**BODY, "prompt": "x", "loras": pinned})
+    assert (answer.status_code, "no adapter has the content" in answer.text) == (409, True), answer.text
     answer = http.post("/api/v1/generate", json={**BODY, "prompt": "x", "loras": [{"name": style, "strength": 1000}]})
     assert answer.status_code == 422
 

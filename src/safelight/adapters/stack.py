@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from safelight.adapters.differences import add
+from safelight.errors import IntegrityError
 from safelight.formats.keys.adapters import Part
 from safelight.memory.residency import Lease
 from safelight.weights.digest import named
@@ -60,7 +61,7 @@ def over(base: ComponentManifest, layers: Sequence[Layer], leasing: Leasing) -> 
     @contextmanager
     def recipes() -> Generator[Mapping[str, Overlay]]:
         with ExitStack() as stack:
-            leases = {layer.content: stack.enter_context(leasing(layer.tensors)) for layer in doing}
+            leases = {layer.content: _Proven(stack.enter_context(leasing(layer.tensors))) for layer in doing}
             yield {name: Overlay(_recipe(what, leases)) for name, what in targets.items()}
 
     content = named(*(layer.content for layer in doing))
@@ -69,18 +70,35 @@ def over(base: ComponentManifest, layers: Sequence[Layer], leasing: Leasing) -> 
     return adapted(base, content, frozenset(targets), recipes, working, sources)
 
 
+class _Proven:
+    """A lease whose bytes are summed before anything is computed from them, once."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease, self._proven = lease, False
+
+    def lease(self) -> Lease:
+        """Raises IntegrityError when what is in memory is not what was read."""
+        if not self._proven:
+            for index, held in self._lease.residents.items():
+                if not self._lease.intact(index):
+                    first = held.target.segment.tensors[0]
+                    raise IntegrityError(first.path, first.name, "was spoiled in memory", "It is read again.")
+            self._proven = True
+        return self._lease
+
+
 def _doing(layer: Layer) -> tuple[tuple[Part, float], ...]:
     return tuple((part, strength) for part, strength in layer.parts if strength != 0)
 
 
 def _recipe(
-    what: Sequence[tuple[Layer, Part, float]], leases: Mapping[str, Lease]
+    what: Sequence[tuple[Layer, Part, float]], leases: Mapping[str, _Proven]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def made(weight: torch.Tensor) -> torch.Tensor:
         wide = weight.float()
         total = wide.clone() if wide is weight or any(_reads(part) for _, part, _ in what) else wide
         for layer, part, strength in what:
-            with leases[layer.content].pinned(list(part.slots.values())) as tensors:
+            with leases[layer.content].lease().pinned(list(part.slots.values())) as tensors:
                 slots = dict(zip(part.slots, tensors, strict=True))
                 tensors.clear()
                 add(total, part, slots, wide, strength, layer.scale)

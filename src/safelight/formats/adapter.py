@@ -48,8 +48,9 @@ def _scales(header: Header) -> dict[str, float]:
     try:
         settings = cast("dict[str, Any]", json.loads(text))
         patterns = [key for key, value in settings.items() if key.endswith(("_pattern", "use_dora")) and value]
-        roles = {key.rpartition(".")[0] for key in settings if key.endswith(".r")}
-        scales = {role: _scale(settings, role) for role in sorted(roles)}
+        # Settings without a component's name are those of bare modules: a UNet's.
+        roles = {key.rpartition(".")[0] for key in settings if key == "r" or key.endswith(".r")}
+        scales = {role or "unet": _scale(settings, f"{role}." if role else "") for role in sorted(roles)}
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise UnsupportedModelError(header.path, f"its {METADATA} is not PEFT's settings ({error})") from error
     odd = [key for key in patterns if not key.endswith("use_dora")]
@@ -58,6 +59,6 @@ def _scales(header: Header) -> dict[str, float]:
     return scales
 
 
-def _scale(settings: dict[str, Any], role: str) -> float:
-    rank, alpha = int(settings[f"{role}.r"]), float(settings[f"{role}.lora_alpha"])
-    return alpha / rank**0.5 if settings.get(f"{role}.use_rslora") else alpha / rank
+def _scale(settings: dict[str, Any], prefix: str) -> float:
+    rank, alpha = int(settings[f"{prefix}r"]), float(settings[f"{prefix}lora_alpha"])
+    return alpha / rank**0.5 if settings.get(f"{prefix}use_rslora") else alpha / rank

@@ -57,23 +57,21 @@ def canvas(request: Request, inputs: Inputs, width: int, height: int) -> Canvas 
     if not request.mask:
         picture = _resized(given, size)
         return Canvas(picture, None, picture, None, (0, 0, width, height))
-    mask = inputs.open(request.mask).convert("L")
-    if mask.getextrema()[1] < 128:  # pyright: ignore[reportOperatorIssue]
+    whole = _resized(given, size) if request.mask_padding is None else given
+    mask = _sharp(_resized(inputs.open(request.mask).convert("L"), whole.size))
+    if mask.getbbox() is None:
         raise RequestError("mask", request.mask[:16], "nothing in it is white: nothing would be drawn")
+    soft = mask.filter(ImageFilter.GaussianBlur(request.mask_blur)) if request.mask_blur else mask
     if request.mask_padding is None:
-        whole, box = _resized(given, size), (0, 0, width, height)
-        mask = _resized(mask, size)
-        return Canvas(whole, mask, whole, _soft(mask, request.mask_blur), box)
-    mask = _resized(mask, given.size)
+        return Canvas(whole, mask, whole, soft, (0, 0, width, height))
     box = diffusers_fence.crop_region(mask, width, height, request.mask_padding)
-    picture, part = (_resized(image.crop(box), size) for image in (given, mask))
-    return Canvas(picture, part, given, _soft(mask, request.mask_blur), box)
+    picture, part = (_resized(image.crop(box), size) for image in (whole, mask))
+    return Canvas(picture, part, whole, soft, box)
 
 
 def _resized(image: PILImage.Image, size: tuple[int, int]) -> PILImage.Image:
     return image if image.size == size else image.resize(size, PILImage.Resampling.LANCZOS)
 
 
-def _soft(mask: PILImage.Image, blur: int) -> PILImage.Image:
-    sharp = mask.point([255 * (value >= 128) for value in range(256)])
-    return sharp.filter(ImageFilter.GaussianBlur(blur)) if blur else sharp
+def _sharp(mask: PILImage.Image) -> PILImage.Image:
+    return mask.point([255 * (value >= 128) for value in range(256)])

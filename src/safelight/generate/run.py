@@ -153,9 +153,9 @@ class _Job:
         self.marks: list[str] = []
         self._device = bench.device.torch
         self._dtype = TORCH_DTYPES[bench.run.dtype]
-        self._width = request.width or model.resolution
-        self._height = request.height or model.resolution
-        self._canvas = canvas(request, bench.inputs, self._width, self._height)
+        self.width = request.width or model.resolution
+        self.height = request.height or model.resolution
+        self._canvas = canvas(request, bench.inputs, self.width, self.height)
         self._vae = model.manifest.component("vae").digest
 
     def pixels(self) -> torch.Tensor:
@@ -213,7 +213,7 @@ class _Job:
 
     def _denoise(self, embeddings: Mapping[str, torch.Tensor], start: diffusers_fence.Start | None) -> torch.Tensor:
         request, model = self.request, self.model
-        shape = (1, 4, self._height // LATENT_SCALE, self._width // LATENT_SCALE)
+        shape = (1, 4, self.height // LATENT_SCALE, self.width // LATENT_SCALE)
 
         def stage(unet: nn.Module, lease: Lease) -> torch.Tensor:
             generator = torch.Generator("cpu").manual_seed(self.seed)
@@ -222,7 +222,7 @@ class _Job:
                 noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self._dtype).to(self._device)
                 more["latents"] = noise
             if start is None or start.mask is not None:
-                more |= {"height": self._height, "width": self._width}
+                more |= {"height": self.height, "width": self.width}
             scheduler = samplers.make(
                 request.sampler, request.schedule, model.prediction_type, model.zero_terminal_snr, self.seed
             )
@@ -333,7 +333,7 @@ class _Job:
         bench, run, component = self.bench, self.run, self.model.manifest.component(role)
         start = time.perf_counter()
         key = _skeleton(self.model, role, dtype, bench)
-        pixels, task = self._width * self._height, "-encoder" if first else ""
+        pixels, task = self.width * self.height, "-encoder" if first else ""
         work = work_of(self.model, role, dtype, run, pixels, task)
         use = use_of(self.model, role, bench, dtype, pixels, passes, task)
         with bench.residency.lease(component, dtype, use) as lease:
@@ -467,7 +467,9 @@ def _finished(request: Request, model: Model, job: _Job, pixels: torch.Tensor) -
         *(f"marked: {mark}; it can be right all the same" for mark in job.marks),
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in job.repairs),
     )
-    asked = asdict(request) | {"seed": seed, "count": 1, "width": width, "height": height, "model": model.name}
+    # What was drawn, which with a part of a picture is another size than the picture's.
+    drawn = {"width": job.width, "height": job.height}
+    asked: dict[str, Any] = asdict(request) | {"seed": seed, "count": 1, "model": model.name, **drawn}
     # As JSON has them.
     asked["loras"] = [{**lora, "blocks": list(lora["blocks"])} for lora in asked["loras"]]
     # Who made it does not change what it is.

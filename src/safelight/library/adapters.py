@@ -72,18 +72,17 @@ class Adapters:
             records.write(seen, found)
         return found
 
-    def find(self, name: str, digest: str) -> Adapter:
-        """The adapter of that name or path with that content, or another of the same content. Raises IntegrityError
-        when there is none."""
+    def find(self, name: str, digest: str, by_path: bool = True) -> Adapter:
+        """The adapter of that name (or path if ``by_path``) with that content, or another of the same content. Raises
+        IntegrityError when there is none."""
         with contextlib.suppress(InputError):
-            found = self.resolve(name)
+            found = self.resolve(name) if by_path else self.get(name)
             if found.digest == digest:
                 return self.checked(found)
         same = next((adapter for adapter in self.all() if adapter.digest == digest), None)
         if same is not None:
             return self.checked(same)
-        path = paths.user_path(name)
-        raise IntegrityError(path, "", f"no adapter has the content {digest[:10]} that was asked for")
+        raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]} that was asked for")
 
     def add(self, path: Path, name: str | None = None) -> Adapter:
         """Identify an adapter, read and hash all of it, and keep its record. The file stays where it is.

@@ -146,7 +146,7 @@ def _vae_alone(name: str, shelves: Shelves, by_path: bool) -> ComponentManifest 
 
 def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: bool) -> Chosen:
     if lora.digest:
-        adapter = adapters.find(lora.name, lora.digest)
+        adapter = adapters.find(lora.name, lora.digest, by_path)
     else:
         adapter = adapters.checked(adapters.resolve(lora.name) if by_path else adapters.get(lora.name))
     if adapter.kind == VAE:

@@ -11,6 +11,7 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageOps
 
@@ -19,7 +20,38 @@ from safelight.files import open_regular, write_whole
 from safelight.types import MOST_PIXELS
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow reads many more, some of them by running other programs."""
+
 _DATA = re.compile(r"data:image/[a-z+.-]+;base64,")
+
+
+def opened(field: str, data: bytes, transparent: bool = False) -> PILImage.Image:
+    """The picture in an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), upright, 8 bits; what cannot be seen is white, or
+    with ``transparent`` RGBA as it is. Raises RequestError, naming ``field``, for what is none, or has too many pixels.
+    """
+    try:
+        with PILImage.open(io.BytesIO(data), formats=FORMATS) as found:
+            if found.width * found.height > MOST_PIXELS:
+                raise RequestError(field, f"{found.width}x{found.height}", f"is over {MOST_PIXELS} pixels")
+            image = ImageOps.exif_transpose(found)
+            if image.mode.startswith(("I", "F")):
+                image = _narrowed(field, image)
+            if transparent:
+                return image.convert("RGBA")
+            if "A" in image.getbands() or "transparency" in image.info:
+                image = image.convert("RGBA")
+                return PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image).convert("RGB")
+            return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    except (OSError, SyntaxError, ValueError, NotImplementedError, PILImage.DecompressionBombError) as error:
+        raise RequestError(field, f"{len(data)} bytes", f"is not an image that can be read ({error})") from error
+
+
+def _narrowed(field: str, image: PILImage.Image) -> PILImage.Image:
+    """Grey of 16 bits as 8."""
+    if image.mode == "F":
+        raise RequestError(field, image.mode, "is an image of real numbers; save it with 8 bits")
+    return PILImage.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
 
 
 class Inputs:
@@ -29,21 +61,12 @@ class Inputs:
         self._folder = root / "inputs"
 
     def keep(self, field: str, data: bytes) -> str:
-        """Keep an image file (PNG, JPEG, WebP, …), and give its digest. Raises RequestError, naming ``field``."""
-        try:
-            with PILImage.open(io.BytesIO(data)) as opened:
-                if opened.width * opened.height > MOST_PIXELS:
-                    raise RequestError(field, f"{opened.width}x{opened.height}", f"is over {MOST_PIXELS} pixels")
-                image = ImageOps.exif_transpose(opened)
-                if "A" in image.getbands() or "transparency" in image.info:
-                    # What cannot be seen is white, as other programs have it.
-                    image = image.convert("RGBA")
-                    image = PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image)
-                image = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-            raise RequestError(field, f"{len(data)} bytes", f"is not an image that can be read ({error})") from error
+        """Keep an image file, and give its digest. Raises RequestError as :func:`opened` does."""
+        image = opened(field, data).convert("RGB")
         digest = _digest(image)
-        if not self._path(digest).exists():
+        try:
+            self.open(digest)
+        except IntegrityError:
             held = io.BytesIO()
             image.save(held, "PNG", compress_level=1)
             write_whole(self._path(digest), held.getvalue())

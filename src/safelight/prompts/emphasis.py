@@ -24,7 +24,7 @@ _TOKEN = re.compile(
     r"|:\s*(?P<number>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*(?=\))"  # a weight before the bracket that ends it
     r"|[^\\()\[\]:]+|[\\:]"
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,11 @@ def _problem(field: str, text: str, at: int, what: str) -> RequestError:
     return RequestError(field, near, f"at character {at}: {what}")
 
 
+def _last(pieces: list[str]) -> list[tuple[bool, str]]:
+    """Each with whether another follows."""
+    return [(number + 1 < len(pieces), piece) for number, piece in enumerate(pieces)]
+
+
 def _joined(parts: list[list[str | float]]) -> list[Span]:
     """Neighbours of one weight together, cut where ``BREAK`` stands."""
     together: list[tuple[str, float]] = []
@@ -91,7 +96,7 @@ def _joined(parts: list[list[str | float]]) -> list[Span]:
     out: list[Span] = []
     for text, weight in together:
         first, *rest = _BREAK.split(text)
-        if first:
+        if first := first.rstrip() if rest else first:
             out.append(Span(first, weight))
-        out += [Span(piece, weight, breaks=True) for piece in rest]
+        out += [Span(piece.strip() if more else piece.lstrip(), weight, breaks=True) for more, piece in _last(rest)]
     return out

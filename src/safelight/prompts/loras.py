@@ -1,7 +1,7 @@
 """``<lora:name:0.8>`` in prompts, as AUTOMATIC1111 takes it: it is taken out of the text, and asked for.
 
-``<lora:NAME:STRENGTH>``, ``<lora:NAME:TEXT_ENCODER:UNET>``, and by name: ``te=``, ``unet=``, ``lbw=`` (block weights,
-as sd-webui-lora-block-weight has them). ``<lyco:…>`` means the same.
+``<lora:NAME:STRENGTH>``, ``<lora:NAME:TEXT_ENCODER:UNET>``, and by name: ``te=``, ``unet=`` (the text encoder's where
+it is not given), ``lbw=`` (block weights, as sd-webui-lora-block-weight has them). ``<lyco:…>`` means the same.
 """
 
 from __future__ import annotations
@@ -9,20 +9,29 @@ from __future__ import annotations
 import re
 
 from safelight.errors import RequestError
-from safelight.types import Lora
+from safelight.types import MOST_LORAS, Lora
 
 _TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
 
 
 def taken(field: str, text: str) -> tuple[str, tuple[Lora, ...]]:
     """(the text without them, the adapters). Raises RequestError, which says where, for one that is not understood."""
+    tags = list(_TAG.finditer(text))
+    if len(tags) > MOST_LORAS:
+        raise RequestError(field, f"{len(tags)} adapters", f"at most {MOST_LORAS} at once")
     found: list[Lora] = []
-    for tag in _TAG.finditer(text):
+    for tag in tags:
         try:
             found.append(parsed(tag[1]))
         except ValueError as error:
             raise RequestError(field, tag[0], f"at character {tag.start()}: {error}") from error
-    return (re.sub(r"[ \t]{2,}", " ", _TAG.sub("", text)).strip() if found else text), tuple(found)
+    if not tags:
+        return text, ()
+    rest = re.sub(r"[ \t]{2,}", " ", _TAG.sub("", text)).strip()
+    if _TAG.search(rest) is not None:
+        # Whoever read it again would find another adapter in it.
+        raise RequestError(field, text[:40], "has an adapter within another one's brackets")
+    return rest, tuple(found)
 
 
 def parsed(text: str) -> Lora:
@@ -37,15 +46,12 @@ def parsed(text: str) -> Lora:
     if not name.strip() or len(plain) > 2 or strange:
         odd = f"{strange.pop()}= is not known" if strange else "there is more than a name and two strengths"
         raise ValueError("a name is wanted" if not name.strip() else odd)
-    strength = plain[0] if plain else 1.0
-    two = plain[1] if len(plain) == 2 else None
-    return Lora(
-        name.strip(),
-        strength,
-        _number(named["unet"]) if "unet" in named else two,
-        _number(named["te"]) if "te" in named else (strength if two is not None else None),
-        tuple(_number(part) for part in named["lbw"].split(",")) if "lbw" in named else (),
-    )
+    te = _number(named["te"]) if "te" in named else plain[0] if plain else 1.0
+    unet = _number(named["unet"]) if "unet" in named else plain[1] if len(plain) == 2 else te
+    blocks = tuple(_number(part) for part in named["lbw"].split(",")) if "lbw" in named else ()
+    if te == unet:
+        return Lora(name.strip(), te, blocks=blocks)
+    return Lora(name.strip(), te, unet, te, blocks)
 
 
 def _cut(text: str) -> list[str]:
@@ -62,8 +68,7 @@ def _number(text: str) -> float:
 
 def written(lora: Lora) -> str:
     """As AUTOMATIC1111 writes it; equal ones are written equally."""
-    parts = [lora.name, f"{lora.strength:g}"]
-    parts += [f"unet={lora.unet:g}"] if lora.unet is not None else []
-    parts += [f"te={lora.text_encoder:g}"] if lora.text_encoder is not None else []
+    te, unet = lora.on("text_encoder"), lora.on("unet")
+    parts = [lora.name, f"{te:g}"] if te == unet else [lora.name, f"te={te:g}", f"unet={unet:g}"]
     parts += ["lbw=" + ",".join(f"{value:g}" for value in lora.blocks)] if lora.blocks else []
     return f"<lora:{':'.join(parts)}>"

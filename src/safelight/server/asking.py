@@ -52,6 +52,11 @@ def within_limits(control: Control, request: Request, model: Model) -> None:
     ):
         if value > most:
             raise RequestError(field, value, f"this server takes at most {most} ({name})")
+
+
+def texts_within_limits(control: Control, request: Request) -> None:
+    """Raise RequestError for longer prompts than this server reads."""
+    settings = control.settings
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
         if len(text) > settings.max_prompt_chars:
             problem = f"this server takes at most {settings.max_prompt_chars} characters (max_prompt_chars)"
@@ -71,6 +76,7 @@ def accept(control: Control, *requests: Request, client: str, priority: int = 0)
 def _checked(control: Control, request: Request) -> tuple[Request, str]:
     model = model_named(control, request.model)
     request = replace(request, model=model.name, isolate=request.isolate or control.settings.isolate)
+    texts_within_limits(control, request)
     request = settled(request, model, control.shelves, by_path=False).request
     within_limits(control, request, model)
     check(request, model)

@@ -144,6 +144,9 @@ def _measure_component(
     component: ComponentLayout, opened: Mapping[Path, int], progress: Callable[[int], None] | None
 ) -> ComponentManifest:
     digester = TensorDigester(progress)
+    if isinstance(component.config, AdapterConfig) and component.config.scales:
+        # What the metadata says changes what the tensors mean.
+        digester.blake3.update(repr((component.config.scaled, component.config.scales)).encode())
     tensors = [
         ManifestTensor(
             p.name,

@@ -187,7 +187,8 @@ def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
             if kind is None or shape is None:
                 unknown += chosen.values()
                 continue
-            made = _made(kind, {slot: shapes[name] for slot, name in chosen.items()})
+            sizes = {slot: shapes[name] for slot, name in chosen.items()}
+            made = _made(kind, sizes) if _scales_fit(sizes, shape) else None
             if made is None or not _same(made, shape):
                 odd.append(f"{module.role}.{target}: {list(made) if made else 'nothing'} instead of {list(shape)}")
                 continue
@@ -224,6 +225,13 @@ def _kind(slots: Mapping[str, str]) -> Kind | None:
     if first and second and all(name.startswith("lokr_") for name in names):
         return "lokr"
     return None
+
+
+def _scales_fit(sizes: Mapping[str, Shape], shape: Shape) -> bool:
+    """Whether alpha is one number, and a magnitude has one for each row, or for each column."""
+    count = {slot: math.prod(size) for slot, size in sizes.items()}
+    magnitude = count.get("magnitude", shape[0]) == shape[0] and count.get("dora_scale", shape[0]) in shape[:2]
+    return count.get("alpha", 1) == 1 and magnitude
 
 
 def _same(made: Shape, shape: Shape) -> bool:
@@ -290,6 +298,10 @@ def _loha(shapes: Mapping[str, Shape]) -> Shape | None:
 
 
 def _lokr(shapes: Mapping[str, Shape]) -> Shape | None:
+    for name in ("lokr_w1", "lokr_w2"):
+        a, b = shapes.get(f"{name}_a"), shapes.get(f"{name}_b")
+        if a is not None and b is not None and "lokr_t2" not in shapes and a[1] != b[0]:
+            return None
     if "lokr_w1" in shapes:
         rows, columns = shapes["lokr_w1"]
     else:

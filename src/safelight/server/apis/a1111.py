@@ -23,6 +23,7 @@ from safelight.assemble.serving import Control
 from safelight.engine.dispatch import State
 from safelight.errors import RequestError, WorkerDiedError
 from safelight.jobs.job import Job
+from safelight.library.inputs import opened
 from safelight.library.model import Model
 from safelight.metadata.chunks import parameters
 from safelight.server import asking, auth, bridge
@@ -95,11 +96,10 @@ def _data(picture: str) -> str:
 def _inverted(picture: str) -> str:
     try:
         data = base64.b64decode(picture.rpartition(",")[2], validate=True)
-        with PILImage.open(io.BytesIO(data)) as image:
-            turned, held = ImageOps.invert(image.convert("L")), io.BytesIO()
-    except (binascii.Error, OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-        raise RequestError("mask", picture[:40], f"is not an image that can be read ({error})") from error
-    turned.save(held, "PNG")
+    except ValueError as error:
+        raise RequestError("mask", picture[:40], f"is not base64 ({error})") from error
+    held = io.BytesIO()
+    ImageOps.invert(opened("mask", data).convert("L")).save(held, "PNG")
     return _data(base64.b64encode(held.getvalue()).decode())
 
 
@@ -141,13 +141,10 @@ WITHOUT_EFFECT = frozenset(
         "hr_scheduler",
         "hr_second_pass_steps",
         "hr_upscaler",
-        "infotext",
         "override_settings_restore_afterwards",
         "refiner_switch_at",
         "save_images",
         "script_args",
-        "seed_resize_from_h",
-        "seed_resize_from_w",
         "subseed",
     }
 )

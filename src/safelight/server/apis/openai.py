@@ -7,24 +7,27 @@ import io
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi import Request as HTTPRequest
-from PIL import Image as PILImage
 from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.assemble.serving import Control
 from safelight.errors import RequestError
 from safelight.jobs.job import Job
+from safelight.library.inputs import opened
 from safelight.library.model import Model
 from safelight.server import asking, bridge
 from safelight.server.problems import RefusedError
 from safelight.types import Request
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+_KNOWN = frozenset(field.name for field in fields(Request))
 
 
 class ModelCard(BaseModel):
@@ -46,7 +49,7 @@ class ModelList(BaseModel):
 class Generation(BaseModel):
     """OpenAI's fields; beside them Safelight's, which its clients give as ``extra_body``."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
     prompt: str
     model: str | None = None
@@ -136,7 +139,7 @@ def router(control: Control) -> APIRouter:
         asked = Generation(prompt=prompt, model=model, **fields, **more)  # pyright: ignore[reportArgumentType]
         given = {"image": _data(await image.read()), "strength": strength}
         if mask is not None:
-            given["mask"] = _data(_transparent(await mask.read()))
+            given["mask"] = _data(await bridge.run(_transparent, await mask.read()))
         job = await bridge.run(_accepted, control, asked, given)
         job = await asking.ended(control, job, http)
         return await bridge.run(_answer, control, job, asked, str(http.base_url).rstrip("/"))
@@ -150,19 +153,18 @@ def _data(picture: bytes) -> str:
 
 def _transparent(mask: bytes) -> bytes:
     """White where OpenAI's mask is transparent. Raises RequestError for one without transparency."""
-    try:
-        with PILImage.open(io.BytesIO(mask)) as image:
-            if "A" not in image.getbands() and "transparency" not in image.info:
-                raise RequestError("mask", image.mode, "has no transparency, which says what is drawn anew")
-            alpha = image.convert("RGBA").getchannel("A")
-    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-        raise RequestError("mask", f"{len(mask)} bytes", f"is not an image that can be read ({error})") from error
+    alpha = opened("mask", mask, transparent=True).getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        raise RequestError("mask", f"{len(mask)} bytes", "has no transparency, which says what is drawn anew")
     held = io.BytesIO()
     ImageOps.invert(alpha).save(held, "PNG")
     return held.getvalue()
 
 
 def _accepted(control: Control, asked: Generation, given: Mapping[str, Any] = _NOTHING) -> Job:
+    for name, value in (asked.model_extra or {}).items():
+        if name in _KNOWN:
+            raise RequestError(name, value, "cannot be asked for here; Safelight's own API takes it")
     model = control.library.get(asked.model) if asked.model else asking.default_model(control)
     width, height = (None, None) if given and asked.size in (None, "auto") else _size(asked.size, model)
     count = asked.n or 1
