@@ -8,6 +8,7 @@ from typing import Any
 
 from nicegui import ui
 
+from safelight.formats.adapter import ROLE as ADAPTER
 from safelight.library.model import Model
 
 COLOURS = ("#b5371f", "#8a6d3b", "#4d7358", "#4a6d8c", "#7a5a86", "#a0704f", "#5f7f7a", "#8c5a5a")
@@ -68,7 +69,7 @@ def _by_model(resident: Sequence[Mapping[str, Any]], library: Sequence[Model]) -
             for model in library
             if any(c.role == role and c.digest.startswith(digest) for c in model.manifest.components)
         ]
-        name = ", ".join(owners) or f"a {role.replace('_', ' ')}"
+        name = ", ".join(owners) or ("adapters" if role == ADAPTER else f"a {role.replace('_', ' ')}")
         out[name] = out.get(name, 0) + holding["nbytes"]
     return out
 
