@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -143,6 +144,21 @@ def test_overlays_that_do_not_fit_are_refused(component) -> None:
             pass
     place.drop()
     assert place.ledger.stored(HOST) == 0
+
+
+def test_what_is_not_streamed_is_never_kept_on_disk(component, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it was computed in an earlier lease, and dropped since."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: pytest.fail("written"))
+
+    @contextlib.contextmanager
+    def recipes() -> Generator[dict[str, Overlay]]:
+        yield {"scale": Overlay(lambda weight: weight + 1)}
+
+    under, place = adapted(component, "f" * 64, frozenset({"scale"}), recipes), memory.host()
+    for _ in range(3):
+        with place.lease(under, torch.float32):
+            pass
+        place.drop()
 
 
 def test_what_was_kept_on_disk_and_spoiled_there_is_computed_again(

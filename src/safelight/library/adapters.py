@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-
-from filelock import FileLock
 
 from safelight.errors import (
     FileError,
@@ -22,6 +19,7 @@ from safelight.errors import (
 from safelight.formats import adapter as files
 from safelight.formats.identify import identify, read_header
 from safelight.library import paths, records, starters
+from safelight.library.lock import alone
 from safelight.library.model import Adapter, Origin
 from safelight.weights.digest import named
 from safelight.weights.manifest import measure
@@ -68,7 +66,7 @@ class Adapters:
             if not known.manifest.changed():
                 return known
         found = self._describe(path, paths.stem(path), "path")
-        with self._alone():
+        with alone(self.root):
             records.write(seen, found)
         return found
 
@@ -92,7 +90,7 @@ class Adapters:
         path = paths.user_path(str(path)).absolute()
         chosen = paths.chosen(name, path)
         found = self._describe(path, chosen, "added")
-        with self._alone():
+        with alone(self.root):
             taken = next((adapter for adapter in self.all() if adapter.name == chosen), None)
             if taken is not None and taken.path != path:
                 raise InputError(f"the name {chosen!r} is taken by {taken.path}; give another with --name")
@@ -105,7 +103,7 @@ class Adapters:
         if not (paths.NAME.fullmatch(name) and path.exists()):
             starter = self.get(name)
             raise InputError(f"{starter.name!r} is a starter, part of the installation; it cannot be removed")
-        with self._alone():
+        with alone(self.root):
             path.unlink(missing_ok=True)
 
     def checked(self, adapter: Adapter) -> Adapter:
@@ -121,7 +119,7 @@ class Adapters:
         if fresh.digest != adapter.digest:
             raise IntegrityError(adapter.path, "", "its content changed", "Add it again if that was meant.")
         if adapter.origin == "added":
-            with self._alone():
+            with alone(self.root):
                 records.write(self._records / f"{adapter.name}.json", fresh)
         return replace(fresh, name=adapter.name)
 
@@ -136,13 +134,3 @@ class Adapters:
         manifest = measure((files.layout(read_header(path), found.kind),))
         base = found.base or ""
         return Adapter(name, path, found.kind, base, found.dtype, found.format, origin, found.rule, manifest)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Generator[None]:
-        """Hold the library's lock, which other processes respect too."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / ".lock", timeout=60):
-                yield
-        except OSError as error:
-            raise UnreadableFileError(self.root, f"cannot be written: {error.strerror or error}") from error

@@ -11,12 +11,10 @@ import difflib
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from safelight.errors import (
     CorruptFileError,
@@ -34,6 +32,7 @@ from safelight.formats.identify import Identity, PredictionType, identify
 from safelight.formats.keys import leftover
 from safelight.formats.layout import CheckpointLayout
 from safelight.library import convert, paths, records, starters
+from safelight.library.lock import alone
 from safelight.library.model import NATIVE_SIZES, Model, Origin
 from safelight.weights.digest import named
 from safelight.weights.manifest import FileHint, Manifest, measure, moved
@@ -117,7 +116,7 @@ class Library:
         if known is not None and not known.manifest.changed():
             return known
         model = self._describe(path, paths.stem(path), "path", None, on_bytes)
-        with self._alone():
+        with alone(self.root):
             records.write(seen, model)
             self._sweep()
         return model
@@ -154,7 +153,7 @@ class Library:
         chosen = paths.chosen(name, path)
         self._refuse_taken(chosen, path)
         model = self._describe(path, chosen, "added", prediction_type, on_bytes)
-        with self._alone():
+        with alone(self.root):
             self._refuse_taken(chosen, path)
             self._replace(chosen, model)
         return model
@@ -193,7 +192,7 @@ class Library:
                 f"{wanted.path}: the file with the earlier content {wanted.digest[:10]} is not there any more, nor is "
                 f"another of its size in {wanted.path.parent}; put it back, then try again"
             )
-        with self._alone():
+        with alone(self.root):
             self._replace(name, replace(found, name=name, origin=current.origin))
         return self.get(name)
 
@@ -217,16 +216,6 @@ class Library:
         if taken is not None and taken.path != path:
             raise InputError(f"the name {name!r} is taken by {taken.path}; give another with --name")
 
-    @contextlib.contextmanager
-    def _alone(self) -> Generator[None]:
-        """Hold the library's lock, which other processes respect too."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / ".lock", timeout=60):
-                yield
-        except OSError as error:
-            raise UnreadableFileError(self.root, f"cannot be written: {error.strerror or error}") from error
-
     def remove(self, name: str) -> None:
         """Forget a model, also one whose record is damaged. Its file stays; what Safelight converted from it goes.
 
@@ -236,7 +225,7 @@ class Library:
         if not (paths.NAME.fullmatch(name) and path.exists()):
             model = self.get(name)
             raise InputError(f"{model.name!r} is a starter, part of the installation; it cannot be removed")
-        with self._alone():
+        with alone(self.root):
             model = self._seen(path)
             path.unlink(missing_ok=True)
             self._sweep(model.digest if model is not None else "")

@@ -28,6 +28,7 @@ class Scratch:
         self._folder = folder
         self._file: IO[bytes] | None = None
         self._places: dict[int, tuple[int, int]] = {}
+        self._offered: set[int] = set()
         self._end = 0
 
     def __enter__(self) -> Self:
@@ -37,8 +38,12 @@ class Scratch:
         if self._file is not None:
             self._file.close()
 
-    def write(self, index: int, finished: torch.Tensor) -> None:
-        """Keep the bytes (uint8, host) of segment ``index``; nothing happens where the disk has no room for them."""
+    def offer(self, index: int, finished: torch.Tensor) -> None:
+        """Keep the bytes (uint8, host) of segment ``index`` when they are offered for the second time: then they are
+        streamed, and will be wanted again. Nothing happens where the disk has no room for them."""
+        if index not in self._offered:
+            self._offered.add(index)
+            return
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed at the end of the context

@@ -101,8 +101,9 @@ class FromFile:
                 for name, tensor in target.tensors.items():
                     if name in overlays:
                         tensor.copy_(overlays[name].applied(tensor))
-            touched = any(name in overlays for name in target.tensors)
-            found[target] = self._made(digest, target, scratch, touched)
+            found[target] = self._made(digest, target)
+            if any(name in overlays for name in target.tensors):
+                scratch.offer(target.segment.piece.index, target.slab.base[: target.segment.nbytes])
         return [found[target] for target in targets]
 
     def _kept(self, digest: str, target: Target, scratch: Scratch) -> Proof:
@@ -116,16 +117,12 @@ class FromFile:
         _log.warning("what was computed before was spoiled on disk; it is computed again", what=what)
         return None
 
-    def _made(self, digest: str, target: Target, scratch: Scratch, touched: bool) -> Proof:
-        """The proof of a segment that was just brought. The second time, it is streamed; if something was computed, it
-        is kept in scratch."""
+    def _made(self, digest: str, target: Target) -> Proof:
+        """The proof of a segment that was just brought. Raises IntegrityError when it is not that of the first time."""
         key, made = (digest, target.segment.piece), self.proof(target)
-        again = key in self._proofs
         if self._proofs.setdefault(key, made) != made:
             what = f"{target.segment.label} with what lies over it"
             raise IntegrityError(target.segment.tensors[0].path, what, "came out otherwise than before")
-        if again and touched:
-            scratch.write(target.segment.piece.index, target.slab.base[: target.segment.nbytes])
         return made
 
     def _fetch(self, digest: str, targets: Sequence[Target]) -> list[Proof]:

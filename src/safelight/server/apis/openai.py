@@ -137,18 +137,16 @@ def router(control: Control) -> APIRouter:
         fields = {"n": n, "size": size, "response_format": response_format, "user": user, "seed": seed}
         more = {"steps": steps, "cfg": cfg, "negative": negative, "sampler": sampler}
         asked = Generation(prompt=prompt, model=model, **fields, **more)  # pyright: ignore[reportArgumentType]
-        given = {"image": _data(await image.read()), "strength": strength}
+        keep = control.shelves.inputs.keep
+        given = {"image": await bridge.run(keep, "image", await image.read()), "strength": strength}
         if mask is not None:
-            given["mask"] = _data(await bridge.run(_transparent, await mask.read()))
+            white = await bridge.run(_transparent, await mask.read())
+            given["mask"] = await bridge.run(keep, "mask", white)
         job = await bridge.run(_accepted, control, asked, given)
         job = await asking.ended(control, job, http)
         return await bridge.run(_answer, control, job, asked, str(http.base_url).rstrip("/"))
 
     return api
-
-
-def _data(picture: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
 def _transparent(mask: bytes) -> bytes:
