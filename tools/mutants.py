@@ -404,7 +404,14 @@ MUTANTS = (
         "memory/source.py",
         "        if self._proofs.setdefault(key, made) != made:\n",
         "        if False:\n",
-        "tests/adapters/test_state.py::test_what_was_spoiled_in_memory_is_computed_again",
+        "tests/arch/test_streamed.py::test_what_comes_out_otherwise_than_before_is_an_error",
+    ),
+    Mutant(
+        "an adapter in memory is summed before it is used",
+        "adapters/stack.py",
+        "                if not self._lease.intact(index):\n",
+        "                if False:\n",
+        "tests/adapters/test_state.py::test_another_strength_is_not_made_of_spoiled_bytes",
     ),
     Mutant(
         "what was kept on disk is known again",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from safelight.arch.bind import bound
 from safelight.arch.streamed import StreamedParameter
-from safelight.errors import AbsentTensorError, BindingError
+from safelight.errors import AbsentTensorError, BindingError, IntegrityError
 from safelight.memory.budget import HOST
 from safelight.memory.residency import Residency, Use
 from safelight.memory.scratch import Scratch
@@ -142,6 +142,24 @@ def test_overlays_that_do_not_fit_are_refused(component) -> None:
         under = adapted(component, "f" * 64, frozenset({"scale"}), recipes)
         with pytest.raises(BindingError), place.lease(under, torch.float32):
             pass
+    place.drop()
+    assert place.ledger.stored(HOST) == 0
+
+
+def test_what_comes_out_otherwise_than_before_is_an_error(component) -> None:
+    times = iter((1.0, 1.0, 1.5))
+
+    @contextlib.contextmanager
+    def recipes() -> Generator[dict[str, Overlay]]:
+        yield {"scale": Overlay(lambda weight: weight + next(times))}
+
+    under, place = adapted(component, "f" * 64, frozenset({"scale"}), recipes), memory.host()
+    for _ in range(2):
+        with place.lease(under, torch.float32):
+            pass
+        place.drop()
+    with pytest.raises(IntegrityError, match="came out otherwise than before"), place.lease(under, torch.float32):
+        pass
     place.drop()
     assert place.ledger.stored(HOST) == 0
 
