@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from safelight.arch.diffusers_fence import _construct
+from safelight.arch.diffusers_fence.modules import construct
 from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
@@ -63,7 +63,7 @@ def write(folder: Path, name: str, seed: int) -> None:
         (home / role).mkdir(parents=True, exist_ok=True)
         save_file(made, home / role / f"{FILES[role]}.safetensors", {"format": "pt"})
         with torch.device("meta"):
-            module = _construct("sd1", config)
+            module = construct("sd1", config)
         settings = module.config.to_dict() if role == "text_encoder" else dict(module.config)  # type: ignore[union-attr]
         settings |= {"_class_name": type(module).__name__}
         (home / role / "config.json").write_text(json.dumps(settings, default=str))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import safelight
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import sampling
 from safelight.devices import host
 from safelight.devices.cpu import CPU
 from safelight.engine.local import LocalEngine
@@ -98,7 +98,7 @@ def test_state_24_with_old_pipelines_kept_and_global_state_shaken(
     engine: LocalEngine, ask, right: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    original = diffusers_fence._pipeline_class
+    original = sampling.pipeline_class
 
     def keeping(base: str, task: str):
         def make(**parts: object):
@@ -107,7 +107,7 @@ def test_state_24_with_old_pipelines_kept_and_global_state_shaken(
 
         return make
 
-    monkeypatch.setattr(diffusers_fence, "_pipeline_class", keeping)
+    monkeypatch.setattr(sampling, "pipeline_class", keeping)
     chance = random.Random(3)
     for _ in range(20):
         torch.manual_seed(chance.randrange(1000))

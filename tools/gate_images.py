@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import safelight
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import kernels, pictures, sampling
 from safelight.engine.local import LocalEngine
 from safelight.generate import run
 from safelight.library.model import Model
@@ -58,7 +58,7 @@ class Maker:
         change: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents,
     ) -> np.ndarray:
         """uint8 (h, w, 3); ``hook`` spoils the UNet for this image, ``change`` what the VAE is given."""
-        denoise, decode = diffusers_fence.denoise, diffusers_fence.decode
+        denoise, decode = sampling.denoise, pictures.decode
 
         def denoising(base: str, unet: nn.Module, *arguments: Any, **more: Any) -> torch.Tensor:
             handles = hook(unet) if hook is not None else []
@@ -73,7 +73,7 @@ class Maker:
             return decode(vae, change(latents))
 
         request = safelight.Request(prompt, model.name, seed=seed, steps=STEPS)
-        with replaced(diffusers_fence, "denoise", denoising), replaced(diffusers_fence, "decode", decoding):
+        with replaced(sampling, "denoise", denoising), replaced(pictures, "decode", decoding):
             image = next(run.images(request, model, self.engine.bench, lambda _: None))
         return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 
@@ -93,7 +93,7 @@ def recycled(out: torch.Tensor, times: float) -> torch.Tensor:
 def junk(unet: nn.Module) -> list[Any]:
     """An attention kernel that returns recycled memory (ATTENTION 03). The starters draw their subject even when tokens
     are exchanged, so that junk of that kind spoils nothing of them."""
-    found = [m for m in unet.modules() if isinstance(m, diffusers_fence.Attention)]
+    found = [m for m in unet.modules() if isinstance(m, kernels.Attention)]
     return [m.register_forward_hook(lambda _, __, out: recycled(out, 4.0)) for m in found]
 
 

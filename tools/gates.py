@@ -20,7 +20,6 @@ from PIL import Image, ImageDraw
 from scipy.optimize import minimize
 
 import safelight
-from safelight.arch import diffusers_fence
 from safelight.arch.bind import bound
 from safelight.gates import appearance
 from safelight.gates.appearance import Looks
@@ -149,7 +148,7 @@ def others(looks: Looks) -> list[tuple[str, int, int]]:
                 for picture in pictures:
                     values = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
                     latents = vae.encode(values).latent_dist.mode() * vae.config.scaling_factor
-                    pixels = diffusers_fence.to_pixels(diffusers_fence.decode(vae, latents))[0]
+                    pixels = pictures.to_pixels(pictures.decode(vae, latents))[0]
                     marked += bool(looks.marks("vae", latents, pixels))
                 found.append((what, len(pictures), marked))
     return found

@@ -142,7 +142,7 @@ MUTANTS = (
     ),
     Mutant(
         "attention is set by object",
-        "arch/diffusers_fence.py",
+        "arch/diffusers_fence/kernels.py",
         "            child.set_processor(_processor(name, slice_size, child.heads))\n",
         "            pass\n",
         "tests/arch/test_diffusers_fence.py tests/arch/test_attention.py",

@@ -47,7 +47,7 @@ def lane(name: str) -> dict[str, Any]:
     from torch import nn
 
     import safelight
-    from safelight.arch import diffusers_fence
+    from safelight.arch.diffusers_fence import sampling
 
     if name == "room for one":
         os.environ["SAFELIGHT_MAX_CACHE_RAM_GB"] = "0.064"
@@ -75,7 +75,7 @@ def lane(name: str) -> dict[str, Any]:
 
         nn.Conv2d.forward = failing  # type: ignore[method-assign]
     if name == "kept":
-        pipeline_class = diffusers_fence._pipeline_class
+        pipeline_class = sampling.pipeline_class
 
         def keeping(base: str) -> Any:
             def build(**parts: object) -> Any:
@@ -84,7 +84,7 @@ def lane(name: str) -> dict[str, Any]:
 
             return build
 
-        diffusers_fence._pipeline_class = keeping
+        sampling.pipeline_class = keeping
     chance = random.Random(0)
     switches, wrong, failed, at_20 = LANES[name][0], 0, 0, 0
     model = names[0]

@@ -82,15 +82,15 @@ def main() -> None:
         train_unet(stage, unet, parts["text_encoder"], latents, captions)
         # The moving average is in the parameters now.
         state = {f"unet.{k}": v.half().contiguous() for k, v in get_peft_model_state_dict(unet).items()}
-        pack(look, state)
+        pack(look, state, "lora")
 
 
-def pack(look: str, state: dict[str, torch.Tensor]) -> None:
-    """Write the adapter and its record into the package."""
+def pack(look: str, state: dict[str, torch.Tensor], kind: str) -> None:
+    """Write the adapter and its record into the package. ``kind``: as modelspec names it."""
     target = PACKAGE / "adapters" / f"{look}.safetensors"
     target.parent.mkdir(exist_ok=True)
     metadata = {
-        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.architecture": f"stable-diffusion-v1/{kind}",
         "modelspec.title": f"Safelight starter adapter, {look}",
         "modelspec.license": "Apache-2.0",
     }

@@ -10,8 +10,10 @@ from support import checkpoints
 from torch.nn import functional as F
 
 import safelight
-from safelight.arch import attention, diffusers_fence
+from safelight.arch import attention
 from safelight.arch.attention import Kernels, Shape, Tried, try_out
+from safelight.arch.diffusers_fence import kernels as processors
+from safelight.arch.diffusers_fence import modules
 from safelight.devices.cpu import CPU
 from safelight.errors import SettingError
 
@@ -34,7 +36,7 @@ def test_attention_01_every_slice_size_is_right(size: str) -> None:
 
 def junk(above: int):
     """A kernel that returns junk above so many tokens (ATTENTION 01, 05)."""
-    sound = diffusers_fence.AttnProcessor2_0.__call__
+    sound = processors.AttnProcessor2_0.__call__
 
     def call(self, attn, hidden_states, *args, **kwargs):
         out = sound(self, attn, hidden_states, *args, **kwargs)
@@ -51,7 +53,7 @@ def uninitialised(self, attn, hidden_states, *args, **kwargs):
 def contiguous_only(self, attn, hidden_states, *args, **kwargs):
     """ATTENTION 02: what is not contiguous is read as if it were."""
     sound = torch.as_strided(hidden_states, hidden_states.shape, torch.empty(hidden_states.shape).stride())
-    return diffusers_fence.AttnProcessor()(attn, sound, *args, **kwargs)
+    return processors.AttnProcessor()(attn, sound, *args, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def contiguous_only(self, attn, hidden_states, *args, **kwargs):
 def test_a_kernel_that_computes_wrongly_is_refused(
     kernel, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diffusers_fence.AttnProcessor2_0, "__call__", kernel)
+    monkeypatch.setattr(processors.AttnProcessor2_0, "__call__", kernel)
     kernels = Kernels(CPU(), tmp_path)
     with pytest.raises(SettingError, match=says):
         kernels.chosen("torch-sdp", torch.float32)
@@ -116,7 +118,7 @@ def test_a_model_and_a_base_can_have_their_own(root: Path, ask) -> None:
 def test_slices_are_of_the_size_that_is_asked_for() -> None:
     config = checkpoints.configs("sd1")["unet"]
     for size, expected in (("max", {1}), ("3", {3}), ("balanced", {1, 2, 4})):
-        built = diffusers_fence.build("sd1", config, torch.float32, "sliced", HERE, size)
+        built = modules.build("sd1", config, torch.float32, "sliced", HERE, size)
         assert {p.slice_size for p in built.attn_processors.values()} <= expected  # type: ignore[union-attr]
 
 
@@ -124,12 +126,12 @@ def test_a_kernel_that_is_a_function_computes_what_torchs_processor_computes() -
     """What flash and sage are called by, bit for bit."""
     for shape in ({"query_dim": 320, "heads": 8, "dim_head": 40}, {"query_dim": 64, "heads": 1, "dim_head": 64}):
         more = {"norm_num_groups": 32, "residual_connection": True} if shape["heads"] == 1 else {}
-        module = diffusers_fence.Attention(**shape, **more)
+        module = processors.Attention(**shape, **more)
         hidden = torch.randn(2, 64, 4, 4) if more else torch.randn(2, 9, 320)
         with torch.no_grad():
-            module.set_processor(diffusers_fence.AttnProcessor2_0())
+            module.set_processor(processors.AttnProcessor2_0())
             right = module(hidden)
-            module.set_processor(diffusers_fence.FunctionProcessor(F.scaled_dot_product_attention))
+            module.set_processor(processors.FunctionProcessor(F.scaled_dot_product_attention))
             assert torch.equal(module(hidden), right)
 
 

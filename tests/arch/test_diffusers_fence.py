@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from support import checkpoints
 
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import kernels, modules
 
 CPU = torch.device("cpu")
 
@@ -14,12 +14,12 @@ def test_attention_08_the_chosen_processor_is_the_one_that_is_called() -> None:
     config = checkpoints.configs("sd1")["unet"]
     counts: dict[str, int] = {}
     for name, kind in (
-        ("torch-sdp", diffusers_fence.AttnProcessor2_0),
-        ("normal", diffusers_fence.AttnProcessor),
-        ("sliced", diffusers_fence.SlicedAttnProcessor),
+        ("torch-sdp", kernels.AttnProcessor2_0),
+        ("normal", kernels.AttnProcessor),
+        ("sliced", kernels.SlicedAttnProcessor),
     ):
         unet = checkpoints.modules("sd1")["unet"]
-        diffusers_fence.set_attention(unet, name)
+        kernels.set_attention(unet, name)
         original = kind.__call__
 
         def counted(self, *args, _original=original, _name=name, **kwargs):
@@ -32,7 +32,7 @@ def test_attention_08_the_chosen_processor_is_the_one_that_is_called() -> None:
                 unet(torch.ones(1, 4, 8, 8), 1, torch.ones(1, 77, 64))
         finally:
             kind.__call__ = original  # type: ignore[method-assign]
-        built = diffusers_fence.build("sd1", config, torch.float32, name, CPU)
+        built = modules.build("sd1", config, torch.float32, name, CPU)
         assert {type(p) for p in built.attn_processors.values()} == {kind}  # type: ignore[union-attr]
     attentions = sum("attn" in n and n.endswith("to_q") for n, _ in unet.named_modules())
     assert counts == dict.fromkeys(("torch-sdp", "normal", "sliced"), attentions)
@@ -42,7 +42,7 @@ def test_attention_02_kernels_agree() -> None:
     outs = []
     for name in ("torch-sdp", "normal", "sliced"):
         unet = checkpoints.modules("sd1")["unet"]
-        diffusers_fence.set_attention(unet, name)
+        kernels.set_attention(unet, name)
         with torch.no_grad():
             outs.append(unet(torch.ones(1, 4, 8, 8), 1, torch.ones(1, 77, 64)).sample)
     assert all(torch.allclose(outs[0], other, atol=1e-4) for other in outs[1:])
@@ -51,7 +51,7 @@ def test_attention_02_kernels_agree() -> None:
 def test_building_changes_nothing_of_the_process() -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        built = diffusers_fence.build("sd1", checkpoints.configs("sd1")["vae"], torch.float32, "torch-sdp", CPU)
+        built = modules.build("sd1", checkpoints.configs("sd1")["vae"], torch.float32, "torch-sdp", CPU)
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)

@@ -15,7 +15,7 @@ from torch import nn
 
 import safelight
 from safelight import config
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import kernels, sampling
 from safelight.assemble.worker import open_engine
 from safelight.devices.simulated import simulated
 from safelight.engine.local import LocalEngine
@@ -86,7 +86,7 @@ def broken(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 def test_attention_05_a_kernel_that_breaks_gives_way_to_the_reference(
     engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
-    kernel = diffusers_fence.AttnProcessor2_0
+    kernel = kernels.AttnProcessor2_0
     monkeypatch.setattr(kernel, "__call__", broken(kernel.__call__))
     for _ in range(2):
         image = next(engine.generate(ask()))
@@ -143,14 +143,14 @@ def test_state_23_what_is_left_on_a_model_while_it_computes_is_not_returned(
     engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = next(engine.generate(ask())).pixels_sha256
-    denoise, left = diffusers_fence.denoise, [True]
+    denoise, left = sampling.denoise, [True]
 
     def hooked(base: str, unet: nn.Module, *arguments, **more):
         if left.pop() if left else False:
             unet.register_forward_hook(lambda _, __, out: out)
         return denoise(base, unet, *arguments, **more)
 
-    monkeypatch.setattr(diffusers_fence, "denoise", hooked)
+    monkeypatch.setattr(sampling, "denoise", hooked)
     image = next(engine.generate(ask()))
     assert image.pixels_sha256 == right
     (repair,) = image.metadata["repairs"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import safelight
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import pictures
 from safelight.engine.local import LocalEngine
 from safelight.gates import appearance
 from safelight.gates.appearance import Looks
@@ -72,8 +72,8 @@ def test_a_decoder_that_shifts_colours_is_marked_and_the_image_given(
     for prompt in PROMPTS:
         for model in ("starter-noto", "starter-twemoji", "starter-fluent"):
             next(engine.generate(safelight.Request(prompt, model, steps=3)))
-    decode = diffusers_fence.decode
-    monkeypatch.setattr(diffusers_fence, "decode", lambda vae, latents: decode(vae, latents).flip(1))
+    decode = pictures.decode
+    monkeypatch.setattr(pictures, "decode", lambda vae, latents: decode(vae, latents).flip(1))
     image = next(engine.generate(safelight.Request("red apple", "starter-noto", steps=8)))
     assert any("not those that this VAE gave" in mark for mark in image.metadata["marks"])
     assert any("it can be right all the same" in warning for warning in image.warnings)

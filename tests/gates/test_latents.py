@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import safelight
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import sampling
 from safelight.engine.local import LocalEngine
 from safelight.errors import NotFiniteError
 from safelight.gates import latents
@@ -32,12 +32,12 @@ def test_right_latents_are_within_at_every_step(engine: LocalEngine, ask, sample
 def test_latents_that_grow_beyond_are_marked_and_not_failed(
     engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    denoise = diffusers_fence.denoise
+    denoise = sampling.denoise
 
     def grown(base, unet, scheduler, device, conditioning, on_step, start, **call):
         return denoise(base, unet, scheduler, device, conditioning, lambda n, x: on_step(n, x * 1e4), start, **call)
 
-    monkeypatch.setattr(diffusers_fence, "denoise", grown)
+    monkeypatch.setattr(sampling, "denoise", grown)
     image = next(engine.generate(ask()))
     assert any("at step 1, where at most" in mark for mark in image.metadata["marks"])
     assert any("it can be right all the same" in warning for warning in image.warnings)
@@ -45,13 +45,13 @@ def test_latents_that_grow_beyond_are_marked_and_not_failed(
 
 def test_a_step_that_is_nan_is_the_last_one(engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    sigma = diffusers_fence.sigma
+    sigma = sampling.sigma
 
     def spoiled(scheduler) -> float:
         steps.append(scheduler.step_index)
         return sigma(scheduler)
 
-    monkeypatch.setattr(diffusers_fence, "sigma", spoiled)
+    monkeypatch.setattr(sampling, "sigma", spoiled)
     monkeypatch.setattr(latents, "highest", lambda _: float("nan") if len(steps) == 3 else 1.0)
     with pytest.raises(NotFiniteError, match="step 3"):
         next(engine.generate(ask(steps=8)))

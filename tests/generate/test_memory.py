@@ -15,7 +15,7 @@ import torch
 
 import safelight
 from safelight import config
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import pictures
 from safelight.arch.streamed import StreamedParameter
 from safelight.assemble.worker import open_engine
 from safelight.devices import machine
@@ -243,7 +243,7 @@ def test_a_containers_limit_is_planned_for_beforehand(
 def test_a_weight_written_while_it_is_bound_makes_no_image(root: Path, right: tuple[str, int]) -> None:
     """The write is seen when the binding ends; the stage is done again with the weight read again."""
     engine = open_engine(config.load(root, verify_transfers="off"))
-    original, written = diffusers_fence.decode, [0]
+    original, written = pictures.decode, [0]
 
     def writing(module: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
         if not written[0]:
@@ -252,9 +252,9 @@ def test_a_weight_written_while_it_is_bound_makes_no_image(root: Path, right: tu
                 module.post_quant_conv.weight.mul_(3)  # type: ignore[union-attr, operator]
         return original(module, latents)
 
-    diffusers_fence.decode = writing  # type: ignore[assignment]
+    pictures.decode = writing  # type: ignore[assignment]
     try:
         assert next(engine.generate(ask())).pixels_sha256 == right[0]
     finally:
-        diffusers_fence.decode = original  # type: ignore[assignment]
+        pictures.decode = original  # type: ignore[assignment]
     assert written[0] == 1

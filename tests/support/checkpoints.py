@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from safelight.arch.diffusers_fence import _construct
+from safelight.arch.diffusers_fence.modules import construct
 from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
@@ -42,7 +42,7 @@ def modules(base: str, seed: int = 0, in_channels: int = 4) -> dict[str, nn.Modu
     built: dict[str, nn.Module] = {}
     generator = torch.Generator().manual_seed(seed)
     for role, config in configs(base, in_channels).items():
-        module = _construct(base, config).eval().requires_grad_(False)
+        module = construct(base, config).eval().requires_grad_(False)
         for name, parameter in module.named_parameters():
             if parameter.ndim >= 2:
                 std = 0.3 if "embedding" in name else parameter[0].numel() ** -0.5

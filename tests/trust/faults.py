@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import kernels, pictures
 from safelight.engine.local import LocalEngine
 from safelight.formats import safetensors
 from safelight.generate import run
@@ -166,7 +166,7 @@ def forward(module: nn.Module) -> None:
 
 
 def processor(module: nn.Module) -> None:
-    diffusers_fence.set_attention(module, "sliced")
+    kernels.set_attention(module, "sliced")
 
 
 def training(module: nn.Module) -> None:
@@ -219,7 +219,7 @@ def kernel(change: Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]) ->
 
         return call
 
-    return everywhere(diffusers_fence.AttnProcessor2_0, "__call__", make)
+    return everywhere(kernels.AttnProcessor2_0, "__call__", make)
 
 
 def tokens(hidden: torch.Tensor) -> int:
@@ -406,7 +406,7 @@ FAULTS = (
     Fault(
         "attention wants contiguous inputs",
         "attention",
-        everywhere(diffusers_fence.AttnProcessor2_0, "__call__", only_contiguous),
+        everywhere(kernels.AttnProcessor2_0, "__call__", only_contiguous),
     ),
     Fault(
         "attention is NaN for heads of 80",
@@ -417,7 +417,7 @@ FAULTS = (
     Fault(
         "attention leaves out the last keys",
         "attention",
-        everywhere(diffusers_fence.AttnProcessor2_0, "__call__", few_keys),
+        everywhere(kernels.AttnProcessor2_0, "__call__", few_keys),
     ),
     Fault("a bit of the UNet in memory", "memory", bit_in_memory("unet")),
     Fault("a bit of the VAE in memory", "memory", bit_in_memory("vae")),
@@ -430,5 +430,5 @@ FAULTS = (
     Fault("every image leaves memory behind", "memory", leak),
     Fault("copies read a freed source", "device", device_fault("early_frees", 10**6), "simulated"),
     Fault("large copies lose bytes", "device", corrupting, "simulated"),
-    Fault("a device that does not repeat itself", "device", everywhere(diffusers_fence, "decode", drifting)),
+    Fault("a device that does not repeat itself", "device", everywhere(pictures, "decode", drifting)),
 )

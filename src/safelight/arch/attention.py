@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from safelight.arch import diffusers_fence
-from safelight.arch.diffusers_fence import KERNELS
+from safelight.arch.diffusers_fence import kernels
+from safelight.arch.diffusers_fence.kernels import KERNELS
 from safelight.devices import choice, kept
 from safelight.devices.base import Device
 from safelight.errors import SettingError
@@ -97,7 +98,7 @@ class Kernels:
         """What is known of kernels, else what trying them shows. It takes about a second."""
         found: dict[str, Tried] = {}
         for name in names:
-            why = diffusers_fence.missing_kernel(name, self._device.torch)
+            why = kernels.missing_kernel(name, self._device.torch)
             with suppress(TypeError):
                 found[name] = (
                     Tried(False, why, 0.0)
@@ -125,7 +126,7 @@ def try_out(
     problems: dict[str, str] = {}
     for number, shape in enumerate(shapes if names else ()):
         with _seeded(number), torch.no_grad():
-            module = diffusers_fence.attention_module(shape.heads, shape.head_size).to(dtype).eval()
+            module = kernels.attention_module(shape.heads, shape.head_size).to(dtype).eval()
             hidden, keys = _inputs(shape, dtype)
             exact = _reference(module, shape, hidden, hidden if keys is None else keys)
             allowed = TOLERANCE * torch.finfo(dtype).eps * float(exact.abs().max())
@@ -177,7 +178,7 @@ def _problem(
     """Why a kernel fails in one shape: it raises, or is further from ``exact`` than ``allowed``."""
     at = next(module.parameters()).device
     try:
-        diffusers_fence.set_attention(module, name, slice_size)
+        kernels.set_attention(module, name, slice_size)
         # To a device first: copies make tensors contiguous unless they are told otherwise.
         there = hidden.to(at, memory_format=torch.preserve_format)
         with _poisoned_memory(at):
@@ -207,9 +208,9 @@ def _reference(module: nn.Module, shape: Shape, hidden: torch.Tensor, keys: torc
 def _seconds(name: str, dtype: torch.dtype, at: torch.device, slice_size: str) -> float:
     """The best of several, for the timed shape."""
     with _seeded(0), torch.no_grad():
-        module = diffusers_fence.attention_module(TIMED.heads, TIMED.head_size).to(dtype).eval()
+        module = kernels.attention_module(TIMED.heads, TIMED.head_size).to(dtype).eval()
         _put(module, at)
-        diffusers_fence.set_attention(module, name, slice_size)
+        kernels.set_attention(module, name, slice_size)
         hidden = _inputs(TIMED, dtype)[0].to(at)
         times: list[float] = []
         for _ in range(3):

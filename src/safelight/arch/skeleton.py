@@ -15,8 +15,8 @@ import structlog
 import torch
 from torch import nn
 
-from safelight.arch import diffusers_fence
 from safelight.arch.absent import AbsentParameter
+from safelight.arch.diffusers_fence import modules
 from safelight.arch.fingerprint import Fingerprint
 from safelight.formats.layout import ComponentConfig
 
@@ -48,7 +48,7 @@ Build = Callable[[SkeletonKey], nn.Module]
 
 def build(key: SkeletonKey) -> nn.Module:
     """The component's module, as diffusers or transformers makes it."""
-    return diffusers_fence.build(key.base, key.config, key.dtype, key.attention, key.at, key.slice_size)
+    return modules.build(key.base, key.config, key.dtype, key.attention, key.at, key.slice_size)
 
 
 class Skeleton:

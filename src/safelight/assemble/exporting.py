@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import exports, sampling
 from safelight.errors import InputError
 from safelight.files import open_regular, settle, write_whole, written
 from safelight.formats import safetensors
@@ -43,18 +44,18 @@ def to_diffusers(model: Model, folder: Path) -> None:
             _component(model.base, component, temporary / component.role)
         roles = [component.role for component in model.manifest.components]
         index: dict[str, Any] = {
-            "_class_name": diffusers_fence.pipeline_name(model.base),
+            "_class_name": sampling.pipeline_name(model.base),
             "_diffusers_version": diffusers_fence.VERSION,
             **({} if model.base == "sdxl" else dict.fromkeys(("safety_checker", "feature_extractor"), (None, None))),
             "scheduler": ("diffusers", "EulerDiscreteScheduler"),
         }
         for role in roles:
             library = "transformers" if role.startswith("text_encoder") else "diffusers"
-            index[role] = (library, diffusers_fence.class_name(model.base, model.manifest.component(role).config))
+            index[role] = (library, exports.class_name(model.base, model.manifest.component(role).config))
             if role.startswith("text_encoder"):
                 name = role.replace("text_encoder", "tokenizer")
                 pad = PAD_TOKENS[BASES[model.base].pad_ids[role]]
-                diffusers_fence.save_tokenizer(temporary / name, VOCABULARY, pad)
+                exports.save_tokenizer(temporary / name, VOCABULARY, pad)
                 index[name] = ("transformers", "CLIPTokenizer")
         made = samplers.make("euler", "default", model.prediction_type, model.zero_terminal_snr, 0)
         made.save_pretrained(temporary / "scheduler")
@@ -84,7 +85,7 @@ def _component(base: str, component: ComponentManifest, folder: Path) -> None:
             safetensors.write(file, infos, lambda info: _bytes(opened[info.path], by_name[info.name]))
             settle(file, temporary)
             os.replace(temporary, folder / f"{file_name}.safetensors")
-    write_whole(folder / "config.json", json.dumps(diffusers_fence.settings_of(base, component.config)).encode())
+    write_whole(folder / "config.json", json.dumps(exports.settings_of(base, component.config)).encode())
 
 
 def _published(role: str, name: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageFilter
 
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import pictures
 from safelight.errors import RequestError
 from safelight.library.inputs import Inputs
 from safelight.types import Request
@@ -64,7 +64,7 @@ def canvas(request: Request, inputs: Inputs, width: int, height: int) -> Canvas 
     soft = mask.filter(ImageFilter.GaussianBlur(request.mask_blur)) if request.mask_blur else mask
     if request.mask_padding is None:
         return Canvas(whole, mask, whole, soft, (0, 0, width, height))
-    box = diffusers_fence.crop_region(mask, width, height, request.mask_padding)
+    box = pictures.crop_region(mask, width, height, request.mask_padding)
     picture, part = (_resized(image.crop(box), size) for image in (whole, mask))
     return Canvas(picture, part, whole, soft, box)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import encoding
 from safelight.formats.layout import BASES
 from safelight.prompts.tokens import Chunk, chunks
 from safelight.types import Request
@@ -47,14 +47,14 @@ def _encode_chunk(
     out and has no norm behind it (Podell et al. 2023)."""
     ids = torch.tensor([chunk.ids], device=device)
     if base == "sdxl" and role == "text_encoder":
-        hidden, pooled = diffusers_fence.encode(encoder, ids, clip_skip + 1)
+        hidden, pooled = encoding.encode(encoder, ids, clip_skip + 1)
     elif base == "sdxl":
-        hidden, pooled = diffusers_fence.encode(encoder, ids, clip_skip)
+        hidden, pooled = encoding.encode(encoder, ids, clip_skip)
     elif clip_skip:
-        skipped, pooled = diffusers_fence.encode(encoder, ids, clip_skip)[0], None
-        hidden = diffusers_fence.final_norm(encoder, skipped)
+        skipped, pooled = encoding.encode(encoder, ids, clip_skip)[0], None
+        hidden = encoding.final_norm(encoder, skipped)
     else:
-        hidden, pooled = diffusers_fence.encode(encoder, ids, None)
+        hidden, pooled = encoding.encode(encoder, ids, None)
     return (hidden if chunk.weights is None else _weighted(hidden, chunk.weights)), pooled
 
 

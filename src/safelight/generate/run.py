@@ -16,8 +16,8 @@ import structlog
 import torch
 from torch import nn
 
-from safelight.arch import diffusers_fence
 from safelight.arch.bind import bound
+from safelight.arch.diffusers_fence import pictures, sampling
 from safelight.arch.skeleton import SkeletonCache, SkeletonKey
 from safelight.devices import machine
 from safelight.devices.base import Device
@@ -170,14 +170,14 @@ class _Job:
         self._report("decode", 1, 1)
         return pixels if self._canvas is None else self._canvas.put_back(pixels)
 
-    def _start(self, given: Canvas) -> diffusers_fence.Start:
+    def _start(self, given: Canvas) -> sampling.Start:
         """The picture's latents."""
 
-        def encoded(name: str) -> list[diffusers_fence.Encoded]:
-            def stage(vae: nn.Module, _: Lease) -> list[diffusers_fence.Encoded]:
-                return diffusers_fence.encode_picture(vae, given.picture, given.mask, self._device)
+        def encoded(name: str) -> list[pictures.Encoded]:
+            def stage(vae: nn.Module, _: Lease) -> list[pictures.Encoded]:
+                return pictures.encode_picture(vae, given.picture, given.mask, self._device)
 
-            found: list[diffusers_fence.Encoded] = self._staged(
+            found: list[pictures.Encoded] = self._staged(
                 "encode", "vae", TORCH_DTYPES[name], 1 + (given.mask is not None), stage, first=True
             )
             with self.clock.gates():
@@ -185,7 +185,7 @@ class _Job:
                     latents.finite(one.numbers, "the VAE, encoding,", name)
             return found
 
-        return diffusers_fence.Start(given.picture, given.mask, self._by_vae(encoded), self.request.strength)
+        return sampling.Start(given.picture, given.mask, self._by_vae(encoded), self.request.strength)
 
     def _report(self, stage: Stage, step: int, steps: int, preview: Preview | None = None) -> None:
         memory = self.bench.report() if stage in ("switch", "encode") or step == 1 else None
@@ -211,7 +211,7 @@ class _Job:
                 latents.finite(tensor, "the text encoder", self.run.dtype)
         return embeddings
 
-    def _denoise(self, embeddings: Mapping[str, torch.Tensor], start: diffusers_fence.Start | None) -> torch.Tensor:
+    def _denoise(self, embeddings: Mapping[str, torch.Tensor], start: sampling.Start | None) -> torch.Tensor:
         request, model = self.request, self.model
         shape = (1, 4, self.height // LATENT_SCALE, self.width // LATENT_SCALE)
 
@@ -229,12 +229,12 @@ class _Job:
 
             def on_step(step: int, values: torch.Tensor) -> None:
                 with self.clock.gates():
-                    self._passed(step, values, diffusers_fence.sigma(scheduler))
+                    self._passed(step, values, sampling.sigma(scheduler))
                 preview = self.bench.previews.of(self._vae, values) if self.bench.previews is not None else None
                 self._report("denoise", min(step + 1, request.steps_done), request.steps_done, preview)
                 lease.adjust()
 
-            return diffusers_fence.denoise(
+            return sampling.denoise(
                 model.base,
                 unet,
                 scheduler,
@@ -260,7 +260,7 @@ class _Job:
 
     def _decode(self, values: torch.Tensor) -> torch.Tensor:
         decoded = self._by_vae(lambda name: self._decoded(values, name))
-        pixels = diffusers_fence.to_pixels(decoded)[0]
+        pixels = pictures.to_pixels(decoded)[0]
         with self.clock.gates():
             self.marks += self.bench.looks.marks(self._vae, values, pixels)
         if self.bench.previews is not None:
@@ -285,7 +285,7 @@ class _Job:
         dtype = TORCH_DTYPES[name]
 
         def stage(vae: nn.Module, _: Lease) -> torch.Tensor:
-            return diffusers_fence.decode(vae, values.to(dtype))
+            return pictures.decode(vae, values.to(dtype))
 
         decoded = self._staged("decode", "vae", dtype, 1, stage)
         with self.clock.gates():

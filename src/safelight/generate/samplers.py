@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safelight.arch import diffusers_fence
+from safelight.arch.diffusers_fence import sampling
 from safelight.types import SAMPLERS, Schedule
 
 
@@ -35,4 +35,4 @@ def make(sampler: str, schedule: Schedule, prediction_type: str, zero_terminal_s
     if zero_terminal_snr:
         settings["timestep_spacing"] = "trailing"
         settings["rescale_betas_zero_snr"] = True
-    return diffusers_fence.scheduler(SAMPLERS[sampler].scheduler, settings, seed)
+    return sampling.scheduler(SAMPLERS[sampler].scheduler, settings, seed)

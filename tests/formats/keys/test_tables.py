@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import checkpoints
 
-from safelight.arch.diffusers_fence import _construct
+from safelight.arch.diffusers_fence.modules import construct
 from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.rows import Shapes
 from safelight.formats.keys.unet import UNetConfig, infer
@@ -27,7 +27,7 @@ FULL: dict[str, tuple[str, ComponentConfig]] = {
 
 def same_as_module(base: str, config: ComponentConfig) -> None:
     with torch.device("meta"):
-        state = _construct(base, config).state_dict()
+        state = construct(base, config).state_dict()
     table = {row.name: row.shape for row in rows(config)}
     assert table == {name: tuple(tensor.shape) for name, tensor in state.items()}
 

@@ -1,0 +1,117 @@
+"""Attention kernels, as processors that are set by object: ``set_attention_backend`` silently skips Stable Diffusion
+UNets."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
+from torch import nn
+
+KERNELS = ("torch-sdp", "flash", "xformers", "sage", "normal", "sliced")
+"""Attention kernels by name; those before are preferred where two are as fast."""
+
+
+_PACKAGES = {"flash": "flash_attn", "xformers": "xformers", "sage": "sageattention"}
+"""Kernels that are packages of their own, all for CUDA."""
+
+
+def set_attention(module: nn.Module, name: str, slice_size: str = "auto") -> None:
+    """Give every attention of diffusers in ``module`` a processor of its own. ``slice_size``: heads that are computed
+    at once by ``sliced``: a number; ``balanced`` and ``auto`` half of them, ``max`` one, as diffusers has it."""
+    for child in module.modules():
+        if isinstance(child, Attention):
+            child.set_processor(_processor(name, slice_size, child.heads))
+
+
+def _processor(name: str, slice_size: str, heads: int) -> Any:
+    match name:
+        case "torch-sdp":
+            return AttnProcessor2_0()
+        case "normal":
+            return AttnProcessor()
+        case "sliced":
+            at_once = {"auto": heads // 2, "balanced": heads // 2, "max": 1}
+            return SlicedAttnProcessor(max(1, at_once[slice_size] if slice_size in at_once else int(slice_size)))
+        case "xformers":
+            return XFormersAttnProcessor()
+        case "flash":
+            return FunctionProcessor(_flash(importlib.import_module("flash_attn").flash_attn_func))
+        case "sage":
+            return FunctionProcessor(importlib.import_module("sageattention").sageattn)
+        case _:
+            raise ValueError(name)
+
+
+def _flash(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """flash_attn's function, which has tokens before heads, with the layout of torch's."""
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+    return attend
+
+
+class FunctionProcessor:
+    """A processor around ``function``: q, k, v (n, heads, tokens, head size) to the same shape as q.
+
+    The rest is as in diffusers' ``AttnProcessor2_0``.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        self.function = function
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if attention_mask is not None or attn.spatial_norm is not None:
+            raise NotImplementedError(f"attention with a mask or a spatial norm, and {temb is not None=}")
+        residual, shape = hidden_states, hidden_states.shape
+        if hidden_states.ndim == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        keys = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and attn.norm_cross:
+            keys = attn.norm_encoder_hidden_states(keys)
+        q, k, v = (
+            part.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for part in (attn.to_q(hidden_states), attn.to_k(keys), attn.to_v(keys))
+        )
+        out = self.function(q, k, v).transpose(1, 2).flatten(2).to(q.dtype)
+        out = attn.to_out[1](attn.to_out[0](out))
+        if len(shape) == 4:
+            out = out.transpose(-1, -2).reshape(shape)
+        if attn.residual_connection:
+            out = out + residual
+        return out / attn.rescale_output_factor
+
+
+def missing_kernel(name: str, at: torch.device) -> str | None:
+    """Why a kernel cannot be had on a device, None when it can."""
+    package = _PACKAGES.get(name)
+    if package is None:
+        return None
+    if at.type != "cuda":
+        return f"{package} computes on CUDA only"
+    return None if find_spec(package) is not None else f"{package} is not installed: pip install {package}"
+
+
+def attention_module(heads: int, head_size: int) -> nn.Module:
+    """An attention of diffusers, as a UNet has them, with random weights from the global generator."""
+    return cast("Any", Attention)(query_dim=heads * head_size, heads=heads, dim_head=head_size)

@@ -1,0 +1,151 @@
+"""The modules of components, built on meta from what their shapes and their base tell."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+
+from safelight.arch.diffusers_fence.kernels import set_attention
+from safelight.formats.keys.adapters import AdapterConfig
+from safelight.formats.keys.clip import CLIPConfig
+from safelight.formats.keys.unet import UNetConfig
+from safelight.formats.keys.vae import VAEConfig
+from safelight.formats.layout import BASES, END_TOKEN, ComponentConfig
+
+CHANNELS_PER_HEAD = 64
+"""Of SD 2's and SDXL's UNets, and of every CLIP text encoder."""
+
+
+TIME_IDS_WIDTH = 256
+"""Width of each of SDXL's size and crop numbers in its added conditioning."""
+
+
+SAMPLE_SIZES = {"sd1": 64, "sd2": 96, "sdxl": 128, "sdxl-refiner": 128}
+"""Latents a side at which a base was trained, as published settings have it."""
+
+
+START_TOKEN = 49406
+
+
+def build(
+    base: str,
+    config: ComponentConfig,
+    dtype: torch.dtype,
+    attention: str,
+    at: torch.device,
+    slice_size: str = "auto",
+) -> nn.Module:
+    """A module on meta, in eval mode, in ``dtype``, with its non-persistent buffers made for real on ``at``.
+
+    The attention processors are set by object: ``set_attention_backend`` silently skips Stable Diffusion UNets.
+    """
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("meta"):
+            module = construct(base, config, attention)
+    finally:
+        torch.set_default_dtype(previous)
+    module = module.to(dtype).eval().requires_grad_(False)
+    set_attention(module, attention, slice_size)
+    _run_once(module)
+    _real_buffers(module, at)
+    return module
+
+
+def construct(base: str, config: ComponentConfig, attention: str = "torch-sdp") -> nn.Module:
+    match config:
+        case CLIPConfig():
+            return _text_encoder(config, attention)
+        case VAEConfig():
+            return _vae(base, config)
+        case UNetConfig():
+            return _unet(base, config)
+        case AdapterConfig():
+            raise ValueError(config)
+
+
+def _text_encoder(config: CLIPConfig, attention: str) -> nn.Module:
+    settings = cast("Any", CLIPTextConfig)(
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.intermediate,
+        projection_dim=config.projection or config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=max(1, config.width // CHANNELS_PER_HEAD),
+        max_position_embeddings=config.positions,
+        hidden_act=config.activation,
+        bos_token_id=START_TOKEN,
+        eos_token_id=END_TOKEN,
+        pad_token_id=END_TOKEN,
+        # transformers has two of these kernels; with 77 tokens there is nothing to slice.
+        attn_implementation="eager" if attention in ("normal", "sliced") else "sdpa",
+    )
+    return CLIPTextModel(settings) if config.projection is None else CLIPTextModelWithProjection(settings)
+
+
+def _vae(base: str, config: VAEConfig) -> nn.Module:
+    levels = len(config.block_out_channels)
+    return cast("Any", AutoencoderKL)(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        latent_channels=config.latent_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        norm_num_groups=32,
+        scaling_factor=BASES[base].scaling_factor,
+    )
+
+
+def _unet(base: str, config: UNetConfig) -> nn.Module:
+    heads = BASES[base].heads
+    crossed = [depth > 0 for depth in config.depths]
+    added: dict[str, Any] = {}
+    if config.time_features is not None:
+        added = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": TIME_IDS_WIDTH,
+            "projection_class_embeddings_input_dim": config.time_features,
+        }
+    return cast("Any", UNet2DConditionModel)(
+        # Pipelines compare it; they are always told the size.
+        sample_size=SAMPLE_SIZES[base],
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=tuple("CrossAttnDownBlock2D" if cross else "DownBlock2D" for cross in crossed),
+        up_block_types=tuple("CrossAttnUpBlock2D" if cross else "UpBlock2D" for cross in reversed(crossed)),
+        transformer_layers_per_block=(*(depth or 1 for depth in config.depths[:-1]), config.mid_depth),
+        cross_attention_dim=config.cross_attention_dim,
+        attention_head_dim=heads or tuple(max(1, width // CHANNELS_PER_HEAD) for width in config.block_out_channels),
+        use_linear_projection=config.linear_projection,
+        norm_num_groups=32,
+        **added,
+    )
+
+
+def _run_once(module: nn.Module) -> None:
+    """Let transformers install the hooks that it installs at first use, so that they count as built."""
+    if isinstance(module, (CLIPTextModel, CLIPTextModelWithProjection)):
+        with torch.device("meta"), torch.no_grad():
+            module(torch.zeros(1, 2, dtype=torch.long), output_hidden_states=True)
+
+
+def _real_buffers(module: nn.Module, at: torch.device) -> None:
+    for path, child in module.named_modules():
+        for name, buffer in child._buffers.items():
+            if buffer is None:
+                continue
+            if name == "position_ids" and name in child._non_persistent_buffers_set:
+                child._buffers[name] = torch.arange(buffer.shape[-1], device="cpu").expand((1, -1)).to(at)
+            else:
+                raise NotImplementedError(f"{type(module).__name__} has a buffer that is not known: {path}.{name}")
