@@ -8,12 +8,18 @@ from typing import Any, cast
 from safelight.errors import UnsupportedModelError
 from safelight.formats.header import Header
 from safelight.formats.keys.adapters import AdapterConfig
-from safelight.formats.layout import FLOATS, ComponentLayout, TensorPlace, vae_alone
+from safelight.formats.layout import CONTROLNET, FLOATS, ComponentLayout, TensorPlace, alone
 
 VAE = "vae"
 
-KINDS = frozenset({"lora", "loha", "lokr", "full_difference", VAE})
-"""Kinds of files that change a checkpoint: adapters of weights, and VAEs that take the place of its own."""
+INVERSION = "textual_inversion"
+
+WEIGHTS = frozenset({"lora", "loha", "lokr", "full_difference"})
+"""Kinds of files that change a checkpoint's weights: what a request asks for as ``loras``."""
+
+KINDS = WEIGHTS | {VAE, CONTROLNET, INVERSION}
+"""Those, VAEs that take the place of a checkpoint's own, ControlNets beside its UNet, and words for its text encoders.
+"""
 
 ROLE = "adapter"
 
@@ -21,16 +27,22 @@ METADATA = "lora_adapter_metadata"
 """Where diffusers writes PEFT's settings."""
 
 
-VAE_PREFIX = "first_stage_model."
+PREFIXES = {VAE: "first_stage_model.", CONTROLNET: "control_model."}
+"""With which such a file may name its tensors."""
+
+_NUMBERED = "string_to_token."
+"""AUTOMATIC1111's embeddings say which token they stood for in training."""
 
 
 def layout(header: Header, kind: str) -> ComponentLayout:
-    """The adapter's tensors under their own names; a VAE's under the module's. Raises UnsupportedModelError for what
-    cannot be read exactly, IncompleteModelError for a VAE that lacks tensors."""
-    if kind == VAE:
-        return vae_alone(header.path, {name.removeprefix(VAE_PREFIX): i for name, i in header.tensors.items()})
+    """The adapter's tensors under their own names; a VAE's and a ControlNet's under the module's. Raises
+    UnsupportedModelError for what cannot be read exactly, IncompleteModelError for a module that lacks tensors."""
+    if kind in PREFIXES:
+        return alone(header.path, kind, {n.removeprefix(PREFIXES[kind]): i for n, i in header.tensors.items()})
     places: list[TensorPlace] = []
     for info in header.tensors.values():
+        if kind == INVERSION and info.name.startswith(_NUMBERED):
+            continue
         if info.dtype not in FLOATS:
             raise UnsupportedModelError(
                 header.path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from safelight.errors import CorruptFileError, IncompleteModelError, UnsupportedModelError
 from safelight.formats.header import Header, TensorInfo
-from safelight.formats.keys import clip, leftover, unet, vae
+from safelight.formats.keys import clip, controlnet, leftover, unet, vae
 from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.rows import NotThisArchitecture, Row, Source, squeezed
 
-ComponentConfig = clip.CLIPConfig | unet.UNetConfig | vae.VAEConfig | AdapterConfig
+ComponentConfig = clip.CLIPConfig | unet.UNetConfig | vae.VAEConfig | controlnet.ControlNetConfig | AdapterConfig
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
 
@@ -37,6 +37,9 @@ class Base:
     pad_ids: Mapping[str, int]
     drop_last: bool = False
 
+
+CONTROLNET = "controlnet"
+"""The role of ControlNets, of which a job may have several."""
 
 END_TOKEN = 49407
 VOCABULARY = 49408
@@ -179,13 +182,14 @@ def build(
     return CheckpointLayout(path, base, tuple(components), {name: why or "" for name, why in left_over.items()})
 
 
-def vae_alone(path: Path, infos: Mapping[str, TensorInfo]) -> ComponentLayout:
-    """The layout of a VAE that has a file of its own. Raises IncompleteModelError as :func:`build` does."""
-    one = _built(path, BASES["sd1"], "vae", infos)
+def alone(path: Path, role: str, infos: Mapping[str, TensorInfo]) -> ComponentLayout:
+    """The layout of a VAE or ControlNet (``role``) that has a file of its own. Raises IncompleteModelError as
+    :func:`build` does."""
+    one = _built(path, BASES["sd1"], role, infos)
     used = {name for _, name in one.used}
     unexpected = [info.name for info in infos.values() if info.name not in used and leftover.reason(info.name) is None]
     if one.missing or one.mismatched or unexpected:
-        raise IncompleteModelError(path, "VAE", one.missing, one.mismatched, unexpected)
+        raise IncompleteModelError(path, "ControlNet" if role == CONTROLNET else "VAE", one.missing, one.mismatched, unexpected)
     return one.component
 
 
@@ -269,6 +273,8 @@ def rows(config: ComponentConfig) -> Iterable[Row]:
             return vae.tensors(config)
         case clip.CLIPConfig():
             return clip.tensors(config)
+        case controlnet.ControlNetConfig():
+            return controlnet.tensors(config)
         case AdapterConfig():
             return ()
 
@@ -278,6 +284,8 @@ def _infer(base: Base, role: str, shapes: Mapping[str, tuple[int, ...]]) -> Comp
         return unet.infer(shapes)
     if role == "vae":
         return vae.infer(shapes)
+    if role == CONTROLNET:
+        return controlnet.infer(shapes)
     pooled = role == "text_encoder_2"
     config = clip.infer(shapes, base.activations[role], base.drop_last)
     if pooled and config.projection is None:

@@ -6,6 +6,7 @@ import torch
 
 from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.clip import CLIPConfig
+from safelight.formats.keys.controlnet import ControlNetConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
 from safelight.memory.working import Work
@@ -32,6 +33,8 @@ def of(component: ComponentManifest, dtype: torch.dtype, run: RunSettings, pixel
     if isinstance(config, CLIPConfig):
         # Its size does not depend on the image's.
         return Work(name, 1, LIBRARIES + config.positions * config.intermediate * 4 * dtype.itemsize)
+    if isinstance(config, ControlNetConfig):
+        config = config.encoder
     if isinstance(config, UNetConfig):
         map_bytes = 2 * (pixels // 64) * config.block_out_channels[0] * dtype.itemsize
         scores = 2 * 8 * (pixels // 64) ** 2 * dtype.itemsize if quadratic else 0
@@ -46,6 +49,8 @@ def _widths(component: ComponentManifest) -> str:
     match component.config:
         case CLIPConfig() as clip:
             return f"{clip.width}x{clip.layers}"
+        case ControlNetConfig() as control:
+            return f"{'-'.join(map(str, control.encoder.block_out_channels))}x{control.encoder.layers_per_block}"
         case UNetConfig() as unet:
             return f"{'-'.join(map(str, unet.block_out_channels))}x{unet.layers_per_block}"
         case VAEConfig() as vae:

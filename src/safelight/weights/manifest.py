@@ -16,6 +16,7 @@ from safelight.errors import CorruptFileError
 from safelight.files import open_regular
 from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.clip import CLIPConfig
+from safelight.formats.keys.controlnet import ControlNetConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
 from safelight.formats.layout import ComponentConfig, ComponentLayout
@@ -163,7 +164,13 @@ def _measure_component(
     return ComponentManifest(component.role, component.config, tuple(tensors), digester.blake3.hexdigest())
 
 
-_CONFIGS = {"clip": CLIPConfig, "unet": UNetConfig, "vae": VAEConfig, "adapter": AdapterConfig}
+_CONFIGS = {
+    "clip": CLIPConfig,
+    "unet": UNetConfig,
+    "vae": VAEConfig,
+    "controlnet": ControlNetConfig,
+    "adapter": AdapterConfig,
+}
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
@@ -217,9 +224,15 @@ def _hint(root: Path, data: Any) -> FileHint:
 
 
 def _component_from_json(data: Any, files: tuple[FileHint, ...]) -> ComponentManifest:
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["config"].items()}
+    settings = _frozen(data["config"])
+    if "encoder" in settings:
+        settings["encoder"] = UNetConfig(**_frozen(settings["encoder"]))
     tensors = tuple(
         ManifestTensor(name, dtype, tuple(shape), files[at].path, offset, nbytes, transpose, xxh3)
         for name, dtype, shape, at, offset, nbytes, transpose, xxh3 in data["tensors"]
     )
     return ComponentManifest(data["role"], _CONFIGS[data["architecture"]](**settings), tensors, data["digest"])
+
+
+def _frozen(values: Any) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

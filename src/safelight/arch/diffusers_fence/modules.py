@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
@@ -14,6 +15,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 from safelight.arch.diffusers_fence.kernels import set_attention
 from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.clip import CLIPConfig
+from safelight.formats.keys.controlnet import ControlNetConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
 from safelight.formats.layout import BASES, END_TOKEN, ComponentConfig
@@ -67,6 +69,8 @@ def construct(base: str, config: ComponentConfig, attention: str = "torch-sdp") 
             return _vae(base, config)
         case UNetConfig():
             return _unet(base, config)
+        case ControlNetConfig():
+            return _controlnet(base, config)
         case AdapterConfig():
             raise ValueError(config)
 
@@ -106,8 +110,19 @@ def _vae(base: str, config: VAEConfig) -> nn.Module:
 
 
 def _unet(base: str, config: UNetConfig) -> nn.Module:
+    up = tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(config.depths))
+    return cast("Any", UNet2DConditionModel)(
+        # Pipelines compare it; they are always told the size.
+        sample_size=SAMPLE_SIZES[base],
+        out_channels=config.out_channels,
+        up_block_types=up,
+        **_encoder(base, config),
+    )
+
+
+def _encoder(base: str, config: UNetConfig) -> dict[str, Any]:
+    """The settings that a UNet and a ControlNet over it have in common."""
     heads = BASES[base].heads
-    crossed = [depth > 0 for depth in config.depths]
     added: dict[str, Any] = {}
     if config.time_features is not None:
         added = {
@@ -115,21 +130,25 @@ def _unet(base: str, config: UNetConfig) -> nn.Module:
             "addition_time_embed_dim": TIME_IDS_WIDTH,
             "projection_class_embeddings_input_dim": config.time_features,
         }
-    return cast("Any", UNet2DConditionModel)(
-        # Pipelines compare it; they are always told the size.
-        sample_size=SAMPLE_SIZES[base],
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        down_block_types=tuple("CrossAttnDownBlock2D" if cross else "DownBlock2D" for cross in crossed),
-        up_block_types=tuple("CrossAttnUpBlock2D" if cross else "UpBlock2D" for cross in reversed(crossed)),
-        transformer_layers_per_block=(*(depth or 1 for depth in config.depths[:-1]), config.mid_depth),
-        cross_attention_dim=config.cross_attention_dim,
-        attention_head_dim=heads or tuple(max(1, width // CHANNELS_PER_HEAD) for width in config.block_out_channels),
-        use_linear_projection=config.linear_projection,
-        norm_num_groups=32,
+    return {
+        "in_channels": config.in_channels,
+        "block_out_channels": config.block_out_channels,
+        "layers_per_block": config.layers_per_block,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in config.depths),
+        "transformer_layers_per_block": (*(depth or 1 for depth in config.depths[:-1]), config.mid_depth),
+        "cross_attention_dim": config.cross_attention_dim,
+        "attention_head_dim": heads or tuple(max(1, w // CHANNELS_PER_HEAD) for w in config.block_out_channels),
+        "use_linear_projection": config.linear_projection,
+        "norm_num_groups": 32,
         **added,
+    }
+
+
+def _controlnet(base: str, config: ControlNetConfig) -> nn.Module:
+    return cast("Any", ControlNetModel)(
+        conditioning_channels=config.hint_channels,
+        conditioning_embedding_out_channels=config.hint,
+        **_encoder(base, config.encoder),
     )
 
 

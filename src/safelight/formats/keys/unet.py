@@ -29,13 +29,14 @@ class UNetConfig:
     time_features: int | None = None
 
 
-def infer(shapes: Shapes) -> UNetConfig:
-    """Settings of a UNet from its tensors' shapes, in diffusers' names or LDM's.
+def infer(shapes: Shapes, whole: bool = True) -> UNetConfig:
+    """Settings of a UNet from its tensors' shapes, in diffusers' names or LDM's; not ``whole``: of its encoder alone,
+    which gives as many channels as it takes.
 
     Raises NotThisArchitecture when the tensors from which they are read are not there.
     """
     try:
-        config = _infer_diffusers(shapes) if "conv_in.weight" in shapes else _infer_ldm(shapes)
+        config = _infer_diffusers(shapes, whole) if "conv_in.weight" in shapes else _infer_ldm(shapes, whole)
     except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the UNet has no tensor {error}") from error
     if not config.block_out_channels or not config.layers_per_block:
@@ -50,7 +51,7 @@ def _attention(shapes: Shapes, prefix: str) -> tuple[int, int, bool]:
     return depth, context, len(shapes[f"{prefix}.proj_in.weight"]) == 2
 
 
-def _infer_diffusers(shapes: Shapes) -> UNetConfig:
+def _infer_diffusers(shapes: Shapes, whole: bool) -> UNetConfig:
     levels = count_indexed(shapes, "down_blocks.")
     widths: list[int] = []
     depths: list[int] = []
@@ -62,7 +63,7 @@ def _infer_diffusers(shapes: Shapes) -> UNetConfig:
     added = shapes.get("add_embedding.linear_1.weight")
     return UNetConfig(
         in_channels=shapes["conv_in.weight"][1],
-        out_channels=shapes["conv_out.weight"][0],
+        out_channels=shapes["conv_out.weight" if whole else "conv_in.weight"][0 if whole else 1],
         block_out_channels=tuple(widths),
         layers_per_block=count_indexed(shapes, "down_blocks.0.resnets."),
         depths=tuple(depths),
@@ -73,7 +74,7 @@ def _infer_diffusers(shapes: Shapes) -> UNetConfig:
     )
 
 
-def _infer_ldm(shapes: Shapes) -> UNetConfig:
+def _infer_ldm(shapes: Shapes, whole: bool) -> UNetConfig:
     widths: list[int] = []
     depths: list[int] = []
     layers: list[int] = [0]
@@ -90,7 +91,7 @@ def _infer_ldm(shapes: Shapes) -> UNetConfig:
     added = shapes.get("label_emb.0.0.weight")
     return UNetConfig(
         in_channels=shapes["input_blocks.0.0.weight"][1],
-        out_channels=shapes["out.2.weight"][0],
+        out_channels=shapes["out.2.weight" if whole else "input_blocks.0.0.weight"][0 if whole else 1],
         block_out_channels=tuple(widths),
         layers_per_block=layers[0],
         depths=tuple(depths),
@@ -103,8 +104,14 @@ def _infer_ldm(shapes: Shapes) -> UNetConfig:
 
 def tensors(config: UNetConfig) -> Iterator[Row]:
     """Every tensor of the UNet. The order is that in which a forward pass uses them."""
-    widths, layers = config.block_out_channels, config.layers_per_block
-    first, time = widths[0], widths[0] * 4
+    yield from embedding(config)
+    yield from encoder(config)
+    yield from _decoder(config)
+
+
+def embedding(config: UNetConfig) -> Iterator[Row]:
+    """Of the time step, of SDXL's added conditioning, and the first convolution."""
+    first, time = config.block_out_channels[0], config.block_out_channels[0] * 4
     yield from weight_and_bias("time_embedding.linear_1", (time, first), "time_embed.0")
     yield from weight_and_bias("time_embedding.linear_2", (time, time), "time_embed.2")
     if config.time_features is not None:
@@ -112,8 +119,21 @@ def tensors(config: UNetConfig) -> Iterator[Row]:
         yield from weight_and_bias("add_embedding.linear_2", (time, time), "label_emb.0.2")
     yield from weight_and_bias("conv_in", (first, config.in_channels, 3, 3), "input_blocks.0.0")
 
-    skips = [first]
-    block, before = 1, first
+
+def skips(config: UNetConfig) -> list[int]:
+    """The widths of what the encoder hands to the decoder, in the order in which it makes them."""
+    widths = config.block_out_channels
+    out = [widths[0]]
+    for level, width in enumerate(widths):
+        out += [width] * (config.layers_per_block + (level < len(widths) - 1))
+    return out
+
+
+def encoder(config: UNetConfig) -> Iterator[Row]:
+    """The way down, and the middle."""
+    widths, layers = config.block_out_channels, config.layers_per_block
+    time = widths[0] * 4
+    block, before = 1, widths[0]
     for level, width in enumerate(widths):
         for layer in range(layers):
             ours, theirs = f"down_blocks.{level}", f"input_blocks.{block}"
@@ -123,12 +143,10 @@ def tensors(config: UNetConfig) -> Iterator[Row]:
                     f"{ours}.attentions.{layer}", f"{theirs}.1", width, config.depths[level], config
                 )
             before = width
-            skips.append(width)
             block += 1
         if level < len(widths) - 1:
             theirs = f"input_blocks.{block}.0.op"
             yield from weight_and_bias(f"down_blocks.{level}.downsamplers.0.conv", (width, width, 3, 3), theirs)
-            skips.append(width)
             block += 1
 
     last = widths[-1]
@@ -136,12 +154,18 @@ def tensors(config: UNetConfig) -> Iterator[Row]:
     yield from _transformer("mid_block.attentions.0", "middle_block.1", last, config.mid_depth, config)
     yield from _resnet("mid_block.resnets.1", "middle_block.2", last, last, time)
 
+
+def _decoder(config: UNetConfig) -> Iterator[Row]:
+    """The way up, and the last convolution."""
+    widths, layers = config.block_out_channels, config.layers_per_block
+    first, time, before = widths[0], widths[0] * 4, widths[-1]
+    joined = skips(config)
     block = 0
     for level, width in enumerate(reversed(widths)):
         depth = config.depths[len(widths) - 1 - level]
         for layer in range(layers + 1):
             ours, theirs = f"up_blocks.{level}", f"output_blocks.{block}"
-            yield from _resnet(f"{ours}.resnets.{layer}", f"{theirs}.0", before + skips.pop(), width, time)
+            yield from _resnet(f"{ours}.resnets.{layer}", f"{theirs}.0", before + joined.pop(), width, time)
             if depth:
                 yield from _transformer(f"{ours}.attentions.{layer}", f"{theirs}.1", width, depth, config)
             before = width

@@ -1,0 +1,64 @@
+"""ControlNets (Zhang et al. 2023, arXiv 2302.05543): a copy of a UNet's encoder that is shown a picture. Their settings
+from the shapes of a file, and their tensors from the settings.
+
+Names are those of ``diffusers.ControlNetModel`` and of the original code (``cldm``, here "LDM").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from safelight.formats.keys import unet
+from safelight.formats.keys.rows import NotThisArchitecture, Row, Shapes, count_indexed, row, weight_and_bias
+from safelight.formats.keys.unet import UNetConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ControlNetConfig:
+    """``encoder``: of the UNet whose encoder it copies, as far as that goes. ``hint``: widths of the convolutions that
+    bring the picture, of ``hint_channels``, down to the latents' size."""
+
+    encoder: UNetConfig
+    hint: tuple[int, ...]
+    hint_channels: int
+
+
+def infer(shapes: Shapes) -> ControlNetConfig:
+    """Settings of a ControlNet from its tensors' shapes, in diffusers' names or LDM's. Raises NotThisArchitecture."""
+    try:
+        if "controlnet_cond_embedding.conv_in.weight" in shapes:
+            first = shapes["controlnet_cond_embedding.conv_in.weight"]
+            count = count_indexed(shapes, "controlnet_cond_embedding.blocks.")
+            names = [f"controlnet_cond_embedding.blocks.{number}.weight" for number in range(1, count, 2)]
+        else:
+            first = shapes["input_hint_block.0.weight"]
+            names = [f"input_hint_block.{number}.weight" for number in range(4, 14, 4)]
+        hint = (first[0], *(shapes[name][0] for name in names))
+    except (KeyError, IndexError) as error:
+        raise NotThisArchitecture(f"the ControlNet has no tensor {error}") from error
+    return ControlNetConfig(unet.infer(shapes, whole=False), hint, first[1])
+
+
+def tensors(config: ControlNetConfig) -> Iterator[Row]:
+    """Every tensor of the ControlNet, in the order of use."""
+    encoder, hint = config.encoder, config.hint
+    yield from unet.embedding(encoder)
+    yield from weight_and_bias(
+        "controlnet_cond_embedding.conv_in", (hint[0], config.hint_channels, 3, 3), "input_hint_block.0"
+    )
+    for number, (before, width) in enumerate(zip(hint, hint[1:], strict=False)):
+        for inner, (rows, columns) in enumerate(((before, before), (width, before))):
+            ours, theirs = 2 * number + inner, 2 * (2 * number + inner + 1)
+            name = f"controlnet_cond_embedding.blocks.{ours}"
+            yield from weight_and_bias(name, (rows, columns, 3, 3), f"input_hint_block.{theirs}")
+    last = f"input_hint_block.{4 * len(hint) - 2}"
+    widths = (encoder.block_out_channels[0], hint[-1], 3, 3)
+    yield from weight_and_bias("controlnet_cond_embedding.conv_out", widths, last)
+    yield from unet.encoder(encoder)
+    for number, width in enumerate(unet.skips(encoder)):
+        name = f"controlnet_down_blocks.{number}"
+        yield row(f"{name}.weight", (width, width, 1, 1), f"zero_convs.{number}.0.weight")
+        yield row(f"{name}.bias", (width,), f"zero_convs.{number}.0.bias")
+    width = encoder.block_out_channels[-1]
+    yield from weight_and_bias("controlnet_mid_block", (width, width, 1, 1), "middle_block_out.0")
