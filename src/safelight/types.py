@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from safelight.errors import RequestError
 
@@ -86,8 +86,7 @@ class Lora:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name or "\0" in self.name or not _encodes(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RequestError("loras", self.name, "must be a name or a path")
+        _named("loras", self.name)
         object.__setattr__(self, "blocks", tuple(self.blocks))
         for value in (self.strength, self.unet, self.text_encoder, *self.blocks):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -106,6 +105,99 @@ class Lora:
 
 BLOCK_COUNTS = (12, 17, 20, 26)
 
+ControlMode = Literal["balanced", "more_prompt", "more_control", "unbalanced"]
+"""InvokeAI's: ``more_prompt`` weakens the outer layers, ``more_control`` also leaves the negative prompt without the
+picture, ``unbalanced`` does only that."""
+
+CONTROL_MODES: tuple[ControlMode, ...] = ("balanced", "more_prompt", "more_control", "unbalanced")
+
+PREPROCESSORS: Mapping[str, str] = {
+    "none": "the picture is what the ControlNet reads already",
+    "canny": "white edges on black (Canny 1986), by the thresholds low and high",
+    "invert": "black for white: for drawings with dark lines",
+    "lineart": "lines, by a difference of Gaussians",
+    "scribble": "a thick drawing, by an extended difference of Gaussians (Winnemöller 2012)",
+    "softedge": "soft edges (Scharr)",
+    "grayscale": "without colours",
+    "threshold": "white where it is at least low, else black",
+    "blur": "blurred, by high hundredths of pixels",
+    "shuffle": "colours in squares of an eighth of the side",
+}
+"""What is made of a picture before a ControlNet is shown it, and what that is."""
+
+MOST_CONTROLS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A ControlNet for one request. ``name``: in the library, or a path. ``image``: the picture, as :class:`Request`
+    takes images; ``preprocessor``: what is made of it first (:data:`PREPROCESSORS`), by ``low`` and ``high``.
+
+    ``weight`` times its output is added, from the share ``start`` of the steps to the share ``end``. ``digest``: the
+    content that it must have, "" for any. Raises RequestError for a value that is not allowed.
+    """
+
+    name: str
+    image: str
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mode: ControlMode = "balanced"
+    preprocessor: str = "none"
+    low: int = 100
+    high: int = 200
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        _named("controls", self.name)
+        _text("controls", self.image)
+        if not self.image:
+            raise RequestError("controls", self.name, "has no picture")
+        _number("controls", self.weight, -MOST_STRENGTH, MOST_STRENGTH, f"{self.name}: its weight")
+        _number("controls", self.start, 0, 1, f"{self.name}: its start, a share of the steps,")
+        _number("controls", self.end, 0, 1, f"{self.name}: its end, a share of the steps,")
+        if self.start >= self.end:
+            raise RequestError("controls", self.start, f"{self.name}: its start is not before its end {self.end}")
+        _one_of("controls", self.mode, CONTROL_MODES)
+        _one_of("controls", self.preprocessor, tuple(PREPROCESSORS))
+        _within("controls", self.low, 0, 255)
+        _within("controls", self.high, 1, 10000)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A textual inversion for one request: ``word`` in a prompt stands for its vectors. ``name``: in the library, or a
+    path; ``digest``: the content that it must have, "" for any."""
+
+    name: str
+    word: str
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        _named("embeddings", self.name)
+        _text("embeddings", self.word)
+        if not self.word.strip():
+            raise RequestError("embeddings", self.word, "must be a word of the prompt")
+
+
+PromptSyntax = Literal["a1111", "compel"]
+PROMPT_SYNTAXES: tuple[PromptSyntax, ...] = ("a1111", "compel")
+
+Seamless = Literal["", "x", "y", "xy"]
+SEAMLESS: tuple[Seamless, ...] = ("", "x", "y", "xy")
+
+UPSCALERS: Mapping[str, str] = {
+    "latent": "Latent",
+    "latent-nearest": "Latent (nearest)",
+    "latent-bicubic": "Latent (bicubic)",
+    "lanczos": "Lanczos",
+    "nearest": "Nearest",
+}
+"""How a first pass is enlarged for high-resolution fix: its latents, or its pixels. A1111's names beside ours."""
+
+MOST_HIRES = 8.0
+LEAST_TILE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -118,8 +210,16 @@ class Request:
     ``vae``: another VAE than the model's own, by a VAE's or a model's name or path; ``vae_digest``: its content.
     ``image``: what to start from, a path, ``data:image/png;base64,…`` or the digest of one that is kept; ``strength``,
     above 0 to 1, is the share of the steps that is done then; ``mask``: what of it is drawn anew (white), softened by
-    ``mask_blur`` pixels; ``mask_padding``: draw only that part, with so many pixels around it, None for all of it.
-    Raises RequestError, naming the field, for a value that is not allowed.
+    ``mask_blur`` pixels; ``mask_padding``: draw only that part, with so many pixels around it, None for all of it;
+    ``outpaint``: pixels (left, top, right, bottom) by which the image is made larger, drawn anew.
+    ``controls``: ControlNets, as dicts too. ``embeddings``: textual inversions; None for those that a prompt names.
+    ``text_encoder``: the model whose text encoders read the prompts, "" for its own; ``text_encoder_digest``: theirs.
+    ``prompt_syntax``: AUTOMATIC1111's, or compel's (InvokeAI's). ``variation_strength``: the share, 0 to 1, by which the
+    noise of ``variation_seed`` is mixed in; image *k* then has that seed + *k*, and ``seed`` itself.
+    ``hires_scale``: high-resolution fix: what was drawn is enlarged by it (``hires_upscaler``), and drawn again from
+    there, ``hires_strength`` of ``hires_steps`` steps (0 for ``steps``). ``tile``: pixels a side of the squares by which
+    the VAE works, 0 for none, None for squares of 768 where an image has over 1536 times 1536 pixels. ``seamless``:
+    axes along which the image continues on its other side. Raises RequestError, naming the field, for a value that is not allowed.
     """
 
     prompt: str
@@ -145,9 +245,26 @@ class Request:
     strength: float = 0.75
     mask_blur: int = 4
     mask_padding: int | None = None
+    outpaint: tuple[int, ...] = ()
+    controls: tuple[Control, ...] = ()
+    embeddings: tuple[Embedding, ...] | None = None
+    text_encoder: str = ""
+    text_encoder_digest: str = ""
+    prompt_syntax: PromptSyntax = "a1111"
+    variation_seed: int = 0
+    variation_strength: float = 0.0
+    hires_scale: float = 1.0
+    hires_upscaler: str = "latent"
+    hires_strength: float = 0.7
+    hires_steps: int = 0
+    tile: int | None = None
+    seamless: Seamless = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loras", _loras(self.loras))
+        object.__setattr__(self, "loras", _each("loras", self.loras, Lora, MOST_LORAS))
+        object.__setattr__(self, "controls", _each("controls", self.controls, Control, MOST_CONTROLS))
+        if self.embeddings is not None:
+            object.__setattr__(self, "embeddings", _each("embeddings", self.embeddings, Embedding, MOST_LORAS))
         _one_of("sampler", self.sampler, tuple(SAMPLERS))
         allowed = SAMPLERS[self.sampler].schedules
         if self.schedule not in allowed:
@@ -170,16 +287,40 @@ class Request:
             raise RequestError("width", self.width, f"times height {self.height} is over {MOST_PIXELS} pixels")
         if self.seed + self.count - 1 > MOST_SEED:
             raise RequestError("count", self.count, f"seeds would pass {MOST_SEED}")
+        for name in ("prompt", "negative", "model", "image", "mask", "vae", "text_encoder"):
+            _text(name, getattr(self, name))
+        _one_of("prompt_syntax", self.prompt_syntax, PROMPT_SYNTAXES)
+        _one_of("seamless", self.seamless, SEAMLESS)
         self._check_image()
-        texts = [("prompt", self.prompt), ("negative", self.negative), ("model", self.model)]
-        for name, text in (*texts, ("image", self.image), ("mask", self.mask), ("vae", self.vae)):
-            if not isinstance(text, str) or "\0" in text or not _encodes(text):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise RequestError(name, text, "must be text without zero characters")
+        self._check_passes()
+
+    def _check_passes(self) -> None:
+        _within("variation_seed", self.variation_seed, 0, MOST_SEED)
+        _number("variation_strength", self.variation_strength, 0, 1, "")
+        if self.variation_strength and self.variation_seed + self.count - 1 > MOST_SEED:
+            raise RequestError("count", self.count, f"variation seeds would pass {MOST_SEED}")
+        _number("hires_scale", self.hires_scale, 1, MOST_HIRES, "")
+        _one_of("hires_upscaler", self.hires_upscaler, tuple(UPSCALERS))
+        _share("hires_strength", self.hires_strength)
+        _within("hires_steps", self.hires_steps, 0, MOST_STEPS)
+        if self.hires_scale > 1 and self.image:
+            raise RequestError("hires_scale", self.hires_scale, "is for images that start from noise")
+        if self.hires_scale > 1 and int((self.hires_steps or self.steps) * self.hires_strength) < 1:
+            raise RequestError("hires_strength", self.hires_strength, "of the steps is not one")
+        if self.tile:
+            _within("tile", self.tile, LEAST_TILE, MOST_SIDE)
+            if self.tile % 64:
+                raise RequestError("tile", self.tile, "must be a multiple of 64")
 
     def _check_image(self) -> None:
-        number = isinstance(self.strength, (int, float)) and not isinstance(self.strength, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not number or not 0 < self.strength <= 1:
-            raise RequestError("strength", self.strength, "must be above 0, and at most 1")
+        _share("strength", self.strength)
+        object.__setattr__(self, "outpaint", tuple(self.outpaint))
+        if self.outpaint and len(self.outpaint) != 4:
+            raise RequestError("outpaint", self.outpaint, "must be four numbers of pixels: left, top, right, bottom")
+        for pixels in self.outpaint:
+            _within("outpaint", pixels, 0, 4096)
+        if any(self.outpaint) and (not self.image or self.mask):
+            raise RequestError("outpaint", self.outpaint, "is for an image without a mask")
         _within("mask_blur", self.mask_blur, 0, 256)
         if self.mask_padding is not None:
             _within("mask_padding", self.mask_padding, 0, 4096)
@@ -190,21 +331,52 @@ class Request:
 
     @property
     def steps_done(self) -> int:
-        """How many of the steps are computed."""
-        return min(self.steps, int(self.steps * self.strength)) if self.image else self.steps
+        """How many of the steps are computed, in both passes."""
+        first = min(self.steps, int(self.steps * self.strength)) if self.image else self.steps
+        again = int((self.hires_steps or self.steps) * self.hires_strength) if self.hires_scale > 1 else 0
+        return first + again
+
+    @property
+    def masked(self) -> bool:
+        """Whether only a part is drawn anew."""
+        return bool(self.mask) or any(self.outpaint)
 
 
-def _loras(values: Any) -> tuple[Lora, ...]:
+Part = TypeVar("Part", Lora, Control, Embedding)
+
+
+def _each(field_name: str, values: Any, kind: type[Part], most: int) -> tuple[Part, ...]:
     """As they were given, or as JSON has them."""
     if not isinstance(values, (list, tuple)):
-        raise RequestError("loras", values, "must be a list")
+        raise RequestError(field_name, values, "must be a list")
     listed = cast("list[Any]", values)
-    if len(listed) > MOST_LORAS:
-        raise RequestError("loras", len(listed), f"at most {MOST_LORAS} at once")
+    if len(listed) > most:
+        raise RequestError(field_name, len(listed), f"at most {most} at once")
     try:
-        return tuple(value if isinstance(value, Lora) else Lora(**value) for value in listed)
+        return tuple(value if isinstance(value, kind) else kind(**value) for value in listed)
     except TypeError as error:
-        raise RequestError("loras", values, f"each has a name, a strength and perhaps more ({error})") from error
+        known = ", ".join(one.name for one in fields(kind))
+        raise RequestError(field_name, values, f"each has {known} ({error})") from error
+
+
+def _named(field_name: str, name: object) -> None:
+    if not isinstance(name, str) or not name or "\0" in name or not _encodes(name):
+        raise RequestError(field_name, name, "must be a name or a path")
+
+
+def _text(field_name: str, text: object) -> None:
+    if not isinstance(text, str) or "\0" in text or not _encodes(text):
+        raise RequestError(field_name, text, "must be text without zero characters")
+
+
+def _number(field_name: str, value: object, low: float, high: float, what: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise RequestError(field_name, value, f"{what} must be a number from {low:g} to {high:g}".strip())
+
+
+def _share(field_name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
+        raise RequestError(field_name, value, "must be above 0, and at most 1")
 
 
 def _encodes(text: str) -> bool:

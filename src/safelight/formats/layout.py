@@ -189,7 +189,9 @@ def alone(path: Path, role: str, infos: Mapping[str, TensorInfo]) -> ComponentLa
     used = {name for _, name in one.used}
     unexpected = [info.name for info in infos.values() if info.name not in used and leftover.reason(info.name) is None]
     if one.missing or one.mismatched or unexpected:
-        raise IncompleteModelError(path, "ControlNet" if role == CONTROLNET else "VAE", one.missing, one.mismatched, unexpected)
+        raise IncompleteModelError(
+            path, "ControlNet" if role == CONTROLNET else "VAE", one.missing, one.mismatched, unexpected
+        )
     return one.component
 
 
