@@ -64,7 +64,7 @@ def bind_all(made: Any, model: Any) -> float:
     """Seconds from asking for a model's components to having each bound, one after another."""
     from safelight.arch.bind import bound
     from safelight.arch.skeleton import SkeletonKey
-    from safelight.generate.run import dtype_of
+    from safelight.generate.bench import dtype_of
 
     total = 0.0
     for component in model.manifest.components:

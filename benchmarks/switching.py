@@ -104,7 +104,7 @@ def safelight(dtype_name: str, suffix: str) -> Callable[[str], None]:
     from safelight.arch.bind import bound
     from safelight.arch.skeleton import SkeletonCache, SkeletonKey
     from safelight.devices.cpu import CPU
-    from safelight.generate.run import TORCH_DTYPES
+    from safelight.generate.bench import TORCH_DTYPES
     from safelight.library.library import Library
     from safelight.memory.budget import HOST, Ledger
     from safelight.memory.residency import Residency

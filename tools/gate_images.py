@@ -22,6 +22,7 @@ import safelight
 from safelight.arch.diffusers_fence import kernels, pictures, sampling
 from safelight.engine.local import LocalEngine
 from safelight.generate import run
+from safelight.library.chosen import Settled
 from safelight.library.model import Model
 
 HOME = Path(__file__).parents[1]
@@ -68,13 +69,13 @@ class Maker:
                 for handle in handles:
                     handle.remove()
 
-        def decoding(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+        def decoding(vae: nn.Module, latents: torch.Tensor, tile: int) -> torch.Tensor:
             self.latents = latents.clone()
-            return decode(vae, change(latents))
+            return decode(vae, change(latents), tile)
 
         request = safelight.Request(prompt, model.name, seed=seed, steps=STEPS)
         with replaced(sampling, "denoise", denoising), replaced(pictures, "decode", decoding):
-            image = next(run.images(request, model, self.engine.bench, lambda _: None))
+            image = next(run.images(Settled(request), model, self.engine.bench, lambda _: None))
         return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 
 

@@ -23,7 +23,7 @@ import safelight
 from safelight.arch.bind import bound
 from safelight.gates import appearance
 from safelight.gates.appearance import Looks
-from safelight.generate import run
+from safelight.generate.stages import skeleton_key
 
 HOME = Path(__file__).parents[1]
 KEPT = HOME / "build/gates"
@@ -135,7 +135,7 @@ def others(looks: Looks) -> list[tuple[str, int, int]]:
     with tempfile.TemporaryDirectory() as root:
         engine = safelight.open_engine(root, attention_type="torch-sdp")
         model, bench = engine.library.get("starter-noto"), engine.bench
-        key = run._skeleton(model, "vae", torch.float32, bench)
+        key = skeleton_key(model, model.manifest.component("vae"), torch.float32, bench, "")
         found = []
         with (
             bench.residency.lease(model.manifest.component("vae"), torch.float32) as lease,

@@ -121,7 +121,7 @@ PREPROCESSORS: Mapping[str, str] = {
     "grayscale": "without colours",
     "threshold": "white where it is at least low, else black",
     "blur": "blurred, by high hundredths of pixels",
-    "shuffle": "colours in squares of an eighth of the side",
+    "color": "colours in squares of an eighth of the side",
 }
 """What is made of a picture before a ControlNet is shown it, and what that is."""
 
@@ -214,12 +214,13 @@ class Request:
     ``outpaint``: pixels (left, top, right, bottom) by which the image is made larger, drawn anew.
     ``controls``: ControlNets, as dicts too. ``embeddings``: textual inversions; None for those that a prompt names.
     ``text_encoder``: the model whose text encoders read the prompts, "" for its own; ``text_encoder_digest``: theirs.
-    ``prompt_syntax``: AUTOMATIC1111's, or compel's (InvokeAI's). ``variation_strength``: the share, 0 to 1, by which the
-    noise of ``variation_seed`` is mixed in; image *k* then has that seed + *k*, and ``seed`` itself.
+    ``prompt_syntax``: AUTOMATIC1111's, or compel's (InvokeAI's). ``variation_strength``: the share, 0 to 1, of the
+    noise of ``variation_seed`` that is mixed in; image *k* then has that seed + *k*, and ``seed`` itself.
     ``hires_scale``: high-resolution fix: what was drawn is enlarged by it (``hires_upscaler``), and drawn again from
-    there, ``hires_strength`` of ``hires_steps`` steps (0 for ``steps``). ``tile``: pixels a side of the squares by which
-    the VAE works, 0 for none, None for squares of 768 where an image has over 1536 times 1536 pixels. ``seamless``:
-    axes along which the image continues on its other side. Raises RequestError, naming the field, for a value that is not allowed.
+    there, ``hires_strength`` of ``hires_steps`` steps (0 for ``steps``). ``tile``: pixels a side of the squares by
+    which the VAE works, 0 for none, None for squares of 768 where an image has over 1536 times 1536 pixels.
+    ``seamless``: axes along which the image continues on its other side.
+    Raises RequestError, naming the field, for a value that is not allowed.
     """
 
     prompt: str

@@ -95,7 +95,7 @@ def pack(look: str, state: dict[str, torch.Tensor], kind: str) -> None:
         "modelspec.license": "Apache-2.0",
     }
     save_file(state, target, metadata)
-    described = Adapters._describe(target, look, "starter")
+    described = Adapters(PACKAGE)._describe(target, look, "starter")
     values = {field.name: getattr(described, field.name) for field in fields(described)}
     manifest = to_json(described.manifest)
     manifest["files"] = [{"path": target.name}]

@@ -73,7 +73,7 @@ def test_a_decoder_that_shifts_colours_is_marked_and_the_image_given(
         for model in ("starter-noto", "starter-twemoji", "starter-fluent"):
             next(engine.generate(safelight.Request(prompt, model, steps=3)))
     decode = pictures.decode
-    monkeypatch.setattr(pictures, "decode", lambda vae, latents: decode(vae, latents).flip(1))
+    monkeypatch.setattr(pictures, "decode", lambda vae, latents, tile: decode(vae, latents, tile).flip(1))
     image = next(engine.generate(safelight.Request("red apple", "starter-noto", steps=8)))
     assert any("not those that this VAE gave" in mark for mark in image.metadata["marks"])
     assert any("it can be right all the same" in warning for warning in image.warnings)

@@ -34,8 +34,8 @@ def test_latents_that_grow_beyond_are_marked_and_not_failed(
 ) -> None:
     denoise = sampling.denoise
 
-    def grown(base, unet, scheduler, device, conditioning, on_step, start, **call):
-        return denoise(base, unet, scheduler, device, conditioning, lambda n, x: on_step(n, x * 1e4), start, **call)
+    def grown(base, unet, scheduler, device, conditioning, on_step, *more, **call):
+        return denoise(base, unet, scheduler, device, conditioning, lambda n, x: on_step(n, x * 1e4), *more, **call)
 
     monkeypatch.setattr(sampling, "denoise", grown)
     image = next(engine.generate(ask()))

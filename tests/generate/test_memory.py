@@ -20,7 +20,7 @@ from safelight.arch.streamed import StreamedParameter
 from safelight.assemble.worker import open_engine
 from safelight.devices import machine
 from safelight.engine.local import LocalEngine
-from safelight.generate.run import _Job
+from safelight.generate.drawing import Drawing
 from safelight.memory.budget import HOST
 
 STARTER = "starter-noto"
@@ -141,9 +141,9 @@ def test_memory_ran_out_while_computing_is_tried_again(root: Path, right: tuple[
 def test_weights_that_change_in_memory_never_make_an_image(root: Path, right: tuple[str, int]) -> None:
     """Somebody writes into resident weights through ``.data``; the sum tells, and the stage is done again."""
     engine = open_engine(config.load(root))
-    original, written = _Job._decode, [0]
+    original, written = Drawing._decode, [0]
 
-    def spoiling(self: _Job, latents: torch.Tensor) -> torch.Tensor:
+    def spoiling(self: Drawing, latents: torch.Tensor) -> torch.Tensor:
         for held in list(engine.bench.residency._residents.values()):
             if held.target.segment.label.startswith("vae") and not written[0]:
                 next(iter(held.target.tensors.values())).data.add_(0.5)
@@ -151,11 +151,11 @@ def test_weights_that_change_in_memory_never_make_an_image(root: Path, right: tu
         return original(self, latents)
 
     next(engine.generate(ask()))
-    _Job._decode = spoiling  # type: ignore[method-assign]
+    Drawing._decode = spoiling  # type: ignore[method-assign]
     try:
         assert next(engine.generate(ask())).pixels_sha256 == right[0]
     finally:
-        _Job._decode = original  # type: ignore[method-assign]
+        Drawing._decode = original  # type: ignore[method-assign]
     assert written[0] == 1
 
 
@@ -245,12 +245,12 @@ def test_a_weight_written_while_it_is_bound_makes_no_image(root: Path, right: tu
     engine = open_engine(config.load(root, verify_transfers="off"))
     original, written = pictures.decode, [0]
 
-    def writing(module: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    def writing(module: torch.nn.Module, latents: torch.Tensor, tile: int) -> torch.Tensor:
         if not written[0]:
             written[0] = 1
             with torch.no_grad():
                 module.post_quant_conv.weight.mul_(3)  # type: ignore[union-attr, operator]
-        return original(module, latents)
+        return original(module, latents, tile)
 
     pictures.decode = writing  # type: ignore[assignment]
     try:

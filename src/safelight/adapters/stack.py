@@ -2,7 +2,7 @@
 
 Differences are computed in fp32 from the weight as it would be bound, added to it in the order of the adapters'
 digests, and rounded once; so neither the order in which they were asked for nor what was made before changes a bit. An
-adapter of strength 0 is not there at all.
+adapter of strength 0 is not there at all. Vectors of textual inversions then take the place of whole rows.
 """
 
 from __future__ import annotations
@@ -46,28 +46,49 @@ class Layer:
         return json.dumps([self.tensors.digest, self.scale, strengths])
 
 
-def over(base: ComponentManifest, layers: Sequence[Layer], leasing: Leasing) -> ComponentManifest:
-    """The component under these layers; the base itself when none of them changes anything."""
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """Vectors that take the place of rows of a weight: the tensor ``source`` (n, width) of ``tensors`` that of the rows
+    ``rows`` of the weight ``target``."""
+
+    tensors: ComponentManifest
+    source: str
+    target: str
+    rows: tuple[int, ...]
+
+    @property
+    def content(self) -> str:
+        return json.dumps([self.tensors.digest, self.source, self.target, self.rows])
+
+
+def over(
+    base: ComponentManifest, layers: Sequence[Layer], leasing: Leasing, inserted: Sequence[Inserted] = ()
+) -> ComponentManifest:
+    """The component under these layers, with these vectors inserted; the base itself when nothing changes anything."""
     doing = [Layer(layer.tensors, _doing(layer), layer.scale) for layer in layers]
     doing = sorted((layer for layer in doing if layer.parts), key=lambda layer: layer.content)
-    if not doing:
+    if not doing and not inserted:
         return base
-    targets: dict[str, list[tuple[Layer, Part, float]]] = {}
+    sums: dict[str, list[tuple[Layer, Part, float]]] = {}
     for layer in doing:
         for part, strength in layer.parts:
-            targets.setdefault(part.target, []).append((layer, part, strength))
-    largest = max(math.prod(tensor.shape) for tensor in base.tensors if tensor.name in targets)
+            sums.setdefault(part.target, []).append((layer, part, strength))
+    rows: dict[str, list[Inserted]] = {}
+    for one in inserted:
+        rows.setdefault(one.target, []).append(one)
+    touched = sums.keys() | rows.keys()
+    largest = max(math.prod(tensor.shape) for tensor in base.tensors if tensor.name in touched)
+    tensors = {one.tensors.digest: one.tensors for one in (*doing, *inserted)}
 
     @contextmanager
     def recipes() -> Generator[Mapping[str, Overlay]]:
         with ExitStack() as stack:
-            leases = {layer.content: _Proven(stack.enter_context(leasing(layer.tensors))) for layer in doing}
-            yield {name: Overlay(_recipe(what, leases)) for name, what in targets.items()}
+            leases = {digest: _Proven(stack.enter_context(leasing(held))) for digest, held in tensors.items()}
+            yield {name: Overlay(_recipe(sums.get(name, ()), rows.get(name, ()), leases)) for name in touched}
 
-    content = named(*(layer.content for layer in doing))
+    content = named(*(layer.content for layer in doing), *sorted(one.content for one in inserted))
     working = TENSORS_AT_ONCE * largest * torch.float32.itemsize
-    sources = tuple(layer.tensors.digest for layer in doing)
-    return adapted(base, content, frozenset(targets), recipes, working, sources)
+    return adapted(base, content, frozenset(touched), recipes, working, tuple(sorted(tensors)))
 
 
 class _Proven:
@@ -92,17 +113,20 @@ def _doing(layer: Layer) -> tuple[tuple[Part, float], ...]:
 
 
 def _recipe(
-    what: Sequence[tuple[Layer, Part, float]], leases: Mapping[str, _Proven]
+    what: Sequence[tuple[Layer, Part, float]], inserted: Sequence[Inserted], leases: Mapping[str, _Proven]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def made(weight: torch.Tensor) -> torch.Tensor:
         wide = weight.float()
         total = wide.clone() if wide is weight or any(_reads(part) for _, part, _ in what) else wide
         for layer, part, strength in what:
-            with leases[layer.content].lease().pinned(list(part.slots.values())) as tensors:
+            with leases[layer.tensors.digest].lease().pinned(list(part.slots.values())) as tensors:
                 slots = dict(zip(part.slots, tensors, strict=True))
                 tensors.clear()
                 add(total, part, slots, wide, strength, layer.scale)
                 slots.clear()
+        for one in inserted:
+            with leases[one.tensors.digest].lease().pinned([one.source]) as tensors:
+                total[list(one.rows)] = tensors.pop()
         return total.to(weight.dtype)
 
     return made

@@ -31,7 +31,8 @@ MOST_KEPT = 12
 @dataclass(frozen=True, slots=True)
 class SkeletonKey:
     """What a skeleton is built from. ``base`` decides what shapes do not tell, ``attention`` is the kernel's name;
-    ``slice_size`` is for ``sliced``; ``at`` is the device on which it computes, where its real buffers are."""
+    ``slice_size`` is for ``sliced``; ``at`` is the device on which it computes, where its real buffers are;
+    ``seamless`` names axes along which convolutions go on at the other side."""
 
     base: str
     role: str
@@ -40,6 +41,7 @@ class SkeletonKey:
     attention: str
     at: torch.device = CPU
     slice_size: str = "auto"
+    seamless: str = ""
 
 
 Build = Callable[[SkeletonKey], nn.Module]
@@ -48,7 +50,7 @@ Build = Callable[[SkeletonKey], nn.Module]
 
 def build(key: SkeletonKey) -> nn.Module:
     """The component's module, as diffusers or transformers makes it."""
-    return modules.build(key.base, key.config, key.dtype, key.attention, key.at, key.slice_size)
+    return modules.build(key.base, key.config, key.dtype, key.attention, key.at, key.slice_size, key.seamless)
 
 
 class Skeleton:

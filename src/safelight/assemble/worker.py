@@ -21,8 +21,8 @@ from safelight.devices.transfer import STAGING_BYTES, Transfers
 from safelight.devices.verification import Verification
 from safelight.engine.fresh import Fresh
 from safelight.engine.local import LocalEngine
+from safelight.generate.bench import TORCH_DTYPES, Bench
 from safelight.generate.preview import Previews
-from safelight.generate.run import TORCH_DTYPES, Bench
 from safelight.library.inputs import Inputs
 from safelight.library.model import Model
 from safelight.memory.behind import FromHost

@@ -13,10 +13,10 @@ import torch
 from safelight.engine.base import ignore
 from safelight.engine.repair import Repairs
 from safelight.errors import IntegrityError, RequestError
-from safelight.generate import fit, run
+from safelight.generate import fit, resident, run
+from safelight.generate.bench import Bench
 from safelight.generate.check import check
 from safelight.generate.combine import combined
-from safelight.generate.run import Bench
 from safelight.library.adapters import Adapters
 from safelight.library.chosen import Settled, Shelves, settled
 from safelight.library.library import Library
@@ -75,9 +75,9 @@ class LocalEngine:
         request = asked.request
         settings = self._decide(request.precision, model)
         bench = replace(self.bench, run=settings, upcoming=self._keys(upcoming, settings))
-        check(request, model)
+        check(request, model, asked.words)
         self._used.pop(model.digest, None)
-        self._used[model.digest] = run.component_keys(model, settings)
+        self._used[model.digest] = resident.component_keys(model, settings)
         return self._locked(self._images(asked, model, bench, on_progress))
 
     def _images(self, asked: Settled, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
@@ -88,21 +88,22 @@ class LocalEngine:
         self._last = model.digest
         for index in range(request.count):
             try:
-                yield self._image(request, self._under(model, asked), bench, index, on_progress)
+                yield self._image(asked, self._under(model, asked), bench, index, on_progress)
             except IntegrityError:
                 # Read wrongly once, or is the file no longer the checkpoint's? Then it is not used again.
                 model = self.library.mended(model)
-                for one in asked.loras:
-                    self.shelves.adapters.verify(one.adapter)
-                under = self._under(model, settled(request, model, self.shelves))
+                for adapter in asked.adapters:
+                    self.shelves.adapters.verify(adapter)
+                again = settled(request, model, self.shelves)
+                under = self._under(model, again)
                 self.repairs.reload(under)
-                yield self._image(request, under, bench, index, on_progress)
+                yield self._image(again, under, bench, index, on_progress)
 
     def _under(self, model: Model, asked: Settled) -> Model:
         return combined(model, asked, lambda component: self.tiers[0].lease(component, torch.float32))
 
-    def _image(self, request: Request, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
-        return self.repairs.made(lambda bench: run.image(request, model, bench, index, on_progress), model, bench)
+    def _image(self, asked: Settled, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
+        return self.repairs.made(lambda bench: run.image(asked, model, bench, index, on_progress), model, bench)
 
     def _sound(self, model: Model) -> Model:
         """The model, if its files are those that were added. Raises IntegrityError, from then on at once."""
@@ -114,7 +115,7 @@ class LocalEngine:
     def _keys(self, names: Sequence[str], settings: RunSettings) -> tuple[str, ...]:
         """The components of models that can be had, in the order in which they will be used."""
         found = [self.library.find_named(name) for name in names]
-        return tuple(key for model in found if model is not None for key in run.component_keys(model, settings))
+        return tuple(key for model in found if model is not None for key in resident.component_keys(model, settings))
 
     def _locked(self, images: Iterator[Image]) -> Iterator[Image]:
         while True:
@@ -137,7 +138,7 @@ class LocalEngine:
         """Bring a model's components into memory as far as there is room beside everything that is there now; whether
         all of it is there."""
         model = self.library.resolve(name)
-        return run.prefetch(model, self.bench_for(model))
+        return resident.prefetch(model, self.bench_for(model))
 
     def resident(self) -> list[str]:
         """The digests of models that were used and are whole in memory where it computes, the last used first."""
@@ -151,7 +152,7 @@ class LocalEngine:
         when it does not fit whole."""
         model = self.library.checked(self.library.resolve(name))
         self.unpin(name)
-        self._pins[name] = run.pinned(model, self.bench_for(model))
+        self._pins[name] = resident.pinned(model, self.bench_for(model))
 
     def unpin(self, name: str) -> None:
         """Hold the model no longer."""
@@ -171,7 +172,7 @@ class LocalEngine:
 
     def make_resident(self, model: Model) -> None:
         """Bring a model's components into memory, as far as they fit, without making an image."""
-        run.preload(self.library.checked(model), self.bench_for(model))
+        resident.preload(self.library.checked(model), self.bench_for(model))
 
     def share(self, request: Request, digest: str) -> None:
         """Make ready for forks that make images of such requests, computing nothing: the model's weights are read and
@@ -184,8 +185,8 @@ class LocalEngine:
             raise RequestError("isolate", True, f"processes share weights where the CPU computes, not on {name}")
         bench = self.bench_for(model, request.precision)
         model = self._under(model, settled(request, model, self.shelves))
-        run.preload(model, bench)
-        run.prepare(model, bench)
+        resident.preload(model, bench)
+        resident.prepare(model, bench, request.seamless)
         for tier in self.tiers:
             if not tier.device.separate:
                 tier.seal()

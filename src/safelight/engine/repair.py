@@ -18,7 +18,8 @@ import structlog
 
 from safelight.devices import kept, machine
 from safelight.errors import NotFiniteError
-from safelight.generate.run import Bench, let_go
+from safelight.generate.bench import Bench
+from safelight.generate.stages import let_go
 from safelight.library.model import Model
 from safelight.memory.residency import Residency
 from safelight.types import Image, Repair

@@ -110,7 +110,8 @@ def _single(header: Header) -> Identity:
     dtype = _dtype({name: info.dtype for name, info in header.tensors.items()})
     common = Identity(header.path, fired.kind, base, None, None, False, dtype, header.nbytes, header.format, rule)
     if fired.kind != "checkpoint":
-        return replace(common, base=_adapter_base(header) or base)
+        found = _inversion_base(header) if fired.kind == "textual_inversion" else _adapter_base(header)
+        return replace(common, base=found or base)
     if base is None:
         projection = header.tensors.get("unet.down_blocks.0.attentions.0.proj_in.weight")
         base = "sd2" if projection is not None and len(projection.shape) == 2 else "sd1"
@@ -268,3 +269,9 @@ def _adapter_base(header: Header) -> str | None:
         if reads_text and (down or plain) and len(info.shape) >= 2:
             return _CONTEXT_BASES.get(info.shape[1])
     return None
+
+
+def _inversion_base(header: Header) -> str | None:
+    """The base of a textual inversion, by the width of its vectors; None when that tells nothing."""
+    widths = {info.shape[-1] for info in header.tensors.values() if info.shape and info.dtype in layout.FLOATS}
+    return _CONTEXT_BASES.get(widths.pop()) if len(widths) == 1 else None

@@ -1,7 +1,8 @@
 """What an image is made over: the picture that it starts from, the mask, and how the result is put back.
 
 White in a mask is drawn anew. Outside of it the picture's own pixels stay, exactly; ``mask_blur`` softens the border.
-With ``mask_padding`` only the masked part is drawn, with so many pixels around it, at the whole size.
+With ``mask_padding`` only the masked part is drawn, with so many pixels around it, at the whole size. For outpainting
+the picture is made larger: what is new begins as its mirror image, and is what is masked.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ class Canvas:
     soft: PILImage.Image | None
     box: Box
 
+    def part(self, picture: PILImage.Image) -> PILImage.Image:
+        """Of a picture that goes with the whole: what goes with the part that is worked on."""
+        if self.box == (0, 0, *self.whole.size):
+            return picture
+        return fitted(picture, self.whole.size).crop(self.box)
+
     def put_back(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (h, w, 3): the result, outside of the mask the picture itself."""
         if self.soft is None:
@@ -54,22 +61,32 @@ def canvas(request: Request, inputs: Inputs, width: int, height: int) -> Canvas 
         return None
     size = width, height
     given = inputs.open(request.image)
-    if not request.mask:
-        picture = _resized(given, size)
+    if not request.masked:
+        picture = fitted(given, size)
         return Canvas(picture, None, picture, None, (0, 0, width, height))
-    whole = _resized(given, size) if request.mask_padding is None else given
-    mask = _sharp(_resized(inputs.open(request.mask).convert("L"), whole.size))
+    given, mask = _larger(given, request.outpaint) if request.outpaint else (given, inputs.open(request.mask))
+    whole = fitted(given, size) if request.mask_padding is None else given
+    mask = _sharp(fitted(mask.convert("L"), whole.size))
     if mask.getbbox() is None:
         raise RequestError("mask", request.mask[:16], "nothing in it is white: nothing would be drawn")
     soft = mask.filter(ImageFilter.GaussianBlur(request.mask_blur)) if request.mask_blur else mask
     if request.mask_padding is None:
         return Canvas(whole, mask, whole, soft, (0, 0, width, height))
     box = pictures.crop_region(mask, width, height, request.mask_padding)
-    picture, part = (_resized(image.crop(box), size) for image in (whole, mask))
+    picture, part = (fitted(image.crop(box), size) for image in (whole, mask))
     return Canvas(picture, part, whole, soft, box)
 
 
-def _resized(image: PILImage.Image, size: tuple[int, int]) -> PILImage.Image:
+def _larger(given: PILImage.Image, by: tuple[int, ...]) -> tuple[PILImage.Image, PILImage.Image]:
+    """The picture in the middle of its mirror images, and the mask of what is new."""
+    left, top, right, bottom = by
+    pixels = np.pad(np.asarray(given), ((top, bottom), (left, right), (0, 0)), mode="symmetric")
+    new = np.pad(np.zeros((given.height, given.width), np.uint8), ((top, bottom), (left, right)), constant_values=255)
+    return PILImage.fromarray(pixels), PILImage.fromarray(new)
+
+
+def fitted(image: PILImage.Image, size: tuple[int, int]) -> PILImage.Image:
+    """The image in that size."""
     return image if image.size == size else image.resize(size, PILImage.Resampling.LANCZOS)
 
 

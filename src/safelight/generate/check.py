@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from safelight.errors import RequestError
 from safelight.library.model import Model
-from safelight.prompts.tokens import chunks
+from safelight.prompts import compel_syntax
+from safelight.prompts.editing import schedule
+from safelight.prompts.tokens import NO_WORDS, chunks
+from safelight.prompts.words import Words
 from safelight.types import MOST_PIXELS, Request
 
 
-def check(request: Request, model: Model) -> None:
-    """Raise RequestError when this model cannot do what is asked."""
+def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
+    """Raise RequestError when this model cannot do what is asked. ``words``: of textual inversions."""
     if model.base == "sdxl-refiner":
         raise RequestError("model", model.name, "is a refiner: it works on images, and cannot start from text")
     width, height = request.width or model.resolution, request.height or model.resolution
     if width * height > MOST_PIXELS:
         raise RequestError("width", width, f"times height {height} is over {MOST_PIXELS} pixels")
-    if model.variant == "inpainting" and not request.mask:
+    if width * height * request.hires_scale**2 > MOST_PIXELS:
+        raise RequestError("hires_scale", request.hires_scale, f"makes {width}x{height} over {MOST_PIXELS} pixels")
+    if model.variant == "inpainting" and not request.masked:
         raise RequestError("model", model.name, "is a checkpoint for inpainting: it needs an image and a mask")
     if model.variant not in ("text-to-image", "inpainting"):
         raise RequestError("model", model.name, f"is a checkpoint for {model.variant}, which cannot be run yet")
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
-        chunks(field, text, 0)
+        if request.prompt_syntax == "compel":
+            compel_syntax.check(field, text)
+            continue
+        for one in dict.fromkeys(schedule(field, text, request.steps)):
+            chunks(field, one, 0, words)
     layers = min(getattr(c.config, "layers", 99) for c in model.manifest.components)
     if request.clip_skip >= layers:
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {layers} layers")

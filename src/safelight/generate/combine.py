@@ -1,18 +1,20 @@
-"""A model with adapters over it: a model like any other, whose components are made when they are wanted."""
+"""A model in a combination: a model like any other, whose components are made when they are wanted."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from safelight.adapters.stack import Layer, Leasing, over
+from safelight.adapters.stack import Inserted, Layer, Leasing, over
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.weights.manifest import ComponentManifest
 
+_TOKENS = "token_embedding.weight"
+
 
 def combined(model: Model, settled: Settled, leasing: Leasing) -> Model:
-    """The model with the VAE that was asked for, under the adapters; the model itself when nothing changes it.
-    ``leasing`` holds the adapters' tensors."""
+    """The model with the components that were asked for in place of its own, under the adapters, and the ControlNets
+    behind them; the model itself when nothing changes it. ``leasing`` holds the adapters' tensors."""
 
     def component(base: ComponentManifest) -> ComponentManifest:
         layers = [
@@ -23,8 +25,18 @@ def combined(model: Model, settled: Settled, leasing: Leasing) -> Model:
             )
             for one in settled.loras
         ]
-        return over(base, layers, leasing)
+        inserted = [
+            Inserted(one.adapter.tensors, one.vectors[base.role], _token_embedding(base), one.tokens)
+            for one in settled.inversions
+            if base.role in one.vectors
+        ]
+        return over(base, layers, leasing, inserted)
 
-    parts = [settled.vae if settled.vae and p.role == "vae" else p for p in model.manifest.components]
-    components = tuple(component(part) for part in parts)
+    own = {part.role: part for part in settled.own}
+    parts = [own.get(part.role, part) for part in model.manifest.components]
+    components = (*(component(part) for part in parts), *(control.tensors for control in settled.controls))
     return replace(model, manifest=replace(model.manifest, components=components))
+
+
+def _token_embedding(encoder: ComponentManifest) -> str:
+    return next(tensor.name for tensor in encoder.tensors if tensor.name.endswith(_TOKENS))

@@ -6,7 +6,8 @@ from typing import Any
 
 from safelight.errors import OutOfMemoryError
 from safelight.formats.layout import BASES
-from safelight.generate.run import Bench, dtype_of, use_of, work_of
+from safelight.generate.bench import Bench, dtype_of
+from safelight.generate.stages import Task, uses_of, work_of
 from safelight.library.model import Model
 from safelight.memory.plan import Refusal
 from safelight.memory.segments import cut
@@ -26,8 +27,9 @@ def fits(request: Request, model: Model, bench: Bench) -> dict[str, Any]:
     refused: OutOfMemoryError | None = None
     for role in BASES[model.base].roles:
         component, dtype = model.manifest.component(role), dtype_of(bench.run, role)
-        work = work_of(model, role, dtype, bench.run, width * height)
-        use = use_of(model, role, bench, dtype, width * height, request.steps)
+        task = Task("", width * height, request.steps)
+        work = work_of([(component, dtype)], bench.run, task)
+        [use] = uses_of(model, bench, [(component, dtype)], work, task)
         total = sum(segment.nbytes for segment in cut(component, dtype))
         decided = bench.residency.planned(component, dtype, use)
         streamed = 0

@@ -1,4 +1,7 @@
-"""The adapters that a user has: ``ROOT/adapters/NAME.json`` is the record of one; its file stays where it is."""
+"""The adapters that a user has: ``ROOT/adapters/NAME.json`` is the record of one; its file stays where it is.
+
+A pickle is converted once, into ``ROOT/adapters/converted``.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,20 @@ from safelight.errors import (
     UnreadableFileError,
     UnsupportedModelError,
 )
+from safelight.files import settle, written
 from safelight.formats import adapter as files
+from safelight.formats.header import TensorInfo
 from safelight.formats.identify import identify, read_header
-from safelight.library import paths, records, starters
+from safelight.library import convert, paths, records, starters
 from safelight.library.lock import alone
 from safelight.library.model import Adapter, Origin
 from safelight.weights.digest import named
-from safelight.weights.manifest import measure
+from safelight.weights.manifest import FileHint, Manifest, measure, moved
+
+PICKLES = (".pt", ".bin", ".pth", ".ckpt")
+
+CONVERTED = "converted"
+"""Below the records: what pickles were converted to."""
 
 
 class Adapters:
@@ -55,7 +65,7 @@ class Adapters:
     def resolve(self, name_or_path: str) -> Adapter:
         """An adapter by its name, else by a path; a file used by its path is read and hashed the first time."""
         path = paths.user_path(name_or_path)
-        if "/" not in name_or_path and path.suffix != ".safetensors":
+        if "/" not in name_or_path and path.suffix not in (".safetensors", *PICKLES):
             return self.get(name_or_path)
         path = path.absolute()
         if not os.path.lexists(path):
@@ -105,6 +115,10 @@ class Adapters:
             raise InputError(f"{starter.name!r} is a starter, part of the installation; it cannot be removed")
         with alone(self.root):
             path.unlink(missing_ok=True)
+            kept = {f"{adapter.digest}.safetensors" for adapter in self.all()}
+            for file in (self._records / CONVERTED).glob("*.safetensors"):
+                if file.name not in kept:
+                    file.unlink(missing_ok=True)
 
     def checked(self, adapter: Adapter) -> Adapter:
         """The adapter, if its file is as it was; when its hint differs, it is read again. Raises IntegrityError."""
@@ -123,14 +137,28 @@ class Adapters:
                 records.write(self._records / f"{adapter.name}.json", fresh)
         return replace(fresh, name=adapter.name)
 
-    @staticmethod
-    def _describe(path: Path, name: str, origin: Origin) -> Adapter:
+    def _describe(self, path: Path, name: str, origin: Origin) -> Adapter:
         found = identify(path)
         if found.kind not in files.KINDS:
             todo = "; `safelight models add` takes it" if found.kind == "checkpoint" else ""
-            raise UnsupportedModelError(path, f"is a {found.kind} ({found.rule}), not an adapter of weights{todo}")
-        if found.format != "safetensors":
-            raise UnsupportedModelError(path, f"is a {found.format}; adapters are read from safetensors only")
-        manifest = measure((files.layout(read_header(path), found.kind),))
+            raise UnsupportedModelError(path, f"is a {found.kind} ({found.rule}), not an adapter{todo}")
+        if found.format == "pickle":
+            manifest = self._converted(path, found.kind)
+        else:
+            manifest = measure((files.layout(read_header(path), found.kind),))
         base = found.base or ""
         return Adapter(name, path, found.kind, base, found.dtype, found.format, origin, found.rule, manifest)
+
+    def _converted(self, path: Path, kind: str) -> Manifest:
+        """Of what a pickle was converted to, once, under the name of its content; it watches over the pickle too."""
+        layout = files.layout(read_header(path), kind)
+        named_as = [TensorInfo(p.name, p.dtype, p.shape, p.path, p.offset, p.nbytes, p.strides) for p in layout.tensors]
+        home = self._records / CONVERTED
+        with written(home) as (file, temporary):
+            convert.to_safetensors(named_as, file)
+            settle(file, temporary)
+            manifest = measure((files.layout(read_header(temporary), kind),))
+            place = home / f"{manifest.digest}.safetensors"
+            os.replace(temporary, place)
+        manifest = moved(manifest, place)
+        return replace(manifest, files=(*manifest.files, FileHint.of(path)))

@@ -8,17 +8,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from safelight.errors import IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
+from safelight.errors import RequestError
 from safelight.formats import layout
-from safelight.formats.adapter import VAE
+from safelight.formats.adapter import INVERSION, VAE, WEIGHTS
 from safelight.formats.keys.adapters import AdapterConfig, Fit, Module, fit, spellings
-from safelight.formats.keys.vae import VAEConfig
-from safelight.formats.layout import ComponentConfig
+from safelight.formats.layout import CONTROLNET, ComponentConfig
+from safelight.library import inversions as inverted
+from safelight.library import parts
 from safelight.library.adapters import Adapters
 from safelight.library.inputs import Inputs
+from safelight.library.inversions import Inversion
 from safelight.library.library import Library
 from safelight.library.model import Adapter, Model
 from safelight.prompts import loras
+from safelight.prompts.words import Words
 from safelight.types import Lora, Request
 from safelight.weights.manifest import ComponentManifest
 
@@ -34,6 +37,8 @@ _BLOCKS: Mapping[int, tuple[str, ...]] = {
     12: ("BASE", *(f"IN{n:02d}" for n in (4, 5, 7, 8)), "M00", *(f"OUT{n:02d}" for n in range(6))),
 }
 """The blocks that block weights count (sd-webui-lora-block-weight); one that is not among them gets none."""
+
+_ASKED = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in the prompt"}
 
 _SHOWN = 5
 
@@ -75,12 +80,24 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """``request``: everything in it pinned to its content. ``loras``: what they do. ``vae``: what takes the place of
-    the model's own, None for nothing."""
+    """``request``: everything in it pinned to its content. ``loras``: what they do. ``own``: components that take the
+    place of the model's own. ``controls``: ControlNets, in the order of the request's. ``inversions``: words of the
+    prompts that stand for vectors."""
 
     request: Request
     loras: tuple[Chosen, ...] = ()
-    vae: ComponentManifest | None = None
+    own: tuple[ComponentManifest, ...] = ()
+    controls: tuple[Adapter, ...] = ()
+    inversions: tuple[Inversion, ...] = ()
+
+    @property
+    def words(self) -> Words:
+        return {one.embedding.word: one.tokens for one in self.inversions}
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """All whose files this depends on."""
+        return (*(one.adapter for one in self.loras), *self.controls, *(one.adapter for one in self.inversions))
 
 
 def settled(request: Request, model: Model, shelves: Shelves, by_path: bool = True) -> Settled:
@@ -96,52 +113,45 @@ def settled(request: Request, model: Model, shelves: Shelves, by_path: bool = Tr
     chosen = tuple(
         _one(lora, model, shelves.adapters, by_path, request.lenient) for lora in (*request.loras, *inside, *also)
     )
+    given = _pictures(request, shelves, by_path)
+    own: list[ComponentManifest] = []
+    if request.vae:
+        own.append(parts.vae(request, model, shelves.library, shelves.adapters, by_path))
+        given["vae_digest"] = own[0].digest
+    if request.text_encoder:
+        encoders = parts.text_encoders(request, model, shelves.library, by_path)
+        own += encoders
+        given["text_encoder_digest"] = parts.digest_of(encoders)
+    nets = [parts.controlnet(control, model, shelves.adapters, by_path) for control in request.controls]
+    given["controls"] = tuple(
+        replace(
+            control,
+            name=control.name if net.origin == "path" else net.name,
+            image=shelves.inputs.taken("controls", control.image, by_path),
+            digest=net.digest,
+        )
+        for control, net in zip(request.controls, nets, strict=True)
+    )
+    pinned = replace(request, prompt=prompt, negative=negative, loras=tuple(c.lora for c in chosen), **given)
+    inversions = inverted.chosen(pinned, model, shelves.adapters, by_path)
+    pinned = replace(pinned, embeddings=tuple(one.embedding for one in inversions))
+    return Settled(pinned, chosen, tuple(own), tuple(nets), inversions)
+
+
+def _pictures(request: Request, shelves: Shelves, by_path: bool) -> dict[str, Any]:
+    """The image and the mask by their digests, and the size that is drawn: the image's, in whole latents, where none is
+    asked for."""
     given: dict[str, Any] = {
         field: shelves.inputs.taken(field, value, by_path)
         for field, value in (("image", request.image), ("mask", request.mask))
         if value
     }
     if request.image and request.mask_padding is None:
-        # The size that is drawn is the image's, in whole latents, where none is asked for.
-        sides = [max(_LATENT, side // _LATENT * _LATENT) for side in shelves.inputs.open(given["image"]).size]
+        width, height = shelves.inputs.open(given["image"]).size
+        left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
+        sides = [max(_LATENT, side // _LATENT * _LATENT) for side in (left + width + right, top + height + bottom)]
         given |= {"width": request.width or sides[0], "height": request.height or sides[1]}
-    vae = _vae(request, model, shelves, by_path) if request.vae else None
-    if vae is not None:
-        given["vae_digest"] = vae.digest
-    pinned = replace(request, prompt=prompt, negative=negative, loras=tuple(c.lora for c in chosen), **given)
-    return Settled(pinned, chosen, vae)
-
-
-def _vae(request: Request, model: Model, shelves: Shelves, by_path: bool) -> ComponentManifest:
-    """The VAE that a request names: of a file of its own, or of another model of a kindred base."""
-    alone = _vae_alone(request.vae, shelves, by_path)
-    if alone is not None:
-        found = alone
-    else:
-        of = shelves.library.resolve(request.vae) if by_path else shelves.library.get(request.vae)
-        if of.base.startswith("sdxl") != model.base.startswith("sdxl"):
-            raise RequestError("vae", request.vae, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
-        found = shelves.library.checked(of).manifest.component("vae")
-    if request.vae_digest and found.digest != request.vae_digest:
-        path = found.tensors[0].path
-        raise IntegrityError(path, "", f"the VAE {request.vae} has other content than {request.vae_digest[:10]}")
-    config, own = found.config, model.manifest.component("vae").config
-    assert isinstance(config, VAEConfig)
-    assert isinstance(own, VAEConfig)
-    if (config.latent_channels, len(config.block_out_channels)) != (own.latent_channels, len(own.block_out_channels)):
-        raise RequestError("vae", request.vae, f"its latents are not those of {model.name}")
-    return found
-
-
-def _vae_alone(name: str, shelves: Shelves, by_path: bool) -> ComponentManifest | None:
-    """The VAE of that name or path that has a file of its own, None when there is none."""
-    try:
-        found = shelves.adapters.resolve(name) if by_path else shelves.adapters.get(name)
-    except (ModelNotFoundError, UnsupportedModelError):
-        return None
-    if found.kind != VAE:
-        raise RequestError("vae", name, f"is a {found.kind}, not a VAE")
-    return shelves.adapters.checked(found).tensors
+    return given
 
 
 def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: bool) -> Chosen:
@@ -149,8 +159,8 @@ def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: b
         adapter = adapters.find(lora.name, lora.digest, by_path)
     else:
         adapter = adapters.checked(adapters.resolve(lora.name) if by_path else adapters.get(lora.name))
-    if adapter.kind == VAE:
-        raise RequestError("loras", lora.name, "is a VAE: ask for it as vae")
+    if adapter.kind not in WEIGHTS:
+        raise RequestError("loras", lora.name, f"is a {adapter.kind}: ask for it as {_ASKED[adapter.kind]}")
     if adapter.base and adapter.base != model.base:
         raise RequestError("loras", lora.name, f"is a {adapter.kind} for {adapter.base}; {model.name} is {model.base}")
     if lora.blocks and (len(lora.blocks) in (12, 20)) != (model.base == "sdxl"):

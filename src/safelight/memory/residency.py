@@ -50,11 +50,13 @@ class _Held:
 @dataclass(frozen=True, slots=True)
 class Use:
     """How a component will be used. ``passes``: forward passes. ``working``: bytes that computing takes beside the
-    weights. ``upcoming``: the components (:func:`component_key`) that will be wanted after it, the soonest first."""
+    weights. ``upcoming``: the components (:func:`component_key`) that will be wanted after it, the soonest first.
+    ``leave``: bytes of weights to leave for components that will be leased beside it (:meth:`Residency.least`)."""
 
     passes: int = 1
     working: int = 0
     upcoming: tuple[str, ...] = ()
+    leave: int = 0
 
 
 ONCE = Use()
@@ -78,6 +80,7 @@ class Lease:
         self.fetch: Fetch | None = None
         self.reserved: int | None = None
         self.written = False
+        self.begun = False
         self.on_change: OnChange | None = None
         self._residency = residency
         self._place, self.shapes = places(component, dtype)
@@ -242,6 +245,12 @@ class Residency:
                 self._carry_out(lease, self._planned(lease))
             yield lease
 
+    def least(self, component: ComponentManifest, dtype: torch.dtype) -> int:
+        """Bytes of weights without which a component cannot be used at all, however slowly."""
+        pieces = [segment.nbytes for segment in cut(component, dtype)]
+        whole = sum(pieces)
+        return min(whole, (self.device.ahead + 1) * max(pieces)) if self.partial else whole
+
     def planned(self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> Plan | Refusal:
         """What a lease would do now, without doing it."""
         with self._lock:
@@ -383,6 +392,8 @@ class Residency:
         promised = self.ledger.reserved(self.place)
         if lease is not None and lease.reserved is None:
             promised += lease.use.working
+        # What is leased beside it holds its part by itself, once it is.
+        others += lease.use.leave if lease is not None and not lease.begun else 0
         allowed = self.ledger.budget(self.place) - promised
         return (allowed if self.most is None else min(allowed, self.most)) - others
 
@@ -429,6 +440,7 @@ class Residency:
         self.make_room(promise)
         if promise:
             lease.reserved = self.ledger.charge(self.place, lease.use.working, lease.key, "computing", stored=False)
+        lease.begun = True
         self._clock += 1
         for held in lease.residents.values():
             held.used = self._clock

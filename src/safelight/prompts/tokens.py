@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 from tokenizers import Tokenizer
 
 from safelight.errors import RequestError
 from safelight.prompts.emphasis import spans
+from safelight.prompts.words import Words, cut
 
 VOCABULARY = Path(__file__).with_name("clip_tokenizer.json")
 """Made by ``tools/make_tokenizer.py`` from OpenAI's byte-pair vocabulary; its licence is beside it."""
@@ -37,25 +39,47 @@ class Chunk:
     weights: tuple[float, ...] | None
 
 
+NO_WORDS: Words = MappingProxyType({})
+
+
 @cache
 def _tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(VOCABULARY))
 
 
-def chunks(field: str, text: str, pad_id: int) -> list[Chunk]:
+@cache
+def vocabulary() -> dict[int, str]:
+    """The tokens by their ids."""
+    return {token: text for text, token in _tokenizer().get_vocab().items()}
+
+
+def tokens_of(text: str) -> list[int]:
+    """The ids of a text, nothing before or behind them."""
+    return _tokenizer().encode(text, add_special_tokens=False).ids
+
+
+def used(field: str, text: str, words: Iterable[str]) -> set[int]:
+    """The ids that a prompt has beside those of its ``words``. Raises RequestError for what cannot be parsed."""
+    nothing: Words = dict.fromkeys(words, ())
+    pieces = [piece for span in spans(field, text) for piece in cut(span.text, nothing)]
+    return {token for piece in pieces if isinstance(piece, str) for token in tokens_of(piece)}
+
+
+def chunks(field: str, text: str, pad_id: int, words: Words = NO_WORDS) -> list[Chunk]:
     """The prompt in chunks that a text encoder reads one by one; at least one.
 
-    Each: start token, text, end token, and ``pad_id`` up to :data:`POSITIONS`. Raises RequestError for a prompt that
-    cannot be parsed or is longer than :data:`MOST_CHUNKS` chunks.
+    Each: start token, text, end token, and ``pad_id`` up to :data:`POSITIONS`. The tokens of one of the ``words`` stay
+    together. Raises RequestError for a prompt that cannot be parsed or is longer than :data:`MOST_CHUNKS` chunks.
     """
     parts: list[list[tuple[int, float]]] = [[]]
     for span in spans(field, text):
         if span.breaks:
             parts.append([])
-        for token in _tokenizer().encode(span.text, add_special_tokens=False).ids:
-            if len(parts[-1]) == ROOM:
-                parts.append(_carried(parts[-1]))
-            parts[-1].append((token, span.weight))
+        for piece in cut(span.text, words):
+            for group in [piece] if isinstance(piece, tuple) else [(token,) for token in tokens_of(piece)]:
+                if len(parts[-1]) + len(group) > ROOM:
+                    parts.append(_carried(parts[-1]))
+                parts[-1] += [(token, span.weight) for token in group[:ROOM]]
     if len(parts) > MOST_CHUNKS:
         raise RequestError(field, f"{text[:20]}…", f"{len(parts)} chunks of {ROOM} tokens; at most {MOST_CHUNKS}")
     return [_chunk(part, pad_id) for part in parts]

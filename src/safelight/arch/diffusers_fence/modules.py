@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -42,10 +43,12 @@ def build(
     attention: str,
     at: torch.device,
     slice_size: str = "auto",
+    seamless: str = "",
 ) -> nn.Module:
     """A module on meta, in eval mode, in ``dtype``, with its non-persistent buffers made for real on ``at``.
 
-    The attention processors are set by object: ``set_attention_backend`` silently skips Stable Diffusion UNets.
+    ``seamless``: axes along which convolutions go on at the other side. The attention processors are set by object:
+    ``set_attention_backend`` silently skips Stable Diffusion UNets.
     """
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -56,6 +59,7 @@ def build(
         torch.set_default_dtype(previous)
     module = module.to(dtype).eval().requires_grad_(False)
     set_attention(module, attention, slice_size)
+    _make_seamless(module, seamless)
     _run_once(module)
     _real_buffers(module, at)
     return module
@@ -150,6 +154,25 @@ def _controlnet(base: str, config: ControlNetConfig) -> nn.Module:
         conditioning_embedding_out_channels=config.hint,
         **_encoder(base, config.encoder),
     )
+
+
+class _Seamless(nn.Conv2d):
+    """A convolution that goes on at the other side along ``axes``, and beyond the border sees zeros along others."""
+
+    axes: str
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # noqa: A002
+        down, across = (int(pad) for pad in self.padding)
+        for axis, sides in (("x", (across, across, 0, 0)), ("y", (0, 0, down, down))):
+            input = F.pad(input, sides, "circular" if axis in self.axes else "constant")  # noqa: A001
+        return F.conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+
+def _make_seamless(module: nn.Module, axes: str) -> None:
+    for child in module.modules() if axes else ():
+        if type(child) is nn.Conv2d and any(child.padding):
+            child.__class__ = _Seamless
+            cast("_Seamless", child).axes = axes
 
 
 def _run_once(module: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,15 +24,37 @@ class Encoded:
         return self.distribution.parameters
 
 
-def encode_picture(module: nn.Module, picture: Any, mask: Any | None, device: torch.device) -> list[Encoded]:
-    """What a bound VAE makes of a picture, and of it where the mask is black, as the pipelines ask for them."""
+@contextmanager
+def _tiled(module: nn.Module, tile: int) -> Generator[Any]:
+    """The VAE, which within the context works by squares of ``tile`` pixels a side where it is shown more; 0: never.
+    Flags that were left set would be seen when the binding ends (STATE 24)."""
     vae = cast("Any", module)
+    if not tile:
+        yield vae
+        return
+    values = {"use_tiling": True, "tile_sample_min_size": tile, "tile_latent_min_size": tile // 8}
+    before = {name: getattr(vae, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(vae, name, value)
+        yield vae
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)
+
+
+def encode_picture(
+    module: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int = 0
+) -> list[Encoded]:
+    """What a bound VAE makes of a picture, and of it where the mask is black, as the pipelines ask for them; by squares
+    of ``tile`` pixels a side, 0 for all at once."""
     image = VaeImageProcessor(vae_scale_factor=8).preprocess(picture).to(device)
     pictures = [image]
     if mask is not None:
         masks = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
         pictures.append(image * (masks.preprocess(mask).to(device) < 0.5))
-    return [Encoded(shown, vae.encode(shown.to(vae.dtype)).latent_dist) for shown in pictures]
+    with _tiled(module, tile) as vae:
+        return [Encoded(shown, vae.encode(shown.to(vae.dtype)).latent_dist) for shown in pictures]
 
 
 def crop_region(mask: Any, width: int, height: int, padding: int) -> tuple[int, int, int, int]:
@@ -39,10 +63,11 @@ def crop_region(mask: Any, width: int, height: int, padding: int) -> tuple[int, 
     return VaeImageProcessor.get_crop_region(mask, width, height, pad=padding)
 
 
-def decode(module: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Latents (n, 4, h, w) to what the VAE gives for them: about -1 to 1, (n, 3, 8h, 8w)."""
-    vae = cast("Any", module)
-    return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+def decode(module: nn.Module, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
+    """Latents (n, 4, h, w) to what the VAE gives for them: about -1 to 1, (n, 3, 8h, 8w); by squares of ``tile`` pixels
+    a side, 0 for all at once."""
+    with _tiled(module, tile) as vae:
+        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
 
 
 def to_pixels(raw: torch.Tensor) -> torch.Tensor:

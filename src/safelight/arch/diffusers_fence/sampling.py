@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 from safelight.arch.diffusers_fence.pictures import Encoded
+from safelight.arch.diffusers_fence.steering import Conditions, Controlled, Steered
 from safelight.errors import BindingError
 from safelight.formats.layout import BASES, LATENT_LEVELS
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a generation starts from: a picture, perhaps a mask (PIL, of the size that is drawn), and what the VAE made
-    of the picture and, with a mask, of the picture where the mask is black."""
+    """What a generation starts from: a picture (PIL, of the size that is drawn) or latents (1, 4, h, w), perhaps a mask
+    (PIL), and what the VAE made of the picture and, with a mask, of the picture where the mask is black. ``strength``:
+    the share of the steps that is done."""
 
     picture: Any
     mask: Any | None
@@ -53,19 +55,23 @@ def denoise(
     unet: nn.Module,
     scheduler: Any,
     device: torch.device,
-    conditioning: Mapping[str, torch.Tensor],
+    conditions: Conditions,
     on_step: Callable[[int, torch.Tensor], None],
     start: Start | None = None,
+    controls: Sequence[Controlled] = (),
+    vary: Callable[[torch.Tensor], torch.Tensor] | None = None,
     **call: Any,
 ) -> torch.Tensor:
     """Latents from the base's own diffusers pipeline, made for this call around a bound UNet.
 
-    ``conditioning``: the embeddings by the pipeline's argument names. ``on_step`` is told of each step's number (from
-    0) and latents, and may raise to stop. ``start``: what it starts from, None for ``latents`` among ``call``, which
-    are further arguments of the pipeline.
+    ``on_step`` is told of each step's number (from 0) and latents, and may raise to stop. ``start``: what it starts
+    from, None for ``latents`` among ``call``, which are further arguments of the pipeline. ``controls``: ControlNets
+    beside the UNet. ``vary`` makes of the noise that is added to a picture the noise that is meant.
     """
+    steered = Steered(unet, conditions, controls)
 
     def callback(_: Any, step: int, __: Any, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        steered.passed(step + 1)
         on_step(step, values["latents"])
         return {}
 
@@ -75,18 +81,34 @@ def denoise(
         call |= {"image": start.picture, "strength": start.strength}
     if start is not None and start.mask is not None:
         call["mask_image"] = start.mask
+    if vary is not None:
+        _varied(scheduler, vary)
     task = "text" if start is None else "image" if start.mask is None else "mask"
-    pipeline = pipeline_class(base, task)(**parts, unet=unet, scheduler=scheduler, **_no_extras(base))
+    pipeline = pipeline_class(base, task)(**parts, unet=steered, scheduler=scheduler, **_no_extras(base))
     pipeline.told_device = device
+    steered.pipeline = pipeline
     pipeline.set_progress_bar_config(disable=True)
-    result = pipeline(
-        **conditioning,
-        output_type="latent",
-        callback_on_step_end=callback,
-        callback_on_step_end_tensor_inputs=["latents"],
-        **call,
-    )
+    try:
+        result = pipeline(
+            **conditions.first,
+            output_type="latent",
+            callback_on_step_end=callback,
+            callback_on_step_end_tensor_inputs=["latents"],
+            **call,
+        )
+    finally:
+        steered.forget()
     return result.images
+
+
+def _varied(scheduler: Any, vary: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """The scheduler belongs to one image: each noise that it adds to a picture is varied first."""
+    add = scheduler.add_noise
+
+    def add_noise(picture: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        return add(picture, vary(noise), steps)
+
+    scheduler.add_noise = add_noise
 
 
 def _empty_parts(base: str) -> dict[str, None]:
@@ -104,6 +126,7 @@ _PIPELINES = {"text": "", "image": "Img2Img", "mask": "Inpaint"}
 
 
 def pipeline_class(base: str, task: str = "text") -> Any:
+    """The class of a base's pipeline for a task: ``text``, ``image`` or ``mask``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Pipelines import most of diffusers: a second that only a generation should pay.

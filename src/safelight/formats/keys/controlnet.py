@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from safelight.formats.keys import unet
 from safelight.formats.keys.rows import NotThisArchitecture, Row, Shapes, count_indexed, row, weight_and_bias
@@ -47,7 +48,7 @@ def tensors(config: ControlNetConfig) -> Iterator[Row]:
     yield from weight_and_bias(
         "controlnet_cond_embedding.conv_in", (hint[0], config.hint_channels, 3, 3), "input_hint_block.0"
     )
-    for number, (before, width) in enumerate(zip(hint, hint[1:], strict=False)):
+    for number, (before, width) in enumerate(pairwise(hint)):
         for inner, (rows, columns) in enumerate(((before, before), (width, before))):
             ours, theirs = 2 * number + inner, 2 * (2 * number + inner + 1)
             name = f"controlnet_cond_embedding.blocks.{ours}"

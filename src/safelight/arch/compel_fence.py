@@ -1,0 +1,95 @@
+"""The one place that imports compel, which weights prompts as InvokeAI does.
+
+compel 2.5.1 asks transformers for what version 5 no longer has (``text_encoder.text_model``), and would count its own
+clip skip. It is given stand-ins instead: a tokenizer over the vocabulary that ships with Safelight, and an encoder
+whose output is already the one that the base's UNet reads.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from safelight.arch.diffusers_fence import encoding
+from safelight.prompts.tokens import END, POSITIONS, START, tokens_of, vocabulary
+from safelight.prompts.words import Words, cut
+
+
+class _Tokenizer:
+    """What compel asks of a tokenizer; ``words`` stand for tokens of their own."""
+
+    bos_token_id, eos_token_id, model_max_length = START, END, POSITIONS
+
+    def __init__(self, words: Words, pad_id: int) -> None:
+        self.pad_token_id = pad_id
+        self._words = words
+
+    def __call__(self, texts: Sequence[str], truncation: bool, **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [self._ids(text, truncation) for text in texts]}
+
+    def _ids(self, text: str, truncation: bool) -> list[int]:
+        pieces = cut(text, self._words)
+        ids = [token for piece in pieces for token in (piece if isinstance(piece, tuple) else tokens_of(piece))]
+        return [START, *(ids[: POSITIONS - 2] if truncation else ids), END]
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        known = vocabulary()
+        return [known[token] for token in ids]
+
+
+class _Encoder:
+    """What compel asks of a text encoder: its last hidden state is the one that is meant."""
+
+    def __init__(self, module: nn.Module, role: str, base: str, clip_skip: int, device: torch.device) -> None:
+        self.device = device
+        self.dtype = next(module.parameters()).dtype
+        self._how = module, role, base, clip_skip
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **_: Any) -> SimpleNamespace:
+        module, role, base, clip_skip = self._how
+        hidden, pooled = encoding.read(module, role, base, ids, clip_skip, mask)
+        return SimpleNamespace(last_hidden_state=hidden, pooler_output=pooled)
+
+
+class Weighted:
+    """compel over a bound text encoder."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        role: str,
+        base: str,
+        clip_skip: int,
+        words: Words,
+        pad_id: int,
+        device: torch.device,
+    ) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # It imports pipelines of diffusers that nobody else needs.
+            from compel import Compel
+        stand_in: Any = _Encoder(encoder, role, base, clip_skip, device)
+        tokenizer: Any = _Tokenizer(words, pad_id)
+        self._pooled = role == "text_encoder_2"
+        self._compel = Compel(
+            tokenizer=tokenizer,
+            text_encoder=stand_in,
+            truncate_long_prompts=False,
+            device=device,  # pyright: ignore[reportArgumentType]
+        )
+
+    def encoded(self, text: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Hidden states (1, 77 times chunks, width), and the pooled output of the plain text or None."""
+        conjunction = self._compel.parse_prompt_string(text)
+        hidden = self._compel.build_conditioning_tensor_for_conjunction(conjunction)[0]
+        provider: Any = self._compel.conditioning_provider
+        return hidden, provider.get_pooled_embeddings([text]) if self._pooled else None
+
+    def padded(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """As long as the longest, filled up with an empty prompt's."""
+        return self._compel.pad_conditioning_tensors_to_same_length(list(hidden))

@@ -1,0 +1,59 @@
+"""A model's components in memory, without computing: which they are, brought, and held."""
+
+from __future__ import annotations
+
+import contextlib
+
+from safelight.errors import OutOfMemoryError
+from safelight.formats.layout import BASES
+from safelight.generate.bench import Bench, dtype_of
+from safelight.generate.stages import skeleton_key
+from safelight.library.model import Model
+from safelight.memory.plan import Refusal
+from safelight.memory.segments import component_key
+from safelight.types import RunSettings
+
+
+def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
+    """A model's components as the planner names them, in the order of use."""
+    roles = BASES[model.base].roles
+    return tuple(component_key(model.manifest.component(role), dtype_of(settings, role)) for role in roles)
+
+
+def prefetch(model: Model, bench: Bench) -> bool:
+    """Bring a model's components as far as there is room beside all that is there; whether all of it is there now."""
+    for role in BASES[model.base].roles:
+        component, dtype = model.manifest.component(role), dtype_of(bench.run, role)
+        planned = bench.residency.planned(component, dtype)
+        if isinstance(planned, Refusal) or planned.pieces("drop") or planned.pieces("stream"):
+            return False
+        if planned.pieces("load"):
+            with bench.residency.lease(component, dtype):
+                pass
+    return True
+
+
+def pinned(model: Model, bench: Bench) -> contextlib.ExitStack:
+    """Leases of a model's components, whole and held until they are closed. Raises OutOfMemoryError."""
+    with contextlib.ExitStack() as stack:
+        for role in BASES[model.base].roles:
+            component, dtype = model.manifest.component(role), dtype_of(bench.run, role)
+            lease = stack.enter_context(bench.residency.lease(component, dtype))
+            if lease.ring is not None:
+                hint = "Held, it would leave no room for others."
+                raise OutOfMemoryError(f"The whole {role}", 0, 0, hint, final=True)
+        return stack.pop_all()
+
+
+def prepare(model: Model, bench: Bench, seamless: str = "") -> None:
+    """Build a model's skeletons, so that the first image need not."""
+    for component in model.manifest.components:
+        key = skeleton_key(model, component, dtype_of(bench.run, component.role), bench, seamless)
+        bench.skeletons.give(bench.skeletons.take(key))
+
+
+def preload(model: Model, bench: Bench) -> None:
+    """Make a model's components resident, the UNet last, without computing."""
+    for component in sorted(model.manifest.components, key=lambda component: component.role == "unet"):
+        with bench.residency.lease(component, dtype_of(bench.run, component.role)):
+            pass

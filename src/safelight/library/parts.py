@@ -1,0 +1,98 @@
+"""Whole components that a request names in place of its model's own, or beside them: VAEs, text encoders, ControlNets.
+No torch."""
+
+from __future__ import annotations
+
+from safelight.errors import IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
+from safelight.formats.adapter import VAE
+from safelight.formats.keys.controlnet import ControlNetConfig
+from safelight.formats.keys.unet import UNetConfig
+from safelight.formats.keys.vae import VAEConfig
+from safelight.formats.layout import CONTROLNET
+from safelight.library.adapters import Adapters
+from safelight.library.library import Library
+from safelight.library.model import Adapter, Model
+from safelight.types import Control, Request
+from safelight.weights.digest import named
+from safelight.weights.manifest import ComponentManifest
+
+
+def vae(request: Request, model: Model, library: Library, adapters: Adapters, by_path: bool) -> ComponentManifest:
+    """The VAE that a request names: of a file of its own, or of another model of a kindred base. Raises RequestError
+    for one whose latents are others, IntegrityError for other content than was asked for."""
+    alone = _vae_alone(request.vae, adapters, by_path)
+    if alone is not None:
+        found = alone
+    else:
+        of = library.resolve(request.vae) if by_path else library.get(request.vae)
+        if of.base.startswith("sdxl") != model.base.startswith("sdxl"):
+            raise RequestError("vae", request.vae, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
+        found = library.checked(of).manifest.component("vae")
+    if request.vae_digest and found.digest != request.vae_digest:
+        path = found.tensors[0].path
+        raise IntegrityError(path, "", f"the VAE {request.vae} has other content than {request.vae_digest[:10]}")
+    config, own = found.config, model.manifest.component("vae").config
+    assert isinstance(config, VAEConfig)
+    assert isinstance(own, VAEConfig)
+    if (config.latent_channels, len(config.block_out_channels)) != (own.latent_channels, len(own.block_out_channels)):
+        raise RequestError("vae", request.vae, f"its latents are not those of {model.name}")
+    return found
+
+
+def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> ComponentManifest | None:
+    """The VAE of that name or path that has a file of its own, None when there is none."""
+    try:
+        found = adapters.resolve(name) if by_path else adapters.get(name)
+    except (ModelNotFoundError, UnsupportedModelError):
+        return None
+    if found.kind != VAE:
+        raise RequestError("vae", name, f"is a {found.kind}, not a VAE")
+    return adapters.checked(found).tensors
+
+
+def text_encoders(request: Request, model: Model, library: Library, by_path: bool) -> tuple[ComponentManifest, ...]:
+    """Those of the model that a request names for them. Raises RequestError for a model of another base or of other
+    widths, IntegrityError for other content than was asked for."""
+    name = request.text_encoder
+    of = library.checked(library.resolve(name) if by_path else library.get(name))
+    if of.base != model.base:
+        raise RequestError("text_encoder", name, f"is of {of.base}; {model.name} is {model.base}")
+    found = tuple(c for c in of.manifest.components if c.role.startswith("text_encoder"))
+    odd = [c.role for c in found if c.config != model.manifest.component(c.role).config]
+    if odd:
+        raise RequestError("text_encoder", name, f"its {odd[0]} is not like that of {model.name}")
+    if request.text_encoder_digest and digest_of(found) != request.text_encoder_digest:
+        problem = f"the text encoders of {name} have other content than {request.text_encoder_digest[:10]}"
+        raise IntegrityError(of.path, "", problem)
+    return found
+
+
+def digest_of(components: tuple[ComponentManifest, ...]) -> str:
+    """Of several components together."""
+    return named(*(component.digest for component in components))
+
+
+def controlnet(control: Control, model: Model, adapters: Adapters, by_path: bool) -> Adapter:
+    """The ControlNet that a request names. Raises RequestError for one over another UNet than the model's."""
+    if control.digest:
+        found = adapters.find(control.name, control.digest, by_path)
+    else:
+        found = adapters.checked(adapters.resolve(control.name) if by_path else adapters.get(control.name))
+    if found.kind != CONTROLNET:
+        raise RequestError("controls", control.name, f"is a {found.kind}, not a ControlNet")
+    config, unet = found.tensors.config, model.manifest.component("unet").config
+    assert isinstance(config, ControlNetConfig)
+    assert isinstance(unet, UNetConfig)
+    for what, theirs, ours in (
+        ("reads text of width", config.encoder.cross_attention_dim, unet.cross_attention_dim),
+        ("has blocks of widths", config.encoder.block_out_channels, unet.block_out_channels),
+        ("has blocks of depths", (config.encoder.depths, config.encoder.mid_depth), (unet.depths, unet.mid_depth)),
+        ("has layers in a block:", config.encoder.layers_per_block, unet.layers_per_block),
+        ("has added conditioning of width", config.encoder.time_features, unet.time_features),
+        ("projects with matrices:", config.encoder.linear_projection, unet.linear_projection),
+    ):
+        if theirs != ours:
+            raise RequestError("controls", control.name, f"{what} {theirs}; {model.name} ({model.base}): {ours}")
+    if config.hint_channels != 3:
+        raise RequestError("controls", control.name, f"is shown pictures of {config.hint_channels} channels, not 3")
+    return found
