@@ -71,7 +71,7 @@ class Steered:
     def _shown(control: Controlled, unet: nn.Module) -> torch.Tensor:
         processor = VaeImageProcessor(vae_scale_factor=8, do_convert_rgb=True, do_normalize=False)
         like = cast("Any", unet)
-        return processor.preprocess(control.picture).to(device=like.device, dtype=like.dtype)
+        return processor.preprocess(control.picture).contiguous().to(device=like.device, dtype=like.dtype)
 
     def passed(self, done: int) -> None:
         """So many of the scheduler's steps are done."""
