@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say_json
-from safelight.types import SAMPLERS, SCHEDULES, Image, Lora, Progress, Request
+from safelight.types import (
+    CONTROL_MODES,
+    PREPROCESSORS,
+    SAMPLERS,
+    SCHEDULES,
+    UPSCALERS,
+    Control,
+    Image,
+    Lora,
+    Progress,
+    Request,
+)
 
 if TYPE_CHECKING:
     from safelight.engine.base import Engine
@@ -114,6 +125,43 @@ def generate(
         int | None,
         typer.Option(help="Draw only the masked part, with so many pixels around it, at the whole size."),
     ] = None,
+    outpaint: Annotated[
+        str | None,
+        typer.Option(help="With an image: pixels by which it is made larger, left,top,right,bottom: 64,0,64,0."),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A ControlNet and its picture, NAME:IMAGE, with more behind: edges:in.png:pre=canny:weight=0.8:start=0:"
+            f"end=0.6:mode=more_prompt. pre: {', '.join(PREPROCESSORS)} (thresholds low=, high=). mode: "
+            f"{', '.join(CONTROL_MODES)}. Repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
+    text_encoder: Annotated[
+        str, typer.Option(help="Another model whose text encoders read the prompts: its name or path.")
+    ] = "",
+    prompt_syntax: Annotated[
+        str, typer.Option(help="Whose prompts these are: a1111, or compel (InvokeAI's: word++, (words)1.3, .blend()).")
+    ] = "a1111",
+    variation_seed: Annotated[int, typer.Option(help="Another seed, whose noise is mixed in.")] = 0,
+    variation_strength: Annotated[
+        float, typer.Option(help="How much of it, 0 to 1; the next images then have the next variation seeds.")
+    ] = 0.0,
+    hires_scale: Annotated[
+        float, typer.Option(help="High-resolution fix: draw, enlarge by this, and draw again from there; 1: no.")
+    ] = 1.0,
+    hires_upscaler: Annotated[str, typer.Option(help=f"How it is enlarged: {', '.join(UPSCALERS)}.")] = "latent",
+    hires_strength: Annotated[float, typer.Option(help="The share of the steps that is done again.")] = 0.7,
+    hires_steps: Annotated[int, typer.Option(help="Of which steps; 0: as many as --steps.")] = 0,
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Pixels a side of the squares by which the VAE works, 0: none; by default for large images."),
+    ] = None,
+    seamless: Annotated[str, typer.Option(help="Axes along which the image can be repeated: x, y or xy.")] = "",
+    every: Annotated[
+        bool, typer.Option("--every", help="With choices in the prompt, {a|b}: all combinations, not one by the seed.")
+    ] = False,
     lenient: Annotated[
         bool, typer.Option("--lenient", help="Leave out what of an adapter fits nothing in the model.")
     ] = False,
@@ -160,9 +208,22 @@ def generate(
             strength=strength,
             mask_blur=mask_blur,
             mask_padding=mask_padding,
+            outpaint=_pixels(outpaint),
+            controls=tuple(_control(text, server) for text in control or ()),
+            text_encoder=text_encoder,
+            prompt_syntax=prompt_syntax,  # pyright: ignore[reportArgumentType]
+            variation_seed=variation_seed,
+            variation_strength=variation_strength,
+            hires_scale=hires_scale,
+            hires_upscaler=hires_upscaler,
+            hires_strength=hires_strength,
+            hires_steps=hires_steps,
+            tile=tile,
+            seamless=seamless,  # pyright: ignore[reportArgumentType]
         )
         for model in models
     ]
+    requests = _chosen(context, root, requests, every)
     from safelight.cli.sheet import Sheet
 
     sheet = Sheet(prompt)
@@ -192,6 +253,55 @@ def _given(field: str, path: Path | None, server: str | None) -> str:
         return "data:image/png;base64," + base64.b64encode(path.expanduser().read_bytes()).decode()
     except OSError as error:
         raise RequestError(field, str(path), f"cannot be read: {error.strerror}") from error
+
+
+def _chosen(context: typer.Context, root: Path | None, requests: list[Request], every: bool) -> list[Request]:
+    """The requests, what is to be chosen in their prompts chosen."""
+    from safelight.prompts import variants
+
+    choose = variants.every if every else variants.chosen
+    wildcards = loaded(context, root).settings.root / "wildcards"
+    return [one for request in requests for one in choose(request, wildcards)]
+
+
+def _pixels(text: str | None) -> tuple[int, ...]:
+    from safelight.errors import RequestError
+
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise RequestError("outpaint", text, "must be four numbers of pixels: left,top,right,bottom") from error
+
+
+def _control(text: str, server: str | None) -> Control:
+    """``NAME:IMAGE:key=value:…``; a name may be a path, in which no colon is."""
+    from safelight.errors import RequestError
+
+    name, *rest = text.split(":")
+    if not rest or "=" in rest[0]:
+        raise RequestError("control", text, "must be NAME:IMAGE, with more behind: edges:in.png:pre=canny")
+    values: dict[str, Any] = {}
+    for part in rest[1:]:
+        key, _, value = part.partition("=")
+        read = _CONTROL_VALUES.get(key)
+        if read is None:
+            raise RequestError("control", part, f"must be one of {', '.join(f'{known}=' for known in _CONTROL_VALUES)}")
+        try:
+            values["preprocessor" if key == "pre" else key] = read(value)
+        except ValueError as error:
+            raise RequestError("control", part, f"{value!r} is not a number") from error
+    return Control(name, _given("control", Path(rest[0]), server), **values)
+
+
+_CONTROL_VALUES: dict[str, Callable[[str], Any]] = {
+    "weight": float,
+    "start": float,
+    "end": float,
+    "mode": str,
+    "pre": str,
+    "low": int,
+    "high": int,
+}
 
 
 def _lora(text: str) -> Lora:
@@ -259,7 +369,8 @@ def _check(engine: Engine, requests: list[Request]) -> None:
         for request in requests:
             with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
                 model = library.resolve(request.model, on_bytes)
-            check(settled(request, model, Shelves.under(library.root)).request, model)
+            asked = settled(request, model, Shelves.under(library.root))
+            check(asked.request, model, asked.words)
 
 
 def _reported(image: Image) -> dict[str, Any]:

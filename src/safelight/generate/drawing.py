@@ -20,14 +20,12 @@ from safelight.generate import conditioning, enlarge, noise, samplers
 from safelight.generate.bench import TORCH_DTYPES, Bench
 from safelight.generate.canvas import canvas, fitted
 from safelight.generate.conditioning import Encoded, Prompts, Reading
+from safelight.generate.sizes import LATENT_SCALE, enlarged
 from safelight.generate.stages import Clock, Stages, Task
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.memory.residency import Lease
 from safelight.types import OnProgress, Preview, Progress, Repair, Stage
-
-LATENT_SCALE = 8
-"""Pixels to a latent, in each direction."""
 
 MOST_CALLS_A_STEP = 2
 """Samplers of second order call the UNet twice in a step."""
@@ -79,7 +77,7 @@ class Drawing:
         self.height = request.height or model.resolution
         self._canvas = canvas(request, bench.inputs, self.width, self.height)
         self._vae = model.manifest.component("vae").digest
-        large = enlarge.side(self.width, request.hires_scale), enlarge.side(self.height, request.hires_scale)
+        large = enlarged(self.width, request.hires_scale), enlarged(self.height, request.hires_scale)
         self._final = large if request.hires_scale > 1 else (self.width, self.height)
         by_rule = TILE if self._final[0] * self._final[1] > TILED_ABOVE else 0
         self.tile = by_rule if request.tile is None else request.tile

@@ -10,11 +10,6 @@ LATENT = {"latent": "bilinear", "latent-nearest": "nearest-exact", "latent-bicub
 PIXELS = {"lanczos": PILImage.Resampling.LANCZOS, "nearest": PILImage.Resampling.NEAREST}
 
 
-def side(pixels: int, scale: float) -> int:
-    """Pixels, a multiple of 8, as near as can be to ``scale`` times as many."""
-    return max(8, round(pixels * scale / 8) * 8)
-
-
 def latents(values: torch.Tensor, width: int, height: int, name: str) -> torch.Tensor:
     """Latents (1, 4, h, w) as (1, 4, ``height``, ``width``)."""
     return F.interpolate(values.float(), (height, width), mode=LATENT[name]).to(values.dtype)

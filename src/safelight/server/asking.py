@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import replace
+from pathlib import Path
 
 from starlette.requests import Request as HTTPRequest
 
@@ -14,6 +15,7 @@ from safelight.generate.check import check
 from safelight.jobs.job import Job
 from safelight.library.chosen import settled
 from safelight.library.model import Model
+from safelight.prompts import variants
 from safelight.server import bridge
 from safelight.server.problems import RefusedError
 from safelight.types import MOST_SEED, Request
@@ -43,11 +45,14 @@ def default_model(control: Control) -> Model:
 def within_limits(control: Control, request: Request, model: Model) -> None:
     """Raise RequestError for more than this server takes."""
     settings = control.settings
-    width, height = request.width or model.resolution, request.height or model.resolution
+    scale = request.hires_scale
+    width, height = ((side or model.resolution) * scale for side in (request.width, request.height))
     if width * height > settings.max_pixels:
-        raise RequestError("width", width, f"times height {height} is over {settings.max_pixels} pixels (max_pixels)")
+        problem = f"times height {height:g} is over {settings.max_pixels} pixels (max_pixels)"
+        raise RequestError("width", f"{width:g}", problem)
     for field, value, most, name in (
         ("steps", request.steps, settings.max_steps, "max_steps"),
+        ("hires_steps", request.hires_steps, settings.max_steps, "max_steps"),
         ("count", request.count, settings.max_images, "max_images"),
     ):
         if value > most:
@@ -64,22 +69,31 @@ def texts_within_limits(control: Control, request: Request) -> None:
 
 
 def accept(control: Control, *requests: Request, client: str, priority: int = 0) -> list[Job]:
-    """Queue requests, each pinned to the content that its model has now: all, or none.
+    """Queue requests, each pinned to the content that its model has now: all, or none. One whose prompts have choices
+    becomes one for each image.
 
     Raises ModelNotFoundError, RequestError, QueueFullError.
     """
     return control.dispatcher.accept(
-        *(_checked(control, request) for request in requests), client=client, priority=priority
+        *(_checked(control, one) for request in requests for one in variants.chosen(request, wildcards(control))),
+        client=client,
+        priority=priority,
     )
+
+
+def wildcards(control: Control) -> Path:
+    """Where a prompt's wildcards are."""
+    return control.settings.root / "wildcards"
 
 
 def _checked(control: Control, request: Request) -> tuple[Request, str]:
     model = model_named(control, request.model)
     request = replace(request, model=model.name, isolate=request.isolate or control.settings.isolate)
     texts_within_limits(control, request)
-    request = settled(request, model, control.shelves, by_path=False).request
+    asked = settled(request, model, control.shelves, by_path=False)
+    request = asked.request
     within_limits(control, request, model)
-    check(request, model)
+    check(request, model, asked.words)
     return request, model.digest
 
 
@@ -97,6 +111,18 @@ async def ended(control: Control, job: Job, http: HTTPRequest) -> Job:
         if not waiting.done():
             waiting.cancel()
             await bridge.run(control.dispatcher.cancel, job.id)
+
+
+async def all_ended(control: Control, jobs: list[Job], http: HTTPRequest) -> list[Job]:
+    """The jobs after they ended, one after another: see :func:`ended`."""
+    out: list[Job] = []
+    try:
+        for job in jobs:
+            out.append(await ended(control, job, http))
+    finally:
+        for job in jobs[len(out) :]:
+            await bridge.run(control.dispatcher.cancel, job.id)
+    return out
 
 
 async def _gone(http: HTTPRequest) -> None:

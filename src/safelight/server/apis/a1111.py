@@ -11,144 +11,30 @@ import binascii
 import io
 import json
 import time
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
 from PIL import Image as PILImage
-from PIL import ImageOps
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from safelight.assemble.serving import Control
 from safelight.engine.dispatch import State
 from safelight.errors import RequestError, WorkerDiedError
+from safelight.formats.adapter import INVERSION, VAE, WEIGHTS
+from safelight.formats.layout import CONTROLNET
 from safelight.jobs.job import Job
-from safelight.library.inputs import opened
-from safelight.library.model import Model
+from safelight.library.model import Adapter, Model
 from safelight.metadata.chunks import parameters
 from safelight.server import asking, auth, bridge
+from safelight.server.apis.a1111_fields import LABELS, ImageToImage, TextToImage, refuse, sampler_of
 from safelight.server.clients import Client, Clients, client_of
 from safelight.server.problems import RefusedError
 from safelight.storage.images import preview_png
-from safelight.types import SAMPLERS, Request
+from safelight.types import PREPROCESSORS, SAMPLERS, UPSCALERS, Request
 
-SCHEDULES = {
-    "automatic": "default",
-    "uniform": "default",
-    "karras": "karras",
-    "exponential": "exponential",
-    "sgm uniform": "sgm_uniform",
-}
-"""A1111's schedule types by ours."""
-
-LABELS = {"default": "Automatic", "karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform"}
-
-
-class TextToImage(BaseModel):
-    """A1111's fields that have a meaning here; others are accepted as long as they ask for nothing."""
-
-    model_config = ConfigDict(extra="allow")
-
-    prompt: str = ""
-    negative_prompt: str | None = ""
-    seed: int | None = -1
-    sampler_name: str | None = None
-    sampler_index: str | None = None
-    scheduler: str | None = None
-    batch_size: int = Field(default=1, ge=1)
-    n_iter: int = Field(default=1, ge=1)
-    steps: int | None = 50
-    cfg_scale: float | None = 7.0
-    width: int | None = 512
-    height: int | None = 512
-    override_settings: dict[str, Any] | None = None
-    send_images: bool = True
-
-
-class ImageToImage(TextToImage):
-    """``init_images`` and ``mask`` are in base64. What is masked starts from the image itself."""
-
-    init_images: list[str] = Field(min_length=1, max_length=1)
-    mask: str | None = None
-    denoising_strength: float = Field(default=0.75, gt=0, le=1)
-    mask_blur: int | None = Field(default=4, ge=0, le=256)
-    inpaint_full_res: bool = True
-    inpaint_full_res_padding: int | None = Field(default=0, ge=0, le=4096)
-    inpainting_mask_invert: Literal[0, 1] | bool = 0
-    inpainting_fill: Literal[0, 1] = 0
-    resize_mode: Literal[0] = 0
-    include_init_images: bool = False
-
-    def given(self) -> dict[str, Any]:
-        """The fields of a request that say what it starts from. Raises RequestError for what is no image."""
-        values: dict[str, Any] = {"image": _data(self.init_images[0]), "strength": self.denoising_strength}
-        if self.mask:
-            mask = _inverted(self.mask) if self.inpainting_mask_invert else _data(self.mask)
-            values |= {"mask": mask, "mask_blur": self.mask_blur or 0}
-            values["mask_padding"] = (self.inpaint_full_res_padding or 0) if self.inpaint_full_res else None
-        return values
-
-
-def _data(picture: str) -> str:
-    return picture if picture.startswith("data:") else f"data:image/png;base64,{picture}"
-
-
-def _inverted(picture: str) -> str:
-    try:
-        data = base64.b64decode(picture.rpartition(",")[2], validate=True)
-    except ValueError as error:
-        raise RequestError("mask", picture[:40], f"is not base64 ({error})") from error
-    held = io.BytesIO()
-    ImageOps.invert(opened("mask", data).convert("L")).save(held, "PNG")
-    return _data(base64.b64encode(held.getvalue()).decode())
-
-
-NOTHING = (None, False, 0, -1, "", "None", "none", [], {})
-"""Values that ask for nothing, whatever the field."""
-
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "eta": (1, 1.0),
-    "image_cfg_scale": (1.5,),
-    "initial_noise_multiplier": (1, 1.0),
-    "mask_round": (True,),
-    "s_churn": (),
-    "s_tmin": (),
-    "s_tmax": (float("inf"), "inf"),
-    "s_noise": (1, 1.0),
-    "sd_vae": ("Automatic",),
-    "samples_format": ("png",),
-}
-"""Further values that ask for nothing, by field or option."""
-
-WITHOUT_EFFECT = frozenset(
-    {
-        "comments",
-        "clip_skip",
-        "denoising_strength",
-        "do_not_save_grid",
-        "do_not_save_samples",
-        "force_task_id",
-        "firstphase_height",
-        "firstphase_width",
-        "hr_cfg",
-        "hr_checkpoint_name",
-        "hr_negative_prompt",
-        "hr_prompt",
-        "hr_resize_x",
-        "hr_resize_y",
-        "hr_sampler_name",
-        "hr_scale",
-        "hr_scheduler",
-        "hr_second_pass_steps",
-        "hr_upscaler",
-        "override_settings_restore_afterwards",
-        "refiner_switch_at",
-        "save_images",
-        "script_args",
-        "subseed",
-    }
-)
-"""Fields that say how to do what other fields ask for, or where A1111 itself keeps its images."""
+OWN_VAE = ("Automatic", "None")
+"""A1111's words for a checkpoint's own VAE."""
 
 
 class Made(BaseModel):
@@ -198,28 +84,34 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         chosen = clients.checkpoint(client)
         return asking.default_model(control) if chosen is None else by_title(control, chosen)
 
+    def listed(*kinds: str) -> list[Adapter]:
+        return [found for found in control.shelves.adapters.all() if found.kind in kinds]
+
     @api.post("/txt2img")
     async def txt2img(asked: TextToImage, http: HTTPRequest) -> Made:
         """Make images and answer with them."""
-        job = await bridge.run(accepted, asked, client_of(http))
-        job = await asking.ended(control, job, http)
-        return await bridge.run(_made, control, job, asked)
+        jobs = await bridge.run(accepted, asked, client_of(http))
+        jobs = await asking.all_ended(control, jobs, http)
+        return await bridge.run(_made, control, jobs, asked)
 
     @api.post("/img2img")
     async def img2img(asked: ImageToImage, http: HTTPRequest) -> Made:
         """Make images from an image, perhaps in a part of it, and answer with them."""
-        job = await bridge.run(accepted, asked, client_of(http))
-        job = await asking.ended(control, job, http)
-        return await bridge.run(_made, control, job, asked)
+        jobs = await bridge.run(accepted, asked, client_of(http))
+        jobs = await asking.all_ended(control, jobs, http)
+        return await bridge.run(_made, control, jobs, asked)
 
-    def accepted(asked: TextToImage, client: Client) -> Job:
-        _refuse(asked)
+    def accepted(asked: TextToImage, client: Client) -> list[Job]:
+        refuse(asked)
         override = asked.override_settings or {}
         wanted = override.get("sd_model_checkpoint")
         model = by_title(control, str(wanted)) if wanted else current(client)
         sampler, schedule = sampler_of(asked.sampler_name or asked.sampler_index or "Euler", asked.scheduler)
         count = asked.batch_size * asked.n_iter
         seed = asked.seed if asked.seed is not None and asked.seed >= 0 else asking.some_seed(count)
+        strength = asked.subseed_strength or 0.0
+        subseed = asked.subseed if asked.subseed is not None and asked.subseed >= 0 else asking.some_seed(count)
+        vae = override.get("sd_vae") or clients.options(client).get("sd_vae") or OWN_VAE[0]
         skip = _stop_at(override) or clients.options(client).get("CLIP_stop_at_last_layers", 1)
         request = Request(
             prompt=asked.prompt,
@@ -234,10 +126,12 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
             schedule=schedule,  # pyright: ignore[reportArgumentType]
             count=count,
             clip_skip=skip - 1,
-            **(asked.given() if isinstance(asked, ImageToImage) else {}),
+            vae="" if vae in OWN_VAE else str(vae),
+            variation_seed=subseed if strength else 0,
+            variation_strength=strength,
+            **asked.given(),
         )
-        [job] = asking.accept(control, request, client=f"a1111 {client.address}")
-        return job
+        return asking.accept(control, request, client=f"a1111 {client.address}")
 
     @api.get("/sd-models")
     def sd_models() -> list[dict[str, Any]]:
@@ -256,15 +150,23 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/upscalers")
     def upscalers() -> list[dict[str, Any]]:
-        none = {"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1}
-        return [none]
+        more = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
+        pixels = [theirs for ours, theirs in UPSCALERS.items() if not ours.startswith("latent")]
+        return [{"name": name, **more} for name in ("None", *pixels)]
+
+    @api.get("/latent-upscale-modes")
+    def latent_upscale_modes() -> list[dict[str, Any]]:
+        return [{"name": theirs} for ours, theirs in UPSCALERS.items() if ours.startswith("latent")]
 
     @api.get("/sd-vae")
+    def sd_vae() -> list[dict[str, Any]]:
+        """For ``sd_vae`` among the options."""
+        return [{"model_name": found.name, "filename": found.path.name} for found in listed(VAE)]
+
     @api.get("/hypernetworks")
     @api.get("/prompt-styles")
     @api.get("/face-restorers")
     @api.get("/realesrgan-models")
-    @api.get("/latent-upscale-modes")
     def none_yet() -> list[dict[str, Any]]:
         """There are none."""
         return []
@@ -274,16 +176,32 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         """For ``<lora:name:strength>`` in a prompt."""
         return [
             {"name": found.name, "alias": found.name, "path": found.path.name, "metadata": found.summary()}
-            for found in control.shelves.adapters.all()
+            for found in listed(*WEIGHTS)
         ]
 
     @api.get("/embeddings")
     def embeddings() -> dict[str, dict[str, Any]]:
-        return {"loaded": {}, "skipped": {}}
+        """For the words of prompts."""
+        return {"loaded": {found.name: _embedding(found) for found in listed(INVERSION)}, "skipped": {}}
 
     @api.get("/scripts")
     def scripts() -> dict[str, list[str]]:
-        return {"txt2img": [], "img2img": []}
+        return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
+
+    @outside.get("/controlnet/model_list", tags=["AUTOMATIC1111"])
+    def controlnets() -> dict[str, list[str]]:
+        """The extension's: ControlNets by name and hash."""
+        return {"model_list": [f"{found.name} [{found.digest[:8]}]" for found in listed(CONTROLNET)]}
+
+    @outside.get("/controlnet/module_list", tags=["AUTOMATIC1111"])
+    def preprocessors() -> dict[str, list[str]]:
+        """The extension's: preprocessors."""
+        return {"module_list": list(PREPROCESSORS)}
+
+    @outside.get("/controlnet/version", tags=["AUTOMATIC1111"])
+    def version() -> dict[str, int]:
+        """The extension's: the fields of its units are those of its version 2."""
+        return {"version": 2}
 
     @api.get("/options")
     def options(http: HTTPRequest) -> dict[str, Any]:
@@ -299,6 +217,9 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         taken: dict[str, Any] = {}
         if given.get("sd_model_checkpoint"):
             taken["sd_model_checkpoint"] = _title(by_title(control, str(given["sd_model_checkpoint"])))
+        if given.get("sd_vae"):
+            vae = str(given["sd_vae"])
+            taken["sd_vae"] = vae if vae in OWN_VAE else control.shelves.adapters.get(vae).name
         if (skip := _stop_at(given)) is not None:
             taken["CLIP_stop_at_last_layers"] = skip
         clients.set(client, taken)
@@ -385,44 +306,6 @@ def by_title(control: Control, title: str) -> Model:
     return found[0] if found else asking.model_named(control, name)
 
 
-def sampler_of(name: str, scheduler: str | None) -> tuple[str, str]:
-    """Ours for A1111's sampler and schedule type; older clients write ``DPM++ 2M Karras``. Raises RequestError."""
-    schedule = SCHEDULES.get((scheduler or "automatic").lower().replace("_", " "))
-    schedule = scheduler if schedule is None and scheduler in LABELS else schedule
-    if schedule is None:
-        raise RequestError("scheduler", scheduler, f"must be one of {', '.join(LABELS.values())}")
-    found = _sampler(name)
-    if found is None:
-        for label, ours in (("karras", "karras"), ("exponential", "exponential"), ("sgm uniform", "sgm_uniform")):
-            if name.lower().endswith(f" {label}"):
-                found, schedule = _sampler(name[: -len(label) - 1]), ours
-    if found is None:
-        known = ", ".join(sampler.a1111 for sampler in SAMPLERS.values())
-        raise RequestError("sampler_name", name, f"must be one of {known}")
-    return found, schedule
-
-
-def _sampler(name: str) -> str | None:
-    lower = name.lower()
-    return next((ours for ours, sampler in SAMPLERS.items() if lower in (sampler.a1111.lower(), ours)), None)
-
-
-def _refuse(asked: TextToImage) -> None:
-    """Raise RequestError for what Safelight cannot do yet, or does not know."""
-    for name, value in (asked.model_extra or {}).items():
-        if name not in WITHOUT_EFFECT and not _neutral(name, value):
-            raise RequestError(name, value, "Safelight cannot do this yet")
-    for name, value in (asked.override_settings or {}).items():
-        if name in ("sd_model_checkpoint", "CLIP_stop_at_last_layers", "sd_checkpoint_hash"):
-            continue
-        if not _neutral(name, value):
-            raise RequestError(f"override_settings.{name}", value, "Safelight has no such option")
-
-
-def _neutral(name: str, value: object) -> bool:
-    return value in NOTHING or value in NEUTRAL.get(name, ())
-
-
 def _stop_at(options: dict[str, Any]) -> int | None:
     """``CLIP_stop_at_last_layers``, if it is given. Raises RequestError when it is no number of layers."""
     skip = options.get("CLIP_stop_at_last_layers")
@@ -491,23 +374,37 @@ def _progress(state: State | None, skip_image: bool) -> dict[str, Any]:
     }
 
 
-def _made(control: Control, job: Job, asked: TextToImage) -> Made:
+def _embedding(found: Adapter) -> dict[str, Any]:
+    shapes = [tensor.shape for tensor in found.tensors.tensors]
+    return {
+        "step": None,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+        "shape": shapes[0][-1],
+        "vectors": shapes[0][0] if len(shapes[0]) == 2 else 1,
+    }
+
+
+def _made(control: Control, jobs: list[Job], asked: TextToImage) -> Made:
+    job = next((job for job in jobs if job.state == "failed"), jobs[0])
     if job.state == "failed":
         raise RefusedError(500, "failed", job.reason)
-    images = control.database.images(1000, job=job.id)
+    images = [image for one in jobs for image in control.database.images(1000, job=one.id)]
     request = job.request
     texts = [parameters(image.metadata) for image in images]
     seeds = [image.seed for image in images]
+    drawn = [image.metadata["request"] for image in images]
+    subseeds = [made["variation_seed"] or made["seed"] for made in drawn]
     info = {
         "prompt": request.prompt,
-        "all_prompts": [request.prompt] * len(images),
+        "all_prompts": [made["prompt"] for made in drawn],
         "negative_prompt": request.negative,
-        "all_negative_prompts": [request.negative] * len(images),
+        "all_negative_prompts": [made["negative"] for made in drawn],
         "seed": request.seed,
         "all_seeds": seeds,
-        "subseed": request.seed,
-        "all_subseeds": seeds,
-        "subseed_strength": 0,
+        "subseed": subseeds[0] if subseeds else request.seed,
+        "all_subseeds": subseeds,
+        "subseed_strength": request.variation_strength,
         "width": request.width,
         "height": request.height,
         "sampler_name": SAMPLERS[request.sampler].a1111,
@@ -526,5 +423,6 @@ def _made(control: Control, job: Job, asked: TextToImage) -> Made:
     }
     encoded = [base64.b64encode(control.gallery.path(image.file).read_bytes()).decode() for image in images]
     left_out = {"init_images", "mask"} if not getattr(asked, "include_init_images", True) else set[str]()
-    given = asked.model_dump(exclude=left_out)
+    # What it was shown is not sent back either.
+    given = asked.model_dump(exclude=left_out | {"alwayson_scripts"})
     return Made(images=encoded if asked.send_images else [], parameters=given, info=json.dumps(info))

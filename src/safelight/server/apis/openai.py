@@ -111,9 +111,9 @@ def router(control: Control) -> APIRouter:
     @api.post("/images/generations", response_model_exclude_none=True)
     async def generations(asked: Generation, http: HTTPRequest) -> Images:
         """Make images and answer with them."""
-        job = await bridge.run(_accepted, control, asked)
-        job = await asking.ended(control, job, http)
-        return await bridge.run(_answer, control, job, asked, str(http.base_url).rstrip("/"))
+        jobs = await bridge.run(_accepted, control, asked)
+        jobs = await asking.all_ended(control, jobs, http)
+        return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
 
     @api.post("/images/edits", response_model_exclude_none=True)
     async def edits(
@@ -142,9 +142,9 @@ def router(control: Control) -> APIRouter:
         if mask is not None:
             white = await bridge.run(_transparent, await mask.read())
             given["mask"] = await bridge.run(keep, "mask", white)
-        job = await bridge.run(_accepted, control, asked, given)
-        job = await asking.ended(control, job, http)
-        return await bridge.run(_answer, control, job, asked, str(http.base_url).rstrip("/"))
+        jobs = await bridge.run(_accepted, control, asked, given)
+        jobs = await asking.all_ended(control, jobs, http)
+        return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
 
     return api
 
@@ -159,7 +159,7 @@ def _transparent(mask: bytes) -> bytes:
     return held.getvalue()
 
 
-def _accepted(control: Control, asked: Generation, given: Mapping[str, Any] = _NOTHING) -> Job:
+def _accepted(control: Control, asked: Generation, given: Mapping[str, Any] = _NOTHING) -> list[Job]:
     for name, value in (asked.model_extra or {}).items():
         if name in _KNOWN:
             raise RequestError(name, value, "cannot be asked for here; Safelight's own API takes it")
@@ -180,8 +180,7 @@ def _accepted(control: Control, asked: Generation, given: Mapping[str, Any] = _N
         count=count,
         **given,
     )
-    [job] = asking.accept(control, request, client=f"openai {asked.user or ''}".strip())
-    return job
+    return asking.accept(control, request, client=f"openai {asked.user or ''}".strip())
 
 
 def _size(size: str | None, model: Model) -> tuple[int, int]:
@@ -193,11 +192,12 @@ def _size(size: str | None, model: Model) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _answer(control: Control, job: Job, asked: Generation, base: str) -> Images:
+def _answer(control: Control, jobs: list[Job], asked: Generation, base: str) -> Images:
+    job = next((job for job in jobs if job.state != "done"), jobs[0])
     if job.state != "done":
         raise RefusedError(500 if job.state == "failed" else 409, job.state, job.reason)
     data: list[Datum] = []
-    for image in control.database.images(1000, job=job.id):
+    for image in (image for one in jobs for image in control.database.images(1000, job=one.id)):
         if asked.response_format == "b64_json":
             data.append(Datum(b64_json=base64.b64encode(control.gallery.path(image.file).read_bytes()).decode()))
         else:

@@ -1,0 +1,94 @@
+"""Prompts with choices in them: ``{red|green} apple``, ``{2$$a|b|c}``, and wildcards, ``__colour__``, which are files.
+
+Read by dynamicprompts (https://github.com/adieyal/dynamicprompts). A choice is made by an image's seed; what was chosen
+is the prompt from then on, in the queue, in the image and when it is made again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safelight.errors import RequestError
+from safelight.types import Request
+
+_CHOICE = re.compile(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__")
+_WILDCARD = re.compile(r"__([\w/*.-]+?)__")
+
+MOST_VARIANTS = 1000
+
+
+def has_choices(text: str) -> bool:
+    """Whether anything in the text is to be chosen."""
+    return _CHOICE.search(text) is not None
+
+
+def chosen(request: Request, wildcards: Path) -> list[Request]:
+    """A request for each image, its choices made by its seed; the request itself when there is nothing to choose.
+
+    ``wildcards``: the folder of ``NAME.txt``, a line for each value. Raises RequestError for what cannot be parsed, and
+    for a wildcard that has no file.
+    """
+    if not has_choices(request.prompt) and not has_choices(request.negative):
+        return [request]
+    out: list[Request] = []
+    for index in range(request.count):
+        made = one(request, index)
+        texts = (_random("prompt", made.prompt, wildcards, index + request.seed), made.negative)
+        negative = _random("negative", texts[1], wildcards, index + request.seed)
+        out.append(replace(made, prompt=texts[0], negative=negative))
+    return out
+
+
+def every(request: Request, wildcards: Path) -> list[Request]:
+    """A request for each combination of all choices in the prompt, with the same seed."""
+    if not has_choices(request.prompt):
+        return [request]
+    from dynamicprompts.generators import CombinatorialPromptGenerator
+
+    found = _generated("prompt", request.prompt, CombinatorialPromptGenerator(_manager(wildcards)), MOST_VARIANTS + 1)
+    if len(found) > MOST_VARIANTS:
+        raise RequestError("prompt", request.prompt[:40], f"has more than {MOST_VARIANTS} combinations")
+    return [replace(request, prompt=text) for text in found]
+
+
+def one(request: Request, index: int) -> Request:
+    """The request for the image number ``index`` alone."""
+    if request.variation_strength:
+        return replace(request, count=1, variation_seed=request.variation_seed + index)
+    return replace(request, count=1, seed=request.seed + index)
+
+
+def _manager(wildcards: Path) -> Any:
+    from dynamicprompts.wildcards.wildcard_manager import WildcardManager
+
+    return WildcardManager(wildcards if wildcards.is_dir() else None)
+
+
+def _random(field: str, text: str, wildcards: Path, seed: int) -> str:
+    if not has_choices(text):
+        return text
+    from dynamicprompts.generators import RandomPromptGenerator
+
+    generator = RandomPromptGenerator(_manager(wildcards), seed=seed)
+    return _generated(field, text, generator, 1)[0]
+
+
+def _generated(field: str, text: str, generator: Any, most: int) -> list[str]:
+    from pyparsing import ParseException
+
+    try:
+        found = [str(prompt) for prompt in generator.generate(text, most)]
+    except ParseException as error:
+        near = text[max(0, error.loc - 10) : error.loc + 20]
+        problem = f"at character {error.loc}: its choices cannot be read ({error.msg})"
+        raise RequestError(field, near, problem) from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(field, text[:40], f"its choices cannot be read ({error})") from error
+    missing = _WILDCARD.search(" ".join(found))
+    if missing is not None or not found:
+        name = missing[1] if missing is not None else text
+        raise RequestError(field, name, "is a wildcard without a file: ROOT/wildcards has NAME.txt, a value a line")
+    return found

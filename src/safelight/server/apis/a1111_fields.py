@@ -1,0 +1,274 @@
+"""What AUTOMATIC1111's clients ask for, in its fields, and what that is here. What Safelight cannot do is an error."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any, Literal
+
+from PIL import ImageOps
+from pydantic import BaseModel, ConfigDict, Field
+
+from safelight.errors import RequestError
+from safelight.generate import sizes
+from safelight.library.inputs import opened
+from safelight.types import PREPROCESSORS, SAMPLERS, UPSCALERS, Control, ControlMode
+
+SCHEDULES = {
+    "automatic": "default",
+    "uniform": "default",
+    "karras": "karras",
+    "exponential": "exponential",
+    "sgm uniform": "sgm_uniform",
+}
+"""A1111's schedule types by ours."""
+
+LABELS = {"default": "Automatic", "karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform"}
+
+
+class TextToImage(BaseModel):
+    """A1111's fields that have a meaning here; others are accepted as long as they ask for nothing."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str = ""
+    negative_prompt: str | None = ""
+    seed: int | None = -1
+    sampler_name: str | None = None
+    sampler_index: str | None = None
+    scheduler: str | None = None
+    batch_size: int = Field(default=1, ge=1)
+    n_iter: int = Field(default=1, ge=1)
+    steps: int | None = 50
+    cfg_scale: float | None = 7.0
+    width: int | None = 512
+    height: int | None = 512
+    subseed: int | None = -1
+    subseed_strength: float | None = Field(default=0, ge=0, le=1)
+    tiling: bool | None = False
+    enable_hr: bool | None = False
+    hr_scale: float | None = 2.0
+    hr_upscaler: str | None = "Latent"
+    hr_second_pass_steps: int | None = Field(default=0, ge=0)
+    hr_resize_x: int | None = Field(default=0, ge=0)
+    hr_resize_y: int | None = Field(default=0, ge=0)
+    denoising_strength: float | None = None
+    alwayson_scripts: dict[str, Any] | None = None
+    override_settings: dict[str, Any] | None = None
+    send_images: bool = True
+
+    def given(self) -> dict[str, Any]:
+        """Fields of a request beside the plain ones. Raises RequestError for what has no meaning here."""
+        values: dict[str, Any] = {"controls": _controls(self.alwayson_scripts or {})}
+        if self.tiling:
+            values["seamless"] = "xy"
+        if self.enable_hr:
+            values |= self._high_resolution()
+        return values
+
+    def _high_resolution(self) -> dict[str, Any]:
+        width, height = self.width or 512, self.height or 512
+        scale = self.hr_scale or 2.0
+        if self.hr_resize_x or self.hr_resize_y:
+            scale = self.hr_resize_x / width if self.hr_resize_x else (self.hr_resize_y or 0) / height
+            asked = self.hr_resize_x or sizes.enlarged(width, scale), self.hr_resize_y or sizes.enlarged(height, scale)
+            if asked != (sizes.enlarged(width, scale), sizes.enlarged(height, scale)):
+                raise RequestError("hr_resize_y", self.hr_resize_y, f"is another shape than {width}x{height}")
+        return {
+            "hires_scale": scale,
+            "hires_upscaler": _upscaler(self.hr_upscaler or "Latent"),
+            "hires_steps": self.hr_second_pass_steps or 0,
+            "hires_strength": 0.7 if self.denoising_strength is None else self.denoising_strength,
+        }
+
+
+def _upscaler(name: str) -> str:
+    found = next((ours for ours, theirs in UPSCALERS.items() if name.lower() in (ours, theirs.lower())), None)
+    if found is None:
+        raise RequestError("hr_upscaler", name, f"must be one of {', '.join(UPSCALERS.values())}")
+    return found
+
+
+CONTROL_MODES: dict[str, ControlMode] = {
+    "balanced": "balanced",
+    "0": "balanced",
+    "my prompt is more important": "more_prompt",
+    "1": "more_prompt",
+    "controlnet is more important": "more_control",
+    "2": "more_control",
+}
+
+_UNIT_WITHOUT_EFFECT = frozenset(
+    {
+        "enabled",
+        "pixel_perfect",
+        "processor_res",
+        "resize_mode",
+        "low_vram",
+        "lowvram",
+        "save_detected_map",
+        "hr_option",
+    }
+)
+
+
+def _controls(scripts: dict[str, Any]) -> tuple[Control, ...]:
+    """The units of the ControlNet extension. Raises RequestError for another script, and for what is not understood."""
+    strange = next((name for name, what in scripts.items() if name.lower() != "controlnet" and what), None)
+    if strange is not None:
+        raise RequestError("alwayson_scripts", strange, "Safelight has no such script")
+    units = next((what.get("args", []) for what in scripts.values() if isinstance(what, dict)), [])
+    if not isinstance(units, list) or not all(isinstance(unit, dict) for unit in units):
+        raise RequestError("alwayson_scripts", "controlnet", "args must be a list of units")
+    return tuple(_control(unit) for unit in units if unit.get("enabled", True))
+
+
+def _control(unit: dict[str, Any]) -> Control:
+    known = {"model", "module", "weight", "image", "input_image", "guidance_start", "guidance_end", "control_mode"}
+    known |= {"threshold_a", "threshold_b"} | _UNIT_WITHOUT_EFFECT
+    for name, value in unit.items():
+        if name not in known and not _neutral(name, value):
+            raise RequestError(f"controlnet.{name}", value, "Safelight cannot do this yet")
+    image = unit.get("image") or unit.get("input_image") or ""
+    image = image.get("image", "") if isinstance(image, dict) else image
+    mode = CONTROL_MODES.get(str(unit.get("control_mode", "balanced")).lower())
+    if mode is None:
+        raise RequestError(
+            "controlnet.control_mode", unit["control_mode"], f"must be one of {', '.join(CONTROL_MODES)}"
+        )
+    module = str(unit.get("module") or "none").lower()
+    if module not in PREPROCESSORS:
+        raise RequestError("controlnet.module", module, f"must be one of {', '.join(PREPROCESSORS)}")
+    return Control(
+        name=str(unit.get("model") or "").partition(" [")[0],
+        image=_data(str(image)) if image else "",
+        weight=unit.get("weight", 1.0),
+        start=unit.get("guidance_start", 0.0),
+        end=unit.get("guidance_end", 1.0),
+        mode=mode,
+        preprocessor=module,
+        low=_threshold(unit.get("threshold_a"), 100),
+        high=_threshold(unit.get("threshold_b"), 200),
+    )
+
+
+def _threshold(value: Any, default: int) -> int:
+    """-1 is A1111's word for a module's own."""
+    return default if value is None or value < 0 else int(value)
+
+
+class ImageToImage(TextToImage):
+    """``init_images`` and ``mask`` are in base64. What is masked starts from the image itself."""
+
+    init_images: list[str] = Field(min_length=1, max_length=1)
+    mask: str | None = None
+    denoising_strength: float | None = Field(default=0.75, gt=0, le=1)
+    mask_blur: int | None = Field(default=4, ge=0, le=256)
+    inpaint_full_res: bool = True
+    inpaint_full_res_padding: int | None = Field(default=0, ge=0, le=4096)
+    inpainting_mask_invert: Literal[0, 1] | bool = 0
+    inpainting_fill: Literal[0, 1] = 0
+    resize_mode: Literal[0] = 0
+    include_init_images: bool = False
+
+    def given(self) -> dict[str, Any]:
+        """The fields of a request that say what it starts from. Raises RequestError for what is no image."""
+        values = {**super().given(), "image": _data(self.init_images[0])}
+        values["strength"] = 0.75 if self.denoising_strength is None else self.denoising_strength
+        if self.mask:
+            mask = _inverted(self.mask) if self.inpainting_mask_invert else _data(self.mask)
+            values |= {"mask": mask, "mask_blur": self.mask_blur or 0}
+            values["mask_padding"] = (self.inpaint_full_res_padding or 0) if self.inpaint_full_res else None
+        return values
+
+
+def _data(picture: str) -> str:
+    return picture if picture.startswith("data:") else f"data:image/png;base64,{picture}"
+
+
+def _inverted(picture: str) -> str:
+    try:
+        data = base64.b64decode(picture.rpartition(",")[2], validate=True)
+    except ValueError as error:
+        raise RequestError("mask", picture[:40], f"is not base64 ({error})") from error
+    held = io.BytesIO()
+    ImageOps.invert(opened("mask", data).convert("L")).save(held, "PNG")
+    return _data(base64.b64encode(held.getvalue()).decode())
+
+
+NOTHING = (None, False, 0, -1, "", "None", "none", [], {})
+"""Values that ask for nothing, whatever the field."""
+
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "eta": (1, 1.0),
+    "image_cfg_scale": (1.5,),
+    "initial_noise_multiplier": (1, 1.0),
+    "mask_round": (True,),
+    "s_churn": (),
+    "s_tmin": (),
+    "s_tmax": (float("inf"), "inf"),
+    "s_noise": (1, 1.0),
+    "samples_format": ("png",),
+}
+"""Further values that ask for nothing, by field or option."""
+
+WITHOUT_EFFECT = frozenset(
+    {
+        "comments",
+        "clip_skip",
+        "do_not_save_grid",
+        "do_not_save_samples",
+        "force_task_id",
+        "firstphase_height",
+        "firstphase_width",
+        "hr_cfg",
+        "hr_checkpoint_name",
+        "hr_negative_prompt",
+        "hr_prompt",
+        "hr_sampler_name",
+        "hr_scheduler",
+        "override_settings_restore_afterwards",
+        "refiner_switch_at",
+        "save_images",
+        "script_args",
+    }
+)
+"""Fields that say how to do what other fields ask for, or where A1111 itself keeps its images."""
+
+
+def sampler_of(name: str, scheduler: str | None) -> tuple[str, str]:
+    """Ours for A1111's sampler and schedule type; older clients write ``DPM++ 2M Karras``. Raises RequestError."""
+    schedule = SCHEDULES.get((scheduler or "automatic").lower().replace("_", " "))
+    schedule = scheduler if schedule is None and scheduler in LABELS else schedule
+    if schedule is None:
+        raise RequestError("scheduler", scheduler, f"must be one of {', '.join(LABELS.values())}")
+    found = _sampler(name)
+    if found is None:
+        for label, ours in (("karras", "karras"), ("exponential", "exponential"), ("sgm uniform", "sgm_uniform")):
+            if name.lower().endswith(f" {label}"):
+                found, schedule = _sampler(name[: -len(label) - 1]), ours
+    if found is None:
+        known = ", ".join(sampler.a1111 for sampler in SAMPLERS.values())
+        raise RequestError("sampler_name", name, f"must be one of {known}")
+    return found, schedule
+
+
+def _sampler(name: str) -> str | None:
+    lower = name.lower()
+    return next((ours for ours, sampler in SAMPLERS.items() if lower in (sampler.a1111.lower(), ours)), None)
+
+
+def refuse(asked: TextToImage) -> None:
+    """Raise RequestError for what Safelight cannot do yet, or does not know."""
+    for name, value in (asked.model_extra or {}).items():
+        if name not in WITHOUT_EFFECT and not _neutral(name, value):
+            raise RequestError(name, value, "Safelight cannot do this yet")
+    for name, value in (asked.override_settings or {}).items():
+        if name in ("sd_model_checkpoint", "CLIP_stop_at_last_layers", "sd_checkpoint_hash", "sd_vae"):
+            continue
+        if not _neutral(name, value):
+            raise RequestError(f"override_settings.{name}", value, "Safelight has no such option")
+
+
+def _neutral(name: str, value: object) -> bool:
+    return value in NOTHING or value in NEUTRAL.get(name, ())
