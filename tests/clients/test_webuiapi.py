@@ -103,7 +103,12 @@ def test_the_whole_options_object_can_be_posted_back(server: Server) -> None:
 
 def test_what_cannot_be_done_is_an_error(server: Server) -> None:
     model = {"sd_model_checkpoint": "starter-noto"}
-    for wish in ({"enable_hr": True}, {"restore_faces": True}, {"script_name": "X/Y"}, {"styles": ["anime"]}):
+    for wish in (
+        {"hr_upscaler": "4x", "enable_hr": True},
+        {"restore_faces": True},
+        {"script_name": "X/Y"},
+        {"styles": ["anime"]},
+    ):
         answer = requests.post(
             f"{server.url}/sdapi/v1/txt2img", json={"prompt": "x", "override_settings": model, **wish}, timeout=60
         )

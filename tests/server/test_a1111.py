@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image as PILImage
 
 from safelight.errors import ModelNotFoundError
 from safelight.library.library import Library
@@ -38,12 +42,14 @@ def test_state_19_a_name_is_never_another_models_file_name(tiny: Path, tmp_path:
     ("field", "body"),
     [
         ("refiner_checkpoint", {"refiner_checkpoint": "xl-refiner"}),
-        ("enable_hr", {"enable_hr": True}),
+        ("hr_upscaler", {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}),
+        ("hr_resize_y", {"enable_hr": True, "hr_resize_x": 128, "hr_resize_y": 256}),
         ("init_images", {"init_images": ["iVBORw0KGgo="]}),
         ("eta", {"eta": 0.5}),
-        ("tiling", {"tiling": True}),
+        ("alwayson_scripts", {"alwayson_scripts": {"ADetailer": {"args": [{}]}}}),
+        ("controlnet.module", {"alwayson_scripts": {"controlnet": {"args": [{"module": "openpose_full"}]}}}),
+        ("controls", {"alwayson_scripts": {"controlnet": {"args": [{"model": "edges"}]}}}),
         ("some_new_field", {"some_new_field": "x"}),
-        ("override_settings.sd_vae", {"override_settings": {"sd_vae": "vae-ft-mse"}}),
         ("CLIP_stop_at_last_layers", {"override_settings": {"CLIP_stop_at_last_layers": "2"}}),
         ("CLIP_stop_at_last_layers", {"override_settings": {"CLIP_stop_at_last_layers": 1.5}}),
         ("CLIP_stop_at_last_layers", {"override_settings": {"CLIP_stop_at_last_layers": 0}}),
@@ -97,3 +103,62 @@ def test_state_19_who_sets_nothing_takes_nobodys_place() -> None:
         clients.set(other, {})
         assert clients.checkpoint(other) == "a"
     assert clients.checkpoint(one) == "a"
+
+
+def test_a_vae_that_is_not_there_is_an_error(http: httpx.Client) -> None:
+    options = {"sd_model_checkpoint": "starter-noto", "sd_vae": "vae-ft-mse"}
+    body = {"prompt": "x", "steps": 1, "width": 64, "height": 64, "override_settings": options}
+    answer = http.post("/sdapi/v1/txt2img", json=body)
+    assert (answer.status_code, "vae-ft-mse" in answer.json()["detail"]) == (404, True)
+
+
+def made(http: httpx.Client, **fields: Any) -> dict[str, Any]:
+    """The answer of txt2img by a starter, and what Safelight says of its first image."""
+    body = {"prompt": "red apple", "seed": 3, "steps": 3, "width": 64, "height": 64, "sampler_name": "Euler"}
+    options = {"sd_model_checkpoint": "starter-noto", **fields.pop("override_settings", {})}
+    answer = http.post("/sdapi/v1/txt2img", json={**body, **fields, "override_settings": options})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def carried(answer: dict[str, Any], at: int = 0) -> dict[str, Any]:
+    with PILImage.open(io.BytesIO(base64.b64decode(answer["images"][at]))) as image:
+        return {**json.loads(image.info["safelight"])["request"], "size": image.size, "text": image.info["parameters"]}
+
+
+def test_high_resolution_fix(http: httpx.Client) -> None:
+    found = carried(made(http, enable_hr=True, hr_scale=1.5, hr_upscaler="Lanczos", denoising_strength=0.5))
+    assert (found["size"], found["width"], found["hires_upscaler"]) == ((96, 96), 64, "lanczos")
+    assert "Hires upscale: 1.5" in found["text"]
+    assert carried(made(http, enable_hr=True, hr_resize_x=128))["size"] == (128, 128)
+
+
+def test_a_controlnet_of_the_extension(http: httpx.Client) -> None:
+    picture = made(http)["images"][0]
+    listed = http.get("/controlnet/model_list").json()["model_list"]
+    assert listed[0].startswith("edges [")
+    assert "canny" in http.get("/controlnet/module_list").json()["module_list"]
+    unit = {
+        "enabled": True,
+        "module": "canny",
+        "model": listed[0],
+        "image": picture,
+        "weight": 0.7,
+        "pixel_perfect": True,
+    }
+    unit |= {"guidance_end": 0.9, "control_mode": "ControlNet is more important", "threshold_a": -1, "threshold_b": -1}
+    answer = made(http, prompt="octopus", alwayson_scripts={"ControlNet": {"args": [unit, {"enabled": False}]}})
+    [control] = carried(answer)["controls"]
+    assert (control["name"], control["weight"], control["end"]) == ("edges", 0.7, 0.9)
+    assert (control["mode"], control["preprocessor"], control["high"]) == ("more_control", "canny", 200)
+
+
+def test_variations_tiling_and_choices(http: httpx.Client) -> None:
+    answer = made(http, subseed=7, subseed_strength=0.3, batch_size=2, tiling=True)
+    info = json.loads(answer["info"])
+    assert (info["all_seeds"], info["all_subseeds"], info["subseed_strength"]) == ([3, 3], [7, 8], 0.3)
+    assert carried(answer)["seamless"] == "xy"
+    answer = made(http, prompt="{red|green} apple", batch_size=3)
+    prompts = [carried(answer, at)["prompt"] for at in range(3)]
+    assert set(prompts) <= {"red apple", "green apple"}
+    assert json.loads(answer["info"])["all_prompts"] == prompts

@@ -132,8 +132,8 @@ def generate(
     control: Annotated[
         list[str] | None,
         typer.Option(
-            help="A ControlNet and its picture, NAME:IMAGE, with more behind: edges:in.png:pre=canny:weight=0.8:start=0:"
-            f"end=0.6:mode=more_prompt. pre: {', '.join(PREPROCESSORS)} (thresholds low=, high=). mode: "
+            help="A ControlNet and its picture, NAME:IMAGE, with more behind: edges:in.png:pre=canny:weight=0.8:"
+            f"start=0:end=0.6:mode=more_prompt. pre: {', '.join(PREPROCESSORS)} (thresholds low=, high=). mode: "
             f"{', '.join(CONTROL_MODES)}. Repeat for several.",
             show_default=False,
         ),

@@ -97,6 +97,7 @@ class LocalEngine:
                 again = settled(request, model, self.shelves)
                 under = self._under(model, again)
                 self.repairs.reload(under)
+                bench.conditionings.clear()
                 yield self._image(again, under, bench, index, on_progress)
 
     def _under(self, model: Model, asked: Settled) -> Model:
@@ -161,7 +162,8 @@ class LocalEngine:
             held.close()
 
     def unload(self, digest: str | None) -> None:
-        """Drop what nobody holds: of the model of that digest, or of all."""
+        """Drop what nobody holds: of the model of that digest, or of all; and what text encoders made."""
+        self.bench.conditionings.clear()
         model = next((m for m in self.library.models() if m.digest == digest), None)
         for tier in self.tiers:
             if digest is None:

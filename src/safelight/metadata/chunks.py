@@ -15,7 +15,7 @@ from PIL import PngImagePlugin
 from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.files import open_regular
 from safelight.prompts.loras import written
-from safelight.types import SAMPLERS, Image, Lora
+from safelight.types import SAMPLERS, UPSCALERS, Image, Lora
 
 VERSION = 1
 
@@ -42,6 +42,7 @@ def parameters(metadata: Mapping[str, Any]) -> str:
         fields["Denoising strength"] = request["strength"]
     if request.get("mask"):
         fields["Mask blur"] = request["mask_blur"]
+    fields |= _further(request)
     if loras:
         fields["Lora hashes"] = '"' + ", ".join(f"{lora.name}: {lora.digest[:12]}" for lora in loras) + '"'
     fields["Version"] = f"Safelight {metadata['run']['versions']['safelight']}"
@@ -50,6 +51,43 @@ def parameters(metadata: Mapping[str, Any]) -> str:
         lines.append(f"Negative prompt: {request['negative']}")
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
     return "\n".join(lines)
+
+
+def _further(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What AUTOMATIC1111 calls variations, high-resolution fix, tiling, and the units of its ControlNet extension."""
+    out: dict[str, Any] = {}
+    if request.get("variation_strength"):
+        out |= {"Variation seed": request["variation_seed"], "Variation seed strength": request["variation_strength"]}
+    if request.get("hires_scale", 1) > 1:
+        out["Denoising strength"] = request["hires_strength"]
+        out["Hires upscale"] = request["hires_scale"]
+        if request["hires_steps"]:
+            out["Hires steps"] = request["hires_steps"]
+        out["Hires upscaler"] = UPSCALERS[request["hires_upscaler"]]
+    if request.get("seamless"):
+        out["Tiling"] = True
+    for number, control in enumerate(request.get("controls", ())):
+        unit = {
+            "Module": control["preprocessor"],
+            "Model": f"{control['name']} [{control['digest'][:8]}]",
+            "Weight": control["weight"],
+            "Guidance Start": control["start"],
+            "Guidance End": control["end"],
+            "Control Mode": CONTROL_LABELS[control["mode"]],
+        }
+        out[f"ControlNet {number}"] = '"' + ", ".join(f"{key}: {value}" for key, value in unit.items()) + '"'
+    if request.get("embeddings"):
+        hashes = ", ".join(f"{e['name']}: {e['digest'][:12]}" for e in request["embeddings"])
+        out["TI hashes"] = f'"{hashes}"'
+    return out
+
+
+CONTROL_LABELS = {
+    "balanced": "Balanced",
+    "more_prompt": "My prompt is more important",
+    "more_control": "ControlNet is more important",
+    "unbalanced": "Unbalanced",
+}
 
 
 def png(image: Image) -> bytes:

@@ -115,14 +115,12 @@ async def ended(control: Control, job: Job, http: HTTPRequest) -> Job:
 
 async def all_ended(control: Control, jobs: list[Job], http: HTTPRequest) -> list[Job]:
     """The jobs after they ended, one after another: see :func:`ended`."""
-    out: list[Job] = []
     try:
-        for job in jobs:
-            out.append(await ended(control, job, http))
+        return [await ended(control, job, http) for job in jobs]
     finally:
-        for job in jobs[len(out) :]:
+        for job in jobs:
+            # Who has ended cannot be cancelled.
             await bridge.run(control.dispatcher.cancel, job.id)
-    return out
 
 
 async def _gone(http: HTTPRequest) -> None:

@@ -21,7 +21,7 @@ from safelight.devices import kept
 from safelight.engine.repair import Repairs
 from safelight.errors import CanaryError
 from safelight.generate import run
-from safelight.generate.bench import Bench
+from safelight.generate.bench import Bench, computing_all
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.trust.difference import Difference, difference
@@ -108,7 +108,7 @@ def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Bench
 
     def look(model: Model, bench: Bench) -> None:
         def make(asked: Request) -> Image:
-            return run.image(Settled(asked), model, bench, 0, lambda _: None)
+            return run.image(Settled(asked), model, computing_all(bench), 0, lambda _: None)
 
         if canaries.compare(model, make, bench.run.dtype) is None:
             return

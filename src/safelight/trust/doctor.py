@@ -19,7 +19,7 @@ from safelight.engine.local import LocalEngine
 from safelight.engine.repair import REFERENCE
 from safelight.errors import SafelightError
 from safelight.generate import run
-from safelight.generate.bench import TORCH_DTYPES
+from safelight.generate.bench import TORCH_DTYPES, computing_all
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.trust.advisories import advisories
@@ -185,7 +185,7 @@ class Doctor:
         if image.metadata["run"]["attention"] != REFERENCE:
             bench = self.engine.bench_for(model)
             with_reference = replace(bench, run=replace(bench.run, attention=REFERENCE))
-            reference = run.image(Settled(request(model)), model, with_reference, 0, lambda _: None)
+            reference = run.image(Settled(request(model)), model, computing_all(with_reference), 0, lambda _: None)
             if difference(pixels_of(image), pixels_of(reference)).similarity < ROUNDING:
                 return "attention", f"`safelight config set attention_type {REFERENCE}`"
         return "state", "Start again, and report it with `safelight doctor --save FILE`."
