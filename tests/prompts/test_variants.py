@@ -1,0 +1,60 @@
+"""Choices in prompts, by dynamicprompts: made by the seed, the same each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from safelight.errors import RequestError
+from safelight.prompts import variants
+from safelight.types import Request
+
+
+@pytest.fixture
+def wildcards(tmp_path: Path) -> Path:
+    (tmp_path / "colour.txt").write_text("red\ngreen\nblue\n# no value\n")
+    return tmp_path
+
+
+def ask(prompt: str, **more: object) -> Request:
+    return Request(prompt, "m", **more)  # type: ignore[arg-type]
+
+
+def test_a_choice_is_the_seeds(wildcards: Path) -> None:
+    asked = ask("a {big|small} __colour__ (apple:1.2) [x:y:0.5] <lora:a:0.8>", negative="{p|q}", seed=5, count=20)
+    made = variants.chosen(asked, wildcards)
+    assert [one.seed for one in made] == list(range(5, 25))
+    assert all(one.count == 1 and one.prompt.endswith("(apple:1.2) [x:y:0.5] <lora:a:0.8>") for one in made)
+    assert {one.prompt.split()[1] for one in made} == {"big", "small"}
+    assert {one.prompt.split()[2] for one in made} == {"red", "green", "blue"}
+    assert {one.negative for one in made} == {"p", "q"}
+    # Image k of a batch is the image of seed + k alone.
+    for index in (0, 7):
+        assert variants.chosen(ask(asked.prompt, negative="{p|q}", seed=5 + index), wildcards) == [made[index]]
+
+
+def test_nothing_to_choose_is_the_request_itself(wildcards: Path) -> None:
+    asked = ask("a plain (apple:1.2), [b], snake_case", count=3)
+    assert variants.chosen(asked, wildcards) == [asked]
+    assert variants.every(asked, wildcards) == [asked]
+
+
+def test_all_combinations(wildcards: Path) -> None:
+    made = variants.every(ask("{a|b} __colour__", seed=3), wildcards)
+    assert {one.prompt for one in made} == {f"{x} {y}" for x in "ab" for y in ("red", "green", "blue")}
+    assert {one.seed for one in made} == {3}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [("an __unknown__ apple", "is a wildcard without a file"), ("{a|b", "at character 0: its choices cannot be read")],
+)
+def test_what_cannot_be_chosen_is_an_error(wildcards: Path, prompt: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        variants.chosen(ask(prompt), wildcards)
+
+
+def test_too_many_combinations_are_an_error(wildcards: Path) -> None:
+    with pytest.raises(RequestError, match="more than 1000 combinations"):
+        variants.every(ask(" ".join(["{a|b|c|d}"] * 6)), wildcards)
