@@ -1,4 +1,4 @@
-"""``safelight generate`` and ``demo``."""
+"""``safelight generate``."""
 
 from __future__ import annotations
 
@@ -34,9 +34,6 @@ EXAMPLES = (
     'Examples: `safelight generate "red apple" -m starter-noto` · '
     '`safelight generate "octopus" -m starter-noto -m starter-fluent -m starter-noto --seed 7 --json`'
 )
-ADAPTED = "starter-noto"
-"""The starter over which the starter adapters were trained."""
-
 ModelsOption = Annotated[
     list[str],
     typer.Option("--model", "-m", help="A model's name or path; repeat for several, in order.", show_default=False),
@@ -48,7 +45,8 @@ def underscored(value: str) -> str:
     return value.lower().replace("-", "_")
 
 
-def _local(context: typer.Context, root: Path | None) -> LocalEngine:
+def local(context: typer.Context, root: Path | None) -> LocalEngine:
+    """The engine of this process."""
     from safelight.assemble.opening import open_engine
 
     return open_engine(loaded(context, root).settings)
@@ -63,7 +61,7 @@ def _engine(context: typer.Context, root: Path | None, server: str | None, key: 
         settings = loaded(context, root).settings
         return IsolatedEngine(open_library(settings), Isolator(ZYGOTE, settings))
     if server is None:
-        return _local(context, root)
+        return local(context, root)
     from safelight.engine.client import ServerEngine
 
     return ServerEngine(server, key)
@@ -183,7 +181,7 @@ def generate(
     root: RootOption = None,
 ) -> None:
     """Make images with one or several models, one after another, in one process."""
-    adapters = tuple(_lora(text) for text in lora or ())
+    adapters = tuple(lora_of(text) for text in lora or ())
     requests = [
         Request(
             prompt=prompt,
@@ -229,7 +227,7 @@ def generate(
     sheet = Sheet(prompt)
     isolated = _digests(_engine(context, root, server, api_key, isolate=True), requests) if prove else None
     digests: list[str] = []
-    for made in _make(_engine(context, root, server, api_key, isolate), requests, out, as_json):
+    for made in make(_engine(context, root, server, api_key, isolate), requests, out, as_json):
         digests.append(made.pixels_sha256)
         if len(models) > 1:
             sheet.add(made)
@@ -304,7 +302,8 @@ _CONTROL_VALUES: dict[str, Callable[[str], Any]] = {
 }
 
 
-def _lora(text: str) -> Lora:
+def lora_of(text: str) -> Lora:
+    """``NAME:STRENGTH`` and more, as the command line has it. Raises RequestError."""
     from safelight.errors import RequestError
     from safelight.prompts.loras import parsed
 
@@ -332,7 +331,7 @@ def _say_whether(isolated: list[str], warm: list[str], as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> Iterator[Image]:
+def make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> Iterator[Image]:
     """Make, save and report the images of all requests; every model is resolved before the first image is begun."""
     from safelight.storage.images import save
 
@@ -389,40 +388,3 @@ def _reported(image: Image) -> dict[str, Any]:
         },
         "memory": {"host_peak_bytes": image.host_peak_bytes},
     }
-
-
-def demo(
-    context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for the images and the sheet.")] = Path("out/demo"),
-    prompt: Annotated[str, typer.Option(help="What to draw.")] = "red apple",
-    adapters: Annotated[
-        bool,
-        typer.Option("--adapters", help="One starter: plain, with each starter adapter, with all, plain again."),
-    ] = False,
-    root: RootOption = None,
-) -> None:
-    """Draw one prompt with the three starters, then with the first again: three styles, and the fourth is the first."""
-    from safelight.cli.sheet import Sheet
-    from safelight.errors import InputError, IntegrityError
-    from safelight.library import starters
-
-    engine = _local(context, root)
-    names = [model.name for model in starters.models()]
-    if len(names) < 2:
-        raise InputError("the starters are not installed: `make demo` in a clone installs them")
-    if adapters:
-        each = [Lora(adapter.name) for adapter in starters.adapters()]
-        over = [(), *((lora,) for lora in each), tuple(each), ()]
-        requests = [Request(prompt=prompt, model=ADAPTED, loras=loras) for loras in over]
-    else:
-        requests = [Request(prompt=prompt, model=name) for name in [*names, names[0]]]
-    sheet, digests = Sheet(prompt), list[str]()
-    for request, image in zip(requests, _make(engine, requests, out, as_json=False), strict=True):
-        sheet.add(image, " and ".join(lora.name for lora in request.loras))
-        digests.append(image.pixels_sha256)
-    sheet.save(out / "sheet.png")
-    first, last = digests[0], digests[-1]
-    typer.echo(f"{out / 'sheet.png'}")
-    if first != last:
-        raise IntegrityError(out, "(pixels)", f"the last picture {last[:16]} is not the first {first[:16]}")
-    typer.echo(f"identical: the first and the last picture are the same, pixel for pixel ({first})")

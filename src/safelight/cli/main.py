@@ -9,7 +9,22 @@ from typing import Annotated
 import typer
 
 from safelight import logs
-from safelight.cli import adapters, audit, config, doctor, generate, identify, memory, models, remake, serve, upgrade
+from safelight.cli import (
+    adapters,
+    audit,
+    config,
+    demo,
+    doctor,
+    generate,
+    grid,
+    identify,
+    memory,
+    models,
+    preprocess,
+    remake,
+    serve,
+    upgrade,
+)
 from safelight.cli.common import Chosen
 from safelight.errors import Cancelled, InputError, SafelightError
 
@@ -27,7 +42,9 @@ app.add_typer(adapters.app, name="adapters")
 app.add_typer(config.app, name="config")
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("remake", epilog=remake.EXAMPLES)(remake.remake)
-app.command("demo", epilog="Example: `safelight demo --out out/demo`")(generate.demo)
+app.command("demo", epilog="Example: `safelight demo --out out/demo`")(demo.demo)
+app.command("grid", epilog=grid.EXAMPLES)(grid.grid)
+app.command("preprocess", epilog=preprocess.EXAMPLES)(preprocess.preprocess)
 app.command("memory", epilog=memory.MEMORY_EXAMPLES)(memory.memory)
 app.command("fits", epilog=memory.FITS_EXAMPLES)(memory.fits)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)

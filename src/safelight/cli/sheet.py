@@ -67,3 +67,47 @@ def _fitted(picture: PILImage.Image) -> PILImage.Image:
     tile = PILImage.new("RGB", (_TILE, _TILE), _PAPER)
     tile.paste(fitted, ((_TILE - fitted.width) // 2, (_TILE - fitted.height) // 2))
     return tile
+
+
+_MARGIN = 150
+"""Pixels for the labels of rows."""
+
+
+class GridSheet:
+    """A sheet with labelled columns and rows. ``x`` and ``y``: what varies, and its values."""
+
+    def __init__(self, title: str, x: tuple[str, tuple[str, ...]], y: tuple[str, tuple[str, ...]] | None) -> None:
+        self._title = title
+        self._x, self._y = x, y
+        self._tiles: dict[tuple[int, int], PILImage.Image] = {}
+
+    def add(self, path: Path, column: int, row: int) -> None:
+        """The picture in a file, at its place."""
+        with PILImage.open(path) as picture:
+            self._tiles[column, row] = _fitted(picture.convert("RGB"))
+
+    def save(self, path: Path) -> None:
+        """Write the sheet as a PNG file. Raises UnreadableFileError."""
+        columns, rows = self._x[1], self._y[1] if self._y is not None else ("",)
+        left, top = _GAP + (_MARGIN if self._y is not None else 0), _GAP * 2 + 64
+        size = (left + len(columns) * (_TILE + _GAP), top + len(rows) * (_TILE + _GAP))
+        sheet = PILImage.new("RGB", size, _PAPER)
+        pen = ImageDraw.Draw(sheet)
+        large, small = ImageFont.load_default(18), ImageFont.load_default(15)
+        names = self._x[0] if self._y is None else f"{self._x[0]} × {self._y[0]}"
+        pen.text((_GAP, _GAP - 6), f"{self._title}   ({names})", _INK, large)
+        for column, value in enumerate(columns):
+            pen.text((left + column * (_TILE + _GAP), top - 30), _short(value, 30), _INK, small)
+        for row, value in enumerate(rows):
+            at = top + row * (_TILE + _GAP)
+            pen.text((_GAP, at + _TILE // 2 - 8), _short(value, 17), _INK, small)
+            for column in range(len(columns)):
+                if (column, row) in self._tiles:
+                    sheet.paste(self._tiles[column, row], (left + column * (_TILE + _GAP), at))
+        out = io.BytesIO()
+        sheet.save(out, "PNG")
+        write_whole(path, out.getvalue())
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

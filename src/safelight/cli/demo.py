@@ -1,0 +1,72 @@
+"""``safelight demo``: the starters, and the starter adapters, on one sheet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safelight.cli.common import RootOption
+from safelight.cli.generate import local, make
+from safelight.types import Control, Image, Lora, Request
+
+ADAPTED = "starter-noto"
+"""The starter over which the starter adapters were trained."""
+
+EDGES = "edges"
+"""The starter ControlNet."""
+
+OTHER = "octopus"
+"""What is drawn within the edges of the first picture."""
+
+
+def demo(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for the images and the sheet.")] = Path("out/demo"),
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = "red apple",
+    adapters: Annotated[
+        bool,
+        typer.Option("--adapters", help="One starter: plain, with each starter adapter, with several, plain again."),
+    ] = False,
+    root: RootOption = None,
+) -> None:
+    """Draw one prompt with the three starters, then with the first again: three styles, and the fourth is the first."""
+    from safelight.cli.sheet import Sheet
+    from safelight.errors import InputError, IntegrityError
+    from safelight.library import starters
+
+    engine = local(context, root)
+    names = [model.name for model in starters.models()]
+    if len(names) < 2:
+        raise InputError("the starters are not installed: `make demo` in a clone installs them")
+    sheet, digests = Sheet(prompt), list[str]()
+
+    def drawn(request: Request, label: str = "") -> Image:
+        [image] = make(engine, [request], out, as_json=False)
+        sheet.add(image, label)
+        digests.append(image.pixels_sha256)
+        return image
+
+    if adapters:
+        plain = Request(prompt=prompt, model=ADAPTED)
+        first = drawn(plain)
+        ink, turned = Lora("ink"), Lora("turned")
+        for loras in ((ink,), (turned,), (ink, turned)):
+            drawn(replace(plain, loras=loras), " and ".join(lora.name for lora in loras))
+        other = replace(plain, prompt=OTHER)
+        drawn(other, OTHER)
+        edged = replace(other, controls=(Control(EDGES, str(first.path), preprocessor="canny"),))
+        drawn(edged, f"{OTHER}, {EDGES} of the first")
+        drawn(replace(edged, loras=(ink,)), "the same, and ink")
+        drawn(plain)
+    else:
+        for name in [*names, names[0]]:
+            drawn(Request(prompt=prompt, model=name))
+    sheet.save(out / "sheet.png")
+    first_pixels, last = digests[0], digests[-1]
+    typer.echo(f"{out / 'sheet.png'}")
+    if first_pixels != last:
+        raise IntegrityError(out, "(pixels)", f"the last picture {last[:16]} is not the first {first_pixels[:16]}")
+    typer.echo(f"identical: the first and the last picture are the same, pixel for pixel ({first_pixels})")

@@ -1,0 +1,172 @@
+"""``safelight grid``: one prompt, two things varied, one sheet."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from safelight.cli.common import JsonOption, RootOption, bar, loaded, say_json
+from safelight.cli.generate import lora_of, underscored
+from safelight.types import Image, Progress, Request
+
+if TYPE_CHECKING:
+    from safelight.engine.local import LocalEngine
+    from safelight.jobs.grid import Cell
+
+EXAMPLES = (
+    'Examples: `safelight grid "red apple" -m starter-noto --x lora=none,ink:0.5,ink:1 --y seed=0..2` · '
+    '`safelight grid "red apple" --x model=starter-noto,starter-fluent --y prompt=red,green,blue`'
+)
+
+DONE = "grid.json"
+"""Beside the images: which cell each is."""
+
+
+def grid(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
+    x: Annotated[
+        str,
+        typer.Option(
+            help="What varies from left to right, NAME=V1,V2,…: model, lora (NAME:STRENGTH, none, a+b), lora-strength, "
+            "sampler, schedule, steps, cfg, seed, strength, clip-skip, prompt (a part of it, and what takes its place)."
+            " 1..4 and 0..1/0.25 are ranges.",
+            show_default=False,
+        ),
+    ],
+    y: Annotated[str | None, typer.Option(help="What varies from top to bottom.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A model's name or path, where it does not vary.")
+    ] = None,
+    negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
+    seed: Annotated[int, typer.Option(help="The seed.")] = 0,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
+    width: Annotated[int | None, typer.Option(help="Pixels; the model's own size by default.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    cfg: Annotated[float, typer.Option(help="Guidance scale.")] = 7.0,
+    sampler: Annotated[str, typer.Option(help="The sampler.", callback=underscored)] = "euler",
+    lora: Annotated[list[str] | None, typer.Option(help="An adapter for every cell: NAME:STRENGTH.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image to start from.", show_default=False)] = None,
+    strength: Annotated[float, typer.Option(help="With an image: the share of the steps that is done.")] = 0.75,
+    out: Annotated[Path, typer.Option(help="Folder for the images and sheet.png.")] = Path("out/grid"),
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Draw a prompt with one or two things varied: every image alone, and all on one labelled sheet.
+
+    Models are switched as seldom as can be. Interrupted, the same command goes on where it was."""
+    from safelight.assemble.opening import open_engine
+    from safelight.cli.sheet import GridSheet
+    from safelight.errors import RequestError
+    from safelight.jobs.grid import axis, cells
+
+    across, down = axis("x", x), axis("y", y) if y is not None else None
+    if model is None and "model" not in (across.name, down.name if down else ""):
+        raise RequestError("model", "", "give one with -m, or vary it")
+    request = Request(
+        prompt,
+        model or (across if across.name == "model" or down is None else down).values[0],
+        negative,
+        seed,
+        steps,
+        width,
+        height,
+        cfg,
+        sampler,
+        loras=tuple(lora_of(text) for text in lora or ()),
+        image="" if image is None else str(image),
+        strength=strength,
+    )
+    listed = cells(request, across, down)
+    sheet = GridSheet(prompt, (across.name, across.values), None if down is None else (down.name, down.values))
+    with bar("grid") as update:
+        maker = _Maker(open_engine(loaded(context, root).settings), out, listed)
+        for number, cell in enumerate(listed):
+
+            def report(progress: Progress, number: int = number, cell: Cell = cell) -> None:
+                at = progress.step / max(1, progress.steps) if progress.stage == "denoise" else 0
+                update(int((number + at) * 100), len(listed) * 100, Path(cell.request.model).stem)
+
+            path, kept = maker.made(cell, report)
+            sheet.add(path, cell.column, cell.row)
+            if as_json:
+                said = {"column": cell.column, "row": cell.row, "path": str(path), "kept": kept}
+                say_json({**said, "pixels_sha256": maker.pixels[path]})
+    sheet.save(out / "sheet.png")
+    if not as_json:
+        kept_all = f", {maker.kept} of them from before" if maker.kept else ""
+        typer.echo(f"{out / 'sheet.png'}: {len(listed)} images{kept_all}, {maker.switches} switches")
+
+
+class _Maker:
+    """Makes cells, or finds that they were made (``kept`` of them). ``switches``: of models and of adapters over them."""
+
+    def __init__(self, engine: LocalEngine, out: Path, listed: list[Cell]) -> None:
+        from safelight.generate.check import check
+        from safelight.library.chosen import settled
+
+        self._engine = engine
+        self._out = out
+        self._known: dict[str, dict[str, str]] = self._read()
+        self.pixels: dict[Path, str] = {}
+        self.kept = self.switches = 0
+        self._last: object = None
+        self._keys: list[str] = []
+        # Everything is checked before the first image is begun.
+        for cell in listed:
+            model = engine.library.resolve(cell.request.model)
+            asked = settled(cell.request, model, engine.shelves)
+            check(asked.request, model, asked.words)
+            content = replace(asked.request, model=model.digest)
+            self._keys.append(json.dumps(asdict(content), sort_keys=True, default=str))
+        self._place = {id(cell): key for cell, key in zip(listed, self._keys, strict=True)}
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        from safelight.errors import FileError
+        from safelight.formats.folder import read_json
+
+        try:
+            return dict(read_json(self._out / DONE))
+        except (FileError, ValueError):
+            return {}
+
+    def made(self, cell: Cell, report: Any) -> tuple[Path, bool]:
+        """(the image's file, whether it was there)."""
+        from safelight.files import write_whole
+        from safelight.storage.images import save
+        from safelight.weights.digest import named
+
+        key = named(self._place[id(cell)])
+        before = self._there(key)
+        if before is not None:
+            self.kept += 1
+            return before, True
+        combination = cell.request.model, cell.request.loras
+        self.switches += combination != self._last
+        self._last = combination
+        image: Image = next(self._engine.generate(cell.request, report))
+        path = save(image, self._out)
+        self._known[key] = {"file": path.name, "pixels_sha256": image.pixels_sha256}
+        write_whole(self._out / DONE, json.dumps(self._known, indent=1).encode())
+        self.pixels[path] = image.pixels_sha256
+        return path, False
+
+    def _there(self, key: str) -> Path | None:
+        """The image that was made before, if its file still holds it."""
+        from safelight.errors import FileError
+        from safelight.metadata import chunks
+
+        known = self._known.get(key)
+        if known is None:
+            return None
+        path = self._out / known["file"]
+        try:
+            _, held = chunks.read(path)
+        except FileError:
+            return None
+        self.pixels[path] = held
+        return path if held == known["pixels_sha256"] else None

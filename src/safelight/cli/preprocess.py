@@ -1,0 +1,38 @@
+"""``safelight preprocess``: what a ControlNet would be shown."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safelight.types import PREPROCESSORS, Control
+
+EXAMPLES = "Example: `safelight preprocess canny photo.png --out edges.png`"
+
+
+def preprocess(
+    name: Annotated[
+        str,
+        typer.Argument(help="; ".join(f"{name}: {what}" for name, what in PREPROCESSORS.items()), show_default=False),
+    ],
+    image: Annotated[Path, typer.Argument(help="A picture.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The file to write (PNG).")] = Path("out/preprocessed.png"),
+    low: Annotated[int, typer.Option(help="The lower threshold.")] = 100,
+    high: Annotated[int, typer.Option(help="The upper threshold.")] = 200,
+) -> None:
+    """Make of a picture what a ControlNet is shown, to look at it."""
+    from safelight.adapters.preprocess import made
+    from safelight.files import open_regular, write_whole
+    from safelight.library.inputs import opened
+
+    control = Control(name, str(image), preprocessor=name, low=low, high=high)
+    descriptor, _ = open_regular(image.expanduser())
+    with open(descriptor, "rb") as file:
+        picture = opened("image", file.read())
+    held = io.BytesIO()
+    made(picture, control).save(held, "PNG")
+    write_whole(out, held.getvalue())
+    typer.echo(str(out))

@@ -1,0 +1,144 @@
+"""Grids: one request varied along two axes, its cells in the order in which models are switched least. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from safelight.errors import RequestError
+from safelight.prompts.loras import parsed, written
+from safelight.types import Lora, Request
+
+MOST_CELLS = 400
+NONE = "none"
+
+_RANGE = re.compile(r"(-?[0-9.]+)\.\.(-?[0-9.]+)(?:/([0-9.]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """``name``: what varies (:data:`AXES`); ``values``: as they were given, labels of rows or columns."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A request of a grid, and where it stands: ``column`` and ``row`` from 0."""
+
+    column: int
+    row: int
+    request: Request
+
+
+def axis(option: str, text: str) -> Axis:
+    """``NAME=V1,V2,…``; ``1..4`` and ``0..1/0.25`` are ranges. ``option``: for errors. Raises RequestError."""
+    name, equals, rest = text.partition("=")
+    if not equals or name not in AXES:
+        raise RequestError(option, text, f"must be one of {', '.join(f'{known}=…' for known in AXES)}")
+    values: list[str] = []
+    for value in (part.strip() for part in rest.split(",")):
+        values += _spread(option, value)
+    if not values or "" in values:
+        raise RequestError(option, text, "needs values, with commas between them")
+    return Axis(name, tuple(values))
+
+
+def _spread(option: str, value: str) -> list[str]:
+    found = _RANGE.fullmatch(value)
+    if found is None:
+        return [value]
+    try:
+        low, high, step = float(found[1]), float(found[2]), float(found[3] or 1)
+    except ValueError as error:
+        raise RequestError(option, value, "is no range: 1..4, or 0..1/0.25") from error
+    count = int((high - low) / step + 1e-9) + 1 if step > 0 else 0
+    if not 0 < count <= MOST_CELLS:
+        raise RequestError(option, value, f"is a range of {count} values; one to {MOST_CELLS}")
+    return [f"{low + number * step:.6g}" for number in range(count)]
+
+
+def cells(request: Request, x: Axis, y: Axis | None) -> list[Cell]:
+    """A cell for each pair of values, ordered so that models, and adapters over them, are switched least: those of one
+    model together, and within them those of the same adapters. Raises RequestError for a value that is not allowed."""
+    rows: Sequence[str | None] = (None,) if y is None else y.values
+    if y is not None and y.name == x.name:
+        raise RequestError("y", y.name, "varies along x already")
+    if len(x.values) * len(rows) > MOST_CELLS:
+        raise RequestError("x", len(x.values) * len(rows), f"cells; at most {MOST_CELLS}")
+    out: list[Cell] = []
+    for row, low in enumerate(rows):
+        for column, value in enumerate(x.values):
+            made = AXES[x.name](request, value, x.values[0])
+            if y is not None and low is not None:
+                made = AXES[y.name](made, low, y.values[0])
+            out.append(Cell(column, row, made))
+    seen: dict[object, int] = {}
+
+    def place(key: object) -> int:
+        return seen.setdefault(key, len(seen))
+
+    def combination(cell: Cell) -> tuple[int, int]:
+        over = tuple(sorted(written(lora) for lora in cell.request.loras))
+        return place(cell.request.model), place((cell.request.model, over))
+
+    for cell in out:
+        combination(cell)
+    return sorted(out, key=combination)
+
+
+def _number(name: str, kind: Callable[[str], float]) -> Callable[[Request, str, str], Request]:
+    def varied(request: Request, value: str, _: str) -> Request:
+        try:
+            number = kind(value)
+        except ValueError as error:
+            raise RequestError(name, value, "must be a number") from error
+        return replace(request, **{name: number})
+
+    return varied
+
+
+def _lora(request: Request, value: str, _: str) -> Request:
+    """``NAME:STRENGTH``, several with ``+`` between them, or ``none``: beside the request's own."""
+    try:
+        more = () if value == NONE else tuple(parsed(part) for part in value.split("+"))
+    except ValueError as error:
+        raise RequestError("lora", value, str(error)) from error
+    return replace(request, loras=(*request.loras, *more))
+
+
+def _strength(request: Request, value: str, _: str) -> Request:
+    if not request.loras:
+        raise RequestError("lora-strength", value, "there is no --lora whose strength it could be")
+    try:
+        strength = float(value)
+    except ValueError as error:
+        raise RequestError("lora-strength", value, "must be a number") from error
+    return replace(request, loras=tuple(Lora(lora.name, strength, blocks=lora.blocks) for lora in request.loras))
+
+
+def _part(request: Request, value: str, first: str) -> Request:
+    """The first value is what is looked for in the prompt, and replaced by each."""
+    if first not in request.prompt:
+        raise RequestError(
+            "prompt", first, "is not in the prompt; the first value is what the others take the place of"
+        )
+    return replace(request, prompt=request.prompt.replace(first, value))
+
+
+AXES: Mapping[str, Callable[[Request, str, str], Request]] = {
+    "model": lambda request, value, _: replace(request, model=value),
+    "lora": _lora,
+    "lora-strength": _strength,
+    "sampler": lambda request, value, _: replace(request, sampler=value.lower().replace("-", "_")),
+    "schedule": lambda request, value, _: replace(request, schedule=value),  # pyright: ignore[reportArgumentType]
+    "steps": _number("steps", int),
+    "cfg": _number("cfg", float),
+    "seed": _number("seed", int),
+    "strength": _number("strength", float),
+    "clip-skip": _number("clip_skip", int),
+    "prompt": _part,
+}
+"""What may vary: from (request, value, the axis' first value) to the request."""
