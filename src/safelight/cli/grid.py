@@ -103,7 +103,7 @@ def grid(
 
 
 class _Maker:
-    """Makes cells, or finds that they were made (``kept`` of them). ``switches``: of models and of adapters over them."""
+    """Makes cells, or finds that they were made (``kept``). ``switches``: of models and of adapters over them."""
 
     def __init__(self, engine: LocalEngine, out: Path, listed: list[Cell]) -> None:
         from safelight.generate.check import check

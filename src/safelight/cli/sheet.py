@@ -94,7 +94,7 @@ class GridSheet:
         sheet = PILImage.new("RGB", size, _PAPER)
         pen = ImageDraw.Draw(sheet)
         large, small = ImageFont.load_default(18), ImageFont.load_default(15)
-        names = self._x[0] if self._y is None else f"{self._x[0]} × {self._y[0]}"
+        names = self._x[0] if self._y is None else f"{self._x[0]} by {self._y[0]}"
         pen.text((_GAP, _GAP - 6), f"{self._title}   ({names})", _INK, large)
         for column, value in enumerate(columns):
             pen.text((left + column * (_TILE + _GAP), top - 30), _short(value, 30), _INK, small)

@@ -122,9 +122,7 @@ def _strength(request: Request, value: str, _: str) -> Request:
 def _part(request: Request, value: str, first: str) -> Request:
     """The first value is what is looked for in the prompt, and replaced by each."""
     if first not in request.prompt:
-        raise RequestError(
-            "prompt", first, "is not in the prompt; the first value is what the others take the place of"
-        )
+        raise RequestError("prompt", first, "is not in the prompt; the others take the place of the first value")
     return replace(request, prompt=request.prompt.replace(first, value))
 
 
