@@ -87,6 +87,43 @@ def test_several_models_fill_the_sheet_and_an_image_is_proven(browser: Browser, 
     page.context.close()
 
 
+def test_an_image_begins_another_within_its_edges(browser: Browser, server: Server, tmp_path: Path) -> None:
+    """From the gallery, with a ControlNet that is shown an uploaded picture, enlarged; then all settings again."""
+    page = opened(browser, server, "1440x900", False, set())
+    page.get_by_label("Prompt", exact=True).fill("red apple")
+    page.get_by_label("Steps", exact=True).fill("6")
+    page.get_by_role("button", name="Make").click()
+    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
+    page.locator(".sl-sheet .sl-shot").first.click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    download.value.save_as(tmp_path / "apple.png")
+    page.get_by_role("button", name="Start from this image").click()
+    page.wait_for_selector(".sl-picture[src]")
+    page.get_by_label("Strength", exact=True).fill("0.9")
+    page.get_by_role("button", name="ControlNet").click()
+    page.get_by_label("ControlNet", exact=True).last.click()
+    page.get_by_role("option", name="edges").click()
+    page.locator("input[type=file]").last.set_input_files(tmp_path / "apple.png")
+    page.wait_for_function("document.querySelectorAll('.sl-picture[src]').length >= 2")
+    page.get_by_label("Prompt", exact=True).fill("octopus")
+    page.get_by_label("Add an adapter").click()
+    page.get_by_role("option", name="ink").click()
+    page.get_by_role("button", name="Make").click()
+    page.wait_for_function("document.querySelector('.sl-sheet')?.previousSibling?.textContent?.startsWith('octopus')")
+    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
+    page.wait_for_timeout(500)
+    page.screenshot(path=SHOTS / "page-from-an-image.png")
+    page.locator(".sl-sheet .sl-shot").first.click()
+    for text in ("edges 1", "ink 1", "strength 0.9"):
+        page.get_by_text(text).first.wait_for()
+    page.screenshot(path=SHOTS / "page-combination.png")
+    page.get_by_role("button", name="Use these settings").click()
+    assert page.get_by_label("Strength", exact=True).input_value() == "0.9"
+    assert page.get_by_label("Prompt", exact=True).input_value() == "octopus <lora:ink:1>"
+    page.context.close()
+
+
 def test_what_runs_can_be_cancelled_and_mistakes_are_told(browser: Browser, server: Server) -> None:
     page = opened(browser, server, "1440x900", False, set())
     page.get_by_label("Prompt", exact=True).fill("red apple")

@@ -93,6 +93,10 @@ class Inputs:
         with open(descriptor, "rb") as file:
             return self.keep(field, file.read())
 
+    def known(self, digest: str) -> str:
+        """The digest, if its image is kept here; "" if it is not."""
+        return digest if _DIGEST.fullmatch(digest) and self._path(digest).exists() else ""
+
     def open(self, digest: str) -> PILImage.Image:
         """The image, RGB. Raises IntegrityError when it is gone or is another."""
         try:

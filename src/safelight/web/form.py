@@ -9,9 +9,11 @@ from nicegui import ui
 
 from safelight.assemble.serving import Control
 from safelight.errors import InputError, RequestError
+from safelight.formats.adapter import INVERSION, WEIGHTS
 from safelight.prompts.loras import written
 from safelight.server import asking
 from safelight.types import PRECISIONS, SAMPLERS, SCHEDULES, Lora, Request
+from safelight.web.further import Further
 
 
 class Form:
@@ -32,18 +34,22 @@ class Form:
                 self._steps = ui.number("Steps", value=20, min=1, precision=0).props("outlined dense")
                 self._seed = ui.number("Seed", min=0, precision=0, placeholder="any").props("outlined dense")
             self._more_fields()
+            self.further = Further(control)
             ui.button("Make", on_click=self._submit).props("unelevated no-caps").classes("sl-make")
 
     def _adapters(self) -> None:
-        """Choosing one writes it into the prompt, where its strength can be changed."""
-        names = [adapter.name for adapter in self._control.shelves.adapters.all()]
+        """Choosing one writes it into the prompt, where its strength can be changed; an embedding as its word."""
+        kinds = {adapter.name: adapter.kind for adapter in self._control.shelves.adapters.all()}
+        names = [name for name, kind in kinds.items() if kind in WEIGHTS or kind == INVERSION]
         if not names:
             return
         chosen = ui.select(names, label="Add an adapter").props("outlined dense options-dense")
 
         def add() -> None:
             if chosen.value:
-                self._prompt.set_value(f"{self._prompt.value or ''} {written(Lora(chosen.value))}".strip())
+                name = str(chosen.value)
+                word = f"<{name}>" if kinds[name] == INVERSION else written(Lora(name))
+                self._prompt.set_value(f"{self._prompt.value or ''} {word}".strip())
                 chosen.set_value(None)
 
         chosen.on_value_change(add)
@@ -80,6 +86,7 @@ class Form:
         count = _whole(self._count.value) or 1
         seed = _whole(self._seed.value)
         seed = asking.some_seed(count) if seed is None else seed
+        further = self.further.values()
         return [
             Request(
                 prompt=self._prompt.value or "",
@@ -95,6 +102,7 @@ class Form:
                 count=count,
                 clip_skip=_whole(self._clip_skip.value) or 0,
                 precision=self._precision.value,
+                **further,
             )
             for model in models
         ]
@@ -114,6 +122,7 @@ class Form:
         self._count.set_value(1)
         self._clip_skip.set_value(request["clip_skip"])
         self._precision.set_value(request["precision"])
+        self.further.fill(request)
         there = any(model.name == request["model"] for model in self._control.library.models())
         self._models.set_value([request["model"]] if there else [])
         if not there:

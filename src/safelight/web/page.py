@@ -16,7 +16,7 @@ from safelight.jobs.job import Job
 from safelight.server import asking, bridge
 from safelight.storage.db import StoredImage
 from safelight.storage.images import preview_url
-from safelight.types import SAMPLERS, Preview, Request
+from safelight.types import SAMPLERS, UPSCALERS, Preview, Request
 from safelight.web import memory
 from safelight.web.form import Form
 
@@ -178,6 +178,9 @@ class Tab:
                 ui.button("Use these settings", on_click=lambda: self._use(request, dialog)).props(
                     "outline no-caps"
                 ).classes("sl-soft")
+                ui.button("Start from this image", on_click=lambda: self._start_from(image, dialog)).props(
+                    "outline no-caps"
+                ).classes("sl-soft")
                 with ui.element("div").classes("sl-row"):
                     ui.link("Download", f"/api/v1/images/{image.id}/file").props(
                         f'download="{image.model}-{image.seed}.png"'
@@ -201,6 +204,11 @@ class Tab:
 
     def _use(self, request: dict[str, Any], dialog: ui.dialog) -> None:
         self._form.fill(request)
+        dialog.close()
+
+    async def _start_from(self, image: StoredImage, dialog: ui.dialog) -> None:
+        data = await bridge.run(self._control.gallery.path(image.file).read_bytes)
+        self._form.further.start_from(await bridge.run(self._control.shelves.inputs.keep, "image", data))
         dialog.close()
 
     async def _remove(self, image: StoredImage, dialog: ui.dialog) -> None:
@@ -242,6 +250,7 @@ def _facts(image: StoredImage) -> None:
         "CLIP skip": request["clip_skip"],
         "Sampler": f"{SAMPLERS[request['sampler']].a1111}, {request['schedule']}",
         "Negative": request["negative"] or "none",
+        **_further(request),
         "Made on": f"{settings['device']}, {settings['dtype']}",
         "Pixels": image.pixels_sha256[:16],
     }
@@ -249,6 +258,27 @@ def _facts(image: StoredImage) -> None:
         for name, value in facts.items():
             ui.html(f"<b>{name}</b>", sanitize=False)
             ui.label(str(value))
+
+
+def _further(request: dict[str, Any]) -> dict[str, Any]:
+    """What most images do not have."""
+    found: dict[str, Any] = {}
+    if request.get("loras"):
+        found["Adapters"] = ", ".join(f"{lora['name']} {lora['strength']:g}" for lora in request["loras"])
+    if request.get("embeddings"):
+        found["Embeddings"] = ", ".join(embedding["name"] for embedding in request["embeddings"])
+    if request.get("controls"):
+        found["ControlNet"] = ", ".join(f"{one['name']} {one['weight']:g}" for one in request["controls"])
+    if request.get("image"):
+        found["From an image"] = f"strength {request['strength']:g}" + (", masked" if request.get("mask") else "")
+    if request.get("hires_scale", 1) > 1:
+        found["Second pass"] = f"× {request['hires_scale']:g}, {UPSCALERS[request['hires_upscaler']]}"
+    if request.get("variation_strength"):
+        found["Variation"] = f"{request['variation_strength']:g} of seed {request['variation_seed']}"
+    for name, label in (("vae", "VAE"), ("text_encoder", "Text encoder"), ("seamless", "Seamless")):
+        if request.get(name):
+            found[label] = request[name]
+    return found
 
 
 class _Running:
@@ -291,7 +321,7 @@ class _Running:
             if progress.stage == "denoise":
                 stage += f" {progress.step} of {progress.steps}"
             done = progress.step if progress.stage == "denoise" else progress.steps * (progress.stage == "decode")
-            whole = job.request.steps if progress.stage == "denoise" else max(1, progress.steps)
+            whole = max(1, progress.steps)
             share = (progress.image + min(1.0, done / whole)) / job.request.count
             if progress.preview is not None and progress.preview is not self._preview:
                 self._preview = progress.preview

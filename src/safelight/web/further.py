@@ -1,0 +1,148 @@
+"""The parts of the form that most images do not need: pictures, ControlNets, a second pass, variations, other parts."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from nicegui import ui
+
+from safelight.assemble.serving import Control as Serving
+from safelight.formats.adapter import VAE
+from safelight.formats.layout import CONTROLNET
+from safelight.types import CONTROL_MODES, PREPROCESSORS, PROMPT_SYNTAXES, SEAMLESS, UPSCALERS, Control
+from safelight.web.picture import PictureField
+
+OWN = "the model's own"
+
+
+@contextmanager
+def section(label: str) -> Generator[ui.expansion]:
+    """A part of the form that opens."""
+    opened = ui.expansion(label).props('dense header-class="sl-quiet"').classes("w-full")
+    with opened, ui.element("div").style("display: flex; flex-direction: column; gap: 10px; padding-top: 8px"):
+        yield opened
+
+
+def number(label: str, value: float | None, low: float = 0, high: float | None = None, step: float = 0.05) -> ui.number:
+    """A field for a number."""
+    return ui.number(label, value=value, min=low, max=high, step=step).props("outlined dense")
+
+
+class Further:
+    """``values`` are further fields of a request."""
+
+    def __init__(self, serving: Serving) -> None:
+        names: dict[str, list[str]] = {VAE: [], CONTROLNET: []}
+        for adapter in serving.shelves.adapters.all():
+            names.setdefault(adapter.kind, []).append(adapter.name)
+        models = [model.name for model in serving.library.models()]
+        self._serving = serving
+        self._from_image(serving)
+        self._controls(serving, names[CONTROLNET])
+        with section("Second pass, variations"), ui.element("div").classes("sl-pair"):
+            self._hires = number("Enlarge by", 1.0, 1, 8, 0.25)
+            self._upscaler = ui.select(dict(UPSCALERS), label="How", value="latent").props("outlined dense")
+            self._again = number("Drawn again", 0.7, 0.01, 1)
+            self._seamless = ui.select(
+                {axes: axes or "no" for axes in SEAMLESS}, label="Seamless", value=""
+            ).props("outlined dense")  # fmt: skip
+            self._variation = number("Variation seed", 0, 0, step=1)
+            self._share = number("Its strength", 0.0, 0, 1)
+        with section("Other parts"):
+            self._vae = ui.select([OWN, *names[VAE], *models], label="VAE", value=OWN).props("outlined dense")
+            self._encoder = ui.select([OWN, *models], label="Text encoder", value=OWN).props("outlined dense")
+            self._syntax = ui.select(list(PROMPT_SYNTAXES), label="Prompt syntax", value="a1111").props(
+                "outlined dense"
+            )
+
+    def _from_image(self, serving: Serving) -> None:
+        with section("From an image") as self._image_section:
+            self._image = PictureField(serving, "image", "Image")
+            self._mask = PictureField(serving, "mask", "Mask")
+            with ui.element("div").classes("sl-pair"):
+                self._strength = number("Strength", 0.75, 0.01, 1)
+                self._blur = number("Mask blur", 4, 0, 256, 1)
+                self._padding = number("Only masked, around it", None, 0, 4096, 1)
+            ui.label("Outpaint, pixels").classes("sl-quiet")
+            with ui.element("div").classes("sl-pair"):
+                self._sides = [number(label, None, 0, 4096, 8) for label in ("Left", "Top", "Right", "Bottom")]
+
+    def _controls(self, serving: Serving, names: list[str]) -> None:
+        with section("ControlNet") as self._control_section:
+            self._net = ui.select(["none", *names], label="ControlNet", value="none").props("outlined dense")
+            self._shown = PictureField(serving, "controls", "Its picture")
+            self._module = ui.select(list(PREPROCESSORS), label="Preprocessor", value="canny").props("outlined dense")
+            self._mode = ui.select(list(CONTROL_MODES), label="Mode", value="balanced").props("outlined dense")
+            with ui.element("div").classes("sl-pair"):
+                self._weight = number("Weight", 1.0, -2, 2)
+                self._start = number("From", 0.0, 0, 1)
+                self._end = number("To", 1.0, 0, 1)
+
+    def values(self) -> dict[str, Any]:
+        """Fields of a request. Raises RequestError for a value that is not allowed."""
+        values: dict[str, Any] = {
+            "hires_scale": self._hires.value or 1.0,
+            "hires_upscaler": self._upscaler.value,
+            "hires_strength": self._again.value,
+            "seamless": self._seamless.value,
+            "variation_seed": int(self._variation.value or 0),
+            "variation_strength": self._share.value or 0.0,
+            "vae": "" if self._vae.value == OWN else self._vae.value,
+            "text_encoder": "" if self._encoder.value == OWN else self._encoder.value,
+            "prompt_syntax": self._syntax.value,
+        }
+        if self._image.digest:
+            outpaint = tuple(int(side.value or 0) for side in self._sides)
+            values |= {"image": self._image.digest, "strength": self._strength.value, "mask": self._mask.digest}
+            values["outpaint"] = outpaint if any(outpaint) else ()
+            if self._mask.digest:
+                values["mask_blur"] = int(self._blur.value or 0)
+                values["mask_padding"] = None if self._padding.value is None else int(self._padding.value)
+        if self._net.value != "none":
+            how: dict[str, Any] = {"weight": self._weight.value, "start": self._start.value, "end": self._end.value}
+            how |= {"mode": self._mode.value, "preprocessor": self._module.value}
+            values["controls"] = (Control(self._net.value, self._shown.digest, **how),)
+        return values
+
+    def start_from(self, digest: str) -> None:
+        """Begin with a picture that is kept."""
+        self._image.set(digest)
+        self._mask.clear()
+        self._image_section.set_value(True)
+
+    def fill(self, request: dict[str, Any]) -> None:
+        """Set every field to that of an image's request. What is not there any more is left out."""
+        kept = self._serving.shelves.inputs
+        self._image.set(kept.known(request.get("image", "")))
+        self._mask.set(kept.known(request.get("mask", "")))
+        self._strength.set_value(request.get("strength", 0.75))
+        self._blur.set_value(request.get("mask_blur", 4))
+        self._padding.set_value(request.get("mask_padding"))
+        for side, pixels in zip(self._sides, request.get("outpaint") or (None,) * 4, strict=True):
+            side.set_value(pixels or None)
+        self._hires.set_value(request.get("hires_scale", 1.0))
+        self._upscaler.set_value(request.get("hires_upscaler", "latent"))
+        self._again.set_value(request.get("hires_strength", 0.7))
+        self._seamless.set_value(request.get("seamless", ""))
+        self._variation.set_value(request.get("variation_seed", 0))
+        self._share.set_value(request.get("variation_strength", 0.0))
+        self._vae.set_value(_among(self._vae, request.get("vae")))
+        self._encoder.set_value(_among(self._encoder, request.get("text_encoder")))
+        self._syntax.set_value(request.get("prompt_syntax", "a1111"))
+        first = next(iter(request.get("controls", ())), None)
+        self._net.set_value("none" if first is None else _among(self._net, first["name"], "none"))
+        if first is not None:
+            self._shown.set(kept.known(first["image"]))
+            for field, name in ((self._weight, "weight"), (self._start, "start"), (self._end, "end")):
+                field.set_value(first[name])
+            self._mode.set_value(first["mode"])
+            self._module.set_value(first["preprocessor"])
+        for opened, wanted in ((self._image_section, self._image.digest), (self._control_section, first)):
+            opened.set_value(bool(wanted))
+
+
+def _among(field: ui.select, value: str | None, otherwise: str = OWN) -> str:
+    options: list[str] = field.options  # pyright: ignore[reportAssignmentType]
+    return value if value in options else otherwise
