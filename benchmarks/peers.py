@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build"
@@ -85,7 +86,8 @@ def safelight(dtype: str) -> Callable[[str], None]:
     return made(dtype, ".safetensors")
 
 
-def invokeai(limit: str) -> Callable[[str], None]:
+def invokeai_cache(limit: str) -> tuple[Any, Any, dict[str, Any]]:
+    """InvokeAI's settings, its model cache of ``limit`` gigabytes, and its configurations of the checkpoints."""
     os.environ.setdefault("INVOKEAI_ROOT", str(VENVS / "invokeai-root"))
     import logging
 
@@ -98,13 +100,11 @@ def invokeai(limit: str) -> Callable[[str], None]:
     import invokeai.backend.model_manager.load.model_loaders.stable_diffusion  # type: ignore[import-not-found]
     import invokeai.backend.model_manager.load.model_loaders.vae  # type: ignore[import-not-found] # noqa: F401
     from invokeai.backend.model_manager.configs.factory import ModelConfigFactory  # type: ignore[import-not-found]
-    from invokeai.backend.model_manager.load import ModelLoaderRegistry  # type: ignore[import-not-found]
     from invokeai.backend.model_manager.load.model_cache.model_cache import ModelCache  # type: ignore[import-not-found]
     from invokeai.backend.model_manager.load.model_cache.ram_budget import RamBudget  # type: ignore[import-not-found]
     from invokeai.backend.model_manager.load.model_cache.shared_cpu_weights import (  # type: ignore[import-not-found]
         SharedCpuWeightsStore,
     )
-    from invokeai.backend.model_manager.taxonomy import SubModelType  # type: ignore[import-not-found]
 
     log = logging.getLogger("peers")
     log.setLevel(logging.ERROR)
@@ -122,7 +122,18 @@ def invokeai(limit: str) -> Callable[[str], None]:
         shared_cpu_weights=store,
     )
     cache.set_ram_budget(RamBudget(max_bytes=cache.local_ram_cache_size_bytes, shared_store=store))
-    configs = {name: ModelConfigFactory.from_model_on_disk(str(FOLDER / name)).config for name in "AB"}
+    return settings, cache, {n: ModelConfigFactory.from_model_on_disk(str(FOLDER / n)).config for n in "AB"}
+
+
+def invokeai(limit: str) -> Callable[[str], None]:
+    import logging
+
+    import torch
+    from invokeai.backend.model_manager.load import ModelLoaderRegistry  # type: ignore[import-not-found]
+    from invokeai.backend.model_manager.taxonomy import SubModelType  # type: ignore[import-not-found]
+
+    settings, cache, configs = invokeai_cache(limit)
+    log = logging.getLogger("peers")
     parts = (
         SubModelType.Tokenizer,
         SubModelType.TextEncoder,
