@@ -338,7 +338,7 @@ MUTANTS = (
     ),
     Mutant(
         "what cannot be done is refused",
-        "server/apis/a1111.py",
+        "server/apis/a1111_fields.py",
         "        if name not in WITHOUT_EFFECT and not _neutral(name, value):\n",
         "        if False:\n",
         "tests/server/test_a1111.py",
@@ -462,6 +462,83 @@ MUTANTS = (
         "whole",
         "tests/generate/test_pictures.py::test_outside_of_the_mask_every_pixel_stays",
     ),
+    Mutant(
+        "what text encoders made is kept by its checkpoint and adapters",
+        "generate/conditioning.py",
+        "what = [self.base, self.role, self.component.digest, over, self.clip_skip, self.syntax]",
+        "what = [self.base, self.role, self.clip_skip, self.syntax]",
+        "tests/generate/test_prompts.py",
+    ),
+    Mutant(
+        "what text encoders made is kept by adapters' strengths",
+        "generate/conditioning.py",
+        'self.component.over if isinstance(self.component, Adapted) else ""',
+        '""',
+        "tests/generate/test_prompts.py",
+    ),
+    Mutant(
+        "what text encoders made is summed before it is used",
+        "generate/conditioning.py",
+        "            if _sums(found[0]) != found[1]:\n",
+        "            if False:\n",
+        "tests/generate/test_prompts.py::test_what_was_spoiled_is_encoded_again",
+    ),
+    Mutant(
+        "an embedding takes tokens that no prompt has",
+        "prompts/words.py",
+        "            if token not in taken:\n",
+        "            if True:\n",
+        "tests/adapters/test_inversion.py::test_state_21_tokens_exist_in_their_job_only",
+    ),
+    Mutant(
+        "an image that is made again has only the words that it had",
+        "library/inversions.py",
+        "    if asked is None:\n",
+        "    if not asked:\n",
+        "tests/adapters/test_inversion.py::test_what_the_image_says_makes_it_again",
+    ),
+    Mutant(
+        "tiling is put back",
+        "arch/diffusers_fence/pictures.py",
+        "        for name, value in before.items():\n",
+        "        for name, value in ():\n",
+        "tests/generate/test_passes.py::test_state_24_tiles_are_those_of_diffusers_and_leave_nothing",
+    ),
+    Mutant(
+        "seamless convolutions are a skeleton of their own",
+        "arch/skeleton.py",
+        '    slice_size: str = "auto"\n    seamless: str = ""\n',
+        '    slice_size: str = "auto"\n    seamless: str = field(default="", compare=False)\n',
+        "tests/generate/test_passes.py::test_seamless_images_go_on_at_their_other_side",
+    ),
+    Mutant(
+        "a ControlNet leaves room for the UNet beside it",
+        "generate/stages.py",
+        "upcoming, sum(least[:place]))",
+        "upcoming, 0)",
+        "tests/adapters/test_controlnet.py::test_streamed_through_little_memory_it_is_the_same",
+    ),
+    Mutant(
+        "a ControlNet fits the UNet, or is refused",
+        "library/parts.py",
+        "        if theirs != ours:\n",
+        "        if False:\n",
+        "tests/adapters/test_controlnet.py::test_what_does_not_fit_is_refused_by_name",
+    ),
+    Mutant(
+        "conditions are those of the step",
+        "arch/diffusers_fence/steering.py",
+        "        if at != self._conditions.at[0]:\n",
+        "        if False:\n",
+        "tests/generate/test_prompts.py",
+    ),
+    Mutant(
+        "a pickled adapter is watched",
+        "library/adapters.py",
+        "files=(*manifest.files, FileHint.of(path))",
+        "files=manifest.files",
+        "tests/adapters/test_inversion.py::test_a_pickle_is_converted_once_and_watched",
+    ),
 )
 
 
@@ -475,7 +552,7 @@ def red(mutant: Mutant) -> tuple[bool, float, str]:
         if text.count(mutant.old) != 1:
             raise SystemExit(f"{mutant.name}: its place is found {text.count(mutant.old)} times in {mutant.file}")
         changed = text.replace(mutant.old, mutant.new)
-        if "field(compare" in mutant.new:
+        if "field(" in mutant.new:
             changed = changed.replace("from dataclasses import dataclass", "from dataclasses import dataclass, field")
         path.write_text(changed)
         command = [sys.executable, "-m", "pytest", *mutant.tests.split(), "-x", "-q", "--no-header", "-m", "not proof"]

@@ -1,0 +1,145 @@
+"""Parity with other programs, as a page: ``python tools/parity.py docs/parity.md``.
+
+Each row is a group of tests that compute the same with Safelight and with the other program; all cases are listed, and
+the page is only written when every one passes.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from xml.etree import ElementTree
+
+HOME = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """``what`` is compared, with what ``other``, how exactly, and the tests that do it."""
+
+    what: str
+    other: str
+    exact: str
+    tests: str
+
+
+ROWS = (
+    Row(
+        "Text to image: bases × samplers",
+        "diffusers' pipelines",
+        "bit for bit, fp32 on a CPU",
+        "tests/generate/test_parity.py",
+    ),
+    Row(
+        "LoRA and its kin: kinds × namings × bases",
+        "diffusers with PEFT; LyCORIS' own modules",
+        "within the rounding of one fp32 sum",
+        "tests/adapters/test_parity.py tests/adapters/test_differences.py",
+    ),
+    Row(
+        "Textual inversions",
+        "diffusers' `load_textual_inversion`",
+        "bit for bit",
+        "tests/adapters/test_inversion.py::test_pixels_are_those_of_diffusers "
+        "tests/adapters/test_inversion.py::test_both_encoders_of_sdxl",
+    ),
+    Row(
+        "Image to image, inpainting: bases × samplers × strengths",
+        "diffusers' pipelines",
+        "bit for bit",
+        "tests/generate/test_pictures.py::test_image_to_image tests/generate/test_pictures.py::test_inpainting",
+    ),
+    Row(
+        "ControlNet: text, image, mask × bases; two at once; part of the steps; guess mode",
+        "diffusers' six ControlNet pipelines, `MultiControlNetModel`",
+        "bit for bit",
+        "tests/adapters/test_controlnet.py::test_pixels_are_those_of_diffusers "
+        "tests/adapters/test_controlnet.py::test_a_part_of_the_steps "
+        "tests/adapters/test_controlnet.py::test_two_at_once "
+        "tests/adapters/test_controlnet.py::test_more_control_is_guess_mode",
+    ),
+    Row(
+        "High-resolution fix",
+        "diffusers' text-to-image, then image-to-image pipeline",
+        "bit for bit",
+        "tests/generate/test_passes.py::test_high_resolution_fix_is_that_of_diffusers_in_two_steps",
+    ),
+    Row(
+        "Tiled decoding; text encoder of another checkpoint",
+        "diffusers' `enable_tiling`; its pipeline with that encoder",
+        "bit for bit",
+        "tests/generate/test_passes.py::test_state_24_tiles_are_those_of_diffusers_and_leave_nothing "
+        "tests/generate/test_passes.py::test_state_15_text_encoders_of_another_checkpoint_and_its_own_again",
+    ),
+    Row(
+        "Prompts in compel's syntax: weights, blend, and, long ones; SD 1 and SDXL",
+        "compel 2.5.1 over the same encoders (given the attribute that transformers 5 lacks)",
+        "bit for bit",
+        "tests/generate/test_prompts.py::test_compels_syntax_is_compels_own "
+        "tests/generate/test_prompts.py::test_compels_syntax_for_both_encoders_of_sdxl",
+    ),
+    Row(
+        "Prompts that change between steps: images",
+        "diffusers' pipelines with the embeddings changed in their step callback",
+        "bit for bit",
+        "tests/generate/test_prompts.py::test_an_edit_is_diffusers_with_embeddings_changed_between_steps",
+    ),
+    Row(
+        "Prompts that change between steps: texts",
+        "the examples that AUTOMATIC1111's documentation gives",
+        "equal texts at each step",
+        "tests/prompts/test_editing.py",
+    ),
+    Row(
+        "Weights in prompts: `(a:1.2)`, `[b]`, `BREAK`",
+        "the examples that AUTOMATIC1111's documentation gives",
+        "equal weights of each token",
+        "tests/prompts/test_emphasis.py",
+    ),
+    Row("Token ids", "transformers' CLIP tokenizer", "equal, for 300 drawn texts", "tests/prompts/test_tokens.py"),
+)
+
+
+def cases(row: Row) -> list[str]:
+    """The cases that passed. Raises SystemExit when one did not."""
+    with TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", *row.tests.split(), "-q", "-m", "not proof", "-n", "2"]
+        done = subprocess.run([*command, f"--junitxml={report}"], cwd=HOME, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{row.what}: {done.stdout[-800:]}")
+        found = [case.attrib["name"] for case in ElementTree.parse(report).iter("testcase")]
+    return [_told(name) for name in found]
+
+
+def _told(name: str) -> str:
+    """A test's name and case as a few words."""
+    function, _, case = name.partition("[")
+    words = case.rstrip("]") if case else function.removeprefix("test_").replace("_", " ")
+    return re.sub(r"\.safetensors|<function [^>]*>", "", words).replace("|", "\\|").replace("\n", " ")
+
+
+def main() -> None:
+    lines = [
+        "# Parity with other programs",
+        "",
+        "Written by `python tools/parity.py docs/parity.md`, which runs the tests. Tiny random checkpoints, fp32, one",
+        "thread of a CPU; the other program runs beside Safelight on the same weights in the same test.",
+        "",
+        "| what | compared with | how exactly | cases, all equal |",
+        "|---|---|---|---|",
+    ]
+    every: list[tuple[Row, list[str]]] = [(row, cases(row)) for row in ROWS]
+    lines += [f"| {row.what} | {row.other} | {row.exact} | {len(found)} |" for row, found in every]
+    for row, found in every:
+        lines += ["", f"## {row.what}", "", "; ".join(f"`{case}`" for case in found)]
+    Path(sys.argv[1]).write_text("\n".join(lines) + "\n")
+    print(f"{sum(len(found) for _, found in every)} cases are equal")
+
+
+if __name__ == "__main__":
+    main()
