@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 HOME = Path(__file__).parents[1]
 
@@ -112,7 +112,7 @@ def cases(row: Row) -> list[str]:
         done = subprocess.run([*command, f"--junitxml={report}"], cwd=HOME, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{row.what}: {done.stdout[-800:]}")
-        found = [case.attrib["name"] for case in ElementTree.parse(report).iter("testcase")]
+        found = [case.attrib["name"] for case in ET.parse(report).iter("testcase")]
     return [_told(name) for name in found]
 
 

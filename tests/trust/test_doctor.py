@@ -10,6 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from support import adapters
 from trust.faults import FAULTS, A, B, Fault, Scene
 
 from safelight import config
@@ -22,7 +23,7 @@ from safelight.library.library import Library
 from safelight.trust.canary import Canaries, request
 from safelight.trust.doctor import Doctor
 from safelight.trust.finding import Finding
-from safelight.trust.report import Report, without_names
+from safelight.trust.report import ADAPTED, Report, without_names
 
 SHORT = (
     "the text encoder of another checkpoint",
@@ -140,3 +141,22 @@ def test_a_report_for_others_names_nobody(tmp_path: Path, tiny: Path) -> None:
     assert "dream" not in text
     assert "(model 1)" in text
     assert "(file 1)" in text
+
+
+def test_adapters_are_looked_at_too(prepared: Path, tmp_path: Path) -> None:
+    """One that fits the models is put on and taken off; one whose file was changed is named."""
+    with scene(prepared, tmp_path, 0) as (made, doctor):
+        path = adapters.write(tmp_path / "style.safetensors")
+        made.engine.shelves.adapters.add(path)
+        models = [made.engine.library.get(name) for name in (A, B)]
+        report = doctor.examine(models)
+        assert report.ok, [finding for finding in report.findings if not finding.ok]
+        tried = [finding for finding in report.findings if finding.what == ADAPTED]
+        assert [finding.evidence for finding in tried] == [
+            f"{n}: after 1 combinations it draws as before" for n in (A, B)
+        ]
+        adapters.write(path, seed=2)
+        report = doctor.examine(models)
+        assert (report.ok, report.cause) == (False, "loading")
+        wrong = [finding for finding in report.findings if not finding.ok]
+        assert wrong[0].what == "the file of the adapter style"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import httpx
 
 from safelight.errors import InputError, SafelightError
+from safelight.formats.adapter import WEIGHTS
 
 WAIT_SECONDS = 1800.0
 """For one image."""
@@ -91,7 +92,7 @@ class Safelight(_HTTP):
 
     def loras(self, model: str) -> list[str]:
         bases = {known["name"]: known["base"] for known in self.get("/api/v1/models")}
-        found = self.get("/api/v1/adapters")
+        found = [adapter for adapter in self.get("/api/v1/adapters") if adapter["kind"] in WEIGHTS]
         return [adapter["name"] for adapter in found if adapter["base"] in ("", bases.get(model, ""))]
 
     def make(self, asked: Asked) -> bytes:

@@ -22,12 +22,13 @@ from safelight.generate import run
 from safelight.generate.bench import TORCH_DTYPES, computing_all
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
+from safelight.trust import combinations
 from safelight.trust.advisories import advisories
 from safelight.trust.canary import Canaries, Canary, pixels_of, request
 from safelight.trust.difference import Difference, difference
 from safelight.trust.finding import Finding, Suspect
 from safelight.trust.remedies import suggestions
-from safelight.trust.report import A_THEN_A, GROWN, SWITCHED, Report, in_order
+from safelight.trust.report import A_THEN_A, ADAPTED, GROWN, SWITCHED, Report, in_order
 from safelight.types import Image, Request
 
 ROUNDS = 4
@@ -81,6 +82,7 @@ class Doctor:
         yield self._skeletons()
         for model in models:
             yield self._files(model)
+        yield from self._adapters()
         yield from self._attention()
         yield from self._device()
         usable = [model for model in models if self.engine.library.quarantined(model) is None]
@@ -101,6 +103,20 @@ class Doctor:
             return Finding("loading", what, False, str(error), todo)
         size = sum(t.nbytes for c in model.manifest.components for t in c.tensors)
         return Finding("loading", what, True, f"{size / 1e6:.0f} MB read, every tensor as it was added")
+
+    def _adapters(self) -> Iterator[Finding]:
+        """The files of those that the user has; those that came along are part of the installation."""
+        for adapter in self.engine.shelves.adapters.all():
+            if adapter.origin != "added":
+                continue
+            what = f"the file of the adapter {adapter.name}"
+            try:
+                self.engine.shelves.adapters.verify(adapter)
+            except SafelightError as error:
+                todo = "Get it again, and add it again with `safelight adapters add`."
+                yield Finding("loading", what, False, str(error), todo)
+            else:
+                yield Finding("loading", what, True, "every tensor as it was added")
 
     # State
 
@@ -123,6 +139,7 @@ class Doctor:
             there.append(model)
             if len(there) == 1:
                 yield self._twice(model, image)
+            yield from self._put_on_and_off(model, image)
         before = machine.anonymous_bytes() - self._stored()
         for model in [*there, *reversed(there[:-1])]:
             yield self._against_fresh(model)
@@ -134,6 +151,30 @@ class Doctor:
         evidence = f"{grown / 1e6:+.0f} MB beside the models' own after {max(ROUNDS, 2 * len(there) - 1)} switches"
         ok = grown < GROWTH
         yield Finding("memory", GROWN, ok, evidence, "" if ok else "`safelight doctor --soak 2000` measures it.")
+
+    def _put_on_and_off(self, model: Model, plain: Image) -> Iterator[Finding]:
+        """The model under adapters that fit it, and alone again."""
+        combined = [loras for loras in combinations.over(self.engine, model, request(model).prompt) if loras]
+        if not combined:
+            return
+        try:
+            for loras in combined:
+                next(self._generated(replace(request(model), loras=loras)))
+        except (SafelightError, RuntimeError) as error:
+            todo = "`safelight adapters verify` looks at their files."
+            yield Finding("state", ADAPTED, False, f"{model.name}: {error}", todo)
+            return
+        image, problem = self._made(model)
+        if image is None:
+            yield Finding("state", ADAPTED, False, f"{model.name}: {problem}", "See the other findings.")
+            return
+        same = image.pixels_sha256 == plain.pixels_sha256
+        if not same and self._spread is not None:
+            similar = difference(pixels_of(plain), pixels_of(image)).similarity
+            same = similar >= min(self._spread.similarity, ROUNDING)
+        evidence = f"{model.name}: after {len(combined)} combinations it draws {'as before' if same else 'otherwise'}"
+        todo = "" if same else "Start again, and report it with `safelight doctor --save FILE`."
+        yield Finding("state", ADAPTED, same, evidence, todo)
 
     def _twice(self, model: Model, first: Image) -> Finding:
         """Whether the device repeats itself; its spread is what comparisons allow from now on."""
@@ -151,7 +192,7 @@ class Doctor:
 
     def _against_fresh(self, model: Model) -> Finding:
         def make(asked: Request) -> Image:
-            return next(self.engine.generate(asked))
+            return next(self._generated(asked))
 
         try:
             apart = self._canaries.compare(model, make)
@@ -164,9 +205,14 @@ class Doctor:
         suspect, todo = self._explained(model)
         return Finding(suspect, SWITCHED, False, f"{model.name}: {apart}", todo)
 
+    def _generated(self, asked: Request) -> Iterator[Image]:
+        """Everything computed: what text encoders made before is not used."""
+        self.engine.bench.conditionings.clear()
+        return self.engine.generate(asked)
+
     def _made(self, model: Model) -> tuple[Image | None, str]:
         try:
-            return next(self.engine.generate(request(model))), ""
+            return next(self._generated(request(model))), ""
         except (SafelightError, RuntimeError) as error:
             return None, str(error)
 

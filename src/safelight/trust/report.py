@@ -11,8 +11,9 @@ from safelight.trust.finding import SUSPECTS, Finding
 
 A_THEN_A = "the same image twice"
 SWITCHED = "the same image after other models"
+ADAPTED = "the same image after adapters"
 GROWN = "the process's memory over switches"
-SYMPTOMS = (A_THEN_A, SWITCHED, GROWN)
+SYMPTOMS = (A_THEN_A, SWITCHED, ADAPTED, GROWN)
 """What wrong bytes, kernels and leftovers all lead to."""
 
 

@@ -5,7 +5,6 @@ Every image must be that of its model's first; memory must not grow; a switch mu
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -17,19 +16,15 @@ from PIL import ImageDraw
 
 from safelight.devices import machine
 from safelight.engine.local import LocalEngine
-from safelight.errors import InputError
-from safelight.library.chosen import settled
 from safelight.library.model import Model
 from safelight.prompts.loras import written
+from safelight.trust import combinations
 from safelight.trust.canary import PROMPT, SEED, STEPS
 from safelight.trust.finding import Finding
-from safelight.types import Lora, Request
+from safelight.types import Request
 
 SIDE = 128
 """Most pixels a side: what is tried is switching, not size."""
-
-MOST_ADAPTERS = 4
-"""That are tried over one model."""
 
 GROWTH_MB = 32.0
 """Between the first tenth and the last."""
@@ -93,7 +88,7 @@ def soak(
 ) -> Soaked:
     """Make images until ``enough`` (given how many there are, and seconds) says so."""
     soaked, right, chance, start = Soaked(), dict[str, str](), random.Random(0), time.perf_counter()
-    over = {model.name: _adapters(engine, model) for model in models}
+    over = {model.name: combinations.over(engine, model, PROMPT) for model in models}
     last = ""
     while not enough(len(soaked.models), time.perf_counter() - start):
         # Another than the last, if there is another: a soak is of switches.
@@ -111,19 +106,6 @@ def soak(
         last = model.name
         on_image(len(soaked.models))
     return soaked
-
-
-def _adapters(engine: LocalEngine, model: Model) -> list[tuple[Lora, ...]]:
-    """What is put over a model: nothing, each adapter of the library that fits it, and two at once."""
-    fitting: list[Lora] = []
-    for adapter in engine.shelves.adapters.all():
-        lora = Lora(adapter.name, 0.7)
-        with contextlib.suppress(InputError):
-            settled(Request(PROMPT, model.name, loras=(lora,)), model, engine.shelves)
-            fitting.append(lora)
-    fitting = fitting[:MOST_ADAPTERS]
-    both = [tuple(fitting[:2])] if len(fitting) > 1 else []
-    return [(), *((lora,) for lora in fitting), *both]
 
 
 def _median(values: Sequence[float]) -> float:

@@ -1,0 +1,30 @@
+"""What of the library can be put over a model, for those who try it. No adapter is left out for being no user's own."""
+
+from __future__ import annotations
+
+import contextlib
+
+from safelight.engine.local import LocalEngine
+from safelight.errors import InputError
+from safelight.formats.adapter import WEIGHTS
+from safelight.library.chosen import settled
+from safelight.library.model import Model
+from safelight.types import Lora, Request
+
+STRENGTH = 0.7
+
+MOST_ADAPTERS = 4
+"""That are tried over one model."""
+
+
+def over(engine: LocalEngine, model: Model, prompt: str) -> list[tuple[Lora, ...]]:
+    """Nothing, each adapter of weights that fits the model, and two at once."""
+    fitting: list[Lora] = []
+    for adapter in engine.shelves.adapters.all():
+        lora = Lora(adapter.name, STRENGTH)
+        if adapter.kind in WEIGHTS and len(fitting) < MOST_ADAPTERS:
+            with contextlib.suppress(InputError):
+                settled(Request(prompt, model.name, loras=(lora,)), model, engine.shelves)
+                fitting.append(lora)
+    both = [tuple(fitting[:2])] if len(fitting) > 1 else []
+    return [(), *((lora,) for lora in fitting), *both]
