@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from safelight.engine.local import LocalEngine
-from safelight.errors import InputError
+from safelight.errors import InputError, IntegrityError
 from safelight.formats.adapter import WEIGHTS
 from safelight.library.chosen import settled
 from safelight.library.model import Model
@@ -18,12 +18,12 @@ MOST_ADAPTERS = 4
 
 
 def over(engine: LocalEngine, model: Model, prompt: str) -> list[tuple[Lora, ...]]:
-    """Nothing, each adapter of weights that fits the model, and two at once."""
+    """Nothing, each sound adapter of weights that fits the model, and two at once."""
     fitting: list[Lora] = []
     for adapter in engine.shelves.adapters.all():
         lora = Lora(adapter.name, STRENGTH)
         if adapter.kind in WEIGHTS and len(fitting) < MOST_ADAPTERS:
-            with contextlib.suppress(InputError):
+            with contextlib.suppress(InputError, IntegrityError):
                 settled(Request(prompt, model.name, loras=(lora,)), model, engine.shelves)
                 fitting.append(lora)
     both = [tuple(fitting[:2])] if len(fitting) > 1 else []
