@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo demo-adapters test coverage lint install proof contracts mutants soak bench bench-peers starter clean
+.PHONY: demo demo-adapters test coverage lint install proof contracts mutants parity soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -39,7 +39,11 @@ contracts: $(STAMP) ## the devices' suite on one device: make contracts DEVICE=m
 mutants: $(STAMP) ## protections are removed one at a time: their tests must go red
 	$(PY) tools/mutants.py
 
-soak: $(STAMP) ## sequences of switches and failures for an hour
+parity: $(STAMP) ## the tests that compare with other programs, as a page
+	$(PY) tools/parity.py docs/parity.md
+
+soak: $(STAMP) ## a thousand random combinations, twice; then sequences of switches and failures for an hour
+	$(PY) -m pytest tests/stateful/test_combinations.py -m proof -s -q --no-header
 	PYTHONPATH=tests $(PY) tools/soak.py 3600
 
 bench: $(STAMP) ## switching and memory, side by side with plain diffusers; needs about 12 GB of disk and 12 GB of memory
@@ -51,6 +55,7 @@ bench-peers: $(STAMP) ## switching beside InvokeAI and stable-diffusion.cpp, eac
 
 starter: $(STAMP) ## train the starter checkpoints anew (hours), from the registry's image packages
 	cd starter && ../$(PY) -m recipe.judge && ../$(PY) -m recipe.train && ../$(PY) -m recipe.export && ../$(PY) -m recipe.measure
+	cd starter && ../$(PY) -m recipe.adapters && ../$(PY) -m recipe.control
 
 clean:
 	rm -rf .venv out build .coverage .pytest_cache .ruff_cache
