@@ -225,8 +225,8 @@ TRUST = {
 COMBINATIONS = {
     "tests/stateful/test_combinations.py::test_a_thousand_jobs_are_those_of_fresh_processes": (
         "1000",
-        "random jobs in one process, with room for about two models: each image is that of a fork of a process that has "
-        "only imported; 10 of them also of a process of their own",
+        "random jobs in one process, with room for about two models: each image is that of a fork of a process that "
+        "has only imported; 10 of them also of a process of their own",
     ),
     "tests/stateful/test_combinations.py::test_a_thousand_jobs_with_the_least_memory_are_too": (
         "1000",
@@ -403,9 +403,9 @@ def trust() -> tuple[list[str], bool]:
 
 def combinations() -> tuple[list[str], bool]:
     lines = [
-        "Random jobs over checkpoints (SD 1, SDXL), LoRAs, ControlNets, textual inversions, VAEs, text encoders, pictures,",
-        "masks, outpainting, second passes, variations, seamless and tiled images, prompts and samplers, drawn anew each",
-        "time:",
+        "Random jobs over checkpoints (SD 1, SDXL), LoRAs, ControlNets, textual inversions, VAEs, text encoders,",
+        "pictures, masks, outpainting, second passes, variations, seamless and tiled images, prompts and samplers, drawn",
+        "anew each time:",
         "",
         "| jobs | what | s | |",
         "|---|---|---|---|",
