@@ -30,12 +30,11 @@ from peers import FOLDER, VENVS, install  # noqa: E402
 
 ROWS = {
     "diffusers, load, set, unload; bf16": ("", "plain", "bf16"),
-    "diffusers, load, fuse, unfuse, unload; bf16": ("", "fused", "bf16"),
-    "diffusers, load, fuse, unfuse, unload; fp32": ("", "fused", "fp32"),
-    "InvokeAI, both fit": ("invokeai", "invokeai", "14"),
     "InvokeAI, one fits": ("invokeai", "invokeai", "6"),
+    "InvokeAI, both fit": ("invokeai", "invokeai", "14"),
     "Safelight, bf16": ("", "safelight", "bf16"),
     "Safelight, fp32": ("", "safelight", "fp32"),
+    "diffusers, load, fuse, unfuse, unload; bf16": ("", "fused", "bf16"),
 }
 JOBS, KINDS, STEPS, SIDE = 100, 16, 2, 64
 LORAS = ("lora1", "lora2")

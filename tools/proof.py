@@ -404,8 +404,8 @@ def trust() -> tuple[list[str], bool]:
 def combinations() -> tuple[list[str], bool]:
     lines = [
         "Random jobs over checkpoints (SD 1, SDXL), LoRAs, ControlNets, textual inversions, VAEs, text encoders,",
-        "pictures, masks, outpainting, second passes, variations, seamless and tiled images, prompts and samplers, drawn",
-        "anew each time:",
+        "pictures, masks, outpainting, second passes, variations, seamless and tiled images, prompts and samplers,",
+        "drawn anew each time:",
         "",
         "| jobs | what | s | |",
         "|---|---|---|---|",

@@ -58,3 +58,17 @@ def test_what_cannot_be_chosen_is_an_error(wildcards: Path, prompt: str, says: s
 def test_too_many_combinations_are_an_error(wildcards: Path) -> None:
     with pytest.raises(RequestError, match="more than 1000 combinations"):
         variants.every(ask(" ".join(["{a|b|c|d}"] * 6)), wildcards)
+
+
+@pytest.mark.parametrize("name", ["__../secret__", "__a/../../secret__", "__/etc/secret__"])
+def test_wildcards_are_below_their_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "wildcards").mkdir()
+    (tmp_path / "secret.txt").write_text("password\n")
+    with pytest.raises(RequestError, match="is no wildcard"):
+        variants.chosen(ask(f"a {name}"), tmp_path / "wildcards")
+
+
+def test_a_wildcard_that_names_itself_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "loop.txt").write_text("__loop__\n")
+    with pytest.raises(RequestError):
+        variants.chosen(ask("a __loop__"), tmp_path)

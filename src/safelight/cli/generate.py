@@ -336,13 +336,13 @@ def make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> I
     from safelight.storage.images import save
 
     _check(engine, requests)
-    total = sum(request.steps * request.count for request in requests)
+    total = sum(request.steps_done * request.count for request in requests)
     done = 0
     with bar("making") as update:
         for request in requests:
 
             def report(progress: Progress, request: Request = request, before: int = done) -> None:
-                at = before + progress.image * request.steps
+                at = before + progress.image * request.steps_done
                 at += progress.step if progress.stage == "denoise" else 0
                 update(at, total, f"{Path(request.model).stem}: {progress.stage}")
 
@@ -355,7 +355,7 @@ def make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> I
                 if not as_json:
                     typer.echo(f"{saved.path}  {saved.pixels_sha256[:16]}  {saved.seconds.total:.2f} s")
                 yield saved
-            done += request.steps * request.count
+            done += request.steps_done * request.count
 
 
 def _check(engine: Engine, requests: list[Request]) -> None:

@@ -22,7 +22,7 @@ from safelight.library.library import Library
 from safelight.library.model import Adapter, Model
 from safelight.prompts import loras
 from safelight.prompts.words import Words
-from safelight.types import Lora, Request
+from safelight.types import MOST_PIXELS, Lora, Request
 from safelight.weights.manifest import ComponentManifest
 
 _BLOCKS: Mapping[int, tuple[str, ...]] = {
@@ -149,7 +149,10 @@ def _pictures(request: Request, shelves: Shelves, by_path: bool) -> dict[str, An
     if request.image and request.mask_padding is None:
         width, height = shelves.inputs.open(given["image"]).size
         left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
-        sides = [max(_LATENT, side // _LATENT * _LATENT) for side in (left + width + right, top + height + bottom)]
+        whole = left + width + right, top + height + bottom
+        if whole[0] * whole[1] > MOST_PIXELS:
+            raise RequestError("outpaint", request.outpaint, f"makes the image over {MOST_PIXELS} pixels")
+        sides = [max(_LATENT, side // _LATENT * _LATENT) for side in whole]
         given |= {"width": request.width or sides[0], "height": request.height or sides[1]}
     return given
 

@@ -14,6 +14,9 @@ from typing import Any
 from safelight.errors import RequestError
 from safelight.types import Request
 
+_OUTSIDE = re.compile(r"__[\w/*.-]*\.\.[\w/*.-]*__|__/")
+"""A wildcard that would be looked for elsewhere than in its folder."""
+
 _CHOICE = re.compile(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__")
 _WILDCARD = re.compile(r"__([\w/*.-]+?)__")
 
@@ -79,6 +82,9 @@ def _random(field: str, text: str, wildcards: Path, seed: int) -> str:
 def _generated(field: str, text: str, generator: Any, most: int) -> list[str]:
     from pyparsing import ParseException
 
+    outside = _OUTSIDE.search(text)
+    if outside is not None:
+        raise RequestError(field, outside[0], "is no wildcard: names are those of files below ROOT/wildcards")
     try:
         found = [str(prompt) for prompt in generator.generate(text, most)]
     except ParseException as error:

@@ -75,7 +75,7 @@ def accept(control: Control, *requests: Request, client: str, priority: int = 0)
     Raises ModelNotFoundError, RequestError, QueueFullError.
     """
     return control.dispatcher.accept(
-        *(_checked(control, one) for request in requests for one in variants.chosen(request, wildcards(control))),
+        *(_checked(control, one) for request in requests for one in _chosen(control, request)),
         client=client,
         priority=priority,
     )
@@ -86,9 +86,19 @@ def wildcards(control: Control) -> Path:
     return control.settings.root / "wildcards"
 
 
+def _chosen(control: Control, request: Request) -> list[Request]:
+    """What is to be chosen in its prompts chosen, after what bounds the work that this is."""
+    texts_within_limits(control, request)
+    if request.count > control.settings.max_images:
+        problem = f"this server takes at most {control.settings.max_images} (max_images)"
+        raise RequestError("count", request.count, problem)
+    return variants.chosen(request, wildcards(control))
+
+
 def _checked(control: Control, request: Request) -> tuple[Request, str]:
     model = model_named(control, request.model)
     request = replace(request, model=model.name, isolate=request.isolate or control.settings.isolate)
+    # What was chosen may be longer than what was written.
     texts_within_limits(control, request)
     asked = settled(request, model, control.shelves, by_path=False)
     request = asked.request

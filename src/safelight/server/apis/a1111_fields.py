@@ -153,8 +153,10 @@ def _control(unit: dict[str, Any]) -> Control:
 
 
 def _threshold(value: Any, default: int) -> int:
-    """-1 is A1111's word for a module's own."""
-    return default if value is None or value < 0 else int(value)
+    """-1 is A1111's word for a module's own. Raises RequestError for what is no number."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value != value):  # noqa: PLR0124
+        raise RequestError("controlnet.threshold", value, "must be a number")
+    return default if value is None or value < 0 else int(min(value, 1e6))
 
 
 class ImageToImage(TextToImage):
