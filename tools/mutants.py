@@ -514,8 +514,8 @@ MUTANTS = (
     Mutant(
         "a ControlNet leaves room for the UNet beside it",
         "generate/stages.py",
-        "upcoming, sum(least[:place]))",
-        "upcoming, 0)",
+        "(*keys[:place], *upcoming), sum(least[:place]))",
+        "(*keys[:place], *upcoming), 0)",
         "tests/adapters/test_controlnet.py::test_streamed_through_little_memory_it_is_the_same",
     ),
     Mutant(

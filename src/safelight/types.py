@@ -125,13 +125,19 @@ PREPROCESSORS: Mapping[str, str] = {
 }
 """What is made of a picture before a ControlNet is shown it, and what that is."""
 
+Resize = Literal["just_resize", "crop_resize", "fill_resize"]
+"""InvokeAI's ways to make a picture as large as what is drawn: stretched, cut, or with black around it."""
+
+RESIZES: tuple[Resize, ...] = ("just_resize", "crop_resize", "fill_resize")
+
 MOST_CONTROLS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
     """A ControlNet for one request. ``name``: in the library, or a path. ``image``: the picture, as :class:`Request`
-    takes images; ``preprocessor``: what is made of it first (:data:`PREPROCESSORS`), by ``low`` and ``high``.
+    takes images, made as large as what is drawn by ``resize_mode``; ``preprocessor``: what is made of it first
+    (:data:`PREPROCESSORS`), by ``low`` and ``high``.
 
     ``weight`` times its output is added, from the share ``start`` of the steps to the share ``end``. ``digest``: the
     content that it must have, "" for any. Raises RequestError for a value that is not allowed.
@@ -146,6 +152,7 @@ class Control:
     preprocessor: str = "none"
     low: int = 100
     high: int = 200
+    resize_mode: Resize = "just_resize"
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -160,6 +167,7 @@ class Control:
             raise RequestError("controls", self.start, f"{self.name}: its start is not before its end {self.end}")
         _one_of("controls", self.mode, CONTROL_MODES)
         _one_of("controls", self.preprocessor, tuple(PREPROCESSORS))
+        _one_of("controls", self.resize_mode, RESIZES)
         _within("controls", self.low, 0, 255)
         _within("controls", self.high, 1, 10000)
 
@@ -218,7 +226,8 @@ class Request:
     noise of ``variation_seed`` that is mixed in; image *k* then has that seed + *k*, and ``seed`` itself.
     ``hires_scale``: high-resolution fix: what was drawn is enlarged by it (``hires_upscaler``), and drawn again from
     there, ``hires_strength`` of ``hires_steps`` steps (0 for ``steps``). ``tile``: pixels a side of the squares by
-    which the VAE works, 0 for none, None for squares of 768 where an image has over 1536 times 1536 pixels.
+    which the VAE works, 0 for none, None for squares of 768 where an image has over 1536 times 1536 pixels and is not
+    seamless.
     ``seamless``: axes along which the image continues on its other side.
     Raises RequestError, naming the field, for a value that is not allowed.
     """
@@ -266,6 +275,10 @@ class Request:
         object.__setattr__(self, "controls", _each("controls", self.controls, Control, MOST_CONTROLS))
         if self.embeddings is not None:
             object.__setattr__(self, "embeddings", _each("embeddings", self.embeddings, Embedding, MOST_LORAS))
+            words = [embedding.word for embedding in self.embeddings]
+            twice = next((word for word in words if words.count(word) > 1), None)
+            if twice is not None:
+                raise RequestError("embeddings", twice, "is a word of two embeddings")
         _one_of("sampler", self.sampler, tuple(SAMPLERS))
         allowed = SAMPLERS[self.sampler].schedules
         if self.schedule not in allowed:
@@ -310,11 +323,15 @@ class Request:
             raise RequestError("hires_strength", self.hires_strength, "of the steps is not one")
         if self.tile:
             _within("tile", self.tile, LEAST_TILE, MOST_SIDE)
+            if self.seamless:
+                raise RequestError("tile", self.tile, "and seamless: each tile would go on at its own other side")
             if self.tile % 64:
                 raise RequestError("tile", self.tile, "must be a multiple of 64")
 
     def _check_image(self) -> None:
         _share("strength", self.strength)
+        if not isinstance(self.outpaint, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise RequestError("outpaint", self.outpaint, "must be four numbers of pixels: left, top, right, bottom")
         object.__setattr__(self, "outpaint", tuple(self.outpaint))
         if self.outpaint and len(self.outpaint) != 4:
             raise RequestError("outpaint", self.outpaint, "must be four numbers of pixels: left, top, right, bottom")
@@ -331,11 +348,15 @@ class Request:
             raise RequestError("strength", self.strength, f"of {self.steps} steps is not one")
 
     @property
+    def first_steps(self) -> int:
+        """How many of the steps are computed in the first pass."""
+        return min(self.steps, int(self.steps * self.strength)) if self.image else self.steps
+
+    @property
     def steps_done(self) -> int:
         """How many of the steps are computed, in both passes."""
-        first = min(self.steps, int(self.steps * self.strength)) if self.image else self.steps
         again = int((self.hires_steps or self.steps) * self.hires_strength) if self.hires_scale > 1 else 0
-        return first + again
+        return self.first_steps + again
 
     @property
     def masked(self) -> bool:

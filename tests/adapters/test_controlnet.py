@@ -161,6 +161,26 @@ def test_in_the_library_it_has_a_name_and_a_digest(engine: LocalEngine, tiny: Pa
     assert next(engine.generate(again)).pixels_sha256 == image.pixels_sha256
 
 
+def test_pictures_of_another_shape(engine: LocalEngine, tiny: Path, folder: Path, tmp_path: Path) -> None:
+    """Stretched, cut, or with black around: each is the ControlNet shown just that."""
+    wide = PILImage.open(folder / "edges.png").convert("RGB").resize((128, 64))
+    wide.save(tmp_path / "wide.png")
+    black = PILImage.new("RGB", (64, 64))
+    black.paste(wide.resize((64, 32), PILImage.Resampling.LANCZOS), (0, 16))
+    right = {
+        "just_resize": wide.resize((64, 64), PILImage.Resampling.LANCZOS),
+        "crop_resize": wide.crop((32, 0, 96, 64)),
+        "fill_resize": black,
+    }
+    net = str(folder / "sd1.safetensors")
+    for how, shown in right.items():
+        shown.save(tmp_path / "shown.png")
+        made = ours(engine, tiny, "sd1", "text", folder, Control(net, str(tmp_path / "wide.png"), resize_mode=how))
+        assert np.array_equal(
+            made, ours(engine, tiny, "sd1", "text", folder, Control(net, str(tmp_path / "shown.png")))
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -144,3 +144,18 @@ def test_what_does_not_fit_is_refused(engine: LocalEngine, ask: Ask, tmp_path: P
     save_file({"emb_params": torch.full((1, 64), float("nan"))}, spoiled)
     with pytest.raises(InputError, match="NaN"):
         engine.shelves.adapters.add(spoiled)
+
+
+def test_large_ones_have_chunks_of_their_own(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
+    engine.shelves.adapters.add(controls.inversion(tmp_path / "whole.safetensors", 75))
+    engine.shelves.adapters.add(controls.inversion(tmp_path / "large.safetensors", 60))
+    for prompt in ("cat whole", "red, " + "a " * 17 + "large dog", "whole whole large"):
+        assert sha(engine, ask(prompt=prompt)) != sha(engine, ask(prompt=prompt, embeddings=()))
+
+
+def test_names_are_found_in_any_case_and_words_are_of_one(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
+    engine.shelves.adapters.add(controls.inversion(tmp_path / "EasyThing.safetensors"))
+    right = sha(engine, ask(prompt="a EasyThing"))
+    assert sha(engine, ask(prompt="a easything")) == right != sha(engine, ask(prompt="a EasyThing", embeddings=()))
+    with pytest.raises(RequestError, match="two embeddings"):
+        ask(embeddings=(Embedding("a", "x"), Embedding("b", "x")))

@@ -171,8 +171,11 @@ def test_large_images_are_tiled_by_rule_which_is_recorded(engine: LocalEngine, a
     assert tile(width=1544, height=1536) == 768
     assert tile(width=1544, height=1536, tile=0) == 0
     assert tile(width=1024, height=1024, hires_scale=2) == 768
+    assert tile(width=1544, height=1536, seamless="x") == 0
     with pytest.raises(RequestError, match="multiple of 64"):
         ask(tile=100)
+    with pytest.raises(RequestError, match="seamless"):
+        ask(tile=64, seamless="x")
 
 
 # Seamless
@@ -212,7 +215,21 @@ def test_outpainting_keeps_the_picture_and_draws_around_it(engine: LocalEngine, 
     assert not np.array_equal(made[:, :32], mirrored[:, :32])
     again = Request(**{**image.metadata["request"], "model": asked.model})
     assert next(engine.generate(again)).pixels_sha256 == image.pixels_sha256
-    for values in ({"outpaint": (8, 8, 8)}, {"outpaint": (8, 0, 0, 0)}, {"outpaint": (-8, 0, 0, 0), "image": "x"}):
+    # Of other sizes, too: it is made larger to whole latents, never scaled.
+    PILImage.open(path).convert("RGB").crop((0, 0, 61, 59)).save(tmp_path / "odd.png")
+    odd = next(
+        engine.generate(
+            ask(image=str(tmp_path / "odd.png"), outpaint=(3, 0, 0, 0), mask_blur=0, width=None, height=None)
+        )
+    )
+    assert (odd.width, odd.height) == (64, 64)
+    assert np.array_equal(array(odd)[:59, 3:64], np.asarray(PILImage.open(tmp_path / "odd.png").convert("RGB")))
+    for values in (
+        {"outpaint": 5},
+        {"outpaint": (8, 8, 8)},
+        {"outpaint": (8, 0, 0, 0)},
+        {"outpaint": (-8, 0, 0, 0), "image": "x"},
+    ):
         with pytest.raises(RequestError, match="outpaint"):
             ask(**values)
 

@@ -257,3 +257,55 @@ def test_little_is_kept() -> None:
     assert kept.get("9") is not None
     kept.clear()
     assert kept.nbytes == 0
+
+
+def test_what_spoiled_weights_encoded_goes_with_them(root: Path, ask: Ask) -> None:
+    """Weights are proven now and then: what was encoded before they were found to be spoiled is not kept."""
+    engine = safelight.open_engine(root, verify_transfers="off")
+    right = {text: sha(engine, ask(prompt=text)) for text in ("blue house", "red apple")}
+    engine.bench.conditionings.clear()
+    for piece, held in engine.bench.residency._residents.items():
+        if piece.component.startswith("text_encoder"):
+            next(iter(held.target.tensors.values())).data.mul_(1.5)
+    assert sha(engine, ask(prompt="blue house")) != right["blue house"]
+    assert engine.repairs.check()
+    assert sha(engine, ask(prompt="blue house")) == right["blue house"]
+
+
+def test_a_compel_prompt_whose_other_half_was_let_go(engine: LocalEngine, ask: Ask) -> None:
+    long = ", ".join(f"word{n}" for n in range(60))
+    asked = ask(prompt="red apple", negative=long, prompt_syntax="compel")
+    right = sha(engine, asked)
+    engine.bench.conditionings._kept.popitem(last=False)
+    assert sha(engine, asked) == right
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("((((((((a))))))))", "more than 4 brackets"),
+        ("a" + "+" * 900, "is over 100|compel cannot read this"),
+        ('("a", "b").blend(0, 0)', "add up to nothing"),
+        ("word " * 3000, "over 32 chunks"),
+    ],
+)
+def test_what_compel_would_choke_on_is_an_error(engine: LocalEngine, ask: Ask, prompt: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        engine.generate(ask(prompt=prompt, prompt_syntax="compel"))
+
+
+def test_texts_between_steps_are_bounded(engine: LocalEngine, ask: Ask) -> None:
+    many = "[" + "|".join(f"a{n}" for n in range(150)) + "]" + " word" * 400
+    with pytest.raises(RequestError, match="texts of"):
+        engine.generate(ask(prompt=many, steps=150))
+
+
+def test_edits_count_the_steps_that_are_computed(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
+    """From a picture half of them; in a second pass all edits are over."""
+    path = str(controls.picture(tmp_path / "in.png"))
+    half = {"image": path, "strength": 0.5, "steps": 4}
+    assert sha(engine, ask(prompt="[red:blue:2]", **half)) == sha(engine, ask(prompt="red", **half))
+    assert sha(engine, ask(prompt="[red:blue:1]", **half)) != sha(engine, ask(prompt="red", **half))
+    twice = {"hires_scale": 1.5, "hires_strength": 0.5, "steps": 4}
+    made = {prompt: sha(engine, ask(prompt=prompt, **twice)) for prompt in ("red", "blue", "[red:blue:4]")}
+    assert len(set(made.values())) == 3

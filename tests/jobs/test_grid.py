@@ -19,6 +19,7 @@ ASKED = Request("red apple", "a", loras=(Lora("base", 0.5),))
         ("seed=1..4", ("1", "2", "3", "4")),
         ("cfg=0..1/0.25", ("0", "0.25", "0.5", "0.75", "1")),
         ("steps=10,20", ("10", "20")),
+        ("seed=1234567..1234569", ("1234567", "1234568", "1234569")),
         ("seed=3,7..8", ("3", "7", "8")),
         ("lora=none,ink:0.5,a+b:2", ("none", "ink:0.5", "a+b:2")),
     ],
@@ -28,7 +29,8 @@ def test_axes(text: str, values: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["seed", "colour=red", "seed=", "seed=1,,2", "seed=1..2/0", "seed=5..1", "cfg=0..9999"]
+    "text",
+    ["seed", "colour=red", "seed=", "seed=1,,2", "seed=1..2/0", f"seed=0..{'9' * 400}", "seed=5..1", "cfg=0..9999"],
 )
 def test_what_is_no_axis(text: str) -> None:
     with pytest.raises(RequestError, match="x="):

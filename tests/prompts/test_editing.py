@@ -72,3 +72,13 @@ def test_anything_is_a_text_for_each_step_or_an_error(text: str, steps: int) -> 
     assert len(found) == steps
     if "[" not in text:
         assert found == [text] * steps
+
+
+def test_huge_numbers_and_depths() -> None:
+    assert schedule("prompt", f"[a:b:{'9' * 400}]", 2) == ["a", "a"]
+    with pytest.raises(RequestError, match="brackets within each other"):
+        schedule("prompt", "[" * 600, 2)
+
+
+def test_in_a_second_pass_edits_are_over_and_alternation_goes_on() -> None:
+    assert schedule("prompt", "[a:b:1.0] [c|d]", 3, 2) == ["a c", "a d", "a c", "b d", "b c"]

@@ -72,3 +72,14 @@ def test_a_wildcard_that_names_itself_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "loop.txt").write_text("__loop__\n")
     with pytest.raises(RequestError):
         variants.chosen(ask("a __loop__"), tmp_path)
+
+
+def test_what_means_something_to_dynamicprompts_only_is_plain(wildcards: Path) -> None:
+    for text in ("50% off", "$5", "#tag, c", "a # b"):
+        [made] = variants.chosen(ask(f"{{x|x}} {text}"), wildcards)
+        assert made.prompt == f"x {text}"
+    assert variants.chosen(ask(r"a \{b\} c"), wildcards) == [ask(r"a \{b\} c")]
+    with pytest.raises(RequestError, match="variable"):
+        variants.chosen(ask("${a={x|y}} ${a}"), wildcards)
+    with pytest.raises(RequestError, match="more than 200 choices"):
+        variants.chosen(ask("{a|b}" * 300), wildcards)

@@ -94,7 +94,7 @@ def job(chance: random.Random, files: Files) -> Request:
         more |= {"variation_seed": 5, "variation_strength": 0.3}
     if chance.random() < 0.15:
         more["seamless"] = chance.choice(("x", "xy"))
-    if chance.random() < 0.1:
+    if chance.random() < 0.1 and "seamless" not in more:
         more["tile"] = 64
     prompt = chance.choice(PROMPTS) if chance.random() < 0.8 else f"a thing-{base} in snow"
     return Request(

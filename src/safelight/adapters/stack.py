@@ -74,7 +74,7 @@ def over(
         for part, strength in layer.parts:
             sums.setdefault(part.target, []).append((layer, part, strength))
     rows: dict[str, list[Inserted]] = {}
-    for one in inserted:
+    for one in sorted(inserted, key=lambda one: one.content):
         rows.setdefault(one.target, []).append(one)
     touched = sums.keys() | rows.keys()
     largest = max(math.prod(tensor.shape) for tensor in base.tensors if tensor.name in touched)

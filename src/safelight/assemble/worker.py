@@ -34,7 +34,7 @@ from safelight.memory.working import WorkingMemory
 from safelight.trust.canary import Canaries, after_switch
 from safelight.types import Precision, RunSettings
 
-VERSIONS = ("safelight", "torch", "diffusers", "transformers")
+VERSIONS = ("safelight", "torch", "diffusers", "transformers", "compel", "opencv-python-headless", "pillow", "numpy")
 
 
 def open_engine(settings: Settings, device: Device | None = None, previews: bool = False) -> LocalEngine:

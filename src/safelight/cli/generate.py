@@ -14,6 +14,7 @@ from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, 
 from safelight.types import (
     CONTROL_MODES,
     PREPROCESSORS,
+    RESIZES,
     SAMPLERS,
     SCHEDULES,
     UPSCALERS,
@@ -131,7 +132,9 @@ def generate(
         list[str] | None,
         typer.Option(
             help="A ControlNet and its picture, NAME:IMAGE, with more behind: edges:in.png:pre=canny:weight=0.8:"
-            f"start=0:end=0.6:mode=more_prompt. pre: {', '.join(PREPROCESSORS)} (thresholds low=, high=). mode: "
+            f"start=0:end=0.6:mode=more_prompt. pre: {', '.join(PREPROCESSORS)} (thresholds low=, high=). "
+            f"resize: {', '.join(RESIZES)}. "
+            f"mode: "
             f"{', '.join(CONTROL_MODES)}. Repeat for several.",
             show_default=False,
         ),
@@ -285,7 +288,7 @@ def _control(text: str, server: str | None) -> Control:
         if read is None:
             raise RequestError("control", part, f"must be one of {', '.join(f'{known}=' for known in _CONTROL_VALUES)}")
         try:
-            values["preprocessor" if key == "pre" else key] = read(value)
+            values[{"pre": "preprocessor", "resize": "resize_mode"}.get(key, key)] = read(value)
         except ValueError as error:
             raise RequestError("control", part, f"{value!r} is not a number") from error
     return Control(name, _given("control", Path(rest[0]), server), **values)
@@ -299,6 +302,7 @@ _CONTROL_VALUES: dict[str, Callable[[str], Any]] = {
     "pre": str,
     "low": int,
     "high": int,
+    "resize": str,
 }
 
 

@@ -102,6 +102,9 @@ def grid(
         typer.echo(f"{out / 'sheet.png'}: {len(listed)} images{kept_all}, {maker.switches} switches")
 
 
+_FIELDS = {"file", "pixels_sha256"}
+
+
 class _Maker:
     """Makes cells, or finds that they were made (``kept``). ``switches``: of models and of adapters over them."""
 
@@ -121,8 +124,9 @@ class _Maker:
             model = engine.library.resolve(cell.request.model)
             asked = settled(cell.request, model, engine.shelves)
             check(asked.request, model, asked.words)
-            content = replace(asked.request, model=model.digest)
-            self._keys.append(json.dumps(asdict(content), sort_keys=True, default=str))
+            content = asdict(replace(asked.request, model=model.digest))
+            run = asdict(engine.bench_for(model, asked.request.precision).run)
+            self._keys.append(json.dumps([content, run], sort_keys=True, default=str))
         self._place = {id(cell): key for cell, key in zip(listed, self._keys, strict=True)}
 
     def _read(self) -> dict[str, dict[str, str]]:
@@ -130,9 +134,10 @@ class _Maker:
         from safelight.formats.folder import read_json
 
         try:
-            return dict(read_json(self._out / DONE))
+            kept = read_json(self._out / DONE)
         except (FileError, ValueError):
             return {}
+        return {key: value for key, value in kept.items() if isinstance(value, dict) and {*value} == _FIELDS}
 
     def made(self, cell: Cell, report: Any) -> tuple[Path, bool]:
         """(the image's file, whether it was there)."""

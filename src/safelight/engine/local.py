@@ -52,7 +52,7 @@ class LocalEngine:
         self._report = report
         self.tiers = tuple(tiers)
         self.shelves = Shelves(library, Adapters(library.root), bench.inputs)
-        self.repairs = Repairs(tiers, library.root)
+        self.repairs = Repairs(tiers, library.root, bench.conditionings)
         self.on_switch: OnSwitch | None = None
         self._last = ""
         self._lock = threading.RLock()

@@ -19,6 +19,7 @@ import structlog
 from safelight.devices import kept, machine
 from safelight.errors import NotFiniteError
 from safelight.generate.bench import Bench
+from safelight.generate.conditioning import Conditionings
 from safelight.generate.stages import let_go
 from safelight.library.model import Model
 from safelight.memory.residency import Residency
@@ -55,10 +56,11 @@ class _Try:
 
 class Repairs:
     """Repairs the images of one engine. ``tiers``: the places in which models are kept, the device's last; ``folder``:
-    where it is counted what helped."""
+    where it is counted what helped; ``conditionings``: what may have been made with what was wrong."""
 
-    def __init__(self, tiers: Sequence[Residency], folder: Path) -> None:
+    def __init__(self, tiers: Sequence[Residency], folder: Path, conditionings: Conditionings) -> None:
         self._tiers = tuple(tiers)
+        self._conditionings = conditionings
         self._path = folder / COUNTS
 
     def made(self, make: Make, model: Model, bench: Bench) -> Image:
@@ -99,7 +101,10 @@ class Repairs:
     def check(self, model: Model | None = None) -> list[str]:
         """Sum what is in memory again, of one model or of all; what was wrong, by name; it is read again."""
         known = None if model is None else _digests(model)
-        return [label for tier in self._tiers for label in tier.check(known)]
+        wrong = [label for tier in self._tiers for label in tier.check(known)]
+        if wrong:
+            self._conditionings.clear()
+        return wrong
 
     def reload(self, model: Model) -> None:
         """Prove a model's bytes in memory again, count what was wrong, and have all of it read anew."""

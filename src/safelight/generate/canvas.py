@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image as PILImage
-from PIL import ImageFilter
+from PIL import ImageFilter, ImageOps
 
 from safelight.arch.diffusers_fence import pictures
 from safelight.errors import RequestError
 from safelight.library.inputs import Inputs
-from safelight.types import Request
+from safelight.types import Request, Resize
 
 Box = tuple[int, int, int, int]
 
@@ -83,6 +83,15 @@ def _larger(given: PILImage.Image, by: tuple[int, ...]) -> tuple[PILImage.Image,
     pixels = np.pad(np.asarray(given), ((top, bottom), (left, right), (0, 0)), mode="symmetric")
     new = np.pad(np.zeros((given.height, given.width), np.uint8), ((top, bottom), (left, right)), constant_values=255)
     return PILImage.fromarray(pixels), PILImage.fromarray(new)
+
+
+def shown(image: PILImage.Image, size: tuple[int, int], how: Resize) -> PILImage.Image:
+    """The image in that size, for a ControlNet."""
+    if how == "crop_resize":
+        return ImageOps.fit(image, size, PILImage.Resampling.LANCZOS)
+    if how == "fill_resize":
+        return ImageOps.pad(image, size, PILImage.Resampling.LANCZOS)
+    return fitted(image, size)
 
 
 def fitted(image: PILImage.Image, size: tuple[int, int]) -> PILImage.Image:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from safelight.errors import RequestError
 from safelight.library.model import Model
 from safelight.prompts import compel_syntax
-from safelight.prompts.editing import schedule
+from safelight.prompts.editing import of_request
 from safelight.prompts.tokens import NO_WORDS, chunks
 from safelight.prompts.words import Words
 from safelight.types import MOST_PIXELS, Request
+
+MOST_READ = 256
+"""Chunks of all texts of a prompt that changes between steps: some 160 MB of SDXL's embeddings."""
 
 
 def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
@@ -28,8 +31,11 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         if request.prompt_syntax == "compel":
             compel_syntax.check(field, text)
             continue
-        for one in dict.fromkeys(schedule(field, text, request.steps)):
-            chunks(field, one, 0, words)
+        texts = dict.fromkeys(of_request(request, text, field))
+        read = [len(chunks(field, one, 0, words)) for one in texts]
+        if len(read) * max(read) > MOST_READ:
+            problem = f"{len(read)} texts of {max(read)} chunks between its steps; at most {MOST_READ} in all"
+            raise RequestError(field, f"{text[:20]}…", problem)
     layers = min(getattr(c.config, "layers", 99) for c in model.manifest.components)
     if request.clip_skip >= layers:
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {layers} layers")

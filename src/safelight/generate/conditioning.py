@@ -16,7 +16,7 @@ from safelight.arch.diffusers_fence import encoding
 from safelight.arch.diffusers_fence.steering import Conditions
 from safelight.devices.transfer import digest_of
 from safelight.formats.layout import BASES
-from safelight.prompts.editing import schedule
+from safelight.prompts.editing import of_request
 from safelight.prompts.tokens import Chunk, chunks
 from safelight.prompts.words import Words
 from safelight.types import Request, RunSettings
@@ -33,7 +33,7 @@ KEPT_BYTES = 24 << 20
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The texts of each step: what is drawn, and what is kept out."""
+    """The texts of each step, those of a second pass behind the first's: what is drawn, and what is kept out."""
 
     prompt: Sequence[str]
     negative: Sequence[str]
@@ -41,10 +41,9 @@ class Prompts:
     @classmethod
     def of(cls, request: Request) -> Prompts:
         """Raises RequestError for an edit that cannot be parsed."""
-        steps = request.steps
         if request.prompt_syntax == "compel":
-            return cls([request.prompt] * steps, [request.negative] * steps)
-        return cls(schedule("prompt", request.prompt, steps), schedule("negative", request.negative, steps))
+            return cls([request.prompt] * request.steps_done, [request.negative] * request.steps_done)
+        return cls(of_request(request, request.prompt, "prompt"), of_request(request, request.negative, "negative"))
 
     @property
     def pairs(self) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from safelight.formats.layout import BASES, CONTROLNET
 from safelight.gates import latents
 from safelight.generate import conditioning, enlarge, noise, samplers
 from safelight.generate.bench import TORCH_DTYPES, Bench
-from safelight.generate.canvas import canvas, fitted
+from safelight.generate.canvas import canvas, shown
 from safelight.generate.conditioning import Encoded, Prompts, Reading
 from safelight.generate.sizes import LATENT_SCALE, enlarged
 from safelight.generate.stages import Clock, Stages, Task
@@ -79,7 +79,8 @@ class Drawing:
         self._vae = model.manifest.component("vae").digest
         large = enlarged(self.width, request.hires_scale), enlarged(self.height, request.hires_scale)
         self._final = large if request.hires_scale > 1 else (self.width, self.height)
-        by_rule = TILE if self._final[0] * self._final[1] > TILED_ABOVE else 0
+        large_enough = self._final[0] * self._final[1] > TILED_ABOVE
+        by_rule = TILE if large_enough and not request.seamless else 0
         self.tile = by_rule if request.tile is None else request.tile
         self._vary: noise.Variation | None = None
         if request.variation_strength:
@@ -100,8 +101,7 @@ class Drawing:
         start = None if given is None else self._start(given.picture, given.mask, self.request.strength)
         conditions = self._encode()
         self._report("encode", 1, 1)
-        done = self.request.steps_done if self.request.hires_scale == 1 else self.request.steps
-        first = Pass(self.width, self.height, start, self.request.steps, done)
+        first = Pass(self.width, self.height, start, self.request.steps, self.request.first_steps)
         denoised = self._denoise(conditions, first)
         if self.request.hires_scale > 1:
             denoised = self._denoise(conditions, self._again(denoised))
@@ -167,7 +167,10 @@ class Drawing:
         reading = Reading(base, role, component, self.run, request.clip_skip, words, request.prompt_syntax, among)
         keys = {pair: reading.key(text) for pair, text in texts.items()}
         found = {key: kept.get(key) for key in set(keys.values())}
-        missing = {keys[pair]: text for pair, text in texts.items() if found[keys[pair]] is None}
+        lacking = [key for key, one in found.items() if one is None]
+        # Where each is made as long as the longest, all are made together.
+        wanted = set(found) if among and lacking else set(lacking)
+        missing = {keys[pair]: text for pair, text in texts.items() if keys[pair] in wanted}
         if missing:
 
             def compute(modules: list[nn.Module], _: list[Lease]) -> list[Encoded]:
@@ -189,7 +192,7 @@ class Drawing:
     def _denoise(self, conditions: Conditions, drawn: Pass) -> torch.Tensor:
         request, model = self.request, self.model
         shape = (1, 4, drawn.height // LATENT_SCALE, drawn.width // LATENT_SCALE)
-        shown = [self._shown(number, drawn) for number in range(len(request.controls))]
+        seen = [self._shown(number, drawn) for number in range(len(request.controls))]
 
         def compute(modules: list[nn.Module], leases: list[Lease]) -> torch.Tensor:
             generator = torch.Generator("cpu").manual_seed(self.seed)
@@ -222,10 +225,10 @@ class Drawing:
                 modules[0],
                 scheduler,
                 self._device,
-                conditions,
+                conditions.between(drawn.before, drawn.before + drawn.done),
                 on_step,
                 start,
-                [self._control(number, net, shown[number]) for number, net in enumerate(modules[1:])],
+                [self._control(number, net, seen[number]) for number, net in enumerate(modules[1:])],
                 vary,
                 num_inference_steps=drawn.steps,
                 guidance_scale=request.cfg,
@@ -243,13 +246,13 @@ class Drawing:
         control = self.request.controls[number]
         picture = self.bench.inputs.open(control.image)
         picture = picture if self._canvas is None else self._canvas.part(picture)
-        return preprocess.made(fitted(picture, (drawn.width, drawn.height)), control)
+        return preprocess.made(shown(picture, (drawn.width, drawn.height), control.resize_mode), control)
 
-    def _control(self, number: int, net: nn.Module, shown: PILImage.Image) -> Controlled:
+    def _control(self, number: int, net: nn.Module, picture: PILImage.Image) -> Controlled:
         control = self.request.controls[number]
         return Controlled(
             net,
-            shown,
+            picture,
             control.weight,
             control.start,
             control.end,

@@ -122,11 +122,13 @@ class Stages:
                     raise IntegrityError(self.model.path, error.labels[0], "was spoiled in memory, again") from error
                 why = let_go(error)
                 self.repairs.append(Repair("memory", why, "read again"))
+                self.bench.conditionings.clear()
             except StateLeftError as error:
                 if attempt == ATTEMPTS - 1:
                     raise
                 why = let_go(error)
                 self.repairs.append(Repair("state", why, "computed with a model built anew"))
+                self.bench.conditionings.clear()
             _log.warning("a stage is done again", stage=task.name, role=role, why=why)
             self.bench.residency.drop()
             machine.give_back()
@@ -209,13 +211,15 @@ def uses_of(
         nets = [component for component in model.manifest.components if component.role == CONTROLNET]
         rest = [component_key(net, dtype_of(bench.run, CONTROLNET)) for net in nets] + rest
     upcoming = (*rest, *bench.upcoming)
+    keys = [component_key(component, dtype) for component, dtype in components]
     promised = bench.working.estimate(work) if bench.promised is None else bench.promised
     # What lies over weights is computed before they are used, never at the same time.
     promised = max(promised, *(c.working if isinstance(c, Adapted) else 0 for c, _ in components))
     least = [bench.residency.least(component, dtype) for component, dtype in components]
     last = len(components) - 1
     return [
-        Use(task.passes, promised if place == last else 0, upcoming, sum(least[:place])) for place in range(last + 1)
+        Use(task.passes, promised if place == last else 0, (*keys[:place], *upcoming), sum(least[:place]))
+        for place in range(last + 1)
     ]
 
 

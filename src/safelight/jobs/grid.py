@@ -52,12 +52,14 @@ def _spread(option: str, value: str) -> list[str]:
         return [value]
     try:
         low, high, step = float(found[1]), float(found[2]), float(found[3] or 1)
-    except ValueError as error:
+        count = int((high - low) / step + 1e-9) + 1 if step > 0 else 0
+    except (ValueError, OverflowError) as error:
         raise RequestError(option, value, "is no range: 1..4, or 0..1/0.25") from error
-    count = int((high - low) / step + 1e-9) + 1 if step > 0 else 0
     if not 0 < count <= MOST_CELLS:
         raise RequestError(option, value, f"is a range of {count} values; one to {MOST_CELLS}")
-    return [f"{low + number * step:.6g}" for number in range(count)]
+    if low.is_integer() and step.is_integer():
+        return [str(int(low) + number * int(step)) for number in range(count)]
+    return [f"{low + number * step:.9g}" for number in range(count)]
 
 
 def cells(request: Request, x: Axis, y: Axis | None) -> list[Cell]:

@@ -146,12 +146,18 @@ def _pictures(request: Request, shelves: Shelves, by_path: bool) -> dict[str, An
         for field, value in (("image", request.image), ("mask", request.mask))
         if value
     }
-    if request.image and request.mask_padding is None:
-        width, height = shelves.inputs.open(given["image"]).size
-        left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
-        whole = left + width + right, top + height + bottom
-        if whole[0] * whole[1] > MOST_PIXELS:
-            raise RequestError("outpaint", request.outpaint, f"makes the image over {MOST_PIXELS} pixels")
+    if not request.image:
+        return given
+    width, height = shelves.inputs.size(given["image"])
+    left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
+    if request.outpaint:
+        # In whole latents, so that the picture itself is not scaled.
+        right, bottom = right + -(left + width + right) % _LATENT, bottom + -(top + height + bottom) % _LATENT
+        given["outpaint"] = (left, top, right, bottom)
+    whole = left + width + right, top + height + bottom
+    if whole[0] * whole[1] > MOST_PIXELS:
+        raise RequestError("outpaint", request.outpaint, f"makes the image over {MOST_PIXELS} pixels")
+    if request.mask_padding is None:
         sides = [max(_LATENT, side // _LATENT * _LATENT) for side in whole]
         given |= {"width": request.width or sides[0], "height": request.height or sides[1]}
     return given

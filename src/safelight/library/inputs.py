@@ -93,6 +93,14 @@ class Inputs:
         with open(descriptor, "rb") as file:
             return self.keep(field, file.read())
 
+    def size(self, digest: str) -> tuple[int, int]:
+        """(width, height) of an image, from its header alone. Raises IntegrityError when it is gone."""
+        try:
+            with PILImage.open(self._path(digest)) as opened:
+                return opened.size
+        except (OSError, SyntaxError, ValueError) as error:
+            raise IntegrityError(self._path(digest), "", f"an input image cannot be read ({error})") from error
+
     def known(self, digest: str) -> str:
         """The digest, if its image is kept here; "" if it is not."""
         return digest if _DIGEST.fullmatch(digest) and self._path(digest).exists() else ""

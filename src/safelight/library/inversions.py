@@ -15,7 +15,7 @@ from safelight.formats.keys.clip import CLIPConfig
 from safelight.library.adapters import Adapters
 from safelight.library.model import Adapter, Model
 from safelight.prompts import words
-from safelight.prompts.editing import schedule
+from safelight.prompts.editing import of_request
 from safelight.prompts.tokens import ROOM, tokens_of, used
 from safelight.types import Embedding, Request
 
@@ -60,7 +60,7 @@ def _used(request: Request, counted: Mapping[str, int]) -> set[int]:
     return {
         token
         for field, text in (("prompt", request.prompt), ("negative", request.negative))
-        for one in dict.fromkeys(schedule(field, text, request.steps))
+        for one in dict.fromkeys(of_request(request, text, field))
         for token in used(field, one, counted)
     }
 

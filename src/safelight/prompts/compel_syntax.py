@@ -13,6 +13,8 @@ from typing import Any
 import pyparsing
 
 from safelight.errors import RequestError
+from safelight.prompts.emphasis import MOST_WEIGHT
+from safelight.prompts.tokens import MOST_CHUNKS, ROOM, tokens_of
 
 
 @cache
@@ -30,16 +32,45 @@ def _parser() -> Any:
     return module
 
 
+MOST_DEPTH = 4
+"""Brackets within each other: what compel's parser takes grows fivefold with each."""
+
+
+def _depth(text: str) -> int:
+    depth = most = 0
+    for mark in text:
+        depth += (mark == "(") - (mark == ")" and depth > 0)
+        most = max(most, depth)
+    return most
+
+
+def _weights(part: Any) -> list[float]:
+    """All weights below a part of a parsed prompt."""
+    own = [float(weight) for weight in getattr(part, "weights", ())]
+    own += [float(part.weight)] if hasattr(part, "weight") else []
+    inner = [*getattr(part, "prompts", ()), *getattr(part, "children", ())]
+    return own + [weight for one in inner for weight in _weights(one)]
+
+
 def check(field: str, text: str) -> None:
     """Raise RequestError, which says where, for a prompt that compel cannot parse, or asks for what is not done."""
     parser = _parser()
+    if _depth(text) > MOST_DEPTH:
+        raise RequestError(field, text[:30], f"more than {MOST_DEPTH} brackets within each other; write word+++")
+    if len(tokens_of(text)) > MOST_CHUNKS * ROOM:
+        raise RequestError(field, f"{text[:20]}…", f"over {MOST_CHUNKS} chunks of {ROOM} tokens")
     try:
         parsed = parser.PromptParser().parse_conjunction(text)
     except pyparsing.ParseException as error:
         near = text[max(0, error.loc - 10) : error.loc + 20]
         raise RequestError(field, near, f"at character {error.loc}: compel cannot read this ({error.msg})") from error
-    except (parser.PromptParser.ParsingException, ValueError, RecursionError) as error:
+    except (parser.PromptParser.ParsingException, ValueError, ArithmeticError, RecursionError) as error:
         raise RequestError(field, text[:30], f"compel cannot read this ({error})") from error
+    odd = next((weight for weight in _weights(parsed) if not abs(weight) <= MOST_WEIGHT), None)
+    if odd is not None:
+        raise RequestError(field, text[:30], f"a weight of {odd:g} is over {MOST_WEIGHT:g}")
+    if any(hasattr(part, "normalize_weights") and not sum(part.weights) for part in parsed.prompts):
+        raise RequestError(field, text[:30], "the weights of a blend add up to nothing")
     if parsed.lora_weights:
         raise RequestError(field, parsed.lora_weights[0].model, "withLora: ask for it as <lora:name:strength>")
     if any(getattr(part, "wants_cross_attention_control", False) for part in parsed.prompts):

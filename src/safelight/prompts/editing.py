@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from safelight.errors import RequestError
+from safelight.prompts.emphasis import MOST_DEPTH
+from safelight.types import Request
 
 _NUMBER = re.compile(r"\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*")
 
@@ -28,7 +30,7 @@ class _Edited:
     def last(self, steps: int) -> int:
         """The last step, from 1, at which ``before`` holds."""
         share = float(self.when)
-        return min(steps, int(share * steps) if "." in self.when else int(share))
+        return int(min(steps, share * steps if "." in self.when else share))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,18 @@ class _Alternating:
 _Node = str | _Edited | _Alternating
 
 
-def schedule(field: str, text: str, steps: int) -> list[str]:
-    """The text of each of so many steps. Raises RequestError, which says where, for an edit that is none."""
+def schedule(field: str, text: str, steps: int, more: int = 0) -> list[str]:
+    """The text of each of so many steps, and of ``more`` steps of a second pass, before which all edits are over.
+    Raises RequestError, which says where, for an edit that is none."""
     if "[" not in text:
-        return [text] * steps
+        return [text] * (steps + more)
     nodes = _Reader(field, text).read()
-    return [_at(nodes, step, steps) for step in range(1, steps + 1)]
+    return [_at(nodes, step, steps) for step in range(1, steps + more + 1)]
+
+
+def of_request(request: Request, text: str, field: str) -> list[str]:
+    """The text of each step that is computed, of both passes: steps that a picture leaves out do not count."""
+    return schedule(field, text, request.first_steps, request.steps_done - request.first_steps)
 
 
 def _at(nodes: Sequence[_Node], step: int, steps: int) -> str:
@@ -64,7 +72,7 @@ class _Reader:
     """Reads a prompt from left to right. Brackets that do not match are left for the weights' parser to refuse."""
 
     def __init__(self, field: str, text: str) -> None:
-        self._field, self._text = field, text
+        self._field, self._text, self._depth = field, text, 0
         self._marks = list(_MARKS.finditer(text))
         self._next = 0
 
@@ -81,6 +89,16 @@ class _Reader:
 
     def _bracket(self, start: int) -> list[_Node]:
         """What is behind an opening bracket, up to the one that closes it."""
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            near = self._text[start : start + 30]
+            problem = f"at character {start}: more than {MOST_DEPTH} brackets within each other"
+            raise RequestError(self._field, near, problem)
+        found = self._parts(start)
+        self._depth -= 1
+        return found
+
+    def _parts(self, start: int) -> list[_Node]:
         parts: list[list[_Node]] = [[]]
         marks: list[str] = []
         depth = 0

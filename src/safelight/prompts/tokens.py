@@ -69,17 +69,23 @@ def chunks(field: str, text: str, pad_id: int, words: Words = NO_WORDS) -> list[
     """The prompt in chunks that a text encoder reads one by one; at least one.
 
     Each: start token, text, end token, and ``pad_id`` up to :data:`POSITIONS`. The tokens of one of the ``words`` stay
-    together. Raises RequestError for a prompt that cannot be parsed or is longer than :data:`MOST_CHUNKS` chunks.
+    together, in a chunk of their own where they do not fit. Raises RequestError for a prompt that cannot be parsed or
+    is longer than :data:`MOST_CHUNKS` chunks.
     """
     parts: list[list[tuple[int, float]]] = [[]]
     for span in spans(field, text):
         if span.breaks:
             parts.append([])
         for piece in cut(span.text, words):
-            for group in [piece] if isinstance(piece, tuple) else [(token,) for token in tokens_of(piece)]:
-                if len(parts[-1]) + len(group) > ROOM:
+            if isinstance(piece, tuple):
+                if len(parts[-1]) + len(piece) > ROOM:
+                    parts.append([])
+                parts[-1] += [(token, span.weight) for token in piece]
+                continue
+            for token in tokens_of(piece):
+                if len(parts[-1]) == ROOM:
                     parts.append(_carried(parts[-1]))
-                parts[-1] += [(token, span.weight) for token in group[:ROOM]]
+                parts[-1].append((token, span.weight))
     if len(parts) > MOST_CHUNKS:
         raise RequestError(field, f"{text[:20]}…", f"{len(parts)} chunks of {ROOM} tokens; at most {MOST_CHUNKS}")
     return [_chunk(part, pad_id) for part in parts]

@@ -14,10 +14,15 @@ from typing import Any
 from safelight.errors import RequestError
 from safelight.types import Request
 
-_OUTSIDE = re.compile(r"__[\w/*.-]*\.\.[\w/*.-]*__|__/")
-"""A wildcard that would be looked for elsewhere than in its folder."""
-
 _CHOICE = re.compile(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__")
+
+_SHIELDED = {"\\{": "\ue003", "\\}": "\ue004", "#": "\ue000", "%": "\ue001"}
+_BARE = re.compile(r"(?<!\$)\$(?![\${])")
+"""What means something to dynamicprompts and nothing here: kept from it, and put back."""
+
+MOST_CHOICES = 200
+"""In one prompt, written out."""
+
 _WILDCARD = re.compile(r"__([\w/*.-]+?)__")
 
 MOST_VARIANTS = 1000
@@ -25,7 +30,19 @@ MOST_VARIANTS = 1000
 
 def has_choices(text: str) -> bool:
     """Whether anything in the text is to be chosen."""
-    return _CHOICE.search(text) is not None
+    return _CHOICE.search(_shielded(text)) is not None
+
+
+def _shielded(text: str) -> str:
+    for plain, instead in _SHIELDED.items():
+        text = text.replace(plain, instead)
+    return _BARE.sub("\ue002", text)
+
+
+def _plain(text: str) -> str:
+    for plain, instead in _SHIELDED.items():
+        text = text.replace(instead, plain.lstrip("\\"))
+    return text.replace("\ue002", "$")
 
 
 def chosen(request: Request, wildcards: Path) -> list[Request]:
@@ -82,11 +99,15 @@ def _random(field: str, text: str, wildcards: Path, seed: int) -> str:
 def _generated(field: str, text: str, generator: Any, most: int) -> list[str]:
     from pyparsing import ParseException
 
-    outside = _OUTSIDE.search(text)
-    if outside is not None:
-        raise RequestError(field, outside[0], "is no wildcard: names are those of files below ROOT/wildcards")
+    for wildcard in _WILDCARD.finditer(text):
+        if ".." in wildcard[1] or wildcard[1].startswith("/"):
+            raise RequestError(field, wildcard[0], "is no wildcard: names are those of files below ROOT/wildcards")
+    if "${" in text:
+        raise RequestError(field, text[:40], "has a variable, ${…}, which is not read")
+    if len(_CHOICE.findall(text)) > MOST_CHOICES:
+        raise RequestError(field, text[:40], f"has more than {MOST_CHOICES} choices")
     try:
-        found = [str(prompt) for prompt in generator.generate(text, most)]
+        found = [_plain(str(prompt)) for prompt in generator.generate(_shielded(text), most)]
     except ParseException as error:
         near = text[max(0, error.loc - 10) : error.loc + 20]
         problem = f"at character {error.loc}: its choices cannot be read ({error.msg})"

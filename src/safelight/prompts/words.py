@@ -18,17 +18,20 @@ Words = Mapping[str, tuple[int, ...]]
 
 def named(texts: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """The embeddings that texts name, word to name: those that are marked as such, and plain words that are ``known``
-    names."""
-    listed = sorted(known, key=len, reverse=True)
-    plain = re.compile("|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in listed)) if listed else None
+    names, in whatever case, as AUTOMATIC1111 takes them."""
+    listed = {name.lower(): name for name in sorted(known, reverse=True)}
+    longest = sorted(listed, key=len, reverse=True)
+    either = "|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in longest)
+    plain = re.compile(either, re.IGNORECASE) if listed else None
     found: dict[str, str] = {}
     for text in texts:
         rest = text
         for mark in _MARKED.finditer(text):
-            found[mark[0]] = mark[1] or mark[2]
+            name = mark[1] or mark[2]
+            found[mark[0]] = listed.get(name.lower(), name)
             rest = rest.replace(mark[0], " ")
         if plain is not None:
-            found |= {word: word for word in plain.findall(rest)}
+            found |= {word: listed[word.lower()] for word in plain.findall(rest) if word.lower() in listed}
     return found
 
 

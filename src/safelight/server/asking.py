@@ -50,6 +50,13 @@ def within_limits(control: Control, request: Request, model: Model) -> None:
     if width * height > settings.max_pixels:
         problem = f"times height {height:g} is over {settings.max_pixels} pixels (max_pixels)"
         raise RequestError("width", f"{width:g}", problem)
+    if request.image and request.mask_padding is not None:
+        # What is drawn goes back into the whole.
+        size, sides = control.shelves.inputs.size(request.image), request.outpaint or (0, 0, 0, 0)
+        whole = size[0] + sides[0] + sides[2], size[1] + sides[1] + sides[3]
+        if whole[0] * whole[1] > settings.max_pixels:
+            problem = f"is over {settings.max_pixels} pixels (max_pixels)"
+            raise RequestError("image", f"{whole[0]}x{whole[1]}", problem)
     for field, value, most, name in (
         ("steps", request.steps, settings.max_steps, "max_steps"),
         ("hires_steps", request.hires_steps, settings.max_steps, "max_steps"),

@@ -14,6 +14,8 @@ from safelight.formats.layout import CONTROLNET
 from safelight.types import CONTROL_MODES, PREPROCESSORS, PROMPT_SYNTAXES, SEAMLESS, UPSCALERS, Control
 from safelight.web.picture import PictureField
 
+_HOW = ("low", "high", "resize_mode")
+
 OWN = "the model's own"
 
 
@@ -39,6 +41,10 @@ class Further:
             names.setdefault(adapter.kind, []).append(adapter.name)
         models = [model.name for model in serving.library.models()]
         self._serving = serving
+        # What an image's request had, and has no field here.
+        self._kept: dict[str, Any] = {}
+        self._how: dict[str, Any] = {}
+        self._others: tuple[Control, ...] = ()
         self._from_image(serving)
         self._controls(serving, names[CONTROLNET])
         with section("Second pass, variations"), ui.element("div").classes("sl-pair"):
@@ -97,13 +103,15 @@ class Further:
             outpaint = tuple(int(side.value or 0) for side in self._sides)
             values |= {"image": self._image.digest, "strength": self._strength.value, "mask": self._mask.digest}
             values["outpaint"] = outpaint if any(outpaint) else ()
-            if self._mask.digest:
+            if self._mask.digest or any(outpaint):
                 values["mask_blur"] = int(self._blur.value or 0)
                 values["mask_padding"] = None if self._padding.value is None else int(self._padding.value)
+        values |= self._kept
         if self._net.value != "none":
             how: dict[str, Any] = {"weight": self._weight.value, "start": self._start.value, "end": self._end.value}
             how |= {"mode": self._mode.value, "preprocessor": self._module.value}
-            values["controls"] = (Control(self._net.value, self._shown.digest, **how),)
+            first = {**self._how, **how}
+            values["controls"] = (Control(self._net.value, self._shown.digest, **first), *self._others)
         return values
 
     def start_from(self, digest: str) -> None:
@@ -115,6 +123,7 @@ class Further:
     def fill(self, request: dict[str, Any]) -> None:
         """Set every field to that of an image's request. What is not there any more is left out."""
         kept = self._serving.shelves.inputs
+        self._kept = {name: request[name] for name in ("tile", "hires_steps") if request.get(name)}
         self._image.set(kept.known(request.get("image", "")))
         self._mask.set(kept.known(request.get("mask", "")))
         self._strength.set_value(request.get("strength", 0.75))
@@ -133,6 +142,8 @@ class Further:
         self._syntax.set_value(request.get("prompt_syntax", "a1111"))
         first = next(iter(request.get("controls", ())), None)
         self._net.set_value("none" if first is None else _among(self._net, first["name"], "none"))
+        self._how = {name: first[name] for name in _HOW if name in first} if first is not None else {}
+        self._others = tuple(Control(**one) for one in (request.get("controls") or ())[1:])
         if first is not None:
             self._shown.set(kept.known(first["image"]))
             for field, name in ((self._weight, "weight"), (self._start, "start"), (self._end, "end")):

@@ -27,6 +27,10 @@ class Conditions:
     def first(self) -> Mapping[str, torch.Tensor]:
         return self.each[self.at[0]]
 
+    def between(self, first: int, last: int) -> Conditions:
+        """Those of a pass: of its steps, from ``first`` up to ``last``, from 0."""
+        return Conditions(self.each, self.at[first:last])
+
     def during(self, share: float) -> int:
         """Which holds after that share of the steps; a sampler may call the UNet more often than once a step."""
         return self.at[min(len(self.at) - 1, int(share * len(self.at) + 1e-6))]

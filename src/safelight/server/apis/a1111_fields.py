@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safelight.errors import RequestError
 from safelight.generate import sizes
 from safelight.library.inputs import opened
-from safelight.types import PREPROCESSORS, SAMPLERS, UPSCALERS, Control, ControlMode
+from safelight.types import MOST_SIDE, PREPROCESSORS, SAMPLERS, UPSCALERS, Control, ControlMode, Resize
 
 SCHEDULES = {
     "automatic": "default",
@@ -50,8 +50,8 @@ class TextToImage(BaseModel):
     hr_scale: float | None = 2.0
     hr_upscaler: str | None = "Latent"
     hr_second_pass_steps: int | None = Field(default=0, ge=0)
-    hr_resize_x: int | None = Field(default=0, ge=0)
-    hr_resize_y: int | None = Field(default=0, ge=0)
+    hr_resize_x: int | None = Field(default=0, ge=0, le=MOST_SIDE)
+    hr_resize_y: int | None = Field(default=0, ge=0, le=MOST_SIDE)
     denoising_strength: float | None = None
     alwayson_scripts: dict[str, Any] | None = None
     override_settings: dict[str, Any] | None = None
@@ -73,7 +73,8 @@ class TextToImage(BaseModel):
             scale = self.hr_resize_x / width if self.hr_resize_x else (self.hr_resize_y or 0) / height
             asked = self.hr_resize_x or sizes.enlarged(width, scale), self.hr_resize_y or sizes.enlarged(height, scale)
             if asked != (sizes.enlarged(width, scale), sizes.enlarged(height, scale)):
-                raise RequestError("hr_resize_y", self.hr_resize_y, f"is another shape than {width}x{height}")
+                problem = f"must be multiples of 8, of the shape of {width}x{height}"
+                raise RequestError("hr_resize_y", f"{self.hr_resize_x}x{self.hr_resize_y}", problem)
         return {
             "hires_scale": scale,
             "hires_upscaler": _upscaler(self.hr_upscaler or "Latent"),
@@ -99,16 +100,7 @@ CONTROL_MODES: dict[str, ControlMode] = {
 }
 
 _UNIT_WITHOUT_EFFECT = frozenset(
-    {
-        "enabled",
-        "pixel_perfect",
-        "processor_res",
-        "resize_mode",
-        "low_vram",
-        "lowvram",
-        "save_detected_map",
-        "hr_option",
-    }
+    {"enabled", "pixel_perfect", "processor_res", "low_vram", "lowvram", "save_detected_map", "hr_option"}
 )
 
 
@@ -117,7 +109,8 @@ def _controls(scripts: dict[str, Any]) -> tuple[Control, ...]:
     strange = next((name for name, what in scripts.items() if name.lower() != "controlnet" and what), None)
     if strange is not None:
         raise RequestError("alwayson_scripts", strange, "Safelight has no such script")
-    units = next((what.get("args", []) for what in scripts.values() if isinstance(what, dict)), [])
+    told = next((what for name, what in scripts.items() if name.lower() == "controlnet" and what), {"args": []})
+    units = told.get("args") if isinstance(told, dict) else None
     if not isinstance(units, list) or not all(isinstance(unit, dict) for unit in units):
         raise RequestError("alwayson_scripts", "controlnet", "args must be a list of units")
     return tuple(_control(unit) for unit in units if unit.get("enabled", True))
@@ -125,12 +118,15 @@ def _controls(scripts: dict[str, Any]) -> tuple[Control, ...]:
 
 def _control(unit: dict[str, Any]) -> Control:
     known = {"model", "module", "weight", "image", "input_image", "guidance_start", "guidance_end", "control_mode"}
-    known |= {"threshold_a", "threshold_b"} | _UNIT_WITHOUT_EFFECT
+    known |= {"threshold_a", "threshold_b", "resize_mode"} | _UNIT_WITHOUT_EFFECT
     for name, value in unit.items():
         if name not in known and not _neutral(name, value):
             raise RequestError(f"controlnet.{name}", value, "Safelight cannot do this yet")
     image = unit.get("image") or unit.get("input_image") or ""
-    image = image.get("image", "") if isinstance(image, dict) else image
+    if isinstance(image, dict):
+        if image.get("mask"):
+            raise RequestError("controlnet.image", "mask", "Safelight has no masks for ControlNets yet")
+        image = image.get("image", "")
     mode = CONTROL_MODES.get(str(unit.get("control_mode", "balanced")).lower())
     if mode is None:
         raise RequestError(
@@ -147,9 +143,31 @@ def _control(unit: dict[str, Any]) -> Control:
         end=unit.get("guidance_end", 1.0),
         mode=mode,
         preprocessor=module,
+        resize_mode=_resize(unit.get("resize_mode", 1)),
         low=_threshold(unit.get("threshold_a"), 100),
         high=_threshold(unit.get("threshold_b"), 200),
     )
+
+
+RESIZES: dict[str, Resize] = {
+    "0": "just_resize",
+    "just resize": "just_resize",
+    "scale to fit (inner fit)": "crop_resize",
+    "1": "crop_resize",
+    "crop and resize": "crop_resize",
+    "inner fit (scale to fit)": "crop_resize",
+    "2": "fill_resize",
+    "resize and fill": "fill_resize",
+    "envelope (outer fit)": "fill_resize",
+    "outer fit (shrink to fit)": "fill_resize",
+}
+
+
+def _resize(value: Any) -> Resize:
+    found = RESIZES.get(str(value).lower())
+    if found is None:
+        raise RequestError("controlnet.resize_mode", value, f"must be one of {', '.join(RESIZES)}")
+    return found
 
 
 def _threshold(value: Any, default: int) -> int:

@@ -22,6 +22,7 @@ from safelight.types import (
     ControlMode,
     Precision,
     PromptSyntax,
+    Resize,
     Schedule,
     Seamless,
 )
@@ -56,6 +57,7 @@ class ControlModel(BaseModel):
     preprocessor: str = Field(default="none", description=", ".join(PREPROCESSORS))
     low: int = Field(default=100, ge=0, le=255)
     high: int = Field(default=200, ge=1, le=10000)
+    resize_mode: Resize = "just_resize"
     digest: str = ""
 
 
