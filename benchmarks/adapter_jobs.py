@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import warnings
@@ -105,6 +106,29 @@ def fused(dtype: str) -> Make:
     return diffusers_way(dtype, fuse=True)
 
 
+def with_prefix() -> Path:
+    """The checkpoints with ``text_model.`` in the names of their text encoders' tensors: without it (transformers 5
+    saves them so) InvokeAI's transformers draws those weights at random, with a warning."""
+    from safetensors.torch import load_file, save_file
+
+    home = FOLDER / "with-prefix"
+    for name in "AB":
+        target = home / name
+        if target.exists():
+            continue
+        (target / "text_encoder").mkdir(parents=True)
+        for path in (FOLDER / name).iterdir():
+            if path.name != "text_encoder":
+                (target / path.name).symlink_to(path.resolve())
+        for path in (FOLDER / name / "text_encoder").iterdir():
+            if path.suffix != ".safetensors":
+                shutil.copy(path, target / "text_encoder")
+        source = FOLDER / name / "text_encoder" / "model.safetensors"
+        tensors = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(source).items()}
+        save_file(tensors, target / "text_encoder" / "model.safetensors", {"format": "pt"})
+    return home
+
+
 def invokeai(limit: str) -> Make:
     import logging
 
@@ -119,7 +143,7 @@ def invokeai(limit: str) -> Make:
     from peers import invokeai_cache
     from safetensors.torch import load_file
 
-    settings, cache, configs = invokeai_cache(limit)
+    settings, cache, configs = invokeai_cache(limit, with_prefix())
     log = logging.getLogger("peers")
     patches: dict[str, Any] = {}
     tokenizers: dict[str, Any] = {}

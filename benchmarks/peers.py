@@ -86,8 +86,9 @@ def safelight(dtype: str) -> Callable[[str], None]:
     return made(dtype, ".safetensors")
 
 
-def invokeai_cache(limit: str) -> tuple[Any, Any, dict[str, Any]]:
-    """InvokeAI's settings, its model cache of ``limit`` gigabytes, and its configurations of the checkpoints."""
+def invokeai_cache(limit: str, folder: Path = FOLDER) -> tuple[Any, Any, dict[str, Any]]:
+    """InvokeAI's settings, its model cache of ``limit`` gigabytes, and its configurations of the checkpoints A and B in
+    ``folder``."""
     os.environ.setdefault("INVOKEAI_ROOT", str(VENVS / "invokeai-root"))
     import logging
 
@@ -122,7 +123,7 @@ def invokeai_cache(limit: str) -> tuple[Any, Any, dict[str, Any]]:
         shared_cpu_weights=store,
     )
     cache.set_ram_budget(RamBudget(max_bytes=cache.local_ram_cache_size_bytes, shared_store=store))
-    return settings, cache, {n: ModelConfigFactory.from_model_on_disk(str(FOLDER / n)).config for n in "AB"}
+    return settings, cache, {n: ModelConfigFactory.from_model_on_disk(str(folder / n)).config for n in "AB"}
 
 
 def invokeai(limit: str) -> Callable[[str], None]:

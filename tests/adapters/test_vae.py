@@ -47,7 +47,7 @@ def test_what_is_no_vae_for_it_is_refused(root: Path, ask: Ask, tiny: Path, vae:
         next(engine.generate(ask(vae=str(tiny / "xl.safetensors"))))
     with pytest.raises(safelight.InputError, match="no model named 'nobody'"):
         next(engine.generate(ask(vae="nobody")))
-    with pytest.raises(RequestError, match="is a VAE: ask for it as vae"):
+    with pytest.raises(RequestError, match="is a vae: ask for it as vae"):
         next(engine.generate(ask(prompt="x <lora:mine>")))
     tensors = load_file(vae)
     del tensors["decoder.conv_in.weight"]
