@@ -488,7 +488,7 @@ MUTANTS = (
         "prompts/words.py",
         "            if token not in taken:\n",
         "            if True:\n",
-        "tests/adapters/test_inversion.py::test_state_21_tokens_exist_in_their_job_only",
+        "tests/prompts/test_words.py::test_tokens_are_taken_that_no_prompt_has",
     ),
     Mutant(
         "an image that is made again has only the words that it had",
@@ -516,7 +516,7 @@ MUTANTS = (
         "generate/stages.py",
         "(*keys[:place], *upcoming), sum(least[:place]))",
         "(*keys[:place], *upcoming), 0)",
-        "tests/adapters/test_controlnet.py::test_streamed_through_little_memory_it_is_the_same",
+        "tests/adapters/test_controlnet.py::test_what_comes_beside_leaves_the_least_for_the_others",
     ),
     Mutant(
         "a ControlNet fits the UNet, or is refused",

@@ -11,11 +11,14 @@ import pytest
 import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from PIL import Image as PILImage
-from support import checkpoints, controls, oracle
+from support import checkpoints, controls, memory, oracle
 
 import safelight
 from safelight.engine.local import LocalEngine
-from safelight.errors import InputError, RequestError
+from safelight.errors import InputError, OutOfMemoryError, RequestError
+from safelight.generate.stages import Task, uses_of, work_of
+from safelight.memory.residency import Use
+from safelight.memory.segments import component_key
 from safelight.types import Control, Request
 
 PIPELINES: dict[tuple[str, str], Any] = {
@@ -228,3 +231,22 @@ def test_a_truncated_one_is_an_error_and_the_next_job_is_right(
 
 def test_checkpoints_are_tiny() -> None:
     assert checkpoints.configs("sd1")["unet"] == controls.config("sd1").encoder
+
+
+def test_what_comes_beside_leaves_the_least_for_the_others(engine: LocalEngine, tiny: Path, folder: Path) -> None:
+    """A ControlNet is leased first; were it to take all room, the UNet could not be leased at all."""
+    model = engine.library.resolve(str(tiny / "a.safetensors"))
+    unet = model.manifest.component("unet")
+    net = engine.shelves.adapters.resolve(str(folder / "sd1.safetensors")).tensors
+    parts = [(component, torch.float32) for component in (unet, net, net)]
+    task = Task("denoise", 64 * 64, 2)
+    uses = uses_of(model, engine.bench, parts, work_of(parts, engine.bench.run, task), task)
+    least = [engine.bench.residency.least(component, dtype) for component, dtype in parts]
+    assert [use.leave for use in uses] == [0, least[0], least[0] + least[1]]
+    assert [bool(use.working) for use in uses] == [False, False, True]
+    assert uses[1].upcoming[0] == component_key(unet, torch.float32)
+    small = memory.host(least[0] + least[1])
+    with small.lease(net, torch.float32, Use(leave=least[0])), small.lease(unet, torch.float32) as lease:
+        assert lease.ring is not None
+    with pytest.raises(OutOfMemoryError), small.lease(net, torch.float32), small.lease(unet, torch.float32):
+        pass

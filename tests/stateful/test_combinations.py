@@ -38,11 +38,11 @@ def tried(root: Path, tiny: Path, folder: Path, jobs: int, kinds: int, new: int,
 
 
 def test_every_job_is_that_of_a_fresh_process(root: Path, tiny: Path, tmp_path: Path) -> None:
-    tried(root, tiny, tmp_path, jobs=80, kinds=12, new=1)
+    tried(root, tiny, tmp_path, jobs=80, kinds=8, new=1)
 
 
 def test_every_job_is_the_same_with_the_least_memory(root: Path, tiny: Path, tmp_path: Path) -> None:
-    tried(root, tiny, tmp_path, jobs=20, kinds=10, new=0, least=True)
+    tried(root, tiny, tmp_path, jobs=20, kinds=6, new=0, least=True)
 
 
 @pytest.mark.proof
