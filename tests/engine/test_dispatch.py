@@ -112,6 +112,10 @@ def test_an_end_that_cannot_be_written_is_written_later(queue: Queue, monkeypatc
     first, second = queue.accept(), queue.accept()
     queue.dispatcher.start()
     assert queue.ended(second).state == queue.ended(first).state == "done"
+    # The database knows it first, then whoever listens is told.
+    until = time.monotonic() + 5
+    while len(told) < 6 and time.monotonic() < until:
+        time.sleep(0.01)
     assert told == ["1 queued", "2 queued", "1 running", "1 done", "2 running", "2 done"]
 
 

@@ -29,7 +29,6 @@ SHORT = (
     "the text encoder of another checkpoint",
     "a hook left on the UNet",
     "attention gives junk above 1,024 tokens",
-    "a bit of the VAE in memory",
     "a device that does not repeat itself",
 )
 """Faults that `make test` tries; `make proof` tries all."""
