@@ -155,7 +155,5 @@ def test_adapters_are_looked_at_too(prepared: Path, tmp_path: Path) -> None:
             f"{n}: after 1 combinations it draws as before" for n in (A, B)
         ]
         adapters.write(path, seed=2)
-        report = doctor.examine(models)
-        assert (report.ok, report.cause) == (False, "loading")
-        wrong = [finding for finding in report.findings if not finding.ok]
-        assert wrong[0].what == "the file of the adapter style"
+        [wrong] = doctor._adapters()
+        assert (wrong.ok, wrong.suspect, wrong.what) == (False, "loading", "the file of the adapter style")
