@@ -53,6 +53,25 @@ def weights(component: ComponentManifest) -> dict[str, torch.Tensor]:
     return out
 
 
+def frozen() -> dict[str, torch.nn.Module]:
+    """The parts of the starter over which is trained, as they are."""
+    starter = next(found for found in starters.models() if found.name == BASE)
+    parts: dict[str, torch.nn.Module] = {
+        "unet": model.unet(),
+        "text_encoder": model.text_encoder(),
+        "vae": model.vae(),
+    }
+    for role, module in parts.items():
+        module.load_state_dict(weights(starter.manifest.component(role)))
+        module.eval().requires_grad_(False)
+    return parts
+
+
+def pictures(images: data.Images) -> torch.Tensor:
+    """Those of that starter's style (n, 3, h, w), -1 to 1."""
+    return data.as_float(images.pixels)[data.STYLES.index(BASE.removeprefix("starter-"))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--packages", type=Path, default=Path("build/packages"))
@@ -60,13 +79,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    starter = next(found for found in starters.models() if found.name == BASE)
-    parts = {"unet": model.unet(), "text_encoder": model.text_encoder(), "vae": model.vae()}
-    for role, module in parts.items():
-        module.load_state_dict(weights(starter.manifest.component(role)))
-        module.eval().requires_grad_(False)
+    parts = frozen()
     images = data.load(arguments.packages)
-    pixels = data.as_float(images.pixels)[data.STYLES.index(BASE.removeprefix("starter-"))]
+    pixels = pictures(images)
     captions = torch.stack([model.token_ids(images.subjects), model.token_ids([f"a {s}" for s in images.subjects])])
     for look in LOOKS:
         shown = looks(pixels, look)

@@ -19,9 +19,8 @@ from diffusers import ControlNetModel, DDPMScheduler
 from torch import nn
 
 from recipe import data, model
-from recipe.adapters import BASE, pack, weights
+from recipe.adapters import frozen, pack, pictures
 from recipe.train import Stage, shifted
-from safelight.library import starters
 
 NAME = "edges"
 CHANNELS = (8, 16, 32, 64)
@@ -77,13 +76,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    starter = next(found for found in starters.models() if found.name == BASE)
-    parts = {"unet": model.unet(), "text_encoder": model.text_encoder(), "vae": model.vae()}
-    for role, module in parts.items():
-        module.load_state_dict(weights(starter.manifest.component(role)))
-        module.eval().requires_grad_(False)
+    parts = frozen()
     images = data.load(arguments.packages)
-    pixels = data.as_float(images.pixels)[data.STYLES.index(BASE.removeprefix("starter-"))]
+    pixels = pictures(images)
     moved = torch.Generator().manual_seed(2)
     varied = torch.cat([pixels, *(shifted(pixels, moved) for _ in range(VARIANTS - 1))])
     with torch.no_grad():

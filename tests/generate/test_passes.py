@@ -14,7 +14,6 @@ from diffusers import EulerDiscreteScheduler
 from PIL import Image as PILImage
 from support import checkpoints, controls, oracle
 
-import safelight
 from safelight.engine.local import LocalEngine
 from safelight.errors import RequestError
 from safelight.generate import noise
@@ -258,4 +257,3 @@ def test_state_15_text_encoders_of_another_checkpoint_and_its_own_again(
     assert recorded == b.manifest.component("text_encoder").digest
     with pytest.raises(RequestError, match="is of sdxl"):
         next(engine.generate(ask(text_encoder=str(tiny / "xl.safetensors"))))
-    assert safelight.Request

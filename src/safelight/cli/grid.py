@@ -111,6 +111,7 @@ class _Maker:
     def __init__(self, engine: LocalEngine, out: Path, listed: list[Cell]) -> None:
         from safelight.generate.check import check
         from safelight.library.chosen import settled
+        from safelight.weights.digest import named
 
         self._engine = engine
         self._out = out
@@ -118,7 +119,7 @@ class _Maker:
         self.pixels: dict[Path, str] = {}
         self.kept = self.switches = 0
         self._last: object = None
-        self._keys: list[str] = []
+        self._keys: dict[tuple[int, int], str] = {}
         # Everything is checked before the first image is begun.
         for cell in listed:
             model = engine.library.resolve(cell.request.model)
@@ -126,8 +127,7 @@ class _Maker:
             check(asked.request, model, asked.words)
             content = asdict(replace(asked.request, model=model.digest))
             run = asdict(engine.bench_for(model, asked.request.precision).run)
-            self._keys.append(json.dumps([content, run], sort_keys=True, default=str))
-        self._place = {id(cell): key for cell, key in zip(listed, self._keys, strict=True)}
+            self._keys[cell.column, cell.row] = named(json.dumps([content, run], sort_keys=True, default=str))
 
     def _read(self) -> dict[str, dict[str, str]]:
         from safelight.errors import FileError
@@ -143,9 +143,8 @@ class _Maker:
         """(the image's file, whether it was there)."""
         from safelight.files import write_whole
         from safelight.storage.images import save
-        from safelight.weights.digest import named
 
-        key = named(self._place[id(cell)])
+        key = self._keys[cell.column, cell.row]
         before = self._there(key)
         if before is not None:
             self.kept += 1
