@@ -201,7 +201,7 @@ def invokeai(limit: str) -> Make:
 
 def safelight(dtype: str) -> Make:
     import safelight as ours
-    from safelight.types import Lora
+    from safelight.types.parts import Lora
 
     opened: list[Any] = []
 

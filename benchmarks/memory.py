@@ -144,7 +144,8 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
     from safelight.library.library import Library
     from safelight.memory.behind import FromHost
     from safelight.memory.budget import HOST, Ledger
-    from safelight.memory.residency import Residency, Use
+    from safelight.memory.lease import Use
+    from safelight.memory.residency import Residency
     from safelight.memory.segments import cut
     from safelight.memory.source import FromFile
     from safelight.weights.manifest import ComponentManifest, ManifestTensor

@@ -26,7 +26,9 @@ from safelight.errors import (
     SafelightError,
     UnsafeFileError,
 )
-from safelight.types import Image, Progress, Request, RunSettings
+from safelight.types.request import Request
+from safelight.types.results import Image, Progress
+from safelight.types.run import RunSettings
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine

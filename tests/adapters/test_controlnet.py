@@ -18,9 +18,10 @@ from safelight.engine.local import LocalEngine
 from safelight.errors import InputError, OutOfMemoryError, RequestError
 from safelight.generate.stages import Task, uses_of, work_of
 from safelight.memory.budget import HOST
-from safelight.memory.residency import Use
+from safelight.memory.lease import Use
 from safelight.memory.segments import component_key
-from safelight.types import Control, Request
+from safelight.types.parts import Control
+from safelight.types.request import Request
 
 PIPELINES: dict[tuple[str, str], Any] = {
     ("sd1", "text"): diffusers.StableDiffusionControlNetPipeline,

@@ -13,7 +13,8 @@ from support import adapters, controls, oracle
 import safelight
 from safelight.engine.local import LocalEngine
 from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError
-from safelight.types import Embedding, Lora, Request
+from safelight.types.parts import Embedding, Lora
+from safelight.types.request import Request
 
 Ask = Callable[..., Request]
 

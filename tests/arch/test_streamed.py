@@ -17,7 +17,8 @@ from safelight.arch.bind import bound
 from safelight.arch.streamed import StreamedParameter
 from safelight.errors import AbsentTensorError, BindingError, IntegrityError
 from safelight.memory.budget import HOST
-from safelight.memory.residency import Residency, Use
+from safelight.memory.lease import Use
+from safelight.memory.residency import Residency
 from safelight.memory.scratch import Scratch
 from safelight.memory.segments import component_key, cut
 from safelight.weights.manifest import ComponentManifest

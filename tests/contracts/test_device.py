@@ -15,7 +15,7 @@ from safelight.assemble.worker import open_engine
 from safelight.devices import choice, sums
 from safelight.devices.base import ALIGNMENT, Device
 from safelight.devices.pool import SlabPool
-from safelight.memory.residency import Use
+from safelight.memory.lease import Use
 from safelight.memory.segments import cut
 from safelight.weights import store
 from safelight.weights.manifest import ManifestTensor

@@ -22,7 +22,8 @@ from safelight.devices.simulated import Faults, Simulated, simulated
 from safelight.devices.verification import Verification
 from safelight.engine.local import LocalEngine
 from safelight.errors import DeviceLostError, TransferError
-from safelight.memory.residency import Residency, Use
+from safelight.memory.lease import Use
+from safelight.memory.residency import Residency
 from safelight.memory.segments import cut
 
 F32 = torch.float32

@@ -11,7 +11,7 @@ from support.serving import Server, ended, serving
 
 import safelight
 from safelight.engine.client import ServerEngine
-from safelight.types import Request
+from safelight.types.request import Request
 
 KEY = "a long secret"
 

@@ -24,7 +24,7 @@ from safelight.jobs.job import Job
 from safelight.jobs.order import Rules
 from safelight.storage.db import Database
 from safelight.storage.images import Gallery
-from safelight.types import Request
+from safelight.types.request import Request
 
 Script = Callable[[Generate], Generator[FromWorker]]
 

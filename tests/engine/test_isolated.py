@@ -26,7 +26,7 @@ from safelight.engine.isolated import IsolatedEngine, Isolator
 from safelight.engine.local import LocalEngine
 from safelight.engine.messages import Ended, Generate, Progressed
 from safelight.errors import WorkerDiedError
-from safelight.types import Request
+from safelight.types.request import Request
 
 NAMES = ("starter-noto", "starter-fluent", "starter-noto")
 

@@ -17,7 +17,8 @@ from support import checkpoints, controls, oracle
 from safelight.engine.local import LocalEngine
 from safelight.errors import RequestError
 from safelight.generate import noise
-from safelight.types import Image, Request
+from safelight.types.request import Request
+from safelight.types.results import Image
 
 Ask = Callable[..., Request]
 

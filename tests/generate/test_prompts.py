@@ -17,7 +17,9 @@ from safelight.arch.diffusers_fence import encoding
 from safelight.engine.local import LocalEngine
 from safelight.errors import RequestError
 from safelight.generate.conditioning import Conditionings
-from safelight.types import Image, Lora, Request
+from safelight.types.parts import Lora
+from safelight.types.request import Request
+from safelight.types.results import Image
 
 Ask = Callable[..., Request]
 

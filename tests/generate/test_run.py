@@ -17,7 +17,8 @@ import safelight
 from safelight.engine.local import LocalEngine
 from safelight.errors import NotFiniteError
 from safelight.generate import numerics
-from safelight.types import SAMPLERS, Progress
+from safelight.types.results import Progress
+from safelight.types.samplers import SAMPLERS
 
 
 def test_image_k_of_a_batch_is_that_of_its_seed_alone(engine: LocalEngine, ask) -> None:

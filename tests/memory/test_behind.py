@@ -9,7 +9,7 @@ from support import memory
 
 from safelight.devices.simulated import simulated
 from safelight.memory.budget import HOST
-from safelight.memory.residency import Use
+from safelight.memory.lease import Use
 from safelight.memory.segments import cut
 
 

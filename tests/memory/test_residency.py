@@ -12,7 +12,8 @@ from support import memory
 from safelight.devices import transfer
 from safelight.errors import IntegrityError, OutOfMemoryError
 from safelight.memory.budget import HOST
-from safelight.memory.residency import Lease, Residency, Use
+from safelight.memory.lease import Lease, Use
+from safelight.memory.residency import Residency
 from safelight.memory.segments import cut
 from safelight.weights.manifest import ComponentManifest, Manifest
 from safelight.weights.store import resident_bytes

@@ -8,7 +8,7 @@ import pytest
 
 from safelight.errors import RequestError
 from safelight.prompts import variants
-from safelight.types import Request
+from safelight.types.request import Request
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from safelight.devices.base import AHEAD
 from safelight.devices.simulated import Faults, Simulated
 from safelight.errors import IntegrityError, OutOfMemoryError, SafelightError, TransferError
 from safelight.memory.budget import HOST
-from safelight.memory.residency import Use
+from safelight.memory.lease import Use
 from safelight.memory.segments import cut
 
 NAMES = ("A", "B", "C")

@@ -10,7 +10,7 @@ import pytest
 
 from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.storage.db import FILE, Database, StoredImage
-from safelight.types import Request
+from safelight.types.request import Request
 
 
 @pytest.fixture

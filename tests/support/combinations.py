@@ -21,7 +21,8 @@ from support import adapters, controls
 
 import safelight
 from safelight.errors import OutOfMemoryError
-from safelight.types import Control, Lora, Request
+from safelight.types.parts import Control, Lora
+from safelight.types.request import Request
 
 PROMPTS = (
     "red apple",
@@ -113,7 +114,7 @@ def job(chance: random.Random, files: Files) -> Request:
 SERVE = """
 import json, os, sys
 import safelight, safelight.assemble.worker
-from safelight.types import Request
+from safelight.types.request import Request
 for line in sys.stdin:
     reader, writer = os.pipe()
     child = os.fork()
@@ -162,7 +163,7 @@ def forks(root: Path) -> Iterator[Forks]:
 FRESH = """
 import json, sys
 import safelight
-from safelight.types import Request
+from safelight.types.request import Request
 print(next(safelight.open_engine(sys.argv[1]).generate(Request(**json.loads(sys.argv[2])))).pixels_sha256)
 """
 

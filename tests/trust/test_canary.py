@@ -20,7 +20,8 @@ from safelight.trust import soak
 from safelight.trust.canary import Canaries, after_switch, request
 from safelight.trust.difference import difference
 from safelight.trust.doctor import Doctor
-from safelight.types import Image, Request
+from safelight.types.request import Request
+from safelight.types.results import Image
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image as PILImage
 
-from safelight.types import Control
+from safelight.types.parts import Control
 
 
 def made(picture: PILImage.Image, control: Control) -> PILImage.Image:

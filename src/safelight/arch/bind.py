@@ -13,7 +13,7 @@ from safelight.arch.skeleton import Skeleton, SkeletonCache, SkeletonKey
 from safelight.arch.streamed import StreamedParameter
 from safelight.devices.base import ALIGNMENT
 from safelight.errors import BindingError, StateLeftError
-from safelight.memory.residency import Lease
+from safelight.memory.lease import Lease
 
 _log = structlog.get_logger(__name__)
 

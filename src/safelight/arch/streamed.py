@@ -18,7 +18,7 @@ from safelight.errors import AbsentTensorError
 
 
 class Pinning(Protocol):
-    """Gives tensors by name for the time of a context: :meth:`safelight.memory.residency.Lease.pinned`."""
+    """Gives tensors by name for the time of a context: :meth:`safelight.memory.lease.Lease.pinned`."""
 
     def __call__(self, names: Sequence[str]) -> Any: ...
 

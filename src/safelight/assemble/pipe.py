@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from safelight.engine.messages import Ended, FromWorker, Generate, Made, Progressed
 from safelight.errors import Cancelled, DeviceLostError, InputError, SafelightError
-from safelight.types import Progress
+from safelight.types.results import Progress
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine

@@ -22,6 +22,7 @@ from safelight.devices.verification import Verification
 from safelight.engine.fresh import Fresh
 from safelight.engine.local import LocalEngine
 from safelight.generate.bench import TORCH_DTYPES, Bench
+from safelight.generate.conditioning import KEPT_BYTES, Conditionings
 from safelight.generate.preview import Previews
 from safelight.library.inputs import Inputs
 from safelight.library.model import Model
@@ -32,7 +33,7 @@ from safelight.memory.residency import Residency
 from safelight.memory.source import FromFile
 from safelight.memory.working import WorkingMemory
 from safelight.trust.canary import Canaries, after_switch
-from safelight.types import Precision, RunSettings
+from safelight.types.run import Precision, RunSettings
 
 VERSIONS = ("safelight", "torch", "diffusers", "transformers", "compel", "opencv-python-headless", "pillow", "numpy")
 
@@ -66,6 +67,7 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         limit.follow()
     ledger.charge(HOST, threads * STAGING_BYTES, "readers", "chunks of files that are read", stored=False, certain=True)
     ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers of copies", stored=False, certain=True)
+    ledger.charge(HOST, KEPT_BYTES, "prompts", "what text encoders made of them", stored=False, certain=True)
     working = WorkingMemory(settings.root / "working_memory.json")
     promised = _bytes(settings.device_working_mem_gb) if device.separate else None
     versions = {name: version(name) for name in VERSIONS}
@@ -98,6 +100,7 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         verification=verification,
         inputs=Inputs(settings.root),
         promised=promised,
+        conditionings=Conditionings(KEPT_BYTES),
         previews=Previews() if previews else None,
     )
     engine = LocalEngine(open_library(settings), bench, decide, described, tiers)

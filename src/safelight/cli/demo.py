@@ -10,7 +10,9 @@ import typer
 
 from safelight.cli.common import RootOption
 from safelight.cli.generate import local, make
-from safelight.types import Control, Image, Lora, Request
+from safelight.types.parts import Control, Lora
+from safelight.types.request import Request
+from safelight.types.results import Image
 
 ADAPTED = "starter-noto"
 """The starter over which the starter adapters were trained."""

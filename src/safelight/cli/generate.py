@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say_json
-from safelight.types import (
-    CONTROL_MODES,
-    PREPROCESSORS,
-    RESIZES,
-    SAMPLERS,
-    SCHEDULES,
-    UPSCALERS,
-    Control,
-    Image,
-    Lora,
-    Progress,
-    Request,
-)
+from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, RESIZES
+from safelight.types.request import UPSCALERS, Request
+from safelight.types.results import Image, Progress
+from safelight.types.samplers import SAMPLERS, SCHEDULES
 
 if TYPE_CHECKING:
     from safelight.engine.base import Engine
@@ -39,11 +30,6 @@ ModelsOption = Annotated[
     list[str],
     typer.Option("--model", "-m", help="A model's name or path; repeat for several, in order.", show_default=False),
 ]
-
-
-def underscored(value: str) -> str:
-    """``Euler-A`` as ``euler_a``."""
-    return value.lower().replace("-", "_")
 
 
 def local(context: typer.Context, root: Path | None) -> LocalEngine:
@@ -84,12 +70,12 @@ def generate(
     cfg: Annotated[
         float, typer.Option(help="Guidance scale, 0 to 100; up to 1 is none, and the negative prompt has no effect.")
     ] = 7.0,
-    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.", callback=underscored)] = "euler",
+    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.", callback=values.underscored)] = "euler",
     schedule: Annotated[
         str,
         typer.Option(
             help=f"Noise levels: {', '.join(SCHEDULES)}. {', '.join(FEWER)} have only default and sgm_uniform.",
-            callback=underscored,
+            callback=values.underscored,
         ),
     ] = "default",
     precision: Annotated[
@@ -184,7 +170,7 @@ def generate(
     root: RootOption = None,
 ) -> None:
     """Make images with one or several models, one after another, in one process."""
-    adapters = tuple(lora_of(text) for text in lora or ())
+    adapters = tuple(values.lora_of(text) for text in lora or ())
     requests = [
         Request(
             prompt=prompt,
@@ -204,13 +190,13 @@ def generate(
             loras=adapters,
             lenient=lenient,
             vae=vae,
-            image=_given("image", image, server),
-            mask=_given("mask", mask, server),
+            image=values.picture("image", image, server),
+            mask=values.picture("mask", mask, server),
             strength=strength,
             mask_blur=mask_blur,
             mask_padding=mask_padding,
-            outpaint=_pixels(outpaint),
-            controls=tuple(_control(text, server) for text in control or ()),
+            outpaint=values.pixels(outpaint),
+            controls=tuple(values.control(text, server) for text in control or ()),
             text_encoder=text_encoder,
             prompt_syntax=prompt_syntax,  # pyright: ignore[reportArgumentType]
             variation_seed=variation_seed,
@@ -242,20 +228,6 @@ def generate(
         _say_whether(isolated, digests, as_json)
 
 
-def _given(field: str, path: Path | None, server: str | None) -> str:
-    """An image as a request names it: a server is sent the file itself."""
-    if path is None:
-        return ""
-    if server is None:
-        return str(path)
-    from safelight.errors import RequestError
-
-    try:
-        return "data:image/png;base64," + base64.b64encode(path.expanduser().read_bytes()).decode()
-    except OSError as error:
-        raise RequestError(field, str(path), f"cannot be read: {error.strerror}") from error
-
-
 def _chosen(context: typer.Context, root: Path | None, requests: list[Request], every: bool) -> list[Request]:
     """The requests, what is to be chosen in their prompts chosen."""
     from safelight.prompts import variants
@@ -263,58 +235,6 @@ def _chosen(context: typer.Context, root: Path | None, requests: list[Request], 
     choose = variants.every if every else variants.chosen
     wildcards = loaded(context, root).settings.root / "wildcards"
     return [one for request in requests for one in choose(request, wildcards)]
-
-
-def _pixels(text: str | None) -> tuple[int, ...]:
-    from safelight.errors import RequestError
-
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError as error:
-        raise RequestError("outpaint", text, "must be four numbers of pixels: left,top,right,bottom") from error
-
-
-def _control(text: str, server: str | None) -> Control:
-    """``NAME:IMAGE:key=value:…``; a name may be a path, in which no colon is."""
-    from safelight.errors import RequestError
-
-    name, *rest = text.split(":")
-    if not rest or "=" in rest[0]:
-        raise RequestError("control", text, "must be NAME:IMAGE, with more behind: edges:in.png:pre=canny")
-    values: dict[str, Any] = {}
-    for part in rest[1:]:
-        key, _, value = part.partition("=")
-        read = _CONTROL_VALUES.get(key)
-        if read is None:
-            raise RequestError("control", part, f"must be one of {', '.join(f'{known}=' for known in _CONTROL_VALUES)}")
-        try:
-            values[{"pre": "preprocessor", "resize": "resize_mode"}.get(key, key)] = read(value)
-        except ValueError as error:
-            raise RequestError("control", part, f"{value!r} is not a number") from error
-    return Control(name, _given("control", Path(rest[0]), server), **values)
-
-
-_CONTROL_VALUES: dict[str, Callable[[str], Any]] = {
-    "weight": float,
-    "start": float,
-    "end": float,
-    "mode": str,
-    "pre": str,
-    "low": int,
-    "high": int,
-    "resize": str,
-}
-
-
-def lora_of(text: str) -> Lora:
-    """``NAME:STRENGTH`` and more, as the command line has it. Raises RequestError."""
-    from safelight.errors import RequestError
-    from safelight.prompts.loras import parsed
-
-    try:
-        return parsed(text)
-    except ValueError as error:
-        raise RequestError("lora", text, str(error)) from error
 
 
 def _digests(engine: Engine, requests: list[Request]) -> list[str]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, bar, loaded, say_json
-from safelight.cli.generate import lora_of, underscored
-from safelight.types import Image, Progress, Request
+from safelight.cli.values import lora_of, underscored
+from safelight.types.request import Request
+from safelight.types.results import Image, Progress
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, loaded, say_json
-from safelight.types import Image, Request
+from safelight.types.request import Request
+from safelight.types.results import Image
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from safelight.types import Image, OnProgress, Request
+from safelight.types.request import Request
+from safelight.types.results import Image, OnProgress
 
 
 def ignore(_: object) -> None:

@@ -15,7 +15,8 @@ from PIL import Image as PILImage
 
 from safelight.engine.base import ignore
 from safelight.errors import Cancelled, InputError, ModelNotFoundError, SafelightError
-from safelight.types import Image, OnProgress, Progress, Request, Seconds
+from safelight.types.request import Request
+from safelight.types.results import Image, OnProgress, Progress, Seconds
 
 TIMEOUT = httpx.Timeout(30.0, read=120.0)
 """Seconds. A stream of events is never silent for long: the server says that it is still there."""

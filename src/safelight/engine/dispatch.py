@@ -23,7 +23,8 @@ from safelight.jobs.job import ATTEMPTS, Job
 from safelight.jobs.order import Rules
 from safelight.storage.db import Database, StoredImage
 from safelight.storage.images import Gallery, preview_url
-from safelight.types import Image, Progress, Request
+from safelight.types.request import Request
+from safelight.types.results import Image, Progress
 
 _log = structlog.get_logger(__name__)
 

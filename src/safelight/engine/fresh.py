@@ -10,7 +10,8 @@ from safelight.engine.messages import Ended, Generate, Made
 from safelight.engine.supervisor import Process
 from safelight.errors import RequestError, SafelightError
 from safelight.storage.db import StoredImage
-from safelight.types import Image, Request
+from safelight.types.request import Request
+from safelight.types.results import Image
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from safelight.engine.messages import Ended, FromWorker, Generate, Made, Progres
 from safelight.engine.supervisor import Process
 from safelight.errors import Cancelled, InputError, SafelightError
 from safelight.library.library import Library
-from safelight.types import Image, OnProgress, Request
+from safelight.types.request import Request
+from safelight.types.results import Image, OnProgress
 
 
 class Isolator:

@@ -22,7 +22,9 @@ from safelight.library.chosen import Settled, Shelves, settled
 from safelight.library.library import Library
 from safelight.library.model import Model
 from safelight.memory.residency import Residency
-from safelight.types import Image, OnProgress, Precision, Request, RunSettings
+from safelight.types.request import Request
+from safelight.types.results import Image, OnProgress
+from safelight.types.run import Precision, RunSettings
 
 OnSwitch = Callable[[Model, Bench], None]
 """Told when a job uses another model than the last, before its first image; what it raises fails the job."""

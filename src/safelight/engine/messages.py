@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from safelight.types import Image, Progress, Request
+from safelight.types.request import Request
+from safelight.types.results import Image, Progress
 
 Question = Literal["memory", "prefetch", "load", "unload", "pin", "unpin"]
 

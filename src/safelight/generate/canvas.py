@@ -17,7 +17,8 @@ from PIL import ImageFilter, ImageOps
 from safelight.arch.diffusers_fence import pictures
 from safelight.errors import RequestError
 from safelight.library.inputs import Inputs
-from safelight.types import Request, Resize
+from safelight.types.parts import Resize
+from safelight.types.request import Request
 
 Box = tuple[int, int, int, int]
 

@@ -19,7 +19,8 @@ from safelight.formats.layout import BASES
 from safelight.prompts.editing import of_request
 from safelight.prompts.tokens import Chunk, chunks
 from safelight.prompts.words import Words
-from safelight.types import Request, RunSettings
+from safelight.types.request import Request
+from safelight.types.run import RunSettings
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import Adapted
@@ -28,7 +29,8 @@ Encoded = tuple[torch.Tensor, torch.Tensor | None]
 """Hidden states (1, 77 times chunks, width), and the pooled output (1, width) or None."""
 
 KEPT_BYTES = 24 << 20
-"""Of what text encoders made, kept in host memory: some forty prompts of SDXL's."""
+"""Most that is kept of what text encoders made, in host memory, where the ledger promises it: some forty prompts of
+SDXL's."""
 
 
 @dataclass(frozen=True, slots=True)

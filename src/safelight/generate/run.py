@@ -19,7 +19,7 @@ from safelight.generate.check import check
 from safelight.generate.drawing import Drawing
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
-from safelight.types import Image, OnProgress
+from safelight.types.results import Image, OnProgress
 
 METADATA_VERSION = 1
 

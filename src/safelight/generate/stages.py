@@ -26,10 +26,11 @@ from safelight.formats.layout import BASES, CONTROLNET
 from safelight.generate import workload
 from safelight.generate.bench import Bench, dtype_of
 from safelight.library.model import Model
-from safelight.memory.residency import Lease, Use
+from safelight.memory.lease import Lease, Use
 from safelight.memory.segments import component_key
 from safelight.memory.working import Work, watched
-from safelight.types import Repair, RunSettings, Seconds
+from safelight.types.results import Repair, Seconds
+from safelight.types.run import RunSettings
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import Adapted
 

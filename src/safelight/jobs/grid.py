@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from safelight.errors import RequestError
 from safelight.prompts.loras import parsed, written
-from safelight.types import Lora, Request
+from safelight.types.parts import Lora
+from safelight.types.request import Request
 
 MOST_CELLS = 400
 NONE = "none"

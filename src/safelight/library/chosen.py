@@ -22,7 +22,8 @@ from safelight.library.library import Library
 from safelight.library.model import Adapter, Model
 from safelight.prompts import loras
 from safelight.prompts.words import Words
-from safelight.types import MOST_PIXELS, Lora, Request
+from safelight.types.parts import Lora
+from safelight.types.request import MOST_PIXELS, Request
 from safelight.weights.manifest import ComponentManifest
 
 _BLOCKS: Mapping[int, tuple[str, ...]] = {

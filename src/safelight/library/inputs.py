@@ -17,7 +17,7 @@ from PIL import ImageOps
 
 from safelight.errors import IntegrityError, RequestError
 from safelight.files import open_regular, write_whole
-from safelight.types import MOST_PIXELS
+from safelight.types.request import MOST_PIXELS
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")

@@ -12,7 +12,8 @@ from safelight.formats.layout import CONTROLNET
 from safelight.library.adapters import Adapters
 from safelight.library.library import Library
 from safelight.library.model import Adapter, Model
-from safelight.types import Control, Request
+from safelight.types.parts import Control
+from safelight.types.request import Request
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest
 

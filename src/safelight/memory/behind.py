@@ -12,7 +12,8 @@ import torch
 from safelight.devices import sums
 from safelight.devices.transfer import Transfers
 from safelight.errors import TransferError
-from safelight.memory.residency import Lease, Residency
+from safelight.memory.lease import Lease
+from safelight.memory.residency import Residency
 from safelight.memory.source import Fetch, Proof, Target
 from safelight.weights.manifest import ComponentManifest
 

@@ -1,4 +1,4 @@
-"""What is resident in one place, who holds it, and the leases by which it is held.
+"""What is resident in one place, and who holds it.
 
 Getting a component and holding it is one step (a lease); what is leased is never evicted. Room is made before bytes are
 read, never after, so that the budget is a bound. What does not fit is streamed (:mod:`safelight.memory.ring`).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,147 +19,18 @@ import torch
 from safelight.devices import host
 from safelight.devices.base import Device
 from safelight.devices.failures import translated
-from safelight.devices.pool import Slab, SlabPool
+from safelight.devices.pool import SlabPool
 from safelight.errors import OutOfMemoryError
 from safelight.memory.account import Account
 from safelight.memory.budget import HOST, Ledger
+from safelight.memory.lease import ONCE, Held, Lease, Use
 from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
 from safelight.memory.ring import Ring
-from safelight.memory.segments import Segment, component_key, cut, places
-from safelight.memory.source import Fetch, Proof, Source, Target
+from safelight.memory.segments import Segment, cut
+from safelight.memory.source import Source, Target
 from safelight.weights.manifest import ComponentManifest
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(eq=False)
-class _Held:
-    """A resident segment. ``proof``: of its bytes as they were produced."""
-
-    target: Target
-    proof: Proof
-    leases: int = 0
-    used: int = 0
-    spoiled: bool = False
-
-    def intact(self, source: Source) -> bool:
-        """Whether its bytes are those that were produced, as far as a proof was taken."""
-        return self.proof is None or source.proof(self.target) == self.proof
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """How a component will be used. ``passes``: forward passes. ``working``: bytes that computing takes beside the
-    weights. ``upcoming``: the components (:func:`component_key`) that will be wanted after it, the soonest first.
-    ``leave``: bytes of weights to leave for components that will be leased beside it (:meth:`Residency.least`)."""
-
-    passes: int = 1
-    working: int = 0
-    upcoming: tuple[str, ...] = ()
-    leave: int = 0
-
-
-ONCE = Use()
-
-OnChange = Callable[[Sequence[str], bool], None]
-"""Told of tensors by name: True, they are resident now; False, they are streamed from now on."""
-
-
-class Lease:
-    """A component, held until the lease ends. ``plan``: what was decided for it, and why."""
-
-    def __init__(self, residency: Residency, component: ComponentManifest, dtype: torch.dtype, use: Use) -> None:
-        self.component = component
-        self.dtype = dtype
-        self.use = use
-        self.segments = cut(component, dtype)
-        self.pieces = frozenset(segment.piece for segment in self.segments)
-        self.plan = Plan(())
-        self.residents: dict[int, _Held] = {}
-        self.ring: Ring | None = None
-        self.fetch: Fetch | None = None
-        self.reserved: int | None = None
-        self.written = False
-        self.begun = False
-        self.on_change: OnChange | None = None
-        self._residency = residency
-        self._place, self.shapes = places(component, dtype)
-
-    @property
-    def key(self) -> str:
-        return component_key(self.component, self.dtype)
-
-    @property
-    def resident_bytes(self) -> int:
-        return sum(held.target.segment.nbytes for held in self.residents.values())
-
-    def resident(self, name: str) -> torch.Tensor | None:
-        """The tensor, if it is resident; None if it is streamed."""
-        held = self.residents.get(self._place[name])
-        return held.target.tensors[name] if held is not None else None
-
-    @contextlib.contextmanager
-    def pinned(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
-        """The tensors of those names, wherever they come from, to be used within the context."""
-        streamed = list(dict.fromkeys(self._place[n] for n in names if self._place[n] not in self.residents))
-        with contextlib.ExitStack() as stack:
-            there = {index: held.target.tensors for index, held in self.residents.items()}
-            if streamed:
-                assert self.ring is not None
-                there |= dict(zip(streamed, stack.enter_context(self.ring.pinned(*streamed)), strict=True))
-            yield [there[self._place[name]][name] for name in names]
-
-    @contextlib.contextmanager
-    def held(self, index: int) -> Generator[Slab]:
-        """The slab of a segment, resident or streamed."""
-        held = self.residents.get(index)
-        if held is not None:
-            yield held.target.slab
-            return
-        assert self.ring is not None
-        with self.ring.held(index) as slab:
-            yield slab
-
-    def renew(self, index: int) -> None:
-        """Bring a segment again from where it came."""
-        held = self.residents.get(index)
-        if held is None:
-            assert self.ring is not None
-            self.ring.forget(index)
-            return
-        assert self.fetch is not None
-        # Until it is there again it is wrong, whatever happens meanwhile.
-        held.spoiled = True
-        (held.proof,) = self.fetch([held.target])
-        held.spoiled = False
-
-    def intact(self, index: int) -> bool:
-        """Whether a resident segment is as it was produced; one that is streamed was read just now."""
-        held = self.residents.get(index)
-        return held is None or held.intact(self._residency.source)
-
-    def adjust(self) -> None:
-        """Between two passes: follow the budget, which may have shrunk or grown since; at most down to the least that
-        works. Nothing of this component may be in use."""
-        self._residency.adjust(self)
-
-    def address(self, tensor: torch.Tensor) -> int:
-        """Where a tensor starts in its memory; only its remainder by the alignment means something."""
-        return self._residency.device.address(tensor)
-
-    def spoil(self, name: str) -> None:
-        """Somebody wrote into this tensor: its segment is dropped when its last lease ends."""
-        self.written = True
-        held = self.residents.get(self._place[name])
-        if held is not None:
-            held.spoiled = True
-
-    def verify(self) -> list[str]:
-        """The labels of resident segments whose bytes are not those that were produced. They are dropped at the end."""
-        wrong = [held for held in self.residents.values() if not held.intact(self._residency.source)]
-        for held in wrong:
-            held.spoiled = True
-        return [held.target.segment.label for held in wrong]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +62,7 @@ class Residency:
     before_planning: Callable[[], None] = lambda: None
     log: bool = False
     pool: SlabPool = field(init=False)
-    _residents: dict[Piece, _Held] = field(init=False, default_factory=dict[Piece, _Held])
+    _residents: dict[Piece, Held] = field(init=False, default_factory=dict[Piece, Held])
     _totals: dict[str, int] = field(init=False, default_factory=dict[str, int])
     _last: Plan = field(init=False, default=Plan(()))
     _clock: int = field(init=False, default=0)
@@ -236,7 +107,7 @@ class Residency:
         Raises OutOfMemoryError when not even its largest segment fits beside what others hold, IntegrityError when its
         bytes are wrong. Nothing stays held or half read then.
         """
-        lease = Lease(self, component, dtype, use)
+        lease = Lease(component, dtype, use, self)
         with contextlib.ExitStack() as stack:
             lease.fetch = stack.enter_context(self.source.opened(component, dtype))
             with self._lock, translated(f"Memory for the {component.role}"):
@@ -255,11 +126,11 @@ class Residency:
         """What a lease would do now, without doing it."""
         with self._lock:
             self.before_planning()
-            return plan(self._situation(Lease(self, component, dtype, use)))
+            return plan(self._situation(Lease(component, dtype, use, self)))
 
     def refused(self, component: ComponentManifest, dtype: torch.dtype, use: Use, refusal: Refusal) -> OutOfMemoryError:
         """What a lease would raise for that refusal."""
-        return self._refused(Lease(self, component, dtype, use), refusal)
+        return self._refused(Lease(component, dtype, use, self), refusal)
 
     def adjust(self, lease: Lease) -> None:
         """See :meth:`Lease.adjust`."""
@@ -446,12 +317,12 @@ class Residency:
             held.used = self._clock
 
     @staticmethod
-    def _hold(lease: Lease, held: _Held) -> None:
+    def _hold(lease: Lease, held: Held) -> None:
         if held.target.segment.piece.index not in lease.residents:
             held.leases += 1
             lease.residents[held.target.segment.piece.index] = held
 
-    def _brought(self, lease: Lease, missing: list[Segment]) -> list[_Held]:
+    def _brought(self, lease: Lease, missing: list[Segment]) -> list[Held]:
         assert lease.fetch is not None
         targets: list[Target] = []
         try:
@@ -464,7 +335,7 @@ class Residency:
                 target.tensors.clear()
                 self.pool.give(target.slab)
             raise
-        return [_Held(target, proof) for target, proof in zip(targets, proofs, strict=True)]
+        return [Held(target, proof) for target, proof in zip(targets, proofs, strict=True)]
 
     def _forget_spoiled(self, lease: Lease) -> None:
         """What is known to be wrong is not kept for the next lease."""

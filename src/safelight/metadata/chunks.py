@@ -15,7 +15,10 @@ from PIL import PngImagePlugin
 from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.files import open_regular
 from safelight.prompts.loras import written
-from safelight.types import SAMPLERS, UPSCALERS, Image, Lora
+from safelight.types.parts import Lora
+from safelight.types.request import UPSCALERS
+from safelight.types.results import Image
+from safelight.types.samplers import SAMPLERS
 
 VERSION = 1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from safelight.errors import RequestError
-from safelight.types import MOST_LORAS, Lora
+from safelight.types.parts import MOST_LORAS, Lora
 
 _TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import RequestError
-from safelight.types import Request
+from safelight.types.request import Request
 
 _CHOICE = re.compile(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__")
 

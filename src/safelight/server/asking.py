@@ -18,7 +18,7 @@ from safelight.library.model import Model
 from safelight.prompts import variants
 from safelight.server import bridge
 from safelight.server.problems import RefusedError
-from safelight.types import MOST_SEED, Request
+from safelight.types.request import MOST_SEED, Request
 
 
 def some_seed(count: int) -> int:

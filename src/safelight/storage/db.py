@@ -22,7 +22,7 @@ from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.jobs.job import ATTEMPTS, Job, State
 from safelight.jobs.order import Waiting
 from safelight.storage.tables import ImageRow, JobRow
-from safelight.types import Request
+from safelight.types.request import Request
 
 FILE = "safelight.db"
 

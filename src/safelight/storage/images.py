@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 
 from safelight.files import settle, write_whole, written
 from safelight.metadata import chunks
-from safelight.types import Image, Preview
+from safelight.types.results import Image, Preview
 
 
 def save(image: Image, folder: Path) -> Path:

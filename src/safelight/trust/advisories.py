@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from safelight.trust.finding import Finding
-from safelight.types import RunSettings
+from safelight.types.run import RunSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from safelight.generate.bench import Bench, computing_all
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.trust.difference import Difference, difference
-from safelight.types import Image, Request
+from safelight.types.request import Request
+from safelight.types.results import Image
 
 SIDE = 264
 STEPS = 2

@@ -29,7 +29,8 @@ from safelight.trust.difference import Difference, difference
 from safelight.trust.finding import Finding, Suspect
 from safelight.trust.remedies import suggestions
 from safelight.trust.report import A_THEN_A, ADAPTED, GROWN, SWITCHED, Report, in_order
-from safelight.types import Image, Request
+from safelight.types.request import Request
+from safelight.types.results import Image
 
 ROUNDS = 4
 """Switches over which memory is watched."""

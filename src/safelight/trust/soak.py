@@ -21,7 +21,7 @@ from safelight.prompts.loras import written
 from safelight.trust import combinations
 from safelight.trust.canary import PROMPT, SEED, STEPS
 from safelight.trust.finding import Finding
-from safelight.types import Request
+from safelight.types.request import Request
 
 SIDE = 128
 """Most pixels a side: what is tried is switching, not size."""

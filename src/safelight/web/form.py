@@ -12,7 +12,10 @@ from safelight.errors import InputError, RequestError
 from safelight.formats.adapter import INVERSION, WEIGHTS
 from safelight.prompts.loras import written
 from safelight.server import asking
-from safelight.types import PRECISIONS, SAMPLERS, SCHEDULES, Lora, Request
+from safelight.types.parts import Lora
+from safelight.types.request import Request
+from safelight.types.run import PRECISIONS
+from safelight.types.samplers import SAMPLERS, SCHEDULES
 from safelight.web.further import Further
 
 

@@ -11,7 +11,8 @@ from nicegui import ui
 from safelight.assemble.serving import Control as Serving
 from safelight.formats.adapter import VAE
 from safelight.formats.layout import CONTROLNET
-from safelight.types import CONTROL_MODES, PREPROCESSORS, PROMPT_SYNTAXES, SEAMLESS, UPSCALERS, Control
+from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, Control
+from safelight.types.request import PROMPT_SYNTAXES, SEAMLESS, UPSCALERS
 from safelight.web.picture import PictureField
 
 _HOW = ("low", "high", "resize_mode")

@@ -16,7 +16,9 @@ from safelight.jobs.job import Job
 from safelight.server import asking, bridge
 from safelight.storage.db import StoredImage
 from safelight.storage.images import preview_url
-from safelight.types import SAMPLERS, UPSCALERS, Preview, Request
+from safelight.types.request import UPSCALERS, Request
+from safelight.types.results import Preview
+from safelight.types.samplers import SAMPLERS
 from safelight.web import memory
 from safelight.web.form import Form
 

@@ -31,7 +31,9 @@ from safelight.server.apis.a1111_fields import LABELS, ImageToImage, TextToImage
 from safelight.server.clients import Client, Clients, client_of
 from safelight.server.problems import RefusedError
 from safelight.storage.images import preview_png
-from safelight.types import PREPROCESSORS, SAMPLERS, UPSCALERS, Request
+from safelight.types.parts import PREPROCESSORS
+from safelight.types.request import UPSCALERS, Request
+from safelight.types.samplers import SAMPLERS
 
 OWN_VAE = ("Automatic", "None")
 """A1111's words for a checkpoint's own VAE."""

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from safelight.errors import RequestError
 from safelight.generate import sizes
 from safelight.library.inputs import opened
-from safelight.types import MOST_SIDE, PREPROCESSORS, SAMPLERS, UPSCALERS, Control, ControlMode, Resize
+from safelight.types.parts import PREPROCESSORS, Control, ControlMode, Resize
+from safelight.types.request import MOST_SIDE, UPSCALERS
+from safelight.types.samplers import SAMPLERS
 
 SCHEDULES = {
     "automatic": "default",

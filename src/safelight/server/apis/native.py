@@ -37,7 +37,7 @@ from safelight.server.apis.native_fields import (
 )
 from safelight.server.problems import RefusedError, documented
 from safelight.storage.db import StoredImage
-from safelight.types import Request
+from safelight.types.request import Request
 
 ALIVE_SECONDS = 15.0
 """Between two comments on a stream of events, so that nobody takes it for dead."""

@@ -7,25 +7,19 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.jobs.job import State
-from safelight.types import (
-    MOST_CONTROLS,
+from safelight.types.parts import MOST_CONTROLS, MOST_LORAS, MOST_STRENGTH, PREPROCESSORS, ControlMode, Resize
+from safelight.types.request import (
     MOST_COUNT,
     MOST_HIRES,
-    MOST_LORAS,
     MOST_SEED,
     MOST_SIDE,
     MOST_STEPS,
-    MOST_STRENGTH,
-    PREPROCESSORS,
-    SAMPLERS,
     UPSCALERS,
-    ControlMode,
-    Precision,
     PromptSyntax,
-    Resize,
-    Schedule,
     Seamless,
 )
+from safelight.types.run import Precision
+from safelight.types.samplers import SAMPLERS, Schedule
 
 
 class LoraModel(BaseModel):

@@ -23,7 +23,7 @@ from safelight.library.inputs import opened
 from safelight.library.model import Model
 from safelight.server import asking, bridge
 from safelight.server.problems import RefusedError
-from safelight.types import Request
+from safelight.types.request import Request
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

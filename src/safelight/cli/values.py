@@ -1,0 +1,75 @@
+"""What options of the command line have as text, as a request has it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safelight.errors import RequestError
+from safelight.prompts.loras import parsed
+from safelight.types.parts import Control, Lora
+
+
+def underscored(value: str) -> str:
+    """``Euler-A`` as ``euler_a``."""
+    return value.lower().replace("-", "_")
+
+
+def picture(field: str, path: Path | None, server: str | None) -> str:
+    """An image as a request names it: a server is sent the file itself. Raises RequestError."""
+    if path is None:
+        return ""
+    if server is None:
+        return str(path)
+    try:
+        return "data:image/png;base64," + base64.b64encode(path.expanduser().read_bytes()).decode()
+    except OSError as error:
+        raise RequestError(field, str(path), f"cannot be read: {error.strerror}") from error
+
+
+def pixels(text: str | None) -> tuple[int, ...]:
+    """``left,top,right,bottom``. Raises RequestError."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise RequestError("outpaint", text, "must be four numbers of pixels: left,top,right,bottom") from error
+
+
+def control(text: str, server: str | None) -> Control:
+    """``NAME:IMAGE:key=value:…``; a name may be a path, in which no colon is. Raises RequestError."""
+    name, *rest = text.split(":")
+    if not rest or "=" in rest[0]:
+        raise RequestError("control", text, "must be NAME:IMAGE, with more behind: edges:in.png:pre=canny")
+    values: dict[str, Any] = {}
+    for part in rest[1:]:
+        key, _, value = part.partition("=")
+        read = _CONTROL_VALUES.get(key)
+        if read is None:
+            raise RequestError("control", part, f"must be one of {', '.join(f'{known}=' for known in _CONTROL_VALUES)}")
+        try:
+            values[{"pre": "preprocessor", "resize": "resize_mode"}.get(key, key)] = read(value)
+        except ValueError as error:
+            raise RequestError("control", part, f"{value!r} is not a number") from error
+    return Control(name, picture("control", Path(rest[0]), server), **values)
+
+
+_CONTROL_VALUES: dict[str, Callable[[str], Any]] = {
+    "weight": float,
+    "start": float,
+    "end": float,
+    "mode": str,
+    "pre": str,
+    "low": int,
+    "high": int,
+    "resize": str,
+}
+
+
+def lora_of(text: str) -> Lora:
+    """``NAME:STRENGTH`` and more, as the command line has it. Raises RequestError."""
+    try:
+        return parsed(text)
+    except ValueError as error:
+        raise RequestError("lora", text, str(error)) from error

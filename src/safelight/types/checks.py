@@ -1,0 +1,44 @@
+"""Checks of a request's values; each raises RequestError, naming the field."""
+
+from __future__ import annotations
+
+from safelight.errors import RequestError
+
+
+def named(field_name: str, name: object) -> None:
+    if not isinstance(name, str) or not name or "\0" in name or not _encodes(name):
+        raise RequestError(field_name, name, "must be a name or a path")
+
+
+def text(field_name: str, text: object) -> None:
+    if not isinstance(text, str) or "\0" in text or not _encodes(text):
+        raise RequestError(field_name, text, "must be text without zero characters")
+
+
+def number(field_name: str, value: object, low: float, high: float, what: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise RequestError(field_name, value, f"{what} must be a number from {low:g} to {high:g}".strip())
+
+
+def share(field_name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
+        raise RequestError(field_name, value, "must be above 0, and at most 1")
+
+
+def _encodes(text: str) -> bool:
+    """False for half of a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def one_of(field_name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise RequestError(field_name, value, f"must be one of {', '.join(allowed)}")
+
+
+def within(field_name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise RequestError(field_name, value, f"must be a whole number from {low} to {high}")

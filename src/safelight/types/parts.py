@@ -1,0 +1,149 @@
+"""What a request puts over or beside a model: adapters of weights, ControlNets, textual inversions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar, cast
+
+from safelight.errors import RequestError
+from safelight.types import checks
+
+MOST_STRENGTH = 100.0
+MOST_LORAS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """An adapter of weights for one request: LoRA and its kin. ``name``: in the library, or a path.
+
+    ``unet`` and ``text_encoder``: strengths of their own there, None for ``strength``. ``blocks``: factors by block of
+    the UNet, as sd-webui-lora-block-weight counts them: 17 or 26 for SD 1 and 2, 12 or 20 for SDXL; the first is for
+    text encoders. ``digest``: the content that it must have, "" for any.
+    Raises RequestError for a value that is not allowed.
+    """
+
+    name: str
+    strength: float = 1.0
+    unet: float | None = None
+    text_encoder: float | None = None
+    blocks: tuple[float, ...] = ()
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        checks.named("loras", self.name)
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        for value in (self.strength, self.unet, self.text_encoder, *self.blocks):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
+            if value is not None and not (number and abs(value) <= MOST_STRENGTH):
+                problem = f"{self.name}: a strength goes from -{MOST_STRENGTH:.0f} to {MOST_STRENGTH:.0f}"
+                raise RequestError("loras", value, problem)
+        if len(self.blocks) not in (0, *BLOCK_COUNTS):
+            counts = ", ".join(map(str, BLOCK_COUNTS))
+            raise RequestError("loras", len(self.blocks), f"{self.name}: as many block weights as one of {counts}")
+
+    def on(self, role: str) -> float:
+        """Its strength on a component."""
+        own = self.unet if role == "unet" else self.text_encoder
+        return self.strength if own is None else own
+
+
+BLOCK_COUNTS = (12, 17, 20, 26)
+
+ControlMode = Literal["balanced", "more_prompt", "more_control", "unbalanced"]
+"""InvokeAI's: ``more_prompt`` weakens the outer layers, ``more_control`` also leaves the negative prompt without the
+picture, ``unbalanced`` does only that."""
+
+CONTROL_MODES: tuple[ControlMode, ...] = ("balanced", "more_prompt", "more_control", "unbalanced")
+
+PREPROCESSORS: Mapping[str, str] = {
+    "none": "the picture is what the ControlNet reads already",
+    "canny": "white edges on black (Canny 1986), by the thresholds low and high",
+    "invert": "black for white: for drawings with dark lines",
+    "lineart": "lines, by a difference of Gaussians",
+    "scribble": "a thick drawing, by an extended difference of Gaussians (Winnemöller 2012)",
+    "softedge": "soft edges (Scharr)",
+    "grayscale": "without colours",
+    "threshold": "white where it is at least low, else black",
+    "blur": "blurred, by high hundredths of pixels",
+    "color": "colours in squares of an eighth of the side",
+}
+"""What is made of a picture before a ControlNet is shown it, and what that is."""
+
+Resize = Literal["just_resize", "crop_resize", "fill_resize"]
+"""InvokeAI's ways to make a picture as large as what is drawn: stretched, cut, or with black around it."""
+
+RESIZES: tuple[Resize, ...] = ("just_resize", "crop_resize", "fill_resize")
+MOST_CONTROLS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A ControlNet for one request. ``name``: in the library, or a path. ``image``: the picture, as :class:`Request`
+    takes images, made as large as what is drawn by ``resize_mode``; ``preprocessor``: what is made of it first
+    (:data:`PREPROCESSORS`), by ``low`` and ``high``.
+
+    ``weight`` times its output is added, from the share ``start`` of the steps to the share ``end``. ``digest``: the
+    content that it must have, "" for any. Raises RequestError for a value that is not allowed.
+    """
+
+    name: str
+    image: str
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    mode: ControlMode = "balanced"
+    preprocessor: str = "none"
+    low: int = 100
+    high: int = 200
+    resize_mode: Resize = "just_resize"
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        checks.named("controls", self.name)
+        checks.text("controls", self.image)
+        if not self.image:
+            raise RequestError("controls", self.name, "has no picture")
+        checks.number("controls", self.weight, -MOST_STRENGTH, MOST_STRENGTH, f"{self.name}: its weight")
+        checks.number("controls", self.start, 0, 1, f"{self.name}: its start, a share of the steps,")
+        checks.number("controls", self.end, 0, 1, f"{self.name}: its end, a share of the steps,")
+        if self.start >= self.end:
+            raise RequestError("controls", self.start, f"{self.name}: its start is not before its end {self.end}")
+        checks.one_of("controls", self.mode, CONTROL_MODES)
+        checks.one_of("controls", self.preprocessor, tuple(PREPROCESSORS))
+        checks.one_of("controls", self.resize_mode, RESIZES)
+        checks.within("controls", self.low, 0, 255)
+        checks.within("controls", self.high, 1, 10000)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A textual inversion for one request: ``word`` in a prompt stands for its vectors. ``name``: in the library, or a
+    path; ``digest``: the content that it must have, "" for any."""
+
+    name: str
+    word: str
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        checks.named("embeddings", self.name)
+        checks.text("embeddings", self.word)
+        if not self.word.strip():
+            raise RequestError("embeddings", self.word, "must be a word of the prompt")
+
+
+Part = TypeVar("Part", Lora, Control, Embedding)
+
+
+def each(field_name: str, values: Any, kind: type[Part], most: int) -> tuple[Part, ...]:
+    """As they were given, or as JSON has them."""
+    if not isinstance(values, (list, tuple)):
+        raise RequestError(field_name, values, "must be a list")
+    listed = cast("list[Any]", values)
+    if len(listed) > most:
+        raise RequestError(field_name, len(listed), f"at most {most} at once")
+    try:
+        return tuple(value if isinstance(value, kind) else kind(**value) for value in listed)
+    except TypeError as error:
+        known = ", ".join(one.name for one in fields(kind))
+        raise RequestError(field_name, values, f"each has {known} ({error})") from error

@@ -1,0 +1,87 @@
+"""What is reported while images are made, and what is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Where an image's time went, in seconds. ``switch``: making the model's weights resident and binding them;
+    ``gates``: looking at what was computed, which is part of the other stages."""
+
+    switch: float
+    encode: float
+    denoise: float
+    decode: float
+    gates: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.switch + self.encode + self.denoise + self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What was wrong while an image was made, and what helped. ``suspect``: which of the usual ones it was."""
+
+    suspect: Literal["loading", "state", "attention", "memory", "numbers"]
+    wrong: str
+    helped: str
+
+
+Stage = Literal["switch", "encode", "denoise", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What an unfinished image looks like: raw RGB bytes, row by row, a pixel for each latent."""
+
+    pixels: bytes
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a generation reports: its ``stage``, and how far it is; ``image`` counts from 0.
+
+    ``memory``: what is where at the beginning and end of stages (what :meth:`LocalEngine.memory` gives), else None.
+    ``preview``: after a step.
+    """
+
+    stage: Stage
+    image: int
+    step: int
+    steps: int
+    memory: Mapping[str, Any] | None = None
+    preview: Preview | None = None
+
+
+OnProgress = Callable[[Progress], None]
+"""Called in the thread that computes; may raise :class:`safelight.Cancelled` to stop the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A finished image. ``pixels``: raw RGB bytes, row by row. ``metadata``: what the file's ``safelight`` chunk holds.
+
+    ``host_peak_bytes``: the largest resident set of the process so far. ``path``: where it was saved, None if nowhere.
+    ``warnings``: what the user should know, such as a prompt that was cut.
+    """
+
+    pixels: bytes
+    width: int
+    height: int
+    seed: int
+    model: str
+    model_digest: str
+    pixels_sha256: str
+    seconds: Seconds
+    host_peak_bytes: int
+    metadata: Mapping[str, Any]
+    path: Path | None = None
+    warnings: tuple[str, ...] = ()
