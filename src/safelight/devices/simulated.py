@@ -354,7 +354,9 @@ class Simulated:
         if not self.asynchronous:
             self._copy(source, target, corrupt)
             return PASSED
-        return _Copy(self.faults, stream.submit(self._copy, source, target, corrupt))
+        # The stream's thread lets go of its arguments only after it told that it is done: these are taken out before.
+        held = [(source, target)]
+        return _Copy(self.faults, stream.submit(lambda: self._copy(*held.pop(), corrupt)))
 
     def _copy(self, source: torch.Tensor, target: torch.Tensor, corrupt: bool) -> None:
         time.sleep(self.latency)
