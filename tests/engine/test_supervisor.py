@@ -134,6 +134,7 @@ def test_an_idle_worker_and_a_spare_that_die_are_replaced(supervisor: Supervisor
         until = time.monotonic() + 30
         while supervisor.pid == first:
             assert time.monotonic() < until
+            time.sleep(0.02)
         assert wanted().digest in supervisor_loaded(supervisor)
         assert supervisor.spare_is_ready(60)
     spare = supervisor._spare

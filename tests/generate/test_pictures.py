@@ -50,12 +50,9 @@ def opened(path: Path) -> PILImage.Image:
 
 def theirs(pipe: Any, folder: Path, sampler: str, masked: bool, **call: Any) -> np.ndarray:
     pipe.scheduler = SCHEDULERS[sampler].from_config(oracle.SCHEDULE)
-    more: dict[str, Any] = {"image": opened(folder / "picture.png"), "width": None, "height": None}
+    more: dict[str, Any] = {"image": opened(folder / "picture.png")}
     if masked:
         more |= {"mask_image": PILImage.open(folder / "mask.png"), "width": 64, "height": 64}
-    else:
-        del more["width"], more["height"]
-        call = {**call}
     pipe.set_progress_bar_config(disable=True)
     oracle.torch.set_num_threads(1)
     generator = oracle.torch.Generator("cpu").manual_seed(11)
@@ -178,7 +175,15 @@ def test_a_masks_faint_pixels_are_black(engine: LocalEngine, tiny: Path, folder:
     faint.putpixel((0, 0), 100)
     faint.save(folder / "faint.png")
     made = [
-        ours(engine, tiny / "a.safetensors", folder, mask=str(folder / f"{name}.png"), mask_padding=2)
+        ours(
+            engine,
+            tiny / "a.safetensors",
+            folder,
+            mask=str(folder / f"{name}.png"),
+            mask_padding=2,
+            width=64,
+            height=64,
+        )
         for name in ("mask", "faint")
     ]
     assert np.array_equal(*made)

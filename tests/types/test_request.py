@@ -1,0 +1,181 @@
+"""Requests: what is not allowed is refused by its field, and what is allowed comes back from JSON as it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import safelight
+from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora
+from safelight.types.request import MOST_SEED, SEAMLESS, UPSCALERS, Request
+from safelight.types.run import PRECISIONS
+from safelight.types.samplers import SAMPLERS, SCHEDULES
+
+WITH_IMAGE = {"image": "in.png"}
+
+
+def ask(**changes: Any) -> Request:
+    return Request(**{"prompt": "red apple", "model": "a", **changes})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "more"),
+    [
+        ("steps", 0, {}),
+        ("steps", 2.5, {}),
+        ("steps", True, {}),
+        ("width", 63, {}),
+        ("width", 1 << 20, {}),
+        ("height", 0, {}),
+        ("width", 8192, {"height": 4096}),
+        ("seed", -1, {}),
+        ("seed", 2**32, {}),
+        ("cfg", -1.0, {}),
+        ("cfg", float("nan"), {}),
+        ("cfg", "high", {}),
+        ("sampler", "eular", {}),
+        ("schedule", "wide", {}),
+        ("schedule", "karras", {"sampler": "ddim"}),
+        ("precision", "fp8", {}),
+        ("count", 0, {}),
+        ("count", 2, {"seed": MOST_SEED}),
+        ("clip_skip", -1, {}),
+        ("prompt", "a\0b", {}),
+        ("prompt", "\ud83c", {}),
+        ("negative", None, {}),
+        ("prompt_syntax", "comfy", {}),
+        ("seamless", "yx", {}),
+        ("strength", 0, WITH_IMAGE),
+        ("strength", 0.04, WITH_IMAGE),
+        ("mask", "mask.png", {}),
+        ("mask_blur", -1, WITH_IMAGE),
+        ("mask_padding", 5000, WITH_IMAGE),
+        ("outpaint", (8, 8, 8), WITH_IMAGE),
+        ("outpaint", 8, WITH_IMAGE),
+        ("outpaint", (8, 0, 0, 0), {}),
+        ("outpaint", (8, 0, 0, 0), {**WITH_IMAGE, "mask": "mask.png"}),
+        ("variation_strength", 1.5, {}),
+        ("count", 2, {"variation_strength": 0.5, "variation_seed": MOST_SEED}),
+        ("hires_scale", 0.5, {}),
+        ("hires_scale", 2, WITH_IMAGE),
+        ("hires_upscaler", "esrgan", {}),
+        ("hires_strength", 0.01, {"hires_scale": 2.0}),
+        ("tile", 65, {}),
+        ("tile", 512, {"seamless": "x"}),
+        ("loras", "ink", {}),
+        ("loras", [{"name": "ink"}] * 51, {}),
+        ("loras", [{"name": "ink", "weight": 1}], {}),
+        ("controls", [{"name": "edges"}], {}),
+        ("embeddings", [{"name": "a", "word": "x"}, {"name": "b", "word": "x"}], {}),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_field(field: str, value: object, more: dict[str, Any]) -> None:
+    with pytest.raises(safelight.RequestError, match=field):
+        ask(**{field: value, **more})
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "says"),
+    [
+        (Lora, {"name": ""}, "loras"),
+        (Lora, {"name": "ink", "strength": 101}, "a strength goes from"),
+        (Lora, {"name": "ink", "unet": float("nan")}, "a strength goes from"),
+        (Lora, {"name": "ink", "blocks": (1.0,) * 5}, "as many block weights"),
+        (Control, {"name": "edges", "image": ""}, "has no picture"),
+        (Control, {"name": "edges", "image": "a", "weight": "much"}, "its weight"),
+        (Control, {"name": "edges", "image": "a", "start": 0.5, "end": 0.5}, "not before its end"),
+        (Control, {"name": "edges", "image": "a", "mode": "loud"}, "must be one of"),
+        (Control, {"name": "edges", "image": "a", "preprocessor": "depth"}, "must be one of"),
+        (Control, {"name": "edges", "image": "a", "high": 0}, "from 1 to 10000"),
+        (Embedding, {"name": "snow", "word": " "}, "must be a word"),
+    ],
+)
+def test_what_a_part_cannot_be_is_refused(part: Any, values: dict[str, Any], says: str) -> None:
+    with pytest.raises(safelight.RequestError, match=says):
+        part(**values)
+
+
+def names() -> st.SearchStrategy[str]:
+    return st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
+
+
+def shares() -> st.SearchStrategy[float]:
+    return st.floats(0.2, 1)
+
+
+strengths = st.floats(-100, 100)
+loras = st.builds(
+    Lora,
+    names(),
+    strengths,
+    st.none() | strengths,
+    st.none() | strengths,
+    st.sampled_from([0, 12, 17, 20, 26]).map(lambda count: (0.5,) * count),
+)
+controls = st.builds(
+    Control,
+    names(),
+    names(),
+    strengths,
+    st.floats(0, 0.4),
+    st.floats(0.5, 1),
+    st.sampled_from(CONTROL_MODES),
+    st.sampled_from(sorted(PREPROCESSORS)),
+    st.integers(0, 255),
+    st.integers(1, 10000),
+    st.sampled_from(RESIZES),
+)
+requests = st.builds(
+    Request,
+    prompt=names(),
+    model=names(),
+    negative=names(),
+    seed=st.integers(0, MOST_SEED - 8),
+    steps=st.integers(5, 1000),
+    width=st.none() | st.integers(1, 512).map(lambda eighths: eighths * 8),
+    cfg=st.floats(0, 100),
+    sampler=st.sampled_from(sorted(SAMPLERS)),
+    count=st.integers(1, 8),
+    precision=st.sampled_from(PRECISIONS),
+    loras=st.lists(loras, max_size=3).map(tuple),
+    controls=st.lists(controls, max_size=2).map(tuple),
+    embeddings=st.none() | names().filter(str.strip).map(lambda word: (Embedding("snow", word),)),
+    image=st.sampled_from(["", "in.png"]),
+    strength=shares(),
+    variation_seed=st.integers(0, MOST_SEED - 8),
+    variation_strength=st.floats(0, 1),
+    hires_upscaler=st.sampled_from(sorted(UPSCALERS)),
+    hires_strength=shares(),
+    seamless=st.sampled_from(SEAMLESS),
+)
+
+
+@given(requests)
+def test_from_json_it_is_what_it_was(request: Request) -> None:
+    assert Request(**json.loads(json.dumps(asdict(request)))) == request
+
+
+@given(requests, st.floats(1, 8))
+def test_steps_that_are_computed_are_counted(request: Request, scale: float) -> None:
+    assert 1 <= request.first_steps <= request.steps
+    if not request.image:
+        assert request.first_steps == request.steps
+        twice = replace(request, hires_scale=scale)
+        assert twice.steps_done == request.steps + (int(request.steps * request.hires_strength) if scale > 1 else 0)
+
+
+def test_every_sampler_has_schedules_that_requests_may_name() -> None:
+    for name, sampler in SAMPLERS.items():
+        assert set(sampler.schedules) <= set(SCHEDULES)
+        for schedule in sampler.schedules:
+            assert ask(sampler=name, schedule=schedule).schedule == schedule
+
+
+def test_a_component_has_its_own_strength_or_the_adapters() -> None:
+    lora = Lora("ink", 0.8, text_encoder=0.0)
+    assert [lora.on(role) for role in ("unet", "text_encoder", "text_encoder_2")] == [0.8, 0.0, 0.0]
