@@ -267,6 +267,9 @@ def main() -> None:
         _, function, argument = ROWS[arguments.row]
         print(json.dumps(row(function, argument)))
         return
+    from adapters import prepared
+
+    prepared()
     print("| | images that differ from a fresh process's | by at most, of 255 |\n|---|---|---|")
     for name, (venv, _, _) in ROWS.items():
         python = install(venv) if venv else Path(sys.executable)

@@ -154,13 +154,19 @@ def theirs(folder: Path, paths: list[Path], way: str) -> dict[str, float]:
     return {"put on": on, "take off, more": timed(take_off), "a step without": plain, "a step with": step}
 
 
-def main() -> None:
+def prepared() -> tuple[Any, list[Path]]:
+    """The model A and the two LoRAs, made where they are not there."""
     engine = safelight.open_engine(FOLDER / "root")
     model = engine.library.resolve(str(FOLDER / "A.safetensors"))
     paths = [write(FOLDER / f"lora{n}.safetensors", model, n) for n in (1, 2)]
     for path in paths:
         engine.shelves.adapters.resolve(str(path))
     engine.close()
+    return model, paths
+
+
+def main() -> None:
+    model, paths = prepared()
     least = floor(paths, model)
     print(f"two LoRAs of {paths[0].stat().st_size / 1e6:.0f} MB each; the floor to put both on: {least:.3f} s\n")
     print("| | put on, s | times the floor | take off, ms | a further image, ms more | a step without, s | with |")

@@ -24,7 +24,7 @@ OWN = "the model's own"
 def section(label: str) -> Generator[ui.expansion]:
     """A part of the form that opens."""
     opened = ui.expansion(label).props('dense header-class="sl-quiet"').classes("w-full")
-    with opened, ui.element("div").style("display: flex; flex-direction: column; gap: 10px; padding-top: 8px"):
+    with opened:
         yield opened
 
 
@@ -71,7 +71,8 @@ class Further:
             with ui.element("div").classes("sl-pair"):
                 self._strength = number("Strength", 0.75, 0.01, 1)
                 self._blur = number("Mask blur", 4, 0, 256, 1)
-                self._padding = number("Only masked, around it", None, 0, 4096, 1)
+                self._padding = number("Only the masked part, pixels around it", None, 0, 4096, 1)
+                self._padding.classes("sl-both")
             ui.label("Outpaint, pixels").classes("sl-quiet")
             with ui.element("div").classes("sl-pair"):
                 self._sides = [number(label, None, 0, 4096, 8) for label in ("Left", "Top", "Right", "Bottom")]
@@ -82,7 +83,7 @@ class Further:
             self._shown = PictureField(serving, "controls", "Its picture")
             self._module = ui.select(list(PREPROCESSORS), label="Preprocessor", value="canny").props("outlined dense")
             self._mode = ui.select(list(CONTROL_MODES), label="Mode", value="balanced").props("outlined dense")
-            with ui.element("div").classes("sl-pair"):
+            with ui.element("div").classes("sl-three"):
                 self._weight = number("Weight", 1.0, -2, 2)
                 self._start = number("From", 0.0, 0, 1)
                 self._end = number("To", 1.0, 0, 1)
