@@ -140,7 +140,7 @@ def cases(row: Row, every: list[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _told(case: str) -> str:
-    return re.sub(r"\.safetensors|<function [^>]*>", "", case).replace("|", "\\|").replace("\n", " ")
+    return re.sub(r"\.safetensors|-(expected|each)\d+$", "", case).replace("|", "\\|").replace("\n", " ")
 
 
 def main() -> None:

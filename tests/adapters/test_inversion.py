@@ -29,7 +29,7 @@ def sha(engine: LocalEngine, request: Request) -> str:
     return next(engine.generate(request)).pixels_sha256
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2], ids=["one vector", "two vectors"])
 def test_pixels_are_those_of_diffusers(engine: LocalEngine, ask: Ask, tmp_path: Path, count: int) -> None:
     path = controls.inversion(tmp_path / "thing.safetensors", count)
     engine.shelves.adapters.add(path)

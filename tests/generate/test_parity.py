@@ -65,6 +65,7 @@ def test_every_sampler_on_sd1(sampler: str, engine: LocalEngine, tiny: Path, pip
         ("exponential", {"use_exponential_sigmas": True}),
         ("sgm_uniform", {"timestep_spacing": "trailing"}),
     ],
+    ids=["karras", "exponential", "sgm_uniform"],
 )
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun"])
 def test_schedules(
@@ -87,7 +88,7 @@ def test_five_samplers_on_sd2(
     assert next(engine.generate(values)).pixels == theirs
 
 
-@pytest.mark.parametrize("negative", ["blue", ""])
+@pytest.mark.parametrize("negative", ["blue", ""], ids=["negative prompt", "none"])
 @pytest.mark.parametrize("sampler", FIVE)
 def test_five_samplers_on_sdxl(
     sampler: str, negative: str, engine: LocalEngine, tiny: Path, pipes: dict[str, Any]
@@ -125,6 +126,7 @@ def test_every_form_of_every_base(
         {"prompt": ""},
         {"prompt": "Crème brûlée 🍎 ＡＢＣ <|endoftext|> x"},
     ],
+    ids=["72 by 48", "guidance 1", "guidance 0", "empty prompt", "prompt beyond ASCII"],
 )
 @pytest.mark.parametrize("base", ["sd1", "sdxl"])
 def test_requests(base: str, changes: dict[str, Any], engine: LocalEngine, tiny: Path, pipes: dict[str, Any]) -> None:

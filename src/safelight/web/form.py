@@ -16,7 +16,7 @@ from safelight.types.parts import Lora
 from safelight.types.request import Request
 from safelight.types.run import PRECISIONS
 from safelight.types.samplers import SAMPLERS, SCHEDULES
-from safelight.web.further import Further
+from safelight.web.further import Further, section
 
 
 class Form:
@@ -58,8 +58,7 @@ class Form:
         chosen.on_value_change(add)
 
     def _more_fields(self) -> None:
-        more = ui.expansion("More").props('dense header-class="sl-quiet"').classes("w-full")
-        with more, ui.element("div").style("display: flex; flex-direction: column; gap: 10px; padding-top: 8px"):
+        with section("More"):
             self._negative = ui.textarea("Negative prompt").props("outlined autogrow dense rows=1")
             with ui.element("div").classes("sl-pair"):
                 self._width = _side("Width")

@@ -9,13 +9,13 @@ from typing import Any
 from nicegui import ui
 
 from safelight.formats.adapter import ROLE as ADAPTER
-from safelight.library.model import Model
+from safelight.library.model import Adapter, Model
 
 COLOURS = ("#b5371f", "#8a6d3b", "#4d7358", "#4a6d8c", "#7a5a86", "#a0704f", "#5f7f7a", "#8c5a5a")
 
 
-def show(into: ui.element, memory: Mapping[str, Any], models: Sequence[Model]) -> None:
-    """Draw it, if it is other than what is drawn. ``models``: those of the library, for their names."""
+def show(into: ui.element, memory: Mapping[str, Any], library: Sequence[Model | Adapter]) -> None:
+    """Draw it, if it is other than what is drawn. ``library``: what may be in memory, for its names."""
     places: Mapping[str, Any] = memory.get("places", {})
     seen = json.dumps(places, default=str, sort_keys=True)
     if getattr(into, "safelight_seen", None) == seen:
@@ -26,10 +26,10 @@ def show(into: ui.element, memory: Mapping[str, Any], models: Sequence[Model]) -
         if not places:
             ui.label("Nothing is in memory yet.").classes("sl-quiet")
         for name, place in places.items():
-            _place(name, place, models)
+            _place(name, place, library)
 
 
-def _place(name: str, place: Mapping[str, Any], library: Sequence[Model]) -> None:
+def _place(name: str, place: Mapping[str, Any], library: Sequence[Model | Adapter]) -> None:
     budget = max(1, place["budget"])
     models = _by_model(place["resident"], library)
     with ui.element("div").style("display: flex; flex-direction: column; gap: 7px; width: 100%"):
@@ -59,15 +59,15 @@ def _line(colour: str, text: str, size: int) -> None:
         ui.label(_size(size)).classes("sl-quiet")
 
 
-def _by_model(resident: Sequence[Mapping[str, Any]], library: Sequence[Model]) -> dict[str, int]:
+def _by_model(resident: Sequence[Mapping[str, Any]], library: Sequence[Model | Adapter]) -> dict[str, int]:
     """Bytes by model; what several share is named after all of them, what none has after itself."""
     out: dict[str, int] = {}
     for holding in resident:
         role, digest, *_ = holding["component"].split(" ")
         owners = [
-            model.name
-            for model in library
-            if any(c.role == role and c.digest.startswith(digest) for c in model.manifest.components)
+            one.name
+            for one in library
+            if any(c.role == role and c.digest.startswith(digest) for c in one.manifest.components)
         ]
         name = ", ".join(owners) or ("adapters" if role == ADAPTER else f"a {role.replace('_', ' ')}")
         out[name] = out.get(name, 0) + holding["nbytes"]

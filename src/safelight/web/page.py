@@ -57,7 +57,7 @@ class Tab:
         self._asked: list[str] = []
         self._seen = -1
         self._shown = SHOWN
-        self._models = control.library.models()
+        self._library = [*control.library.models(), *control.shelves.adapters.all()]
 
     def build(self) -> None:
         """Make the elements, and look for changes from now on."""
@@ -109,7 +109,7 @@ class Tab:
     async def _look(self) -> None:
         control = self._control
         self._running.show(control.dispatcher.state)
-        memory.show(self._memory, control.dispatcher.memory, self._models)
+        memory.show(self._memory, control.dispatcher.memory, self._library)
         run_settings = control.supervisor.run_settings(0.0)
         where = f"{run_settings['device']}, {run_settings['dtype']}" if run_settings is not None else "starting …"
         self._status.set_text(where)
