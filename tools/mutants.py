@@ -205,7 +205,7 @@ MUTANTS = (
     ),
     Mutant(
         "weights in memory are proven again",
-        "memory/residency.py",
+        "memory/lease.py",
         "        return self.proof is None or source.proof(self.target) == self.proof\n",
         "        return True\n",
         "tests/generate/test_memory.py tests/memory/test_residency.py",
