@@ -64,6 +64,7 @@ def grid(
     from safelight.cli.sheet import GridSheet
     from safelight.errors import RequestError
     from safelight.jobs.grid import axis, cells
+    from safelight.prompts import variants
 
     across, down = axis("x", x), axis("y", y) if y is not None else None
     if model is None and "model" not in (across.name, down.name if down else ""):
@@ -82,10 +83,14 @@ def grid(
         image="" if image is None else str(image),
         strength=strength,
     )
-    listed = cells(request, across, down)
+    settings = loaded(context, root).settings
+    listed = [
+        replace(cell, request=variants.chosen(cell.request, settings.root / "wildcards")[0])
+        for cell in cells(request, across, down)
+    ]
     sheet = GridSheet(prompt, (across.name, across.values), None if down is None else (down.name, down.values))
     with bar("grid") as update:
-        maker = _Maker(open_engine(loaded(context, root).settings), out, listed)
+        maker = _Maker(open_engine(settings), out, listed)
         for number, cell in enumerate(listed):
 
             def report(progress: Progress, number: int = number, cell: Cell = cell) -> None:
@@ -155,6 +160,8 @@ class _Maker:
         self._last = combination
         image: Image = next(self._engine.generate(cell.request, report))
         path = save(image, self._out)
+        for warning in image.warnings:
+            typer.echo(f"safelight: {path.name}: {warning}", err=True)
         self._known[key] = {"file": path.name, "pixels_sha256": image.pixels_sha256}
         write_whole(self._out / DONE, json.dumps(self._known, indent=1).encode())
         self.pixels[path] = image.pixels_sha256

@@ -50,10 +50,6 @@ class CUDA:
 
     def __init__(self) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)
-        # A benchmark may choose another algorithm from run to run, and with it other bits.
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
         self._device = torch.device("cuda", torch.cuda.current_device())
         self._copies = torch.cuda.Stream(self._device)
 

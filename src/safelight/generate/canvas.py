@@ -1,6 +1,7 @@
 """What an image is made over: the picture that it starts from, the mask, and how the result is put back.
 
-White in a mask is drawn anew. Outside of it the picture's own pixels stay, exactly; ``mask_blur`` softens the border.
+White in a mask is drawn anew. Outside of it the picture's own pixels stay, exactly, but for the border, which
+``mask_blur`` softens on both sides, as AUTOMATIC1111 does. A picture of another size than is drawn is scaled.
 With ``mask_padding`` only the masked part is drawn, with so many pixels around it, at the whole size. For outpainting
 the picture is made larger: what is new begins as its mirror image, and is what is masked.
 """

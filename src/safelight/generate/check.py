@@ -9,6 +9,7 @@ from safelight.prompts.editing import of_request
 from safelight.prompts.tokens import NO_WORDS, chunks
 from safelight.prompts.words import Words
 from safelight.types.request import MOST_PIXELS, Request
+from safelight.types.samplers import SAMPLERS
 
 MOST_READ = 256
 """Chunks of all texts of a prompt that changes between steps: some 160 MB of SDXL's embeddings."""
@@ -27,6 +28,10 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         raise RequestError("model", model.name, "is a checkpoint for inpainting: it needs an image and a mask")
     if model.variant not in ("text-to-image", "inpainting"):
         raise RequestError("model", model.name, f"is a checkpoint for {model.variant}, which cannot be run yet")
+    if model.zero_terminal_snr and not SAMPLERS[request.sampler].from_noise:
+        able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.from_noise)
+        problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
+        raise RequestError("sampler", request.sampler, problem)
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
         if request.prompt_syntax == "compel":
             compel_syntax.check(field, text)

@@ -39,6 +39,8 @@ def axis(option: str, text: str) -> Axis:
     name, equals, rest = text.partition("=")
     if not equals or name not in AXES:
         raise RequestError(option, text, f"must be one of {', '.join(f'{known}=…' for known in AXES)}")
+    if name == "lora" and "lbw=" in rest:
+        raise RequestError(option, text, "block weights have commas, as values have; give them with --lora")
     values: list[str] = []
     for value in (part.strip() for part in rest.split(",")):
         values += _spread(option, value)
@@ -71,12 +73,17 @@ def cells(request: Request, x: Axis, y: Axis | None) -> list[Cell]:
         raise RequestError("y", y.name, "varies along x already")
     if len(x.values) * len(rows) > MOST_CELLS:
         raise RequestError("x", len(x.values) * len(rows), f"cells; at most {MOST_CELLS}")
+    names = {x.name} | ({y.name} if y is not None else set[str]())
+    if "lora-strength" in names and "lora" not in names and not request.loras:
+        raise RequestError("lora-strength", "", "there is no --lora whose strength it could be")
     out: list[Cell] = []
     for row, low in enumerate(rows):
         for column, value in enumerate(x.values):
-            made = AXES[x.name](request, value, x.values[0])
-            if y is not None and low is not None:
-                made = AXES[y.name](made, low, y.values[0])
+            varied = [(x, value)] + ([(y, low)] if y is not None and low is not None else [])
+            made = request
+            # Strengths are those of all adapters that there are, whichever axis names them.
+            for along, each in sorted(varied, key=lambda pair: pair[0].name == "lora-strength"):
+                made = AXES[along.name](made, each, along.values[0])
             out.append(Cell(column, row, made))
     seen: dict[object, int] = {}
 
@@ -113,8 +120,6 @@ def _lora(request: Request, value: str, _: str) -> Request:
 
 
 def _strength(request: Request, value: str, _: str) -> Request:
-    if not request.loras:
-        raise RequestError("lora-strength", value, "there is no --lora whose strength it could be")
     try:
         strength = float(value)
     except ValueError as error:

@@ -13,15 +13,28 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image as PILImage
-from PIL import ImageOps
 
 from safelight.errors import IntegrityError, RequestError
 from safelight.files import open_regular, write_whole
+from safelight.library import paths
 from safelight.types.request import MOST_PIXELS
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """Pillow reads many more, some of them by running other programs."""
+
+_UPRIGHT = {
+    2: PILImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PILImage.Transpose.ROTATE_180,
+    4: PILImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PILImage.Transpose.TRANSPOSE,
+    6: PILImage.Transpose.ROTATE_270,
+    7: PILImage.Transpose.TRANSVERSE,
+    8: PILImage.Transpose.ROTATE_90,
+}
+"""How a picture is turned, by its orientation (Exif 2.3, tag 274)."""
+
+_ORIENTATION = 274
 
 _DATA = re.compile(r"data:image/[a-z+.-]+;base64,")
 
@@ -34,7 +47,8 @@ def opened(field: str, data: bytes, transparent: bool = False) -> PILImage.Image
         with PILImage.open(io.BytesIO(data), formats=FORMATS) as found:
             if found.width * found.height > MOST_PIXELS:
                 raise RequestError(field, f"{found.width}x{found.height}", f"is over {MOST_PIXELS} pixels")
-            image = ImageOps.exif_transpose(found)
+            turn = _UPRIGHT.get(_orientation(found))
+            image = found if turn is None else found.transpose(turn)
             if image.mode.startswith(("I", "F")):
                 image = _narrowed(field, image)
             if transparent:
@@ -45,6 +59,24 @@ def opened(field: str, data: bytes, transparent: bool = False) -> PILImage.Image
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
     except (OSError, SyntaxError, ValueError, NotImplementedError, PILImage.DecompressionBombError) as error:
         raise RequestError(field, f"{len(data)} bytes", f"is not an image that can be read ({error})") from error
+
+
+def _orientation(image: PILImage.Image) -> int:
+    """As the picture's Exif block says; a block that cannot be read says nothing."""
+    try:
+        found: object = image.getexif().get(_ORIENTATION)
+    except Exception:  # noqa: BLE001 - Pillow raises anything over a damaged block, and the picture itself is sound
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+def as_mask(field: str, data: bytes) -> PILImage.Image:
+    """L, white where is drawn anew: the picture's alpha, where it has any (as AUTOMATIC1111 reads masks), else its
+    lightness. Raises RequestError as :func:`opened` does."""
+    alpha = opened(field, data, transparent=True).getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return opened(field, data).convert("L")
+    return alpha.point([255 * (value > 128) for value in range(256)])
 
 
 def _narrowed(field: str, image: PILImage.Image) -> PILImage.Image:
@@ -61,8 +93,9 @@ class Inputs:
         self._folder = root / "inputs"
 
     def keep(self, field: str, data: bytes) -> str:
-        """Keep an image file, and give its digest. Raises RequestError as :func:`opened` does."""
-        image = opened(field, data).convert("RGB")
+        """Keep an image file, a mask's if ``field`` is that, and give its digest. Raises RequestError as
+        :func:`opened` does."""
+        image = (as_mask(field, data) if field == "mask" else opened(field, data)).convert("RGB")
         digest = _digest(image)
         try:
             self.open(digest)
@@ -89,7 +122,7 @@ class Inputs:
                 raise RequestError(field, value[:40], f"is not base64 ({error})") from error
         if not by_path:
             raise RequestError(field, value[:40], "must be an image in base64 (data:image/png;base64,…) or a digest")
-        descriptor, _ = open_regular(Path(value).expanduser())
+        descriptor, _ = open_regular(paths.user_path(value))
         with open(descriptor, "rb") as file:
             return self.keep(field, file.read())
 

@@ -23,16 +23,31 @@ from safelight.types.samplers import SAMPLERS
 VERSION = 1
 
 
+SCHEDULE_LABELS: Mapping[str, str] = {
+    "default": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "sgm_uniform": "SGM Uniform",
+}
+"""AUTOMATIC1111's schedule types by ours."""
+
+
+def schedule_label(sampler: str, schedule: str) -> str:
+    """AUTOMATIC1111's schedule type: Automatic where that means the default there too."""
+    if schedule == SAMPLERS[sampler].automatic == "default":
+        return "Automatic"
+    return SCHEDULE_LABELS[schedule]
+
+
 def parameters(metadata: Mapping[str, Any]) -> str:
     """The text that AUTOMATIC1111 and the tools around it read."""
     request, model = metadata["request"], metadata["model"]
     loras = [Lora(**lora) for lora in request.get("loras", ())]
     sampler = SAMPLERS[request["sampler"]].a1111
-    schedule = {"karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform"}
     fields = {
         "Steps": request["steps"],
         "Sampler": sampler,
-        "Schedule type": schedule.get(request["schedule"], "Automatic"),
+        "Schedule type": schedule_label(request["sampler"], request["schedule"]),
         "CFG scale": request["cfg"],
         "Seed": request["seed"],
         "Size": f"{request['width']}x{request['height']}",

@@ -78,13 +78,16 @@ def chunks(field: str, text: str, pad_id: int, words: Words = NO_WORDS) -> list[
             parts.append([])
         for piece in cut(span.text, words):
             if isinstance(piece, tuple):
+                if len(parts[-1]) == ROOM:
+                    parts.append(_carried(parts[-1]))
                 if len(parts[-1]) + len(piece) > ROOM:
                     parts.append([])
                 parts[-1] += [(token, span.weight) for token in piece]
                 continue
             for token in tokens_of(piece):
                 if len(parts[-1]) == ROOM:
-                    parts.append(_carried(parts[-1]))
+                    # A comma itself takes nothing with it.
+                    parts.append([] if token == COMMA else _carried(parts[-1]))
                 parts[-1].append((token, span.weight))
     if len(parts) > MOST_CHUNKS:
         raise RequestError(field, f"{text[:20]}…", f"{len(parts)} chunks of {ROOM} tokens; at most {MOST_CHUNKS}")

@@ -33,6 +33,11 @@ def has_choices(text: str) -> bool:
     return _CHOICE.search(_shielded(text)) is not None
 
 
+def escaped(text: str) -> str:
+    """The text so written that nothing in it is chosen again."""
+    return text.replace("{", "\\{").replace("}", "\\}") if has_choices(text) else text
+
+
 def _shielded(text: str) -> str:
     for plain, instead in _SHIELDED.items():
         text = text.replace(plain, instead)

@@ -1,8 +1,8 @@
 """Clients that say once what they want and mean it for what they ask next, and whose options those are.
 
 A client is told apart by the name that it gives (basic authentication), else by its connection. One that comes on a new
-connection and names no model gets what its address set before, if all connections of that address agree; if they do
-not, it is asked to name one.
+connection gets what its address set before, if all connections of that address agree; if they do not, it is asked to
+name what it wants.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from starlette.requests import Request as HTTPRequest
 
 from safelight.server import auth
 from safelight.server.problems import RefusedError
+
+CHECKPOINT = "sd_model_checkpoint"
 
 CLIENTS = 1000
 """Whose options are remembered; the one unheard for longest is forgotten first."""
@@ -64,23 +66,25 @@ class Clients:
             while len(self._set) > CLIENTS:
                 self._set.popitem(last=False)
 
-    def checkpoint(self, client: Client) -> str | None:
-        """The checkpoint that a client has set. Raises RefusedError when its address has set several on connections of
-        which none is this one."""
-        own = self.options(client).get("sd_model_checkpoint")
+    def option(self, client: Client, name: str) -> Any:
+        """What holds for a client: what it has set, else what its address has; None for nothing. Raises RefusedError
+        when its address has set several on connections of which none is this one."""
+        own = self.options(client).get(name)
         if own is not None or client.named:
             return own
         with self._lock:
             others = {
-                options["sd_model_checkpoint"]
+                options[name]
                 for other, options in self._set.values()
-                if not other.named and other.address == client.address and "sd_model_checkpoint" in options
+                if not other.named and other.address == client.address and name in options
             }
         if len(others) > 1:
-            names = ", ".join(sorted(others))
+            chosen = ", ".join(sorted(map(str, others)))
             message = (
-                f"several clients at this address chose different models ({names}), and this connection is of none "
-                "of them; name the model in override_settings.sd_model_checkpoint, or give each client a user name"
+                f"several clients at this address chose different {name} ({chosen}), and this connection is of none "
+                f"of them; give override_settings.{name}, or give each client a user name"
             )
-            raise RefusedError(409, "which_model", message, "override_settings")
+            raise RefusedError(
+                409, "which_model" if name == CHECKPOINT else "which_option", message, "override_settings"
+            )
         return next(iter(others), None)

@@ -10,12 +10,11 @@ from safelight.errors import RequestError
 from safelight.types import checks
 from safelight.types.parts import MOST_CONTROLS, MOST_LORAS, Control, Embedding, Lora, each
 from safelight.types.run import PRECISIONS, Precision
-from safelight.types.samplers import SAMPLERS, Schedule
+from safelight.types.samplers import MOST_STEPS, SAMPLERS, Schedule
 
 MOST_SEED = 2**32 - 1
 MOST_PIXELS = 4096 * 4096
 MOST_SIDE = 16384
-MOST_STEPS = 1000
 MOST_COUNT = 1000
 
 PromptSyntax = Literal["a1111", "compel"]
@@ -117,6 +116,10 @@ class Request:
         checks.one_of("precision", self.precision, PRECISIONS)
         checks.within("seed", self.seed, 0, MOST_SEED)
         checks.within("steps", self.steps, 1, MOST_STEPS)
+        most = SAMPLERS[self.sampler].most_steps
+        for name, steps in (("steps", self.steps), ("hires_steps", self.hires_steps)):
+            if isinstance(steps, int) and steps > most:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise RequestError(name, steps, f"the sampler {self.sampler} has at most {most} steps")
         checks.within("count", self.count, 1, MOST_COUNT)
         checks.within("clip_skip", self.clip_skip, 0, 11)
         if not isinstance(self.cfg, (int, float)) or not 0 <= self.cfg <= 100:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -167,11 +170,15 @@ class Request:
             raise RequestError("outpaint", self.outpaint, "must be four numbers of pixels: left, top, right, bottom")
         for pixels in self.outpaint:
             checks.within("outpaint", pixels, 0, 4096)
-        if any(self.outpaint) and (not self.image or self.mask):
+        if not any(self.outpaint):
+            object.__setattr__(self, "outpaint", ())
+        if self.outpaint and (not self.image or self.mask):
             raise RequestError("outpaint", self.outpaint, "is for an image without a mask")
         checks.within("mask_blur", self.mask_blur, 0, 256)
         if self.mask_padding is not None:
             checks.within("mask_padding", self.mask_padding, 0, 4096)
+            if not self.masked:
+                raise RequestError("mask_padding", self.mask_padding, "there is no mask that it could be around")
         if self.mask and not self.image:
             raise RequestError("mask", self.mask[:40], "there is no image that it could be of")
         if self.image and int(self.steps * self.strength) < 1:
@@ -191,4 +198,4 @@ class Request:
     @property
     def masked(self) -> bool:
         """Whether only a part is drawn anew."""
-        return bool(self.mask) or any(self.outpaint)
+        return bool(self.mask or self.outpaint)

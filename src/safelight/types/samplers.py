@@ -10,42 +10,62 @@ Schedule = Literal["default", "karras", "exponential", "sgm_uniform"]
 """How a sampler's noise levels are spread over its steps."""
 
 SCHEDULES: tuple[Schedule, ...] = ("default", "karras", "exponential", "sgm_uniform")
+MOST_STEPS = 999
+"""One fewer than the steps of training: with all of them, the first would be one that was never trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """A sampler: diffusers' scheduler class, its settings, the schedules that apply, and A1111's name for it."""
+    """A sampler: diffusers' scheduler class, its settings, the schedules that apply, and A1111's name for it.
+
+    ``most_steps``: that it can do. ``from_noise``: whether it can begin with nothing but noise, which checkpoints of
+    zero terminal signal-to-noise ratio were trained for (Lin et al. 2024). ``automatic``: A1111's schedule for it,
+    where that is not the default.
+    """
 
     scheduler: str
     a1111: str
     schedules: tuple[Schedule, ...] = SCHEDULES
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    most_steps: int = MOST_STEPS
+    from_noise: bool = False
+    automatic: Schedule = "default"
 
 
 _SPACED: tuple[Schedule, ...] = ("default", "sgm_uniform")
+_DISTILLED = 50
+"""Steps that distilled models were trained with: latent consistency (Luo et al. 2023) and its trajectories."""
 
 SAMPLERS: Mapping[str, Sampler] = {
-    "ddim": Sampler("DDIMScheduler", "DDIM", _SPACED, {"clip_sample": False, "set_alpha_to_one": False}),
-    "ddpm": Sampler("DDPMScheduler", "DDPM", _SPACED, {"clip_sample": False}),
+    "ddim": Sampler(
+        "DDIMScheduler", "DDIM", _SPACED, {"clip_sample": False, "set_alpha_to_one": False}, from_noise=True
+    ),
+    "ddpm": Sampler("DDPMScheduler", "DDPM", _SPACED, {"clip_sample": False}, from_noise=True),
     "pndm": Sampler("PNDMScheduler", "PLMS", _SPACED, {"skip_prk_steps": True, "set_alpha_to_one": False}),
     "lms": Sampler("LMSDiscreteScheduler", "LMS"),
-    "euler": Sampler("EulerDiscreteScheduler", "Euler"),
-    "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a", _SPACED),
+    "euler": Sampler("EulerDiscreteScheduler", "Euler", from_noise=True),
+    "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a", _SPACED, from_noise=True),
     "heun": Sampler("HeunDiscreteScheduler", "Heun"),
-    "dpm2": Sampler("KDPM2DiscreteScheduler", "DPM2"),
-    "dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", "DPM2 a"),
-    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M"),
+    "dpm2": Sampler("KDPM2DiscreteScheduler", "DPM2", automatic="karras"),
+    "dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", "DPM2 a", automatic="karras"),
+    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M", from_noise=True, automatic="karras"),
     "dpmpp_2m_sde": Sampler(
-        "DPMSolverMultistepScheduler", "DPM++ 2M SDE", settings={"algorithm_type": "sde-dpmsolver++"}
+        "DPMSolverMultistepScheduler",
+        "DPM++ 2M SDE",
+        settings={"algorithm_type": "sde-dpmsolver++"},
+        from_noise=True,
+        automatic="exponential",
     ),
-    "dpmpp_sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE"),
+    "dpmpp_sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE", automatic="karras"),
     "dpmpp_3m_sde": Sampler(
         "DPMSolverMultistepScheduler",
         "DPM++ 3M SDE",
         settings={"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+        from_noise=True,
+        automatic="exponential",
     ),
-    "unipc": Sampler("UniPCMultistepScheduler", "UniPC"),
+    "unipc": Sampler("UniPCMultistepScheduler", "UniPC", from_noise=True),
     "deis": Sampler("DEISMultistepScheduler", "DEIS"),
-    "lcm": Sampler("LCMScheduler", "LCM", _SPACED, {"clip_sample": False}),
-    "tcd": Sampler("TCDScheduler", "TCD", _SPACED, {"clip_sample": False}),
+    "lcm": Sampler("LCMScheduler", "LCM", ("default",), {"clip_sample": False}, _DISTILLED, from_noise=True),
+    "tcd": Sampler("TCDScheduler", "TCD", ("default",), {"clip_sample": False}, _DISTILLED, from_noise=True),
 }

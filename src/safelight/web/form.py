@@ -11,6 +11,7 @@ from safelight.assemble.serving import Control
 from safelight.errors import InputError, RequestError
 from safelight.formats.adapter import INVERSION, WEIGHTS
 from safelight.prompts.loras import written
+from safelight.prompts.variants import escaped
 from safelight.server import asking
 from safelight.types.parts import Lora
 from safelight.types.request import Request
@@ -95,7 +96,7 @@ class Form:
                 model=model,
                 negative=self._negative.value or "",
                 seed=seed,
-                steps=_whole(self._steps.value) or 20,
+                steps=20 if self._steps.value is None else int(self._steps.value),
                 width=_whole(self._width.value),
                 height=_whole(self._height.value),
                 cfg=self._cfg.value if self._cfg.value is not None else 7.0,
@@ -112,8 +113,8 @@ class Form:
     def fill(self, request: dict[str, Any]) -> None:
         """Set every field to that of an image's request."""
         loras = [written(Lora(**lora)) for lora in request.get("loras", ())]
-        self._prompt.set_value(" ".join([request["prompt"], *loras]))
-        self._negative.set_value(request["negative"])
+        self._prompt.set_value(" ".join([escaped(request["prompt"]), *loras]))
+        self._negative.set_value(escaped(request["negative"]))
         self._seed.set_value(request["seed"])
         self._steps.set_value(request["steps"])
         self._width.set_value(request["width"])

@@ -11,11 +11,9 @@ from nicegui import ui
 from safelight.assemble.serving import Control as Serving
 from safelight.formats.adapter import VAE
 from safelight.formats.layout import CONTROLNET
-from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, Control
+from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control
 from safelight.types.request import PROMPT_SYNTAXES, SEAMLESS, UPSCALERS
 from safelight.web.picture import PictureField
-
-_HOW = ("low", "high", "resize_mode")
 
 OWN = "the model's own"
 
@@ -42,9 +40,6 @@ class Further:
             names.setdefault(adapter.kind, []).append(adapter.name)
         models = [model.name for model in serving.library.models()]
         self._serving = serving
-        # What an image's request had, and has no field here.
-        self._kept: dict[str, Any] = {}
-        self._how: dict[str, Any] = {}
         self._others: tuple[Control, ...] = ()
         self._from_image(serving)
         self._controls(serving, names[CONTROLNET])
@@ -52,17 +47,20 @@ class Further:
             self._hires = number("Enlarge by", 1.0, 1, 8, 0.25)
             self._upscaler = ui.select(dict(UPSCALERS), label="How", value="latent").props("outlined dense")
             self._again = number("Drawn again", 0.7, 0.01, 1)
+            self._steps = number("Of steps, 0: as many", 0, 0, step=1)
             self._seamless = ui.select(
                 {axes: axes or "no" for axes in SEAMLESS}, label="Seamless", value=""
             ).props("outlined dense")  # fmt: skip
             self._variation = number("Variation seed", 0, 0, step=1)
             self._share = number("Its strength", 0.0, 0, 1)
+            self._tile = number("VAE by tiles, pixels", None, 0, step=64)
         with section("Other parts"):
             self._vae = ui.select([OWN, *names[VAE], *models], label="VAE", value=OWN).props("outlined dense")
             self._encoder = ui.select([OWN, *models], label="Text encoder", value=OWN).props("outlined dense")
             self._syntax = ui.select(list(PROMPT_SYNTAXES), label="Prompt syntax", value="a1111").props(
                 "outlined dense"
             )
+            self._lenient = ui.checkbox("Leave out what of adapters fits nothing")
 
     def _from_image(self, serving: Serving) -> None:
         with section("From an image") as self._image_section:
@@ -87,6 +85,22 @@ class Further:
                 self._weight = number("Weight", 1.0, -2, 2)
                 self._start = number("From", 0.0, 0, 1)
                 self._end = number("To", 1.0, 0, 1)
+            with ui.element("div").classes("sl-pair"):
+                self._low = number("Low threshold", 100, 0, 255, 1)
+                self._high = number("High threshold", 200, 1, 10000, 1)
+            self._resize = ui.select(list(RESIZES), label="Resize", value="just_resize").props("outlined dense")
+            with ui.element("div").classes("sl-row") as self._more:
+                self._names = ui.label("").classes("sl-text sl-quiet")
+                ui.button(icon="close", on_click=lambda: self._set_others(())).props(
+                    'flat round dense size=sm aria-label="None of the further ControlNets"'
+                )
+            self._set_others(())
+
+    def _set_others(self, others: tuple[Control, ...]) -> None:
+        """Further ControlNets of an image whose settings are used."""
+        self._others = others
+        self._names.set_text(f"and {', '.join(other.name for other in others)}")
+        self._more.set_visibility(bool(others))
 
     def values(self) -> dict[str, Any]:
         """Fields of a request. Raises RequestError for a value that is not allowed."""
@@ -94,6 +108,9 @@ class Further:
             "hires_scale": self._hires.value or 1.0,
             "hires_upscaler": self._upscaler.value,
             "hires_strength": self._again.value,
+            "hires_steps": int(self._steps.value or 0),
+            "tile": None if self._tile.value is None else int(self._tile.value),
+            "lenient": self._lenient.value,
             "seamless": self._seamless.value,
             "variation_seed": int(self._variation.value or 0),
             "variation_strength": self._share.value or 0.0,
@@ -108,13 +125,24 @@ class Further:
             if self._mask.digest or any(outpaint):
                 values["mask_blur"] = int(self._blur.value or 0)
                 values["mask_padding"] = None if self._padding.value is None else int(self._padding.value)
-        values |= self._kept
         if self._net.value != "none":
-            how: dict[str, Any] = {"weight": self._weight.value, "start": self._start.value, "end": self._end.value}
-            how |= {"mode": self._mode.value, "preprocessor": self._module.value}
-            first = {**self._how, **how}
-            values["controls"] = (Control(self._net.value, self._shown.digest, **first), *self._others)
+            how = {name: field.value for name, field in self._control_fields().items()}
+            how |= {"low": int(how["low"] or 0), "high": int(how["high"] or 0)}
+            values["controls"] = (Control(self._net.value, self._shown.digest, **how), *self._others)
         return values
+
+    def _control_fields(self) -> dict[str, Any]:
+        """By the names of a :class:`safelight.types.parts.Control`'s."""
+        return {
+            "weight": self._weight,
+            "start": self._start,
+            "end": self._end,
+            "mode": self._mode,
+            "preprocessor": self._module,
+            "low": self._low,
+            "high": self._high,
+            "resize_mode": self._resize,
+        }
 
     def start_from(self, digest: str) -> None:
         """Begin with a picture that is kept."""
@@ -125,7 +153,6 @@ class Further:
     def fill(self, request: dict[str, Any]) -> None:
         """Set every field to that of an image's request. What is not there any more is left out."""
         kept = self._serving.shelves.inputs
-        self._kept = {name: request[name] for name in ("tile", "hires_steps") if request.get(name)}
         self._image.set(kept.known(request.get("image", "")))
         self._mask.set(kept.known(request.get("mask", "")))
         self._strength.set_value(request.get("strength", 0.75))
@@ -136,6 +163,9 @@ class Further:
         self._hires.set_value(request.get("hires_scale", 1.0))
         self._upscaler.set_value(request.get("hires_upscaler", "latent"))
         self._again.set_value(request.get("hires_strength", 0.7))
+        self._steps.set_value(request.get("hires_steps", 0))
+        self._tile.set_value(request.get("tile"))
+        self._lenient.set_value(request.get("lenient", False))
         self._seamless.set_value(request.get("seamless", ""))
         self._variation.set_value(request.get("variation_seed", 0))
         self._share.set_value(request.get("variation_strength", 0.0))
@@ -144,14 +174,11 @@ class Further:
         self._syntax.set_value(request.get("prompt_syntax", "a1111"))
         first = next(iter(request.get("controls", ())), None)
         self._net.set_value("none" if first is None else _among(self._net, first["name"], "none"))
-        self._how = {name: first[name] for name in _HOW if name in first} if first is not None else {}
-        self._others = tuple(Control(**one) for one in (request.get("controls") or ())[1:])
+        self._set_others(tuple(Control(**one) for one in (request.get("controls") or ())[1:]))
         if first is not None:
             self._shown.set(kept.known(first["image"]))
-            for field, name in ((self._weight, "weight"), (self._start, "start"), (self._end, "end")):
+            for name, field in self._control_fields().items():
                 field.set_value(first[name])
-            self._mode.set_value(first["mode"])
-            self._module.set_value(first["preprocessor"])
         for opened, wanted in ((self._image_section, self._image.digest), (self._control_section, first)):
             opened.set_value(bool(wanted))
 

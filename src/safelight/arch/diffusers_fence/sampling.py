@@ -160,8 +160,13 @@ def sigma(scheduler: Any) -> float:
     return 1.0 if sigmas is None or index is None else float(sigmas[min(index, len(sigmas) - 1)])
 
 
+SPACING = frozenset({"timestep_spacing", "steps_offset"})
+"""How steps are spread over those of training: some classes have one way only."""
+
+
 def scheduler(name: str, settings: Mapping[str, Any], seed: int) -> Any:
-    """A fresh scheduler of diffusers' class ``name``; settings that the class does not have are left out.
+    """A fresh scheduler of diffusers' class ``name``; of the settings that the class does not have,
+    :data:`SPACING` are left out. Raises TypeError for others.
 
     ``dpmpp_sde`` ignores the generator it is given: its noise tree is seeded with ``seed`` instead.
     """
@@ -169,7 +174,7 @@ def scheduler(name: str, settings: Mapping[str, Any], seed: int) -> Any:
 
     kind = getattr(schedulers, name)
     known = inspect.signature(kind.__init__).parameters
-    chosen = {key: value for key, value in settings.items() if key in known}
+    chosen = {key: value for key, value in settings.items() if key in known or key not in SPACING}
     if "noise_sampler_seed" in known:
         chosen["noise_sampler_seed"] = seed
     return kind(**chosen)

@@ -25,10 +25,10 @@ from safelight.formats.adapter import INVERSION, VAE, WEIGHTS
 from safelight.formats.layout import CONTROLNET
 from safelight.jobs.job import Job
 from safelight.library.model import Adapter, Model
-from safelight.metadata.chunks import parameters
+from safelight.metadata.chunks import SCHEDULE_LABELS, parameters, schedule_label
 from safelight.server import asking, auth, bridge
-from safelight.server.apis.a1111_fields import LABELS, ImageToImage, TextToImage, refuse, sampler_of
-from safelight.server.clients import Client, Clients, client_of
+from safelight.server.apis.a1111_fields import AUTOMATIC, ImageToImage, TextToImage, refuse, sampler_of
+from safelight.server.clients import CHECKPOINT, Client, Clients, client_of
 from safelight.server.problems import RefusedError
 from safelight.storage.images import preview_png
 from safelight.types.parts import PREPROCESSORS
@@ -81,26 +81,39 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     api = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], responses=ERRORS)
     outside = APIRouter(tags=["AUTOMATIC1111"])
     clients = Clients()
+    together: dict[str, list[str]] = {}
+    """By each job: all jobs of its request, which has several where its prompt has choices."""
 
     def current(client: Client) -> Model:
-        chosen = clients.checkpoint(client)
+        chosen = clients.option(client, CHECKPOINT)
         return asking.default_model(control) if chosen is None else by_title(control, chosen)
 
     def listed(*kinds: str) -> list[Adapter]:
         return [found for found in control.shelves.adapters.all() if found.kind in kinds]
 
+    def _vae(name: str) -> str:
+        found = control.shelves.adapters.get(name)
+        if found.kind != VAE:
+            raise RequestError("sd_vae", name, f"is a {found.kind}, not a VAE")
+        return found.name
+
     @api.post("/txt2img")
     async def txt2img(asked: TextToImage, http: HTTPRequest) -> Made:
         """Make images and answer with them."""
-        jobs = await bridge.run(accepted, asked, client_of(http))
-        jobs = await asking.all_ended(control, jobs, http)
-        return await bridge.run(_made, control, jobs, asked)
+        return await answered(asked, http)
 
     @api.post("/img2img")
     async def img2img(asked: ImageToImage, http: HTTPRequest) -> Made:
         """Make images from an image, perhaps in a part of it, and answer with them."""
+        return await answered(asked, http)
+
+    async def answered(asked: TextToImage, http: HTTPRequest) -> Made:
         jobs = await bridge.run(accepted, asked, client_of(http))
-        jobs = await asking.all_ended(control, jobs, http)
+        try:
+            jobs = await asking.all_ended(control, jobs, http)
+        finally:
+            for job in jobs:
+                together.pop(job.id, None)
         return await bridge.run(_made, control, jobs, asked)
 
     def accepted(asked: TextToImage, client: Client) -> list[Job]:
@@ -113,8 +126,11 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         seed = asked.seed if asked.seed is not None and asked.seed >= 0 else asking.some_seed(count)
         strength = asked.subseed_strength or 0.0
         subseed = asked.subseed if asked.subseed is not None and asked.subseed >= 0 else asking.some_seed(count)
-        vae = override.get("sd_vae") or clients.options(client).get("sd_vae") or OWN_VAE[0]
-        skip = _stop_at(override) or clients.options(client).get("CLIP_stop_at_last_layers", 1)
+        vae = override.get("sd_vae") or clients.option(client, "sd_vae") or OWN_VAE[0]
+        skip = _stop_at(override) or clients.option(client, "CLIP_stop_at_last_layers") or 1
+        if model.base == "sdxl":
+            # A1111 leaves no layers of SDXL's encoders out, whatever this option says.
+            skip = 1
         request = Request(
             prompt=asked.prompt,
             model=model.name,
@@ -133,7 +149,9 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
             variation_strength=strength,
             **asked.given(),
         )
-        return asking.accept(control, request, client=f"a1111 {client.address}")
+        jobs = asking.accept(control, request, client=f"a1111 {client.address}")
+        together.update({job.id: [one.id for one in jobs] for job in jobs})
+        return jobs
 
     @api.get("/sd-models")
     def sd_models() -> list[dict[str, Any]]:
@@ -147,7 +165,9 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     def schedulers() -> list[dict[str, Any]]:
         return [
             {"name": name, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
-            for name, label in LABELS.items()
+            for name, label in (
+                (label.lower().replace(" ", "_"), label) for label in (AUTOMATIC, *SCHEDULE_LABELS.values())
+            )
         ]
 
     @api.get("/upscalers")
@@ -208,8 +228,8 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     @api.get("/options")
     def options(http: HTTPRequest) -> dict[str, Any]:
         client = client_of(http)
-        own = clients.options(client)
-        return _options(current(client)) | {k: v for k, v in own.items() if k != "sd_model_checkpoint"}
+        own = {name: clients.option(client, name) for name in ("sd_vae", "CLIP_stop_at_last_layers")}
+        return _options(current(client)) | {name: value for name, value in own.items() if value is not None}
 
     @api.post("/options")
     def set_options(given: dict[str, Any], http: HTTPRequest) -> dict[str, Any]:
@@ -221,7 +241,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
             taken["sd_model_checkpoint"] = _title(by_title(control, str(given["sd_model_checkpoint"])))
         if given.get("sd_vae"):
             vae = str(given["sd_vae"])
-            taken["sd_vae"] = vae if vae in OWN_VAE else control.shelves.adapters.get(vae).name
+            taken["sd_vae"] = vae if vae in OWN_VAE else _vae(vae)
         if (skip := _stop_at(given)) is not None:
             taken["CLIP_stop_at_last_layers"] = skip
         clients.set(client, taken)
@@ -234,13 +254,25 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return _progress(control.dispatcher.state, skip_current_image)
 
     @api.post("/interrupt")
-    @api.post("/skip")
     def interrupt(http: HTTPRequest) -> dict[str, Any]:
-        """Stop the job that runs, if it was asked for from this address."""
-        state = control.dispatcher.state
-        if state is not None and state.job.client == f"a1111 {client_of(http).address}":
-            control.dispatcher.cancel(state.job.id)
+        """Stop the request that runs, if it was asked for from this address."""
+        job = own_job(http)
+        for each in together.get(job.id, [job.id]) if job is not None else ():
+            control.dispatcher.cancel(each)
         return {}
+
+    @api.post("/skip")
+    def skip(http: HTTPRequest) -> dict[str, Any]:
+        """Stop the job that runs, if it was asked for from this address."""
+        job = own_job(http)
+        if job is not None:
+            control.dispatcher.cancel(job.id)
+        return {}
+
+    def own_job(http: HTTPRequest) -> Job | None:
+        state = control.dispatcher.state
+        mine = state is not None and state.job.client == f"a1111 {client_of(http).address}"
+        return state.job if mine and state is not None else None
 
     @api.post("/refresh-checkpoints")
     @api.post("/refresh-loras")
@@ -396,7 +428,7 @@ def _made(control: Control, jobs: list[Job], asked: TextToImage) -> Made:
     texts = [parameters(image.metadata) for image in images]
     seeds = [image.seed for image in images]
     drawn = [image.metadata["request"] for image in images]
-    subseeds = [made["variation_seed"] or made["seed"] for made in drawn]
+    subseeds = [made["variation_seed"] if made["variation_strength"] else made["seed"] for made in drawn]
     info = {
         "prompt": request.prompt,
         "all_prompts": [made["prompt"] for made in drawn],
@@ -417,11 +449,11 @@ def _made(control: Control, jobs: list[Job], asked: TextToImage) -> Made:
         "sd_model_hash": job.model_digest[:10],
         "clip_skip": request.clip_skip + 1,
         "infotexts": texts,
-        "extra_generation_params": {"Schedule type": LABELS[request.schedule]},
+        "extra_generation_params": {"Schedule type": schedule_label(request.sampler, request.schedule)},
         "index_of_first_image": 0,
         "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.created)),
         "is_using_inpainting_conditioning": False,
-        "interrupted": job.state == "cancelled",
+        "interrupted": any(job.state == "cancelled" for job in jobs),
     }
     encoded = [base64.b64encode(control.gallery.path(image.file).read_bytes()).decode() for image in images]
     left_out = {"init_images", "mask"} if not getattr(asked, "include_init_images", True) else set[str]()

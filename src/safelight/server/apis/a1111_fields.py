@@ -11,21 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.errors import RequestError
 from safelight.generate import sizes
-from safelight.library.inputs import opened
+from safelight.library.inputs import as_mask
+from safelight.metadata.chunks import SCHEDULE_LABELS
 from safelight.types.parts import PREPROCESSORS, Control, ControlMode, Resize
 from safelight.types.request import MOST_SIDE, UPSCALERS
 from safelight.types.samplers import SAMPLERS
 
-SCHEDULES = {
-    "automatic": "default",
-    "uniform": "default",
-    "karras": "karras",
-    "exponential": "exponential",
-    "sgm uniform": "sgm_uniform",
-}
-"""A1111's schedule types by ours."""
+AUTOMATIC = "Automatic"
 
-LABELS = {"default": "Automatic", "karras": "Karras", "exponential": "Exponential", "sgm_uniform": "SGM Uniform"}
+SCHEDULES = {label.lower(): ours for ours, label in SCHEDULE_LABELS.items()}
+"""Ours by A1111's schedule types."""
 
 
 class TextToImage(BaseModel):
@@ -101,6 +96,8 @@ CONTROL_MODES: dict[str, ControlMode] = {
     "2": "more_control",
 }
 
+BOTH_PASSES = ("both", "hiresfixoption.both", "0")
+
 _UNIT_WITHOUT_EFFECT = frozenset(
     {"enabled", "pixel_perfect", "processor_res", "low_vram", "lowvram", "save_detected_map", "hr_option"}
 )
@@ -137,6 +134,8 @@ def _control(unit: dict[str, Any]) -> Control:
     module = str(unit.get("module") or "none").lower()
     if module not in PREPROCESSORS:
         raise RequestError("controlnet.module", module, f"must be one of {', '.join(PREPROCESSORS)}")
+    if str(unit.get("hr_option") or "both").lower() not in BOTH_PASSES:
+        raise RequestError("controlnet.hr_option", unit["hr_option"], "a ControlNet is for both passes here")
     return Control(
         name=str(unit.get("model") or "").partition(" [")[0],
         image=_data(str(image)) if image else "",
@@ -214,7 +213,7 @@ def _inverted(picture: str) -> str:
     except ValueError as error:
         raise RequestError("mask", picture[:40], f"is not base64 ({error})") from error
     held = io.BytesIO()
-    ImageOps.invert(opened("mask", data).convert("L")).save(held, "PNG")
+    ImageOps.invert(as_mask("mask", data)).save(held, "PNG")
     return _data(base64.b64encode(held.getvalue()).decode())
 
 
@@ -222,17 +221,31 @@ NOTHING = (None, False, 0, -1, "", "None", "none", [], {})
 """Values that ask for nothing, whatever the field."""
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
-    "eta": (1, 1.0),
-    "image_cfg_scale": (1.5,),
-    "initial_noise_multiplier": (1, 1.0),
-    "mask_round": (True,),
-    "s_churn": (),
-    "s_tmin": (),
-    "s_tmax": (float("inf"), "inf"),
-    "s_noise": (1, 1.0),
-    "samples_format": ("png",),
+    "comma_padding_backtrack": (20,),
+    "emphasis": ("Original",),
+    "eta_ancestral": (1,),
+    "image_cfg_scale": (*NOTHING, 1.5),
+    "initial_noise_multiplier": (1,),
+    "mask_round": (*NOTHING, True),
+    "s_tmax": (*NOTHING, float("inf"), "inf"),
+    "samples_format": (*NOTHING, "png"),
 }
-"""Further values that ask for nothing, by field or option."""
+"""Values that ask for nothing, by field or option; None does everywhere."""
+
+_ANCESTRAL = frozenset({"euler_a", "dpm2_a", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"})
+"""Samplers that add noise at each step: as much as ``eta`` and ``s_noise`` say, which is 1 here."""
+
+_SECOND_PASS = {
+    "hr_prompt": "prompt",
+    "hr_negative_prompt": "negative_prompt",
+    "hr_sampler_name": "sampler_name",
+    "hr_scheduler": "scheduler",
+    "hr_checkpoint_name": "",
+    "hr_cfg": "cfg_scale",
+}
+"""What a second pass may have of its own in A1111, and here has of the first."""
+
+_SAME = ("use same sampler", "use same scheduler", "use same checkpoint")
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -243,12 +256,6 @@ WITHOUT_EFFECT = frozenset(
         "force_task_id",
         "firstphase_height",
         "firstphase_width",
-        "hr_cfg",
-        "hr_checkpoint_name",
-        "hr_negative_prompt",
-        "hr_prompt",
-        "hr_sampler_name",
-        "hr_scheduler",
         "override_settings_restore_afterwards",
         "refiner_switch_at",
         "save_images",
@@ -259,20 +266,22 @@ WITHOUT_EFFECT = frozenset(
 
 
 def sampler_of(name: str, scheduler: str | None) -> tuple[str, str]:
-    """Ours for A1111's sampler and schedule type; older clients write ``DPM++ 2M Karras``. Raises RequestError."""
-    schedule = SCHEDULES.get((scheduler or "automatic").lower().replace("_", " "))
-    schedule = scheduler if schedule is None and scheduler in LABELS else schedule
-    if schedule is None:
-        raise RequestError("scheduler", scheduler, f"must be one of {', '.join(LABELS.values())}")
+    """Ours for A1111's sampler and schedule type; older clients write ``DPM++ 2M Karras``. Automatic is A1111's own for
+    that sampler. Raises RequestError."""
+    asked = (scheduler or AUTOMATIC).lower().replace("_", " ")
+    schedule = SCHEDULES.get(asked)
+    if schedule is None and asked != AUTOMATIC.lower():
+        known = ", ".join((AUTOMATIC, *SCHEDULE_LABELS.values()))
+        raise RequestError("scheduler", scheduler, f"must be one of {known}")
     found = _sampler(name)
     if found is None:
-        for label, ours in (("karras", "karras"), ("exponential", "exponential"), ("sgm uniform", "sgm_uniform")):
+        for label in ("karras", "exponential", "sgm uniform"):
             if name.lower().endswith(f" {label}"):
-                found, schedule = _sampler(name[: -len(label) - 1]), ours
+                found, schedule = _sampler(name[: -len(label) - 1]), SCHEDULES[label]
     if found is None:
         known = ", ".join(sampler.a1111 for sampler in SAMPLERS.values())
         raise RequestError("sampler_name", name, f"must be one of {known}")
-    return found, schedule
+    return found, schedule or SAMPLERS[found].automatic
 
 
 def _sampler(name: str) -> str | None:
@@ -282,8 +291,17 @@ def _sampler(name: str) -> str | None:
 
 def refuse(asked: TextToImage) -> None:
     """Raise RequestError for what Safelight cannot do yet, or does not know."""
+    sampler, _ = sampler_of(asked.sampler_name or asked.sampler_index or "Euler", asked.scheduler)
     for name, value in (asked.model_extra or {}).items():
-        if name not in WITHOUT_EFFECT and not _neutral(name, value):
+        if name in _SECOND_PASS:
+            of_first = getattr(asked, _SECOND_PASS[name], None)
+            if asked.enable_hr and value not in (*NOTHING, of_first) and str(value).lower() not in _SAME:
+                raise RequestError(name, value, "the second pass has what the first has")
+        elif name in ("eta", "s_noise"):
+            if value is not None and value != _noise(name, sampler, value):
+                problem = f"{SAMPLERS[sampler].a1111} is drawn with {_noise(name, sampler, value)} here"
+                raise RequestError(name, value, problem)
+        elif name not in WITHOUT_EFFECT and not _neutral(name, value):
             raise RequestError(name, value, "Safelight cannot do this yet")
     for name, value in (asked.override_settings or {}).items():
         if name in ("sd_model_checkpoint", "CLIP_stop_at_last_layers", "sd_checkpoint_hash", "sd_vae"):
@@ -292,5 +310,12 @@ def refuse(asked: TextToImage) -> None:
             raise RequestError(f"override_settings.{name}", value, "Safelight has no such option")
 
 
+def _noise(name: str, sampler: str, value: object) -> object:
+    """The only value that there is for that sampler; where it has no effect, any."""
+    if sampler in _ANCESTRAL:
+        return 1
+    return 0 if (name, sampler) == ("eta", "ddim") else value
+
+
 def _neutral(name: str, value: object) -> bool:
-    return value in NOTHING or value in NEUTRAL.get(name, ())
+    return value is None or value in NEUTRAL.get(name, NOTHING)

@@ -13,13 +13,12 @@ from safelight.types.request import (
     MOST_HIRES,
     MOST_SEED,
     MOST_SIDE,
-    MOST_STEPS,
     UPSCALERS,
     PromptSyntax,
     Seamless,
 )
 from safelight.types.run import Precision
-from safelight.types.samplers import SAMPLERS, Schedule
+from safelight.types.samplers import MOST_STEPS, SAMPLERS, Schedule
 
 
 class LoraModel(BaseModel):

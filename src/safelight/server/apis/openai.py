@@ -120,11 +120,15 @@ def router(control: Control) -> APIRouter:
         http: HTTPRequest,
         prompt: Annotated[str, Form()],
         image: Annotated[UploadFile, File(description="what to start from")],
-        mask: Annotated[UploadFile | None, File(description="what is transparent in it is drawn anew")] = None,
+        mask: Annotated[
+            UploadFile | None,
+            File(description="what is transparent in it is drawn anew; by default what is transparent in the image"),
+        ] = None,
         model: Annotated[str | None, Form()] = None,
         n: Annotated[int | None, Form(ge=1, le=64)] = 1,
         size: Annotated[str | None, Form()] = None,
         response_format: Annotated[Literal["url", "b64_json"] | None, Form()] = None,
+        output_format: Annotated[Literal["png"] | None, Form()] = None,
         user: Annotated[str | None, Form()] = None,
         seed: Annotated[int | None, Form(ge=0)] = None,
         steps: Annotated[int, Form()] = 20,
@@ -135,13 +139,19 @@ def router(control: Control) -> APIRouter:
     ) -> Images:
         """Make images from an image, or draw a part of it anew, and answer with them."""
         fields = {"n": n, "size": size, "response_format": response_format, "user": user, "seed": seed}
-        more = {"steps": steps, "cfg": cfg, "negative": negative, "sampler": sampler}
-        asked = Generation(prompt=prompt, model=model, **fields, **more)  # pyright: ignore[reportArgumentType]
+        more = {"steps": steps, "cfg": cfg, "negative": negative, "sampler": sampler, "output_format": output_format}
+        form = await http.form()
+        known = {"prompt", "image", "mask", "model", "strength", *fields, *more}
+        rest = {name: form[name] for name in form if name not in known}
+        asked = Generation(prompt=prompt, model=model, **fields, **more, **rest)  # pyright: ignore[reportArgumentType]
         keep = control.shelves.inputs.keep
-        given = {"image": await bridge.run(keep, "image", await image.read()), "strength": strength}
-        if mask is not None:
-            white = await bridge.run(_transparent, await mask.read())
-            given["mask"] = await bridge.run(keep, "mask", white)
+        picture = await image.read()
+        given = {"image": await bridge.run(keep, "image", picture), "strength": strength}
+        transparent = await bridge.run(_transparent, picture if mask is None else await mask.read())
+        if transparent is not None:
+            given["mask"] = await bridge.run(keep, "mask", transparent)
+        elif mask is not None:
+            raise RequestError("mask", mask.filename or "", "has no transparency, which says what is drawn anew")
         jobs = await bridge.run(_accepted, control, asked, given)
         jobs = await asking.all_ended(control, jobs, http)
         return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
@@ -149,11 +159,11 @@ def router(control: Control) -> APIRouter:
     return api
 
 
-def _transparent(mask: bytes) -> bytes:
-    """White where OpenAI's mask is transparent. Raises RequestError for one without transparency."""
-    alpha = opened("mask", mask, transparent=True).getchannel("A")
+def _transparent(picture: bytes) -> bytes | None:
+    """A mask, white where the picture is transparent; None where nothing is. Raises RequestError for no picture."""
+    alpha = opened("mask", picture, transparent=True).getchannel("A")
     if alpha.getextrema() == (255, 255):
-        raise RequestError("mask", f"{len(mask)} bytes", "has no transparency, which says what is drawn anew")
+        return None
     held = io.BytesIO()
     ImageOps.invert(alpha).save(held, "PNG")
     return held.getvalue()
