@@ -236,7 +236,8 @@ def explained(root: Path | None = None, file: Path | None = None, **flags: Any) 
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise SettingError(name, first["input"], origins.get(name, "the default"), first["msg"]) from error
+        value = "…" if name == "api_key" else first["input"]
+        raise SettingError(name, value, origins.get(name, "the default"), first["msg"]) from error
     return Loaded(settings, {n: origins.get(n, "default") for n in Settings.model_fields}, ignored)
 
 

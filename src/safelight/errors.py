@@ -64,11 +64,13 @@ class SettingError(InputError):
 
 
 class ModelNotFoundError(InputError):
-    """No model (or adapter: ``what``) of that name. ``near`` holds the names that are most like it."""
+    """No model (or adapter, or VAE: ``what``) of that name. ``near`` holds the names that are most like it."""
 
     def __init__(self, name: str, near: Sequence[str], what: str = "model") -> None:
         hint = f" Did you mean {', '.join(near)}?" if near else ""
-        super().__init__(f"no {what} named {name!r} in the library.{hint} `safelight {what}s list` shows all.")
+        lists = f"`safelight {'model' if what == 'model' else 'adapter'}s list` shows all"
+        also = " that have a file of their own; a model's name means its VAE" if what == "VAE" else ""
+        super().__init__(f"no {what} named {name!r} in the library.{hint} {lists}{also}.")
         self.name = name
         self.near = tuple(near)
 

@@ -138,7 +138,10 @@ def test_what_does_not_fit_is_refused(engine: LocalEngine, ask: Ask, tmp_path: P
         engine.shelves.adapters.add(path)
     for word, says in (("wide", "768"), ("many", "76 vectors"), ("xl", "has clip_")):
         with pytest.raises(RequestError, match=says):
-            sha(engine, ask(prompt=f"a {word}"))
+            sha(engine, ask(prompt=f"a <{word}>"))
+    # A plain word means one that fits, as in A1111; else it is a word.
+    for word in ("wide", "xl"):
+        assert sha(engine, ask(prompt=f"a {word}")) == sha(engine, ask(prompt=f"a {word}", embeddings=()))
     with pytest.raises(ModelNotFoundError, match="nobody"):
         sha(engine, ask(prompt="a <nobody>"))
     spoiled = tmp_path / "nan.safetensors"

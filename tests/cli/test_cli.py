@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,3 +189,35 @@ def test_failures_and_cancelling_have_their_exit_codes(run, monkeypatch: pytest.
 
         monkeypatch.setattr(main, "app", fail)
         assert run().code == code
+
+
+def test_json_goes_where_it_is_sent_while_a_bar_is_drawn(tmp_path: Path) -> None:
+    """With a terminal for errors, as a person has it who writes ``> file``."""
+    leader, follower = os.openpty()
+    command = [sys.executable, "-m", "safelight.cli", "generate", "red apple", "-m", "starter-noto", "--count", "2"]
+    command += ["--steps", "1", "--out", str(tmp_path), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower) as process:
+        os.close(follower)
+        seen = bytearray()
+        with contextlib.suppress(OSError):
+            while piece := os.read(leader, 4096):
+                seen += piece
+        assert process.stdout is not None
+        rows = [json.loads(line) for line in process.stdout.read().splitlines()]
+    os.close(leader)
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert b"making" in seen
+    assert b"pixels_sha256" not in seen
+
+
+def test_names_are_whole_in_a_pipe(run, tiny: Path) -> None:
+    name = "a-name-that-is-longer-than-a-terminal-is-wide-" * 2
+    assert run("models", "add", tiny / "a.safetensors", "--name", name).code == 0
+    assert name in run("models", "list").out
+
+
+def test_options_without_effect_are_refused(run) -> None:
+    for option, says in (("--strength", "without --image"), ("--mask-blur", "without --mask or --outpaint")):
+        outcome = run("generate", "x", "-m", "starter-noto", option, "1")
+        assert (outcome.code, says in outcome.err) == (2, True)
+    assert "did you mean dpmpp_2m?" in run("generate", "x", "-m", "starter-noto", "--sampler", "dpmpp2m").err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import safelight
 from safelight.engine.local import LocalEngine
 from safelight.errors import NotFiniteError
 from safelight.generate import numerics
+from safelight.generate.check import check
 from safelight.types.results import Progress
 from safelight.types.samplers import SAMPLERS
 
@@ -109,12 +111,29 @@ def test_what_else_of_the_process_changes_pixels_does_not(engine: LocalEngine, a
     torch.backends.cuda.enable_flash_sdp(False)
     torch._C._set_mkldnn_enabled(False)
     torch.set_flush_denormal(True)
+    torch.set_autocast_enabled("cuda", True)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("medium")
+    inside: list[tuple[bool, ...]] = []
+
+    def look(_: object) -> None:
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        inside.append((torch.is_autocast_enabled("cuda"), cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32))
+
     try:
+        assert next(engine.generate(ask(), look)).pixels_sha256 == right
+        assert set(inside) == {(False,) * 4}
+        assert torch.is_autocast_enabled("cuda")
+        assert torch.backends.cudnn.benchmark
+        assert torch.get_float32_matmul_precision() == "medium"
         assert next(engine.generate(ask())).pixels_sha256 == right
         assert not torch.backends.cuda.flash_sdp_enabled()
         assert not torch._C._get_mkldnn_enabled()
         assert numerics._flushes_denormals()
     finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.backends.cudnn.benchmark = False
+        torch.set_float32_matmul_precision("highest")
         torch.backends.cuda.enable_flash_sdp(True)
         torch._C._set_mkldnn_enabled(True)
         torch.set_flush_denormal(False)
@@ -172,3 +191,10 @@ def test_two_engines_of_a_process_and_a_default_device_do_not_meet(root: Path, a
         assert torch.get_default_device().type == "meta"
     finally:
         torch.set_default_device(None)
+
+
+def test_zero_terminal_snr_wants_a_sampler_that_begins_with_noise(engine: LocalEngine, ask) -> None:
+    model = replace(engine.library.resolve(ask().model), zero_terminal_snr=True)
+    check(ask(sampler="euler"), model)
+    with pytest.raises(safelight.RequestError, match=r"zero terminal SNR\); these can: ddim"):
+        check(ask(sampler="heun"), model)

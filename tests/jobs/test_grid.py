@@ -31,7 +31,17 @@ def test_axes(text: str, values: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["seed", "colour=red", "seed=", "seed=1,,2", "seed=1..2/0", f"seed=0..{'9' * 400}", "seed=5..1", "cfg=0..9999"],
+    [
+        "seed",
+        "colour=red",
+        "seed=",
+        "seed=1,,2",
+        "seed=1..2/0",
+        f"seed=0..{'9' * 400}",
+        "seed=5..1",
+        "seed=1..0",
+        "cfg=0..9999",
+    ],
 )
 def test_what_is_no_axis(text: str) -> None:
     with pytest.raises(RequestError, match="x="):
@@ -80,3 +90,16 @@ def test_switches_are_as_few_as_combinations() -> None:
         assert {(cell.column, cell.row) for cell in found} == {
             (column, row) for column in range(len(axis("x", x).values)) for row in range(len(axis("y", y).values))
         }
+
+
+def test_strengths_are_those_of_all_adapters_whichever_axis_names_them() -> None:
+    asked = Request("red apple", "a")
+    for x, y in (("lora=none,ink", "lora-strength=0.5,1"), ("lora-strength=0.5,1", "lora=none,ink")):
+        made = {cell.request.loras for cell in cells(asked, axis("x", x), axis("y", y))}
+        assert made == {(), (Lora("ink", 0.5),), (Lora("ink", 1.0),)}
+    with pytest.raises(RequestError, match="there is no --lora"):
+        cells(asked, axis("x", "lora-strength=1"), None)
+    with pytest.raises(RequestError, match="without --image"):
+        cells(asked, axis("x", "strength=0.5,1"), None)
+    with pytest.raises(RequestError, match="block weights have commas"):
+        axis("x", "lora=ink:lbw=1,0")

@@ -52,3 +52,11 @@ def test_weights_stand_beside_their_tokens() -> None:
     assert second.weights is not None
     assert second.weights[1] == pytest.approx(1 / 1.1)
     assert len(first.weights) == len(second.weights) == 77
+
+
+def test_a_comma_at_the_end_takes_nothing_with_it() -> None:
+    """As AUTOMATIC1111 has it: only what is not a comma moves the words behind the last one."""
+    first, second = chunks("prompt", "cat " * 60 + ", " + "dog " * 14 + ", fox", END)
+    assert (first.ids.count(1929), second.ids.count(1929)) == (14, 0)
+    first, second = chunks("prompt", "cat " * 60 + ", " + "dog " * 14 + "fox", END)
+    assert (first.ids.count(1929), second.ids.count(1929)) == (0, 14)

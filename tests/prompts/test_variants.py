@@ -8,6 +8,7 @@ import pytest
 
 from safelight.errors import RequestError
 from safelight.prompts import variants
+from safelight.prompts.variants import chosen, escaped
 from safelight.types.request import Request
 
 
@@ -78,8 +79,14 @@ def test_what_means_something_to_dynamicprompts_only_is_plain(wildcards: Path) -
     for text in ("50% off", "$5", "#tag, c", "a # b"):
         [made] = variants.chosen(ask(f"{{x|x}} {text}"), wildcards)
         assert made.prompt == f"x {text}"
-    assert variants.chosen(ask(r"a \{b\} c"), wildcards) == [ask(r"a \{b\} c")]
+    assert variants.chosen(ask(r"a \{b\} c"), wildcards) == [ask("a {b} c")]
     with pytest.raises(RequestError, match="variable"):
         variants.chosen(ask("${a={x|y}} ${a}"), wildcards)
     with pytest.raises(RequestError, match="more than 200 choices"):
         variants.chosen(ask("{a|b}" * 300), wildcards)
+
+
+@pytest.mark.parametrize("text", ["{red|green}", "a {b} c", "plain", "\\{a|b\\}"])
+def test_what_is_escaped_is_not_chosen_again(text: str, tmp_path: Path) -> None:
+    (once,) = chosen(Request(escaped(text), "m"), tmp_path)
+    assert once.prompt == text.replace("\\", "")

@@ -15,9 +15,12 @@ from PIL import Image as PILImage
 
 from safelight.errors import ModelNotFoundError
 from safelight.library.library import Library
+from safelight.metadata.chunks import schedule_label
 from safelight.server.apis.a1111 import by_title
+from safelight.server.apis.a1111_fields import sampler_of
 from safelight.server.clients import CLIENTS, Client, Clients
 from safelight.server.problems import RefusedError
+from safelight.types.samplers import SAMPLERS
 
 
 def test_state_19_a_name_is_never_another_models_file_name(tiny: Path, tmp_path: Path) -> None:
@@ -45,7 +48,15 @@ def test_state_19_a_name_is_never_another_models_file_name(tiny: Path, tmp_path:
         ("hr_upscaler", {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}),
         ("hr_resize_y", {"enable_hr": True, "hr_resize_x": 128, "hr_resize_y": 256}),
         ("init_images", {"init_images": ["iVBORw0KGgo="]}),
-        ("eta", {"eta": 0.5}),
+        ("eta", {"eta": 0, "sampler_name": "Euler a"}),
+        ("eta", {"eta": 1, "sampler_name": "DDIM"}),
+        ("s_noise", {"s_noise": 0.9, "sampler_name": "DPM++ SDE"}),
+        ("initial_noise_multiplier", {"initial_noise_multiplier": 0}),
+        ("hr_prompt", {"enable_hr": True, "hr_prompt": "something else"}),
+        ("hr_sampler_name", {"enable_hr": True, "hr_sampler_name": "DDIM"}),
+        ("controlnet.hr_option", {"alwayson_scripts": {"controlnet": {"args": [{"hr_option": "Low res only"}]}}}),
+        ("override_settings.emphasis", {"override_settings": {"emphasis": "None"}}),
+        ("override_settings.comma_padding_backtrack", {"override_settings": {"comma_padding_backtrack": 0}}),
         ("alwayson_scripts", {"alwayson_scripts": {"ADetailer": {"args": [{}]}}}),
         ("controlnet.module", {"alwayson_scripts": {"controlnet": {"args": [{"module": "openpose_full"}]}}}),
         ("alwayson_scripts", {"alwayson_scripts": {"controlnet": [{"model": "edges"}]}}),
@@ -105,8 +116,8 @@ def test_state_19_who_sets_nothing_takes_nobodys_place() -> None:
     for number in range(2, CLIENTS + 10):
         other = Client(f"connection {number}", "127.0.0.1", named=False)
         clients.set(other, {})
-        assert clients.checkpoint(other) == "a"
-    assert clients.checkpoint(one) == "a"
+        assert clients.option(other, "sd_model_checkpoint") == "a"
+    assert clients.option(one, "sd_model_checkpoint") == "a"
 
 
 def test_a_vae_that_is_not_there_is_an_error(http: httpx.Client) -> None:
@@ -166,3 +177,40 @@ def test_variations_tiling_and_choices(http: httpx.Client) -> None:
     prompts = [carried(answer, at)["prompt"] for at in range(3)]
     assert set(prompts) <= {"red apple", "green apple"}
     assert json.loads(answer["info"])["all_prompts"] == prompts
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "found"),
+    [
+        ("DPM++ 2M", None, ("dpmpp_2m", "karras")),
+        ("DPM++ 2M", "Automatic", ("dpmpp_2m", "karras")),
+        ("DPM++ 2M", "Uniform", ("dpmpp_2m", "default")),
+        ("DPM++ 2M SDE", "automatic", ("dpmpp_2m_sde", "exponential")),
+        ("DPM++ 2M Karras", None, ("dpmpp_2m", "karras")),
+        ("Euler", None, ("euler", "default")),
+        ("Euler", "sgm_uniform", ("euler", "sgm_uniform")),
+    ],
+)
+def test_automatic_schedules_are_those_of_a1111(sampler: str, scheduler: str | None, found: tuple[str, str]) -> None:
+    assert sampler_of(sampler, scheduler) == found
+    # What an image says is read as the same again.
+    assert sampler_of(SAMPLERS[found[0]].a1111, schedule_label(*found)) == found
+
+
+def test_state_19_every_option_holds_for_an_address_that_agrees() -> None:
+    clients = Clients()
+    first, second, third = (Client(f"connection {n}", "127.0.0.1", named=False) for n in range(3))
+    clients.set(first, {"sd_vae": "x", "CLIP_stop_at_last_layers": 2})
+    assert (clients.option(second, "sd_vae"), clients.option(second, "CLIP_stop_at_last_layers")) == ("x", 2)
+    clients.set(third, {"sd_vae": "y"})
+    assert clients.option(third, "sd_vae") == "y"
+    assert clients.option(second, "CLIP_stop_at_last_layers") == 2
+    with pytest.raises(RefusedError, match="different sd_vae"):
+        clients.option(second, "sd_vae")
+
+
+def test_an_option_that_is_no_vae_is_refused(http: httpx.Client) -> None:
+    answer = http.post("/sdapi/v1/options", json={"sd_vae": "ink"})
+    assert (answer.status_code, "not a VAE" in answer.json()["detail"]) == (422, True)
+    metadata = http.get("/sdapi/v1/loras").json()[0]["metadata"]
+    assert "/" not in metadata["path"]

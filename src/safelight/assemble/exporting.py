@@ -16,7 +16,7 @@ from safelight.errors import InputError
 from safelight.files import open_regular, settle, write_whole, written
 from safelight.formats import safetensors
 from safelight.formats.header import TensorInfo
-from safelight.formats.layout import BASES
+from safelight.formats.layout import BASES, LATENT_SCALE
 from safelight.generate import samplers
 from safelight.library.model import Model
 from safelight.prompts.tokens import VOCABULARY
@@ -41,7 +41,7 @@ def to_diffusers(model: Model, folder: Path) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(_remove, temporary)
         for component in model.manifest.components:
-            _component(model.base, component, temporary / component.role)
+            _component(model, component, temporary / component.role)
         roles = [component.role for component in model.manifest.components]
         index: dict[str, Any] = {
             "_class_name": sampling.pipeline_name(model.base),
@@ -69,7 +69,7 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _component(base: str, component: ComponentManifest, folder: Path) -> None:
+def _component(model: Model, component: ComponentManifest, folder: Path) -> None:
     file_name = "model" if component.role.startswith("text_encoder") else "diffusion_pytorch_model"
     by_name = {_published(component.role, tensor.name): tensor for tensor in component.tensors}
     with contextlib.ExitStack() as stack:
@@ -85,7 +85,10 @@ def _component(base: str, component: ComponentManifest, folder: Path) -> None:
             safetensors.write(file, infos, lambda info: _bytes(opened[info.path], by_name[info.name]))
             settle(file, temporary)
             os.replace(temporary, folder / f"{file_name}.safetensors")
-    write_whole(folder / "config.json", json.dumps(exports.settings_of(base, component.config)).encode())
+    settings = exports.settings_of(model.base, component.config)
+    if component.role == "unet":
+        settings["sample_size"] = model.resolution // LATENT_SCALE
+    write_whole(folder / "config.json", json.dumps(settings).encode())
 
 
 def _published(role: str, name: str) -> str:

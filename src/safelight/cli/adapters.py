@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from safelight.library.adapters import Adapters
 
 app = typer.Typer(
-    help="Add adapters (LoRA, LoHa, LoKr, DoRA, whole differences) to the library, list, verify and remove them.",
+    help="Add adapters to the library, list, verify and remove them: LoRA and its kin, VAEs, ControlNets, embeddings.",
     no_args_is_help=True,
     epilog="Example: `safelight adapters add ~/loras/*.safetensors`, then `generate … --lora NAME:0.8`",
 )

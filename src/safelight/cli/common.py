@@ -37,14 +37,34 @@ def loaded(context: typer.Context, root: Path | None, **flags: Any) -> Loaded:
 
     chosen: Chosen = context.obj
     found = config.explained(root or chosen.root, chosen.config, device=chosen.device, **flags)
-    if found.ignored:
-        typer.echo(f"safelight: not settings of Safelight, ignored: {', '.join(sorted(found.ignored))}", err=True)
+    warning = f"safelight: not settings of Safelight, ignored: {', '.join(sorted(found.ignored))}"
+    if found.ignored and warning not in _said:
+        _said.add(warning)
+        say(warning, err=True)
     return found
+
+
+WIDE = 10_000
+"""Columns of what is no terminal."""
+
+_drawn: list[Any] = []
+"""Progress bars on the terminal now."""
+
+_said: set[str] = set()
+
+
+def say(text: str, err: bool = False) -> None:
+    """A line, above a progress bar where there is one."""
+    for progress in _drawn:
+        progress.stop()
+    typer.echo(text, err=err)
+    for progress in _drawn:
+        progress.start()
 
 
 def say_json(values: Any) -> None:
     """One JSON object on a line of its own, at once."""
-    print(json.dumps(values, ensure_ascii=False), flush=True)
+    say(json.dumps(values, ensure_ascii=False))
 
 
 @contextlib.contextmanager
@@ -57,9 +77,17 @@ def bar(label: str) -> Generator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # Redirected, what is printed meanwhile would go to the terminal and not into the file or pipe that it is for.
+    progress = Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+    )
+    with progress:
         task = progress.add_task(label, total=None, now="")
-        yield lambda done, total, now: progress.update(task, completed=done, total=total, now=now)
+        _drawn.append(progress)
+        try:
+            yield lambda done, total, now: progress.update(task, completed=done, total=total, now=now)
+        finally:
+            _drawn.remove(progress)
 
 
 @contextlib.contextmanager
@@ -70,13 +98,13 @@ def byte_bar(label: str) -> Generator[Callable[[int, int], None]]:
 
 
 def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A table for people, as wide as the terminal."""
+    """A table for people, as wide as the terminal; in a pipe as wide as it is, so that no value is cut."""
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        drawn.add_column(column, overflow="fold")
+        drawn.add_column(column, overflow="fold", no_wrap=column in ("name", "digest"))
     for row in rows:
         drawn.add_row(*row)
-    Console().print(drawn)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(drawn)

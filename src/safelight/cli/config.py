@@ -20,6 +20,16 @@ def config() -> None:
     """Settings come from flags, SAFELIGHT_* variables, safelight.yaml in the root (or --config FILE), in this order."""
 
 
+_WITHOUT = ("api_key", "default_model")
+"""Settings that may be none at all."""
+
+
+def _shown(name: str, value: object) -> str:
+    if value is None:
+        return "none" if name in _WITHOUT else "by the machine"
+    return str(value)
+
+
 @app.command(epilog="Example: `safelight config show --json`")
 def show(context: typer.Context, as_json: JsonOption = False, root: RootOption = None) -> None:
     """Show every setting: its value, where that came from, and what it is for."""
@@ -33,7 +43,7 @@ def show(context: typer.Context, as_json: JsonOption = False, root: RootOption =
         return
     fields = type(found.settings).model_fields
     rows = [
-        (name, "by the machine" if value is None else str(value), found.origins[name], fields[name].description or "")
+        (name, _shown(name, value), found.origins[name], fields[name].description or "")
         for name, value in values.items()
     ]
     table(("setting", "value", "from", "what it is"), rows)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli import values
-from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say_json
+from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say, say_json
+from safelight.errors import RequestError
 from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, RESIZES
 from safelight.types.request import UPSCALERS, Request
 from safelight.types.results import Image, Progress
@@ -170,6 +171,12 @@ def generate(
     root: RootOption = None,
 ) -> None:
     """Make images with one or several models, one after another, in one process."""
+    for name, of, there in (
+        ("strength", "--image", image),
+        ("mask_blur", "--mask or --outpaint", mask or outpaint),
+    ):
+        if there is None and str(getattr(context.get_parameter_source(name), "name", "")) == "COMMANDLINE":
+            raise RequestError(name, context.params[name], f"has no effect without {of}")
     adapters = tuple(values.lora_of(text) for text in lora or ())
     requests = [
         Request(
@@ -275,9 +282,9 @@ def make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> I
                 if as_json:
                     say_json(_reported(saved))
                 for warning in saved.warnings:
-                    typer.echo(f"safelight: {request.model}: {warning}", err=True)
+                    say(f"safelight: {request.model}: {warning}", err=True)
                 if not as_json:
-                    typer.echo(f"{saved.path}  {saved.pixels_sha256[:16]}  {saved.seconds.total:.2f} s")
+                    say(f"{saved.path}  {saved.pixels_sha256[:16]}  {saved.seconds.total:.2f} s")
                 yield saved
             done += request.steps_done * request.count
 

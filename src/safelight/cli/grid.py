@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli.common import JsonOption, RootOption, bar, loaded, say_json
+from safelight.cli.common import JsonOption, RootOption, bar, loaded, say, say_json
 from safelight.cli.values import lora_of, underscored
 from safelight.types.request import Request
 from safelight.types.results import Image, Progress
@@ -67,8 +67,10 @@ def grid(
     from safelight.prompts import variants
 
     across, down = axis("x", x), axis("y", y) if y is not None else None
-    if model is None and "model" not in (across.name, down.name if down else ""):
-        raise RequestError("model", "", "give one with -m, or vary it")
+    varied = (across.name, down.name if down else "")
+    if (model is None) == ("model" not in varied):
+        problem = "give one with -m, or vary it" if model is None else "varies along an axis: leave -m out"
+        raise RequestError("model", model or "", problem)
     request = Request(
         prompt,
         model or (across if across.name == "model" or down is None else down).values[0],
@@ -161,7 +163,7 @@ class _Maker:
         image: Image = next(self._engine.generate(cell.request, report))
         path = save(image, self._out)
         for warning in image.warnings:
-            typer.echo(f"safelight: {path.name}: {warning}", err=True)
+            say(f"safelight: {path.name}: {warning}", err=True)
         self._known[key] = {"file": path.name, "pixels_sha256": image.pixels_sha256}
         write_whole(self._out / DONE, json.dumps(self._known, indent=1).encode())
         self.pixels[path] = image.pixels_sha256

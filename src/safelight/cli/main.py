@@ -68,7 +68,7 @@ def options(
     context: typer.Context,
     root: Annotated[
         Path | None,
-        typer.Option(envvar="SAFELIGHT_ROOT", help="Where everything lives; the platform's data folder by default."),
+        typer.Option(help="Where everything lives, above SAFELIGHT_ROOT; by default the platform's data folder."),
     ] = None,
     config_file: Annotated[
         Path | None,

@@ -189,8 +189,16 @@ def _folder(path: Path) -> Identity:
         "diffusers-pickle" if "pickle" in {found.components[role].format for role in parts} else "diffusers",
         f"checkpoint: {found.pipeline}, {rule}; {why}",
         built,
+        resolution=_sample_size(path),
         watched=found.watched,
     )
+
+
+def _sample_size(path: Path) -> int | None:
+    """Pixels a side, as a folder's UNet says in latents; None where it does not, or says what no image can have."""
+    file = path / "unet" / "config.json"
+    said = folder.read_json(file).get("sample_size") if file.exists() else None
+    return _resolution(str(said * layout.LATENT_SCALE)) if isinstance(said, int) else None
 
 
 def _refuse_other_settings(path: Path, base: str, config: UNetConfig) -> None:

@@ -230,6 +230,9 @@ def _built(path: Path, base: Base, role: str, infos: Mapping[str, TensorInfo]) -
     return _Built(ComponentLayout(role, config, tuple(places)), frozenset(used), tuple(missing), tuple(mismatched))
 
 
+LATENT_SCALE = 8
+"""Pixels to a latent, in each direction."""
+
 NORM_GROUPS = 32
 CHANNELS_PER_HEAD = 64
 TIME_IDS_WIDTH = 256

@@ -14,13 +14,13 @@ from safelight.adapters import preprocess
 from safelight.arch.diffusers_fence import pictures, sampling
 from safelight.arch.diffusers_fence.steering import Conditions, Controlled
 from safelight.errors import NotFiniteError
-from safelight.formats.layout import BASES, CONTROLNET
+from safelight.formats.layout import BASES, CONTROLNET, LATENT_SCALE
 from safelight.gates import latents
 from safelight.generate import conditioning, enlarge, noise, samplers
 from safelight.generate.bench import TORCH_DTYPES, Bench
 from safelight.generate.canvas import canvas, shown
 from safelight.generate.conditioning import Encoded, Prompts, Reading
-from safelight.generate.sizes import LATENT_SCALE, enlarged
+from safelight.generate.sizes import enlarged
 from safelight.generate.stages import Clock, Stages, Task
 from safelight.library.chosen import Settled
 from safelight.library.model import Model

@@ -44,7 +44,7 @@ def _fixed(threads: int, seed: int) -> Generator[None]:
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     autocast = {kind: torch.is_autocast_enabled(kind) for kind in _AUTOCAST}
-    chosen = cudnn.benchmark, cudnn.allow_tf32, cuda.matmul.allow_tf32
+    chosen = cudnn.benchmark, cudnn.allow_tf32
     on_devices = _states_of_devices()
     mkldnn: bool = torch._C._get_mkldnn_enabled()
     flushed = _flushes_denormals()
@@ -63,7 +63,7 @@ def _fixed(threads: int, seed: int) -> Generator[None]:
         torch.default_generator.manual_seed(seed)
         for generator, _ in on_devices:
             generator.manual_seed(seed)
-        cudnn.benchmark, cudnn.allow_tf32, cuda.matmul.allow_tf32 = False, False, False
+        cudnn.benchmark, cudnn.allow_tf32 = False, False
         for kind in _AUTOCAST:
             torch.set_autocast_enabled(kind, False)
         torch._C._set_mkldnn_enabled(True)
@@ -74,7 +74,7 @@ def _fixed(threads: int, seed: int) -> Generator[None]:
             torch.set_default_device(device)
         for kind, enabled in autocast.items():
             torch.set_autocast_enabled(kind, enabled)
-        cudnn.benchmark, cudnn.allow_tf32, cuda.matmul.allow_tf32 = chosen
+        cudnn.benchmark, cudnn.allow_tf32 = chosen
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
         torch.set_float32_matmul_precision(before[2])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-LATENT_SCALE = 8
-"""Pixels to a latent, in each direction."""
+from safelight.formats.layout import LATENT_SCALE
 
 
 def enlarged(pixels: int, scale: float) -> int:

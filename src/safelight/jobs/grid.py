@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ def _spread(option: str, value: str) -> list[str]:
         return [value]
     try:
         low, high, step = float(found[1]), float(found[2]), float(found[3] or 1)
-        count = int((high - low) / step + 1e-9) + 1 if step > 0 else 0
+        count = math.floor((high - low) / step + 1e-9) + 1 if step > 0 else 0
     except (ValueError, OverflowError) as error:
         raise RequestError(option, value, "is no range: 1..4, or 0..1/0.25") from error
     if not 0 < count <= MOST_CELLS:
@@ -76,6 +77,8 @@ def cells(request: Request, x: Axis, y: Axis | None) -> list[Cell]:
     names = {x.name} | ({y.name} if y is not None else set[str]())
     if "lora-strength" in names and "lora" not in names and not request.loras:
         raise RequestError("lora-strength", "", "there is no --lora whose strength it could be")
+    if "strength" in names and not request.image:
+        raise RequestError("strength", "", "has no effect without --image")
     out: list[Cell] = []
     for row, low in enumerate(rows):
         for column, value in enumerate(x.values):

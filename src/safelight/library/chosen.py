@@ -12,7 +12,7 @@ from safelight.errors import RequestError
 from safelight.formats import layout
 from safelight.formats.adapter import INVERSION, VAE, WEIGHTS
 from safelight.formats.keys.adapters import AdapterConfig, Fit, Module, fit, spellings
-from safelight.formats.layout import CONTROLNET, ComponentConfig
+from safelight.formats.layout import CONTROLNET, LATENT_SCALE, ComponentConfig
 from safelight.library import inversions as inverted
 from safelight.library import parts
 from safelight.library.adapters import Adapters
@@ -43,8 +43,8 @@ _ASKED = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in 
 
 _SHOWN = 5
 
-_LATENT = 8
-"""Pixels a side of a latent."""
+_SHAPE = 0.03
+"""By how much a mask's shape may differ from the image's: a rounding of small ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,18 +150,27 @@ def _pictures(request: Request, shelves: Shelves, by_path: bool) -> dict[str, An
     if not request.image:
         return given
     width, height = shelves.inputs.size(given["image"])
+    if request.mask:
+        _refuse_other_shape(request.mask, shelves.inputs.size(given["mask"]), (width, height))
     left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
     if request.outpaint:
         # In whole latents, so that the picture itself is not scaled.
-        right, bottom = right + -(left + width + right) % _LATENT, bottom + -(top + height + bottom) % _LATENT
+        right, bottom = right + -(left + width + right) % LATENT_SCALE, bottom + -(top + height + bottom) % LATENT_SCALE
         given["outpaint"] = (left, top, right, bottom)
     whole = left + width + right, top + height + bottom
     if whole[0] * whole[1] > MOST_PIXELS:
         raise RequestError("outpaint", request.outpaint, f"makes the image over {MOST_PIXELS} pixels")
     if request.mask_padding is None:
-        sides = [max(_LATENT, side // _LATENT * _LATENT) for side in whole]
+        sides = [max(LATENT_SCALE, side // LATENT_SCALE * LATENT_SCALE) for side in whole]
         given |= {"width": request.width or sides[0], "height": request.height or sides[1]}
     return given
+
+
+def _refuse_other_shape(name: str, mask: tuple[int, int], image: tuple[int, int]) -> None:
+    """A mask may be smaller or larger than the image; of another shape, it is another image's."""
+    if abs(mask[0] * image[1] - mask[1] * image[0]) > _SHAPE * mask[1] * image[0]:
+        problem = f"is {mask[0]}x{mask[1]}, which is not the shape of the image, {image[0]}x{image[1]}"
+        raise RequestError("mask", name[:80], problem)
 
 
 def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: bool) -> Chosen:

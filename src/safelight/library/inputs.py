@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 
 from safelight.errors import IntegrityError, RequestError
 from safelight.files import open_regular, write_whole
@@ -39,9 +40,10 @@ _ORIENTATION = 274
 _DATA = re.compile(r"data:image/[a-z+.-]+;base64,")
 
 
-def opened(field: str, data: bytes, transparent: bool = False) -> PILImage.Image:
+def opened(field: str, data: bytes, transparent: bool = False, name: str = "") -> PILImage.Image:
     """The picture in an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), upright, 8 bits; what cannot be seen is white, or
-    with ``transparent`` RGBA as it is. Raises RequestError, naming ``field``, for what is none, or has too many pixels.
+    with ``transparent`` RGBA as it is. Raises RequestError, naming ``field`` and its ``name``, for what is none, or has
+    too many pixels.
     """
     try:
         with PILImage.open(io.BytesIO(data), formats=FORMATS) as found:
@@ -57,8 +59,12 @@ def opened(field: str, data: bytes, transparent: bool = False) -> PILImage.Image
                 image = image.convert("RGBA")
                 return PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image).convert("RGB")
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    except UnidentifiedImageError as error:
+        problem = f"is not an image that can be read: {', '.join(FORMATS)}"
+        raise RequestError(field, name or f"{len(data)} bytes", problem) from error
     except (OSError, SyntaxError, ValueError, NotImplementedError, PILImage.DecompressionBombError) as error:
-        raise RequestError(field, f"{len(data)} bytes", f"is not an image that can be read ({error})") from error
+        problem = f"is not an image that can be read ({error})"
+        raise RequestError(field, name or f"{len(data)} bytes", problem) from error
 
 
 def _orientation(image: PILImage.Image) -> int:
@@ -70,10 +76,10 @@ def _orientation(image: PILImage.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def as_mask(field: str, data: bytes) -> PILImage.Image:
+def as_mask(field: str, data: bytes, name: str = "") -> PILImage.Image:
     """L, white where is drawn anew: the picture's alpha, where it has any (as AUTOMATIC1111 reads masks), else its
     lightness. Raises RequestError as :func:`opened` does."""
-    alpha = opened(field, data, transparent=True).getchannel("A")
+    alpha = opened(field, data, transparent=True, name=name).getchannel("A")
     if alpha.getextrema() == (255, 255):
         return opened(field, data).convert("L")
     return alpha.point([255 * (value > 128) for value in range(256)])
@@ -92,10 +98,11 @@ class Inputs:
     def __init__(self, root: Path) -> None:
         self._folder = root / "inputs"
 
-    def keep(self, field: str, data: bytes) -> str:
+    def keep(self, field: str, data: bytes, name: str = "") -> str:
         """Keep an image file, a mask's if ``field`` is that, and give its digest. Raises RequestError as
         :func:`opened` does."""
-        image = (as_mask(field, data) if field == "mask" else opened(field, data)).convert("RGB")
+        read = as_mask(field, data, name) if field == "mask" else opened(field, data, name=name)
+        image = read.convert("RGB")
         digest = _digest(image)
         try:
             self.open(digest)
@@ -124,7 +131,7 @@ class Inputs:
             raise RequestError(field, value[:40], "must be an image in base64 (data:image/png;base64,…) or a digest")
         descriptor, _ = open_regular(paths.user_path(value))
         with open(descriptor, "rb") as file:
-            return self.keep(field, file.read())
+            return self.keep(field, file.read(), value)
 
     def size(self, digest: str) -> tuple[int, int]:
         """(width, height) of an image, from its header alone. Raises IntegrityError when it is gone."""

@@ -40,7 +40,8 @@ def chosen(request: Request, model: Model, adapters: Adapters, by_path: bool) ->
     texts = request.prompt, request.negative
     asked = request.embeddings
     if asked is None:
-        known = [adapter.name for adapter in adapters.all() if adapter.kind == INVERSION]
+        # As A1111 does it, a plain word means one that fits the model; one that is marked has to.
+        known = [each.name for each in adapters.all() if each.kind == INVERSION and _fits(each, model)]
         asked = tuple(Embedding(name, word) for word, name in sorted(words.named(texts, known).items()))
     found = [(embedding, _found(embedding, adapters, by_path)) for embedding in asked]
     vectors = [_vectors(embedding, adapter, model) for embedding, adapter in found]
@@ -74,6 +75,14 @@ def _found(embedding: Embedding, adapters: Adapters, by_path: bool) -> Adapter:
     if found.kind != INVERSION:
         raise RequestError("embeddings", embedding.name, f"is a {found.kind}, not a textual inversion")
     return found
+
+
+def _fits(adapter: Adapter, model: Model) -> bool:
+    try:
+        _vectors(Embedding(adapter.name, adapter.name), adapter, model)
+    except RequestError:
+        return False
+    return True
 
 
 def _vectors(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str, str]:

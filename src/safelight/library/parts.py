@@ -3,6 +3,8 @@ No torch."""
 
 from __future__ import annotations
 
+import difflib
+
 from safelight.errors import IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
 from safelight.formats.adapter import VAE
 from safelight.formats.keys.controlnet import ControlNetConfig
@@ -25,7 +27,7 @@ def vae(request: Request, model: Model, library: Library, adapters: Adapters, by
     if alone is not None:
         found = alone
     else:
-        of = library.resolve(request.vae) if by_path else library.get(request.vae)
+        of = _vae_of(request.vae, library, adapters, by_path)
         if of.base.startswith("sdxl") != model.base.startswith("sdxl"):
             raise RequestError("vae", request.vae, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
         found = library.checked(of).manifest.component("vae")
@@ -38,6 +40,14 @@ def vae(request: Request, model: Model, library: Library, adapters: Adapters, by
     if (config.latent_channels, len(config.block_out_channels)) != (own.latent_channels, len(own.block_out_channels)):
         raise RequestError("vae", request.vae, f"its latents are not those of {model.name}")
     return found
+
+
+def _vae_of(name: str, library: Library, adapters: Adapters, by_path: bool) -> Model:
+    try:
+        return library.resolve(name) if by_path else library.get(name)
+    except ModelNotFoundError as error:
+        known = [adapter.name for adapter in adapters.all() if adapter.kind == VAE]
+        raise ModelNotFoundError(name, [*difflib.get_close_matches(name, known, 3, 0.4), *error.near], "VAE") from error
 
 
 def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> ComponentManifest | None:

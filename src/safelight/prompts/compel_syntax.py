@@ -52,11 +52,28 @@ def _weights(part: Any) -> list[float]:
     return own + [weight for one in inner for weight in _weights(one)]
 
 
+def _unbalanced(text: str) -> int | None:
+    """Where a bracket is that has no other, None for nowhere: compel would draw it, and what belongs to it."""
+    open_at: list[int] = []
+    for at, mark in enumerate(text):
+        plain = text[:at].endswith("\\")
+        if mark == "(" and not plain:
+            open_at.append(at)
+        elif mark == ")" and not plain:
+            if not open_at:
+                return at
+            open_at.pop()
+    return open_at[-1] if open_at else None
+
+
 def check(field: str, text: str) -> None:
     """Raise RequestError, which says where, for a prompt that compel cannot parse, or asks for what is not done."""
     parser = _parser()
     if _depth(text) > MOST_DEPTH:
         raise RequestError(field, text[:30], f"more than {MOST_DEPTH} brackets within each other; write word+++")
+    if (at := _unbalanced(text)) is not None:
+        problem = f"at character {at}: a bracket without another; \\( and \\) are plain ones"
+        raise RequestError(field, text[max(0, at - 10) : at + 20], problem)
     if len(tokens_of(text)) > MOST_CHUNKS * ROOM:
         raise RequestError(field, f"{text[:20]}…", f"over {MOST_CHUNKS} chunks of {ROOM} tokens")
     try:

@@ -6,6 +6,7 @@ is the prompt from then on, in the queue, in the image and when it is made again
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,10 @@ def _shielded(text: str) -> str:
     return _BARE.sub("\ue002", text)
 
 
+def _unescaped(text: str) -> str:
+    return _plain(_shielded(text))
+
+
 def _plain(text: str) -> str:
     for plain, instead in _SHIELDED.items():
         text = text.replace(instead, plain.lstrip("\\"))
@@ -51,13 +56,13 @@ def _plain(text: str) -> str:
 
 
 def chosen(request: Request, wildcards: Path) -> list[Request]:
-    """A request for each image, its choices made by its seed; the request itself when there is nothing to choose.
+    """A request for each image, its choices made by its seed; one for all of them when there is nothing to choose.
 
     ``wildcards``: the folder of ``NAME.txt``, a line for each value. Raises RequestError for what cannot be parsed, and
     for a wildcard that has no file.
     """
     if not has_choices(request.prompt) and not has_choices(request.negative):
-        return [request]
+        return [replace(request, prompt=_unescaped(request.prompt), negative=_unescaped(request.negative))]
     out: list[Request] = []
     for index in range(request.count):
         made = one(request, index)
@@ -70,7 +75,7 @@ def chosen(request: Request, wildcards: Path) -> list[Request]:
 def every(request: Request, wildcards: Path) -> list[Request]:
     """A request for each combination of all choices in the prompt, with the same seed."""
     if not has_choices(request.prompt):
-        return [request]
+        return [replace(request, prompt=_unescaped(request.prompt))]
     from dynamicprompts.generators import CombinatorialPromptGenerator
 
     found = _generated("prompt", request.prompt, CombinatorialPromptGenerator(_manager(wildcards)), MOST_VARIANTS + 1)
@@ -89,12 +94,14 @@ def one(request: Request, index: int) -> Request:
 def _manager(wildcards: Path) -> Any:
     from dynamicprompts.wildcards.wildcard_manager import WildcardManager
 
+    # It warns of wildcards without a file, which is an error here.
+    logging.getLogger("dynamicprompts").setLevel(logging.ERROR)
     return WildcardManager(wildcards if wildcards.is_dir() else None)
 
 
 def _random(field: str, text: str, wildcards: Path, seed: int) -> str:
     if not has_choices(text):
-        return text
+        return _unescaped(text)
     from dynamicprompts.generators import RandomPromptGenerator
 
     generator = RandomPromptGenerator(_manager(wildcards), seed=seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from safelight.errors import RequestError
 
 
@@ -34,9 +36,13 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def one_of(field_name: str, value: object, allowed: tuple[str, ...]) -> None:
+def one_of(field_name: str, value: object, allowed: tuple[str, ...], what: str = "") -> None:
+    """``what``: of the field this is about, where that is only a part."""
     if value not in allowed:
-        raise RequestError(field_name, value, f"must be one of {', '.join(allowed)}")
+        near = difflib.get_close_matches(str(value), allowed, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        listed = ", ".join(one or "nothing" for one in allowed)
+        raise RequestError(field_name, value, f"{what} must be one of {listed}{hint}".strip())
 
 
 def within(field_name: str, value: object, low: int, high: int) -> None:

@@ -109,9 +109,9 @@ class Control:
         checks.number("controls", self.end, 0, 1, f"{self.name}: its end, a share of the steps,")
         if self.start >= self.end:
             raise RequestError("controls", self.start, f"{self.name}: its start is not before its end {self.end}")
-        checks.one_of("controls", self.mode, CONTROL_MODES)
-        checks.one_of("controls", self.preprocessor, tuple(PREPROCESSORS))
-        checks.one_of("controls", self.resize_mode, RESIZES)
+        checks.one_of("controls", self.mode, CONTROL_MODES, f"{self.name}: its mode")
+        checks.one_of("controls", self.preprocessor, tuple(PREPROCESSORS), f"{self.name}: its preprocessor")
+        checks.one_of("controls", self.resize_mode, RESIZES, f"{self.name}: its resize mode")
         checks.within("controls", self.low, 0, 255)
         checks.within("controls", self.high, 1, 10000)
 

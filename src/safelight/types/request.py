@@ -173,7 +173,8 @@ class Request:
         if not any(self.outpaint):
             object.__setattr__(self, "outpaint", ())
         if self.outpaint and (not self.image or self.mask):
-            raise RequestError("outpaint", self.outpaint, "is for an image without a mask")
+            problem = "and a mask: give one of them" if self.mask else "there is no image that could be made larger"
+            raise RequestError("outpaint", self.outpaint, problem)
         checks.within("mask_blur", self.mask_blur, 0, 256)
         if self.mask_padding is not None:
             checks.within("mask_padding", self.mask_padding, 0, 4096)

@@ -197,7 +197,12 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     def loras() -> list[dict[str, Any]]:
         """For ``<lora:name:strength>`` in a prompt."""
         return [
-            {"name": found.name, "alias": found.name, "path": found.path.name, "metadata": found.summary()}
+            {
+                "name": found.name,
+                "alias": found.name,
+                "path": found.path.name,
+                "metadata": found.summary() | {"path": found.path.name},
+            }
             for found in listed(*WEIGHTS)
         ]
 
