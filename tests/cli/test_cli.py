@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image as PILImage
 from typer.testing import CliRunner
@@ -221,3 +224,16 @@ def test_options_without_effect_are_refused(run) -> None:
         outcome = run("generate", "x", "-m", "starter-noto", option, "1")
         assert (outcome.code, says in outcome.err) == (2, True)
     assert "did you mean dpmpp_2m?" in run("generate", "x", "-m", "starter-noto", "--sampler", "dpmpp2m").err
+
+
+def test_an_interrupt_is_said() -> None:
+    command = [sys.executable, "-m", "safelight.cli", "generate", "x", "-m", "starter-noto", "--steps", "900", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while psutil.Process(process.pid).memory_info().rss < 250e6:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert said == "safelight: cancelled\n"

@@ -99,7 +99,11 @@ def grid(
                 at = progress.step / max(1, progress.steps) if progress.stage == "denoise" else 0
                 update(int((number + at) * 100), len(listed) * 100, Path(cell.request.model).stem)
 
-            path, kept = maker.made(cell, report)
+            try:
+                path, kept = maker.made(cell, report)
+            except KeyboardInterrupt:
+                say(f"{number} of {len(listed)} images are there; the same command goes on from them", err=True)
+                raise
             sheet.add(path, cell.column, cell.row)
             if as_json:
                 said = {"column": cell.column, "row": cell.row, "path": str(path), "kept": kept}

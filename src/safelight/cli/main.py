@@ -92,11 +92,19 @@ def run() -> None:
     except InputError as error:
         _fail(str(error), 2)
     except (Cancelled, KeyboardInterrupt):
-        _fail("cancelled", 130)
+        _fail("cancelled", CANCELLED)
+    except SystemExit as stop:
+        # Typer turns an interrupt into this, and says nothing.
+        if stop.code == CANCELLED:
+            _fail("cancelled", CANCELLED)
+        raise
     except SafelightError as error:
         _fail(str(error), 1)
     except BrokenPipeError:
         sys.exit(1)
+
+
+CANCELLED = 130
 
 
 def _fail(message: str, code: int) -> None:

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safelight.assemble.serving import Control
@@ -65,6 +66,23 @@ def create(control: Control) -> FastAPI:
     return app
 
 
+def _unknown(scope: Scope) -> tuple[int, Problem] | None:
+    """What is below an API and is none of its paths, or not by this method: else the page would answer, in HTML."""
+    path: str = scope["path"]
+    if not path.startswith(APIS):
+        return None
+    # The page's route takes whatever is left.
+    found = {route.matches(scope)[0] for route in scope["app"].routes if not isinstance(route, Mount)}
+    if Match.FULL in found:
+        return None
+    if Match.PARTIAL in found:
+        return 405, Problem(error="method_not_allowed", message=f"{path} does not take {scope.get('method')}")
+    return 404, Problem(error="not_found", message=f"there is no {path}")
+
+
+APIS = ("/api/", "/v1/", "/sdapi/")
+
+
 class _Gate:
     """Before everything else: pages of other sites, the key, and the size of the body."""
 
@@ -78,7 +96,7 @@ class _Gate:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        refused = self._refused(connection)
+        refused = self._refused(connection) or _unknown(scope)
         if refused is not None:
             status, problem = refused
             if scope["type"] == "websocket":
