@@ -96,7 +96,7 @@ def ours(model: str, paths: list[Path]) -> dict[str, float]:
         return next(engine.generate(asked))
 
     both = tuple(Lora(str(path), 0.8) for path in paths)
-    plain = [image() for _ in range(ROUNDS)]
+    plain = [image() for _ in range(ROUNDS + 2)]
     first, off, further = [], [], []
     for strength in range(ROUNDS + 2):
         # Another strength is another combination: it is put together anew.
@@ -106,12 +106,20 @@ def ours(model: str, paths: list[Path]) -> dict[str, float]:
         off.append(image())
     del first[:2]
     engine.close()
+
+    def switch(images: list[Any]) -> float:
+        return statistics.median(made.seconds.switch for made in images)
+
+    def step(images: list[Any]) -> float:
+        return min(made.seconds.denoise for made in images) / STEPS
+
+    there = switch(plain[1:])
     return {
-        "put on": statistics.median(made.seconds.switch for made in first) - plain[-1].seconds.switch,
-        "a further image, more": statistics.median(made.seconds.switch for made in further) - plain[-1].seconds.switch,
-        "take off, more": statistics.median(made.seconds.switch for made in off) - plain[-1].seconds.switch,
-        "a step without": statistics.median(made.seconds.denoise for made in plain) / STEPS,
-        "a step with": statistics.median(made.seconds.denoise for made in further) / STEPS,
+        "put on": switch(first) - there,
+        "a further image, more": switch(further) - there,
+        "take off, more": switch(off) - there,
+        "a step without": step([*plain, *off]),
+        "a step with": step(further),
     }
 
 
