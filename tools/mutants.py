@@ -339,8 +339,8 @@ MUTANTS = (
     Mutant(
         "what cannot be done is refused",
         "server/apis/a1111_fields.py",
-        "        if name not in WITHOUT_EFFECT and not _neutral(name, value):\n",
-        "        if False:\n",
+        "        elif name not in WITHOUT_EFFECT and not _neutral(name, value):\n",
+        "        elif False:\n",
         "tests/server/test_a1111.py",
     ),
     Mutant(

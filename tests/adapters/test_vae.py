@@ -45,7 +45,7 @@ def test_what_is_no_vae_for_it_is_refused(root: Path, ask: Ask, tiny: Path, vae:
     engine.shelves.adapters.add(vae, "mine")
     with pytest.raises(RequestError, match="is the VAE of a sdxl model; a is sd1"):
         next(engine.generate(ask(vae=str(tiny / "xl.safetensors"))))
-    with pytest.raises(safelight.InputError, match="no model named 'nobody'"):
+    with pytest.raises(safelight.InputError, match="no VAE named 'nobody'"):
         next(engine.generate(ask(vae="nobody")))
     with pytest.raises(RequestError, match="is a vae: ask for it as vae"):
         next(engine.generate(ask(prompt="x <lora:mine>")))

@@ -228,7 +228,14 @@ def test_options_without_effect_are_refused(run) -> None:
 
 def test_an_interrupt_is_said() -> None:
     command = [sys.executable, "-m", "safelight.cli", "generate", "x", "-m", "starter-noto", "--steps", "900", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What was started in the background of a script ignores interrupts, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
         until = time.monotonic() + 60
         while psutil.Process(process.pid).memory_info().rss < 250e6:
             assert time.monotonic() < until
