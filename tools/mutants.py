@@ -577,13 +577,13 @@ def main() -> None:
     names = sys.argv[1:]
     chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
     start = time.perf_counter()
+    survived: list[str] = []
+    print("| protection | where | seconds | what goes red without it |\n|---|---|---|---|", flush=True)
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(red, chosen))
-    print("| protection | where | seconds | what goes red without it |\n|---|---|---|---|")
-    for mutant, (was_red, seconds, what) in zip(chosen, found, strict=True):
-        told = f"`{what}`" if was_red else "**nothing**"
-        print(f"| {mutant.name} | `{mutant.file}` | {seconds:.0f} | {told} |")
-    survived = [mutant.name for mutant, (was_red, _, _) in zip(chosen, found, strict=True) if not was_red]
+        for mutant, (was_red, seconds, what) in zip(chosen, pool.map(red, chosen), strict=True):
+            told = f"`{what}`" if was_red else "**nothing**"
+            print(f"| {mutant.name} | `{mutant.file}` | {seconds:.0f} | {told} |", flush=True)
+            survived += [] if was_red else [mutant.name]
     print(f"\n{len(chosen) - len(survived)} of {len(chosen)} went red, in {time.perf_counter() - start:.0f} s")
     raise SystemExit(1 if survived else 0)
 
