@@ -51,6 +51,7 @@ _drawn: list[Any] = []
 """Progress bars on the terminal now."""
 
 _said: set[str] = set()
+"""Warnings about settings, which a command may load more than once."""
 
 
 def say(text: str, err: bool = False) -> None:

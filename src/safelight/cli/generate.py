@@ -175,7 +175,8 @@ def generate(
         ("strength", "--image", image),
         ("mask_blur", "--mask or --outpaint", mask or outpaint),
     ):
-        if there is None and str(getattr(context.get_parameter_source(name), "name", "")) == "COMMANDLINE":
+        source = context.get_parameter_source(name)
+        if there is None and source is not None and source.name == "COMMANDLINE":
             raise RequestError(name, context.params[name], f"has no effect without {of}")
     adapters = tuple(values.lora_of(text) for text in lora or ())
     requests = [

@@ -79,9 +79,10 @@ def _orientation(image: PILImage.Image) -> int:
 def as_mask(field: str, data: bytes, name: str = "") -> PILImage.Image:
     """L, white where is drawn anew: the picture's alpha, where it has any (as AUTOMATIC1111 reads masks), else its
     lightness. Raises RequestError as :func:`opened` does."""
-    alpha = opened(field, data, transparent=True, name=name).getchannel("A")
+    picture = opened(field, data, transparent=True, name=name)
+    alpha = picture.getchannel("A")
     if alpha.getextrema() == (255, 255):
-        return opened(field, data).convert("L")
+        return picture.convert("L")
     return alpha.point([255 * (value > 128) for value in range(256)])
 
 

@@ -109,6 +109,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     async def answered(asked: TextToImage, http: HTTPRequest) -> Made:
         jobs = await bridge.run(accepted, asked, client_of(http))
+        together.update({job.id: [one.id for one in jobs] for job in jobs})
         try:
             jobs = await asking.all_ended(control, jobs, http)
         finally:
@@ -149,9 +150,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
             variation_strength=strength,
             **asked.given(),
         )
-        jobs = asking.accept(control, request, client=f"a1111 {client.address}")
-        together.update({job.id: [one.id for one in jobs] for job in jobs})
-        return jobs
+        return asking.accept(control, request, client=f"a1111 {client.address}")
 
     @api.get("/sd-models")
     def sd_models() -> list[dict[str, Any]]:
@@ -163,12 +162,9 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/schedulers")
     def schedulers() -> list[dict[str, Any]]:
-        return [
-            {"name": name, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
-            for name, label in (
-                (label.lower().replace(" ", "_"), label) for label in (AUTOMATIC, *SCHEDULE_LABELS.values())
-            )
-        ]
+        more = {"aliases": None, "default_rho": -1, "need_inner_model": False}
+        labels = (AUTOMATIC, *SCHEDULE_LABELS.values())
+        return [{"name": label.lower().replace(" ", "_"), "label": label, **more} for label in labels]
 
     @api.get("/upscalers")
     def upscalers() -> list[dict[str, Any]]:
@@ -276,8 +272,9 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     def own_job(http: HTTPRequest) -> Job | None:
         state = control.dispatcher.state
-        mine = state is not None and state.job.client == f"a1111 {client_of(http).address}"
-        return state.job if mine and state is not None else None
+        if state is None or state.job.client != f"a1111 {client_of(http).address}":
+            return None
+        return state.job
 
     @api.post("/refresh-checkpoints")
     @api.post("/refresh-loras")
