@@ -30,6 +30,8 @@ def test_every_base_comes_back_as_the_same_model(engine: LocalEngine, tiny: Path
 def test_diffusers_draws_the_same_with_it(engine: LocalEngine, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["models", "export", "starter-noto", "--out", str(tmp_path / "noto")])
     assert result.exit_code == 0, result.output
+    # It draws 64 pixels a side, which is not its base's size: the folder has to say so.
+    assert engine.library.add(tmp_path / "noto", "noto").resolution == 64
     image = next(engine.generate(safelight.Request("red apple", "starter-noto", seed=3, steps=4)))
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "noto", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
