@@ -33,8 +33,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def printable(text: str) -> str:
+    """The text with what is no character to show (control characters, halves of surrogate pairs) as escapes: what a
+    file says reaches terminals, logs and JSON."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 class SafelightError(Exception):
-    """Root of the tree. ``str()`` of it is one message for a person."""
+    """Root of the tree. ``str()`` of it is one message for a person, printable whatever a file says."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InputError(SafelightError):
@@ -128,6 +137,7 @@ class IncompleteModelError(InputError):
         lacks = "a complete" if missing or mismatched else "just a"
         super().__init__(f"{path}: not {lacks} {what}; tensors " + "; ".join(parts) + ". Get it from its author again.")
         self.path = path
+        self.what = what
         self.missing = tuple(missing)
         self.mismatched = tuple(mismatched)
         self.unexpected = tuple(unexpected)

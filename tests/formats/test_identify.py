@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save_file as save_torch
 from support import checkpoints
 
-from safelight.errors import CorruptFileError, IncompleteModelError, UnsupportedModelError
+from safelight.errors import CorruptFileError, IncompleteModelError, InputError, UnsupportedModelError
 from safelight.formats.identify import identify
+from safelight.library.adapters import Adapters
 
 BASES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 
@@ -145,12 +146,85 @@ def test_a_checkpoint_without_one_of_its_tensors_is_refused(base: str, tmp_path:
             identify(path)
 
 
+def test_missing_tensors_are_those_that_are_missing_in_the_files_own_names(tmp_path: Path) -> None:
+    """Also where the tensor from which settings are read is among them."""
+    whole = load_file(checkpoints.write_single(tmp_path / "whole.safetensors", "sd1", dtype=torch.float16))
+    path = tmp_path / "part.safetensors"
+    unet, vae = "model.diffusion_model.", "first_stage_model."
+    for absent in (
+        {f"{unet}input_blocks.1.0.in_layers.2.weight"},
+        {f"{unet}input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight", f"{unet}out.2.weight"},
+        {f"{vae}decoder.conv_in.weight", f"{vae}decoder.conv_in.bias"},
+    ):
+        save_torch({key: tensor for key, tensor in whole.items() if key not in absent}, path)
+        with pytest.raises(IncompleteModelError) as caught:
+            identify(path)
+        assert {name.partition(" (")[0] for name in caught.value.missing} >= absent
+    # Of the tiny UNet all other tensors of the published one are missing too, but never one that is there.
+    save_torch({key: tensor for key, tensor in whole.items() if "conv_in" not in key}, path)
+    with pytest.raises(IncompleteModelError) as caught:
+        identify(path)
+    assert not {name.partition(" (")[0] for name in caught.value.missing} & set(whole) - {
+        key for key in whole if "conv_in" in key
+    }
+
+
+def test_names_are_escaped_on_their_way_to_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    name = "\\ud800 \\u001b[31m"
+    header = f'{{"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}'.encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(UnsupportedModelError) as caught:
+        identify(path)
+    assert r"\ud800 \x1b[31m" in str(caught.value)
+    str(caught.value).encode()
+
+
+BASES_OF_ADAPTERS = [
+    ({"a_attn2_to_k.lora_down.weight": (4, 768)}, {"ss_base_model_version": "sdxl_base_v1-0"}, "sd1"),
+    ({"a_attn2_to_k.lora_down.weight": (4, 2048)}, {"modelspec.architecture": "stable-diffusion-v1/lora"}, "sdxl"),
+    ({"lora_te2_x.lora_down.weight": (4, 4)}, {}, "sdxl"),
+    ({"lora_unet_x.lora_down.weight": (4, 4)}, {"ss_base_model_version": "sd_xl_base_v1.0"}, None),
+    ({"lora_unet_x.lora_down.weight": (4, 4)}, {"ss_base_model_version": "my v2 of v1"}, None),
+    ({"lora_unet_x.lora_down.weight": (4, 4)}, {"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl"),
+    ({"lora_unet_x.lora_down.weight": (4, 4)}, {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, "sd2"),
+]
+
+
+@pytest.mark.parametrize(("shapes", "metadata", "base"), BASES_OF_ADAPTERS)
+def test_the_base_of_an_adapter_is_that_of_its_shapes(
+    shapes: dict[str, tuple[int, ...]], metadata: dict[str, str], base: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "style.safetensors"
+    save_file({name: np.zeros(shape, np.float16) for name, shape in shapes.items()}, path, metadata)
+    assert identify(path).base == base
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "says"),
+    [
+        ("vae", ["encoder.conv_in.weight", "decoder.conv_in.weight"], "not a complete VAE"),
+        ("controlnet", ["control_model.input_blocks.0.0.weight"], "not a complete ControlNet"),
+        ("control lora", ["lora_controlnet", "input_blocks.0.0.up", "x.lora_down"], "is a control_lora"),
+        ("union", ["task_embedding", "controlnet_cond_embedding.conv_in.weight"], "is a controlnet_union"),
+    ],
+)
+def test_broken_parts_are_named_for_what_they_are(label: str, names: list[str], says: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{label}.safetensors"
+    save_file({name: np.zeros((4, 768), np.float16) for name in names}, path)
+    with pytest.raises(InputError, match=says):
+        Adapters(tmp_path / "root").add(path)
+
+
 def test_wrong_shapes_and_strangers_are_named(tmp_path: Path) -> None:
     whole = load_file(checkpoints.write_single(tmp_path / "whole.safetensors", "sd1", dtype=torch.float16))
     path = tmp_path / "odd.safetensors"
     odd = "model.diffusion_model.out.2.bias"
     save_torch({**whole, odd: torch.zeros(5).half()}, path)
-    with pytest.raises(IncompleteModelError, match=r"conv_out\.bias: \[5\] instead of \[4\]"):
+    with pytest.raises(
+        IncompleteModelError,
+        match=r"model\.diffusion_model\.out\.2\.bias \(unet\.conv_out\.bias\): \[5\] instead of \[4\]",
+    ):
         identify(path)
     save_torch({**whole, "model.diffusion_model.extra": torch.zeros(5).half()}, path)
     with pytest.raises(IncompleteModelError, match="that nothing uses"):
@@ -164,7 +238,7 @@ SD1_TEXT = "cond_stage_model.transformer.text_model.embeddings"
 DISCORD = {
     "tokens": ({f"{SD1_TEXT}.token_embedding.weight": (1000, 64)}, "1000 tokens"),
     "positions": ({f"{SD1_TEXT}.position_embedding.weight": (20, 64)}, "20 positions"),
-    "blocks": ({}, "has no blocks"),
+    "blocks": ({}, r"missing: [0-9]+ \(first_stage_model\.encoder\.down\.0\.block\.0\.norm1\.weight"),
 }
 
 

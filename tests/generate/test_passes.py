@@ -165,7 +165,7 @@ def test_large_images_are_tiled_by_rule_which_is_recorded(engine: LocalEngine, a
     def tile(**changes: Any) -> int:
         asked = ask(**changes)
         model = engine.library.resolve(asked.model)
-        return Drawing(settled(asked, model, engine.shelves), model, engine.bench, 0, 0, lambda _: None).tile
+        return Drawing(settled(asked, model, engine.shelves), model, engine.bench, 0, lambda _: None).tile
 
     assert tile(width=1536, height=1536) == 0
     assert tile(width=1544, height=1536) == 768

@@ -1,4 +1,4 @@
-"""Images that requests start from: every file is a picture or an error, masks are read as AUTOMATIC1111 reads them."""
+"""Images that requests start from: every file is a picture or an error, masks are lightness times alpha."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-from PIL import ImageOps
+from PIL import ImageCms, ImageOps
 
 from safelight.errors import RequestError
 from safelight.library.inputs import Inputs, as_mask, opened
@@ -52,11 +52,62 @@ def test_damaged_exif_gives_a_picture_or_an_error() -> None:
     assert read > 1900
 
 
-def test_masks_are_read_by_their_alpha_where_they_have_any() -> None:
+MODES: dict[str, tuple[str, ...]] = {
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "TIFF": ("1", "L", "LA", "P", "PA", "I", "I;16", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"),
+    "JPEG": ("1", "L", "RGB", "CMYK", "YCbCr"),
+    "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "GIF": ("1", "L", "P", "RGB", "RGBA"),
+    "WEBP": ("L", "RGB", "RGBA"),
+}
+"""What Pillow writes into each format that is read."""
+
+
+def _in_mode(grey: PILImage.Image, mode: str) -> PILImage.Image:
+    """A grey picture in another mode; its alpha, where the mode has one, is opaque."""
+    if mode.startswith("I"):
+        wide = PILImage.fromarray(np.asarray(grey).astype(np.int32) * 257)
+        return wide if mode == "I" else PILImage.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    if mode == "PA":
+        return grey.convert("P").convert("PA")
+    if mode == "LAB":
+        return ImageCms.profileToProfile(
+            grey.convert("RGB"), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
+    return grey.convert("RGB").convert(mode) if mode not in ("1", "L", "LA", "P") else grey.convert(mode)
+
+
+@pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
+def test_masks_are_their_lightness_times_their_alpha_in_every_mode(form: str, mode: str) -> None:
+    grey = PILImage.new("L", (16, 16), 0)
+    grey.paste(255, (0, 0, 8, 16))
+    how = {"lossless": True} if form == "WEBP" else {"quality": 100} if form == "JPEG" else {}
+    picture = _in_mode(grey, mode)
+    mask = np.asarray(as_mask("mask", saved(picture, form, **how))).astype(int)
+    assert np.abs(mask - np.asarray(grey)).max() <= 4, mode
+    if mode not in ("LA", "RGBA") or form in ("GIF", "BMP"):
+        return
+    # One pixel that is not opaque changes that pixel and no other.
+    picture.putpixel((2, 2), (255, 40) if mode == "LA" else (255, 255, 255, 40))
+    changed = np.asarray(as_mask("mask", saved(picture, form, **how))).astype(int)
+    assert changed[2, 2] == 40
+    changed[2, 2] = mask[2, 2]
+    assert (changed == mask).all()
+
+
+def test_a_value_that_a_file_calls_transparent_is_transparent_in_masks() -> None:
+    for mode, value in (("L", 255), ("RGB", (255, 255, 255)), ("1", 255), ("I;16", 65535)):
+        grey = PILImage.new("L", (16, 16), 0)
+        grey.paste(255, (0, 0, 8, 16))
+        picture = _in_mode(grey, mode)
+        assert as_mask("mask", saved(picture)).getbbox() == (0, 0, 8, 16)
+        assert as_mask("mask", saved(picture, transparency=value)).getbbox() is None, mode
+
+
+def test_masks_of_strokes_are_where_they_are_light() -> None:
     stroke = PILImage.new("RGBA", (16, 16), (0, 0, 0, 0))
-    for colour in ("white", "black"):
-        stroke.paste(colour, (4, 4, 8, 8))
-        assert as_mask("mask", saved(stroke)).getbbox() == (4, 4, 8, 8)
+    stroke.paste("white", (4, 4, 8, 8))
+    assert as_mask("mask", saved(stroke)).getbbox() == (4, 4, 8, 8)
     assert as_mask("mask", saved(stroke.getchannel("A"))).getbbox() == (4, 4, 8, 8)
     opaque = PILImage.new("RGBA", (16, 16), "black")
     opaque.paste("white", (2, 2, 4, 4))

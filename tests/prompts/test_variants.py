@@ -86,6 +86,29 @@ def test_what_means_something_to_dynamicprompts_only_is_plain(wildcards: Path) -
         variants.chosen(ask("{a|b}" * 300), wildcards)
 
 
+def test_names_in_tags_are_never_rewritten(wildcards: Path) -> None:
+    """With a wildcard file of the name that stands between underscores, another adapter could be loaded."""
+    for tag in (
+        "<lora:my__colour__style:0.8>",
+        "<a__colour__b>",
+        "<lora:style{v2}:1>",
+        "<lora:a$b|c:1>",
+        "<lora:x_y:1>",
+    ):
+        for prompt in (f"an apple {tag}", f"{{an|an}} apple {tag}", f"an {{apple {tag}|apple {tag}}}"):
+            [made] = variants.chosen(ask(prompt), wildcards)
+            assert made.prompt == f"an apple {tag}"
+        assert not variants.has_choices(tag)
+        (wildcards / "line.txt").write_text(f"apple {tag}\n")
+        assert variants.chosen(ask("an __line__"), wildcards)[0].prompt == f"an apple {tag}"
+        assert variants.every(ask("an __line__"), wildcards)[0].prompt == f"an apple {tag}"
+
+
+def test_a_choice_of_strengths_within_a_tag_is_made(wildcards: Path) -> None:
+    made = variants.every(ask("<lora:a__colour__:{0.5|0.8}>"), wildcards)
+    assert [one.prompt for one in made] == ["<lora:a__colour__:0.5>", "<lora:a__colour__:0.8>"]
+
+
 @pytest.mark.parametrize("text", ["{red|green}", "a {b} c", "plain", "\\{a|b\\}"])
 def test_what_is_escaped_is_not_chosen_again(text: str, tmp_path: Path) -> None:
     (once,) = chosen(Request(escaped(text), "m"), tmp_path)

@@ -6,7 +6,6 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -48,14 +47,14 @@ def carried_out(engine: LocalEngine, job: Generate, pipe: Pipe, stopped: Callabl
     def on_progress(progress: Progress) -> None:
         if stopped():
             raise Cancelled
-        pipe.say(Progressed(job.job, replace(progress, image=progress.image + job.first)))
+        pipe.say(Progressed(job.job, progress))
 
     kind, problem, leave = "done", "", False
     try:
         if stopped():
             raise Cancelled
-        wanted = replace(job.request, seed=job.request.seed + job.first, count=job.request.count - job.first)
-        for place, image in enumerate(engine.generate_pinned(wanted, job.digest, job.upcoming, on_progress), job.first):
+        images = engine.generate_pinned(job.request, job.digest, job.upcoming, on_progress, job.first)
+        for place, image in enumerate(images, job.first):
             pipe.say(Made(job.job, place, image))
     except Cancelled:
         kind = "cancelled"

@@ -12,6 +12,8 @@ from safelight.cli.common import JsonOption, RootOption, loaded, say_json, table
 if TYPE_CHECKING:
     from safelight.library.adapters import Adapters
 
+BASES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
+
 app = typer.Typer(
     help="Add adapters to the library, list, verify and remove them: LoRA and its kin, VAEs, ControlNets, embeddings.",
     no_args_is_help=True,
@@ -30,6 +32,9 @@ def add(
     context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(help="Adapter files.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="Its name in the library; the file's name by default.")] = None,
+    base: Annotated[
+        str, typer.Option(help=f"The models that it is for, where the file is wrong about it: {', '.join(BASES)}.")
+    ] = "",
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
@@ -38,10 +43,12 @@ def add(
 
     if name is not None and len(paths) > 1:
         raise InputError(f"--name {name!r} is for one path, {len(paths)} were given")
+    if base and base not in BASES:
+        raise InputError(f"--base {base!r}: must be one of {', '.join(BASES)}")
     adapters, failed = _adapters(context, root), False
     for path in paths:
         try:
-            added = adapters.add(path, name)
+            added = adapters.add(path, name, base)
         except InputError as error:
             failed = True
             typer.echo(f"safelight: {error}", err=True)
@@ -49,7 +56,7 @@ def add(
         if as_json:
             say_json(added.summary())
         else:
-            typer.echo(f"added {added.name}: {added.kind} for {added.base or 'a base that nothing tells'}")
+            typer.echo(f"added {added.name}: {added.kind} for {added.base or 'an unknown base'}")
     if failed:
         raise typer.Exit(2)
 

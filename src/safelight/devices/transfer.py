@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import structlog
 import torch
 import xxhash
@@ -45,8 +44,18 @@ WAITS = 4
 MARKED = 0xA5
 """Fills the target of a copy that will be verified."""
 
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NUMPY = {"F32": np.dtype(np.uint32), "F16": np.dtype(np.uint16), "BF16": np.dtype(np.uint16)}
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+"""Torch's by the format's names; adapters have the wide ones and integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +144,12 @@ def _read(read: Read, descriptor: int) -> str:
     source, goal = DTYPES[read.dtype], read.target.dtype
     flat = read.target if not read.transpose else torch.empty(read.target.shape[::-1], dtype=goal, device="cpu")
     flat = flat.view(-1)
-    item = _NUMPY[read.dtype].itemsize
+    item = source.itemsize
     arrived, produced = xxhash.xxh3_128(), xxhash.xxh3_128()
     direct = source == goal
-    for done in range(0, read.nbytes, CHUNK_ELEMENTS * item):
-        size = min(CHUNK_ELEMENTS * item, read.nbytes - done)
+    most = min(CHUNK_ELEMENTS * item, _staging.raw.numel())
+    for done in range(0, read.nbytes, most):
+        size = min(most, read.nbytes - done)
         target = flat[done // item : (done + size) // item]
         chunk = target.view(torch.uint8) if direct else _staging.raw[:size]
         view = _bytes_of(chunk)

@@ -66,10 +66,15 @@ class LocalEngine:
         return self.generate_pinned(request, None, (), on_progress)
 
     def generate_pinned(
-        self, request: Request, digest: str | None, upcoming: Sequence[str], on_progress: OnProgress = ignore
+        self,
+        request: Request,
+        digest: str | None,
+        upcoming: Sequence[str],
+        on_progress: OnProgress = ignore,
+        first: int = 0,
     ) -> Iterator[Image]:
-        """The same, with the content ``digest`` or not at all (IntegrityError); the models named in ``upcoming`` will
-        be wanted next, the soonest first."""
+        """The same from image ``first`` on, with the content ``digest`` or not at all (IntegrityError); the models
+        named in ``upcoming`` will be wanted next, the soonest first."""
         model = self._sound(self.library.resolve(request.model))
         if digest is not None and model.digest != digest:
             raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
@@ -80,15 +85,17 @@ class LocalEngine:
         check(request, model, asked.words)
         self._used.pop(model.digest, None)
         self._used[model.digest] = resident.component_keys(model, settings)
-        return self._locked(self._images(asked, model, bench, on_progress))
+        return self._locked(self._images(asked, model, bench, on_progress, first))
 
-    def _images(self, asked: Settled, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
+    def _images(
+        self, asked: Settled, model: Model, bench: Bench, on_progress: OnProgress, first: int
+    ) -> Iterator[Image]:
         request = asked.request
         if model.digest != self._last and self.on_switch is not None:
             self._last = ""
             self.on_switch(model, bench)
         self._last = model.digest
-        for index in range(request.count):
+        for index in range(first, request.count):
             try:
                 yield self._image(asked, self._under(model, asked), bench, index, on_progress)
             except IntegrityError:

@@ -6,7 +6,7 @@ import json
 from typing import Any, cast
 
 from safelight.errors import UnsupportedModelError
-from safelight.formats.header import Header
+from safelight.formats.header import Header, TensorInfo
 from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.layout import CONTROLNET, FLOATS, ComponentLayout, TensorPlace, alone
 
@@ -33,23 +33,32 @@ PREFIXES = {VAE: "first_stage_model.", CONTROLNET: "control_model."}
 _NUMBERED = "string_to_token."
 """AUTOMATIC1111's embeddings say which token they stood for in training."""
 
+NUMBERS = FLOATS | {"F64", "I64", "I32", "I16", "I8", "U8"}
+"""Dtypes of alpha, a single number: trainers write it in any of them."""
+
+
+def read_tensors(header: Header, kind: str) -> list[TensorInfo]:
+    """The tensors of an adapter's file that mean something. Raises UnsupportedModelError for other dtypes."""
+    if kind in PREFIXES:
+        return list(header.tensors.values())
+    found = [i for i in header.tensors.values() if not (kind == INVERSION and i.name.startswith(_NUMBERED))]
+    for info in found:
+        allowed = NUMBERS if info.elements == 1 and info.name.endswith("alpha") else FLOATS | {"F64"}
+        if info.dtype not in allowed:
+            listed = ", ".join(sorted(allowed))
+            raise UnsupportedModelError(header.path, f"tensor {info.name} is {info.dtype}; only {listed} are read")
+    return found
+
 
 def layout(header: Header, kind: str) -> ComponentLayout:
     """The adapter's tensors under their own names; a VAE's and a ControlNet's under the module's. Raises
     UnsupportedModelError for what cannot be read exactly, IncompleteModelError for a module that lacks tensors."""
+    infos = read_tensors(header, kind)
     if kind in PREFIXES:
-        return alone(header.path, kind, {n.removeprefix(PREFIXES[kind]): i for n, i in header.tensors.items()})
-    places: list[TensorPlace] = []
-    for info in header.tensors.values():
-        if kind == INVERSION and info.name.startswith(_NUMBERED):
-            continue
-        if info.dtype not in FLOATS:
-            raise UnsupportedModelError(
-                header.path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read"
-            )
-        places.append(TensorPlace(info.name, info.dtype, info.shape, info.path, info.offset, info.nbytes))
+        return alone(header.path, kind, {info.name.removeprefix(PREFIXES[kind]): info for info in infos})
+    places = tuple(TensorPlace(i.name, i.dtype, i.shape, i.path, i.offset, i.nbytes, source=i.name) for i in infos)
     scales = _scales(header)
-    return ComponentLayout(ROLE, AdapterConfig(kind, tuple(scales), tuple(scales.values())), tuple(places))
+    return ComponentLayout(ROLE, AdapterConfig(kind, tuple(scales), tuple(scales.values())), places)
 
 
 def _scales(header: Header) -> dict[str, float]:

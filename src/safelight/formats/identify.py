@@ -96,11 +96,19 @@ def _dtype(infos: Mapping[str, str]) -> str:
 
 def _fire(header: Header) -> KindRule:
     names = list(header.tensors)
-    fired = next((rule for rule in KIND_RULES if rule.fires(names)), None)
+    fired = next((rule for rule in KIND_RULES if rule.fires(names)), None) or _lone_vectors(header)
     if fired is None:
         some = ", ".join(sorted(names)[:3]) or "none at all"
         raise UnsupportedModelError(header.path, f"is not a kind of model known here ({len(names)} tensors: {some})")
     return fired
+
+
+def _lone_vectors(header: Header) -> KindRule | None:
+    """The rule for a textual inversion whose only tensor has any name: diffusers calls it by its placeholder."""
+    floats = [info for info in header.tensors.values() if info.dtype in layout.FLOATS]
+    if len(floats) == 1 and "." not in floats[0].name and len(floats[0].shape) in (1, 2) and floats[0].shape[-1] >= 32:
+        return KindRule("textual_inversion", None, (), "one tensor of vectors and nothing else")
+    return None
 
 
 def _single(header: Header) -> Identity:
@@ -204,7 +212,7 @@ def _sample_size(path: Path) -> int | None:
 def _refuse_other_settings(path: Path, base: str, config: UNetConfig) -> None:
     """Refuse a folder whose settings say what neither shapes nor the base's rule would give."""
     rule = BASES[base]
-    heads = [rule.heads or width // layout.CHANNELS_PER_HEAD for width in config.block_out_channels]
+    heads = [layout.attention_heads(rule, width) for width in config.block_out_channels]
     expected: list[tuple[str, str, object]] = [
         ("vae", "scaling_factor", rule.scaling_factor),
         ("vae", "norm_num_groups", layout.NORM_GROUPS),
@@ -264,18 +272,43 @@ def _prediction_of_file(header: Header, base: str) -> tuple[PredictionType, bool
 _CONTEXT_BASES: Mapping[int, str] = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 
 
+_DECLARED: Mapping[str, str] = {
+    "sd_v1": "sd1",
+    "sd_1.5": "sd1",
+    "sd_v2": "sd2",
+    "sd_v2_v": "sd2",
+    "sdxl_base_v0-9": "sdxl",
+    "sdxl_base_v1-0": "sdxl",
+    "sdxl_refiner_v0-9": "sdxl-refiner",
+    "sdxl_refiner_v1-0": "sdxl-refiner",
+    "stable-diffusion-v1": "sd1",
+    "stable-diffusion-v2-512": "sd2",
+    "stable-diffusion-v2-768-v": "sd2",
+    "stable-diffusion-xl-v0-9-base": "sdxl",
+    "stable-diffusion-xl-v1-base": "sdxl",
+    "stable-diffusion-xl-v1-refiner": "sdxl-refiner",
+}
+"""The values that kohya's scripts write as ``ss_base_model_version`` and ``modelspec.architecture``."""
+
+_ONLY_SDXL = re.compile(r"(^lora_te2_|(^|[._])text_encoder_2\.|transformer_blocks[._][1-9][0-9]?[._])")
+"""SD 1 and 2 have one text encoder, and one transformer block in each attention."""
+
+
 def _adapter_base(header: Header) -> str | None:
-    """The base of an adapter, by the width of the text that its attention reads; None when nothing tells."""
-    declared = header.metadata.get("ss_base_model_version", "") or header.metadata.get("modelspec.architecture", "")
-    for mark, base in (("sdxl", "sdxl"), ("xl-v1", "sdxl"), ("v2", "sd2"), ("v1", "sd1")):
-        if mark in declared:
-            return base
+    """The base of an adapter: by the width of the text that its attention reads, by modules that only one base has,
+    then by what its metadata declares in an exact known value; None when nothing tells."""
     for name, info in header.tensors.items():
         reads_text = "attn2" in name and any(part in name for part in ("to_k", "to_v"))
         down = any(part in name for part in ("lora_down", "lora_A", "lora.down", "hada_w1_b"))
-        plain = name.endswith(("to_k.weight", "to_v.weight"))
-        if reads_text and (down or plain) and len(info.shape) >= 2:
-            return _CONTEXT_BASES.get(info.shape[1])
+        plain = name.endswith(("to_k.weight", "to_v.weight", "to_k.diff", "to_v.diff"))
+        if reads_text and (down or plain) and len(info.shape) >= 2 and info.shape[1] in _CONTEXT_BASES:
+            return _CONTEXT_BASES[info.shape[1]]
+    if any(_ONLY_SDXL.search(name) for name in header.tensors):
+        return "sdxl"
+    for key in ("ss_base_model_version", "modelspec.architecture"):
+        declared = header.metadata.get(key, "").partition("/")[0].lower()
+        if declared in _DECLARED:
+            return _DECLARED[declared]
     return None
 
 

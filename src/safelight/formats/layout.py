@@ -5,11 +5,12 @@ Widths and depths come from the shapes; what shapes do not tell comes from the b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safelight.errors import CorruptFileError, IncompleteModelError, UnsupportedModelError
+from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.formats.header import Header, TensorInfo
 from safelight.formats.keys import clip, controlnet, leftover, unet, vae
 from safelight.formats.keys.adapters import AdapterConfig
@@ -103,7 +104,8 @@ class TensorPlace:
     """A tensor as its module names it, and the bytes that hold it.
 
     ``shape`` is the module's. ``offset`` and ``nbytes`` are bytes of ``path``. With ``transpose`` the bytes hold the
-    matrix the other way round. ``strides`` (elements) is None for contiguous bytes.
+    matrix the other way round. ``source``: the tensor's name in the file. The places of a pickle only say that it is
+    complete: pickles are converted, tensor by tensor as their own header says, before their bytes are read.
     """
 
     name: str
@@ -113,7 +115,17 @@ class TensorPlace:
     offset: int
     nbytes: int
     transpose: bool = False
-    strides: tuple[int, ...] | None = None
+    source: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name in the file, and the module's in brackets where that is another."""
+        return labelled(self.source or self.name, self.name)
+
+
+def labelled(theirs: str, ours: str) -> str:
+    """A tensor's name in the user's file, and the module's in brackets where that is another."""
+    return theirs if theirs == ours or theirs.endswith(f".{ours}") else f"{theirs} ({ours})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +178,7 @@ def build(
 
     Raises IncompleteModelError, naming the tensors, when some are missing, have another shape, or fit nothing.
     """
-    built = [_built(path, base, role, parts[role]) for role in base.roles]
+    built = [_built(path, f"{base.name} checkpoint", base, role, parts[role]) for role in base.roles]
     components = [one.component for one in built]
     used = {place for one in built for place in one.used}
     missing = [name for one in built for name in one.missing]
@@ -185,13 +197,12 @@ def build(
 def alone(path: Path, role: str, infos: Mapping[str, TensorInfo]) -> ComponentLayout:
     """The layout of a VAE or ControlNet (``role``) that has a file of its own. Raises IncompleteModelError as
     :func:`build` does."""
-    one = _built(path, BASES["sd1"], role, infos)
+    what = "ControlNet" if role == CONTROLNET else "VAE"
+    one = _built(path, what, BASES["sd1"], role, infos)
     used = {name for _, name in one.used}
     unexpected = [info.name for info in infos.values() if info.name not in used and leftover.reason(info.name) is None]
     if one.missing or one.mismatched or unexpected:
-        raise IncompleteModelError(
-            path, "ControlNet" if role == CONTROLNET else "VAE", one.missing, one.mismatched, unexpected
-        )
+        raise IncompleteModelError(path, what, one.missing, one.mismatched, unexpected)
     return one.component
 
 
@@ -203,31 +214,59 @@ class _Built:
     mismatched: tuple[str, ...]
 
 
-def _built(path: Path, base: Base, role: str, infos: Mapping[str, TensorInfo]) -> _Built:
-    """One component, and what is wrong with it."""
+def _built(path: Path, what: str, base: Base, role: str, infos: Mapping[str, TensorInfo]) -> _Built:
+    """One component, and what is wrong with it. ``what``: the file, as refusals name it."""
     used: set[tuple[Path, str]] = set()
-    missing: list[str] = []
     mismatched: list[str] = []
     try:
         config = _infer(base, role, {name: info.shape for name, info in infos.items()})
     except NotThisArchitecture as error:
-        raise IncompleteModelError(path, f"{base.name} checkpoint", missing=(f"{role}: {error}",)) from error
+        missing = _missing(role, rows(STANDARD[base.name, role]), infos) if (base.name, role) in STANDARD else ()
+        raise IncompleteModelError(path, what, missing=missing or (f"{role}: {error}",)) from error
     places: list[TensorPlace] = []
-    for row in rows(config):
+    table = list(rows(config))
+    for row in table:
         source = next((source for source in row.sources if source.name in infos), None)
         if source is None:
-            missing.append(f"{role}.{row.name}")
             continue
         info = infos[source.name]
         used.add((info.path, info.name))
         place = _place(row, source, info)
         if place is None:
-            mismatched.append(f"{role}.{row.name}: {list(info.shape)} instead of {list(row.shape)}")
+            sizes = f"{list(info.shape)} instead of {_in_file(row, source)}"
+            mismatched.append(f"{labelled(info.name, f'{role}.{row.name}')}: {sizes}")
         elif place.dtype not in FLOATS:
             raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read")
         else:
             places.append(place)
-    return _Built(ComponentLayout(role, config, tuple(places)), frozenset(used), tuple(missing), tuple(mismatched))
+    missing = _missing(role, table, infos)
+    return _Built(ComponentLayout(role, config, tuple(places)), frozenset(used), missing, tuple(mismatched))
+
+
+def _in_file(row: Row, source: Source) -> list[int]:
+    """The shape that a row's tensor has in a file."""
+    count = 1 if source.part is None else source.part[1]
+    shape = row.shape[::-1] if source.transpose else row.shape
+    return [shape[0] * count, *shape[1:]]
+
+
+def _missing(role: str, table: Iterable[Row], infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    """The rows for which a file has no tensor, as the file would name them: in the convention, and behind the prefix,
+    of the tensors that it has."""
+    found: Counter[tuple[int, str]] = Counter()
+    absent: list[Row] = []
+    for row in table:
+        index = next((i for i, source in enumerate(row.sources) if source.name in infos), None)
+        if index is None:
+            absent.append(row)
+        else:
+            info = infos[row.sources[index].name]
+            found[index, info.name.removesuffix(row.sources[index].name)] += 1
+    if not found:
+        return tuple(f"{role}.{row.name}" for row in absent)
+    (index, prefix), _ = found.most_common(1)[0]
+    names = (prefix + row.sources[min(index, len(row.sources) - 1)].name for row in absent)
+    return tuple(dict.fromkeys(labelled(name, f"{role}.{row.name}") for name, row in zip(names, absent, strict=True)))
 
 
 LATENT_SCALE = 8
@@ -267,6 +306,29 @@ def _discord(configs: Mapping[str, ComponentConfig]) -> str | None:
     if (auto.latent_channels, len(auto.block_out_channels)) != (net.out_channels, LATENT_LEVELS):
         return "its VAE's latents are not those of its UNet"
     return None
+
+
+def attention_heads(base: Base, width: int) -> int:
+    """Attention heads of a UNet's level that is ``width`` channels wide; narrow ones have one."""
+    return base.heads or max(1, width // CHANNELS_PER_HEAD)
+
+
+_VAE = vae.VAEConfig(3, 3, 4, (128, 256, 512, 512), 2)
+_CLIP_L = clip.CLIPConfig(768, 3072, 12, VOCABULARY, POSITIONS, None, "quick_gelu")
+
+STANDARD: Mapping[tuple[str, str], ComponentConfig] = {
+    ("sd1", "text_encoder"): _CLIP_L,
+    ("sd1", "unet"): unet.UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 768, False),
+    ("sd1", "vae"): _VAE,
+    ("sd2", "text_encoder"): clip.CLIPConfig(1024, 4096, 23, VOCABULARY, POSITIONS, None, "gelu"),
+    ("sd2", "unet"): unet.UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 1024, True),
+    ("sd2", "vae"): _VAE,
+    ("sdxl", "text_encoder"): _CLIP_L,
+    ("sdxl", "text_encoder_2"): clip.CLIPConfig(1280, 5120, 32, VOCABULARY, POSITIONS, 1280, "gelu"),
+    ("sdxl", "unet"): unet.UNetConfig(4, 4, (320, 640, 1280), 2, (0, 2, 10), 10, 2048, True, 2816),
+    ("sdxl", "vae"): _VAE,
+}
+"""The published sizes. Where a file lacks the tensors from which settings are read, these say what it lacks."""
 
 
 def rows(config: ComponentConfig) -> Iterable[Row]:
@@ -313,7 +375,4 @@ def _place(row: Row, source: Source, info: TensorInfo) -> TensorPlace | None:
             return None
     elif squeezed(shape) != squeezed(row.shape):
         return None
-    strides = info.strides
-    if strides is not None and (source.part is not None or len(strides) != len(row.shape)):
-        raise CorruptFileError(info.path, f"tensor {info.name} is stored with strides {strides}")
-    return TensorPlace(row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, strides)
+    return TensorPlace(row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, info.name)

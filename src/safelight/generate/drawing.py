@@ -55,17 +55,16 @@ class Pass:
 
 
 class Drawing:
-    """One image of a request, by a model in the request's combination."""
+    """One image, by a model in the request's combination. ``asked``: the request for this image alone; ``index``: its
+    number among the images of a job, which progress tells."""
 
-    def __init__(
-        self, asked: Settled, model: Model, bench: Bench, seed: int, index: int, on_progress: OnProgress
-    ) -> None:
+    def __init__(self, asked: Settled, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> None:
         request = asked.request
         self.asked = asked
         self.request = request
         self.model = model
         self.bench = bench
-        self.seed = seed
+        self.seed = request.seed
         self._index = index
         self._on_progress = on_progress
         self.run = bench.run
@@ -84,7 +83,7 @@ class Drawing:
         self.tile = by_rule if request.tile is None else request.tile
         self._vary: noise.Variation | None = None
         if request.variation_strength:
-            self._vary = noise.Variation(request.variation_seed + index, request.variation_strength)
+            self._vary = noise.Variation(request.variation_seed, request.variation_strength)
 
     @property
     def clock(self) -> Clock:

@@ -6,7 +6,7 @@ import hashlib
 import resource
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -32,26 +32,25 @@ def images(asked: Settled, model: Model, bench: Bench, on_progress: OnProgress) 
 
 
 def image(asked: Settled, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
-    """The request's image number ``index``: that of the same request with the seed + index and a count of 1.
+    """The request's image number ``index``: that of :meth:`Request.for_image`.
 
     ``model``: in the request's combination (:func:`safelight.generate.combine.combined`). ``on_progress`` may raise to
     stop; nothing stays bound then. Raises NotFiniteError for what no gate lets pass.
     """
-    request = asked.request
-    seed = request.seed if request.variation_strength else request.seed + index
-    drawing = Drawing(asked, model, bench, seed, index, on_progress)
+    asked = replace(asked, request=asked.request.for_image(index))
+    drawing = Drawing(asked, model, bench, index, on_progress)
     try:
-        with numerics.fixed(bench.run.threads, seed):
+        with numerics.fixed(bench.run.threads, asked.request.seed):
             pixels = drawing.pixels()
     except NotFiniteError:
         # What went in may be what was wrong.
         bench.conditionings.clear()
         raise
-    return _finished(drawing, index, pixels)
+    return _finished(drawing, pixels)
 
 
-def _finished(drawing: Drawing, index: int, pixels: torch.Tensor) -> Image:
-    request, model, seed = drawing.request, drawing.model, drawing.seed
+def _finished(drawing: Drawing, pixels: torch.Tensor) -> Image:
+    request, model = drawing.request, drawing.model
     height, width, _ = pixels.shape
     raw = pixels.contiguous().numpy().tobytes()
     sha256 = hashlib.sha256(raw).hexdigest()
@@ -60,10 +59,7 @@ def _finished(drawing: Drawing, index: int, pixels: torch.Tensor) -> Image:
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in drawing.repairs),
     )
     asked: dict[str, Any] = asdict(request) | {
-        "seed": seed,
-        "count": 1,
         "model": model.name,
-        "variation_seed": request.variation_seed + (index if request.variation_strength else 0),
         # What was drawn, which with a part of a picture is another size than the picture's.
         "width": drawing.width,
         "height": drawing.height,
@@ -97,7 +93,7 @@ def _finished(drawing: Drawing, index: int, pixels: torch.Tensor) -> Image:
         pixels=raw,
         width=width,
         height=height,
-        seed=seed,
+        seed=request.seed,
         model=model.name,
         model_digest=model.digest,
         pixels_sha256=sha256,

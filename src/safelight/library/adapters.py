@@ -21,7 +21,6 @@ from safelight.errors import (
 )
 from safelight.files import settle, written
 from safelight.formats import adapter as files
-from safelight.formats.header import TensorInfo
 from safelight.formats.identify import identify, read_header
 from safelight.library import convert, paths, records, starters
 from safelight.library.lock import alone
@@ -92,14 +91,16 @@ class Adapters:
             return self.checked(same)
         raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]} that was asked for")
 
-    def add(self, path: Path, name: str | None = None) -> Adapter:
+    def add(self, path: Path, name: str | None = None, base: str = "") -> Adapter:
         """Identify an adapter, read and hash all of it, and keep its record. The file stays where it is.
+
+        ``base`` is the user's word for what it belongs to, and goes above what the file says.
 
         Raises InputError when the name is taken by another file or not allowed, FileError for a bad file.
         """
         path = paths.user_path(str(path)).absolute()
         chosen = paths.chosen(name, path)
-        found = self._describe(path, chosen, "added")
+        found = self._describe(path, chosen, "added", base)
         with alone(self.root):
             taken = next((adapter for adapter in self.all() if adapter.name == chosen), None)
             if taken is not None and taken.path != path:
@@ -127,7 +128,8 @@ class Adapters:
     def verify(self, adapter: Adapter) -> Adapter:
         """Read and hash all of it again. Raises IntegrityError when its content is another."""
         try:
-            fresh = self._describe(adapter.path, adapter.name, adapter.origin)
+            told = adapter.base if adapter.told else ""
+            fresh = self._describe(adapter.path, adapter.name, adapter.origin, told)
         except FileError as error:
             raise IntegrityError(error.path, "", error.problem, "Put the right file back, or add it again.") from error
         if fresh.digest != adapter.digest:
@@ -137,7 +139,7 @@ class Adapters:
                 records.write(self._records / f"{adapter.name}.json", fresh)
         return replace(fresh, name=adapter.name)
 
-    def _describe(self, path: Path, name: str, origin: Origin) -> Adapter:
+    def _describe(self, path: Path, name: str, origin: Origin, told: str = "") -> Adapter:
         found = identify(path)
         if found.kind not in files.KINDS:
             todo = "; `safelight models add` takes it" if found.kind == "checkpoint" else ""
@@ -146,18 +148,17 @@ class Adapters:
             manifest = self._converted(path, found.kind)
         else:
             manifest = measure((files.layout(read_header(path), found.kind),))
-        base = found.base or ""
-        return Adapter(name, path, found.kind, base, found.dtype, found.format, origin, found.rule, manifest)
+        base, rule = told or found.base or "", f"{found.rule}; for {told} by the user's word" if told else found.rule
+        return Adapter(name, path, found.kind, base, found.dtype, found.format, origin, rule, manifest, bool(told))
 
     def _converted(self, path: Path, kind: str) -> Manifest:
         """Of what a pickle was converted to, once, under the name of its content; it watches over the pickle too."""
-        layout = files.layout(read_header(path), kind)
-        named_as = [TensorInfo(p.name, p.dtype, p.shape, p.path, p.offset, p.nbytes, p.strides) for p in layout.tensors]
         home = self._records / CONVERTED
         with written(home) as (file, temporary):
-            convert.to_safetensors(named_as, file)
+            convert.to_safetensors(files.read_tensors(read_header(path), kind), file)
             settle(file, temporary)
-            manifest = measure((files.layout(read_header(temporary), kind),))
+            with convert.blamed(path, temporary):
+                manifest = measure((files.layout(read_header(temporary), kind),))
             place = home / f"{manifest.digest}.safetensors"
             os.replace(temporary, place)
         manifest = moved(manifest, place)

@@ -20,7 +20,7 @@ from safelight.library.inputs import Inputs
 from safelight.library.inversions import Inversion
 from safelight.library.library import Library
 from safelight.library.model import Adapter, Model
-from safelight.prompts import loras
+from safelight.prompts import loras, tags
 from safelight.prompts.words import Words
 from safelight.types.parts import Lora
 from safelight.types.request import MOST_PIXELS, Request
@@ -109,6 +109,8 @@ def settled(request: Request, model: Model, shelves: Shelves, by_path: bool = Tr
     nothing, for an adapter that is not the model's, and for what is no image; ModelNotFoundError; IntegrityError for
     other content than was asked for.
     """
+    for field, text in (("prompt", request.prompt), ("negative", request.negative)):
+        tags.refuse_unknown(field, text, request.prompt_syntax)
     prompt, inside = loras.taken("prompt", request.prompt)
     negative, also = loras.taken("negative", request.negative)
     chosen = tuple(

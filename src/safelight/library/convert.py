@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from safelight.errors import FileError, IncompleteModelError
 from safelight.files import open_regular
 from safelight.formats import safetensors
 from safelight.formats.header import ITEM_BYTES, TensorInfo
 from safelight.weights.digest import read_exactly
+
+
+@contextlib.contextmanager
+def blamed(path: Path, temporary: Path) -> Generator[None]:
+    """What is wrong with the conversion ``temporary`` is said of the user's own file ``path``."""
+    try:
+        yield
+    except IncompleteModelError as error:
+        if error.path != temporary:
+            raise
+        parts = error.missing, error.mismatched, error.unexpected
+        raise IncompleteModelError(path, error.what, *parts) from error
+    except FileError as error:
+        if error.path != temporary:
+            raise
+        raise type(error)(path, error.problem) from error
 
 
 def to_safetensors(tensors: Iterable[TensorInfo], target: BinaryIO) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
+from PIL import ImageChops, UnidentifiedImageError
 
 from safelight.errors import IntegrityError, RequestError
 from safelight.files import open_regular, write_whole
@@ -77,20 +77,22 @@ def _orientation(image: PILImage.Image) -> int:
 
 
 def as_mask(field: str, data: bytes, name: str = "") -> PILImage.Image:
-    """L, white where is drawn anew: the picture's alpha, where it has any (as AUTOMATIC1111 reads masks), else its
-    lightness. Raises RequestError as :func:`opened` does."""
+    """L, white where is drawn anew: the picture's lightness times its alpha, whatever its mode. Raises RequestError as
+    :func:`opened` does."""
     picture = opened(field, data, transparent=True, name=name)
-    alpha = picture.getchannel("A")
-    if alpha.getextrema() == (255, 255):
-        return picture.convert("L")
-    return alpha.point([255 * (value > 128) for value in range(256)])
+    return ImageChops.multiply(picture.convert("RGB").convert("L"), picture.getchannel("A"))
 
 
 def _narrowed(field: str, image: PILImage.Image) -> PILImage.Image:
-    """Grey of 16 bits as 8."""
+    """Grey of 16 bits as 8 (L), or as LA where the file calls a value transparent."""
     if image.mode == "F":
         raise RequestError(field, image.mode, "is an image of real numbers; save it with 8 bits")
-    return PILImage.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
+    values = np.asarray(image).astype(np.int64)
+    grey = PILImage.fromarray((values // 257).clip(0, 255).astype(np.uint8))
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, int):
+        grey.putalpha(PILImage.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+    return grey
 
 
 class Inputs:

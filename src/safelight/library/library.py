@@ -407,8 +407,9 @@ class Library:
         with written(home) as (file, temporary):
             convert.to_safetensors(tensors, file)
             settle(file, temporary)
-            layout = _layout(temporary)
-            manifest = measure(layout.components)
+            with convert.blamed(path, temporary):
+                layout = _layout(temporary)
+                manifest = measure(layout.components)
             place = home / manifest.digest / "model.safetensors"
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(temporary, place)

@@ -63,7 +63,8 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A file that changes a checkpoint's weights. ``base``: which one's, as names and shapes tell; "" unknown."""
+    """A file that changes a checkpoint's weights. ``base``: which one's, as names and shapes tell; "" unknown.
+    ``told``: the base is the user's word."""
 
     name: str
     path: Path
@@ -74,6 +75,7 @@ class Adapter:
     origin: Origin
     rule: str
     manifest: Manifest
+    told: bool = False
 
     @property
     def digest(self) -> str:

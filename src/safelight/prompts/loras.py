@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 
 from safelight.errors import RequestError
+from safelight.prompts.tags import ADAPTERS
 from safelight.types.parts import MOST_LORAS, Lora
 
-_TAG = re.compile(r"<(?:lora|lyco):([^<>]*)>")
+_TAG = re.compile(rf"<(?:{'|'.join(ADAPTERS)}):([^<>]*)>")
 
 
 def taken(field: str, text: str) -> tuple[str, tuple[Lora, ...]]:

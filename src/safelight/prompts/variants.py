@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import RequestError
+from safelight.prompts import tags
 from safelight.types.request import Request
 
 _CHOICE = re.compile(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__")
 
 _SHIELDED = {"\\{": "\ue003", "\\}": "\ue004", "#": "\ue000", "%": "\ue001"}
+_LITERALS = str.maketrans("\ue002\ue005\ue006\ue007\ue008", "$_{}|")
+_OPTIONS = re.compile(r"\{[^{}]*\|[^{}]*\}")
 _BARE = re.compile(r"(?<!\$)\$(?![\${])")
 """What means something to dynamicprompts and nothing here: kept from it, and put back."""
 
@@ -40,9 +43,20 @@ def escaped(text: str) -> str:
 
 
 def _shielded(text: str) -> str:
+    text = tags.replaced(text, _literal)
     for plain, instead in _SHIELDED.items():
         text = text.replace(plain, instead)
     return _BARE.sub("\ue002", text)
+
+
+def _literal(tag: str) -> str:
+    """A tag, set aside: no name in it is rewritten. Only a choice with several options, as in
+    ``<lora:ink:{0.5|0.8}>``, is left to be made."""
+    tag = tag.replace("_", "\ue005")
+    if not _OPTIONS.search(tag):
+        for plain, instead in (("{", "\ue006"), ("}", "\ue007"), ("|", "\ue008"), ("$", "\ue002")):
+            tag = tag.replace(plain, instead)
+    return tag
 
 
 def _unescaped(text: str) -> str:
@@ -52,7 +66,7 @@ def _unescaped(text: str) -> str:
 def _plain(text: str) -> str:
     for plain, instead in _SHIELDED.items():
         text = text.replace(instead, plain.lstrip("\\"))
-    return text.replace("\ue002", "$")
+    return text.translate(_LITERALS)
 
 
 def chosen(request: Request, wildcards: Path) -> list[Request]:
@@ -65,10 +79,10 @@ def chosen(request: Request, wildcards: Path) -> list[Request]:
         return [replace(request, prompt=_unescaped(request.prompt), negative=_unescaped(request.negative))]
     out: list[Request] = []
     for index in range(request.count):
-        made = one(request, index)
-        texts = (_random("prompt", made.prompt, wildcards, index + request.seed), made.negative)
-        negative = _random("negative", texts[1], wildcards, index + request.seed)
-        out.append(replace(made, prompt=texts[0], negative=negative))
+        made = request.for_image(index)
+        prompt = _random("prompt", made.prompt, wildcards, made.seed)
+        negative = _random("negative", made.negative, wildcards, made.seed)
+        out.append(replace(made, prompt=prompt, negative=negative))
     return out
 
 
@@ -78,25 +92,30 @@ def every(request: Request, wildcards: Path) -> list[Request]:
         return [replace(request, prompt=_unescaped(request.prompt))]
     from dynamicprompts.generators import CombinatorialPromptGenerator
 
-    found = _generated("prompt", request.prompt, CombinatorialPromptGenerator(_manager(wildcards)), MOST_VARIANTS + 1)
+    generator = CombinatorialPromptGenerator(_manager(wildcards))
+    found = _generated("prompt", request.prompt, generator, MOST_VARIANTS + 1, wildcards)
     if len(found) > MOST_VARIANTS:
         raise RequestError("prompt", request.prompt[:40], f"has more than {MOST_VARIANTS} combinations")
     return [replace(request, prompt=text) for text in found]
 
 
-def one(request: Request, index: int) -> Request:
-    """The request for the image number ``index`` alone."""
-    if request.variation_strength:
-        return replace(request, count=1, variation_seed=request.variation_seed + index)
-    return replace(request, count=1, seed=request.seed + index)
-
-
 def _manager(wildcards: Path) -> Any:
+    from dynamicprompts.wildcards.item import WildcardItem
+    from dynamicprompts.wildcards.values import WildcardValues
     from dynamicprompts.wildcards.wildcard_manager import WildcardManager
+
+    def shielded(item: Any) -> Any:
+        return replace(item, content=_shielded(item.content)) if isinstance(item, WildcardItem) else _shielded(item)
+
+    class Manager(WildcardManager):
+        """Values are read as prompts too: their tags are set aside as well."""
+
+        def get_values(self, wildcard: str) -> Any:
+            return WildcardValues(tuple(shielded(item) for item in super().get_values(wildcard).items))
 
     # It warns of wildcards without a file, which is an error here.
     logging.getLogger("dynamicprompts").setLevel(logging.ERROR)
-    return WildcardManager(wildcards if wildcards.is_dir() else None)
+    return Manager(wildcards if wildcards.is_dir() else None)
 
 
 def _random(field: str, text: str, wildcards: Path, seed: int) -> str:
@@ -105,21 +124,22 @@ def _random(field: str, text: str, wildcards: Path, seed: int) -> str:
     from dynamicprompts.generators import RandomPromptGenerator
 
     generator = RandomPromptGenerator(_manager(wildcards), seed=seed)
-    return _generated(field, text, generator, 1)[0]
+    return _generated(field, text, generator, 1, wildcards)[0]
 
 
-def _generated(field: str, text: str, generator: Any, most: int) -> list[str]:
+def _generated(field: str, text: str, generator: Any, most: int, folder: Path) -> list[str]:
     from pyparsing import ParseException
 
-    for wildcard in _WILDCARD.finditer(text):
+    shielded = _shielded(text)
+    for wildcard in _WILDCARD.finditer(shielded):
         if ".." in wildcard[1] or wildcard[1].startswith("/"):
-            raise RequestError(field, wildcard[0], "is no wildcard: names are those of files below ROOT/wildcards")
-    if "${" in text:
+            raise RequestError(field, wildcard[0], f"is no wildcard: names are those of files below {folder}")
+    if "${" in shielded:
         raise RequestError(field, text[:40], "has a variable, ${…}, which is not read")
-    if len(_CHOICE.findall(text)) > MOST_CHOICES:
+    if len(_CHOICE.findall(shielded)) > MOST_CHOICES:
         raise RequestError(field, text[:40], f"has more than {MOST_CHOICES} choices")
     try:
-        found = [_plain(str(prompt)) for prompt in generator.generate(_shielded(text), most)]
+        found = [str(prompt) for prompt in generator.generate(shielded, most)]
     except ParseException as error:
         near = text[max(0, error.loc - 10) : error.loc + 20]
         problem = f"at character {error.loc}: its choices cannot be read ({error.msg})"
@@ -129,5 +149,6 @@ def _generated(field: str, text: str, generator: Any, most: int) -> list[str]:
     missing = _WILDCARD.search(" ".join(found))
     if missing is not None or not found:
         name = missing[1] if missing is not None else text
-        raise RequestError(field, name, "is a wildcard without a file: ROOT/wildcards has NAME.txt, a value a line")
-    return found
+        problem = f"is a wildcard without a file: make {folder / f'{name}.txt'}, with a value a line"
+        raise RequestError(field, name, problem)
+    return [_plain(one) for one in found]

@@ -6,7 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-_MARKED = re.compile(r"<([^<>:|]+)>|\bembedding:([A-Za-z0-9._+-]*[A-Za-z0-9])")
+from safelight.prompts.tags import MARK
+
+_MARKED = re.compile(rf"{MARK.pattern}|\bembedding:([\w.+-]*\w)")
 """Marked as embeddings, whether there is one of that name or not."""
 
 FIRST_SPARE = 49405
@@ -20,19 +22,21 @@ def named(texts: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """The embeddings that texts name, word to name: those that are marked as such, and plain words that are ``known``
     names, in whatever case, as AUTOMATIC1111 takes them."""
     listed = {name.lower(): name for name in sorted(known, reverse=True)}
-    longest = sorted(listed, key=len, reverse=True)
-    either = "|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in longest)
-    plain = re.compile(either, re.IGNORECASE) if listed else None
+    pattern = _pattern(sorted(listed, key=len, reverse=True))
     found: dict[str, str] = {}
     for text in texts:
-        rest = text
-        for mark in _MARKED.finditer(text):
-            name = mark[1] or mark[2]
+        for mark in pattern.finditer(text):
+            name = next(group for group in mark.groups() if group is not None)
             found[mark[0]] = listed.get(name.lower(), name)
-            rest = rest.replace(mark[0], " ")
-        if plain is not None:
-            found |= {word: listed[word.lower()] for word in plain.findall(rest) if word.lower() in listed}
     return found
+
+
+def _pattern(known: Sequence[str]) -> re.Pattern[str]:
+    """Known names first, marked or plain, the longest first; then whatever else is marked."""
+    either = "|".join(map(re.escape, known))
+    marked = rf"<({either})>|\bembedding:({either})(?![\w-])|" if known else ""
+    plain = rf"|(?<![\w-])({either})(?![\w-])" if known else ""
+    return re.compile(f"{marked}{_MARKED.pattern}{plain}", re.IGNORECASE)
 
 
 def places(counts: Mapping[str, int], used: Iterable[int]) -> Words:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from safelight.errors import RequestError
@@ -184,6 +184,15 @@ class Request:
             raise RequestError("mask", self.mask[:40], "there is no image that it could be of")
         if self.image and int(self.steps * self.strength) < 1:
             raise RequestError("strength", self.strength, f"of {self.steps} steps is not one")
+
+    def for_image(self, index: int) -> Request:
+        """The request for image ``index`` alone (it counts from 0): the only place that says how images of one request
+        differ. With a variation strength only the variation seed moves, otherwise only the seed. Raises IndexError."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"image {index} of {self.count}")
+        if self.variation_strength:
+            return replace(self, count=1, variation_seed=self.variation_seed + index)
+        return replace(self, count=1, seed=self.seed + index)
 
     @property
     def first_steps(self) -> int:

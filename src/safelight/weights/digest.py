@@ -14,13 +14,19 @@ import xxhash
 from blake3 import blake3
 
 from safelight.errors import CorruptFileError
+from safelight.formats.header import ITEM_BYTES
 from safelight.formats.layout import TensorPlace
 
 CHUNK_BYTES = 8 << 20
 """Large enough for BLAKE3 to use both cores."""
 
-_WORDS = {"F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80), "F32": (np.uint32, 0x7F800000)}
-"""All exponent bits set means infinity or NaN."""
+_WORDS = {
+    "F16": (np.dtype(np.uint16), 0x7C00),
+    "BF16": (np.dtype(np.uint16), 0x7F80),
+    "F32": (np.dtype(np.uint32), 0x7F800000),
+    "F64": (np.dtype(np.uint64), 0x7FF0000000000000),
+}
+"""All exponent bits set means infinity or NaN. Integers are never either."""
 
 
 class TensorDigester:
@@ -38,15 +44,15 @@ class TensorDigester:
         """
         self.blake3.update(f"{place.name}\0{place.dtype}\0{','.join(map(str, place.shape))}\0".encode())
         fast = xxhash.xxh3_128()
-        word, exponent = _WORDS[place.dtype]
+        word, exponent = _WORDS.get(place.dtype, (np.dtype(f"V{ITEM_BYTES[place.dtype]}"), None))
         # A chunk holds whole elements; a transposed matrix is one chunk.
         chunk = place.nbytes if place.transpose else CHUNK_BYTES
         for at in range(0, place.nbytes, max(chunk, 1)):
-            data = read_exactly(descriptor, place.path, place.name, place.offset + at, min(chunk, place.nbytes - at))
+            data = read_exactly(descriptor, place.path, place.label, place.offset + at, min(chunk, place.nbytes - at))
             fast.update(data)
             words = np.frombuffer(data, word)
-            if ((words & exponent) == exponent).any():
-                raise CorruptFileError(place.path, f"tensor {place.name} holds NaN or infinity")
+            if exponent is not None and ((words & exponent) == exponent).any():
+                raise CorruptFileError(place.path, f"tensor {place.label} holds NaN or infinity")
             self.blake3.update(words.reshape(place.shape[::-1]).T.tobytes() if place.transpose else data)
             if self._progress is not None:
                 self._progress(len(data))

@@ -14,6 +14,7 @@ from typing import Any
 
 from safelight.errors import CorruptFileError
 from safelight.files import open_regular
+from safelight.formats.header import ITEM_BYTES
 from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.controlnet import ControlNetConfig
@@ -81,8 +82,7 @@ class ComponentManifest:
     @property
     def elements(self) -> int:
         """How many numbers the component holds."""
-        sizes = {"F32": 4, "F16": 2, "BF16": 2}
-        return sum(tensor.nbytes // sizes[tensor.dtype] for tensor in self.tensors)
+        return sum(tensor.nbytes // ITEM_BYTES[tensor.dtype] for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,7 @@ from safelight.formats.keys.clip import CLIPConfig
 from safelight.formats.keys.controlnet import ControlNetConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
-from safelight.formats.layout import BASES, END_TOKEN, ComponentConfig
-
-CHANNELS_PER_HEAD = 64
-"""Of SD 2's and SDXL's UNets, and of every CLIP text encoder."""
-
+from safelight.formats.layout import BASES, CHANNELS_PER_HEAD, END_TOKEN, ComponentConfig, attention_heads
 
 TIME_IDS_WIDTH = 256
 """Width of each of SDXL's size and crop numbers in its added conditioning."""
@@ -126,7 +122,7 @@ def _unet(base: str, config: UNetConfig) -> nn.Module:
 
 def _encoder(base: str, config: UNetConfig) -> dict[str, Any]:
     """The settings that a UNet and a ControlNet over it have in common."""
-    heads = BASES[base].heads
+    rule = BASES[base]
     added: dict[str, Any] = {}
     if config.time_features is not None:
         added = {
@@ -141,7 +137,7 @@ def _encoder(base: str, config: UNetConfig) -> dict[str, Any]:
         "down_block_types": tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in config.depths),
         "transformer_layers_per_block": (*(depth or 1 for depth in config.depths[:-1]), config.mid_depth),
         "cross_attention_dim": config.cross_attention_dim,
-        "attention_head_dim": heads or tuple(max(1, w // CHANNELS_PER_HEAD) for w in config.block_out_channels),
+        "attention_head_dim": rule.heads or tuple(attention_heads(rule, width) for width in config.block_out_channels),
         "use_linear_projection": config.linear_projection,
         "norm_num_groups": 32,
         **added,

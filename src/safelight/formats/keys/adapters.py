@@ -1,8 +1,9 @@
 """Adapters of weights (LoRA and its kin): which tensor of which component each of their tensors changes.
 
 Names are those of kohya's scripts (``lora_unet_…``, in diffusers' and in LDM's block names), of diffusers (old
-attention processors, ``.lora.down``), of PEFT (``.lora_A.weight``, with and without an adapter's name) and of LyCORIS.
-They are looked up in the architecture's own table, never guessed by replacing underscores.
+attention processors, ``.lora.down``), of PEFT (``.lora_A.weight``, with and without an adapter's name), of LyCORIS and
+of ComfyUI (``diffusion_model.…``). They are looked up in the architecture's own table, never
+guessed by replacing underscores.
 """
 
 from __future__ import annotations
@@ -116,6 +117,14 @@ _UNDERSCORED: Mapping[str, tuple[str, ...]] = {
 }
 
 
+_COMFY: Mapping[str, tuple[str, ...]] = {
+    "unet": ("diffusion_model.",),
+    "text_encoder": ("text_encoders.clip_l.transformer.", "text_encoders.clip_h.transformer."),
+    "text_encoder_2": ("text_encoders.clip_g.transformer.",),
+}
+"""Before the modules' names in files that ComfyUI wrote (``comfy/lora.py``)."""
+
+
 def spellings(components: Mapping[str, Iterable[Row]]) -> Mapping[str, Module]:
     """Every name under which adapters know the modules of these components (role to table)."""
     found: dict[str, Module] = {}
@@ -143,7 +152,10 @@ def _names(role: str, paths: Iterable[str]) -> Iterable[str]:
             for prefix in _UNDERSCORED.get(role, ()):
                 yield prefix + form.replace(".", "_")
             yield f"{role}.{form}"
+            yield f"{role}.base_model.model.{form}"
             yield f"base_model.model.{form}"
+            for prefix in _COMFY.get(role, ()):
+                yield prefix + form
             if role == "unet":
                 yield form
 

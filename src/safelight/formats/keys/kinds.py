@@ -32,11 +32,19 @@ def _rule(kind: str, base: str | None, sentence: str, *patterns: str) -> KindRul
 
 
 UNET = r"model\.diffusion_model\."
+FULL = r"(lora_(unet|te|te1|te2)_|diffusion_model\.|text_encoders\.).*\.diff(_b)?$"
 
 KIND_RULES: tuple[KindRule, ...] = (
     _rule("checkpoint", "sd3", "joint blocks are Stable Diffusion 3's", r".*joint_blocks\.0\."),
     _rule("checkpoint", "flux", "double blocks are FLUX's", r".*double_blocks\.0\.img_attn"),
     _rule("checkpoint", "flux", "single transformer blocks are FLUX's", r"single_transformer_blocks\.0\."),
+    _rule("control_lora", None, "low-rank pairs of a ControlNet (Control-LoRA)", r"lora_controlnet$"),
+    _rule(
+        "controlnet_union",
+        None,
+        "task embeddings are ControlNet Union's",
+        r"(control_model\.)?(task_embedding$|spatial_ch_projs\.|transformer_layes\.)",
+    ),
     _rule("lora", "flux", "low-rank pairs for double blocks", r"lora_unet_double_blocks_0"),
     _rule("lokr", None, "Kronecker factors (LyCORIS LoKr)", r".*\.lokr_w[12]"),
     _rule("loha", None, "Hadamard factors (LyCORIS LoHa)", r".*\.hada_w1_a"),
@@ -46,7 +54,7 @@ KIND_RULES: tuple[KindRule, ...] = (
     _rule(
         "lora", None, "low-rank pairs named as diffusers names them", r".*(\.lora\.down\.|_lora\.down\.|\.lora_down)"
     ),
-    _rule("full_difference", None, "whole differences (LyCORIS full)", r"lora_(unet|te|te1|te2)_.*\.diff(_b)?$"),
+    _rule("full_difference", None, "whole differences (LyCORIS full)", FULL),
     _rule("controlnet", None, "a control model in LDM's names", r"control_model\.input_blocks\."),
     _rule("controlnet", None, "a conditioning embedding is ControlNet's", r"controlnet_cond_embedding\."),
     _rule("controlnet", None, "an input hint block is ControlNet's", r"input_hint_block\."),
