@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import SecretStr
+from typer.testing import CliRunner
 
 from safelight import config
+from safelight.cli.main import app
 from safelight.devices import choice
 from safelight.errors import InputError, SettingError
 
@@ -84,12 +88,100 @@ def test_an_invokeai_file_is_read_and_the_rest_is_named(tmp_path: Path, monkeypa
     assert set(found.ignored) == {"schema_version", "legacy_models_yaml_path", "allow_nodes"}
 
 
-def test_an_old_invokeai_file_has_sections(tmp_path: Path) -> None:
+def test_what_invokeai_itself_ignores_is_not_taken_and_is_named(tmp_path: Path) -> None:
+    """``vram: 0.25`` of an old file was no limit of what a device may hold."""
     path = tmp_path / "invoke.yaml"
     path.write_text("InvokeAI:\n  Model Cache:\n    ram: 7.5\n    vram: 0.25\n  Web Server:\n    log_level: info\n")
     found = config.explained(file=path)
-    assert (found.settings.max_cache_ram_gb, found.settings.max_cache_vram_gb) == (7.5, 0.25)
-    assert set(found.ignored) == {"log_level"}
+    assert (found.settings.max_cache_ram_gb, found.settings.max_cache_vram_gb) == (None, None)
+    assert set(found.ignored) == {"ram", "vram", "log_level"}
+    assert "max_cache_vram_gb is what it has today" in found.ignored["vram"]
+    path.write_text("ram_cache_size: 8\nmax_cache_size: 6\nmax_vram_cache_size: 1\nvram_cache_size: 1\n")
+    assert config.explained(file=path).settings == config.load()
+
+
+VARIABLES: dict[str, tuple[str, object]] = {
+    "device": ("cpu", "cpu"),
+    "precision": ("bf16", "bf16"),
+    "attention_type": ("normal", "normal"),
+    "attention_types": ("{sdxl: sliced}", {"sdxl": "sliced"}),
+    "attention_slice_size": ("4", "4"),
+    "threads": ("2", 2),
+    "max_cache_ram_gb": ("3.5", 3.5),
+    "max_cache_vram_gb": ("2", 2.0),
+    "device_working_mem_gb": ("1", 1.0),
+    "enable_partial_loading": ("false", False),
+    "keep_ram_copy_of_weights": ("0", False),
+    "log_memory_usage": ("true", True),
+    "verify_transfers": ("always", "always"),
+    "canary": ("switch", "switch"),
+    "isolate": ("1", True),
+    "log_format": ("json", "json"),
+    "host": ("::1", "::1"),
+    "port": ("0", 0),
+    "api_key": ("long-enough", SecretStr("long-enough")),
+    "default_model": ("dream", "dream"),
+    "model_folders": (f"/a b{os.pathsep}/c", (Path("/a b"), Path("/c"))),
+    "max_queue_size": ("5", 5),
+    "queue_overtakes": ("0", 0),
+    "queue_delay_seconds": ("1.5", 1.5),
+    "max_pixels": ("4096", 4096),
+    "max_steps": ("10", 10),
+    "max_images": ("2", 2),
+    "max_prompt_chars": ("100", 100),
+    "max_body_bytes": ("2048", 2048),
+    "shutdown_seconds": ("0", 0.0),
+    "spare_worker": ("false", False),
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(config.Settings.model_fields) - {"root", "api_key_file"}))
+def test_each_setting_has_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, value = VARIABLES[name]
+    monkeypatch.setenv(f"SAFELIGHT_{name.upper()}", text)
+    found = config.explained()
+    assert getattr(found.settings, name) == value
+    assert found.origins[name] == f"SAFELIGHT_{name.upper()}"
+
+
+def test_folders_as_a_yaml_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_MODEL_FOLDERS", "[/a, /b]")
+    assert config.load().model_folders == (Path("/a"), Path("/b"))
+
+
+def test_secrets_are_masked_and_their_files_are_the_owners(root: Path, tmp_path: Path, capfd) -> None:
+    runner = CliRunner()
+    config.write(root, "threads", "2")
+    assert (root / config.FILE).stat().st_mode & 0o777 == 0o644
+    done = runner.invoke(app, ["config", "set", "api_key", "very-secret-key"])
+    assert done.exit_code == 0
+    assert (root / config.FILE).stat().st_mode & 0o777 == 0o600
+    config.write(root, "threads", "3")
+    assert (root / config.FILE).stat().st_mode & 0o777 == 0o600
+    shown = [runner.invoke(app, ["config", "show", *more]).output for more in ([], ["--json"])]
+    for text in (done.output, *shown, repr(config.explained()), repr(config.load())):
+        assert "very-secret-key" not in text
+    assert config.load().api_key == SecretStr("very-secret-key")
+    assert config.explained().exposed is None
+    (root / config.FILE).chmod(0o644)
+    assert config.explained().exposed == root / config.FILE
+    refused = runner.invoke(app, ["config", "set", "api_key", "short"])
+    assert isinstance(refused.exception, SettingError)
+    assert "short" not in str(refused.exception).replace("shorter", "")
+
+
+def test_the_key_may_come_from_a_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("from-a-file\n")
+    monkeypatch.setenv("SAFELIGHT_API_KEY_FILE", str(tmp_path / "key"))
+    found = config.explained()
+    assert found.settings.api_key == SecretStr("from-a-file")
+    assert found.origins["api_key"] == str(tmp_path / "key")
+    monkeypatch.setenv("SAFELIGHT_API_KEY", "goes-above")
+    assert config.load().api_key == SecretStr("goes-above")
+    monkeypatch.delenv("SAFELIGHT_API_KEY")
+    monkeypatch.setenv("SAFELIGHT_API_KEY_FILE", str(tmp_path / "gone"))
+    with pytest.raises(InputError, match="gone"):
+        config.load()
 
 
 @pytest.mark.parametrize(

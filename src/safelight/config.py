@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 import yaml
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from safelight.errors import SettingError, UnreadableFileError
 from safelight.files import write_whole
@@ -23,9 +23,13 @@ from safelight.types.run import AttentionType, Precision, SliceSize
 
 FILE = "safelight.yaml"
 
+"""Looked for in the root."""
+
 FILE_VERSION = 1
 """Of the file of settings; a newer one is refused, never half read."""
-"""Looked for in the root."""
+
+SECRETS = ("api_key",)
+"""Settings that are never shown; a file that holds one is readable by its owner only."""
 
 
 class Settings(BaseModel):
@@ -111,14 +115,18 @@ class Settings(BaseModel):
         description="the address that the server listens at; another than this machine's own needs an api_key",
     )
     port: int = Field(default=9090, ge=0, le=65535, description="the server's port; 0 takes a free one")
-    api_key: str | None = Field(
+    api_key: SecretStr | None = Field(
         default=None,
         min_length=8,
         description="who asks the server must give it: as a bearer token, or as the password of basic authentication",
     )
+    api_key_file: Path | None = Field(
+        default=None,
+        description="a file that holds the api_key, in its first line",
+    )
     default_model: str | None = Field(
         default=None,
-        description="for clients that name none (AUTOMATIC1111's); by default the first of the library",
+        description="where no model is named: on the command line, on the page and by clients; else the first by name",
     )
     model_folders: tuple[Path, ...] = Field(
         default=(),
@@ -156,6 +164,14 @@ class Settings(BaseModel):
         """A variable or flag has it as text: ``{sdxl: sliced, my-model: normal}``."""
         return yaml.safe_load(value) if isinstance(value, str) else value
 
+    @field_validator("model_folders", mode="before")
+    @classmethod
+    def _folders(cls, value: object) -> object:
+        """As text: a YAML list, or folders with the system's separator between them (a colon; ``;`` on Windows)."""
+        if not isinstance(value, str):
+            return value
+        return yaml.safe_load(value) if value.startswith("[") else [part for part in value.split(os.pathsep) if part]
+
     @field_validator("attention_slice_size", mode="before")
     @classmethod
     def _number(cls, value: object) -> object:
@@ -164,22 +180,23 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings; ``origins``: for each name where its value came from; ``ignored``: what the file says beside them."""
+    """Settings; ``origins``: for each name where its value came from; ``ignored``: what the file says beside them, and
+    why it is not taken; ``exposed``: the file, if it holds a secret and others may read it."""
 
     settings: Settings
     origins: Mapping[str, str]
     ignored: Mapping[str, str]
+    exposed: Path | None = None
 
 
-INVOKEAI_NAMES: Mapping[str, str] = {
-    "ram": "max_cache_ram_gb",
-    "ram_cache_size": "max_cache_ram_gb",
-    "max_cache_size": "max_cache_ram_gb",
-    "vram": "max_cache_vram_gb",
-    "vram_cache_size": "max_cache_vram_gb",
-    "max_vram_cache_size": "max_cache_vram_gb",
+_OBSOLETE = "InvokeAI itself ignores it since version 5.6; {} is what it has today"
+
+OBSOLETE: Mapping[str, str] = {
+    **dict.fromkeys(("ram", "ram_cache_size", "max_cache_size"), _OBSOLETE.format("max_cache_ram_gb")),
+    **dict.fromkeys(("vram", "vram_cache_size", "max_vram_cache_size"), _OBSOLETE.format("max_cache_vram_gb")),
 }
-"""Older names of InvokeAI's for settings of today."""
+"""Settings of older InvokeAI files, and why they are not taken: 0.25 GB was the default of ``vram``, which was no limit
+of what a device may hold."""
 
 INVOKEAI_VALUES: Mapping[str, Mapping[object, object]] = {
     "precision": {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "autocast": "auto"},
@@ -221,14 +238,16 @@ def explained(root: Path | None = None, file: Path | None = None, **flags: Any) 
         told = _yaml(chosen)
         _refuse_newer(chosen, told)
         for key, value in _flat(told).items():
-            name = INVOKEAI_NAMES.get(key, key)
-            if name not in Settings.model_fields or name == "root":
-                ignored[key] = "no setting of Safelight"
-            elif name not in values and value is not None:
-                known = INVOKEAI_VALUES.get(name, {})
-                values[name] = known.get(value, value) if isinstance(value, str) else value
-                origins[name] = str(chosen)
+            if key not in Settings.model_fields or key == "root":
+                ignored[key] = OBSOLETE.get(key, "no setting of Safelight")
+            elif key not in values and value is not None:
+                known = INVOKEAI_VALUES.get(key, {})
+                values[key] = known.get(value, value) if isinstance(value, str) else value
+                origins[key] = str(chosen)
     values["root"] = home
+    if values.get("api_key_file") and "api_key" not in values:
+        values["api_key"] = _secret(Path(values["api_key_file"]).expanduser())
+        origins["api_key"] = str(values["api_key_file"])
     if home.exists() and not home.is_dir():
         raise SettingError("root", str(home), origins.get("root", "the default"), "is a file, not a folder")
     try:
@@ -236,9 +255,24 @@ def explained(root: Path | None = None, file: Path | None = None, **flags: Any) 
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        value = "…" if name == "api_key" else first["input"]
+        value = "…" if name in SECRETS else first["input"]
         raise SettingError(name, value, origins.get(name, "the default"), first["msg"]) from error
-    return Loaded(settings, {n: origins.get(n, "default") for n in Settings.model_fields}, ignored)
+    shown = {n: origins.get(n, "default") for n in Settings.model_fields}
+    return Loaded(settings, shown, ignored, chosen if _exposed(chosen, origins) else None)
+
+
+def _secret(path: Path) -> str:
+    """The first line of a file. Raises UnreadableFileError."""
+    try:
+        return path.read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableFileError(path, f"cannot be read as api_key_file ({error})") from error
+
+
+def _exposed(file: Path, origins: Mapping[str, str]) -> bool:
+    """Whether settings that are secret came from a file that others than its owner may read."""
+    held = any(origins.get(name) == str(file) for name in SECRETS)
+    return held and os.name == "posix" and bool(file.stat().st_mode & 0o077)
 
 
 VERSION_KEY = "safelight_settings_version"
@@ -268,9 +302,10 @@ def write(root: Path, name: str, text: str) -> object:
         settings = Settings(**{name: value})
     except (ValidationError, yaml.YAMLError) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "is not YAML"
-        raise SettingError(name, text, "the command", problem) from error
+        raise SettingError(name, "…" if name in SECRETS else text, "the command", problem) from error
     values = {VERSION_KEY: FILE_VERSION, **told, name: value}
-    write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+    mode = 0o600 if any(values.get(secret) for secret in SECRETS) else 0o644
+    write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode(), mode)
     return getattr(settings, name)
 
 

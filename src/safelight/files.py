@@ -81,16 +81,17 @@ def written(folder: Path) -> Generator[tuple[BinaryIO, Path]]:
         raise UnreadableFileError(folder, f"cannot be written: {error.strerror or error}") from error
 
 
-def settle(file: BinaryIO, temporary: Path) -> None:
-    """Let all bytes of a file of :func:`written` reach the disk, and let others read it."""
+def settle(file: BinaryIO, temporary: Path, mode: int = 0o644) -> None:
+    """Let all bytes of a file of :func:`written` reach the disk, and give it its ``mode``: others may read it, unless
+    it holds a secret."""
     file.flush()
     os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
+    os.chmod(temporary, mode)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write ``data`` as ``path`` whole or not at all, over what is there. Raises UnreadableFileError."""
     with written(path.parent) as (file, temporary):
         file.write(data)
-        settle(file, temporary)
+        settle(file, temporary, mode)
         os.replace(temporary, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -52,17 +53,81 @@ def test_names(library: Library, tiny: Path, tmp_path: Path) -> None:
     library.add(tiny / "a.safetensors", "first")
     with pytest.raises(InputError, match="taken"):
         library.add(tiny / "b.safetensors", "first")
-    for bad in ("", "../x", "a/b", ".hidden", "x" * 200):
-        with pytest.raises(InputError, match="not a name"):
-            library.add(tiny / "b.safetensors", bad or "...")
-    odd = tmp_path / "Dream Shäper (v8).safetensors"
-    shutil.copy(tiny / "a.safetensors", odd)
-    assert library.add(odd).name == "Dream-Sh-per-v8"
+    for bad in ("", "../x", "a/b", ".hidden", "x" * 200, "a:b", "a,b", " a", "a\nb", "-a", "<a>"):
+        with pytest.raises(InputError, match=r"b\.safetensors: .* cannot be its name"):
+            library.add(tiny / "b.safetensors", bad)
+    with pytest.raises(InputError, match="taken"):
+        library.add(tiny / "a.safetensors", "First")
     with pytest.raises(ModelNotFoundError, match="first"):
         library.get("frist")
     library.remove("first")
     assert "first" not in own(library)
     assert (tiny / "a.safetensors").exists()
+
+
+NAMES = {
+    "Dream Shäper (v8).safetensors": "Dream Shäper (v8)",
+    "国风.safetensors": "国风",
+    "majicMIX realistic 麦橘写实_v7.safetensors": "majicMIX realistic 麦橘写实_v7",
+    "my style v2.safetensors": "my style v2",
+    "look, soft.safetensors": "look soft",
+    "photo: v2 (final).safetensors": "photo v2 (final)",
+    "CON.safetensors": "CON",
+    unicodedata.normalize("NFD", "Schön.safetensors"): "Schön",
+    "é" * 70 + ".safetensors": "é" * 70,
+}
+
+
+@pytest.mark.parametrize("file", NAMES)
+def test_names_keep_the_users_words(file: str, library: Library, tiny: Path, tmp_path: Path) -> None:
+    name = NAMES[file]
+    shutil.copy(tiny / "a.safetensors", tmp_path / file)
+    added = library.add(tmp_path / file)
+    assert added.name == name
+    again = Library(library.root)
+    for called in (name, unicodedata.normalize("NFD", name), Path(file).stem):
+        assert again.get(called).digest == added.digest
+    (record,) = (library.root / "models").glob("*.json")
+    assert len(record.name.encode()) < 200
+    assert not set(record.name) & set(' :*?"<>|/\\')
+    assert record.stem.upper() != "CON"
+    library.rename(name, "新名")
+    assert again.get("新名").digest == added.digest
+    with pytest.raises(InputError, match="新名"):
+        again.remove(name)
+    again.remove("新名")
+    assert not own(library)
+
+
+def test_renaming_keeps_what_was_before(library: Library, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    shutil.copy(tiny / "a.safetensors", path)
+    first = library.add(path, "dream").digest
+    shutil.copy(tiny / "b.safetensors", path)
+    library.add(path, "dream")
+    shutil.copy(tiny / "a.safetensors", tmp_path / "other.safetensors")
+    library.add(tmp_path / "other.safetensors", "other")
+    for taken in ("other", "OTHER", "starter-noto"):
+        with pytest.raises(InputError, match="taken"):
+            library.rename("dream", taken)
+    with pytest.raises(InputError, match="starter"):
+        library.rename("starter-noto", "mine")
+    assert library.rename("dream", "Dream").name == "Dream"
+    assert library.rename("Dream", "v8").name == "v8"
+    assert {model.digest for model in library.earlier("v8")} == {first}
+    assert set(own(library)) == {"other", "v8"}
+
+
+def test_a_model_that_was_removed_while_it_was_verified_stays_removed(
+    library: Library, tiny: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    shutil.copy(tiny / "a.safetensors", path)
+    library.add(path)
+    os.utime(path, (1, 1))
+    library.verify("m", lambda done, total: library.remove("m") if own(library) else None)
+    assert not own(library)
+    assert not own(Library(library.root))
 
 
 def test_state_30_an_unknown_model_is_never_another_one(library: Library, tiny: Path) -> None:

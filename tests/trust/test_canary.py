@@ -63,6 +63,23 @@ def test_the_first_use_makes_it_and_later_ones_compare(engine: LocalEngine, cana
     assert len(canaries.history(engine.library.get("a"))) == 1
 
 
+def test_images_of_two_jobs_in_turns_are_switches(engine: LocalEngine, canaries: Canaries) -> None:
+    """What holds for each switch and each job holds when two generators of one engine are used in turns."""
+    alone = {name: [image.pixels for image in engine.generate(replace(ask(name), count=3))] for name in "ab"}
+    seen: list[str] = []
+    look = after_switch(canaries, engine.repairs)
+
+    def on_switch(model, bench) -> None:
+        seen.append(model.name)
+        look(model, bench)
+
+    engine.on_switch = on_switch
+    one, other = (engine.generate(replace(ask(name), count=3)) for name in "ab")
+    made = [(next(one).pixels, next(other).pixels) for _ in range(3)]
+    assert seen == ["a", "b"] * 3
+    assert [list(pixels) for pixels in zip(*made, strict=True)] == [alone["a"], alone["b"]]
+
+
 def spoil(engine: LocalEngine) -> None:
     """Other numbers in a UNet, with a proof that agrees with them."""
     residency = engine.bench.residency

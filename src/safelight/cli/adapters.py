@@ -30,7 +30,7 @@ def _adapters(context: typer.Context, root: Path | None) -> Adapters:
 @app.command(epilog="Example: `safelight adapters add style.safetensors --name style`")
 def add(
     context: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(help="Adapter files.", show_default=False)],
+    paths: Annotated[list[Path], typer.Argument(help="Adapter files, or folders of them.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="Its name in the library; the file's name by default.")] = None,
     base: Annotated[
         str, typer.Option(help=f"The models that it is for, where the file is wrong about it: {', '.join(BASES)}.")
@@ -39,24 +39,35 @@ def add(
     root: RootOption = None,
 ) -> None:
     """Add adapters: identify them, read and hash every tensor. The files stay where they are."""
+    from safelight.cli.adding import Found, found_in
     from safelight.errors import InputError
 
-    if name is not None and len(paths) > 1:
-        raise InputError(f"--name {name!r} is for one path, {len(paths)} were given")
     if base and base not in BASES:
         raise InputError(f"--base {base!r}: must be one of {', '.join(BASES)}")
+    listed = [one for path in paths for one in found_in(path)]
+    if name is not None and len(listed) != 1:
+        raise InputError(f"--name {name!r} is for one path, {len(listed)} were given")
     adapters, failed = _adapters(context, root), False
-    for path in paths:
+    for one in listed:
         try:
-            added = adapters.add(path, name, base)
+            there = next((card for card in adapters.cards() if card.path == one.path.absolute()), None)
+            known = one.within and there is not None and there.state() == "there"
+            added = adapters.get(there.name) if known and there is not None else adapters.add(one.path, name, base)
         except InputError as error:
-            failed = True
+            failed = failed or not one.within
+            if as_json:
+                say_json({"path": str(one.path), "error": str(error)})
             typer.echo(f"safelight: {error}", err=True)
             continue
         if as_json:
             say_json(added.summary())
+        elif known:
+            typer.echo(f"{added.name} is in the library already")
         else:
             typer.echo(f"added {added.name}: {added.kind} for {added.base or 'an unknown base'}")
+    if not listed:
+        given = ", ".join(map(str, paths))
+        raise InputError(f"{given}: no file is there that could be an adapter ({', '.join(Found.endings)})")
     if failed:
         raise typer.Exit(2)
 
@@ -64,16 +75,24 @@ def add(
 @app.command("list", epilog="Example: `safelight adapters list --json`")
 def list_adapters(context: typer.Context, as_json: JsonOption = False, root: RootOption = None) -> None:
     """List all adapters."""
-    found = _adapters(context, root).all()
+    found = _adapters(context, root).cards()
     if as_json:
         for adapter in found:
-            say_json(adapter.summary())
+            say_json(adapter.summary)
         return
     if not found:
         typer.echo("No adapters yet. Add one with `safelight adapters add FILE`.")
         return
     rows = [
-        (a.name, a.kind, a.base or "?", a.dtype, f"{a.summary()['bytes'] / 1e6:,.1f} MB", a.digest[:10]) for a in found
+        (
+            card.name,
+            card.kind,
+            card.summary["base"] or "?",
+            card.summary["dtype"],
+            f"{card.summary['bytes'] / 1e6:,.1f} MB",
+            card.digest[:10],
+        )
+        for card in found
     ]
     table(("name", "kind", "base", "dtype", "size", "digest"), rows)
 
@@ -117,3 +136,19 @@ def remove(
         say_json({"name": name, "removed": True})
     else:
         typer.echo(f"removed {name} from the library; its file stays where it is")
+
+
+@app.command(epilog="Example: `safelight adapters rename style style-v2`")
+def rename(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="An adapter's name.", show_default=False)],
+    new: Annotated[str, typer.Argument(help="Its new name.", show_default=False)],
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Give an adapter another name. Its file stays as it is."""
+    adapter = _adapters(context, root).rename(name, new)
+    if as_json:
+        say_json(adapter.summary())
+    else:
+        typer.echo(f"{name} is called {adapter.name} now")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safelight.errors import printable
+
 if TYPE_CHECKING:
     from safelight.config import Loaded
 
@@ -37,11 +39,21 @@ def loaded(context: typer.Context, root: Path | None, **flags: Any) -> Loaded:
 
     chosen: Chosen = context.obj
     found = config.explained(root or chosen.root, chosen.config, device=chosen.device, **flags)
-    warning = f"safelight: not settings of Safelight, ignored: {', '.join(sorted(found.ignored))}"
-    if found.ignored and warning not in _said:
-        _said.add(warning)
-        say(warning, err=True)
+    unknown = sorted(name for name in found.ignored if name not in config.OBSOLETE)
+    if unknown:
+        _warn(f"not settings of Safelight, ignored: {', '.join(unknown)}")
+    for name in sorted(found.ignored.keys() & config.OBSOLETE.keys()):
+        _warn(f"{name} is not taken: {found.ignored[name]}")
+    if found.exposed is not None:
+        _warn(f"{found.exposed} holds a secret and others may read it: chmod 600 {found.exposed}")
     return found
+
+
+def _warn(text: str) -> None:
+    """A warning about settings, once."""
+    if text not in _said:
+        _said.add(text)
+        say(f"safelight: {text}", err=True)
 
 
 WIDE = 10_000
@@ -65,7 +77,8 @@ def say(text: str, err: bool = False) -> None:
 
 def say_json(values: Any) -> None:
     """One JSON object on a line of its own, at once."""
-    say(json.dumps(values, ensure_ascii=False))
+    # A lone half of a surrogate pair, which no encoding has, becomes its JSON escape.
+    say(json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
 
 
 @contextlib.contextmanager
@@ -107,5 +120,5 @@ def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     for column in columns:
         drawn.add_column(column, overflow="fold", no_wrap=column in ("name", "digest"))
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(printable, row))
     Console(width=None if sys.stdout.isatty() else WIDE).print(drawn)

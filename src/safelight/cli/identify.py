@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from safelight.cli.common import JsonOption, say_json
+from safelight.errors import printable
 
 EXAMPLES = "Example: `safelight identify ~/Downloads/*.safetensors --json`"
 
@@ -49,6 +50,6 @@ def identify(
         else:
             parts = (found.base, found.kind, found.variant, found.prediction_type, found.dtype)
             typer.echo(f"{path}: {', '.join(part for part in parts if part)}, {found.nbytes / 1e6:,.0f} MB")
-            typer.echo(f"    because: {found.rule}")
+            typer.echo(f"    because: {printable(found.rule)}")
     if failed:
         raise typer.Exit(2)

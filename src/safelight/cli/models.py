@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, byte_bar, loaded, say_json, table
 
 if TYPE_CHECKING:
+    from safelight.cli.adding import Found
     from safelight.library.library import Library
     from safelight.library.model import Model
 
@@ -33,11 +35,15 @@ def _prediction(value: str | None) -> str | None:
 
 
 @app.command(
-    epilog="Examples: `safelight models add a.safetensors` · `safelight models add v2.ckpt --prediction-type epsilon`"
+    epilog="Examples: `safelight models add a.safetensors` · `safelight models add ~/checkpoints` · "
+    "`safelight models add v2.ckpt --prediction-type epsilon`"
 )
 def add(
     context: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(help="Checkpoint files or diffusers folders.", show_default=False)],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Checkpoint files, diffusers folders, or folders of them.", show_default=False),
+    ],
     name: Annotated[str | None, typer.Option(help="Its name in the library; the file's name by default.")] = None,
     prediction_type: Annotated[
         str | None, typer.Option(callback=_prediction, help="epsilon or v_prediction, where the file does not say.")
@@ -45,29 +51,50 @@ def add(
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Add checkpoints: identify them, read and hash every tensor, keep a manifest. The files stay where they are."""
+    """Add checkpoints: identify them, read and hash every tensor, keep a manifest. The files stay where they are.
+
+    Of a folder every checkpoint in it and below is added, with a line for each file."""
+    from safelight.cli.adding import Found, found_in
     from safelight.errors import InputError
 
-    if name is not None and len(paths) > 1:
-        raise InputError(f"--name {name!r} is for one path, {len(paths)} were given")
     library = _library(context, root)
+    listed = [one for path in paths for one in found_in(path)]
+    if name is not None and (len(listed) != 1 or len(paths) > 1):
+        raise InputError(f"--name {name!r} is for one path, {max(len(listed), len(paths))} were given")
     failed = False
-    for path in paths:
+    for one in listed:
         try:
-            before = {model.name: model.digest for model in library.models()}
-            with byte_bar(f"reading {path.name}") as on_bytes:
-                model = library.add(path, name, prediction_type, on_bytes)  # pyright: ignore[reportArgumentType]
+            said = _added(library, one, name, prediction_type, as_json)
         except InputError as error:
-            failed = True
+            # A file of a folder that is something else is no fault of who gave the folder.
+            failed = failed or not one.within
+            if as_json:
+                say_json({"path": str(one.path), "error": str(error)})
             typer.echo(f"safelight: {error}", err=True)
             continue
-        if as_json:
-            say_json(model.summary())
-        else:
-            size = f"{model.resolution}x{model.resolution}"
-            typer.echo(f"{_done(model, before)}: {model.base}, {model.dtype}, {model.prediction_type}, draws {size}")
+        say_json(said) if isinstance(said, dict) else typer.echo(said)
+    if not listed:
+        given = ", ".join(map(str, paths))
+        raise InputError(f"{given}: no checkpoint is there ({', '.join(Found.endings)}, or diffusers folders)")
     if failed:
         raise typer.Exit(2)
+
+
+def _added(
+    library: Library, one: Found, name: str | None, prediction_type: str | None, as_json: bool
+) -> str | dict[str, Any]:
+    """Add what was found, and say what came of it."""
+    before = {card.name: card for card in library.cards()}
+    there = next((card for card in before.values() if card.path == one.path.absolute()), None)
+    if one.within and there is not None and there.state() == "there":
+        return dict(there.summary) if as_json else f"{there.name} is in the library already"
+    with byte_bar(f"reading {one.path.name}") as on_bytes:
+        model = library.add(one.path, name, prediction_type, on_bytes)  # pyright: ignore[reportArgumentType]
+    if as_json:
+        return model.summary()
+    size = f"{model.resolution}x{model.resolution}"
+    done = _done(model, {card.name: card.digest for card in before.values()})
+    return f"{done}: {model.base}, {model.dtype}, {model.prediction_type}, draws {size}"
 
 
 def _done(model: Model, before: dict[str, str]) -> str:
@@ -84,39 +111,29 @@ def _done(model: Model, before: dict[str, str]) -> str:
 def list_models(context: typer.Context, as_json: JsonOption = False, root: RootOption = None) -> None:
     """List all models: your own, and the starters."""
     library = _library(context, root)
-    models = library.models()
+    cards = library.cards()
     for error in library.damaged():
         typer.echo(f"safelight: {error}; add the model again, or remove it", err=True)
     if as_json:
-        for model in models:
-            say_json(model.summary())
+        for card in cards:
+            say_json(card.summary)
         return
-    if not models:
+    if not cards:
         typer.echo("No models yet. Add one with `safelight models add FILE`.")
         return
-    rows = [
-        (
-            m.name,
-            m.base,
-            m.variant,
-            m.dtype,
-            f"{m.summary()['bytes'] / 1e6:,.0f} MB",
-            f"{m.resolution}x{m.resolution}",
-            m.digest[:10],
-            m.origin,
-            _state(m),
-        )
-        for m in models
-    ]
+    default = loaded(context, root).settings.default_model
+    rows = [_row(card.summary, STATES[card.state()], card.name == default) for card in cards]
     table(("name", "base", "for", "dtype", "size", "draws", "digest", "origin", "files"), rows)
 
 
-def _state(model: Model) -> str:
-    """What a look at its files' sizes and times says; only `verify` reads them."""
-    changed = model.manifest.changed()
-    if not changed:
-        return "there"
-    return "changed? verify tells" if all(path.exists() for path in changed) else "gone"
+def _row(summary: Mapping[str, Any], state: str, default: bool) -> tuple[str, ...]:
+    size, side = f"{summary['bytes'] / 1e6:,.0f} MB", summary["resolution"]
+    shown = (summary["base"], summary["variant"], summary["dtype"], size, f"{side}x{side}", summary["digest"][:10])
+    return (summary["name"] + (" (default)" if default else ""), *shown, summary["origin"], state)
+
+
+STATES = {"there": "there", "changed": "may have changed; run models verify", "gone": "gone"}
+"""What a look at a model's files' sizes and times says; only `verify` reads them."""
 
 
 @app.command(epilog="Example: `safelight models show starter-noto`")
@@ -221,3 +238,19 @@ def remove(
         say_json({"name": name, "removed": True})
     else:
         typer.echo(f"removed {name} from the library; its file stays where it is")
+
+
+@app.command(epilog="Example: `safelight models rename dream dream-v8`")
+def rename(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
+    new: Annotated[str, typer.Argument(help="Its new name.", show_default=False)],
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Give a model another name. Its file stays as it is."""
+    model = _library(context, root).rename(name, new)
+    if as_json:
+        say_json(model.summary())
+    else:
+        typer.echo(f"{name} is called {model.name} now")

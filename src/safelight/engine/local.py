@@ -12,7 +12,7 @@ import torch
 
 from safelight.engine.base import ignore
 from safelight.engine.repair import Repairs
-from safelight.errors import IntegrityError, RequestError
+from safelight.errors import IntegrityError, ModelNotFoundError, RequestError
 from safelight.generate import fit, resident, run
 from safelight.generate.bench import Bench
 from safelight.generate.check import check
@@ -75,7 +75,7 @@ class LocalEngine:
     ) -> Iterator[Image]:
         """The same from image ``first`` on, with the content ``digest`` or not at all (IntegrityError); the models
         named in ``upcoming`` will be wanted next, the soonest first."""
-        model = self._sound(self.library.resolve(request.model))
+        model = self._sound(self._meant(request.model, digest))
         if digest is not None and model.digest != digest:
             raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
         asked = settled(request, model, self.shelves)
@@ -87,15 +87,23 @@ class LocalEngine:
         self._used[model.digest] = resident.component_keys(model, settings)
         return self._locked(self._images(asked, model, bench, on_progress, first))
 
+    def _meant(self, name: str, digest: str | None) -> Model:
+        """The model of that name; of that content where the name is gone, because it was renamed meanwhile."""
+        try:
+            return self.library.resolve(name)
+        except ModelNotFoundError:
+            same = next((card.name for card in self.library.cards() if card.digest == digest), None)
+            if same is None:
+                raise
+            return self.library.get(same)
+
     def _images(
         self, asked: Settled, model: Model, bench: Bench, on_progress: OnProgress, first: int
     ) -> Iterator[Image]:
         request = asked.request
-        if model.digest != self._last and self.on_switch is not None:
-            self._last = ""
-            self.on_switch(model, bench)
-        self._last = model.digest
         for index in range(first, request.count):
+            # Before each image: the images of several jobs may be taken in turns.
+            self._switched(model, bench)
             try:
                 yield self._image(asked, self._under(model, asked), bench, index, on_progress)
             except IntegrityError:
@@ -108,6 +116,13 @@ class LocalEngine:
                 self.repairs.reload(under)
                 bench.conditionings.clear()
                 yield self._image(again, under, bench, index, on_progress)
+
+    def _switched(self, model: Model, bench: Bench) -> None:
+        """Look at what ``on_switch`` looks at when the last image was another model's."""
+        if model.digest != self._last and self.on_switch is not None:
+            self._last = ""
+            self.on_switch(model, bench)
+        self._last = model.digest
 
     def _under(self, model: Model, asked: Settled) -> Model:
         return combined(model, asked, lambda component: self.tiers[0].lease(component, torch.float32))
@@ -173,7 +188,8 @@ class LocalEngine:
     def unload(self, digest: str | None) -> None:
         """Drop what nobody holds: of the model of that digest, or of all; and what text encoders made."""
         self.bench.conditionings.clear()
-        model = next((m for m in self.library.models() if m.digest == digest), None)
+        known = next((card.name for card in self.library.cards() if card.digest == digest), None)
+        model = None if known is None else self.library.find_named(known)
         for tier in self.tiers:
             if digest is None:
                 tier.drop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -42,14 +42,15 @@ def image(asked: Settled, model: Model, bench: Bench, index: int, on_progress: O
     try:
         with numerics.fixed(bench.run.threads, asked.request.seed):
             pixels = drawing.pixels()
+            state = numerics.record()
     except NotFiniteError:
         # What went in may be what was wrong.
         bench.conditionings.clear()
         raise
-    return _finished(drawing, pixels)
+    return _finished(drawing, pixels, state)
 
 
-def _finished(drawing: Drawing, pixels: torch.Tensor) -> Image:
+def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) -> Image:
     request, model = drawing.request, drawing.model
     height, width, _ = pixels.shape
     raw = pixels.contiguous().numpy().tobytes()
@@ -85,6 +86,7 @@ def _finished(drawing: Drawing, pixels: torch.Tensor) -> Image:
             "components": {role: model.manifest.component(role).digest for role in roles},
         },
         "run": asdict(drawing.run),
+        "numerics": dict(state),
         "marks": list(drawing.marks),
         "repairs": [asdict(repair) for repair in drawing.repairs],
         "pixels_sha256": sha256,

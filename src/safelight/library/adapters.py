@@ -6,8 +6,8 @@ A pickle is converted once, into ``ROOT/adapters/converted``.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from safelight.files import settle, written
 from safelight.formats import adapter as files
 from safelight.formats.identify import identify, read_header
 from safelight.library import convert, paths, records, starters
+from safelight.library.index import Card, Index
 from safelight.library.lock import alone
 from safelight.library.model import Adapter, Origin
+from safelight.names import canonical, file_stem
 from safelight.weights.digest import named
 from safelight.weights.manifest import FileHint, Manifest, measure, moved
 
@@ -40,26 +42,40 @@ class Adapters:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._records = root / "adapters"
+        self._index = Index(self._records, records.read_adapter, root / "index.db")
+        self._inversions: tuple[int, Mapping[str, Mapping[str, tuple[int, ...]]]] = (-1, {})
+
+    def cards(self) -> list[Card]:
+        """By name, the user's own before the starters, without their tensors. Damaged records are left out."""
+        own = [card for card in self._index.cards().values() if not card.problem]
+        taken = {card.name for card in own}
+        return [*own, *(card for card in starters.adapter_cards() if card.name not in taken)]
+
+    def inversions(self) -> tuple[int, Mapping[str, Mapping[str, tuple[int, ...]]]]:
+        """(a number that changes with them, the shapes of the tensors of each textual inversion by its name)."""
+        cards = self.cards()
+        if self._inversions[0] != self._index.generation:
+            found = {card.name: card.vectors for card in cards if card.vectors is not None}
+            self._inversions = self._index.generation, found
+        return self._inversions
 
     def all(self) -> list[Adapter]:
-        """By name, the user's own before the starters. Damaged records are left out."""
-        found: list[Adapter] = []
-        for path in sorted(self._records.glob("*.json")):
-            with contextlib.suppress(FileError):
-                found.append(records.read_adapter(path))
-        names = {adapter.name for adapter in found}
-        return [*found, *(adapter for adapter in starters.adapters() if adapter.name not in names)]
+        """The same as :meth:`cards`, whole: each record is read."""
+        own = [self._index.whole(card) for card in self._index.cards().values() if not card.problem]
+        taken = {adapter.name for adapter in own}
+        return [*own, *(adapter for adapter in starters.adapters() if adapter.name not in taken)]
 
     def get(self, name: str) -> Adapter:
-        """The adapter of that name. Raises ModelNotFoundError, which names the nearest."""
-        path = self._records / f"{name}.json"
-        if paths.NAME.fullmatch(name) and path.exists():
-            return records.read_adapter(path)
-        starter = next((adapter for adapter in starters.adapters() if adapter.name == name), None)
-        if starter is not None:
-            return starter
-        known = [adapter.name for adapter in self.all()]
-        raise ModelNotFoundError(name, difflib.get_close_matches(name, known, 3, 0.4), "adapter")
+        """The adapter of that name, or of that file's name. Raises ModelNotFoundError, which names the nearest."""
+        found = self._index.get(name) or next((one for one in starters.adapters() if one.name == name), None)
+        if found is not None:
+            return found
+        cards = self.cards()
+        fitting = [card for card in self._index.cards().values() if not card.problem and card.stem == canonical(name)]
+        if len(fitting) == 1:
+            # Prompts of other programs name files.
+            return self._index.whole(fitting[0])
+        raise ModelNotFoundError(name, paths.near(name, (card.name for card in cards)), "adapter")
 
     def resolve(self, name_or_path: str) -> Adapter:
         """An adapter by its name, else by a path; a file used by its path is read and hashed the first time."""
@@ -86,9 +102,9 @@ class Adapters:
             found = self.resolve(name) if by_path else self.get(name)
             if found.digest == digest:
                 return self.checked(found)
-        same = next((adapter for adapter in self.all() if adapter.digest == digest), None)
+        same = next((card for card in self.cards() if card.digest == digest), None)
         if same is not None:
-            return self.checked(same)
+            return self.checked(self.get(same.name))
         raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]} that was asked for")
 
     def add(self, path: Path, name: str | None = None, base: str = "") -> Adapter:
@@ -102,21 +118,57 @@ class Adapters:
         chosen = paths.chosen(name, path)
         found = self._describe(path, chosen, "added", base)
         with alone(self.root):
-            taken = next((adapter for adapter in self.all() if adapter.name == chosen), None)
-            if taken is not None and taken.path != path:
+            others = self.cards()
+            taken = next((card for card in others if card.name.casefold() == chosen.casefold()), None)
+            if taken is not None and (taken.path != path or taken.name != chosen):
                 raise InputError(f"the name {chosen!r} is taken by {taken.path}; give another with --name")
-            records.write(self._records / f"{chosen}.json", found)
+            self._write(found)
         return found
+
+    def _write(self, adapter: Adapter) -> None:
+        records.write(self._record(adapter.name), adapter)
+        self._index.changed()
+
+    def _record(self, name: str) -> Path:
+        """The file of that adapter's record, whether it is there or not."""
+        card = self._index.cards().get(canonical(name))
+        return card.record if card is not None else self._records / f"{file_stem(name)}.json"
+
+    def rename(self, name: str, new: str) -> Adapter:
+        """Give an adapter another name. Raises InputError when it is taken or not allowed, and for a starter."""
+        with alone(self.root):
+            adapter = self._index.get(name)
+            if adapter is None:
+                self._refuse_starter(name, "renamed")
+            assert adapter is not None
+            chosen = paths.chosen(new, adapter.path)
+            taken = next((card for card in self.cards() if card.name.casefold() == chosen.casefold()), None)
+            if taken is not None and taken.name != adapter.name:
+                raise InputError(f"the name {chosen!r} is taken by {taken.path}; give another")
+            record, renamed = self._record(name), replace(adapter, name=chosen)
+            target = self._records / f"{file_stem(chosen)}.json"
+            records.write(target, renamed)
+            if not (record.exists() and target.samefile(record)):
+                record.unlink(missing_ok=True)
+            self._index.changed()
+            return renamed
+
+    def _refuse_starter(self, name: str, done: str) -> None:
+        adapter = self.get(name)
+        if adapter.origin == "starter":
+            raise InputError(f"{adapter.name!r} is a starter, part of the installation; it cannot be {done}")
+        raise InputError(f"{name!r} is the file of the adapter {adapter.name!r}; give that name")
 
     def remove(self, name: str) -> None:
         """Forget an adapter, also one whose record is damaged. Its file stays. Starters cannot be removed."""
-        path = self._records / f"{name}.json"
-        if not (paths.NAME.fullmatch(name) and path.exists()):
-            starter = self.get(name)
-            raise InputError(f"{starter.name!r} is a starter, part of the installation; it cannot be removed")
         with alone(self.root):
-            path.unlink(missing_ok=True)
-            kept = {f"{adapter.digest}.safetensors" for adapter in self.all()}
+            card = self._index.cards().get(canonical(name))
+            if card is None:
+                self._refuse_starter(name, "removed")
+            assert card is not None
+            card.record.unlink(missing_ok=True)
+            self._index.changed()
+            kept = {f"{card.digest}.safetensors" for card in self.cards()}
             for file in (self._records / CONVERTED).glob("*.safetensors"):
                 if file.name not in kept:
                     file.unlink(missing_ok=True)
@@ -134,10 +186,16 @@ class Adapters:
             raise IntegrityError(error.path, "", error.problem, "Put the right file back, or add it again.") from error
         if fresh.digest != adapter.digest:
             raise IntegrityError(adapter.path, "", "its content changed", "Add it again if that was meant.")
-        if adapter.origin == "added":
-            with alone(self.root):
-                records.write(self._records / f"{adapter.name}.json", fresh)
+        if adapter.origin == "added" and fresh.manifest != adapter.manifest:
+            self._refresh(adapter, fresh)
         return replace(fresh, name=adapter.name)
+
+    def _refresh(self, adapter: Adapter, fresh: Adapter) -> None:
+        """Write what was seen of an adapter's file, unless it was removed or replaced while it was read."""
+        with alone(self.root):
+            card = self._index.cards().get(canonical(adapter.name))
+            if card is not None and not card.problem and self._index.whole(card).manifest == adapter.manifest:
+                self._write(fresh)
 
     def _describe(self, path: Path, name: str, origin: Origin, told: str = "") -> Adapter:
         found = identify(path)
@@ -149,7 +207,9 @@ class Adapters:
         else:
             manifest = measure((files.layout(read_header(path), found.kind),))
         base, rule = told or found.base or "", f"{found.rule}; for {told} by the user's word" if told else found.rule
-        return Adapter(name, path, found.kind, base, found.dtype, found.format, origin, rule, manifest, bool(told))
+        return Adapter(
+            canonical(name), path, found.kind, base, found.dtype, found.format, origin, rule, manifest, bool(told)
+        )
 
     def _converted(self, path: Path, kind: str) -> Manifest:
         """Of what a pickle was converted to, once, under the name of its content; it watches over the pickle too."""

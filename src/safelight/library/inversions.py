@@ -6,7 +6,8 @@ tensor's name is the word), and SDXL's (``clip_l``, ``clip_g``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from safelight.errors import RequestError
@@ -41,7 +42,7 @@ def chosen(request: Request, model: Model, adapters: Adapters, by_path: bool) ->
     asked = request.embeddings
     if asked is None:
         # As A1111 does it, a plain word means one that fits the model; one that is marked has to.
-        known = [each.name for each in adapters.all() if each.kind == INVERSION and _fits(each, model)]
+        known = _fitting(adapters, model)
         asked = tuple(Embedding(name, word) for word, name in sorted(words.named(texts, known).items()))
     found = [(embedding, _found(embedding, adapters, by_path)) for embedding in asked]
     vectors = [_vectors(embedding, adapter, model) for embedding, adapter in found]
@@ -77,27 +78,50 @@ def _found(embedding: Embedding, adapters: Adapters, by_path: bool) -> Adapter:
     return found
 
 
-def _fits(adapter: Adapter, model: Model) -> bool:
-    try:
-        _vectors(Embedding(adapter.name, adapter.name), adapter, model)
-    except RequestError:
-        return False
-    return True
+def _fitting(adapters: Adapters, model: Model) -> tuple[str, ...]:
+    """The names of all that fit the model's text encoders; kept as long as no adapter is added or removed."""
+    generation, shapes = adapters.inversions()
+    encoders = tuple((c.role, c.config) for c in model.manifest.components if isinstance(c.config, CLIPConfig))
+    key = str(adapters.root), generation, encoders
+    with _keeping:
+        if key not in _fitting_names:
+            _fitting_names.pop(next(iter(_fitting_names)), None) if len(_fitting_names) >= MOST_KEPT else None
+            _fitting_names[key] = tuple(name for name, tensors in shapes.items() if not _odd(tensors, dict(encoders)))
+        return _fitting_names[key]
+
+
+MOST_KEPT = 16
+"""Text encoders of different widths for which it is kept what fits them."""
+
+_fitting_names: dict[object, tuple[str, ...]] = {}
+_keeping = threading.Lock()
+
+
+def _slots(tensors: Collection[str]) -> dict[str, str]:
+    """Text encoder to tensor."""
+    return {_ENCODERS.get(name, "text_encoder" if len(tensors) == 1 else ""): name for name in tensors}
+
+
+def _odd(tensors: Mapping[str, tuple[int, ...]], encoders: Mapping[str, CLIPConfig]) -> str:
+    """Why vectors of these shapes do not fit these text encoders, "" when they do: each has some, of its width."""
+    slots = _slots(tensors)
+    if slots.keys() != encoders.keys():
+        return f"has {', '.join(tensors)}; the model has {', '.join(encoders)}"
+    for role, name in slots.items():
+        shape = tensors[name]
+        if len(shape) not in (1, 2) or shape[-1] != encoders[role].width:
+            return f"its vectors are {list(shape)}; the {role} of the model is {encoders[role].width} wide"
+    return ""
 
 
 def _vectors(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str, str]:
-    """Text encoder to tensor; each of the model's has one, of its width."""
+    """Text encoder to tensor. Raises RequestError for one that does not fit."""
     encoders = {c.role: c.config for c in model.manifest.components if isinstance(c.config, CLIPConfig)}
-    tensors = adapter.tensors.tensors
-    named = {_ENCODERS.get(tensor.name, "text_encoder" if len(tensors) == 1 else ""): tensor for tensor in tensors}
-    if named.keys() != encoders.keys():
-        has = ", ".join(tensor.name for tensor in tensors)
-        raise RequestError("embeddings", embedding.name, f"has {has}; {model.name} has {', '.join(encoders)}")
-    for role, tensor in named.items():
-        if len(tensor.shape) not in (1, 2) or tensor.shape[-1] != encoders[role].width:
-            problem = f"its vectors are {list(tensor.shape)}; the {role} of {model.name} is {encoders[role].width} wide"
-            raise RequestError("embeddings", embedding.name, problem)
-    return {role: tensor.name for role, tensor in named.items()}
+    tensors = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
+    problem = _odd(tensors, encoders)
+    if problem:
+        raise RequestError("embeddings", embedding.name, f"{problem} ({model.name})")
+    return _slots(tensors)
 
 
 def _count(embedding: Embedding, adapter: Adapter, vectors: Mapping[str, str]) -> int:

@@ -7,15 +7,15 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from safelight import names
 from safelight.errors import (
     CorruptFileError,
     FileError,
@@ -32,6 +32,7 @@ from safelight.formats.identify import Identity, PredictionType, identify
 from safelight.formats.keys import leftover
 from safelight.formats.layout import CheckpointLayout
 from safelight.library import convert, paths, records, starters
+from safelight.library.index import Card, Index
 from safelight.library.lock import alone
 from safelight.library.model import NATIVE_SIZES, Model, Origin
 from safelight.weights.digest import named
@@ -55,43 +56,53 @@ class Library:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._records = root / "models"
+        self._index = Index(self._records, records.read, root / "index.db")
 
-    def named(self, name: str) -> Model | None:
-        """The user's own model of that name, None when there is none, or its record is damaged."""
-        path = self._records / f"{name}.json"
-        return self._seen(path) if paths.NAME.fullmatch(name) and path.exists() else None
+    def cards(self) -> list[Card]:
+        """All models by name, the user's own before the starters, without their tensors. Damaged records are left out:
+        :meth:`damaged`."""
+        own = [card for card in self._index.cards().values() if not card.problem]
+        taken = {card.name for card in own}
+        return [*own, *(card for card in starters.cards() if card.name not in taken)]
 
     def models(self) -> list[Model]:
-        """All models by name, the user's own before the starters. Damaged records are left out: :meth:`damaged`."""
-        own = [record for record in self._read_all() if isinstance(record, Model)]
-        names = {model.name for model in own}
-        return [*own, *(model for model in starters.models() if model.name not in names)]
+        """The same, whole: each record is read."""
+        own = [self._index.whole(card) for card in self._index.cards().values() if not card.problem]
+        taken = {model.name for model in own}
+        return [*own, *(model for model in starters.models() if model.name not in taken)]
 
     def damaged(self) -> list[FileError]:
         """What is wrong with records that cannot be read; adding the model again writes a new one."""
-        return [record for record in self._read_all() if isinstance(record, FileError)]
+        found = self._index.cards().values()
+        return [CorruptFileError(card.record, card.problem) for card in found if card.problem]
 
-    def _read_all(self) -> Iterator[Model | FileError]:
-        for path in sorted(self._records.glob("*.json")):
-            try:
-                yield records.read(path)
-            except FileError as error:
-                yield error
+    def named(self, name: str) -> Model | None:
+        """The user's own model of that name, None when there is none, or its record is damaged."""
+        try:
+            return self._index.get(name)
+        except FileError:
+            return None
 
     def find_named(self, name: str) -> Model | None:
         """The model of that name, None when there is none that can be used."""
         return self.named(name) or next((model for model in starters.models() if model.name == name), None)
 
     def get(self, name: str) -> Model:
-        """The model of that name. Raises ModelNotFoundError, which names the nearest."""
-        path = self._records / f"{name}.json"
-        if paths.NAME.fullmatch(name) and path.exists():
-            return records.read(path)
-        found = next((model for model in starters.models() if model.name == name), None)
+        """The model of that name, or of that file's name. Raises ModelNotFoundError, which names the nearest."""
+        found = self._index.get(name) or next((model for model in starters.models() if model.name == name), None)
         if found is None:
-            known = [model.name for model in self.models()]
-            raise ModelNotFoundError(name, difflib.get_close_matches(name, known, 3, 0.4))
+            cards = self.cards()
+            found = self._of_file(name, cards)
+            if found is None:
+                raise ModelNotFoundError(name, paths.near(name, (card.name for card in cards)))
         return found
+
+    def _of_file(self, name: str, cards: list[Card]) -> Model | None:
+        """The one model whose file is called so: prompts of other programs name files."""
+        fitting = [card for card in cards if card.stem == names.canonical(name)]
+        return (
+            self._index.whole(fitting[0]) if len(fitting) == 1 and fitting[0].record.parent == self._records else None
+        )
 
     def resolve(self, name_or_path: str, on_bytes: OnBytes | None = None) -> Model:
         """A model by its name in the library, else by a path.
@@ -132,9 +143,11 @@ class Library:
     def find(self, digest: str, prediction_type: str, name: str = "") -> Model | None:
         """The model of that content and prediction type: the one called ``name`` if there is one, then those whose
         files are as they were; also one that was used by its path."""
+        wanted = digest, prediction_type
+        cards = [card for card in self.cards() if (card.digest, card.summary["prediction_type"]) == wanted]
+        own = [self.find_named(card.name) for card in cards]
         seen = (self._seen(path) for path in sorted((self.root / "seen").glob("*.json")))
-        every = [*self.models(), *(model for model in seen if model is not None)]
-        fitting = [m for m in every if (m.digest, m.prediction_type) == (digest, prediction_type)]
+        fitting = [m for m in (*own, *seen) if m is not None and (m.digest, m.prediction_type) == wanted]
         return min(fitting, key=lambda m: (bool(m.manifest.changed()), m.name != name), default=None)
 
     def add(
@@ -163,16 +176,54 @@ class Library:
         before = self.named(name)
         if before is not None and before.digest != model.digest:
             records.write(self._earlier(name) / f"{time.time():.3f}.json", before)
-        records.write(self._records / f"{name}.json", model)
+        self._write(name, model)
         self._quarantine(model).unlink(missing_ok=True)
 
+    def _write(self, name: str, model: Model) -> None:
+        records.write(self._record(name), model)
+        self._index.changed()
+
+    def _record(self, name: str) -> Path:
+        """The file of that model's record, whether it is there or not."""
+        card = self._index.cards().get(names.canonical(name))
+        return card.record if card is not None else self._records / f"{names.file_stem(name)}.json"
+
     def _earlier(self, name: str) -> Path:
-        return self._records / "earlier" / name
+        return self._records / "earlier" / names.file_stem(name)
 
     def earlier(self, name: str) -> list[Model]:
         """What had the name before, the newest first."""
-        found = (self._seen(path) for path in sorted(self._earlier(name).glob("*.json"), reverse=True))
+        return self._kept_in(self._earlier(name))
+
+    def _kept_in(self, folder: Path) -> list[Model]:
+        found = (self._seen(path) for path in sorted(folder.glob("*.json"), reverse=True))
         return [model for model in found if model is not None]
+
+    def rename(self, name: str, new: str) -> Model:
+        """Give a model another name; what had its old name before comes along. Raises InputError when the new name is
+        taken or not allowed, ModelNotFoundError, and InputError for a starter."""
+        with alone(self.root):
+            model = self._index.get(name)
+            if model is None:
+                self._refuse_starter(name, "renamed")
+            assert model is not None
+            chosen = paths.chosen(new, model.path)
+            if chosen == model.name:
+                return model
+            others = (card for card in self.cards() if card.name != model.name)
+            self._refuse_taken_among(others, chosen, None)
+            record, earlier, quarantine = self._record(name), self._earlier(name), self._quarantine(model)
+            renamed = replace(model, name=chosen)
+            target = self._records / f"{names.file_stem(chosen)}.json"
+            records.write(target, renamed)
+            for before, after in ((earlier, self._earlier(chosen)), (quarantine, self._quarantine(renamed))):
+                if before.exists():
+                    after.parent.mkdir(parents=True, exist_ok=True)
+                    before.rename(after)
+            if not (target.exists() and record.exists() and target.samefile(record)):
+                record.unlink(missing_ok=True)
+            self._index.changed()
+            return renamed
 
     def roll_back(self, name: str, digest: str = "", on_bytes: OnBytes | None = None) -> Model:
         """Give a name back to what it named before: the newest earlier content, or the one whose digest begins so.
@@ -212,23 +263,36 @@ class Library:
                 yield self._describe(path, wanted.name, "added", told, on_bytes)
 
     def _refuse_taken(self, name: str, path: Path) -> None:
-        taken = next((model for model in self.models() if model.name == name), None)
-        if taken is not None and taken.path != path:
-            raise InputError(f"the name {name!r} is taken by {taken.path}; give another with --name")
+        self._refuse_taken_among(self.cards(), name, path)
+
+    @staticmethod
+    def _refuse_taken_among(cards: Iterable[Card], name: str, path: Path | None) -> None:
+        """Names that differ in capitals only are the same to some file systems, and to most people."""
+        taken = next((card for card in cards if card.name.casefold() == name.casefold()), None)
+        if taken is not None and (taken.path != path or taken.name != name):
+            called = "" if taken.name == name else f" ({taken.name})"
+            raise InputError(f"the name {name!r} is taken by {taken.path}{called}; give another with --name")
+
+    def _refuse_starter(self, name: str, done: str) -> None:
+        """Raise for a model that is not the user's own: ModelNotFoundError, or InputError for a starter."""
+        model = self.get(name)
+        if model.origin == "starter":
+            raise InputError(f"{model.name!r} is a starter, part of the installation; it cannot be {done}")
+        raise InputError(f"{name!r} is the file of the model {model.name!r}; give that name")
 
     def remove(self, name: str) -> None:
         """Forget a model, also one whose record is damaged. Its file stays; what Safelight converted from it goes.
 
         Starters cannot be removed.
         """
-        path = self._records / f"{name}.json"
-        if not (paths.NAME.fullmatch(name) and path.exists()):
-            model = self.get(name)
-            raise InputError(f"{model.name!r} is a starter, part of the installation; it cannot be removed")
         with alone(self.root):
-            model = self._seen(path)
-            path.unlink(missing_ok=True)
-            self._sweep(model.digest if model is not None else "")
+            card = self._index.cards().get(names.canonical(name))
+            if card is None:
+                self._refuse_starter(name, "removed")
+            assert card is not None
+            card.record.unlink(missing_ok=True)
+            self._index.changed()
+            self._sweep(card.digest)
 
     def _sweep(self, removed: str = "") -> None:
         """Remove manifests of paths that are gone or changed, and conversions that no record names any more.
@@ -236,8 +300,9 @@ class Library:
         A conversion younger than a day is left, but for that of the model ``removed``: another process may be about to
         write its record.
         """
-        kept = {record.digest for record in self._read_all() if isinstance(record, Model)}
-        kept |= {model.digest for folder in self._earlier("").glob("*") for model in self.earlier(folder.name)}
+        kept = {card.digest for card in self._index.cards().values() if not card.problem}
+        earlier = (self._records / "earlier").glob("*")
+        kept |= {model.digest for folder in earlier for model in self._kept_in(folder)}
         for path in (self.root / "seen").glob("*.json"):
             model = self._seen(path)
             if model is None or model.manifest.changed():
@@ -303,7 +368,7 @@ class Library:
             raise IntegrityError(model.path, "", f"is in quarantine: {reason}", remedy)
 
     def _quarantine(self, model: Model) -> Path:
-        name = named(str(model.path)) if model.origin == "path" else model.name
+        name = named(str(model.path)) if model.origin == "path" else names.file_stem(model.name)
         return self.root / "quarantine" / f"{name}.json"
 
     def checked(self, model: Model) -> Model:
@@ -329,8 +394,15 @@ class Library:
             if before != now:
                 raise IntegrityError(model.path, "", f"its {field} was {before}, its files now say {now}")
         if model.origin == "added" and fresh.manifest != model.manifest:
-            records.write(self._records / f"{model.name}.json", fresh)
+            self._refresh(model, fresh)
         return fresh
+
+    def _refresh(self, model: Model, fresh: Model) -> None:
+        """Write what was seen of a model's files, unless it was removed or replaced while they were read."""
+        with alone(self.root):
+            current = self.named(model.name)
+            if current is not None and current.manifest == model.manifest:
+                self._write(model.name, fresh)
 
     def _again(self, model: Model, on_bytes: OnBytes | None) -> Model:
         """The model as its files say now. A conversion whose sources are as they were is read instead of them."""
@@ -378,7 +450,7 @@ class Library:
             layout = found.layout
             manifest = _measured(path, layout, _counter(found.nbytes, on_bytes), found.watched)
         return Model(
-            name=name,
+            name=names.canonical(name),
             path=path,
             kind=found.kind,
             base=layout.base.name,

@@ -3,14 +3,13 @@ No torch."""
 
 from __future__ import annotations
 
-import difflib
-
 from safelight.errors import IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
 from safelight.formats.adapter import VAE
 from safelight.formats.keys.controlnet import ControlNetConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
 from safelight.formats.layout import CONTROLNET
+from safelight.library import paths
 from safelight.library.adapters import Adapters
 from safelight.library.library import Library
 from safelight.library.model import Adapter, Model
@@ -46,8 +45,8 @@ def _vae_of(name: str, library: Library, adapters: Adapters, by_path: bool) -> M
     try:
         return library.resolve(name) if by_path else library.get(name)
     except ModelNotFoundError as error:
-        known = [adapter.name for adapter in adapters.all() if adapter.kind == VAE]
-        raise ModelNotFoundError(name, [*difflib.get_close_matches(name, known, 3, 0.4), *error.near], "VAE") from error
+        known = [card.name for card in adapters.cards() if card.kind == VAE]
+        raise ModelNotFoundError(name, [*paths.near(name, known), *error.near], "VAE") from error
 
 
 def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> ComponentManifest | None:

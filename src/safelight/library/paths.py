@@ -1,15 +1,14 @@
-"""Paths and names as people write them."""
+"""Paths as people write them, and the names of what is there."""
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
+from collections.abc import Iterable
 from pathlib import Path
 
+from safelight import names
 from safelight.errors import InputError
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
 def user_path(text: str) -> Path:
@@ -23,21 +22,34 @@ def user_path(text: str) -> Path:
 def beside(path: Path) -> str:
     """What lies there under almost that name."""
     try:
-        names = [entry.name for entry in path.parent.iterdir()]
+        found = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return ""
-    near = [name for name in names if Path(name).stem == path.name] or difflib.get_close_matches(path.name, names, 1)
+    near = [name for name in found if Path(name).stem == path.name] or difflib.get_close_matches(path.name, found, 1)
     return f"; {near[0]} does" if near else ""
 
 
+def near(name: str, known: Iterable[str]) -> list[str]:
+    """At most three of the known names that may have been meant, the most alike first."""
+    folded = {names.canonical(one).casefold(): one for one in known}
+    return [folded[one] for one in difflib.get_close_matches(names.canonical(name).casefold(), folded, 3, 0.6)]
+
+
 def stem(path: Path) -> str:
-    """What to call a model: the file's name without its ending, the whole name of a folder (``sd-v1.5``)."""
+    """What a file is called: its name without its ending, the whole name of a folder (``sd-v1.5``)."""
     return path.name if os.path.isdir(path) else path.stem
 
 
 def chosen(name: str | None, path: Path) -> str:
-    """The name to give to what is at ``path``. Raises InputError for one that is not allowed."""
-    wanted = name or re.sub(r"[^A-Za-z0-9._+-]+", "-", stem(path)).strip("-.")
-    if not NAME.fullmatch(wanted):
-        raise InputError(f"{wanted!r} is not a name: letters, digits and . _ + - (give one with --name)")
+    """The name to give to what is at ``path``: the given one, or the file's own. Raises InputError for one that is not
+    allowed."""
+    if name is None:
+        made = names.of_stem(stem(path))
+        if not made:
+            raise InputError(f"{path}: no name can be made of this file's; give one with --name")
+        return made
+    wanted = names.canonical(name)
+    if not names.is_name(wanted):
+        rule = f'1 to {names.MOST_CHARACTERS} characters without / \\ : * ? " < > | ,'
+        raise InputError(f"{path}: {name!r} cannot be its name: {rule}; a letter, digit, _ or bracket comes first")
     return wanted

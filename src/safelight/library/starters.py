@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from safelight.library import records
+from safelight.library.index import Card, card
 from safelight.library.model import Adapter, Model
 
 PACKAGE = "safelight_starter"
@@ -37,3 +38,15 @@ def models() -> tuple[Model, ...]:
     if home is None:
         return ()
     return tuple(records.read(path, home) for path in sorted(home.glob("*.json")))
+
+
+@cache
+def cards() -> tuple[Card, ...]:
+    """The starters without their tensors."""
+    return tuple(card(model.path, model) for model in models())
+
+
+@cache
+def adapter_cards() -> tuple[Card, ...]:
+    """The starter adapters without their tensors."""
+    return tuple(card(adapter.path, adapter) for adapter in adapters())

@@ -5,11 +5,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from safelight.prompts.tags import MARK
 
 _MARKED = re.compile(rf"{MARK.pattern}|\bembedding:([\w.+-]*\w)")
 """Marked as embeddings, whether there is one of that name or not."""
+
+_FIRST = re.compile(r"\w+|[\[({]")
+_BEGINS = re.compile(r"(?P<mark><|\bembedding:|(?<![\w-]))(?P<first>\w+|[\[({])")
+"""Where a name may begin: its mark, and its first word, or the bracket with which it begins."""
+
+_GOES_ON = re.compile(r"[\w-]")
 
 FIRST_SPARE = 49405
 """The last token of CLIP's vocabulary that is text; the rarest are last."""
@@ -21,22 +28,44 @@ Words = Mapping[str, tuple[int, ...]]
 def named(texts: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """The embeddings that texts name, word to name: those that are marked as such, and plain words that are ``known``
     names, in whatever case, as AUTOMATIC1111 takes them."""
-    listed = {name.lower(): name for name in sorted(known, reverse=True)}
-    pattern = _pattern(sorted(listed, key=len, reverse=True))
+    by_first = _by_first(tuple(known))
     found: dict[str, str] = {}
     for text in texts:
-        for mark in pattern.finditer(text):
-            name = next(group for group in mark.groups() if group is not None)
-            found[mark[0]] = listed.get(name.lower(), name)
+        at = 0
+        while begin := _BEGINS.search(text, at):
+            at = begin.end()
+            for name in by_first.get(begin["first"].lower(), ()):
+                written = re.compile(re.escape(name), re.IGNORECASE).match(text, begin.start("first"))
+                if written and (end := _end(text, begin["mark"], written.end())):
+                    found[text[begin.start() : end]] = name
+                    at = end
+                    break
+            else:
+                marked = _MARKED.match(text, begin.start()) if begin["mark"] else None
+                if marked:
+                    found[marked[0]] = marked[1] or marked[2]
+                    at = marked.end()
+                elif begin["mark"]:
+                    at = begin.start("first")
     return found
 
 
-def _pattern(known: Sequence[str]) -> re.Pattern[str]:
-    """Known names first, marked or plain, the longest first; then whatever else is marked."""
-    either = "|".join(map(re.escape, known))
-    marked = rf"<({either})>|\bembedding:({either})(?![\w-])|" if known else ""
-    plain = rf"|(?<![\w-])({either})(?![\w-])" if known else ""
-    return re.compile(f"{marked}{_MARKED.pattern}{plain}", re.IGNORECASE)
+def _end(text: str, mark: str, end: int) -> int:
+    """Where a name ends with its mark; 0 where it goes on, or its bracket is not closed."""
+    if mark == "<":
+        return end + 1 if text[end : end + 1] == ">" else 0
+    return end if not _GOES_ON.match(text, end) else 0
+
+
+@lru_cache(maxsize=32)
+def _by_first(known: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+    """Names by their first word, in small letters; the longest first."""
+    found: dict[str, list[str]] = {}
+    for name in sorted({one.lower(): one for one in sorted(known, reverse=True)}.values(), key=len, reverse=True):
+        first = _FIRST.match(name)
+        if first is not None:
+            found.setdefault(first[0].lower(), []).append(name)
+    return {first: tuple(names) for first, names in found.items()}
 
 
 def places(counts: Mapping[str, int], used: Iterable[int]) -> Words:

@@ -88,7 +88,8 @@ class _Gate:
 
     def __init__(self, app: ASGIApp, control: Control) -> None:
         self._app = app
-        self._key = control.settings.api_key
+        key = control.settings.api_key
+        self._key = key.get_secret_value() if key is not None else None
         self._most = control.settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

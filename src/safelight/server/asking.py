@@ -36,10 +36,10 @@ def default_model(control: Control) -> Model:
     wanted = control.settings.default_model
     if wanted is not None:
         return model_named(control, wanted)
-    models = control.library.models()
-    if not models:
+    cards = control.library.cards()
+    if not cards:
         raise ModelNotFoundError("(any)", [])
-    return models[0]
+    return model_named(control, cards[0].name)
 
 
 def within_limits(control: Control, request: Request, model: Model) -> None:

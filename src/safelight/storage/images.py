@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 
 from safelight.files import settle, write_whole, written
 from safelight.metadata import chunks
+from safelight.names import readable
 from safelight.types.results import Image, Preview
 
 
@@ -22,7 +23,7 @@ def save(image: Image, folder: Path) -> Path:
 
     Raises UnreadableFileError when the folder cannot be written.
     """
-    stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", image.model) + f"-{image.seed}"
+    stem = f"{readable(image.model)}-{image.seed}"
     data = chunks.png(image)
     with written(folder) as (file, temporary):
         file.write(data)

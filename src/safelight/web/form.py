@@ -26,14 +26,15 @@ class Form:
     def __init__(self, control: Control, make: Callable[[list[Request]], Awaitable[None]]) -> None:
         self._control = control
         self._make = make
-        names = [model.name for model in control.library.models()]
+        names = [card.name for card in control.library.cards()]
+        first = control.settings.default_model
         with ui.element("form").classes("sl-card").on("submit.prevent", self._submit):
             self._prompt = ui.textarea("Prompt").props('outlined autogrow rows=3 autofocus input-class="sl-prompt"')
             self._prompt.on("keydown.ctrl.enter", self._submit)
             self._adapters()
-            self._models = ui.select(names, multiple=True, label="Models", value=names[:1]).props(
-                "outlined use-chips options-dense"
-            )
+            self._models = ui.select(
+                names, multiple=True, label="Models", value=[first] if first in names else names[:1]
+            ).props("outlined use-chips options-dense")
             with ui.element("div").classes("sl-pair"):
                 self._steps = ui.number("Steps", value=20, min=1, precision=0).props("outlined dense")
                 self._seed = ui.number("Seed", min=0, precision=0, placeholder="any").props("outlined dense")
@@ -43,7 +44,7 @@ class Form:
 
     def _adapters(self) -> None:
         """Choosing one writes it into the prompt, where its strength can be changed; an embedding as its word."""
-        kinds = {adapter.name: adapter.kind for adapter in self._control.shelves.adapters.all()}
+        kinds = {adapter.name: adapter.kind for adapter in self._control.shelves.adapters.cards()}
         names = [name for name, kind in kinds.items() if kind in WEIGHTS or kind == INVERSION]
         if not names:
             return
@@ -126,7 +127,7 @@ class Form:
         self._clip_skip.set_value(request["clip_skip"])
         self._precision.set_value(request["precision"])
         self.further.fill(request)
-        there = any(model.name == request["model"] for model in self._control.library.models())
+        there = any(card.name == request["model"] for card in self._control.library.cards())
         self._models.set_value([request["model"]] if there else [])
         if not there:
             ui.notify(f"The library has no model {request['model']} any more: choose one.", type="warning")

@@ -36,9 +36,9 @@ class Further:
 
     def __init__(self, serving: Serving) -> None:
         names: dict[str, list[str]] = {VAE: [], CONTROLNET: []}
-        for adapter in serving.shelves.adapters.all():
+        for adapter in serving.shelves.adapters.cards():
             names.setdefault(adapter.kind, []).append(adapter.name)
-        models = [model.name for model in serving.library.models()]
+        models = [card.name for card in serving.library.cards()]
         self._serving = serving
         self._others: tuple[Control, ...] = ()
         self._from_image(serving)

@@ -9,12 +9,12 @@ from typing import Any
 from nicegui import ui
 
 from safelight.formats.adapter import ROLE as ADAPTER
-from safelight.library.model import Adapter, Model
+from safelight.library.index import Card
 
 COLOURS = ("#b5371f", "#8a6d3b", "#4d7358", "#4a6d8c", "#7a5a86", "#a0704f", "#5f7f7a", "#8c5a5a")
 
 
-def show(into: ui.element, memory: Mapping[str, Any], library: Sequence[Model | Adapter]) -> None:
+def show(into: ui.element, memory: Mapping[str, Any], library: Sequence[Card]) -> None:
     """Draw it, if it is other than what is drawn. ``library``: what may be in memory, for its names."""
     places: Mapping[str, Any] = memory.get("places", {})
     seen = json.dumps(places, default=str, sort_keys=True)
@@ -29,7 +29,7 @@ def show(into: ui.element, memory: Mapping[str, Any], library: Sequence[Model | 
             _place(name, place, library)
 
 
-def _place(name: str, place: Mapping[str, Any], library: Sequence[Model | Adapter]) -> None:
+def _place(name: str, place: Mapping[str, Any], library: Sequence[Card]) -> None:
     budget = max(1, place["budget"])
     models = _by_model(place["resident"], library)
     with ui.element("div").style("display: flex; flex-direction: column; gap: 7px; width: 100%"):
@@ -59,7 +59,7 @@ def _line(colour: str, text: str, size: int) -> None:
         ui.label(_size(size)).classes("sl-quiet")
 
 
-def _by_model(resident: Sequence[Mapping[str, Any]], library: Sequence[Model | Adapter]) -> dict[str, int]:
+def _by_model(resident: Sequence[Mapping[str, Any]], library: Sequence[Card]) -> dict[str, int]:
     """Bytes by model; what several share is named after all of them, what none has after itself."""
     out: dict[str, int] = {}
     for holding in resident:
@@ -67,7 +67,7 @@ def _by_model(resident: Sequence[Mapping[str, Any]], library: Sequence[Model | A
         owners = [
             one.name
             for one in library
-            if any(c.role == role and c.digest.startswith(digest) for c in one.manifest.components)
+            if any(known == role and whole.startswith(digest) for known, whole in one.components)
         ]
         name = ", ".join(owners) or ("adapters" if role == ADAPTER else f"a {role.replace('_', ' ')}")
         out[name] = out.get(name, 0) + holding["nbytes"]

@@ -57,7 +57,7 @@ class Tab:
         self._asked: list[str] = []
         self._seen = -1
         self._shown = SHOWN
-        self._library = [*control.library.models(), *control.shelves.adapters.all()]
+        self._library = [*control.library.cards(), *control.shelves.adapters.cards()]
 
     def build(self) -> None:
         """Make the elements, and look for changes from now on."""

@@ -24,7 +24,8 @@ from safelight.errors import RequestError, WorkerDiedError
 from safelight.formats.adapter import INVERSION, VAE, WEIGHTS
 from safelight.formats.layout import CONTROLNET
 from safelight.jobs.job import Job
-from safelight.library.model import Adapter, Model
+from safelight.library.index import Card
+from safelight.library.model import Model
 from safelight.metadata.chunks import SCHEDULE_LABELS, parameters, schedule_label
 from safelight.server import asking, auth, bridge
 from safelight.server.apis.a1111_fields import AUTOMATIC, ImageToImage, TextToImage, refuse, sampler_of
@@ -88,8 +89,8 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         chosen = clients.option(client, CHECKPOINT)
         return asking.default_model(control) if chosen is None else by_title(control, chosen)
 
-    def listed(*kinds: str) -> list[Adapter]:
-        return [found for found in control.shelves.adapters.all() if found.kind in kinds]
+    def listed(*kinds: str) -> list[Card]:
+        return [found for found in control.shelves.adapters.cards() if found.kind in kinds]
 
     def _vae(name: str) -> str:
         found = control.shelves.adapters.get(name)
@@ -154,7 +155,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/sd-models")
     def sd_models() -> list[dict[str, Any]]:
-        return [_listed(model) for model in control.library.models()]
+        return [_listed(card) for card in control.library.cards()]
 
     @api.get("/samplers")
     def samplers() -> list[dict[str, Any]]:
@@ -197,7 +198,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
                 "name": found.name,
                 "alias": found.name,
                 "path": found.path.name,
-                "metadata": found.summary() | {"path": found.path.name},
+                "metadata": {**found.summary, "path": found.path.name},
             }
             for found in listed(*WEIGHTS)
         ]
@@ -334,12 +335,12 @@ def by_title(control: Control, title: str) -> Model:
             message = f"the model {name} has the content {named.digest[:10]} now, not {mark}"
             raise RefusedError(409, "which_model", message, "sd_model_checkpoint")
         return named
-    models = control.library.models()
-    found = [m for m in models if name in (m.digest, m.digest[:10], m.path.name, m.path.stem)]
+    cards = control.library.cards()
+    found = [card for card in cards if name in (card.digest, card.digest[:10], card.path.name, card.stem)]
     if len(found) > 1:
-        names = ", ".join(model.name for model in found)
+        names = ", ".join(card.name for card in found)
         raise RefusedError(409, "which_model", f"{name} may be {names}; give its name", "sd_model_checkpoint")
-    return found[0] if found else asking.model_named(control, name)
+    return asking.model_named(control, found[0].name if found else name)
 
 
 def _stop_at(options: dict[str, Any]) -> int | None:
@@ -352,11 +353,11 @@ def _stop_at(options: dict[str, Any]) -> int | None:
     return int(skip)
 
 
-def _title(model: Model) -> str:
+def _title(model: Model | Card) -> str:
     return f"{model.name} [{model.digest[:10]}]"
 
 
-def _listed(model: Model) -> dict[str, Any]:
+def _listed(model: Card) -> dict[str, Any]:
     return {
         "title": _title(model),
         "model_name": model.name,
@@ -410,8 +411,8 @@ def _progress(state: State | None, skip_image: bool) -> dict[str, Any]:
     }
 
 
-def _embedding(found: Adapter) -> dict[str, Any]:
-    shapes = [tensor.shape for tensor in found.tensors.tensors]
+def _embedding(found: Card) -> dict[str, Any]:
+    shapes = list((found.vectors or {}).values())
     return {
         "step": None,
         "sd_checkpoint": None,

@@ -71,7 +71,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     def adapters() -> list[AdapterModel]:
         """LoRA and its kin, for ``loras`` and for ``<lora:name:strength>`` in a prompt; VAEs, ControlNets, textual
         inversions."""
-        return [AdapterModel(**found.summary()) for found in control.shelves.adapters.all()]
+        return [AdapterModel(**found.summary) for found in control.shelves.adapters.cards()]
 
     @api.get("/jobs", tags=["jobs"])
     def jobs(
@@ -169,17 +169,19 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/models", tags=["models"])
     def models() -> list[ModelModel]:
-        return [_model(control, model) for model in library.models()]
+        return [_model(control, card.name, card.summary) for card in library.cards()]
 
     @api.post("/models", tags=["models"], status_code=201, responses=documented())
     def add(adding: Adding) -> ModelModel:
         """Identify and hash a checkpoint, and give it a name. Its file stays where it is."""
         path = _within(Path(adding.path), control.settings.model_folders)
-        return _model(control, library.add(path, adding.name, adding.prediction_type))
+        model = library.add(path, adding.name, adding.prediction_type)
+        return _model(control, model.name, model.summary())
 
     @api.get("/models/{name}", tags=["models"], responses=documented(404))
     def one_model(name: str) -> ModelModel:
-        return _model(control, library.get(name))
+        model = library.get(name)
+        return _model(control, model.name, model.summary())
 
     @api.post("/models/{name}/verify", tags=["models"], responses=documented(404, 409))
     def verify(name: str) -> Verified:
@@ -244,10 +246,9 @@ def _image(image: StoredImage) -> ImageModel:
     return ImageModel(**pictured(image))
 
 
-def _model(control: Control, model: Any) -> ModelModel:
-    summary = model.summary()
-    summary.pop("path")
-    return ModelModel(**summary, pinned=model.name in control.supervisor.pinned)
+def _model(control: Control, name: str, summary: Mapping[str, Any]) -> ModelModel:
+    shown = {key: value for key, value in summary.items() if key != "path"}
+    return ModelModel(**shown, pinned=name in control.supervisor.pinned)
 
 
 def _found(thing: Any, what: str, name: str) -> Any:

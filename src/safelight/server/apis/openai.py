@@ -102,7 +102,7 @@ def router(control: Control) -> APIRouter:
 
     @api.get("/models")
     def models() -> ModelList:
-        return ModelList(data=[ModelCard(id=model.name) for model in control.library.models()])
+        return ModelList(data=[ModelCard(id=card.name) for card in control.library.cards()])
 
     @api.get("/models/{name}")
     def one_model(name: str) -> ModelCard:

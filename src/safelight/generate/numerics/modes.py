@@ -1,0 +1,89 @@
+"""Torch's modes and the global random generators, which a job has none of its host's of."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _device as torch_device
+
+_C: Any = torch._C
+
+
+@contextlib.contextmanager
+def no_modes() -> Generator[None]:
+    """Within: no mode of the host's sees or changes what torch does: no default device, however it was set, no
+    function mode, no dispatch mode. After: the very same objects, in their order.
+    """
+    context: Any = torch._GLOBAL_DEVICE_CONTEXT
+    default = getattr(context, "device_context", None)
+    current = torch_device.CURRENT_DEVICE
+    state = _C._get_torch_function_state()
+    functions = [_C._pop_torch_function_stack() for _ in range(_C._len_torch_function_stack())]
+    dispatches: list[Any] = []
+    if _C._len_torch_dispatch_stack():
+        from torch.utils._python_dispatch import _pop_mode
+
+        dispatches = [_pop_mode() for _ in range(_C._len_torch_dispatch_stack())]
+    try:
+        context.device_context = None
+        torch_device.CURRENT_DEVICE = None
+        _C._set_torch_function_state(_C._TorchFunctionState.ENABLED)
+        yield
+    finally:
+        # What a library within has left there is not the host's.
+        for _ in range(_C._len_torch_function_stack()):
+            _C._pop_torch_function_stack()
+        for mode in reversed(functions):
+            _C._push_on_torch_function_stack(mode)
+        if dispatches:
+            from torch.utils._python_dispatch import _push_mode
+
+            for mode in reversed(dispatches):
+                _push_mode(mode)
+        context.device_context = default
+        torch_device.CURRENT_DEVICE = current
+        _C._set_torch_function_state(state)
+
+
+def _states_of_devices() -> list[tuple[torch.Generator, torch.Tensor]]:
+    """The global random generators of devices that this process uses, and their states."""
+    generators: list[torch.Generator] = []
+    if torch.cuda.is_initialized():
+        generators += torch.cuda.default_generators
+    if torch.backends.mps.is_available():
+        generators.append(torch.mps._get_default_mps_generator())
+    xpu: Any = getattr(torch, "xpu", None)
+    if xpu is not None and xpu.is_initialized():
+        generators += xpu.default_generators
+    return [(generator, generator.get_state()) for generator in generators]
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Generator[None]:
+    """Within: every global random generator seeded; numpy's of one kind, whichever the host has put there."""
+    numpy: Any = np.random  # Its stubs lack two of its functions.
+    bits = numpy.get_bit_generator()
+    states = (random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state())
+    on_devices = _states_of_devices()
+    try:
+        random.seed(seed)
+        if type(bits) is not np.random.MT19937:
+            numpy.set_bit_generator(np.random.MT19937())
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        for generator, _ in on_devices:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(states[0])
+        if numpy.get_bit_generator() is not bits:
+            numpy.set_bit_generator(bits)
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        for generator, state in on_devices:
+            generator.set_state(state)

@@ -1,0 +1,263 @@
+"""An index over a folder of records, so that no list and no request parses what has not changed.
+
+A record names every tensor of a file; a card is what lists show of it. Cards are kept in memory, and in ``index.db``
+beside the records for the next process. That file is a cache: it may be deleted, and what is wrong with it costs time
+and nothing else. Whether a record changed is told by its file's size, times and inode; whether any did, by the
+folder's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from safelight import names
+from safelight.errors import FileError
+from safelight.library.model import Adapter, Model
+
+Kind = TypeVar("Kind", Model, Adapter)
+
+_log = structlog.get_logger(__name__)
+
+VERSION = 1
+"""Of the cards that are kept; those of another version are made again."""
+
+SETTLED_SECONDS = 0.1
+"""A folder that changed so recently may change again without another time."""
+
+KEPT_RECORDS = 32
+"""Whole records kept in memory; one of SDXL takes about a megabyte."""
+
+Hint = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A model or adapter without its tensors. ``summary``: what ``--json`` prints of it. ``files``: the hints by which
+    a change is seen. ``components``: the role and digest of each. ``vectors``: of a textual inversion the shapes of its
+    tensors. ``problem``: why its record cannot be read, "" when it can."""
+
+    name: str
+    record: Path
+    summary: Mapping[str, Any]
+    files: tuple[tuple[str, int, int], ...] = ()
+    components: tuple[tuple[str, str], ...] = ()
+    vectors: Mapping[str, tuple[int, ...]] | None = None
+    problem: str = ""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.summary["path"])
+
+    @property
+    def stem(self) -> str:
+        """The name of its file, by which prompts of other programs call it."""
+        folder = str(self.summary["format"]).startswith("diffusers")
+        return names.canonical(self.path.name if folder else self.path.stem)
+
+    @property
+    def kind(self) -> str:
+        return self.summary["kind"]
+
+    @property
+    def digest(self) -> str:
+        return self.summary["digest"]
+
+    def state(self) -> str:
+        """``there``, ``changed`` or ``gone``: what a look at its files' sizes and times says."""
+        for path, size, mtime_ns in self.files:
+            try:
+                status = os.stat(path)
+            except OSError:
+                return "gone"
+            if (status.st_size, status.st_mtime_ns) != (size, mtime_ns):
+                return "changed"
+        return "there"
+
+
+def card(record: Path, found: Model | Adapter) -> Card:
+    """The card of a record that was read."""
+    hints = tuple((str(hint.path), hint.size, hint.mtime_ns) for hint in found.manifest.files)
+    vectors = None
+    if isinstance(found, Adapter) and found.kind == "textual_inversion":
+        vectors = {tensor.name: tensor.shape for tensor in found.tensors.tensors}
+    components = tuple((component.role, component.digest) for component in found.manifest.components)
+    return Card(found.name, record, found.summary(), hints, components, vectors)
+
+
+class Index(Generic[Kind]):
+    """The records in ``folder``, which need not exist yet. ``read``: reads one, and raises CorruptFileError;
+    ``cache``: where cards are kept. Safe to be used by several threads and processes."""
+
+    def __init__(self, folder: Path, read: Callable[[Path], Kind], cache: Path) -> None:
+        self._folder, self._read, self._cache = folder, read, cache
+        self._lock = threading.Lock()
+        self._stamp: Hint | None = None
+        self._known: dict[str, tuple[Hint, Card]] = {}
+        self._cards: Mapping[str, Card] = {}
+        self._whole: OrderedDict[tuple[str, Hint], Kind] = OrderedDict()
+        self.generation = 0
+
+    def cards(self) -> Mapping[str, Card]:
+        """By name, in the order of the names; a record that cannot be read by its file's name, with its problem."""
+        stamp = _hint_of(self._folder)
+        if stamp is None:
+            return {}
+        with self._lock:
+            if stamp == self._stamp:
+                return self._cards
+        young = time.time() - stamp[0] / 1e9 < SETTLED_SECONDS
+        known, changed = self._scanned()
+        with self._lock:
+            if changed or known.keys() != self._known.keys():
+                self.generation += 1
+            self._known, self._stamp = known, None if young else stamp
+            listed = sorted((one for _, one in known.values()), key=lambda one: (one.name.casefold(), one.name))
+            self._cards = {one.name: one for one in listed}
+            return self._cards
+
+    def get(self, name: str) -> Kind | None:
+        """The record of that name, None when there is none. Raises CorruptFileError when it is damaged."""
+        found = self.cards().get(names.canonical(name))
+        return None if found is None else self.whole(found)
+
+    def whole(self, found: Card) -> Kind:
+        """The record of a card. Raises CorruptFileError, UnreadableFileError."""
+        key = str(found.record), _hint_of(found.record) or (0, 0, 0)
+        with self._lock:
+            if key in self._whole:
+                self._whole.move_to_end(key)
+                return self._whole[key]
+        record = self._read(found.record)
+        with self._lock:
+            self._whole[key] = record
+            while len(self._whole) > KEPT_RECORDS:
+                self._whole.popitem(last=False)
+        return record
+
+    def changed(self) -> None:
+        """Look at the folder again, whatever its times say."""
+        with self._lock:
+            self._stamp = None
+
+    def _scanned(self) -> tuple[dict[str, tuple[Hint, Card]], bool]:
+        """All cards as the folder is now, and whether any is new."""
+        with self._lock:
+            known = dict(self._known)
+        kept: dict[str, tuple[Hint, Card]] = {}
+        missing: list[tuple[str, Hint]] = []
+        for name, hint in _listed(self._folder):
+            if name in known and known[name][0] == hint:
+                kept[name] = known[name]
+            else:
+                missing.append((name, hint))
+        stored = self._stored() if missing else {}
+        fresh: dict[str, tuple[Hint, Card]] = {}
+        for name, hint in missing:
+            if name in stored and stored[name][0] == hint:
+                kept[name] = stored[name]
+            else:
+                kept[name] = fresh[name] = hint, self._made(self._folder / name)
+        if fresh:
+            self._store(fresh, kept)
+        return kept, bool(missing)
+
+    def _made(self, record: Path) -> Card:
+        try:
+            return card(record, self._read(record))
+        except FileError as error:
+            return Card(record.stem, record, {"path": str(record), "kind": "", "digest": ""}, problem=error.problem)
+
+    def _stored(self) -> dict[str, tuple[Hint, Card]]:
+        found: dict[str, tuple[Hint, Card]] = {}
+        with contextlib.suppress(sqlite3.Error, ValueError, KeyError, TypeError), self._database() as database:
+            rows = database.execute("SELECT file, hint, card FROM cards WHERE folder = ?", (str(self._folder),))
+            for file, hint, text in rows:
+                values = json.loads(text)
+                files = tuple((path, size, mtime) for path, size, mtime in values.pop("files"))
+                components = tuple((role, digest) for role, digest in values.pop("components"))
+                vectors = values.pop("vectors")
+                shapes = None if vectors is None else {name: tuple(shape) for name, shape in vectors.items()}
+                mtime, size, inode = json.loads(hint)
+                place = self._folder / file
+                made = Card(record=place, files=files, components=components, vectors=shapes, **values)
+                found[file] = (mtime, size, inode), made
+        return found
+
+    def _store(self, fresh: Mapping[str, tuple[Hint, Card]], there: Collection[str]) -> None:
+        rows = [
+            (str(self._folder), file, json.dumps(hint), _text(one))
+            for file, (hint, one) in fresh.items()
+            if not one.problem
+        ]
+        try:
+            with self._database() as database:
+                database.executemany("INSERT OR REPLACE INTO cards VALUES (?, ?, ?, ?)", rows)
+                known = {
+                    file
+                    for (file,) in database.execute("SELECT file FROM cards WHERE folder = ?", (str(self._folder),))
+                }
+                gone = [(str(self._folder), file) for file in known - set(there)]
+                database.executemany("DELETE FROM cards WHERE folder = ? AND file = ?", gone)
+        except sqlite3.Error as error:
+            _log.warning("the index of records cannot be kept", file=str(self._cache), why=str(error))
+
+    @contextlib.contextmanager
+    def _database(self) -> Generator[sqlite3.Connection]:
+        """The cache, opened for one use. A file that is no database, or another version's, is begun again."""
+        database = sqlite3.connect(self._cache, timeout=10)
+        try:
+            with database:
+                if database.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+                    database.execute("DROP TABLE IF EXISTS cards")
+                    database.execute(f"PRAGMA user_version = {VERSION}")
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS cards "
+                    "(folder TEXT, file TEXT, hint TEXT, card TEXT, PRIMARY KEY (folder, file))"
+                )
+                yield database
+        except sqlite3.DatabaseError as error:
+            if "not a database" in str(error) or "malformed" in str(error):
+                self._cache.unlink(missing_ok=True)
+            raise
+        finally:
+            database.close()
+
+
+def _text(one: Card) -> str:
+    values: dict[str, Any] = {
+        "name": one.name,
+        "summary": dict(one.summary),
+        "files": one.files,
+        "problem": one.problem,
+    }
+    values["components"] = one.components
+    return json.dumps({**values, "vectors": None if one.vectors is None else dict(one.vectors)})
+
+
+def _hint_of(path: Path) -> Hint | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _listed(folder: Path) -> Iterator[tuple[str, Hint]]:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".json") and not entry.name.startswith("."):
+                with contextlib.suppress(OSError):
+                    status = entry.stat()
+                    yield entry.name, (status.st_mtime_ns, status.st_size, status.st_ino)
