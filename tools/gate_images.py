@@ -1,8 +1,8 @@
-"""Right and spoiled images of the starters, for calibrating the detector of ``gates`` and for its table.
+"""Right and spoiled images of the starters, for the table of ``tools/gates.py``.
 
-``python tools/gate_images.py calibrate|report`` writes ``build/gates/NAME.npz``: the final latents, the pixels, and the
-way in which each was spoiled ("right" if it was not). What ``report`` holds is of other seeds than what is calibrated
-on. It takes about ten minutes for each.
+``python tools/gate_images.py report`` writes ``build/gates/report.npz``: the final latents, the pixels, and the way in
+which each was spoiled ("right" if it was not). It takes about ten minutes. ``calibrate`` makes fewer, of other seeds,
+for trying other detectors.
 """
 
 from __future__ import annotations

@@ -95,3 +95,28 @@ def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
         file.write(data)
         settle(file, temporary, mode)
         os.replace(temporary, path)
+
+
+def write_new(folder: Path, stem: str, ending: str, data: bytes) -> Path:
+    """Write ``data`` whole as ``STEM.ENDING`` into a folder, or with the first free number (``STEM-2.ENDING``), over no
+    other file; its path. Raises UnreadableFileError."""
+    with written(folder) as (file, temporary):
+        file.write(data)
+        settle(file, temporary)
+        return _placed(temporary, folder, stem, ending)
+
+
+def _placed(temporary: Path, folder: Path, stem: str, ending: str) -> Path:
+    """Give the finished file the first free name. A link does it without a race; some file systems have none."""
+    number = 1
+    while True:
+        path = folder / (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}")
+        try:
+            os.link(temporary, path)
+            return path
+        except FileExistsError:
+            number += 1
+        except OSError:
+            if not path.exists():
+                return temporary.rename(path)
+            number += 1

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safelight.errors import RequestError
-from safelight.prompts.emphasis import spans
+from safelight.prompts.emphasis import spans, unbalanced
 
 LETTERS = st.characters(exclude_characters="()[]\\:", exclude_categories=["Cs"])
 
@@ -38,6 +38,29 @@ def test_weights(text: str, expected: list[tuple[str, float]]) -> None:
     assert not any(span.breaks for span in found)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected", "notes"),
+    [
+        ("(red apple", [("red apple", 1.1)], ["( at character 0 is never closed"]),
+        ("((red apple", [("red apple", 1.21)], ["( at character 0 is", "( at character 1 is"]),
+        ("[red apple", [("red apple", 1 / 1.1)], ["[ at character 0 is never closed"]),
+        ("red apple)", [("red apple)", 1)], [") at character 9 closes nothing"]),
+        ("(red (apple", [("red ", 1.1), ("apple", 1.21)], ["( at character 0 is", "( at character 5 is"]),
+        ("(red:1.2", [("red:1.2", 1.1)], ["( at character 0 is"]),
+        ("(a]", [("a]", 1.1)], ["( at character 0 is", "] at character 2 closes nothing"]),
+        ("([a)]", [("a", 1.0)], []),
+        (r"\(a", [("(a", 1)], []),
+    ],
+)
+def test_brackets_that_do_not_match_are_taken_as_automatic1111_takes_them(
+    text: str, expected: list[tuple[str, float]], notes: list[str]
+) -> None:
+    assert [(span.text, pytest.approx(span.weight)) for span in spans("prompt", text)] == expected
+    told = unbalanced(text)
+    assert len(told) == len(notes)
+    assert all(note in one for note, one in zip(notes, told, strict=True))
+
+
 def test_break_begins_another_chunk() -> None:
     found = spans("prompt", "a BREAK (b BREAK c), BREAKFAST")
     assert [(span.text, span.breaks) for span in found] == [
@@ -52,9 +75,6 @@ def test_break_begins_another_chunk() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a (word", "at character 2: ( is never closed"),
-        ("a word)", "at character 6: ) closes nothing"),
-        ("a (word]", r"at character 7: \] closes nothing"),
         ("(" * 200, "more than 100 brackets"),
         ("(a:1000)", "a weight of 1000 is over 100"),
     ],

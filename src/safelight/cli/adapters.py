@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from safelight.cli.common import JsonOption, RootOption, loaded, say_json, table
+from safelight.cli.common import Commands, JsonOption, RootOption, loaded, say_json, table
 
 if TYPE_CHECKING:
     from safelight.library.adapters import Adapters
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BASES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 
 app = typer.Typer(
+    cls=Commands,
     help="Add adapters to the library, list, verify and remove them: LoRA and its kin, VAEs, ControlNets, embeddings.",
     no_args_is_help=True,
     epilog="Example: `safelight adapters add ~/loras/*.safetensors`, then `generate … --lora NAME:0.8`",

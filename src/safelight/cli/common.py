@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import sys
 from collections.abc import Callable, Generator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from safelight.errors import printable
 
@@ -30,6 +32,22 @@ class Chosen:
     root: Path | None
     config: Path | None
     device: str | None
+
+
+DESTROYS = frozenset({"remove", "rollback"})
+"""Commands that are never suggested for another word."""
+
+
+class Commands(TyperGroup):
+    """A group of commands. What is suggested for a word that is none never takes anything away."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """See :meth:`typer.core.TyperGroup.resolve_command`."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            near = difflib.get_close_matches(args[0], sorted(set(self.commands) - DESTROYS))
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
 
 
 def loaded(context: typer.Context, root: Path | None, **flags: Any) -> Loaded:

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from safelight.cli.common import JsonOption, RootOption, loaded, say_json, table
+from safelight.cli.common import Commands, JsonOption, RootOption, loaded, say_json, table
 
 app = typer.Typer(
+    cls=Commands,
     help="Show the settings, and set them.",
     no_args_is_help=True,
     epilog="Example: `safelight --config ~/invokeai/invokeai.yaml config show`",

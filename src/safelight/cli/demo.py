@@ -66,9 +66,9 @@ def demo(
     else:
         for name in [*names, names[0]]:
             drawn(Request(prompt=prompt, model=name))
-    sheet.save(out / "sheet.png")
+    path = sheet.save(out)
     first_pixels, last = digests[0], digests[-1]
-    typer.echo(f"{out / 'sheet.png'}")
+    typer.echo(f"{path}")
     if first_pixels != last:
         raise IntegrityError(out, "(pixels)", f"the last picture {last[:16]} is not the first {first_pixels[:16]}")
     typer.echo(f"identical: the first and the last picture are the same, pixel for pixel ({first_pixels})")

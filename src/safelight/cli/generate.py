@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,14 @@ from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say, say_json
 from safelight.errors import RequestError
 from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, RESIZES
-from safelight.types.request import UPSCALERS, Request
+from safelight.types.request import MOST_PIXELS, UPSCALERS, Request
 from safelight.types.results import Image, Progress
 from safelight.types.samplers import SAMPLERS, SCHEDULES
 
 if TYPE_CHECKING:
     from safelight.engine.base import Engine
     from safelight.engine.local import LocalEngine
+    from safelight.types.run import RunSettings
 
 FEWER = tuple(name for name, sampler in SAMPLERS.items() if len(sampler.schedules) < len(SCHEDULES))
 
@@ -28,8 +30,13 @@ EXAMPLES = (
     '`safelight generate "octopus" -m starter-noto -m starter-fluent -m starter-noto --seed 7 --json`'
 )
 ModelsOption = Annotated[
-    list[str],
-    typer.Option("--model", "-m", help="A model's name or path; repeat for several, in order.", show_default=False),
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model's name or path; repeat for several, in order. By default the setting default_model.",
+        show_default=False,
+    ),
 ]
 
 
@@ -58,11 +65,9 @@ def _engine(context: typer.Context, root: Path | None, server: str | None, key: 
 def generate(
     context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
-    models: ModelsOption,
+    models: ModelsOption = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
-    seed: Annotated[
-        int, typer.Option(help="The first image's seed, 0 to 4294967295; the next images have the next numbers.")
-    ] = 0,
+    seed: Annotated[str, typer.Option(help=values.SEED_HELP)] = "random",
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8; the model's own size by default.")] = None,
     height: Annotated[
@@ -71,12 +76,13 @@ def generate(
     cfg: Annotated[
         float, typer.Option(help="Guidance scale, 0 to 100; up to 1 is none, and the negative prompt has no effect.")
     ] = 7.0,
-    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.", callback=values.underscored)] = "euler",
+    sampler: Annotated[
+        str, typer.Option(help=f"One of {', '.join(SAMPLERS)}; AUTOMATIC1111's names too: DPM++ 2M Karras.")
+    ] = "euler",
     schedule: Annotated[
         str,
         typer.Option(
             help=f"Noise levels: {', '.join(SCHEDULES)}. {', '.join(FEWER)} have only default and sgm_uniform.",
-            callback=values.underscored,
         ),
     ] = "default",
     precision: Annotated[
@@ -85,7 +91,7 @@ def generate(
     clip_skip: Annotated[
         int, typer.Option(help="Layers of the text encoder to leave out; AUTOMATIC1111 counts one more.")
     ] = 0,
-    count: Annotated[int, typer.Option(help="Images for each model.")] = 1,
+    count: Annotated[int, typer.Option("--count", "-n", help="Images for each model.")] = 1,
     lora: Annotated[
         list[str] | None,
         typer.Option(
@@ -179,18 +185,23 @@ def generate(
         if there is None and source is not None and source.name == "COMMANDLINE":
             raise RequestError(name, context.params[name], f"has no effect without {of}")
     adapters = tuple(values.lora_of(text) for text in lora or ())
+    values.folder(out)
+    settings = loaded(context, root).settings
+    named = models or [values.default_model(settings.default_model, server)]
+    sampler, noise = values.sampler_of(sampler, schedule)
+    first = values.seed_of(seed, count)
     requests = [
         Request(
             prompt=prompt,
             model=model,
             negative=negative,
-            seed=seed,
+            seed=first,
             steps=steps,
             width=width,
             height=height,
             cfg=cfg,
             sampler=sampler,
-            schedule=schedule,  # pyright: ignore[reportArgumentType]
+            schedule=noise,
             count=count,
             clip_skip=clip_skip,
             precision=precision,  # pyright: ignore[reportArgumentType]
@@ -216,7 +227,7 @@ def generate(
             tile=tile,
             seamless=seamless,  # pyright: ignore[reportArgumentType]
         )
-        for model in models
+        for model in named
     ]
     requests = _chosen(context, root, requests, every)
     from safelight.cli.sheet import Sheet
@@ -224,14 +235,14 @@ def generate(
     sheet = Sheet(prompt)
     isolated = _digests(_engine(context, root, server, api_key, isolate=True), requests) if prove else None
     digests: list[str] = []
-    for made in make(_engine(context, root, server, api_key, isolate), requests, out, as_json):
+    for made in make(_engine(context, root, server, api_key, isolate), requests, out, as_json, settings.max_pixels):
         digests.append(made.pixels_sha256)
-        if len(models) > 1:
+        if len(named) > 1:
             sheet.add(made)
-    if len(models) > 1:
-        sheet.save(out / "sheet.png")
+    if len(named) > 1:
+        path = sheet.save(out)
         if not as_json:
-            typer.echo(f"{out / 'sheet.png'}")
+            typer.echo(f"{path}")
     if isolated is not None:
         _say_whether(isolated, digests, as_json)
 
@@ -263,13 +274,17 @@ def _say_whether(isolated: list[str], warm: list[str], as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> Iterator[Image]:
-    """Make, save and report the images of all requests; every model is resolved before the first image is begun."""
+def make(
+    engine: Engine, requests: list[Request], out: Path, as_json: bool, most_pixels: int = MOST_PIXELS
+) -> Iterator[Image]:
+    """Make, save and report the images of all requests; every request is checked before the first image is begun."""
     from safelight.storage.images import save
 
-    _check(engine, requests)
+    for note in _check(engine, requests, most_pixels):
+        say(f"safelight: {note}", err=True)
     total = sum(request.steps_done * request.count for request in requests)
     done = 0
+    pace = Pace(total)
     with bar("making") as update:
         for request in requests:
 
@@ -277,31 +292,76 @@ def make(engine: Engine, requests: list[Request], out: Path, as_json: bool) -> I
                 at = before + progress.image * request.steps_done
                 at += progress.step if progress.stage == "denoise" else 0
                 update(at, total, f"{Path(request.model).stem}: {progress.stage}")
+                if progress.stage == "denoise" and (said := pace.at(at)):
+                    say(f"safelight: {said}", err=True)
 
             for image in engine.generate(request, report):
                 saved = replace(image, path=save(image, out))
                 if as_json:
                     say_json(_reported(saved))
                 for warning in saved.warnings:
-                    say(f"safelight: {request.model}: {warning}", err=True)
+                    say(f"safelight: {saved.path}: {warning}", err=True)
                 if not as_json:
-                    say(f"{saved.path}  {saved.pixels_sha256[:16]}  {saved.seconds.total:.2f} s")
+                    seconds = f"{saved.seconds.total:.2f} s"
+                    say(f"{saved.path}  {saved.pixels_sha256[:16]}  {seconds}  seed {saved.seed}{_marks(saved)}")
                 yield saved
             done += request.steps_done * request.count
 
 
-def _check(engine: Engine, requests: list[Request]) -> None:
-    """Raise what is wrong with any of the requests; a server checks each when it is asked."""
-    from safelight.generate.check import check
+def _marks(image: Image) -> str:
+    return "  MARKED" if image.metadata.get("marks") else ""
+
+
+class Pace:
+    """Says once how long all will take, after two steps, if that is more than a minute. ``total``: steps of all."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._first: tuple[int, float] | None = None
+        self._said = False
+
+    def at(self, step: int) -> str:
+        """What to say at this step, "" for nothing."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step, now
+        elif not self._said and step > self._first[0]:
+            self._said = True
+            seconds = (now - self._first[1]) / (step - self._first[0]) * (self._total - step)
+            if seconds > 60:
+                return f"about {seconds / 60:.0f} minutes more for {self._total - step} steps"
+        return ""
+
+
+def _check(engine: Engine, requests: list[Request], most_pixels: int) -> list[str]:
+    """Raise what is wrong with any of the requests, and give what is to be said of them; a server checks each when it
+    is asked. What needs no model is checked before a model is read."""
+    from safelight.generate.check import check, check_texts, far_from_trained, within_pixels
     from safelight.library.chosen import Shelves, settled
 
     library = getattr(engine, "library", None)
-    if library is not None:
-        for request in requests:
-            with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
-                model = library.resolve(request.model, on_bytes)
-            asked = settled(request, model, Shelves.under(library.root))
-            check(asked.request, model, asked.words)
+    if library is None:
+        return []
+    notes: dict[str, None] = {}
+    for request in requests:
+        check_texts(request)
+    for request in requests:
+        with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
+            model = library.resolve(request.model, on_bytes)
+        asked = settled(request, model, Shelves.under(library.root))
+        within_pixels(asked.request, model, most_pixels)
+        check(asked.request, model, asked.words)
+        notes |= dict.fromkeys(filter(None, [far_from_trained(asked.request, model)]))
+        decide = getattr(engine, "bench_for", None)
+        if decide is not None:
+            notes |= dict.fromkeys(filter(None, [_slow(decide(model, request.precision).run)]))
+    return list(notes)
+
+
+def _slow(run: RunSettings) -> str:
+    from safelight.devices import choice
+
+    return choice.slow(run.dtype, run.device)
 
 
 def _reported(image: Image) -> dict[str, Any]:
@@ -319,4 +379,5 @@ def _reported(image: Image) -> dict[str, Any]:
             "decode": round(seconds.decode, 4),
         },
         "memory": {"host_peak_bytes": image.host_peak_bytes},
+        "marks": list(image.metadata.get("marks", ())),
     }

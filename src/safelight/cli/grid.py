@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, bar, loaded, say, say_json
-from safelight.cli.values import lora_of, underscored
+from safelight.cli.values import default_model, folder, lora_of, sampler_of, seed_of
 from safelight.types.request import Request
 from safelight.types.results import Image, Progress
 
@@ -44,12 +44,12 @@ def grid(
         str | None, typer.Option("--model", "-m", help="A model's name or path, where it does not vary.")
     ] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
-    seed: Annotated[int, typer.Option(help="The seed.")] = 0,
+    seed: Annotated[str, typer.Option(help="The seed; random or -1: any, which is said.")] = "random",
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own size by default.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     cfg: Annotated[float, typer.Option(help="Guidance scale.")] = 7.0,
-    sampler: Annotated[str, typer.Option(help="The sampler.", callback=underscored)] = "euler",
+    sampler: Annotated[str, typer.Option(help="The sampler; AUTOMATIC1111's names too.")] = "euler",
     lora: Annotated[list[str] | None, typer.Option(help="An adapter for every cell: NAME:STRENGTH.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image to start from.", show_default=False)] = None,
     strength: Annotated[float, typer.Option(help="With an image: the share of the steps that is done.")] = 0.75,
@@ -66,26 +66,31 @@ def grid(
     from safelight.jobs.grid import axis, cells
     from safelight.prompts import variants
 
+    folder(out)
+    settings = loaded(context, root).settings
     across, down = axis("x", x), axis("y", y) if y is not None else None
     varied = (across.name, down.name if down else "")
-    if (model is None) == ("model" not in varied):
-        problem = "give one with -m, or vary it" if model is None else "varies along an axis: leave -m out"
-        raise RequestError("model", model or "", problem)
+    if model is not None and "model" in varied:
+        raise RequestError("model", model, "varies along an axis: leave -m out")
+    if "model" not in varied:
+        model = model or default_model(settings.default_model, None)
+    chosen_seed = seed_of(seed, 1)
     request = Request(
         prompt,
         model or (across if across.name == "model" or down is None else down).values[0],
         negative,
-        seed,
+        chosen_seed,
         steps,
         width,
         height,
         cfg,
-        sampler,
+        *sampler_of(sampler, "default"),
         loras=tuple(lora_of(text) for text in lora or ()),
         image="" if image is None else str(image),
         strength=strength,
     )
-    settings = loaded(context, root).settings
+    if not as_json and "seed" not in varied:
+        typer.echo(f"seed {chosen_seed}")
     listed = [
         replace(cell, request=variants.chosen(cell.request, settings.root / "wildcards")[0])
         for cell in cells(request, across, down)
@@ -108,10 +113,10 @@ def grid(
             if as_json:
                 said = {"column": cell.column, "row": cell.row, "path": str(path), "kept": kept}
                 say_json({**said, "pixels_sha256": maker.pixels[path]})
-    sheet.save(out / "sheet.png")
+    saved = sheet.save(out)
     if not as_json:
         kept_all = f", {maker.kept} of them from before" if maker.kept else ""
-        typer.echo(f"{out / 'sheet.png'}: {len(listed)} images{kept_all}, {maker.switches} switches")
+        typer.echo(f"{saved}: {len(listed)} images{kept_all}, {maker.switches} switches")
 
 
 _FIELDS = {"file", "pixels_sha256"}

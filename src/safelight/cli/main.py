@@ -25,11 +25,12 @@ from safelight.cli import (
     serve,
     upgrade,
 )
-from safelight.cli.common import Chosen
+from safelight.cli.common import Chosen, Commands
 from safelight.errors import Cancelled, InputError, SafelightError
 
 app = typer.Typer(
     name="safelight",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -53,6 +54,26 @@ app.command("upgrade", epilog=upgrade.UPGRADE_EXAMPLES)(upgrade.upgrade)
 app.command("rollback", epilog=upgrade.ROLLBACK_EXAMPLES)(upgrade.rollback)
 app.command("serve", epilog=serve.EXAMPLES)(serve.serve)
 app.command("identify", epilog=identify.EXAMPLES)(identify.identify)
+
+
+@app.command("help", epilog="Example: `safelight help models add`")
+def show_help(
+    context: typer.Context,
+    command: Annotated[list[str] | None, typer.Argument(help="A command.", show_default=False)] = None,
+) -> None:
+    """Show help for a command; the same as --help behind it."""
+    assert context.parent is not None
+    app(
+        [*(command or ()), "--help"],
+        prog_name=context.parent.info_name,
+        standalone_mode=False,
+    )
+
+
+@app.command("version", epilog="Example: `safelight version`")
+def show_version() -> None:
+    """Show the version."""
+    _version(asked=True)
 
 
 def _version(asked: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli.common import JsonOption, RootOption, byte_bar, loaded, say_json, table
+from safelight.cli.common import Commands, JsonOption, RootOption, byte_bar, loaded, say_json, table
 
 if TYPE_CHECKING:
     from safelight.cli.adding import Found
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from safelight.library.model import Model
 
 app = typer.Typer(
+    cls=Commands,
     help="Add checkpoints to the library, list, show, verify and remove them.",
     no_args_is_help=True,
     epilog="Example: `safelight models add ~/checkpoints/*.safetensors`",

@@ -8,14 +8,14 @@ from pathlib import Path
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from safelight.files import write_whole
+from safelight.files import write_new
 from safelight.types.results import Image
 
 _TILE = 256
 """Pixels a side of a picture on the sheet; small pictures are enlarged by whole factors."""
 
 _GAP, _LABEL = 24, 64
-_PAPER, _INK, _FAINT = (250, 249, 246), (34, 32, 30), (128, 122, 116)
+_PAPER, _INK, _FAINT, _ALARM = (250, 249, 246), (34, 32, 30), (128, 122, 116), (160, 30, 20)
 
 
 MOST_TILES = 200
@@ -27,16 +27,18 @@ class Sheet:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._tiles: list[tuple[PILImage.Image, str, str]] = []
+        self._tiles: list[tuple[PILImage.Image, str, str, bool]] = []
 
     def add(self, image: Image, label: str = "") -> None:
-        """A picture, under its model's name or another ``label``."""
+        """A picture, under its model's name or another ``label``; one that is marked says so."""
         if len(self._tiles) < MOST_TILES:
             picture = PILImage.frombytes("RGB", (image.width, image.height), image.pixels)
-            self._tiles.append((_fitted(picture), label or image.model, image.pixels_sha256))
+            marked = bool(image.metadata.get("marks"))
+            self._tiles.append((_fitted(picture), label or image.model, image.pixels_sha256, marked))
 
-    def save(self, path: Path) -> None:
-        """Write the sheet as a PNG file: rows of up to four pictures. Raises UnreadableFileError."""
+    def save(self, folder: Path) -> Path:
+        """Write the sheet as ``sheet.png`` (or ``sheet-2.png``, …) into a folder: rows of up to four pictures. Raises
+        UnreadableFileError."""
         columns = min(len(self._tiles), 4)
         rows = -(-len(self._tiles) // columns)
         size = (_GAP + columns * (_TILE + _GAP), _GAP * 2 + 24 + rows * (_TILE + _LABEL + _GAP))
@@ -44,15 +46,21 @@ class Sheet:
         pen = ImageDraw.Draw(sheet)
         large, small = ImageFont.load_default(18), ImageFont.load_default(13)
         pen.text((_GAP, _GAP - 6), self._title, _INK, large)
-        for number, (tile, model, digest) in enumerate(self._tiles):
+        for number, (tile, model, digest, marked) in enumerate(self._tiles):
             left = _GAP + number % columns * (_TILE + _GAP)
             top = _GAP * 2 + 18 + number // columns * (_TILE + _LABEL + _GAP)
             sheet.paste(tile, (left, top))
             pen.text((left, top + _TILE + 8), model, _INK, large)
-            pen.text((left, top + _TILE + 34), f"pixels {digest[:20]}", _FAINT, small)
-        out = io.BytesIO()
-        sheet.save(out, "PNG")
-        write_whole(path, out.getvalue())
+            below = f"pixels {digest[:20]}" + ("   marked as suspicious" if marked else "")
+            pen.text((left, top + _TILE + 34), below, _ALARM if marked else _FAINT, small)
+        return _written(sheet, folder)
+
+
+def _written(sheet: PILImage.Image, folder: Path) -> Path:
+    """Write a sheet into a folder, over no other; its path."""
+    out = io.BytesIO()
+    sheet.save(out, "PNG")
+    return write_new(folder, "sheet", ".png", out.getvalue())
 
 
 def _fitted(picture: PILImage.Image) -> PILImage.Image:
@@ -86,8 +94,8 @@ class GridSheet:
         with PILImage.open(path) as picture:
             self._tiles[column, row] = _fitted(picture.convert("RGB"))
 
-    def save(self, path: Path) -> None:
-        """Write the sheet as a PNG file. Raises UnreadableFileError."""
+    def save(self, folder: Path) -> Path:
+        """Write the sheet as ``sheet.png`` (or ``sheet-2.png``, …) into a folder. Raises UnreadableFileError."""
         columns, rows = self._x[1], self._y[1] if self._y is not None else ("",)
         left, top = _GAP + (_MARGIN if self._y is not None else 0), _GAP * 2 + 64
         size = (left + len(columns) * (_TILE + _GAP), top + len(rows) * (_TILE + _GAP))
@@ -104,9 +112,7 @@ class GridSheet:
             for column in range(len(columns)):
                 if (column, row) in self._tiles:
                     sheet.paste(self._tiles[column, row], (left + column * (_TILE + _GAP), at))
-        out = io.BytesIO()
-        sheet.save(out, "PNG")
-        write_whole(path, out.getvalue())
+        return _written(sheet, folder)
 
 
 def _short(text: str, most: int) -> str:

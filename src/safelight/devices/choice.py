@@ -67,6 +67,19 @@ def precision(wanted: Precision, on: Device) -> str:
     return next((name for name in ("bf16", "fp16") if computes(name, on.torch)), "fp32")
 
 
+def native_bf16() -> bool:
+    """Whether this processor has instructions for bf16, as oneDNN says; without them bf16 is slower than fp32."""
+    supported: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
+    return bool(supported())
+
+
+def slow(dtype: str, on: str) -> str:
+    """What is to be said of a dtype for which the device has no instructions, "" where it has."""
+    if on == "cpu" and dtype == "bf16" and not native_bf16():
+        return "this processor has no bf16 instructions: --precision bf16 is several times slower than fp32 here"
+    return ""
+
+
 def computes(name: str, on: torch.device) -> bool:
     """Whether a matrix product in this dtype comes within its rounding of the same in float64."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -1,18 +1,24 @@
-"""Marks images whose look is suspicious: constant, noise, or decoded by another VAE than the latents belong to.
+"""Marks images whose look is suspicious: constant, noise, or not what the VAE makes of their latents.
 
 A mark is no failure: a plain background is constant, and an image of one step is noise, and both can be right. What is
 looked at: the contrast; the latents' spread, and how alike neighbours are (noise has neighbours that are not); and
-whether the colours are those that this VAE gave such latents in the images before. A VAE is nearly a linear map from
-latents to colours, which is also what previews use; how far a right image may be from it was fitted to right and
-spoiled images of the starters (``tools/gates.py``, which also makes the table in docs/gates.md).
+whether the VAE makes the same pixels of the same latents once more. A decoder is deterministic, so that this is known
+and not guessed: no right image is marked by it, whatever it shows and whatever its VAE, and nothing is calibrated.
+What is wrong in the same way each time is not seen so: the canary sees it.
+
+Decoding again costs as much as decoding, so it is done for the images of a VAE that fit least what is known of it: a
+least-squares map from latents to colours, learnt from the images before, says how far an image is from what is
+expected, and how well its colours would fit if they were exchanged. A doubtful image costs time; it is never marked by
+the map.
 """
 
 from __future__ import annotations
 
-import json
 import threading
-from dataclasses import dataclass
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import permutations
 
 import torch
 from torch.nn import functional as F
@@ -26,32 +32,74 @@ SPREAD = (0.15, 4.0)
 NOISE = 0.1
 """Correlation of neighbouring latents: below it an image looks like noise, if it has latents enough to tell."""
 
+APART = 0.5
+"""Correlation of two channels: above it an image is no noise, but a fine texture (gravel, grass, a code)."""
+
 TELLING = 1024
-"""Latents from which that correlation can be told from chance."""
+"""Latents from which those correlations can be told from chance."""
 
-ENOUGH = 1024
-"""Latents with which a VAE's map is known well enough to be compared with."""
+FIRST = 100
+"""So many images of a VAE are all decoded again; later only those that are in doubt."""
 
-FITTED = Path(__file__).with_name("appearance.json")
+SURE = 50
+"""Images after which a VAE's map is known so well that its scores are like later ones."""
+
+WINDOW = 200
+"""Images by whose scores it is told which are in doubt."""
+
+DOUBTED = (0.25, 0.05)
+"""Shares of a VAE's images that are decoded again: as exchanged colours would fit well; as the map fits badly."""
+
+FEW = 1024
+"""So many latents of an image, evenly over it, are enough for the map."""
+
+DIFFERENT = 3.0
+"""Of 255: by how much the mean colour of what one latent covers differs when other pixels come out."""
+
+_EXCHANGED = [list(order) for order in permutations(range(3))][1:]
 
 
 @dataclass(slots=True)
 class _Map:
-    """Sums for a least-squares map (5 to 3) from latents and a constant to colours, over the images so far."""
+    """Sums over a VAE's images, each image counting once, for a least-squares map from :func:`_columns` to colours;
+    and the scores of the last images."""
 
     squares: torch.Tensor
     products: torch.Tensor
-    count: int
+    colours: torch.Tensor
+    count: int = 0
+    scores: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
-    def solved(self) -> torch.Tensor:
-        regular = 1e-3 * torch.eye(5, dtype=torch.float64)
-        return torch.linalg.solve(self.squares + regular, self.products)
+    def learn(self, columns: torch.Tensor, colours: torch.Tensor) -> None:
+        self.squares += columns.T @ columns / len(columns)
+        self.products += columns.T @ colours / len(columns)
+        self.colours += colours.T @ colours / len(columns)
+        self.count += 1
 
-    def differs(self, columns: torch.Tensor, colours: torch.Tensor) -> bool:
-        """Whether an image's colours are others than this map's; never before the map is known well."""
-        if self.count < ENOUGH:
-            return False
-        return _FITTED.score(agreement(columns, colours, self.solved())) > _FITTED.threshold
+    def score(self, columns: torch.Tensor, colours: torch.Tensor) -> tuple[float, float]:
+        """By how much the best exchange of the colours fits better than none (below 0: worse); how badly they fit."""
+        one = torch.eye(len(self.squares), dtype=torch.float64)
+        known = torch.linalg.solve(self.squares + 1e-3 * one, self.products)
+        errors = (self.colours - known.T @ self.products) / max(1, self.count)
+        precision = torch.linalg.inv((errors + errors.T) / 2 + 1e-4 * one[:3, :3])
+        expected = columns @ known
+
+        def far(shown: torch.Tensor) -> torch.Tensor:
+            return (((expected - shown) @ precision) * (expected - shown)).sum(1)
+
+        own = far(colours)
+        exchanged = [float((torch.log1p(own / 3) - torch.log1p(far(colours[:, o]) / 3)).mean()) for o in _EXCHANGED]
+        return max(exchanged), float(own.mean())
+
+    def doubts(self, scores: tuple[float, float]) -> bool:
+        """Whether an image of these scores is among the most doubtful; always while little is known."""
+        if self.count < FIRST:
+            return True
+        before = torch.tensor(list(self.scores), dtype=torch.float64)
+        return any(
+            score >= float(before[:, number].quantile(1 - share))
+            for number, (score, share) in enumerate(zip(scores, DOUBTED, strict=True))
+        )
 
 
 class Looks:
@@ -61,34 +109,33 @@ class Looks:
         self._maps: dict[str, _Map] = {}
         self._lock = threading.Lock()
 
-    def marks(self, vae: str, latents: torch.Tensor, pixels: torch.Tensor) -> list[str]:
+    def marks(
+        self, vae: str, latents: torch.Tensor, pixels: torch.Tensor, again: Callable[[], torch.Tensor]
+    ) -> list[str]:
         """What is suspicious. ``vae``: the VAE's digest; ``latents``: (1, 4, h, w); ``pixels``: uint8 (8h, 8w, 3), in
-        host memory."""
+        host memory; ``again``: decodes the latents once more, to such pixels."""
         values = latents[0].detach().cpu().double().nan_to_num(0.0, 0.0, 0.0)
         height, width = values.shape[1:]
-        columns, colours = _columns(values), small(pixels, height, width)
-        found: list[str] = []
         spread = float(values.std())
         if contrast(pixels) < CONSTANT:
-            found.append("it is of one colour")
-        elif not SPREAD[0] <= spread <= SPREAD[1]:
-            found.append(f"its latents spread by {spread:.2f}, where those of images spread by about 1")
-        elif height * width >= TELLING and alike(values) < NOISE:
-            found.append("it looks like noise")
+            return ["it is of one colour"]
+        if not SPREAD[0] <= spread <= SPREAD[1]:
+            return [f"its latents spread by {spread:.2f}, where those of images spread by about 1"]
+        if height * width >= TELLING and alike(values) < NOISE and related(values) < APART:
+            return ["it looks like noise"]
+        every = max(1, height * width // FEW) | 1  # Odd, so as not to fall on the same columns in each row.
+        columns, colours = _columns(values)[::every], small(pixels, height, width)[::every]
         with self._lock:
-            known = self._maps.get(vae)
-            if not found and known is not None and known.differs(columns, colours):
-                found.append("its colours are not those that this VAE gave such latents before")
-            if not found:
-                self._learn(vae, columns, colours)
-        return found
-
-    def _learn(self, vae: str, columns: torch.Tensor, colours: torch.Tensor) -> None:
-        squares, products = columns.T @ columns / len(columns), columns.T @ colours / len(columns)
-        known = self._maps.setdefault(vae, _Map(torch.zeros_like(squares), torch.zeros_like(products), 0))
-        known.squares += squares
-        known.products += products
-        known.count += len(columns)
+            known = self._maps.setdefault(vae, _empty(columns.shape[1]))
+            scores = known.score(columns, colours)
+            doubted = known.doubts(scores)
+        if doubted and differ(pixels, again(), height, width) > DIFFERENT:
+            return ["its VAE makes another picture of the same latents"]
+        with self._lock:
+            known.learn(columns, colours)
+            if known.count > SURE:
+                known.scores.append(scores)
+        return []
 
 
 def contrast(pixels: torch.Tensor) -> float:
@@ -107,88 +154,38 @@ def alike(latents: torch.Tensor) -> float:
     return (beside + below) / 2 / variance
 
 
+def related(latents: torch.Tensor) -> float:
+    """The highest correlation, of either sign, of two channels of latents (4, h, w); 0 for noise."""
+    values = (latents - latents.mean((1, 2), keepdim=True)).flatten(1)
+    values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    return float((values @ values.T).triu(1).abs().max())
+
+
 def small(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """The colours (h * w, 3), from 0 to 1, that each latent covers."""
     planes = pixels.permute(2, 0, 1)[None].float() / 255
     return F.interpolate(planes, (height, width), mode="area")[0].flatten(1).T.double()
 
 
-AGREEMENT = ("residual", "chroma", "luminance", "chroma error", "luminance error", "chroma error by chroma")
+def differ(one: torch.Tensor, other: torch.Tensor, height: int, width: int) -> float:
+    """The largest difference, of 255, of the mean colours that a latent covers."""
+    return float((small(one, height, width) - small(other, height, width)).abs().max()) * 255
 
-WORSE = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
-"""The direction in which each of them gets worse."""
 
-
-def agreement(columns: torch.Tensor, colours: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """How an image's colours agree with what the known map makes of its latents: the values of :data:`AGREEMENT`.
-
-    How much worse the known map is than the best one for this image (a logarithm); the correlations of chroma and of
-    luminance; the logarithms of their errors, and of the chroma's relative to how much there is.
-    """
-    told = columns @ known
-    best = torch.linalg.lstsq(columns, colours, driver="gelsd").solution
-    own = ((columns @ best - colours) ** 2).mean()
-    got = ((told - colours) ** 2).mean()
-    chroma_told, chroma = told - told.mean(1, keepdim=True), colours - colours.mean(1, keepdim=True)
-    luma_told, luma = told.mean(1), colours.mean(1)
-    error, luma_error = _size(chroma - chroma_told), _size(luma - luma_told)
-    values = (
-        torch.log(got / (own + 5e-4)),
-        _correlation(chroma_told.flatten(), chroma.flatten(), 1e-2),
-        _correlation(luma_told - luma_told.mean(), luma - luma.mean(), 1e-3),
-        torch.log(error + 1e-3),
-        torch.log(luma_error + 1e-3),
-        torch.log((error + 5e-3) / (_size(chroma) + 2e-2)),
+def _empty(count: int) -> _Map:
+    squares, products, colours = (
+        torch.zeros(shape, dtype=torch.float64) for shape in ((count, count), (count, 3), (3, 3))
     )
-    return torch.stack(values)
-
-
-def _size(values: torch.Tensor) -> torch.Tensor:
-    return (values * values).mean().sqrt()
-
-
-def _correlation(one: torch.Tensor, other: torch.Tensor, regular: float) -> torch.Tensor:
-    return (one @ other) / (one.norm() * other.norm() + regular)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A logistic regression on :func:`agreement` and what is worse than usual in it, squared: ``weights`` and a bias,
-    after ``centre`` and ``scale``. No weight is negative, so that who agrees better never scores higher. A ``score``
-    above ``threshold`` is a mark."""
-
-    centre: torch.Tensor
-    scale: torch.Tensor
-    weights: torch.Tensor
-    threshold: float
-
-    @classmethod
-    def read(cls, path: Path = FITTED) -> Fit:
-        """What ``tools/gates.py calibrate`` wrote."""
-        values = json.loads(path.read_text())
-        centre, scale, weights = (
-            torch.tensor(values[name], dtype=torch.float64) for name in ("centre", "scale", "weights")
-        )
-        return cls(centre, scale, weights, float(values["threshold"]))
-
-    def score(self, values: torch.Tensor) -> float:
-        """Above 0 an image is more like the spoiled ones."""
-        return float(design(((values - self.centre) / self.scale)[None]) @ self.weights)
-
-
-def design(values: torch.Tensor) -> torch.Tensor:
-    """(n, k) to (n, k + k (k + 1) / 2 + 1): the values, the products of what is worse than usual, and 1."""
-    values = values.clamp(-6, 6) * WORSE
-    worse = values.clamp(min=0)
-    count = values.shape[1]
-    products = [worse[:, i] * worse[:, j] for i in range(count) for j in range(i, count)]
-    return torch.cat([values, torch.stack(products, 1), torch.ones(len(values), 1, dtype=values.dtype)], 1)
+    return _Map(squares, products, colours)
 
 
 def _columns(latents: torch.Tensor) -> torch.Tensor:
-    """(h * w, 5): the channels and a constant."""
-    values = latents.flatten(1).T
-    return torch.cat([values, torch.ones(len(values), 1, dtype=values.dtype)], 1)
-
-
-_FITTED = Fit.read()
+    """(h * w, 75), from latents (4, h, w): each latent and its 8 neighbours, its products, and how it is to the image's
+    mean and spread, since a decoder's normalisations make one depend on all."""
+    own = latents.flatten(1).T
+    around = F.unfold(F.pad(latents[None], (1, 1, 1, 1), mode="replicate"), 3)[0].T
+    first, second = torch.triu_indices(4, 4)
+    mean, spread = own.mean(0), own.std(0)
+    whole = torch.cat([mean, spread, mean / (spread + 0.1), torch.ones(1, dtype=own.dtype)]).expand(len(own), -1)
+    normal = [own * mean, own * spread, own / (spread + 0.1), (own - mean) / (spread + 0.1)]
+    return torch.cat([around, own[:, first] * own[:, second], *normal, whole], 1)

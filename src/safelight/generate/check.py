@@ -15,6 +15,35 @@ MOST_READ = 256
 """Chunks of all texts of a prompt that changes between steps: some 160 MB of SDXL's embeddings."""
 
 
+def within_pixels(request: Request, model: Model, most: int, picture: tuple[int, int] | None = None) -> None:
+    """Raise RequestError for more pixels than ``most`` (the setting max_pixels). ``picture``: the size of the image
+    that the request starts from, where only a part of it is drawn."""
+    scale = request.hires_scale
+    width, height = ((side or model.resolution) * scale for side in (request.width, request.height))
+    if width * height > most:
+        raise RequestError("width", f"{width:g}", f"times height {height:g} is over {most} pixels (max_pixels)")
+    if picture is not None:
+        # What is drawn goes back into the whole.
+        sides = request.outpaint or (0, 0, 0, 0)
+        whole = picture[0] + sides[0] + sides[2], picture[1] + sides[1] + sides[3]
+        if whole[0] * whole[1] > most:
+            raise RequestError("image", f"{whole[0]}x{whole[1]}", f"is over {most} pixels (max_pixels)")
+
+
+FAR = 2.5
+"""By which an image's pixels, or its sides' ratio, may differ from what a model was trained with before it is said."""
+
+
+def far_from_trained(request: Request, model: Model) -> str:
+    """What is to be said of a size that the model was not trained for, "" where it is near."""
+    width, height = request.width or model.resolution, request.height or model.resolution
+    pixels = width * height / model.resolution**2
+    if max(pixels, 1 / pixels) <= FAR and max(width / height, height / width) <= FAR:
+        return ""
+    trained = f"{model.resolution}x{model.resolution}"
+    return f"{model.name} was trained at {trained}: at {width}x{height} expect repeated shapes or noise"
+
+
 def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
     """Raise RequestError when this model cannot do what is asked. ``words``: of textual inversions."""
     if model.base == "sdxl-refiner":
@@ -32,6 +61,15 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.from_noise)
         problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
         raise RequestError("sampler", request.sampler, problem)
+    check_texts(request, words)
+    layers = min(getattr(c.config, "layers", 99) for c in model.manifest.components)
+    if request.clip_skip >= layers:
+        raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {layers} layers")
+
+
+def check_texts(request: Request, words: Words = NO_WORDS) -> None:
+    """Raise RequestError for prompts that cannot be read or are too long, which needs no model. ``words``: of textual
+    inversions."""
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
         if request.prompt_syntax == "compel":
             compel_syntax.check(field, text)
@@ -41,6 +79,3 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         if len(read) * max(read) > MOST_READ:
             problem = f"{len(read)} texts of {max(read)} chunks between its steps; at most {MOST_READ} in all"
             raise RequestError(field, f"{text[:20]}…", problem)
-    layers = min(getattr(c.config, "layers", 99) for c in model.manifest.components)
-    if request.clip_skip >= layers:
-        raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {layers} layers")

@@ -270,8 +270,12 @@ class Drawing:
     def _decode(self, values: torch.Tensor) -> torch.Tensor:
         decoded = self._by_vae(lambda name: self._decoded(values, name))
         pixels = pictures.to_pixels(decoded)[0]
+
+        def again() -> torch.Tensor:
+            return pictures.to_pixels(self._by_vae(lambda name: self._decoded(values, name)))[0]
+
         with self.clock.gates():
-            self.marks += self.bench.looks.marks(self._vae, values, pixels)
+            self.marks += self.bench.looks.marks(self._vae, values, pixels, again)
         if self.bench.previews is not None:
             self.bench.previews.learn(self._vae, values, pixels)
         return pixels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from safelight.devices import choice
 from safelight.errors import OutOfMemoryError
 from safelight.formats.layout import BASES
 from safelight.generate.bench import Bench, dtype_of
@@ -64,7 +65,7 @@ def fits(request: Request, model: Model, bench: Bench) -> dict[str, Any]:
         "summary": summary,
         "seconds_more": seconds,
         "components": components,
-        "advice": _advice(bench, components),
+        "advice": [*filter(None, [choice.slow(bench.run.dtype, bench.run.device)]), *_advice(bench, components)],
     }
 
 
@@ -81,6 +82,6 @@ def _advice(bench: Bench, components: list[dict[str, Any]]) -> list[str]:
         advice.append(
             f"{max(0, largest - budget) / 1e6:,.0f} MB more free memory would hold the largest component whole"
         )
-    if bench.run.dtype == "fp32":
+    if bench.run.dtype == "fp32" and not choice.slow("bf16", bench.run.device):
         advice.append("--precision bf16 takes half the memory")
     return advice

@@ -19,6 +19,7 @@ from safelight.generate.check import check
 from safelight.generate.drawing import Drawing
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
+from safelight.prompts.emphasis import unbalanced
 from safelight.types.results import Image, OnProgress
 
 METADATA_VERSION = 1
@@ -56,6 +57,11 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
     raw = pixels.contiguous().numpy().tobytes()
     sha256 = hashlib.sha256(raw).hexdigest()
     warnings = (
+        *(
+            f"{field}: {note}"
+            for field, text in (("prompt", request.prompt), ("negative prompt", request.negative))
+            for note in (unbalanced(text) if request.prompt_syntax == "a1111" else ())
+        ),
         *(f"marked: {mark}; it can be right all the same" for mark in drawing.marks),
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in drawing.repairs),
     )

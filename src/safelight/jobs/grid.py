@@ -11,6 +11,7 @@ from safelight.errors import RequestError
 from safelight.prompts.loras import parsed, written
 from safelight.types.parts import Lora
 from safelight.types.request import Request
+from safelight.types.samplers import SAMPLERS, sampler_by_name
 
 MOST_CELLS = 400
 NONE = "none"
@@ -137,11 +138,19 @@ def _part(request: Request, value: str, first: str) -> Request:
     return replace(request, prompt=request.prompt.replace(first, value))
 
 
+def _sampler(request: Request, value: str, _: str) -> Request:
+    found = sampler_by_name(value)
+    if found is None:
+        raise RequestError("sampler", value, f"must be one of {', '.join(SAMPLERS)}")
+    sampler, schedule = found
+    return replace(request, sampler=sampler, schedule=request.schedule if schedule is None else schedule)
+
+
 AXES: Mapping[str, Callable[[Request, str, str], Request]] = {
     "model": lambda request, value, _: replace(request, model=value),
     "lora": _lora,
     "lora-strength": _strength,
-    "sampler": lambda request, value, _: replace(request, sampler=value.lower().replace("-", "_")),
+    "sampler": _sampler,
     "schedule": lambda request, value, _: replace(request, schedule=value),  # pyright: ignore[reportArgumentType]
     "steps": _number("steps", int),
     "cfg": _number("cfg", float),

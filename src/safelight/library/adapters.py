@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +29,6 @@ from safelight.library.model import Adapter, Origin
 from safelight.names import canonical, file_stem
 from safelight.weights.digest import named
 from safelight.weights.manifest import FileHint, Manifest, measure, moved
-
-PICKLES = (".pt", ".bin", ".pth", ".ckpt")
 
 CONVERTED = "converted"
 """Below the records: what pickles were converted to."""
@@ -80,7 +78,7 @@ class Adapters:
     def resolve(self, name_or_path: str) -> Adapter:
         """An adapter by its name, else by a path; a file used by its path is read and hashed the first time."""
         path = paths.user_path(name_or_path)
-        if "/" not in name_or_path and path.suffix not in (".safetensors", *PICKLES):
+        if not paths.is_path(name_or_path):
             return self.get(name_or_path)
         path = path.absolute()
         if not os.path.lexists(path):
@@ -95,6 +93,12 @@ class Adapters:
             records.write(seen, found)
         return found
 
+    def used(self) -> Iterator[Adapter]:
+        """Those that were used by their path."""
+        for path in sorted((self.root / "seen" / "adapters").glob("*.json")):
+            with contextlib.suppress(FileError):
+                yield records.read_adapter(path)
+
     def find(self, name: str, digest: str, by_path: bool = True) -> Adapter:
         """The adapter of that name (or path if ``by_path``) with that content, or another of the same content. Raises
         IntegrityError when there is none."""
@@ -105,6 +109,9 @@ class Adapters:
         same = next((card for card in self.cards() if card.digest == digest), None)
         if same is not None:
             return self.checked(self.get(same.name))
+        used = next((one for one in self.used() if one.digest == digest and not one.manifest.changed()), None)
+        if used is not None and by_path:
+            return used
         raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]} that was asked for")
 
     def add(self, path: Path, name: str | None = None, base: str = "") -> Adapter:

@@ -14,7 +14,7 @@ from safelight.formats.adapter import INVERSION, VAE, WEIGHTS
 from safelight.formats.keys.adapters import AdapterConfig, Fit, Module, fit, spellings
 from safelight.formats.layout import CONTROLNET, LATENT_SCALE, ComponentConfig
 from safelight.library import inversions as inverted
-from safelight.library import parts
+from safelight.library import parts, paths
 from safelight.library.adapters import Adapters
 from safelight.library.inputs import Inputs
 from safelight.library.inversions import Inversion
@@ -120,16 +120,19 @@ def settled(request: Request, model: Model, shelves: Shelves, by_path: bool = Tr
     own: list[ComponentManifest] = []
     if request.vae:
         own.append(parts.vae(request, model, shelves.library, shelves.adapters, by_path))
-        given["vae_digest"] = own[0].digest
+        given |= {"vae": paths.name_of(request.vae), "vae_digest": own[0].digest}
     if request.text_encoder:
         encoders = parts.text_encoders(request, model, shelves.library, by_path)
         own += encoders
-        given["text_encoder_digest"] = parts.digest_of(encoders)
+        given |= {
+            "text_encoder": paths.name_of(request.text_encoder),
+            "text_encoder_digest": parts.digest_of(encoders),
+        }
     nets = [parts.controlnet(control, model, shelves.adapters, by_path) for control in request.controls]
     given["controls"] = tuple(
         replace(
             control,
-            name=control.name if net.origin == "path" else net.name,
+            name=net.name,
             image=shelves.inputs.taken("controls", control.image, by_path),
             digest=net.digest,
         )
@@ -195,8 +198,7 @@ def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: b
         some = ", ".join(found.unknown[:_SHOWN]) + (", …" if len(found.unknown) > _SHOWN else "")
         problem = f"{len(found.unknown)} of its tensors fit nothing in {model.name}: {some}"
         raise RequestError("loras", lora.name, f"{problem} (lenient leaves them out)")
-    pinned = replace(lora, name=lora.name if adapter.origin == "path" else adapter.name, digest=adapter.digest)
-    return Chosen(adapter, pinned, found)
+    return Chosen(adapter, replace(lora, name=adapter.name, digest=adapter.digest), found)
 
 
 def _configs(model: Model) -> tuple[tuple[str, ComponentConfig], ...]:

@@ -51,7 +51,7 @@ def chosen(request: Request, model: Model, adapters: Adapters, by_path: bool) ->
         return ()
     places = words.places(counts, _used(request, counts))
     return tuple(
-        Inversion(a, Embedding(a.name if a.origin != "path" else e.name, e.word, a.digest), places[e.word], v)
+        Inversion(a, Embedding(a.name, e.word, a.digest), places[e.word], v)
         for (e, a), v in zip(found, vectors, strict=True)
     )
 

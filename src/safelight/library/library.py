@@ -110,7 +110,7 @@ class Library:
         A file used by its path is read and hashed in whole the first time; its manifest is kept.
         """
         path = paths.user_path(name_or_path)
-        is_path = "/" in name_or_path or path.suffix in {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+        is_path = paths.is_path(name_or_path)
         if not is_path or not os.path.lexists(path):
             try:
                 return self.get(name_or_path)
@@ -139,6 +139,13 @@ class Library:
             return records.read(path)
         except FileError:
             return None
+
+    def used(self) -> Iterator[Model]:
+        """Those that were used by their path, and whose files are as they were."""
+        for path in sorted((self.root / "seen").glob("*.json")):
+            model = self._seen(path)
+            if model is not None and not model.manifest.changed():
+                yield model
 
     def find(self, digest: str, prediction_type: str, name: str = "") -> Model | None:
         """The model of that content and prediction type: the one called ``name`` if there is one, then those whose

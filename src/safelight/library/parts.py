@@ -3,7 +3,7 @@ No torch."""
 
 from __future__ import annotations
 
-from safelight.errors import IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
+from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
 from safelight.formats.adapter import VAE
 from safelight.formats.keys.controlnet import ControlNetConfig
 from safelight.formats.keys.unet import UNetConfig
@@ -22,14 +22,12 @@ from safelight.weights.manifest import ComponentManifest
 def vae(request: Request, model: Model, library: Library, adapters: Adapters, by_path: bool) -> ComponentManifest:
     """The VAE that a request names: of a file of its own, or of another model of a kindred base. Raises RequestError
     for one whose latents are others, IntegrityError for other content than was asked for."""
-    alone = _vae_alone(request.vae, adapters, by_path)
-    if alone is not None:
-        found = alone
-    else:
-        of = _vae_of(request.vae, library, adapters, by_path)
-        if of.base.startswith("sdxl") != model.base.startswith("sdxl"):
-            raise RequestError("vae", request.vae, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
-        found = library.checked(of).manifest.component("vae")
+    try:
+        found = _vae_named(request.vae, model, library, adapters, by_path)
+    except InputError:
+        found = _vae_of_content(request.vae_digest, library, adapters, by_path)
+        if found is None:
+            raise
     if request.vae_digest and found.digest != request.vae_digest:
         path = found.tensors[0].path
         raise IntegrityError(path, "", f"the VAE {request.vae} has other content than {request.vae_digest[:10]}")
@@ -39,6 +37,25 @@ def vae(request: Request, model: Model, library: Library, adapters: Adapters, by
     if (config.latent_channels, len(config.block_out_channels)) != (own.latent_channels, len(own.block_out_channels)):
         raise RequestError("vae", request.vae, f"its latents are not those of {model.name}")
     return found
+
+
+def _vae_named(name: str, model: Model, library: Library, adapters: Adapters, by_path: bool) -> ComponentManifest:
+    alone = _vae_alone(name, adapters, by_path)
+    if alone is not None:
+        return alone
+    of = _vae_of(name, library, adapters, by_path)
+    if of.base.startswith("sdxl") != model.base.startswith("sdxl"):
+        raise RequestError("vae", name, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
+    return library.checked(of).manifest.component("vae")
+
+
+def _vae_of_content(digest: str, library: Library, adapters: Adapters, by_path: bool) -> ComponentManifest | None:
+    """The VAE of that content among those that were used by their path, which an image does not name."""
+    if not digest or not by_path:
+        return None
+    alone = (adapters.checked(one).tensors for one in adapters.used() if one.kind == VAE)
+    models = (part for one in library.used() for part in one.manifest.components if part.role == "vae")
+    return next((part for part in (*alone, *models) if part.digest == digest), None)
 
 
 def _vae_of(name: str, library: Library, adapters: Adapters, by_path: bool) -> Model:
@@ -64,7 +81,7 @@ def text_encoders(request: Request, model: Model, library: Library, by_path: boo
     """Those of the model that a request names for them. Raises RequestError for a model of another base or of other
     widths, IntegrityError for other content than was asked for."""
     name = request.text_encoder
-    of = library.checked(library.resolve(name) if by_path else library.get(name))
+    of = library.checked(_encoders_of(request, library, by_path))
     if of.base != model.base:
         raise RequestError("text_encoder", name, f"is of {of.base}; {model.name} is {model.base}")
     found = tuple(c for c in of.manifest.components if c.role.startswith("text_encoder"))
@@ -75,6 +92,19 @@ def text_encoders(request: Request, model: Model, library: Library, by_path: boo
         problem = f"the text encoders of {name} have other content than {request.text_encoder_digest[:10]}"
         raise IntegrityError(of.path, "", problem)
     return found
+
+
+def _encoders_of(request: Request, library: Library, by_path: bool) -> Model:
+    """The model of that name; where there is none, the one of that content that was used by its path."""
+    name = request.text_encoder
+    try:
+        return library.resolve(name) if by_path else library.get(name)
+    except InputError:
+        for one in library.used() if request.text_encoder_digest and by_path else ():
+            encoders = tuple(part for part in one.manifest.components if part.role.startswith("text_encoder"))
+            if digest_of(encoders) == request.text_encoder_digest:
+                return one
+        raise
 
 
 def digest_of(components: tuple[ComponentManifest, ...]) -> str:

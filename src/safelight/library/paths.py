@@ -40,6 +40,20 @@ def stem(path: Path) -> str:
     return path.name if os.path.isdir(path) else path.stem
 
 
+ENDINGS = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
+"""Of files of weights: what ends so is a path, not a name."""
+
+
+def is_path(text: str) -> bool:
+    """Whether a person means a path and not a name."""
+    return "/" in text or os.sep in text or Path(text).suffix.lower() in ENDINGS
+
+
+def name_of(name_or_path: str) -> str:
+    """What to call it where a path of this machine has no business: the name itself, or the file's."""
+    return stem(user_path(name_or_path)) if is_path(name_or_path) else name_or_path
+
+
 def chosen(name: str | None, path: Path) -> str:
     """The name to give to what is at ``path``: the given one, or the file's own. Raises InputError for one that is not
     allowed."""

@@ -14,25 +14,16 @@ from PIL import PngImagePlugin
 
 from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.files import open_regular
-from safelight.prompts.loras import written
+from safelight.prompts.loras import taggable, written
 from safelight.types.parts import Lora
 from safelight.types.request import UPSCALERS
 from safelight.types.results import Image
-from safelight.types.samplers import SAMPLERS
+from safelight.types.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule
 
 VERSION = 1
 
 
-SCHEDULE_LABELS: Mapping[str, str] = {
-    "default": "Uniform",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "sgm_uniform": "SGM Uniform",
-}
-"""AUTOMATIC1111's schedule types by ours."""
-
-
-def schedule_label(sampler: str, schedule: str) -> str:
+def schedule_label(sampler: str, schedule: Schedule) -> str:
     """AUTOMATIC1111's schedule type: Automatic where that means the default there too."""
     if schedule == SAMPLERS[sampler].automatic == "default":
         return "Automatic"
@@ -62,13 +53,19 @@ def parameters(metadata: Mapping[str, Any]) -> str:
         fields["Mask blur"] = request["mask_blur"]
     fields |= _further(request)
     if loras:
-        fields["Lora hashes"] = '"' + ", ".join(f"{lora.name}: {lora.digest[:12]}" for lora in loras) + '"'
+        fields["Lora hashes"] = ", ".join(f"{taggable(lora.name)}: {lora.digest[:12]}" for lora in loras)
     fields["Version"] = f"Safelight {metadata['run']['versions']['safelight']}"
     lines = [" ".join([request["prompt"], *(written(lora) for lora in loras)])]
     if request["negative"]:
         lines.append(f"Negative prompt: {request['negative']}")
-    lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()))
+    lines.append(", ".join(f"{key}: {quoted(value)}" for key, value in fields.items()))
     return "\n".join(lines)
+
+
+def quoted(value: object) -> str:
+    """A value as AUTOMATIC1111 writes it: as a JSON text where a part of it would be read as another field."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(sign in text for sign in ',:\n"') else text
 
 
 def _further(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,16 +84,15 @@ def _further(request: Mapping[str, Any]) -> dict[str, Any]:
     for number, control in enumerate(request.get("controls", ())):
         unit = {
             "Module": control["preprocessor"],
-            "Model": f"{control['name']} [{control['digest'][:8]}]",
+            "Model": f"{taggable(control['name'])} [{control['digest'][:8]}]",
             "Weight": control["weight"],
             "Guidance Start": control["start"],
             "Guidance End": control["end"],
             "Control Mode": CONTROL_LABELS[control["mode"]],
         }
-        out[f"ControlNet {number}"] = '"' + ", ".join(f"{key}: {value}" for key, value in unit.items()) + '"'
+        out[f"ControlNet {number}"] = ", ".join(f"{key}: {value}" for key, value in unit.items())
     if request.get("embeddings"):
-        hashes = ", ".join(f"{e['name']}: {e['digest'][:12]}" for e in request["embeddings"])
-        out["TI hashes"] = f'"{hashes}"'
+        out["TI hashes"] = ", ".join(f"{taggable(e['name'])}: {e['digest'][:12]}" for e in request["embeddings"])
     return out
 
 

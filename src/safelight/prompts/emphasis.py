@@ -36,43 +36,57 @@ class Span:
     breaks: bool = False
 
 
-@dataclass
-class _Open:
-    bracket: str
-    at: int
-    first: int
+_CLOSES = {")": "(", "]": "["}
 
 
 def spans(field: str, text: str) -> list[Span]:
-    """The prompt in parts of one weight each, in order. Raises RequestError, which says where, for brackets that do not
-    match and weights that no prompt has."""
+    """The prompt in parts of one weight each, in order. A bracket that is never closed counts to the end, and one that
+    closes nothing is text, as AUTOMATIC1111 takes them: see :func:`unbalanced`. Raises RequestError, which says where,
+    for weights that no prompt has."""
+    return _joined(_read(field, text)[0])
+
+
+def unbalanced(text: str) -> list[str]:
+    """What is to be said of a prompt's brackets, a sentence for each that does not match."""
+    _, never, nothing = _read("", text)
+    told = [(at, f"the {text[at]} at character {at} is never closed: it counts to the end") for at in never]
+    told += [(at, f"the {text[at]} at character {at} closes nothing: it is text") for at in nothing]
+    return [f"{what} (a plain one is \\{text[at]})" for at, what in sorted(told)]
+
+
+def _read(field: str, text: str) -> tuple[list[list[str | float]], list[int], list[int]]:
+    """(parts with their weights, where brackets are that are never closed, where those are that close nothing)."""
     parts: list[list[str | float]] = []
-    opened: list[_Open] = []
+    opened: dict[str, list[tuple[int, int]]] = {"(": [], "[": []}
+    nothing: list[int] = []
     given: float | None = None
+
+    def weigh(first: int, factor: float) -> None:
+        for part in parts[first:]:
+            part[1] = float(part[1]) * factor
+
     for found in _TOKEN.finditer(text):
         token = found[0]
-        if token in ("(", "["):
-            if len(opened) == MOST_DEPTH:
+        if token in opened:
+            if sum(map(len, opened.values())) == MOST_DEPTH:
                 raise _problem(field, text, found.start(), f"more than {MOST_DEPTH} brackets within each other")
-            opened.append(_Open(token, found.start(), len(parts)))
-        elif token in (")", "]"):
-            if not opened or opened[-1].bracket != {")": "(", "]": "["}[token]:
-                raise _problem(field, text, found.start(), f"{token} closes nothing (a plain one is \\{token})")
-            last = opened.pop()
-            factor = given if given is not None else STEP if token == ")" else 1 / STEP
-            for part in parts[last.first :]:
-                part[1] = float(part[1]) * factor
+            opened[token].append((found.start(), len(parts)))
+        elif token in _CLOSES and opened[_CLOSES[token]]:
+            _, first = opened[_CLOSES[token]].pop()
+            weigh(first, given if given is not None else STEP if token == ")" else 1 / STEP)
             given = None
-        elif found["number"] is not None and opened and opened[-1].bracket == "(":
+        elif found["number"] is not None and opened["("]:
             given = float(found["number"])
             if abs(given) > MOST_WEIGHT:
                 raise _problem(field, text, found.start(), f"a weight of {given:g} is over {MOST_WEIGHT:g}")
         else:
+            if token in _CLOSES:
+                nothing.append(found.start())
             parts.append([token[1] if token[0] == "\\" and len(token) == 2 else token, 1.0])
-    if opened:
-        bracket = opened[-1].bracket
-        raise _problem(field, text, opened[-1].at, f"{bracket} is never closed (a plain one is \\{bracket})")
-    return _joined(parts)
+    for bracket, factor in (("(", STEP), ("[", 1 / STEP)):
+        for _, first in opened[bracket]:
+            weigh(first, factor)
+    return parts, [at for brackets in opened.values() for at, _ in brackets], nothing
 
 
 def _problem(field: str, text: str, at: int, what: str) -> RequestError:

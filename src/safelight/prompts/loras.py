@@ -67,9 +67,14 @@ def _number(text: str) -> float:
         raise ValueError(f"{text!r} is not a number") from error
 
 
+def taggable(name: str) -> str:
+    """A name as it can stand in a tag or a list: without what ends a name there."""
+    return re.sub(r"[:,<>\n]+", "", name)
+
+
 def written(lora: Lora) -> str:
     """As AUTOMATIC1111 writes it; equal ones are written equally."""
-    te, unet = lora.on("text_encoder"), lora.on("unet")
-    parts = [lora.name, f"{te:g}"] if te == unet else [lora.name, f"te={te:g}", f"unet={unet:g}"]
+    te, unet, name = lora.on("text_encoder"), lora.on("unet"), taggable(lora.name)
+    parts = [name, f"{te:g}"] if te == unet else [name, f"te={te:g}", f"unet={unet:g}"]
     parts += ["lbw=" + ",".join(f"{value:g}" for value in lora.blocks)] if lora.blocks else []
     return f"<lora:{':'.join(parts)}>"

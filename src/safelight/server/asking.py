@@ -11,7 +11,7 @@ from starlette.requests import Request as HTTPRequest
 
 from safelight.assemble.serving import Control
 from safelight.errors import ModelNotFoundError, RequestError
-from safelight.generate.check import check
+from safelight.generate.check import check, within_pixels
 from safelight.jobs.job import Job
 from safelight.library.chosen import settled
 from safelight.library.model import Model
@@ -45,18 +45,8 @@ def default_model(control: Control) -> Model:
 def within_limits(control: Control, request: Request, model: Model) -> None:
     """Raise RequestError for more than this server takes."""
     settings = control.settings
-    scale = request.hires_scale
-    width, height = ((side or model.resolution) * scale for side in (request.width, request.height))
-    if width * height > settings.max_pixels:
-        problem = f"times height {height:g} is over {settings.max_pixels} pixels (max_pixels)"
-        raise RequestError("width", f"{width:g}", problem)
-    if request.image and request.mask_padding is not None:
-        # What is drawn goes back into the whole.
-        size, sides = control.shelves.inputs.size(request.image), request.outpaint or (0, 0, 0, 0)
-        whole = size[0] + sides[0] + sides[2], size[1] + sides[1] + sides[3]
-        if whole[0] * whole[1] > settings.max_pixels:
-            problem = f"is over {settings.max_pixels} pixels (max_pixels)"
-            raise RequestError("image", f"{whole[0]}x{whole[1]}", problem)
+    part = request.image and request.mask_padding is not None
+    within_pixels(request, model, settings.max_pixels, control.shelves.inputs.size(request.image) if part else None)
     for field, value, most, name in (
         ("steps", request.steps, settings.max_steps, "max_steps"),
         ("hires_steps", request.hires_steps, settings.max_steps, "max_steps"),

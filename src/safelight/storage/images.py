@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image as PILImage
 
-from safelight.files import settle, write_whole, written
+from safelight.files import write_new, write_whole
 from safelight.metadata import chunks
 from safelight.names import readable
 from safelight.types.results import Image, Preview
@@ -23,28 +22,7 @@ def save(image: Image, folder: Path) -> Path:
 
     Raises UnreadableFileError when the folder cannot be written.
     """
-    stem = f"{readable(image.model)}-{image.seed}"
-    data = chunks.png(image)
-    with written(folder) as (file, temporary):
-        file.write(data)
-        settle(file, temporary)
-        return _place(temporary, folder, stem)
-
-
-def _place(temporary: Path, folder: Path, stem: str) -> Path:
-    """Give the finished file the first free name. A link does it without a race; some file systems have none."""
-    number = 1
-    while True:
-        path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-        try:
-            os.link(temporary, path)
-            return path
-        except FileExistsError:
-            number += 1
-        except OSError:
-            if not path.exists():
-                return temporary.rename(path)
-            number += 1
+    return write_new(folder, f"{readable(image.model)}-{image.seed}", ".png", chunks.png(image))
 
 
 def preview_png(preview: Preview) -> bytes:

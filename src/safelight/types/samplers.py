@@ -32,6 +32,14 @@ class Sampler:
     automatic: Schedule = "default"
 
 
+SCHEDULE_LABELS: Mapping[Schedule, str] = {
+    "default": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "sgm_uniform": "SGM Uniform",
+}
+"""AUTOMATIC1111's schedule types by ours."""
+
 _SPACED: tuple[Schedule, ...] = ("default", "sgm_uniform")
 _DISTILLED = 50
 """Steps that distilled models were trained with: latent consistency (Luo et al. 2023) and its trajectories."""
@@ -69,3 +77,22 @@ SAMPLERS: Mapping[str, Sampler] = {
     "lcm": Sampler("LCMScheduler", "LCM", ("default",), {"clip_sample": False}, _DISTILLED, from_noise=True),
     "tcd": Sampler("TCDScheduler", "TCD", ("default",), {"clip_sample": False}, _DISTILLED, from_noise=True),
 }
+
+
+def sampler_by_name(name: str) -> tuple[str, Schedule | None] | None:
+    """(the sampler, the schedule that the name has behind it) by our name or AUTOMATIC1111's, in any case: ``Euler-A``,
+    ``dpmpp_2m``, ``DPM++ 2M``, ``DPM++ 2M Karras``. None for one that there is not."""
+    found = _sampler(name)
+    if found is not None:
+        return found, None
+    for schedule, label in SCHEDULE_LABELS.items():
+        if schedule != "default" and name.lower().endswith(f" {label.lower()}"):
+            found = _sampler(name[: -len(label) - 1])
+            return None if found is None else (found, schedule)
+    return None
+
+
+def _sampler(name: str) -> str | None:
+    lower = name.strip().lower()
+    ours = lower.replace("-", "_").replace(" ", "_")
+    return next((own for own, one in SAMPLERS.items() if own in (lower, ours) or one.a1111.lower() == lower), None)

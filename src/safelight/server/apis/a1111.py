@@ -26,7 +26,7 @@ from safelight.formats.layout import CONTROLNET
 from safelight.jobs.job import Job
 from safelight.library.index import Card
 from safelight.library.model import Model
-from safelight.metadata.chunks import SCHEDULE_LABELS, parameters, schedule_label
+from safelight.metadata.chunks import parameters, schedule_label
 from safelight.server import asking, auth, bridge
 from safelight.server.apis.a1111_fields import AUTOMATIC, ImageToImage, TextToImage, refuse, sampler_of
 from safelight.server.clients import CHECKPOINT, Client, Clients, client_of
@@ -34,7 +34,7 @@ from safelight.server.problems import RefusedError
 from safelight.storage.images import preview_png
 from safelight.types.parts import PREPROCESSORS
 from safelight.types.request import UPSCALERS, Request
-from safelight.types.samplers import SAMPLERS
+from safelight.types.samplers import SAMPLERS, SCHEDULE_LABELS
 
 OWN_VAE = ("Automatic", "None")
 """A1111's words for a checkpoint's own VAE."""
@@ -143,7 +143,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
             height=asked.height or 512,
             cfg=asked.cfg_scale if asked.cfg_scale is not None else 7.0,
             sampler=sampler,
-            schedule=schedule,  # pyright: ignore[reportArgumentType]
+            schedule=schedule,
             count=count,
             clip_skip=skip - 1,
             vae="" if vae in OWN_VAE else str(vae),

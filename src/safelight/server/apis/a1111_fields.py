@@ -12,14 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from safelight.errors import RequestError
 from safelight.generate import sizes
 from safelight.library.inputs import as_mask
-from safelight.metadata.chunks import SCHEDULE_LABELS
 from safelight.types.parts import PREPROCESSORS, Control, ControlMode, Resize
 from safelight.types.request import MOST_SIDE, UPSCALERS
-from safelight.types.samplers import SAMPLERS
+from safelight.types.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
 
 AUTOMATIC = "Automatic"
 
-SCHEDULES = {label.lower(): ours for ours, label in SCHEDULE_LABELS.items()}
+SCHEDULES: dict[str, Schedule] = {label.lower(): ours for ours, label in SCHEDULE_LABELS.items()}
 """Ours by A1111's schedule types."""
 
 
@@ -265,7 +264,7 @@ WITHOUT_EFFECT = frozenset(
 """Fields that say how to do what other fields ask for, or where A1111 itself keeps its images."""
 
 
-def sampler_of(name: str, scheduler: str | None) -> tuple[str, str]:
+def sampler_of(name: str, scheduler: str | None) -> tuple[str, Schedule]:
     """Ours for A1111's sampler and schedule type; older clients write ``DPM++ 2M Karras``. Automatic is A1111's own for
     that sampler. Raises RequestError."""
     asked = (scheduler or AUTOMATIC).lower().replace("_", " ")
@@ -273,20 +272,11 @@ def sampler_of(name: str, scheduler: str | None) -> tuple[str, str]:
     if schedule is None and asked != AUTOMATIC.lower():
         known = ", ".join((AUTOMATIC, *SCHEDULE_LABELS.values()))
         raise RequestError("scheduler", scheduler, f"must be one of {known}")
-    found = _sampler(name)
-    if found is None:
-        for label in ("karras", "exponential", "sgm uniform"):
-            if name.lower().endswith(f" {label}"):
-                found, schedule = _sampler(name[: -len(label) - 1]), SCHEDULES[label]
+    found = sampler_by_name(name)
     if found is None:
         known = ", ".join(sampler.a1111 for sampler in SAMPLERS.values())
         raise RequestError("sampler_name", name, f"must be one of {known}")
-    return found, schedule or SAMPLERS[found].automatic
-
-
-def _sampler(name: str) -> str | None:
-    lower = name.lower()
-    return next((ours for ours, sampler in SAMPLERS.items() if lower in (sampler.a1111.lower(), ours)), None)
+    return found[0], found[1] or schedule or SAMPLERS[found[0]].automatic
 
 
 def refuse(asked: TextToImage) -> None:
