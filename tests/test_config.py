@@ -121,6 +121,7 @@ VARIABLES: dict[str, tuple[str, object]] = {
     "port": ("0", 0),
     "api_key": ("long-enough", SecretStr("long-enough")),
     "default_model": ("dream", "dream"),
+    "default_seed": ("7", 7),
     "model_folders": (f"/a b{os.pathsep}/c", (Path("/a b"), Path("/c"))),
     "max_queue_size": ("5", 5),
     "queue_overtakes": ("0", 0),

@@ -128,6 +128,12 @@ class Settings(BaseModel):
         default=None,
         description="where no model is named: on the command line, on the page and by clients; else the first by name",
     )
+    default_seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**32 - 1,
+        description="the seed of commands that give none, for scripts that compare images; random by default",
+    )
     model_folders: tuple[Path, ...] = Field(
         default=(),
         description="folders from which checkpoints may be added over HTTP; none by default",

@@ -21,7 +21,7 @@ def config() -> None:
     """Settings come from flags, SAFELIGHT_* variables, safelight.yaml in the root (or --config FILE), in this order."""
 
 
-_WITHOUT = ("api_key", "api_key_file", "default_model")
+_WITHOUT = ("api_key", "api_key_file", "default_model", "default_seed")
 """Settings that may be none at all."""
 
 

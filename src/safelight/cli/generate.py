@@ -67,7 +67,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
     models: ModelsOption = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
-    seed: Annotated[str, typer.Option(help=values.SEED_HELP)] = "random",
+    seed: Annotated[str | None, typer.Option(help=values.SEED_HELP, show_default="random")] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 8; the model's own size by default.")] = None,
     height: Annotated[
@@ -189,7 +189,7 @@ def generate(
     settings = loaded(context, root).settings
     named = models or [values.default_model(settings.default_model, server)]
     sampler, noise = values.sampler_of(sampler, schedule)
-    first = values.seed_of(seed, count)
+    first = values.seed_of(seed, settings.default_seed, count)
     requests = [
         Request(
             prompt=prompt,

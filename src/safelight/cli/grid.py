@@ -44,7 +44,9 @@ def grid(
         str | None, typer.Option("--model", "-m", help="A model's name or path, where it does not vary.")
     ] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
-    seed: Annotated[str, typer.Option(help="The seed; random or -1: any, which is said.")] = "random",
+    seed: Annotated[
+        str | None, typer.Option(help="The seed; random or -1: any; it is said.", show_default="random")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own size by default.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
@@ -74,7 +76,7 @@ def grid(
         raise RequestError("model", model, "varies along an axis: leave -m out")
     if "model" not in varied:
         model = model or default_model(settings.default_model, None)
-    chosen_seed = seed_of(seed, 1)
+    chosen_seed = seed_of(seed, settings.default_seed, 1)
     request = Request(
         prompt,
         model or (across if across.name == "model" or down is None else down).values[0],

@@ -20,9 +20,12 @@ SEED_HELP = (
 )
 
 
-def seed_of(text: str, count: int) -> int:
-    """A seed as it is given; for ``random`` and -1 one for the whole command. Raises RequestError."""
-    if text.strip().lower() in ("random", "-1"):
+def seed_of(text: str | None, default: int | None, count: int) -> int:
+    """A seed as it is given; without one the setting ``default_seed``; for ``random``, -1, and where neither says any,
+    one for the whole command. Raises RequestError."""
+    if text is None and default is not None:
+        return default
+    if text is None or text.strip().lower() in ("random", "-1"):
         return secrets.randbelow(max(1, MOST_SEED - count))
     try:
         return int(text)

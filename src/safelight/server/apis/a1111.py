@@ -25,15 +25,25 @@ from safelight.formats.adapter import INVERSION, VAE, WEIGHTS
 from safelight.formats.layout import CONTROLNET
 from safelight.jobs.job import Job
 from safelight.library.index import Card
+from safelight.library.inputs import FORMATS
 from safelight.library.model import Model
+from safelight.metadata import infotext
 from safelight.metadata.chunks import parameters, schedule_label
 from safelight.server import asking, auth, bridge
-from safelight.server.apis.a1111_fields import AUTOMATIC, ImageToImage, TextToImage, refuse, sampler_of
+from safelight.server.apis.a1111_fields import (
+    AUTOMATIC,
+    OPTIONS_DONE,
+    ImageToImage,
+    TextToImage,
+    refuse_unknown,
+    sampler_of,
+)
+from safelight.server.apis.a1111_neutral import OPTIONS, refuse
 from safelight.server.clients import CHECKPOINT, Client, Clients, client_of
 from safelight.server.problems import RefusedError
 from safelight.storage.images import preview_png
 from safelight.types.parts import PREPROCESSORS
-from safelight.types.request import UPSCALERS, Request
+from safelight.types.request import MOST_PIXELS, UPSCALERS, Request
 from safelight.types.samplers import SAMPLERS, SCHEDULE_LABELS
 
 OWN_VAE = ("Automatic", "None")
@@ -119,7 +129,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return await bridge.run(_made, control, jobs, asked)
 
     def accepted(asked: TextToImage, client: Client) -> list[Job]:
-        refuse(asked)
+        refuse_unknown(asked)
         override = asked.override_settings or {}
         wanted = override.get("sd_model_checkpoint")
         model = by_title(control, str(wanted)) if wanted else current(client)
@@ -129,7 +139,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         strength = asked.subseed_strength or 0.0
         subseed = asked.subseed if asked.subseed is not None and asked.subseed >= 0 else asking.some_seed(count)
         vae = override.get("sd_vae") or clients.option(client, "sd_vae") or OWN_VAE[0]
-        skip = _stop_at(override) or clients.option(client, "CLIP_stop_at_last_layers") or 1
+        skip = _layers(asked, override) or clients.option(client, "CLIP_stop_at_last_layers") or 1
         if model.base == "sdxl":
             # A1111 leaves no layers of SDXL's encoders out, whatever this option says.
             skip = 1
@@ -169,7 +179,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/upscalers")
     def upscalers() -> list[dict[str, Any]]:
-        more = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
+        more = {"model_name": None, "model_path": None, "model_url": None, "scale": None}
         pixels = [theirs for ours, theirs in UPSCALERS.items() if not ours.startswith("latent")]
         return [{"name": name, **more} for name in ("None", *pixels)]
 
@@ -235,9 +245,12 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.post("/options")
     def set_options(given: dict[str, Any], http: HTTPRequest) -> dict[str, Any]:
-        """Of this client only. Answers with what has no meaning here and was not taken."""
+        """Of this client only. What has no meaning here is refused, and then nothing is set."""
         client = client_of(http)
         known = _options(current(client) if "sd_model_checkpoint" not in given else asking.default_model(control))
+        for name, value in given.items():
+            if name not in OPTIONS_DONE and known.get(name) != value:
+                refuse(OPTIONS, "", name, value)
         taken: dict[str, Any] = {}
         if given.get("sd_model_checkpoint"):
             taken["sd_model_checkpoint"] = _title(by_title(control, str(given["sd_model_checkpoint"])))
@@ -247,8 +260,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         if (skip := _stop_at(given)) is not None:
             taken["CLIP_stop_at_last_layers"] = skip
         clients.set(client, taken)
-        same = {name for name, value in given.items() if known.get(name) == value}
-        return {"ignored": sorted(set(given) - set(taken) - same - {"sd_checkpoint_hash"})}
+        return {}
 
     @api.get("/progress")
     def progress(skip_current_image: bool = False) -> dict[str, Any]:
@@ -287,13 +299,15 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     def png_info(picture: Picture) -> PngInfo:
         try:
             data = base64.b64decode(picture.image.rpartition(",")[2], validate=True)
-            with PILImage.open(io.BytesIO(data)) as image:
-                items = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+            with PILImage.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise RefusedError(422, "invalid_request", f"image: is over {MOST_PIXELS} pixels", "image")
+                text, items = infotext.read(image)
         except (binascii.Error, OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
             raise RefusedError(
                 422, "invalid_request", f"image: is not one that can be read ({error})", "image"
             ) from error
-        return PngInfo(info=items.get("parameters", ""), items=items, parameters={})
+        return PngInfo(info=text, items=items, parameters=infotext.fields(text))
 
     @api.get("/cmd-flags")
     def cmd_flags() -> dict[str, Any]:
@@ -341,6 +355,16 @@ def by_title(control: Control, title: str) -> Model:
         names = ", ".join(card.name for card in found)
         raise RefusedError(409, "which_model", f"{name} may be {names}; give its name", "sd_model_checkpoint")
     return asking.model_named(control, found[0].name if found else name)
+
+
+def _layers(asked: TextToImage, override: dict[str, Any]) -> int | None:
+    """Where the text encoder stops: A1111's option, or SD.Next's field, which SillyTavern sends beside it."""
+    option = _stop_at(override)
+    if option is None:
+        return asked.clip_skip
+    if asked.clip_skip not in (None, 1, option):
+        raise RequestError("clip_skip", asked.clip_skip, f"is not CLIP_stop_at_last_layers, {option}")
+    return option
 
 
 def _stop_at(options: dict[str, Any]) -> int | None:

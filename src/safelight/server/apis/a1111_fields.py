@@ -6,12 +6,14 @@ import base64
 import io
 from typing import Any, Literal
 
-from PIL import ImageOps
+from PIL import Image as PILImage
+from PIL import ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.errors import RequestError
 from safelight.generate import sizes
-from safelight.library.inputs import as_mask
+from safelight.library.inputs import as_mask, opened
+from safelight.server.apis.a1111_neutral import FIELDS, OPTIONS, UNIT, refuse, refuse_script
 from safelight.types.parts import PREPROCESSORS, Control, ControlMode, Resize
 from safelight.types.request import MOST_SIDE, UPSCALERS
 from safelight.types.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
@@ -23,7 +25,7 @@ SCHEDULES: dict[str, Schedule] = {label.lower(): ours for ours, label in SCHEDUL
 
 
 class TextToImage(BaseModel):
-    """A1111's fields that have a meaning here; others are accepted as long as they ask for nothing."""
+    """A1111's fields that have a meaning here; of others those that are known, as long as they ask for nothing."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -49,13 +51,14 @@ class TextToImage(BaseModel):
     hr_resize_x: int | None = Field(default=0, ge=0, le=MOST_SIDE)
     hr_resize_y: int | None = Field(default=0, ge=0, le=MOST_SIDE)
     denoising_strength: float | None = None
+    clip_skip: int | None = Field(default=None, ge=1, le=12)
     alwayson_scripts: dict[str, Any] | None = None
     override_settings: dict[str, Any] | None = None
     send_images: bool = True
 
     def given(self) -> dict[str, Any]:
         """Fields of a request beside the plain ones. Raises RequestError for what has no meaning here."""
-        values: dict[str, Any] = {"controls": _controls(self.alwayson_scripts or {})}
+        values: dict[str, Any] = {"controls": _controls(self.alwayson_scripts or {}, bool(self.enable_hr))}
         if self.tiling:
             values["seamless"] = "xy"
         if self.enable_hr:
@@ -97,29 +100,34 @@ CONTROL_MODES: dict[str, ControlMode] = {
 
 BOTH_PASSES = ("both", "hiresfixoption.both", "0")
 
-_UNIT_WITHOUT_EFFECT = frozenset(
-    {"enabled", "pixel_perfect", "processor_res", "low_vram", "lowvram", "save_detected_map", "hr_option"}
+_UNIT = frozenset(
+    {
+        *("model", "module", "weight", "image", "input_image", "guidance_start", "guidance_end", "guidance"),
+        *("control_mode", "threshold_a", "threshold_b", "resize_mode", "hr_option"),
+    }
 )
+"""What is done of a unit."""
 
 
-def _controls(scripts: dict[str, Any]) -> tuple[Control, ...]:
-    """The units of the ControlNet extension. Raises RequestError for another script, and for what is not understood."""
-    strange = next((name for name, what in scripts.items() if name.lower() != "controlnet" and what), None)
-    if strange is not None:
-        raise RequestError("alwayson_scripts", strange, "Safelight has no such script")
+def _controls(scripts: dict[str, Any], two_passes: bool) -> tuple[Control, ...]:
+    """The units of the ControlNet extension. Raises RequestError for another script that is on, and for what is not
+    understood."""
+    for name, what in scripts.items():
+        if name.lower() != "controlnet":
+            refuse_script(name, what)
     told = next((what for name, what in scripts.items() if name.lower() == "controlnet" and what), {"args": []})
     units = told.get("args") if isinstance(told, dict) else None
     if not isinstance(units, list) or not all(isinstance(unit, dict) for unit in units):
         raise RequestError("alwayson_scripts", "controlnet", "args must be a list of units")
-    return tuple(_control(unit) for unit in units if unit.get("enabled", True))
+    return tuple(_control(unit, two_passes) for unit in units if unit.get("enabled", True))
 
 
-def _control(unit: dict[str, Any]) -> Control:
-    known = {"model", "module", "weight", "image", "input_image", "guidance_start", "guidance_end", "control_mode"}
-    known |= {"threshold_a", "threshold_b", "resize_mode"} | _UNIT_WITHOUT_EFFECT
+def _control(unit: dict[str, Any], two_passes: bool) -> Control:
     for name, value in unit.items():
-        if name not in known and not _neutral(name, value):
-            raise RequestError(f"controlnet.{name}", value, "Safelight cannot do this yet")
+        if name not in _UNIT:
+            refuse(UNIT, "controlnet.", name, value)
+    if unit.get("guidance") not in (None, unit.get("guidance_end", unit.get("guidance"))):
+        raise RequestError("controlnet.guidance", unit["guidance"], "is another name of guidance_end, which differs")
     image = unit.get("image") or unit.get("input_image") or ""
     if isinstance(image, dict):
         if image.get("mask"):
@@ -133,14 +141,14 @@ def _control(unit: dict[str, Any]) -> Control:
     module = str(unit.get("module") or "none").lower()
     if module not in PREPROCESSORS:
         raise RequestError("controlnet.module", module, f"must be one of {', '.join(PREPROCESSORS)}")
-    if str(unit.get("hr_option") or "both").lower() not in BOTH_PASSES:
+    if two_passes and str(unit.get("hr_option") or "both").lower() not in BOTH_PASSES:
         raise RequestError("controlnet.hr_option", unit["hr_option"], "a ControlNet is for both passes here")
     return Control(
         name=str(unit.get("model") or "").partition(" [")[0],
         image=_data(str(image)) if image else "",
         weight=unit.get("weight", 1.0),
         start=unit.get("guidance_start", 0.0),
-        end=unit.get("guidance_end", 1.0),
+        end=unit.get("guidance_end", unit.get("guidance") or 1.0),
         mode=mode,
         preprocessor=module,
         resize_mode=_resize(unit.get("resize_mode", 1)),
@@ -157,6 +165,7 @@ RESIZES: dict[str, Resize] = {
     "crop and resize": "crop_resize",
     "inner fit (scale to fit)": "crop_resize",
     "2": "fill_resize",
+    "3": "just_resize",
     "resize and fill": "fill_resize",
     "envelope (outer fit)": "fill_resize",
     "outer fit (shrink to fit)": "fill_resize",
@@ -183,11 +192,13 @@ class ImageToImage(TextToImage):
     init_images: list[str] = Field(min_length=1, max_length=1)
     mask: str | None = None
     denoising_strength: float | None = Field(default=0.75, gt=0, le=1)
-    mask_blur: int | None = Field(default=4, ge=0, le=256)
+    mask_blur: int | None = Field(default=None, ge=0, le=256)
+    mask_blur_x: int | None = Field(default=None, ge=0, le=256)
+    mask_blur_y: int | None = Field(default=None, ge=0, le=256)
     inpaint_full_res: bool = True
     inpaint_full_res_padding: int | None = Field(default=0, ge=0, le=4096)
     inpainting_mask_invert: Literal[0, 1] | bool = 0
-    inpainting_fill: Literal[0, 1] = 0
+    inpainting_fill: Literal[0, 1] = Field(default=0, description="0: what surrounds the mask flows in; 1: the image")
     resize_mode: Literal[0] = 0
     include_init_images: bool = False
 
@@ -196,40 +207,60 @@ class ImageToImage(TextToImage):
         values = {**super().given(), "image": _data(self.init_images[0])}
         values["strength"] = 0.75 if self.denoising_strength is None else self.denoising_strength
         if self.mask:
-            mask = _inverted(self.mask) if self.inpainting_mask_invert else _data(self.mask)
-            values |= {"mask": mask, "mask_blur": self.mask_blur or 0}
+            mask = as_mask("mask", _bytes("mask", self.mask))
+            mask = ImageOps.invert(mask) if self.inpainting_mask_invert else mask
+            if self.inpainting_fill == 0:
+                values["image"] = _png(filled(opened("init_images", _bytes("init_images", self.init_images[0])), mask))
+            values |= {"mask": _png(mask), "mask_blur": self._blur()}
             values["mask_padding"] = (self.inpaint_full_res_padding or 0) if self.inpaint_full_res else None
         return values
+
+    def _blur(self) -> int:
+        """As A1111 has it: ``mask_blur`` is both, where it is given."""
+        across, down = self.mask_blur_x, self.mask_blur_y
+        if self.mask_blur is not None:
+            return self.mask_blur
+        if (4 if across is None else across) != (4 if down is None else down):
+            raise RequestError("mask_blur_y", down, f"must be mask_blur_x, {across}: a border is softened alike")
+        return 4 if across is None else across
+
+
+FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
+"""Radii by which what is outside of a mask is blurred into it, and how often, as A1111's ``masking.fill`` does."""
+
+
+def filled(picture: PILImage.Image, mask: PILImage.Image) -> PILImage.Image:
+    """The picture (RGB), in its masked part the colours that surround it; outside it is as it was."""
+    mask = mask.resize(picture.size)
+    outside = PILImage.new("RGBa", picture.size)
+    outside.paste(picture.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask))
+    made = PILImage.new("RGBA", picture.size)
+    for radius, times in FILLS:
+        blurred = outside.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
+        for _ in range(times):
+            made.alpha_composite(blurred)
+    return made.convert("RGB")
 
 
 def _data(picture: str) -> str:
     return picture if picture.startswith("data:") else f"data:image/png;base64,{picture}"
 
 
-def _inverted(picture: str) -> str:
+def _bytes(field: str, picture: str) -> bytes:
     try:
-        data = base64.b64decode(picture.rpartition(",")[2], validate=True)
+        return base64.b64decode(picture.rpartition(",")[2], validate=True)
     except ValueError as error:
-        raise RequestError("mask", picture[:40], f"is not base64 ({error})") from error
+        raise RequestError(field, picture[:40], f"is not base64 ({error})") from error
+
+
+def _png(picture: PILImage.Image) -> str:
     held = io.BytesIO()
-    ImageOps.invert(as_mask("mask", data)).save(held, "PNG")
+    picture.save(held, "PNG", compress_level=1)
     return _data(base64.b64encode(held.getvalue()).decode())
 
 
-NOTHING = (None, False, 0, -1, "", "None", "none", [], {})
-"""Values that ask for nothing, whatever the field."""
-
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "comma_padding_backtrack": (20,),
-    "emphasis": ("Original",),
-    "eta_ancestral": (1,),
-    "image_cfg_scale": (*NOTHING, 1.5),
-    "initial_noise_multiplier": (1,),
-    "mask_round": (*NOTHING, True),
-    "s_tmax": (*NOTHING, float("inf"), "inf"),
-    "samples_format": (*NOTHING, "png"),
-}
-"""Values that ask for nothing, by field or option; None does everywhere."""
+_NOTHING = (None, "", "None", "none", 0)
+"""Of the second pass's own fields: nothing of its own."""
 
 _ANCESTRAL = frozenset({"euler_a", "dpm2_a", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"})
 """Samplers that add noise at each step: as much as ``eta`` and ``s_noise`` say, which is 1 here."""
@@ -245,23 +276,6 @@ _SECOND_PASS = {
 """What a second pass may have of its own in A1111, and here has of the first."""
 
 _SAME = ("use same sampler", "use same scheduler", "use same checkpoint")
-
-WITHOUT_EFFECT = frozenset(
-    {
-        "comments",
-        "clip_skip",
-        "do_not_save_grid",
-        "do_not_save_samples",
-        "force_task_id",
-        "firstphase_height",
-        "firstphase_width",
-        "override_settings_restore_afterwards",
-        "refiner_switch_at",
-        "save_images",
-        "script_args",
-    }
-)
-"""Fields that say how to do what other fields ask for, or where A1111 itself keeps its images."""
 
 
 def sampler_of(name: str, scheduler: str | None) -> tuple[str, Schedule]:
@@ -279,25 +293,28 @@ def sampler_of(name: str, scheduler: str | None) -> tuple[str, Schedule]:
     return found[0], found[1] or schedule or SAMPLERS[found[0]].automatic
 
 
-def refuse(asked: TextToImage) -> None:
+def refuse_unknown(asked: TextToImage) -> None:
     """Raise RequestError for what Safelight cannot do yet, or does not know."""
     sampler, _ = sampler_of(asked.sampler_name or asked.sampler_index or "Euler", asked.scheduler)
     for name, value in (asked.model_extra or {}).items():
         if name in _SECOND_PASS:
             of_first = getattr(asked, _SECOND_PASS[name], None)
-            if asked.enable_hr and value not in (*NOTHING, of_first) and str(value).lower() not in _SAME:
+            if asked.enable_hr and value not in (*_NOTHING, of_first) and str(value).lower() not in _SAME:
                 raise RequestError(name, value, "the second pass has what the first has")
         elif name in ("eta", "s_noise"):
             if value is not None and value != _noise(name, sampler, value):
                 problem = f"{SAMPLERS[sampler].a1111} is drawn with {_noise(name, sampler, value)} here"
                 raise RequestError(name, value, problem)
-        elif name not in WITHOUT_EFFECT and not _neutral(name, value):
-            raise RequestError(name, value, "Safelight cannot do this yet")
-    for name, value in (asked.override_settings or {}).items():
-        if name in ("sd_model_checkpoint", "CLIP_stop_at_last_layers", "sd_checkpoint_hash", "sd_vae"):
+        else:
+            refuse(FIELDS, "", name, value)
+    override = asked.override_settings or {}
+    for name, value in override.items():
+        if name in OPTIONS_DONE or (name == "forge_additional_modules" and value == [override.get("sd_vae")]):
             continue
-        if not _neutral(name, value):
-            raise RequestError(f"override_settings.{name}", value, "Safelight has no such option")
+        refuse(OPTIONS, "override_settings.", name, value)
+
+
+OPTIONS_DONE = frozenset({"sd_model_checkpoint", "CLIP_stop_at_last_layers", "sd_checkpoint_hash", "sd_vae"})
 
 
 def _noise(name: str, sampler: str, value: object) -> object:
@@ -305,7 +322,3 @@ def _noise(name: str, sampler: str, value: object) -> object:
     if sampler in _ANCESTRAL:
         return 1
     return 0 if (name, sampler) == ("eta", "ddim") else value
-
-
-def _neutral(name: str, value: object) -> bool:
-    return value is None or value in NEUTRAL.get(name, NOTHING)

@@ -7,27 +7,26 @@ import io
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import fields
-from types import MappingProxyType
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi import Request as HTTPRequest
+from PIL import Image as PILImage
 from PIL import ImageOps
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from safelight.assemble.serving import Control
 from safelight.errors import RequestError
 from safelight.jobs.job import Job
 from safelight.library.inputs import opened
 from safelight.library.model import Model
+from safelight.metadata import infotext
+from safelight.metadata.chunks import parameters
 from safelight.server import asking, bridge
 from safelight.server.problems import RefusedError
 from safelight.types.request import Request
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-_KNOWN = frozenset(field.name for field in fields(Request))
+from safelight.types.samplers import SAMPLERS, sampler_by_name
 
 
 class ModelCard(BaseModel):
@@ -47,7 +46,8 @@ class ModelList(BaseModel):
 
 
 class Generation(BaseModel):
-    """OpenAI's fields; beside them Safelight's, which its clients give as ``extra_body``."""
+    """OpenAI's fields; beside them Safelight's, which its clients give as ``extra_body``, and the names that other
+    programs have for those."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -56,15 +56,75 @@ class Generation(BaseModel):
     n: int | None = Field(default=1, ge=1, le=64)
     size: str | None = Field(default=None, description="WIDTHxHEIGHT in pixels, or auto: the model's own")
     response_format: Literal["url", "b64_json"] | None = None
-    output_format: Literal["png"] | None = None
-    quality: str | None = None
-    style: str | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    output_compression: int | None = Field(default=None, ge=0, le=100, description="percent, of jpeg and webp")
+    quality: Literal["auto", "low", "standard", "medium", "high", "hd"] | None = Field(
+        default=None, description="low: half the steps; high and hd: twice as many; where steps are not given"
+    )
     user: str | None = None
     seed: int | None = Field(default=None, ge=0)
-    steps: int = 20
-    cfg: float = 7.0
-    negative: str = ""
-    sampler: str = "euler"
+    steps: int | None = None
+    cfg: float | None = None
+    negative: str | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    strength: float | None = Field(default=None, description="of edits: the share of the steps that is done")
+
+    def refuse_unknown(self) -> None:
+        """Raise RequestError for what is not known, and for what cannot be done."""
+        for name, value in (self.model_extra or {}).items():
+            if name in ALIASES:
+                continue
+            if name not in NEUTRAL:
+                raise RequestError(name, value, "is not known here; Safelight's own API has more fields")
+            if value is not None and str(value).lower() not in NEUTRAL[name]:
+                raise RequestError(name, value, "cannot be asked for here")
+
+    def asked(self, name: str) -> Any:
+        """The value of one of Safelight's fields, by whichever of its names it is given. Raises RequestError where two
+        differ."""
+        given = {name: getattr(self, name)} if getattr(self, name) is not None else {}
+        extra = (self.model_extra or {}).items()
+        given |= {alias: value for alias, value in extra if ALIASES.get(alias) == name and value is not None}
+        values = list(given.values())
+        if any(value != values[0] for value in values[1:]):
+            listed = ", ".join(f"{each}={value!r}" for each, value in given.items())
+            raise RequestError(list(given)[-1], values[-1], f"is another name for {name}, and they differ: {listed}")
+        return values[0] if values else None
+
+    @property
+    def as_base64(self) -> bool:
+        """As OpenAI answers: newer models, which are asked in newer fields, always with the picture itself."""
+        newer = {"output_format", "output_compression"} | NEUTRAL.keys() - {"style"}
+        new = newer & {*self.model_fields_set, *(self.model_extra or {})} or self.quality in NEWER_QUALITIES
+        return self.response_format == "b64_json" or (self.response_format is None and bool(new))
+
+
+ALIASES: Mapping[str, str] = {
+    "negative_prompt": "negative",
+    "num_inference_steps": "steps",
+    "cfg_scale": "cfg",
+    "guidance_scale": "cfg",
+    "sampler_name": "sampler",
+    "scheduler": "schedule",
+    "denoising_strength": "strength",
+}
+"""Names of other programs for Safelight's fields."""
+
+NEUTRAL: Mapping[str, tuple[str, ...]] = {
+    "background": ("auto", "opaque"),
+    "input_fidelity": ("low",),
+    "moderation": ("auto", "low"),
+    "partial_images": ("0",),
+    "stream": ("false",),
+    "style": ("vivid",),
+}
+"""OpenAI's fields of which only these values can be had, which ask for nothing."""
+
+NEWER_QUALITIES = ("auto", "low", "medium", "high")
+
+STEPS = 20
+QUALITY_STEPS: Mapping[str, int] = {"low": STEPS // 2, "high": STEPS * 2, "hd": STEPS * 2}
 
 
 class Datum(BaseModel):
@@ -102,11 +162,12 @@ def router(control: Control) -> APIRouter:
 
     @api.get("/models")
     def models() -> ModelList:
-        return ModelList(data=[ModelCard(id=card.name) for card in control.library.cards()])
+        return ModelList(data=[_card(card.name, card.record) for card in control.library.cards()])
 
     @api.get("/models/{name}")
     def one_model(name: str) -> ModelCard:
-        return ModelCard(id=control.library.get(name).name)
+        card = next((card for card in control.library.cards() if card.name == name), None)
+        return _card(name, card.record) if card is not None else ModelCard(id=control.library.get(name).name)
 
     @api.post("/images/generations", response_model_exclude_none=True)
     async def generations(asked: Generation, http: HTTPRequest) -> Images:
@@ -119,44 +180,55 @@ def router(control: Control) -> APIRouter:
     async def edits(
         http: HTTPRequest,
         prompt: Annotated[str, Form()],
-        image: Annotated[UploadFile, File(description="what to start from")],
+        image: Annotated[list[UploadFile] | None, File(description="what to start from: one picture")] = None,
+        images: Annotated[
+            list[UploadFile] | None, File(alias="image[]", description="the same, as lists of one are sent")
+        ] = None,
         mask: Annotated[
             UploadFile | None,
             File(description="what is transparent in it is drawn anew; by default what is transparent in the image"),
         ] = None,
-        model: Annotated[str | None, Form()] = None,
-        n: Annotated[int | None, Form(ge=1, le=64)] = 1,
-        size: Annotated[str | None, Form()] = None,
-        response_format: Annotated[Literal["url", "b64_json"] | None, Form()] = None,
-        output_format: Annotated[Literal["png"] | None, Form()] = None,
-        user: Annotated[str | None, Form()] = None,
-        seed: Annotated[int | None, Form(ge=0)] = None,
-        steps: Annotated[int, Form()] = 20,
-        cfg: Annotated[float, Form()] = 7.0,
-        negative: Annotated[str, Form()] = "",
-        sampler: Annotated[str, Form()] = "euler",
-        strength: Annotated[float, Form()] = 0.75,
     ) -> Images:
-        """Make images from an image, or draw a part of it anew, and answer with them."""
-        fields = {"n": n, "size": size, "response_format": response_format, "user": user, "seed": seed}
-        more = {"steps": steps, "cfg": cfg, "negative": negative, "sampler": sampler, "output_format": output_format}
+        """Make images from an image, or draw a part of it anew, and answer with them. The other fields are those of
+        generations."""
+        given = [*(image or ()), *(images or ())]
+        if len(given) != 1:
+            problem = "one picture is wanted" if not given else "only one picture can be used"
+            raise RequestError("image", f"{len(given)} pictures", problem)
         form = await http.form()
-        known = {"prompt", "image", "mask", "model", "strength", *fields, *more}
-        rest = {name: form[name] for name in form if name not in known}
-        asked = Generation(prompt=prompt, model=model, **fields, **more, **rest)  # pyright: ignore[reportArgumentType]
+        rest = {name: str(value) for name, value in form.items() if name not in ("image", "image[]", "mask", "prompt")}
+        asked = _read({"prompt": prompt, **rest})
         keep = control.shelves.inputs.keep
-        picture = await image.read()
-        given = {"image": await bridge.run(keep, "image", picture), "strength": strength}
+        picture = await given[0].read()
+        start: dict[str, Any] = {"image": await bridge.run(keep, "image", picture)}
         transparent = await bridge.run(_transparent, picture if mask is None else await mask.read())
         if transparent is not None:
-            given["mask"] = await bridge.run(keep, "mask", transparent)
+            start["mask"] = await bridge.run(keep, "mask", transparent)
         elif mask is not None:
             raise RequestError("mask", mask.filename or "", "has no transparency, which says what is drawn anew")
-        jobs = await bridge.run(_accepted, control, asked, given)
+        jobs = await bridge.run(_accepted, control, asked, start)
         jobs = await asking.all_ended(control, jobs, http)
         return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
 
     return api
+
+
+def _read(fields: Mapping[str, str]) -> Generation:
+    """The fields of a form. Raises RequestError, naming the field, for a value that is not allowed."""
+    try:
+        return Generation.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise RequestError(name, fields.get(name), first["msg"]) from error
+
+
+def _card(name: str, record: Path) -> ModelCard:
+    """``created``: when it was added, in seconds since 1970."""
+    try:
+        return ModelCard(id=name, created=int(record.stat().st_mtime))
+    except OSError:
+        return ModelCard(id=name)
 
 
 def _transparent(picture: bytes) -> bytes | None:
@@ -169,28 +241,59 @@ def _transparent(picture: bytes) -> bytes | None:
     return held.getvalue()
 
 
-def _accepted(control: Control, asked: Generation, given: Mapping[str, Any] = _NOTHING) -> list[Job]:
-    for name, value in (asked.model_extra or {}).items():
-        if name in _KNOWN:
-            raise RequestError(name, value, "cannot be asked for here; Safelight's own API takes it")
+def _accepted(control: Control, asked: Generation, start: Mapping[str, Any] | None = None) -> list[Job]:
+    asked.refuse_unknown()
     model = control.library.get(asked.model) if asked.model else asking.default_model(control)
-    width, height = (None, None) if given and asked.size in (None, "auto") else _size(asked.size, model)
+    width, height = (None, None) if start and asked.size in (None, "auto") else _size(asked.size, model)
     count = asked.n or 1
-    seed = asking.some_seed(count) if asked.seed is None else asked.seed
+    values = {name: asked.asked(name) for name in ("steps", "cfg", "negative", "sampler", "schedule", "strength")}
+    more: dict[str, Any] = dict(start or {})
+    if values["strength"] is not None:
+        if start is None:
+            raise RequestError("strength", values["strength"], "is for edits, which start from a picture")
+        more["strength"] = _number("strength", values["strength"])
     request = Request(
         prompt=asked.prompt,
         model=model.name,
-        negative=asked.negative,
-        seed=seed,
-        steps=asked.steps,
+        negative=values["negative"] or "",
+        seed=asking.some_seed(count) if asked.seed is None else asked.seed,
+        steps=_steps(asked, values["steps"]),
         width=width,
         height=height,
-        cfg=asked.cfg,
-        sampler=asked.sampler,
+        cfg=7.0 if values["cfg"] is None else _number("cfg", values["cfg"]),
         count=count,
-        **given,
+        **_sampler(values["sampler"], values["schedule"]),
+        **more,
     )
     return asking.accept(control, request, client=f"openai {asked.user or ''}".strip())
+
+
+def _steps(asked: Generation, given: Any) -> int:
+    by_quality = QUALITY_STEPS.get(asked.quality or "")
+    if given is None:
+        return by_quality or STEPS
+    if by_quality is not None:
+        raise RequestError("quality", asked.quality, "means a number of steps, and steps are given")
+    number = _number("steps", given)
+    if number != int(number):
+        raise RequestError("steps", given, "must be a whole number")
+    return int(number)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise RequestError(name, value, "must be a number") from error
+
+
+def _sampler(sampler: Any, schedule: Any) -> dict[str, Any]:
+    """By our names or A1111's. Raises RequestError."""
+    found = sampler_by_name(str(sampler)) if sampler is not None else ("euler", None)
+    if found is None:
+        raise RequestError("sampler", sampler, f"must be one of {', '.join(SAMPLERS)}")
+    asked = str(schedule).lower().replace(" ", "_") if schedule is not None else None
+    return {"sampler": found[0], "schedule": asked or found[1] or "default"}
 
 
 def _size(size: str | None, model: Model) -> tuple[int, int]:
@@ -206,10 +309,24 @@ def _answer(control: Control, jobs: list[Job], asked: Generation, base: str) -> 
     job = next((job for job in jobs if job.state != "done"), jobs[0])
     if job.state != "done":
         raise RefusedError(500 if job.state == "failed" else 409, job.state, job.reason)
+    form = asked.output_format or "png"
+    if form != "png" and asked.response_format == "url":
+        raise RequestError("output_format", form, "is for b64_json; the files at addresses are PNG")
     data: list[Datum] = []
     for image in (image for one in jobs for image in control.database.images(1000, job=one.id)):
-        if asked.response_format == "b64_json":
-            data.append(Datum(b64_json=base64.b64encode(control.gallery.path(image.file).read_bytes()).decode()))
+        if asked.as_base64:
+            file = control.gallery.path(image.file).read_bytes()
+            written = file if form == "png" else _written(file, form, asked.output_compression, image.metadata)
+            data.append(Datum(b64_json=base64.b64encode(written).decode()))
         else:
             data.append(Datum(url=f"{base}/api/v1/images/{image.id}/file"))
     return Images(created=int(time.time()), data=data, model=job.request.model, model_digest=job.model_digest)
+
+
+def _written(png: bytes, form: str, compression: int | None, metadata: Mapping[str, Any]) -> bytes:
+    """An image as JPEG or WebP, with the text that its PNG has."""
+    held = io.BytesIO()
+    with PILImage.open(io.BytesIO(png)) as image:
+        quality = 100 if compression is None else compression
+        image.convert("RGB").save(held, form.upper(), quality=quality, exif=infotext.exif_of(parameters(metadata)))
+    return held.getvalue()

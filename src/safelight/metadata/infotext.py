@@ -1,0 +1,134 @@
+"""The text that picture files carry, of whatever program, and the fields in it as AUTOMATIC1111 writes them.
+
+PNG: ``parameters`` (tEXt, zTXt, iTXt); JPEG, WebP and TIFF: Exif's UserComment; GIF: its comment.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image as PILImage
+
+_EXIF, _USER_COMMENT = 0x8769, 0x9286
+
+NOT_TEXT = frozenset(
+    {
+        *("jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "exif", "loop", "background", "timestamp"),
+        *("duration", "progressive", "progression", "icc_profile", "chromaticity", "photoshop"),
+    }
+)
+"""What Pillow tells of a file beside its texts."""
+
+_FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_SIZE = re.compile(r"(\d+)x(\d+)")
+_NEGATIVE = "Negative prompt:"
+_FEWEST_FIELDS = 3
+"""Fewer in the last line, and it is a line of the prompt."""
+
+
+def read(image: PILImage.Image) -> tuple[str, dict[str, Any]]:
+    """(the text with the fields, "" where there is none; what else the file says) of an opened picture."""
+    image.load()
+    items = {str(key): value for key, value in image.info.items() if str(key) not in NOT_TEXT}
+    text = _plain(items.pop("parameters", ""))
+    comment = _user_comment(image)
+    if comment:
+        items["exif comment"] = text = comment
+    elif not text and "comment" in items:
+        text = _plain(items["comment"])
+    return text, {key: _plain(value) for key, value in items.items() if isinstance(value, str | bytes | int | float)}
+
+
+def _user_comment(image: PILImage.Image) -> str:
+    try:
+        raw: object = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT)
+    except Exception:  # noqa: BLE001 - Pillow raises anything over a damaged block, and the picture itself is sound
+        return ""
+    if isinstance(raw, str):
+        return raw.strip("\0 ")
+    if not isinstance(raw, bytes):
+        return ""
+    mark, body = raw[:8], raw[8:]
+    if mark == b"UNICODE\0":
+        return _utf16(body)
+    return _utf8(body if mark in (b"ASCII\0\0\0", b"\0" * 8) else raw)
+
+
+def _utf8(body: bytes) -> str:
+    try:
+        return body.decode().strip("\0 ")
+    except UnicodeDecodeError:
+        return body.decode("latin-1").strip("\0 ")
+
+
+def _utf16(body: bytes) -> str:
+    """AUTOMATIC1111 writes it with the high byte first; others with the low one, or as UTF-8."""
+    if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return body.decode("utf-16", "replace").strip("\0")
+    first, second = body[0::2], body[1::2]
+    big = sum(high == 0 < low < 128 for high, low in zip(first, second, strict=False))
+    little = sum(high == 0 < low < 128 for low, high in zip(first, second, strict=False))
+    if not big and not little and b"\0" not in body:
+        return _utf8(body)
+    return body.decode("utf-16-be" if big >= little else "utf-16-le", "replace").strip("\0")
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if type(value) is str and not value.isascii():
+        try:
+            # A tEXt chunk is Latin-1 by the standard; most programs write UTF-8.
+            return value.encode("latin-1").decode()
+        except UnicodeError:
+            return value
+    return str(value) if isinstance(value, str) else value
+
+
+def fields(text: str) -> dict[str, Any]:
+    """The prompts and the fields of such a text, by AUTOMATIC1111's names; ``Size`` as ``Size-1`` and ``Size-2``."""
+    if not text.strip():
+        return {}
+    *lines, last = text.strip().split("\n")
+    if len(_FIELD.findall(last)) < _FEWEST_FIELDS:
+        lines, last = [*lines, last], ""
+    prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
+    now = "Prompt"
+    for line in lines:
+        written = line.strip()
+        if written.startswith(_NEGATIVE):
+            now, written = "Negative prompt", written.removeprefix(_NEGATIVE).strip()
+        prompts[now].append(written)
+    found: dict[str, Any] = {name: "\n".join(part).lstrip("\n") for name, part in prompts.items()}
+    for name, value in _FIELD.findall(last):
+        _put(found, name, _unquoted(value))
+    return found
+
+
+def _unquoted(value: str) -> str:
+    if value[:1] != '"':
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
+
+
+def _put(found: dict[str, Any], name: str, value: str) -> None:
+    size = _SIZE.fullmatch(value)
+    if size is not None:
+        found |= {f"{name}-1": size[1], f"{name}-2": size[2]}
+    elif value:
+        found[name] = value
+
+
+def exif_of(text: str) -> bytes:
+    """An Exif block that carries the text as AUTOMATIC1111 writes it, for JPEG and WebP."""
+    exif = PILImage.Exif()
+    comments: Mapping[int, Any] = exif.get_ifd(_EXIF)
+    assert isinstance(comments, dict)
+    comments[_USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    return exif.tobytes()
