@@ -9,6 +9,7 @@
     │   ├── ModelNotFoundError    no such model; names the nearest
     │   ├── FileError             a file: its path and what is wrong with it
     │   │   ├── UnreadableFileError   not there, not a file, not allowed
+    │   │   │   └── StorageError      a disk is full or cannot be written (exit code 1, HTTP 507)
     │   │   ├── CorruptFileError      the bytes are not what the format says
     │   │   ├── UnsafeFileError       a pickle that wants to run something
     │   │   └── UnsupportedModelError a sound file that is not (or not yet) a checkpoint
@@ -95,6 +96,10 @@ class FileError(InputError):
 
 class UnreadableFileError(FileError):
     """Not there, not a regular file, or not allowed to be read."""
+
+
+class StorageError(UnreadableFileError):
+    """A disk is full, or cannot be written any more: nothing was lost, and it is tried again when there is room."""
 
 
 class CorruptFileError(FileError):

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO
 
-from safelight.errors import UnreadableFileError
+from safelight.errors import StorageError, UnreadableFileError
 
 
 def open_regular(path: Path) -> tuple[int, int]:
@@ -78,7 +78,16 @@ def written(folder: Path) -> Generator[tuple[BinaryIO, Path]]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UnreadableFileError(folder, f"cannot be written: {error.strerror or error}") from error
+        raise unwritable(folder, error) from error
+
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+
+
+def unwritable(path: Path, error: OSError) -> UnreadableFileError:
+    """What to raise for a path that cannot be written: StorageError where that is the disk's fault."""
+    kind = StorageError if error.errno in NO_ROOM else UnreadableFileError
+    return kind(path, f"cannot be written: {error.strerror or error}")
 
 
 def settle(file: BinaryIO, temporary: Path, mode: int = 0o644) -> None:

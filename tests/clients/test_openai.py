@@ -14,6 +14,7 @@ from PIL import Image
 from support.serving import Server, serving
 
 import safelight
+from safelight.metadata import infotext
 
 
 @pytest.fixture
@@ -50,6 +51,83 @@ def test_errors_in_its_form(client: openai.OpenAI) -> None:
     with pytest.raises(openai.UnprocessableEntityError) as wrong:
         client.images.generate(model="starter-noto", prompt="x", size="huge")  # type: ignore
     assert wrong.value.param == "size"
+
+
+PLAIN = {"model": "starter-noto", "prompt": "red apple", "size": "64x64", "seed": 5, "steps": 2}
+
+
+def pixels(answer: httpx.Response) -> bytes:
+    assert answer.status_code == 200, answer.text
+    (datum,) = answer.json()["data"]
+    return Image.open(io.BytesIO(base64.b64decode(datum["b64_json"]))).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"negative": "red"}, {"negative_prompt": "red"}),
+        ({"cfg": 2.0}, {"cfg_scale": 2}),
+        ({"cfg": 2.0}, {"guidance_scale": 2.0}),
+        ({"sampler": "dpmpp_2m", "schedule": "karras"}, {"sampler_name": "DPM++ 2M Karras"}),
+        ({"sampler": "dpmpp_2m", "schedule": "karras"}, {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}),
+    ],
+)
+def test_other_programs_names_for_fields_are_done(http: httpx.Client, ours: dict, theirs: dict) -> None:
+    made = [
+        pixels(http.post("/v1/images/generations", json={**PLAIN, "response_format": "b64_json", **more}))
+        for more in (ours, theirs, {})
+    ]
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"step": 50},
+        {"lora": "ink"},
+        {"stream": True},
+        {"background": "transparent"},
+        {"style": "natural"},
+        {"input_fidelity": "high"},
+        {"num_inference_steps": 3},
+        {"quality": "hd"},
+        {"strength": 0.5},
+        {"cfg": 2, "cfg_scale": 3},
+        {"nonsense": None},
+        {"output_format": "jpeg", "response_format": "url"},
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(http: httpx.Client, more: dict) -> None:
+    answer = http.post("/v1/images/generations", json={**PLAIN, **more})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] in (*more, "quality")
+
+
+def test_neutral_values_are_taken_and_newer_fields_answer_with_the_picture(http: httpx.Client) -> None:
+    plain = pixels(http.post("/v1/images/generations", json={**PLAIN, "response_format": "b64_json"}))
+    neutral = {"background": "auto", "moderation": "auto", "stream": False, "partial_images": 0, "quality": "auto"}
+    assert pixels(http.post("/v1/images/generations", json={**PLAIN, **neutral, "user": "me"})) == plain
+    for form in ("jpeg", "webp"):
+        answer = http.post("/v1/images/generations", json={**PLAIN, "output_format": form, "output_compression": 90})
+        with Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))) as image:
+            assert image.format == form.upper()
+            text, _ = infotext.read(image)
+            assert infotext.fields(text)["Seed"] == "5"
+
+
+def test_a_list_of_one_picture_is_edited_and_two_are_refused(client: openai.OpenAI, http: httpx.Client) -> None:
+    held = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(held, "PNG")
+    picture = ("a.png", held.getvalue(), "image/png")
+    for given in (picture, [picture]):
+        ask = {"model": "starter-noto", "image": given, "prompt": "x", "extra_body": {"steps": 2}}
+        assert len(client.images.edit(**ask).data) == 1  # type: ignore[call-overload]
+    for key in ("image", "image[]"):
+        data = {"prompt": "x", "model": "starter-noto", "steps": "2"}
+        two = http.post("/v1/images/edits", data=data, files=[(key, picture), (key, picture)])
+        assert (two.status_code, "only one picture" in two.text) == (422, True)
+        odd = http.post("/v1/images/edits", data={**data, "strenght": "0.1"}, files=[(key, picture)])
+        assert (odd.status_code, odd.json()["error"]["param"]) == (422, "strenght")
 
 
 def test_the_key(tmp_path: Path) -> None:

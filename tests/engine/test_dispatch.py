@@ -3,6 +3,7 @@ that meets each moment."""
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from safelight import config
 from safelight.assemble.serving import WORKER, ZYGOTE
@@ -19,9 +21,10 @@ from safelight.engine.events import Event, Events
 from safelight.engine.isolated import Isolator
 from safelight.engine.messages import Ended, FromWorker, Generate
 from safelight.engine.supervisor import Supervisor
-from safelight.errors import QueueFullError, WorkerDiedError
+from safelight.errors import QueueFullError, StorageError, WorkerDiedError
 from safelight.jobs.job import Job
 from safelight.jobs.order import Rules
+from safelight.server import problems
 from safelight.storage.db import Database
 from safelight.storage.images import Gallery
 from safelight.types.request import Request
@@ -206,3 +209,56 @@ def test_what_nobody_foresaw_fails_its_job_and_no_other(queue: Queue) -> None:
     queue.dispatcher.start()
     assert queue.ended(second).state == "done"
     assert (queue.ended(first).state, queue.ended(first).reason) == ("failed", "ZeroDivisionError: by zero")
+
+
+def test_one_request_that_cannot_be_read_fails_alone(queue: Queue, tmp_path: Path) -> None:
+    first, second = queue.accept(), queue.accept()
+    with sqlite3.connect(tmp_path / "safelight.db") as other:
+        other.execute("UPDATE jobs SET request = ? WHERE id = ?", ('{"prompt": "x", "of": "tomorrow"}', first.id))
+    queue.dispatcher.start()
+    bad, good = queue.ended(first), queue.ended(second)
+    assert (bad.state, bad.failure, good.state) == ("failed", "input", "done")
+    assert "cannot read its request" in bad.reason
+
+
+def test_with_a_full_disk_nothing_is_lost_and_it_is_said_once(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = [True]
+    tries = 0
+
+    def fails(wanted: Generate) -> Generator[FromWorker]:
+        nonlocal tries
+        tries += 1
+        if full[0]:
+            raise StorageError(Path("disk"), "cannot be written: No space left on device")
+        yield from done(wanted)
+
+    queue.supervisor.script = fails
+    first, second = queue.accept(), queue.accept()
+    with capture_logs() as told:
+        queue.dispatcher.start()
+        until = time.monotonic() + 5
+        while not queue.dispatcher.trouble and time.monotonic() < until:
+            time.sleep(0.01)
+        assert "No space left" in queue.dispatcher.trouble
+        time.sleep(1.0)
+        assert tries < 8
+        full[0] = False
+        assert [queue.ended(job).state for job in (first, second)] == ["done", "done"]
+    assert len([one for one in told if one["event"] == "the queue waits"]) == 1
+    until = time.monotonic() + 5
+    while queue.dispatcher.trouble and time.monotonic() < until:
+        time.sleep(0.01)
+    assert queue.dispatcher.trouble == ""
+
+
+@pytest.mark.parametrize("kind", ["input", "failed", "device"])
+def test_why_a_job_failed_is_kept(queue: Queue, kind: str) -> None:
+    def ends(wanted: Generate) -> Generator[FromWorker]:
+        yield Ended(wanted.job, kind, "because", ())  # type: ignore[arg-type]
+
+    queue.supervisor.script = ends
+    queue.dispatcher.start()
+    job = queue.ended(queue.accept())
+    assert (job.state, job.failure, job.reason) == ("failed", kind, "because")
+    status = {"input": 422, "failed": 500, "device": 503}[kind]
+    assert problems.of_job(job).status == status

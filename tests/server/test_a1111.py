@@ -10,14 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image as PILImage
+from support import payloads
 
-from safelight.errors import ModelNotFoundError
+from safelight.errors import ModelNotFoundError, RequestError
 from safelight.library.library import Library
 from safelight.metadata.chunks import schedule_label
+from safelight.server.apis import a1111_neutral
 from safelight.server.apis.a1111 import by_title
-from safelight.server.apis.a1111_fields import sampler_of
+from safelight.server.apis.a1111_fields import ImageToImage, TextToImage, filled, refuse_unknown, sampler_of
 from safelight.server.clients import CLIENTS, Client, Clients
 from safelight.server.problems import RefusedError
 from safelight.types.samplers import SAMPLERS
@@ -119,6 +122,57 @@ def test_what_clients_send_without_meaning_it_is_taken(http: httpx.Client) -> No
     answer = http.post("/sdapi/v1/txt2img", json=body)
     assert answer.status_code == 200, answer.text
     assert '"clip_skip": 2' in answer.json()["info"]
+
+
+PAGES = {name: value for name, value in vars(payloads).items() if name.startswith(("TXT2IMG", "IMG2IMG", "SILLY"))}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_whole_requests_of_pages_and_clients_are_taken(name: str) -> None:
+    """Every field at the value that asks for nothing."""
+    body = {key: value for key, value in PAGES[name].items() if key != "init_images"}
+    if name.startswith("IMG2IMG"):
+        picture = base64.b64encode(_png(PILImage.new("RGB", (64, 64), "red"))).decode()
+        asked = ImageToImage.model_validate({**body, "init_images": [picture], "mask": picture})
+    else:
+        asked = TextToImage.model_validate(body)
+    refuse_unknown(asked)
+    assert asked.given()["controls"] == ()
+
+
+def test_every_field_of_the_pages_is_refused_when_it_asks_for_something() -> None:
+    """No field is let through whatever it says, but for those that have no effect over A1111's own API."""
+    for name, rule in a1111_neutral.FIELDS.items():
+        if rule is a1111_neutral.anything:
+            continue
+        with pytest.raises(RequestError, match=name):
+            refuse_unknown(TextToImage.model_validate({name: "something else"}))
+
+
+def _png(image: PILImage.Image) -> bytes:
+    held = io.BytesIO()
+    image.save(held, "PNG")
+    return held.getvalue()
+
+
+def test_what_surrounds_a_mask_flows_into_it() -> None:
+    picture = PILImage.new("RGB", (64, 64), (200, 40, 40))
+    picture.paste((0, 0, 255), (16, 16, 48, 48))
+    mask = PILImage.new("L", (64, 64), 0)
+    mask.paste(255, (16, 16, 48, 48))
+    made = np.asarray(filled(picture, mask)).astype(int)
+    assert np.abs(made - (200, 40, 40)).max() < 8
+    noise = PILImage.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    outside = np.asarray(mask) == 0
+    assert (np.asarray(filled(noise, mask))[outside] == np.asarray(noise)[outside]).all()
+
+
+def test_options_that_mean_something_else_are_refused_and_set_nothing(http: httpx.Client) -> None:
+    before = http.get("/sdapi/v1/options").json()["sd_model_checkpoint"]
+    answer = http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "starter-noto", "upcast_attn": True})
+    assert (answer.status_code, "upcast_attn" in answer.json()["detail"]) == (422, True)
+    assert http.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == before
+    assert http.post("/sdapi/v1/options", json={"samples_save": False, "eta_noise_seed_delta": 0}).json() == {}
 
 
 def test_state_19_who_sets_nothing_takes_nobodys_place() -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ from support.serving import Server, ended
 
 import safelight
 from safelight.metadata import chunks
+from safelight.server import auth
 
 ASK = {"prompt": "red apple", "model": "starter-noto", "seed": 3, "steps": 2}
 
@@ -249,7 +251,8 @@ def test_one_root_has_one_server(server: Server) -> None:
 def test_the_key_is_asked_for_everywhere_but_health(tmp_path: Path) -> None:
     with serving.serving(tmp_path, key="a long secret") as server:
         with httpx.Client(base_url=server.url) as stranger:
-            assert stranger.get("/api/v1/health").status_code == 200
+            health = stranger.get("/api/v1/health").json()
+            assert {name for name, value in health.items() if value} <= {"status", "worker"}
             for path in ("/api/v1/models", "/v1/models", "/sdapi/v1/sd-models", "/", "/metrics", "/internal/ping"):
                 answer = stranger.get(path)
                 assert answer.status_code == 401, path
@@ -260,9 +263,56 @@ def test_the_key_is_asked_for_everywhere_but_health(tmp_path: Path) -> None:
             assert friend.get("/api/v1/models").status_code == 200
             page = friend.get("/")
             assert page.status_code == 200
-            cookie = page.cookies["safelight_key"]
-        with httpx.Client(base_url=server.url, cookies={"safelight_key": cookie}) as browser:
+            cookie, again = (friend.get("/").cookies["safelight_session"] for _ in range(2))
+            assert cookie != again
+            assert "Secure" not in page.headers["set-cookie"]
+            behind = friend.get("/", headers={"x-forwarded-proto": "https"})
+            assert "Secure" in behind.headers["set-cookie"]
+            assert friend.get("/api/v1/health").json()["version"]
+        with httpx.Client(base_url=server.url, cookies={"safelight_session": cookie}) as browser:
             assert browser.get("/api/v1/models").status_code == 200
+        for wrong in (cookie[:-1] + "x", f"9{cookie}", "", "a.b.c"):
+            with httpx.Client(base_url=server.url, cookies={"safelight_session": wrong}) as stranger:
+                assert stranger.get("/api/v1/models").status_code == 401
+        assert (tmp_path / ".sessions").stat().st_mode & 0o777 == 0o600
+
+
+def test_sessions_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = auth.Sessions(tmp_path, "a long secret")
+    token = sessions.token()
+    assert auth.Sessions(tmp_path, "a long secret").holds(token)
+    assert not auth.Sessions(tmp_path, "another secret").holds(token)
+    now = time.time()
+    monkeypatch.setattr(auth.time, "time", lambda: now + auth.SESSION_SECONDS + 1)
+    assert not sessions.holds(token)
+
+
+@pytest.mark.parametrize(
+    "path", ["/controlnet/nothing", "/internal/nothing", "/docs", "/redoc", "/sdapi/v1/none", "/v1/none", "/api/none"]
+)
+def test_unknown_paths_are_answered_in_each_apis_own_form(http: httpx.Client, path: str) -> None:
+    answer = http.get(path)
+    assert answer.status_code == 404
+    body = answer.json()
+    if path.startswith("/v1/"):
+        assert body["error"]["message"]
+    else:
+        assert ("detail" in body) is path.startswith(("/sdapi", "/controlnet", "/internal"))
+
+
+def test_many_long_calls_leave_threads_for_the_rest(http: httpx.Client, server: Server) -> None:
+    """Forty calls that read whole models or wait for the worker."""
+    with ThreadPoolExecutor(40) as pool:
+        calls = [pool.submit(httpx.post, f"{server.url}/api/v1/models/{name}/{what}", timeout=120)
+                 for what in ("verify", "load") for name in ["starter-noto", "starter-fluent"] * 10]  # fmt: skip
+        slowest = 0.0
+        for _ in range(10):
+            start = time.monotonic()
+            assert http.get("/api/v1/health").status_code == 200
+            assert http.get("/api/v1/jobs").status_code == 200
+            slowest = max(slowest, time.monotonic() - start)
+        assert all(call.result().status_code == 200 for call in calls)
+    assert slowest < 2
 
 
 def test_a_large_body_is_refused(tmp_path: Path, http: httpx.Client) -> None:

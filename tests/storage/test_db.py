@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from safelight.errors import CorruptFileError, UnreadableFileError
+from safelight.errors import CorruptFileError, StorageError, UnreadableFileError
+from safelight.jobs.job import Job
 from safelight.storage.db import FILE, Database, StoredImage
 from safelight.types.request import Request
 
@@ -22,6 +23,11 @@ def ask(**more) -> Request:
     return Request(**{"prompt": "x", "model": "m", **more})
 
 
+def queued(database: Database, request: Request, digest: str, **more) -> Job:
+    (job,) = database.accept((request, digest), **more)
+    return job
+
+
 def image(job: str, place: int = 0) -> StoredImage:
     return StoredImage(
         f"{job}-{place}", job, place, f"{job}-{place}.png", 8, 8, 0, "m", "d", "s", 1.0 + place, {"a": 1}
@@ -29,7 +35,7 @@ def image(job: str, place: int = 0) -> StoredImage:
 
 
 def test_a_job_goes_from_queued_to_running_to_done_once(database: Database) -> None:
-    job = database.accept(ask(seed=3), "digest", "someone", 2)
+    job = queued(database, ask(seed=3), "digest", client="someone", priority=2)
     assert database.job(job.id) == job
     assert (job.request.seed, job.state, job.priority, job.client) == (3, "queued", 2, "someone")
     started = database.start(job.id, "has waited longest")
@@ -43,7 +49,7 @@ def test_a_job_goes_from_queued_to_running_to_done_once(database: Database) -> N
 
 
 def test_who_is_overtaken_and_delayed_is_counted(database: Database) -> None:
-    first, second, third = (database.accept(ask(), "d") for _ in range(3))
+    first, second, third = (queued(database, ask(), "d") for _ in range(3))
     database.start(second.id, "")
     assert database.put_back(second.id, "its worker died", seconds=2.5)
     assert [(w.id, w.overtaken, w.delayed) for w in database.waiting(9)] == [
@@ -58,7 +64,7 @@ def test_who_is_overtaken_and_delayed_is_counted(database: Database) -> None:
 
 
 def test_images_belong_to_running_jobs(database: Database) -> None:
-    job = database.accept(ask(count=2), "d")
+    job = queued(database, ask(count=2), "d")
     assert not database.add_image(image(job.id))
     database.start(job.id, "")
     assert database.add_image(image(job.id))
@@ -80,7 +86,7 @@ def test_images_belong_to_running_jobs(database: Database) -> None:
 
 def test_what_ran_when_the_server_stopped_is_tried_once_more(tmp_path: Path) -> None:
     database = Database(tmp_path)
-    job = database.accept(ask(), "d")
+    job = queued(database, ask(), "d")
     database.start(job.id, "")
     database.close()
     again = Database(tmp_path)
@@ -99,7 +105,7 @@ def test_what_ran_when_the_server_stopped_is_tried_once_more(tmp_path: Path) -> 
 def test_many_threads_write_at_once(database: Database) -> None:
     def work() -> None:
         for _ in range(20):
-            job = database.accept(ask(), "d")
+            job = queued(database, ask(), "d")
             assert database.start(job.id, "") is not None
             assert database.end(job.id, "done")
 
@@ -130,7 +136,63 @@ def test_what_is_no_database_is_said(tmp_path: Path) -> None:
 
 
 def test_of_many_that_wait_those_that_can_be_next_are_looked_at(database: Database) -> None:
-    jobs = [database.accept(ask(), "d", priority=number // 4) for number in range(8)]
+    jobs = [queued(database, ask(), "d", priority=number // 4) for number in range(8)]
     assert [waiting.id for waiting in database.waiting(2)] == [jobs[n].id for n in (0, 1, 4, 5)]
     assert database.queued() == 8
     assert set(database.jobs_of([jobs[3].id, "nobody"])) == {jobs[3].id}
+
+
+@pytest.mark.parametrize(
+    ("stored", "says"),
+    [
+        ('{"prompt": "x", "model": "m", "sampler": "of tomorrow"}', "sampler='of tomorrow'"),
+        ('{"prompt": "x", "model": "m", "tempo": 3}', "tempo"),
+        ('{"prompt": 5}', "model"),
+        ("[]", "mapping"),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_a_job_that_says_so(
+    database: Database, tmp_path: Path, stored: str, says: str
+) -> None:
+    good, bad = (queued(database, ask(seed=seed), "d") for seed in (1, 2))
+    with sqlite3.connect(tmp_path / FILE) as other:
+        other.execute("UPDATE jobs SET request = ? WHERE id = ?", (stored, bad.id))
+    found = database.job(bad.id)
+    assert found is not None
+    assert says in found.unreadable
+    assert [job.id for job in database.jobs()] == [bad.id, good.id]
+    assert database.start(bad.id, "") is not None
+
+
+def test_several_are_accepted_together_or_not_at_all(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError):
+        database.accept((ask(), "d"), (ask(seed=2), "d"), (None, "d"))  # type: ignore[arg-type]
+    assert database.queued() == 0
+    jobs = database.accept((ask(), "d"), (ask(seed=2), "e"))
+    assert [(job.request.seed, job.model_digest) for job in jobs] == [(0, "d"), (2, "e")]
+
+
+def test_a_full_disk_is_said_as_one(database: Database, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / FILE) as other:
+        pages = other.execute("PRAGMA page_count").fetchone()[0]
+    for connection in (database._engine.raw_connection(),):
+        connection.cursor().execute(f"PRAGMA max_page_count = {pages}")
+        connection.close()
+    with pytest.raises(StorageError, match="full"):
+        database.accept(*((ask(prompt="x" * 10_000), "d") for _ in range(100)))
+
+
+def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    """Before jobs had kinds of failure."""
+    Database(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE) as other:
+        other.execute("ALTER TABLE jobs DROP COLUMN failure")
+        other.execute("UPDATE alembic_version SET version_num = '0001'")
+        other.execute(
+            "INSERT INTO jobs (id, request, model_digest, client, created, state, priority, overtaken, delayed, "
+            "attempts, images, reason) "
+            "VALUES ('a', '{\"prompt\": \"x\", \"model\": \"m\"}', 'd', '', 0, 'queued', 0, 0, 0, 0, 0, '')"
+        )
+    opened = Database(tmp_path)
+    (job,) = opened.jobs()
+    assert (job.request.prompt, job.failure, job.unreadable) == ("x", "", "")

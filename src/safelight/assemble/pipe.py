@@ -60,8 +60,10 @@ def carried_out(engine: LocalEngine, job: Generate, pipe: Pipe, stopped: Callabl
         kind = "cancelled"
     except InputError as error:
         kind, problem = "input", str(error)
+    except DeviceLostError as error:
+        kind, problem, leave = "device", str(error), True
     except SafelightError as error:
-        kind, problem, leave = "failed", str(error), isinstance(error, DeviceLostError)
+        kind, problem = "failed", str(error)
     except Exception as error:  # noqa: BLE001 - whoever asked must hear why
         traceback.print_exc()
         kind, problem, leave = "failed", f"{type(error).__name__}: {error}", True

@@ -26,7 +26,7 @@ from safelight.cli import (
     upgrade,
 )
 from safelight.cli.common import Chosen, Commands
-from safelight.errors import Cancelled, InputError, SafelightError
+from safelight.errors import Cancelled, InputError, SafelightError, StorageError
 
 app = typer.Typer(
     name="safelight",
@@ -110,6 +110,8 @@ def run() -> None:
     """Run a command. Exit codes: 0 done, 1 failed, 2 what was asked for cannot be done, 130 cancelled."""
     try:
         app()
+    except StorageError as error:
+        _fail(str(error), 1)
     except InputError as error:
         _fail(str(error), 2)
     except (Cancelled, KeyboardInterrupt):

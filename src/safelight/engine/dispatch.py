@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -17,9 +18,9 @@ from safelight.engine.events import Event, Events
 from safelight.engine.isolated import Isolator
 from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor
-from safelight.errors import Cancelled, QueueFullError, SafelightError, WorkerDiedError
+from safelight.errors import Cancelled, QueueFullError, SafelightError, StorageError, WorkerDiedError
 from safelight.jobs import order
-from safelight.jobs.job import ATTEMPTS, Job
+from safelight.jobs.job import ATTEMPTS, Failure, Job
 from safelight.jobs.order import Rules
 from safelight.storage.db import Database, StoredImage
 from safelight.storage.images import Gallery, preview_url
@@ -30,6 +31,9 @@ _log = structlog.get_logger(__name__)
 
 FORESEEN = 3
 """Models that the planner is told will be wanted next."""
+
+FIRST_PAUSE, MOST_PAUSE = 0.1, 10.0
+"""Seconds between two tries when the queue cannot go on."""
 
 LOOKED_AT = 12
 """Jobs that are looked at to find them."""
@@ -51,6 +55,7 @@ class _Outcome:
 
     state: Literal["queued", "done", "failed", "cancelled"]
     reason: str = ""
+    failure: Failure = ""
     free: bool = False
     seconds: float = 0.0
 
@@ -85,6 +90,7 @@ class Dispatcher:
         self._state: State | None = None
         self._cancelled: set[str] = set()
         self._unwritten: tuple[Job, _Outcome] | None = None
+        self._trouble, self._pause = "", FIRST_PAUSE
         self._stopping = False
         self._put_back = False
         self._switches = 0
@@ -95,6 +101,11 @@ class Dispatcher:
     def state(self) -> State | None:
         """What runs now."""
         return self._state
+
+    @property
+    def trouble(self) -> str:
+        """Why the queue waits, "" when it does not: a full disk, say. Nothing is lost meanwhile."""
+        return self._trouble
 
     @property
     def switches(self) -> int:
@@ -117,7 +128,7 @@ class Dispatcher:
         waiting = self._database.queued()
         if waiting + len(wanted) > self._most:
             raise QueueFullError(waiting)
-        jobs = [self._database.accept(request, digest, client, priority) for request, digest in wanted]
+        jobs = self._database.accept(*wanted, client=client, priority=priority)
         for job in jobs:
             self._tell(job.id)
         self._wake()
@@ -187,14 +198,30 @@ class Dispatcher:
             self._news = False
             try:
                 ran = self._next()
-            except Exception:  # noqa: BLE001 - see below
-                # Whatever happened to one job, the others want to be made.
-                _log.exception("the queue stumbled")
-                ran = True
-                time.sleep(0.1)
-            if not ran:
+            except Exception as error:  # noqa: BLE001 - whatever happened to one job, the others want to be made
+                self._stumbled(error)
+                continue
+            if ran:
+                self._steady()
+            else:
                 with self._changed:
                     self._changed.wait_for(lambda: self._news)
+
+    def _stumbled(self, error: Exception) -> None:
+        """Say once what is wrong, and wait longer each time before the next try."""
+        told = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
+        if told != self._trouble:
+            known = isinstance(error, SafelightError)
+            _log.error("the queue waits", why=told) if known else _log.exception("the queue waits", why=told)
+        self._trouble = told
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping, self._pause)
+        self._pause = min(2 * self._pause, MOST_PAUSE)
+
+    def _steady(self) -> None:
+        if self._trouble:
+            _log.info("the queue goes on", after=self._trouble)
+        self._trouble, self._pause = "", FIRST_PAUSE
 
     def _next(self) -> bool:
         """Run the next job; whether there was one."""
@@ -215,6 +242,9 @@ class Dispatcher:
             self._state = None
         self._unwritten = job, replace(outcome, seconds=time.time() - begun)
         self._write()
+        if outcome.failure == "storage":
+            # It is queued again; more of them would fail in the same way.
+            raise StorageError(Path(job.id), outcome.reason)
         return True
 
     def _write(self) -> None:
@@ -224,7 +254,8 @@ class Dispatcher:
             return
         job, outcome = self._unwritten
         if outcome.state != "queued":
-            self._database.end(job.id, outcome.state, outcome.reason, seconds=outcome.seconds)
+            failure = outcome.failure
+            self._database.end(job.id, outcome.state, outcome.reason, seconds=outcome.seconds, failure=failure)
             self._cancelled.discard(job.id)
         else:
             self._database.put_back(job.id, outcome.reason, outcome.free, outcome.seconds)
@@ -239,6 +270,8 @@ class Dispatcher:
         """Run a job, and say what became of it."""
         try:
             self._tell(job.id)
+            if job.unreadable:
+                return _Outcome("failed", f"this version cannot read its request: {job.unreadable}", "input")
             if job.images >= job.request.count:
                 # The server stopped between the last image and the end.
                 return _Outcome("done")
@@ -249,11 +282,13 @@ class Dispatcher:
             self._at_hand = ()
             self._events.tell(Event("worker", job.id, {"died": str(error), "restarts": self._supervisor.restarts}))
             return self._again_or_failed(job, str(error))
+        except StorageError as error:
+            return _Outcome("queued", str(error), "storage", free=True)
         except SafelightError as error:
-            return _Outcome("failed", str(error))
+            return _Outcome("failed", str(error), "failed")
         except Exception as error:  # noqa: BLE001 - whatever happened to one job, the others want to be made
             _log.exception("a job stumbled", job=job.id)
-            return _Outcome("failed", f"{type(error).__name__}: {error}")
+            return _Outcome("failed", f"{type(error).__name__}: {error}", "failed")
 
     def _log(self, before: Job, seconds: float) -> None:
         job = self._database.job(before.id) or before
@@ -265,7 +300,7 @@ class Dispatcher:
             return self._stopped(job)
         if job.attempts < ATTEMPTS:
             return _Outcome("queued", f"{why}; it is tried again")
-        return _Outcome("failed", f"{why}, {job.attempts} times")
+        return _Outcome("failed", f"{why}, {job.attempts} times", "worker")
 
     def _stopped(self, job: Job) -> _Outcome:
         """By somebody who cancelled it, or because the server stops."""
@@ -289,7 +324,7 @@ class Dispatcher:
                         self._supervisor.ask("memory").add_done_callback(self._remember)
                         if kind == "cancelled":
                             return self._stopped(job)
-                        return _Outcome("done") if kind == "done" else _Outcome("failed", problem)
+                        return _Outcome("done") if kind == "done" else _Outcome("failed", problem, kind)
                     case _:
                         raise AssertionError(message)
         raise AssertionError("the worker's messages end with Ended")
@@ -382,6 +417,7 @@ def described(job: Job) -> dict[str, Any]:
         "images": job.images,
         "overtaken": job.overtaken,
         "reason": job.reason,
+        "failure": job.failure,
     }
 
 

@@ -8,10 +8,11 @@ So nothing of any other image or model was ever in that process, and there is no
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+
+import psutil
 
 from safelight.engine.base import ignore
 from safelight.engine.messages import Ended, FromWorker, Generate, Made, Progressed, Working
@@ -31,7 +32,7 @@ class Isolator:
         self._settings = settings
         self._zygote: Process | None = None
         self._closed = False
-        self._working = 0
+        self._working: psutil.Process | None = None
         self._job = ""
 
     def start(self) -> None:
@@ -51,7 +52,7 @@ class Isolator:
         zygote = self._zygote
         assert zygote is not None
         zygote.send(wanted)
-        self._job, self._working = wanted.job, 0
+        self._job, self._working = wanted.job, None
         ended = False
         try:
             while not ended:
@@ -60,7 +61,7 @@ class Isolator:
                     ended = True
                     raise zygote.died()
                 if isinstance(message, Working):
-                    self._working = message.pid
+                    self._begins(message.pid)
                     if cancelled():
                         self.cancel(wanted.job)
                     continue
@@ -71,23 +72,31 @@ class Isolator:
                 # Who stops listening in the middle wants nothing more of it; the next job does not hear its end.
                 self.cancel(wanted.job)
                 self._forget(zygote)
-            self._job, self._working = "", 0
+            self._job, self._working = "", None
 
     def _forget(self, zygote: Process) -> None:
         """Hear what is still said of the job, to its end, at most a step away."""
         while True:
             message = zygote.inbox.get()
             if isinstance(message, Working):
-                self._working = message.pid
+                self._begins(message.pid)
                 self.cancel(self._job)
             elif message is None or isinstance(message, Ended):
                 return
 
     def cancel(self, job: str) -> None:
         """Stop the job at its next step, if it is the one that runs."""
-        if self._job == job and self._working:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._working, signal.SIGUSR1)
+        working = self._working
+        if self._job == job and working is not None:
+            # It knows when the process began: another one that has got its number meanwhile is left alone.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                working.send_signal(signal.SIGUSR1)
+
+    def _begins(self, pid: int) -> None:
+        try:
+            self._working = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            self._working = None
 
     def made(self, request: Request, digest: str) -> Image:
         """The first image of a request, by the model of that digest. Raises SafelightError with what failed."""

@@ -223,6 +223,8 @@ class LocalEngine:
         return fit.fits(request, model, self.bench_for(model, request.precision))
 
     def close(self) -> None:
-        """Drop every model."""
+        """Let go of every model that is held, and drop all."""
+        for name in list(self._pins):
+            self.unpin(name)
         for tier in self.tiers:
             tier.drop()

@@ -89,7 +89,7 @@ class Ended:
     in memory now, the last used first."""
 
     job: str
-    kind: Literal["done", "cancelled", "input", "failed"]
+    kind: Literal["done", "cancelled", "input", "failed", "device"]
     problem: str
     resident: tuple[str, ...]
 

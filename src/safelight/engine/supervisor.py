@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
 import structlog
 
 from safelight.engine.messages import (
@@ -69,6 +70,8 @@ class Process:
         self.inbox: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
         self.imported_all = False
         self._dead = False
+        self._reaping = threading.Lock()
+        self._died = float("inf")
         self.ready: Future[Mapping[str, Any]] = Future()
         self._reader = threading.Thread(target=self._read, name="safelight-worker-pipe", daemon=True)
         self._reader.start()
@@ -111,7 +114,9 @@ class Process:
 
     def died(self) -> WorkerDiedError:
         """How it ended, as an error."""
-        code = self._process.wait()
+        with self._reaping:
+            code = self._process.wait()
+            self._died = min(self._died, time.time())
         if code >= 0:
             return WorkerDiedError(f"ended with exit code {code}")
         name = signal.Signals(-code).name
@@ -120,10 +125,28 @@ class Process:
 
     def kill(self) -> None:
         """End it now, with what it has forked, and wait until it is gone."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
+        for process in self._left_behind():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.kill()
+        with self._reaping:
+            if self._process.returncode is None:
+                # It has not been waited for, so its number, and that of its group, is still its own.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
         self._reader.join()
+
+    def _left_behind(self) -> list[psutil.Process]:
+        """What it has forked and what lives after it: of its session, and begun before it ended."""
+        if self._process.returncode is None:
+            return []
+        found: list[psutil.Process] = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+                if os.getsid(process.pid) == self.pid and process.create_time() <= self._died:
+                    found.append(process)
+        return found
 
     def _read(self) -> None:
         while True:

@@ -9,6 +9,9 @@ from safelight.types.request import Request
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
+Failure = Literal["", "input", "failed", "device", "storage", "worker"]
+"""What a job failed by: what was asked for; something else; a device that is gone; a full disk; a worker that died."""
+
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 ATTEMPTS = 2
@@ -21,8 +24,9 @@ class Job:
     the job is made with that or fails. ``client``: who asked. Times are seconds since 1970.
 
     ``overtaken``: how many later jobs were started before it; ``delayed``: seconds for which they computed meanwhile.
-    ``attempts``: how often it was started. ``images``: how many of its images are stored. ``reason``: why it failed or
-    was chosen when it was.
+    ``unreadable``: why this version cannot read its request, of which ``request`` then is only a stand-in.
+    ``failure``: of which kind, where it failed. ``attempts``: how often it was started. ``images``: how many of its
+    images are stored. ``reason``: why it failed or was chosen when it was.
     """
 
     id: str
@@ -40,6 +44,8 @@ class Job:
     started: float | None = None
     ended: float | None = None
     reason: str = ""
+    failure: Failure = ""
+    unreadable: str = ""
 
     @property
     def group(self) -> str:

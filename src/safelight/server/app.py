@@ -69,7 +69,7 @@ def create(control: Control) -> FastAPI:
 def _unknown(scope: Scope) -> tuple[int, Problem] | None:
     """What is below an API and is none of its paths, or not by this method: else the page would answer, in HTML."""
     path: str = scope["path"]
-    if not path.startswith(APIS):
+    if not any(path == api or path.startswith(f"{api}/") for api in APIS):
         return None
     # The page's route takes whatever is left.
     found = {route.matches(scope)[0] for route in scope["app"].routes if not isinstance(route, Mount)}
@@ -80,7 +80,8 @@ def _unknown(scope: Scope) -> tuple[int, Problem] | None:
     return 404, Problem(error="not_found", message=f"there is no {path}")
 
 
-APIS = ("/api/", "/v1/", "/sdapi/")
+APIS = ("/api", "/v1", "/sdapi", "/controlnet", "/internal", "/docs", "/redoc", "/openapi.json", "/metrics")
+"""What no page is below."""
 
 
 class _Gate:
@@ -90,6 +91,7 @@ class _Gate:
         self._app = app
         key = control.settings.api_key
         self._key = key.get_secret_value() if key is not None else None
+        self._sessions = auth.Sessions(control.settings.root, self._key) if self._key is not None else None
         self._most = control.settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,9 +121,11 @@ class _Gate:
             return message
 
         async def noted(message: Message) -> None:
-            if self._key is not None and message["type"] == "http.response.start" and connection.url.path == "/":
+            page = message["type"] == "http.response.start" and connection.url.path == "/"
+            if self._sessions is not None and page:
                 # The page's own requests, and its websocket, bring the cookie where a browser would not bring the key.
-                cookie = f"{auth.COOKIE}={auth.token(self._key)}; HttpOnly; SameSite=Strict; Path=/"
+                cookie = f"{auth.COOKIE}={self._sessions.token()}; HttpOnly; SameSite=Strict; Path=/"
+                cookie += f"; Max-Age={auth.SESSION_SECONDS}" + ("; Secure" if auth.secure(connection) else "")
                 message["headers"] = [*message["headers"], (b"set-cookie", cookie.encode())]
             await send(message)
 
@@ -131,7 +135,7 @@ class _Gate:
         foreign = auth.from_elsewhere(connection, self._key)
         if foreign is not None:
             return 403, Problem(error="forbidden", message=foreign)
-        if not auth.allowed(connection, self._key):
+        if not auth.allowed(connection, self._key, self._sessions):
             message = "this server wants its key: as a bearer token, or as the password of basic authentication"
             return 401, Problem(error="unauthorized", message=message)
         length = connection.headers.get("content-length", "0")

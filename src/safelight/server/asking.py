@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from starlette.requests import Request as HTTPRequest
 
 from safelight.assemble.serving import Control
-from safelight.errors import ModelNotFoundError, RequestError
+from safelight.errors import ModelNotFoundError, RequestError, StorageError
 from safelight.generate.check import check, within_pixels
 from safelight.jobs.job import Job
 from safelight.library.chosen import settled
@@ -19,6 +20,9 @@ from safelight.prompts import variants
 from safelight.server import bridge
 from safelight.server.problems import RefusedError
 from safelight.types.request import MOST_SEED, Request
+
+TROUBLE_SECONDS = 0.5
+"""Between two looks at whether the queue waits."""
 
 
 def some_seed(count: int) -> int:
@@ -108,16 +112,20 @@ async def ended(control: Control, job: Job, http: HTTPRequest) -> Job:
     """The job after it ended, for a client that waits for it; when the client goes, the job is cancelled."""
     waiting = asyncio.ensure_future(bridge.ended(control.database, control.events, job.id))
     gone = asyncio.ensure_future(_gone(http))
+    stuck = asyncio.ensure_future(_stuck(control))
     try:
-        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((waiting, gone, stuck), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
             return waiting.result()
+        if stuck.done():
+            raise RefusedError(507, "storage", f"the queue waits: {stuck.result()}")
         raise RefusedError(400, "gone", "the client went away")
     finally:
         gone.cancel()
+        stuck.cancel()
         if not waiting.done():
             waiting.cancel()
-            await bridge.run(control.dispatcher.cancel, job.id)
+            await _given_up(control, job)
 
 
 async def all_ended(control: Control, jobs: list[Job], http: HTTPRequest) -> list[Job]:
@@ -127,7 +135,20 @@ async def all_ended(control: Control, jobs: list[Job], http: HTTPRequest) -> lis
     finally:
         for job in jobs:
             # Who has ended cannot be cancelled.
-            await bridge.run(control.dispatcher.cancel, job.id)
+            await _given_up(control, job)
+
+
+async def _given_up(control: Control, job: Job) -> None:
+    """Nobody waits for the job any more. With a full disk that cannot be noted; then it is made all the same."""
+    with contextlib.suppress(StorageError):
+        await bridge.run(control.dispatcher.cancel, job.id)
+
+
+async def _stuck(control: Control) -> str:
+    """Why the queue cannot go on, as soon as it cannot."""
+    while not control.dispatcher.trouble:
+        await asyncio.sleep(TROUBLE_SECONDS)
+    return control.dispatcher.trouble
 
 
 async def _gone(http: HTTPRequest) -> None:

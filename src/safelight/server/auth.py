@@ -7,15 +7,26 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import secrets
+import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
+from safelight.config import Settings
+from safelight.files import write_whole
+
 OPEN_PATHS = ("/api/v1/health",)
 """Answered to everyone, so that whatever watches over the server needs no key."""
 
-COOKIE = "safelight_key"
-"""What a browser keeps instead of the key: its digest."""
+COOKIE = "safelight_session"
+"""What a browser brings instead of the key: a session's token."""
+
+SESSION_SECONDS = 30 * 86_400
+
+SECRET_FILE = ".sessions"
+"""Below the root: by what tokens are signed. Without it every browser gives the key again."""
 
 
 def is_loopback(host: str) -> bool:
@@ -28,9 +39,49 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def token(key: str) -> str:
-    """What a browser's cookie holds for a key."""
-    return hashlib.sha256(f"safelight {key}".encode()).hexdigest()
+class Sessions:
+    """The sessions of browsers, as signed tokens: ``EXPIRES.NONCE.SIGNATURE``. Another key ends all of them."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        path = root / SECRET_FILE
+        try:
+            secret = path.read_bytes()
+        except OSError:
+            secret = b""
+        if len(secret) != 32:
+            secret = secrets.token_bytes(32)
+            write_whole(path, secret, 0o600)
+        self._secret = hashlib.sha256(secret + key.encode()).digest()
+
+    def token(self) -> str:
+        """A new session's."""
+        said = f"{int(time.time() + SESSION_SECONDS)}.{secrets.token_hex(8)}"
+        return f"{said}.{self._signature(said)}"
+
+    def holds(self, token: str) -> bool:
+        """Whether it was given by this server, for this key, and has not expired."""
+        said, _, signature = token.rpartition(".")
+        if not hmac.compare_digest(signature.encode(), self._signature(said).encode()):
+            return False
+        expires = said.partition(".")[0]
+        return expires.isdecimal() and int(expires) > time.time()
+
+    def _signature(self, said: str) -> str:
+        return hmac.new(self._secret, said.encode(), hashlib.sha256).hexdigest()
+
+
+def secure(connection: HTTPConnection) -> bool:
+    """Whether a browser reaches this server by TLS: its own, or that of a proxy before it."""
+    forwarded = connection.headers.get("x-forwarded-proto", "").partition(",")[0].strip()
+    return "https" in (connection.url.scheme, forwarded)
+
+
+def may_use(connection: HTTPConnection, settings: Settings) -> bool:
+    """Whether a request brings the key, or none is wanted."""
+    if settings.api_key is None:
+        return True
+    brought = given(connection)
+    return brought is not None and hmac.compare_digest(brought.encode(), settings.api_key.get_secret_value().encode())
 
 
 def given(connection: HTTPConnection) -> str | None:
@@ -46,14 +97,14 @@ def given(connection: HTTPConnection) -> str | None:
     return None
 
 
-def allowed(connection: HTTPConnection, key: str | None) -> bool:
+def allowed(connection: HTTPConnection, key: str | None, sessions: Sessions | None) -> bool:
     """Whether a request may be answered."""
     if key is None or connection.url.path in OPEN_PATHS:
         return True
     brought = given(connection)
     if brought is not None and hmac.compare_digest(brought.encode(), key.encode()):
         return True
-    return hmac.compare_digest(connection.cookies.get(COOKIE, "").encode(), token(key).encode())
+    return sessions is not None and sessions.holds(connection.cookies.get(COOKIE, ""))
 
 
 def from_elsewhere(connection: HTTPConnection, key: str | None) -> str | None:

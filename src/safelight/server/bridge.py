@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
 from safelight.engine.events import Event, Events
@@ -22,6 +24,17 @@ BEHIND = 1000
 async def run(function: Callable[..., T], *arguments: object) -> T:
     """Run something that waits for files or other threads without holding up the loop."""
     return await run_in_threadpool(function, *arguments)
+
+
+LONG_CALLS = 4
+"""Calls that take long at once; further ones wait without a thread, so that pages and other calls are answered."""
+
+_long = CapacityLimiter(LONG_CALLS)
+
+
+async def long(function: Callable[..., T], *arguments: object) -> T:
+    """Run something that reads whole models or waits for the worker. Who stops the server does not wait for it."""
+    return await to_thread.run_sync(partial(function, *arguments), limiter=_long, abandon_on_cancel=True)
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from safelight.errors import (
+    DeviceLostError,
     FileError,
     IntegrityError,
     ModelNotFoundError,
@@ -20,8 +21,10 @@ from safelight.errors import (
     QueueFullError,
     RequestError,
     SafelightError,
+    StorageError,
     WorkerDiedError,
 )
+from safelight.jobs.job import Failure, Job
 
 
 class Problem(BaseModel):
@@ -43,14 +46,33 @@ class RefusedError(SafelightError):
 
 _STATUS: tuple[tuple[type[SafelightError], int, str], ...] = (
     (ModelNotFoundError, 404, "model_not_found"),
+    (StorageError, 507, "storage"),
     (RequestError, 422, "invalid_request"),
     (FileError, 422, "bad_file"),
     (QueueFullError, 429, "queue_full"),
     (IntegrityError, 409, "integrity"),
     (OutOfMemoryError, 409, "out_of_memory"),
     (WorkerDiedError, 503, "worker_not_ready"),
-    (SafelightError, 400, "failed"),
+    (DeviceLostError, 503, "device_lost"),
+    (SafelightError, 500, "failed"),
 )
+
+FAILURES: Mapping[Failure, tuple[int, str]] = {
+    "input": (422, "invalid_request"),
+    "device": (503, "device_lost"),
+    "storage": (507, "storage"),
+    "worker": (503, "worker_not_ready"),
+}
+"""Status and kind for a job that failed so; 500 for any other."""
+
+
+def of_job(job: Job) -> RefusedError:
+    """The answer to who waited for a job that did not end well."""
+    if job.state == "failed":
+        status, kind = FAILURES.get(job.failure, (500, "failed"))
+        return RefusedError(status, kind, job.reason)
+    return RefusedError(409, job.state, job.reason)
+
 
 _KINDS = {
     400: "bad_request",
@@ -61,7 +83,7 @@ _KINDS = {
     413: "too_large",
 }
 
-OPENAI, A1111 = "/v1/", "/sdapi/"
+OPENAI, A1111 = "/v1/", ("/sdapi/", "/controlnet/", "/internal/")
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -76,8 +98,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         422: "A field is not allowed",
         429: "Too many jobs wait",
         503: "The worker is not ready",
+        507: "A disk is full, or cannot be written",
     }
-    every = sorted({400, 401, 403, 413, 422, *statuses})
+    every = sorted({400, 401, 403, 413, 422, 507, *statuses})
     return {status: {"model": Problem, "description": what[status]} for status in every}
 
 

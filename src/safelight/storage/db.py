@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic import command
 from alembic.config import Config
@@ -18,8 +19,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
-from safelight.errors import CorruptFileError, UnreadableFileError
-from safelight.jobs.job import ATTEMPTS, Job, State
+from safelight.errors import CorruptFileError, RequestError, StorageError, UnreadableFileError
+from safelight.jobs.job import ATTEMPTS, Failure, Job, State
 from safelight.jobs.order import Waiting
 from safelight.storage.tables import ImageRow, JobRow
 from safelight.types.request import Request
@@ -56,7 +57,7 @@ class Database:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / FILE
+        self._path = path = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._engine = _opened(path)
@@ -70,29 +71,42 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    def accept(self, request: Request, model_digest: str, client: str = "", priority: int = 0) -> Job:
-        """A new job, queued behind the others."""
-        row = JobRow(
-            id=uuid.uuid4().hex,
-            request=asdict(request),
-            model_digest=model_digest,
-            client=client,
-            created=time.time(),
-            state="queued",
-            priority=priority,
-            overtaken=0,
-            delayed=0.0,
-            attempts=0,
-            images=0,
-            reason="",
-        )
-        with Session(self._engine) as session, session.begin():
-            session.add(row)
+    def accept(self, *wanted: tuple[Request, str], client: str = "", priority: int = 0) -> list[Job]:
+        """New jobs for requests and the digests of their models, queued behind the others: all, or none."""
+        rows = [
+            JobRow(
+                id=uuid.uuid4().hex,
+                request=asdict(request),
+                model_digest=model_digest,
+                client=client,
+                created=time.time(),
+                state="queued",
+                priority=priority,
+                overtaken=0,
+                delayed=0.0,
+                attempts=0,
+                images=0,
+                reason="",
+                failure="",
+            )
+            for request, model_digest in wanted
+        ]
+        with self._session() as session, session.begin():
+            session.add_all(rows)
             session.flush()
-            return _job(row)
+            return [_job(row) for row in rows]
+
+    @contextlib.contextmanager
+    def _session(self) -> Generator[Session]:
+        """One transaction's session. Raises StorageError when the disk is full or cannot be written."""
+        try:
+            with Session(self._engine) as session:
+                yield session
+        except OperationalError as error:
+            raise StorageError(self._path, f"cannot be written: {error.orig}") from error
 
     def job(self, job_id: str) -> Job | None:
-        with Session(self._engine) as session:
+        with self._session() as session:
             row = session.scalar(select(JobRow).where(JobRow.id == job_id))
             return _job(row) if row is not None else None
 
@@ -103,22 +117,22 @@ class Database:
             query = query.where(JobRow.state.in_(states))
         if before is not None:
             query = query.where(JobRow.number < before)
-        with Session(self._engine) as session:
+        with self._session() as session:
             return [_job(row) for row in session.scalars(query)]
 
     def jobs_of(self, ids: Sequence[str]) -> dict[str, Job]:
         """The jobs with those identifiers, by identifier."""
-        with Session(self._engine) as session:
+        with self._session() as session:
             return {row.id: _job(row) for row in session.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
 
     def queued(self) -> int:
         """How many jobs wait."""
-        with Session(self._engine) as session:
+        with self._session() as session:
             return session.scalars(select(func.count()).where(JobRow.state == "queued")).one()
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
-        with Session(self._engine) as session:
+        with self._session() as session:
             rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples()
             return dict(list(rows))
 
@@ -135,13 +149,13 @@ class Database:
         )
         query = select(*columns).where(JobRow.state == "queued").limit(reach)
         orders = ((JobRow.number,), (JobRow.priority.desc(), JobRow.number))
-        with Session(self._engine) as session:
+        with self._session() as session:
             found = [row for by in orders for row in session.execute(query.order_by(*by)).tuples()]
         return sorted((Waiting(*row) for row in set(found)), key=lambda job: job.number)
 
     def start(self, job_id: str, reason: str) -> Job | None:
         """The job, which runs from now on, its earlier ones overtaken; None when it is no longer queued."""
-        with Session(self._engine) as session, session.begin():
+        with self._session() as session, session.begin():
             changed = session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.state == "queued")
@@ -158,11 +172,18 @@ class Database:
             return _job(row)
 
     def end(
-        self, job_id: str, state: State, reason: str = "", was: Sequence[State] = ("running",), seconds: float = 0.0
+        self,
+        job_id: str,
+        state: State,
+        reason: str = "",
+        was: Sequence[State] = ("running",),
+        seconds: float = 0.0,
+        failure: Failure = "",
     ) -> bool:
         """Whether the job ended now; False when it had ended before, so that each ends once. ``seconds`` for which it
         computed: the earlier jobs that still wait were delayed by it."""
-        return self._left(job_id, was, seconds, {"state": state, "ended": time.time(), "reason": reason})
+        values = {"state": state, "ended": time.time(), "reason": reason, "failure": failure}
+        return self._left(job_id, was, seconds, values)
 
     def put_back(self, job_id: str, reason: str, free: bool = False, seconds: float = 0.0) -> bool:
         """Queue a running job again, at its old place; ``free``: the try does not count; ``seconds``: as of
@@ -173,7 +194,7 @@ class Database:
         return self._left(job_id, ("running",), seconds, values)
 
     def _left(self, job_id: str, was: Sequence[State], seconds: float, values: Mapping[str, Any]) -> bool:
-        with Session(self._engine) as session, session.begin():
+        with self._session() as session, session.begin():
             changed = session.execute(update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values))
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
                 return False
@@ -192,12 +213,12 @@ class Database:
             if job.attempts < ATTEMPTS:
                 self.put_back(job.id, "the server stopped while it ran; it is tried again")
             else:
-                self.end(job.id, "failed", f"the server stopped {job.attempts} times while it ran")
+                self.end(job.id, "failed", f"the server stopped {job.attempts} times while it ran", failure="worker")
 
     def add_image(self, image: StoredImage) -> bool:
         """Note a finished image of a running job, whose file is there; False when the job no longer runs."""
         values = asdict(image)
-        with Session(self._engine) as session, session.begin():
+        with self._session() as session, session.begin():
             changed = session.execute(
                 update(JobRow).where(JobRow.id == image.job, JobRow.state == "running").values(images=image.place + 1)
             )
@@ -207,7 +228,7 @@ class Database:
             return True
 
     def image(self, image_id: str) -> StoredImage | None:
-        with Session(self._engine) as session:
+        with self._session() as session:
             row = session.get(ImageRow, image_id)
             return _image(row) if row is not None else None
 
@@ -223,17 +244,17 @@ class Database:
             query = query.where(ImageRow.created < before)
         if model is not None:
             query = query.where(ImageRow.model == model)
-        with Session(self._engine) as session:
+        with self._session() as session:
             return [_image(row) for row in session.scalars(query)]
 
     def files(self) -> set[str]:
         """The names of all files that images have."""
-        with Session(self._engine) as session:
+        with self._session() as session:
             return set(session.scalars(select(ImageRow.file)))
 
     def forget_image(self, image_id: str) -> StoredImage | None:
         """Remove its row; the image that it was, None when there was none."""
-        with Session(self._engine) as session, session.begin():
+        with self._session() as session, session.begin():
             row = session.get(ImageRow, image_id)
             if row is None:
                 return None
@@ -276,10 +297,11 @@ def _brought_up_to_date(engine: Engine, path: Path) -> None:
 
 
 def _job(row: JobRow) -> Job:
+    request, unreadable = _read(row.request)
     return Job(
         id=row.id,
         number=row.number,
-        request=Request(**row.request),
+        request=request,
         model_digest=row.model_digest,
         client=row.client,
         created=row.created,
@@ -292,7 +314,22 @@ def _job(row: JobRow) -> Job:
         started=row.started,
         ended=row.ended,
         reason=row.reason,
+        failure=row.failure,  # pyright: ignore[reportArgumentType]
+        unreadable=unreadable,
     )
+
+
+def _read(stored: Any) -> tuple[Request, str]:
+    """(the request, ""), or (what can be shown of it, why this version cannot read it): another version wrote it, or
+    refuses now what was allowed then."""
+    try:
+        return Request(**stored), ""
+    except (TypeError, RequestError) as error:
+        known = cast("Mapping[str, Any]", stored) if isinstance(stored, Mapping) else {}
+        prompt, model = (known.get(name) for name in ("prompt", "model"))
+        with contextlib.suppress(RequestError):
+            return Request(str(prompt or ""), str(model or "")), str(error)
+        return Request("", ""), str(error)
 
 
 def _image(row: ImageRow) -> StoredImage:

@@ -35,6 +35,7 @@ class JobRow(Base):
     started: Mapped[float | None]
     ended: Mapped[float | None]
     reason: Mapped[str]
+    failure: Mapped[str]
 
 
 class ImageRow(Base):

@@ -40,7 +40,7 @@ from safelight.server.apis.a1111_fields import (
 )
 from safelight.server.apis.a1111_neutral import OPTIONS, refuse
 from safelight.server.clients import CHECKPOINT, Client, Clients, client_of
-from safelight.server.problems import RefusedError
+from safelight.server.problems import RefusedError, of_job
 from safelight.storage.images import preview_png
 from safelight.types.parts import PREPROCESSORS
 from safelight.types.request import MOST_PIXELS, UPSCALERS, Request
@@ -83,7 +83,7 @@ class A1111Error(BaseModel):
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": A1111Error, "description": "an error in AUTOMATIC1111's form"}
-    for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503)
+    for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507)
 }
 
 
@@ -449,7 +449,7 @@ def _embedding(found: Card) -> dict[str, Any]:
 def _made(control: Control, jobs: list[Job], asked: TextToImage) -> Made:
     job = next((job for job in jobs if job.state == "failed"), jobs[0])
     if job.state == "failed":
-        raise RefusedError(500, "failed", job.reason)
+        raise of_job(job)
     images = [image for one in jobs for image in control.database.images(1000, job=one.id)]
     request = job.request
     texts = [parameters(image.metadata) for image in images]

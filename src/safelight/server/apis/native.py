@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi import Path as InPath
+from fastapi import Request as HTTPRequest
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from safelight.assemble.serving import Control
@@ -19,7 +20,7 @@ from safelight.engine.events import Event
 from safelight.engine.messages import Question
 from safelight.errors import IntegrityError, WorkerDiedError
 from safelight.jobs.job import Job, State
-from safelight.server import asking, bridge
+from safelight.server import asking, auth, bridge
 from safelight.server.apis.native_fields import (
     AdapterModel,
     Adding,
@@ -132,10 +133,10 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return _image(_found(database.image(image_id), "image", image_id))
 
     @api.post("/images/{image_id}/check", tags=["images"], responses=documented(404, 409, 503))
-    def check(image_id: ImageId) -> Checked:
+    async def check(image_id: ImageId) -> Checked:
         """Make the image again in a new process, which has held no other model: is it the same?"""
-        image = _found(database.image(image_id), "image", image_id)
-        found = control.fresh.compared(image)
+        image = _found(await bridge.run(database.image, image_id), "image", image_id)
+        found = await bridge.long(control.fresh.compared, image)
         return Checked(same=found.same, pixels_sha256=found.pixels_sha256)
 
     @api.delete("/images/{image_id}", tags=["images"], status_code=204, responses=documented(404))
@@ -172,10 +173,10 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return [_model(control, card.name, card.summary) for card in library.cards()]
 
     @api.post("/models", tags=["models"], status_code=201, responses=documented())
-    def add(adding: Adding) -> ModelModel:
+    async def add(adding: Adding) -> ModelModel:
         """Identify and hash a checkpoint, and give it a name. Its file stays where it is."""
         path = _within(Path(adding.path), control.settings.model_folders)
-        model = library.add(path, adding.name, adding.prediction_type)
+        model = await bridge.long(library.add, path, adding.name, adding.prediction_type)
         return _model(control, model.name, model.summary())
 
     @api.get("/models/{name}", tags=["models"], responses=documented(404))
@@ -184,52 +185,57 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return _model(control, model.name, model.summary())
 
     @api.post("/models/{name}/verify", tags=["models"], responses=documented(404, 409))
-    def verify(name: str) -> Verified:
+    async def verify(name: str) -> Verified:
         """Read all bytes again and compare them with the manifest."""
         try:
-            library.verify(name)
+            await bridge.long(library.verify, name)
         except IntegrityError as error:
             return Verified(ok=False, problem=str(error))
         return Verified(ok=True)
 
-    def told(what: Question, name: str) -> Resident:
-        model = library.get(name)
-        argument = model.digest if what == "unload" else name
-        return Resident(resident=_answered(control.supervisor.ask(what, argument)))
+    async def told(what: Question, name: str) -> Resident:
+        model = await bridge.run(library.get, name)
+        argument = model.digest if what == "unload" else model.name
+        return Resident(resident=await bridge.long(_answered, control.supervisor.ask(what, argument)))
 
     @api.post("/models/{name}/load", tags=["models"], responses=documented(404, 409, 503))
-    def load(name: str) -> Resident:
+    async def load(name: str) -> Resident:
         """Bring a model into memory, as far as it fits."""
-        return told("load", name)
+        return await told("load", name)
 
     @api.post("/models/{name}/unload", tags=["models"], responses=documented(404, 409, 503))
-    def unload(name: str) -> Resident:
+    async def unload(name: str) -> Resident:
         """Drop a model from memory, unless a job uses it."""
-        return told("unload", name)
+        return await told("unload", name)
 
     @api.post("/models/{name}/pin", tags=["models"], responses=documented(404, 409, 503))
-    def pin(name: str) -> Resident:
+    async def pin(name: str) -> Resident:
         """Bring a model into memory and hold it there."""
-        return told("pin", name)
+        return await told("pin", name)
 
     @api.post("/models/{name}/unpin", tags=["models"], responses=documented(404, 409, 503))
-    def unpin(name: str) -> Resident:
-        return told("unpin", name)
+    async def unpin(name: str) -> Resident:
+        return await told("unpin", name)
 
     @api.get("/memory", tags=["server"], responses=documented(409, 503))
-    def memory() -> dict[str, Any]:
+    async def memory() -> dict[str, Any]:
         """Budgets, what is resident, who holds it, the last plan and its reasons. Sizes are bytes."""
-        return dict(_answered(control.supervisor.ask("memory")))
+        return dict(await bridge.long(_answered, control.supervisor.ask("memory")))
 
     @api.get("/health", tags=["server"])
-    def health() -> Health:
+    def health(http: HTTPRequest) -> Health:
         from importlib.metadata import version
 
         run = control.supervisor.run_settings(0.0)
+        trouble = control.dispatcher.trouble
+        status, worker = "waiting" if trouble else "ok", "ready" if run is not None else "starting"
+        if not auth.may_use(http, control.settings):
+            return Health(status=status, worker=worker)
         return Health(
-            status="ok",
+            status=status,
+            worker=worker,
+            problem=trouble,
             version=version("safelight"),
-            worker="ready" if run is not None else "starting",
             spare=control.supervisor.spare_is_ready(),
             restarts=control.supervisor.restarts,
             run=dict(run) if run is not None else None,

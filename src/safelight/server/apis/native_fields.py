@@ -142,6 +142,7 @@ class JobModel(BaseModel):
     images: int
     overtaken: int
     reason: str
+    failure: str = Field(description="of a failed job: input, failed, device, storage or worker")
 
 
 class ImageModel(BaseModel):
@@ -232,11 +233,13 @@ class Resident(BaseModel):
 
 
 class Health(BaseModel):
-    """``worker``: ready, or starting."""
+    """``status``: waiting when the queue cannot go on, for the ``problem``; ``worker``: ready, or starting. The rest is
+    told to those only who may use the server."""
 
-    status: Literal["ok"]
-    version: str
+    status: Literal["ok", "waiting"]
     worker: Literal["ready", "starting"]
-    spare: bool
-    restarts: int
-    run: dict[str, Any] | None
+    problem: str = ""
+    version: str | None = None
+    spare: bool | None = None
+    restarts: int | None = None
+    run: dict[str, Any] | None = None

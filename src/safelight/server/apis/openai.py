@@ -24,7 +24,7 @@ from safelight.library.model import Model
 from safelight.metadata import infotext
 from safelight.metadata.chunks import parameters
 from safelight.server import asking, bridge
-from safelight.server.problems import RefusedError
+from safelight.server.problems import of_job
 from safelight.types.request import Request
 from safelight.types.samplers import SAMPLERS, sampler_by_name
 
@@ -152,7 +152,7 @@ class OpenAIError(BaseModel):
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": OpenAIError, "description": "an error in OpenAI's form"}
-    for status in (400, 401, 403, 404, 409, 413, 422, 429, 500)
+    for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507)
 }
 
 
@@ -308,7 +308,7 @@ def _size(size: str | None, model: Model) -> tuple[int, int]:
 def _answer(control: Control, jobs: list[Job], asked: Generation, base: str) -> Images:
     job = next((job for job in jobs if job.state != "done"), jobs[0])
     if job.state != "done":
-        raise RefusedError(500 if job.state == "failed" else 409, job.state, job.reason)
+        raise of_job(job)
     form = asked.output_format or "png"
     if form != "png" and asked.response_format == "url":
         raise RequestError("output_format", form, "is for b64_json; the files at addresses are PNG")

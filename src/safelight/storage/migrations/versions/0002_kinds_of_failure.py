@@ -1,0 +1,15 @@
+"""Why a job failed, as a kind: what the answer's status follows from."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("failure", sa.String, nullable=False, server_default=""))

@@ -1,0 +1,247 @@
+"""Whole requests as the pages and clients of AUTOMATIC1111 and Forge send them, with everything off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+UNIT: dict[str, Any] = {
+    "batch_image_dir": "",
+    "batch_input_gallery": None,
+    "batch_mask_dir": "",
+    "batch_mask_gallery": None,
+    "control_mode": "Balanced",
+    "enabled": False,
+    "generated_image": None,
+    "guidance_end": 1.0,
+    "guidance_start": 0.0,
+    "hr_option": "Both",
+    "image": None,
+    "image_fg": None,
+    "input_mode": "simple",
+    "mask_image": None,
+    "mask_image_fg": None,
+    "model": "None",
+    "module": "None",
+    "pixel_perfect": False,
+    "processor_res": -1,
+    "resize_mode": "Crop and Resize",
+    "save_detected_map": True,
+    "threshold_a": -1,
+    "threshold_b": -1,
+    "use_preview_as_input": False,
+    "weight": 1,
+}
+UNIT_MIKUBILL: dict[str, Any] = {
+    "advanced_weighting": None,
+    "animatediff_batch": False,
+    "batch_image_files": [],
+    "batch_images": "",
+    "batch_keyframe_idx": None,
+    "batch_mask_dir": None,
+    "batch_modifiers": [],
+    "control_mode": "Balanced",
+    "effective_region_mask": None,
+    "enabled": False,
+    "guidance_end": 1.0,
+    "guidance_start": 0.0,
+    "hr_option": "Both",
+    "image": None,
+    "inpaint_crop_input_image": False,
+    "input_mode": "simple",
+    "ipadapter_input": None,
+    "is_ui": True,
+    "loopback": False,
+    "low_vram": False,
+    "mask": None,
+    "model": "None",
+    "module": "none",
+    "output_dir": "",
+    "pixel_perfect": False,
+    "processor_res": -1,
+    "pulid_mode": "Fidelity",
+    "resize_mode": "Crop and Resize",
+    "save_detected_map": True,
+    "threshold_a": -1.0,
+    "threshold_b": -1.0,
+    "weight": 1.0,
+}
+AD: dict[str, Any] = {"ad_model": "None", "ad_model_classes": "", "ad_tab_enable": True, "ad_prompt": "", "is_api": []}
+SCRIPTS_FORGE: dict[str, Any] = {
+    "API payload": {"args": []},
+    "ControlNet": {"args": [UNIT] * 3},
+    "DynamicThresholding (CFG-Fix) Integrated": {
+        "args": [False, 7, 1, "Constant", 0, "Constant", 0, 1, "enable", "MEAN", "AD", 1]
+    },
+    "Extra options": {"args": []},
+    "FreeU Integrated (SD 1.x, SD 2.x, SDXL)": {"args": [False, 1.01, 1.02, 0.99, 0.95, 0, 1]},
+    "HyperTile Integrated": {"args": [False, 256, 2, 0, False]},
+    "Kohya HRFix Integrated": {"args": [False, 3, 2, 0, 0.35, True, "bicubic", "bicubic"]},
+    "LatentModifier Integrated": {
+        "args": [
+            False,
+            0,
+            "anisotropic",
+            0,
+            "reinhard",
+            100,
+            0,
+            "subtract",
+            0,
+            0,
+            "gaussian",
+            "add",
+            0,
+            100,
+            127,
+            0,
+            "hard_clamp",
+            5,
+            0,
+            "None",
+            "None",
+        ]
+    },
+    "MultiDiffusion Integrated": {"args": [False, "MultiDiffusion", 768, 768, 64, 4]},
+    "Never OOM Integrated": {"args": [False, False]},
+    "PerturbedAttentionGuidance Integrated": {"args": [False, 3, 0, 0, 1]},
+    "Refiner": {"args": [False, "", 0.8]},
+    "Sampler": {"args": [20, "Euler a", "Automatic"]},
+    "Seed": {"args": [-1, False, -1, 0, 0, 0]},
+    "SelfAttentionGuidance Integrated (SD 1.x, SD 2.x, SDXL)": {"args": [False, 0.5, 2, 1]},
+    "StyleAlign Integrated": {"args": [False, 1]},
+}
+SCRIPTS_A1111: dict[str, Any] = {
+    "API payload": {"args": []},
+    "Comments": {"args": []},
+    "ControlNet": {"args": [UNIT_MIKUBILL] * 3},
+    "Extra options": {"args": []},
+    "Hypertile": {"args": []},
+    "Refiner": {"args": [False, "", 0.8]},
+    "Sampler": {"args": [20, "Euler a", "Automatic"]},
+    "Seed": {"args": [-1, False, -1, 0, 0, 0]},
+    "ADetailer": {"args": [False, False, AD, AD]},
+}
+COMMON: dict[str, Any] = {
+    "batch_size": 1,
+    "cfg_scale": 7,
+    "comments": {},
+    "denoising_strength": 0.7,
+    "disable_extra_networks": False,
+    "do_not_save_grid": False,
+    "do_not_save_samples": False,
+    "height": 512,
+    "n_iter": 1,
+    "negative_prompt": "",
+    "override_settings": {},
+    "override_settings_restore_afterwards": True,
+    "prompt": "a red apple",
+    "restore_faces": False,
+    "s_churn": 0.0,
+    "s_min_uncond": 0.0,
+    "s_noise": 1.0,
+    "s_tmax": None,
+    "s_tmin": 0.0,
+    "sampler_name": "Euler a",
+    "scheduler": "Automatic",
+    "script_args": [],
+    "script_name": None,
+    "seed": -1,
+    "seed_enable_extras": True,
+    "seed_resize_from_h": -1,
+    "seed_resize_from_w": -1,
+    "steps": 20,
+    "styles": [],
+    "subseed": -1,
+    "subseed_strength": 0,
+    "tiling": False,
+    "width": 512,
+}
+HR: dict[str, Any] = {
+    "enable_hr": False,
+    "hr_negative_prompt": "",
+    "hr_prompt": "",
+    "hr_resize_x": 0,
+    "hr_resize_y": 0,
+    "hr_scale": 2,
+    "hr_second_pass_steps": 0,
+    "hr_upscaler": "Latent",
+}
+TXT2IMG_A1111: dict[str, Any] = COMMON | HR | {"alwayson_scripts": SCRIPTS_A1111}
+TXT2IMG_FORGE: dict[str, Any] = (
+    COMMON
+    | HR
+    | {
+        "alwayson_scripts": SCRIPTS_FORGE,
+        "distilled_cfg_scale": 3.5,
+        "hr_additional_modules": ["Use same choices"],
+        "hr_cfg": 7,
+        "hr_distilled_cfg": 3.5,
+    }
+)
+SOFT: dict[str, Any] = {"Soft Inpainting": {"args": [False, 1, 0.5, 4, 0, 0.5, 2]}}
+IMG: dict[str, Any] = {
+    "denoising_strength": 0.75,
+    "image_cfg_scale": 1.5,
+    "init_images": ["…"],
+    "initial_noise_multiplier": 1.0,
+    "inpaint_full_res": 0,
+    "inpaint_full_res_padding": 32,
+    "inpainting_fill": 1,
+    "inpainting_mask_invert": 0,
+    "mask_blur": 4,
+    "mask_blur_x": 4,
+    "mask_blur_y": 4,
+    "mask_round": True,
+    "resize_mode": 0,
+}
+IMG2IMG_A1111: dict[str, Any] = COMMON | IMG | {"alwayson_scripts": SCRIPTS_A1111 | SOFT}
+IMG2IMG_FORGE: dict[str, Any] = (
+    COMMON | IMG | {"alwayson_scripts": SCRIPTS_FORGE | SOFT, "distilled_cfg_scale": 3.5, "hr_distilled_cfg": 3.5}
+)
+SILLYTAVERN: dict[str, Any] = {
+    "prompt": "x",
+    "negative_prompt": "",
+    "sampler_name": "Euler a",
+    "scheduler": "Automatic",
+    "steps": 20,
+    "cfg_scale": 7,
+    "width": 512,
+    "height": 512,
+    "restore_faces": False,
+    "enable_hr": False,
+    "hr_upscaler": "Latent",
+    "hr_scale": 2,
+    "hr_additional_modules": [],
+    "denoising_strength": 0.7,
+    "hr_second_pass_steps": 0,
+    "override_settings": {"CLIP_stop_at_last_layers": 1},
+    "override_settings_restore_afterwards": True,
+    "clip_skip": 1,
+    "save_images": True,
+    "send_images": True,
+    "do_not_save_grid": False,
+    "do_not_save_samples": False,
+}
+SILLYTAVERN_VAE: dict[str, Any] = SILLYTAVERN | {
+    "override_settings": {
+        "CLIP_stop_at_last_layers": 1,
+        "sd_vae": "some.safetensors",
+        "forge_additional_modules": ["some.safetensors"],
+    }
+}
+LIBRECHAT: dict[str, Any] = {
+    "prompt": "x",
+    "negative_prompt": "y",
+    "cfg_scale": 4.5,
+    "steps": 22,
+    "width": 1024,
+    "height": 1024,
+}
+OPEN_WEBUI: dict[str, Any] = {
+    "prompt": "x",
+    "batch_size": 1,
+    "width": 512,
+    "height": 512,
+    "steps": 50,
+    "negative_prompt": "",
+}
