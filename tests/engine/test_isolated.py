@@ -55,7 +55,7 @@ def test_each_image_is_made_by_a_process_of_its_own(isolated: IsolatedEngine) ->
 
     def look(progress: safelight.Progress) -> None:
         if progress.step == 1:
-            pids.add(isolated._isolator._working)
+            pids.add(isolated._isolator._working.pid)
 
     for _ in range(3):
         list(isolated.generate(Request("x", "starter-noto", steps=2), look))
@@ -90,7 +90,7 @@ def test_a_child_that_dies_fails_its_job_only(isolated: IsolatedEngine) -> None:
     with contextlib.closing(isolated._isolator.run(wanted)) as messages:
         for message in messages:
             if isinstance(message, Progressed) and message.progress.step == 2:
-                os.kill(isolated._isolator._working, signal.SIGKILL)
+                isolated._isolator._working.kill()
     assert isinstance(message, Ended)
     assert (message.kind, "SIGKILL" in message.problem) == ("failed", True)
     assert next(isolated.generate(Request("x", "starter-noto", steps=1))).width == 64

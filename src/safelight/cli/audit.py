@@ -19,7 +19,7 @@ EXAMPLES = (
 
 def audit(
     url: Annotated[str, typer.Argument(help="Where the server is.", show_default=False)],
-    api: Annotated[str, typer.Option(help="safelight, a1111, openai or invoke.")] = "safelight",
+    api: Annotated[str, typer.Option(help="safelight, a1111, openai, invoke or comfy.")] = "safelight",
     models: Annotated[list[str] | None, typer.Option("--model", "-m", help="Only these; all by default.")] = None,
     key: Annotated[str | None, typer.Option(help="A bearer token, if it wants one.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Times that every model is visited again.")] = 3,

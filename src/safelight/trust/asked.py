@@ -1,9 +1,10 @@
-"""Image servers by the API that they speak: Safelight's, AUTOMATIC1111's, OpenAI's, InvokeAI's. No torch."""
+"""Image servers by the API that they speak: Safelight's, AUTOMATIC1111's, OpenAI's, InvokeAI's, ComfyUI's. No torch."""
 
 from __future__ import annotations
 
 import base64
 import time
+import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -235,9 +236,137 @@ class InvokeAI(_HTTP):
         }
 
 
-APIS: Mapping[str, type[Safelight | A1111 | OpenAI | InvokeAI]] = {
+class ComfyUI(_HTTP):
+    """ComfyUI's API: a graph of its own nodes in its queue, for checkpoints that hold all three parts.
+
+    It keeps what each node gave, and gives that again for as long as the node's inputs are the same: the image of an
+    hour ago, from its file, whatever became of the model since. So every image is asked for with a word of its own in
+    the inputs of the text encoders, under a name that they do not have: it counts as a change, for them and for all
+    that follows them, but reaches no node. The loaders are not touched, for what they hold is what is audited:
+    ``/free`` would load everything anew and hide the fault. Whether it obeyed is in its own history, and is looked at.
+    """
+
+    FRESH = frozenset({"positive", "negative", "sampler", "decode", "image"})
+    """The nodes that have to run for every image."""
+
+    def models(self) -> list[str]:
+        return self._choices("CheckpointLoaderSimple", "ckpt_name")
+
+    def loras(self, model: str) -> list[str]:
+        # The list tells no base.
+        del model
+        return self._choices("LoraLoader", "lora_name")
+
+    def _choices(self, node: str, name: str) -> list[str]:
+        known = self.get(f"/object_info/{node}")
+        if node not in known:
+            return []
+        kind, *more = known[node]["input"]["required"][name]
+        # The names themselves or, of nodes of its third schema, the word COMBO before them.
+        return list(kind if isinstance(kind, list) else more[0]["options"])
+
+    def make(self, asked: Asked) -> bytes:
+        done = self._ended(self._queued(self._graph(asked)))
+        # Old versions give no status.
+        status = done.get("status") or {}
+        messages: dict[str, Any] = dict(status.get("messages") or [])
+        if status.get("status_str") == "error":
+            raise SafelightError(f"its job failed: {_failure(messages)}")
+        kept = self.FRESH.intersection(messages.get("execution_cached", {}).get("nodes", []))
+        if kept:
+            raise SafelightError(f"not made anew: it kept what {', '.join(sorted(kept))} gave before")
+        images = done["outputs"].get("image", {}).get("images", [])
+        if not images:
+            raise SafelightError("its job ended without an image")
+        where = {key: images[0][key] for key in ("filename", "subfolder", "type")}
+        return self.data(f"/view?{httpx.QueryParams(where)}")
+
+    def _queued(self, graph: dict[str, Any]) -> str:
+        with self._reached():
+            answer = self.client.post("/prompt", json={"prompt": graph})
+        if answer.status_code == 400:
+            raise SafelightError(f"it refused the graph: {_refusal(answer)[:400]}")
+        return self._said(lambda: answer).json()["prompt_id"]
+
+    def _ended(self, job: str) -> dict[str, Any]:
+        """What its history says of a job, which comes there when it has ended."""
+        until = time.monotonic() + WAIT_SECONDS
+        pause = 0.005
+        while job not in (history := self.get(f"/history/{job}")):
+            queue = self.get("/queue")
+            running, pending = ([item[1] for item in queue[f"queue_{which}"]] for which in ("running", "pending"))
+            if job not in running + pending and job not in self.get(f"/history/{job}"):
+                raise SafelightError("its job is gone: somebody cleared its queue or its history")
+            if time.monotonic() > until:
+                self._said(lambda: self.client.post("/queue", json={"delete": [job]}))
+                # Old versions interrupt whatever runs.
+                if job in running:
+                    self._said(lambda: self.client.post("/interrupt", json={"prompt_id": job}))
+                raise SafelightError(f"no image after {WAIT_SECONDS:.0f} s")
+            time.sleep(pause := min(1.5 * pause, 0.5))
+        return history[job]
+
+    def _graph(self, asked: Asked) -> dict[str, Any]:
+        size = {"width": asked.size, "height": asked.size, "batch_size": 1}
+        word = uuid.uuid4().hex
+        unet, clip = ["model", 0], ["model", 1]
+        nodes: dict[str, tuple[str, dict[str, Any]]] = {
+            "model": ("CheckpointLoaderSimple", {"ckpt_name": asked.model}),
+        }
+        if asked.lora:
+            strengths = {"strength_model": 1.0, "strength_clip": 1.0}
+            nodes["lora"] = ("LoraLoader", {"model": unet, "clip": clip, "lora_name": asked.lora, **strengths})
+            unet, clip = ["lora", 0], ["lora", 1]
+        nodes |= {
+            "positive": ("CLIPTextEncode", {"clip": clip, "text": asked.prompt, "audit": word}),
+            "negative": ("CLIPTextEncode", {"clip": clip, "text": "", "audit": word}),
+            "latent": ("EmptyLatentImage", size),
+            "sampler": (
+                "KSampler",
+                {
+                    "model": unet,
+                    "positive": ["positive", 0],
+                    "negative": ["negative", 0],
+                    "latent_image": ["latent", 0],
+                    "seed": asked.seed,
+                    "steps": asked.steps,
+                    "cfg": 7.0,
+                    "sampler_name": "euler",
+                    "scheduler": "normal",
+                    "denoise": 1.0,
+                },
+            ),
+            "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["model", 2]}),
+            # Not SaveImage, which would leave every image of the audit in the folder of somebody's own.
+            "image": ("PreviewImage", {"images": ["decode", 0]}),
+        }
+        return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def _refusal(answer: httpx.Response) -> str:
+    """What is wrong with a graph, of the nodes that it names or of the whole."""
+    try:
+        body = answer.json()
+        nodes = (body.get("node_errors") or {}).values()
+        whole = [{"message": body["error"]["message"], "details": body["error"]["details"]}]
+        found = [(node["class_type"], error) for node in nodes for error in node["errors"]]
+        found = found or [("the graph", error) for error in whole]
+        return "; ".join(f"{kind}: {error['message']}: {error['details']}" for kind, error in found)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return answer.text
+
+
+def _failure(messages: dict[str, Any]) -> str:
+    if "execution_interrupted" in messages:
+        return "it was interrupted"
+    error = messages.get("execution_error", {})
+    return f"{error.get('node_type', 'a node')}: {str(error.get('exception_message', 'no reason is given')).strip()}"
+
+
+APIS: Mapping[str, type[Safelight | A1111 | OpenAI | InvokeAI | ComfyUI]] = {
     "safelight": Safelight,
     "a1111": A1111,
     "openai": OpenAI,
     "invoke": InvokeAI,
+    "comfy": ComfyUI,
 }
