@@ -1,0 +1,442 @@
+"""Pickles read as data: nothing of them is imported, called or changed.
+
+A pickle is a program for a machine with a stack. This machine has values of its own for all that such a program can
+make: numbers, texts, lists, tuples, dictionaries, names, and what is made with a name. A name is never looked up, so no
+instruction can reach a function or a class; "calling" one of the few that weights are written with makes a description,
+calling any other makes an object that only says what it was made with. A name that weights do not need is remembered,
+so that the file can be refused with all that it wanted to run.
+
+What a pickle can take is bounded by its length: instructions are counted, copies too, no instruction reserves what the
+bytes behind it do not hold, and nothing here follows a nest to its bottom (no hashing, comparing or printing of it).
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+MOST_INSTRUCTIONS = 1_000_000
+"""A checkpoint has about thirty for each tensor; those with the most tensors have some thousands."""
+
+MOST_NAME = 256
+"""Letters of a module's name, or of one in it."""
+
+MOST_AXES = 64
+"""PyTorch's and numpy's limit; no model has more than five."""
+
+_LARGEST = 2**62
+"""Sizes, strides and offsets are below it."""
+
+_LARGEST_KEY = 2**31
+"""Numbers below it cannot be chosen so that a dictionary of them takes for ever."""
+
+DTYPES: Mapping[str, str] = {
+    "HalfStorage": "F16",
+    "FloatStorage": "F32",
+    "BFloat16Storage": "BF16",
+    "DoubleStorage": "F64",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+}
+"""Names in ``torch``, and the dtypes of the safetensors format."""
+
+_KNOWN: Mapping[str, frozenset[str]] = {
+    "__builtin__": frozenset({"set"}),
+    "builtins": frozenset({"set"}),
+    "_codecs": frozenset({"encode"}),
+    "numpy": frozenset({"dtype", "ndarray"}),
+    "numpy.core.multiarray": frozenset({"scalar", "_reconstruct"}),
+    "numpy._core.multiarray": frozenset({"scalar", "_reconstruct"}),
+    "torch": frozenset(
+        {"Size", "device", "float16", "float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8"}
+        | {"bool", *DTYPES}
+    ),
+    "torch.nn.modules.container": frozenset({"ParameterDict"}),
+    "torch._utils": frozenset(
+        {"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state"}
+    ),
+    "collections": frozenset({"OrderedDict"}),
+    "pytorch_lightning.utilities.parsing": frozenset({"AttributeDict"}),
+    "lightning_fabric.utilities.data": frozenset({"AttributeDict"}),
+}
+"""By module the names that stand in checkpoints: of weights, and of the numbers that training keeps beside them."""
+
+_CALLBACKS = ("pytorch_lightning.callbacks", "lightning.pytorch.callbacks")
+"""Lightning names the settings of its callbacks by their classes."""
+
+
+class Unreadable(Exception):
+    """Not a pickle as weights are written: damaged, or made to harm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What a pickle would import."""
+
+    module: str
+    name: str
+
+    @property
+    def known(self) -> bool:
+        """Whether it stands in checkpoints."""
+        parents = self.module.split(".")[:3]
+        callback = ".".join(parents[:2]) in _CALLBACKS or ".".join(parents) in _CALLBACKS
+        return callback or self.name in _KNOWN.get(self.module, ())
+
+
+@dataclass(eq=False, slots=True)
+class Thing:
+    """What a pickle would make with a name that says nothing about weights; ``state`` is what it would be given."""
+
+    name: Name
+    state: Any = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Storage:
+    """Numbers one behind another. ``key`` names them in the file."""
+
+    key: str
+    dtype: str
+    elements: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Tensor:
+    """A view of a storage; ``offset`` and ``strides`` count elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Machine:
+    """Reads one pickle after another from ``data``. ``storages``: all that they name, by key. ``wanted``: the names
+    that weights do not need, in the order in which they came. ``at``: how far it has read."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+        self.storages: dict[str, Storage] = {}
+        self.wanted: dict[str, None] = {}
+        self._left = MOST_INSTRUCTIONS
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def load(self) -> Any:
+        """What the next pickle describes: plain values, and those of this module. Raises Unreadable."""
+        self._stack, self._marks, self._memo = [], [], {}
+        while True:
+            self._spend(1)
+            code = self._bytes(1)
+            if code == pickle.STOP:
+                return self._pop()
+            step = _STEPS.get(code)
+            if step is None:
+                raise Unreadable(f"instruction {code!r} at byte {self.at - 1}, which weights are not written with")
+            step(self)
+
+    def _spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise Unreadable(f"more than {MOST_INSTRUCTIONS} instructions")
+
+    # The bytes.
+
+    def _bytes(self, count: int) -> bytes:
+        end = self.at + count
+        if count < 0 or end > len(self.data):
+            raise Unreadable("it ends too early")
+        found = self.data[self.at : end]
+        self.at = end
+        return found
+
+    def number(self, form: str) -> Any:
+        """One number, as :mod:`struct` writes its form."""
+        return struct.unpack(form, self._bytes(struct.calcsize(form)))[0]
+
+    def text(self, form: str) -> str:
+        """A text behind its length."""
+        return _decoded(self._bytes(self.number(form)))
+
+    def old_text(self, form: str) -> str | bytes:
+        """A string of Python 2 behind its length: a text, or bytes where it is none."""
+        raw = self._bytes(self.number(form))
+        try:
+            return _decoded(raw)
+        except Unreadable:
+            return raw
+
+    def raw(self, form: str) -> bytes:
+        """Bytes behind their length."""
+        return self._bytes(self.number(form))
+
+    def line(self) -> str:
+        """A text up to the end of its line, as names are written."""
+        end = self.data.find(b"\n", self.at, self.at + MOST_NAME + 1)
+        if end < 0:
+            raise Unreadable("a name without an end")
+        found = self._bytes(end - self.at)
+        self.at += 1
+        return _decoded(found)
+
+    # The stack and the memo.
+
+    def push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _floor(self) -> int:
+        return self._marks[-1] if self._marks else 0
+
+    def _pop(self) -> Any:
+        if len(self._stack) <= self._floor():
+            raise Unreadable("it takes more than it made")
+        return self._stack.pop()
+
+    def _top(self) -> Any:
+        if len(self._stack) <= self._floor():
+            raise Unreadable("it takes more than it made")
+        return self._stack[-1]
+
+    def mark(self) -> None:
+        self._marks.append(len(self._stack))
+
+    def marked(self) -> list[Any]:
+        """All above the last mark, taken off with it."""
+        if not self._marks:
+            raise Unreadable("it takes more than it made")
+        start = self._marks.pop()
+        found = self._stack[start:]
+        del self._stack[start:]
+        return found
+
+    def drop(self) -> None:
+        if self._marks and len(self._stack) == self._marks[-1]:
+            self._marks.pop()
+        else:
+            self._pop()
+
+    def put(self, place: int) -> None:
+        self._memo[place] = self._top()
+
+    def memoize(self) -> None:
+        self.put(len(self._memo))
+
+    def get(self, place: int) -> None:
+        if place not in self._memo:
+            raise Unreadable("it names what it did not make")
+        self.push(self._memo[place])
+
+    # What is made.
+
+    def tupled(self, count: int) -> None:
+        values = [self._pop() for _ in range(count)]
+        self.push(tuple(reversed(values)))
+
+    def append(self, values: list[Any]) -> None:
+        target = self._top()
+        if type(target) is not list:
+            raise Unreadable("it appends to what is no list")
+        cast("list[Any]", target).extend(values)
+
+    def append_one(self) -> None:
+        value = self._pop()
+        self.append([value])
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self._top()
+        if type(target) is not dict or len(items) % 2:
+            raise Unreadable("it sets items of what is no dictionary")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            cast("dict[Any, Any]", target)[_plain(key)] = value
+
+    def set_item(self) -> None:
+        value = self._pop()
+        self.set_items([self._pop(), value])
+
+    def name(self, module: Any, name: Any) -> None:
+        if not _importable(module) or not _importable(name):
+            raise Unreadable("a name that cannot be one")
+        found = Name(module, name)
+        if not found.known:
+            self.wanted[f"{module}.{name}"] = None
+        self.push(found)
+
+    def name_of_stack(self) -> None:
+        name = self._pop()
+        self.name(self._pop(), name)
+
+    def call(self) -> None:
+        """Make the description of what a name would make from its arguments."""
+        arguments, name = self._pop(), self._pop()
+        if type(name) is not Name or type(arguments) is not tuple:
+            raise Unreadable("it calls what has no name")
+        given = cast("tuple[Any, ...]", arguments)
+        match name.module, name.name:
+            case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
+                self.push(_tensor(given))
+            case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state":
+                self.push(_parameter(given))
+            case "torch", "Size":
+                self.push(_sizes(given[0] if len(given) == 1 else None))
+            case _, "OrderedDict" | "AttributeDict":
+                self.push({})
+                self._fill(given)
+            case _:
+                self.push(Thing(name))
+
+    def _fill(self, given: tuple[Any, ...]) -> None:
+        """A dictionary from pairs, as Python 2 wrote ordered ones."""
+        pairs = given[0] if given else []
+        if type(pairs) is not list or len(given) > 1:
+            raise Unreadable("a dictionary made from something else than its items")
+        self._spend(len(cast("list[Any]", pairs)))
+        for pair in cast("list[Any]", pairs):
+            if type(pair) not in (list, tuple) or len(pair) != 2:
+                raise Unreadable("a dictionary made from something else than its items")
+            self.set_items([*pair])
+
+    def state(self) -> None:
+        """Give a thing its state. A dictionary's (an ordered one can have attributes) says nothing about weights."""
+        state, target = self._pop(), self._top()
+        if type(target) is Thing:
+            target.state = state
+        elif type(target) is not dict:
+            raise Unreadable("it changes what is not its own")
+
+    def persistent(self) -> None:
+        """What a persistent id stands for: a storage, or (in the stream) a class, beside which its source was kept."""
+        said = self._pop()
+        given = cast("tuple[Any, ...]", said) if type(said) is tuple else ()
+        what = given[0] if given and type(given[0]) is str else ""
+        if what == "module" and len(given) == 4 and type(given[1]) is Name:
+            self.push(given[1])
+        elif what == "storage" and len(given) in (5, 6):
+            self.push(self._storage(*given[1:]))
+        else:
+            raise Unreadable("a persistent id that is not a storage")
+
+    def _storage(self, kind: Any, key: Any, _device: Any, elements: Any, *view: Any) -> Storage:
+        """``view``: None, or nothing at all, for one that is not part of another."""
+        sound = type(kind) is Name and kind.module == "torch" and kind.name in DTYPES
+        if not sound or type(key) is not str or not _is_size(elements):
+            raise Unreadable("a persistent id that is not a storage")
+        if view and view[0] is not None:
+            raise Unreadable("a storage that is part of another, as only the first versions of PyTorch wrote")
+        found = self.storages.setdefault(key, Storage(key, DTYPES[kind.name], elements))
+        if (found.dtype, found.elements) != (DTYPES[kind.name], elements):
+            raise Unreadable("a storage of two kinds")
+        return found
+
+
+def _decoded(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise Unreadable("a text that is not UTF-8") from None
+
+
+def _importable(name: Any) -> bool:
+    return type(name) is str and 0 < len(name) <= MOST_NAME and all(part.isidentifier() for part in name.split("."))
+
+
+def _plain(key: Any) -> str | int | Name:
+    """A key that hashes at once: a nest of tuples in a hundred bytes takes for ever."""
+    if type(key) in (str, Name) or (type(key) is int and abs(key) < _LARGEST_KEY):
+        return key
+    raise Unreadable("a dictionary whose key is neither text nor number")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if type(value) not in (tuple, list) or len(value) > MOST_AXES or not all(_is_size(n) for n in value):
+        raise Unreadable("a tensor whose shape or strides are not sizes")
+    return tuple(value)
+
+
+def _tensor(given: tuple[Any, ...]) -> Tensor:
+    """(storage, offset, shape, strides, whether it is trained, its hooks, and what else it is)."""
+    if len(given) < 4 or type(given[0]) is not Storage or not _is_size(given[1]):
+        raise Unreadable("a tensor without a storage")
+    if len(given) > 6 and given[6]:
+        raise Unreadable("a tensor that is the conjugate or negative of its storage")
+    shape, strides = _sizes(given[2]), _sizes(given[3])
+    if len(shape) != len(strides):
+        raise Unreadable("a tensor whose shape or strides are not sizes")
+    return Tensor(given[0], given[1], shape, strides)
+
+
+def _parameter(given: tuple[Any, ...]) -> Tensor:
+    if not given or type(given[0]) is not Tensor:
+        raise Unreadable("a parameter without a tensor")
+    return given[0]
+
+
+def _long(machine: Machine) -> int:
+    return int.from_bytes(machine.raw("<B"), "little", signed=True)
+
+
+def _protocol(machine: Machine) -> None:
+    if machine.number("<B") > pickle.HIGHEST_PROTOCOL:
+        raise Unreadable("a newer protocol")
+
+
+_STEPS: Mapping[bytes, Callable[[Machine], object]] = {
+    pickle.PROTO: _protocol,
+    pickle.FRAME: lambda m: m.number("<Q"),
+    pickle.MARK: Machine.mark,
+    pickle.POP: Machine.drop,
+    pickle.POP_MARK: Machine.marked,
+    pickle.NONE: lambda m: m.push(None),
+    pickle.NEWTRUE: lambda m: m.push(True),
+    pickle.NEWFALSE: lambda m: m.push(False),
+    pickle.BININT: lambda m: m.push(m.number("<i")),
+    pickle.BININT1: lambda m: m.push(m.number("<B")),
+    pickle.BININT2: lambda m: m.push(m.number("<H")),
+    pickle.LONG1: lambda m: m.push(_long(m)),
+    pickle.BINFLOAT: lambda m: m.push(m.number(">d")),
+    pickle.BINUNICODE: lambda m: m.push(m.text("<I")),
+    pickle.SHORT_BINUNICODE: lambda m: m.push(m.text("<B")),
+    pickle.BINSTRING: lambda m: m.push(m.old_text("<i")),
+    pickle.SHORT_BINSTRING: lambda m: m.push(m.old_text("<B")),
+    pickle.BINBYTES: lambda m: m.push(m.raw("<I")),
+    pickle.SHORT_BINBYTES: lambda m: m.push(m.raw("<B")),
+    pickle.EMPTY_TUPLE: lambda m: m.push(()),
+    pickle.TUPLE: lambda m: m.push(tuple(m.marked())),
+    pickle.TUPLE1: lambda m: m.tupled(1),
+    pickle.TUPLE2: lambda m: m.tupled(2),
+    pickle.TUPLE3: lambda m: m.tupled(3),
+    # A set becomes a list: nothing of it is hashed.
+    pickle.EMPTY_SET: lambda m: m.push([]),
+    pickle.ADDITEMS: lambda m: m.append(m.marked()),
+    pickle.EMPTY_LIST: lambda m: m.push([]),
+    pickle.APPEND: Machine.append_one,
+    pickle.APPENDS: lambda m: m.append(m.marked()),
+    pickle.EMPTY_DICT: lambda m: m.push({}),
+    pickle.SETITEM: Machine.set_item,
+    pickle.SETITEMS: lambda m: m.set_items(m.marked()),
+    pickle.GLOBAL: lambda m: m.name(m.line(), m.line()),
+    pickle.STACK_GLOBAL: Machine.name_of_stack,
+    pickle.REDUCE: Machine.call,
+    pickle.NEWOBJ: Machine.call,
+    pickle.BUILD: Machine.state,
+    pickle.BINPERSID: Machine.persistent,
+    pickle.BINPUT: lambda m: m.put(m.number("<B")),
+    pickle.LONG_BINPUT: lambda m: m.put(m.number("<I")),
+    pickle.MEMOIZE: Machine.memoize,
+    pickle.BINGET: lambda m: m.get(m.number("<B")),
+    pickle.LONG_BINGET: lambda m: m.get(m.number("<I")),
+}
+"""What weights are written with. Others (byte arrays of a claimed size, instances, extensions) are damage or worse."""
