@@ -60,11 +60,16 @@ def open_engine(root: Path | str | None = None, **settings: Any) -> LocalEngine:
     """An engine in this process, with the library under ``root`` (or ``SAFELIGHT_ROOT``, or the platform's place).
 
     ``settings``: those of ``safelight.yaml``, above all others. Imports torch, which takes a second or two.
+
+    The process is left as it was: environment, log levels, random numbers, torch's numeric settings. While an image is
+    computed, though, those settings and the global random generators are the image's, for every thread: a program that
+    computes in other threads meanwhile makes its images through a server (``safelight serve``), whose worker is a
+    process of its own.
     """
     from safelight import config
     from safelight.assemble.opening import open_engine as wired
 
-    return wired(config.load(Path(root) if root is not None else None, **settings))
+    return wired(config.load(Path(root) if root is not None else None, **settings), ours=False)
 
 
 def save(image: Image, folder: Path | str) -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from safelight.devices import machine
+from safelight.arch.attention import Kernels
+from safelight.devices import choice, machine, selftest
 
 GB = 1 << 30
 
@@ -73,3 +75,34 @@ def test_ulimit(flag: str, name: str) -> None:
     available, source = done.stdout.split(" ", 1)
     assert name in source
     assert 0 < int(available) < 500_000 * 1024
+
+
+def test_what_can_change_a_result_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Mac the chip and the system's build, which its GPU's driver is part of; elsewhere NVIDIA's driver."""
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    told = {"machdep.cpu.brand_string": "Apple M2 Pro\n", "kern.osversion": "24F74\n"}
+    ran = SimpleNamespace(run=lambda command, **_: SimpleNamespace(stdout=told[command[-1]]))
+    monkeypatch.setattr(machine, "subprocess", ran)
+    monkeypatch.setattr(machine.platform, "mac_ver", lambda: ("15.5", ("", "", ""), "arm64"))
+    assert machine.processor(tmp_path / "none") == "Apple M2 Pro"
+    assert machine.system() == "macOS 15.5 24F74"
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30\n"
+    )
+    assert machine.nvidia_driver(tmp_path / "version") == "550.54.14"
+    assert machine.nvidia_driver(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize("part", ["processor", "system"])
+def test_another_chip_or_system_is_tried_again(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device was trusted with was seen of another machine."""
+    tries: list[str] = []
+    right = selftest.tried
+    monkeypatch.setattr(selftest, "tried", lambda device: tries.append(device.name) or right(device))
+    device = choice.device("simulated")
+    for value in ("one", "one", "other", "other", "one"):
+        monkeypatch.setattr(machine, part, lambda value=value: value)
+        selftest.copies(device, tmp_path)
+        kernels = Kernels(choice.device("cpu"), tmp_path)
+        assert value in kernels._machine
+    assert len(tries) == 2

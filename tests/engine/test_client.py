@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image as PILImage
 from support.serving import Server, ended, serving
 
 import safelight
 from safelight.engine.client import ServerEngine
+from safelight.errors import IntegrityError
 from safelight.types.request import Request
 
 KEY = "a long secret"
@@ -89,7 +92,28 @@ def test_a_server_that_goes_away_is_said(tmp_path: Path) -> None:
 def test_the_command_line(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from safelight.cli import main
 
-    arguments = ["generate", "red apple", "-m", "starter-noto", "--steps", "2", "--out", str(tmp_path)]
+    arguments = ["generate", "red apple", "-m", "starter-noto", "--steps", "2", "--seed", "0", "--out", str(tmp_path)]
     main.app([*arguments, "--server", server.url, "--api-key", KEY], standalone_mode=False)
     assert (tmp_path / "starter-noto-0.png").exists()
     assert "starter-noto-0.png" in capsys.readouterr().out
+
+
+def test_pixels_that_arrive_otherwise_are_not_taken(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that makes pictures smaller, a broken disk cache: what is received is compared with what was made."""
+    engine = ServerEngine(server.url, KEY)
+    get = engine._client.get
+
+    def spoiled(url: str, **more: Any) -> Any:
+        answer = get(url, **more)
+        if url.endswith("/file"):
+            with PILImage.open(io.BytesIO(answer.content)) as picture:
+                changed = picture.convert("RGB")
+            changed.putpixel((3, 3), (1, 2, 3))
+            held = io.BytesIO()
+            changed.save(held, "PNG")
+            answer._content = held.getvalue()
+        return answer
+
+    monkeypatch.setattr(engine._client, "get", spoiled)
+    with pytest.raises(IntegrityError, match="arrived with other pixels"):
+        list(engine.generate(Request("red apple", "starter-noto", steps=1)))

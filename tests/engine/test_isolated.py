@@ -19,13 +19,13 @@ from support.serving import Server, ended
 import safelight
 from safelight import config
 from safelight.assemble.control import open_library
-from safelight.assemble.serving import ZYGOTE
+from safelight.assemble.serving import WORKER, ZYGOTE
 from safelight.cli import main
 from safelight.devices import host
-from safelight.engine.isolated import IsolatedEngine, Isolator
+from safelight.engine.isolated import IsolatedEngine, Isolator, Spawner, forks
 from safelight.engine.local import LocalEngine
 from safelight.engine.messages import Ended, Generate, Progressed
-from safelight.errors import WorkerDiedError
+from safelight.errors import SafelightError, WorkerDiedError
 from safelight.types.request import Request
 
 NAMES = ("starter-noto", "starter-fluent", "starter-noto")
@@ -180,3 +180,32 @@ def test_over_http_and_on_the_command_line(
     arguments = ["generate", "red apple", "-m", "starter-noto", "--steps", "2", "--out", str(tmp_path / "out")]
     main.app([*arguments, "--server", server.url, "--prove"], standalone_mode=False)
     assert "the same: 1 of 1" in capsys.readouterr().out
+
+
+def test_where_nothing_may_fork_each_job_has_a_new_process(engine: LocalEngine, root: Path) -> None:
+    """On a Mac: Accelerate and Metal do not survive a fork."""
+    assert [forks(platform) for platform in ("linux", "darwin")] == [True, False]
+    settings = config.load(root)
+    spawner = Spawner(WORKER, settings)
+    made = IsolatedEngine(open_library(settings), spawner)
+    request = Request("red apple", "starter-noto", steps=3, seed=5, count=2)
+    pids: list[int] = []
+
+    def look(progress: safelight.Progress) -> None:
+        assert spawner._process is not None
+        pids.append(spawner._process.pid)
+
+    there = list(made.generate(request, look))
+    assert [image.pixels for image in there] == [image.pixels for image in engine.generate(request)]
+    assert len(set(pids)) == 1
+    assert not psutil.pid_exists(pids[0])
+
+    def cancel(_: safelight.Progress) -> None:
+        raise safelight.Cancelled
+
+    with pytest.raises(safelight.Cancelled):
+        list(made.generate(request, cancel))
+    assert spawner._process is None
+    made.close()
+    with pytest.raises(SafelightError, match="stops"):
+        list(made.generate(request))

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from support import serving
 from support.serving import Server
@@ -104,9 +105,9 @@ def kill_servers(root: Path, right: dict[tuple[str, int], str], kills: int) -> d
         server.process.stdout.close()
         for worker in workers:
             until = time.monotonic() + 20
-            while Path(f"/proc/{worker}").exists() and time.monotonic() < until:
+            while psutil.pid_exists(worker) and time.monotonic() < until:
                 time.sleep(0.02)
-            assert not Path(f"/proc/{worker}").exists(), "a worker outlived its server"
+            assert not psutil.pid_exists(worker), "a worker outlived its server"
     with serving.serving(root) as server:
         states = all_ended(server, accepted, right)
     nothing_is_left_over(root)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 READY_SECONDS = 60.0
 
@@ -47,8 +48,8 @@ class Server:
 
 def children(pid: int) -> list[int]:
     """Processes that it started, the oldest first."""
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    return sorted(int(child) for path in found for child in path.read_text().split())
+    found = psutil.Process(pid).children()
+    return [child.pid for child in sorted(found, key=lambda child: (child.create_time(), child.pid))]
 
 
 def start(root: Path, *options: str, key: str | None = None, spare: bool = False) -> Server:

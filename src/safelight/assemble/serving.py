@@ -12,7 +12,7 @@ from safelight.config import Settings
 from safelight.engine.dispatch import Dispatcher
 from safelight.engine.events import Events
 from safelight.engine.fresh import Fresh
-from safelight.engine.isolated import Isolator
+from safelight.engine.isolated import Isolating, Isolator, Spawner, forks
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import InputError, UnreadableFileError
 from safelight.jobs.order import Rules
@@ -25,6 +25,11 @@ from safelight.storage.images import Gallery
 
 WORKER = (sys.executable, "-m", "safelight.assemble.work")
 ZYGOTE = (sys.executable, "-m", "safelight.assemble.zygote")
+
+
+def isolating(settings: Settings) -> Isolating:
+    """What makes images in processes that have held no other model: forks of one, or new ones where nothing may fork."""
+    return Isolator(ZYGOTE, settings) if forks() else Spawner(WORKER, settings)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Control:
     supervisor: Supervisor
     dispatcher: Dispatcher
     fresh: Fresh
-    isolator: Isolator
+    isolator: Isolating
     lock: FileLock
 
     def start(self) -> None:
@@ -76,7 +81,7 @@ def open_control(settings: Settings) -> Control:
     gallery, events = Gallery(settings.root), Events()
     supervisor = Supervisor(WORKER, settings, settings.spare_worker)
     rules = Rules(settings.queue_overtakes, settings.queue_delay_seconds)
-    isolator = Isolator(ZYGOTE, settings)
+    isolator = isolating(settings)
     dispatcher = Dispatcher(database, gallery, supervisor, isolator, events, rules, settings.max_queue_size)
     fresh = Fresh(WORKER, settings)
     return Control(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from safelight import logs
 from safelight.assemble import opening
 from safelight.assemble.pipe import Pipe, carried_out
+from safelight.engine.isolated import forks
 from safelight.engine.messages import Ended, Generate, Imported, Open, Ready, Working
 from safelight.errors import InputError, SafelightError
 
@@ -121,6 +122,8 @@ def _how(status: int) -> str:
 
 
 def main() -> None:
+    if not forks():
+        raise SystemExit("nothing is forked on this system: see safelight.engine.isolated.Spawner")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.to_stderr()
     _Zygote(Connection(int(sys.argv[1]))).run()

@@ -50,11 +50,11 @@ def local(context: typer.Context, root: Path | None) -> LocalEngine:
 def _engine(context: typer.Context, root: Path | None, server: str | None, key: str | None, isolate: bool) -> Engine:
     if server is None and (isolate or loaded(context, root).settings.isolate):
         from safelight.assemble.control import open_library
-        from safelight.assemble.serving import ZYGOTE
-        from safelight.engine.isolated import IsolatedEngine, Isolator
+        from safelight.assemble.serving import isolating
+        from safelight.engine.isolated import IsolatedEngine
 
         settings = loaded(context, root).settings
-        return IsolatedEngine(open_library(settings), Isolator(ZYGOTE, settings))
+        return IsolatedEngine(open_library(settings), isolating(settings))
     if server is None:
         return local(context, root)
     from safelight.engine.client import ServerEngine

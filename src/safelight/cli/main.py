@@ -108,6 +108,8 @@ def options(
 
 def run() -> None:
     """Run a command. Exit codes: 0 done, 1 failed, 2 what was asked for cannot be done, 130 cancelled."""
+    if sys.platform == "win32":
+        _fail("Windows is not supported (docs/structure.md says what would have to change); WSL is Linux", 2)
     try:
         app()
     except StorageError as error:

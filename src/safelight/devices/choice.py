@@ -47,11 +47,21 @@ _MADE: Mapping[str, Callable[[], Device]] = {"cpu": CPU, "cuda": CUDA, "mps": MP
 
 
 def hardware(on: Device) -> str:
-    """What computes, so far as it can change the last bits of a result."""
+    """What computes, so far as it can change a result: the chip, its driver, on a Mac the system's build."""
     if on.name == "cuda":
-        return torch.cuda.get_device_name(on.torch)
+        major, minor = torch.cuda.get_device_capability(on.torch)
+        said = (torch.cuda.get_device_name(on.torch), f"compute {major}.{minor}", f"CUDA {torch.version.cuda}")
+        driver = machine.nvidia_driver() or str(_cuda_driver())
+        return ", ".join([*said, f"driver {driver}", f"cuDNN {torch.backends.cudnn.version()}"])
     limits = [f"{name}={os.environ[name]}" for name in _ISA_LIMITS if os.environ.get(name)]
-    return ", ".join([machine.processor(), torch.backends.cpu.get_cpu_capability(), *limits])
+    known = [machine.processor(), torch.backends.cpu.get_cpu_capability(), machine.system(), *limits]
+    return ", ".join(part for part in known if part)
+
+
+def _cuda_driver() -> int:
+    """What NVIDIA's driver says of itself where the kernel's file is not there, such as 13000 for CUDA 13.0."""
+    version: Callable[[], int] = torch._C._cuda_getDriverVersion  # pyright: ignore[reportAttributeAccessIssue]
+    return version()
 
 
 _ISA_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")

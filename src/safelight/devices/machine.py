@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import resource
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +99,37 @@ def anonymous_bytes() -> int:
     return (int(fields[1]) - int(fields[2])) * _PAGE
 
 
-def processor() -> str:
-    """The processor's name."""
-    for line in _lines(Path("/proc/cpuinfo")):
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name: on a Mac the chip's (``Apple M2 Pro``), as :mod:`platform` says "arm" for all of them."""
+    for line in _lines(cpuinfo):
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return sysctl("machdep.cpu.brand_string") or platform.processor() or platform.machine()
+
+
+def system() -> str:
+    """The operating system where its build changes what a device computes: on a Mac, whose GPU's driver is part of it
+    (``macOS 15.5 24F74``); "" elsewhere."""
+    if sys.platform != "darwin":
+        return ""
+    return f"macOS {platform.mac_ver()[0]} {sysctl('kern.osversion')}".strip()
+
+
+def sysctl(name: str) -> str:
+    """A value of a Mac's kernel, "" where there is none."""
+    if sys.platform != "darwin":
+        return ""
+    done = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def nvidia_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """The version of NVIDIA's driver, "" where it does not say."""
+    for line in _lines(version):
+        found = re.search(r"\s([0-9]+(?:\.[0-9]+)+)\s", line)
+        if found is not None:
+            return found[1]
+    return ""
 
 
 def give_back() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import httpx
 from PIL import Image as PILImage
 
 from safelight.engine.base import ignore
-from safelight.errors import Cancelled, InputError, ModelNotFoundError, SafelightError
+from safelight.errors import Cancelled, InputError, IntegrityError, ModelNotFoundError, SafelightError
 from safelight.types.request import Request
 from safelight.types.results import Image, OnProgress, Progress, Seconds
 
@@ -92,6 +94,11 @@ class ServerEngine:
             _answer(answer)
         with PILImage.open(io.BytesIO(answer.content)) as picture:
             pixels = picture.convert("RGB").tobytes()
+        received = hashlib.sha256(pixels).hexdigest()
+        if received != told["pixels_sha256"]:
+            remedy = "Ask for it again; if it stays so, something between here and the server changes pictures."
+            problem = f"arrived with other pixels ({received[:16]}) than were made ({told['pixels_sha256'][:16]})"
+            raise IntegrityError(Path(told["url"]), "", problem, remedy)
         metadata = dict(told["metadata"])
         made = metadata.pop("made")
         return Image(
@@ -128,5 +135,7 @@ def _answer(answer: httpx.Response) -> Any:
 def _raise_unless_done(job: Mapping[str, Any]) -> None:
     if job["state"] == "cancelled":
         raise Cancelled
+    if job["state"] == "failed" and job.get("failure") == "input":
+        raise InputError(f"the server's job failed: {job['reason']}")
     if job["state"] == "failed":
         raise SafelightError(f"the server's job failed: {job['reason']}")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import structlog
 
 from safelight.engine.events import Event, Events
-from safelight.engine.isolated import Isolator
+from safelight.engine.isolated import Isolating
 from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import Cancelled, QueueFullError, SafelightError, StorageError, WorkerDiedError
@@ -72,7 +72,7 @@ class Dispatcher:
         database: Database,
         gallery: Gallery,
         supervisor: Supervisor,
-        isolator: Isolator,
+        isolator: Isolating,
         events: Events,
         rules: Rules,
         most: int,

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import psutil
 
 from safelight.engine.base import ignore
-from safelight.engine.messages import Ended, FromWorker, Generate, Made, Progressed, Working
+from safelight.engine.messages import Cancel, Ended, FromWorker, Generate, Made, Progressed, Working
 from safelight.engine.supervisor import Process
-from safelight.errors import Cancelled, InputError, SafelightError
+from safelight.errors import Cancelled, InputError, SafelightError, WorkerDiedError
 from safelight.library.library import Library
 from safelight.types.request import Request
 from safelight.types.results import Image, OnProgress
@@ -117,10 +119,71 @@ class Isolator:
             self._zygote.kill()
 
 
+class Spawner:
+    """Runs jobs in processes that are started for them and end with them, where nothing may be forked: on a Mac,
+    Accelerate and Metal do not survive it. ``command`` starts a worker. The same methods as :class:`Isolator`'s."""
+
+    def __init__(self, command: Sequence[str], settings: object) -> None:
+        self._command = command
+        self._settings = settings
+        self._process: Process | None = None
+        self._closed = False
+        self._job = ""
+
+    def run(self, wanted: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
+        """See :meth:`safelight.engine.supervisor.Supervisor.run`."""
+        if self._closed:
+            raise SafelightError("the server stops")
+        process = self._process = Process(self._command)
+        self._job = wanted.job
+        try:
+            process.open(self._settings)
+            process.send(wanted)
+            if cancelled():
+                process.send(Cancel(wanted.job))
+            while (message := process.inbox.get()) is not None:
+                yield message
+                if isinstance(message, Ended):
+                    return
+            raise process.died()
+        finally:
+            process.kill()
+            self._process, self._job = None, ""
+
+    def cancel(self, job: str) -> None:
+        """Stop the job at its next step, if it is the one that runs."""
+        process = self._process
+        if self._job == job and process is not None:
+            with contextlib.suppress(WorkerDiedError):
+                process.send(Cancel(job))
+
+    def close(self) -> None:
+        """End what is at work."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
+
+class Isolating(Protocol):
+    """What runs jobs in processes that have held no other model."""
+
+    def run(self, wanted: Generate, cancelled: Callable[[], bool] = ...) -> Generator[FromWorker]: ...
+
+    def cancel(self, job: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def forks(platform: str = sys.platform) -> bool:
+    """Whether processes may be forked here after torch was imported."""
+    return platform != "darwin"
+
+
 class IsolatedEngine:
     """See :class:`safelight.engine.base.Engine`: every image in a process that has never held another model."""
 
-    def __init__(self, library: Library, isolator: Isolator) -> None:
+    def __init__(self, library: Library, isolator: Isolating) -> None:
         self.library = library
         self._isolator = isolator
 

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
+from safelight.arch.diffusers_fence import hushed
 from safelight.arch.diffusers_fence.kernels import set_attention
 from safelight.formats.keys.adapters import AdapterConfig
 from safelight.formats.keys.clip import CLIPConfig
@@ -48,12 +49,13 @@ def build(
     """
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("meta"):
-            module = construct(base, config, attention)
-    finally:
-        torch.set_default_dtype(previous)
-    module = module.to(dtype).eval().requires_grad_(False)
+    with hushed():
+        try:
+            with torch.device("meta"):
+                module = construct(base, config, attention)
+        finally:
+            torch.set_default_dtype(previous)
+        module = module.to(dtype).eval().requires_grad_(False)
     set_attention(module, attention, slice_size)
     _make_seamless(module, seamless)
     _run_once(module)
