@@ -28,7 +28,7 @@ ZYGOTE = (sys.executable, "-m", "safelight.assemble.zygote")
 
 
 def isolating(settings: Settings) -> Isolating:
-    """What makes images in processes that have held no other model: forks of one, or new ones where nothing may fork."""
+    """What makes images in processes that have held no other model: forks, or new ones where nothing may fork."""
     return Isolator(ZYGOTE, settings) if forks() else Spawner(WORKER, settings)
 
 
