@@ -132,6 +132,7 @@ VARIABLES: dict[str, tuple[str, object]] = {
     "max_prompt_chars": ("100", 100),
     "max_body_bytes": ("2048", 2048),
     "shutdown_seconds": ("0", 0.0),
+    "trash_days": ("7", 7.0),
     "spare_worker": ("false", False),
 }
 

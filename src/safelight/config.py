@@ -138,6 +138,11 @@ class Settings(BaseModel):
         default=(),
         description="folders from which checkpoints may be added over HTTP; none by default",
     )
+    trash_days: float = Field(
+        default=30.0,
+        ge=0,
+        description="for which input images that nothing names any more lie in the trash before they are removed",
+    )
     max_queue_size: int = Field(default=10_000, ge=1, description="jobs that may wait")
     queue_overtakes: int = Field(
         default=64,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,22 @@ def test_what_is_wrong_names_the_file(root: Path, tmp_path: Path) -> None:
         Inputs(root).taken("image", str(tmp_path / "bad.png"), by_path=True)
     with pytest.raises(Exception, match="nobody_at_all"):
         Inputs(root).taken("image", "~nobody_at_all/x.png", by_path=True)
+
+
+def test_what_nothing_names_goes_to_the_trash_and_comes_back_when_it_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = Inputs(root)
+    digests = [inputs.keep("image", saved(PILImage.new("RGB", (8, 8), colour))) for colour in ("red", "green", "blue")]
+    assert inputs.sweep([], 30) == (0, 0)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 2 * 86_400)
+    assert inputs.sweep([digests[0]], 30) == (2, 0)
+    assert (root / f"trash/inputs/{digests[1]}.png").exists()
+    assert inputs.taken("image", digests[1], by_path=False) == digests[1]
+    assert inputs.open(digests[1]).size == (8, 8)
+    monkeypatch.setattr(time, "time", lambda: now + 40 * 86_400)
+    moved, removed = inputs.sweep(digests[:2], 30)
+    assert (moved, removed) == (0, 1)
+    with pytest.raises(RequestError, match=f"{digests[2]}.*is gone"):
+        inputs.taken("image", digests[2], by_path=False)

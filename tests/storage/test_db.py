@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,14 @@ def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
     opened = Database(tmp_path)
     (job,) = opened.jobs()
     assert (job.request.prompt, job.failure, job.unreadable) == ("x", "", "")
+
+
+def test_inputs_are_those_that_something_names(database: Database) -> None:
+    waiting = ask(image="a" * 64, mask="b" * 64, controls=({"name": "edges", "image": "c" * 64},))
+    queued(database, waiting, "d")
+    done = queued(database, ask(image="e" * 64), "d")
+    database.start(done.id, "")
+    made = replace(image(done.id), metadata={"request": {"image": "f" * 64, "mask": "", "controls": []}})
+    assert database.add_image(made)
+    database.end(done.id, "done")
+    assert database.inputs() == {letter * 64 for letter in "abcf"}

@@ -6,9 +6,11 @@ Screenshots are kept in ``build/screenshots``.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Generator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from support.serving import Server
@@ -134,4 +136,39 @@ def test_what_runs_can_be_cancelled_and_mistakes_are_told(browser: Browser, serv
     page.get_by_role("button", name="Make").click()
     page.get_by_role("button", name="Cancel").first.click(timeout=30_000)
     page.get_by_text("cancelled", exact=True).wait_for(timeout=30_000)
+    page.context.close()
+
+
+def test_the_form_and_the_sheet_are_there_after_a_reload(browser: Browser, server: Server) -> None:
+    page = opened(browser, server, "1440x900", False, set())
+    page.get_by_label("Prompt", exact=True).fill("a koala")
+    page.get_by_label("Steps", exact=True).fill("7")
+    page.get_by_role("button", name="Make").click()
+    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
+    page.wait_for_timeout(1500)
+    page.reload()
+    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=30_000)
+    assert page.get_by_label("Prompt", exact=True).input_value() == "a koala"
+    assert page.get_by_label("Steps", exact=True).input_value() == "7"
+    page.context.close()
+
+
+def test_a_removal_can_be_undone(browser: Browser, server: Server, http: httpx.Client) -> None:
+    page = opened(browser, server, "1440x900", False, set())
+    page.get_by_label("Prompt", exact=True).fill("a crab")
+    page.get_by_role("button", name="Make").click()
+    page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
+    image = http.get("/api/v1/images?limit=1").json()[0]["id"]
+    for undo in (True, False):
+        page.locator(".sl-grid .sl-shot").first.click()
+        page.locator(".q-dialog").get_by_role("button", name="Remove").click()
+        page.get_by_text("1 image removed").wait_for()
+        if undo:
+            page.get_by_role("button", name="Undo").click()
+            page.wait_for_timeout(1500)
+            assert http.get(f"/api/v1/images/{image}").status_code == 200
+    until = time.monotonic() + 20
+    while http.get(f"/api/v1/images/{image}").status_code == 200:
+        assert time.monotonic() < until
+        page.wait_for_timeout(300)
     page.context.close()

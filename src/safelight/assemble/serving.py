@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
+import structlog
 from filelock import FileLock, Timeout
 
 from safelight.assemble.control import open_library
@@ -14,7 +16,7 @@ from safelight.engine.events import Events
 from safelight.engine.fresh import Fresh
 from safelight.engine.isolated import Isolating, Isolator, Spawner, forks
 from safelight.engine.supervisor import Supervisor
-from safelight.errors import InputError, UnreadableFileError
+from safelight.errors import InputError, SafelightError, UnreadableFileError
 from safelight.jobs.order import Rules
 from safelight.library.adapters import Adapters
 from safelight.library.chosen import Shelves
@@ -22,6 +24,10 @@ from safelight.library.inputs import Inputs
 from safelight.library.library import Library
 from safelight.storage.db import Database
 from safelight.storage.images import Gallery
+
+_log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS = 86_400
 
 WORKER = (sys.executable, "-m", "safelight.assemble.work")
 ZYGOTE = (sys.executable, "-m", "safelight.assemble.zygote")
@@ -47,13 +53,26 @@ class Control:
     fresh: Fresh
     isolator: Isolating
     lock: FileLock
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Begin with what is queued."""
+        """Begin with what is queued; every day sweep what nothing names any more."""
         self.dispatcher.start()
+        threading.Thread(target=self._sweep, name="safelight-sweep", daemon=True).start()
+
+    def _sweep(self) -> None:
+        while True:
+            try:
+                moved, removed = self.shelves.inputs.sweep(self.database.inputs(), self.settings.trash_days)
+                _log.info("input images", into_the_trash=moved, removed=removed)
+            except (SafelightError, OSError) as error:
+                _log.warning("input images were not swept", why=str(error))
+            if self.stopping.wait(SWEEP_SECONDS):
+                return
 
     def stop(self) -> None:
         """Let the job that runs finish, or put it back; end the processes; let go of the root."""
+        self.stopping.set()
         self.fresh.close()
         self.dispatcher.stop(self.settings.shutdown_seconds)
         self.supervisor.close()

@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
+import os
 import re
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,11 @@ from safelight.errors import IntegrityError, RequestError
 from safelight.files import open_regular, write_whole
 from safelight.library import paths
 from safelight.types.request import MOST_PIXELS
+
+YOUNG_SECONDS = 86_400
+"""A request may be about to name an image that was kept so recently."""
+
+GONE = "images that no waiting job and no stored picture names are removed after a while (the setting trash_days)"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -100,6 +109,7 @@ class Inputs:
 
     def __init__(self, root: Path) -> None:
         self._folder = root / "inputs"
+        self._trash = root / "trash" / "inputs"
 
     def keep(self, field: str, data: bytes, name: str = "") -> str:
         """Keep an image file, a mask's if ``field`` is that, and give its digest. Raises RequestError as
@@ -121,8 +131,8 @@ class Inputs:
         Raises RequestError for what is no image, or is not kept here.
         """
         if _DIGEST.fullmatch(value):
-            if not self._path(value).exists():
-                raise RequestError(field, value[:16], "no image of this digest is kept here")
+            if not self._there(value):
+                raise RequestError(field, value, f"this image is gone: {GONE}")
             return value
         found = _DATA.match(value)
         if found is not None:
@@ -146,10 +156,38 @@ class Inputs:
 
     def known(self, digest: str) -> str:
         """The digest, if its image is kept here; "" if it is not."""
-        return digest if _DIGEST.fullmatch(digest) and self._path(digest).exists() else ""
+        return digest if _DIGEST.fullmatch(digest) and self._there(digest) else ""
+
+    def _there(self, digest: str) -> bool:
+        """Whether an image is kept; one that lies in the trash comes back."""
+        path = self._path(digest)
+        if path.exists():
+            return True
+        with contextlib.suppress(OSError):
+            os.replace(self._trash / path.name, path)
+            return True
+        return False
+
+    def sweep(self, named: Collection[str], days: float) -> tuple[int, int]:
+        """Move what nothing names (``named``: digests) into the trash, but for what came within a day, and empty the
+        trash of what has lain there for so many days; (how many were moved, how many removed)."""
+        moved = removed = 0
+        now = time.time()
+        for path in self._folder.glob("*.png"):
+            if path.stem not in named and _DIGEST.fullmatch(path.stem) and now - path.stat().st_mtime > YOUNG_SECONDS:
+                self._trash.mkdir(parents=True, exist_ok=True)
+                os.utime(path, (now, now))
+                os.replace(path, self._trash / path.name)
+                moved += 1
+        for path in self._trash.glob("*.png"):
+            if now - path.stat().st_mtime > days * 86_400:
+                path.unlink(missing_ok=True)
+                removed += 1
+        return moved, removed
 
     def open(self, digest: str) -> PILImage.Image:
         """The image, RGB. Raises IntegrityError when it is gone or is another."""
+        self._there(digest)
         try:
             with PILImage.open(self._path(digest)) as opened:
                 image = opened.convert("RGB")

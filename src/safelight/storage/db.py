@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event, func, select, update
+from sqlalchemy import Engine, create_engine, event, func, select, text, update
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
@@ -226,6 +226,24 @@ class Database:
                 return False
             session.add(ImageRow(told=values.pop("metadata"), **values))
             return True
+
+    def inputs(self) -> set[str]:
+        """The digests of all input images that unfinished jobs and stored images name."""
+        found: set[str] = set()
+        with self._session() as session:
+            for table, column, where in (
+                ("jobs", "request", "WHERE state IN ('queued', 'running')"),
+                ("images", "json_extract(metadata, '$.request')", ""),
+            ):
+                asked = f"SELECT {column} AS asked FROM {table} {where}"
+                for name in ("image", "mask"):
+                    rows = session.execute(text(f"SELECT json_extract(asked, '$.{name}') FROM ({asked})"))
+                    found |= {value for (value,) in rows if value}
+                shown = (
+                    f"SELECT json_extract(one.value, '$.image') FROM ({asked}), json_each(asked, '$.controls') AS one"
+                )
+                found |= {value for (value,) in session.execute(text(shown)) if value}
+        return found
 
     def image(self, image_id: str) -> StoredImage | None:
         with self._session() as session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from nicegui import ui
@@ -110,6 +111,43 @@ class Form:
             )
             for model in models
         ]
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "prompt": self._prompt,
+            "negative": self._negative,
+            "models": self._models,
+            "steps": self._steps,
+            "seed": self._seed,
+            "width": self._width,
+            "height": self._height,
+            "cfg": self._cfg,
+            "count": self._count,
+            "sampler": self._sampler,
+            "schedule": self._schedule,
+            "clip_skip": self._clip_skip,
+            "precision": self._precision,
+        }
+
+    def kept(self) -> dict[str, Any]:
+        """What is in the form, as JSON has it."""
+        try:
+            further = self.further.values()
+        except InputError:
+            # Not whole yet.
+            further = {}
+        further["controls"] = [asdict(control) for control in further.get("controls", ())]
+        return {**{name: field.value for name, field in self._fields().items()}, "further": further}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Put back what :meth:`kept` gave. Models that are gone are left out."""
+        there = {card.name for card in self._control.library.cards()}
+        for name, field in self._fields().items():
+            if name in kept:
+                value = kept[name]
+                field.set_value([one for one in value if one in there] if name == "models" else value)
+        if kept.get("further"):
+            self.further.fill(kept["further"])
 
     def fill(self, request: dict[str, Any]) -> None:
         """Set every field to that of an image's request."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from fastapi import FastAPI
 from nicegui import ui
 
 from safelight.assemble.serving import Control
-from safelight.errors import SafelightError
+from safelight.errors import InputError, SafelightError
 from safelight.jobs.job import Job
 from safelight.server import asking, bridge
 from safelight.storage.db import StoredImage
@@ -38,8 +40,12 @@ def mount(app: FastAPI, control: Control) -> None:
     """Put the page on the application, at ``/``."""
 
     @ui.page("/", title="Safelight")
-    def page() -> None:
-        Tab(control).build()
+    async def page() -> None:
+        tab = Tab(control)
+        tab.build()
+        ui.context.client.on_delete(tab.remove_all)
+        await ui.context.client.connected(CONNECTED_SECONDS)
+        await tab.restore()
 
     ui.run_with(app, title="Safelight", favicon=_FAVICON, dark=None, show_welcome_message=False, tailwind=False)
 
@@ -47,6 +53,19 @@ def mount(app: FastAPI, control: Control) -> None:
 _FAVICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><circle cx='16' cy='16' r='11' fill='#b5371f'/></svg>"
 )
+
+
+CONNECTED_SECONDS = 30.0
+"""For which a page waits for its browser."""
+
+KEPT = "safelight"
+"""Where a browser keeps what a tab had in its form and on its sheet, for after a reload or a restart of the server."""
+
+MOST_KEPT = 200
+"""Jobs on the sheet that a browser keeps."""
+
+UNDO_SECONDS = 10.0
+"""For which a removal can be undone."""
 
 
 class Tab:
@@ -58,6 +77,9 @@ class Tab:
         self._seen = -1
         self._shown = SHOWN
         self._library = [*control.library.cards(), *control.shelves.adapters.cards()]
+        self._kept = ""
+        self._restored = False
+        self._removing: dict[str, float] = {}
 
     def build(self) -> None:
         """Make the elements, and look for changes from now on."""
@@ -79,8 +101,32 @@ class Tab:
                     self._gallery = ui.element("div").classes("sl-grid")
                     self._more = ui.button("More", on_click=self._show_more).props("flat no-caps").classes("sl-soft")
         self._dialogs = ui.element("div")
+        with ui.element("div").classes("sl-undo") as self._undo:
+            self._undo_says = ui.label("")
+            ui.button("Undo", on_click=self._take_back).props("flat no-caps dense")
+        self._undo.set_visibility(False)
         self._running = _Running(self._now, self._control)
         ui.timer(EVERY_SECONDS, self._look)
+
+    async def restore(self) -> None:
+        """Put back what this browser had in the form and on the sheet."""
+        text = await ui.run_javascript(f"localStorage.getItem({json.dumps(KEPT)})", timeout=CONNECTED_SECONDS)
+        try:
+            kept: dict[str, Any] = json.loads(text) if text else {}
+            self._form.restore(kept.get("form", {}))
+            self._asked = [str(job) for job in kept.get("asked", [])][:MOST_KEPT]
+        except (ValueError, KeyError, TypeError, AttributeError, InputError):
+            # Of another version, or by another hand: the form stays as it is.
+            ui.notify("What this browser kept of the form cannot be read any more.", type="warning")
+        self._seen = -1
+        self._restored = True
+
+    def _keep(self) -> None:
+        """Have the browser keep what is in the form and on the sheet, when it has changed."""
+        text = json.dumps({"form": self._form.kept(), "asked": self._asked})
+        if self._restored and text != self._kept:
+            self._kept = text
+            ui.run_javascript(f"localStorage.setItem({json.dumps(KEPT)}, {json.dumps(text)})")
 
     def _top(self) -> None:
         with ui.element("header").classes("sl-top"):
@@ -108,6 +154,8 @@ class Tab:
 
     async def _look(self) -> None:
         control = self._control
+        self._keep()
+        await self._remove_for_good()
         self._running.show(control.dispatcher.state)
         memory.show(self._memory, control.dispatcher.memory, self._library)
         run_settings = control.supervisor.run_settings(0.0)
@@ -117,10 +165,10 @@ class Tab:
         if changes == self._seen:
             return
         self._seen = changes
-        seen = await bridge.run(_seen, control, self._asked, self._shown)
+        seen = await bridge.run(_seen, control, self._asked, self._shown + len(self._removing))
         self._running.queue(seen.queue)
         self._draw_sheet(seen.sheet)
-        self._draw_gallery(seen.gallery)
+        self._draw_gallery([image for image in seen.gallery if image.id not in self._removing])
 
     def _draw_sheet(self, sheet: list[tuple[Job, dict[int, StoredImage]]]) -> None:
         self._sheet.clear()
@@ -162,6 +210,8 @@ class Tab:
         shot = ui.element("button").classes("sl-shot").props(f'aria-label="Image by {image.model}, seed {image.seed}"')
         shot.on("click", lambda: self._open(image))
         with shot:
+            if image.metadata.get("marks"):
+                ui.label("suspicious").classes("sl-mark").tooltip("; ".join(image.metadata["marks"]))
             ui.element("img").props(f'src="/api/v1/images/{image.id}/thumbnail" loading="lazy" alt=""')
 
     def _open(self, image: StoredImage) -> None:
@@ -213,9 +263,36 @@ class Tab:
         self._form.further.start_from(await bridge.run(self._control.shelves.inputs.keep, "image", data))
         dialog.close()
 
-    async def _remove(self, image: StoredImage, dialog: ui.dialog) -> None:
-        await bridge.run(self._control.dispatcher.forget, image.id)
+    def _remove(self, image: StoredImage, dialog: ui.dialog) -> None:
+        """It is not shown any more; it is removed when nobody has taken that back for a while."""
+        self._removing[image.id] = time.monotonic() + UNDO_SECONDS
+        self._say_removing()
         dialog.close()
+
+    def _take_back(self) -> None:
+        self._removing.clear()
+        self._say_removing()
+
+    def _say_removing(self) -> None:
+        count = len(self._removing)
+        self._undo_says.set_text(f"{count} image{'s' if count > 1 else ''} removed")
+        self._undo.set_visibility(bool(count))
+        self._seen = -1
+
+    async def remove_all(self) -> None:
+        """Remove what was to be removed: the tab is closed, and nobody can take it back any more."""
+        await self._forget(list(self._removing))
+
+    async def _remove_for_good(self) -> None:
+        over = [image for image, until in self._removing.items() if time.monotonic() > until]
+        await self._forget(over)
+        if over:
+            self._say_removing()
+
+    async def _forget(self, images: list[str]) -> None:
+        for image in images:
+            del self._removing[image]
+            await bridge.run(self._control.dispatcher.forget, image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +319,9 @@ def _accepted(control: Control, requests: list[Request]) -> list[Job]:
 
 def _facts(image: StoredImage) -> None:
     request, settings = image.metadata["request"], image.metadata["run"]
+    marks: list[str] = image.metadata.get("marks", [])
     facts = {
+        **({"Suspicious": "; ".join(marks) + ". It can be right all the same."} if marks else {}),
         "Model": image.model,
         "Content": image.model_digest[:12],
         "Seed": image.seed,

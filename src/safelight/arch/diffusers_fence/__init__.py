@@ -20,8 +20,10 @@ environment is the host's again."""
 
 @contextmanager
 def hushed() -> Generator[None]:
-    """Within, the libraries say errors only, whatever the host has set; after it as before. What they warn of (an absent
-    torchvision, modules that could be kept in fp32) does not concern what is asked of them here."""
+    """Within, the libraries say errors only, whatever the host has set; after it as before.
+
+    What they warn of (an absent torchvision, modules that could be kept in fp32) does not concern what is asked here.
+    """
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
