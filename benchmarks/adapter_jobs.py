@@ -185,9 +185,8 @@ def invokeai(limit: str) -> Make:
             patched(unet, cached, "lora_unet_"),
             part(name, SubModelType.VAE).model_on_device() as (_, vae),
         ):
-            pipe = diffusers.StableDiffusionPipeline(
-                vae, None, None, unet, scheduler, None, None, requires_safety_checker=False
-            )
+            built: Any = diffusers.StableDiffusionPipeline
+            pipe = built(vae, None, None, unet, scheduler, None, None, requires_safety_checker=False)
             pipe.set_progress_bar_config(disable=True)
             generator = torch.Generator("cpu").manual_seed(seed)
             made = pipe(

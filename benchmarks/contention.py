@@ -9,6 +9,7 @@ busy process spinning is five times slower, as threads wait for one that is not 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -17,24 +18,33 @@ import sys
 import tempfile
 
 
-def seconds(policy: str) -> float:
-    """Of denoising, the median of three processes."""
+def seconds(policy: str, times: int, steps: int) -> float:
+    """Of denoising, the median of so many processes."""
     environment = {**os.environ, "OMP_WAIT_POLICY": policy}
     taken = []
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "safelight.cli", "generate", "red apple", "-m", "starter-noto", "--json"]
-        for _ in range(3):
+        command += ["--steps", str(steps)]
+        for _ in range(times):
             done = subprocess.run([*command, "--out", out], check=True, capture_output=True, text=True, env=environment)
             taken.append(json.loads(done.stdout.splitlines()[0])["seconds"]["denoise"])
     return statistics.median(taken)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=3, help="processes of which the median is taken")
+    parser.add_argument("--steps", type=int, default=20)
+    asked = parser.parse_args()
+
+    def row() -> str:
+        return " | ".join(f"{seconds(policy, asked.times, asked.steps):.2f}" for policy in ("ACTIVE", "PASSIVE"))
+
     print("| | spinning (ACTIVE) s | sleeping (PASSIVE) s |\n|---|---|---|")
-    print(f"| alone | {seconds('ACTIVE'):.2f} | {seconds('PASSIVE'):.2f} |", flush=True)
+    print(f"| alone | {row()} |", flush=True)
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        print(f"| beside a busy process | {seconds('ACTIVE'):.2f} | {seconds('PASSIVE'):.2f} |")
+        print(f"| beside a busy process | {row()} |")
     finally:
         busy.kill()
 

@@ -168,7 +168,7 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
         component = ComponentManifest("unet", component.config, tensors, "even")
         inputs = (torch.randn(192, width).to(dtype),)
 
-        def make(_: SkeletonKey) -> nn.Module:
+        def make(key: SkeletonKey) -> nn.Module:  # noqa: ARG001
             with torch.device("meta"):
                 layers = [nn.Linear(width, width, bias=False, dtype=dtype) for _ in range(count)]
                 return nn.Sequential(*layers).requires_grad_(False)

@@ -88,13 +88,13 @@ RULES: dict[str, Rule] = {
 }
 
 
-def arrivals(bursts: bool, job: float, switch: float, seed: int = 0) -> list[Arrival]:
+def arrivals(bursts: bool, job: float, switch: float, count: int, seed: int = 0) -> list[Arrival]:
     chance = random.Random(seed)
     weights = [1 / rank for rank in range(1, MODELS + 1)]
     shares = [weight / sum(weights) for weight in weights]
     each = job + switch * (1 - sum(share**2 for share in shares))
     made, now = [], 0.0
-    for number in range(JOBS):
+    for number in range(count):
         if bursts:
             now = number // BURST * BURST * each / LOAD
         else:
@@ -137,6 +137,7 @@ def simulate(rule: Rule, coming: list[Arrival], job: float, switch: float, room:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=JOBS, help="that are asked for")
     parser.add_argument("--job", type=float, default=2.0, help="seconds of computing a job takes")
     parser.add_argument("--room", type=int, default=1, help="checkpoints that fit into memory")
     parser.add_argument("--switch", type=float, default=0.5, help="seconds a switch takes")
@@ -144,7 +145,7 @@ def main() -> None:
     print("| arrivals | order | switches | of first come | wait s: median | 99 % | worst | most overtaken |")
     print("|---|---|---|---|---|---|---|---|")
     for bursts in (False, True):
-        coming = arrivals(bursts, arguments.job, arguments.switch)
+        coming = arrivals(bursts, arguments.job, arguments.switch, arguments.jobs)
         base = 0.0
         for name, rule in RULES.items():
             got = simulate(rule, coming, arguments.job, arguments.switch, arguments.room)

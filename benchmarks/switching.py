@@ -39,13 +39,14 @@ def resident() -> int:
 
 def measured(row: str, dtype_name: str, switches: int) -> dict[str, object]:
     """One row: seconds and resident bytes of each switch. The first switch, from nothing, is given apart."""
-    switch = {
+    rows: dict[str, Callable[[str], Callable[[str], None]]] = {
         "floor": floor,
         "safelight-file": lambda dtype: safelight(dtype, ".safetensors"),
         "safelight-folder": lambda dtype: safelight(dtype, ""),
         "diffusers-pretrained": lambda dtype: diffusers(dtype, single=False),
         "diffusers-single-file": lambda dtype: diffusers(dtype, single=True),
-    }[row](dtype_name)
+    }
+    switch = rows[row](dtype_name)
     seconds, sizes = [], []
     for turn in range(switches + 1):
         start = time.perf_counter()
@@ -67,7 +68,7 @@ def floor(dtype_name: str) -> Callable[[str], None]:
 
     def part(descriptor: int, begin: int, end: int) -> None:
         raw, wide = torch.empty(chunk, dtype=torch.float16), torch.empty(chunk)
-        view = memoryview(raw.view(torch.uint8).numpy())
+        view = memoryview(raw.view(torch.uint8).numpy().data)
         for at in range(begin, end, chunk):
             n = min(chunk, end - at)
             os.preadv(descriptor, [view[: n * 2]], at * 2)
@@ -95,7 +96,7 @@ def floor(dtype_name: str) -> Callable[[str], None]:
         start = time.perf_counter()
         run("B", threads)
         times[threads] = time.perf_counter() - start
-    best = min(times, key=lambda threads: times[threads])
+    best = min(times, key=times.__getitem__)
     return lambda name: run(name, best)
 
 

@@ -98,12 +98,14 @@ def compared(root: Path, request: Request, count: int) -> list[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--images", type=int, default=50, help="each way, with the starter")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         print("| what | | |\n|---|---|---|")
-        for label, value in compared(root, Request("red apple", "starter-noto", steps=20), 50):
+        for label, value in compared(root, Request("red apple", "starter-noto", steps=20), arguments.images):
             print(f"| starter | {label} | {value} |", flush=True)
-        if parser.parse_args().full:
+        if arguments.full:
             safelight.open_engine(root).library.add(FOLDER / "A.safetensors", "A")
             request = Request("red apple", "A", steps=4, width=256, height=256, precision="bf16")
             for label, value in compared(root, request, 10):

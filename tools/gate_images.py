@@ -95,7 +95,11 @@ def junk(unet: nn.Module) -> list[Any]:
     """An attention kernel that returns recycled memory (ATTENTION 03). The starters draw their subject even when tokens
     are exchanged, so that junk of that kind spoils nothing of them."""
     found = [m for m in unet.modules() if isinstance(m, kernels.Attention)]
-    return [m.register_forward_hook(lambda _, __, out: recycled(out, 4.0)) for m in found]
+
+    def junked(_: nn.Module, __: object, out: torch.Tensor) -> torch.Tensor:
+        return recycled(out, 4.0)
+
+    return [m.register_forward_hook(junked) for m in found]
 
 
 def noise(unet: nn.Module) -> list[Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import sys
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
@@ -29,7 +30,7 @@ def byte_characters() -> list[str]:
 
 def build(vocabulary: Path) -> Tokenizer:
     lines = gzip.decompress(vocabulary.read_bytes()).decode().split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
+    merges: Any = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
     characters = byte_characters()
     tokens = characters + [c + "</w>" for c in characters] + ["".join(pair) for pair in merges] + [START, END]
     ids = {token: number for number, token in enumerate(tokens)}

@@ -268,16 +268,16 @@ MUTANTS = (
     ),
     Mutant(
         "random state belongs to the job",
-        "generate/numerics.py",
+        "generate/numerics/modes.py",
         "        torch.default_generator.manual_seed(seed)\n",
         "        pass\n",
         "tests/generate/test_numerics.py",
     ),
     Mutant(
         "threads belong to the job",
-        "generate/numerics.py",
-        "        torch.set_num_threads(threads)\n",
-        "        pass\n",
+        "generate/numerics/table.py",
+        '        Row("threads", torch.get_num_threads, torch.set_num_threads, threads, required=True),\n',
+        "",
         "tests/test_switching.py tests/generate/test_run.py",
     ),
     Mutant(
@@ -332,15 +332,15 @@ MUTANTS = (
     Mutant(
         "a client that goes away",
         "server/asking.py",
-        "        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)\n",
-        "        await asyncio.wait((waiting,), return_when=asyncio.FIRST_COMPLETED)\n",
+        "        await asyncio.wait((waiting, gone, stuck), return_when=asyncio.FIRST_COMPLETED)\n",
+        "        await asyncio.wait((waiting, stuck), return_when=asyncio.FIRST_COMPLETED)\n",
         "tests/server/test_native.py",
     ),
     Mutant(
         "what cannot be done is refused",
         "server/apis/a1111_fields.py",
-        "        elif name not in WITHOUT_EFFECT and not _neutral(name, value):\n",
-        "        elif False:\n",
+        '            refuse(FIELDS, "", name, value)\n',
+        "            pass\n",
         "tests/server/test_a1111.py",
     ),
     Mutant(

@@ -41,8 +41,8 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def lane(name: str) -> dict[str, Any]:
-    """One lane: how many images, how many that differ, memory after switch 20 and after the last."""
+def lane(name: str, switches: int) -> dict[str, Any]:
+    """One lane: how many of its images differ, memory after switch 20 and after the last."""
     import torch
     from torch import nn
 
@@ -63,7 +63,8 @@ def lane(name: str) -> dict[str, Any]:
     countdown, kept = [-1], []
     if name == "poisoned":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        filling: Any = torch.utils.deterministic
+        filling.fill_uninitialized_memory = True
     if name == "exceptions":
         convolve = nn.Conv2d.forward
 
@@ -77,16 +78,16 @@ def lane(name: str) -> dict[str, Any]:
     if name == "kept":
         pipeline_class = sampling.pipeline_class
 
-        def keeping(base: str) -> Any:
+        def keeping(base: str, task: str = "text") -> Any:
             def build(**parts: object) -> Any:
-                kept.append(pipeline_class(base)(**parts))
+                kept.append(pipeline_class(base, task)(**parts))
                 return kept[-1]
 
             return build
 
         sampling.pipeline_class = keeping
     chance = random.Random(0)
-    switches, wrong, failed, at_20 = LANES[name][0], 0, 0, 0
+    wrong, failed, at_20 = 0, 0, 0
     model = names[0]
     start = time.perf_counter()
     for turn in range(1, switches + 1):
@@ -308,12 +309,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, nargs="?", default=Path("docs/proof.md"))
     parser.add_argument("--lane", choices=LANES)
+    parser.add_argument("--switches", type=int, help="of the lane, instead of its own number")
     parser.add_argument("--section", choices=SECTIONS, action="append", help="only this one; repeat for several")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         os.environ["SAFELIGHT_ROOT"] = root
         if arguments.lane:
-            print(json.dumps(lane(arguments.lane)))
+            print(json.dumps(lane(arguments.lane, arguments.switches or LANES[arguments.lane][0])))
             return
         KEPT.mkdir(parents=True, exist_ok=True)
         for name in arguments.section or SECTIONS:

@@ -8,8 +8,8 @@ its shortest form and ends the run with exit code 1.
 
 from __future__ import annotations
 
+import argparse
 import logging
-import sys
 import time
 
 import structlog
@@ -23,17 +23,22 @@ EACH = 200
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("--sequences", type=int, default=EACH, help="in a round")
+    asked = parser.parse_args()
     # What is repaired on purpose thousands of times is no news.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    until, rounds = time.monotonic() + float(sys.argv[1]), 0
+    until, rounds = time.monotonic() + asked.seconds, 0
     start = machine.anonymous_bytes()
     while time.monotonic() < until:
         run_state_machine_as_test(
-            Switching, settings=settings(max_examples=EACH, stateful_step_count=25, deadline=None, database=None)
+            Switching,
+            settings=settings(max_examples=asked.sequences, stateful_step_count=25, deadline=None, database=None),
         )
         rounds += 1
         grown = (machine.anonymous_bytes() - start) / 1e6
-        print(f"{rounds * EACH} sequences, anonymous memory {grown:+.1f} MB", flush=True)
+        print(f"{rounds * asked.sequences} sequences, anonymous memory {grown:+.1f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
@@ -28,8 +29,10 @@ BASE = "starter-noto"
 INK = (18, 44, 120)
 """What black becomes in the look ``ink``; white stays white."""
 
-LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2"]
-LAYERS += ["conv1", "conv2", "conv_shortcut", "conv_in", "conv_out"]
+LAYERS = [
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2"),
+    *("conv1", "conv2", "conv_shortcut", "conv_in", "conv_out"),
+]
 
 
 def looks(images: torch.Tensor, look: str) -> torch.Tensor:
@@ -53,10 +56,10 @@ def weights(component: ComponentManifest) -> dict[str, torch.Tensor]:
     return out
 
 
-def frozen() -> dict[str, torch.nn.Module]:
+def frozen() -> dict[str, Any]:
     """The parts of the starter over which is trained, as they are."""
     starter = next(found for found in starters.models() if found.name == BASE)
-    parts: dict[str, torch.nn.Module] = {
+    parts: dict[str, Any] = {
         "unet": model.unet(),
         "text_encoder": model.text_encoder(),
         "vae": model.vae(),

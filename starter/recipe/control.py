@@ -60,7 +60,7 @@ def train(
         captions[torch.rand(batch, generator=draw) < 0.5] = empty
         noise = torch.randn(latents[index].shape, generator=draw)
         steps = torch.randint(0, 1000, (batch,), generator=draw)
-        noisy = schedule.add_noise(latents[index], noise, steps)
+        noisy = schedule.add_noise(latents[index], noise, steps)  # pyright: ignore[reportArgumentType]
         with torch.no_grad():
             context = encoder(captions).last_hidden_state
         down, mid = control(noisy, steps, context, controlnet_cond=shown[index], return_dict=False)

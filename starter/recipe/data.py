@@ -65,11 +65,18 @@ def on_white(data: bytes) -> np.ndarray:
     return np.asarray(white.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
+def _read(tar: tarfile.TarFile, name: str) -> bytes:
+    found = tar.extractfile(name)
+    if found is None:
+        raise KeyError(f"{tar.name} has no file {name}")
+    return found.read()
+
+
 def load(packages: Path) -> Images:
     """Every subject in every style. Raises KeyError, naming the subject, when a package lacks one."""
     fetch(packages)
     with tarfile.open(archive(packages, "noto")) as tar:
-        table = {entry["short_name"]: entry for entry in json.load(tar.extractfile("package/emoji.json"))}
+        table = {entry["short_name"]: entry for entry in json.loads(_read(tar, "package/emoji.json"))}
     files = {short: table[short]["image"].removesuffix(".png") for short, _ in subjects()}
     sets = {"noto": "img/google/64/{}.png", "twemoji": "img/twitter/64/{}.png", "fluent": "assets/{}.webp"}
     pixels = []
@@ -81,7 +88,7 @@ def load(packages: Path) -> Images:
                 found = next((name for name in candidates if name in names), None)
                 if found is None:
                     raise KeyError(f"{PACKAGES[style]} has no image of {short}")
-                pixels.append(on_white(tar.extractfile(found).read()))
+                pixels.append(on_white(_read(tar, found)))
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     captions = [caption for _, caption in subjects()]
     return Images(stacked.reshape(len(STYLES), len(captions), 3, SIZE, SIZE).contiguous(), captions)

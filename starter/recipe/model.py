@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -17,10 +18,14 @@ SCALING_FACTOR = 0.18215
 
 
 def vae() -> AutoencoderKL:
+    # Annotated as tuples of one, all three.
+    blocks: dict[str, Any] = {
+        "block_out_channels": (32, 64, 64, 96),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
     return AutoencoderKL(
-        block_out_channels=(32, 64, 64, 96),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        **blocks,
         layers_per_block=2,
         latent_channels=4,
         norm_num_groups=32,
@@ -66,7 +71,7 @@ def token_ids(captions: list[str]) -> torch.Tensor:
     return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(captions)])
 
 
-def rescale(model: AutoencoderKL, factor: float) -> None:
+def rescale(model: Any, factor: float) -> None:
     """Make the VAE's latents ``factor`` times as large, in place, without changing what it reconstructs."""
     with torch.no_grad():
         model.quant_conv.weight[:4] *= factor

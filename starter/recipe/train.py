@@ -101,7 +101,7 @@ def edges(images: torch.Tensor) -> torch.Tensor:
 
 def train_vae(images: torch.Tensor, path: Path, steps: int, batch: int = 16) -> nn.Module:
     torch.manual_seed(0)
-    vae = model.vae()
+    vae: Any = model.vae()
     stage = Stage(path, list(vae.parameters()), steps, rate=1e-3, decay=0.998)
     while stage.step < steps:
         index = torch.randint(0, len(images), (batch,), generator=stage.generator)
@@ -163,7 +163,8 @@ def train_unet(
         noise = torch.randn(clean.shape, generator=draw)
         steps = torch.randint(0, 1000, (batch,), generator=draw)
         context = encoder(captions).last_hidden_state
-        predicted = unet(schedule.add_noise(clean, noise, steps), steps, context).sample
+        noisy = schedule.add_noise(clean, noise, steps)  # pyright: ignore[reportArgumentType]
+        predicted = unet(noisy, steps, context).sample
         stage.update(F.mse_loss(predicted, noise))
     stage.finish()
 

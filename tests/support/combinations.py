@@ -10,7 +10,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def job(chance: random.Random, files: Files) -> Request:
     of = files.checkpoints[base]
     strengths = (-0.5, 0.3, 1.0)
     chosen = chance.sample(files.loras[base], chance.randint(0, 2))
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"width": 64, "height": 64}
     start = chance.random()
     if start < 0.3:
         more["image"] = str(files.folder / "picture.png")
@@ -104,7 +104,7 @@ def job(chance: random.Random, files: Files) -> Request:
         chance.choice(("", "dark")),
         seed=chance.randint(0, 3),
         steps=chance.randint(2, 3),
-        **{"width": 64, "height": 64, **more},
+        **more,
         sampler=chance.choice(("euler", "euler_a", "dpmpp_2m")),
         loras=tuple(Lora(str(path), chance.choice(strengths)) for path in chosen),
         clip_skip=chance.randint(0, 1),
@@ -152,7 +152,7 @@ class Forks:
 
 
 @contextmanager
-def forks(root: Path) -> Iterator[Forks]:
+def forks(root: Path) -> Generator[Forks]:
     made = Forks(root)
     try:
         yield made

@@ -39,7 +39,7 @@ class Recipe:
     def png(self) -> bytes:
         offsets = hashlib.sha256(repr(self).encode()).digest()
         gradient = PILImage.radial_gradient("L").resize((self.size, self.size))
-        bands = [gradient.point(lambda p, o=offset: (p + o) % 256) for offset in offsets[:3]]
+        bands = [gradient.point([(value + offset) % 256 for value in range(256)]) for offset in offsets[:3]]
         held = io.BytesIO()
         PILImage.merge("RGB", bands).save(held, "PNG")
         return held.getvalue()
@@ -323,7 +323,7 @@ def comfy(how: How | None = None) -> Generator[tuple[str, Comfy]]:
         # Else its body waits 40 ms for the acknowledgement of its head.
         disable_nagle_algorithm = True
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             pass
 
         def do_GET(self) -> None:

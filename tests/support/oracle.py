@@ -30,7 +30,7 @@ SCHEDULE = {
 
 def tokenizer(pad: str) -> CLIPTokenizer:
     model = json.loads(Path(VOCABULARY).read_text())["model"]
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    merges: Any = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, pad_token=pad, model_max_length=77)
 
 
@@ -43,14 +43,17 @@ def aligned(module: nn.Module) -> nn.Module:
 
 
 def pipeline(base: str, seed: int, dtype: torch.dtype = torch.float32) -> Any:
-    built = {role: aligned(module.to(dtype)) for role, module in checkpoints.modules(base, seed).items()}
-    scheduler = diffusers.EulerDiscreteScheduler.from_config(SCHEDULE)
+    built: dict[str, Any] = {
+        role: aligned(module.to(dtype)) for role, module in checkpoints.modules(base, seed).items()
+    }
+    scheduler: Any = diffusers.EulerDiscreteScheduler.from_config(SCHEDULE)
     end = "<|endoftext|>"
     if base == "sdxl":
         return diffusers.StableDiffusionXLPipeline(
             **built, tokenizer=tokenizer(end), tokenizer_2=tokenizer("!"), scheduler=scheduler, add_watermarker=False
         )
-    return diffusers.StableDiffusionPipeline(
+    plain: Any = diffusers.StableDiffusionPipeline
+    return plain(
         **built,
         tokenizer=tokenizer("!" if base == "sd2" else end),
         scheduler=scheduler,

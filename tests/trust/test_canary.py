@@ -144,7 +144,12 @@ def test_a_soak_finds_drift_and_growth_and_draws_them(engine: LocalEngine, canar
     soak.plot(sound, tmp_path / "soak.png")
     assert (tmp_path / "soak.png").stat().st_size > 1000
     spoiled = replace(
-        sound, drifted=[7], megabytes=[100.0 + 10 * n for n in range(30)], switch=[0.01] * 15 + [1.0] * 15
+        sound,
+        models=["a", "b"] * 20,
+        settled=0,
+        drifted=[7],
+        megabytes=[100.0 + 10 * n for n in range(40)],
+        switch=[0.01] * 20 + [1.0] * 20,
     )
     assert [finding.ok for finding in spoiled.findings()] == [False, False, False]
 

@@ -131,9 +131,10 @@ def _host_limits(ledger: Ledger) -> Limits:
     at_start = machine.anonymous_bytes()
 
     def computing() -> int:
-        # What was promised to computing and is in use already; more than that is the libraries' own growth.
+        # What was promised to computing and is in use already; more than that is the libraries' own growth. Less than
+        # nothing while slabs are being read into that the system has not given yet: those bytes can be had, too.
         used = machine.anonymous_bytes() - at_start - ledger.stored(HOST)
-        return max(0, min(used, ledger.reserved(HOST)))
+        return min(used, ledger.reserved(HOST))
 
     return Limits(ledger, HOST, machine.tightest, computing, HOST_RESERVE)
 

@@ -9,7 +9,6 @@ from safelight.formats.layout import BASES
 from safelight.generate.bench import Bench, dtype_of
 from safelight.generate.stages import skeleton_key
 from safelight.library.model import Model
-from safelight.memory.plan import Refusal
 from safelight.memory.segments import component_key
 from safelight.types.run import RunSettings
 
@@ -22,15 +21,10 @@ def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
 
 def prefetch(model: Model, bench: Bench) -> bool:
     """Bring a model's components as far as there is room beside all that is there; whether all of it is there now."""
-    for role in BASES[model.base].roles:
-        component, dtype = model.manifest.component(role), dtype_of(bench.run, role)
-        planned = bench.residency.planned(component, dtype)
-        if isinstance(planned, Refusal) or planned.pieces("drop") or planned.pieces("stream"):
-            return False
-        if planned.pieces("load"):
-            with bench.residency.lease(component, dtype):
-                pass
-    return True
+    return all(
+        bench.residency.fill(model.manifest.component(role), dtype_of(bench.run, role))
+        for role in BASES[model.base].roles
+    )
 
 
 def pinned(model: Model, bench: Bench) -> contextlib.ExitStack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 import torch
@@ -20,6 +21,15 @@ from safelight.weights.manifest import ComponentManifest
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(eq=False)
+class _Copying:
+    """A component that is copied from. ``lock``: the host streams through one slot, so whoever copies out of a lease
+    copies alone. ``lease``: on the host, from the first copy on."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    lease: Lease | None = None
+
+
 class FromHost:
     """Copies segments from host memory, where ``host`` keeps or streams them, onto a device.
 
@@ -30,31 +40,33 @@ class FromHost:
         self.host = host
         self._transfers = transfers
         self._keep = keep
-        # The host streams through one slot: whoever copies out of it copies alone.
-        self._lock = threading.RLock()
-        self._leases: list[Lease] = []
+        self._copying: dict[Fetch, _Copying] = {}
 
     @contextlib.contextmanager
     def opened(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[Fetch]:
         """See :class:`Source`. The component is leased on the host from the first fetch on: one that is on the device
         already needs nothing there."""
+        copying = _Copying()
         with contextlib.ExitStack() as stack:
-            leases: list[Lease] = []
 
             def fetch(targets: Sequence[Target]) -> list[Proof]:
-                with self._lock:
-                    if not leases:
-                        leases.append(stack.enter_context(self.host.lease(component, dtype)))
-                        self._leases += leases
-                    return [self._push(leases[0], target) for target in targets]
+                return [copy(target) for target in targets]
 
+            def copy(target: Target) -> Proof:
+                with copying.lock:
+                    if copying.lease is None:
+                        copying.lease = stack.enter_context(self.host.lease(component, dtype))
+                    return self._push(copying.lease, target)
+
+            self._copying[fetch] = copying
             try:
                 yield fetch
             finally:
-                with self._lock:
-                    self._leases = [lease for lease in self._leases if lease not in leases]
-                stack.close()
-                if leases and not self._keep:
+                del self._copying[fetch]
+                with copying.lock:
+                    copied, copying.lease = copying.lease is not None, None
+                    stack.close()
+                if copied and not self._keep:
                     self.host.drop(component.digest)
 
     def _push(self, lease: Lease, target: Target) -> Proof:
@@ -85,9 +97,14 @@ class FromHost:
         """See :class:`Source`: the sum of the whole slab, on the device."""
         return sums.of(target.slab.base[: target.segment.nbytes])
 
-    def follow(self) -> None:
+    def follow(self, fetch: Fetch) -> None:
         """See :class:`Source`: copies that are kept on the host go when others want its memory, and come back."""
-        with self._lock:
-            for lease in self._leases:
-                lease.adjust()
-            self.host.follow()
+        for other, copying in list(self._copying.items()):
+            # What others bring may be on its way from a slow disk: it follows another time, and nobody waits.
+            if copying.lock.acquire(blocking=other is fetch):
+                try:
+                    if copying.lease is not None:
+                        copying.lease.adjust()
+                finally:
+                    copying.lock.release()
+        self.host.follow()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,17 +21,35 @@ from safelight.weights.manifest import ComponentManifest
 
 @dataclass(eq=False)
 class Held:
-    """A resident segment. ``proof``: of its bytes as they were produced."""
+    """A resident segment. ``proof``: of its bytes as they were produced. ``unwanted``: somebody asked for it to be
+    dropped while it could not be; as one that is ``spoiled`` it goes with its last lease."""
 
     target: Target
     proof: Proof
     leases: int = 0
     used: int = 0
     spoiled: bool = False
+    unwanted: bool = False
+
+    @property
+    def passing(self) -> bool:
+        """Whether it goes as soon as nobody holds it."""
+        return not self.leases and (self.spoiled or self.unwanted)
 
     def intact(self, source: Source) -> bool:
         """Whether its bytes are those that were produced, as far as a proof was taken."""
         return self.proof is None or source.proof(self.target) == self.proof
+
+
+@dataclass(eq=False)
+class Coming:
+    """A segment that is being read: its place is taken, and nobody uses it yet. ``waiting``: the leases that hold it
+    from when it is there; the first reads it. ``over``: set when it is there, or will not come."""
+
+    target: Target
+    waiting: list[Lease]
+    unwanted: bool = False
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +95,7 @@ class Lease:
         self.pieces = frozenset(segment.piece for segment in self.segments)
         self.plan = Plan(())
         self.residents: dict[int, Held] = {}
+        self.coming: list[Coming] = []
         self.ring: Ring | None = None
         self.fetch: Fetch | None = None
         self.reserved: int | None = None

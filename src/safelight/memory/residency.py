@@ -2,6 +2,12 @@
 
 Getting a component and holding it is one step (a lease); what is leased is never evicted. Room is made before bytes are
 read, never after, so that the budget is a bound. What does not fit is streamed (:mod:`safelight.memory.ring`).
+
+The lock is held while things are decided, never while bytes are read. A segment is first *coming*: under the lock its
+slab is taken, and from then on it counts as resident and is not evicted. It is read without the lock. Under the lock it
+becomes resident, held by its reader and by everybody who waited for it; or, when reading failed, its slab is given
+back, and who waited decides anew. Everybody reads what it has to read itself before it waits for others, so that
+nobody waits in a circle.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from safelight.devices.pool import SlabPool
 from safelight.errors import OutOfMemoryError
 from safelight.memory.account import Account
 from safelight.memory.budget import HOST, Ledger
-from safelight.memory.lease import ONCE, Held, Lease, Use
+from safelight.memory.lease import ONCE, Coming, Held, Lease, Use
 from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
 from safelight.memory.ring import Ring
 from safelight.memory.segments import Segment, cut
@@ -31,6 +37,9 @@ from safelight.memory.source import Source, Target
 from safelight.weights.manifest import ComponentManifest
 
 _log = structlog.get_logger(__name__)
+
+FILLED_AT_ONCE = 64 << 20
+"""Bytes of segments that are brought as a favour before it is asked again whether there is room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ class Residency:
     ``source`` brings them. ``partial``: whether a component may be resident in part (``enable_partial_loading``).
     ``most``: bytes that weights may take (``max_cache_ram_gb``, ``max_cache_vram_gb``), None for all of the budget.
     ``before_planning``: called before each plan; sets the ledger's budget to what the machine allows now.
-    Safe to be used by several threads: loading is serialised.
+    Safe to be used by several threads: each segment is read by one of them, and nobody else waits for its bytes.
     """
 
     device: Device
@@ -63,6 +72,8 @@ class Residency:
     log: bool = False
     pool: SlabPool = field(init=False)
     _residents: dict[Piece, Held] = field(init=False, default_factory=dict[Piece, Held])
+    _coming: dict[Piece, Coming] = field(init=False, default_factory=dict[Piece, Coming])
+    _pressed: int = field(init=False, default=0)
     _totals: dict[str, int] = field(init=False, default_factory=dict[str, int])
     _last: Plan = field(init=False, default=Plan(()))
     _clock: int = field(init=False, default=0)
@@ -110,11 +121,52 @@ class Residency:
         lease = Lease(component, dtype, use, self)
         with contextlib.ExitStack() as stack:
             lease.fetch = stack.enter_context(self.source.opened(component, dtype))
-            with self._lock, translated(f"Memory for the {component.role}"):
-                stack.callback(self._end, lease)
-                self._forget_spoiled(lease)
-                self._carry_out(lease, self._planned(lease))
+            stack.callback(self._end, lease)
+            with translated(f"Memory for the {component.role}"):
+                self._settle(lease, lambda: self._planned(lease))
             yield lease
+
+    def fill(self, component: ComponentManifest, dtype: torch.dtype) -> bool:
+        """Bring a component as far as there is room beside all that is there; whether all of it is there.
+
+        It is a favour: a few segments at a time, none of which is held afterwards, and no more once somebody waits for
+        room.
+        """
+        lease = Lease(component, dtype, ONCE, self)
+        with (
+            self.source.opened(component, dtype) as lease.fetch,
+            translated(f"Memory for the {component.role}"),
+        ):
+            while self._begin_filling(lease):
+                try:
+                    self._read(lease)
+                finally:
+                    with self._lock:
+                        self._let_go(lease)
+        with self._lock:
+            return all(piece in self._residents for piece in lease.pieces)
+
+    def _begin_filling(self, lease: Lease) -> bool:
+        """Take the places of the next few segments; False when there are none, or no room beside what is there."""
+        with self._lock:
+            self._forget_spoiled(lease)
+            self.before_planning()
+            decided = plan(self._situation(lease, True))
+            if self._pressed or isinstance(decided, Refusal) or decided.pieces("drop") or decided.slots:
+                return False
+            lease.plan = self._last = decided
+            self._note_totals(lease)
+            few: list[Segment] = []
+            for piece in decided.pieces("load"):
+                if few and sum(segment.nbytes for segment in few) + piece.nbytes > FILLED_AT_ONCE:
+                    break
+                few.append(lease.segments[piece.index])
+            try:
+                self._expect(lease, few)
+            except BaseException:
+                self._let_go(lease)
+                raise
+            return bool(few)
 
     def least(self, component: ComponentManifest, dtype: torch.dtype) -> int:
         """Bytes of weights without which a component cannot be used at all, however slowly."""
@@ -126,7 +178,7 @@ class Residency:
         """What a lease would do now, without doing it."""
         with self._lock:
             self.before_planning()
-            return plan(self._situation(Lease(component, dtype, use, self)))
+            return plan(self._situation(Lease(component, dtype, use, self), False))
 
     def refused(self, component: ComponentManifest, dtype: torch.dtype, use: Use, refusal: Refusal) -> OutOfMemoryError:
         """What a lease would raise for that refusal."""
@@ -134,43 +186,45 @@ class Residency:
 
     def adjust(self, lease: Lease) -> None:
         """See :meth:`Lease.adjust`."""
+        assert lease.fetch is not None
+        self.source.follow(lease.fetch)
+        before = set(lease.residents)
         with self._lock:
-            self.source.follow()
-            before = set(lease.residents)
             new = self._least(lease)
-            after = {piece.index for piece in (*new.pieces("keep"), *new.pieces("load"))}
-            if after == before:
-                for piece in new.pieces("drop"):
-                    self._evict(piece)
+            if new is not None and _staying(new) == before:
+                self._drop_all(new)
                 self.make_room(0)
                 return
-            _log.info("memory changed", place=self.place, before=len(before), after=len(after), of=len(lease.segments))
-            if lease.ring is not None:
-                lease.ring.close()
-                lease.ring = None
-            self._streamed_from_now_on(lease, before - after)
-            self._carry_out(lease, new)
-            self._told(lease, after - before, True)
+        after = "when others were read" if new is None else len(_staying(new))
+        _log.info("memory changed", place=self.place, before=len(before), after=after, of=len(lease.segments))
+        self._settle(lease, lambda: self._least(lease))
+        with self._lock:
+            self._told(lease, lease.residents.keys() - before, True)
 
     def follow(self) -> None:
         """Between two uses: follow the budget, which may have shrunk; what nobody holds goes first."""
         with self._lock:
             self.before_planning()
-            residents = tuple(Resident(piece, held.used, held.leases > 0) for piece, held in self._residents.items())
-            decided = plan(Situation(self._for_weights(None), residents, ()))
+            decided = plan(Situation(self._for_weights(None), self._there(None, True), ()))
             if isinstance(decided, Plan):
-                for piece in decided.pieces("drop"):
-                    self._evict(piece)
+                self._drop_all(decided)
             self.make_room(0)
 
-    def _streamed_from_now_on(self, lease: Lease, indices: set[int]) -> None:
+    def _drop_all(self, decided: Plan) -> None:
+        """Evict what a plan drops, as far as it is there still and nobody holds it."""
+        for piece in decided.pieces("drop"):
+            held = self._residents.get(piece)
+            if held is not None and not held.leases:
+                self._evict(piece)
+
+    def _streamed_from_now_on(self, lease: Lease, indices: Collection[int]) -> None:
         self._told(lease, indices, False)
         for index in indices:
             held = lease.residents.pop(index)
             held.leases -= 1
 
     @staticmethod
-    def _told(lease: Lease, indices: set[int], resident: bool) -> None:
+    def _told(lease: Lease, indices: Collection[int], resident: bool) -> None:
         if lease.on_change is not None and indices:
             lease.on_change([t.name for i in sorted(indices) for t in lease.segments[i].tensors], resident)
 
@@ -185,24 +239,31 @@ class Residency:
     def check(self, digests: Collection[str] | None = None) -> list[str]:
         """Prove what is resident again, of the components of those digests or of all: the labels of segments whose
         bytes are not those that were produced. They are dropped as soon as nobody holds them."""
-        marks = None if digests is None else [f" {digest[:16]} " for digest in digests]
         with self._lock:
-            wrong: list[str] = []
-            for piece, held in list(self._residents.items()):
-                meant = marks is None or any(mark in piece.component for mark in marks)
-                if meant and not held.intact(self.source):
+            meant = [held for piece, held in self._residents.items() if _is_of(piece, digests)]
+            for held in meant:
+                held.leases += 1
+        wrong: list[Held] = []
+        try:
+            wrong += [held for held in meant if not held.intact(self.source)]
+        finally:
+            with self._lock:
+                for held in wrong:
                     held.spoiled = True
-                    wrong.append(held.target.segment.label)
-                    if not held.leases:
-                        self._evict(piece)
-            return wrong
+                for held in meant:
+                    self._release(held)
+        return [held.target.segment.label for held in wrong]
 
     def drop(self, digest: str | None = None) -> None:
-        """Drop what nobody holds: the components of that digest, or all. Kept slabs go with the last."""
+        """Drop what nobody holds: the components of that digest, or all. Kept slabs go with the last. What is being
+        read goes as soon as nobody holds it."""
         with self._lock:
+            digests = None if digest is None else (digest,)
             for piece, held in list(self._residents.items()):
-                if not held.leases and (digest is None or f" {digest[:16]} " in piece.component):
+                if not held.leases and _is_of(piece, digests):
                     self._evict(piece)
+            for piece, coming in self._coming.items():
+                coming.unwanted |= _is_of(piece, digests)
             if digest is None:
                 self.pool.trim(0)
             else:
@@ -212,11 +273,15 @@ class Residency:
         """Give kept slabs back as far as the budget is passed, or ``promise`` bytes more would pass it."""
         self.pool.trim(max(0, self.pool.kept_bytes + min(0, self.ledger.free(self.place) - promise)))
 
-    def _least(self, lease: Lease) -> Plan:
-        """A plan by the budget, or with the least that works when the budget is below it: what runs goes on."""
+    def _least(self, lease: Lease) -> Plan | None:
+        """A plan by the budget, or with the least that works when the budget is below it: what runs goes on. None when
+        it loses by what is being read now, which will not be held for long."""
         self.before_planning()
-        situation = self._situation(lease)
+        situation = self._situation(lease, True)
         decided = plan(situation)
+        loses = isinstance(decided, Refusal) or not _staying(decided).issuperset(lease.residents)
+        if loses and self._coming:
+            return None
         if isinstance(decided, Refusal):
             lacking = decided.least - decided.available
             if self.most is not None:
@@ -228,26 +293,27 @@ class Residency:
             raise self._refused(lease, decided)
         return decided
 
-    def _planned(self, lease: Lease) -> Plan:
+    def _planned(self, lease: Lease) -> Plan | None:
+        """The plan of a new lease. None when there is too little room beside what is being read now."""
+        self._forget_spoiled(lease)
         self.before_planning()
-        decided = plan(self._situation(lease))
+        decided = plan(self._situation(lease, True))
+        if self._coming and (isinstance(decided, Refusal) or decided.slots):
+            return None
         if isinstance(decided, Refusal):
             # What somebody held may be free by now, or held by nothing but a circle: an error and its frames.
             self.pool.collect()
             self.pool.trim()
-            decided = plan(self._situation(lease))
+            decided = plan(self._situation(lease, True))
         if isinstance(decided, Refusal):
             raise self._refused(lease, decided)
         return decided
 
-    def _situation(self, lease: Lease) -> Situation:
-        residents = tuple(
-            Resident(piece, held.used, held.leases > (lease.residents.get(piece.index) is held))
-            for piece, held in self._residents.items()
-        )
+    def _situation(self, lease: Lease, reading: bool) -> Situation:
+        """``reading``: as it is now; else as it will be when what is being read is there."""
         return Situation(
             budget=self._for_weights(lease),
-            residents=residents,
+            residents=self._there(lease, reading),
             needed=tuple(segment.piece for segment in lease.segments),
             passes=lease.use.passes,
             upcoming=lease.use.upcoming,
@@ -255,11 +321,21 @@ class Residency:
             ahead=self.device.ahead,
         )
 
+    def _there(self, lease: Lease | None, reading: bool) -> tuple[Resident, ...]:
+        """All that is resident or coming, as the planner sees it for that lease."""
+        own = {} if lease is None else lease.residents
+        residents = [
+            Resident(piece, held.used, held.leases > (own.get(piece.index) is held))
+            for piece, held in self._residents.items()
+        ]
+        return (*residents, *(Resident(piece, self._clock, reading) for piece in self._coming))
+
     def _for_weights(self, lease: Lease | None) -> int:
         """Bytes for resident segments and the lease's ring: the budget less what is promised to computing, or what the
         settings allow, less what is stored but is neither."""
         ring = lease.ring.nbytes if lease is not None and lease.ring is not None else 0
-        others = self.ledger.stored(self.place) - self.resident_bytes - self.pool.kept_bytes - ring
+        coming = sum(coming.target.slab.nbytes for coming in self._coming.values())
+        others = self.ledger.stored(self.place) - self.resident_bytes - coming - self.pool.kept_bytes - ring
         promised = self.ledger.reserved(self.place)
         if lease is not None and lease.reserved is None:
             promised += lease.use.working
@@ -284,24 +360,63 @@ class Residency:
         role = lease.component.role.replace("_", " ")
         return OutOfMemoryError(f"The {role}", refusal.least, max(0, refusal.available), hint, final=True)
 
-    def _carry_out(self, lease: Lease, decided: Plan) -> None:
-        """Drop, promise, make room, read; or leave everything as it was but for what was dropped."""
+    def _settle(self, lease: Lease, decide: Callable[[], Plan | None]) -> None:
+        """Carry out what ``decide`` decides, under the lock, until all of it is there; decide anew when something that
+        another lease was reading did not come. None means: when what is being read now is over."""
+        try:
+            while not self._settled(lease, decide):
+                pass
+        except BaseException:
+            with self._lock:
+                self._abandon(lease)
+            raise
+
+    def _settled(self, lease: Lease, decide: Callable[[], Plan | None]) -> bool:
+        presses = False
+        try:
+            with self._lock:
+                decided = decide()
+                if decided is None:
+                    presses, awaited = True, list(self._coming.values())
+                    self._pressed += 1
+                else:
+                    awaited = self._reserve(lease, decided)
+            self._read(lease)
+            for coming in awaited:
+                coming.over.wait()
+        finally:
+            if presses:
+                with self._lock:
+                    self._pressed -= 1
+        with self._lock:
+            if decided is None or not _staying(decided) <= lease.residents.keys():
+                return False
+            self._clock += 1
+            for held in lease.residents.values():
+                held.used = self._clock
+            return True
+
+    def _reserve(self, lease: Lease, decided: Plan) -> list[Coming]:
+        """Drop, hold what is there, take the places of what is missing, promise: all but reading. What others are
+        reading for it now. Under the lock."""
         lease.plan = self._last = decided
-        total = sum(segment.nbytes for segment in lease.segments)
-        self._totals |= {piece.component: total for piece in lease.pieces}
-        self._totals[lease.key] = sum(piece.nbytes for piece in lease.pieces if piece.component == lease.key)
+        self._note_totals(lease)
         if self.log:
             for step in decided.steps:
                 _log.info("memory", place=self.place, action=step.action, piece=step.piece, reason=step.reason)
-        for piece in decided.pieces("drop"):
-            self._evict(piece)
+        if lease.ring is not None:
+            lease.ring.close()
+            lease.ring = None
+        self._streamed_from_now_on(lease, lease.residents.keys() - _staying(decided))
+        self._drop_all(decided)
+        awaited: list[Coming] = []
         for piece in decided.pieces("keep"):
-            self._hold(lease, self._residents[piece])
-        missing = [lease.segments[piece.index] for piece in decided.pieces("load")]
-        if missing:
-            for held in self._brought(lease, missing):
-                self._residents[held.target.segment.piece] = held
-                self._hold(lease, held)
+            if piece in self._coming:
+                self._coming[piece].waiting.append(lease)
+                awaited.append(self._coming[piece])
+            else:
+                self._hold(lease, self._residents[piece])
+        self._expect(lease, [lease.segments[piece.index] for piece in decided.pieces("load")])
         streamed = [lease.segments[piece.index] for piece in decided.pieces("stream")]
         if streamed:
             assert lease.fetch is not None
@@ -312,9 +427,12 @@ class Residency:
         if promise:
             lease.reserved = self.ledger.charge(self.place, lease.use.working, lease.key, "computing", stored=False)
         lease.begun = True
-        self._clock += 1
-        for held in lease.residents.values():
-            held.used = self._clock
+        return awaited
+
+    def _note_totals(self, lease: Lease) -> None:
+        total = sum(segment.nbytes for segment in lease.segments)
+        self._totals |= {piece.component: total for piece in lease.pieces}
+        self._totals[lease.key] = sum(piece.nbytes for piece in lease.pieces if piece.component == lease.key)
 
     @staticmethod
     def _hold(lease: Lease, held: Held) -> None:
@@ -322,45 +440,74 @@ class Residency:
             held.leases += 1
             lease.residents[held.target.segment.piece.index] = held
 
-    def _brought(self, lease: Lease, missing: list[Segment]) -> list[Held]:
+    def _expect(self, lease: Lease, missing: list[Segment]) -> None:
+        """Take the places of segments that the lease will read. Under the lock."""
+        for segment in missing:
+            target = Target.of(segment, self.pool.take(segment.nbytes, lease.key, segment.label))
+            coming = Coming(target, [lease])
+            self._coming[segment.piece] = coming
+            lease.coming.append(coming)
+
+    def _read(self, lease: Lease) -> None:
+        """Read what the lease is to read, without the lock; then it is resident, held by all who waited."""
+        if not lease.coming:
+            return
         assert lease.fetch is not None
-        targets: list[Target] = []
-        try:
-            for segment in missing:
-                slab = self.pool.take(segment.nbytes, lease.key, segment.label)
-                targets.append(Target.of(segment, slab))
-            proofs = lease.fetch(targets)
-        except BaseException:
-            for target in targets:
-                target.tensors.clear()
-                self.pool.give(target.slab)
-            raise
-        return [Held(target, proof) for target, proof in zip(targets, proofs, strict=True)]
+        proofs = lease.fetch([coming.target for coming in lease.coming])
+        with self._lock:
+            for coming, proof in zip(lease.coming, proofs, strict=True):
+                piece = coming.target.segment.piece
+                held = Held(coming.target, proof, used=self._clock, unwanted=coming.unwanted)
+                self._residents[piece] = held
+                del self._coming[piece]
+                for waiting in coming.waiting:
+                    self._hold(waiting, held)
+                coming.over.set()
+            lease.coming = []
+
+    def _abandon(self, lease: Lease) -> None:
+        """Give back the places of what the lease was to read and did not. Under the lock."""
+        for coming in lease.coming:
+            piece = coming.target.segment.piece
+            if self._coming.get(piece) is coming:
+                del self._coming[piece]
+                coming.target.tensors.clear()
+                self.pool.give(coming.target.slab)
+            coming.over.set()
+        lease.coming = []
 
     def _forget_spoiled(self, lease: Lease) -> None:
         """What is known to be wrong is not kept for the next lease."""
         for piece, held in list(self._residents.items()):
-            if held.spoiled and not held.leases and piece in lease.pieces:
+            if held.passing and piece in lease.pieces:
                 self._evict(piece)
 
     def _end(self, lease: Lease) -> None:
-        with self._lock:
-            try:
-                if lease.ring is not None:
-                    lease.ring.close()
-            finally:
+        try:
+            if lease.ring is not None:
+                lease.ring.close()
+        finally:
+            with self._lock:
                 lease.ring = None
                 self._let_go(lease)
 
     def _let_go(self, lease: Lease) -> None:
+        self._abandon(lease)
+        for coming in self._coming.values():
+            if lease in coming.waiting:
+                coming.waiting.remove(lease)
         for held in lease.residents.values():
-            held.leases -= 1
-            if held.spoiled and not held.leases and self._residents.get(held.target.segment.piece) is held:
-                self._evict(held.target.segment.piece)
+            self._release(held)
         lease.residents = {}
         if lease.reserved is not None:
             self.ledger.credit(lease.reserved)
             lease.reserved = None
+
+    def _release(self, held: Held) -> None:
+        held.leases -= 1
+        piece = held.target.segment.piece
+        if held.passing and self._residents.get(piece) is held:
+            self._evict(piece)
 
     def _evict(self, piece: Piece) -> None:
         held = self._residents.pop(piece)
@@ -368,6 +515,16 @@ class Residency:
         if not self.pool.give(held.target.slab):
             what = held.target.segment.label
             _log.warning("a tensor outlived its binding; its memory is not used again", what=what)
+
+
+def _staying(decided: Plan) -> set[int]:
+    """The numbers of the segments that are resident once the plan is carried out."""
+    return {piece.index for action in ("keep", "load") for piece in decided.pieces(action)}
+
+
+def _is_of(piece: Piece, digests: Collection[str] | None) -> bool:
+    """Whether a piece is of one of the components of those digests; None means all."""
+    return digests is None or any(f" {digest[:16]} " in piece.component for digest in digests)
 
 
 def _gb(nbytes: int) -> str:

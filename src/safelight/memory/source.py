@@ -60,8 +60,9 @@ class Source(Protocol):
         """The proof of what is there now."""
         ...
 
-    def follow(self) -> None:
-        """Let the memory in which the source itself keeps bytes follow what the machine allows now."""
+    def follow(self, fetch: Fetch) -> None:
+        """Between two uses of what ``fetch`` brings: let the memory in which the source itself keeps bytes follow what
+        the machine allows now."""
         ...
 
 
@@ -142,5 +143,6 @@ class FromFile:
         """See :class:`Source`: the digests of the tensors."""
         return tuple(digest_of(tensor) for tensor in target.tensors.values())
 
-    def follow(self) -> None:
+    def follow(self, fetch: Fetch) -> None:
         """See :class:`Source`: it keeps none."""
+        del fetch
