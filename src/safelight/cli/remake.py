@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, loaded, say_json
+from safelight.errors import CorruptFileError, InputError, SafelightError
 from safelight.types.request import Request
 from safelight.types.results import Image
 
 if TYPE_CHECKING:
+    from safelight.config import Settings
     from safelight.engine.local import LocalEngine
+    from safelight.trust.distrusted import Remade
 
 EXAMPLES = "Example: `safelight remake out/starter-noto-0.png`"
 
@@ -28,30 +31,13 @@ def remake(
 ) -> None:
     """Make an image again from its own metadata and say whether it is the same. Exit code 1 when it is not."""
     from safelight.assemble.opening import open_engine
-    from safelight.errors import CorruptFileError
     from safelight.metadata import chunks
     from safelight.storage.images import save
 
     metadata, held = chunks.read(path)
     recorded = metadata["run"]
-    settings = loaded(context, root).settings.model_copy(
-        update={
-            "device": recorded["device"],
-            "threads": recorded["threads"],
-            "attention_type": recorded["attention"],
-            "attention_types": {},
-            "attention_slice_size": recorded.get("attention_slice_size", "auto"),
-        }
-    )
-    engine = open_engine(settings)
-    known = {field.name for field in fields(Request)}
-    try:
-        asked: dict[str, Any] = {key: value for key, value in metadata["request"].items() if key in known}
-        asked |= {"model": model or _model_of(engine, metadata), "precision": recorded["dtype"]}
-        request = Request(**asked)
-    except TypeError as error:
-        raise CorruptFileError(path, f"its safelight metadata lacks a field ({error})") from error
-    image = next(engine.generate(request))
+    engine = open_engine(as_recorded(loaded(context, root).settings, recorded))
+    image = next(engine.generate(request_of(path, metadata, model or _model_of(engine, metadata))))
     same = image.pixels_sha256 == metadata["pixels_sha256"]
     untouched = held == metadata["pixels_sha256"]
     saved = save(image, out) if out is not None else None
@@ -75,6 +61,66 @@ def remake(
         _say(path, image, metadata["pixels_sha256"], untouched, other)
     if not same or not untouched:
         raise typer.Exit(1)
+
+
+def as_recorded(settings: Settings, recorded: dict[str, Any]) -> Settings:
+    """The settings with those of an image's run, as far as they are settings."""
+    return settings.model_copy(
+        update={
+            "device": recorded["device"],
+            "threads": recorded["threads"],
+            "attention_type": recorded["attention"],
+            "attention_types": {},
+            "attention_slice_size": recorded.get("attention_slice_size", "auto"),
+        }
+    )
+
+
+def request_of(path: Path, metadata: Any, model: str) -> Request:
+    """The request of an image's metadata, of that model. Raises CorruptFileError when it is not whole."""
+    known = {field.name for field in fields(Request)}
+    try:
+        asked: dict[str, Any] = {key: value for key, value in metadata["request"].items() if key in known}
+        asked |= {"model": model, "precision": metadata["run"]["dtype"]}
+        return Request(**asked)
+    except TypeError as error:
+        raise CorruptFileError(path, f"its safelight metadata lacks a field ({error})") from error
+
+
+def distrusted(context: typer.Context, root: Path | None, path: Path) -> Remade:
+    """A picture, and what it is when it is made again as recorded."""
+    from safelight.assemble.opening import open_engine
+    from safelight.metadata import chunks
+    from safelight.trust.distrusted import Remade
+
+    metadata, held = chunks.read(path)
+    recorded = metadata["run"]
+    settings = loaded(context, root).settings
+    try:
+        engine = open_engine(as_recorded(settings, recorded))
+    except InputError:
+        # This machine has no such device or kernel: it is made with what there is, and that is what differs.
+        engine = open_engine(settings)
+    model = engine.library.find(
+        metadata["model"]["digest"], metadata["model"].get("prediction_type", ""), metadata["request"]["model"]
+    )
+    try:
+        request = request_of(path, metadata, _model_of(engine, metadata))
+        image = next(engine.generate(request))
+        again = next(engine.generate(request)).pixels_sha256
+    except SafelightError as problem:
+        return Remade(path, metadata, held, model, problem=problem)
+    finally:
+        engine.close()
+    other = _differences(recorded, image.metadata["run"])
+    if image.model_digest != metadata["model"]["digest"]:
+        other["model"] = f"{metadata['model']['digest'][:16]}, now {image.model_digest[:16]}"
+    versions = {name: other.pop(name) for name in recorded["versions"] if name in other}
+    before, now = metadata.get("numerics", {}), image.metadata.get("numerics", {})
+    numerics = {
+        name: f"{value}, now {now.get(name, 'not there')}" for name, value in before.items() if now.get(name) != value
+    }
+    return Remade(path, metadata, held, model, image, None, again, other, versions, numerics)
 
 
 def _say(path: Path, image: Image, recorded: str, untouched: bool, other: dict[str, str]) -> None:
