@@ -134,7 +134,7 @@ def test_an_image_is_kept_by_its_content_and_made_again(
     with pytest.raises(IntegrityError, match="not the one that was given"):
         next(engine.generate(again))
     kept.unlink()
-    with pytest.raises(RequestError, match="no image of this digest"):
+    with pytest.raises(RequestError, match="this image is gone"):
         next(engine.generate(again))
 
 

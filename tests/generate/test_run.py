@@ -17,8 +17,9 @@ from support import checkpoints, oracle
 import safelight
 from safelight.engine.local import LocalEngine
 from safelight.errors import NotFiniteError
-from safelight.generate import numerics
 from safelight.generate.check import check
+from safelight.generate.numerics.fp32 import fp32_in_force
+from safelight.generate.numerics.table import flushes_denormals
 from safelight.types.results import Progress
 from safelight.types.samplers import SAMPLERS
 
@@ -114,22 +115,21 @@ def test_what_else_of_the_process_changes_pixels_does_not(engine: LocalEngine, a
     torch.set_autocast_enabled("cuda", True)
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("medium")
-    inside: list[tuple[bool, ...]] = []
+    inside: list[tuple[object, ...]] = []
 
     def look(_: object) -> None:
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        inside.append((torch.is_autocast_enabled("cuda"), cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32))
+        inside.append((torch.is_autocast_enabled("cuda"), torch.backends.cudnn.benchmark, fp32_in_force()))
 
     try:
         assert next(engine.generate(ask(), look)).pixels_sha256 == right
-        assert set(inside) == {(False,) * 4}
+        assert set(inside) == {(False, False, "ieee")}
         assert torch.is_autocast_enabled("cuda")
         assert torch.backends.cudnn.benchmark
         assert torch.get_float32_matmul_precision() == "medium"
         assert next(engine.generate(ask())).pixels_sha256 == right
         assert not torch.backends.cuda.flash_sdp_enabled()
         assert not torch._C._get_mkldnn_enabled()
-        assert numerics._flushes_denormals()
+        assert flushes_denormals()
     finally:
         torch.set_autocast_enabled("cuda", False)
         torch.backends.cudnn.benchmark = False

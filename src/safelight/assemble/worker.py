@@ -45,8 +45,9 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
     threads = settings.threads or os.cpu_count() or 1
     ledger = Ledger({HOST: 0} | ({device.name: 0} if device.separate else {}))
     verification = Verification(settings.verify_transfers)
-    limits = [_host_limits(ledger)]
-    tiers = [_host(settings, ledger, limits[0], threads)]
+    host = _host(settings, ledger, threads)
+    limits, tiers = [_host_limits(ledger, host)], [host]
+    host.before_planning = limits[0].follow
     stage_bytes = selftest.copies(device, settings.root).stage_bytes if device.separate else 0
     transfers = Transfers(device, verification, stage_bytes)
     if device.separate:
@@ -114,7 +115,7 @@ def _bytes(gigabytes: float | None) -> int | None:
     return None if gigabytes is None else int(gigabytes * GB)
 
 
-def _host(settings: Settings, ledger: Ledger, limits: Limits, threads: int) -> Residency:
+def _host(settings: Settings, ledger: Ledger, threads: int) -> Residency:
     return Residency(
         CPU(),
         ledger,
@@ -122,19 +123,19 @@ def _host(settings: Settings, ledger: Ledger, limits: Limits, threads: int) -> R
         FromFile(threads, settings.root),
         partial=settings.enable_partial_loading,
         most=_bytes(settings.max_cache_ram_gb),
-        before_planning=limits.follow,
         log=settings.log_memory_usage,
     )
 
 
-def _host_limits(ledger: Ledger) -> Limits:
+def _host_limits(ledger: Ledger, host: Residency) -> Limits:
     at_start = machine.anonymous_bytes()
 
     def computing() -> int:
         # What was promised to computing and is in use already; more than that is the libraries' own growth. Less than
-        # nothing while slabs are being read into that the system has not given yet: those bytes can be had, too.
+        # nothing while slabs are being read into that the system has not given yet: those bytes can be had, too. No
+        # less than that: what the libraries gave back since the start can be had already.
         used = machine.anonymous_bytes() - at_start - ledger.stored(HOST)
-        return min(used, ledger.reserved(HOST))
+        return max(-host.coming_bytes, min(used, ledger.reserved(HOST)))
 
     return Limits(ledger, HOST, machine.tightest, computing, HOST_RESERVE)
 

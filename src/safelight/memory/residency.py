@@ -88,6 +88,12 @@ class Residency:
         with self._lock:
             return sum(held.target.slab.nbytes for held in self._residents.values())
 
+    @property
+    def coming_bytes(self) -> int:
+        """Bytes of slabs into which segments are being read now."""
+        with self._lock:
+            return sum(coming.target.slab.nbytes for coming in self._coming.values())
+
     def holdings(self) -> list[Holding]:
         """What is resident, by component."""
         with self._lock:
@@ -334,8 +340,7 @@ class Residency:
         """Bytes for resident segments and the lease's ring: the budget less what is promised to computing, or what the
         settings allow, less what is stored but is neither."""
         ring = lease.ring.nbytes if lease is not None and lease.ring is not None else 0
-        coming = sum(coming.target.slab.nbytes for coming in self._coming.values())
-        others = self.ledger.stored(self.place) - self.resident_bytes - coming - self.pool.kept_bytes - ring
+        others = self.ledger.stored(self.place) - self.resident_bytes - self.coming_bytes - self.pool.kept_bytes - ring
         promised = self.ledger.reserved(self.place)
         if lease is not None and lease.reserved is None:
             promised += lease.use.working
