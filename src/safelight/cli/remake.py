@@ -42,6 +42,7 @@ def remake(
     untouched = held == metadata["pixels_sha256"]
     saved = save(image, out) if out is not None else None
     other = _differences(recorded, image.metadata["run"])
+    other |= {f"numerics.{name}": change for name, change in _numerics(metadata, image).items()}
     if image.model_digest != metadata["model"]["digest"]:
         other["model"] = f"{metadata['model']['digest'][:16]}, now {image.model_digest[:16]}"
     if as_json:
@@ -116,11 +117,7 @@ def distrusted(context: typer.Context, root: Path | None, path: Path) -> Remade:
     if image.model_digest != metadata["model"]["digest"]:
         other["model"] = f"{metadata['model']['digest'][:16]}, now {image.model_digest[:16]}"
     versions = {name: other.pop(name) for name in recorded["versions"] if name in other}
-    before, now = metadata.get("numerics", {}), image.metadata.get("numerics", {})
-    numerics = {
-        name: f"{value}, now {now.get(name, 'not there')}" for name, value in before.items() if now.get(name) != value
-    }
-    return Remade(path, metadata, held, model, image, None, again, other, versions, numerics)
+    return Remade(path, metadata, held, model, image, None, again, other, versions, _numerics(metadata, image))
 
 
 def _say(path: Path, image: Image, recorded: str, untouched: bool, other: dict[str, str]) -> None:
@@ -157,6 +154,14 @@ def _differences(recorded: dict[str, Any], now: dict[str, Any]) -> dict[str, str
     pairs["hardware"] = (recorded.get("hardware", "not recorded"), now["hardware"])
     pairs |= {name: (value, now["versions"].get(name)) for name, value in recorded["versions"].items()}
     return {name: f"{before}, now {after}" for name, (before, after) in pairs.items() if before != after}
+
+
+def _numerics(metadata: Any, image: Image) -> dict[str, str]:
+    """The rows of the numeric state that are not as recorded."""
+    before, now = metadata.get("numerics", {}), image.metadata.get("numerics", {})
+    return {
+        name: f"{value}, now {now.get(name, 'not there')}" for name, value in before.items() if now.get(name) != value
+    }
 
 
 def _model_of(engine: LocalEngine, metadata: Any) -> str:

@@ -15,7 +15,10 @@ from safelight.cli.common import RootOption, loaded, table
 if TYPE_CHECKING:
     from safelight.trust.environment import Environment, Kept
 
-UPGRADE_EXAMPLES = "Examples: `safelight upgrade` · `safelight upgrade --to 0.2.0`"
+UPGRADE_EXAMPLES = (
+    "Examples: `safelight upgrade ~/safelight-0.2.0-py3-none-any.whl` · `safelight upgrade ~/src/safelight` · "
+    "`safelight upgrade https://packages.example.org/simple --to 0.2.0`"
+)
 ROLLBACK_EXAMPLES = "Examples: `safelight rollback --list` · `safelight rollback`"
 
 SHOWN = ("safelight", "torch", "diffusers", "transformers")
@@ -29,21 +32,36 @@ def _environment(context: typer.Context, root: Path | None) -> Environment:
 
 def upgrade(
     context: typer.Context,
-    to: Annotated[str | None, typer.Option(help="A version; the newest by default.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A wheel, a checkout, or an index's address; where the running version came from by default.",
+            show_default=False,
+        ),
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="A version of the index's; the newest by default.")] = None,
     root: RootOption = None,
 ) -> None:
-    """Install another version of Safelight, keep the one that it replaces, and prove the models' canaries again."""
+    """Install another version of Safelight, keep the one that it replaces, and prove the models' canaries again.
+
+    A package's name alone is never enough: the source is named, or is the one that the running version came from.
+    """
     from safelight.errors import InputError
+    from safelight.trust import sources
 
     environment = _environment(context, root)
-    wanted = f"safelight=={to}" if to else "safelight"
+    wanted = sources.named(source, to or "") if source else sources.of_running()
+    if to and not wanted.index:
+        raise InputError(f"--to {to}: only an index has several versions; {wanted} is one")
     if why := environment.refusal():
-        raise InputError(f"{why}; upgrade it yourself: pip install --upgrade {wanted}")
+        raise InputError(f"{why}; upgrade it yourself: pip install --upgrade {wanted.requirement}")
     typer.echo("the models' canaries, for comparing afterwards, are made by the versions that are here")
     _doctor(context, root, stdout=subprocess.DEVNULL)
     kept = environment.keep()
     typer.echo(f"kept: {_said(kept)} (`safelight rollback` goes back)")
-    environment.install(wanted)
+    typer.echo(f"installing {wanted}")
+    environment.install(wanted.requirement, options=wanted.options)
+    environment.complete(sources.NAME)
     _prove(context, root)
 
 

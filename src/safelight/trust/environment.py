@@ -89,6 +89,18 @@ class Environment:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise InputError(f"pip did not install {' '.join(requirements)}: {said[-1] if said else done.returncode}")
 
+    def complete(self, package: str) -> None:
+        """Have pip install what an installed package requires and lacks; the package itself stays as it is. Raises
+        InputError with what pip says when that fails."""
+        version = self.versions()[package]
+        done = subprocess.run(
+            [self._python, "-m", "pip", "install", f"{package}=={version}"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip().splitlines()
+            problem = said[-1] if said else done.returncode
+            raise InputError(f"pip did not install what {package} {version} requires: {problem}; `safelight rollback`")
+
     def restore(self, kept: Kept) -> None:
         """Put back what was kept; what is installed now is kept in its place, so that this can be undone too."""
         self._keep()
