@@ -87,14 +87,14 @@ def test_the_command_line_adds_lists_verifies_and_removes(root: Path, tmp_path: 
         return made.exit_code, made.output
 
     path = adapters.write(tmp_path / "my style.safetensors")
-    assert "my-style" not in run("list")[1]
-    assert run("add", str(path)) == (0, "added my-style: lora for an unknown base\n")
-    assert "my-style" in run("list")[1]
-    assert run("verify", "my-style") == (0, "my-style: intact\n")
+    assert "my style" not in run("list")[1]
+    assert run("add", str(path)) == (0, "added my style: lora for an unknown base\n")
+    assert "my style" in run("list")[1]
+    assert run("verify", "my style") == (0, "my-style: intact\n")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    code, said = run("verify", "my-style")
+    code, said = run("verify", "my style")
     assert (code, "its content changed" in said) == (1, True)
-    assert run("remove", "my-style")[0] == 0
-    assert run("remove", "my-style")[0] != 0
+    assert run("remove", "my style")[0] == 0
+    assert run("remove", "my style")[0] != 0

@@ -78,6 +78,7 @@ class Tab:
         self._shown = SHOWN
         self._library = [*control.library.cards(), *control.shelves.adapters.cards()]
         self._kept = ""
+        self._empty: dict[str, Any] = {}
         self._restored = False
         self._removing: dict[str, float] = {}
 
@@ -106,6 +107,7 @@ class Tab:
             ui.button("Undo", on_click=self._take_back).props("flat no-caps dense")
         self._undo.set_visibility(False)
         self._running = _Running(self._now, self._control)
+        self._empty = self._form.kept()
         ui.timer(EVERY_SECONDS, self._look)
 
     async def restore(self) -> None:
@@ -113,8 +115,10 @@ class Tab:
         text = await ui.run_javascript(f"localStorage.getItem({json.dumps(KEPT)})", timeout=CONNECTED_SECONDS)
         try:
             kept: dict[str, Any] = json.loads(text) if text else {}
-            self._form.restore(kept.get("form", {}))
-            self._asked = [str(job) for job in kept.get("asked", [])][:MOST_KEPT]
+            # Whoever has begun meanwhile keeps what they began.
+            if not self._asked and self._form.kept() == self._empty:
+                self._form.restore(kept.get("form", {}))
+                self._asked = [str(job) for job in kept.get("asked", [])][:MOST_KEPT]
         except (ValueError, KeyError, TypeError, AttributeError, InputError):
             # Of another version, or by another hand: the form stays as it is.
             ui.notify("What this browser kept of the form cannot be read any more.", type="warning")
