@@ -90,7 +90,7 @@ def test_the_command_line_adds_lists_verifies_and_removes(root: Path, tmp_path: 
     assert "my style" not in run("list")[1]
     assert run("add", str(path)) == (0, "added my style: lora for an unknown base\n")
     assert "my style" in run("list")[1]
-    assert run("verify", "my style") == (0, "my-style: intact\n")
+    assert run("verify", "my style") == (0, "my style: intact\n")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
