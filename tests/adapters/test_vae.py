@@ -52,7 +52,7 @@ def test_what_is_no_vae_for_it_is_refused(root: Path, ask: Ask, tiny: Path, vae:
     tensors = load_file(vae)
     del tensors["decoder.conv_in.weight"]
     save_file(tensors, vae.parent / "short.safetensors")
-    with pytest.raises(safelight.InputError, match="not a complete VAE; tensors missing"):
+    with pytest.raises(safelight.InputError, match=r"decoder\.conv_in"):
         next(engine.generate(ask(vae=str(vae.parent / "short.safetensors"))))
     with pytest.raises(IntegrityError, match="other content than 0000000000"):
         next(engine.generate(ask(vae="mine", vae_digest="0" * 64)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -93,7 +94,9 @@ def test_names_keep_the_users_words(file: str, library: Library, tiny: Path, tmp
     assert record.stem.upper() != "CON"
     library.rename(name, "新名")
     assert again.get("新名").digest == added.digest
-    with pytest.raises(InputError, match=r"新名|no model named"):
+    # Its file still has its name, unless a sign in that could be none of a name's.
+    of_file = unicodedata.normalize("NFC", Path(file).stem) == name
+    with pytest.raises(InputError, match="新名" if of_file else f"no model named {re.escape(repr(name))}"):
         again.remove(name)
     again.remove("新名")
     assert not own(library)

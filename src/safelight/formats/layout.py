@@ -222,6 +222,9 @@ def _built(path: Path, what: str, base: Base, role: str, infos: Mapping[str, Ten
         config = _infer(base, role, {name: info.shape for name, info in infos.items()})
     except NotThisArchitecture as error:
         missing = _missing(role, rows(STANDARD[base.name, role]), infos) if (base.name, role) in STANDARD else ()
+        # First the one without which the architecture is not known: the others may be of another size's.
+        lacked = error.__cause__.args[0] if isinstance(error.__cause__, KeyError) else ""
+        missing = tuple(sorted(missing, key=lambda one: lacked not in one))
         raise IncompleteModelError(path, what, missing=missing or (f"{role}: {error}",)) from error
     places: list[TensorPlace] = []
     table = list(rows(config))
