@@ -66,6 +66,8 @@ def test_several_models_fill_the_sheet_and_an_image_is_proven(browser: Browser, 
     page.get_by_label("Models").click()
     for name in ("starter-noto", "starter-twemoji"):
         page.get_by_role("option", name=name).click()
+        # The server keeps the choice: a second click before the first is confirmed replaces it.
+        page.locator(".q-chip", has_text=name).wait_for()
     page.keyboard.press("Escape")
     page.get_by_label("Steps", exact=True).fill("40")
     page.get_by_label("Seed", exact=True).fill("7")
