@@ -77,5 +77,10 @@ def test_index() -> None:
     assert "| models list |" in run("benchmarks/library.py", "--models", "5", "--adapters", "5")
 
 
+def test_the_story(tmp_path: Path) -> None:
+    assert "0 not as it says" in run("tools/story.py", str(tmp_path / "story.md"), "--suspect", "loading")
+    assert (tmp_path / "story-loading.png").exists()
+
+
 def test_the_soak_of_random_sequences() -> None:
     assert "sequences" in run("tools/soak.py", "1", "--sequences", "2")

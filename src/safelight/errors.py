@@ -131,7 +131,7 @@ class IncompleteModelError(InputError):
         unexpected: Sequence[str] = (),
     ) -> None:
         parts = [
-            f"{label}: {len(names)} ({_some(names)})"
+            f"{label}: {len(names)} ({shortened(names)})"
             for label, names in (
                 ("missing", missing),
                 ("of another shape", mismatched),
@@ -148,7 +148,8 @@ class IncompleteModelError(InputError):
         self.unexpected = tuple(unexpected)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """The first ``most`` names, and how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown}, and {len(names) - most} more"
 
@@ -210,7 +211,7 @@ class StateLeftError(SafelightError):
     """A model was changed while it computed (a hook, a processor, a flag): ``changed`` names what."""
 
     def __init__(self, role: str, changed: Sequence[str]) -> None:
-        super().__init__(f"the {role} was changed while it computed: {_some(changed)}")
+        super().__init__(f"the {role} was changed while it computed: {shortened(changed)}")
         self.role = role
         self.changed = tuple(changed)
 

@@ -84,7 +84,7 @@ def test_a_checkout_that_was_installed_is_the_source(tmp_path: Path, monkeypatch
 
 def test_the_command_never_asks_an_index_that_nobody_named(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(environment.Environment, "install", lambda _, *requirements, **__: asked.append(requirements))
+    monkeypatch.setattr(environment.Environments, "build", lambda _, *asking: asked.append(asking))
 
     def unknown(_: str) -> None:
         raise metadata.PackageNotFoundError

@@ -13,21 +13,15 @@ import typer
 from safelight.cli.common import RootOption, loaded, table
 
 if TYPE_CHECKING:
-    from safelight.trust.environment import Environment, Kept
+    from safelight.trust.environment import Environment
 
 UPGRADE_EXAMPLES = (
     "Examples: `safelight upgrade ~/safelight-0.2.0-py3-none-any.whl` · `safelight upgrade ~/src/safelight` · "
     "`safelight upgrade https://packages.example.org/simple --to 0.2.0`"
 )
-ROLLBACK_EXAMPLES = "Examples: `safelight rollback --list` · `safelight rollback`"
+ROLLBACK_EXAMPLES = "Examples: `safelight rollback --list` · `safelight rollback` · `safelight rollback first`"
 
 SHOWN = ("safelight", "torch", "diffusers", "transformers")
-
-
-def _environment(context: typer.Context, root: Path | None) -> Environment:
-    from safelight.trust.environment import Environment
-
-    return Environment(loaded(context, root).settings.root)
 
 
 def upgrade(
@@ -42,62 +36,75 @@ def upgrade(
     to: Annotated[str | None, typer.Option(help="A version of the index's; the newest by default.")] = None,
     root: RootOption = None,
 ) -> None:
-    """Install another version of Safelight, keep the one that it replaces, and prove the models' canaries again.
+    """Install another version of Safelight in an environment of its own, use it from now on, and prove the models'
+    canaries again.
 
     A package's name alone is never enough: the source is named, or is the one that the running version came from.
     """
     from safelight.errors import InputError
     from safelight.trust import sources
+    from safelight.trust.environment import Environments
 
-    environment = _environment(context, root)
+    environments = Environments()
     wanted = sources.named(source, to or "") if source else sources.of_running()
     if to and not wanted.index:
         raise InputError(f"--to {to}: only an index has several versions; {wanted} is one")
-    if why := environment.refusal():
+    if why := environments.refusal():
         raise InputError(f"{why}; upgrade it yourself: pip install --upgrade {wanted.requirement}")
-    typer.echo("the models' canaries, for comparing afterwards, are made by the versions that are here")
-    _doctor(context, root, stdout=subprocess.DEVNULL)
-    kept = environment.keep()
-    typer.echo(f"kept: {_said(kept)} (`safelight rollback` goes back)")
+    typer.echo("the present version makes the models' canaries, for comparing afterwards")
+    _doctor(context, root, Path(sys.executable), stdout=subprocess.DEVNULL)
     typer.echo(f"installing {wanted}")
-    environment.install(wanted.requirement, options=wanted.options)
-    environment.complete(sources.NAME)
-    _prove(context, root)
+    built = environments.build(sources.NAME, wanted.requirement, wanted.options)
+    environments.activate(built)
+    typer.echo(f"active: {_described(built)} (`safelight rollback` goes back)")
+    raise typer.Exit(_doctor(context, root, built.python))
 
 
 def rollback(
     context: typer.Context,
+    environment: Annotated[
+        str | None,
+        typer.Argument(help="An environment by its name; the one before the last change by default."),
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show what can be gone back to.")] = False,
     root: RootOption = None,
 ) -> None:
-    """Put back the packages that the last upgrade replaced, and prove the models' canaries again."""
+    """Use the environment that the last upgrade replaced, and prove the models' canaries again."""
     from safelight.errors import InputError
+    from safelight.trust.environment import Environments
 
-    environment = _environment(context, root)
-    there = environment.kept()
+    environments = Environments()
     if listed:
-        rows = [(time.strftime("%Y-%m-%d %H:%M", time.localtime(kept.when)), _said(kept)) for kept in there]
-        table(("replaced", "versions"), rows)
+        active = environments.active()
+        rows = [
+            (found.name, "active" if found == active else "", _when(found), _versions(found))
+            for found in environments.all()
+        ]
+        table(("name", "", "made", "versions"), rows)
         return
-    if not there:
-        raise InputError("nothing was kept to go back to: `safelight upgrade` keeps what it replaces")
-    if why := environment.refusal():
-        raise InputError(f"{why}; go back yourself: {environment.command(there[0])}")
-    environment.restore(there[0])
-    typer.echo(f"back: {_said(there[0])}")
-    _prove(context, root)
+    wanted = environments.named(environment) if environment else environments.before()
+    if wanted is None:
+        raise InputError("there is nothing to go back to: `safelight upgrade` was not used yet")
+    environments.activate(wanted)
+    typer.echo(f"active: {_described(wanted)}")
+    raise typer.Exit(_doctor(context, root, wanted.python))
 
 
-def _said(kept: Kept) -> str:
-    return ", ".join(f"{name} {kept.versions[name]}" for name in SHOWN if name in kept.versions) or "nothing known"
+def _when(environment: Environment) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(environment.when)) if environment.when else ""
 
 
-def _prove(context: typer.Context, root: Path | None) -> None:
-    raise typer.Exit(_doctor(context, root))
+def _versions(environment: Environment) -> str:
+    known = environment.versions
+    return ", ".join(f"{name} {known[name]}" for name in SHOWN if name in known) or "unknown"
 
 
-def _doctor(context: typer.Context, root: Path | None, stdout: int | None = None) -> int:
-    """In a new process, as this one has imported what is replaced."""
+def _described(environment: Environment) -> str:
+    return f"{environment.name}, {_versions(environment)}"
+
+
+def _doctor(context: typer.Context, root: Path | None, python: Path, stdout: int | None = None) -> int:
+    """Prove the canaries with the packages of ``python``; the exit code."""
     home = loaded(context, root).settings.root
-    command = [sys.executable, "-m", "safelight.cli", "--root", str(home), "doctor", "--since-upgrade"]
+    command = [str(python), "-m", "safelight.cli", "--root", str(home), "doctor", "--since-upgrade"]
     return subprocess.run(command, check=False, stdout=stdout).returncode

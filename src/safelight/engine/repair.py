@@ -17,7 +17,7 @@ from typing import Literal
 import structlog
 
 from safelight.devices import kept, machine
-from safelight.errors import NotFiniteError
+from safelight.errors import NotFiniteError, shortened
 from safelight.generate.bench import Bench
 from safelight.generate.conditioning import Conditionings
 from safelight.generate.stages import let_go
@@ -87,7 +87,7 @@ class Repairs:
 
     def _attempts(self, model: Model, bench: Bench) -> Iterator[_Try]:
         if spoiled := self.check(model):
-            yield _Try("memory", bench, "read again", f"bytes in memory had changed: {', '.join(spoiled)}")
+            yield _Try("memory", bench, "read again", f"bytes in memory had changed: {shortened(spoiled)}")
         self._drop(model)
         yield _Try("loading", bench, "read again from its file")
         if bench.device.asynchronous:
@@ -109,7 +109,7 @@ class Repairs:
     def reload(self, model: Model) -> None:
         """Prove a model's bytes in memory again, count what was wrong, and have all of it read anew."""
         if spoiled := self.check(model):
-            self._count(Repair("memory", f"bytes in memory had changed: {', '.join(spoiled)}", "read again"))
+            self._count(Repair("memory", f"bytes in memory had changed: {shortened(spoiled)}", "read again"))
         self._drop(model)
 
     def _drop(self, model: Model) -> None:

@@ -21,7 +21,7 @@ from safelight.arch.bind import bound
 from safelight.arch.skeleton import SkeletonKey
 from safelight.devices import machine
 from safelight.devices.failures import translated
-from safelight.errors import IntegrityError, OutOfMemoryError, StateLeftError
+from safelight.errors import IntegrityError, OutOfMemoryError, StateLeftError, shortened
 from safelight.formats.layout import BASES, CONTROLNET
 from safelight.generate import workload
 from safelight.generate.bench import Bench, dtype_of
@@ -248,5 +248,5 @@ class _SpoiledWeights(Exception):
     """Resident weights are not what was produced; ``labels`` names the segments."""
 
     def __init__(self, labels: list[str]) -> None:
-        super().__init__(f"weights were changed in memory: {', '.join(labels)}")
+        super().__init__(f"weights were changed in memory: {shortened(labels)}")
         self.labels = labels

@@ -1,7 +1,9 @@
-"""The installed packages: kept before an upgrade, so that going back needs no network and no luck. No torch.
+"""Environments: each version of Safelight that was installed by ``safelight upgrade`` has one of its own. No torch.
 
-What is kept is a tree of hard links to the files of ``site-packages``: it takes no room, and stays as it is, since pip
-removes and writes files anew where it changes them.
+``PREFIX`` is the environment into which the user installed Safelight; ``PREFIX/safelight-environments/NAME`` are the
+others. Each begins as a tree of hard links to the packages of the active one, which takes no room. pip unlinks and
+writes anew what it changes, so no other environment changes with it. ``active.json`` beside them says which one the
+command ``safelight`` runs (:mod:`safelight.installation`). Going back changes that file and nothing else.
 """
 
 from __future__ import annotations
@@ -18,106 +20,128 @@ from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
+from safelight import installation
 from safelight.errors import InputError
 from safelight.files import write_whole
 from safelight.formats.folder import read_json
 
-TOLD = "versions.json"
+DESCRIPTION = "environment.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """An environment that was replaced: when (seconds since 1970), and its packages with their versions."""
+class Environment:
+    """One environment: its name, the folder of the virtual environment, when it was made (seconds since 1970; 0 for
+    the first), and its packages with their versions."""
 
-    folder: Path
+    name: str
+    prefix: Path
     when: float
     versions: dict[str, str]
 
+    @property
+    def python(self) -> Path:
+        """The interpreter."""
+        return installation.python_of(self.prefix)
 
-class Environment:
-    """The packages in ``site`` that ``python`` runs with; what is kept lies under ``root``."""
 
-    def __init__(self, root: Path, python: str = sys.executable, site: Path | None = None) -> None:
-        self._home = root / "environments"
-        self._python = python
-        self._site = site or Path(sysconfig.get_path("purelib"))
+class Environments:
+    """The environments of one installation. ``prefix``: of any of them; the running one's by default."""
+
+    def __init__(self, prefix: Path | None = None) -> None:
+        self._first = installation.first(prefix or Path(sys.prefix))
+        self._home = self._first / installation.FOLDER
 
     def refusal(self) -> str | None:
-        """Why these packages are not ours to change, None when they are."""
-        marker = Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED"
-        if sys.prefix == sys.base_prefix and marker.exists():
-            return "the system's package manager looks after this Python"
-        if sys.prefix == sys.base_prefix:
-            return "this Python is not a virtual environment"
-        return None if os.access(self._site, os.W_OK) else f"{self._site} cannot be written"
+        """Why this installation is not ours to change, None when it is."""
+        if self._first == Path(sys.base_prefix):
+            marker = Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED"
+            managed = "the system's package manager looks after this Python"
+            return managed if marker.exists() else "this Python is not a virtual environment"
+        return None if os.access(self._first, os.W_OK) else f"{self._first} cannot be written"
 
-    def versions(self) -> dict[str, str]:
-        """Every package in ``site``, with its version."""
-        return {d.metadata["Name"]: d.version for d in distributions(path=[str(self._site)])}
+    def all(self) -> list[Environment]:
+        """The first, then the others in the order in which they were made."""
+        found = [Environment(installation.FIRST, self._first, 0.0, _versions(self._first))]
+        for path in self._home.glob(f"*/{DESCRIPTION}"):
+            when = float(read_json(path)["when"])
+            found.append(Environment(path.parent.name, path.parent, when, _versions(path.parent)))
+        return sorted(found, key=lambda environment: environment.when)
 
-    def kept(self) -> list[Kept]:
-        """What can be gone back to, the newest first."""
-        found: list[Kept] = []
-        for path in sorted(self._home.glob(f"*/{TOLD}"), reverse=True):
-            values = read_json(path)
-            found.append(Kept(path.parent, values["when"], values["versions"]))
-        return found
+    def named(self, name: str) -> Environment:
+        """The environment of that name. Raises InputError when there is none."""
+        for environment in self.all():
+            if environment.name == name:
+                return environment
+        raise InputError(f"there is no environment {name!r}; `safelight rollback --list` shows them")
 
-    def keep(self) -> Kept:
-        """Keep what is installed now. Raises InputError when it is not ours to change."""
+    def active(self) -> Environment:
+        """The one that the command runs."""
+        return self.named(installation.state(self._first).active)
+
+    def before(self) -> Environment | None:
+        """The one that the command ran before the last change; None when nothing was ever changed."""
+        name = installation.state(self._first).before
+        return self.named(name) if name else None
+
+    def activate(self, environment: Environment) -> None:
+        """Have the command run that one from now on."""
+        state = {"active": environment.name, "before": installation.state(self._first).active}
+        if state["active"] != state["before"]:
+            write_whole(self._home / installation.ACTIVE, json.dumps(state).encode())
+
+    def build(self, package: str, requirement: str, options: Sequence[str] = ()) -> Environment:
+        """Make an environment with the packages of the active one, and install ``requirement`` of ``package`` there,
+        then what that requires. Raises InputError with what pip says; nothing is left then."""
         if why := self.refusal():
             raise InputError(why)
-        return self._keep()
-
-    def _keep(self) -> Kept:
-        folder = self._home / f"{time.time():.3f}"
+        start = self.active()
+        prefix = self._home / _free_name(self._home)
         try:
-            shutil.copytree(self._site, folder / "site-packages", copy_function=_linked, symlinks=True)
+            _run(package, sys.executable, "-m", "venv", "--without-pip", str(prefix))
+            shutil.rmtree(_site(prefix))
+            shutil.copytree(_site(start.prefix), _site(prefix), copy_function=_link, symlinks=True)
+            python = str(installation.python_of(prefix))
+            if not (_site(prefix) / "pip").exists():
+                _run(package, python, "-m", "ensurepip")
+            pip = (python, "-m", "pip", "install", "--disable-pip-version-check")
+            _run(requirement, *pip, "--upgrade", *options, requirement)
+            version = _versions(prefix).get(package)
+            if version is None:
+                raise InputError(f"{requirement} is not the package {package}")
+            _run(f"what {package} {version} requires", *pip, f"{package}=={version}")
+            # Written last: without it the folder is no environment.
+            write_whole(prefix / DESCRIPTION, json.dumps({"when": time.time(), "source": requirement}).encode())
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(prefix, ignore_errors=True)
             raise
-        made = Kept(folder, time.time(), self.versions())
-        # Written last: without it the folder is none that can be gone back to.
-        write_whole(folder / TOLD, json.dumps({"when": made.when, "versions": made.versions}, indent=1).encode())
-        return made
-
-    def install(self, *requirements: str, options: Sequence[str] = ()) -> None:
-        """Have pip install them. Raises InputError with what pip says when that fails."""
-        command = [self._python, "-m", "pip", "install", "--upgrade", *options, *requirements]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines()
-            raise InputError(f"pip did not install {' '.join(requirements)}: {said[-1] if said else done.returncode}")
-
-    def complete(self, package: str) -> None:
-        """Have pip install what an installed package requires and lacks; the package itself stays as it is. Raises
-        InputError with what pip says when that fails."""
-        version = self.versions()[package]
-        done = subprocess.run(
-            [self._python, "-m", "pip", "install", f"{package}=={version}"], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines()
-            problem = said[-1] if said else done.returncode
-            raise InputError(f"pip did not install what {package} {version} requires: {problem}; `safelight rollback`")
-
-    def restore(self, kept: Kept) -> None:
-        """Put back what was kept; what is installed now is kept in its place, so that this can be undone too."""
-        self._keep()
-        fresh = self._site.with_name(f".{self._site.name}-{os.getpid()}")
-        aside = self._site.with_name(f".{self._site.name}-{os.getpid()}-replaced")
-        shutil.copytree(kept.folder / "site-packages", fresh, copy_function=_linked, symlinks=True)
-        self._site.rename(aside)
-        fresh.rename(self._site)
-        shutil.rmtree(aside, ignore_errors=True)
-
-    @staticmethod
-    def command(kept: Kept) -> str:
-        """What to type where the packages are not ours to change."""
-        return "pip install " + " ".join(f"{name}=={version}" for name, version in sorted(kept.versions.items()))
+        return self.named(prefix.name)
 
 
-def _linked(source: str, target: str) -> str:
+def _free_name(home: Path) -> str:
+    """The first number that no folder has."""
+    number = 1
+    while (home / str(number)).exists():
+        number += 1
+    return str(number)
+
+
+def _site(prefix: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(prefix), "platbase": str(prefix)}))
+
+
+def _versions(prefix: Path) -> dict[str, str]:
+    return {d.metadata["Name"]: d.version for d in distributions(path=[str(_site(prefix))])}
+
+
+def _run(what: str, *command: str) -> None:
+    """Raises InputError with the last line that the command says when it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise InputError(f"could not install {what}: {said[-1] if said else done.returncode}. Nothing was changed.")
+
+
+def _link(source: str, target: str) -> str:
     """A hard link, or a copy where the file system has none."""
     try:
         os.link(source, target)

@@ -1,0 +1,25 @@
+"""The command ``safelight``: runs the environment that is active."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from safelight import installation
+
+
+def run() -> None:
+    """The console script. It becomes the command of the active environment, where that is another one."""
+    prefix = Path(sys.prefix)
+    home = installation.first(prefix)
+    state = installation.state(home)
+    if state.gone:
+        print(f"safelight: the environment {state.gone} is gone; {home} is used instead", file=sys.stderr)
+    active = installation.folder(home, state.active)
+    if active != prefix:
+        python = installation.python_of(active)
+        os.execv(python, [str(python), "-m", "safelight.cli", *sys.argv[1:]])
+    from safelight.cli.main import run as run_here
+
+    run_here()
