@@ -73,6 +73,12 @@ def test_contention() -> None:
     assert "beside a busy process" in run("benchmarks/contention.py", "--times", "1", "--steps", "2")
 
 
+def test_beside() -> None:
+    printed = run("benchmarks/beside.py", "--times", "1", "--calls", "1")
+    assert "beside a prefetch" in printed
+    assert "| from SIGTERM to the end of the server, s |" in printed
+
+
 def test_index() -> None:
     assert "| models list |" in run("benchmarks/library.py", "--models", "5", "--adapters", "5")
 

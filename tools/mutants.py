@@ -558,7 +558,7 @@ MUTANTS = (
         "library/index.py",
         "if name in known and known[name][0] == hint:",
         "if name in known:",
-        "tests/library/test_index.py::test_changes_are_seen_whoever_makes_them",
+        "tests/library/test_index.py::test_another_content_under_the_same_name_is_seen",
     ),
     Mutant(
         "a stored card belongs to the record as it is now",

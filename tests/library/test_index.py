@@ -57,6 +57,17 @@ def test_changes_are_seen_whoever_makes_them(home: Path, tiny: Path) -> None:
         assert ours.get(name) is None
 
 
+def test_another_content_under_the_same_name_is_seen(home: Path, tiny: Path) -> None:
+    ours, other = opened(home, []), Library(home)
+    seen = {ours.cards()["a"].digest}
+    for form in ("b", "v2"):
+        other.remove("a")
+        other.add(tiny / f"{form}.safetensors", "a")
+        assert ours.cards()["a"].digest == other.get("a").digest
+        seen.add(ours.cards()["a"].digest)
+    assert len(seen) == 3
+
+
 @pytest.mark.parametrize("spoiled", [b"", b"not a database at all" * 100, None])
 def test_what_is_wrong_with_the_cache_costs_nothing_but_time(spoiled: bytes | None, home: Path) -> None:
     reads: list[Path] = []
