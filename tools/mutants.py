@@ -254,9 +254,9 @@ MUTANTS = (
     ),
     Mutant(
         "content is compared with the manifest",
-        "library/library.py",
-        "        if current.digest == model.manifest.digest:\n            return\n",
-        "        return\n",
+        "library/describe.py",
+        "    if current.digest == model.manifest.digest:\n        return\n",
+        "    return\n",
         "tests/library/test_library.py",
     ),
     Mutant(

@@ -17,7 +17,7 @@ from recipe import data, model
 from safelight.formats.identify import identify
 from safelight.formats.layout import rows
 from safelight.library import records
-from safelight.library.library import Library
+from safelight.library.describe import describe
 from safelight.weights.manifest import to_json
 
 PACKAGE = Path(__file__).parents[1] / "safelight_starter"
@@ -84,7 +84,7 @@ def pack(style: str, source: Path) -> Path:
 
 def record(target: Path) -> None:
     """The record that every library shows: as if the file had been added, with a path relative to the package."""
-    described = Library(target.parent)._describe(target, target.stem, "starter", None, None)
+    described = describe(target.parent, target, target.stem, "starter", None)
     values = {field.name: getattr(described, field.name) for field in fields(described)}
     manifest = to_json(described.manifest)
     manifest["files"] = [{"path": target.name}]

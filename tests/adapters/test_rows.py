@@ -39,7 +39,7 @@ def test_state_31_what_is_in_memory_is_as_it_was_read_while_adapters_are_on(root
     plain = pixels(engine, ask())
     held = {h.component: h.nbytes for tier in engine.tiers for h in tier.holdings()}
     for _ in range(3):
-        pixels(engine, ask(loras=(style,)))
+        assert pixels(engine, ask(loras=(style,))) != plain
         assert [tier.check() for tier in engine.tiers] == [[]] * len(engine.tiers)
     now = {h.component: h.nbytes for tier in engine.tiers for h in tier.holdings()}
     assert held.items() <= now.items()

@@ -64,11 +64,17 @@ def other_numbers(metadata: dict[str, Any]) -> None:
 
 
 CASES = {
-    "edited": (nothing, True, "loading", "edited, converted or damaged"),
-    "spoiled": (nothing, False, "state", "something that is no part of its request spoiled it"),
-    "another version": (another_version, False, "device", "torch: 1.0, now"),
-    "another device": (another_device, False, "device", "hardware: another processor, now"),
-    "other numbers": (other_numbers, False, "device", "threads: 17, now"),
+    "edited": (nothing, True, "loading", "edited, converted or damaged", "Look for the original"),
+    "spoiled": (
+        nothing,
+        False,
+        "state",
+        "something that is no part of its request spoiled it",
+        "Keep the one made again",
+    ),
+    "another version": (another_version, False, "device", "torch: 1.0, now", "safelight rollback"),
+    "another device": (another_device, False, "device", "hardware: another processor, now", "the one that made it"),
+    "other numbers": (other_numbers, False, "device", "threads: 17, now", "The numeric state was another"),
 }
 
 
@@ -87,12 +93,12 @@ def test_a_right_picture_is_right(run, picture: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_suspect_is_named(run, picture: str, case: str) -> None:
-    change, keep, suspect, evidence = CASES[case]
+    change, keep, suspect, evidence, todo = CASES[case]
     report, wrong = examined(run, rewritten(picture, change, keep=keep))
     assert report["cause"] == suspect
     assert len(wrong) == 1
     assert evidence in wrong[0]["evidence"]
-    assert wrong[0]["todo"]
+    assert todo in wrong[0]["todo"]
 
 
 def test_a_changed_file_is_named(run, picture: str, tmp_path: Path) -> None:

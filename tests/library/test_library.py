@@ -8,6 +8,7 @@ import re
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from safelight.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
+from safelight.library import describe
 from safelight.library.library import Library
 
 
@@ -331,15 +333,13 @@ def test_the_users_word_stays_the_users_word(library: Library, tiny: Path, tmp_p
 def test_two_that_add_under_one_name_do_not_overwrite_each_other(
     library: Library, root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    describe = Library._describe
-
-    def slow(self: Library, path: Path, *rest: object) -> object:
-        described = describe(self, path, *rest)  # type: ignore[arg-type]
+    def slow(home: Path, path: Path, *rest: Any) -> object:
+        described = describe.describe(home, path, *rest)
         if path.name == "a.safetensors":
             Library(root).add(tiny / "b.safetensors", "same")
         return described
 
-    monkeypatch.setattr(Library, "_describe", slow)
+    monkeypatch.setattr("safelight.library.library.describe", slow)
     with pytest.raises(InputError, match="taken"):
         library.add(tiny / "a.safetensors", "same")
     assert library.get("same").path.name == "b.safetensors"

@@ -41,10 +41,8 @@ def remake(
     same = image.pixels_sha256 == metadata["pixels_sha256"]
     untouched = held == metadata["pixels_sha256"]
     saved = save(image, out) if out is not None else None
-    other = _differences(recorded, image.metadata["run"])
+    other = _differences(metadata, image)
     other |= {f"numerics.{name}": change for name, change in _numerics(metadata, image).items()}
-    if image.model_digest != metadata["model"]["digest"]:
-        other["model"] = f"{metadata['model']['digest'][:16]}, now {image.model_digest[:16]}"
     if as_json:
         say_json(
             {
@@ -80,10 +78,12 @@ def as_recorded(settings: Settings, recorded: dict[str, Any]) -> Settings:
 def request_of(path: Path, metadata: Any, model: str) -> Request:
     """The request of an image's metadata, of that model. Raises CorruptFileError when it is not whole."""
     known = {field.name for field in fields(Request)}
+    unknown = sorted(metadata["request"].keys() - known)
+    if unknown:
+        problem = f"its request has fields that this version does not know: {', '.join(unknown)}"
+        raise CorruptFileError(path, f"{problem}; make it again with the version that made it")
     try:
-        asked: dict[str, Any] = {key: value for key, value in metadata["request"].items() if key in known}
-        asked |= {"model": model, "precision": metadata["run"]["dtype"]}
-        return Request(**asked)
+        return Request(**metadata["request"] | {"model": model, "precision": metadata["run"]["dtype"]})
     except TypeError as error:
         raise CorruptFileError(path, f"its safelight metadata lacks a field ({error})") from error
 
@@ -113,9 +113,7 @@ def distrusted(context: typer.Context, root: Path | None, path: Path) -> Remade:
         return Remade(path, metadata, held, model, problem=problem)
     finally:
         engine.close()
-    other = _differences(recorded, image.metadata["run"])
-    if image.model_digest != metadata["model"]["digest"]:
-        other["model"] = f"{metadata['model']['digest'][:16]}, now {image.model_digest[:16]}"
+    other = _differences(metadata, image)
     versions = {name: other.pop(name) for name in recorded["versions"] if name in other}
     return Remade(path, metadata, held, model, image, None, again, other, versions, _numerics(metadata, image))
 
@@ -148,11 +146,13 @@ def _how_far(path: Path, image: Image) -> str:
     return f"{(apart > 0).any(2).mean():.1%} of the pixels differ, by at most {apart.max()} of 255"
 
 
-def _differences(recorded: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """What of the run settings is not as recorded, versions one by one."""
+def _differences(metadata: Any, image: Image) -> dict[str, str]:
+    """The run settings, the versions and the model that are not as recorded, by name."""
+    recorded, now = metadata["run"], image.metadata["run"]
     pairs = {name: (value, now.get(name)) for name, value in recorded.items() if name != "versions"}
     pairs["hardware"] = (recorded.get("hardware", "not recorded"), now["hardware"])
     pairs |= {name: (value, now["versions"].get(name)) for name, value in recorded["versions"].items()}
+    pairs["model"] = (metadata["model"]["digest"][:16], image.model_digest[:16])
     return {name: f"{before}, now {after}" for name, (before, after) in pairs.items() if before != after}
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,31 +23,20 @@ from safelight.errors import (
     IntegrityError,
     ModelNotFoundError,
     UnreadableFileError,
-    UnsupportedModelError,
 )
-from safelight.files import settle, write_whole, written
-from safelight.formats import adapter, folder, pickle
+from safelight.files import write_whole
 from safelight.formats.folder import read_json
-from safelight.formats.identify import Identity, PredictionType, identify
-from safelight.formats.keys import leftover
-from safelight.formats.layout import CheckpointLayout
-from safelight.library import convert, paths, records, starters
+from safelight.formats.identify import PredictionType
+from safelight.library import paths, records, starters
+from safelight.library.describe import CONVERTED, GONE, OnBytes, describe, layout_of, read_again, refuse_other_content
 from safelight.library.index import Card, Index
 from safelight.library.lock import alone
-from safelight.library.model import NATIVE_SIZES, Model, Origin
+from safelight.library.model import Model
 from safelight.weights.digest import named
-from safelight.weights.manifest import FileHint, Manifest, measure, moved
-
-CONVERTED = frozenset({"pickle", "diffusers-pickle"})
-"""The forms that are converted before they are used."""
+from safelight.weights.manifest import FileHint, measure
 
 _YOUNG_SECONDS = 86_400
 """A day: no conversion takes as long."""
-
-_GONE = "Put it back, add it from where it is now with `safelight models add PATH --name NAME`, or remove the model."
-
-OnBytes = Callable[[int, int], None]
-"""Told of bytes read so far and bytes in all."""
 
 
 class Library:
@@ -56,6 +45,7 @@ class Library:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._records = root / "models"
+        self._conversions = root / "converted"
         self._index = Index(self._records, records.read, root / "index.db")
 
     def cards(self) -> list[Card]:
@@ -126,7 +116,7 @@ class Library:
         known = self._seen(seen)
         if known is not None and not known.manifest.changed():
             return known
-        model = self._describe(path, paths.stem(path), "path", None, on_bytes)
+        model = describe(self._conversions, path, paths.stem(path), "path", None, on_bytes)
         with alone(self.root):
             records.write(seen, model)
             self._sweep()
@@ -172,7 +162,7 @@ class Library:
         path = paths.user_path(str(path)).absolute()
         chosen = paths.chosen(name, path)
         self._refuse_taken(chosen, path)
-        model = self._describe(path, chosen, "added", prediction_type, on_bytes)
+        model = describe(self._conversions, path, chosen, "added", prediction_type, on_bytes)
         with alone(self.root):
             self._refuse_taken(chosen, path)
             self._replace(chosen, model)
@@ -263,11 +253,11 @@ class Library:
             files = (path for path in sorted(wanted.path.parent.iterdir()) if path.is_file() and path != wanted.path)
             beside = [path for path in files if path.stat().st_size == size]
         if wanted.format in CONVERTED and wanted.manifest.files[0].holds():
-            read = measure(_layout(wanted.manifest.files[0].path).components)
+            read = measure(layout_of(wanted.manifest.files[0].path).components)
             yield replace(wanted, manifest=replace(read, files=read.files))
         for path in (wanted.path, *beside):
             with contextlib.suppress(InputError):
-                yield self._describe(path, wanted.name, "added", told, on_bytes)
+                yield describe(self._conversions, path, wanted.name, "added", told, on_bytes)
 
     def _refuse_taken(self, name: str, path: Path) -> None:
         self._refuse_taken_among(self.cards(), name, path)
@@ -316,7 +306,7 @@ class Library:
                 path.unlink(missing_ok=True)
             else:
                 kept.add(model.digest)
-        for home in (self.root / "converted").glob("*"):
+        for home in self._conversions.glob("*"):
             old = time.time() - home.stat().st_mtime > _YOUNG_SECONDS
             if home.name not in kept and (old or home.name == removed):
                 shutil.rmtree(home, ignore_errors=True)
@@ -336,8 +326,8 @@ class Library:
         try:
             if model.format in CONVERTED and all(source.holds() for source in model.manifest.files[1:]):
                 told: Any = model.prediction_type if model.told else None
-                fresh = self._describe(model.path, model.name, model.origin, told, None)
-                self._compare(model, fresh.manifest)
+                fresh = describe(self._conversions, model.path, model.name, model.origin, told, None)
+                refuse_other_content(model, fresh.manifest)
                 return fresh
             return self._checked(model, None)
         except IntegrityError as error:
@@ -390,12 +380,12 @@ class Library:
             return model
         gone = next((path for path in changed if not path.exists()), None)
         if gone is not None:
-            raise IntegrityError(gone, "", f"the file of the model {model.name} is gone", _GONE)
+            raise IntegrityError(gone, "", f"the file of the model {model.name} is gone", GONE)
         return self._checked(model, None)
 
     def _checked(self, model: Model, on_bytes: OnBytes | None) -> Model:
-        fresh = self._again(model, on_bytes)
-        self._compare(model, fresh.manifest)
+        fresh = read_again(self._conversions, model, on_bytes)
+        refuse_other_content(model, fresh.manifest)
         for field in ("base", "prediction_type", "zero_terminal_snr"):
             before, now = getattr(model, field), getattr(fresh, field)
             if before != now:
@@ -410,123 +400,3 @@ class Library:
             current = self.named(model.name)
             if current is not None and current.manifest == model.manifest:
                 self._write(model.name, fresh)
-
-    def _again(self, model: Model, on_bytes: OnBytes | None) -> Model:
-        """The model as its files say now. A conversion whose sources are as they were is read instead of them."""
-        try:
-            if model.format in CONVERTED:
-                conversion, *sources = model.manifest.files
-                if all(source.holds() for source in sources):
-                    read = measure(_layout(conversion.path).components, _counter(conversion.size, on_bytes))
-                    return replace(model, manifest=replace(read, files=(*read.files, *sources)))
-            told: Any = model.prediction_type if model.told else None
-            return self._describe(model.path, model.name, model.origin, told, on_bytes)
-        except FileError as error:
-            remedy = _GONE if not model.path.exists() else "Put the right file back, or add the model again."
-            raise IntegrityError(error.path, "", error.problem, remedy) from error
-        except InputError as error:
-            raise IntegrityError(model.path, "", str(error)) from error
-
-    @staticmethod
-    def _compare(model: Model, current: Manifest) -> None:
-        if current.digest == model.manifest.digest:
-            return
-        now = {(c.role, t.name): t.xxh3 for c in current.components for t in c.tensors}
-        for component in model.manifest.components:
-            for tensor in component.tensors:
-                if now.get((component.role, tensor.name)) != tensor.xxh3:
-                    raise IntegrityError(tensor.path, f"{component.role}.{tensor.name}", "its content changed")
-        raise IntegrityError(model.path, "", "its content changed")
-
-    def _describe(
-        self,
-        path: Path,
-        name: str,
-        origin: Origin,
-        prediction_type: PredictionType | None,
-        on_bytes: OnBytes | None,
-    ) -> Model:
-        found = identify(path, prediction_type)
-        if found.layout is None:
-            what = found.kind if found.base is None else f"{found.kind} for {found.base}"
-            todo = "; `safelight adapters add` takes it" if found.kind in adapter.KINDS else ""
-            raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a checkpoint that can be run{todo}")
-        if found.format in CONVERTED:
-            layout, manifest = self._converted(path, found)
-        else:
-            layout = found.layout
-            manifest = _measured(path, layout, _counter(found.nbytes, on_bytes), found.watched)
-        return Model(
-            name=names.canonical(name),
-            path=path,
-            kind=found.kind,
-            base=layout.base.name,
-            variant=found.variant or "",
-            prediction_type=found.prediction_type or "",
-            zero_terminal_snr=found.zero_terminal_snr,
-            dtype=found.dtype,
-            format=found.format,
-            resolution=found.resolution or _native(layout.base.name, found.prediction_type),
-            origin=origin,
-            rule=found.rule,
-            told=found.told,
-            manifest=manifest,
-        )
-
-    def _converted(self, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:
-        """What pickles were converted to, at the place that its digest names; its manifest watches over them too."""
-        left_over = found.layout.left_over if found.layout is not None else {}
-        if found.format == "pickle":
-            tensors = list(pickle.read_header(path).tensors.values())
-        else:
-            parts = folder.read(path).components
-            tensors = [replace(t, name=f"{role}.{t.name}") for role in parts for t in parts[role].tensors.values()]
-        tensors = [t for t in tensors if t.name not in left_over or leftover.tells_depth(t.name)]
-        home = self.root / "converted"
-        with written(home) as (file, temporary):
-            convert.to_safetensors(tensors, file)
-            settle(file, temporary)
-            with convert.blamed(path, temporary):
-                layout = _layout(temporary)
-                manifest = measure(layout.components)
-            place = home / manifest.digest / "model.safetensors"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temporary, place)
-        sources = sorted({tensor.path for tensor in tensors}.union(found.watched))
-        manifest = moved(manifest, place)
-        return layout, replace(manifest, files=(*manifest.files, *(FileHint.of(source) for source in sources)))
-
-
-def _measured(
-    path: Path, layout: CheckpointLayout, progress: Callable[[int], None] | None, watched: tuple[Path, ...]
-) -> Manifest:
-    """The manifest of a layout, if the headers say the same after all bytes were read as they did before."""
-    manifest = measure(layout.components, progress, watched)
-    if identify(path).layout != layout:
-        raise CorruptFileError(path, "changed while it was read; try again when its download has ended")
-    return manifest
-
-
-def _layout(path: Path) -> CheckpointLayout:
-    found = identify(path)
-    if found.layout is None:
-        raise CorruptFileError(path, "a conversion cannot be read back")
-    return found.layout
-
-
-def _native(base: str, prediction_type: str | None) -> int:
-    return 512 if base == "sd2" and prediction_type == "epsilon" else NATIVE_SIZES[base]
-
-
-def _counter(total: int, on_bytes: OnBytes | None) -> Callable[[int], None] | None:
-    if on_bytes is None:
-        return None
-
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        on_bytes(done, total)
-
-    return count

@@ -1,0 +1,164 @@
+"""From a file to a model: identified, read and hashed in whole, pickles converted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safelight import names
+from safelight.errors import CorruptFileError, FileError, InputError, IntegrityError, UnsupportedModelError
+from safelight.files import settle, written
+from safelight.formats import adapter, folder, pickle
+from safelight.formats.identify import Identity, PredictionType, identify
+from safelight.formats.keys import leftover
+from safelight.formats.layout import CheckpointLayout
+from safelight.library import convert
+from safelight.library.model import NATIVE_SIZES, Model, Origin
+from safelight.weights.manifest import FileHint, Manifest, measure, moved
+
+CONVERTED = frozenset({"pickle", "diffusers-pickle"})
+"""The formats that are converted before they are used."""
+
+GONE = "Put it back, add it from where it is now with `safelight models add PATH --name NAME`, or remove the model."
+
+OnBytes = Callable[[int, int], None]
+"""Called with the number of bytes that were read, and of all bytes."""
+
+
+def describe(
+    home: Path,
+    path: Path,
+    name: str,
+    origin: Origin,
+    prediction_type: PredictionType | None,
+    on_bytes: OnBytes | None = None,
+) -> Model:
+    """Identify a checkpoint, read and hash all of it.
+
+    ``home`` is the folder of conversions; a pickle is converted into it. ``prediction_type`` is the user's word, None
+    for what the file says.
+
+    Raises FileError for a bad file, InputError when ``prediction_type`` does not fit.
+    """
+    found = identify(path, prediction_type)
+    if found.layout is None:
+        what = found.kind if found.base is None else f"{found.kind} for {found.base}"
+        todo = "; `safelight adapters add` takes it" if found.kind in adapter.KINDS else ""
+        raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a checkpoint that can be run{todo}")
+    if found.format in CONVERTED:
+        layout, manifest = _converted(home, path, found)
+    else:
+        layout = found.layout
+        manifest = _measured(path, layout, _counter(found.nbytes, on_bytes), found.watched)
+    return Model(
+        name=names.canonical(name),
+        path=path,
+        kind=found.kind,
+        base=layout.base.name,
+        variant=found.variant or "",
+        prediction_type=found.prediction_type or "",
+        zero_terminal_snr=found.zero_terminal_snr,
+        dtype=found.dtype,
+        format=found.format,
+        resolution=found.resolution or _native(layout.base.name, found.prediction_type),
+        origin=origin,
+        rule=found.rule,
+        told=found.told,
+        manifest=manifest,
+    )
+
+
+def read_again(home: Path, model: Model, on_bytes: OnBytes | None = None) -> Model:
+    """Read and hash a model again: the model as its files say now.
+
+    A conversion whose sources are unchanged is read instead of them.
+
+    Raises IntegrityError when a file is gone or is no such model any more.
+    """
+    try:
+        if model.format in CONVERTED:
+            conversion, *sources = model.manifest.files
+            if all(source.holds() for source in sources):
+                read = measure(layout_of(conversion.path).components, _counter(conversion.size, on_bytes))
+                return replace(model, manifest=replace(read, files=(*read.files, *sources)))
+        told: Any = model.prediction_type if model.told else None
+        return describe(home, model.path, model.name, model.origin, told, on_bytes)
+    except FileError as error:
+        remedy = GONE if not model.path.exists() else "Put the right file back, or add the model again."
+        raise IntegrityError(error.path, "", error.problem, remedy) from error
+    except InputError as error:
+        raise IntegrityError(model.path, "", str(error)) from error
+
+
+def refuse_other_content(model: Model, current: Manifest) -> None:
+    """Raise IntegrityError, naming the first tensor that differs, when ``current`` is not the manifest of ``model``."""
+    if current.digest == model.manifest.digest:
+        return
+    now = {(c.role, t.name): t.xxh3 for c in current.components for t in c.tensors}
+    for component in model.manifest.components:
+        for tensor in component.tensors:
+            if now.get((component.role, tensor.name)) != tensor.xxh3:
+                raise IntegrityError(tensor.path, f"{component.role}.{tensor.name}", "its content changed")
+    raise IntegrityError(model.path, "", "its content changed")
+
+
+def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:
+    """What pickles were converted to, at the place that its digest names; its manifest watches over them too."""
+    left_over = found.layout.left_over if found.layout is not None else {}
+    if found.format == "pickle":
+        tensors = list(pickle.read_header(path).tensors.values())
+    else:
+        parts = folder.read(path).components
+        tensors = [replace(t, name=f"{role}.{t.name}") for role in parts for t in parts[role].tensors.values()]
+    tensors = [t for t in tensors if t.name not in left_over or leftover.tells_depth(t.name)]
+    with written(home) as (file, temporary):
+        convert.to_safetensors(tensors, file)
+        settle(file, temporary)
+        with convert.blamed(path, temporary):
+            layout = layout_of(temporary)
+            manifest = measure(layout.components)
+        place = home / manifest.digest / "model.safetensors"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, place)
+    sources = sorted({tensor.path for tensor in tensors}.union(found.watched))
+    manifest = moved(manifest, place)
+    return layout, replace(manifest, files=(*manifest.files, *(FileHint.of(source) for source in sources)))
+
+
+def _measured(
+    path: Path, layout: CheckpointLayout, progress: Callable[[int], None] | None, watched: tuple[Path, ...]
+) -> Manifest:
+    """The manifest of a layout, if the headers say the same after all bytes were read as they did before."""
+    manifest = measure(layout.components, progress, watched)
+    if identify(path).layout != layout:
+        raise CorruptFileError(path, "changed while it was read; try again when its download has ended")
+    return manifest
+
+
+def layout_of(path: Path) -> CheckpointLayout:
+    """The layout of a conversion. Raises CorruptFileError when it is none any more."""
+    found = identify(path)
+    if found.layout is None:
+        raise CorruptFileError(path, "a conversion cannot be read back")
+    return found.layout
+
+
+def _native(base: str, prediction_type: str | None) -> int:
+    return 512 if base == "sd2" and prediction_type == "epsilon" else NATIVE_SIZES[base]
+
+
+def _counter(total: int, on_bytes: OnBytes | None) -> Callable[[int], None] | None:
+    if on_bytes is None:
+        return None
+
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        on_bytes(done, total)
+
+    return count
