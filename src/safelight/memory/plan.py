@@ -10,9 +10,9 @@ the job and the queue want, the latest first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Action = Literal["keep", "load", "stream", "drop"]
 
@@ -24,6 +24,10 @@ class Piece:
     component: str
     index: int
     nbytes: int
+
+    def is_of(self, digests: Collection[str] | None) -> bool:
+        """Whether it belongs to one of the components of those digests; None means all."""
+        return digests is None or any(f" {digest[:16]} " in self.component for digest in digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +78,29 @@ class Plan:
     def pieces(self, action: Action) -> tuple[Piece, ...]:
         return tuple(step.piece for step in self.steps if step.action == action)
 
+    @property
+    def staying(self) -> set[int]:
+        """The numbers of the segments that are resident once the plan is carried out."""
+        return {piece.index for action in ("keep", "load") for piece in self.pieces(action)}
+
     def nbytes(self, action: Action) -> int:
         return sum(piece.nbytes for piece in self.pieces(action))
 
     def moved(self, passes: int) -> int:
         """Bytes that the plan moves: each load once, each streamed piece at every pass."""
         return self.nbytes("load") + passes * self.nbytes("stream")
+
+    def described(self) -> list[dict[str, Any]]:
+        """The steps as plain values: action, segment, bytes, reason."""
+        return [
+            {
+                "action": step.action,
+                "segment": f"{step.piece.component} {step.piece.index}",
+                "nbytes": step.piece.nbytes,
+                "reason": step.reason,
+            }
+            for step in self.steps
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ nobody waits in a circle.
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field, replace
@@ -28,9 +27,10 @@ from safelight.devices.failures import translated
 from safelight.devices.pool import SlabPool
 from safelight.errors import OutOfMemoryError
 from safelight.memory.account import Account
-from safelight.memory.budget import HOST, Ledger
+from safelight.memory.budget import Ledger
 from safelight.memory.lease import ONCE, Coming, Held, Lease, Use
 from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
+from safelight.memory.refusal import too_large
 from safelight.memory.ring import Ring
 from safelight.memory.segments import Segment, cut
 from safelight.memory.source import Source, Target
@@ -106,16 +106,8 @@ class Residency:
             return found
 
     def last_plan(self) -> list[dict[str, Any]]:
-        """The steps of the last plan that was carried out: action, segment, bytes, reason."""
-        return [
-            {
-                "action": step.action,
-                "segment": f"{step.piece.component} {step.piece.index}",
-                "nbytes": step.piece.nbytes,
-                "reason": step.reason,
-            }
-            for step in self._last.steps
-        ]
+        """The steps of the last plan that was carried out."""
+        return self._last.described()
 
     @contextlib.contextmanager
     def lease(self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> Generator[Lease]:
@@ -197,11 +189,11 @@ class Residency:
         before = set(lease.residents)
         with self._lock:
             new = self._least(lease)
-            if new is not None and _staying(new) == before:
+            if new is not None and new.staying == before:
                 self._drop_all(new)
                 self.make_room(0)
                 return
-        after = "when others were read" if new is None else len(_staying(new))
+        after = "when others were read" if new is None else len(new.staying)
         _log.info("memory changed", place=self.place, before=len(before), after=after, of=len(lease.segments))
         self._settle(lease, lambda: self._least(lease))
         with self._lock:
@@ -246,7 +238,7 @@ class Residency:
         """Prove what is resident again, of the components of those digests or of all: the labels of segments whose
         bytes are not those that were produced. They are dropped as soon as nobody holds them."""
         with self._lock:
-            meant = [held for piece, held in self._residents.items() if _is_of(piece, digests)]
+            meant = [held for piece, held in self._residents.items() if piece.is_of(digests)]
             for held in meant:
                 held.leases += 1
         wrong: list[Held] = []
@@ -266,10 +258,10 @@ class Residency:
         with self._lock:
             digests = None if digest is None else (digest,)
             for piece, held in list(self._residents.items()):
-                if not held.leases and _is_of(piece, digests):
+                if not held.leases and piece.is_of(digests):
                     self._evict(piece)
             for piece, coming in self._coming.items():
-                coming.unwanted |= _is_of(piece, digests)
+                coming.unwanted |= piece.is_of(digests)
             if digest is None:
                 self.pool.trim(0)
             else:
@@ -285,7 +277,7 @@ class Residency:
         self.before_planning()
         situation = self._situation(lease, True)
         decided = plan(situation)
-        loses = isinstance(decided, Refusal) or not _staying(decided).issuperset(lease.residents)
+        loses = isinstance(decided, Refusal) or not decided.staying.issuperset(lease.residents)
         if loses and self._coming:
             return None
         if isinstance(decided, Refusal):
@@ -350,20 +342,7 @@ class Residency:
         return (allowed if self.most is None else min(allowed, self.most)) - others
 
     def _refused(self, lease: Lease, refusal: Refusal) -> OutOfMemoryError:
-        setting = "max_cache_ram_gb" if self.place == HOST else "max_cache_vram_gb"
-        budget, working, lacking = self.ledger.budget(self.place), lease.use.working, refusal.least - refusal.available
-        if self.most is not None and self.most < budget - working:
-            hint = f"{setting} is {_gb(self.most)}; the least with which this works is {_gb(self.most + lacking)}"
-        else:
-            hint = (
-                f"This process can have {_gb(budget)} GB, {_gb(working)} GB of it for computing; "
-                f"the least with which this works is {_gb(budget + lacking)} GB"
-            )
-        hint += f", as {refusal.reason}."
-        if not self.partial:
-            hint += " enable_partial_loading: true needs less."
-        role = lease.component.role.replace("_", " ")
-        return OutOfMemoryError(f"The {role}", refusal.least, max(0, refusal.available), hint, final=True)
+        return too_large(lease, refusal, self.place, self.ledger.budget(self.place), self.most, self.partial)
 
     def _settle(self, lease: Lease, decide: Callable[[], Plan | None]) -> None:
         """Carry out what ``decide`` decides, under the lock, until all of it is there; decide anew when something that
@@ -394,7 +373,7 @@ class Residency:
                 with self._lock:
                     self._pressed -= 1
         with self._lock:
-            if decided is None or not _staying(decided) <= lease.residents.keys():
+            if decided is None or not decided.staying <= lease.residents.keys():
                 return False
             self._clock += 1
             for held in lease.residents.values():
@@ -412,7 +391,7 @@ class Residency:
         if lease.ring is not None:
             lease.ring.close()
             lease.ring = None
-        self._streamed_from_now_on(lease, lease.residents.keys() - _staying(decided))
+        self._streamed_from_now_on(lease, lease.residents.keys() - decided.staying)
         self._drop_all(decided)
         awaited: list[Coming] = []
         for piece in decided.pieces("keep"):
@@ -520,18 +499,3 @@ class Residency:
         if not self.pool.give(held.target.slab):
             what = held.target.segment.label
             _log.warning("a tensor outlived its binding; its memory is not used again", what=what)
-
-
-def _staying(decided: Plan) -> set[int]:
-    """The numbers of the segments that are resident once the plan is carried out."""
-    return {piece.index for action in ("keep", "load") for piece in decided.pieces(action)}
-
-
-def _is_of(piece: Piece, digests: Collection[str] | None) -> bool:
-    """Whether a piece is of one of the components of those digests; None means all."""
-    return digests is None or any(f" {digest[:16]} " in piece.component for digest in digests)
-
-
-def _gb(nbytes: int) -> str:
-    """Gigabytes (2^30 bytes) for people, rounded up."""
-    return f"{math.ceil(nbytes / 2**30 * 10000) / 10000:.4f}"
