@@ -59,7 +59,8 @@ class Suspect:
 
     ``what``: the fault that is injected. ``rule``: what Safelight does about that suspect at all times.
     ``blind``: settings that switch off the check which finds it; ``blinded`` does so where no setting does.
-    ``canary``: whether each switch is to be followed by a canary. ``simulated``: on the simulated accelerator.
+    ``expected``: how the sentence begins that names the fault. ``canary``: whether each switch is to be followed by a
+    canary. ``simulated``: on the simulated accelerator.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Suspect:
     inject: Inject
     blind: dict[str, Any]
     blinded: Callable[[], AbstractContextManager[None]]
+    expected: str
     canary: bool = False
     simulated: bool = False
 
@@ -172,17 +174,19 @@ SUSPECTS = (
         state_left_over,
         {},
         fingerprints_blinded,
+        "log: a skeleton was left changed",
     ),
     Suspect(
         "loading",
         "A misplaced tensor",
         "Tensors of the UNet that have the same shape are exchanged in memory, two by two. Every name and shape is as "
         "it should be.",
-        "Weights in memory are summed after a stage and compared with what was read. Wrong ones are read again, and "
-        "the stage is repeated.",
+        "Weights in memory are summed after a stage and compared with what was read: the first time, and then as often "
+        "as that takes less than 2 % of the time. Wrong ones are read again, and the stage is repeated.",
         misplaced_tensors,
         {"verify_transfers": "off"},
         nothing,
+        "warning: repaired: weights were changed in memory",
     ),
     Suspect(
         "attention",
@@ -190,10 +194,12 @@ SUSPECTS = (
         "The attention kernel begins to return its values in the wrong order. It had passed its self-test, as before a "
         "change of driver.",
         "Each kernel is compared with float64 before its first use on a device. With `canary: switch` a tiny image is "
-        "compared with that of a fresh process after each switch.",
+        "compared with that of a fresh process after each switch. Without that setting such a picture is given, until "
+        "`safelight doctor` tries the kernel again. One that is broken in fresh processes too fails its self-test.",
         broken_kernel,
         {},
         nothing,
+        "error: the canary",
         canary=True,
     ),
     Suspect(
@@ -201,10 +207,12 @@ SUSPECTS = (
         "Memory that is reused too early",
         "Large copies to the accelerator read their source when other weights have already been written over it. The "
         "accelerator is simulated.",
-        "Each copy is waited for, and summed where it arrived. A copy that is wrong is repeated.",
+        "Each copy is waited for. It is summed where it arrived, or after the first stage that uses it. Once one was "
+        "wrong, every further copy is summed where it arrives, and is repeated when it is wrong.",
         memory_reused_early,
         {"verify_transfers": "off"},
         nothing,
+        "log: a copy arrived",
         simulated=True,
     ),
 )
@@ -228,7 +236,7 @@ def draw(engine: LocalEngine, model: str) -> Image:
 @contextmanager
 def opened(suspect: Suspect, root: Path, blind: bool) -> Generator[LocalEngine]:
     """An engine in which both models have been used, with the suspect's check or without it."""
-    overrides = suspect.blind if blind else {"verify_transfers": "always"}
+    overrides = suspect.blind if blind else {}
     settings = config.load(root, None, attention_type="torch-sdp", **overrides)
     device = Simulated(nbytes=512 << 20) if suspect.simulated else None
     engine = open_engine(settings, device)
@@ -290,6 +298,7 @@ def strip(told: Told, path: Path) -> None:
 def chapter(suspect: Suspect, told: Told, picture: str) -> list[str]:
     assert told.spoiled is not None
     apart = difference(*(_array(image) for image in (told.right, told.spoiled)))
+    settings = "`canary: switch`, which is not the default" if suspect.canary else "the default settings"
     same = told.found is not None and told.found.pixels == told.right.pixels
     does = "The picture is right, pixel for pixel." if same else "No picture is given. The job fails with this error."
     return [
@@ -300,7 +309,7 @@ def chapter(suspect: Suspect, told: Told, picture: str) -> list[str]:
         f"![{suspect.title}: right, spoiled, and what Safelight gives]({picture})",
         "",
         f"Left: the right picture. Middle: the same request with the fault and without the check ({apart}). "
-        f"Right: the same request with the fault, as Safelight runs{'' if same else ' (none)'}.",
+        f"Right: the same request with the fault, with {settings}{'' if same else ' (none)'}.",
         "",
         suspect.rule,
         "",
@@ -327,8 +336,8 @@ def problems(suspect: Suspect, told: Told) -> list[str]:
         wrong.append("the fault spoils nothing")
     if told.found is not None and told.found.pixels != told.right.pixels:
         wrong.append("a spoiled picture is given")
-    if not told.says:
-        wrong.append("nothing is said")
+    if not any(line.startswith(suspect.expected) for line in told.says):
+        wrong.append(f"nothing is said that begins with {suspect.expected!r}")
     if told.after.pixels != told.right.pixels:
         wrong.append("the next picture is spoiled")
     return [f"{suspect.name}: {what}" for what in wrong]

@@ -17,9 +17,13 @@ def run() -> None:
     if state.gone:
         print(f"safelight: the environment {state.gone} is gone; {home} is used instead", file=sys.stderr)
     active = installation.folder(home, state.active)
+    # An environment that does not work must not stand in the way of leaving it.
+    if "rollback" in sys.argv[1:]:
+        active = home
     if active != prefix:
         python = installation.python_of(active)
-        os.execv(python, [str(python), "-m", "safelight.cli", *sys.argv[1:]])
+        # As a script has it, the current folder holds no modules (-P).
+        os.execv(python, [str(python), "-P", "-m", "safelight.cli", *sys.argv[1:]])
     from safelight.cli.main import run as run_here
 
     run_here()

@@ -41,6 +41,17 @@ def test_pixels_are_those_of_diffusers(engine: LocalEngine, ask: Ask, tmp_path: 
     assert next(engine.generate(ask(prompt="a <thing> apple", steps=3, seed=5))).pixels == right
 
 
+def test_one_that_another_engine_of_the_process_did_not_have(root: Path, ask: Ask, tmp_path: Path) -> None:
+    """What fits a model is no knowledge of the process: an engine that is opened later has what is there then."""
+    shas: list[str] = []
+    for count, name in ((1, "thing"), (2, "other")):
+        engine = safelight.open_engine(root)
+        engine.shelves.adapters.add(controls.inversion(tmp_path / f"{name}.safetensors", count))
+        shas.append(sha(engine, ask(prompt="an other apple")))
+        engine.close()
+    assert shas[0] != shas[1]
+
+
 def test_both_encoders_of_sdxl(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
     engine.shelves.adapters.add(controls.inversion(tmp_path / "thing.safetensors", 2, "sdxl"))
     pipe = oracle.pipeline("sdxl", 4)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
+import pytest
 import torch
 from support import memory
 
 from safelight.devices.simulated import simulated
+from safelight.devices.verification import Verification
+from safelight.memory.behind import FromHost
 from safelight.memory.budget import HOST
 from safelight.memory.lease import Use
 from safelight.memory.segments import cut
@@ -58,3 +62,22 @@ def test_what_nobody_holds_on_the_host_goes_first(tiny: Path) -> None:
             lease.adjust()
             assert host.resident_bytes == there.ledger.stored(HOST) == 0
             assert lease.resident_bytes > 0
+
+
+def test_a_copy_that_was_not_summed_is_known_wrong_later(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what arrived rightly once, as often as somebody looks."""
+    component = memory.manifest(tiny / "a.safetensors").component("unet")
+    with simulated(nbytes=1 << 30) as device:
+        there = memory.on(device)
+        source = cast("FromHost", there.source)
+        verification = source._transfers.verification = Verification("first")
+        for right in (True, False, True):
+            if not right:
+                push = device.push
+                monkeypatch.setattr(device, "push", lambda given, target: push(given.roll(-64), target))
+            with there.lease(component, torch.float32) as lease:
+                assert lease.unseen == (verification.uses > len(lease.segments))
+                assert (lease.verify() == []) == right
+                assert not lease.unseen or not right
+            monkeypatch.undo()
+            there.drop()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from safelight import installation
 from safelight.errors import InputError
-from safelight.trust.environment import Environment, Environments
+from safelight.trust.environment import Environment, Environments, _new_folder
 
 OPTIONS = ("--no-index", "--no-deps")
 SOURCE = Path(__file__).parents[2] / "src"
@@ -106,6 +107,39 @@ def test_what_others_look_after_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
         environments.build("lamp", "lamp", OPTIONS)
 
 
+def test_the_same_version_is_another_build(prefix: Path, tmp_path: Path) -> None:
+    other = wheel(tmp_path, "lamp", "1.0", {"lamp.py": "version = 'the other build'\n"})
+    built = Environments(prefix).build("lamp", str(other), OPTIONS)
+    assert said(built) == "the other build False"
+
+
+def test_an_index_is_the_only_place_that_is_looked_at(
+    prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    lamp(tmp_path / "elsewhere", "2.0")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "elsewhere"))
+    index = ("--no-deps", "--index-url", "https://127.0.0.1:9/simple", "--retries", "0")
+    environments = Environments(prefix)
+    with pytest.raises(InputError, match="could not install lamp"):
+        environments.build("lamp", "lamp", index, isolated=True)
+    assert [environment.name for environment in environments.all()] == ["first"]
+
+
+def test_a_version_that_does_not_start_is_not_taken(prefix: Path, tmp_path: Path) -> None:
+    broken = wheel(tmp_path, "lamp", "4.0", {"lamp.py": "raise RuntimeError('no light')\n"})
+    environments = Environments(prefix)
+    with pytest.raises(InputError, match="does not start: RuntimeError: no light"):
+        environments.build("lamp", str(broken), OPTIONS, try_out=("-c", "import lamp"))
+    assert [environment.name for environment in environments.all()] == ["first"]
+
+
+def test_two_that_upgrade_at_once_get_two_folders(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: _new_folder(tmp_path / "home"), range(24)))
+    assert len(set(folders)) == 24
+
+
 PRINTS = {
     "safelight/cli/__init__.py": "",
     "safelight/cli/__main__.py": "from safelight.cli.main import run\nrun()\n",
@@ -128,8 +162,14 @@ def test_the_command_runs_what_is_active(tmp_path: Path) -> None:
     }
     install(prefix, wheels["1.0"])
 
-    def command() -> tuple[str, str]:
-        done = subprocess.run([prefix / "bin/safelight", "models", "list"], check=True, capture_output=True, text=True)
+    def command(*arguments: str) -> tuple[str, str]:
+        done = subprocess.run(
+            [prefix / "bin/safelight", *(arguments or ("models", "list"))],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
         return done.stdout.strip(), done.stderr.strip()
 
     assert command() == ("1.0 models list", "")
@@ -140,6 +180,11 @@ def test_the_command_runs_what_is_active(tmp_path: Path) -> None:
     environments.activate(environments.named("first"))
     assert command() == ("1.0 models list", "")
     environments.activate(second)
+    # A file of the user's is no module, and an environment that does not start can be left.
+    (tmp_path / "safelight").mkdir()
+    (tmp_path / "safelight/__init__.py").write_text("raise SystemExit('the current folder was imported')")
+    assert command() == ("2.0 models list", "")
+    assert command("rollback") == ("1.0 rollback", "")
     second.python.unlink()
     assert command() == ("1.0 models list", f"safelight: the environment 1 is gone; {prefix} is used instead")
     assert Environments(prefix).active().name == "first"

@@ -29,8 +29,9 @@ _log = structlog.get_logger(__name__)
 
 SWEEP_SECONDS = 86_400
 
-WORKER = (sys.executable, "-m", "safelight.assemble.work")
-ZYGOTE = (sys.executable, "-m", "safelight.assemble.zygote")
+WORKER = (sys.executable, "-P", "-m", "safelight.assemble.work")
+ZYGOTE = (sys.executable, "-P", "-m", "safelight.assemble.zygote")
+"""The current folder holds no modules of theirs (-P)."""
 
 
 def isolating(settings: Settings) -> Isolating:

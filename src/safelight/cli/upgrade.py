@@ -36,8 +36,8 @@ def upgrade(
     to: Annotated[str | None, typer.Option(help="A version of the index's; the newest by default.")] = None,
     root: RootOption = None,
 ) -> None:
-    """Install another version of Safelight in an environment of its own, use it from now on, and prove the models'
-    canaries again.
+    """Install another version of Safelight in an environment of its own, use it from now on, and draw each
+    model's canary, a small test image, again to compare.
 
     A package's name alone is never enough: the source is named, or is the one that the running version came from.
     """
@@ -52,9 +52,11 @@ def upgrade(
     if why := environments.refusal():
         raise InputError(f"{why}; upgrade it yourself: pip install --upgrade {wanted.requirement}")
     typer.echo("the present version makes the models' canaries, for comparing afterwards")
-    _doctor(context, root, Path(sys.executable), stdout=subprocess.DEVNULL)
+    if _doctor(context, root, Path(sys.executable), stdout=subprocess.DEVNULL):
+        typer.echo("some differ already, before the upgrade: `safelight doctor` looks for the cause", err=True)
     typer.echo(f"installing {wanted}")
-    built = environments.build(sources.NAME, wanted.requirement, wanted.options)
+    try_out = ("-m", "safelight.cli", "version")
+    built = environments.build(sources.NAME, wanted.requirement, wanted.options, bool(wanted.index), try_out)
     environments.activate(built)
     typer.echo(f"active: {_described(built)} (`safelight rollback` goes back)")
     raise typer.Exit(_doctor(context, root, built.python))
@@ -69,7 +71,8 @@ def rollback(
     listed: Annotated[bool, typer.Option("--list", help="Show what can be gone back to.")] = False,
     root: RootOption = None,
 ) -> None:
-    """Use the environment that the last upgrade replaced, and prove the models' canaries again."""
+    """Use the environment that the last upgrade replaced, and draw each model's canary, a small test image, again to
+    compare."""
     from safelight.errors import InputError
     from safelight.trust.environment import Environments
 
@@ -106,5 +109,5 @@ def _described(environment: Environment) -> str:
 def _doctor(context: typer.Context, root: Path | None, python: Path, stdout: int | None = None) -> int:
     """Prove the canaries with the packages of ``python``; the exit code."""
     home = loaded(context, root).settings.root
-    command = [str(python), "-m", "safelight.cli", "--root", str(home), "doctor", "--since-upgrade"]
+    command = [str(python), "-P", "-m", "safelight.cli", "--root", str(home), "doctor", "--since-upgrade"]
     return subprocess.run(command, check=False, stdout=stdout).returncode

@@ -10,7 +10,7 @@ from typing import Literal
 
 Policy = Literal["auto", "always", "first", "sample", "off"]
 """``always``; the ``first`` time of each thing; one time in :data:`SAMPLE`; ``off``; ``auto``: every time, as long as
-that costs less than :data:`SHARE` of the time that computing takes."""
+that costs less than :data:`SHARE` of the time that computing takes, and always once anything was found wrong."""
 
 SAMPLE = 16
 
@@ -41,7 +41,7 @@ class Verification:
                 "first": first,
                 "sample": self.uses % SAMPLE == 1,
                 "off": False,
-                "auto": first or self._seconds <= SHARE * self._work,
+                "auto": first or bool(self.wrong) or self._seconds <= SHARE * self._work,
             }[self.policy]
             self.verified += due
             return due

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safelight.errors import (
@@ -34,6 +34,16 @@ CONVERTED = "converted"
 """Below the records: what pickles were converted to."""
 
 
+@dataclass(frozen=True, eq=False)
+class Inversions:
+    """Textual inversions: ``shapes`` of the tensors of each, by its name. ``fitting``: what was found to fit which text
+    encoders; kept here, so that it is never another library's or an earlier state's."""
+
+    generation: int
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+    fitting: dict[Hashable, tuple[str, ...]] = field(default_factory=dict[Hashable, tuple[str, ...]])
+
+
 class Adapters:
     """The adapters under ``root``, which need not exist yet."""
 
@@ -41,7 +51,7 @@ class Adapters:
         self.root = root
         self._records = root / "adapters"
         self._index = Index(self._records, records.read_adapter, root / "index.db")
-        self._inversions: tuple[int, Mapping[str, Mapping[str, tuple[int, ...]]]] = (-1, {})
+        self._inversions = Inversions(-1, {})
 
     def cards(self) -> list[Card]:
         """By name, the user's own before the starters, without their tensors. Damaged records are left out."""
@@ -49,12 +59,14 @@ class Adapters:
         taken = {card.name for card in own}
         return [*own, *(card for card in starters.adapter_cards() if card.name not in taken)]
 
-    def inversions(self) -> tuple[int, Mapping[str, Mapping[str, tuple[int, ...]]]]:
-        """(a number that changes with them, the shapes of the tensors of each textual inversion by its name)."""
+    def inversions(self) -> Inversions:
+        """The textual inversions as they are now; the same object as long as no adapter is added or removed."""
+        # Read before the cards: what changes in between is then looked at once more, never overlooked.
+        generation = self._index.generation
         cards = self.cards()
-        if self._inversions[0] != self._index.generation:
+        if self._inversions.generation != self._index.generation:
             found = {card.name: card.vectors for card in cards if card.vectors is not None}
-            self._inversions = self._index.generation, found
+            self._inversions = Inversions(generation, found)
         return self._inversions
 
     def all(self) -> list[Adapter]:
@@ -106,9 +118,10 @@ class Adapters:
             found = self.resolve(name) if by_path else self.get(name)
             if found.digest == digest:
                 return self.checked(found)
-        same = next((card for card in self.cards() if card.digest == digest), None)
-        if same is not None:
-            return self.checked(self.get(same.name))
+        for card in self.cards():
+            # A card is only a hint: it may be that of an earlier record.
+            if card.digest == digest and (found := self.get(card.name)).digest == digest:
+                return self.checked(found)
         used = next((one for one in self.used() if one.digest == digest and not one.manifest.changed()), None)
         if used is not None and by_path:
             return used

@@ -6,7 +6,6 @@ tensor's name is the word), and SDXL's (``clip_l``, ``clip_g``).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -80,21 +79,11 @@ def _found(embedding: Embedding, adapters: Adapters, by_path: bool) -> Adapter:
 
 def _fitting(adapters: Adapters, model: Model) -> tuple[str, ...]:
     """The names of all that fit the model's text encoders; kept as long as no adapter is added or removed."""
-    generation, shapes = adapters.inversions()
+    known = adapters.inversions()
     encoders = tuple((c.role, c.config) for c in model.manifest.components if isinstance(c.config, CLIPConfig))
-    key = str(adapters.root), generation, encoders
-    with _keeping:
-        if key not in _fitting_names:
-            _fitting_names.pop(next(iter(_fitting_names)), None) if len(_fitting_names) >= MOST_KEPT else None
-            _fitting_names[key] = tuple(name for name, tensors in shapes.items() if not _odd(tensors, dict(encoders)))
-        return _fitting_names[key]
-
-
-MOST_KEPT = 16
-"""Text encoders of different widths for which it is kept what fits them."""
-
-_fitting_names: dict[object, tuple[str, ...]] = {}
-_keeping = threading.Lock()
+    if encoders not in known.fitting:
+        known.fitting[encoders] = tuple(n for n, shapes in known.shapes.items() if not _odd(shapes, dict(encoders)))
+    return known.fitting[encoders]
 
 
 def _slots(tensors: Collection[str]) -> dict[str, str]:

@@ -14,8 +14,9 @@ from safelight.devices import sums
 from safelight.devices.transfer import Transfers
 from safelight.errors import TransferError
 from safelight.memory.lease import Lease
+from safelight.memory.plan import Piece
 from safelight.memory.residency import Residency
-from safelight.memory.source import Fetch, Proof, Target
+from safelight.memory.source import Fetch, Proof, Target, Unseen
 from safelight.weights.manifest import ComponentManifest
 
 _log = structlog.get_logger(__name__)
@@ -41,6 +42,7 @@ class FromHost:
         self._transfers = transfers
         self._keep = keep
         self._copying: dict[Fetch, _Copying] = {}
+        self._sums: dict[Piece, sums.Sum] = {}
 
     @contextlib.contextmanager
     def opened(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[Fetch]:
@@ -81,12 +83,17 @@ class FromHost:
                 lease.renew(piece.index)
             try:
                 with lease.held(piece.index) as source:
-                    return self._transfers.push(
+                    arrived = self._transfers.push(
                         what,
                         source.base[: target.segment.nbytes],
                         target.slab.base[: target.segment.nbytes],
                         verify or again,
                     )
+                if arrived is None:
+                    # What it becomes here is always the same: what arrived and was looked at once says it.
+                    return Unseen(self._sums.get(piece))
+                self._sums[piece] = arrived
+                return arrived
             except TransferError:
                 if again:
                     raise

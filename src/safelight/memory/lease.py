@@ -15,7 +15,7 @@ from safelight.devices.pool import Slab
 from safelight.memory.plan import Plan
 from safelight.memory.ring import Ring
 from safelight.memory.segments import component_key, cut, places
-from safelight.memory.source import Fetch, Proof, Source, Target
+from safelight.memory.source import Fetch, Proof, Source, Target, Unseen
 from safelight.weights.manifest import ComponentManifest
 
 
@@ -38,7 +38,11 @@ class Held:
 
     def intact(self, source: Source) -> bool:
         """Whether its bytes are those that were produced, as far as a proof was taken."""
-        return self.proof is None or source.proof(self.target) == self.proof
+        wanted = self.proof.proof if isinstance(self.proof, Unseen) else self.proof
+        if wanted is not None and source.proof(self.target) != wanted:
+            return False
+        self.proof = wanted
+        return True
 
 
 @dataclass(eq=False)
@@ -157,6 +161,11 @@ class Lease:
         """Whether a resident segment is as it was produced; one that is streamed was read just now."""
         held = self.residents.get(index)
         return held is None or held.intact(self._keeper.source)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether a resident segment was not looked at since it arrived."""
+        return any(isinstance(held.proof, Unseen) for held in self.residents.values())
 
     def adjust(self) -> None:
         """Between two passes: follow the budget, which may have shrunk or grown since; at most down to the least that

@@ -32,6 +32,13 @@ Proof = Hashable
 """Equal to another proof of the same segment if and only if the bytes are the same; None where none was taken."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """The ``proof`` that a segment should have, of one that nobody has looked at since it arrived."""
+
+    proof: Proof
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """A segment, the slab that it will fill, and the views of its tensors in it."""

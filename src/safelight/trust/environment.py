@@ -8,13 +8,13 @@ command ``safelight`` runs (:mod:`safelight.installation`). Going back changes t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -23,9 +23,9 @@ from pathlib import Path
 from safelight import installation
 from safelight.errors import InputError
 from safelight.files import write_whole
-from safelight.formats.folder import read_json
 
-DESCRIPTION = "environment.json"
+SOURCE = "source.txt"
+"""What was installed in an environment. It is written last: a folder without it is no environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,8 @@ class Environments:
     def all(self) -> list[Environment]:
         """The first, then the others in the order in which they were made."""
         found = [Environment(installation.FIRST, self._first, 0.0, _versions(self._first))]
-        for path in self._home.glob(f"*/{DESCRIPTION}"):
-            when = float(read_json(path)["when"])
-            found.append(Environment(path.parent.name, path.parent, when, _versions(path.parent)))
+        for path in self._home.glob(f"*/{SOURCE}"):
+            found.append(Environment(path.parent.name, path.parent, path.stat().st_mtime, _versions(path.parent)))
         return sorted(found, key=lambda environment: environment.when)
 
     def named(self, name: str) -> Environment:
@@ -89,40 +88,68 @@ class Environments:
         if state["active"] != state["before"]:
             write_whole(self._home / installation.ACTIVE, json.dumps(state).encode())
 
-    def build(self, package: str, requirement: str, options: Sequence[str] = ()) -> Environment:
+    def build(
+        self,
+        package: str,
+        requirement: str,
+        options: Sequence[str] = (),
+        isolated: bool = False,
+        try_out: Sequence[str] = (),
+    ) -> Environment:
         """Make an environment with the packages of the active one, and install ``requirement`` of ``package`` there,
-        then what that requires. Raises InputError with what pip says; nothing is left then."""
+        then what that requires.
+
+        ``options`` are pip's. ``isolated``: pip takes no further index from its settings or from the environment's
+        variables. ``try_out``: arguments of the new interpreter, which has to end with exit code 0.
+
+        Raises InputError with what pip or the new interpreter says. Nothing is left then.
+        """
         if why := self.refusal():
             raise InputError(why)
         start = self.active()
-        prefix = self._home / _free_name(self._home)
+        prefix = _new_folder(self._home)
         try:
-            _run(package, sys.executable, "-m", "venv", "--without-pip", str(prefix))
+            shared = ("--system-site-packages",) if _shares_system_packages(start.prefix) else ()
+            _run(package, sys.executable, "-I", "-m", "venv", "--without-pip", *shared, str(prefix))
             shutil.rmtree(_site(prefix))
             shutil.copytree(_site(start.prefix), _site(prefix), copy_function=_link, symlinks=True)
             python = str(installation.python_of(prefix))
             if not (_site(prefix) / "pip").exists():
-                _run(package, python, "-m", "ensurepip")
-            pip = (python, "-m", "pip", "install", "--disable-pip-version-check")
-            _run(requirement, *pip, "--upgrade", *options, requirement)
+                _run(package, python, "-I", "-m", "ensurepip")
+            pip = (python, "-I", "-m", "pip", "install", "--disable-pip-version-check")
+            # The same version may be another build: it is installed again, and never taken for installed already.
+            _run(requirement, *pip, "--force-reinstall", *options, requirement, isolated=isolated)
             version = _versions(prefix).get(package)
             if version is None:
                 raise InputError(f"{requirement} is not the package {package}")
             _run(f"what {package} {version} requires", *pip, f"{package}=={version}")
-            # Written last: without it the folder is no environment.
-            write_whole(prefix / DESCRIPTION, json.dumps({"when": time.time(), "source": requirement}).encode())
+            if try_out:
+                _run(f"{package} {version}, which does not start", python, "-I", *try_out)
+            write_whole(prefix / SOURCE, f"{requirement}\n".encode())
         except BaseException:
             shutil.rmtree(prefix, ignore_errors=True)
             raise
         return self.named(prefix.name)
 
 
-def _free_name(home: Path) -> str:
-    """The first number that no folder has."""
+def _new_folder(home: Path) -> Path:
+    """A new folder, called by the first number that is free; two that ask at once get two."""
     number = 1
-    while (home / str(number)).exists():
-        number += 1
-    return str(number)
+    while True:
+        try:
+            (home / str(number)).mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return home / str(number)
+
+
+def _shares_system_packages(prefix: Path) -> bool:
+    """Whether an environment sees the packages of the Python that it was made from."""
+    with contextlib.suppress(OSError):
+        lines = (prefix / "pyvenv.cfg").read_text().splitlines()
+        return any(line.replace(" ", "").lower() == "include-system-site-packages=true" for line in lines)
+    return False
 
 
 def _site(prefix: Path) -> Path:
@@ -133,9 +160,13 @@ def _versions(prefix: Path) -> dict[str, str]:
     return {d.metadata["Name"]: d.version for d in distributions(path=[str(_site(prefix))])}
 
 
-def _run(what: str, *command: str) -> None:
+def _run(what: str, *command: str, isolated: bool = False) -> None:
     """Raises InputError with the last line that the command says when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    variables = dict(os.environ)
+    if isolated:
+        variables = {name: value for name, value in variables.items() if not name.startswith("PIP_")}
+        variables["PIP_CONFIG_FILE"] = os.devnull
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise InputError(f"could not install {what}: {said[-1] if said else done.returncode}. Nothing was changed.")
