@@ -303,9 +303,7 @@ def write(root: Path, name: str, text: str) -> object:
     Raises SettingError for a name or value that is not allowed; nothing is written then. Comments are not kept.
     """
     path = root / FILE
-    if name not in Settings.model_fields or name == "root":
-        near = difflib.get_close_matches(name, Settings.model_fields, 1)
-        raise SettingError(name, text, "the command", f"no such setting{f'; {near[0]} is one' if near else ''}")
+    _refuse_unknown(name, text)
     told = _yaml(path) if path.exists() else {}
     _refuse_newer(path, told)
     try:
@@ -318,6 +316,28 @@ def write(root: Path, name: str, text: str) -> object:
     mode = 0o600 if any(values.get(secret) for secret in SECRETS) else 0o644
     write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode(), mode)
     return getattr(settings, name)
+
+
+def unset(root: Path, name: str) -> None:
+    """Remove one value from ``safelight.yaml`` of the root, the others as they are. Comments are not kept.
+
+    Raises SettingError for a name that is no setting's, and for one that the file does not set.
+    """
+    path = root / FILE
+    _refuse_unknown(name, "")
+    held = _yaml(path) if path.exists() else {}
+    _refuse_newer(path, held)
+    if name not in held:
+        raise SettingError(name, "", str(path), "is not set there; `safelight config show` says where it comes from")
+    values = {key: value for key, value in held.items() if key != name}
+    mode = 0o600 if any(values.get(secret) for secret in SECRETS) else 0o644
+    write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode(), mode)
+
+
+def _refuse_unknown(name: str, text: str) -> None:
+    if name not in Settings.model_fields or name == "root":
+        near = difflib.get_close_matches(name, Settings.model_fields, 1)
+        raise SettingError(name, text, "the command", f"no such setting{f'; {near[0]} is one' if near else ''}")
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from PIL import Image as PILImage
 from safetensors.torch import save_file
 from support import adapters
 
-from safelight.cli import generate, values
+from safelight.cli import generate
 from safelight.devices import choice
 from safelight.metadata import chunks
+from safelight.types.samplers import sampler_of
 
 QUICK = ("--steps", "1")
 
@@ -115,7 +117,7 @@ def test_the_default_model_is_used_where_none_is_named(run, tmp_path: Path) -> N
     ],
 )
 def test_samplers_by_any_name(written: tuple[str, str], meant: tuple[str, str]) -> None:
-    assert values.sampler_of(*written) == meant
+    assert sampler_of(*written) == meant
 
 
 def test_everyday_words_work(run, tmp_path: Path) -> None:
@@ -176,3 +178,47 @@ def test_unclosed_brackets_are_drawn_with_a_note(run, tmp_path: Path) -> None:
     closed = run("generate", "(red apple)", "-m", "starter-noto", "--seed", "1", "--json", "--out", tmp_path, *QUICK)
     with PILImage.open(closed.rows[0]["path"]) as one, PILImage.open(tmp_path / "starter-noto-1.png") as other:
         assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--variation-seed", "5"), "variation_seed='5'|variation_seed=5"),
+        (("--hires-steps", "8"), "without --hires-scale"),
+        (("--hires-strength", "0.3"), "without --hires-scale"),
+        (("--hires-upscaler", "lanczos"), "without --hires-scale"),
+        (("--every",), "has no choices"),
+        (("--api-key", "secret"), "without --server"),
+        (("--mask-blur", "3"), "without --mask"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(run, tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    outcome = run("generate", "x", "-m", "starter-noto", "--out", tmp_path / "o", *QUICK, *options)
+    assert outcome.code == 2
+    assert re.search(says, outcome.err)
+    assert "secret" not in outcome.err
+    beside = run("--device", "cpu", "generate", "x", "-m", "starter-noto", "--server", "http://127.0.0.1:9", *QUICK)
+    assert (beside.code, "leave --device out" in beside.err) == (2, True)
+
+
+def test_a_setting_can_be_unset(run) -> None:
+    assert run("config", "set", "default_seed", "5").code == 0
+    assert "default_seed is none now (from default)" in run("config", "unset", "default_seed").out.replace("\n", " ")
+    again = run("config", "unset", "default_seed")
+    assert (again.code, "is not set there" in again.err) == (2, True)
+    assert "no such setting; default_seed is one" in run("config", "unset", "default_sed").err
+
+
+def test_a_picture_says_how_it_was_made(run, tmp_path: Path) -> None:
+    (row,) = run("generate", "red apple", "-m", "starter-noto", "--json", "--out", tmp_path, *QUICK).rows
+    said = run("png-info", row["path"])
+    assert said.code == 0
+    assert said.out.startswith("red apple\n")
+    assert "Steps:" in said.out
+    (found,) = run("png-info", row["path"], "--json").rows
+    assert found["parameters"]["Seed"] == row["seed"] or str(found["parameters"]["Seed"]) == str(row["seed"])
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert run("png-info", tmp_path / "plain.png").code == 1
+    (tmp_path / "text.png").write_text("no picture")
+    assert run("png-info", tmp_path / "text.png").code == 2
+    assert run("remake", row["path"], "--out", tmp_path / "x.png").code == 2

@@ -128,6 +128,34 @@ def test_a_list_of_one_picture_is_edited_and_two_are_refused(client: openai.Open
         assert (two.status_code, "only one picture" in two.text) == (422, True)
         odd = http.post("/v1/images/edits", data={**data, "strenght": "0.1"}, files=[(key, picture)])
         assert (odd.status_code, odd.json()["error"]["param"]) == (422, "strenght")
+    twice = [("image", picture), ("negative", (None, "a")), ("negative", (None, "b"))]
+    again = http.post("/v1/images/edits", data=data, files=twice)
+    assert (again.status_code, again.json()["error"]["param"], "given 2 times" in again.text) == (422, "negative", True)
+    file = http.post("/v1/images/edits", data=data, files=[("image", picture), ("negative", picture)])
+    assert (file.status_code, "a text is wanted" in file.text) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"output_compression": 50}, "output_compression"),
+        ({"guidance_scale": True}, "guidance_scale"),
+        ({"seed": True}, "seed"),
+        ({"n": True}, "n"),
+        ({"sampler": "DPM++ 2M Karras", "schedule": "exponential"}, "schedule"),
+    ],
+)
+def test_what_would_not_be_done_as_asked_is_refused(http: httpx.Client, given: dict, field: str) -> None:
+    answer = http.post("/v1/images/generations", json={**PLAIN, **given})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, field)
+
+
+def test_a_samplers_name_says_its_schedule_on_every_surface(http: httpx.Client) -> None:
+    named = {**PLAIN, "response_format": "b64_json", "sampler": "DPM++ 2M Karras"}
+    karras = {**PLAIN, "response_format": "b64_json", "sampler": "dpmpp_2m", "schedule": "karras"}
+    right = pixels(http.post("/v1/images/generations", json=karras))
+    assert pixels(http.post("/v1/images/generations", json=named)) == right
+    assert pixels(http.post("/v1/images/generations", json={**named, "schedule": "default"})) == right
 
 
 def test_the_key(tmp_path: Path) -> None:

@@ -129,3 +129,16 @@ def test_numpy_scalars_are_not_weights(tmp_path: Path) -> None:
     path = tmp_path / "numpy.ckpt"
     torch.save({"a": np.float32(3)}, path)
     assert read_header(path).tensors == {}
+
+
+def test_names_cannot_be_made_longer_than_the_file(tmp_path: Path) -> None:
+    """One dictionary under many names, and long names of many tensors: nothing is joined before it is known sound."""
+    group = {str(number): torch.zeros(1) for number in range(3)}
+    torch.save({"a": group, "b": group}, tmp_path / "twice.pt")
+    with pytest.raises(CorruptFileError, match="same group of tensors under several names, 'b'"):
+        read_header(tmp_path / "twice.pt")
+    torch.save({"x" * 5000: {"y": torch.zeros(1)}}, tmp_path / "long.pt")
+    with pytest.raises(CorruptFileError, match="is not the name of a tensor"):
+        read_header(tmp_path / "long.pt")
+    torch.save({"a": {"b": torch.zeros(1)}, "c": torch.zeros(1), "x" * 5000: 1}, tmp_path / "right.pt")
+    assert set(read_header(tmp_path / "right.pt").tensors) == {"a.b", "c"}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +143,41 @@ def test_what_nothing_names_goes_to_the_trash_and_comes_back_when_it_is_named(
     assert (moved, removed) == (0, 1)
     with pytest.raises(RequestError, match=f"{digests[2]}.*is gone"):
         inputs.taken("image", digests[2], by_path=False)
+
+
+def test_an_image_that_a_request_is_about_to_use_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = Inputs(root)
+    digest = inputs.keep("image", saved(PILImage.new("RGB", (8, 4))))
+    old = time.time() - 3 * 86_400
+    os.utime(root / f"inputs/{digest}.png", (old, old))
+    assert inputs.taken("image", digest, by_path=False) == digest
+    assert inputs.sweep([], 30) == (0, 0)
+    os.utime(root / f"inputs/{digest}.png", (old, old))
+    assert inputs.sweep([], 30) == (1, 0)
+    assert inputs.size(digest) == (8, 4)
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_the_value_that_a_grey_png_of_few_bits_calls_transparent(depth: int) -> None:
+    most = 2**depth - 1
+    picture = png(depth, 0, bytes([0, most << (8 - depth)]), struct.pack(">H", most))
+    assert list(as_mask("mask", picture).getdata()) == [0]
+    picture = png(depth, 0, bytes([0, most << (8 - depth)]), struct.pack(">H", 0))
+    assert list(as_mask("mask", picture).getdata()) == [255]
+
+
+def test_a_transparent_colour_of_16_bits_is_refused() -> None:
+    picture = png(16, 2, bytes([0, *([255] * 6)]), struct.pack(">HHH", 255, 255, 255))
+    with pytest.raises(RequestError, match="save it with an alpha channel"):
+        as_mask("mask", picture)
+
+
+def png(depth: int, colour: int, row: bytes, transparent: bytes) -> bytes:
+    """A PNG of one pixel, as the specification has it (W3C, PNG 3)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, depth, colour, 0, 0, 0)
+    parts = (b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(row)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)

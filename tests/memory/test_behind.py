@@ -71,9 +71,9 @@ def test_a_copy_that_was_not_summed_is_known_wrong_later(tiny: Path, monkeypatch
         there = memory.on(device)
         source = cast("FromHost", there.source)
         verification = source._transfers.verification = Verification("first")
+        push = device.push
         for right in (True, False, True):
             if not right:
-                push = device.push
                 monkeypatch.setattr(device, "push", lambda given, target: push(given.roll(-64), target))
             with there.lease(component, torch.float32) as lease:
                 assert lease.unseen == (verification.uses > len(lease.segments))

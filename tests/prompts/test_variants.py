@@ -113,3 +113,28 @@ def test_a_choice_of_strengths_within_a_tag_is_made(wildcards: Path) -> None:
 def test_what_is_escaped_is_not_chosen_again(text: str, tmp_path: Path) -> None:
     (once,) = chosen(Request(escaped(text), "m"), tmp_path)
     assert once.prompt == text.replace("\\", "")
+
+
+def test_names_of_embeddings_and_comments_are_text(wildcards: Path) -> None:
+    (wildcards / "neg.txt").write_text("HACK\n")
+    for prompt in ("embedding:easy__neg__v2, {a|b}", "{a|b} // blue sky, trees", "/* c */ {a|b}", "http://x/y {a|b}"):
+        (made,) = chosen(ask(prompt, seed=1), wildcards)
+        assert made.prompt in {prompt.replace("{a|b}", one) for one in "ab"}
+    (wildcards / "deeper").mkdir()
+    (wildcards / "deeper/one.txt").write_text("value\n")
+    (made,) = chosen(ask("__deeper/one__ // x", seed=1), wildcards)
+    assert made.prompt == "value // x"
+    (made,) = chosen(ask("__deeper/*__ */ x", seed=1), wildcards)
+    assert made.prompt == "value */ x"
+
+
+def test_all_combinations_of_both_prompts(wildcards: Path) -> None:
+    made = variants.every(ask("{a|b} c", negative="{d|e|f}"), wildcards)
+    assert [(one.prompt, one.negative) for one in made] == [(f"{a} c", d) for a in "ab" for d in "def"]
+    assert [one.negative for one in variants.every(ask("x", negative="{d|e}"), wildcards)] == ["d", "e"]
+
+
+def test_letters_for_private_use_are_refused(wildcards: Path) -> None:
+    for make in (chosen, variants.every):
+        with pytest.raises(RequestError, match=r"character 2: U\+E000"):
+            make(ask("a \ue000"), wildcards)

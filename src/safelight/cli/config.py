@@ -65,3 +65,20 @@ def set_one(
     home = loaded(context, root).settings.root
     held = settings.write(home, name.rstrip(":").replace("-", "_"), value)
     typer.echo(f"{name.rstrip(':')} is {held} in {home / settings.FILE}")
+
+
+@app.command(epilog="Example: `safelight config unset default_seed`")
+def unset(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A setting's name.", show_default=False)],
+    root: RootOption = None,
+) -> None:
+    """Remove a value from safelight.yaml of the root, so that the setting has its default again."""
+    from safelight import config as settings
+
+    home = loaded(context, root).settings.root
+    name = name.rstrip(":").replace("-", "_")
+    settings.unset(home, name)
+    found = loaded(context, root)
+    value = found.settings.model_dump(mode="json")[name]
+    typer.echo(f"{name} is {_shown(name, value)} now (from {found.origins[name]})")

@@ -13,10 +13,11 @@ import typer
 from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say, say_json
 from safelight.errors import RequestError
+from safelight.prompts.variants import has_choices
 from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, RESIZES
 from safelight.types.request import MOST_PIXELS, UPSCALERS, Request
 from safelight.types.results import Image, Progress
-from safelight.types.samplers import SAMPLERS, SCHEDULES
+from safelight.types.samplers import SAMPLERS, SCHEDULES, sampler_of
 
 if TYPE_CHECKING:
     from safelight.engine.base import Engine
@@ -60,6 +61,33 @@ def _engine(context: typer.Context, root: Path | None, server: str | None, key: 
     from safelight.engine.client import ServerEngine
 
     return ServerEngine(server, key)
+
+
+_NEEDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("strength", "--image", ("image",)),
+    ("mask_blur", "--mask or --outpaint", ("mask", "outpaint")),
+    ("variation_seed", "--variation-strength", ("variation_strength",)),
+    ("hires_steps", "--hires-scale above 1", ("hires_scale",)),
+    ("hires_strength", "--hires-scale above 1", ("hires_scale",)),
+    ("hires_upscaler", "--hires-scale above 1", ("hires_scale",)),
+    ("api_key", "--server", ("server",)),
+)
+"""Options that do nothing without one of others: (the option, the others for people, their names)."""
+
+
+def _refuse_without_effect(context: typer.Context) -> None:
+    """Raise RequestError for an option that was given and would do nothing."""
+    given = context.params
+    for name, of, needed in _NEEDS:
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        if not any(given[other] if other != "hires_scale" else given[other] > 1 for other in needed):
+            raise RequestError(name, "…" if name == "api_key" else given[name], f"has no effect without {of}")
+    if given["every"] and not any(has_choices(given[text]) for text in ("prompt", "negative")):
+        raise RequestError("every", True, "has no effect: the prompt has no choices, {a|b}")
+    if given["server"] is not None and context.obj.device is not None:
+        raise RequestError("device", context.obj.device, "is the server's: leave --device out beside --server")
 
 
 def generate(
@@ -177,18 +205,12 @@ def generate(
     root: RootOption = None,
 ) -> None:
     """Make images with one or several models, one after another, in one process."""
-    for name, of, there in (
-        ("strength", "--image", image),
-        ("mask_blur", "--mask or --outpaint", mask or outpaint),
-    ):
-        source = context.get_parameter_source(name)
-        if there is None and source is not None and source.name == "COMMANDLINE":
-            raise RequestError(name, context.params[name], f"has no effect without {of}")
+    _refuse_without_effect(context)
     adapters = tuple(values.lora_of(text) for text in lora or ())
     values.folder(out)
     settings = loaded(context, root).settings
     named = models or [values.default_model(settings.default_model, server)]
-    sampler, noise = values.sampler_of(sampler, schedule)
+    sampler, noise = sampler_of(sampler, schedule)
     first = values.seed_of(seed, settings.default_seed, count)
     requests = [
         Request(

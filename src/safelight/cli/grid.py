@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, bar, loaded, say, say_json
-from safelight.cli.values import default_model, folder, lora_of, sampler_of, seed_of
+from safelight.cli.values import default_model, folder, lora_of, seed_of
 from safelight.types.request import Request
 from safelight.types.results import Image, Progress
+from safelight.types.samplers import sampler_of
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine

@@ -20,6 +20,7 @@ from safelight.cli import (
     identify,
     memory,
     models,
+    png_info,
     preprocess,
     remake,
     serve,
@@ -46,6 +47,7 @@ app.command("remake", epilog=remake.EXAMPLES)(remake.remake)
 app.command("demo", epilog="Example: `safelight demo --out out/demo`")(demo.demo)
 app.command("grid", epilog=grid.EXAMPLES)(grid.grid)
 app.command("preprocess", epilog=preprocess.EXAMPLES)(preprocess.preprocess)
+app.command("png-info", epilog=png_info.EXAMPLES)(png_info.png_info)
 app.command("memory", epilog=memory.MEMORY_EXAMPLES)(memory.memory)
 app.command("fits", epilog=memory.FITS_EXAMPLES)(memory.fits)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)

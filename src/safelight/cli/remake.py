@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, loaded, say_json
 from safelight.errors import CorruptFileError, InputError, SafelightError
 from safelight.types.request import Request
@@ -34,6 +35,8 @@ def remake(
     from safelight.metadata import chunks
     from safelight.storage.images import save
 
+    if out is not None:
+        values.folder(out)
     metadata, held = chunks.read(path)
     recorded = metadata["run"]
     engine = open_engine(as_recorded(loaded(context, root).settings, recorded))

@@ -10,10 +10,8 @@ from typing import Any
 
 from safelight.errors import InputError, RequestError
 from safelight.prompts.loras import parsed
-from safelight.types import checks
 from safelight.types.parts import Control, Lora
 from safelight.types.request import MOST_SEED
-from safelight.types.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
 
 SEED_HELP = (
     f"The first image's seed, 0 to {MOST_SEED}; the next images have the next numbers. random or -1: any; it is said."
@@ -33,25 +31,11 @@ def seed_of(text: str | None, default: int | None, count: int) -> int:
         raise RequestError("seed", text, f"must be a whole number from 0 to {MOST_SEED}, or random") from error
 
 
-def sampler_of(name: str, schedule: str) -> tuple[str, Schedule]:
-    """The sampler and schedule by our names or AUTOMATIC1111's; a name may have the schedule behind it. Raises
-    RequestError."""
-    found = sampler_by_name(name)
-    if found is None:
-        checks.one_of("sampler", name, tuple(SAMPLERS))
-        raise AssertionError(name)
-    asked = next((ours for ours, label in SCHEDULE_LABELS.items() if underscored(label) == underscored(schedule)), None)
-    asked = asked or underscored(schedule)
-    if found[1] is not None and asked not in ("default", found[1]):
-        raise RequestError("schedule", schedule, f"the sampler's name says {found[1]}")
-    return found[0], found[1] or asked  # pyright: ignore[reportReturnType]
-
-
 def default_model(setting: str | None, server: str | None) -> str:
     """The model for a command that names none. Raises InputError where no setting says which."""
     if setting is None:
-        where = "the server's models" if server is not None else "`safelight models list`"
-        raise InputError(f"no model is named: give one with -m ({where} shows all), or set default_model")
+        where = "one of the server's" if server is not None else "`safelight models list` shows all"
+        raise InputError(f"give a model with -m ({where}), or choose one: `safelight config set default_model NAME`")
     return setting
 
 
@@ -64,11 +48,6 @@ def folder(out: Path) -> None:
         raise InputError(f"--out {out}: is the folder for the images; each gets a name of its own, MODEL-SEED.png")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, not a folder")
-
-
-def underscored(value: str) -> str:
-    """``SGM Uniform`` as ``sgm_uniform``."""
-    return value.lower().replace("-", "_").replace(" ", "_")
 
 
 def picture(field: str, path: Path | None, server: str | None) -> str:

@@ -17,6 +17,7 @@ from PIL import Image as PILImage
 
 from safelight.engine.base import ignore
 from safelight.errors import Cancelled, InputError, IntegrityError, ModelNotFoundError, SafelightError
+from safelight.prompts.variants import escaped
 from safelight.types.request import Request
 from safelight.types.results import Image, OnProgress, Progress, Seconds
 
@@ -42,7 +43,9 @@ class ServerEngine:
         """See :class:`safelight.engine.base.Engine`; InputError also when the server cannot be reached or refuses the
         key. When the caller stops, so does the job."""
         with self._reached():
-            body = {name: value for name, value in asdict(request).items() if value is not None}
+            # Its choices are made already: what is left of braces is text, to the server too.
+            text = {"prompt": escaped(request.prompt), "negative": escaped(request.negative)}
+            body = {name: value for name, value in (asdict(request) | text).items() if value is not None}
             job = _answer(self._client.post("/api/v1/generate", json=body))["id"]
             over, images, place = False, 0, 0
             try:

@@ -295,8 +295,12 @@ _ONLY_SDXL = re.compile(r"(^lora_te2_|(^|[._])text_encoder_2\.|transformer_block
 
 
 def _adapter_base(header: Header) -> str | None:
-    """The base of an adapter: by the width of the text that its attention reads, by modules that only one base has,
-    then by what its metadata declares in an exact known value; None when nothing tells."""
+    """The base of an adapter, None when nothing tells.
+
+    By the width of the text that its attention reads; by modules that only one base has (convolutions as ``proj_in``:
+    SD 1); by the width of the one text encoder that kohya calls ``lora_te``; then by what its metadata declares in an
+    exact known value.
+    """
     for name, info in header.tensors.items():
         reads_text = "attn2" in name and any(part in name for part in ("to_k", "to_v"))
         down = any(part in name for part in ("lora_down", "lora_A", "lora.down", "hada_w1_b"))
@@ -305,6 +309,14 @@ def _adapter_base(header: Header) -> str | None:
             return _CONTEXT_BASES[info.shape[1]]
     if any(_ONLY_SDXL.search(name) for name in header.tensors):
         return "sdxl"
+    for name, info in header.tensors.items():
+        reads = any(part in name for part in ("lora_down", "lora_A", "lora.down"))
+        if reads and "proj_in" in name and len(info.shape) == 4:
+            return "sd1"
+        if reads and name.startswith("lora_te_") and "_fc2" not in name and len(info.shape) == 2:
+            found = {768: "sd1", 1024: "sd2"}.get(info.shape[1])
+            if found is not None:
+                return found
     for key in ("ss_base_model_version", "modelspec.architecture"):
         declared = header.metadata.get(key, "").partition("/")[0].lower()
         if declared in _DECLARED:

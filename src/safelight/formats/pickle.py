@@ -170,29 +170,44 @@ def _mapping(value: Any) -> dict[Any, Any] | None:
     return cast("dict[Any, Any]", value) if type(value) is dict else None
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors of a pickled object: a flat mapping, or one under ``state_dict``, with other values beside them."""
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """The tensors of a pickled object: a flat mapping, or one under ``state_dict``, with other values beside them.
+
+    Raises CorruptFileError for a name that is too long, and for a group of tensors that stands under several names: the
+    names of a short file could then be as long as memory, and as many as the square of its length.
+    """
     mapping = _mapping(content) or {}
     for key in ("state_dict", "params_ema", "params"):
         inner = _mapping(mapping.get(key))
         mapping = mapping if inner is None else inner
     found: dict[str, Tensor] = {}
+    groups: set[int] = set()
     for name, value in mapping.items():
         if type(name) is not str:
             continue
         if type(value) is Tensor:
-            found[name] = value
-        deeper = _mapping(value) or {}
-        found |= {f"{name}.{key}": deep for key, deep in deeper.items() if type(deep) is Tensor and type(key) is str}
+            found[_sound_name(path, name)] = value
+        group = _mapping(value) or {}
+        tensors = {key: deep for key, deep in group.items() if type(deep) is Tensor and type(key) is str}
+        if tensors and id(group) in groups:
+            raise CorruptFileError(path, f"holds the same group of tensors under several names, {name!r:.100} too")
+        groups.add(id(group))
+        for key, tensor in tensors.items():
+            found[_sound_name(path, name, key)] = tensor
     return found
+
+
+def _sound_name(path: Path, *parts: str) -> str:
+    name = ".".join(parts) if sum(map(len, parts)) <= MOST_NAME else parts[0]
+    if len(name) > MOST_NAME or sum(map(len, parts)) > MOST_NAME or not name.isprintable() or name == "__metadata__":
+        raise CorruptFileError(path, f"{name[:100]!r} is not the name of a tensor")
+    return name
 
 
 def _header(path: Path, content: Any, places: Mapping[str, tuple[int, int]], size: int) -> Header:
     tensors: dict[str, TensorInfo] = {}
     written = 0
-    for name, tensor in _tensors(content).items():
-        if len(name) > MOST_NAME or not name.isprintable() or name == "__metadata__":
-            raise CorruptFileError(path, f"{name!r:.100} is not the name of a tensor")
+    for name, tensor in _tensors(path, content).items():
         if tensor.storage.key not in places:
             raise CorruptFileError(path, f"the bytes of tensor {name!r} are missing")
         info = _info(path, name, tensor, *places[tensor.storage.key])

@@ -58,6 +58,7 @@ def opened(field: str, data: bytes, transparent: bool = False, name: str = "") -
         with PILImage.open(io.BytesIO(data), formats=FORMATS) as found:
             if found.width * found.height > MOST_PIXELS:
                 raise RequestError(field, f"{found.width}x{found.height}", f"is over {MOST_PIXELS} pixels")
+            _mend_transparency(field, found, data)
             turn = _UPRIGHT.get(_orientation(found))
             image = found if turn is None else found.transpose(turn)
             if image.mode.startswith(("I", "F")):
@@ -74,6 +75,19 @@ def opened(field: str, data: bytes, transparent: bool = False, name: str = "") -
     except (OSError, SyntaxError, ValueError, NotImplementedError, PILImage.DecompressionBombError) as error:
         problem = f"is not an image that can be read ({error})"
         raise RequestError(field, name or f"{len(data)} bytes", problem) from error
+
+
+def _mend_transparency(field: str, image: PILImage.Image, data: bytes) -> None:
+    """The value that a PNG calls transparent, as Pillow's pixels are: it widens those of 2 and 4 bits to 8, and takes
+    the upper half of those of 16. Raises RequestError where that cannot say which pixels are meant."""
+    hidden = image.info.get("transparency")
+    if image.format != "PNG" or hidden is None or len(data) < 26:
+        return
+    depth, colour = data[24], data[25]
+    if colour == 0 and depth in (2, 4) and isinstance(hidden, int):
+        image.info["transparency"] = hidden * 255 // (2**depth - 1)
+    elif colour == 2 and depth == 16:
+        raise RequestError(field, "RGB, 16 bits", "calls a colour transparent; save it with an alpha channel")
 
 
 def _orientation(image: PILImage.Image) -> int:
@@ -148,6 +162,7 @@ class Inputs:
 
     def size(self, digest: str) -> tuple[int, int]:
         """(width, height) of an image, from its header alone. Raises IntegrityError when it is gone."""
+        self._there(digest)
         try:
             with PILImage.open(self._path(digest)) as opened:
                 return opened.size
@@ -159,14 +174,15 @@ class Inputs:
         return digest if _DIGEST.fullmatch(digest) and self._there(digest) else ""
 
     def _there(self, digest: str) -> bool:
-        """Whether an image is kept; one that lies in the trash comes back."""
+        """Whether an image is kept; one that lies in the trash comes back. It is young again, as a request is about to
+        name it: :meth:`sweep` leaves it."""
         path = self._path(digest)
-        if path.exists():
-            return True
         with contextlib.suppress(OSError):
-            os.replace(self._trash / path.name, path)
+            if not path.exists():
+                os.replace(self._trash / path.name, path)
+            os.utime(path)
             return True
-        return False
+        return path.exists()
 
     def sweep(self, named: Collection[str], days: float) -> tuple[int, int]:
         """Move what nothing names (``named``: digests) into the trash, but for what came within a day, and empty the

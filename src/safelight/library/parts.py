@@ -42,7 +42,9 @@ def vae(request: Request, model: Model, library: Library, adapters: Adapters, by
 def _vae_named(name: str, model: Model, library: Library, adapters: Adapters, by_path: bool) -> ComponentManifest:
     alone = _vae_alone(name, adapters, by_path)
     if alone is not None:
-        return alone
+        if alone.base and alone.base.startswith("sdxl") != model.base.startswith("sdxl"):
+            raise RequestError("vae", name, f"is a VAE for {alone.base}; {model.name} is {model.base}")
+        return adapters.checked(alone).tensors
     of = _vae_of(name, library, adapters, by_path)
     if of.base.startswith("sdxl") != model.base.startswith("sdxl"):
         raise RequestError("vae", name, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
@@ -66,7 +68,7 @@ def _vae_of(name: str, library: Library, adapters: Adapters, by_path: bool) -> M
         raise ModelNotFoundError(name, [*paths.near(name, known), *error.near], "VAE") from error
 
 
-def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> ComponentManifest | None:
+def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> Adapter | None:
     """The VAE of that name or path that has a file of its own, None when there is none."""
     try:
         found = adapters.resolve(name) if by_path else adapters.get(name)
@@ -74,7 +76,7 @@ def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> ComponentManifes
         return None
     if found.kind != VAE:
         raise RequestError("vae", name, f"is a {found.kind}, not a VAE")
-    return adapters.checked(found).tensors
+    return found
 
 
 def text_encoders(request: Request, model: Model, library: Library, by_path: bool) -> tuple[ComponentManifest, ...]:

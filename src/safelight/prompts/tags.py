@@ -22,9 +22,13 @@ NAME = r"(?=[\w.+-]*[^\W\d_])\w(?:[\w.+-]*\w)?"
 MARK = re.compile(rf"<({NAME})>")
 TAG = re.compile(r"<([^\W\d]\w*):([^<>]*)>")
 
-_EITHER = re.compile(rf"{TAG.pattern}|{MARK.pattern}")
+_EITHER = re.compile(rf"{TAG.pattern}|{MARK.pattern}|\bembedding:{NAME}")
+"""``embedding:NAME`` is how ComfyUI writes a textual inversion."""
 
-_AND = re.compile(r"(?<!\S)AND(?!\S)")
+_LOOSE = re.compile(rf"[<\u2039\uff1c]\s*({'|'.join(ADAPTERS)})\b", re.IGNORECASE)
+"""What begins as a tag of an adapter; it has to be one."""
+
+_AND = re.compile(r"(?<![\w-])AND(?![\w-])")
 """AUTOMATIC1111's composition of prompts; ``AND-gate`` is a plain word."""
 
 
@@ -41,6 +45,12 @@ def refuse_unknown(field: str, text: str, syntax: str) -> None:
             near = difflib.get_close_matches(kind.lower(), ADAPTERS, 1)
             hint = f"; did you mean <{near[0]}:…>?" if near else f"; tags are {', '.join(f'<{k}:…>' for k in ADAPTERS)}"
             raise RequestError(field, tag[0], f"at character {tag.start()}: Safelight has no <{kind}:…>{hint}")
+    starts = {tag.start() for tag in TAG.finditer(text)}
+    for loose in _LOOSE.finditer(text):
+        if loose.start() not in starts:
+            near = text[loose.start() : loose.start() + 20]
+            problem = f"at character {loose.start()}: begins as a tag and is none; write <{loose[1].lower()}:NAME:1>"
+            raise RequestError(field, near, problem)
     found = _AND.search(text) if syntax == "a1111" else None
     if found is not None:
         near = text[max(0, found.start() - 10) : found.end() + 10]

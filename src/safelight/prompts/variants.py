@@ -19,7 +19,11 @@ from safelight.types.request import Request
 _CHOICE = re.compile(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__")
 
 _SHIELDED = {"\\{": "\ue003", "\\}": "\ue004", "#": "\ue000", "%": "\ue001"}
-_LITERALS = str.maketrans("\ue002\ue005\ue006\ue007\ue008", "$_{}|")
+_LITERALS = str.maketrans("\ue002\ue005\ue006\ue007\ue008\ue009\ue00a", "$_{}|/*")
+_COMMENT = re.compile(r"(__[\w/*.-]+?__)|//|/\*|\*/")
+"""A comment to dynamicprompts, unless it stands in a wildcard's name; here it is text."""
+_PRIVATE = re.compile("[\ue000-\ue00a]")
+"""Stand for others while choices are made, so no prompt may have them."""
 _OPTIONS = re.compile(r"\{[^{}]*\|[^{}]*\}")
 _BARE = re.compile(r"(?<!\$)\$(?![\${])")
 """What means something to dynamicprompts and nothing here: kept from it, and put back."""
@@ -46,6 +50,7 @@ def _shielded(text: str) -> str:
     text = tags.replaced(text, _literal)
     for plain, instead in _SHIELDED.items():
         text = text.replace(plain, instead)
+    text = _COMMENT.sub(lambda found: found[1] or found[0].replace("/", "\ue009").replace("*", "\ue00a"), text)
     return _BARE.sub("\ue002", text)
 
 
@@ -75,6 +80,7 @@ def chosen(request: Request, wildcards: Path) -> list[Request]:
     ``wildcards``: the folder of ``NAME.txt``, a line for each value. Raises RequestError for what cannot be parsed, and
     for a wildcard that has no file.
     """
+    _refuse_private(request)
     if not has_choices(request.prompt) and not has_choices(request.negative):
         return [replace(request, prompt=_unescaped(request.prompt), negative=_unescaped(request.negative))]
     out: list[Request] = []
@@ -87,16 +93,30 @@ def chosen(request: Request, wildcards: Path) -> list[Request]:
 
 
 def every(request: Request, wildcards: Path) -> list[Request]:
-    """A request for each combination of all choices in the prompt, with the same seed."""
-    if not has_choices(request.prompt):
-        return [replace(request, prompt=_unescaped(request.prompt))]
+    """A request for each combination of all choices in the prompt and the negative prompt, with the same seed."""
+    _refuse_private(request)
+    prompts = _combinations("prompt", request.prompt, wildcards)
+    negatives = _combinations("negative", request.negative, wildcards)
+    if len(prompts) * len(negatives) > MOST_VARIANTS:
+        raise RequestError("prompt", request.prompt[:40], f"has more than {MOST_VARIANTS} combinations")
+    return [replace(request, prompt=prompt, negative=negative) for prompt in prompts for negative in negatives]
+
+
+def _combinations(field: str, text: str, wildcards: Path) -> list[str]:
+    if not has_choices(text):
+        return [_unescaped(text)]
     from dynamicprompts.generators import CombinatorialPromptGenerator
 
     generator = CombinatorialPromptGenerator(_manager(wildcards))
-    found = _generated("prompt", request.prompt, generator, MOST_VARIANTS + 1, wildcards)
-    if len(found) > MOST_VARIANTS:
-        raise RequestError("prompt", request.prompt[:40], f"has more than {MOST_VARIANTS} combinations")
-    return [replace(request, prompt=text) for text in found]
+    return _generated(field, text, generator, MOST_VARIANTS + 1, wildcards)
+
+
+def _refuse_private(request: Request) -> None:
+    for field, text in (("prompt", request.prompt), ("negative", request.negative)):
+        found = _PRIVATE.search(text)
+        if found is not None:
+            problem = f"at character {found.start()}: U+{ord(found[0]):04X} is for private use and cannot be drawn"
+            raise RequestError(field, text[:40], problem)
 
 
 def _manager(wildcards: Path) -> Any:

@@ -62,8 +62,10 @@ class Environments:
     def all(self) -> list[Environment]:
         """The first, then the others in the order in which they were made."""
         found = [Environment(installation.FIRST, self._first, 0.0, _versions(self._first))]
-        for path in self._home.glob(f"*/{SOURCE}"):
-            found.append(Environment(path.parent.name, path.parent, path.stat().st_mtime, _versions(path.parent)))
+        found += [
+            Environment(path.parent.name, path.parent, path.stat().st_mtime, _versions(path.parent))
+            for path in self._home.glob(f"*/{SOURCE}")
+        ]
         return sorted(found, key=lambda environment: environment.when)
 
     def named(self, name: str) -> Environment:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from safelight.errors import RequestError
+from safelight.types import checks
+
 Schedule = Literal["default", "karras", "exponential", "sgm_uniform"]
 """How a sampler's noise levels are spread over its steps."""
 
@@ -90,6 +93,25 @@ def sampler_by_name(name: str) -> tuple[str, Schedule | None] | None:
             found = _sampler(name[: -len(label) - 1])
             return None if found is None else (found, schedule)
     return None
+
+
+def sampler_of(name: str, schedule: str) -> tuple[str, Schedule]:
+    """The sampler and schedule by our names or AUTOMATIC1111's; a name may have the schedule behind it. Raises
+    RequestError."""
+    found = sampler_by_name(name)
+    if found is None:
+        checks.one_of("sampler", name, tuple(SAMPLERS))
+        raise AssertionError(name)
+    asked = next((ours for ours, label in SCHEDULE_LABELS.items() if underscored(label) == underscored(schedule)), None)
+    asked = asked or underscored(schedule)
+    if found[1] is not None and asked not in ("default", found[1]):
+        raise RequestError("schedule", schedule, f"the sampler's name says {found[1]}")
+    return found[0], found[1] or asked  # pyright: ignore[reportReturnType]
+
+
+def underscored(value: str) -> str:
+    """``SGM Uniform`` as ``sgm_uniform``."""
+    return value.lower().replace("-", "_").replace(" ", "_")
 
 
 def _sampler(name: str) -> str | None:

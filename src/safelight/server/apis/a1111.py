@@ -133,6 +133,10 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         override = asked.override_settings or {}
         wanted = override.get("sd_model_checkpoint")
         model = by_title(control, str(wanted)) if wanted else current(client)
+        mark = override.get("sd_checkpoint_hash")
+        if mark and not model.digest.startswith(str(mark)):
+            message = f"{model.name} has the content {model.digest[:10]}, not {mark}"
+            raise RefusedError(409, "which_model", message, "sd_checkpoint_hash")
         sampler, schedule = sampler_of(asked.sampler_name or asked.sampler_index or "Euler", asked.scheduler)
         count = asked.batch_size * asked.n_iter
         seed = asked.seed if asked.seed is not None and asked.seed >= 0 else asking.some_seed(count)

@@ -115,8 +115,10 @@ def _controls(scripts: dict[str, Any], two_passes: bool) -> tuple[Control, ...]:
     for name, what in scripts.items():
         if name.lower() != "controlnet":
             refuse_script(name, what)
-    told = next((what for name, what in scripts.items() if name.lower() == "controlnet" and what), {"args": []})
-    units = told.get("args") if isinstance(told, dict) else None
+    given = [what for name, what in scripts.items() if name.lower() == "controlnet" and what]
+    if len(given) > 1:
+        raise RequestError("alwayson_scripts", "controlnet", f"is given {len(given)} times")
+    units = (given[0].get("args") if isinstance(given[0], dict) else None) if given else []
     if not isinstance(units, list) or not all(isinstance(unit, dict) for unit in units):
         raise RequestError("alwayson_scripts", "controlnet", "args must be a list of units")
     return tuple(_control(unit, two_passes) for unit in units if unit.get("enabled", True))
@@ -129,6 +131,8 @@ def _control(unit: dict[str, Any], two_passes: bool) -> Control:
     if unit.get("guidance") not in (None, unit.get("guidance_end", unit.get("guidance"))):
         raise RequestError("controlnet.guidance", unit["guidance"], "is another name of guidance_end, which differs")
     image = unit.get("image") or unit.get("input_image") or ""
+    if unit.get("input_image") not in (None, "", image):
+        raise RequestError("controlnet.input_image", "", "is another name of image, which differs")
     if isinstance(image, dict):
         if image.get("mask"):
             raise RequestError("controlnet.image", "mask", "Safelight has no masks for ControlNets yet")
@@ -141,6 +145,10 @@ def _control(unit: dict[str, Any], two_passes: bool) -> Control:
     module = str(unit.get("module") or "none").lower()
     if module not in PREPROCESSORS:
         raise RequestError("controlnet.module", module, f"must be one of {', '.join(PREPROCESSORS)}")
+    resolution = unit.get("processor_res")
+    if module not in ("none", "invert") and resolution not in (None, -1, 64, 512):
+        problem = f"{module} works at the picture's own size; 512 and -1 are taken as not said"
+        raise RequestError("controlnet.processor_res", resolution, problem)
     if two_passes and str(unit.get("hr_option") or "both").lower() not in BOTH_PASSES:
         raise RequestError("controlnet.hr_option", unit["hr_option"], "a ControlNet is for both passes here")
     return Control(

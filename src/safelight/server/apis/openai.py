@@ -8,13 +8,14 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi import Request as HTTPRequest
 from PIL import Image as PILImage
 from PIL import ImageOps
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.datastructures import FormData
 
 from safelight.assemble.serving import Control
 from safelight.errors import RequestError
@@ -26,7 +27,7 @@ from safelight.metadata.chunks import parameters
 from safelight.server import asking, bridge
 from safelight.server.problems import of_job
 from safelight.types.request import Request
-from safelight.types.samplers import SAMPLERS, sampler_by_name
+from safelight.types.samplers import sampler_of
 
 
 class ModelCard(BaseModel):
@@ -50,6 +51,17 @@ class Generation(BaseModel):
     programs have for those."""
 
     model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switches(cls, given: Any) -> Any:
+        """``true`` is no number, though Python counts with it."""
+        numbers = ("n", "seed", "steps", "cfg", "strength", "output_compression", *ALIASES)
+        fields = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
+        wrong = next((name for name in numbers if isinstance(fields.get(name), bool)), None)
+        if wrong is not None:
+            raise RequestError(wrong, fields[wrong], "must be a number")
+        return given
 
     prompt: str
     model: str | None = None
@@ -79,6 +91,9 @@ class Generation(BaseModel):
                 raise RequestError(name, value, "is not known here; Safelight's own API has more fields")
             if value is not None and str(value).lower() not in NEUTRAL[name]:
                 raise RequestError(name, value, "cannot be asked for here")
+        if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
+            problem = "is for output_format jpeg and webp; a PNG loses nothing"
+            raise RequestError("output_compression", self.output_compression, problem)
 
     def asked(self, name: str) -> Any:
         """The value of one of Safelight's fields, by whichever of its names it is given. Raises RequestError where two
@@ -195,9 +210,7 @@ def router(control: Control) -> APIRouter:
         if len(given) != 1:
             problem = "one picture is wanted" if not given else "only one picture can be used"
             raise RequestError("image", f"{len(given)} pictures", problem)
-        form = await http.form()
-        rest = {name: str(value) for name, value in form.items() if name not in ("image", "image[]", "mask", "prompt")}
-        asked = _read({"prompt": prompt, **rest})
+        asked = _read({"prompt": prompt, **_texts(await http.form())})
         keep = control.shelves.inputs.keep
         picture = await given[0].read()
         start: dict[str, Any] = {"image": await bridge.run(keep, "image", picture)}
@@ -211,6 +224,24 @@ def router(control: Control) -> APIRouter:
         return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
 
     return api
+
+
+def _texts(form: FormData) -> dict[str, str]:
+    """The fields of a form that are texts, but for the prompt. Raises RequestError for what is given twice, and for a
+    file where a text belongs."""
+    given = [name for name, _ in form.multi_items()]
+    found: dict[str, str] = {}
+    for name, value in form.multi_items():
+        if name in ("image", "image[]"):
+            continue
+        if given.count(name) > 1:
+            raise RequestError(name, "", f"is given {given.count(name)} times")
+        if name in ("mask", "prompt"):
+            continue
+        if not isinstance(value, str):
+            raise RequestError(name, value.filename or "", "is a file; a text is wanted")
+        found[name] = value
+    return found
 
 
 def _read(fields: Mapping[str, str]) -> Generation:
@@ -289,11 +320,8 @@ def _number(name: str, value: Any) -> float:
 
 def _sampler(sampler: Any, schedule: Any) -> dict[str, Any]:
     """By our names or A1111's. Raises RequestError."""
-    found = sampler_by_name(str(sampler)) if sampler is not None else ("euler", None)
-    if found is None:
-        raise RequestError("sampler", sampler, f"must be one of {', '.join(SAMPLERS)}")
-    asked = str(schedule).lower().replace(" ", "_") if schedule is not None else None
-    return {"sampler": found[0], "schedule": asked or found[1] or "default"}
+    found = sampler_of("euler" if sampler is None else str(sampler), "default" if schedule is None else str(schedule))
+    return {"sampler": found[0], "schedule": found[1]}
 
 
 def _size(size: str | None, model: Model) -> tuple[int, int]:

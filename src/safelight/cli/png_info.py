@@ -1,0 +1,41 @@
+"""``safelight png-info``: what an image file says about how it was made."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from safelight.cli.common import JsonOption, say_json
+
+EXAMPLES = "Example: `safelight png-info out/starter-noto-0.png`"
+
+
+def png_info(
+    path: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Show the text that an image file carries, of Safelight or of another program. Exit code 1 when it has none."""
+    from PIL import Image as PILImage
+
+    from safelight.errors import CorruptFileError
+    from safelight.files import open_regular
+    from safelight.library.inputs import FORMATS
+    from safelight.metadata import infotext
+
+    descriptor, _ = open_regular(path)
+    with open(descriptor, "rb") as file:
+        data = file.read()
+    try:
+        with PILImage.open(io.BytesIO(data), formats=FORMATS) as image:
+            text, items = infotext.read(image)
+    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
+        raise CorruptFileError(path, f"is not one of {', '.join(FORMATS)}, or is damaged") from error
+    if as_json:
+        say_json({"info": text, "items": items, "parameters": infotext.fields(text)})
+    else:
+        typer.echo(text or f"{path} carries no text about how it was made")
+    if not text:
+        raise typer.Exit(1)
