@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from support import memory
 
 from safelight.devices import transfer
 from safelight.devices.simulated import simulated
+from safelight.devices.transfer import Transfers
 from safelight.errors import IntegrityError, OutOfMemoryError
 from safelight.memory.budget import HOST
+from safelight.memory.filling import fill
 from safelight.memory.lease import ONCE, Use
 from safelight.memory.residency import Residency
 from safelight.memory.segments import cut
@@ -106,7 +109,7 @@ def test_steps_and_questions_do_not_wait_for_what_is_read_ahead(two: tuple[Manif
     with residency.lease(running, F32) as lease:
         disk.rate, disk.reads = whole(coming) / 1.5, 0
         longest, steps = 0.0, 0
-        with beside(lambda: residency.fill(coming, F32)):
+        with beside(lambda: fill(residency, coming, F32)):
             while disk.reads == 0 or residency._coming:
                 start = time.perf_counter()
                 lease.adjust()
@@ -128,7 +131,7 @@ def test_other_leases_begin_and_end_meanwhile(two: tuple[Manifest, Manifest], di
     held(residency, other)
     disk.begun.clear()
     disk.go_on.clear()
-    work = (lambda: residency.fill(coming, F32)) if by == "fill" else (lambda: held(residency, coming))
+    work = (lambda: fill(residency, coming, F32)) if by == "fill" else (lambda: held(residency, coming))
     with beside(work) as raised:
         assert disk.begun.wait(10)
         with residency.lease(other, F32, Use(working=1000)) as lease:
@@ -153,7 +156,7 @@ def test_what_another_reads_is_waited_for_and_read_once(two: tuple[Manifest, Man
         with residency.lease(component, F32) as lease:
             leases.append(frozenset(h.target.slab.base.data_ptr() for h in lease.residents.values()))
 
-    with beside(hold), beside(hold), beside(lambda: residency.fill(component, F32)):
+    with beside(hold), beside(hold), beside(lambda: fill(residency, component, F32)):
         assert disk.begun.wait(10)
         time.sleep(0.1)
         disk.go_on.set()
@@ -170,7 +173,7 @@ def test_when_the_reader_fails_who_waits_reads_itself(two: tuple[Manifest, Manif
     disk.rate = 1e12
     disk.fail = {component.tensors[len(component.tensors) // 2].name}
     disk.go_on.clear()
-    work = (lambda: residency.fill(component, F32)) if by == "fill" else (lambda: held(residency, component))
+    work = (lambda: fill(residency, component, F32)) if by == "fill" else (lambda: held(residency, component))
     with beside(work) as first:
         assert disk.begun.wait(10)
         with beside(lambda: held(residency, component)) as second:
@@ -203,7 +206,7 @@ def test_who_needs_the_room_gets_it(two: tuple[Manifest, Manifest], disk: Disk) 
     wanted, favour = two[0].component("unet"), two[1].component("unet")
     residency = memory.host(whole(wanted) * 3 // 2, partial=False)
     disk.rate = whole(favour) / 1.0
-    with beside(lambda: residency.fill(favour, F32)) as raised:
+    with beside(lambda: fill(residency, favour, F32)) as raised:
         assert disk.begun.wait(10)
         with residency.lease(wanted, F32) as lease:
             assert lease.ring is None
@@ -221,7 +224,7 @@ def test_the_budget_shrinks_while_another_is_read(two: tuple[Manifest, Manifest]
     with residency.lease(running, F32) as lease:
         disk.rate = whole(coming) / 0.5
         disk.begun.clear()
-        with beside(lambda: residency.fill(coming, F32)):
+        with beside(lambda: fill(residency, coming, F32)):
             assert disk.begun.wait(10)
             residency.ledger.set_budget(HOST, whole(running) + 1000)
             lease.adjust()
@@ -230,6 +233,31 @@ def test_the_budget_shrinks_while_another_is_read(two: tuple[Manifest, Manifest]
         lease.adjust()
         assert residency.ledger.stored(HOST) <= whole(running) + 1000
     assert exact(residency)
+
+
+def test_an_image_gets_its_room_on_the_host_beside_a_prefetch(
+    two: tuple[Manifest, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one UNet on the host: what is prefetched is held there while it is copied, and no longer."""
+    wanted, favour = (manifest.component("unet") for manifest in two)
+    begun = threading.Event()
+    push = Transfers.push
+
+    def slowly(self: Transfers, *given: Any) -> Any:
+        arrived = push(self, *given)
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            time.sleep(0.02)
+        return arrived
+
+    monkeypatch.setattr(Transfers, "push", slowly)
+    with simulated(nbytes=1 << 30) as device:
+        there = memory.on(device, 1 << 30, whole(wanted))
+        with beside(lambda: fill(there, favour, F32)) as raised:
+            assert begun.wait(30)
+            held(there, wanted)
+        assert not raised
+        assert sound(there, wanted)
 
 
 def test_who_waits_may_give_up(two: tuple[Manifest, Manifest], disk: Disk) -> None:
@@ -297,7 +325,7 @@ def test_the_device_goes_on_while_its_host_reads(two: tuple[Manifest, Manifest],
             disk.rate = whole(coming) / 2.0
             disk.begun.clear()
             taken: list[float] = []
-            work = (lambda: held(host, coming)) if streamed else (lambda: there.fill(coming, F32))
+            work = (lambda: held(host, coming)) if streamed else (lambda: fill(there, coming, F32))
             with beside(work) as raised:
                 assert disk.begun.wait(10)
                 while host._coming:
@@ -335,7 +363,7 @@ def test_many_threads_at_once(two: tuple[Manifest, Manifest]) -> None:
                 case 0 | 1 | 2:
                     used(component, chance)
                 case 3:
-                    residency.fill(component, F32)
+                    fill(residency, component, F32)
                 case 4:
                     residency.drop(chance.choice((None, component.digest)))
                 case _:

@@ -9,6 +9,7 @@ from safelight.formats.layout import BASES
 from safelight.generate.bench import Bench, dtype_of
 from safelight.generate.stages import skeleton_key
 from safelight.library.model import Model
+from safelight.memory.filling import fill
 from safelight.memory.segments import component_key
 from safelight.types.run import RunSettings
 
@@ -22,7 +23,7 @@ def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
 def prefetch(model: Model, bench: Bench) -> bool:
     """Bring a model's components as far as there is room beside all that is there; whether all of it is there now."""
     return all(
-        bench.residency.fill(model.manifest.component(role), dtype_of(bench.run, role))
+        fill(bench.residency, model.manifest.component(role), dtype_of(bench.run, role))
         for role in BASES[model.base].roles
     )
 

@@ -44,8 +44,13 @@ class FromHost:
         self._copying: dict[Fetch, _Copying] = {}
         self._sums: dict[Piece, sums.Sum] = {}
 
+    @property
+    def pressed(self) -> bool:
+        """See :class:`Source`."""
+        return self.host.pressed
+
     @contextlib.contextmanager
-    def opened(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[Fetch]:
+    def opened(self, component: ComponentManifest, dtype: torch.dtype, favour: bool = False) -> Generator[Fetch]:
         """See :class:`Source`. The component is leased on the host from the first fetch on: one that is on the device
         already needs nothing there."""
         copying = _Copying()
@@ -57,7 +62,7 @@ class FromHost:
             def copy(target: Target) -> Proof:
                 with copying.lock:
                     if copying.lease is None:
-                        copying.lease = stack.enter_context(self.host.lease(component, dtype))
+                        copying.lease = stack.enter_context(self.host.lease(component, dtype, favour=favour))
                     return self._push(copying.lease, target)
 
             self._copying[fetch] = copying

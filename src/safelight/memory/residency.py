@@ -38,9 +38,6 @@ from safelight.weights.manifest import ComponentManifest
 
 _log = structlog.get_logger(__name__)
 
-FILLED_AT_ONCE = 64 << 20
-"""Bytes of segments that are brought as a favour before it is asked again whether there is room."""
-
 
 @dataclass(frozen=True, slots=True)
 class Holding:
@@ -73,6 +70,7 @@ class Residency:
     pool: SlabPool = field(init=False)
     _residents: dict[Piece, Held] = field(init=False, default_factory=dict[Piece, Held])
     _coming: dict[Piece, Coming] = field(init=False, default_factory=dict[Piece, Coming])
+    _favours: dict[Lease, threading.Event] = field(init=False, default_factory=dict[Lease, threading.Event])
     _pressed: int = field(init=False, default=0)
     _totals: dict[str, int] = field(init=False, default_factory=dict[str, int])
     _last: Plan = field(init=False, default=Plan(()))
@@ -94,6 +92,11 @@ class Residency:
         with self._lock:
             return sum(coming.target.slab.nbytes for coming in self._coming.values())
 
+    @property
+    def pressed(self) -> bool:
+        """Whether somebody waits for room here, or where the bytes come from: no time for favours."""
+        return self._pressed > 0 or self.source.pressed
+
     def holdings(self) -> list[Holding]:
         """What is resident, by component."""
         with self._lock:
@@ -110,8 +113,13 @@ class Residency:
         return self._last.described()
 
     @contextlib.contextmanager
-    def lease(self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> Generator[Lease]:
+    def lease(
+        self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE, favour: bool = False
+    ) -> Generator[Lease]:
         """The component in ``dtype``, held until the context ends.
+
+        ``favour``: nobody needs it now (:mod:`safelight.memory.filling`). It ends soon, and a lease for which there is
+        too little room beside it waits until then.
 
         Raises OutOfMemoryError when not even its largest segment fits beside what others hold, IntegrityError when its
         bytes are wrong. Nothing stays held or half read then.
@@ -120,51 +128,12 @@ class Residency:
         with contextlib.ExitStack() as stack:
             lease.fetch = stack.enter_context(self.source.opened(component, dtype))
             stack.callback(self._end, lease)
+            if favour:
+                with self._lock:
+                    self._favours[lease] = threading.Event()
             with translated(f"Memory for the {component.role}"):
                 self._settle(lease, lambda: self._planned(lease))
             yield lease
-
-    def fill(self, component: ComponentManifest, dtype: torch.dtype) -> bool:
-        """Bring a component as far as there is room beside all that is there; whether all of it is there.
-
-        It is a favour: a few segments at a time, none of which is held afterwards, and no more once somebody waits for
-        room.
-        """
-        lease = Lease(component, dtype, ONCE, self)
-        with (
-            self.source.opened(component, dtype) as lease.fetch,
-            translated(f"Memory for the {component.role}"),
-        ):
-            while self._begin_filling(lease):
-                try:
-                    self._read(lease)
-                finally:
-                    with self._lock:
-                        self._let_go(lease)
-        with self._lock:
-            return all(piece in self._residents for piece in lease.pieces)
-
-    def _begin_filling(self, lease: Lease) -> bool:
-        """Take the places of the next few segments; False when there are none, or no room beside what is there."""
-        with self._lock:
-            self._forget_spoiled(lease)
-            self.before_planning()
-            decided = plan(self._situation(lease, True))
-            if self._pressed or isinstance(decided, Refusal) or decided.pieces("drop") or decided.slots:
-                return False
-            lease.plan = self._last = decided
-            self._note_totals(lease)
-            few: list[Segment] = []
-            for piece in decided.pieces("load"):
-                if few and sum(segment.nbytes for segment in few) + piece.nbytes > FILLED_AT_ONCE:
-                    break
-                few.append(lease.segments[piece.index])
-            try:
-                self._expect(lease, few)
-            except BaseException:
-                self._let_go(lease)
-                raise
-            return bool(few)
 
     def least(self, component: ComponentManifest, dtype: torch.dtype) -> int:
         """Bytes of weights without which a component cannot be used at all, however slowly."""
@@ -292,11 +261,12 @@ class Residency:
         return decided
 
     def _planned(self, lease: Lease) -> Plan | None:
-        """The plan of a new lease. None when there is too little room beside what is being read now."""
+        """The plan of a new lease. None when there is too little room beside what will not be held for long."""
         self._forget_spoiled(lease)
         self.before_planning()
         decided = plan(self._situation(lease, True))
-        if self._coming and (isinstance(decided, Refusal) or decided.slots):
+        passing = self._coming or (self._favours and lease not in self._favours)
+        if passing and (isinstance(decided, Refusal) or decided.slots):
             return None
         if isinstance(decided, Refusal):
             # What somebody held may be free by now, or held by nothing but a circle: an error and its frames.
@@ -345,8 +315,8 @@ class Residency:
         return too_large(lease, refusal, self.place, self.ledger.budget(self.place), self.most, self.partial)
 
     def _settle(self, lease: Lease, decide: Callable[[], Plan | None]) -> None:
-        """Carry out what ``decide`` decides, under the lock, until all of it is there; decide anew when something that
-        another lease was reading did not come. None means: when what is being read now is over."""
+        """Carry out what ``decide`` decides, under the lock, until all of it is there; decide again when something that
+        another lease was reading did not come. None means: when what is being read, or held as a favour, is over."""
         try:
             while not self._settled(lease, decide):
                 pass
@@ -361,13 +331,14 @@ class Residency:
             with self._lock:
                 decided = decide()
                 if decided is None:
-                    presses, awaited = True, list(self._coming.values())
+                    presses, awaited = True, [coming.over for coming in self._coming.values()]
+                    awaited += [over for favour, over in self._favours.items() if favour is not lease]
                     self._pressed += 1
                 else:
-                    awaited = self._reserve(lease, decided)
+                    awaited = [coming.over for coming in self._reserve(lease, decided)]
             self._read(lease)
-            for coming in awaited:
-                coming.over.wait()
+            for over in awaited:
+                over.wait()
         finally:
             if presses:
                 with self._lock:
@@ -474,6 +445,9 @@ class Residency:
             with self._lock:
                 lease.ring = None
                 self._let_go(lease)
+                favour = self._favours.pop(lease, None)
+                if favour is not None:
+                    favour.set()
 
     def _let_go(self, lease: Lease) -> None:
         self._abandon(lease)

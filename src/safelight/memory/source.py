@@ -59,8 +59,16 @@ Fetch = Callable[[Sequence[Target]], list[Proof]]
 class Source(Protocol):
     """Brings segments of a component in a dtype."""
 
-    def opened(self, component: ComponentManifest, dtype: torch.dtype) -> AbstractContextManager[Fetch]:
-        """A way to fetch the component's segments, as often as wanted while the context lasts."""
+    def opened(
+        self, component: ComponentManifest, dtype: torch.dtype, favour: bool = False
+    ) -> AbstractContextManager[Fetch]:
+        """A way to fetch the component's segments, as often as wanted while the context lasts. ``favour``: nobody needs
+        them now."""
+        ...
+
+    @property
+    def pressed(self) -> bool:
+        """Whether somebody waits for room in the memory in which the source itself keeps bytes."""
         ...
 
     def proof(self, target: Target) -> Proof:
@@ -87,10 +95,15 @@ class FromFile:
         self._folder = scratch
         self._proofs: dict[tuple[str, Piece], Proof] = {}
 
+    @property
+    def pressed(self) -> bool:
+        """See :class:`Source`: it keeps no bytes."""
+        return False
+
     @contextlib.contextmanager
-    def opened(self, component: ComponentManifest, dtype: torch.dtype) -> Generator[Fetch]:
+    def opened(self, component: ComponentManifest, dtype: torch.dtype, favour: bool = False) -> Generator[Fetch]:
         """See :class:`Source`."""
-        del dtype
+        del dtype, favour
         if not isinstance(component, Adapted):
             yield lambda targets: self._fetch(component.digest, targets)
             return

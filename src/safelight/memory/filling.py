@@ -1,0 +1,61 @@
+"""Filling: a component is brought into memory before anybody needs it, as a favour that costs nobody anything."""
+
+from __future__ import annotations
+
+import torch
+
+from safelight.devices.failures import translated
+from safelight.memory.lease import ONCE, Lease
+from safelight.memory.plan import Refusal, plan
+from safelight.memory.residency import Residency
+from safelight.memory.segments import Segment
+from safelight.weights.manifest import ComponentManifest
+
+AT_ONCE = 64 << 20
+"""Bytes of segments that are brought before it is asked again whether there is room. What they come from is held only
+as long."""
+
+
+def fill(residency: Residency, component: ComponentManifest, dtype: torch.dtype) -> bool:
+    """Bring a component as far as there is room beside all that is there; whether all of it is there.
+
+    Nothing is held afterwards. It stops as soon as somebody waits for room.
+    """
+    lease = Lease(component, dtype, ONCE, residency)
+    while True:
+        with (
+            residency.source.opened(component, dtype, favour=True) as lease.fetch,
+            translated(f"Memory for the {component.role}"),
+        ):
+            if not _begin(residency, lease):
+                break
+            try:
+                residency._read(lease)
+            finally:
+                with residency._lock:
+                    residency._let_go(lease)
+    with residency._lock:
+        return all(piece in residency._residents for piece in lease.pieces)
+
+
+def _begin(residency: Residency, lease: Lease) -> bool:
+    """Take the places of the next few segments; False when there are none, or no room beside what is there."""
+    with residency._lock:
+        residency._forget_spoiled(lease)
+        residency.before_planning()
+        decided = plan(residency._situation(lease, True))
+        if residency.pressed or isinstance(decided, Refusal) or decided.pieces("drop") or decided.slots:
+            return False
+        lease.plan = residency._last = decided
+        residency._note_totals(lease)
+        few: list[Segment] = []
+        for piece in decided.pieces("load"):
+            if few and sum(segment.nbytes for segment in few) + piece.nbytes > AT_ONCE:
+                break
+            few.append(lease.segments[piece.index])
+        try:
+            residency._expect(lease, few)
+        except BaseException:
+            residency._let_go(lease)
+            raise
+        return bool(few)
