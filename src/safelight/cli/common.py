@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from safelight.config import Loaded
 
 RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Where everything lives; goes above SAFELIGHT_ROOT.", show_default=False)
+    Path | None, typer.Option("--root", help="Where everything lives; overrides SAFELIGHT_ROOT.", show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object to a line, for scripts.")]
 

@@ -251,6 +251,8 @@ def generate(
         )
         for model in named
     ]
+    if prove and (isolate or settings.isolate):
+        raise RequestError("prove", True, "compares with isolated images: leave --isolate (or the setting) out")
     requests = _chosen(context, root, requests, every)
     from safelight.cli.sheet import Sheet
 

@@ -46,7 +46,7 @@ def grid(
     ] = None,
     negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
     seed: Annotated[
-        str | None, typer.Option(help="The seed; random or -1: any; it is said.", show_default="random")
+        str | None, typer.Option(help="The seed; random or -1 picks one and prints it.", show_default="random")
     ] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own size by default.")] = None,

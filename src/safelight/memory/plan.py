@@ -153,7 +153,7 @@ def _refusal(given: Situation, total: int, available: int, least: int) -> Refusa
     if not given.partial:
         return Refusal(total, available, "partial loading is off, so it must be resident whole")
     if least > available:
-        return Refusal(least, available, "its largest piece must fit into each slot of the ring")
+        return Refusal(least, available, "weights are streamed in pieces, and the largest one needs this much")
     return None
 
 
