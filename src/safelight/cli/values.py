@@ -13,7 +13,7 @@ from safelight.prompts.loras import parsed
 from safelight.types.parts import Control, Lora
 from safelight.types.request import MOST_SEED
 
-SEED_HELP = f"The first image's seed, 0 to {MOST_SEED}; the next images have the next numbers. random or -1 picks one and prints it."
+SEED_HELP = f"The first image's seed, 0 to {MOST_SEED}; each further image adds 1. random or -1 picks and prints one."
 
 
 def seed_of(text: str | None, default: int | None, count: int) -> int:
