@@ -81,7 +81,7 @@ def test_it_goes_on_where_it_was(run: Run, root: Path, tmp_path: Path, monkeypat
     ("flags", "says"),
     [
         (["--x", "colour=red"], "must be one of model="),
-        (["--x", "seed=1..2"], "give one with -m"),
+        (["--x", "seed=1..2"], "give a model with -m"),
         (["--x", "model=starter-noto,nobody"], "nobody"),
         (["-m", "starter-noto", "--x", "lora=none,edges"], "is a controlnet: ask for it as controls"),
     ],
