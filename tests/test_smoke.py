@@ -49,6 +49,10 @@ def test_lanes_of_the_proof(lane: str, tmp_path: Path) -> None:
     assert (got["switches"], got["wrong"]) == (3, 0)
 
 
+def test_processes_of_the_proof() -> None:
+    assert proof.equal_in_two_processes("--steps", "1")
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_programs_import(folder: str) -> None:
     """What each defines and imports is there; none does anything by being imported."""
