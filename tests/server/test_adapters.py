@@ -88,7 +88,7 @@ def test_the_command_line_adds_lists_verifies_and_removes(root: Path, tmp_path: 
 
     path = adapters.write(tmp_path / "my style.safetensors")
     assert "my style" not in run("list")[1]
-    assert run("add", str(path)) == (0, "added my style: lora for an unknown base\n")
+    assert run("add", str(path)) == (0, "added my style: lora for sd1\n")
     assert "my style" in run("list")[1]
     assert run("verify", "my style") == (0, "my style: intact\n")
     data = bytearray(path.read_bytes())
