@@ -570,8 +570,8 @@ MUTANTS = (
     Mutant(
         "files are read without the lock",
         "memory/residency.py",
-        "            self._read(lease)\n            for coming in awaited:",
-        "            with self._lock:\n                self._read(lease)\n            for coming in awaited:",
+        "            self._read(lease)\n            for over in awaited:",
+        "            with self._lock:\n                self._read(lease)\n            for over in awaited:",
         "tests/memory/test_beside.py",
     ),
     Mutant(
