@@ -18,7 +18,7 @@ def run() -> None:
         print(f"safelight: the environment {state.gone} is gone; {home} is used instead", file=sys.stderr)
     active = installation.folder(home, state.active)
     # An environment that does not work must not stand in the way of leaving it.
-    if "rollback" in sys.argv[1:]:
+    if sys.argv[1:2] == ["rollback"]:
         active = home
     if active != prefix:
         python = installation.python_of(active)

@@ -185,6 +185,10 @@ def test_the_command_runs_what_is_active(tmp_path: Path) -> None:
     (tmp_path / "safelight/__init__.py").write_text("raise SystemExit('the current folder was imported')")
     assert command() == ("2.0 models list", "")
     assert command("rollback") == ("1.0 rollback", "")
+    # Only that command is the first environment's: a prompt is not.
+    assert command("generate", "rollback") == ("2.0 generate rollback", "")
     second.python.unlink()
     assert command() == ("1.0 models list", f"safelight: the environment 1 is gone; {prefix} is used instead")
     assert Environments(prefix).active().name == "first"
+    environments.activate(environments.named("first"))
+    assert command() == ("1.0 models list", "")

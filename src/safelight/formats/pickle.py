@@ -198,9 +198,10 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _sound_name(path: Path, *parts: str) -> str:
-    name = ".".join(parts) if sum(map(len, parts)) <= MOST_NAME else parts[0]
-    if len(name) > MOST_NAME or sum(map(len, parts)) > MOST_NAME or not name.isprintable() or name == "__metadata__":
-        raise CorruptFileError(path, f"{name[:100]!r} is not the name of a tensor")
+    # The lengths first: what is too long is never joined.
+    name = ".".join(parts) if sum(map(len, parts)) < MOST_NAME else ""
+    if not name or not name.isprintable() or name == "__metadata__":
+        raise CorruptFileError(path, f"{parts[0][:100]!r} is not the name of a tensor")
     return name
 
 

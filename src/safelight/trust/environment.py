@@ -86,8 +86,9 @@ class Environments:
 
     def activate(self, environment: Environment) -> None:
         """Have the command run that one from now on."""
-        state = {"active": environment.name, "before": installation.state(self._first).active}
-        if state["active"] != state["before"]:
+        now = installation.state(self._first)
+        state = {"active": environment.name, "before": now.active}
+        if environment.name != now.active or now.gone:
             write_whole(self._home / installation.ACTIVE, json.dumps(state).encode())
 
     def build(
