@@ -24,8 +24,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
+
+if TYPE_CHECKING:
+    from safelight.devices import transfer
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -39,61 +43,78 @@ CALLS = 40
 """Of each kind."""
 
 
+class SlowDisk:
+    """Makes every read take its time at :data:`RATE`, whoever reads, while the context lasts."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+
+    def __enter__(self) -> None:
+        from safelight.devices import transfer
+
+        self._fill = transfer._fill
+        transfer._fill = self._slowly
+
+    def __exit__(self, *error: object) -> None:
+        from safelight.devices import transfer
+
+        transfer._fill = self._fill
+
+    def _slowly(self, read: transfer.Read, descriptor: int, view: memoryview, offset: int) -> None:
+        with self._turn:
+            time.sleep(view.nbytes / RATE)
+        self._fill(read, descriptor, view, offset)
+
+
 def steps(root: Path, names: tuple[str, str], size: int, count: int, times: int) -> None:
     """A step's median alone and beside a prefetch, by turns, so that both see the same machine."""
     import safelight
-    from safelight.devices import transfer
 
     engine = safelight.open_engine(root, attention_type="torch-sdp")
     folder = HERE.parent / "build/bench"
     for name in names:
         if (folder / f"{name}.safetensors").exists():
             engine.library.add(folder / f"{name}.safetensors", name)
-    fill = transfer._fill
 
-    def slowly(read: transfer.Read, descriptor: int, view: memoryview, offset: int) -> None:
-        time.sleep(view.nbytes / RATE)
-        fill(read, descriptor, view, offset)
-
-    def took(during: Callable[[], object]) -> list[float]:
-        """Seconds of each step while ``during`` runs in a thread; of all when it does nothing."""
-        times: list[tuple[float, bool]] = []
+    def draw(during: Callable[[], object]) -> list[float]:
+        """Seconds of each step of an image that began and ended while ``during`` ran in a thread."""
+        ends: list[tuple[float, bool]] = []
         thread = threading.Thread(target=during)
 
         def look(progress: safelight.Progress) -> None:
             if progress.stage == "denoise":
                 if progress.step == 2:
                     thread.start()
-                times.append((time.perf_counter(), thread.is_alive()))
+                ends.append((time.perf_counter(), thread.is_alive()))
 
         asked = safelight.Request("x", names[0], seed=0, steps=count, width=size, height=size)
         next(engine.generate(asked, look))
         thread.join()
-        return [after - before for (before, alive), (after, _) in itertools.pairwise(times) if alive]
+        return [after - before for (before, alive), (after, _) in itertools.pairwise(ends) if alive]
 
-    def prefetch() -> None:
-        transfer._fill = slowly
-        try:
+    def prefetch(taken: list[float]) -> None:
+        engine.unload(engine.library.get(names[1]).digest)
+        with SlowDisk():
+            start = time.perf_counter()
             engine.prefetch(names[1])
-        finally:
-            transfer._fill = fill
-
-    def waiting() -> None:
-        time.sleep(spent)
+            taken.append(time.perf_counter() - start)
 
     alone: list[float] = []
     beside: list[float] = []
-    next(engine.generate(safelight.Request("x", names[0], steps=2, width=size, height=size)))
+    idle: list[float] = []
+    busy: list[float] = []
+    draw(lambda: None)
     for _ in range(times):
-        engine.unload(engine.library.get(names[1]).digest)
-        start = time.perf_counter()
-        beside += took(prefetch)
-        spent = time.perf_counter() - start
-        alone += took(waiting)
+        prefetch(idle)
+        beside += draw(lambda: prefetch(busy))
+        alone += draw(lambda: time.sleep(busy[-1]))
     engine.close()
     one, other = statistics.median(alone) * 1e3, statistics.median(beside) * 1e3
     what = f"a step of {size}x{size}, {len(beside)} beside a prefetch from {RATE / 1e6:.0f} MB/s"
-    print(f"| {what}: ms alone, beside, ratio | {one:.1f}, {other:.1f}, {other / one:.2f} |", flush=True)
+    print(f"| {what}: ms alone, beside, ratio | {one:.1f}, {other:.1f}, {other / one:.2f} |")
+    print(
+        f"| that prefetch: s alone, beside | {statistics.median(idle):.2f}, {statistics.median(busy):.2f} |", flush=True
+    )
 
 
 def flood(server: Server, calls: int) -> None:

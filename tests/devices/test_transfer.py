@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +71,31 @@ def test_load_06_a_short_file_is_an_error_never_zeros(tmp_path: Path) -> None:
     for threads in (1, 2):
         with pytest.raises(IntegrityError, match="ends before"):
             transfer.read_all([read], threads)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority of each thread")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_favour_leaves_the_cores_to_everybody_else(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before, seen, fill = priority(), set[int](), transfer._fill
+
+    def look(*arguments: Any) -> None:
+        seen.add(priority())
+        fill(*arguments)
+
+    monkeypatch.setattr(transfer, "_fill", look)
+    stored = torch.randn(1000)
+    offset, nbytes, digest = write(tmp_path / "w", stored)
+    read = transfer.Read("w", tmp_path / "w", offset, nbytes, "F32", False, digest, torch.empty(1000))
+    transfer.read_all([read], threads, favour=True)
+    assert seen == {19}
+    seen.clear()
+    transfer.read_all([read], threads)
+    assert seen == {before} == {priority()}
 
 
 def test_one_flipped_bit_is_an_error(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,9 @@ large enough for the interpreter's own time to count little."""
 
 PIECE_BYTES = 1 << 20
 """Of a synchronous copy that repeats one that went wrong: small, as large copies are what goes wrong."""
+
+LOWEST = 19
+"""The priority of a thread that runs when nothing else does."""
 
 WAITS = 4
 """How often a fence is waited for again before a copy is repeated."""
@@ -91,27 +95,37 @@ STAGING_BYTES = CHUNK_ELEMENTS * 8
 _staging = _Staging()
 
 
-def read_all(reads: Sequence[Read], threads: int) -> list[str]:
+def read_all(reads: Sequence[Read], threads: int, favour: bool = False) -> list[str]:
     """Carry out all reads, on ``threads`` threads; the XXH3-128 (hex) of each target as it was produced, in order.
 
-    Returns when every byte has arrived and every hash was right. Raises IntegrityError when bytes differ from the
-    manifest, or end too early.
+    ``favour``: nobody waits for them, so the readers get the cores only while nothing else wants them. Returns when
+    every byte has arrived and every hash was right. Raises IntegrityError when bytes differ from the manifest, or end
+    too early.
     """
     with contextlib.ExitStack() as stack:
         opened: dict[Path, int] = {}
         for path in {read.path for read in reads}:
             opened[path], _ = open_regular(path)
             stack.callback(os.close, opened[path])
-        if threads == 1 or len(reads) == 1:
+        if not favour and (threads == 1 or len(reads) == 1):
             return _run(reads, opened)
         # Each reader casts by itself: OpenMP teams of several readers would fight for the cores. The number belongs to
         # the thread that sets it; what new threads inherit is put back.
         with (
             numbered(torch.get_num_threads()),
-            ThreadPoolExecutor(threads, "safelight-read", torch.set_num_threads, (1,)) as pool,
+            ThreadPoolExecutor(threads, "safelight-read", _prepare, (favour,)) as pool,
         ):
             futures = [pool.submit(_run, share, opened) for share in _shares(reads, threads)]
             return [digest for future in futures for digest in future.result()]
+
+
+def _prepare(favour: bool) -> None:
+    """In a new reader."""
+    torch.set_num_threads(1)
+    if favour and sys.platform == "linux":
+        # A step's threads wait for the slowest of them, so a reader that takes its turn on one core costs it on all.
+        # Only Linux has a priority of each thread; a thread cannot raise it again, so it is never the caller's.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
 
 
 @contextlib.contextmanager

@@ -103,9 +103,9 @@ class FromFile:
     @contextlib.contextmanager
     def opened(self, component: ComponentManifest, dtype: torch.dtype, favour: bool = False) -> Generator[Fetch]:
         """See :class:`Source`."""
-        del dtype, favour
+        del dtype
         if not isinstance(component, Adapted):
-            yield lambda targets: self._fetch(component.digest, targets)
+            yield lambda targets: self._fetch(component.digest, targets, favour)
             return
         with component.recipes() as overlays, Scratch(self._folder) as scratch:
             yield lambda targets: self._fetch_over(component.digest, targets, overlays, scratch)
@@ -146,14 +146,14 @@ class FromFile:
             raise IntegrityError(target.segment.tensors[0].path, what, "came out otherwise than before")
         return made
 
-    def _fetch(self, digest: str, targets: Sequence[Target]) -> list[Proof]:
+    def _fetch(self, digest: str, targets: Sequence[Target], favour: bool) -> list[Proof]:
         keys = [(digest, target.segment.piece) for target in targets]
         reads = [
             read
             for key, target in zip(keys, targets, strict=True)
             for read in store.reads(target.segment.tensors, target.tensors, key not in self._proofs)
         ]
-        produced = iter(read_all(reads, self._threads))
+        produced = iter(read_all(reads, self._threads, favour))
         for key, target in zip(keys, targets, strict=True):
             digests = tuple(next(produced) for _ in target.segment.tensors)
             self._proofs.setdefault(key, digests)
