@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import safelight
-from safelight.types.parts import Lora
+from safelight.request.parts import Lora
 
 FOLDER = Path(__file__).parents[1] / "build/bench"
 RANK = 16

@@ -25,8 +25,8 @@ from safelight.config import Settings
 from safelight.library import records, starters
 from safelight.library.adapters import Adapters
 from safelight.library.library import Library
+from safelight.request.schema import Lora, Request
 from safelight.server import asking
-from safelight.types.request import Lora, Request
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

@@ -20,8 +20,8 @@ from safelight import config
 from safelight.assemble.control import open_library
 from safelight.assemble.serving import ZYGOTE
 from safelight.engine.isolated import IsolatedEngine, Isolator
-from safelight.types.request import Request
-from safelight.types.results import Progress
+from safelight.request.results import Progress
+from safelight.request.schema import Request
 
 FOLDER = Path(__file__).parents[1] / "build/bench"
 

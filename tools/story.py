@@ -31,9 +31,9 @@ from safelight.devices.simulated import Simulated
 from safelight.engine.fresh import Fresh
 from safelight.engine.local import LocalEngine
 from safelight.errors import SafelightError
+from safelight.request.results import Image
 from safelight.trust.canary import Canaries, after_switch
 from safelight.trust.difference import difference
-from safelight.types.results import Image
 
 BEFORE, MODEL = "starter-twemoji", "starter-fluent"
 """The model that was used before the fault, and the one that draws."""

@@ -26,9 +26,9 @@ from safelight.errors import (
     SafelightError,
     UnsafeFileError,
 )
-from safelight.types.request import Request
-from safelight.types.results import Image, Progress
-from safelight.types.run import RunSettings
+from safelight.request.results import Image, Progress
+from safelight.request.run_settings import RunSettings
+from safelight.request.schema import Request
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from safelight.errors import SettingError, UnreadableFileError
 from safelight.files import write_whole
-from safelight.types.run import AttentionType, Precision, SliceSize
+from safelight.request.run_settings import AttentionType, Precision, SliceSize
 
 FILE = "safelight.yaml"
 

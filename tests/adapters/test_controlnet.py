@@ -20,8 +20,8 @@ from safelight.generate.stages import Task, uses_of, work_of
 from safelight.memory.budget import HOST
 from safelight.memory.lease import Use
 from safelight.memory.segments import component_key
-from safelight.types.parts import Control
-from safelight.types.request import Request
+from safelight.request.parts import Control
+from safelight.request.schema import Request
 
 PIPELINES: dict[tuple[str, str], Any] = {
     ("sd1", "text"): diffusers.StableDiffusionControlNetPipeline,

@@ -13,8 +13,8 @@ from support import adapters, controls, oracle
 import safelight
 from safelight.engine.local import LocalEngine
 from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError
-from safelight.types.parts import Embedding, Lora
-from safelight.types.request import Request
+from safelight.request.parts import Embedding, Lora
+from safelight.request.schema import Request
 
 Ask = Callable[..., Request]
 

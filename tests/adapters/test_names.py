@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from support import adapters
 
 from safelight.engine.local import LocalEngine
-from safelight.types.parts import Lora
-from safelight.types.request import Request
+from safelight.request.parts import Lora
+from safelight.request.schema import Request
 
 Ask = Callable[..., Request]
 

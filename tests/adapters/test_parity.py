@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from support import adapters, checkpoints, oracle
 
 import safelight
-from safelight.types.parts import Lora
+from safelight.request.parts import Lora
 
 NAMINGS = {"kohya": adapters.kohya, "peft": adapters.peft}
 

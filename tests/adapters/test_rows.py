@@ -18,8 +18,8 @@ from safelight.devices.simulated import simulated
 from safelight.engine.local import LocalEngine
 from safelight.errors import InputError
 from safelight.memory.residency import Residency
-from safelight.types.parts import Lora
-from safelight.types.request import Request
+from safelight.request.parts import Lora
+from safelight.request.schema import Request
 
 Ask = Callable[..., Request]
 VAE = "first_stage_model."

@@ -19,9 +19,9 @@ from safelight.devices.simulated import simulated
 from safelight.engine.local import LocalEngine
 from safelight.errors import CorruptFileError, IntegrityError, OutOfMemoryError, RequestError
 from safelight.prompts import loras
-from safelight.types.parts import Lora
-from safelight.types.request import Request
-from safelight.types.results import Progress
+from safelight.request.parts import Lora
+from safelight.request.results import Progress
+from safelight.request.schema import Request
 
 Ask = Callable[..., Request]
 

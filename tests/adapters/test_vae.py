@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import safelight
 from safelight.errors import IntegrityError, RequestError
-from safelight.types.request import Request
+from safelight.request.schema import Request
 
 Ask = Callable[..., Request]
 PREFIX = "first_stage_model."

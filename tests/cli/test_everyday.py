@@ -15,7 +15,7 @@ from support import adapters
 from safelight.cli import generate
 from safelight.devices import choice
 from safelight.metadata import chunks
-from safelight.types.samplers import sampler_of
+from safelight.request.samplers import sampler_of
 
 QUICK = ("--steps", "1")
 

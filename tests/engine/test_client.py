@@ -14,7 +14,7 @@ from support.serving import Server, ended, serving
 import safelight
 from safelight.engine.client import ServerEngine
 from safelight.errors import IntegrityError
-from safelight.types.request import Request
+from safelight.request.schema import Request
 
 KEY = "a long secret"
 

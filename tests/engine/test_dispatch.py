@@ -24,10 +24,10 @@ from safelight.engine.supervisor import Supervisor
 from safelight.errors import QueueFullError, StorageError, WorkerDiedError
 from safelight.jobs.job import Job
 from safelight.jobs.order import Rules
+from safelight.request.schema import Request
 from safelight.server import problems
 from safelight.storage.db import Database
 from safelight.storage.images import Gallery
-from safelight.types.request import Request
 
 Script = Callable[[Generate], Generator[FromWorker]]
 

@@ -26,7 +26,7 @@ from safelight.engine.isolated import IsolatedEngine, Isolator, Spawner, forks
 from safelight.engine.local import LocalEngine
 from safelight.engine.messages import Ended, Generate, Progressed
 from safelight.errors import SafelightError, WorkerDiedError
-from safelight.types.request import Request
+from safelight.request.schema import Request
 
 NAMES = ("starter-noto", "starter-fluent", "starter-noto")
 

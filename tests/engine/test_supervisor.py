@@ -19,7 +19,7 @@ from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import WorkerDiedError
 from safelight.library.library import Library
-from safelight.types.request import Request
+from safelight.request.schema import Request
 
 STARTER = "starter-noto"
 

@@ -10,7 +10,7 @@ from safelight.arch.diffusers_fence import sampling
 from safelight.engine.local import LocalEngine
 from safelight.errors import NotFiniteError
 from safelight.gates import latents
-from safelight.types.samplers import SAMPLERS
+from safelight.request.samplers import SAMPLERS
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -17,8 +17,8 @@ from support import checkpoints, controls, oracle
 from safelight.engine.local import LocalEngine
 from safelight.errors import RequestError
 from safelight.generate import noise
-from safelight.types.request import Request
-from safelight.types.results import Image
+from safelight.request.results import Image
+from safelight.request.schema import Request
 
 Ask = Callable[..., Request]
 

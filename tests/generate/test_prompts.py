@@ -17,9 +17,9 @@ from safelight.arch.diffusers_fence import encoding
 from safelight.engine.local import LocalEngine
 from safelight.errors import RequestError
 from safelight.generate.conditioning import Conditionings
-from safelight.types.parts import Lora
-from safelight.types.request import Request
-from safelight.types.results import Image
+from safelight.request.parts import Lora
+from safelight.request.results import Image
+from safelight.request.schema import Request
 
 Ask = Callable[..., Request]
 

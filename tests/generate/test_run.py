@@ -20,8 +20,8 @@ from safelight.errors import NotFiniteError
 from safelight.generate.check import check
 from safelight.generate.numerics.fp32 import fp32_in_force
 from safelight.generate.numerics.table import flushes_denormals
-from safelight.types.results import Progress
-from safelight.types.samplers import SAMPLERS
+from safelight.request.results import Progress
+from safelight.request.samplers import SAMPLERS
 
 
 def test_image_k_of_a_batch_is_that_of_its_seed_alone(engine: LocalEngine, ask) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from safelight.errors import RequestError
 from safelight.jobs.grid import Axis, axis, cells
-from safelight.types.parts import Lora
-from safelight.types.request import Request
+from safelight.request.parts import Lora
+from safelight.request.schema import Request
 
 ASKED = Request("red apple", "a", loras=(Lora("base", 0.5),))
 

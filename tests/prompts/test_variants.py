@@ -9,7 +9,7 @@ import pytest
 from safelight.errors import RequestError
 from safelight.prompts import variants
 from safelight.prompts.variants import chosen, escaped
-from safelight.types.request import Request
+from safelight.request.schema import Request
 
 
 @pytest.fixture

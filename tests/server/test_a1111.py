@@ -18,12 +18,12 @@ from support import payloads
 from safelight.errors import ModelNotFoundError, RequestError
 from safelight.library.library import Library
 from safelight.metadata.chunks import schedule_label
+from safelight.request.samplers import SAMPLERS
 from safelight.server.apis import a1111_neutral
 from safelight.server.apis.a1111 import by_title
 from safelight.server.apis.a1111_fields import ImageToImage, TextToImage, filled, refuse_unknown, sampler_of
 from safelight.server.clients import CLIENTS, Client, Clients
 from safelight.server.problems import RefusedError
-from safelight.types.samplers import SAMPLERS
 
 
 def test_state_19_a_name_is_never_another_models_file_name(tiny: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from safelight.errors import CorruptFileError, StorageError, UnreadableFileError
 from safelight.jobs.job import Job
+from safelight.request.schema import Request
 from safelight.storage.db import FILE, Database, StoredImage
-from safelight.types.request import Request
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from support import adapters, controls
 
 import safelight
 from safelight.errors import OutOfMemoryError
-from safelight.types.parts import Control, Lora
-from safelight.types.request import Request
+from safelight.request.parts import Control, Lora
+from safelight.request.schema import Request
 
 PROMPTS = (
     "red apple",
@@ -114,7 +114,7 @@ def job(chance: random.Random, files: Files) -> Request:
 SERVE = """
 import json, os, sys
 import safelight, safelight.assemble.worker
-from safelight.types.request import Request
+from safelight.request.schema import Request
 for line in sys.stdin:
     reader, writer = os.pipe()
     child = os.fork()
@@ -163,7 +163,7 @@ def forks(root: Path) -> Generator[Forks]:
 FRESH = """
 import json, sys
 import safelight
-from safelight.types.request import Request
+from safelight.request.schema import Request
 print(next(safelight.open_engine(sys.argv[1]).generate(Request(**json.loads(sys.argv[2])))).pixels_sha256)
 """
 

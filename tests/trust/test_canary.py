@@ -16,12 +16,12 @@ import safelight
 from safelight.cli.main import app
 from safelight.engine.local import LocalEngine
 from safelight.errors import CanaryError
+from safelight.request.results import Image
+from safelight.request.schema import Request
 from safelight.trust import soak
 from safelight.trust.canary import Canaries, after_switch, request
 from safelight.trust.difference import difference
 from safelight.trust.doctor import Doctor
-from safelight.types.request import Request
-from safelight.types.results import Image
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image as PILImage
 
-from safelight.types.parts import Control
+from safelight.request.parts import Control
 
 
 def made(picture: PILImage.Image, control: Control) -> PILImage.Image:

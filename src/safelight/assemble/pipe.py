@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from safelight.engine.messages import Ended, FromWorker, Generate, Made, Progressed
 from safelight.errors import Cancelled, DeviceLostError, InputError, SafelightError
-from safelight.types.results import Progress
+from safelight.request.results import Progress
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine

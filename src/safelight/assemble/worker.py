@@ -32,8 +32,8 @@ from safelight.memory.limits import GB, HOST_RESERVE, Limits
 from safelight.memory.residency import Residency
 from safelight.memory.source import FromFile
 from safelight.memory.working import WorkingMemory
+from safelight.request.run_settings import Precision, RunSettings
 from safelight.trust.canary import Canaries, after_switch
-from safelight.types.run import Precision, RunSettings
 
 VERSIONS = ("safelight", "torch", "diffusers", "transformers", "compel", "opencv-python-headless", "pillow", "numpy")
 

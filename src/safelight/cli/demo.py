@@ -10,9 +10,9 @@ import typer
 
 from safelight.cli.common import RootOption
 from safelight.cli.generate import local, make
-from safelight.types.parts import Control, Lora
-from safelight.types.request import Request
-from safelight.types.results import Image
+from safelight.request.parts import Control, Lora
+from safelight.request.results import Image
+from safelight.request.schema import Request
 
 ADAPTED = "starter-noto"
 """The starter over which the starter adapters were trained."""

@@ -14,15 +14,15 @@ from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say, say_json
 from safelight.errors import RequestError
 from safelight.prompts.variants import has_choices
-from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, RESIZES
-from safelight.types.request import MOST_PIXELS, UPSCALERS, Request
-from safelight.types.results import Image, Progress
-from safelight.types.samplers import SAMPLERS, SCHEDULES, sampler_of
+from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES
+from safelight.request.results import Image, Progress
+from safelight.request.samplers import SAMPLERS, SCHEDULES, sampler_of
+from safelight.request.schema import MOST_PIXELS, UPSCALERS, Request
 
 if TYPE_CHECKING:
     from safelight.engine.base import Engine
     from safelight.engine.local import LocalEngine
-    from safelight.types.run import RunSettings
+    from safelight.request.run_settings import RunSettings
 
 FEWER = tuple(name for name, sampler in SAMPLERS.items() if len(sampler.schedules) < len(SCHEDULES))
 

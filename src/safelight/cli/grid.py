@@ -11,9 +11,9 @@ import typer
 
 from safelight.cli.common import JsonOption, RootOption, bar, loaded, say, say_json
 from safelight.cli.values import default_model, folder, lora_of, seed_of
-from safelight.types.request import Request
-from safelight.types.results import Image, Progress
-from safelight.types.samplers import sampler_of
+from safelight.request.results import Image, Progress
+from safelight.request.samplers import sampler_of
+from safelight.request.schema import Request
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine

@@ -69,7 +69,7 @@ def fits(
     Exit code 1 when it does not fit.
     """
     from safelight.assemble.opening import open_engine
-    from safelight.types.request import Request
+    from safelight.request.schema import Request
 
     found = re.fullmatch(r"([0-9]+)x([0-9]+)", size) if size else None
     if size and found is None:

@@ -11,8 +11,8 @@ import typer
 from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, loaded, say_json
 from safelight.errors import CorruptFileError, InputError, SafelightError
-from safelight.types.request import Request
-from safelight.types.results import Image
+from safelight.request.results import Image
+from safelight.request.schema import Request
 
 if TYPE_CHECKING:
     from safelight.config import Settings

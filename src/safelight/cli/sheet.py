@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
 from safelight.files import write_new
-from safelight.types.results import Image
+from safelight.request.results import Image
 
 _TILE = 256
 """Pixels a side of a picture on the sheet; small pictures are enlarged by whole factors."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from safelight.errors import InputError, RequestError
 from safelight.prompts.loras import parsed
-from safelight.types.parts import Control, Lora
-from safelight.types.request import MOST_SEED
+from safelight.request.parts import Control, Lora
+from safelight.request.schema import MOST_SEED
 
 SEED_HELP = f"The first image's seed, 0 to {MOST_SEED}; each further image adds 1. random or -1 picks and prints one."
 

@@ -13,7 +13,7 @@ from safelight.devices.cpu import CPU
 from safelight.devices.cuda import CUDA
 from safelight.devices.mps import MPS
 from safelight.errors import SettingError
-from safelight.types.run import Precision
+from safelight.request.run_settings import Precision
 
 
 def device(wanted: str) -> Device:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from safelight.types.request import Request
-from safelight.types.results import Image, OnProgress
+from safelight.request.results import Image, OnProgress
+from safelight.request.schema import Request
 
 
 def ignore(_: object) -> None:

@@ -18,8 +18,8 @@ from PIL import Image as PILImage
 from safelight.engine.base import ignore
 from safelight.errors import Cancelled, InputError, IntegrityError, ModelNotFoundError, SafelightError
 from safelight.prompts.variants import escaped
-from safelight.types.request import Request
-from safelight.types.results import Image, OnProgress, Progress, Seconds
+from safelight.request.results import Image, OnProgress, Progress, Seconds
+from safelight.request.schema import Request
 
 TIMEOUT = httpx.Timeout(30.0, read=120.0)
 """Seconds. A stream of events is never silent for long: the server says that it is still there."""

@@ -22,10 +22,10 @@ from safelight.errors import Cancelled, QueueFullError, SafelightError, StorageE
 from safelight.jobs import order
 from safelight.jobs.job import ATTEMPTS, Failure, Job
 from safelight.jobs.order import Rules
+from safelight.request.results import Image, Progress
+from safelight.request.schema import Request
 from safelight.storage.db import Database, StoredImage
 from safelight.storage.images import Gallery, preview_url
-from safelight.types.request import Request
-from safelight.types.results import Image, Progress
 
 _log = structlog.get_logger(__name__)
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from safelight.engine.messages import Ended, Generate, Made
 from safelight.engine.supervisor import Process
 from safelight.errors import RequestError, SafelightError
+from safelight.request.results import Image
+from safelight.request.schema import Request
 from safelight.storage.db import StoredImage
-from safelight.types.request import Request
-from safelight.types.results import Image
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from safelight.engine.messages import Cancel, Ended, FromWorker, Generate, Made,
 from safelight.engine.supervisor import Process
 from safelight.errors import Cancelled, InputError, SafelightError, WorkerDiedError
 from safelight.library.library import Library
-from safelight.types.request import Request
-from safelight.types.results import Image, OnProgress
+from safelight.request.results import Image, OnProgress
+from safelight.request.schema import Request
 
 
 class Isolator:

@@ -22,9 +22,9 @@ from safelight.library.chosen import Settled, Shelves, settled
 from safelight.library.library import Library
 from safelight.library.model import Model
 from safelight.memory.residency import Residency
-from safelight.types.request import Request
-from safelight.types.results import Image, OnProgress
-from safelight.types.run import Precision, RunSettings
+from safelight.request.results import Image, OnProgress
+from safelight.request.run_settings import Precision, RunSettings
+from safelight.request.schema import Request
 
 OnSwitch = Callable[[Model, Bench], None]
 """Told when a job uses another model than the last, before its first image; what it raises fails the job."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from safelight.types.request import Request
-from safelight.types.results import Image, Progress
+from safelight.request.results import Image, Progress
+from safelight.request.schema import Request
 
 Question = Literal["memory", "prefetch", "load", "unload", "pin", "unpin"]
 

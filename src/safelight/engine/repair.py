@@ -23,7 +23,7 @@ from safelight.generate.conditioning import Conditionings
 from safelight.generate.stages import let_go
 from safelight.library.model import Model
 from safelight.memory.residency import Residency
-from safelight.types.results import Image, Repair
+from safelight.request.results import Image, Repair
 from safelight.weights.overlay import digests
 
 _log = structlog.get_logger(__name__)

@@ -17,7 +17,7 @@ from safelight.generate.preview import Previews
 from safelight.library.inputs import Inputs
 from safelight.memory.residency import Residency
 from safelight.memory.working import WorkingMemory
-from safelight.types.run import RunSettings
+from safelight.request.run_settings import RunSettings
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,8 +18,8 @@ from PIL import ImageFilter, ImageOps
 from safelight.arch.diffusers_fence import pictures
 from safelight.errors import RequestError
 from safelight.library.inputs import Inputs
-from safelight.types.parts import Resize
-from safelight.types.request import Request
+from safelight.request.parts import Resize
+from safelight.request.schema import Request
 
 Box = tuple[int, int, int, int]
 

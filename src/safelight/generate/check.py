@@ -8,8 +8,8 @@ from safelight.prompts import compel_syntax
 from safelight.prompts.editing import of_request
 from safelight.prompts.tokens import NO_WORDS, chunks
 from safelight.prompts.words import Words
-from safelight.types.request import MOST_PIXELS, Request
-from safelight.types.samplers import SAMPLERS
+from safelight.request.samplers import SAMPLERS
+from safelight.request.schema import MOST_PIXELS, Request
 
 MOST_READ = 256
 """Chunks of all texts of a prompt that changes between steps: some 160 MB of SDXL's embeddings."""

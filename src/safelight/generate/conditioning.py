@@ -19,8 +19,8 @@ from safelight.formats.layout import BASES
 from safelight.prompts.editing import of_request
 from safelight.prompts.tokens import Chunk, chunks
 from safelight.prompts.words import Words
-from safelight.types.request import Request
-from safelight.types.run import RunSettings
+from safelight.request.run_settings import RunSettings
+from safelight.request.schema import Request
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import Adapted

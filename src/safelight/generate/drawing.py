@@ -25,7 +25,7 @@ from safelight.generate.stages import Clock, Stages, Task
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.memory.lease import Lease
-from safelight.types.results import OnProgress, Preview, Progress, Repair, Stage
+from safelight.request.results import OnProgress, Preview, Progress, Repair, Stage
 
 MOST_CALLS_A_STEP = 2
 """Samplers of second order call the UNet twice in a step."""

@@ -12,7 +12,7 @@ from safelight.generate.stages import Task, uses_of, work_of
 from safelight.library.model import Model
 from safelight.memory.plan import Refusal
 from safelight.memory.segments import cut
-from safelight.types.request import Request
+from safelight.request.schema import Request
 
 BYTES_A_SECOND = 3e9
 """At which a segment is read from a warm page cache, hashed and cast, roughly, on a few cores."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from safelight.types.results import Preview
+from safelight.request.results import Preview
 
 _FIRST = torch.tensor(
     [

@@ -11,7 +11,7 @@ from safelight.generate.stages import skeleton_key
 from safelight.library.model import Model
 from safelight.memory.filling import fill
 from safelight.memory.segments import component_key
-from safelight.types.run import RunSettings
+from safelight.request.run_settings import RunSettings
 
 
 def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from safelight.generate.drawing import Drawing
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.prompts.emphasis import unbalanced
-from safelight.types.results import Image, OnProgress
+from safelight.request.results import Image, OnProgress
 
 METADATA_VERSION = 1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from safelight.arch.diffusers_fence import sampling
-from safelight.types.samplers import SAMPLERS, Schedule
+from safelight.request.samplers import SAMPLERS, Schedule
 
 
 def make(sampler: str, schedule: Schedule, prediction_type: str, zero_terminal_snr: bool, seed: int) -> Any:

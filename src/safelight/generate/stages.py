@@ -29,8 +29,8 @@ from safelight.library.model import Model
 from safelight.memory.lease import Lease, Use
 from safelight.memory.segments import component_key
 from safelight.memory.working import Work, watched
-from safelight.types.results import Repair, Seconds
-from safelight.types.run import RunSettings
+from safelight.request.results import Repair, Seconds
+from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import Adapted
 

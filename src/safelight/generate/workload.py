@@ -10,7 +10,7 @@ from safelight.formats.keys.controlnet import ControlNetConfig
 from safelight.formats.keys.unet import UNetConfig
 from safelight.formats.keys.vae import VAEConfig
 from safelight.memory.working import Work
-from safelight.types.run import RunSettings
+from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
 
 UNET_TENSORS = 48

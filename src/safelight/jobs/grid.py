@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from safelight.errors import RequestError
 from safelight.prompts.loras import parsed, written
-from safelight.types.parts import Lora
-from safelight.types.request import Request
-from safelight.types.samplers import SAMPLERS, sampler_by_name
+from safelight.request.parts import Lora
+from safelight.request.samplers import SAMPLERS, sampler_by_name
+from safelight.request.schema import Request
 
 MOST_CELLS = 400
 NONE = "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from safelight.types.request import Request
+from safelight.request.schema import Request
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 

@@ -22,8 +22,8 @@ from safelight.library.library import Library
 from safelight.library.model import Adapter, Model
 from safelight.prompts import loras, tags
 from safelight.prompts.words import Words
-from safelight.types.parts import Lora
-from safelight.types.request import MOST_PIXELS, Request
+from safelight.request.parts import Lora
+from safelight.request.schema import MOST_PIXELS, Request
 from safelight.weights.manifest import ComponentManifest
 
 _BLOCKS: Mapping[int, tuple[str, ...]] = {

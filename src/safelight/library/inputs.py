@@ -22,7 +22,7 @@ from PIL import ImageChops, UnidentifiedImageError
 from safelight.errors import IntegrityError, RequestError
 from safelight.files import open_regular, write_whole
 from safelight.library import paths
-from safelight.types.request import MOST_PIXELS
+from safelight.request.schema import MOST_PIXELS
 
 YOUNG_SECONDS = 86_400
 """A request may be about to name an image that was kept so recently."""

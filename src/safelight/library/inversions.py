@@ -17,8 +17,8 @@ from safelight.library.model import Adapter, Model
 from safelight.prompts import words
 from safelight.prompts.editing import of_request
 from safelight.prompts.tokens import ROOM, tokens_of, used
-from safelight.types.parts import Embedding
-from safelight.types.request import Request
+from safelight.request.parts import Embedding
+from safelight.request.schema import Request
 
 _ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 

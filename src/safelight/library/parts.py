@@ -13,8 +13,8 @@ from safelight.library import paths
 from safelight.library.adapters import Adapters
 from safelight.library.library import Library
 from safelight.library.model import Adapter, Model
-from safelight.types.parts import Control
-from safelight.types.request import Request
+from safelight.request.parts import Control
+from safelight.request.schema import Request
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest
 

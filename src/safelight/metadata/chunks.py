@@ -15,10 +15,10 @@ from PIL import PngImagePlugin
 from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.files import open_regular
 from safelight.prompts.loras import taggable, written
-from safelight.types.parts import Lora
-from safelight.types.request import UPSCALERS
-from safelight.types.results import Image
-from safelight.types.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule
+from safelight.request.parts import Lora
+from safelight.request.results import Image
+from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule
+from safelight.request.schema import UPSCALERS
 
 VERSION = 1
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from safelight.errors import RequestError
 from safelight.prompts.emphasis import MOST_DEPTH
-from safelight.types.request import Request
+from safelight.request.schema import Request
 
 _NUMBER = re.compile(r"\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*")
 

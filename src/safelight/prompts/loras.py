@@ -10,7 +10,7 @@ import re
 
 from safelight.errors import RequestError
 from safelight.prompts.tags import ADAPTERS
-from safelight.types.parts import MOST_LORAS, Lora
+from safelight.request.parts import MOST_LORAS, Lora
 
 _TAG = re.compile(rf"<(?:{'|'.join(ADAPTERS)}):([^<>]*)>")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from safelight.errors import RequestError
 from safelight.prompts import tags
-from safelight.types.request import Request
+from safelight.request.schema import Request
 
 _CHOICE = re.compile(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__")
 

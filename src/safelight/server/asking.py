@@ -17,9 +17,9 @@ from safelight.jobs.job import Job
 from safelight.library.chosen import settled
 from safelight.library.model import Model
 from safelight.prompts import variants
+from safelight.request.schema import MOST_SEED, Request
 from safelight.server import bridge
 from safelight.server.problems import RefusedError
-from safelight.types.request import MOST_SEED, Request
 
 TROUBLE_SECONDS = 0.5
 """Between two looks at whether the queue waits."""

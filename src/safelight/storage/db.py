@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session
 from safelight.errors import CorruptFileError, RequestError, StorageError, UnreadableFileError
 from safelight.jobs.job import ATTEMPTS, Failure, Job, State
 from safelight.jobs.order import Waiting
+from safelight.request.schema import Request
 from safelight.storage.tables import ImageRow, JobRow
-from safelight.types.request import Request
 
 FILE = "safelight.db"
 

@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from safelight.files import write_new, write_whole
 from safelight.metadata import chunks
 from safelight.names import readable
-from safelight.types.results import Image, Preview
+from safelight.request.results import Image, Preview
 
 
 def save(image: Image, folder: Path) -> Path:

@@ -6,8 +6,8 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from safelight.request.run_settings import RunSettings
 from safelight.trust.finding import Finding
-from safelight.types.run import RunSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,9 @@ from safelight.generate import run
 from safelight.generate.bench import Bench, computing_all
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
+from safelight.request.results import Image
+from safelight.request.schema import Request
 from safelight.trust.difference import Difference, difference
-from safelight.types.request import Request
-from safelight.types.results import Image
 
 SIDE = 264
 STEPS = 2

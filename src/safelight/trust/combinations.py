@@ -9,8 +9,8 @@ from safelight.errors import InputError, IntegrityError
 from safelight.formats.adapter import WEIGHTS
 from safelight.library.chosen import settled
 from safelight.library.model import Model
-from safelight.types.parts import Lora
-from safelight.types.request import Request
+from safelight.request.parts import Lora
+from safelight.request.schema import Request
 
 STRENGTH = 0.7
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from safelight.errors import SafelightError
 from safelight.library.model import Model
+from safelight.request.results import Image
 from safelight.trust.finding import Finding, Suspect
-from safelight.types.results import Image
 
 PLACES = ("device", "hardware")
 """Run settings that say where an image was made."""

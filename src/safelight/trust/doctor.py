@@ -22,6 +22,8 @@ from safelight.generate import run
 from safelight.generate.bench import TORCH_DTYPES, computing_all
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
+from safelight.request.results import Image
+from safelight.request.schema import Request
 from safelight.trust import combinations
 from safelight.trust.advisories import advisories
 from safelight.trust.canary import Canaries, Canary, pixels_of, request
@@ -29,8 +31,6 @@ from safelight.trust.difference import Difference, difference
 from safelight.trust.finding import Finding, Suspect
 from safelight.trust.remedies import suggestions
 from safelight.trust.report import A_THEN_A, ADAPTED, GROWN, SWITCHED, Report, in_order
-from safelight.types.request import Request
-from safelight.types.results import Image
 
 ROUNDS = 4
 """Switches over which memory is watched."""

@@ -28,11 +28,11 @@ from safelight.engine.local import LocalEngine
 from safelight.library.model import Model
 from safelight.memory.budget import HOST
 from safelight.prompts.loras import written
+from safelight.request.parts import Lora
+from safelight.request.schema import Request
 from safelight.trust import combinations
 from safelight.trust.canary import PROMPT, SEED, STEPS
 from safelight.trust.finding import Finding
-from safelight.types.parts import Lora
-from safelight.types.request import Request
 
 SIDE = 128
 """Most pixels a side: what is tried is switching, not size."""

@@ -13,11 +13,11 @@ from safelight.errors import InputError, RequestError
 from safelight.formats.adapter import INVERSION, WEIGHTS
 from safelight.prompts.loras import written
 from safelight.prompts.variants import escaped
+from safelight.request.parts import Lora
+from safelight.request.run_settings import PRECISIONS
+from safelight.request.samplers import SAMPLERS, SCHEDULES
+from safelight.request.schema import Request
 from safelight.server import asking
-from safelight.types.parts import Lora
-from safelight.types.request import Request
-from safelight.types.run import PRECISIONS
-from safelight.types.samplers import SAMPLERS, SCHEDULES
 from safelight.web.further import Further, section
 
 

@@ -11,8 +11,8 @@ from nicegui import ui
 from safelight.assemble.serving import Control as Serving
 from safelight.formats.adapter import VAE
 from safelight.formats.layout import CONTROLNET
-from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control
-from safelight.types.request import PROMPT_SYNTAXES, SEAMLESS, UPSCALERS
+from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control
+from safelight.request.schema import PROMPT_SYNTAXES, SEAMLESS, UPSCALERS
 from safelight.web.picture import PictureField
 
 OWN = "the model's own"
@@ -132,7 +132,7 @@ class Further:
         return values
 
     def _control_fields(self) -> dict[str, Any]:
-        """By the names of a :class:`safelight.types.parts.Control`'s."""
+        """By the names of a :class:`safelight.request.parts.Control`'s."""
         return {
             "weight": self._weight,
             "start": self._start,

@@ -15,12 +15,12 @@ from nicegui import ui
 from safelight.assemble.serving import Control
 from safelight.errors import InputError, SafelightError
 from safelight.jobs.job import Job
+from safelight.request.results import Preview
+from safelight.request.samplers import SAMPLERS
+from safelight.request.schema import UPSCALERS, Request
 from safelight.server import asking, bridge
 from safelight.storage.db import StoredImage
 from safelight.storage.images import preview_url
-from safelight.types.request import UPSCALERS, Request
-from safelight.types.results import Preview
-from safelight.types.samplers import SAMPLERS
 from safelight.web import memory
 from safelight.web.form import Form
 

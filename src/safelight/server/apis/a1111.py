@@ -29,6 +29,9 @@ from safelight.library.inputs import FORMATS
 from safelight.library.model import Model
 from safelight.metadata import infotext
 from safelight.metadata.chunks import parameters, schedule_label
+from safelight.request.parts import PREPROCESSORS
+from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS
+from safelight.request.schema import MOST_PIXELS, UPSCALERS, Request
 from safelight.server import asking, auth, bridge
 from safelight.server.apis.a1111_fields import (
     AUTOMATIC,
@@ -42,9 +45,6 @@ from safelight.server.apis.a1111_neutral import OPTIONS, refuse
 from safelight.server.clients import CHECKPOINT, Client, Clients, client_of
 from safelight.server.problems import RefusedError, of_job
 from safelight.storage.images import preview_png
-from safelight.types.parts import PREPROCESSORS
-from safelight.types.request import MOST_PIXELS, UPSCALERS, Request
-from safelight.types.samplers import SAMPLERS, SCHEDULE_LABELS
 
 OWN_VAE = ("Automatic", "None")
 """A1111's words for a checkpoint's own VAE."""

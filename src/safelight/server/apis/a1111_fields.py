@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from safelight.errors import RequestError
 from safelight.generate import sizes
 from safelight.library.inputs import as_mask, opened
+from safelight.request.parts import PREPROCESSORS, Control, ControlMode, Resize
+from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
+from safelight.request.schema import MOST_SIDE, UPSCALERS
 from safelight.server.apis.a1111_neutral import FIELDS, OPTIONS, UNIT, refuse, refuse_script
-from safelight.types.parts import PREPROCESSORS, Control, ControlMode, Resize
-from safelight.types.request import MOST_SIDE, UPSCALERS
-from safelight.types.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
 
 AUTOMATIC = "Automatic"
 

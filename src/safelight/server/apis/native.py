@@ -20,6 +20,7 @@ from safelight.engine.events import Event
 from safelight.engine.messages import Question
 from safelight.errors import IntegrityError, WorkerDiedError
 from safelight.jobs.job import Job, State
+from safelight.request.schema import Request
 from safelight.server import asking, auth, bridge
 from safelight.server.apis.native_fields import (
     AdapterModel,
@@ -38,7 +39,6 @@ from safelight.server.apis.native_fields import (
 )
 from safelight.server.problems import RefusedError, documented
 from safelight.storage.db import StoredImage
-from safelight.types.request import Request
 
 ALIVE_SECONDS = 15.0
 """Between two comments on a stream of events, so that nobody takes it for dead."""

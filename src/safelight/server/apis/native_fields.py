@@ -7,8 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from safelight.jobs.job import State
-from safelight.types.parts import MOST_CONTROLS, MOST_LORAS, MOST_STRENGTH, PREPROCESSORS, ControlMode, Resize
-from safelight.types.request import (
+from safelight.request.parts import MOST_CONTROLS, MOST_LORAS, MOST_STRENGTH, PREPROCESSORS, ControlMode, Resize
+from safelight.request.run_settings import Precision
+from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule
+from safelight.request.schema import (
     MOST_COUNT,
     MOST_HIRES,
     MOST_SEED,
@@ -17,8 +19,6 @@ from safelight.types.request import (
     PromptSyntax,
     Seamless,
 )
-from safelight.types.run import Precision
-from safelight.types.samplers import MOST_STEPS, SAMPLERS, Schedule
 
 
 class LoraModel(BaseModel):

@@ -24,10 +24,10 @@ from safelight.library.inputs import opened
 from safelight.library.model import Model
 from safelight.metadata import infotext
 from safelight.metadata.chunks import parameters
+from safelight.request.samplers import sampler_of
+from safelight.request.schema import Request
 from safelight.server import asking, bridge
 from safelight.server.problems import of_job
-from safelight.types.request import Request
-from safelight.types.samplers import sampler_of
 
 
 class ModelCard(BaseModel):

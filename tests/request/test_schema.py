@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import safelight
-from safelight.types.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora
-from safelight.types.request import MOST_SEED, SEAMLESS, UPSCALERS, Request
-from safelight.types.run import PRECISIONS
-from safelight.types.samplers import SAMPLERS, SCHEDULES
+from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora
+from safelight.request.run_settings import PRECISIONS
+from safelight.request.samplers import SAMPLERS, SCHEDULES
+from safelight.request.schema import MOST_SEED, SEAMLESS, UPSCALERS, Request
 
 WITH_IMAGE = {"image": "in.png"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from safelight.errors import RequestError
-from safelight.types import checks
+from safelight.request import checks
 
 Schedule = Literal["default", "karras", "exponential", "sgm_uniform"]
 """How a sampler's noise levels are spread over its steps."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, cast
 
 from safelight.errors import RequestError
-from safelight.types import checks
+from safelight.request import checks
 
 MOST_STRENGTH = 100.0
 MOST_LORAS = 50

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from safelight.errors import RequestError
-from safelight.types import checks
-from safelight.types.parts import MOST_CONTROLS, MOST_LORAS, Control, Embedding, Lora, each
-from safelight.types.run import PRECISIONS, Precision
-from safelight.types.samplers import MOST_STEPS, SAMPLERS, Schedule
+from safelight.request import checks
+from safelight.request.parts import MOST_CONTROLS, MOST_LORAS, Control, Embedding, Lora, each
+from safelight.request.run_settings import PRECISIONS, Precision
+from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule
 
 MOST_SEED = 2**32 - 1
 MOST_PIXELS = 4096 * 4096
