@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo demo-adapters test coverage lint install proof contracts mutants parity story soak bench bench-peers starter clean
+.PHONY: demo demo-adapters test coverage lint install proof contracts mutants parity story fields soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -44,6 +44,9 @@ parity: $(STAMP) ## the tests that compare with other programs, as a page
 
 story: $(STAMP) ## each suspect of the reports injected into the running program, with pictures
 	$(PY) tools/story.py docs/the-story.md
+
+fields: $(STAMP) ## the documentation's table of a request's fields
+	$(PY) tools/fields.py docs/fields.md
 
 soak: $(STAMP) ## a thousand random combinations, twice; then sequences of switches and failures for an hour
 	$(PY) -m pytest tests/stateful/test_combinations.py -m proof -s -q --no-header

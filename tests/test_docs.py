@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+
+import fields
 
 from safelight.cli.main import app
 
@@ -41,6 +46,10 @@ def test_commands_in_the_readme_parse() -> None:
         shown = CliRunner().invoke(app, [*help_of, "--help"]).output
         for option in (word for word in words if word.startswith("-")):
             assert option in shown, line
+
+
+def test_the_page_of_fields_is_what_the_schema_says() -> None:
+    assert (HOME / "docs/fields.md").read_text() == "\n".join(fields.page()), "run `make fields`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

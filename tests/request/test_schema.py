@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,10 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import safelight
+from safelight.request.field import Declared, Field, fields_of
 from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora
 from safelight.request.run_settings import PRECISIONS
 from safelight.request.samplers import SAMPLERS, SCHEDULES
-from safelight.request.schema import MOST_SEED, SEAMLESS, UPSCALERS, Request
+from safelight.request.schema import MOST_SEED, SEAMLESS, UPSCALERS, Request, read_request
+from safelight.server.apis.a1111_fields import ImageToImage
+from safelight.server.apis.openai import ALIASES
+from safelight.server.apis.openai import Generation as OpenAIGeneration
 
 WITH_IMAGE = {"image": "in.png"}
 
@@ -192,3 +197,32 @@ def test_every_sampler_has_schedules_that_requests_may_name() -> None:
 def test_a_component_has_its_own_strength_or_the_adapters() -> None:
     lora = Lora("ink", 0.8, text_encoder=0.0)
     assert [lora.on(role) for role in ("unet", "text_encoder", "text_encoder_2")] == [0.8, 0.0, 0.0]
+
+
+def test_a_missing_field_has_the_default_of_its_version_and_an_unknown_one_is_named() -> None:
+    stored = asdict(ask(steps=30))
+    assert read_request(stored) == ask(steps=30)
+    assert read_request({"prompt": "red apple", "model": "a"}) == ask()
+    for wrong, name in (({**stored, "steppes": 3}, "steppes"), ({"prompt": "red apple"}, "model"), ([], "request")):
+        with pytest.raises(safelight.RequestError, match=name):
+            read_request(wrong)
+    old = Field("steps", int, False, False, 20, Declared(help="", earlier={1: 50, 3: 30}))
+    assert [old.default_in(version) for version in (1, 2, 3, 4)] == [50, 30, 30, 20]
+
+
+def test_every_field_says_what_it_does_and_where_it_belongs() -> None:
+    fields = fields_of(Request)
+    for field in fields.values():
+        assert field.declared.help.endswith((".", ")")), field.name
+        assert field.declared.group, field.name
+        assert set(field.declared.needs) <= fields.keys()
+
+
+def test_the_other_apis_have_the_fields_that_the_schema_names() -> None:
+    theirs = ImageToImage.model_fields.keys()
+    for field in fields_of(Request).values():
+        for name in re.findall(r"[a-z_0-9]+", field.declared.a1111.replace("times", "").partition(".")[0]):
+            assert name in theirs | {"prompt", "lora"}, (field.name, name)
+        if field.declared.openai:
+            known = OpenAIGeneration.model_fields.keys() | ALIASES.keys() | {"image", "mask"}
+            assert field.declared.openai in known, field.name

@@ -149,7 +149,7 @@ def test_of_many_that_wait_those_that_can_be_next_are_looked_at(database: Databa
         ('{"prompt": "x", "model": "m", "sampler": "of tomorrow"}', "sampler='of tomorrow'"),
         ('{"prompt": "x", "model": "m", "tempo": 3}', "tempo"),
         ('{"prompt": 5}', "model"),
-        ("[]", "mapping"),
+        ("[]", "JSON object"),
     ],
 )
 def test_a_request_that_cannot_be_read_is_a_job_that_says_so(

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from safelight.cli.common import JsonOption, RootOption, bar, loaded, say, say_json
-from safelight.cli.values import default_model, folder, lora_of, seed_of
+from safelight.cli.options import MODEL_OPTION, Given, refuse_without_effect, takes_request
+from safelight.cli.values import default_model, folder, seed_of
 from safelight.request.results import Image, Progress
-from safelight.request.samplers import sampler_of
-from safelight.request.schema import Request
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine
@@ -28,9 +27,16 @@ DONE = "grid.json"
 """Beside the images: which cell each is."""
 
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help=MODEL_OPTION.format(", where it does not vary"), show_default=False),
+]
+
+
+@takes_request(without=("count", "isolate"), model=ModelOption)
 def grid(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
+    given: Given,
     x: Annotated[
         str,
         typer.Option(
@@ -41,21 +47,6 @@ def grid(
         ),
     ],
     y: Annotated[str | None, typer.Option(help="What varies from top to bottom.", show_default=False)] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="A model's name or path, where it does not vary.")
-    ] = None,
-    negative: Annotated[str, typer.Option(help="What to keep out.")] = "",
-    seed: Annotated[
-        str | None, typer.Option(help="The seed; random or -1 picks one and prints it.", show_default="random")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 20,
-    width: Annotated[int | None, typer.Option(help="Pixels; the model's own size by default.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    cfg: Annotated[float, typer.Option(help="Guidance scale.")] = 7.0,
-    sampler: Annotated[str, typer.Option(help="The sampler; AUTOMATIC1111's names too.")] = "euler",
-    lora: Annotated[list[str] | None, typer.Option(help="An adapter for every cell: NAME:STRENGTH.")] = None,
-    image: Annotated[Path | None, typer.Option(help="An image to start from.", show_default=False)] = None,
-    strength: Annotated[float, typer.Option(help="With an image: the share of the steps that is done.")] = 0.75,
     out: Annotated[Path, typer.Option(help="Folder for the images and sheet.png.")] = Path("out/grid"),
     as_json: JsonOption = False,
     root: RootOption = None,
@@ -69,7 +60,9 @@ def grid(
     from safelight.jobs.grid import axis, cells
     from safelight.prompts import variants
 
+    refuse_without_effect(context)
     folder(out)
+    model: str | None = given["model"]
     settings = loaded(context, root).settings
     across, down = axis("x", x), axis("y", y) if y is not None else None
     varied = (across.name, down.name if down else "")
@@ -77,20 +70,9 @@ def grid(
         raise RequestError("model", model, "varies along an axis: leave -m out")
     if "model" not in varied:
         model = model or default_model(settings.default_model, None)
-    chosen_seed = seed_of(seed, settings.default_seed, 1)
-    request = Request(
-        prompt,
-        model or (across if across.name == "model" or down is None else down).values[0],
-        negative,
-        chosen_seed,
-        steps,
-        width,
-        height,
-        cfg,
-        *sampler_of(sampler, "default"),
-        loras=tuple(lora_of(text) for text in lora or ()),
-        image="" if image is None else str(image),
-        strength=strength,
+    chosen_seed = seed_of(given["seed"], settings.default_seed, 1)
+    [request] = given.requests(
+        [model or (across if across.name == "model" or down is None else down).values[0]], chosen_seed
     )
     if not as_json and "seed" not in varied:
         typer.echo(f"seed {chosen_seed}")
@@ -98,7 +80,7 @@ def grid(
         replace(cell, request=variants.chosen(cell.request, settings.root / "wildcards")[0])
         for cell in cells(request, across, down)
     ]
-    sheet = GridSheet(prompt, (across.name, across.values), None if down is None else (down.name, down.values))
+    sheet = GridSheet(request.prompt, (across.name, across.values), None if down is None else (down.name, down.values))
     with bar("grid") as update:
         maker = _Maker(open_engine(settings), out, listed)
         for number, cell in enumerate(listed):

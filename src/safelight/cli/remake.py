@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +9,9 @@ import typer
 
 from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, loaded, say_json
-from safelight.errors import CorruptFileError, InputError, SafelightError
+from safelight.errors import CorruptFileError, InputError, RequestError, SafelightError
 from safelight.request.results import Image
-from safelight.request.schema import Request
+from safelight.request.schema import Request, read_request
 
 if TYPE_CHECKING:
     from safelight.config import Settings
@@ -80,15 +79,12 @@ def as_recorded(settings: Settings, recorded: dict[str, Any]) -> Settings:
 
 def request_of(path: Path, metadata: Any, model: str) -> Request:
     """The request of an image's metadata, of that model. Raises CorruptFileError when it is not whole."""
-    known = {field.name for field in fields(Request)}
-    unknown = sorted(metadata["request"].keys() - known)
-    if unknown:
-        problem = f"its request has fields that this version does not know: {', '.join(unknown)}"
-        raise CorruptFileError(path, f"{problem}; make it again with the version that made it")
+    stored = metadata["request"] | {"model": model, "precision": metadata["run"]["dtype"]}
     try:
-        return Request(**metadata["request"] | {"model": model, "precision": metadata["run"]["dtype"]})
-    except TypeError as error:
-        raise CorruptFileError(path, f"its safelight metadata lacks a field ({error})") from error
+        return read_request(stored, metadata["version"])
+    except RequestError as error:
+        problem = f"its request cannot be read: {error}"
+        raise CorruptFileError(path, f"{problem}; make it again with the version that made it") from error
 
 
 def distrusted(context: typer.Context, root: Path | None, path: Path) -> Remade:

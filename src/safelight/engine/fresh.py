@@ -10,7 +10,7 @@ from safelight.engine.messages import Ended, Generate, Made
 from safelight.engine.supervisor import Process
 from safelight.errors import RequestError, SafelightError
 from safelight.request.results import Image
-from safelight.request.schema import Request
+from safelight.request.schema import Request, read_request
 from safelight.storage.db import StoredImage
 
 
@@ -40,7 +40,7 @@ class Fresh:
         Raises RequestError when its metadata is of another form, WorkerDiedError, and SafelightError with what failed.
         """
         try:
-            asked = Request(**image.metadata["request"])
+            asked = read_request(image.metadata["request"], image.metadata["version"])
         except (KeyError, TypeError) as error:
             raise RequestError(
                 "image", image.id, f"its metadata has no request that this version reads ({error})"

@@ -22,9 +22,14 @@ def number(field_name: str, value: object, low: float, high: float, what: str) -
         raise RequestError(field_name, value, f"{what} must be a number from {low:g} to {high:g}".strip())
 
 
-def share(field_name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
-        raise RequestError(field_name, value, "must be above 0, and at most 1")
+def above(field_name: str, value: object, low: float, high: float, what: str = "") -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low < value <= high:
+        raise RequestError(field_name, value, f"{what} must be above {low:g}, and at most {high:g}".strip())
+
+
+def switch(field_name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise RequestError(field_name, value, "must be true or false")
 
 
 def _encodes(text: str) -> bool:
@@ -45,6 +50,9 @@ def one_of(field_name: str, value: object, allowed: tuple[str, ...], what: str =
         raise RequestError(field_name, value, f"{what} must be one of {listed}{hint}".strip())
 
 
-def within(field_name: str, value: object, low: int, high: int) -> None:
+def within(field_name: str, value: object, low: int, high: int, multiple: int = 1) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise RequestError(field_name, value, f"must be a whole number from {low} to {high}")
+    if value % multiple:
+        near = max(multiple, round(value / multiple) * multiple)
+        raise RequestError(field_name, value, f"must be a multiple of {multiple}; the nearest is {near}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from safelight.errors import RequestError
 from safelight.request import checks
+from safelight.request.field import Declared, fields_of
 
 MOST_STRENGTH = 100.0
 MOST_LORAS = 50
@@ -23,12 +24,20 @@ class Lora:
     Raises RequestError for a value that is not allowed.
     """
 
-    name: str
-    strength: float = 1.0
-    unet: float | None = None
-    text_encoder: float | None = None
-    blocks: tuple[float, ...] = ()
-    digest: str = ""
+    name: Annotated[str, Declared(help="An adapter of the library, by its name.")]
+    strength: Annotated[float, Declared(help="Its strength.", least=-MOST_STRENGTH, most=MOST_STRENGTH)] = 1.0
+    unet: Annotated[
+        float | None, Declared(help="Its own strength for the UNet.", least=-MOST_STRENGTH, most=MOST_STRENGTH)
+    ] = None
+    text_encoder: Annotated[
+        float | None,
+        Declared(help="Its own strength for the text encoders.", least=-MOST_STRENGTH, most=MOST_STRENGTH),
+    ] = None
+    blocks: Annotated[
+        tuple[float, ...],
+        Declared(help="Factors by block of the UNet: 17 or 26 of them, 12 or 20 for SDXL.", most=26),
+    ] = ()
+    digest: Annotated[str, Declared(help="The content that it must have, empty for any.")] = ""
 
     def __post_init__(self) -> None:
         checks.named("loras", self.name)
@@ -87,33 +96,40 @@ class Control:
     content that it must have, "" for any. Raises RequestError for a value that is not allowed.
     """
 
-    name: str
-    image: str
-    weight: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    mode: ControlMode = "balanced"
-    preprocessor: str = "none"
-    low: int = 100
-    high: int = 200
-    resize_mode: Resize = "just_resize"
-    digest: str = ""
+    name: Annotated[str, Declared(help="A ControlNet of the library, by its name.")]
+    image: Annotated[str, Declared(help="Its picture: data:image/png;base64,… or the digest of a stored image.")]
+    weight: Annotated[float, Declared(help="A factor for its output.", least=-MOST_STRENGTH, most=MOST_STRENGTH)] = 1.0
+    start: Annotated[float, Declared(help="The share of the steps from which on it counts.", least=0, most=1)] = 0.0
+    end: Annotated[float, Declared(help="The share of the steps up to which it counts.", least=0, most=1)] = 1.0
+    mode: Annotated[ControlMode, Declared(help="How it weighs against the prompts.")] = "balanced"
+    preprocessor: Annotated[
+        str,
+        Declared(help="What is computed from the picture first.", values=tuple(PREPROCESSORS)),
+    ] = "none"
+    low: Annotated[int, Declared(help="The preprocessor's lower threshold.", least=0, most=255)] = 100
+    high: Annotated[int, Declared(help="The preprocessor's upper threshold.", least=1, most=10000)] = 200
+    resize_mode: Annotated[Resize, Declared(help="How the picture is fitted to the size of the image.")] = "just_resize"
+    digest: Annotated[str, Declared(help="The content that it must have, empty for any.")] = ""
 
     def __post_init__(self) -> None:
         checks.named("controls", self.name)
         checks.text("controls", self.image)
         if not self.image:
             raise RequestError("controls", self.name, "has no picture")
-        checks.number("controls", self.weight, -MOST_STRENGTH, MOST_STRENGTH, f"{self.name}: its weight")
-        checks.number("controls", self.start, 0, 1, f"{self.name}: its start, a share of the steps,")
-        checks.number("controls", self.end, 0, 1, f"{self.name}: its end, a share of the steps,")
+        fields = fields_of(Control)
+        for name, what in (
+            ("weight", "its weight"),
+            ("start", "its start, a share of the steps,"),
+            ("end", "its end, a share of the steps,"),
+            ("mode", "its mode"),
+            ("preprocessor", "its preprocessor"),
+            ("resize_mode", "its resize mode"),
+            ("low", ""),
+            ("high", ""),
+        ):
+            fields[name].check(getattr(self, name), "controls", f"{self.name}: {what}")
         if self.start >= self.end:
             raise RequestError("controls", self.start, f"{self.name}: its start is not before its end {self.end}")
-        checks.one_of("controls", self.mode, CONTROL_MODES, f"{self.name}: its mode")
-        checks.one_of("controls", self.preprocessor, tuple(PREPROCESSORS), f"{self.name}: its preprocessor")
-        checks.one_of("controls", self.resize_mode, RESIZES, f"{self.name}: its resize mode")
-        checks.within("controls", self.low, 0, 255)
-        checks.within("controls", self.high, 1, 10000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +137,9 @@ class Embedding:
     """A textual inversion for one request: ``word`` in a prompt stands for its vectors. ``name``: in the library, or a
     path; ``digest``: the content that it must have, "" for any."""
 
-    name: str
-    word: str
-    digest: str = ""
+    name: Annotated[str, Declared(help="A textual inversion of the library, by its name.")]
+    word: Annotated[str, Declared(help="The word of a prompt that stands for it.")]
+    digest: Annotated[str, Declared(help="The content that it must have, empty for any.")] = ""
 
     def __post_init__(self) -> None:
         checks.named("embeddings", self.name)

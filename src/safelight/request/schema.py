@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Any, Literal, cast
 
 from safelight.errors import RequestError
 from safelight.request import checks
-from safelight.request.parts import MOST_CONTROLS, MOST_LORAS, Control, Embedding, Lora, each
-from safelight.request.run_settings import PRECISIONS, Precision
-from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule
+from safelight.request.field import Declared, fields_of
+from safelight.request.parts import (
+    CONTROL_MODES,
+    MOST_CONTROLS,
+    MOST_LORAS,
+    PREPROCESSORS,
+    RESIZES,
+    Control,
+    Embedding,
+    Lora,
+    each,
+)
+from safelight.request.run_settings import Precision
+from safelight.request.samplers import MOST_STEPS, SAMPLERS, SCHEDULES, Schedule
 
 MOST_SEED = 2**32 - 1
 MOST_PIXELS = 4096 * 4096
@@ -32,72 +43,349 @@ UPSCALERS: Mapping[str, str] = {
 }
 """How a first pass is enlarged for high-resolution fix: its latents, or its pixels. A1111's names beside ours."""
 
+FEW_SCHEDULES = tuple(name for name, sampler in SAMPLERS.items() if len(sampler.schedules) < len(SCHEDULES))
+"""Samplers for which not every schedule applies."""
+
 MOST_HIRES = 8.0
 LEAST_TILE = 64
 
 
+VERSION = 1
+"""Of stored requests: in pictures, in the queue. It goes up when a field is added or a default changes."""
+
+PROMPTS, SAMPLING, SIZE, START, VARIATION = "Prompts and models", "Sampling", "Size", "From an image", "Variations"
+HIRES, RUN = "High-resolution fix", "How it runs"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt for one model; ``count`` images with consecutive seeds.
+    """What to draw: one prompt for one model; ``count`` images.
 
-    ``width`` and ``height`` are pixels, multiples of 8; None takes the model's own size. ``cfg`` is the guidance scale;
-    1 and below means none. ``clip_skip`` counts layers left out, as diffusers does (A1111 shows one more).
-    ``isolate``: make it in a process that has never held another model; that changes no pixel. ``loras``: adapters over
-    the model's weights, in any order; as dicts too. ``lenient``: tensors of theirs that fit nothing are left out.
-    ``vae``: another VAE than the model's own, by a VAE's or a model's name or path; ``vae_digest``: its content.
-    ``image``: what to start from, a path, ``data:image/png;base64,…`` or the digest of one that is kept; ``strength``,
-    above 0 to 1, is the share of the steps that is done then; ``mask``: what of it is drawn anew (white), softened by
-    ``mask_blur`` pixels; ``mask_padding``: draw only that part, with so many pixels around it, None for all of it;
-    ``outpaint``: pixels (left, top, right, bottom) by which the image is made larger, drawn anew.
-    ``controls``: ControlNets, as dicts too. ``embeddings``: textual inversions; None for those that a prompt names.
-    ``text_encoder``: the model whose text encoders read the prompts, "" for its own; ``text_encoder_digest``: theirs.
-    ``prompt_syntax``: AUTOMATIC1111's, or compel's (InvokeAI's). ``variation_strength``: the share, 0 to 1, of the
-    noise of ``variation_seed`` that is mixed in; image *k* then has that seed + *k*, and ``seed`` itself.
-    ``hires_scale``: high-resolution fix: what was drawn is enlarged by it (``hires_upscaler``), and drawn again from
-    there, ``hires_strength`` of ``hires_steps`` steps (0 for ``steps``). ``tile``: pixels a side of the squares by
-    which the VAE works, 0 for none, None for squares of 768 where an image has over 1536 times 1536 pixels and is not
-    seamless.
-    ``seamless``: axes along which the image continues on its other side.
-    Raises RequestError, naming the field, for a value that is not allowed.
+    Each field is declared here once. Its checks, the command line's option, the API's field and the documentation
+    (docs/fields.md) follow from the declaration. ``loras``, ``controls`` and ``embeddings`` may be dicts, as JSON has
+    them. Raises RequestError, naming the field, for a value that is not allowed.
     """
 
-    prompt: str
-    model: str
-    negative: str = ""
-    seed: int = 0
-    steps: int = 20
-    width: int | None = None
-    height: int | None = None
-    cfg: float = 7.0
-    sampler: str = "euler"
-    schedule: Schedule = "default"
-    count: int = 1
-    clip_skip: int = 0
-    precision: Precision = "auto"
-    isolate: bool = False
-    loras: tuple[Lora, ...] = ()
-    lenient: bool = False
-    vae: str = ""
-    vae_digest: str = ""
-    image: str = ""
-    mask: str = ""
-    strength: float = 0.75
-    mask_blur: int = 4
-    mask_padding: int | None = None
-    outpaint: tuple[int, ...] = ()
-    controls: tuple[Control, ...] = ()
-    embeddings: tuple[Embedding, ...] | None = None
-    text_encoder: str = ""
-    text_encoder_digest: str = ""
-    prompt_syntax: PromptSyntax = "a1111"
-    variation_seed: int = 0
-    variation_strength: float = 0.0
-    hires_scale: float = 1.0
-    hires_upscaler: str = "latent"
-    hires_strength: float = 0.7
-    hires_steps: int = 0
-    tile: int | None = None
-    seamless: Seamless = ""
+    prompt: Annotated[
+        str, Declared(help="What to draw.", label="Prompt", group=PROMPTS, a1111="prompt", openai="prompt")
+    ]
+    model: Annotated[
+        str,
+        Declared(
+            help="A model of the library, by its name; on the command line also by a path.",
+            group=PROMPTS,
+            a1111="override_settings.sd_model_checkpoint",
+            openai="model",
+        ),
+    ]
+    negative: Annotated[
+        str,
+        Declared(
+            help="What to keep out of the image.",
+            label="Negative prompt",
+            group=PROMPTS,
+            a1111="negative_prompt",
+            openai="negative_prompt",
+        ),
+    ] = ""
+    seed: Annotated[
+        int,
+        Declared(
+            help="The first image's seed; each further image adds 1. Without one a random seed is chosen and recorded.",
+            group=SAMPLING,
+            least=0,
+            most=MOST_SEED,
+            a1111="seed",
+            openai="seed",
+        ),
+    ] = 0
+    steps: Annotated[
+        int,
+        Declared(help="Sampling steps.", group=SAMPLING, least=1, most=MOST_STEPS, a1111="steps", openai="steps"),
+    ] = 20
+    width: Annotated[
+        int | None,
+        Declared(
+            help="Pixels, a multiple of 8; by default the model's own size, or that of the image to start from.",
+            group=SIZE,
+            least=8,
+            most=MOST_SIDE,
+            multiple=8,
+            a1111="width",
+            openai="size",
+        ),
+    ] = None
+    height: Annotated[
+        int | None,
+        Declared(
+            help="Pixels, a multiple of 8; width times height is at most 4096 times 4096.",
+            group=SIZE,
+            least=8,
+            most=MOST_SIDE,
+            multiple=8,
+            a1111="height",
+            openai="size",
+        ),
+    ] = None
+    cfg: Annotated[
+        float,
+        Declared(
+            help="Guidance scale. 1 or less turns guidance off, and the negative prompt has no effect then.",
+            label="Guidance",
+            group=SAMPLING,
+            least=0,
+            most=100,
+            a1111="cfg_scale",
+            openai="cfg",
+        ),
+    ] = 7.0
+    sampler: Annotated[
+        str,
+        Declared(
+            help="The sampler; AUTOMATIC1111's names are read too: DPM++ 2M Karras.",
+            group=SAMPLING,
+            values=tuple(SAMPLERS),
+            a1111="sampler_name",
+            openai="sampler",
+        ),
+    ] = "euler"
+    schedule: Annotated[
+        Schedule,
+        Declared(
+            help="How the noise levels are spread over the steps. "
+            f"{', '.join(FEW_SCHEDULES)} have only default and sgm_uniform, or only default.",
+            group=SAMPLING,
+            a1111="scheduler",
+            openai="schedule",
+        ),
+    ] = "default"
+    count: Annotated[
+        int,
+        Declared(
+            help="Images.",
+            label="Images",
+            group=SAMPLING,
+            least=1,
+            most=MOST_COUNT,
+            a1111="batch_size times n_iter",
+            openai="n",
+            option="--count -n",
+        ),
+    ] = 1
+    clip_skip: Annotated[
+        int,
+        Declared(
+            help="Layers of the text encoder to leave out, as diffusers counts them; AUTOMATIC1111 counts one more.",
+            label="CLIP skip",
+            group=PROMPTS,
+            least=0,
+            most=11,
+            a1111="clip_skip",
+        ),
+    ] = 0
+    precision: Annotated[
+        Precision,
+        Declared(
+            help="The dtype that computes: fp32, bf16, fp16 (each gives other pixels), or auto: fp32 on a CPU,"
+            " elsewhere what the device computes best.",
+            group=RUN,
+        ),
+    ] = "auto"
+    isolate: Annotated[
+        bool,
+        Declared(help="Make each image in a process that has never held another model. No pixel changes.", group=RUN),
+    ] = False
+    loras: Annotated[
+        tuple[Lora, ...],
+        Declared(
+            help="Adapters of the model's weights: LoRA and its kin. A prompt names them too: `<lora:NAME:STRENGTH>`."
+            " On the command line NAME:STRENGTH (style:0.8), with strengths of their own for the text encoder and the"
+            " denoiser (style:0.5:0.8), or style:te=0:unet=1:lbw=1,0,…; repeat for several.",
+            group=PROMPTS,
+            option="--lora",
+            a1111="prompt: <lora:…>",
+        ),
+    ] = ()
+    lenient: Annotated[
+        bool, Declared(help="Leave out the tensors of an adapter that fit nothing in the model.", group=PROMPTS)
+    ] = False
+    vae: Annotated[
+        str,
+        Declared(
+            help="Another VAE than the model's own: the name of a VAE or of a model.",
+            group=PROMPTS,
+            a1111="override_settings.sd_vae",
+        ),
+    ] = ""
+    vae_digest: Annotated[
+        str, Declared(help="The content that the VAE must have, empty for any.", group=PROMPTS, option=None)
+    ] = ""
+    image: Annotated[
+        str,
+        Declared(
+            help="An image to start from: a file on the command line, data:image/png;base64,… or the digest of a stored"
+            " image in the API.",
+            group=START,
+            a1111="init_images",
+            openai="image",
+        ),
+    ] = ""
+    mask: Annotated[
+        str,
+        Declared(
+            help="Which part of that image is drawn again: white; black stays. Given as the image is.",
+            group=START,
+            a1111="mask",
+            openai="mask",
+        ),
+    ] = ""
+    strength: Annotated[
+        float,
+        Declared(
+            help="Denoising strength: the share of the steps that is done from the image; 1 leaves little of it.",
+            group=START,
+            above=0,
+            most=1,
+            needs=("image",),
+            a1111="denoising_strength",
+            openai="strength",
+        ),
+    ] = 0.75
+    mask_blur: Annotated[
+        int,
+        Declared(
+            help="Pixels over which the mask's border is softened.",
+            group=START,
+            least=0,
+            most=256,
+            needs=("mask", "outpaint"),
+            a1111="mask_blur",
+        ),
+    ] = 4
+    mask_padding: Annotated[
+        int | None,
+        Declared(
+            help="Draw only the masked part, with this many pixels around it, at the whole size.",
+            group=START,
+            least=0,
+            most=4096,
+            a1111="inpaint_full_res_padding",
+        ),
+    ] = None
+    outpaint: Annotated[
+        tuple[int, ...],
+        Declared(
+            help="Pixels by which the image is made larger, and which are drawn: left,top,right,bottom.", group=START
+        ),
+    ] = ()
+    controls: Annotated[
+        tuple[Control, ...],
+        Declared(
+            help="ControlNets, each with a picture. On the command line NAME:IMAGE, with more behind it:"
+            " edges:in.png:pre=canny:weight=0.8:start=0:end=0.6:mode=more_prompt. "
+            f"pre: {', '.join(PREPROCESSORS)} (thresholds low=, high=). resize: {', '.join(RESIZES)}. "
+            f"mode: {', '.join(CONTROL_MODES)}. Repeat for several.",
+            group=START,
+            option="--control",
+            a1111="alwayson_scripts.controlnet",
+        ),
+    ] = ()
+    embeddings: Annotated[
+        tuple[Embedding, ...] | None,
+        Declared(help="Textual inversions; by default those that a prompt names.", group=PROMPTS, option=None),
+    ] = None
+    text_encoder: Annotated[
+        str, Declared(help="Another model whose text encoders read the prompts, by its name.", group=PROMPTS)
+    ] = ""
+    text_encoder_digest: Annotated[
+        str, Declared(help="The content that those text encoders must have, empty for any.", group=PROMPTS, option=None)
+    ] = ""
+    prompt_syntax: Annotated[
+        PromptSyntax,
+        Declared(
+            help="In which syntax prompts are written: AUTOMATIC1111's, or compel (InvokeAI's: word++, (words)1.3,"
+            " .blend()).",
+            group=PROMPTS,
+        ),
+    ] = "a1111"
+    variation_seed: Annotated[
+        int,
+        Declared(
+            help="Another seed, whose noise is mixed in; each further image adds 1 to it.",
+            group=VARIATION,
+            least=0,
+            most=MOST_SEED,
+            needs=("variation_strength",),
+            a1111="subseed",
+        ),
+    ] = 0
+    variation_strength: Annotated[
+        float,
+        Declared(
+            help="The share of that noise. Above 0 all images of a request have the same seed.",
+            group=VARIATION,
+            least=0,
+            most=1,
+            a1111="subseed_strength",
+        ),
+    ] = 0.0
+    hires_scale: Annotated[
+        float,
+        Declared(
+            help="Hires fix: draw, enlarge by this factor, and draw again from there; 1 turns it off.",
+            group=HIRES,
+            least=1,
+            most=MOST_HIRES,
+            a1111="hr_scale",
+        ),
+    ] = 1.0
+    hires_upscaler: Annotated[
+        str,
+        Declared(
+            help="What enlarges.",
+            group=HIRES,
+            values=tuple(UPSCALERS),
+            needs=("hires_scale",),
+            a1111="hr_upscaler",
+        ),
+    ] = "latent"
+    hires_strength: Annotated[
+        float,
+        Declared(
+            help="Denoising strength of the second pass.",
+            group=HIRES,
+            above=0,
+            most=1,
+            needs=("hires_scale",),
+            a1111="denoising_strength",
+        ),
+    ] = 0.7
+    hires_steps: Annotated[
+        int,
+        Declared(
+            help="Hires steps (0 = same as steps).",
+            group=HIRES,
+            least=0,
+            most=MOST_STEPS,
+            needs=("hires_scale",),
+            a1111="hr_second_pass_steps",
+        ),
+    ] = 0
+    tile: Annotated[
+        int | None,
+        Declared(
+            help="Pixels a side of the squares by which the VAE works, a multiple of 64; 0 turns squares off; by"
+            " default 768 for images over 1536 times 1536 pixels that are not seamless.",
+            group=RUN,
+            least=0,
+            most=MOST_SIDE,
+            multiple=LEAST_TILE,
+        ),
+    ] = None
+    seamless: Annotated[
+        Seamless,
+        Declared(help="Axes along which the image can be repeated: x, y or xy.", group=SIZE, a1111="tiling"),
+    ] = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loras", each("loras", self.loras, Lora, MOST_LORAS))
@@ -108,61 +396,36 @@ class Request:
             twice = next((word for word in words if words.count(word) > 1), None)
             if twice is not None:
                 raise RequestError("embeddings", twice, "is a word of two embeddings")
-        checks.one_of("sampler", self.sampler, tuple(SAMPLERS))
-        allowed = SAMPLERS[self.sampler].schedules
-        if self.schedule not in allowed:
-            problem = f"the sampler {self.sampler} has {', '.join(allowed)}"
+        for field in fields_of(Request).values():
+            field.check(getattr(self, field.name))
+        self._check_sampling()
+        self._check_image()
+        self._check_passes()
+
+    def _check_sampling(self) -> None:
+        sampler = SAMPLERS[self.sampler]
+        if self.schedule not in sampler.schedules:
+            problem = f"the sampler {self.sampler} has {', '.join(sampler.schedules)}"
             raise RequestError("schedule", self.schedule, problem)
-        checks.one_of("precision", self.precision, PRECISIONS)
-        checks.within("seed", self.seed, 0, MOST_SEED)
-        checks.within("steps", self.steps, 1, MOST_STEPS)
-        most = SAMPLERS[self.sampler].most_steps
         for name, steps in (("steps", self.steps), ("hires_steps", self.hires_steps)):
-            if isinstance(steps, int) and steps > most:  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise RequestError(name, steps, f"the sampler {self.sampler} has at most {most} steps")
-        checks.within("count", self.count, 1, MOST_COUNT)
-        checks.within("clip_skip", self.clip_skip, 0, 11)
-        if not isinstance(self.cfg, (int, float)) or not 0 <= self.cfg <= 100:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RequestError("cfg", self.cfg, "the guidance scale goes from 0 to 100")
-        for name, value in (("width", self.width), ("height", self.height)):
-            if value is not None:
-                checks.within(name, value, 8, MOST_SIDE)
-                if value % 8:
-                    near = max(8, round(value / 8) * 8)
-                    raise RequestError(name, value, f"must be a multiple of 8; the nearest is {near}")
+            if steps > sampler.most_steps:
+                raise RequestError(name, steps, f"the sampler {self.sampler} has at most {sampler.most_steps} steps")
         if (self.width or 0) * (self.height or 0) > MOST_PIXELS:
             raise RequestError("width", self.width, f"times height {self.height} is over {MOST_PIXELS} pixels")
         if self.seed + self.count - 1 > MOST_SEED:
             raise RequestError("count", self.count, f"seeds would pass {MOST_SEED}")
-        for name in ("prompt", "negative", "model", "image", "mask", "vae", "text_encoder"):
-            checks.text(name, getattr(self, name))
-        checks.one_of("prompt_syntax", self.prompt_syntax, PROMPT_SYNTAXES)
-        checks.one_of("seamless", self.seamless, SEAMLESS)
-        self._check_image()
-        self._check_passes()
 
     def _check_passes(self) -> None:
-        checks.within("variation_seed", self.variation_seed, 0, MOST_SEED)
-        checks.number("variation_strength", self.variation_strength, 0, 1, "")
         if self.variation_strength and self.variation_seed + self.count - 1 > MOST_SEED:
             raise RequestError("count", self.count, f"variation seeds would pass {MOST_SEED}")
-        checks.number("hires_scale", self.hires_scale, 1, MOST_HIRES, "")
-        checks.one_of("hires_upscaler", self.hires_upscaler, tuple(UPSCALERS))
-        checks.share("hires_strength", self.hires_strength)
-        checks.within("hires_steps", self.hires_steps, 0, MOST_STEPS)
         if self.hires_scale > 1 and self.image:
             raise RequestError("hires_scale", self.hires_scale, "is for images that start from noise")
         if self.hires_scale > 1 and int((self.hires_steps or self.steps) * self.hires_strength) < 1:
             raise RequestError("hires_strength", self.hires_strength, "of the steps is not one")
-        if self.tile:
-            checks.within("tile", self.tile, LEAST_TILE, MOST_SIDE)
-            if self.seamless:
-                raise RequestError("tile", self.tile, "and seamless: each tile would go on at its own other side")
-            if self.tile % 64:
-                raise RequestError("tile", self.tile, "must be a multiple of 64")
+        if self.tile and self.seamless:
+            raise RequestError("tile", self.tile, "and seamless: each tile would go on at its own other side")
 
     def _check_image(self) -> None:
-        checks.share("strength", self.strength)
         if not isinstance(self.outpaint, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise RequestError("outpaint", self.outpaint, "must be four numbers of pixels: left, top, right, bottom")
         object.__setattr__(self, "outpaint", tuple(self.outpaint))
@@ -175,11 +438,8 @@ class Request:
         if self.outpaint and (not self.image or self.mask):
             problem = "and a mask: give one of them" if self.mask else "there is no image that could be made larger"
             raise RequestError("outpaint", self.outpaint, problem)
-        checks.within("mask_blur", self.mask_blur, 0, 256)
-        if self.mask_padding is not None:
-            checks.within("mask_padding", self.mask_padding, 0, 4096)
-            if not self.masked:
-                raise RequestError("mask_padding", self.mask_padding, "there is no mask that it could be around")
+        if self.mask_padding is not None and not self.masked:
+            raise RequestError("mask_padding", self.mask_padding, "there is no mask that it could be around")
         if self.mask and not self.image:
             raise RequestError("mask", self.mask[:40], "there is no image that it could be of")
         if self.image and int(self.steps * self.strength) < 1:
@@ -209,3 +469,22 @@ class Request:
     def masked(self) -> bool:
         """Whether only a part is drawn anew."""
         return bool(self.mask or self.outpaint)
+
+
+def read_request(stored: Any, version: int = VERSION) -> Request:
+    """A request as it was stored by that version: a field that is missing has the default that it had then.
+
+    Raises RequestError, naming the field, for one that this version does not know, that is missing though it has no
+    default, or whose value is no longer allowed.
+    """
+    if not isinstance(stored, Mapping):
+        raise RequestError("request", stored, "must be a JSON object")
+    given, fields = cast("Mapping[str, Any]", stored), fields_of(Request)
+    unknown = next((name for name in given if name not in fields), None)
+    if unknown is not None:
+        raise RequestError(unknown, given[unknown], "is a field that this version does not know")
+    missing = next((name for name, field in fields.items() if field.required and name not in given), None)
+    if missing is not None:
+        raise RequestError(missing, None, "is missing")
+    defaults = {name: field.default_in(version) for name, field in fields.items() if not field.required}
+    return Request(**{**defaults, **given})

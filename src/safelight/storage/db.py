@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from safelight.errors import CorruptFileError, RequestError, StorageError, UnreadableFileError
 from safelight.jobs.job import ATTEMPTS, Failure, Job, State
 from safelight.jobs.order import Waiting
-from safelight.request.schema import Request
+from safelight.request.schema import Request, read_request
 from safelight.storage.tables import ImageRow, JobRow
 
 FILE = "safelight.db"
@@ -341,8 +341,8 @@ def _read(stored: Any) -> tuple[Request, str]:
     """(the request, ""), or (what can be shown of it, why this version cannot read it): another version wrote it, or
     refuses now what was allowed then."""
     try:
-        return Request(**stored), ""
-    except (TypeError, RequestError) as error:
+        return read_request(stored), ""
+    except RequestError as error:
         known = cast("Mapping[str, Any]", stored) if isinstance(stored, Mapping) else {}
         prompt, model = (known.get(name) for name in ("prompt", "model"))
         with contextlib.suppress(RequestError):

@@ -13,12 +13,15 @@ from safelight.errors import InputError, RequestError
 from safelight.formats.adapter import INVERSION, WEIGHTS
 from safelight.prompts.loras import written
 from safelight.prompts.variants import escaped
+from safelight.request.field import fields_of
 from safelight.request.parts import Lora
 from safelight.request.run_settings import PRECISIONS
 from safelight.request.samplers import SAMPLERS, SCHEDULES
 from safelight.request.schema import Request
 from safelight.server import asking
 from safelight.web.further import Further, section
+
+LABELS = {name: field.label for name, field in fields_of(Request).items()}
 
 
 class Form:
@@ -30,15 +33,17 @@ class Form:
         names = [card.name for card in control.library.cards()]
         first = control.settings.default_model
         with ui.element("form").classes("sl-card").on("submit.prevent", self._submit):
-            self._prompt = ui.textarea("Prompt").props('outlined autogrow rows=3 autofocus input-class="sl-prompt"')
+            self._prompt = ui.textarea(LABELS["prompt"]).props(
+                'outlined autogrow rows=3 autofocus input-class="sl-prompt"'
+            )
             self._prompt.on("keydown.ctrl.enter", self._submit)
             self._adapters()
             self._models = ui.select(
                 names, multiple=True, label="Models", value=[first] if first in names else names[:1]
             ).props("outlined use-chips options-dense")
             with ui.element("div").classes("sl-pair"):
-                self._steps = ui.number("Steps", value=20, min=1, precision=0).props("outlined dense")
-                self._seed = ui.number("Seed", min=0, precision=0, placeholder="any").props("outlined dense")
+                self._steps = ui.number(LABELS["steps"], value=20, min=1, precision=0).props("outlined dense")
+                self._seed = ui.number(LABELS["seed"], min=0, precision=0, placeholder="any").props("outlined dense")
             self._more_fields()
             self.further = Further(control)
             ui.button("Make", on_click=self._submit).props("unelevated no-caps").classes("sl-make")
@@ -62,19 +67,25 @@ class Form:
 
     def _more_fields(self) -> None:
         with section("More"):
-            self._negative = ui.textarea("Negative prompt").props("outlined autogrow dense rows=1")
+            self._negative = ui.textarea(LABELS["negative"]).props("outlined autogrow dense rows=1")
             with ui.element("div").classes("sl-pair"):
-                self._width = _side("Width")
-                self._height = _side("Height")
+                self._width = _side(LABELS["width"])
+                self._height = _side(LABELS["height"])
             with ui.element("div").classes("sl-pair"):
-                self._cfg = ui.number("Guidance", value=7.0, min=0, max=100, step=0.5).props("outlined dense")
-                self._count = ui.number("Images", value=1, min=1, precision=0).props("outlined dense")
+                self._cfg = ui.number(LABELS["cfg"], value=7.0, min=0, max=100, step=0.5).props("outlined dense")
+                self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
             samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.items()}
-            self._sampler = ui.select(samplers, label="Sampler", value="euler").props("outlined dense")
-            self._schedule = ui.select(list(SCHEDULES), label="Schedule", value="default").props("outlined dense")
+            self._sampler = ui.select(samplers, label=LABELS["sampler"], value="euler").props("outlined dense")
+            self._schedule = ui.select(list(SCHEDULES), label=LABELS["schedule"], value="default").props(
+                "outlined dense"
+            )
             with ui.element("div").classes("sl-pair"):
-                self._clip_skip = ui.number("CLIP skip", value=0, min=0, max=11, precision=0).props("outlined dense")
-                self._precision = ui.select(list(PRECISIONS), label="Precision", value="auto").props("outlined dense")
+                self._clip_skip = ui.number(LABELS["clip_skip"], value=0, min=0, max=11, precision=0).props(
+                    "outlined dense"
+                )
+                self._precision = ui.select(list(PRECISIONS), label=LABELS["precision"], value="auto").props(
+                    "outlined dense"
+                )
 
     async def _submit(self) -> None:
         try:

@@ -65,7 +65,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         its own, and the answer is the first."""
         fields = asked.model_dump(exclude={"priority"})
         if fields["seed"] is None:
-            fields["seed"] = asking.some_seed(asked.count)
+            fields["seed"] = asking.some_seed(fields["count"])
         return _job(asking.accept(control, Request(**fields), client="api", priority=asked.priority)[0])
 
     @api.get("/adapters", tags=["models"])

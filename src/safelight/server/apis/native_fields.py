@@ -2,66 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import Field as FieldOf
 
 from safelight.jobs.job import State
-from safelight.request.parts import MOST_CONTROLS, MOST_LORAS, MOST_STRENGTH, PREPROCESSORS, ControlMode, Resize
-from safelight.request.run_settings import Precision
-from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule
-from safelight.request.schema import (
-    MOST_COUNT,
-    MOST_HIRES,
-    MOST_SEED,
-    MOST_SIDE,
-    UPSCALERS,
-    PromptSyntax,
-    Seamless,
+from safelight.request.field import Field, fields_of
+from safelight.request.parts import MOST_CONTROLS, MOST_LORAS, Control, Embedding, Lora
+from safelight.request.schema import MOST_SEED, Request
+
+
+def _model_of(kind: type, name: str, text: str) -> type[BaseModel]:
+    """A model with the fields that a dataclass declares."""
+    fields: dict[str, Any] = {field.name: (_type_of(field), _info(field)) for field in fields_of(kind).values()}
+    return create_model(name, __config__=ConfigDict(extra="forbid"), __doc__=text, **fields)
+
+
+def _type_of(field: Field) -> Any:
+    own = field.type
+    if get_origin(own) is tuple:
+        of = get_args(own)[0]
+        own = list[PARTS.get(of, of)]
+    return own | None if field.optional else own
+
+
+def _info(field: Field) -> Any:
+    said, number = field.declared, field.type in (int, float)
+    bounds: dict[str, Any] = {"ge": said.least, "le": said.most, "gt": said.above} if number else {}
+    if get_origin(field.type) is tuple:
+        bounds = {"max_length": MOST_ITEMS.get(field.name, said.most and int(said.most))}
+    default: Any = list(field.default) if isinstance(field.default, tuple) else field.default
+    start: dict[str, Any] = {} if field.required else {"default": default}
+    return FieldOf(**start, **bounds, description=field.help)
+
+
+MOST_ITEMS: Mapping[str, int] = {
+    "loras": MOST_LORAS,
+    "controls": MOST_CONTROLS,
+    "embeddings": MOST_LORAS,
+    "outpaint": 4,
+}
+"""Of lists."""
+
+PARTS: dict[Any, type[BaseModel]] = {}
+PARTS.update(
+    (kind, _model_of(kind, f"{kind.__name__}Model", text))
+    for kind, text in (
+        (Lora, "An adapter of the model's weights."),
+        (Control, "A ControlNet and its picture."),
+        (Embedding, "A textual inversion."),
+    )
 )
 
-
-class LoraModel(BaseModel):
-    """An adapter over the model's weights, by its name in the library; strengths of its own for the UNet and the text
-    encoders; factors by block of the UNet (17 or 26 of them, 12 or 20 for SDXL); the content that it must have."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    strength: float = Field(default=1.0, ge=-MOST_STRENGTH, le=MOST_STRENGTH)
-    unet: float | None = Field(default=None, ge=-MOST_STRENGTH, le=MOST_STRENGTH)
-    text_encoder: float | None = Field(default=None, ge=-MOST_STRENGTH, le=MOST_STRENGTH)
-    blocks: list[float] = Field(default_factory=list[float], max_length=26)
-    digest: str = ""
+_REQUEST = _model_of(Request, "RequestModel", "The fields of a request.")
 
 
-class ControlModel(BaseModel):
-    """A ControlNet, by its name in the library, and its picture; ``weight`` times its output counts from the share
-    ``start`` of the steps to ``end``; what is made of the picture first; the content that it must have."""
+class Generation(_REQUEST):
+    """What to draw."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    image: str = Field(description="data:image/png;base64,… or a digest")
-    weight: float = Field(default=1.0, ge=-MOST_STRENGTH, le=MOST_STRENGTH)
-    start: float = Field(default=0.0, ge=0, le=1)
-    end: float = Field(default=1.0, ge=0, le=1)
-    mode: ControlMode = "balanced"
-    preprocessor: str = Field(default="none", description=", ".join(PREPROCESSORS))
-    low: int = Field(default=100, ge=0, le=255)
-    high: int = Field(default=200, ge=1, le=10000)
-    resize_mode: Resize = "just_resize"
-    digest: str = ""
-
-
-class EmbeddingModel(BaseModel):
-    """A textual inversion, by its name in the library, and the word of a prompt that stands for it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    word: str
-    digest: str = ""
+    seed: int | None = FieldOf(default=None, ge=0, le=MOST_SEED, description=fields_of(Request)["seed"].declared.help)
+    priority: int = FieldOf(default=0, ge=-100, le=100, description="Higher goes first, within the queue's bound.")
 
 
 class AdapterModel(BaseModel):
@@ -73,55 +75,6 @@ class AdapterModel(BaseModel):
     dtype: str
     digest: str
     bytes: int
-
-
-class Generation(BaseModel):
-    """What to draw. Sizes are pixels, multiples of 8; the model's own by default. Without a seed one is chosen."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: str
-    model: str
-    negative: str = ""
-    seed: int | None = Field(default=None, ge=0, le=MOST_SEED)
-    steps: int = Field(default=20, ge=1, le=MOST_STEPS)
-    width: int | None = Field(default=None, ge=8, le=MOST_SIDE)
-    height: int | None = Field(default=None, ge=8, le=MOST_SIDE)
-    cfg: float = Field(default=7.0, ge=0, le=100)
-    sampler: str = Field(default="euler", description=", ".join(SAMPLERS))
-    schedule: Schedule = "default"
-    count: int = Field(default=1, ge=1, le=MOST_COUNT)
-    clip_skip: int = Field(default=0, ge=0, le=11)
-    precision: Precision = "auto"
-    isolate: bool = Field(default=False, description="make it in a process that has never held another model")
-    loras: list[LoraModel] = Field(default_factory=list[LoraModel], max_length=MOST_LORAS)
-    vae: str = Field(default="", description="another VAE than the model's own: its name, or a model's")
-    vae_digest: str = Field(default="", description="the content that it must have")
-    image: str = Field(default="", description="what to start from: data:image/png;base64,… or a digest")
-    mask: str = Field(default="", description="what of the image is drawn anew (white), in the same form")
-    strength: float = Field(default=0.75, gt=0, le=1, description="the share of the steps that is done, with an image")
-    mask_blur: int = Field(default=4, ge=0, le=256, description="pixels")
-    mask_padding: int | None = Field(default=None, ge=0, le=4096, description="draw only the masked part; pixels")
-    outpaint: list[int] = Field(default_factory=list[int], max_length=4, description="left, top, right, bottom: pixels")
-    controls: list[ControlModel] = Field(default_factory=list[ControlModel], max_length=MOST_CONTROLS)
-    embeddings: list[EmbeddingModel] | None = Field(
-        default=None, max_length=MOST_LORAS, description="textual inversions; by default those that a prompt names"
-    )
-    text_encoder: str = Field(default="", description="the model whose text encoders read the prompts")
-    text_encoder_digest: str = Field(default="", description="the content that they must have")
-    prompt_syntax: PromptSyntax = "a1111"
-    variation_seed: int = Field(default=0, ge=0, le=MOST_SEED)
-    variation_strength: float = Field(default=0.0, ge=0, le=1, description="the share of the other seed's noise")
-    hires_scale: float = Field(default=1.0, ge=1, le=MOST_HIRES, description="high-resolution fix")
-    hires_upscaler: str = Field(default="latent", description=", ".join(UPSCALERS))
-    hires_strength: float = Field(default=0.7, gt=0, le=1)
-    hires_steps: int = Field(default=0, ge=0, le=MOST_STEPS, description="0: as many as steps")
-    tile: int | None = Field(
-        default=None, ge=0, le=MOST_SIDE, description="pixels a side; the VAE works by such squares"
-    )
-    seamless: Seamless = Field(default="", description="axes along which the image continues on its other side")
-    lenient: bool = Field(default=False, description="leave out what of an adapter fits nothing in the model")
-    priority: int = Field(default=0, ge=-100, le=100, description="higher goes first, within the queue's bound")
 
 
 class JobModel(BaseModel):
@@ -142,7 +95,7 @@ class JobModel(BaseModel):
     images: int
     overtaken: int
     reason: str
-    failure: str = Field(description="of a failed job: input, failed, device, storage or worker")
+    failure: str = FieldOf(description="of a failed job: input, failed, device, storage or worker")
 
 
 class ImageModel(BaseModel):

@@ -1,0 +1,74 @@
+"""The table of a request's fields: ``python tools/fields.py docs/fields.md`` writes it from the schema."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from safelight.request.field import Field, fields_of
+from safelight.request.parts import Control, Embedding, Lora
+from safelight.request.schema import Request
+
+HEAD = """# The fields of a request
+
+`make fields` writes this page from `src/safelight/request/schema.py`, where each field is declared once. The native
+API takes each field under its name. The command line calls it by its option. The last columns have its names in
+AUTOMATIC1111's and OpenAI's APIs; a dash says that the API does not have the field.
+"""
+
+
+def page() -> Iterator[str]:
+    """The page's lines."""
+    yield HEAD
+    groups = dict.fromkeys(field.declared.group for field in fields_of(Request).values())
+    for group in groups:
+        yield f"## {group}\n"
+        yield "| field | default | allowed | what it does | command line | AUTOMATIC1111 | OpenAI | since |"
+        yield "|---|---|---|---|---|---|---|---|"
+        for field in fields_of(Request).values():
+            if field.declared.group == group:
+                said = field.declared
+                options = "PROMPT" if field.name == "prompt" else " ".join(map(_code, field.options))
+                names = (options, _code(said.a1111), _code(said.openai))
+                shown = " | ".join(name or "–" for name in names)
+                first = f"| `{field.name}` | {_default(field)} | {_allowed(field)} | {_cell(said.help)}"
+                yield f"{first} | {shown} | {said.since} |"
+        yield ""
+    for kind, name in ((Lora, "loras"), (Control, "controls"), (Embedding, "embeddings")):
+        yield f"## Each of `{name}`\n"
+        yield "| field | default | allowed | what it does |\n|---|---|---|---|"
+        for field in fields_of(kind).values():
+            yield f"| `{field.name}` | {_default(field)} | {_allowed(field)} | {_cell(field.declared.help)} |"
+        yield ""
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _default(field: Field) -> str:
+    if field.required:
+        return "(required)"
+    return "" if field.default in ("", (), None) else _code(str(field.default))
+
+
+def _allowed(field: Field) -> str:
+    said = field.declared
+    if field.allowed:
+        return ", ".join(_code(value) for value in field.allowed if value)
+    if field.type is bool:
+        return "`true`, `false`"
+    if field.type not in (int, float) or said.most is None:
+        return ""
+    low = f"above {said.above:g}" if said.above is not None else f"{int(said.least or 0)}"
+    multiple = f", a multiple of {said.multiple}" if said.multiple > 1 else ""
+    return f"{low} to {int(said.most)}{multiple}"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text("\n".join(page()))
