@@ -320,7 +320,8 @@ def chapter(suspect: Suspect, outcome: Outcome, picture: str) -> list[str]:
         "",
         f"![{suspect.title}: the right picture, the wrong one, and Safelight's]({picture})",
         "",
-        f"Left: the right picture. Middle: the same request with the fault and without the check (difference: {apart}). "
+        "Left: the right picture. "
+        f"Middle: the same request with the fault and without the check (difference: {apart}). "
         f"Right: the same request with the fault and {settings}{'' if same else '; there is no picture'}.",
         "",
         suspect.rule,
