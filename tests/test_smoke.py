@@ -88,7 +88,7 @@ def test_index() -> None:
 
 
 def test_the_story(tmp_path: Path) -> None:
-    assert "0 not as it says" in run("tools/story.py", str(tmp_path / "story.md"), "--suspect", "loading")
+    assert "0 problems" in run("tools/story.py", str(tmp_path / "story.md"), "--suspect", "loading")
     assert (tmp_path / "story-loading.png").exists()
 
 

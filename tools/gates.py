@@ -1,8 +1,8 @@
-"""Says how often a mark of ``gates`` is right: ``python tools/gates.py`` counts on ``build/gates/report.npz``, which
-``tools/gate_images.py`` makes, and writes ``docs/gates.md``.
+"""Count how often a mark of ``gates`` is right, and write ``docs/gates.md``: ``python tools/gates.py``.
 
-Each image is looked at as an engine does it, one after another, by what was learnt from the right ones before it; the
-starters' own VAE decodes again where that is asked for.
+It reads ``build/gates/report.npz``, which ``tools/gate_images.py`` writes. It examines the images one after another, as
+an engine does: each with what the correct images before it have taught. Where the gate decodes again, the starters' VAE
+does it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from safelight.generate.stages import skeleton_key
 HOME = Path(__file__).parents[1]
 KEPT = HOME / "build/gates"
 LEARNT = 100
-"""Right images by which a VAE is known before anything is counted; they are counted in no row."""
+"""Correct images from which the map of the VAE is learnt before the count; no row counts them."""
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def loaded(name: str) -> tuple[np.ndarray, list[Pair]]:
-    """(the way in which each image was spoiled, its latents and pixels)."""
+    """The fault of each image, and its latents and pixels."""
     data = np.load(KEPT / f"{name}.npz")
     both = zip(data["latents"], data["pixels"], strict=True)
     return data["way"], [(torch.from_numpy(z)[None], torch.from_numpy(p)) for z, p in both]
@@ -57,7 +57,7 @@ def starters_vae() -> Generator[Any]:
 
 
 class Counting:
-    """Looks at images, and counts those that were decoded again."""
+    """Examines images, and counts those that it decodes a second time."""
 
     def __init__(self, vae: Any) -> None:
         self._vae, self._looks = vae, Looks()
@@ -80,7 +80,7 @@ class Counting:
 
 
 def report(name: str = "report", most: int | None = None, target: Path | None = HOME / "docs/gates.md") -> list[str]:
-    """Count, and write the page. ``most``: images of each way, for a quick look."""
+    """Count, and write the page. ``most``: the most images of each fault, for a quick look."""
     torch.set_num_threads(1)
     ways, pairs = loaded(name)
     right = np.flatnonzero(ways == "right")
@@ -109,27 +109,30 @@ def page(rows: list[tuple[str, int, int, int]], spoiled: list[tuple[str, int, in
     return [
         "# Gates: how often a mark is right",
         "",
-        "Made by `python tools/gates.py`, from images of the starters that `python tools/gate_images.py report` makes.",
-        "A mark never fails a job. The last rows are other pictures of 512 by 512 pixels (the photographs are those of",
-        "three packages), encoded and decoded by the starters' VAE. *Decoded again*: images of which the VAE made the",
-        "pixels once more, to compare: the first 100 of each VAE, later those that fit least what is known of it.",
+        "`python tools/gates.py` writes this page. It reads images of the starters, which",
+        "`python tools/gate_images.py report` makes. A mark never fails a job.",
+        "",
+        "The row *right* counts correct images. The rows from *noise* to *constant* count images with a fault. The",
+        "last rows count other pictures of 512 by 512 pixels, which the starters' VAE encodes and decodes; the",
+        "photographs come from three packages. *Decoded again* counts the images that the VAE decoded a second time,",
+        "to compare the pixels: the first 100 images of each VAE, and later those that fit least what is known of it.",
         "",
         "| images | | marked | | decoded again |",
         "|---|---|---|---|---|",
         *(f"| {what} | {n} | {marked} | {marked / n:.1%} | {again / n:.1%} |" for what, n, marked, again in rows if n),
         "",
-        f"Right images marked: {right[2] / right[1]:.2%} (aim: at most 0.1 %). Spoiled ones: {found / total:.1%} (aim:",
-        "97 %, no way under 85 %).",
+        f"Correct images that are marked: {right[2] / right[1]:.2%} (aim: at most 0.1 %). Images with a fault that are",
+        f"marked: {found / total:.1%} (aim: 97 %, and at least 85 % of each fault).",
         "",
-        "The fault here is one of a single decoding, or of the latents. A decoder that is wrong in the same way each",
-        "time makes the same pixels again, and no look at one image tells; the canary (`canary: switch`,",
-        "`safelight doctor`) compares with another process, and finds it every time:",
+        "These faults are faults of one decoding, or of the latents. A decoder that is wrong in the same way each time",
+        "decodes to the same pixels again, so a look at one image cannot find the fault. The canary (`canary: switch`,",
+        "`safelight doctor`) compares the image with one from another process, and finds the fault every time:",
         "`tests/gates/test_appearance.py`.",
     ]
 
 
 def encoded(vae: Any, decoded: Callable[[torch.Tensor], torch.Tensor], some: list[Image.Image]) -> list[Pair]:
-    """Pictures through the VAE: latents, and what it makes of them."""
+    """Encode pictures with the VAE; their latents, and the pixels that it decodes from them."""
     found: list[Pair] = []
     for picture in some:
         values = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -165,7 +168,7 @@ def pictures_of() -> dict[str, list[Image.Image]]:
 
 
 def photographs() -> list[Image.Image]:
-    """Those within scikit-image's, scikit-learn's and matplotlib's packages, cut to squares."""
+    """The photographs in the packages scikit-image, scikit-learn and matplotlib, cut to squares."""
     folder = KEPT / "packages"
     if not folder.exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]

@@ -1,7 +1,7 @@
-"""Parity with other programs, as a page: ``python tools/parity.py docs/parity.md``.
+"""Write the page about parity with other programs: ``python tools/parity.py docs/parity.md``.
 
-Each row is a group of tests that compute the same with Safelight and with the other program; all cases are listed, and
-the page is only written when every one passes.
+Each row is a group of tests. Each test computes the same with Safelight and with the other program. The page lists all
+cases; it is written only if every case passes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ HOME = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Row:
-    """``what`` is compared, with what ``other``, how exactly, and the tests that do it."""
+    """One line of the table.
+
+    ``what`` is compared. ``other``: the program or text with which it is compared. ``exact``: how exactly.
+    ``tests``: the pytest names of the tests, with spaces between them.
+    """
 
     what: str
     other: str
@@ -31,12 +35,12 @@ ROWS = (
     Row(
         "Text to image: bases × samplers",
         "diffusers' pipelines",
-        "bit for bit; one case in bf16, within its rounding",
+        "bit for bit; one case in bf16, within bf16's rounding",
         "tests/generate/test_parity.py",
     ),
     Row(
-        "LoRA and its kin: kinds × namings × bases",
-        "diffusers with PEFT; PEFT's DoRA; LyCORIS' own modules; for whole differences the sum",
+        "LoRA and related adapters: kinds × tensor names × bases",
+        "diffusers with PEFT; PEFT's DoRA; LyCORIS' own modules; for whole differences, the sum",
         "within the rounding of one fp32 sum",
         "tests/adapters/test_parity.py tests/adapters/test_differences.py",
     ),
@@ -48,13 +52,13 @@ ROWS = (
         "tests/adapters/test_inversion.py::test_both_encoders_of_sdxl",
     ),
     Row(
-        "Image to image, inpainting: bases × samplers × strengths",
+        "Image to image, inpainting: bases × samplers × denoising strengths",
         "diffusers' pipelines",
         "bit for bit",
         "tests/generate/test_pictures.py::test_image_to_image tests/generate/test_pictures.py::test_inpainting",
     ),
     Row(
-        "ControlNet: text, image, mask × bases; two at once; part of the steps; guess mode",
+        "ControlNet: text, image, mask × bases; two at once; a part of the steps; guess mode",
         "diffusers' six ControlNet pipelines, `MultiControlNetModel`",
         "bit for bit",
         "tests/adapters/test_controlnet.py::test_pixels_are_those_of_diffusers "
@@ -63,54 +67,54 @@ ROWS = (
         "tests/adapters/test_controlnet.py::test_more_control_is_guess_mode",
     ),
     Row(
-        "High-resolution fix",
-        "diffusers' text-to-image, then image-to-image pipeline",
+        "Hires fix",
+        "diffusers' text-to-image pipeline, then its image-to-image pipeline",
         "bit for bit",
         "tests/generate/test_passes.py::test_high_resolution_fix_is_that_of_diffusers_in_two_steps",
     ),
     Row(
-        "Tiled decoding; text encoder of another checkpoint",
+        "Decoding in tiles; the text encoder of another checkpoint",
         "diffusers' `enable_tiling`; its pipeline with that encoder",
         "bit for bit",
         "tests/generate/test_passes.py::test_state_24_tiles_are_those_of_diffusers_and_leave_nothing "
         "tests/generate/test_passes.py::test_state_15_text_encoders_of_another_checkpoint_and_its_own_again",
     ),
     Row(
-        "Prompts in compel's syntax: weights, blend, and, long ones; SD 1 and SDXL",
-        "compel 2.5.1 over the same encoders (given the attribute that transformers 5 lacks)",
+        "Prompts in compel's syntax: weights, `blend`, `and`, long prompts; SD 1 and SDXL",
+        "compel 2.5.1 with the same encoders (plus the attribute that transformers 5 lacks)",
         "bit for bit",
         "tests/generate/test_prompts.py::test_compels_syntax_is_compels_own "
         "tests/generate/test_prompts.py::test_compels_syntax_for_both_encoders_of_sdxl",
     ),
     Row(
         "Prompts that change between steps: images",
-        "diffusers' pipelines with the embeddings changed in their step callback",
+        "diffusers' pipelines, whose step callback changes the embeddings",
         "bit for bit",
         "tests/generate/test_prompts.py::test_an_edit_is_diffusers_with_embeddings_changed_between_steps",
     ),
     Row(
         "Prompts that change between steps: texts",
-        "the examples that AUTOMATIC1111's documentation gives",
-        "equal texts at each step",
+        "the examples in AUTOMATIC1111's documentation",
+        "equal text at each step",
         "tests/prompts/test_editing.py::test_the_documented_example tests/prompts/test_editing.py::test_every_form",
     ),
     Row(
         "Weights in prompts: `(a:1.2)`, `[b]`, `BREAK`",
-        "the examples that AUTOMATIC1111's documentation gives",
-        "equal weights of each token",
+        "the examples in AUTOMATIC1111's documentation",
+        "equal weight of each token",
         "tests/prompts/test_emphasis.py::test_weights tests/prompts/test_emphasis.py::test_break_begins_another_chunk",
     ),
     Row(
         "Token ids",
         "transformers' CLIP tokenizer",
-        "equal, for 300 drawn texts",
+        "equal, for 300 random texts",
         "tests/prompts/test_tokens.py::test_ids_are_those_of_transformers",
     ),
 )
 
 
 def passed() -> list[tuple[str, str]]:
-    """Every test of the rows, as pytest's (file::function, case). Raises SystemExit when one did not pass."""
+    """Run the tests of all rows; for each case (file::function, pytest's name). Raises SystemExit if one fails."""
     wanted = dict.fromkeys(test for row in ROWS for test in row.tests.split())
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -126,20 +130,20 @@ def passed() -> list[tuple[str, str]]:
 
 
 def cases(row: Row, every: list[tuple[str, str]]) -> dict[str, list[str]]:
-    """The row's cases among ``every``, by what their test says."""
+    """The row's cases among ``every``, by the words in the name of their test."""
     tests = row.tests.split()
     found: dict[str, list[str]] = {}
     for test, name in every:
         if test in tests or test.partition("::")[0] in tests:
             function, _, case = name.partition("[")
-            said = function.removeprefix("test_").replace("_", " ")
-            found.setdefault(said, []).append(_told(case.removesuffix("]")))
+            words = function.removeprefix("test_").replace("_", " ")
+            found.setdefault(words, []).append(_readable(case.removesuffix("]")))
     if not found:
         raise SystemExit(f"{row.what}: no test of {row.tests}")
     return found
 
 
-def _told(case: str) -> str:
+def _readable(case: str) -> str:
     return re.sub(r"\.safetensors|-(expected|each)\d+$", "", case).replace("|", "\\|").replace("\n", " ")
 
 
@@ -147,10 +151,11 @@ def main() -> None:
     lines = [
         "# Parity with other programs",
         "",
-        "Written by `python tools/parity.py docs/parity.md`, which runs the tests. Tiny random checkpoints, fp32, one",
-        "thread of a CPU; the other program runs beside Safelight on the same weights in the same test.",
+        "`python tools/parity.py docs/parity.md` runs the tests and writes this page. The tests use tiny random",
+        "checkpoints, fp32 and one CPU thread. In each test, Safelight and the other program compute with the same",
+        "weights, and the test compares the results. The sections below list all cases by the names of their tests.",
         "",
-        "| what | compared with | how exactly | cases, all equal |",
+        "| what | compared with | how exactly | cases (all are equal) |",
         "|---|---|---|---|",
     ]
     done = passed()
@@ -160,9 +165,9 @@ def main() -> None:
         lines.append(f"| {row.what} | {row.other} | {row.exact} | {count} |")
     for row, found in every:
         lines += ["", f"## {row.what}", ""]
-        for said, each in found.items():
+        for words, each in found.items():
             named = "; ".join(f"`{case}`" for case in each if case)
-            lines.append(f"- {said}: {named}" if named else f"- {said}")
+            lines.append(f"- {words}: {named}" if named else f"- {words}")
     Path(sys.argv[1]).write_text("\n".join(lines) + "\n")
     print(f"{sum(counts)} cases are equal")
 

@@ -1,8 +1,9 @@
-"""Injects each of the four suspects into the running program, and writes what happens: ``docs/the-story.md``.
+"""Inject each of the four suspects into the running program, and write what happens: ``docs/the-story.md``.
 
-``make story``, or ``python tools/story.py FILE``. The pictures are written beside the page, as ``story-NAME.png``. Each
-fault is injected twice: once with the check that finds it switched off, as in a program without that check, and once as
-Safelight runs. The exit code is 1 when a fault spoils nothing or when Safelight does not do what the page says.
+``make story``, or ``python tools/story.py FILE``. The program writes the pictures beside the page, as
+``story-NAME.png``. It injects each fault twice: once without the check that finds the fault, as in a program that lacks
+the check, and once with it. The exit code is 1 if a fault spoils nothing, or if Safelight does not do what the page
+says.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ from safelight.trust.canary import Canaries, after_switch
 from safelight.trust.difference import difference
 
 BEFORE, MODEL = "starter-twemoji", "starter-fluent"
-"""The model that was used before the fault, and the one that draws."""
+"""The model that is used before the fault, and the model that draws."""
 
 PROMPT = "red apple"
 SEED = 7
 STEPS = 12
 SHOWN = 192
-"""Pixels of a picture's side on the page."""
+"""Side of a picture on the page, in pixels."""
 
 LARGE_BYTES = 1 << 20
-"""Copies of more go wrong in the last chapter."""
+"""In the last chapter, copies of more bytes than this go wrong."""
 
 LATE_BYTES = 4096
-"""By which their source has moved on."""
+"""Bytes by which the source of a wrong copy has moved on."""
 
 Inject = Callable[[LocalEngine], AbstractContextManager[None]]
 
@@ -57,10 +58,13 @@ Inject = Callable[[LocalEngine], AbstractContextManager[None]]
 class Suspect:
     """One suspect of the reports.
 
-    ``what``: the fault that is injected. ``rule``: what Safelight does about that suspect at all times.
-    ``blind``: settings that switch off the check which finds it; ``blinded`` does so where no setting does.
-    ``expected``: how the sentence begins that names the fault. ``canary``: whether each switch is to be followed by a
-    canary. ``simulated``: on the simulated accelerator.
+    ``what``: the fault that the program injects.
+    ``rule``: what Safelight always does about this suspect.
+    ``blind``: the settings that turn off the check that finds the fault.
+    ``blinded``: a context without the check, where no setting turns it off.
+    ``expected``: the first words of the sentence that names the fault.
+    ``canary``: whether a canary follows each switch.
+    ``simulated``: whether the simulated accelerator computes.
     """
 
     name: str
@@ -77,7 +81,7 @@ class Suspect:
 
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Generator[None]:
-    """Within, ``owner.name`` is ``value``."""
+    """Set ``owner.name`` to ``value`` while the context lasts."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -92,7 +96,7 @@ def nothing() -> Generator[None]:
 
 
 def fingerprints_blinded() -> AbstractContextManager[None]:
-    """Every module passes for one that is as it was built."""
+    """Make every module look unchanged since it was built."""
 
     def none(_: Fingerprint) -> list[str]:
         return []
@@ -102,33 +106,33 @@ def fingerprints_blinded() -> AbstractContextManager[None]:
 
 @contextmanager
 def state_left_over(engine: LocalEngine) -> Generator[None]:
-    """A hook of the last model stays on the UNet, and adds that model's values to the output of each block."""
+    """Leave a hook of the last model on the UNet; it adds noise to the output of each block."""
     handles: list[Any] = []
     for key, skeleton in engine.bench.skeletons._free.items():
         if key.role == "unet":
             unet: Any = skeleton.module
             blocks = (*unet.down_blocks, *unet.up_blocks)
-            handles += [block.register_forward_hook(_add_what_was_left) for block in blocks]
+            handles += [block.register_forward_hook(_add_noise) for block in blocks]
     yield
     for handle in handles:
         handle.remove()
 
 
-def _add_what_was_left(_: nn.Module, __: Any, output: Any) -> Any:
+def _add_noise(_: nn.Module, __: Any, output: Any) -> Any:
     hidden = output[0] if isinstance(output, tuple) else output
-    left = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(SEED)) * hidden.std()
-    return (hidden + left, *output[1:]) if isinstance(output, tuple) else hidden + left
+    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(SEED)) * hidden.std()
+    return (hidden + noise, *output[1:]) if isinstance(output, tuple) else hidden + noise
 
 
 @contextmanager
 def misplaced_tensors(engine: LocalEngine) -> Generator[None]:
-    """Each two neighbours among the UNet's tensors that have the same shape are exchanged in memory."""
+    """Exchange, in memory, pairs of the UNet's tensors that have the same shape."""
     _exchange(engine)
     yield
 
 
 def _exchange(engine: LocalEngine) -> None:
-    """In a function of its own, so that no reference to the weights outlives it."""
+    """It is a separate function, so that no reference to the weights outlives it."""
     by_shape: dict[torch.Size, list[torch.Tensor]] = {}
     for piece, held in engine.bench.residency._residents.items():
         if piece.component.startswith("unet"):
@@ -143,7 +147,7 @@ def _exchange(engine: LocalEngine) -> None:
 
 
 def broken_kernel(_: LocalEngine) -> AbstractContextManager[None]:
-    """The attention kernel returns its values in the wrong order."""
+    """Make the attention kernel return its values in the wrong order."""
     original = kernels.AttnProcessor2_0.__call__
 
     def call(self: Any, attn: Any, hidden: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
@@ -154,7 +158,7 @@ def broken_kernel(_: LocalEngine) -> AbstractContextManager[None]:
 
 
 def memory_reused_early(engine: LocalEngine) -> AbstractContextManager[None]:
-    """Large copies to the device read their source when the bytes that come after it are already there."""
+    """Make large copies to the device read their source after the next bytes have overwritten it."""
     engine.unload(None)
     push = engine.bench.device.push
 
@@ -168,9 +172,10 @@ SUSPECTS = (
     Suspect(
         "state",
         "State left over from the last model",
-        "The last model leaves hooks on the blocks of the UNet, as extensions and merged LoRAs do. The next model is "
-        "bound to the same modules.",
-        "A skeleton is compared with its fingerprint before and after each job. One that differs is dropped.",
+        "The last model leaves hooks on the blocks of the UNet, as extensions and merged LoRAs do. The next model "
+        "uses the same modules.",
+        "Safelight compares each skeleton with its fingerprint before and after each job. It drops a skeleton that "
+        "differs, and builds a new one.",
         state_left_over,
         {},
         fingerprints_blinded,
@@ -179,10 +184,11 @@ SUSPECTS = (
     Suspect(
         "loading",
         "A misplaced tensor",
-        "Tensors of the UNet that have the same shape are exchanged in memory, two by two. Every name and shape is as "
-        "it should be.",
-        "Weights in memory are summed after a stage and compared with what was read: the first time, and then as often "
-        "as that takes less than 2 % of the time. Wrong ones are read again, and the stage is repeated.",
+        "In memory, pairs of the UNet's tensors that have the same shape change places. Every name and shape is "
+        "still right.",
+        "After a stage, Safelight computes checksums of the weights in memory and compares them with the checksums "
+        "of the bytes that it read. It does so the first time, and then as often as this takes less than 2 % of the "
+        "time. It reads wrong weights again and repeats the stage.",
         misplaced_tensors,
         {"verify_transfers": "off"},
         nothing,
@@ -191,11 +197,12 @@ SUSPECTS = (
     Suspect(
         "attention",
         "A broken attention kernel",
-        "The attention kernel begins to return its values in the wrong order. It had passed its self-test, as before a "
-        "change of driver.",
-        "Each kernel is compared with float64 before its first use on a device. With `canary: switch` a tiny image is "
-        "compared with that of a fresh process after each switch. Without that setting such a picture is given, until "
-        "`safelight doctor` tries the kernel again. One that is broken in fresh processes too fails its self-test.",
+        "The attention kernel begins to return its values in the wrong order. It has passed its self-test before, "
+        "as it would before a change of the driver.",
+        "Safelight compares each kernel with float64 before its first use on a device. With `canary: switch`, it "
+        "makes a tiny image after each switch and compares it with the image of a fresh process. Without that "
+        "setting, Safelight delivers the wrong picture, until `safelight doctor` tests the kernel again. A kernel "
+        "that is broken in fresh processes too fails its self-test.",
         broken_kernel,
         {},
         nothing,
@@ -205,10 +212,11 @@ SUSPECTS = (
     Suspect(
         "memory",
         "Memory that is reused too early",
-        "Large copies to the accelerator read their source when other weights have already been written over it. The "
+        "Large copies to the accelerator read their source after other weights have already overwritten it. The "
         "accelerator is simulated.",
-        "Each copy is waited for. It is summed where it arrived, or after the first stage that uses it. Once one was "
-        "wrong, every further copy is summed where it arrives, and is repeated when it is wrong.",
+        "Safelight waits for each copy. It computes the checksum of the bytes where they arrive, or after the first "
+        "stage that uses them. After one wrong copy, it checks every further copy where it arrives, and repeats a "
+        "wrong one.",
         memory_reused_early,
         {"verify_transfers": "off"},
         nothing,
@@ -219,8 +227,8 @@ SUSPECTS = (
 
 
 @dataclass
-class Told:
-    """What happened to one suspect: the pictures (None where none was given), and the program's own sentences."""
+class Outcome:
+    """What happened with one suspect: the pictures (None where Safelight delivered none), and Safelight's messages."""
 
     right: Image
     spoiled: Image | None
@@ -235,7 +243,7 @@ def draw(engine: LocalEngine, model: str) -> Image:
 
 @contextmanager
 def opened(suspect: Suspect, root: Path, blind: bool) -> Generator[LocalEngine]:
-    """An engine in which both models have been used, with the suspect's check or without it."""
+    """Open an engine, with or without the suspect's check, and use both models in it."""
     overrides = suspect.blind if blind else {}
     settings = config.load(root, None, attention_type="torch-sdp", **overrides)
     device = Simulated(nbytes=512 << 20) if suspect.simulated else None
@@ -253,8 +261,8 @@ def opened(suspect: Suspect, root: Path, blind: bool) -> Generator[LocalEngine]:
             device.close()
 
 
-def tried(engine: LocalEngine) -> tuple[Image | None, list[str]]:
-    """The picture, None when it was refused, and what the program says about it."""
+def attempt(engine: LocalEngine) -> tuple[Image | None, list[str]]:
+    """Draw a picture; it (None if Safelight delivered none), and Safelight's messages about it."""
     with capture_logs() as logs:
         try:
             image = draw(engine, MODEL)
@@ -270,23 +278,23 @@ def tried(engine: LocalEngine) -> tuple[Image | None, list[str]]:
     return image, [*logged, *said]
 
 
-def happened(suspect: Suspect, root: Path) -> Told:
-    """Inject the fault twice, without the check and with it, then take it away."""
+def examine(suspect: Suspect, root: Path) -> Outcome:
+    """Inject the fault twice, without the check and with it, then remove it."""
     with opened(suspect, root, blind=True) as engine:
         right = draw(engine, MODEL)
         draw(engine, BEFORE)
         with suspect.inject(engine), suspect.blinded():
-            spoiled, _ = tried(engine)
+            spoiled, _ = attempt(engine)
     with opened(suspect, root, blind=False) as engine:
         with suspect.inject(engine):
-            found, says = tried(engine)
+            found, says = attempt(engine)
         after = draw(engine, MODEL)
-    return Told(right, spoiled, found, says, after)
+    return Outcome(right, spoiled, found, says, after)
 
 
-def strip(told: Told, path: Path) -> None:
-    """The right picture, the spoiled one, and the one that Safelight gives, side by side."""
-    images = [told.right, told.spoiled, told.found]
+def strip(outcome: Outcome, path: Path) -> None:
+    """Write the right picture, the wrong one and Safelight's side by side."""
+    images = [outcome.right, outcome.spoiled, outcome.found]
     sheet = PILImage.new("RGB", (SHOWN * 3 + 16, SHOWN), "white")
     for place, image in enumerate(images):
         if image is not None:
@@ -295,30 +303,34 @@ def strip(told: Told, path: Path) -> None:
     sheet.save(path, optimize=True)
 
 
-def chapter(suspect: Suspect, told: Told, picture: str) -> list[str]:
-    assert told.spoiled is not None
-    apart = difference(*(_array(image) for image in (told.right, told.spoiled)))
+def chapter(suspect: Suspect, outcome: Outcome, picture: str) -> list[str]:
+    assert outcome.spoiled is not None
+    apart = difference(*(_array(image) for image in (outcome.right, outcome.spoiled)))
     settings = "`canary: switch`, which is not the default" if suspect.canary else "the default settings"
-    same = told.found is not None and told.found.pixels == told.right.pixels
-    does = "The picture is right, pixel for pixel." if same else "No picture is given. The job fails with this error."
+    same = outcome.found is not None and outcome.found.pixels == outcome.right.pixels
+    does = (
+        "The picture is right, pixel for pixel."
+        if same
+        else "Safelight delivers no picture. The job fails with this error."
+    )
     return [
         f"## {suspect.title}",
         "",
         suspect.what,
         "",
-        f"![{suspect.title}: right, spoiled, and what Safelight gives]({picture})",
+        f"![{suspect.title}: the right picture, the wrong one, and Safelight's]({picture})",
         "",
-        f"Left: the right picture. Middle: the same request with the fault and without the check ({apart}). "
-        f"Right: the same request with the fault, with {settings}{'' if same else ' (none)'}.",
+        "Left: the right picture. "
+        f"Middle: the same request with the fault and without the check (difference: {apart}). "
+        f"Right: the same request with the fault and {settings}{'' if same else '; there is no picture'}.",
         "",
         suspect.rule,
         "",
-        "What Safelight says:",
+        "The messages of Safelight:",
         "",
-        *(f"    {line}" for line in told.says),
+        *(f"    {line}" for line in outcome.says),
         "",
-        f"What it does: {does} After the fault is taken away, the next picture is right, pixel for pixel, in the same "
-        "process.",
+        f"The result: {does} When the fault is gone, the next picture in the same process is right, pixel for pixel.",
         "",
     ]
 
@@ -329,42 +341,43 @@ def _array(image: Image) -> Any:
     return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 
 
-def problems(suspect: Suspect, told: Told) -> list[str]:
-    """What is not as the page says."""
+def problems(suspect: Suspect, outcome: Outcome) -> list[str]:
+    """Where the outcome differs from what the page says."""
     wrong: list[str] = []
-    if told.spoiled is None or told.spoiled.pixels == told.right.pixels:
+    if outcome.spoiled is None or outcome.spoiled.pixels == outcome.right.pixels:
         wrong.append("the fault spoils nothing")
-    if told.found is not None and told.found.pixels != told.right.pixels:
-        wrong.append("a spoiled picture is given")
-    if not any(line.startswith(suspect.expected) for line in told.says):
-        wrong.append(f"nothing is said that begins with {suspect.expected!r}")
-    if told.after.pixels != told.right.pixels:
-        wrong.append("the next picture is spoiled")
+    if outcome.found is not None and outcome.found.pixels != outcome.right.pixels:
+        wrong.append("Safelight delivers a wrong picture")
+    if not any(line.startswith(suspect.expected) for line in outcome.says):
+        wrong.append(f"no message begins with {suspect.expected!r}")
+    if outcome.after.pixels != outcome.right.pixels:
+        wrong.append("the next picture is wrong")
     return [f"{suspect.name}: {what}" for what in wrong]
 
 
 HEADING = """# The story
 
-Users of a well-known image generator switched between a few checkpoints, and every image turned to noise until a
-restart. Four suspects were named, and nobody found the cause. On this page each suspect is injected into the running
-program. `make story` writes this page and its pictures.
+Users of a well-known image generator switched between a few checkpoints. Then every image turned to noise until they
+restarted the program. The reports named four suspects, and nobody found the cause. `make story` injects each suspect as
+a fault into the running program, and writes this page and its pictures.
 
-One model draws, a second one is used, the fault is injected, and the first one draws again.
+Each chapter has four steps: one model draws, a second model draws, the program injects the fault, and the first model
+draws again.
 """
 
 
 def write(page: Path, suspects: Sequence[Suspect] = SUSPECTS) -> list[str]:
-    """Write the page and its pictures; what is not as it says."""
+    """Write the page and its pictures; where the outcomes differ from what the page says."""
     lines, wrong = [HEADING], list[str]()
     with ExitStack() as stack:
         for suspect in suspects:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            told = happened(suspect, root)
-            wrong += problems(suspect, told)
-            if told.spoiled is not None:
+            outcome = examine(suspect, root)
+            wrong += problems(suspect, outcome)
+            if outcome.spoiled is not None:
                 picture = page.with_name(f"story-{suspect.name}.png")
-                strip(told, picture)
-                lines += chapter(suspect, told, picture.name)
+                strip(outcome, picture)
+                lines += chapter(suspect, outcome, picture.name)
     page.write_text("\n".join(lines).rstrip() + "\n")
     return wrong
 
@@ -377,7 +390,7 @@ def main() -> None:
     wrong = write(given.file, [s for s in SUSPECTS if given.suspect in (None, s.name)])
     for line in wrong:
         print(line, file=sys.stderr)
-    print(f"{given.file}: {len(wrong)} not as it says")
+    print(f"{given.file}: {len(wrong)} problems")
     sys.exit(bool(wrong))
 
 
