@@ -402,7 +402,7 @@ MUTANTS = (
     Mutant(
         "what lies over weights comes out as before",
         "memory/source.py",
-        "        if self._proofs.setdefault(key, made) != made:\n",
+        "        if self._proofs.setdefault(key, proof) != proof:\n",
         "        if False:\n",
         "tests/arch/test_streamed.py::test_what_comes_out_otherwise_than_before_is_an_error",
     ),

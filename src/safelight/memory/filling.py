@@ -1,4 +1,4 @@
-"""Filling: a component is brought into memory before anybody needs it, as a favour that costs nobody anything."""
+"""Prefetching: loads a component before anybody needs it, and never at the cost of another job."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from safelight.memory.segments import Segment
 from safelight.weights.manifest import ComponentManifest
 
 AT_ONCE = 64 << 20
-"""Bytes of segments that are brought before it is asked again whether there is room. What they come from is held only
-as long."""
+"""Bytes that are loaded before the room is checked again. The source of the bytes is held only for as long."""
 
 
 def fill(residency: Residency, component: ComponentManifest, dtype: torch.dtype) -> bool:
-    """Bring a component as far as there is room beside all that is there; whether all of it is there.
+    """Load as much of a component as fits without evicting anything, and return whether all of it is resident.
 
-    Nothing is held afterwards. It stops as soon as somebody waits for room.
+    Nothing is held afterwards. Loading stops as soon as another lease waits for room.
     """
     lease = Lease(component, dtype, ONCE, residency)
     while True:
@@ -39,7 +38,7 @@ def fill(residency: Residency, component: ComponentManifest, dtype: torch.dtype)
 
 
 def _begin(residency: Residency, lease: Lease) -> bool:
-    """Take the places of the next few segments; False when there are none, or no room beside what is there."""
+    """Reserve slabs for the next batch of segments. False if none is missing, or no more room is free."""
     with residency._lock:
         residency._forget_spoiled(lease)
         residency.before_planning()
