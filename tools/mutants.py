@@ -107,14 +107,14 @@ MUTANTS = (
     Mutant(
         "an overlay is a new tensor",
         "weights/overlay.py",
-        "return made if made.untyped_storage() is not weight.untyped_storage() else made.clone()",
+        "return new if new.untyped_storage() is not weight.untyped_storage() else new.clone()",
         "return weight.copy_(made)",
         "tests/weights/test_overlay.py",
     ),
     Mutant(
         "an overlay fits its weight",
         "weights/overlay.py",
-        "        if made.shape != weight.shape or made.dtype != weight.dtype or made.device != weight.device:\n",
+        "        if new.shape != weight.shape or new.dtype != weight.dtype or new.device != weight.device:\n",
         "        if False:\n",
         "tests/arch/test_streamed.py::test_overlays_that_do_not_fit_are_refused",
     ),
