@@ -122,14 +122,14 @@ MUTANTS = (
         "fingerprint after a job",
         "arch/skeleton.py",
         "        changed = skeleton.differences()\n        if changed:\n"
-        "            self._dropped(skeleton, changed)\n            return changed\n",
+        "            self._log_discard(skeleton, changed)\n            return changed\n",
         "",
         "tests/arch/test_bind.py tests/engine/test_repair.py",
     ),
     Mutant(
         "fingerprint before a job",
         "arch/skeleton.py",
-        "if kept is not None and (changed := kept.differences()):",
+        "if cached is not None and (changed := cached.differences()):",
         "if kept is not None and (changed := []):",
         "tests/engine/test_repair.py",
     ),
