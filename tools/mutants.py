@@ -206,7 +206,7 @@ MUTANTS = (
     Mutant(
         "weights in memory are proven again",
         "memory/lease.py",
-        "        if wanted is not None and source.proof(self.target) != wanted:\n            return False\n",
+        "        if expected is not None and source.proof(self.target) != expected:\n            return False\n",
         "        if False:\n            return False\n",
         "tests/generate/test_memory.py tests/memory/test_residency.py",
     ),
@@ -584,8 +584,8 @@ MUTANTS = (
     Mutant(
         "an image waits for what is held as a favour",
         "memory/residency.py",
-        "        passing = self._coming or (self._favours and lease not in self._favours)\n",
-        "        passing = self._coming\n",
+        "        temporary = self._coming or (self._favours and lease not in self._favours)\n",
+        "        temporary = self._coming\n",
         "tests/memory/test_beside.py::test_an_image_gets_its_room_on_the_host_beside_a_prefetch",
     ),
     Mutant(

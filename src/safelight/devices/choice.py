@@ -18,15 +18,15 @@ from safelight.types.run import Precision
 
 def device(wanted: str) -> Device:
     """Return the device named ``wanted``. ``auto``: CUDA, then MPS, then the CPU. Raises SettingError if missing."""
-    there = {
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
         "simulated": True,
     }
     if wanted == "auto":
-        wanted = next(name for name, present in there.items() if present)
-    if not there.get(wanted, False):
+        wanted = next(name for name, present in available.items() if present)
+    if not available.get(wanted, False):
         raise SettingError(
             "device",
             wanted,

@@ -42,19 +42,19 @@ def _begin(residency: Residency, lease: Lease) -> bool:
     with residency._lock:
         residency._forget_spoiled(lease)
         residency.before_planning()
-        decided = plan(residency._situation(lease, True))
-        if residency.pressed or isinstance(decided, Refusal) or decided.pieces("drop") or decided.slots:
+        outcome = plan(residency._situation(lease, True))
+        if residency.pressed or isinstance(outcome, Refusal) or outcome.pieces("drop") or outcome.slots:
             return False
-        lease.plan = residency._last = decided
+        lease.plan = residency._last = outcome
         residency._note_totals(lease)
-        few: list[Segment] = []
-        for piece in decided.pieces("load"):
-            if few and sum(segment.nbytes for segment in few) + piece.nbytes > AT_ONCE:
+        batch: list[Segment] = []
+        for piece in outcome.pieces("load"):
+            if batch and sum(segment.nbytes for segment in batch) + piece.nbytes > AT_ONCE:
                 break
-            few.append(lease.segments[piece.index])
+            batch.append(lease.segments[piece.index])
         try:
-            residency._expect(lease, few)
+            residency._expect(lease, batch)
         except BaseException:
             residency._let_go(lease)
             raise
-        return bool(few)
+        return bool(batch)

@@ -44,10 +44,10 @@ class Held:
 
     def intact(self, source: Source) -> bool:
         """Whether the bytes match the proof. True if no proof was computed."""
-        wanted = self.proof.proof if isinstance(self.proof, Unseen) else self.proof
-        if wanted is not None and source.proof(self.target) != wanted:
+        expected = self.proof.proof if isinstance(self.proof, Unseen) else self.proof
+        if expected is not None and source.proof(self.target) != expected:
             return False
-        self.proof = wanted
+        self.proof = expected
         return True
 
 
@@ -141,11 +141,11 @@ class Lease:
         """Yield the named tensors, resident or streamed, for use within the context."""
         streamed = list(dict.fromkeys(self._place[n] for n in names if self._place[n] not in self.residents))
         with contextlib.ExitStack() as stack:
-            there = {index: held.target.tensors for index, held in self.residents.items()}
+            tensors = {index: held.target.tensors for index, held in self.residents.items()}
             if streamed:
                 assert self.ring is not None
-                there |= dict(zip(streamed, stack.enter_context(self.ring.pinned(*streamed)), strict=True))
-            yield [there[self._place[name]][name] for name in names]
+                tensors |= dict(zip(streamed, stack.enter_context(self.ring.pinned(*streamed)), strict=True))
+            yield [tensors[self._place[name]][name] for name in names]
 
     @contextlib.contextmanager
     def held(self, index: int) -> Generator[Slab]:

@@ -44,8 +44,8 @@ class Limits:
     def follow(self) -> None:
         """Read the machine's available memory and set the budget."""
         bound = self.bound()
-        had = bound.available + self.ledger.stored(self.place) + self.computing()
-        budget = max(0, had - max(self.least_reserve, int(had * RESERVE_SHARE)))
+        usable = bound.available + self.ledger.stored(self.place) + self.computing()
+        budget = max(0, usable - max(self.least_reserve, int(usable * RESERVE_SHARE)))
         now = self.ledger.budget(self.place)
         if budget < now or budget > now * GROWTH:
             self.ledger.set_budget(self.place, budget)

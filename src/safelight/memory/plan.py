@@ -128,45 +128,45 @@ class Refusal:
     reason: str
 
 
-def plan(given: Situation) -> Plan | Refusal:
+def plan(situation: Situation) -> Plan | Refusal:
     """Plan the steps, or return why no plan is possible. The same situation always gives the same plan."""
-    here = {resident.piece: resident for resident in given.residents}
-    wanted = set(given.needed)
-    held = sum(r.piece.nbytes for r in given.residents if r.held and r.piece not in wanted)
-    available = given.budget - held
-    total = sum(piece.nbytes for piece in given.needed)
+    in_memory = {resident.piece: resident for resident in situation.residents}
+    needed = set(situation.needed)
+    held = sum(r.piece.nbytes for r in situation.residents if r.held and r.piece not in needed)
+    available = situation.budget - held
+    total = sum(piece.nbytes for piece in situation.needed)
     slots, slot_bytes = 0, 0
-    if total <= available or not given.needed:
-        staying = set(given.needed)
+    if total <= available or not situation.needed:
+        staying = set(situation.needed)
     else:
-        slots, slot_bytes = given.ahead + 1, max(piece.nbytes for piece in given.needed)
-        fixed = [piece for piece in given.needed if piece in here and here[piece].held]
+        slots, slot_bytes = situation.ahead + 1, max(piece.nbytes for piece in situation.needed)
+        fixed = [piece for piece in situation.needed if piece in in_memory and in_memory[piece].held]
         least = slots * slot_bytes + sum(piece.nbytes for piece in fixed)
-        refusal = _refusal(given, total, available, least)
+        refusal = _refusal(situation, total, available, least)
         if refusal is not None:
             return refusal
         # Pieces that are resident already cost nothing to keep. The others follow in the order of use.
-        ranked = sorted(set(given.needed).difference(fixed), key=lambda piece: (piece not in here, piece.index))
+        ranked = sorted(needed.difference(fixed), key=lambda piece: (piece not in in_memory, piece.index))
         staying = {*fixed, *_fitting(ranked, available - least)}
     room = available - slots * slot_bytes - sum(piece.nbytes for piece in staying)
-    others = [r for r in given.residents if not r.held and r.piece not in wanted]
-    kept_others = set(_fitting(_by_worth(others, given.upcoming), room))
+    others = [r for r in situation.residents if not r.held and r.piece not in needed]
+    staying_others = set(_fitting(_by_worth(others, situation.upcoming), room))
     steps = [
-        Step("drop", r.piece, _why_dropped(r, given.upcoming))
+        Step("drop", r.piece, _why_dropped(r, situation.upcoming))
         for r in sorted(others, key=lambda r: (r.piece.component, r.piece.index))
-        if r.piece not in kept_others
+        if r.piece not in staying_others
     ]
     steps += [
         Step("drop", piece, "does not fit beside the pieces used before it")
-        for piece in given.needed
-        if piece in here and piece not in staying
+        for piece in situation.needed
+        if piece in in_memory and piece not in staying
     ]
-    steps += [_use(piece, here, staying, total, available) for piece in given.needed]
+    steps += [_use(piece, in_memory, staying, total, available) for piece in situation.needed]
     return Plan(tuple(steps), slots, slot_bytes)
 
 
-def _refusal(given: Situation, total: int, available: int, least: int) -> Refusal | None:
-    if not given.partial:
+def _refusal(situation: Situation, total: int, available: int, least: int) -> Refusal | None:
+    if not situation.partial:
         return Refusal(total, available, "partial loading is off, and the whole component must be in memory")
     if least > available:
         return Refusal(least, available, "weights are streamed in pieces, and the largest piece needs this much")
@@ -205,9 +205,9 @@ def _why_dropped(resident: Resident, upcoming: Sequence[str]) -> str:
     return "evicted to make room; no known job wants it"
 
 
-def _use(piece: Piece, here: Mapping[Piece, Resident], staying: set[Piece], total: int, available: int) -> Step:
+def _use(piece: Piece, in_memory: Mapping[Piece, Resident], staying: set[Piece], total: int, available: int) -> Step:
     if piece not in staying:
         return Step("stream", piece, f"the component's {total} bytes exceed the {available} available bytes")
-    if piece in here:
+    if piece in in_memory:
         return Step("keep", piece, "is already in memory")
     return Step("load", piece, "is needed and fits")

@@ -180,14 +180,14 @@ class Residency:
         """Adapt to the current budget: if it shrank, evict segments that no lease holds. Call it between two uses."""
         with self._lock:
             self.before_planning()
-            decided = plan(Situation(self._for_weights(None), self._there(None, True), ()))
-            if isinstance(decided, Plan):
-                self._drop_all(decided)
+            outcome = plan(Situation(self._for_weights(None), self._resident_pieces(None, True), ()))
+            if isinstance(outcome, Plan):
+                self._drop_all(outcome)
             self.make_room(0)
 
-    def _drop_all(self, decided: Plan) -> None:
+    def _drop_all(self, new_plan: Plan) -> None:
         """Evict the pieces that a plan drops, if they are still resident and no lease holds them."""
-        for piece in decided.pieces("drop"):
+        for piece in new_plan.pieces("drop"):
             held = self._residents.get(piece)
             if held is not None and not held.leases:
                 self._evict(piece)
@@ -259,43 +259,43 @@ class Residency:
         """
         self.before_planning()
         situation = self._situation(lease, True)
-        decided = plan(situation)
-        loses = isinstance(decided, Refusal) or not decided.staying.issuperset(lease.residents)
+        outcome = plan(situation)
+        loses = isinstance(outcome, Refusal) or not outcome.staying.issuperset(lease.residents)
         if loses and self._coming:
             return None
-        if isinstance(decided, Refusal):
-            lacking = decided.least - decided.available
+        if isinstance(outcome, Refusal):
+            lacking = outcome.least - outcome.available
             if self.most is not None:
                 # The settings' limit must hold. The lease's current plan respects it.
                 return lease.plan
             self.ledger.set_budget(self.place, self.ledger.budget(self.place) + lacking)
-            decided = plan(replace(situation, budget=situation.budget + lacking))
-        if isinstance(decided, Refusal):
-            raise self._refused(lease, decided)
-        return decided
+            outcome = plan(replace(situation, budget=situation.budget + lacking))
+        if isinstance(outcome, Refusal):
+            raise self._refused(lease, outcome)
+        return outcome
 
     def _plan_new(self, lease: Lease) -> Plan | None:
         """Plan a new lease. None: too little room beside segments that are soon released, so it must wait."""
         self._forget_spoiled(lease)
         self.before_planning()
-        decided = plan(self._situation(lease, True))
-        passing = self._coming or (self._favours and lease not in self._favours)
-        if passing and (isinstance(decided, Refusal) or decided.slots):
+        outcome = plan(self._situation(lease, True))
+        temporary = self._coming or (self._favours and lease not in self._favours)
+        if temporary and (isinstance(outcome, Refusal) or outcome.slots):
             return None
-        if isinstance(decided, Refusal):
+        if isinstance(outcome, Refusal):
             # Tensors may be free by now, or only held by a reference cycle, such as an error and its frames.
             self.pool.collect()
             self.pool.trim()
-            decided = plan(self._situation(lease, True))
-        if isinstance(decided, Refusal):
-            raise self._refused(lease, decided)
-        return decided
+            outcome = plan(self._situation(lease, True))
+        if isinstance(outcome, Refusal):
+            raise self._refused(lease, outcome)
+        return outcome
 
     def _situation(self, lease: Lease, reading: bool) -> Situation:
         """``reading``: whether segments that are being read count as held. False: as if they were read already."""
         return Situation(
             budget=self._for_weights(lease),
-            residents=self._there(lease, reading),
+            residents=self._resident_pieces(lease, reading),
             needed=tuple(segment.piece for segment in lease.segments),
             passes=lease.use.passes,
             upcoming=lease.use.upcoming,
@@ -303,7 +303,7 @@ class Residency:
             ahead=self.device.ahead,
         )
 
-    def _there(self, lease: Lease | None, reading: bool) -> tuple[Resident, ...]:
+    def _resident_pieces(self, lease: Lease | None, reading: bool) -> tuple[Resident, ...]:
         """Return all resident and coming segments, as the planner sees them for ``lease``."""
         own = {} if lease is None else lease.residents
         residents = [
@@ -348,13 +348,13 @@ class Residency:
         presses = False
         try:
             with self._lock:
-                decided = decide()
-                if decided is None:
+                new_plan = decide()
+                if new_plan is None:
                     presses, awaited = True, [coming.over for coming in self._coming.values()]
                     awaited += [over for favour, over in self._favours.items() if favour is not lease]
                     self._pressed += 1
                 else:
-                    awaited = [coming.over for coming in self._reserve(lease, decided)]
+                    awaited = [coming.over for coming in self._reserve(lease, new_plan)]
             self._read(lease)
             for over in awaited:
                 over.wait()
@@ -363,41 +363,41 @@ class Residency:
                 with self._lock:
                     self._pressed -= 1
         with self._lock:
-            if decided is None or not decided.staying <= lease.residents.keys():
+            if new_plan is None or not new_plan.staying <= lease.residents.keys():
                 return False
             self._clock += 1
             for held in lease.residents.values():
                 held.used = self._clock
             return True
 
-    def _reserve(self, lease: Lease, decided: Plan) -> list[Coming]:
+    def _reserve(self, lease: Lease, new_plan: Plan) -> list[Coming]:
         """Do all steps of a plan except reading: evict, hold resident pieces, take slabs, reserve working memory.
 
         Returns the segments that other leases are reading and this one needs. The caller has the lock.
         """
-        lease.plan = self._last = decided
+        lease.plan = self._last = new_plan
         self._note_totals(lease)
         if self.log:
-            for step in decided.steps:
+            for step in new_plan.steps:
                 _log.info("memory", place=self.place, action=step.action, piece=step.piece, reason=step.reason)
         if lease.ring is not None:
             lease.ring.close()
             lease.ring = None
-        self._start_streaming(lease, lease.residents.keys() - decided.staying)
-        self._drop_all(decided)
+        self._start_streaming(lease, lease.residents.keys() - new_plan.staying)
+        self._drop_all(new_plan)
         awaited: list[Coming] = []
-        for piece in decided.pieces("keep"):
+        for piece in new_plan.pieces("keep"):
             if piece in self._coming:
                 self._coming[piece].waiting.append(lease)
                 awaited.append(self._coming[piece])
             else:
                 self._hold(lease, self._residents[piece])
-        self._expect(lease, [lease.segments[piece.index] for piece in decided.pieces("load")])
-        streamed = [lease.segments[piece.index] for piece in decided.pieces("stream")]
+        self._expect(lease, [lease.segments[piece.index] for piece in new_plan.pieces("load")])
+        streamed = [lease.segments[piece.index] for piece in new_plan.pieces("stream")]
         if streamed:
             assert lease.fetch is not None
-            ahead = decided.slots - 1
-            lease.ring = Ring(self.pool, lease.fetch, streamed, decided.slots, ahead, lease.use.passes, lease.key)
+            ahead = new_plan.slots - 1
+            lease.ring = Ring(self.pool, lease.fetch, streamed, new_plan.slots, ahead, lease.use.passes, lease.key)
         promise = lease.use.working if lease.reserved is None else 0
         self.make_room(promise)
         if promise:
