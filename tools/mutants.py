@@ -43,7 +43,7 @@ MUTANTS = (
     Mutant(
         "a file that ends early",
         "devices/transfer.py",
-        'raise IntegrityError(read.path, read.name, "the file ends before it does")',
+        'raise IntegrityError(read.path, read.name, "the file ends before the tensor does")',
         "return",
         "tests/devices/test_transfer.py::test_load_06_a_short_file_is_an_error_never_zeros",
     ),
@@ -107,14 +107,14 @@ MUTANTS = (
     Mutant(
         "an overlay is a new tensor",
         "weights/overlay.py",
-        "return made if made.untyped_storage() is not weight.untyped_storage() else made.clone()",
+        "return new if new.untyped_storage() is not weight.untyped_storage() else new.clone()",
         "return weight.copy_(made)",
         "tests/weights/test_overlay.py",
     ),
     Mutant(
         "an overlay fits its weight",
         "weights/overlay.py",
-        "        if made.shape != weight.shape or made.dtype != weight.dtype or made.device != weight.device:\n",
+        "        if new.shape != weight.shape or new.dtype != weight.dtype or new.device != weight.device:\n",
         "        if False:\n",
         "tests/arch/test_streamed.py::test_overlays_that_do_not_fit_are_refused",
     ),
@@ -122,14 +122,14 @@ MUTANTS = (
         "fingerprint after a job",
         "arch/skeleton.py",
         "        changed = skeleton.differences()\n        if changed:\n"
-        "            self._dropped(skeleton, changed)\n            return changed\n",
+        "            self._log_discard(skeleton, changed)\n            return changed\n",
         "",
         "tests/arch/test_bind.py tests/engine/test_repair.py",
     ),
     Mutant(
         "fingerprint before a job",
         "arch/skeleton.py",
-        "if kept is not None and (changed := kept.differences()):",
+        "if cached is not None and (changed := cached.differences()):",
         "if kept is not None and (changed := []):",
         "tests/engine/test_repair.py",
     ),
@@ -206,7 +206,7 @@ MUTANTS = (
     Mutant(
         "weights in memory are proven again",
         "memory/lease.py",
-        "        if wanted is not None and source.proof(self.target) != wanted:\n            return False\n",
+        "        if expected is not None and source.proof(self.target) != expected:\n            return False\n",
         "        if False:\n            return False\n",
         "tests/generate/test_memory.py tests/memory/test_residency.py",
     ),
@@ -402,7 +402,7 @@ MUTANTS = (
     Mutant(
         "what lies over weights comes out as before",
         "memory/source.py",
-        "        if self._proofs.setdefault(key, made) != made:\n",
+        "        if self._proofs.setdefault(key, proof) != proof:\n",
         "        if False:\n",
         "tests/arch/test_streamed.py::test_what_comes_out_otherwise_than_before_is_an_error",
     ),
@@ -584,8 +584,8 @@ MUTANTS = (
     Mutant(
         "an image waits for what is held as a favour",
         "memory/residency.py",
-        "        passing = self._coming or (self._favours and lease not in self._favours)\n",
-        "        passing = self._coming\n",
+        "        temporary = self._coming or (self._favours and lease not in self._favours)\n",
+        "        temporary = self._coming\n",
         "tests/memory/test_beside.py::test_an_image_gets_its_room_on_the_host_beside_a_prefetch",
     ),
     Mutant(

@@ -164,7 +164,7 @@ def test_state_24_what_is_left_on_a_skeleton_is_seen_and_dropped(vae: ComponentM
             leave(left)
             with pytest.raises(StateLeftError, match="the vae was changed while it computed"):
                 binding.__exit__(None, None, None)
-        assert any("left changed" in entry["event"] and entry["changed"] for entry in logs)
+        assert any("changed since it was built" in entry["event"] and entry["changed"] for entry in logs)
         with bound(cache, key(vae), weights) as fresh:
             assert fresh is not left
 

@@ -159,7 +159,7 @@ def test_what_comes_out_otherwise_than_before_is_an_error(component) -> None:
         with place.lease(under, torch.float32):
             pass
         place.drop()
-    with pytest.raises(IntegrityError, match="came out otherwise than before"), place.lease(under, torch.float32):
+    with pytest.raises(IntegrityError, match="differs from the first time"), place.lease(under, torch.float32):
         pass
     place.drop()
     assert place.ledger.stored(HOST) == 0

@@ -32,7 +32,7 @@ def test_copy_01_what_went_wrong_once_is_never_asynchronous(faults: Faults) -> N
         found = selftest.tried(device)
         assert not found.asynchronous
         assert not device.asynchronous
-        assert "arrived otherwise" in found.why
+        assert "arrived corrupted" in found.why
 
 
 def test_copy_07_the_synchronous_path_is_run_too() -> None:

@@ -105,7 +105,7 @@ def test_one_flipped_bit_is_an_error(tmp_path: Path) -> None:
     data[2000] ^= 1
     (tmp_path / "w").write_bytes(data)
     read = transfer.Read("w", tmp_path / "w", offset, nbytes, "F32", False, digest, torch.empty(1000))
-    with pytest.raises(IntegrityError, match="not those of the manifest"):
+    with pytest.raises(IntegrityError, match="differ from the manifest"):
         transfer.read_all([read], 1)
 
 

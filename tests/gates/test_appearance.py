@@ -43,7 +43,7 @@ def test_one_colour_is_marked() -> None:
     latents = smooth(0)
     for value in (0, 127, 255):
         constant = torch.full((512, 512, 3), value, dtype=torch.uint8)
-        assert Looks().marks("v", latents, constant, never) == ["it is of one colour"]
+        assert Looks().marks("v", latents, constant, never) == ["it has a single colour"]
     assert Looks().marks("v", latents, decoded(latents), lambda: decoded(latents)) == []
 
 
@@ -51,7 +51,7 @@ def test_noise_is_marked_and_fine_textures_are_not() -> None:
     latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     assert Looks().marks("v", latents, decoded(latents), never) == ["it looks like noise"]
     (mark,) = Looks().marks("v", latents * 30, decoded(latents), never)
-    assert "spread by 30" in mark
+    assert "standard deviation of its latents is 30" in mark
     # Gravel and grass have channels that go together.
     texture = latents[:, :1].repeat(1, 4, 1, 1) + 0.3 * latents
     assert Looks().marks("v", texture, decoded(texture), lambda: decoded(texture)) == []
@@ -74,7 +74,7 @@ def test_what_the_vae_does_not_make_again_is_marked(spoil: str) -> None:
         if spoil == "one square":
             wrong[64:448, 64:448] = 255 - wrong[64:448, 64:448]
         marked += looks.marks("v", smooth(seed), wrong, lambda right=right: right) == [
-            "its VAE makes another picture of the same latents"
+            "its VAE decodes the same latents to a different picture"
         ]
         # What is marked teaches nothing.
         assert looks.marks("v", smooth(seed), right, lambda right=right: right) == []
@@ -128,7 +128,7 @@ def test_a_decoder_that_shifts_colours_once_is_marked_and_the_image_given(
 ) -> None:
     monkeypatch.setattr(pictures, "decode", shifting(1))
     image = next(engine.generate(safelight.Request("red apple", "starter-noto", steps=8)))
-    assert image.metadata["marks"] == ["its VAE makes another picture of the same latents"]
+    assert image.metadata["marks"] == ["its VAE decodes the same latents to a different picture"]
     assert any("it can be right all the same" in warning for warning in image.warnings)
     assert next(engine.generate(safelight.Request("red apple", "starter-noto", steps=8))).metadata["marks"] == []
 

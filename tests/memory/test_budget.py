@@ -57,9 +57,9 @@ def test_threads_cannot_overdraw() -> None:
 def test_an_entry_says_whose_it_is() -> None:
     ledger = Ledger({HOST: 10, "cuda": 20})
     number = ledger.charge("cuda", 5, "unet", "weights")
-    ledger.rename(number, "", "kept for the next")
+    ledger.rename(number, "", "cached for reuse")
     (entry,) = ledger.entries()
-    assert (entry.place, entry.nbytes, entry.owner, entry.reason) == ("cuda", 5, "", "kept for the next")
+    assert (entry.place, entry.nbytes, entry.owner, entry.reason) == ("cuda", 5, "", "cached for reuse")
     assert ledger.places() == (HOST, "cuda")
     with pytest.raises(KeyError):
         ledger.credit(99)

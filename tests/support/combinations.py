@@ -187,7 +187,7 @@ class Least:
                 return next(self._engine.generate(request)).pixels_sha256
             except OutOfMemoryError as error:
                 told = str(error)
-            found = re.search(r"the least with which this works is ([0-9.]+)", told)
+            found = re.search(r"; at least ([0-9.]+)", told)
             assert found is not None, told
             least = float(found[1])
             assert least > self.gigabytes

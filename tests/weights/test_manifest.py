@@ -43,7 +43,7 @@ def test_the_whole_digest_covers_every_component(made: Manifest) -> None:
 def test_a_manifest_whose_digest_does_not_follow_from_its_components_is_refused(made: Manifest) -> None:
     data = json.loads(json.dumps(to_json(made)))
     data["components"][0]["digest"] = "0" * 64
-    with pytest.raises(CorruptFileError, match="does not follow from its components"):
+    with pytest.raises(CorruptFileError, match="does not match its components"):
         from_json(Path("m"), data)
 
 

@@ -1,7 +1,7 @@
-"""What an adapter adds to a weight, computed in fp32: LoRA, LoHa, LoKr, DoRA, and whole differences.
+"""Computes in fp32 what an adapter adds to a weight: LoRA, LoHa, LoKr, DoRA, and full differences.
 
-Sources: LoRA, Hu et al. 2021 (arXiv 2106.09685), with convolutions and the Tucker form as in LoCon; LoHa (FedPara),
-Hyeon-Woo et al. 2021 (arXiv 2108.06098), and LoKr as LyCORIS (arXiv 2309.14859) computes them; DoRA, Liu et al. 2024
+Sources: LoRA, Hu et al. 2021 (arXiv 2106.09685), with convolutions and the Tucker form as in LoCon. LoHa (FedPara,
+Hyeon-Woo et al. 2021, arXiv 2108.06098) and LoKr, as LyCORIS (arXiv 2309.14859) computes them. DoRA, Liu et al. 2024
 (arXiv 2402.09353).
 """
 
@@ -14,14 +14,14 @@ import torch
 from safelight.formats.keys.adapters import Part, rank
 
 Tensors = Mapping[str, torch.Tensor]
-"""An adapter's tensors by their slots, fp32."""
+"""An adapter's tensors by slot, fp32."""
 
 
 def difference(part: Part, slots: Tensors, weight: torch.Tensor, scale: float | None = None) -> torch.Tensor:
-    """What ``part`` adds to ``weight`` at strength 1: a new tensor of its shape, fp32.
+    """Compute what ``part`` adds to ``weight`` at strength 1, as a new tensor of the weight's shape, fp32.
 
-    ``weight``: fp32, read by DoRA only. ``scale``: by which the product is multiplied where the adapter has no alpha of
-    its own; None for 1.
+    ``weight``: fp32; only DoRA reads its values.
+    ``scale``: factor of the product if the adapter has no alpha; None for 1.
     """
     added = _product(part, slots).reshape(weight.shape)
     added = added * _scale(part, slots, scale)
@@ -38,9 +38,9 @@ def difference(part: Part, slots: Tensors, weight: torch.Tensor, scale: float | 
 def add(
     total: torch.Tensor, part: Part, slots: Tensors, weight: torch.Tensor, strength: float, scale: float | None = None
 ) -> None:
-    """Add what ``part`` adds to ``weight`` (fp32), times ``strength``, to ``total`` (fp32, contiguous), in place."""
+    """Add the :func:`difference` of ``part``, times ``strength``, to ``total`` (fp32, contiguous) in place."""
     if part.kind == "lora" and slots.keys() <= {"down", "up", "alpha"}:
-        # The product and the sum in one pass over the weight.
+        # This multiplies and adds in one pass over the weight.
         factor = strength * _scale(part, slots, scale)
         up, down = slots["up"].flatten(1), slots["down"].flatten(1)
         total.view(up.shape[0], down.shape[1]).addmm_(up, down, alpha=factor)
@@ -73,7 +73,7 @@ def _factor(slots: Tensors, name: str, core: str) -> torch.Tensor:
 
 
 def _scale(part: Part, slots: Tensors, scale: float | None) -> float:
-    """Alpha over the rank; 1 where nothing is scaled."""
+    """Return alpha divided by the rank, ``scale`` if there is no alpha, and 1 if the kind has no rank."""
     shapes = {slot: tuple(tensor.shape) for slot, tensor in slots.items()}
     dimension = rank(part.kind, shapes)
     if not dimension:

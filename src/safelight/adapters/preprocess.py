@@ -1,4 +1,4 @@
-"""What is made of a picture before a ControlNet is shown it, by OpenCV: nothing that needs weights of its own."""
+"""Preprocesses pictures for ControlNets with OpenCV. No preprocessor needs its own weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from safelight.request.parts import Control
 
 
 def made(picture: PILImage.Image, control: Control) -> PILImage.Image:
-    """RGB, of the picture's size."""
+    """Preprocess a picture as ``control`` says. Returns an RGB image of the same size."""
     if control.preprocessor == "none":
         return picture.convert("RGB")
     pixels = np.asarray(picture.convert("RGB"))
-    found = np.asarray(_MADE[control.preprocessor](pixels, control), np.uint8)
+    found = np.asarray(_PREPROCESSORS[control.preprocessor](pixels, control), np.uint8)
     return PILImage.fromarray(found if found.ndim == 3 else np.repeat(found[..., None], 3, axis=2))
 
 
 def _cv2() -> Any:
-    # It takes a tenth of a second and sixty megabytes, which only who uses it should pay.
+    # The import takes 0.1 s and 60 MB, so it happens only if a preprocessor is used.
     import cv2
 
     return cast("Any", cv2)
@@ -32,12 +32,12 @@ def _grey(pixels: Any) -> Any:
 
 
 def _canny(pixels: Any, control: Control) -> Any:
-    """Canny 1986, on all three channels, as the published ControlNets were trained."""
+    """Edges by Canny (1986) on all three channels, as in the training of the published ControlNets."""
     return _cv2().Canny(pixels, control.low, control.high)
 
 
 def _lineart(pixels: Any, _: Control) -> Any:
-    """Where the picture is darker than around it, as white lines."""
+    """White lines where the picture is darker than its surroundings."""
     wide = pixels.astype(np.float32)
     around = _cv2().GaussianBlur(wide, (0, 0), 6.0)
     lines = (around - wide).min(axis=2).clip(0, None)
@@ -46,7 +46,7 @@ def _lineart(pixels: Any, _: Control) -> Any:
 
 
 def _scribble(pixels: Any, _: Control) -> Any:
-    """An extended difference of Gaussians (Winnemöller et al. 2012), thresholded."""
+    """A thresholded extended difference of Gaussians (Winnemöller et al. 2012)."""
     wide = pixels.astype(np.float32)
     fine, coarse = (_cv2().GaussianBlur(wide, (0, 0), sigma) for sigma in (0.5, 5.0))
     difference = (255 - (coarse - fine).clip(0, 255)).min(axis=2)
@@ -54,7 +54,7 @@ def _scribble(pixels: Any, _: Control) -> Any:
 
 
 def _softedge(pixels: Any, _: Control) -> Any:
-    """The length of the brightness' gradient (Scharr), the strongest as white."""
+    """The magnitude of the brightness gradient (Scharr), scaled so that the strongest is white."""
     grey = _cv2().GaussianBlur(_grey(pixels), (0, 0), 1.0)
     across, down = (_cv2().Scharr(grey, _cv2().CV_32F, *axes) for axes in ((1, 0), (0, 1)))
     length = np.hypot(across, down)
@@ -70,13 +70,13 @@ def _blur(pixels: Any, control: Control) -> Any:
 
 
 def _color(pixels: Any, _: Control) -> Any:
-    """Each square's mean colour."""
+    """The mean colours of an 8 x 8 grid."""
     height, width = pixels.shape[:2]
     small = _cv2().resize(pixels, (8, 8), interpolation=_cv2().INTER_AREA)
     return _cv2().resize(small, (width, height), interpolation=_cv2().INTER_NEAREST)
 
 
-_MADE: Mapping[str, Callable[[Any, Control], Any]] = {
+_PREPROCESSORS: Mapping[str, Callable[[Any, Control], Any]] = {
     "canny": _canny,
     "invert": lambda pixels, _: 255 - pixels,
     "lineart": _lineart,

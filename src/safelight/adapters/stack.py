@@ -1,8 +1,8 @@
-"""Adapters over a component: which of their parts change which tensor, how strongly, in which order.
+"""Stacks adapters over a component: which parts change which tensor, with which strength, in which order.
 
-Differences are computed in fp32 from the weight as it would be bound, added to it in the order of the adapters'
-digests, and rounded once; so neither the order in which they were asked for nor what was made before changes a bit. An
-adapter of strength 0 is not there at all. Vectors of textual inversions then take the place of whole rows.
+Differences are computed in fp32 from the weight in its bound dtype. They are added in the order of the adapters'
+digests, and the sum is rounded once. So neither the order in the request nor earlier jobs change any bit. An adapter
+with strength 0 is left out. After that, the vectors of textual inversions replace whole rows.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import Overlay, adapted
 
 Leasing = Callable[[ComponentManifest], AbstractContextManager[Lease]]
-"""Holds an adapter's tensors in host memory, fp32."""
+"""Leases an adapter's tensors in host memory, fp32."""
 
 TENSORS_AT_ONCE = 4
-"""As large as the largest weight, in fp32, that live while something is laid over it."""
+"""How many fp32 tensors of the size of the largest weight exist while an overlay is computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One adapter over one component. ``parts``: with the strength of each; ``scales``: see
-    :func:`safelight.adapters.differences.difference`."""
+    """One adapter over one component.
+
+    ``parts``: its parts and the strength of each.
+    ``scale``: see :func:`safelight.adapters.differences.difference`.
+    """
 
     tensors: ComponentManifest
     parts: tuple[tuple[Part, float], ...]
@@ -41,15 +44,18 @@ class Layer:
 
     @property
     def content(self) -> str:
-        """Everything that decides what the layer does, as text."""
+        """A text that identifies the layer's effect: tensors, scale and strengths."""
         strengths = sorted((part.target, strength) for part, strength in self.parts)
         return json.dumps([self.tensors.digest, self.scale, strengths])
 
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """Vectors that take the place of rows of a weight: the tensor ``source`` (n, width) of ``tensors`` that of the rows
-    ``rows`` of the weight ``target``."""
+    """Vectors that replace rows of a weight, for textual inversion.
+
+    ``tensors``, ``source``: the component and the name of the vectors' tensor, (n, width).
+    ``target``, ``rows``: the weight, and the n rows to replace.
+    """
 
     tensors: ComponentManifest
     source: str
@@ -64,58 +70,61 @@ class Inserted:
 def over(
     base: ComponentManifest, layers: Sequence[Layer], leasing: Leasing, inserted: Sequence[Inserted] = ()
 ) -> ComponentManifest:
-    """The component under these layers, with these vectors inserted; the base itself when nothing changes anything."""
-    doing = [Layer(layer.tensors, _doing(layer), layer.scale) for layer in layers]
-    doing = sorted((layer for layer in doing if layer.parts), key=lambda layer: layer.content)
-    if not doing and not inserted:
+    """Return the base with ``layers`` added and ``inserted`` vectors. If they change nothing, return the base itself.
+
+    ``leasing``: leases the tensors of a layer or of inserted vectors while overlays are computed.
+    """
+    active = [Layer(layer.tensors, _active_parts(layer), layer.scale) for layer in layers]
+    active = sorted((layer for layer in active if layer.parts), key=lambda layer: layer.content)
+    if not active and not inserted:
         return base
     sums: dict[str, list[tuple[Layer, Part, float]]] = {}
-    for layer in doing:
+    for layer in active:
         for part, strength in layer.parts:
             sums.setdefault(part.target, []).append((layer, part, strength))
     rows: dict[str, list[Inserted]] = {}
-    for one in sorted(inserted, key=lambda one: one.content):
-        rows.setdefault(one.target, []).append(one)
+    for insertion in sorted(inserted, key=lambda insertion: insertion.content):
+        rows.setdefault(insertion.target, []).append(insertion)
     touched = sums.keys() | rows.keys()
     largest = max(math.prod(tensor.shape) for tensor in base.tensors if tensor.name in touched)
-    tensors = {one.tensors.digest: one.tensors for one in (*doing, *inserted)}
+    tensors = {item.tensors.digest: item.tensors for item in (*active, *inserted)}
 
     @contextmanager
     def recipes() -> Generator[Mapping[str, Overlay]]:
         with ExitStack() as stack:
-            leases = {digest: _Proven(stack.enter_context(leasing(held))) for digest, held in tensors.items()}
+            leases = {digest: _VerifiedLease(stack.enter_context(leasing(held))) for digest, held in tensors.items()}
             yield {name: Overlay(_recipe(sums.get(name, ()), rows.get(name, ()), leases)) for name in touched}
 
-    content = named(*(layer.content for layer in doing), *sorted(one.content for one in inserted))
+    content = named(*(layer.content for layer in active), *sorted(insertion.content for insertion in inserted))
     working = TENSORS_AT_ONCE * largest * torch.float32.itemsize
     return adapted(base, content, frozenset(touched), recipes, working, tuple(sorted(tensors)))
 
 
-class _Proven:
-    """A lease whose bytes are summed before anything is computed from them, once."""
+class _VerifiedLease:
+    """A lease whose bytes are verified once, before the first use."""
 
     def __init__(self, lease: Lease) -> None:
-        self._lease, self._proven = lease, False
+        self._lease, self._verified = lease, False
 
     def lease(self) -> Lease:
-        """Raises IntegrityError when what is in memory is not what was read."""
-        if not self._proven:
+        """Return the verified lease. Raises IntegrityError if bytes in memory differ from those that were read."""
+        if not self._verified:
             for index, held in self._lease.residents.items():
                 if not self._lease.intact(index):
                     first = held.target.segment.tensors[0]
-                    raise IntegrityError(first.path, first.name, "was spoiled in memory", "It is read again.")
-            self._proven = True
+                    raise IntegrityError(first.path, first.name, "was corrupted in memory", "It will be read again.")
+            self._verified = True
         return self._lease
 
 
-def _doing(layer: Layer) -> tuple[tuple[Part, float], ...]:
+def _active_parts(layer: Layer) -> tuple[tuple[Part, float], ...]:
     return tuple((part, strength) for part, strength in layer.parts if strength != 0)
 
 
 def _recipe(
-    what: Sequence[tuple[Layer, Part, float]], inserted: Sequence[Inserted], leases: Mapping[str, _Proven]
+    what: Sequence[tuple[Layer, Part, float]], inserted: Sequence[Inserted], leases: Mapping[str, _VerifiedLease]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    def made(weight: torch.Tensor) -> torch.Tensor:
+    def apply(weight: torch.Tensor) -> torch.Tensor:
         wide = weight.float()
         total = wide.clone() if wide is weight or any(_reads(part) for _, part, _ in what) else wide
         for layer, part, strength in what:
@@ -124,14 +133,14 @@ def _recipe(
                 tensors.clear()
                 add(total, part, slots, wide, strength, layer.scale)
                 slots.clear()
-        for one in inserted:
-            with leases[one.tensors.digest].lease().pinned([one.source]) as tensors:
-                total[list(one.rows)] = tensors.pop()
+        for insertion in inserted:
+            with leases[insertion.tensors.digest].lease().pinned([insertion.source]) as tensors:
+                total[list(insertion.rows)] = tensors.pop()
         return total.to(weight.dtype)
 
-    return made
+    return apply
 
 
 def _reads(part: Part) -> bool:
-    """Whether what it adds depends on the weight."""
+    """Whether the part's difference depends on the weight."""
     return "dora_scale" in part.slots or "magnitude" in part.slots

@@ -1,7 +1,7 @@
-"""A parameter that is not there, and says so.
+"""A placeholder for a parameter without bytes. It raises an error when it is used.
 
-The meta device is not enough: a ``Conv2d`` whose weight is on meta, called with a CPU input, raises nothing and returns
-uninitialised memory (torch 2.13). An absent parameter takes part in no operation at all.
+The meta device is not enough: a ``Conv2d`` with its weight on meta and a CPU input raises no error and returns
+uninitialised memory (torch 2.13). An absent parameter raises in every operation.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _METHODS = ("size", "dim", "numel", "is_floating_point", "is_complex", "element_
 DESCRIBING = frozenset(
     [getattr(torch.Tensor, name).__get__ for name in _ATTRIBUTES] + [getattr(torch.Tensor, name) for name in _METHODS]
 )
-"""What may be asked of a tensor that is not there: its description."""
+"""The only functions allowed on an absent tensor: those that describe it."""
 
 
 class AbsentParameter(nn.Parameter):
-    """Has a shape and a dtype, holds no bytes; every operation with it raises AbsentTensorError."""
+    """A parameter with a shape and a dtype but no bytes. Every operation with it raises AbsentTensorError."""
 
     label: str
 

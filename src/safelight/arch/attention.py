@@ -1,9 +1,9 @@
-"""Attention: which kernels there are, whether each computes rightly on a device, and which is the fastest there.
+"""Tests attention kernels on a device, and chooses the fastest one that computes correctly.
 
-A kernel is tried by the module that a UNet has, with the processor that a UNet gets, against the same sums in float64:
-several head sizes and lengths, self and cross attention, an input that is not contiguous, and fresh memory filled with
-NaN (rows ATTENTION 01 to 03 and 05 of the corpus). What failed or is not there is refused, never replaced in silence.
-The choice depends on the device and the versions, never on the memory that happens to be free (ATTENTION 07).
+The test runs a UNet's attention module with a UNet's processor and compares the result with float64. It covers several
+head sizes and lengths, self and cross attention, inputs that are not contiguous, and new memory filled with NaN (rows
+ATTENTION 01 to 03 and 05 of ``docs/corruption.md``). A kernel that fails or is missing is rejected with an error, and
+never silently replaced. The choice depends on the device and the versions, never on the free memory (ATTENTION 07).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from safelight.errors import SettingError
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """An attention that is tried: ``keys`` None for self attention. ``strided``: the input is not contiguous."""
+    """A shape to test. ``keys``: number of keys, None for self attention. ``strided``: the input is not contiguous."""
 
     heads: int
     head_size: int
@@ -46,23 +46,28 @@ SHAPES = (
     Shape(1, 512, 256),
     Shape(1, 64, 4100),
 )
-"""Of SD 1 (40, 80, 160), SD 2 and SDXL (64) and the VAE (one head of 512), below and above 1,024 and 4,096 tokens."""
+"""Head sizes of SD 1 (40, 80, 160), SD 2 and SDXL (64), and the VAE (512); token counts around 1,024 and 4,096."""
 
 TIMED = Shape(8, 40, 1024)
 
 TOLERANCE = 24
-"""Times the dtype's epsilon and the largest value: more than rounding makes of sums of this length."""
+"""The allowed error is this, times the dtype's epsilon, times the largest value. Rounding alone gives less."""
 
 FASTER = 0.8
-"""``auto`` takes another than the first only if it needs at most so much of its time: two measurements must agree."""
+"""``auto`` prefers a later kernel only if its time is below this share of the best. So two measurements agree."""
 
 BLOCK = 512
-"""Queries for which the reference computes at once."""
+"""How many queries the reference computes at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """``passed``: within rounding of float64 in every shape, else ``why`` not. ``seconds`` of the timed shape."""
+    """The test result of a kernel.
+
+    ``passed``: equal to float64 up to rounding, in every shape.
+    ``why``: the reason for the result, as text.
+    ``seconds``: time for :data:`TIMED`, 0 if it failed.
+    """
 
     passed: bool
     why: str
@@ -70,7 +75,7 @@ class Tried:
 
 
 class Kernels:
-    """The kernels on ``device``, tried at their first use in a dtype and kept in ``attention.json`` of ``folder``."""
+    """Kernels on ``device``, tested at the first use in a dtype. ``attention.json`` in ``folder`` stores results."""
 
     def __init__(self, device: Device, folder: Path) -> None:
         self._device = device
@@ -79,7 +84,10 @@ class Kernels:
         self._machine = f"{device.name}, {choice.hardware(device)}, {versions}"
 
     def chosen(self, wanted: str, dtype: torch.dtype, slice_size: str = "auto") -> str:
-        """The kernel of that name, for ``auto`` the fastest that passed. Raises SettingError with why it is refused."""
+        """Return the kernel to use: ``wanted``, or for ``auto`` the fastest that passed.
+
+        Raises SettingError with the reason if the kernel failed or is missing, or if no kernel passed.
+        """
         if wanted != "auto":
             tried = self.tried([wanted], dtype, slice_size)[wanted]
             if not tried.passed:
@@ -87,7 +95,7 @@ class Kernels:
             return wanted
         passed = {name: tried for name, tried in self.tried(KERNELS, dtype).items() if tried.passed}
         if not passed:
-            raise SettingError("attention_type", wanted, "the settings", f"no kernel computes rightly in {dtype} here")
+            raise SettingError("attention_type", wanted, "the settings", f"no kernel is correct in {dtype} here")
         best = next(iter(passed))
         for name, tried in passed.items():
             if tried.seconds < FASTER * passed[best].seconds:
@@ -95,7 +103,7 @@ class Kernels:
         return best
 
     def tried(self, names: Sequence[str], dtype: torch.dtype, slice_size: str = "auto") -> dict[str, Tried]:
-        """What is known of kernels, else what trying them shows. It takes about a second."""
+        """Return the stored results of kernels, and test those that have none. Testing takes about a second."""
         found: dict[str, Tried] = {}
         for name in names:
             why = kernels.missing_kernel(name, self._device.torch)
@@ -122,7 +130,7 @@ def try_out(
     slice_size: str = "auto",
     shapes: Sequence[Shape] = SHAPES,
 ) -> dict[str, Tried]:
-    """Try kernels on a device in every shape."""
+    """Test kernels on a device in every shape."""
     problems: dict[str, str] = {}
     for number, shape in enumerate(shapes if names else ()):
         with _seeded(number), torch.no_grad():
@@ -135,7 +143,7 @@ def try_out(
                 if name not in problems and (
                     problem := _problem(module, name, slice_size, hidden, keys, exact, allowed)
                 ):
-                    problems[name] = f"{_said(shape)}: {problem}"
+                    problems[name] = f"{_describe(shape)}: {problem}"
     return {
         name: Tried(False, problems[name], 0.0)
         if name in problems
@@ -144,13 +152,13 @@ def try_out(
     }
 
 
-def _said(shape: Shape) -> str:
+def _describe(shape: Shape) -> str:
     what = f"attending to {shape.keys} keys" if shape.keys else "self attention"
     return f"{what}, {shape.heads} heads of {shape.head_size}, {shape.tokens} tokens"
 
 
 def _put(module: nn.Module, at: torch.device) -> None:
-    """Put the parameters on a device one by one, as binding does: ``Module.to`` refuses to change their backend."""
+    """Move parameters to a device one by one, as binding does. ``Module.to`` refuses to change their backend."""
     for child in module.modules():
         for attribute, parameter in child._parameters.items():
             if parameter is not None:
@@ -159,7 +167,7 @@ def _put(module: nn.Module, at: torch.device) -> None:
 
 def _inputs(shape: Shape, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
     width = shape.heads * shape.head_size
-    # Twice as large as a norm leaves it: scores far apart are what overflows.
+    # Twice as large as after a norm, because scores that are far apart can overflow.
     hidden = (2 * torch.randn(shape.batch, shape.tokens, width)).to(dtype)
     if shape.strided:
         hidden = hidden.transpose(1, 2).contiguous().transpose(1, 2)
@@ -175,23 +183,23 @@ def _problem(
     exact: torch.Tensor,
     allowed: float,
 ) -> str | None:
-    """Why a kernel fails in one shape: it raises, or is further from ``exact`` than ``allowed``."""
+    """Return why a kernel fails in one shape: it raises, or its error exceeds ``allowed``. None if it passes."""
     at = next(module.parameters()).device
     try:
         kernels.set_attention(module, name, slice_size)
-        # To a device first: copies make tensors contiguous unless they are told otherwise.
-        there = hidden.to(at, memory_format=torch.preserve_format)
+        # Without ``preserve_format``, the copy to the device would make the tensor contiguous.
+        on_device = hidden.to(at, memory_format=torch.preserve_format)
         with _poisoned_memory(at):
-            got = module(there, None if keys is None else keys.to(at)).cpu().double()
+            got = module(on_device, None if keys is None else keys.to(at)).cpu().double()
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return str(error)
-    off = float((got - exact).abs().max())
-    # NaN is never within.
-    return None if off <= allowed else f"off by {off:.2g}, where rounding makes {allowed:.2g}"
+    error = float((got - exact).abs().max())
+    # A NaN fails this comparison.
+    return None if error <= allowed else f"off by {error:.2g}; rounding explains at most {allowed:.2g}"
 
 
 def _reference(module: nn.Module, shape: Shape, hidden: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """softmax(q k^T / sqrt(d)) v in float64, on the CPU (Vaswani et al. 2017, 3.2.1)."""
+    """Compute softmax(q k^T / sqrt(d)) v in float64 on the CPU (Vaswani et al. 2017, 3.2.1)."""
     weights = {name: tensor.detach().cpu().double() for name, tensor in module.state_dict().items()}
 
     def heads(of: torch.Tensor, projection: str) -> torch.Tensor:
@@ -206,7 +214,7 @@ def _reference(module: nn.Module, shape: Shape, hidden: torch.Tensor, keys: torc
 
 
 def _seconds(name: str, dtype: torch.dtype, at: torch.device, slice_size: str) -> float:
-    """The best of several, for the timed shape."""
+    """Return the best of three times for :data:`TIMED`, in seconds."""
     with _seeded(0), torch.no_grad():
         module = kernels.attention_module(TIMED.heads, TIMED.head_size).to(dtype).eval()
         _put(module, at)
@@ -222,9 +230,9 @@ def _seconds(name: str, dtype: torch.dtype, at: torch.device, slice_size: str) -
 
 @contextmanager
 def _poisoned_memory(at: torch.device) -> Generator[None]:
-    """Within, fresh memory is NaN where torch can do that, and recycled memory was NaN before."""
+    """Fill new memory with NaN within the context, where torch can, and recycled memory before it."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    # What is given back here is what allocators with a cache hand out next.
+    # This tensor is freed at once. A caching allocator hands out its bytes next.
     torch.full((1 << 20,), float("nan"), device=at)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -235,7 +243,7 @@ def _poisoned_memory(at: torch.device) -> Generator[None]:
 
 @contextmanager
 def _seeded(seed: int) -> Generator[None]:
-    """The global generator starts at ``seed`` within, and goes on after it as if nothing had been drawn."""
+    """Seed the global generator within the context, and restore its state afterwards."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

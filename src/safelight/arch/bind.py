@@ -1,4 +1,4 @@
-"""Binding: a skeleton and weights make a model for as long as a context lasts, and nothing of it survives."""
+"""Binding: joins a skeleton and weights to a model within a context. Afterwards, no reference holds the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = structlog.get_logger(__name__)
 
 
 class _Binding:
-    """The parameters that were handed out."""
+    """The parameters of one binding, resident and streamed."""
 
     def __init__(self, skeleton: Skeleton, lease: Lease) -> None:
         self._skeleton = skeleton
@@ -28,7 +28,7 @@ class _Binding:
         self._streamed: dict[str, StreamedParameter] = {}
 
     def check(self) -> None:
-        """Raise BindingError when the weights are not exactly the tensors of the skeleton."""
+        """Raise BindingError if the weights' names, shapes or dtype differ from the skeleton's."""
         role, ours, theirs = self._skeleton.key.role, self._skeleton.shapes, self._lease.shapes
         if ours != theirs:
             odd = sorted(ours.keys() ^ theirs.keys())
@@ -38,20 +38,20 @@ class _Binding:
             raise BindingError(f"weights in {self._lease.dtype} do not fit a {role} in {self._skeleton.key.dtype}")
 
     def begin(self) -> None:
-        """Put a parameter in each place."""
+        """Set a parameter in each place of the skeleton."""
         for name in self._skeleton.places:
             tensor = self._lease.resident(name)
             self._place(name, self._stream(name) if tensor is None else self._hand_out(name, tensor))
 
     def change(self, names: Sequence[str], resident: bool) -> None:
-        """These tensors are resident from now on, or streamed. Those to be streamed are still in the lease's books."""
+        """Switch tensors to resident or streamed. Tensors that become streamed are still resident in the lease now."""
         self._end(names)
         for name in names:
             tensor = self._lease.resident(name) if resident else None
             self._place(name, self._stream(name) if tensor is None else self._hand_out(name, tensor))
 
     def end(self) -> None:
-        """Make every place absent again, and empty what was handed out."""
+        """Set every place to its absent parameter, and empty the parameters of this binding."""
         self._skeleton.clear()
         self._end([*self._resident, *self._streamed])
 
@@ -70,9 +70,9 @@ class _Binding:
 
     def _stream(self, name: str) -> StreamedParameter:
         key = self._skeleton.key
-        made = StreamedParameter.of(name, self._lease.shapes[name], key.dtype, key.at, self._lease.pinned)
-        self._streamed[name] = made
-        return made
+        parameter = StreamedParameter.of(name, self._lease.shapes[name], key.dtype, key.at, self._lease.pinned)
+        self._streamed[name] = parameter
+        return parameter
 
     def _end(self, names: Sequence[str]) -> None:
         key = self._skeleton.key
@@ -81,25 +81,26 @@ class _Binding:
             streamed = self._streamed.pop(name, None)
             if streamed is not None:
                 streamed.pinned = None
-            handed = self._resident.pop(name, None)
-            if handed is not None:
-                parameter, version = handed
+            bound_parameter = self._resident.pop(name, None)
+            if bound_parameter is not None:
+                parameter, version = bound_parameter
                 tensor = self._lease.resident(name)
                 if tensor is not None and tensor._version != version:
-                    _log.warning("a bound weight was written; it is read again", role=key.role, name=name)
+                    _log.warning("a bound weight was modified; it will be read again", role=key.role, name=name)
                     self._lease.spoil(name)
                 parameter.data = nothing
 
 
 @contextlib.contextmanager
 def bound(cache: SkeletonCache, key: SkeletonKey, lease: Lease) -> Generator[nn.Module]:
-    """The module of ``key`` with the leased weights as its parameters.
+    """Yield the module of ``key`` with the leased weights as its parameters.
 
-    When the context ends, by whatever way, the module's parameters are absent again and the Parameters that were handed
-    out are emptied: a reference to a module, to a pipeline, or to a traceback's frame that is kept somewhere holds no
-    byte of the weights. Raises StateLeftError at the end when the module is no longer as it was built: what was
-    computed with it cannot be trusted. Raises BindingError when the weights are not exactly the tensors of the
-    skeleton, or do not start at aligned addresses, on which fp32 results depend.
+    When the context ends, also by an error, the module's parameters are absent again, and the Parameter objects of this
+    binding are emptied. So a stray reference to the module, a pipeline or a traceback's frame holds no weights.
+
+    Raises BindingError if the weights differ from the skeleton's tensors in names, shapes or dtype, or do not start at
+    aligned addresses, on which fp32 results depend.
+    Raises StateLeftError at the end if the module changed while it was bound. Its results cannot be trusted then.
     """
     skeleton = cache.take(key)
     binding = _Binding(skeleton, lease)

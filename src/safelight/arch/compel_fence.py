@@ -1,8 +1,8 @@
-"""The one place that imports compel, which weights prompts as InvokeAI does.
+"""The only module that imports compel, which weights prompts as InvokeAI does.
 
-compel 2.5.1 asks transformers for what version 5 no longer has (``text_encoder.text_model``), and would count its own
-clip skip. It is given stand-ins instead: a tokenizer over the vocabulary that ships with Safelight, and an encoder
-whose output is already the one that the base's UNet reads.
+compel 2.5.1 uses ``text_encoder.text_model``, which transformers 5 no longer has, and applies its own clip skip. So it
+gets stand-ins: a tokenizer with Safelight's vocabulary file, and an encoder that returns the hidden states for the
+base's UNet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safelight.prompts.words import Words, cut
 
 
 class _Tokenizer:
-    """What compel asks of a tokenizer; ``words`` stand for tokens of their own."""
+    """The part of a tokenizer that compel uses. ``words`` have tokens of their own."""
 
     bos_token_id, eos_token_id, model_max_length = START, END, POSITIONS
 
@@ -43,21 +43,21 @@ class _Tokenizer:
 
 
 class _Encoder:
-    """What compel asks of a text encoder: its last hidden state is the one that is meant."""
+    """The part of a text encoder that compel uses. Its last hidden state is the one for the base's UNet."""
 
     def __init__(self, module: nn.Module, role: str, base: str, clip_skip: int, device: torch.device) -> None:
         self.device = device
         self.dtype = next(module.parameters()).dtype
-        self._how = module, role, base, clip_skip
+        self._arguments = module, role, base, clip_skip
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **_: Any) -> SimpleNamespace:
-        module, role, base, clip_skip = self._how
+        module, role, base, clip_skip = self._arguments
         hidden, pooled = encoding.read(module, role, base, ids, clip_skip, mask)
         return SimpleNamespace(last_hidden_state=hidden, pooler_output=pooled)
 
 
 class Weighted:
-    """compel over a bound text encoder."""
+    """compel with a bound text encoder."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Weighted:
     ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # It imports pipelines of diffusers that nobody else needs.
+            # The import loads diffusers pipelines that nothing else needs.
             from compel import Compel
         stand_in: Any = _Encoder(encoder, role, base, clip_skip, device)
         tokenizer: Any = _Tokenizer(words, pad_id)
@@ -84,12 +84,12 @@ class Weighted:
         )
 
     def encoded(self, text: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Hidden states (1, 77 times chunks, width), and the pooled output of the plain text or None."""
+        """Encode a prompt: hidden states (1, 77 * chunks, width), and the plain text's pooled output or None."""
         conjunction = self._compel.parse_prompt_string(text)
         hidden = self._compel.build_conditioning_tensor_for_conjunction(conjunction)[0]
         provider: Any = self._compel.conditioning_provider
         return hidden, provider.get_pooled_embeddings([text]) if self._pooled else None
 
     def padded(self, hidden: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """As long as the longest, filled up with an empty prompt's."""
+        """Pad all hidden states to the length of the longest, with those of an empty prompt."""
         return self._compel.pad_conditioning_tensors_to_same_length(list(hidden))

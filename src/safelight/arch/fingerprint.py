@@ -1,8 +1,8 @@
-"""What a skeleton is like: every module's whole ``__dict__``, so that what a job left behind is seen.
+"""Fingerprints of skeletons: every module's whole ``__dict__``, to find what a job left behind.
 
 Hooks, processors, a replaced ``forward``, a flag, a cached tensor: each is an entry of some module's ``__dict__``.
-Values are compared by identity or, where they are plain, by value; the entries of containers and of small objects
-(attention processors) one level deep. Of parameters only the names count, and that each is absent as it was built.
+Plain values are compared by value, others by identity. Containers and small objects (attention processors) are also
+compared entry by entry, one level deep. Of parameters, only the names count, and that each is absent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BOUND = frozenset({"_parameters", "_buffers"})
 
 
 class _Entry:
-    """A value as it was: the object itself, and what it held."""
+    """A recorded value: the object itself and its entries."""
 
     __slots__ = ("copy", "inner", "keys", "value", "values")
 
@@ -30,11 +30,11 @@ class _Entry:
         self.inner = _inside(value)
         self.keys = [] if self.inner is None else list(self.inner)
         self.values = [] if self.inner is None else list(self.inner.values())
-        # The version counter does not see what is written through ``.data``; such tensors are small.
+        # The version counter does not count writes through ``.data``, so the bytes are copied. These tensors are small.
         self.copy = value.detach().clone() if isinstance(value, torch.Tensor) and not value.is_meta else None
 
     def untouched(self) -> bool:
-        """Whether the value holds the very objects that it held: a quick look that is sufficient, not necessary."""
+        """Whether the value still holds the identical objects. A quick check: True is certain, False may be wrong."""
         if self.inner is None:
             return False
         held = self.value if isinstance(self.value, (dict, list, tuple)) else getattr(self.value, "__dict__", None)
@@ -64,7 +64,7 @@ def _identical(now: Any, before: Any) -> bool:
 
 
 def _inside(value: Any) -> dict[Any, Any] | None:
-    """The entries of a container or small object, None for what has none."""
+    """The entries of a container or small object. None for other values."""
     if isinstance(value, (*_PLAIN, nn.Module, torch.Tensor)):
         return None
     if isinstance(value, Mapping):
@@ -77,24 +77,24 @@ def _inside(value: Any) -> dict[Any, Any] | None:
 
 
 def _slots(module: nn.Module) -> dict[str, str]:
-    """The names of a module's parameters, and for each whether it is absent, none, or somebody's."""
+    """The kind of each of a module's parameters, by name: ``absent``, ``none``, or ``foreign``."""
     kinds: dict[type, str] = {AbsentParameter: "absent", type(None): "none"}
     return {name: kinds.get(type(parameter), "foreign") for name, parameter in module._parameters.items()}
 
 
 class Fingerprint:
-    """How a module and everything below it was when this was taken."""
+    """Records the state of a module and its submodules."""
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = [_Module(name or "the module", child) for name, child in module.named_modules()]
 
     def differences(self) -> list[str]:
-        """What is no longer as it was, one phrase for each; empty when nothing changed."""
+        """Return a phrase for each change since the recording. Empty if nothing changed."""
         return [phrase for module in self._modules if not module.same() for phrase in module.differences()]
 
 
 class _Module:
-    """One module's own ``__dict__``."""
+    """The recorded ``__dict__`` of one module."""
 
     def __init__(self, label: str, module: nn.Module) -> None:
         self._label = label
@@ -103,7 +103,7 @@ class _Module:
         self._slots = _slots(module)
         self._entries = {key: _Entry(value) for key, value in vars(module).items() if key not in _BOUND}
         self._buffers = {key: _Entry(value) for key, value in module._buffers.items()}
-        # What :meth:`same` looks at: most entries are plain, and most containers are empty.
+        # :meth:`same` uses these, to be quick: most entries are plain, and most containers are empty.
         self._keys = list(vars(module))
         self._values = list(vars(module).values())
         self._names, self._types = list(module._parameters), list(map(type, module._parameters.values()))
@@ -112,7 +112,7 @@ class _Module:
         self._full = [e for e in self._deep if not (e.inner == {} and hasattr(e.value, "__len__"))]
 
     def same(self) -> bool:
-        """Whether nothing changed: a quick look, at once sufficient and necessary."""
+        """Whether nothing changed. A quick and exact check."""
         now = vars(self._module)
         return (
             type(self._module) is self._kind
@@ -127,7 +127,7 @@ class _Module:
         )
 
     def differences(self) -> list[str]:
-        """A phrase for each thing that changed."""
+        """Return a phrase for each change. The caller knows that there is one."""
         label, found = self._label, list[str]()
         if _slots(self._module) != self._slots:
             found.append(f"{label}: parameters are {sorted(_slots(self._module).items())}")
@@ -143,4 +143,4 @@ class _Module:
                     found.append(f"{label}: {what}{key} was removed")
                 elif not entry.same(now[key]):
                     found.append(f"{label}: {what}{key} changed")
-        return found or [f"{label}: its attributes have another order"]
+        return found or [f"{label}: the order of its attributes changed"]

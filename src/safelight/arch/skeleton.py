@@ -1,7 +1,7 @@
-"""Skeletons: architectures without bytes, one for each component configuration, ready to be bound.
+"""Skeletons: modules without weights, one for each component configuration, ready to be bound.
 
-Building one takes tens of milliseconds, so it is kept. A skeleton that a job left changed is not repaired: it is
-dropped and built anew, and the log says what had changed.
+Building a skeleton takes tens of milliseconds, so skeletons are cached. A skeleton that a job changed is not repaired.
+It is discarded and built again, and the log lists the changes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ _log = structlog.get_logger(__name__)
 CPU = torch.device("cpu")
 
 MOST_KEPT = 12
-"""Skeletons kept: the components of three or four architectures. Each is a few megabytes of Python objects."""
+"""How many skeletons are cached: the components of three or four architectures. Each is a few MB of Python objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkeletonKey:
-    """What a skeleton is built from. ``base`` decides what shapes do not tell, ``attention`` is the kernel's name;
-    ``slice_size`` is for ``sliced``; ``at`` is the device on which it computes, where its real buffers are;
-    ``seamless`` names axes along which convolutions go on at the other side."""
+    """The inputs from which a skeleton is built.
+
+    ``base``: decides settings that do not follow from shapes.
+    ``attention``: name of the attention kernel.
+    ``at``: the device that computes. It holds the real buffers.
+    ``slice_size``: for the kernel ``sliced``.
+    ``seamless``: axes along which convolutions wrap around to the opposite side.
+    """
 
     base: str
     role: str
@@ -45,18 +50,19 @@ class SkeletonKey:
 
 
 Build = Callable[[SkeletonKey], nn.Module]
-"""Makes the module of a key, on meta but for its buffers."""
+"""Builds the module of a key. Only its buffers are not on meta."""
 
 
 def build(key: SkeletonKey) -> nn.Module:
-    """The component's module, as diffusers or transformers makes it."""
+    """Build the component's module with diffusers or transformers."""
     return modules.build(key.base, key.config, key.dtype, key.attention, key.at, key.slice_size, key.seamless)
 
 
 class Skeleton:
-    """A module whose parameters and persistent buffers are absent. Others (CLIP's ``position_ids``) are real.
+    """A module with absent parameters and no persistent buffers. Other buffers (CLIP's ``position_ids``) are real.
 
-    ``places`` maps each tensor's name to the module that owns it and the attribute.
+    ``places``: maps each tensor's name to its module and attribute.
+    ``shapes``: maps each tensor's name to its shape.
     """
 
     def __init__(self, key: SkeletonKey, build: Build = build) -> None:
@@ -76,17 +82,17 @@ class Skeleton:
         self._fingerprint = Fingerprint(self.module)
 
     def clear(self) -> None:
-        """Put the absent parameters back in the place of those that were bound."""
+        """Replace the bound parameters with the absent ones."""
         for name, (child, attribute) in self.places.items():
             child._parameters[attribute] = self._absent[name]
 
     def differences(self) -> list[str]:
-        """What is not as it was built, parameters left out."""
+        """Return the changes since it was built."""
         return self._fingerprint.differences()
 
 
 class SkeletonCache:
-    """Skeletons that are not bound, by their key. Takes and gives are safe from several threads."""
+    """A cache of unbound skeletons by key. Thread-safe."""
 
     def __init__(self, most: int = MOST_KEPT, build: Build = build) -> None:
         self._build = build
@@ -95,20 +101,20 @@ class SkeletonCache:
         self._lock = threading.Lock()
 
     def take(self, key: SkeletonKey) -> Skeleton:
-        """A skeleton that nobody else has: a kept one that is as it was built, or one that is built now."""
+        """Return a skeleton for exclusive use: an unchanged cached one, or a new one."""
         with self._lock:
-            kept = self._free.pop(key, None)
-        if kept is not None and (changed := kept.differences()):
-            # Somebody kept a reference to one of its modules, and changed it while nobody used it.
-            self._dropped(kept, changed)
-            kept = None
-        return kept if kept is not None else Skeleton(key, self._build)
+            cached = self._free.pop(key, None)
+        if cached is not None and (changed := cached.differences()):
+            # Code that still has a reference to one of its modules changed it while it was in the cache.
+            self._log_discard(cached, changed)
+            cached = None
+        return cached if cached is not None else Skeleton(key, self._build)
 
     def give(self, skeleton: Skeleton) -> list[str]:
-        """Take a skeleton back, if it is as it was built; else drop it and say what had changed."""
+        """Put a skeleton back into the cache. If it changed, discard it and return the changes."""
         changed = skeleton.differences()
         if changed:
-            self._dropped(skeleton, changed)
+            self._log_discard(skeleton, changed)
             return changed
         with self._lock:
             self._free[skeleton.key] = skeleton
@@ -118,18 +124,19 @@ class SkeletonCache:
         return []
 
     def check(self) -> list[str]:
-        """What is not as it was built, of the kept ones; these are dropped."""
+        """Return the changes of all cached skeletons, and discard the changed ones."""
         with self._lock:
-            kept = list(self._free.items())
+            cached = list(self._free.items())
         found: list[str] = []
-        for key, skeleton in kept:
+        for key, skeleton in cached:
             if changed := skeleton.differences():
                 with self._lock:
                     self._free.pop(key, None)
-                self._dropped(skeleton, changed)
+                self._log_discard(skeleton, changed)
                 found += [f"{key.base} {key.role}: {what}" for what in changed]
         return found
 
     @staticmethod
-    def _dropped(skeleton: Skeleton, changed: list[str]) -> None:
-        _log.warning("a skeleton was left changed and is built anew", role=skeleton.key.role, changed=changed[:8])
+    def _log_discard(skeleton: Skeleton, changed: list[str]) -> None:
+        event = "a skeleton changed since it was built; it is built again"
+        _log.warning(event, role=skeleton.key.role, changed=changed[:8])

@@ -1,8 +1,8 @@
-"""A parameter whose bytes come when they are used.
+"""A parameter whose bytes are fetched when an operation uses it.
 
-It looks like the parameter and holds nothing. An operation that is given it gets the tensor itself for as long as it
-runs. So streaming works for whatever touches a weight: any module, a parameter outside leaf layers, a ``forward`` that
-was wrapped or captured, a weight used twice; and no hook on a module is needed.
+It looks like the parameter but holds no bytes. An operation on it receives the real tensor while it runs. So streaming
+works for everything that uses a weight: any module, a parameter outside leaf layers, a wrapped or captured ``forward``,
+a weight used twice. It needs no hooks on modules.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from safelight.errors import AbsentTensorError
 
 
 class Pinning(Protocol):
-    """Gives tensors by name for the time of a context: :meth:`safelight.memory.lease.Lease.pinned`."""
+    """Yields tensors by name within a context. See :meth:`safelight.memory.lease.Lease.pinned`."""
 
     def __call__(self, names: Sequence[str]) -> Any: ...
 
 
 class StreamedParameter(AbsentParameter):
-    """Stands for the tensor ``label``, which ``pinned`` brings; ``at`` is the device on which it will be."""
+    """Stands for the tensor ``label``. ``pinned`` fetches the tensor; ``at`` is its device."""
 
     pinned: Pinning | None
     at: torch.device
@@ -33,9 +33,9 @@ class StreamedParameter(AbsentParameter):
     def of(
         cls, label: str, shape: Sequence[int], dtype: torch.dtype, at: torch.device, pinned: Pinning
     ) -> StreamedParameter:
-        made = cls(label, shape, dtype)
-        made.pinned, made.at = pinned, at
-        return made
+        parameter = cls(label, shape, dtype)
+        parameter.pinned, parameter.at = pinned, at
+        return parameter
 
     @classmethod
     def __torch_function__(
@@ -48,7 +48,7 @@ class StreamedParameter(AbsentParameter):
         kwargs = dict(kwargs or {})
         if func in DESCRIBING:
             first = args[0]
-            # The getters are made anew each time they are named: they are equal, not identical.
+            # Each access creates a new getter. Getters are equal, not identical.
             if func == _DEVICE and isinstance(first, StreamedParameter):
                 return first.at
             return super().__torch_function__(func, types, args, kwargs)

@@ -1,7 +1,7 @@
-"""What a device is to the rest of Safelight: memory that can be had and given back, copies with fences, and a clock.
+"""The Device protocol: memory that can be allocated and released, and copies with fences.
 
-Four kinds: ``cpu``, ``cuda``, ``mps``, and ``simulated``, an accelerator in CPU memory that can fail on purpose. One
-contract suite (``tests/contracts``) runs over all that are there.
+There are four kinds: ``cpu``, ``cuda``, ``mps``, and ``simulated``, an accelerator in CPU memory that can fail on
+purpose. One contract suite (``tests/contracts``) runs over all kinds that the machine has.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import Protocol
 import torch
 
 ALIGNMENT = 64
-"""Bytes. fp32 results on a CPU depend on a weight's address modulo this; every allocation starts at a multiple."""
+"""Bytes. fp32 results on a CPU depend on a weight's address modulo this. Every allocation starts at a multiple."""
 
 
 AHEAD = 2
-"""Segments are not equal: with two on their way, a small one does not leave the copies idle behind a large one."""
+"""How many segments are prefetched. Segment sizes differ. With two, copying stays busy while a large one is used."""
 
 
 def aligned(nbytes: int) -> int:
-    """``nbytes`` rounded up to the alignment."""
+    """Round ``nbytes`` up to the alignment."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 class Fence(Protocol):
-    """Stands for work that was submitted. Until it is passed, sources must not be freed nor targets read."""
+    """Marks submitted work. Until it has passed, do not free the work's sources or read its targets."""
 
     def wait(self) -> None:
-        """Return when the work is done. Raises what went wrong in it. Waiting twice is allowed."""
+        """Return when the work is done. Raises the work's error. It may be called twice."""
         ...
 
 
 class Passed:
-    """A fence of work that was done at once."""
+    """The fence of work that is done already."""
 
     def wait(self) -> None:
         return
@@ -43,87 +43,94 @@ PASSED = Passed()
 
 
 class Device(Protocol):
-    """One device. Safe to be used by several threads."""
+    """One device. Thread-safe."""
 
     @property
     def name(self) -> str:
-        """What settings and metadata call it: ``cpu``, ``cuda``, ``mps``, ``simulated``."""
+        """Its name in settings and metadata: ``cpu``, ``cuda``, ``mps``, ``simulated``."""
         ...
 
     @property
     def torch(self) -> torch.device:
-        """Where torch computes for this device."""
+        """The torch device that computes for this device."""
         ...
 
     @property
     def separate(self) -> bool:
-        """Whether its memory is another than the host's: then weights are copied to it, else they are read into it."""
+        """Whether it has its own memory. Weights are then copied to it from host memory, else they are read into it."""
         ...
 
     @property
     def ahead(self) -> int:
-        """How many segments are brought while one is used: some where it computes by itself while the host moves bytes,
-        none where moving and computing share the cores."""
+        """How many segments are prefetched while one is used.
+
+        It is 0 if copying and computing share the cores, and more if the device computes while the host copies.
+        """
         ...
 
     def allocate(self, nbytes: int) -> torch.Tensor:
-        """uint8, (nbytes,), at an aligned address; its content is arbitrary. Raises OutOfMemoryError."""
+        """Allocate uint8, (nbytes,), at an aligned address, with arbitrary content. Raises OutOfMemoryError."""
         ...
 
     def release(self, base: torch.Tensor) -> None:
-        """Give an allocation back. Nobody holds a tensor of it any more, and no submitted work uses it."""
+        """Free an allocation. The caller ensures that no tensor of it is held and no submitted work uses it."""
         ...
 
     def storage(self, base: torch.Tensor) -> torch.UntypedStorage:
-        """The storage that all tensors of an allocation share: how many hold it tells whether it is in use."""
+        """Return the storage that all tensors of an allocation share. Its reference count tells if it is in use."""
         ...
 
     def address(self, tensor: torch.Tensor) -> int:
-        """Where a tensor starts in the device's memory."""
+        """Return the address of a tensor in the device's memory."""
         ...
 
     def rounded(self, nbytes: int) -> int:
-        """The bytes that its allocator takes for an allocation of ``nbytes``."""
+        """Return the bytes that the allocator uses for an allocation of ``nbytes``."""
         ...
 
     def allocated(self) -> int | None:
-        """Bytes that its allocator has given out, None where that is not known (the host's)."""
+        """Return the bytes that the allocator has allocated, None if that is unknown (host memory)."""
         ...
 
     def available(self) -> int:
-        """Bytes that could still be had now, by everything that bounds this process."""
+        """Return the bytes that this process can still allocate now, within all of its limits."""
         ...
 
     def push(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
-        """Copy host bytes to the device: both uint8 and contiguous, of one size. May return before it is done.
+        """Copy host bytes to the device. May return before the copy is done.
 
-        Computing that uses the target must be done: the caller has waited for its :meth:`mark`.
+        ``source``, ``target``: uint8, contiguous, of the same size.
+        The caller has waited for :meth:`mark`, so that no computation uses the target any more.
         """
         ...
 
     def pull(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
-        """Copy device bytes to the host. May return before it is done; what computes the source must be done."""
+        """Copy device bytes to the host. May return before the copy is done. The source must be computed already."""
         ...
 
     asynchronous: bool
-    """Whether copies may return before they are done. The self-test (:mod:`safelight.devices.selftest`) sets it, by
-    what it saw on this machine."""
+    """Whether copies may return before they are done. The self-test (:mod:`safelight.devices.selftest`) sets it from
+    its result on this machine."""
 
     def aside(self) -> AbstractContextManager[object]:
-        """Within the context, work goes to where copies go: done in the order in which both were submitted, without
-        waiting for computing."""
+        """Within the context, submit work to the copy stream.
+
+        It runs in order with the copies, and does not wait for computing.
+        """
         ...
 
     def mark(self) -> Fence:
-        """A fence that is passed when all computing submitted so far is done."""
+        """Return a fence that passes when all computing submitted so far is done."""
         ...
 
     @property
     def stage_bytes(self) -> int:
-        """Size of the buffers through which pushes go fast, unless the self-test measured a better one; 0 where they go
-        as fast from any host memory."""
+        """Default size in bytes of the staging buffers for pushes. The self-test may measure a better one.
+
+        0: pushes are as fast from any host memory, so there are no buffers.
+        """
         ...
 
     def staging(self, nbytes: int) -> torch.Tensor:
-        """Host memory from which pushes go fastest (page-locked on CUDA): uint8, (nbytes,), aligned."""
+        """Allocate host memory from which pushes are fastest (page-locked on CUDA): uint8, (nbytes,), aligned."""
         ...

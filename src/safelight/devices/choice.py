@@ -1,4 +1,4 @@
-"""Which device computes, in which dtype, with how much memory for models. Decided once per process."""
+"""Chooses the device and the dtype, once per process, and describes the hardware."""
 
 from __future__ import annotations
 
@@ -17,59 +17,62 @@ from safelight.request.run_settings import Precision
 
 
 def device(wanted: str) -> Device:
-    """The device named, or for ``auto`` CUDA, then MPS, then the CPU. Raises SettingError when it is not there."""
-    there = {
+    """Return the device named ``wanted``. ``auto``: CUDA, then MPS, then the CPU. Raises SettingError if missing."""
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
         "simulated": True,
     }
     if wanted == "auto":
-        wanted = next(name for name, present in there.items() if present)
-    if not there.get(wanted, False):
+        wanted = next(name for name, present in available.items() if present)
+    if not available.get(wanted, False):
         raise SettingError(
             "device",
             wanted,
             "--device, SAFELIGHT_DEVICE or the file of settings",
             "this machine has no such device, or torch cannot use it",
         )
-    return _MADE[wanted]()
+    return _KINDS[wanted]()
 
 
 def _simulated() -> Device:
-    # It registers a backend with torch, which only those should pay who ask for it.
+    # The import registers a backend with torch, so it happens only if this device is used.
     from safelight.devices.simulated import Simulated
 
     return Simulated()
 
 
-_MADE: Mapping[str, Callable[[], Device]] = {"cpu": CPU, "cuda": CUDA, "mps": MPS, "simulated": _simulated}
+_KINDS: Mapping[str, Callable[[], Device]] = {"cpu": CPU, "cuda": CUDA, "mps": MPS, "simulated": _simulated}
 
 
 def hardware(on: Device) -> str:
-    """What computes, so far as it can change a result: the chip, its driver, on a Mac the system's build."""
+    """Describe the hardware as far as it can change a result: the chip, its driver, on a Mac the system's build."""
     if on.name == "cuda":
         major, minor = torch.cuda.get_device_capability(on.torch)
-        said = (torch.cuda.get_device_name(on.torch), f"compute {major}.{minor}", f"CUDA {torch.version.cuda}")
+        facts = (torch.cuda.get_device_name(on.torch), f"compute {major}.{minor}", f"CUDA {torch.version.cuda}")
         driver = machine.nvidia_driver() or str(_cuda_driver())
-        return ", ".join([*said, f"driver {driver}", f"cuDNN {torch.backends.cudnn.version()}"])
+        return ", ".join([*facts, f"driver {driver}", f"cuDNN {torch.backends.cudnn.version()}"])
     limits = [f"{name}={os.environ[name]}" for name in _ISA_LIMITS if os.environ.get(name)]
     known = [machine.processor(), torch.backends.cpu.get_cpu_capability(), machine.system(), *limits]
     return ", ".join(part for part in known if part)
 
 
 def _cuda_driver() -> int:
-    """What NVIDIA's driver says of itself where the kernel's file is not there, such as 13000 for CUDA 13.0."""
+    """The driver's own version number, such as 13000 for CUDA 13.0. It is used if the kernel's file is missing."""
     version: Callable[[], int] = torch._C._cuda_getDriverVersion  # pyright: ignore[reportAttributeAccessIssue]
     return version()
 
 
 _ISA_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
-"""Variables that make libraries use fewer instructions than the processor has, and with them other roundings."""
+"""Variables that restrict libraries to older instruction sets. This changes how results are rounded."""
 
 
 def precision(wanted: Precision, on: Device) -> str:
-    """The dtype for text encoders and UNet: fp32 on a CPU; elsewhere bf16 or fp16, whichever computes rightly there."""
+    """Return the dtype for text encoders and UNet.
+
+    ``auto`` is fp32 on a CPU. On other devices it is the first of bf16, fp16 and fp32 that computes correctly.
+    """
     if wanted != "auto":
         return wanted
     if on.name == "cpu":
@@ -78,20 +81,20 @@ def precision(wanted: Precision, on: Device) -> str:
 
 
 def native_bf16() -> bool:
-    """Whether this processor has instructions for bf16, as oneDNN says; without them bf16 is slower than fp32."""
+    """Whether oneDNN finds bf16 instructions on this processor. Without them bf16 is slower than fp32."""
     supported: Callable[[], bool] = torch.ops.mkldnn._is_mkldnn_bf16_supported
     return bool(supported())
 
 
 def slow(dtype: str, on: str) -> str:
-    """What is to be said of a dtype for which the device has no instructions, "" where it has."""
+    """Return a warning if the device has no instructions for the dtype, else ""."""
     if on == "cpu" and dtype == "bf16" and not native_bf16():
         return "this processor has no bf16 instructions: --precision bf16 is several times slower than fp32 here"
     return ""
 
 
 def computes(name: str, on: torch.device) -> bool:
-    """Whether a matrix product in this dtype comes within its rounding of the same in float64."""
+    """Whether a matrix product in this dtype equals the float64 result up to rounding."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(64, 64, generator=generator).to(dtype) for _ in range(2))

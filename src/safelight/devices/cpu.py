@@ -1,4 +1,4 @@
-"""The CPU: the host's memory is its own, and nothing is asynchronous."""
+"""The CPU as a device: it uses host memory, and nothing is asynchronous."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""NVIDIA GPUs: copies from page-locked memory on a stream of their own, events as fences.
+"""NVIDIA GPUs. Copies run from page-locked memory on a separate stream, and CUDA events are the fences.
 
-Nothing here can be run without a GPU; the contract suite runs it where there is one (``make contracts DEVICE=cuda``).
+This code needs a GPU. The contract suite runs it on machines with one (``make contracts DEVICE=cuda``).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ ROUNDING = 512
 """Bytes: the granularity of PyTorch's caching allocator."""
 
 STAGE_BYTES = 32 << 20
-"""Of page-locked memory, twice. Large enough for a bus to run at full speed, small enough to be had everywhere."""
+"""Bytes of each of two page-locked buffers: enough for full bus speed, small enough for every machine."""
 
 WORKSPACE = ":4096:8"
-"""cuBLAS gives the same bits from call to call only with a workspace of a fixed size (here 32 MB)."""
+"""cuBLAS results are bit-identical from call to call only with a workspace of fixed size (here 32 MB)."""
 
 WORKSPACE_BYTES = 8 * 4096 * 1024
 
@@ -29,7 +29,7 @@ class _Event:
     """A CUDA event as a fence."""
 
     def __init__(self, stream: torch.cuda.Stream, keep: object = None) -> None:
-        # The stream is the one the work went to; asking for the current one would name another (row COPY 04).
+        # The event must be recorded on the stream that has the work. The current stream may be another (row COPY 04).
         self._event = torch.cuda.Event()
         self._event.record(stream)
         self._keep = keep
@@ -62,7 +62,7 @@ class CUDA:
             return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
     def release(self, base: torch.Tensor) -> None:
-        # The allocator may hand the bytes out again while the copy stream still has work on them.
+        # Without this, the allocator may reuse the bytes while the copy stream still works on them.
         base.record_stream(self._copies)
 
     def storage(self, base: torch.Tensor) -> torch.UntypedStorage:

@@ -1,4 +1,4 @@
-"""torch's errors, translated to Safelight's."""
+"""Translates torch's errors to Safelight's."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import torch
 
 from safelight.errors import OutOfMemoryError
 
-_HINT = (
-    "Make the image smaller, close other programs, or lower max_cache_ram_gb so that models leave more to computing."
-)
+_HINT = "Make the image smaller, close other programs, or lower max_cache_ram_gb to leave more memory for computing."
 
 
 _PHRASES = ("can't allocate memory", "out of memory", "can't start new thread", "ALLOC_FAILED")
-"""In messages of the CPU's allocator, of CUDA, of Python's threads, of cuBLAS and cuDNN."""
+"""Found in messages of the CPU's allocator, CUDA, Python's threads, and cuBLAS and cuDNN, in this order."""
 
 
 @contextlib.contextmanager
 def translated(what: str, needed: int = 0) -> Generator[None]:
-    """Raise OutOfMemoryError for every way in which memory can run out within: the system's, and torch's.
+    """Within the context, translate every out-of-memory error of the system and of torch to OutOfMemoryError.
 
-    ``needed``: bytes that were asked for, 0 when that is not known.
+    ``what``: what the memory is for.
+    ``needed``: bytes that were requested, 0 if unknown.
     """
     try:
         yield
@@ -33,7 +32,7 @@ def translated(what: str, needed: int = 0) -> Generator[None]:
             raise
         raise OutOfMemoryError(what, needed, 0, _HINT) from error
     except RuntimeError as error:
-        # The allocator for the CPU raises no class of its own.
+        # The CPU allocator has no error class of its own, so the message decides.
         if not any(phrase in str(error) for phrase in _PHRASES):
             raise
         raise OutOfMemoryError(what, needed, 0, _HINT) from error

@@ -1,4 +1,4 @@
-"""Host memory in maps of its own: aligned, and given back to the system at once, where an allocator would keep it."""
+"""Host memory from its own memory maps. It is aligned, and the system gets it back at once when it is freed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from safelight.devices.failures import translated
 
 
 def allocate(nbytes: int) -> torch.Tensor:
-    """uint8, (nbytes,), zeroed by the system at first touch. Raises OutOfMemoryError.
+    """Allocate uint8, (nbytes,). The system zeroes it at first access. Raises OutOfMemoryError.
 
-    Huge pages are asked for, since torch does not: filling new memory is several times as fast with them.
+    It requests huge pages, which torch does not: with them, filling new memory is several times as fast.
     """
     with translated("a model's weights", aligned(nbytes)):
         pages = mmap.mmap(-1, max(aligned(nbytes), mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -25,7 +25,10 @@ def allocate(nbytes: int) -> torch.Tensor:
 
 
 def make_unwritable(base: torch.Tensor) -> None:
-    """From now on the kernel kills whoever writes into memory of :func:`allocate`, in this process and its forks."""
+    """Make memory of :func:`allocate` read-only. The kernel kills any process that writes to it: this one or its forks.
+
+    Raises OSError if the kernel refuses.
+    """
     library = ctypes.CDLL(None, use_errno=True)
     size = max(aligned(base.numel()), mmap.PAGESIZE)
     pages = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -1,4 +1,4 @@
-"""What was measured of this machine, once for its versions, in a JSON file of the root. No torch."""
+"""A JSON file in the root folder that caches measurements of this machine, by key. No torch."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _log = structlog.get_logger(__name__)
 
 
 def read(path: Path, key: str) -> Mapping[str, Any]:
-    """What was kept under ``key``; nothing when nothing was, or the file is damaged: then it is measured again."""
+    """Return the values stored under ``key``. Empty if there are none, or the file is damaged. Then measure again."""
     return everything(path).get(key, {})
 
 
 def keep(path: Path, key: str, values: Mapping[str, Any]) -> None:
-    """Keep ``values`` under ``key`` beside what is there. When it cannot be written the log says so."""
+    """Store ``values`` under ``key`` and leave other keys as they are. If writing fails, log a warning."""
     try:
         write_whole(path, json.dumps({**everything(path), key: values}, indent=1, sort_keys=True).encode())
     except FileError as error:
-        _log.warning("what was seen of this machine cannot be kept", path=str(path), why=str(error))
+        _log.warning("cannot store the measurements of this machine", path=str(path), why=str(error))
 
 
 def everything(path: Path) -> dict[str, Mapping[str, Any]]:
-    """All that was kept, by key; what is damaged is left out."""
+    """Return all stored values by key, without damaged entries."""
     if not path.exists():
         return {}
     try:

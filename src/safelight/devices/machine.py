@@ -1,7 +1,7 @@
-"""How much memory this process can have on the host, and what bounds it. No torch.
+"""How much host memory this process can use, and what limits it; facts about the machine. No torch.
 
-Four things can bound it: the machine's free memory, the limits of its cgroups (containers), ``ulimit -d`` and
-``ulimit -v``. What a cgroup counts includes pages of files, which the kernel takes back when it must: they are free.
+Four limits apply: the machine's free memory, the limits of the process's cgroups (containers), ``ulimit -d`` and
+``ulimit -v``. A cgroup's usage includes cached file pages. The kernel reclaims them when needed, so they count as free.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """``available`` bytes can be had beside what is in use now, by the rule that ``source`` names."""
+    """``available``: bytes that can still be allocated. ``source``: the limit that says so."""
 
     available: int
     source: str
 
 
 def tightest(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> Bound:
-    """The bound that leaves least. The folders are the kernel's, and may be others in a test."""
+    """Return the bound with the fewest available bytes. The folders are the kernel's; tests may pass others."""
     found = [Bound(psutil.virtual_memory().available, "the machine's free memory")]
     found += cgroup_bounds(proc, cgroups)
     found += limit_bounds(proc)
@@ -35,9 +35,9 @@ def tightest(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgro
 
 
 def cgroup_bounds(proc: Path, cgroups: Path) -> list[Bound]:
-    """What this process's cgroups leave, of version 2 and version 1, from the innermost to the root.
+    """Return the bounds of this process's cgroups, version 2 and version 1, from the innermost to the root.
 
-    Nothing where there are no cgroups, or none has a limit.
+    Empty if there are no cgroups, or none has a limit.
     """
     bounds: list[Bound] = []
     for line in _lines(proc / "cgroup"):
@@ -52,7 +52,7 @@ def cgroup_bounds(proc: Path, cgroups: Path) -> list[Bound]:
         else:
             continue
         inner = home / path.lstrip("/")
-        # In a container the path is the host's, and the container's own limits lie at the root that it sees.
+        # In a container the path is the host's. The container's own limits are at the root that the container sees.
         for group in (inner, *inner.parents) if inner.is_dir() else (home,):
             if group == home.parent:
                 break
@@ -72,7 +72,7 @@ def _cgroup_bound(group: Path, limit_file: str, usage_file: str, reclaimable: st
 
 
 def limit_bounds(proc: Path) -> list[Bound]:
-    """What ``ulimit -d`` and ``ulimit -v`` leave beside what this process has mapped."""
+    """Return the bounds from ``ulimit -d`` and ``ulimit -v``, minus the bytes that this process has mapped."""
     status = {line.split(":")[0]: line for line in _lines(proc / "status")}
     bounds: list[Bound] = []
     for kind, field, name in (
@@ -88,9 +88,9 @@ def limit_bounds(proc: Path) -> list[Bound]:
 
 
 def anonymous_bytes() -> int:
-    """Bytes of this process in memory that no file backs: what its tensors and objects take.
+    """Return the bytes of this process's resident memory that no file backs: its tensors and objects.
 
-    On macOS the whole resident size, as the system tells no better to a process without privileges.
+    On macOS it is the whole resident size, because a process without privileges cannot find out more.
     """
     try:
         fields = Path("/proc/self/statm").read_bytes().split()
@@ -100,7 +100,7 @@ def anonymous_bytes() -> int:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name: on a Mac the chip's (``Apple M2 Pro``), as :mod:`platform` says "arm" for all of them."""
+    """Return the processor's name. On a Mac it is the chip's (``Apple M2 Pro``): :mod:`platform` only says "arm"."""
     for line in _lines(cpuinfo):
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -108,15 +108,17 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def system() -> str:
-    """The operating system where its build changes what a device computes: on a Mac, whose GPU's driver is part of it
-    (``macOS 15.5 24F74``); "" elsewhere."""
+    """Return the macOS version and build (``macOS 15.5 24F74``), "" on other systems.
+
+    The build can change results, because it contains the GPU's driver.
+    """
     if sys.platform != "darwin":
         return ""
     return f"macOS {platform.mac_ver()[0]} {sysctl('kern.osversion')}".strip()
 
 
 def sysctl(name: str) -> str:
-    """A value of a Mac's kernel, "" where there is none."""
+    """Read a value of a Mac's kernel. "" if there is none, or on other systems."""
     if sys.platform != "darwin":
         return ""
     done = subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, check=False)
@@ -124,7 +126,7 @@ def sysctl(name: str) -> str:
 
 
 def nvidia_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str:
-    """The version of NVIDIA's driver, "" where it does not say."""
+    """Return the version of NVIDIA's driver, "" if it is unknown."""
     for line in _lines(version):
         found = re.search(r"\s([0-9]+(?:\.[0-9]+)+)\s", line)
         if found is not None:
@@ -133,7 +135,7 @@ def nvidia_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str:
 
 
 def give_back() -> None:
-    """Let the allocator return what it keeps of freed memory to the system (glibc; elsewhere nothing happens)."""
+    """Make the allocator return freed memory to the system. It works with glibc; elsewhere nothing happens."""
     if _TRIM is not None:
         _TRIM(0)
 
@@ -143,7 +145,7 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linu
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of one of the kernel's files; none where this system does not have it."""
+    """The lines of one of the kernel's files. Empty if this system does not have it."""
     try:
         return path.read_text().splitlines()
     except OSError:

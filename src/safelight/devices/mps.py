@@ -1,7 +1,9 @@
-"""Apple GPUs. Copies are synchronous, as asynchronous ones have read sources that were freed already (row COPY 01),
-unless the self-test showed them to be sound; sources are kept alive until the fence is passed in either case.
+"""Apple GPUs.
 
-Nothing here can be run without one; the contract suite runs it where there is one (``make contracts DEVICE=mps``).
+Asynchronous copies have read sources that were freed already (row COPY 01). So copies are synchronous, unless the
+self-test showed that asynchronous ones are correct. In both cases, sources stay alive until the fence passes.
+
+This code needs an Apple GPU. The contract suite runs it on machines with one (``make contracts DEVICE=mps``).
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from safelight.devices.base import AHEAD, PASSED, Fence
 from safelight.devices.failures import translated
 
 PIECE = 1 << 30
-"""Bytes. Copies of 4 GiB and more were corrupted (row COPY 08); pieces stay far below."""
+"""Bytes of each piece of a copy. Copies of 4 GiB and more were corrupted (row COPY 08); pieces are far smaller."""
 
 
 class _Synchronize:
-    """Passed when everything submitted so far is done; keeps what a copy reads."""
+    """A fence that passes when all submitted work is done. It keeps a copy's source and target alive."""
 
     def __init__(self, keep: object = None) -> None:
         self._keep = keep
@@ -30,7 +32,7 @@ class _Synchronize:
 
 
 class MPS:
-    """See :class:`safelight.devices.base.Device`. Its memory is the host's, but a tensor lives on one side only."""
+    """See :class:`safelight.devices.base.Device`. Its memory is host memory, but a tensor belongs to one side only."""
 
     name = "mps"
     separate = True
@@ -55,7 +57,7 @@ class MPS:
         return base.untyped_storage()
 
     def address(self, tensor: torch.Tensor) -> int:
-        # ``data_ptr`` is a handle there, not an address; allocations start at pages.
+        # On MPS, ``data_ptr`` is a handle, not an address. Allocations start at page boundaries.
         return int(tensor.storage_offset()) * tensor.element_size()
 
     def rounded(self, nbytes: int) -> int:
@@ -65,7 +67,7 @@ class MPS:
         return None
 
     def available(self) -> int:
-        # Unified memory: one budget, counted once; the driver recommends how much of it a process should take.
+        # Unified memory is one budget and is counted once. The driver recommends how much of it a process should use.
         recommended = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
         return max(0, min(recommended, machine.tightest().available))
 

@@ -1,7 +1,7 @@
-"""Slabs: aligned allocations that hold a segment's tensors, and are used again.
+"""Slabs: aligned, reusable allocations that hold a segment's tensors.
 
-First touching new memory is slow (2.4 s a gigabyte on a virtual machine whose host took the pages back, 0.3 s
-elsewhere), so the slabs of the last model are kept for the next.
+The first access to new memory is slow: 2.4 s per gigabyte on a virtual machine whose host took the pages back, 0.3 s
+on other machines. So the pool caches the slabs of the last model for the next one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safelight.errors import OutOfMemoryError
 
 
 class Book:
-    """Who is told of allocations: nobody here, a ledger in :class:`safelight.memory.residency.Account`."""
+    """Records allocations. This class ignores them; :class:`safelight.memory.account.Account` charges a ledger."""
 
     def charge(self, nbytes: int, owner: str, reason: str) -> int:
         del nbytes, owner, reason
@@ -32,8 +32,13 @@ class Book:
 
 @dataclass(eq=False)
 class Slab:
-    """``base``: uint8, (nbytes,), at a multiple of the alignment. ``busy``: what was submitted and may still use it.
-    ``sealed``: it cannot be written any more, and so not be used again."""
+    """An allocation of the pool.
+
+    ``base``: uint8, (nbytes,), at a multiple of the alignment.
+    ``number``: its entry in the pool's book.
+    ``busy``: fence of submitted work that may still use it.
+    ``sealed``: it is read-only, so it cannot be reused.
+    """
 
     base: torch.Tensor
     nbytes: int
@@ -43,17 +48,18 @@ class Slab:
     sealed: bool = False
 
     def holders(self) -> int:
-        """How many tensors share the slab's storage, the base not counted."""
+        """Return how many tensors share the slab's storage, without the base."""
         storage = self.device.storage(self.base)
         count: int = torch._C._storage_Use_Count(storage._cdata)
-        # The base tensor and the storage object that was just made for asking hold it too.
+        # The base tensor and the storage object of this call hold it too.
         return count - 2
 
 
 class SlabPool:
-    """Slabs of one device: in use, kept for the next, and lingering (given back while somebody held a tensor).
+    """Slabs of one device.
 
-    Every allocation is charged to ``book`` when it is made and credited when its bytes are gone.
+    A slab is in use, cached for reuse, or lingering: it was returned while somebody still held one of its tensors.
+    Every allocation is charged to ``book``, and credited when its bytes are freed.
     """
 
     def __init__(self, device: Device, book: Book | None = None) -> None:
@@ -76,20 +82,23 @@ class SlabPool:
 
     @property
     def lingering_bytes(self) -> int:
-        """Bytes that somebody still holds although they were given back."""
+        """Bytes of returned slabs whose tensors somebody still holds."""
         with self._lock:
-            self._settle()
+            self._free_lingering()
             return sum(slab.nbytes for slab in self._lingering)
 
     def take(self, nbytes: int, owner: str = "", reason: str = "weights") -> Slab:
-        """A slab of ``nbytes`` bytes, rounded up; its content is whatever was there, and nothing submitted uses it.
+        """Return a slab of ``nbytes`` bytes, rounded up. Its content is arbitrary, and no submitted work uses it.
 
-        A kept slab of that size is used, as checkpoints of one architecture have the same segments; others are given
-        back as far as room must be made. Raises OutOfMemoryError, and the MemoryError with which the book refuses.
+        The pool reuses a cached slab of the same size if it has one, because checkpoints of one architecture have the
+        same segments. Otherwise it allocates a slab, and frees cached ones if it needs the room.
+
+        ``owner``, ``reason``: for the book's entry.
+        Raises OutOfMemoryError, or the MemoryError with which the book refuses.
         """
         size = max(aligned(nbytes), 1)
         with self._lock:
-            self._settle()
+            self._free_lingering()
             slab = next((slab for slab in self._kept if slab.nbytes == size), None)
             if slab is not None:
                 self._kept.remove(slab)
@@ -104,7 +113,7 @@ class SlabPool:
     def _new(self, size: int, owner: str, reason: str) -> Slab:
         while True:
             try:
-                return self._allocated(size, owner, reason)
+                return self._allocate(size, owner, reason)
             except (MemoryError, OutOfMemoryError):
                 if not self._kept and not self.collect():
                     raise
@@ -112,49 +121,55 @@ class SlabPool:
                 self._drop(self._kept.pop(0))
 
     def collect(self) -> bool:
-        """Whether bytes came free that nothing but a circle of references still held: an error and its frames."""
+        """Run the garbage collector if slabs linger. Returns whether bytes were freed.
+
+        Reference cycles, such as an error and its frames, may be all that still holds their tensors.
+        """
         before = self.lingering_bytes
         if before:
             gc.collect()
         return self.lingering_bytes < before
 
-    def _allocated(self, size: int, owner: str, reason: str) -> Slab:
+    def _allocate(self, size: int, owner: str, reason: str) -> Slab:
         number = self._book.charge(self.device.rounded(size), owner, reason)
         try:
             base = self.device.allocate(size)
-            # The allocator may have given out what submitted computing still uses: nobody else may write there yet.
+            # Submitted computations may still use these bytes, so nobody may write to them before the fence passes.
             return Slab(base, size, number, self.device, self.device.mark())
         except BaseException:
             self._book.credit(number)
             raise
 
     def give(self, slab: Slab, keep: bool = True) -> bool:
-        """Take a slab back, after what is submitted now is done with it. False when somebody still holds a tensor.
+        """Return a slab to the pool. It becomes reusable when the work submitted so far is done.
 
-        Then it lingers: its bytes count until the last holder is gone, and it is not used again.
+        ``keep``: cache the slab for reuse, else free it.
+
+        Returns False if somebody still holds one of its tensors. Then the slab lingers: its bytes count until the last
+        tensor is released, and it is not reused.
         """
         with self._lock:
             self._used.remove(slab)
             if slab.holders() > 0:
-                self._book.rename(slab.number, "somebody", "still held after it was given back")
+                self._book.rename(slab.number, "unknown", "tensors are still held after the slab was returned")
                 self._lingering.append(slab)
                 return False
             slab.busy = self.device.mark()
             if keep and not slab.sealed:
-                self._book.rename(slab.number, "", "kept for the next")
+                self._book.rename(slab.number, "", "cached for reuse")
                 self._kept.append(slab)
             else:
                 self._drop(slab)
             return True
 
     def trim(self, kept_bytes: int = 0) -> None:
-        """Give kept slabs back to the system, the oldest first, until at most ``kept_bytes`` are kept."""
+        """Free cached slabs, the oldest first, until at most ``kept_bytes`` bytes are cached."""
         with self._lock:
-            self._settle()
+            self._free_lingering()
             while self._kept and self.kept_bytes > kept_bytes:
                 self._drop(self._kept.pop(0))
 
-    def _settle(self) -> None:
+    def _free_lingering(self) -> None:
         for slab in [slab for slab in self._lingering if slab.holders() == 0]:
             self._lingering.remove(slab)
             self._drop(slab)

@@ -1,8 +1,8 @@
-"""What this machine's device can be trusted with: measured on it, once for its versions, and kept.
+"""Self-test of a device's copies on this machine. It runs once per device, driver and torch version.
 
-Copies: whether they may be asynchronous, and how large the buffers should be through which they go. Copies of several
-sizes are under way at once, the program lets go of their sources and uses new memory meanwhile (which is how others
-lost bytes: row COPY 01), and what arrived is summed.
+It measures whether copies may be asynchronous, and which size of staging buffers is best. It starts several copies of
+each size at once. Meanwhile it drops their sources and allocates new memory, which is how other programs lost bytes
+(row COPY 01). Then it compares the sums of targets and sources. The result is stored.
 """
 
 from __future__ import annotations
@@ -22,25 +22,30 @@ from safelight.devices.verification import Verification
 _log = structlog.get_logger(__name__)
 
 SIZES = (1, 4097, 1 << 16, (1 << 20) + 64, 1 << 24)
-"""Bytes of the copies that are tried."""
+"""Sizes in bytes of the copies that the test makes."""
 
 AT_ONCE = 6
-"""Copies of one size that are under way together."""
+"""How many copies of one size run at the same time."""
 
 ROUNDS = 3
 
 STAGES = (1 << 20, 1 << 22, 1 << 23, 1 << 24, 1 << 25)
-"""Bytes: the sizes of buffers that are tried."""
+"""Sizes in bytes of the staging buffers that the test compares."""
 
 TIMED_BYTES = 1 << 26
 
 ENOUGH = 1.05
-"""The smallest buffers are taken that are at most so much slower than the best."""
+"""The smallest buffers are chosen that are slower than the best by at most this factor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """``asynchronous``: they were sound. ``why``: what was seen. ``stage_bytes``: of each buffer, 0 for none."""
+    """The test's result.
+
+    ``asynchronous``: whether asynchronous copies were correct.
+    ``why``: the finding, as text.
+    ``stage_bytes``: bytes of each staging buffer, 0 for no buffers.
+    """
 
     asynchronous: bool
     why: str
@@ -48,7 +53,7 @@ class Copies:
 
 
 def copies(device: Device, folder: Path) -> Copies:
-    """What is known of this device's copies in ``devices.json`` of ``folder``, else what trying them shows.
+    """Return the result that is stored in ``devices.json`` of ``folder``, or run the test and store its result.
 
     Sets ``device.asynchronous``.
     """
@@ -58,23 +63,23 @@ def copies(device: Device, folder: Path) -> Copies:
         found = Copies(**kept.read(path, key))
     except TypeError:
         found = tried(device)
-        _log.debug("the device's copies were tried", device=device.name, **asdict(found))
+        _log.debug("tested the device's copies", device=device.name, **asdict(found))
         kept.keep(path, key, asdict(found))
     device.asynchronous = found.asynchronous
     return found
 
 
 def tried(device: Device) -> Copies:
-    """Try the device's copies. It takes under a second."""
+    """Run the test. It takes less than a second. Sets ``device.asynchronous``."""
     device.asynchronous = True
     wrong = _first_wrong(device)
     device.asynchronous = wrong is None
-    why = "copies of all sizes arrived as they were sent" if wrong is None else wrong
+    why = "copies of all sizes arrived unchanged" if wrong is None else wrong
     return Copies(device.asynchronous, why, _best_stage(device) if device.stage_bytes else 0)
 
 
 def _first_wrong(device: Device) -> str | None:
-    """What the first copy was that arrived otherwise than it was sent."""
+    """Describe the first copy that arrived corrupted, or return None."""
     generator = torch.Generator().manual_seed(0)
     sizes = [nbytes for nbytes in SIZES if nbytes * AT_ONCE <= device.available()]
     for nbytes in sizes * ROUNDS:
@@ -84,7 +89,7 @@ def _first_wrong(device: Device) -> str | None:
             sources = [torch.randint(0, 256, (nbytes,), dtype=torch.uint8, generator=generator) for _ in targets]
             sent = [sums.of(source) for source in sources]
             fences = [device.push(source, target) for source, target in zip(sources, targets, strict=True)]
-            # The fences keep the sources; memory that the program asks for now must not be theirs.
+            # The fences keep the sources alive, so new memory must not overlap them.
             sources.clear()
             others = [torch.full((nbytes,), 0xFF, dtype=torch.uint8) for _ in targets]
             for fence in fences:
@@ -92,7 +97,7 @@ def _first_wrong(device: Device) -> str | None:
             arrived = [sums.of(target) for target in targets]
             del others, targets
             if arrived != sent:
-                return f"an asynchronous copy of {nbytes} bytes arrived otherwise than it was sent"
+                return f"an asynchronous copy of {nbytes} bytes arrived corrupted"
         finally:
             device.mark().wait()
             device.release(base)
@@ -100,7 +105,7 @@ def _first_wrong(device: Device) -> str | None:
 
 
 def _best_stage(device: Device) -> int:
-    """The smallest size of two buffers that copies about as fast as the best."""
+    """Return the smallest buffer size that copies about as fast as the best one."""
     nbytes = min(TIMED_BYTES, device.available() // 2)
     source, base = torch.zeros(nbytes, dtype=torch.uint8), device.allocate(nbytes)
     seconds: dict[int, float] = {}

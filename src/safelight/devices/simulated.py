@@ -1,9 +1,9 @@
-"""An accelerator in CPU memory, for tests and for trying what a machine without one cannot: it can fail on purpose.
+"""A simulated accelerator in CPU memory, for tests and for machines without an accelerator. It can fail on purpose.
 
-To torch it is a device of its own (``simulated:0``, a backend in pure Python), so that a tensor on the wrong device is
-an error as on CUDA, while its bits are the CPU's. It has memory of a set size, filled with NaN when it is given out and
-when it is given back; copies that arrive late and out of order; and switches for the failures that real devices have
-shown (:class:`Faults`).
+For torch it is a separate device (``simulated:0``, a backend in pure Python). So a tensor on the wrong device is an
+error, as on CUDA, but results have the same bits as on the CPU. Its memory has a fixed size and is filled with NaN when
+it is allocated and when it is freed. Copies arrive late and out of order. :class:`Faults` switches on failures that
+real devices have shown.
 """
 
 from __future__ import annotations
@@ -28,27 +28,29 @@ from safelight.devices.base import AHEAD, PASSED, Fence
 from safelight.errors import DeviceLostError, OutOfMemoryError
 
 ROUNDING = 512
-"""Bytes, as CUDA's caching allocator rounds."""
+"""Bytes. Allocations are rounded up to a multiple, as CUDA's caching allocator does."""
 
 STAGE_BYTES = 1 << 18
-"""Small, so that the copies of tests go through several buffers."""
+"""Bytes of a staging buffer. It is small, so that copies in tests need several buffers."""
 
 STREAMS = 2
-"""Copies run on so many streams and overtake each other."""
+"""How many streams run the copies. Copies on different streams overtake each other."""
 
 POISON = 0xFF
-"""Of which every byte is made that nobody has written: a NaN in each dtype that models use."""
+"""The value of unwritten bytes. It gives NaN in each dtype that models use."""
 
 
 @dataclass
 class Faults:
-    """What goes wrong. Counts say how often it will still happen; 0 means never.
+    """The failures to simulate. A count is how often the failure still happens; 0 means never.
 
-    ``lost_waits``: a fence that is waited for returns at once, as if the wait had been forgotten.
-    ``early_frees``: an asynchronous copy reads its source late, after it was overwritten, as if it had been freed.
-    ``corrupt_above``: copies of more bytes lose some of them; None for no such size. ``corrupted``: how many do.
-    ``failed_allocations``: memory cannot be had. ``overflow``: a dtype in which large results become infinite.
-    ``gone``: the device has disappeared.
+    ``lost_waits``: count; waiting for a fence returns at once.
+    ``early_frees``: count; an asynchronous copy reads its source after it was overwritten, as if it was freed.
+    ``corrupt_above``: copies of more than this many bytes are corrupted; None for no copies.
+    ``corrupted``: count of such copies.
+    ``failed_allocations``: count; an allocation raises OutOfMemoryError.
+    ``overflow``: a dtype in which large results become infinite (:data:`OVERFLOWS_AT`).
+    ``gone``: the device was lost.
     """
 
     lost_waits: int = 0
@@ -61,21 +63,21 @@ class Faults:
 
 
 OVERFLOWS_AT = 16.0
-"""With ``Faults.overflow``: the magnitude above which results become infinite."""
+"""The magnitude above which results become infinite with ``Faults.overflow``."""
 
 
 class OnDevice(torch.Tensor):
-    """A tensor of the simulated device: ``cpu_tensor`` is the one that holds its bytes."""
+    """A tensor on the simulated device. ``cpu_tensor`` holds its bytes."""
 
     cpu_tensor: torch.Tensor
 
     @staticmethod
     def __new__(cls: type[OnDevice], inner: torch.Tensor) -> OnDevice:
-        made = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+        wrapper = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
             cls, inner.size(), strides=inner.stride(), dtype=inner.dtype, device=_device(), requires_grad=False
         )
-        made.cpu_tensor = inner
-        return made
+        wrapper.cpu_tensor = inner
+        return wrapper
 
     def __init__(self, inner: torch.Tensor) -> None:
         pass
@@ -91,13 +93,13 @@ class OnDevice(torch.Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Whole functions run on the CPU tensors, so that they take the CPU's own paths and give its bits."""
+        """Run whole functions on the CPU tensors, so that they use the CPU's code paths and give its bits."""
         kwargs = kwargs or {}
         if not all(issubclass(kind, OnDevice) for kind in types):
-            # A streamed parameter among them has the first word: it brings the tensor, then this is called again.
+            # A streamed parameter is among the arguments. It fetches its tensor first, and then this is called again.
             return NotImplemented
         if func == _SET_DATA:
-            # Its shape stays, as a wrapper's cannot change; what it held is let go.
+            # The wrapper's shape cannot change, so it stays. The old CPU tensor is released.
             args[0].cpu_tensor = _open(args[1])
             return None
         if func in _DEVICE_ITSELF or _moves(func, args, kwargs):
@@ -115,7 +117,7 @@ class OnDevice(torch.Tensor):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.ops.aten._to_copy.default:
-            return _copied(args[0], kwargs)
+            return _to_copy(args[0], kwargs)
         if func is torch.ops.aten.copy_.default:
             target, source = args[0], args[1]
             _open(target).copy_(_open(source))
@@ -140,7 +142,7 @@ _DEVICE_ITSELF = frozenset(
 
 
 def _moves(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether this names a device, and so may be a move from one to another."""
+    """Whether the arguments name a device, so that the call may move a tensor."""
     if func in (torch.Tensor.cpu, torch.Tensor.cuda):
         return True
     named = (*args[1:], *kwargs.values())
@@ -158,7 +160,7 @@ def _open(value: Any) -> Any:
 
 
 def _run(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run on the CPU tensors. Raises RuntimeError when host tensors are mixed in, as CUDA would."""
+    """Run a function on the CPU tensors. Raises RuntimeError if host tensors are among the arguments, as CUDA does."""
     _current().check()
     flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     back: dict[int, OnDevice] = {}
@@ -169,28 +171,28 @@ def _run(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
             name = getattr(func, "__name__", str(func))
             raise RuntimeError(f"{name}: expected all tensors on {_device()}, found one on {value.device}")
     opened_args, opened_kwargs = pytree.tree_unflatten([_open(value) for value in flat], spec)
-    return pytree.tree_map_only(torch.Tensor, lambda made: _wrapped(made, back), func(*opened_args, **opened_kwargs))
+    return pytree.tree_map_only(torch.Tensor, lambda result: _wrap(result, back), func(*opened_args, **opened_kwargs))
 
 
-def _wrapped(made: torch.Tensor, back: Mapping[int, OnDevice]) -> torch.Tensor:
-    if id(made) in back:
-        return back[id(made)]
+def _wrap(result: torch.Tensor, back: Mapping[int, OnDevice]) -> torch.Tensor:
+    if id(result) in back:
+        return back[id(result)]
     faults = _current().faults
-    if faults.overflow is not None and made.dtype == faults.overflow:
-        made = torch.where(made.abs() > OVERFLOWS_AT, torch.full_like(made, float("inf")), made)
-    return OnDevice(made)
+    if faults.overflow is not None and result.dtype == faults.overflow:
+        result = torch.where(result.abs() > OVERFLOWS_AT, torch.full_like(result, float("inf")), result)
+    return OnDevice(result)
 
 
-def _copied(tensor: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+def _to_copy(tensor: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
     goal = kwargs.pop("device", None)
     kwargs.pop("non_blocking", None)
     here = isinstance(tensor, OnDevice) if goal is None else torch.device(goal).type == _device().type
-    made = torch.ops.aten._to_copy.default(_open(tensor), **kwargs)
-    return OnDevice(made) if here else made
+    copy = torch.ops.aten._to_copy.default(_open(tensor), **kwargs)
+    return OnDevice(copy) if here else copy
 
 
 class _Registered:
-    """The backend of the process: torch has room for one. It serves the device that was made last."""
+    """The backend of the process. torch allows only one, so it serves the most recently created device."""
 
     def __init__(self) -> None:
         _setup_privateuseone_for_python_backend("simulated")
@@ -198,10 +200,10 @@ class _Registered:
         self.device: weakref.ref[Simulated] | None = None
 
         def empty(size: Sequence[int], **kwargs: Any) -> torch.Tensor:
-            return _poisoned(torch.empty(size, dtype=kwargs.get("dtype")))
+            return _poison(torch.empty(size, dtype=kwargs.get("dtype")))
 
         def empty_strided(size: Sequence[int], stride: Sequence[int], **kwargs: Any) -> torch.Tensor:
-            return _poisoned(torch.empty_strided(size, stride, dtype=kwargs.get("dtype")))
+            return _poison(torch.empty_strided(size, stride, dtype=kwargs.get("dtype")))
 
         def copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
             del non_blocking
@@ -213,10 +215,10 @@ class _Registered:
         self.library.impl("_copy_from", copy_from, "PrivateUse1")
 
 
-def _poisoned(made: torch.Tensor) -> OnDevice:
-    if made.numel():
-        torch.empty(0, dtype=torch.uint8).set_(made.untyped_storage()).fill_(POISON)
-    return OnDevice(made)
+def _poison(tensor: torch.Tensor) -> OnDevice:
+    if tensor.numel():
+        torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).fill_(POISON)
+    return OnDevice(tensor)
 
 
 @cache
@@ -239,7 +241,7 @@ def _current() -> Simulated:
 
 
 class _Copy:
-    """The fence of a copy that a stream will do."""
+    """The fence of a copy that a stream runs."""
 
     def __init__(self, faults: Faults, done: Future[None]) -> None:
         self._faults = faults
@@ -253,8 +255,13 @@ class _Copy:
 
 
 class Simulated:
-    """See :class:`safelight.devices.base.Device`. ``nbytes``: its memory. ``bandwidth``: bytes a second of copies, None
-    for as fast as the CPU copies; ``latency``: seconds before each. ``seed``: of the order in which copies arrive."""
+    """See :class:`safelight.devices.base.Device`.
+
+    ``nbytes``: bytes of its memory.
+    ``bandwidth``: bytes per second of copies, None for the CPU's own speed.
+    ``latency``: seconds before each copy.
+    ``seed``: seed of the order in which copies arrive.
+    """
 
     name = "simulated"
     separate = True
@@ -287,7 +294,7 @@ class Simulated:
         return _device()
 
     def check(self) -> None:
-        """Raises DeviceLostError when the device has disappeared."""
+        """Raise DeviceLostError if the device was lost."""
         if self.faults.gone:
             raise DeviceLostError(self.name)
 
@@ -349,12 +356,12 @@ class Simulated:
             corrupt = self.faults.corrupted > 0 and above is not None and source.numel() > above
             self.faults.corrupted -= corrupt
         if early:
-            # The driver kept the address, the program believed the copy done and used the memory for something else.
+            # As if the driver kept the address while the program took the copy for done and reused the memory.
             source = torch.full_like(source, POISON)
         if not self.asynchronous:
             self._copy(source, target, corrupt)
             return PASSED
-        # The stream's thread lets go of its arguments only after it told that it is done: these are taken out before.
+        # The stream's thread releases its arguments only after its future is done. Popping them releases them before.
         held = [(source, target)]
         return _Copy(self.faults, stream.submit(lambda: self._copy(*held.pop(), corrupt)))
 
@@ -372,14 +379,14 @@ class Simulated:
             target[target.numel() // 2 :].fill_(POISON)
 
     def close(self) -> None:
-        """Let the streams finish."""
+        """Wait for the streams to finish."""
         for stream in self._streams:
             stream.shutdown(wait=True)
 
 
 @contextlib.contextmanager
 def simulated(**settings: Any) -> Generator[Simulated]:
-    """A device for the time of a context."""
+    """Create a device for the time of the context."""
     device = Simulated(**settings)
     try:
         yield device

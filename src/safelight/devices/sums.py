@@ -1,7 +1,7 @@
-"""Sums by which bytes are known again where they arrived: 64-bit words added up modulo 2^64, plain and weighted.
+"""Checksums of bytes in memory: sums of 64-bit words modulo 2^64, plain and weighted.
 
-The plain sum sees every changed word, the weighted one also rows of words (8 KB) that changed places. Both are sums of
-integers, so that every device computes the same, in whatever order it adds.
+The plain sum detects every changed word. The weighted sum also detects rows of words (8 KiB) that changed places. Both
+are integer sums, so every device gets the same result, in any order of addition.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Sum = tuple[int, int]
 
 
 class Running:
-    """The sum of bytes that come piece by piece; every piece but the last is whole rows."""
+    """Computes a sum piece by piece. Each piece except the last must be a whole number of rows."""
 
     def __init__(self) -> None:
         self._plain = 0
@@ -27,7 +27,7 @@ class Running:
         self._row = 0
 
     def add(self, piece: torch.Tensor) -> None:
-        """``piece``: uint8, contiguous, (n,), on any device."""
+        """Add ``piece``: uint8, contiguous, (n,), on any device."""
         if piece.storage_offset() % 8:
             piece = piece.clone()
         whole = piece.numel() // ROW_BYTES * ROW_BYTES
@@ -50,7 +50,7 @@ class Running:
 
 
 def of(tensor: torch.Tensor) -> Sum:
-    """The sum of a contiguous tensor's bytes, wherever it is."""
+    """Return the sum of a contiguous tensor's bytes, on any device."""
     running = Running()
     if tensor.numel():
         running.add(tensor.view(-1).view(torch.uint8))
@@ -58,7 +58,7 @@ def of(tensor: torch.Tensor) -> Sum:
 
 
 def combined(sums: Iterable[Sum]) -> Sum:
-    """One sum of several tensors in their order."""
+    """Combine the sums of several tensors into one, which depends on their order."""
     plain = weighted = 0
     for number, (a, b) in enumerate(sums, 1):
         plain, weighted = plain + a, weighted + number * b

@@ -1,8 +1,8 @@
-"""The one place in which bytes move: from a file into host memory, and from there to a device and back.
+"""The only module that moves bytes: from a file to host memory, and from there to a device and back.
 
-Files that Safelight does not own are read with ``pread``: a file that shrinks then gives a short read and an error,
-where a map would kill the process. What is read is hashed and cast in the same pass; what is copied is summed where it
-arrived. No source is freed and no target read before the fence between them is passed.
+Files that Safelight does not own are read with ``pread``. If such a file shrinks, a read is short and raises an error;
+a memory map would kill the process. One pass reads, hashes and casts the bytes. Copies are verified by their sum at the
+target. No source is freed and no target is read before the copy's fence has passed.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 CHUNK_ELEMENTS = 1 << 19
-"""Small enough for a chunk and its casts to stay in a core's caches (fp16 to bf16 goes 2.3 times as fast in blocks),
-large enough for the interpreter's own time to count little."""
+"""Elements of a chunk. A chunk and its casts are small enough for a core's caches (fp16 to bf16 is 2.3 times as fast in
+blocks), and large enough to keep the interpreter's overhead small."""
 
 PIECE_BYTES = 1 << 20
-"""Of a synchronous copy that repeats one that went wrong: small, as large copies are what goes wrong."""
+"""Bytes of each piece when a corrupted copy is repeated. They are small, because large copies are what fails."""
 
 LOWEST = 19
-"""The priority of a thread that runs when nothing else does."""
+"""The lowest thread priority: such a thread runs only if no other wants the core."""
 
 WAITS = 4
-"""How often a fence is waited for again before a copy is repeated."""
+"""How often a fence is waited for again before its copy is repeated."""
 
 MARKED = 0xA5
-"""Fills the target of a copy that will be verified."""
+"""The byte that fills the target before a copy that will be verified."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -59,15 +59,17 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-"""Torch's by the format's names; adapters have the wide ones and integers."""
+"""torch's dtypes by safetensors' names. Adapters also use F64 and integers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
     """Read ``nbytes`` bytes at ``offset`` of ``path`` into ``target`` and compare their XXH3-128 with ``xxh3`` (hex).
 
-    ``target`` is in host memory, has the shape that the module expects and its final dtype; ``dtype`` is the file's.
-    With ``transpose`` the bytes hold the matrix the other way round. ``prove``: whether what is produced is hashed too.
+    ``dtype``: the dtype in the file, by safetensors' name.
+    ``transpose``: the file stores the transposed matrix.
+    ``target``: in host memory, with the shape that the module expects and the final dtype.
+    ``prove``: whether to hash the target's final bytes too.
     """
 
     name: str
@@ -82,7 +84,7 @@ class Read:
 
 
 class _Staging(threading.local):
-    """Each thread's own chunks: bytes as read, and fp32 between fp16 and bf16."""
+    """Each thread's own buffers: bytes from the file, and fp32 values on the way from fp16 to bf16."""
 
     def __init__(self) -> None:
         self.raw = torch.empty(CHUNK_ELEMENTS * 4, dtype=torch.uint8, device="cpu")
@@ -90,17 +92,18 @@ class _Staging(threading.local):
 
 
 STAGING_BYTES = CHUNK_ELEMENTS * 8
-"""Of one reading thread."""
+"""Bytes of the buffers of one reading thread."""
 
 _staging = _Staging()
 
 
 def read_all(reads: Sequence[Read], threads: int, favour: bool = False) -> list[str]:
-    """Carry out all reads, on ``threads`` threads; the XXH3-128 (hex) of each target as it was produced, in order.
+    """Do all reads on ``threads`` threads, and return each target's XXH3-128 (hex) in order, "" if not hashed.
 
-    ``favour``: nobody waits for them, so the readers get the cores only while nothing else wants them. Returns when
-    every byte has arrived and every hash was right. Raises IntegrityError when bytes differ from the manifest, or end
-    too early.
+    It returns when every byte has arrived and every hash is correct.
+
+    ``favour``: nobody waits for these reads, so the reader threads run only while no other thread wants the cores.
+    Raises IntegrityError if bytes differ from the manifest or a file is too short.
     """
     with contextlib.ExitStack() as stack:
         opened: dict[Path, int] = {}
@@ -109,8 +112,8 @@ def read_all(reads: Sequence[Read], threads: int, favour: bool = False) -> list[
             stack.callback(os.close, opened[path])
         if not favour and (threads == 1 or len(reads) == 1):
             return _run(reads, opened)
-        # Each reader casts by itself: OpenMP teams of several readers would fight for the cores. The number belongs to
-        # the thread that sets it; what new threads inherit is put back.
+        # Each reader casts on one thread, because the OpenMP teams of several readers would compete for the cores. The
+        # number of threads belongs to the thread that sets it. New threads inherit it, so it is restored.
         with (
             numbered(torch.get_num_threads()),
             ThreadPoolExecutor(threads, "safelight-read", _prepare, (favour,)) as pool,
@@ -120,17 +123,17 @@ def read_all(reads: Sequence[Read], threads: int, favour: bool = False) -> list[
 
 
 def _prepare(favour: bool) -> None:
-    """In a new reader."""
+    """Initialise a new reader thread."""
     torch.set_num_threads(1)
     if favour and sys.platform == "linux":
-        # A step's threads wait for the slowest of them, so a reader that takes its turn on one core costs it on all.
-        # Only Linux has a priority of each thread; a thread cannot raise it again, so it is never the caller's.
+        # All threads of a denoising step wait for the slowest one, so a reader on one core delays all cores. Only Linux
+        # has priorities per thread. A thread cannot raise its priority again, so the caller's must never be lowered.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
 
 
 @contextlib.contextmanager
 def numbered(threads: int) -> Generator[None]:
-    """Within: this thread computes on ``threads`` threads; after: as before."""
+    """Compute on ``threads`` threads within the context, and restore the number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -140,7 +143,7 @@ def numbered(threads: int) -> Generator[None]:
 
 
 def _shares(reads: Sequence[Read], count: int) -> list[list[Read]]:
-    """The reads in ``count`` parts of about the same bytes, each in the file's order."""
+    """Split the reads into ``count`` parts of about equal bytes, each in the file's order."""
     shares: list[list[Read]] = [[] for _ in range(count)]
     total, done = sum(read.nbytes for read in reads) or 1, 0
     for read in reads:
@@ -175,7 +178,7 @@ def _read(read: Read, descriptor: int) -> str:
                 produced.update(_bytes_of(target.view(torch.uint8)))
     digest = arrived.hexdigest()
     if digest != read.xxh3:
-        raise IntegrityError(read.path, read.name, "its bytes are not those of the manifest")
+        raise IntegrityError(read.path, read.name, "its bytes differ from the manifest")
     if read.transpose:
         read.target.copy_(flat.view(read.target.shape[::-1]).t())
         return digest_of(read.target) if read.prove else ""
@@ -183,7 +186,7 @@ def _read(read: Read, descriptor: int) -> str:
 
 
 def digest_of(tensor: torch.Tensor) -> str:
-    """XXH3-128 (hex) of a contiguous tensor in host memory."""
+    """Return the XXH3-128 (hex) of a contiguous tensor in host memory."""
     return xxhash.xxh3_128(_bytes_of(tensor.view(-1).view(torch.uint8))).hexdigest() if tensor.numel() else _EMPTY
 
 
@@ -198,7 +201,7 @@ def _fill(read: Read, descriptor: int, view: memoryview, offset: int) -> None:
     while view:
         got = os.preadv(descriptor, [view], offset)
         if got == 0:
-            raise IntegrityError(read.path, read.name, "the file ends before it does")
+            raise IntegrityError(read.path, read.name, "the file ends before the tensor does")
         view, offset = view[got:], offset + got
 
 
@@ -213,7 +216,7 @@ def _cast(chunk: torch.Tensor, target: torch.Tensor) -> None:
 
 @dataclass
 class Counts:
-    """What happened to copies: ``wrong`` arrived other than they were sent, ``again`` were right when repeated."""
+    """Counts of copies: ``wrong`` arrived corrupted; ``again`` of these were correct after a repair."""
 
     copies: int = 0
     nbytes: int = 0
@@ -222,11 +225,12 @@ class Counts:
 
 
 class Transfers:
-    """Copies from the host to one device; ``verification`` says which are summed where they arrive.
+    """Copies bytes from the host to one device. Thread-safe: threads wait for each other.
 
-    Where the device copies best from memory of its own kind (``stage_bytes``), bytes go through two such buffers, the
-    next one filled while the last is on its way; ``stage_bytes`` sets their size instead. Safe to be used by several
-    threads, which wait for each other.
+    If the device has staging buffers, bytes go through two of them: one is filled while the other is copied.
+
+    ``verification``: decides which copies are verified.
+    ``stage_bytes``: bytes of each buffer, 0 for none, None for the device's default.
     """
 
     def __init__(
@@ -241,42 +245,46 @@ class Transfers:
 
     @property
     def staging_bytes(self) -> int:
-        """Host memory that is held for copies."""
+        """Bytes of host memory in the staging buffers."""
         return sum(stage.numel() for stage in self._stages)
 
     def push(self, what: str, source: torch.Tensor, target: torch.Tensor, verify: bool = True) -> sums.Sum | None:
-        """Copy host bytes to the device, and return when they are there: uint8, contiguous, of one size.
+        """Copy host bytes to the device, and return when they have arrived.
 
-        Gives their sum where they were to be verified, else None. ``what`` names them. A copy that arrived otherwise
-        than it was sent is repeated in small synchronous pieces; raises TransferError when that did not help either.
-        Whoever reads the source again may then try once more.
+        ``what``: a name for logs and errors.
+        ``source``, ``target``: uint8, contiguous, of the same size.
+        ``verify``: compare the sums of source and target. A corrupted copy is repeated in small pieces.
+
+        Returns the sum if the copy was verified, else None.
+        Raises TransferError if the repeated copy is corrupted too. The caller may read the source again and retry.
         """
         with self._lock:
             self.counts.copies += 1
             self.counts.nbytes += source.numel()
             if not verify:
-                self._submitted(source, target)
+                self._copy(source, target)
                 return None
-            # What was there before may be the same bytes: then a copy that has not arrived would pass for one that has.
+            # The target may hold the same bytes from before. Without the mark, a missing copy would look correct.
             with self.device.aside():
                 target.fill_(MARKED)
             with self.verification.timed():
                 sent = sums.of(source)
-            fences = self._submitted(source, target)
-            if self._is(target, sent):
+            fences = self._copy(source, target)
+            if self._matches(target, sent):
                 return sent
             self.counts.wrong += 1
             self.verification.found_wrong()
-            _log.warning("a copy arrived otherwise than it was sent; it is repeated", what=what, nbytes=source.numel())
-            if self._arrives(fences, target, sent) or self._in_pieces(source, target, sent):
+            _log.warning("a copy arrived corrupted; repairing it", what=what, nbytes=source.numel())
+            if self._arrives_late(fences, target, sent) or self._in_pieces(source, target, sent):
                 self.counts.again += 1
                 return sent
         raise TransferError(what, self.device.name, source.numel())
 
-    def _submitted(self, source: torch.Tensor, target: torch.Tensor) -> list[Fence]:
-        """Submit the copy and wait for it; the fences of its parts. A buffer is filled again only after its fence.
+    def _copy(self, source: torch.Tensor, target: torch.Tensor) -> list[Fence]:
+        """Submit the copy in parts, wait for all of them, and return their fences.
 
-        Whatever is raised, nothing is on its way any more when this ends: late bytes would land in another's slab.
+        A staging buffer is filled again only after its fence has passed. Also after an error, no copy is in flight when
+        this returns: late bytes would overwrite somebody else's slab.
         """
         fences: list[Fence] = []
         try:
@@ -299,20 +307,20 @@ class Transfers:
             raise
         return fences
 
-    def _is(self, target: torch.Tensor, sent: sums.Sum) -> bool:
+    def _matches(self, target: torch.Tensor, sent: sums.Sum) -> bool:
         with self.verification.timed(), self.device.aside():
             return sums.of(target) == sent
 
-    def _arrives(self, fences: Sequence[Fence], target: torch.Tensor, sent: sums.Sum) -> bool:
-        """Whether waiting again helps: then it was the waiting that had failed, and nothing is on its way any more."""
+    def _arrives_late(self, fences: Sequence[Fence], target: torch.Tensor, sent: sums.Sum) -> bool:
+        """Wait again, and return whether the bytes are correct then. If so, only the first wait had failed."""
         for _ in range(WAITS):
             for fence in fences:
                 fence.wait()
-            if self._is(target, sent):
+            if self._matches(target, sent):
                 return True
         return False
 
     def _in_pieces(self, source: torch.Tensor, target: torch.Tensor, sent: sums.Sum) -> bool:
         for at in range(0, source.numel(), PIECE_BYTES):
             self.device.push(source[at : at + PIECE_BYTES], target[at : at + PIECE_BYTES]).wait()
-        return self._is(target, sent)
+        return self._matches(target, sent)

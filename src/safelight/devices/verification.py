@@ -1,4 +1,4 @@
-"""How often bytes in memory are summed again: by policy, and by what it may cost. No torch."""
+"""Decides how often bytes in memory are verified: by a policy, and by its cost. No torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from contextlib import contextmanager
 from typing import Literal
 
 Policy = Literal["auto", "always", "first", "sample", "off"]
-"""``always``; the ``first`` time of each thing; one time in :data:`SAMPLE`; ``off``; ``auto``: every time, as long as
-that costs less than :data:`SHARE` of the time that computing takes, and always once anything was found wrong."""
+"""When uses are verified.
+
+- ``always``: each use.
+- ``first``: the first use of each thing.
+- ``sample``: one use in :data:`SAMPLE`.
+- ``off``: never.
+- ``auto``: the first use of each thing; later uses as long as verifying takes at most :data:`SHARE` of the computing
+  time; each use after any error was found.
+"""
 
 SAMPLE = 16
 
@@ -18,7 +25,7 @@ SHARE = 0.02
 
 
 class Verification:
-    """Says whether the next use is verified, and counts. Safe to be used by several threads."""
+    """Decides whether a use is verified, and counts. Thread-safe."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -31,7 +38,7 @@ class Verification:
         self._lock = threading.Lock()
 
     def due(self, what: str) -> bool:
-        """Whether this use of ``what`` is verified."""
+        """Count a use of ``what``, and return whether to verify it."""
         with self._lock:
             first = what not in self._known
             self._known.add(what)
@@ -48,7 +55,7 @@ class Verification:
 
     @contextmanager
     def timed(self) -> Generator[None]:
-        """The time within was spent on verifying."""
+        """Count the time within the context as verifying time."""
         start = time.perf_counter()
         try:
             yield
@@ -57,7 +64,7 @@ class Verification:
                 self._seconds += time.perf_counter() - start
 
     def worked(self, seconds: float) -> None:
-        """So much time was spent on what is verified."""
+        """Add seconds of computing time."""
         with self._lock:
             self._work += seconds
 
@@ -66,6 +73,6 @@ class Verification:
             self.wrong += 1
 
     def says(self) -> str:
-        """For people: what is verified, and what that costs."""
+        """Describe the policy, the counts and the cost, for reports."""
         cost = f", {self._seconds / self._work:.1%} of the time" if self._work else ""
         return f"{self.policy}: {self.verified} of {self.uses} verified{cost}, {self.wrong} found wrong"

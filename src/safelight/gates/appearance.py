@@ -1,15 +1,15 @@
-"""Marks images whose look is suspicious: constant, noise, or not what the VAE makes of their latents.
+"""Marks images that look suspicious: constant colour, noise, or not what the VAE decodes from their latents.
 
-A mark is no failure: a plain background is constant, and an image of one step is noise, and both can be right. What is
-looked at: the contrast; the latents' spread, and how alike neighbours are (noise has neighbours that are not); and
-whether the VAE makes the same pixels of the same latents once more. A decoder is deterministic, so that this is known
-and not guessed: no right image is marked by it, whatever it shows and whatever its VAE, and nothing is calibrated.
-What is wrong in the same way each time is not seen so: the canary sees it.
+A mark is not a failure. A plain background is constant, and an image after one step is noise; both can be correct.
 
-Decoding again costs as much as decoding, so it is done for the images of a VAE that fit least what is known of it: a
-least-squares map from latents to colours, learnt from the images before, says how far an image is from what is
-expected, and how well its colours would fit if they were exchanged. A doubtful image costs time; it is never marked by
-the map.
+Three things are checked: the contrast of the image; the standard deviation of the latents and the correlation of
+neighbouring latents, which is low for noise; and whether the VAE decodes the same latents to the same pixels again. A
+decoder is deterministic, so the last check never marks a correct image, for any content and any VAE, and it needs no
+calibration. It does not find errors that are the same each time; the canary does.
+
+Decoding again costs as much as decoding. So only the most doubtful images of each VAE are decoded again. For this, a
+least-squares map from latents to colours is learnt from earlier images. It says how far an image is from the expected
+colours, and how well its colours would fit with exchanged channels. The map only selects images; it never marks one.
 """
 
 from __future__ import annotations
@@ -24,45 +24,49 @@ import torch
 from torch.nn import functional as F
 
 CONSTANT = 1.0
-"""Of 255: less contrast than this is one colour."""
+"""Of 255. An image with less contrast than this has a single colour."""
 
 SPREAD = (0.15, 4.0)
-"""The standard deviation of an image's latents; they are scaled to about 1."""
+"""The normal range of the standard deviation of an image's latents. They are scaled to about 1."""
 
 NOISE = 0.1
-"""Correlation of neighbouring latents: below it an image looks like noise, if it has latents enough to tell."""
+"""Correlation of neighbouring latents. Below it, an image with at least :data:`TELLING` latents looks like noise."""
 
 APART = 0.5
-"""Correlation of two channels: above it an image is no noise, but a fine texture (gravel, grass, a code)."""
+"""Correlation of two channels. Above it an image is not noise but a fine texture (gravel, grass, a code)."""
 
 TELLING = 1024
-"""Latents from which those correlations can be told from chance."""
+"""The number of latents from which these correlations are distinguishable from chance."""
 
 FIRST = 100
-"""So many images of a VAE are all decoded again; later only those that are in doubt."""
+"""The first so many images of a VAE are all decoded again. After that, only doubtful ones are."""
 
 SURE = 50
-"""Images after which a VAE's map is known so well that its scores are like later ones."""
+"""After so many images, a VAE's map is good enough that its scores are comparable with later ones."""
 
 WINDOW = 200
-"""Images by whose scores it is told which are in doubt."""
+"""An image is doubtful in comparison with the scores of so many earlier images."""
 
 DOUBTED = (0.25, 0.05)
-"""Shares of a VAE's images that are decoded again: as exchanged colours would fit well; as the map fits badly."""
+"""Shares of a VAE's images that are decoded again: because exchanged colours fit well; because the map fits badly."""
 
 FEW = 1024
-"""So many latents of an image, evenly over it, are enough for the map."""
+"""About so many latents of an image, evenly spaced, are used for the map."""
 
 DIFFERENT = 3.0
-"""Of 255: by how much the mean colour of what one latent covers differs when other pixels come out."""
+"""Of 255. If the mean colour under one latent differs by more than this, the second decoding is different."""
 
 _EXCHANGED = [list(order) for order in permutations(range(3))][1:]
 
 
 @dataclass(slots=True)
 class _Map:
-    """Sums over a VAE's images, each image counting once, for a least-squares map from :func:`_columns` to colours;
-    and the scores of the last images."""
+    """A least-squares map from :func:`_columns` to colours, for one VAE.
+
+    ``squares``, ``products``, ``colours``: sums over images, each image with the same weight.
+    ``count``: number of images.
+    ``scores``: scores of the latest images.
+    """
 
     squares: torch.Tensor
     products: torch.Tensor
@@ -77,22 +81,26 @@ class _Map:
         self.count += 1
 
     def score(self, columns: torch.Tensor, colours: torch.Tensor) -> tuple[float, float]:
-        """By how much the best exchange of the colours fits better than none (below 0: worse); how badly they fit."""
-        one = torch.eye(len(self.squares), dtype=torch.float64)
-        known = torch.linalg.solve(self.squares + 1e-3 * one, self.products)
+        """Return (exchange, misfit).
+
+        ``exchange``: by how much the best exchange of colour channels fits better than the image; negative if worse.
+        ``misfit``: how badly the image fits the map.
+        """
+        identity = torch.eye(len(self.squares), dtype=torch.float64)
+        known = torch.linalg.solve(self.squares + 1e-3 * identity, self.products)
         errors = (self.colours - known.T @ self.products) / max(1, self.count)
-        precision = torch.linalg.inv((errors + errors.T) / 2 + 1e-4 * one[:3, :3])
+        precision = torch.linalg.inv((errors + errors.T) / 2 + 1e-4 * identity[:3, :3])
         expected = columns @ known
 
-        def far(shown: torch.Tensor) -> torch.Tensor:
+        def misfit(shown: torch.Tensor) -> torch.Tensor:
             return (((expected - shown) @ precision) * (expected - shown)).sum(1)
 
-        own = far(colours)
-        exchanged = [float((torch.log1p(own / 3) - torch.log1p(far(colours[:, o]) / 3)).mean()) for o in _EXCHANGED]
+        own = misfit(colours)
+        exchanged = [float((torch.log1p(own / 3) - torch.log1p(misfit(colours[:, o]) / 3)).mean()) for o in _EXCHANGED]
         return max(exchanged), float(own.mean())
 
     def doubts(self, scores: tuple[float, float]) -> bool:
-        """Whether an image of these scores is among the most doubtful; always while little is known."""
+        """Whether an image with these scores is among the most doubtful. True for the first :data:`FIRST` images."""
         if self.count < FIRST:
             return True
         before = torch.tensor(list(self.scores), dtype=torch.float64)
@@ -103,7 +111,7 @@ class _Map:
 
 
 class Looks:
-    """Looks at finished images; knows each VAE by the images that it decoded without a mark. Thread-safe."""
+    """Checks finished images. It learns a map for each VAE from its unmarked images. Thread-safe."""
 
     def __init__(self) -> None:
         self._maps: dict[str, _Map] = {}
@@ -112,25 +120,30 @@ class Looks:
     def marks(
         self, vae: str, latents: torch.Tensor, pixels: torch.Tensor, again: Callable[[], torch.Tensor]
     ) -> list[str]:
-        """What is suspicious. ``vae``: the VAE's digest; ``latents``: (1, 4, h, w); ``pixels``: uint8 (8h, 8w, 3), in
-        host memory; ``again``: decodes the latents once more, to such pixels."""
+        """Return a phrase for each suspicious property of an image.
+
+        ``vae``: the VAE's digest.
+        ``latents``: (1, 4, h, w).
+        ``pixels``: uint8 (8h, 8w, 3), in host memory.
+        ``again``: decodes the latents again and returns their pixels in the same form.
+        """
         values = latents[0].detach().cpu().double().nan_to_num(0.0, 0.0, 0.0)
         height, width = values.shape[1:]
         spread = float(values.std())
         if contrast(pixels) < CONSTANT:
-            return ["it is of one colour"]
+            return ["it has a single colour"]
         if not SPREAD[0] <= spread <= SPREAD[1]:
-            return [f"its latents spread by {spread:.2f}, where those of images spread by about 1"]
+            return [f"the standard deviation of its latents is {spread:.2f}; about 1 is normal"]
         if height * width >= TELLING and alike(values) < NOISE and related(values) < APART:
             return ["it looks like noise"]
-        every = max(1, height * width // FEW) | 1  # Odd, so as not to fall on the same columns in each row.
+        every = max(1, height * width // FEW) | 1  # Odd, so that each row gives different columns.
         columns, colours = _columns(values)[::every], small(pixels, height, width)[::every]
         with self._lock:
             known = self._maps.setdefault(vae, _empty(columns.shape[1]))
             scores = known.score(columns, colours)
-            doubted = known.doubts(scores)
-        if doubted and differ(pixels, again(), height, width) > DIFFERENT:
-            return ["its VAE makes another picture of the same latents"]
+            doubtful = known.doubts(scores)
+        if doubtful and differ(pixels, again(), height, width) > DIFFERENT:
+            return ["its VAE decodes the same latents to a different picture"]
         with self._lock:
             known.learn(columns, colours)
             if known.count > SURE:
@@ -139,12 +152,12 @@ class Looks:
 
 
 def contrast(pixels: torch.Tensor) -> float:
-    """The standard deviation of all values, of 255."""
+    """Return the standard deviation of all values, of 255."""
     return float(pixels.float().std())
 
 
 def alike(latents: torch.Tensor) -> float:
-    """The correlation of latents (4, h, w) with their neighbours, right and below; 0 for noise, near 1 for images."""
+    """Return the correlation of latents (4, h, w) with their right and lower neighbours. Noise: 0; images: near 1."""
     values = latents - latents.mean((1, 2), keepdim=True)
     variance = float((values * values).mean())
     if not variance:
@@ -155,20 +168,20 @@ def alike(latents: torch.Tensor) -> float:
 
 
 def related(latents: torch.Tensor) -> float:
-    """The highest correlation, of either sign, of two channels of latents (4, h, w); 0 for noise."""
+    """Return the largest absolute correlation of two channels of latents (4, h, w). Noise: 0."""
     values = (latents - latents.mean((1, 2), keepdim=True)).flatten(1)
     values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-9)
     return float((values @ values.T).triu(1).abs().max())
 
 
 def small(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The colours (h * w, 3), from 0 to 1, that each latent covers."""
+    """Return the mean colours under each latent, (h * w, 3), from 0 to 1."""
     planes = pixels.permute(2, 0, 1)[None].float() / 255
     return F.interpolate(planes, (height, width), mode="area")[0].flatten(1).T.double()
 
 
 def differ(one: torch.Tensor, other: torch.Tensor, height: int, width: int) -> float:
-    """The largest difference, of 255, of the mean colours that a latent covers."""
+    """Return the largest difference, of 255, between two images' mean colours under a latent."""
     return float((small(one, height, width) - small(other, height, width)).abs().max()) * 255
 
 
@@ -180,8 +193,11 @@ def _empty(count: int) -> _Map:
 
 
 def _columns(latents: torch.Tensor) -> torch.Tensor:
-    """(h * w, 75), from latents (4, h, w): each latent and its 8 neighbours, its products, and how it is to the image's
-    mean and spread, since a decoder's normalisations make one depend on all."""
+    """Compute the map's inputs, (h * w, 75), from latents (4, h, w).
+
+    They are each latent, its 8 neighbours, its products, and its relation to the image's mean and standard deviation.
+    The last are needed because a decoder's normalisations make each colour depend on all latents.
+    """
     own = latents.flatten(1).T
     around = F.unfold(F.pad(latents[None], (1, 1, 1, 1), mode="replicate"), 3)[0].T
     first, second = torch.triu_indices(4, 4)

@@ -1,6 +1,6 @@
-"""What conditioning and latents must pass: finite, and within what the sampler's noise level allows.
+"""Gates for conditioning and latents: values must be finite, and within the limit of the sampler's noise level.
 
-One reduction a step: the largest absolute value is NaN when any value is, and infinite when any is.
+The gates need one reduction per step: the largest absolute value is NaN or infinite if any value is.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ import torch
 from safelight.errors import NotFiniteError
 
 NOISE = 12.0
-"""Standard deviations of noise: among a billion values the largest is about 6."""
+"""The largest allowed noise, in standard deviations. The largest of a billion values is about 6."""
 
 SIGNAL = 150.0
-"""The largest latents without noise; those of Stable Diffusion stay below about 30, at extreme guidance below 80."""
+"""The largest allowed latents without noise. Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
 
 
 def highest(values: torch.Tensor) -> float:
-    """The largest absolute value; NaN or infinity when any is."""
+    """Return the largest absolute value. It is NaN or infinity if any value is."""
     return float(values.detach().abs().amax())
 
 
 def finite(values: torch.Tensor, stage: str, dtype: str) -> float:
-    """The largest absolute value. Raises NotFiniteError: ``stage`` gave NaN or infinity in ``dtype``."""
+    """Return the largest absolute value.
+
+    Raises NotFiniteError, which names ``stage`` and ``dtype``, if it is NaN or infinity.
+    """
     found = highest(values)
     if not math.isfinite(found):
         raise NotFiniteError(stage, dtype)
@@ -32,5 +35,5 @@ def finite(values: torch.Tensor, stage: str, dtype: str) -> float:
 
 
 def allowed(sigma: float) -> float:
-    """The largest latents at a noise level of ``sigma`` (1 for samplers that keep the variance)."""
+    """Return the largest allowed latents at noise level ``sigma`` (1 for variance-preserving samplers)."""
     return SIGNAL + NOISE * max(1.0, sigma)

@@ -1,4 +1,4 @@
-"""A pool's allocations, charged to the ledger."""
+"""Charges a pool's allocations to the ledger."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from safelight.memory.budget import Ledger, OverBudget
 
 
 class Account(Book):
-    """A pool's allocations as entries of the ledger, all together at most ``most`` bytes."""
+    """Records a pool's allocations as ledger entries, at most ``most`` bytes in total (None: no limit)."""
 
     def __init__(self, ledger: Ledger, place: str, most: int | None) -> None:
         self._ledger = ledger

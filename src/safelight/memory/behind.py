@@ -1,4 +1,4 @@
-"""Segments for a device with memory of its own: they come from the host's memory, which keeps or streams them."""
+"""The source of segments for a device with its own memory: host memory, which caches or streams them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(eq=False)
 class _Copying:
-    """A component that is copied from. ``lock``: the host streams through one slot, so whoever copies out of a lease
-    copies alone. ``lease``: on the host, from the first copy on."""
+    """A component that is being copied.
+
+    ``lock``: allows one copy at a time, because the host streams through one slot.
+    ``lease``: the host's lease, from the first copy on.
+    """
 
     lock: threading.RLock = field(default_factory=threading.RLock)
     lease: Lease | None = None
 
 
 class FromHost:
-    """Copies segments from host memory, where ``host`` keeps or streams them, onto a device.
+    """Copies segments from host memory, where ``host`` caches or streams them, to a device.
 
-    ``keep``: what the host read stays there as long as there is room (``keep_ram_copy_of_weights``).
+    ``keep``: the host caches the weights as long as there is room (``keep_ram_copy_of_weights``).
     """
 
     def __init__(self, host: Residency, transfers: Transfers, keep: bool) -> None:
@@ -51,8 +54,10 @@ class FromHost:
 
     @contextlib.contextmanager
     def opened(self, component: ComponentManifest, dtype: torch.dtype, favour: bool = False) -> Generator[Fetch]:
-        """See :class:`Source`. The component is leased on the host from the first fetch on: one that is on the device
-        already needs nothing there."""
+        """See :class:`Source`. The host leases the component at the first fetch.
+
+        A component that is resident on the device already needs no host memory.
+        """
         copying = _Copying()
         with contextlib.ExitStack() as stack:
 
@@ -78,10 +83,10 @@ class FromHost:
 
     def _push(self, lease: Lease, target: Target) -> Proof:
         piece, what = target.segment.piece, target.segment.label
-        # By the piece, as labels name no model.
+        # The key is the piece, because labels do not name the model.
         verify = self._transfers.verification.due(f"{piece.component} {piece.index}")
         if verify and not lease.intact(piece.index):
-            _log.warning("a copy in host memory was spoiled; it is read again", what=what)
+            _log.warning("weights in host memory were corrupted; reading them again", what=what)
             lease.renew(piece.index)
         for again in (False, True):
             if again:
@@ -95,24 +100,24 @@ class FromHost:
                         verify or again,
                     )
                 if arrived is None:
-                    # What it becomes here is always the same: what arrived and was looked at once says it.
+                    # A piece always has the same bytes here, so the sum of an earlier verified copy is expected.
                     return Unseen(self._sums.get(piece))
                 self._sums[piece] = arrived
                 return arrived
             except TransferError:
                 if again:
                     raise
-                _log.warning("a copy could not be repaired; its source is read again", what=what)
+                _log.warning("a copy to the device stayed corrupted; reading its source again", what=what)
         raise AssertionError
 
     def proof(self, target: Target) -> Proof:
-        """See :class:`Source`: the sum of the whole slab, on the device."""
+        """See :class:`Source`. The proof is the sum of the whole slab, computed on the device."""
         return sums.of(target.slab.base[: target.segment.nbytes])
 
     def follow(self, fetch: Fetch) -> None:
-        """See :class:`Source`: copies that are kept on the host go when others want its memory, and come back."""
+        """See :class:`Source`. The host evicts cached copies if others need the memory, and rereads them later."""
         for other, copying in list(self._copying.items()):
-            # What others bring may be on its way from a slow disk: it follows another time, and nobody waits.
+            # Another fetch may be reading from a slow disk. It is adapted at a later call, so that nobody waits for it.
             if copying.lock.acquire(blocking=other is fetch):
                 try:
                     if copying.lease is not None:

@@ -1,8 +1,8 @@
-"""The ledger: how many bytes may be used in each place, and who uses how many for what. No torch, no I/O.
+"""The ledger: each place's budget in bytes, and who uses how many of them for what. No torch, no I/O.
 
-*Stored* bytes are those of storages that live: they are charged when a storage is made and credited when it dies, so
-that the ledger equals what there is. *Reserved* bytes are promised to a computation (its working memory): nobody stores
-them, but nobody else may have them.
+*Stored* bytes belong to live storages. They are charged when a storage is created and credited when it is freed, so
+the ledger matches the real allocations. *Reserved* bytes are promised to a computation as its working memory. They are
+not allocated yet, but nobody else may use them.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 HOST = "host"
-"""The place of the host's memory. A device with memory of its own is a place by its name."""
+"""The name of host memory as a place. A device with its own memory is a place named after the device."""
 
 
 class OverBudget(MemoryError):
-    """A charge would pass the budget: ``needed`` bytes were asked for, ``free`` can be had."""
+    """A charge would exceed the budget: it needs ``needed`` bytes, and ``free`` bytes are available."""
 
     def __init__(self, place: str, needed: int, free: int) -> None:
-        super().__init__(f"{place}: {needed} bytes are over the {free} that are free")
+        super().__init__(f"{place}: {needed} bytes exceed the {free} free bytes")
         self.place, self.needed, self.free = place, needed, free
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """``nbytes`` bytes in ``place``. ``owner``: whose they are; ``reason``: what for. ``stored``: a storage lives."""
+    """``nbytes`` bytes in ``place``, used by ``owner`` for ``reason``.
+
+    ``stored``: True for a live storage, False for a promise to a computation.
+    """
 
     place: str
     nbytes: int
@@ -35,10 +38,10 @@ class Entry:
 
 
 class Ledger:
-    """Budgets and entries. Safe to be used by several threads.
+    """Budgets and entries. Thread-safe.
 
-    Charging within the budget is one atomic step. A budget may be set below what is used: then nothing more is charged
-    until enough was credited.
+    Checking the budget and charging is one atomic step. A budget may be set below the bytes in use. Then every charge
+    fails until enough bytes are credited.
     """
 
     def __init__(self, budgets: Mapping[str, int]) -> None:
@@ -59,30 +62,31 @@ class Ledger:
         return tuple(self._budgets)
 
     def stored(self, place: str) -> int:
-        """Bytes of storages that live in ``place``."""
+        """Bytes of live storages in ``place``."""
         with self._lock:
             return sum(entry.nbytes for entry in self._entries.values() if entry.place == place and entry.stored)
 
     def reserved(self, place: str) -> int:
-        """Bytes that are promised in ``place`` to what computes."""
+        """Bytes promised to computations in ``place``."""
         with self._lock:
             return sum(entry.nbytes for entry in self._entries.values() if entry.place == place and not entry.stored)
 
     def free(self, place: str) -> int:
-        """Bytes that can still be charged; negative while more is used than a budget that shrank."""
+        """Bytes that can still be charged. Negative if the budget shrank below the bytes in use."""
         with self._lock:
             return self._budgets[place] - self.stored(place) - self.reserved(place)
 
     def peak(self, place: str) -> int:
-        """Most bytes that were ever stored in ``place``."""
+        """The highest number of bytes ever stored in ``place``."""
         return self._peaks[place]
 
     def charge(
         self, place: str, nbytes: int, owner: str, reason: str, stored: bool = True, certain: bool = False
     ) -> int:
-        """Note that ``owner`` has ``nbytes`` bytes; returns the entry's number. Raises OverBudget, noting nothing.
+        """Record that ``owner`` uses ``nbytes`` bytes, and return the entry's number.
 
-        ``certain``: they are used whatever the budget says, which then has the less for others.
+        ``certain``: record the bytes even if they exceed the budget, because they are in use already.
+        Raises OverBudget, and records nothing, if the budget is too small.
         """
         with self._lock:
             free = self.free(place)
@@ -94,12 +98,12 @@ class Ledger:
             return self._next
 
     def rename(self, number: int, owner: str, reason: str) -> None:
-        """The same bytes have another owner now, or serve something else."""
+        """Give an entry another owner and reason. Its bytes stay the same."""
         with self._lock:
             self._entries[number] = replace(self._entries[number], owner=owner, reason=reason)
 
     def credit(self, number: int) -> None:
-        """The storage died, or the promise ended. Each entry is credited once."""
+        """Remove an entry: its storage was freed, or its promise ended. Call it once for each entry."""
         with self._lock:
             del self._entries[number]
 

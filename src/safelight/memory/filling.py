@@ -1,4 +1,4 @@
-"""Filling: a component is brought into memory before anybody needs it, as a favour that costs nobody anything."""
+"""Prefetching: loads a component before anybody needs it, and never at the cost of another job."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from safelight.memory.segments import Segment
 from safelight.weights.manifest import ComponentManifest
 
 AT_ONCE = 64 << 20
-"""Bytes of segments that are brought before it is asked again whether there is room. What they come from is held only
-as long."""
+"""Bytes that are loaded before the room is checked again. The source of the bytes is held only for as long."""
 
 
 def fill(residency: Residency, component: ComponentManifest, dtype: torch.dtype) -> bool:
-    """Bring a component as far as there is room beside all that is there; whether all of it is there.
+    """Load as much of a component as fits without evicting anything, and return whether all of it is resident.
 
-    Nothing is held afterwards. It stops as soon as somebody waits for room.
+    Nothing is held afterwards. Loading stops as soon as another lease waits for room.
     """
     lease = Lease(component, dtype, ONCE, residency)
     while True:
@@ -39,23 +38,23 @@ def fill(residency: Residency, component: ComponentManifest, dtype: torch.dtype)
 
 
 def _begin(residency: Residency, lease: Lease) -> bool:
-    """Take the places of the next few segments; False when there are none, or no room beside what is there."""
+    """Reserve slabs for the next batch of segments. False if none is missing, or no more room is free."""
     with residency._lock:
         residency._forget_spoiled(lease)
         residency.before_planning()
-        decided = plan(residency._situation(lease, True))
-        if residency.pressed or isinstance(decided, Refusal) or decided.pieces("drop") or decided.slots:
+        outcome = plan(residency._situation(lease, True))
+        if residency.pressed or isinstance(outcome, Refusal) or outcome.pieces("drop") or outcome.slots:
             return False
-        lease.plan = residency._last = decided
+        lease.plan = residency._last = outcome
         residency._note_totals(lease)
-        few: list[Segment] = []
-        for piece in decided.pieces("load"):
-            if few and sum(segment.nbytes for segment in few) + piece.nbytes > AT_ONCE:
+        batch: list[Segment] = []
+        for piece in outcome.pieces("load"):
+            if batch and sum(segment.nbytes for segment in batch) + piece.nbytes > AT_ONCE:
                 break
-            few.append(lease.segments[piece.index])
+            batch.append(lease.segments[piece.index])
         try:
-            residency._expect(lease, few)
+            residency._expect(lease, batch)
         except BaseException:
             residency._let_go(lease)
             raise
-        return bool(few)
+        return bool(batch)

@@ -1,4 +1,4 @@
-"""A lease: a component that is held, whose segments are resident or streamed, until it ends."""
+"""A lease holds a component until it ends. The component's segments are resident or streamed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ from safelight.weights.manifest import ComponentManifest
 
 @dataclass(eq=False)
 class Held:
-    """A resident segment. ``proof``: of its bytes as they were produced. ``unwanted``: somebody asked for it to be
-    dropped while it could not be; as one that is ``spoiled`` it goes with its last lease."""
+    """A resident segment.
+
+    ``proof``: the proof of its bytes when they were produced.
+    ``leases``: how many leases hold it.
+    ``used``: clock count at its last use.
+    ``spoiled``: its bytes are wrong. It is evicted when its last lease ends.
+    ``unwanted``: somebody asked to evict it while a lease held it. It is evicted when its last lease ends.
+    """
 
     target: Target
     proof: Proof
@@ -33,22 +39,26 @@ class Held:
 
     @property
     def passing(self) -> bool:
-        """Whether it goes as soon as nobody holds it."""
+        """Whether the segment must be evicted now: no lease holds it, and it is spoiled or unwanted."""
         return not self.leases and (self.spoiled or self.unwanted)
 
     def intact(self, source: Source) -> bool:
-        """Whether its bytes are those that were produced, as far as a proof was taken."""
-        wanted = self.proof.proof if isinstance(self.proof, Unseen) else self.proof
-        if wanted is not None and source.proof(self.target) != wanted:
+        """Whether the bytes match the proof. True if no proof was computed."""
+        expected = self.proof.proof if isinstance(self.proof, Unseen) else self.proof
+        if expected is not None and source.proof(self.target) != expected:
             return False
-        self.proof = wanted
+        self.proof = expected
         return True
 
 
 @dataclass(eq=False)
 class Coming:
-    """A segment that is being read: its place is taken, and nobody uses it yet. ``waiting``: the leases that hold it
-    from when it is there; the first reads it. ``over``: set when it is there, or will not come."""
+    """A segment that is being read. Its slab is taken, and nobody uses it yet.
+
+    ``waiting``: the leases that will hold it once it is read. The first of them reads it.
+    ``unwanted``: see :class:`Held`.
+    ``over``: set once it is read, or reading it failed.
+    """
 
     target: Target
     waiting: list[Lease]
@@ -58,9 +68,13 @@ class Coming:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How a component will be used. ``passes``: forward passes. ``working``: bytes that computing takes beside the
-    weights. ``upcoming``: the components (:func:`component_key`) that will be wanted after it, the soonest first.
-    ``leave``: bytes of weights to leave for components that will be leased beside it (:meth:`Residency.least`)."""
+    """How a component will be used.
+
+    ``passes``: number of forward passes.
+    ``working``: bytes that computing uses beside the weights.
+    ``upcoming``: the components (:func:`component_key`) wanted after it, the soonest first.
+    ``leave``: bytes to leave for the weights of components leased at the same time (:meth:`Residency.least`).
+    """
 
     passes: int = 1
     working: int = 0
@@ -71,11 +85,11 @@ class Use:
 ONCE = Use()
 
 OnChange = Callable[[Sequence[str], bool], None]
-"""Told of tensors by name: True, they are resident now; False, they are streamed from now on."""
+"""Called with tensor names and whether they are resident (True) or streamed (False) from now on."""
 
 
 class Keeper(Protocol):
-    """What a lease asks of the residency that gave it."""
+    """The part of the residency that a lease uses."""
 
     @property
     def device(self) -> Device: ...
@@ -89,7 +103,7 @@ class Keeper(Protocol):
 
 
 class Lease:
-    """A component, held until the lease ends. ``plan``: what was decided for it, and why."""
+    """Holds a component until the lease ends. ``plan``: its steps and their reasons."""
 
     def __init__(self, component: ComponentManifest, dtype: torch.dtype, use: Use, keeper: Keeper) -> None:
         self.component = component
@@ -118,24 +132,24 @@ class Lease:
         return sum(held.target.segment.nbytes for held in self.residents.values())
 
     def resident(self, name: str) -> torch.Tensor | None:
-        """The tensor, if it is resident; None if it is streamed."""
+        """Return the tensor if it is resident, None if it is streamed."""
         held = self.residents.get(self._place[name])
         return held.target.tensors[name] if held is not None else None
 
     @contextlib.contextmanager
     def pinned(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
-        """The tensors of those names, wherever they come from, to be used within the context."""
+        """Yield the named tensors, resident or streamed, for use within the context."""
         streamed = list(dict.fromkeys(self._place[n] for n in names if self._place[n] not in self.residents))
         with contextlib.ExitStack() as stack:
-            there = {index: held.target.tensors for index, held in self.residents.items()}
+            tensors = {index: held.target.tensors for index, held in self.residents.items()}
             if streamed:
                 assert self.ring is not None
-                there |= dict(zip(streamed, stack.enter_context(self.ring.pinned(*streamed)), strict=True))
-            yield [there[self._place[name]][name] for name in names]
+                tensors |= dict(zip(streamed, stack.enter_context(self.ring.pinned(*streamed)), strict=True))
+            yield [tensors[self._place[name]][name] for name in names]
 
     @contextlib.contextmanager
     def held(self, index: int) -> Generator[Slab]:
-        """The slab of a segment, resident or streamed."""
+        """Yield the slab of a segment, resident or streamed."""
         held = self.residents.get(index)
         if held is not None:
             yield held.target.slab
@@ -145,46 +159,48 @@ class Lease:
             yield slab
 
     def renew(self, index: int) -> None:
-        """Bring a segment again from where it came."""
+        """Fetch a segment again from its source."""
         held = self.residents.get(index)
         if held is None:
             assert self.ring is not None
             self.ring.forget(index)
             return
         assert self.fetch is not None
-        # Until it is there again it is wrong, whatever happens meanwhile.
+        # Mark it as wrong until it has arrived, in case fetching fails.
         held.spoiled = True
         (held.proof,) = self.fetch([held.target])
         held.spoiled = False
 
     def intact(self, index: int) -> bool:
-        """Whether a resident segment is as it was produced; one that is streamed was read just now."""
+        """Whether a resident segment matches its proof. True for a streamed segment, because it was read just now."""
         held = self.residents.get(index)
         return held is None or held.intact(self._keeper.source)
 
     @property
     def unseen(self) -> bool:
-        """Whether a resident segment was not looked at since it arrived."""
+        """Whether a resident segment was not verified since it arrived."""
         return any(isinstance(held.proof, Unseen) for held in self.residents.values())
 
     def adjust(self) -> None:
-        """Between two passes: follow the budget, which may have shrunk or grown since; at most down to the least that
-        works. Nothing of this component may be in use."""
+        """Adapt the lease to the current budget, which may have shrunk or grown. It keeps at least the bytes it needs.
+
+        Call it between two passes, while no tensor of this component is in use.
+        """
         self._keeper.adjust(self)
 
     def address(self, tensor: torch.Tensor) -> int:
-        """Where a tensor starts in its memory; only its remainder by the alignment means something."""
+        """Return a tensor's address, for checking its alignment. Only the remainder is meaningful."""
         return self._keeper.device.address(tensor)
 
     def spoil(self, name: str) -> None:
-        """Somebody wrote into this tensor: its segment is dropped when its last lease ends."""
+        """Mark a tensor that was written to. Its segment is evicted when its last lease ends."""
         self.written = True
         held = self.residents.get(self._place[name])
         if held is not None:
             held.spoiled = True
 
     def verify(self) -> list[str]:
-        """The labels of resident segments whose bytes are not those that were produced. They are dropped at the end."""
+        """Return the labels of resident segments that differ from their proof. They are evicted when the lease ends."""
         wrong = [held for held in self.residents.values() if not held.intact(self._keeper.source)]
         for held in wrong:
             held.spoiled = True

@@ -1,7 +1,8 @@
-"""Budgets that follow the machine: what is free now, what others take meanwhile, what settings allow. No torch.
+"""Memory budgets that follow the machine: its free memory, other processes' use, and the settings. No torch.
 
-The budget of a place is what is stored there now, plus what is used for computing now, plus what can still be had, less
-a reserve. It is looked at before every plan. It shrinks at once and grows only by a step worth moving bytes for.
+The budget of a place is the bytes stored there, plus the bytes that computing uses there, plus the bytes still
+available, minus a reserve. It is updated before every plan. It shrinks at once. It grows only by a step that is worth
+moving bytes for.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ from safelight.devices.machine import Bound
 from safelight.memory.budget import Ledger
 
 RESERVE_SHARE = 0.05
-"""Of what could be had in all: left to the system's caches and to what nobody counts."""
+"""Share of all memory that this process could use. It is left to the system's caches and to uncounted allocations."""
 
 HOST_RESERVE = 64 << 20
 """Bytes. Python, the libraries and the allocator's rounding grow a little while they work."""
 
 GROWTH = 1.05
-"""The budget grows only when it would by this factor, so that it does not follow every breath of the machine."""
+"""The budget grows only if it would grow by at least this factor, so that it ignores small fluctuations."""
 
 GB = 1 << 30
 
 
 @dataclass
 class Limits:
-    """Keeps the ledger's budget for ``place`` at what can be had.
+    """Sets the ledger's budget for ``place`` to the memory that is available.
 
-    ``bound``: what can still be had, and what says so. ``computing``: bytes that this process uses in the place beside
-    those stored. ``least_reserve``: bytes that are left alone at least.
+    ``bound``: returns the bytes still available and the source of that limit.
+    ``computing``: returns the bytes that this process uses in the place beyond the stored ones.
+    ``least_reserve``: minimum reserve in bytes.
     """
 
     ledger: Ledger
@@ -40,10 +42,10 @@ class Limits:
     source: str = field(init=False, default="")
 
     def follow(self) -> None:
-        """Look at the machine and set the budget."""
+        """Read the machine's available memory and set the budget."""
         bound = self.bound()
-        had = bound.available + self.ledger.stored(self.place) + self.computing()
-        budget = max(0, had - max(self.least_reserve, int(had * RESERVE_SHARE)))
+        usable = bound.available + self.ledger.stored(self.place) + self.computing()
+        budget = max(0, usable - max(self.least_reserve, int(usable * RESERVE_SHARE)))
         now = self.ledger.budget(self.place)
         if budget < now or budget > now * GROWTH:
             self.ledger.set_budget(self.place, budget)

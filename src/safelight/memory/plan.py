@@ -1,11 +1,15 @@
-"""What moves where: from what is resident, what is needed and how much may be used, to steps with reasons.
+"""Plans memory: from resident pieces, needed pieces and a budget, to steps with reasons.
 
-A pure function of its arguments, without torch and without I/O. It decides where bytes are, never how sums are done.
+:func:`plan` is a pure function, without torch and without I/O. It decides where bytes are. It never decides how
+results are computed.
 
-A component that fits is made resident whole. One that does not is resident in part: some pieces stay, the others are
-*streamed*: brought into one of a few slots of a ring each time they are used. Among what is not needed now, that is
-dropped which will be wanted last: first what nothing is known to want, the longest unused first; then what the rest of
-the job and the queue want, the latest first.
+A component that fits is loaded whole. A component that does not fit is loaded in part: some pieces are resident, and
+the others are *streamed*, which means that they are copied into a slot of a small ring each time they are used.
+
+Pieces that the component does not need are evicted in this order:
+
+1. pieces that no known job wants, the least recently used first;
+2. pieces that the rest of the job or the queue wants, the latest wanted first.
 """
 
 from __future__ import annotations
@@ -19,20 +23,20 @@ Action = Literal["keep", "load", "stream", "drop"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A segment as the planner sees it: number ``index`` in the order of use of ``component``, ``nbytes`` bytes."""
+    """A segment as the planner sees it: ``nbytes`` bytes, at position ``index`` in ``component``'s order of use."""
 
     component: str
     index: int
     nbytes: int
 
     def is_of(self, digests: Collection[str] | None) -> bool:
-        """Whether it belongs to one of the components of those digests; None means all."""
+        """Whether the piece belongs to a component with one of ``digests``. None means every component."""
         return digests is None or any(f" {digest[:16]} " in self.component for digest in digests)
 
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A piece that is there. ``used``: a clock's count when it was last used. ``held``: leased by somebody else."""
+    """A piece in memory. ``used``: clock count at its last use. ``held``: another lease holds it."""
 
     piece: Piece
     used: int = 0
@@ -41,11 +45,15 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a plan is made from.
+    """The planner's input.
 
-    ``budget``: bytes for weights, all that is resident included. ``needed``: the pieces of one component in the order
-    of use, used ``passes`` times; none, to make room only. ``upcoming``: components in the order in which they will be
-    wanted after it. ``partial``: whether it may be resident in part. ``ahead``: pieces brought while another is used.
+    ``budget``: bytes for weights, including the resident pieces.
+    ``residents``: all pieces in memory.
+    ``needed``: the pieces of one component in the order of use. Empty: only make room.
+    ``passes``: how often the needed pieces are used.
+    ``upcoming``: the components wanted after this one, the soonest first.
+    ``partial``: whether the component may be resident in part.
+    ``ahead``: how many pieces are prefetched while another is used.
     """
 
     budget: int
@@ -59,7 +67,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """``action`` for ``piece``, and the rule that said so."""
+    """``action`` for ``piece``. ``reason`` is the rule that decided it."""
 
     action: Action
     piece: Piece
@@ -68,8 +76,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``steps``: drops first, then what stays, is loaded or streamed, in the order of use. ``slots`` of
-    ``slot_bytes`` bytes each make the ring, none when nothing is streamed."""
+    """The planner's decision.
+
+    ``steps``: drops (evictions) first, then the needed pieces in the order of use.
+    ``slots``: number of ring slots, 0 if nothing is streamed.
+    ``slot_bytes``: bytes of each slot.
+    """
 
     steps: tuple[Step, ...]
     slots: int = 0
@@ -80,18 +92,18 @@ class Plan:
 
     @property
     def staying(self) -> set[int]:
-        """The numbers of the segments that are resident once the plan is carried out."""
+        """The indices of the segments that are resident after the plan is carried out."""
         return {piece.index for action in ("keep", "load") for piece in self.pieces(action)}
 
     def nbytes(self, action: Action) -> int:
         return sum(piece.nbytes for piece in self.pieces(action))
 
     def moved(self, passes: int) -> int:
-        """Bytes that the plan moves: each load once, each streamed piece at every pass."""
+        """Bytes that the plan moves in ``passes`` passes: each load once, each streamed piece at every pass."""
         return self.nbytes("load") + passes * self.nbytes("stream")
 
     def described(self) -> list[dict[str, Any]]:
-        """The steps as plain values: action, segment, bytes, reason."""
+        """Return the steps as plain values: action, segment, bytes, reason."""
         return [
             {
                 "action": step.action,
@@ -105,60 +117,67 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """No plan: at least ``least`` bytes are needed, ``available`` can be had beside what is held. Why: ``reason``."""
+    """No plan is possible, because of ``reason``.
+
+    ``least``: the smallest number of bytes that would do.
+    ``available``: bytes left beside the held pieces.
+    """
 
     least: int
     available: int
     reason: str
 
 
-def plan(given: Situation) -> Plan | Refusal:
-    """The steps, or why there are none. The same situation always gives the same plan."""
-    here = {resident.piece: resident for resident in given.residents}
-    wanted = set(given.needed)
-    held = sum(r.piece.nbytes for r in given.residents if r.held and r.piece not in wanted)
-    available = given.budget - held
-    total = sum(piece.nbytes for piece in given.needed)
+def plan(situation: Situation) -> Plan | Refusal:
+    """Plan the steps, or return why no plan is possible. The same situation always gives the same plan."""
+    in_memory = {resident.piece: resident for resident in situation.residents}
+    needed = set(situation.needed)
+    held = sum(r.piece.nbytes for r in situation.residents if r.held and r.piece not in needed)
+    available = situation.budget - held
+    total = sum(piece.nbytes for piece in situation.needed)
     slots, slot_bytes = 0, 0
-    if total <= available or not given.needed:
-        staying = set(given.needed)
+    if total <= available or not situation.needed:
+        staying = set(situation.needed)
     else:
-        slots, slot_bytes = given.ahead + 1, max(piece.nbytes for piece in given.needed)
-        fixed = [piece for piece in given.needed if piece in here and here[piece].held]
+        slots, slot_bytes = situation.ahead + 1, max(piece.nbytes for piece in situation.needed)
+        fixed = [piece for piece in situation.needed if piece in in_memory and in_memory[piece].held]
         least = slots * slot_bytes + sum(piece.nbytes for piece in fixed)
-        refusal = _refusal(given, total, available, least)
+        refusal = _refusal(situation, total, available, least)
         if refusal is not None:
             return refusal
-        # What is there already costs nothing to keep; of the rest, what is used first.
-        ranked = sorted(set(given.needed).difference(fixed), key=lambda piece: (piece not in here, piece.index))
-        staying = {*fixed, *_that_fit(ranked, available - least)}
+        # Pieces that are resident already cost nothing to keep. The others follow in the order of use.
+        ranked = sorted(needed.difference(fixed), key=lambda piece: (piece not in in_memory, piece.index))
+        staying = {*fixed, *_fitting(ranked, available - least)}
     room = available - slots * slot_bytes - sum(piece.nbytes for piece in staying)
-    others = [r for r in given.residents if not r.held and r.piece not in wanted]
-    kept_others = set(_that_fit(_by_worth(others, given.upcoming), room))
+    others = [r for r in situation.residents if not r.held and r.piece not in needed]
+    staying_others = set(_fitting(_by_worth(others, situation.upcoming), room))
     steps = [
-        Step("drop", r.piece, _why_dropped(r, given.upcoming))
+        Step("drop", r.piece, _why_dropped(r, situation.upcoming))
         for r in sorted(others, key=lambda r: (r.piece.component, r.piece.index))
-        if r.piece not in kept_others
+        if r.piece not in staying_others
     ]
     steps += [
         Step("drop", piece, "does not fit beside the pieces used before it")
-        for piece in given.needed
-        if piece in here and piece not in staying
+        for piece in situation.needed
+        if piece in in_memory and piece not in staying
     ]
-    steps += [_use(piece, here, staying, total, available) for piece in given.needed]
+    steps += [_use(piece, in_memory, staying, total, available) for piece in situation.needed]
     return Plan(tuple(steps), slots, slot_bytes)
 
 
-def _refusal(given: Situation, total: int, available: int, least: int) -> Refusal | None:
-    if not given.partial:
-        return Refusal(total, available, "partial loading is off, so it must be resident whole")
+def _refusal(situation: Situation, total: int, available: int, least: int) -> Refusal | None:
+    if not situation.partial:
+        return Refusal(total, available, "partial loading is off, and the whole component must be in memory")
     if least > available:
-        return Refusal(least, available, "weights are streamed in pieces, and the largest one needs this much")
+        return Refusal(least, available, "weights are streamed in pieces, and the largest piece needs this much")
     return None
 
 
-def _that_fit(ranked: Iterable[Piece], room: int) -> list[Piece]:
-    """The first pieces that fit together; none behind the first that does not, so that more room never means less."""
+def _fitting(ranked: Iterable[Piece], room: int) -> list[Piece]:
+    """The longest prefix of ``ranked`` that fits.
+
+    Pieces after the first that does not fit are left out, so that more room never gives fewer pieces.
+    """
     chosen: list[Piece] = []
     for piece in ranked:
         room -= piece.nbytes
@@ -169,7 +188,7 @@ def _that_fit(ranked: Iterable[Piece], room: int) -> list[Piece]:
 
 
 def _by_worth(residents: Sequence[Resident], upcoming: Sequence[str]) -> list[Piece]:
-    """The most worthy first: wanted soonest, else used last; of one component, what is used first."""
+    """Sort residents: wanted soonest first, then most recently used, then by the order of use in their component."""
     place = {component: number for number, component in reversed(list(enumerate(upcoming)))}
     never = len(upcoming)
 
@@ -182,13 +201,13 @@ def _by_worth(residents: Sequence[Resident], upcoming: Sequence[str]) -> list[Pi
 
 def _why_dropped(resident: Resident, upcoming: Sequence[str]) -> str:
     if resident.piece.component in upcoming:
-        return f"makes room; it is wanted again only after {upcoming.index(resident.piece.component)} others"
-    return "makes room; nothing that is known will want it"
+        return f"evicted to make room; {upcoming.index(resident.piece.component)} other components are wanted before it"
+    return "evicted to make room; no known job wants it"
 
 
-def _use(piece: Piece, here: Mapping[Piece, Resident], staying: set[Piece], total: int, available: int) -> Step:
+def _use(piece: Piece, in_memory: Mapping[Piece, Resident], staying: set[Piece], total: int, available: int) -> Step:
     if piece not in staying:
-        return Step("stream", piece, f"the component's {total} bytes are over the {available} that can be had")
-    if piece in here:
-        return Step("keep", piece, "is there")
+        return Step("stream", piece, f"the component's {total} bytes exceed the {available} available bytes")
+    if piece in in_memory:
+        return Step("keep", piece, "is already in memory")
     return Step("load", piece, "is needed and fits")

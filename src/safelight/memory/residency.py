@@ -1,13 +1,17 @@
-"""What is resident in one place, and who holds it.
+"""Tracks the segments that are resident in one place and the leases that hold them.
 
-Getting a component and holding it is one step (a lease); what is leased is never evicted. Room is made before bytes are
-read, never after, so that the budget is a bound. What does not fit is streamed (:mod:`safelight.memory.ring`).
+A lease gets a component and holds it in one step. Leased segments are never evicted. Room is made before bytes are
+read, so memory use never exceeds the budget. Segments that do not fit are streamed (:mod:`safelight.memory.ring`).
 
-The lock is held while things are decided, never while bytes are read. A segment is first *coming*: under the lock its
-slab is taken, and from then on it counts as resident and is not evicted. It is read without the lock. Under the lock it
-becomes resident, held by its reader and by everybody who waited for it; or, when reading failed, its slab is given
-back, and who waited decides anew. Everybody reads what it has to read itself before it waits for others, so that
-nobody waits in a circle.
+Decisions are made under the lock. Bytes are read without it:
+
+1. Under the lock, a lease takes a slab for the segment. The segment is now *coming*: it counts as resident and is not
+   evicted.
+2. Without the lock, the lease reads the segment.
+3. Under the lock, the segment becomes resident. Its reader and all leases that waited for it hold it. If reading
+   failed, the slab is returned, and the waiting leases plan again.
+
+A lease reads its own coming segments before it waits for those of others, so that leases never wait in a circle.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """For people: ``nbytes`` of a component's ``total`` are resident, ``leases`` hold it."""
+    """A report line: ``nbytes`` of a component's ``total`` bytes are resident, and ``leases`` leases hold it."""
 
     component: str
     nbytes: int
@@ -53,10 +57,13 @@ class Holding:
 class Residency:
     """The segments that are resident on ``device``, within the ledger's budget for ``place``.
 
-    ``source`` brings them. ``partial``: whether a component may be resident in part (``enable_partial_loading``).
-    ``most``: bytes that weights may take (``max_cache_ram_gb``, ``max_cache_vram_gb``), None for all of the budget.
+    ``source``: fetches the segments.
+    ``partial``: whether a component may be resident in part (``enable_partial_loading``).
+    ``most``: bytes that weights may use (``max_cache_ram_gb``, ``max_cache_vram_gb``), None for the whole budget.
     ``before_planning``: called before each plan; sets the ledger's budget to what the machine allows now.
-    Safe to be used by several threads: each segment is read by one of them, and nobody else waits for its bytes.
+    ``log``: log each step of each plan.
+
+    Thread-safe. One thread reads a segment, and only leases that need the segment wait for it.
     """
 
     device: Device
@@ -82,7 +89,7 @@ class Residency:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of slabs that hold resident segments; those of rings not counted."""
+        """Bytes of slabs that hold resident segments, without ring slots."""
         with self._lock:
             return sum(held.target.slab.nbytes for held in self._residents.values())
 
@@ -94,11 +101,11 @@ class Residency:
 
     @property
     def pressed(self) -> bool:
-        """Whether somebody waits for room here, or where the bytes come from: no time for favours."""
+        """Whether a lease waits for room, here or in the source. Prefetches then stop."""
         return self._pressed > 0 or self.source.pressed
 
     def holdings(self) -> list[Holding]:
-        """What is resident, by component."""
+        """Return the resident bytes of each component."""
         with self._lock:
             keys = dict.fromkeys(piece.component for piece in self._residents)
             found: list[Holding] = []
@@ -109,20 +116,21 @@ class Residency:
             return found
 
     def last_plan(self) -> list[dict[str, Any]]:
-        """The steps of the last plan that was carried out."""
+        """Return the steps of the last plan that was carried out."""
         return self._last.described()
 
     @contextlib.contextmanager
     def lease(
         self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE, favour: bool = False
     ) -> Generator[Lease]:
-        """The component in ``dtype``, held until the context ends.
+        """Hold the component in ``dtype`` until the context ends.
 
-        ``favour``: nobody needs it now (:mod:`safelight.memory.filling`). It ends soon, and a lease for which there is
-        too little room beside it waits until then.
+        ``favour``: this is a prefetch (:mod:`safelight.memory.filling`). It ends soon. Another lease that finds too
+        little room beside it waits for its end.
 
-        Raises OutOfMemoryError when not even its largest segment fits beside what others hold, IntegrityError when its
-        bytes are wrong. Nothing stays held or half read then.
+        Raises OutOfMemoryError if not even its largest segment fits beside the segments that other leases hold.
+        Raises IntegrityError if its bytes are wrong.
+        After an error, this lease holds nothing, and no segment is half read.
         """
         lease = Lease(component, dtype, use, self)
         with contextlib.ExitStack() as stack:
@@ -132,23 +140,23 @@ class Residency:
                 with self._lock:
                     self._favours[lease] = threading.Event()
             with translated(f"Memory for the {component.role}"):
-                self._settle(lease, lambda: self._planned(lease))
+                self._carry_out(lease, lambda: self._plan_new(lease))
             yield lease
 
     def least(self, component: ComponentManifest, dtype: torch.dtype) -> int:
-        """Bytes of weights without which a component cannot be used at all, however slowly."""
+        """Return the smallest number of bytes of weights with which a component can run, however slowly."""
         pieces = [segment.nbytes for segment in cut(component, dtype)]
         whole = sum(pieces)
         return min(whole, (self.device.ahead + 1) * max(pieces)) if self.partial else whole
 
     def planned(self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> Plan | Refusal:
-        """What a lease would do now, without doing it."""
+        """Plan a lease without carrying out the plan."""
         with self._lock:
             self.before_planning()
             return plan(self._situation(Lease(component, dtype, use, self), False))
 
     def refused(self, component: ComponentManifest, dtype: torch.dtype, use: Use, refusal: Refusal) -> OutOfMemoryError:
-        """What a lease would raise for that refusal."""
+        """Return the error that a lease would raise for ``refusal``."""
         return self._refused(Lease(component, dtype, use, self), refusal)
 
     def adjust(self, lease: Lease) -> None:
@@ -157,46 +165,46 @@ class Residency:
         self.source.follow(lease.fetch)
         before = set(lease.residents)
         with self._lock:
-            new = self._least(lease)
+            new = self._plan_running(lease)
             if new is not None and new.staying == before:
                 self._drop_all(new)
                 self.make_room(0)
                 return
-        after = "when others were read" if new is None else len(new.staying)
+        after = "decided after other reads" if new is None else len(new.staying)
         _log.info("memory changed", place=self.place, before=len(before), after=after, of=len(lease.segments))
-        self._settle(lease, lambda: self._least(lease))
+        self._carry_out(lease, lambda: self._plan_running(lease))
         with self._lock:
-            self._told(lease, lease.residents.keys() - before, True)
+            self._notify(lease, lease.residents.keys() - before, True)
 
     def follow(self) -> None:
-        """Between two uses: follow the budget, which may have shrunk; what nobody holds goes first."""
+        """Adapt to the current budget: if it shrank, evict segments that no lease holds. Call it between two uses."""
         with self._lock:
             self.before_planning()
-            decided = plan(Situation(self._for_weights(None), self._there(None, True), ()))
-            if isinstance(decided, Plan):
-                self._drop_all(decided)
+            outcome = plan(Situation(self._for_weights(None), self._resident_pieces(None, True), ()))
+            if isinstance(outcome, Plan):
+                self._drop_all(outcome)
             self.make_room(0)
 
-    def _drop_all(self, decided: Plan) -> None:
-        """Evict what a plan drops, as far as it is there still and nobody holds it."""
-        for piece in decided.pieces("drop"):
+    def _drop_all(self, new_plan: Plan) -> None:
+        """Evict the pieces that a plan drops, if they are still resident and no lease holds them."""
+        for piece in new_plan.pieces("drop"):
             held = self._residents.get(piece)
             if held is not None and not held.leases:
                 self._evict(piece)
 
-    def _streamed_from_now_on(self, lease: Lease, indices: Collection[int]) -> None:
-        self._told(lease, indices, False)
+    def _start_streaming(self, lease: Lease, indices: Collection[int]) -> None:
+        self._notify(lease, indices, False)
         for index in indices:
             held = lease.residents.pop(index)
             held.leases -= 1
 
     @staticmethod
-    def _told(lease: Lease, indices: Collection[int], resident: bool) -> None:
+    def _notify(lease: Lease, indices: Collection[int], resident: bool) -> None:
         if lease.on_change is not None and indices:
             lease.on_change([t.name for i in sorted(indices) for t in lease.segments[i].tensors], resident)
 
     def seal(self) -> None:
-        """Make what is resident on the host unwritable, by the kernel, for this process and those it forks."""
+        """Make the resident host segments read-only in the kernel, for this process and the processes it forks."""
         with self._lock:
             for held in self._residents.values():
                 if not held.target.slab.sealed:
@@ -204,26 +212,30 @@ class Residency:
                     held.target.slab.sealed = True
 
     def check(self, digests: Collection[str] | None = None) -> list[str]:
-        """Prove what is resident again, of the components of those digests or of all: the labels of segments whose
-        bytes are not those that were produced. They are dropped as soon as nobody holds them."""
+        """Verify the resident segments of the components with ``digests`` (None: all). Return the labels of wrong ones.
+
+        Wrong segments are evicted as soon as no lease holds them.
+        """
         with self._lock:
-            meant = [held for piece, held in self._residents.items() if piece.is_of(digests)]
-            for held in meant:
+            checked = [held for piece, held in self._residents.items() if piece.is_of(digests)]
+            for held in checked:
                 held.leases += 1
         wrong: list[Held] = []
         try:
-            wrong += [held for held in meant if not held.intact(self.source)]
+            wrong += [held for held in checked if not held.intact(self.source)]
         finally:
             with self._lock:
                 for held in wrong:
                     held.spoiled = True
-                for held in meant:
+                for held in checked:
                     self._release(held)
         return [held.target.segment.label for held in wrong]
 
     def drop(self, digest: str | None = None) -> None:
-        """Drop what nobody holds: the components of that digest, or all. Kept slabs go with the last. What is being
-        read goes as soon as nobody holds it."""
+        """Evict the segments of the component with ``digest`` (None: all components) that no lease holds.
+
+        Segments that are being read are evicted as soon as no lease holds them. With None, cached slabs are freed too.
+        """
         with self._lock:
             digests = None if digest is None else (digest,)
             for piece, held in list(self._residents.items()):
@@ -237,51 +249,53 @@ class Residency:
                 self.make_room(0)
 
     def make_room(self, promise: int) -> None:
-        """Give kept slabs back as far as the budget is passed, or ``promise`` bytes more would pass it."""
+        """Free cached slabs until the budget has room for ``promise`` more bytes, or no cached slab is left."""
         self.pool.trim(max(0, self.pool.kept_bytes + min(0, self.ledger.free(self.place) - promise)))
 
-    def _least(self, lease: Lease) -> Plan | None:
-        """A plan by the budget, or with the least that works when the budget is below it: what runs goes on. None when
-        it loses by what is being read now, which will not be held for long."""
+    def _plan_running(self, lease: Lease) -> Plan | None:
+        """Plan again for a lease that runs. If the budget is below the least that works, the plan exceeds it.
+
+        None: the lease would lose pieces to segments that are being read now and soon released, so it must wait.
+        """
         self.before_planning()
         situation = self._situation(lease, True)
-        decided = plan(situation)
-        loses = isinstance(decided, Refusal) or not decided.staying.issuperset(lease.residents)
+        outcome = plan(situation)
+        loses = isinstance(outcome, Refusal) or not outcome.staying.issuperset(lease.residents)
         if loses and self._coming:
             return None
-        if isinstance(decided, Refusal):
-            lacking = decided.least - decided.available
+        if isinstance(outcome, Refusal):
+            lacking = outcome.least - outcome.available
             if self.most is not None:
-                # The settings' limit holds; what was possible at the beginning still is.
+                # The settings' limit must hold. The lease's current plan respects it.
                 return lease.plan
             self.ledger.set_budget(self.place, self.ledger.budget(self.place) + lacking)
-            decided = plan(replace(situation, budget=situation.budget + lacking))
-        if isinstance(decided, Refusal):
-            raise self._refused(lease, decided)
-        return decided
+            outcome = plan(replace(situation, budget=situation.budget + lacking))
+        if isinstance(outcome, Refusal):
+            raise self._refused(lease, outcome)
+        return outcome
 
-    def _planned(self, lease: Lease) -> Plan | None:
-        """The plan of a new lease. None when there is too little room beside what will not be held for long."""
+    def _plan_new(self, lease: Lease) -> Plan | None:
+        """Plan a new lease. None: too little room beside segments that are soon released, so it must wait."""
         self._forget_spoiled(lease)
         self.before_planning()
-        decided = plan(self._situation(lease, True))
-        passing = self._coming or (self._favours and lease not in self._favours)
-        if passing and (isinstance(decided, Refusal) or decided.slots):
+        outcome = plan(self._situation(lease, True))
+        temporary = self._coming or (self._favours and lease not in self._favours)
+        if temporary and (isinstance(outcome, Refusal) or outcome.slots):
             return None
-        if isinstance(decided, Refusal):
-            # What somebody held may be free by now, or held by nothing but a circle: an error and its frames.
+        if isinstance(outcome, Refusal):
+            # Tensors may be free by now, or only held by a reference cycle, such as an error and its frames.
             self.pool.collect()
             self.pool.trim()
-            decided = plan(self._situation(lease, True))
-        if isinstance(decided, Refusal):
-            raise self._refused(lease, decided)
-        return decided
+            outcome = plan(self._situation(lease, True))
+        if isinstance(outcome, Refusal):
+            raise self._refused(lease, outcome)
+        return outcome
 
     def _situation(self, lease: Lease, reading: bool) -> Situation:
-        """``reading``: as it is now; else as it will be when what is being read is there."""
+        """``reading``: whether segments that are being read count as held. False: as if they were read already."""
         return Situation(
             budget=self._for_weights(lease),
-            residents=self._there(lease, reading),
+            residents=self._resident_pieces(lease, reading),
             needed=tuple(segment.piece for segment in lease.segments),
             passes=lease.use.passes,
             upcoming=lease.use.upcoming,
@@ -289,8 +303,8 @@ class Residency:
             ahead=self.device.ahead,
         )
 
-    def _there(self, lease: Lease | None, reading: bool) -> tuple[Resident, ...]:
-        """All that is resident or coming, as the planner sees it for that lease."""
+    def _resident_pieces(self, lease: Lease | None, reading: bool) -> tuple[Resident, ...]:
+        """Return all resident and coming segments, as the planner sees them for ``lease``."""
         own = {} if lease is None else lease.residents
         residents = [
             Resident(piece, held.used, held.leases > (own.get(piece.index) is held))
@@ -299,14 +313,16 @@ class Residency:
         return (*residents, *(Resident(piece, self._clock, reading) for piece in self._coming))
 
     def _for_weights(self, lease: Lease | None) -> int:
-        """Bytes for resident segments and the lease's ring: the budget less what is promised to computing, or what the
-        settings allow, less what is stored but is neither."""
+        """Return the bytes for resident segments and the lease's ring.
+
+        That is the budget minus the bytes promised to computing, at most what the settings allow, minus other storage.
+        """
         ring = lease.ring.nbytes if lease is not None and lease.ring is not None else 0
         others = self.ledger.stored(self.place) - self.resident_bytes - self.coming_bytes - self.pool.kept_bytes - ring
         promised = self.ledger.reserved(self.place)
         if lease is not None and lease.reserved is None:
             promised += lease.use.working
-        # What is leased beside it holds its part by itself, once it is.
+        # Once they are leased, the components beside it hold their bytes themselves.
         others += lease.use.leave if lease is not None and not lease.begun else 0
         allowed = self.ledger.budget(self.place) - promised
         return (allowed if self.most is None else min(allowed, self.most)) - others
@@ -314,28 +330,31 @@ class Residency:
     def _refused(self, lease: Lease, refusal: Refusal) -> OutOfMemoryError:
         return too_large(lease, refusal, self.place, self.ledger.budget(self.place), self.most, self.partial)
 
-    def _settle(self, lease: Lease, decide: Callable[[], Plan | None]) -> None:
-        """Carry out what ``decide`` decides, under the lock, until all of it is there; decide again when something that
-        another lease was reading did not come. None means: when what is being read, or held as a favour, is over."""
+    def _carry_out(self, lease: Lease, decide: Callable[[], Plan | None]) -> None:
+        """Carry out the plan that ``decide`` returns, until all its pieces are resident.
+
+        ``decide`` is called under the lock. It is called again if it returned None, after the current reads and
+        prefetches end; and if another lease failed to read a segment that this plan needs.
+        """
         try:
-            while not self._settled(lease, decide):
+            while not self._attempt(lease, decide):
                 pass
         except BaseException:
             with self._lock:
                 self._abandon(lease)
             raise
 
-    def _settled(self, lease: Lease, decide: Callable[[], Plan | None]) -> bool:
+    def _attempt(self, lease: Lease, decide: Callable[[], Plan | None]) -> bool:
         presses = False
         try:
             with self._lock:
-                decided = decide()
-                if decided is None:
+                new_plan = decide()
+                if new_plan is None:
                     presses, awaited = True, [coming.over for coming in self._coming.values()]
                     awaited += [over for favour, over in self._favours.items() if favour is not lease]
                     self._pressed += 1
                 else:
-                    awaited = [coming.over for coming in self._reserve(lease, decided)]
+                    awaited = [coming.over for coming in self._reserve(lease, new_plan)]
             self._read(lease)
             for over in awaited:
                 over.wait()
@@ -344,39 +363,41 @@ class Residency:
                 with self._lock:
                     self._pressed -= 1
         with self._lock:
-            if decided is None or not decided.staying <= lease.residents.keys():
+            if new_plan is None or not new_plan.staying <= lease.residents.keys():
                 return False
             self._clock += 1
             for held in lease.residents.values():
                 held.used = self._clock
             return True
 
-    def _reserve(self, lease: Lease, decided: Plan) -> list[Coming]:
-        """Drop, hold what is there, take the places of what is missing, promise: all but reading. What others are
-        reading for it now. Under the lock."""
-        lease.plan = self._last = decided
+    def _reserve(self, lease: Lease, new_plan: Plan) -> list[Coming]:
+        """Do all steps of a plan except reading: evict, hold resident pieces, take slabs, reserve working memory.
+
+        Returns the segments that other leases are reading and this one needs. The caller has the lock.
+        """
+        lease.plan = self._last = new_plan
         self._note_totals(lease)
         if self.log:
-            for step in decided.steps:
+            for step in new_plan.steps:
                 _log.info("memory", place=self.place, action=step.action, piece=step.piece, reason=step.reason)
         if lease.ring is not None:
             lease.ring.close()
             lease.ring = None
-        self._streamed_from_now_on(lease, lease.residents.keys() - decided.staying)
-        self._drop_all(decided)
+        self._start_streaming(lease, lease.residents.keys() - new_plan.staying)
+        self._drop_all(new_plan)
         awaited: list[Coming] = []
-        for piece in decided.pieces("keep"):
+        for piece in new_plan.pieces("keep"):
             if piece in self._coming:
                 self._coming[piece].waiting.append(lease)
                 awaited.append(self._coming[piece])
             else:
                 self._hold(lease, self._residents[piece])
-        self._expect(lease, [lease.segments[piece.index] for piece in decided.pieces("load")])
-        streamed = [lease.segments[piece.index] for piece in decided.pieces("stream")]
+        self._expect(lease, [lease.segments[piece.index] for piece in new_plan.pieces("load")])
+        streamed = [lease.segments[piece.index] for piece in new_plan.pieces("stream")]
         if streamed:
             assert lease.fetch is not None
-            ahead = decided.slots - 1
-            lease.ring = Ring(self.pool, lease.fetch, streamed, decided.slots, ahead, lease.use.passes, lease.key)
+            ahead = new_plan.slots - 1
+            lease.ring = Ring(self.pool, lease.fetch, streamed, new_plan.slots, ahead, lease.use.passes, lease.key)
         promise = lease.use.working if lease.reserved is None else 0
         self.make_room(promise)
         if promise:
@@ -396,7 +417,7 @@ class Residency:
             lease.residents[held.target.segment.piece.index] = held
 
     def _expect(self, lease: Lease, missing: list[Segment]) -> None:
-        """Take the places of segments that the lease will read. Under the lock."""
+        """Take slabs for the segments that the lease will read. The caller has the lock."""
         for segment in missing:
             target = Target.of(segment, self.pool.take(segment.nbytes, lease.key, segment.label))
             coming = Coming(target, [lease])
@@ -404,7 +425,7 @@ class Residency:
             lease.coming.append(coming)
 
     def _read(self, lease: Lease) -> None:
-        """Read what the lease is to read, without the lock; then it is resident, held by all who waited."""
+        """Read the lease's coming segments without the lock. Then all leases that waited for them hold them."""
         if not lease.coming:
             return
         assert lease.fetch is not None
@@ -421,7 +442,7 @@ class Residency:
             lease.coming = []
 
     def _abandon(self, lease: Lease) -> None:
-        """Give back the places of what the lease was to read and did not. Under the lock."""
+        """Return the slabs of coming segments that the lease did not read. The caller has the lock."""
         for coming in lease.coming:
             piece = coming.target.segment.piece
             if self._coming.get(piece) is coming:
@@ -432,7 +453,7 @@ class Residency:
         lease.coming = []
 
     def _forget_spoiled(self, lease: Lease) -> None:
-        """What is known to be wrong is not kept for the next lease."""
+        """Evict segments that are known to be wrong or unwanted, so that a new lease does not use them."""
         for piece, held in list(self._residents.items()):
             if held.passing and piece in lease.pieces:
                 self._evict(piece)
@@ -472,4 +493,4 @@ class Residency:
         held.target.tensors.clear()
         if not self.pool.give(held.target.slab):
             what = held.target.segment.label
-            _log.warning("a tensor outlived its binding; its memory is not used again", what=what)
+            _log.warning("a tensor is still referenced after its binding ended; its memory is not reused", what=what)

@@ -1,7 +1,7 @@
-"""The ring: a few slots into which segments are streamed, each when it is used or one ahead of it.
+"""The ring: a few slots into which segments are streamed when they are used, or shortly before.
 
-Whoever uses a tensor asks for it by its segment's number. A slot is filled again only when its segment is not in use,
-nobody holds a tensor of it, and all that was submitted with it is done.
+Callers ask for a segment by its index. A slot is filled again only if its segment is not in use, nobody holds one of
+its tensors, and the device has finished all work that uses it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class _Slot:
 
 
 class Ring:
-    """Streams the ``segments`` (in the order of use) through slabs of the pool.
+    """Streams ``segments`` (in the order of use) through slabs of the pool.
 
-    ``ahead``: how many segments are brought while another is used, by a thread of its own; with 0 each is brought when
-    it is asked for, by the thread that asks. ``passes``: how often all of them will be used; nothing is brought behind
-    the last.
+    ``ahead``: how many segments a separate thread prefetches while another is used. With 0, the caller's thread reads
+    each segment when the caller asks for it.
+    ``passes``: how often all segments are used. Nothing is prefetched after the last pass.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Ring:
         self._thread = ThreadPoolExecutor(1, "safelight-ahead") if self._ahead else None
         try:
             for _ in range(slots):
-                self._slots.append(_Slot(self._taken()))
+                self._slots.append(_Slot(self._take_slab()))
         except BaseException:
             self.close()
             raise
@@ -72,7 +72,7 @@ class Ring:
 
     @contextmanager
     def pinned(self, *indices: int) -> Generator[list[dict[str, torch.Tensor]]]:
-        """Several segments at once: their slots are not filled again while the context lasts."""
+        """Yield the tensors of several segments. Their slots are not filled again within the context."""
         with self._lock:
             slots: list[_Slot] = []
             try:
@@ -95,21 +95,21 @@ class Ring:
 
     @contextmanager
     def held(self, index: int) -> Generator[Slab]:
-        """The slab of a segment, for copying it elsewhere."""
+        """Yield a segment's slab, so that the caller can copy it."""
         with self.pinned(index):
             with self._lock:
                 slab = next(slot.slab for slot in self._slots if slot.index == index)
             yield slab
 
     def forget(self, index: int) -> None:
-        """Bring the segment again when it is asked for next."""
+        """Discard a segment, so that its next use reads it again."""
         with self._lock:
             for slot in self._slots:
                 if slot.index == index:
                     slot.tensors, slot.index = {}, -1
 
     def _slot(self, index: int) -> _Slot:
-        """The slot that holds the segment, after it has arrived; what comes next is on its way."""
+        """Return the slot that holds the segment, and start prefetching the next segments."""
         slot = next((slot for slot in self._slots if slot.index == index), None)
         if slot is not None and slot.coming is not None:
             coming, slot.coming = slot.coming, None
@@ -119,7 +119,7 @@ class Ring:
                 slot.tensors, slot.index = {}, -1
                 raise
         if slot is None:
-            slot = self._emptied(index)
+            slot = self._free_slot(index)
             self._fill(slot, index)
         self._clock += 1
         fresh = slot.used == 0
@@ -139,43 +139,46 @@ class Ring:
             following = self._segments[(number + step) % len(self._segments)].piece.index
             if self._thread is None or any(slot.index == following for slot in self._slots):
                 continue
-            # Bringing ahead is a favour: without a slot to spare there is none.
+            # Prefetching is optional: it needs an idle slot.
             if not any(slot.pins == 0 and slot.slab.holders() <= len(slot.tensors) for slot in self._slots):
                 return
-            slot = self._emptied(following)
+            slot = self._free_slot(following)
             try:
                 slot.coming = self._thread.submit(self._fill, slot, following)
             except RuntimeError:
                 slot.index = -1
                 return
 
-    def _emptied(self, index: int) -> _Slot:
-        """A slot for another segment: the one used longest ago that nobody uses. One whose tensors somebody still holds
-        is replaced; when one operation uses tensors of more segments than there are slots, there is one more."""
+    def _free_slot(self, index: int) -> _Slot:
+        """Free the least recently used idle slot for segment ``index``.
+
+        If somebody still holds tensors of that slot, a new slot replaces it. If no slot is idle, because one operation
+        uses tensors of more segments than there are slots, a slot is added.
+        """
         idle = [slot for slot in self._slots if slot.pins == 0]
         slot = min(idle, key=lambda slot: (slot.coming is not None, slot.used), default=None)
         if slot is not None:
             if slot.coming is not None:
                 slot.coming.exception()
             slot.tensors, slot.coming = {}, None
-            # A view of it that outlived its operation may have been used by a later one.
+            # If a view of the slot outlived its operation, a later operation may have used it.
             (self._pool.device.mark() if slot.aliased else slot.busy).wait()
             if slot.slab.holders() > 0:
                 self._slots.remove(slot)
                 self._pool.give(slot.slab)
                 slot = None
         if slot is None:
-            slot = _Slot(self._taken())
+            slot = _Slot(self._take_slab())
             self._slots.append(slot)
         slot.index, slot.used, slot.busy, slot.aliased = index, 0, PASSED, False
         return slot
 
-    def _taken(self) -> Slab:
+    def _take_slab(self) -> Slab:
         with translated(f"Streaming the {self._owner}", self._size):
             slab = self._pool.take(self._size, self._owner, "ring slot")
         if not self._pool.device.separate:
-            # The system gives memory when it is first touched; if that happened while a stage runs, what computing
-            # takes would be measured too high.
+            # The system allocates memory when it is first written. If that happened while a stage runs, the measured
+            # working memory would be too high.
             slab.base.fill_(0)
         return slab
 
@@ -189,7 +192,7 @@ class Ring:
         slot.tensors = target.tensors
 
     def close(self) -> None:
-        """Wait for what is on its way, and give all slots back."""
+        """Wait for running prefetches and return all slots to the pool."""
         with self._lock:
             if self._thread is not None:
                 self._thread.shutdown(wait=True, cancel_futures=True)

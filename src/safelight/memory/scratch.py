@@ -1,7 +1,7 @@
-"""Finished segments on disk: what was computed once for a lease that streams it is read from then on.
+"""A scratch file for finished segments: a streamed segment is computed once, and read from disk after that.
 
-A file without a name, so that nothing of it outlives the process. It saves time only: where it cannot be written (no
-room), what would have been in it is computed again.
+The file has no name, so it never outlives the process. It only saves time: if it cannot be written (for example, the
+disk is full), the segments are computed again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ _log = structlog.get_logger(__name__)
 
 
 class Scratch:
-    """A place on disk for segments by their number, for as long as the context lasts. ``folder``: on which disk, None
-    for the system's own for such files."""
+    """Stores segments on disk by index, for as long as the context lasts.
+
+    ``folder``: where to create the file, None for the system's temporary folder.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -39,8 +41,11 @@ class Scratch:
             self._file.close()
 
     def offer(self, index: int, finished: torch.Tensor) -> None:
-        """Keep the bytes (uint8, host) of segment ``index`` when they are offered for the second time: then they are
-        streamed, and will be wanted again. Nothing happens where the disk has no room for them."""
+        """Store the bytes (uint8, host) of segment ``index`` if they are offered for the second time.
+
+        The second offer shows that the segment is streamed and will be needed again. If the disk has no room, nothing
+        is stored.
+        """
         if index not in self._offered:
             self._offered.add(index)
             return
@@ -52,14 +57,16 @@ class Scratch:
                 written = os.pwrite(self._file.fileno(), view, at)
                 view, at = view[written:], at + written
         except OSError as error:
-            _log.warning("no scratch on disk; what lies over weights is computed at each use", why=str(error))
+            _log.warning("cannot write a scratch file; overlays are computed again at each use", why=str(error))
             return
         self._places[index] = self._end, finished.numel()
         self._end = at
 
     def read(self, index: int, into: torch.Tensor) -> bool:
-        """Fill ``into`` (uint8, host) with what was kept of segment ``index``; False when nothing was, or not all of it
-        can be read."""
+        """Fill ``into`` (uint8, host) with the stored bytes of segment ``index``.
+
+        Returns False if the segment is not stored or cannot be read completely.
+        """
         if self._file is None or index not in self._places:
             return False
         begin, size = self._places[index]

@@ -1,4 +1,4 @@
-"""Segments: a component's tensors in parts that follow the architecture's blocks, the units of partial loading."""
+"""Segments: groups of a component's tensors along the architecture's blocks. They are the units of partial loading."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from safelight.weights.manifest import ComponentManifest, ManifestTensor
 from safelight.weights.overlay import Adapted
 
 PARTS = 32
-"""A component is cut into about so many segments; more would be many small reads, fewer large slots."""
+"""About how many segments a component is cut into. More would mean many small reads, fewer would mean large slots."""
 
 ROUNDING = 512
-"""Bytes to which a segment is rounded up, as the allocators of accelerators round: then the ledger is exact."""
+"""Segment sizes are rounded up to a multiple of this, in bytes, as accelerators' allocators do: the ledger is exact."""
 
 _BLOCK = re.compile(r"(.*\b(?:resnets|attentions|transformer_blocks|layers|downsamplers|upsamplers)\.\d+)\.")
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Some of a component's tensors, together in one slab. ``label`` names the blocks. ``piece``: for the planner."""
+    """A group of a component's tensors in one slab. ``label`` names its blocks, ``piece`` is the planner's view."""
 
     label: str
     dtype: torch.dtype
@@ -39,7 +39,7 @@ class Segment:
 
 
 def component_key(component: ComponentManifest, dtype: torch.dtype) -> str:
-    """A component in a dtype, as the planner names it; what lies over it comes behind the base's name."""
+    """Return the planner's name of a component in a dtype: the base's name, followed by the overlay's if it has one."""
     over = f" +{component.over[:16]}" if isinstance(component, Adapted) else ""
     return _base_key(component, dtype) + over
 
@@ -50,10 +50,11 @@ def _base_key(component: ComponentManifest, dtype: torch.dtype) -> str:
 
 @lru_cache(maxsize=64)
 def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]:
-    """The segments in the order in which a forward pass uses them. Those over which nothing lies are the base's own.
+    """Cut a component into segments, in the order in which a forward pass uses them.
 
-    Tensors of one leaf module stay together. A segment is at most a thirty-second of the component, or the largest leaf
-    module, whichever is more; blocks that are larger are cut, smaller neighbours are put together.
+    Segments without an overlay are shared with the base component. Tensors of one leaf module stay together. A segment
+    is at most 1/32 of the component or as large as its largest leaf module, whichever is larger. Larger blocks are
+    split, and smaller neighbours are merged.
     """
 
     def nbytes(tensors: list[ManifestTensor]) -> int:
@@ -89,7 +90,7 @@ def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]
 
 @lru_cache(maxsize=64)
 def places(component: ComponentManifest, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, torch.Size]]:
-    """For each tensor by name, the number of its segment, and its shape. Not to be changed."""
+    """Each tensor's segment index and shape, by name. The result is cached: do not modify it."""
     segments = cut(component, dtype)
     return (
         {t.name: segment.piece.index for segment in segments for t in segment.tensors},

@@ -1,7 +1,7 @@
-"""Where the bytes of a segment come from, and how they are known again; and the first of it: a file.
+"""Sources of a segment's bytes and how to verify them, and the source that reads files.
 
-What was brought is known again by a *proof*: a value taken when it was produced, which can be taken anew from where the
-bytes are now.
+A *proof* is a checksum of a segment, computed when its bytes are produced. Computing it again from the bytes in memory
+verifies them.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from safelight.weights.overlay import Adapted, Overlay
 _log = structlog.get_logger(__name__)
 
 Proof = Hashable
-"""Equal to another proof of the same segment if and only if the bytes are the same; None where none was taken."""
+"""Two proofs of a segment are equal if and only if its bytes are equal. None if no proof was computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """The ``proof`` that a segment should have, of one that nobody has looked at since it arrived."""
+    """The expected ``proof`` of a segment that was not verified since it arrived."""
 
     proof: Proof
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A segment, the slab that it will fill, and the views of its tensors in it."""
+    """A segment, the slab to read it into, and the views of its tensors in that slab."""
 
     segment: Segment
     slab: Slab
@@ -53,41 +53,46 @@ class Target:
 
 
 Fetch = Callable[[Sequence[Target]], list[Proof]]
-"""Fills the targets, and returns when all bytes are there and were verified; a proof for each."""
+"""Fills the targets and returns a proof for each, once all bytes have arrived and are verified."""
 
 
 class Source(Protocol):
-    """Brings segments of a component in a dtype."""
+    """Fetches the segments of a component in a dtype."""
 
     def opened(
         self, component: ComponentManifest, dtype: torch.dtype, favour: bool = False
     ) -> AbstractContextManager[Fetch]:
-        """A way to fetch the component's segments, as often as wanted while the context lasts. ``favour``: nobody needs
-        them now."""
+        """Return a function that fetches the component's segments, any number of times, within the context.
+
+        ``favour``: this is a prefetch, and nobody needs the segments yet.
+        """
         ...
 
     @property
     def pressed(self) -> bool:
-        """Whether somebody waits for room in the memory in which the source itself keeps bytes."""
+        """Whether a lease waits for room in the memory that the source itself uses."""
         ...
 
     def proof(self, target: Target) -> Proof:
-        """The proof of what is there now."""
+        """Compute the proof of the bytes that are in the target now."""
         ...
 
     def follow(self, fetch: Fetch) -> None:
-        """Between two uses of what ``fetch`` brings: let the memory in which the source itself keeps bytes follow what
-        the machine allows now."""
+        """Adapt the memory that the source itself uses to the machine's current limits.
+
+        Call it between two uses of the segments that ``fetch`` fills.
+        """
         ...
 
 
 class FromFile:
-    """Reads segments from the manifest's files into host memory, hashed and cast in the same pass; where something lies
-    over a weight, what it becomes is computed there, before anybody sees it.
+    """Reads segments from the manifest's files into host memory. One pass reads, hashes and casts the bytes.
 
-    What a segment becomes in a dtype is always the same, so its proof is taken when it is read for the first time, and
-    holds for every later reading. ``threads``: for reading, and for computing what lies over weights, whose last bits
-    depend on their number. ``scratch``: a folder on whose disk finished segments of a lease that streams them may lie.
+    Overlays are applied there, before anybody sees the weights. A segment in a dtype always has the same bytes, so its
+    proof is computed at the first read and is valid for all later reads.
+
+    ``threads``: threads for reading and for applying overlays. The last bits of an overlaid weight depend on it.
+    ``scratch``: folder for finished segments of a lease that streams them.
     """
 
     def __init__(self, threads: int, scratch: Path | None = None) -> None:
@@ -97,7 +102,7 @@ class FromFile:
 
     @property
     def pressed(self) -> bool:
-        """See :class:`Source`: it keeps no bytes."""
+        """See :class:`Source`. Always False: this source uses no memory of its own."""
         return False
 
     @contextlib.contextmanager
@@ -113,8 +118,8 @@ class FromFile:
     def _fetch_over(
         self, digest: str, targets: Sequence[Target], overlays: Mapping[str, Overlay], scratch: Scratch
     ) -> list[Proof]:
-        """Bring segments with what lies over them: computed, or as it was computed before in this lease."""
-        found = {target: self._kept(digest, target, scratch) for target in targets}
+        """Fetch segments with overlays: apply the overlays, or read the result that this lease stored before."""
+        found = {target: self._read_scratch(digest, target, scratch) for target in targets}
         missing = [target for target, proof in found.items() if proof is None]
         read_all([r for m in missing for r in store.reads(m.segment.tensors, m.tensors, prove=False)], self._threads)
         for target in missing:
@@ -122,29 +127,29 @@ class FromFile:
                 for name, tensor in target.tensors.items():
                     if name in overlays:
                         tensor.copy_(overlays[name].applied(tensor))
-            found[target] = self._made(digest, target)
+            found[target] = self._checked_proof(digest, target)
             if any(name in overlays for name in target.tensors):
                 scratch.offer(target.segment.piece.index, target.slab.base[: target.segment.nbytes])
         return [found[target] for target in targets]
 
-    def _kept(self, digest: str, target: Target, scratch: Scratch) -> Proof:
-        """The proof of a segment that was read from scratch; None where it is not there, or was spoiled."""
+    def _read_scratch(self, digest: str, target: Target, scratch: Scratch) -> Proof:
+        """Read a segment from scratch and return its proof. None if it is missing or corrupted."""
         known = self._proofs.get((digest, target.segment.piece))
         if known is None or not scratch.read(target.segment.piece.index, target.slab.base):
             return None
         if self.proof(target) == known:
             return known
         what = target.segment.label
-        _log.warning("what was computed before was spoiled on disk; it is computed again", what=what)
+        _log.warning("a scratch file's weights were corrupted on disk; computing them again", what=what)
         return None
 
-    def _made(self, digest: str, target: Target) -> Proof:
-        """The proof of a segment that was just brought. Raises IntegrityError when it is not that of the first time."""
-        key, made = (digest, target.segment.piece), self.proof(target)
-        if self._proofs.setdefault(key, made) != made:
-            what = f"{target.segment.label} with what lies over it"
-            raise IntegrityError(target.segment.tensors[0].path, what, "came out otherwise than before")
-        return made
+    def _checked_proof(self, digest: str, target: Target) -> Proof:
+        """The proof of a segment that was just computed. Raises IntegrityError if it differs from the first result."""
+        key, proof = (digest, target.segment.piece), self.proof(target)
+        if self._proofs.setdefault(key, proof) != proof:
+            what = f"{target.segment.label} with its overlay"
+            raise IntegrityError(target.segment.tensors[0].path, what, "differs from the first time it was computed")
+        return proof
 
     def _fetch(self, digest: str, targets: Sequence[Target], favour: bool) -> list[Proof]:
         keys = [(digest, target.segment.piece) for target in targets]
@@ -160,9 +165,9 @@ class FromFile:
         return [self._proofs[key] for key in keys]
 
     def proof(self, target: Target) -> Proof:
-        """See :class:`Source`: the digests of the tensors."""
+        """See :class:`Source`. The proof is the tensors' digests."""
         return tuple(digest_of(tensor) for tensor in target.tensors.values())
 
     def follow(self, fetch: Fetch) -> None:
-        """See :class:`Source`: it keeps none."""
+        """See :class:`Source`. Nothing to do: this source uses no memory of its own."""
         del fetch

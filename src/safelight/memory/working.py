@@ -1,7 +1,7 @@
-"""How much memory computing takes beside the weights: measured, kept, and corrected by each run. No torch.
+"""Working memory, which is what computing uses beside the weights: measured, stored, corrected by each run. No torch.
 
-The first time that a component runs at a size, in a dtype and with an attention, its need is estimated from shapes;
-from then on it is known. Kept as JSON in the library's folder, so that the next process knows it too.
+Before a component runs for the first time with a given image size, dtype and attention, its need is estimated from
+shapes. After that, it is measured. The measurements are stored as JSON in the library's folder, for later processes.
 """
 
 from __future__ import annotations
@@ -23,24 +23,27 @@ from safelight.formats.folder import read_json
 _log = structlog.get_logger(__name__)
 
 MARGIN = 1.1
-"""Of a measured need: the next run may find memory in other pieces."""
+"""A measured need is multiplied by this, because memory may be more fragmented at the next run."""
 
 LEAST = 16 << 20
-"""Bytes added to every estimate: libraries keep buffers of their own."""
+"""Bytes added to every estimate, for the buffers of libraries."""
 
 FORGETTING = 0.25
-"""A run that needed less moves the record by this share of the difference; one that needed more sets it at once."""
+"""A run that needed less lowers the record by this share of the difference. One that needed more replaces it."""
 
 EVERY_SECONDS = 0.004
-"""Between two looks at the memory in use; the large tensors of a forward pass live for longer."""
+"""Seconds between two readings of the memory in use. The large tensors of a forward pass live longer than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is computed. ``name``: component, widths, dtype, attention and device in one text. ``pixels``: of the image.
+    """A computation whose memory is estimated.
 
-    ``guess``: bytes, from shapes, for as long as nothing was measured. ``quadratic``: whether the need grows with the
-    square of the pixels (attention that holds all scores), else with the pixels.
+    ``name``: component, widths, dtype, attention and device in one text.
+    ``pixels``: number of pixels of the image.
+    ``guess``: bytes computed from shapes, used until a run is measured.
+    ``quadratic``: the need grows with the square of the pixels (attention that stores all scores). If False, it grows
+    linearly.
     """
 
     name: str
@@ -50,17 +53,17 @@ class Work:
 
 
 class WorkingMemory:
-    """Estimates by what was measured. ``path``: the file in which it is kept, None to keep it in this process only."""
+    """Estimates from measured runs. ``path``: the file that stores them, None to store them in this process only."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._measured: dict[str, dict[int, int]] = {}
         if path is not None:
-            self._measured = _kept(path)
+            self._measured = _read_records(path)
 
     def estimate(self, work: Work) -> int:
-        """Bytes to promise for ``work``."""
+        """Return the bytes to reserve for ``work``."""
         with self._lock:
             known = self._measured.get(work.name, {})
         if work.pixels in known:
@@ -72,12 +75,12 @@ class WorkingMemory:
         return int(known[nearest] * grown * MARGIN) + LEAST
 
     def knows(self, work: Work) -> bool:
-        """Whether this component was measured, at whatever size."""
+        """Whether this component was measured at any size."""
         with self._lock:
             return work.name in self._measured
 
     def learn(self, work: Work, nbytes: int) -> None:
-        """Correct the record by what a run took."""
+        """Correct the record with ``nbytes``, the bytes that a run used."""
         with self._lock:
             known = self._measured.setdefault(work.name, {})
             before = known.get(work.pixels)
@@ -90,16 +93,16 @@ class WorkingMemory:
                 try:
                     write_whole(self._path, json.dumps(text, indent=1, sort_keys=True).encode())
                 except FileError as error:
-                    # It is known to this process; the image matters more than the next process's estimate.
-                    _log.warning("what computing took cannot be kept", why=str(error))
+                    # This process has the record. The image matters more than the next process's estimate.
+                    _log.warning("cannot store the measured working memory", why=str(error))
 
     def too_little(self, work: Work) -> None:
-        """Memory ran out within the estimate: promise half as much again next time."""
+        """Raise the record by half, after memory ran out within the estimate."""
         self.learn(work, int(self.estimate(work) * 1.5))
 
 
-def _kept(path: Path) -> dict[str, dict[int, int]]:
-    """What was measured by earlier processes. A damaged file is as good as none: it is measured again."""
+def _read_records(path: Path) -> dict[str, dict[int, int]]:
+    """Read the measurements of earlier processes. A damaged file gives none, and the need is measured again."""
     if not path.exists():
         return {}
     try:
@@ -111,7 +114,7 @@ def _kept(path: Path) -> dict[str, dict[int, int]]:
 
 @contextmanager
 def watched(used: Callable[[], int]) -> Generator[Callable[[], int]]:
-    """Within the context ``used`` is looked at again and again; the function given says the most beyond the start."""
+    """Poll ``used`` within the context. Yields a function that returns the highest increase since then, in bytes."""
     start = used()
     most = start
     stop = threading.Event()

@@ -1,6 +1,6 @@
-"""Content hashes. BLAKE3 names a model for good; XXH3-128 (33 GB/s) watches over every load.
+"""Content hashes. BLAKE3 identifies a model; XXH3-128 (33 GB/s) verifies every load.
 
-XXH3 is not made to withstand an attacker; it is compared with a manifest that BLAKE3 named, and finds damage.
+XXH3 finds damage, but it does not resist an attacker. Its values are in a manifest that BLAKE3 identifies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safelight.formats.header import ITEM_BYTES
 from safelight.formats.layout import TensorPlace
 
 CHUNK_BYTES = 8 << 20
-"""Large enough for BLAKE3 to use both cores."""
+"""Bytes per read. It is large enough for BLAKE3 to use two cores."""
 
 _WORDS = {
     "F16": (np.dtype(np.uint16), 0x7C00),
@@ -26,26 +26,29 @@ _WORDS = {
     "F32": (np.dtype(np.uint32), 0x7F800000),
     "F64": (np.dtype(np.uint64), 0x7FF0000000000000),
 }
-"""All exponent bits set means infinity or NaN. Integers are never either."""
+"""The word of each float dtype and its exponent bits. If all of them are set, the value is infinity or NaN."""
 
 
 class TensorDigester:
-    """One pass over a file's tensors: their XXH3, one running BLAKE3, and whether every value is finite."""
+    """Digests tensors in one pass: an XXH3 for each, and one BLAKE3 for all. It also checks for NaN and infinity.
+
+    ``progress``: called with the number of bytes after each chunk.
+    """
 
     def __init__(self, progress: Callable[[int], None] | None = None) -> None:
         self.blake3 = blake3(max_threads=blake3.AUTO)
         self._progress = progress
 
     def tensor(self, descriptor: int, place: TensorPlace) -> str:
-        """XXH3-128 (hex) of the tensor's bytes as the file has them.
+        """Return the XXH3-128 (hex) of the tensor's bytes in the file, and update the BLAKE3.
 
-        BLAKE3 takes them as the module has them, so that a matrix stored the other way round counts as the same.
-        Raises CorruptFileError when the file ends before, or when the tensor holds NaN or infinity.
+        BLAKE3 hashes the bytes in the module's layout, so a matrix that is stored transposed has the same hash.
+        Raises CorruptFileError if the file is too short, or the tensor holds NaN or infinity.
         """
         self.blake3.update(f"{place.name}\0{place.dtype}\0{','.join(map(str, place.shape))}\0".encode())
         fast = xxhash.xxh3_128()
         word, exponent = _WORDS.get(place.dtype, (np.dtype(f"V{ITEM_BYTES[place.dtype]}"), None))
-        # A chunk holds whole elements; a transposed matrix is one chunk.
+        # A chunk holds whole elements. A transposed matrix is read as one chunk, because it is transposed as a whole.
         chunk = place.nbytes if place.transpose else CHUNK_BYTES
         for at in range(0, place.nbytes, max(chunk, 1)):
             data = read_exactly(descriptor, place.path, place.label, place.offset + at, min(chunk, place.nbytes - at))
@@ -60,7 +63,7 @@ class TensorDigester:
 
 
 def read_exactly(descriptor: int, path: Path, name: str, offset: int, nbytes: int) -> bytes:
-    """``nbytes`` bytes at ``offset``. Raises CorruptFileError, naming the tensor, when the file ends before."""
+    """Read ``nbytes`` bytes at ``offset``. Raises CorruptFileError, naming the tensor, if the file is too short."""
     data = os.pread(descriptor, nbytes, offset)
     while len(data) < nbytes:
         more = os.pread(descriptor, nbytes - len(data), offset + len(data))
@@ -71,5 +74,5 @@ def read_exactly(descriptor: int, path: Path, name: str, offset: int, nbytes: in
 
 
 def named(*parts: str) -> str:
-    """BLAKE3 (hex) of some texts, each closed by a zero byte."""
+    """Return the BLAKE3 (hex) of texts, each followed by a zero byte."""
     return blake3("".join(f"{part}\0" for part in parts).encode()).hexdigest()

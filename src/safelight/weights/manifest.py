@@ -1,7 +1,8 @@
-"""A checkpoint's manifest: each tensor's name, dtype, shape, place and digest, and the digest of the whole.
+"""A checkpoint's manifest: each tensor's name, dtype, shape, place in a file and digest, and the digest of the whole.
 
-A component's digest is made of its tensors' names, dtypes, shapes and bytes, so that the same weights have the same
-digest in whatever file and order they lie. Manifests are JSON; :func:`from_json` re-derives what can be re-derived.
+A component's digest is a hash of its tensors' names, dtypes, shapes and bytes. So the same weights have the same digest
+in any file and any order. Manifests are stored as JSON; :func:`from_json` computes the checkpoint's digest again and
+compares it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class FileHint:
-    """A file's size, times and inode: they only hint that it changed, in either direction. Times in nanoseconds."""
+    """A file's size in bytes, its times in nanoseconds and its inode.
+
+    They are only a hint: a changed file may have equal values, and an unchanged file may have different ones.
+    """
 
     path: Path
     size: int
@@ -37,7 +41,7 @@ class FileHint:
     inode: int
 
     def holds(self) -> bool:
-        """Whether the file is as it was, as far as its size, times and inode tell."""
+        """Whether the file has the same size, times and inode as before."""
         try:
             return FileHint.of(self.path) == self
         except OSError:
@@ -51,9 +55,13 @@ class FileHint:
 
 @dataclass(frozen=True, slots=True)
 class ManifestTensor:
-    """``offset`` and ``nbytes`` are bytes of ``path``; ``xxh3`` is the hash of just those bytes, in hex.
+    """A tensor's place in a file, and its hash.
 
-    ``shape`` is the module's; with ``transpose`` the bytes hold the matrix the other way round.
+    ``dtype``: the dtype in the file, by safetensors' name.
+    ``shape``: the module's shape.
+    ``offset``, ``nbytes``: the range of bytes in ``path``.
+    ``transpose``: the file stores the transposed matrix.
+    ``xxh3``: the XXH3-128 of those bytes, in hex.
     """
 
     name: str
@@ -68,7 +76,7 @@ class ManifestTensor:
 
 @dataclass(frozen=True, slots=True)
 class ComponentManifest:
-    """``digest``: BLAKE3 in hex. ``tensors`` are in the order in which a forward pass uses them."""
+    """A component. ``tensors``: in the order in which a forward pass uses them. ``digest``: BLAKE3 in hex."""
 
     role: str
     config: ComponentConfig
@@ -76,18 +84,18 @@ class ComponentManifest:
     digest: str
 
     def __hash__(self) -> int:
-        """By the digest, which stands for the tensors: hashing thousands of them would take milliseconds."""
+        """Hash the digest, not the tensors: hashing thousands of tensors would take milliseconds."""
         return hash((self.role, self.digest))
 
     @property
     def elements(self) -> int:
-        """How many numbers the component holds."""
+        """The number of elements of all tensors."""
         return sum(tensor.nbytes // ITEM_BYTES[tensor.dtype] for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """``digest`` is the whole checkpoint's: BLAKE3 in hex over its components' digests."""
+    """A checkpoint. ``digest``: BLAKE3 in hex of its components' digests."""
 
     components: tuple[ComponentManifest, ...]
     files: tuple[FileHint, ...]
@@ -97,12 +105,12 @@ class Manifest:
         return next(component for component in self.components if component.role == role)
 
     def changed(self) -> list[Path]:
-        """The files whose hints differ from what they were, or that are gone; none when all are as they were."""
+        """Return the files that are missing, or whose size, times or inode changed. Empty if none did."""
         return [hint.path for hint in self.files if not hint.holds()]
 
 
 def moved(manifest: Manifest, place: Path) -> Manifest:
-    """The manifest of one file after that file was renamed to ``place``."""
+    """Return the manifest of a single file after that file was renamed to ``place``."""
     components = tuple(
         replace(c, tensors=tuple(replace(t, path=place) for t in c.tensors)) for c in manifest.components
     )
@@ -114,11 +122,12 @@ def measure(
     progress: Callable[[int], None] | None = None,
     watched: tuple[Path, ...] = (),
 ) -> Manifest:
-    """Read every tensor once and make the manifest. ``progress`` is told of bytes read.
+    """Read every tensor once and build the manifest.
 
-    ``watched``: further files and folders whose change means that something changed.
+    ``progress``: called with the number of bytes after each chunk.
+    ``watched``: more files and folders to record, whose changes mean that the checkpoint may have changed.
 
-    Raises CorruptFileError when a file is cut off, holds NaN or infinity, or changes meanwhile.
+    Raises CorruptFileError if a file is cut off, holds NaN or infinity, or changes while it is read.
     """
     paths = sorted({place.path for component in components for place in component.tensors})
     before = tuple(FileHint.of(path) for path in (*paths, *watched))
@@ -137,7 +146,7 @@ def measure(
 
 
 def whole_digest(components: tuple[ComponentManifest, ...]) -> str:
-    """The digest of a checkpoint, from its components' digests."""
+    """Compute a checkpoint's digest from its components' digests."""
     return named(*(f"{component.role}={component.digest}" for component in components))
 
 
@@ -146,7 +155,7 @@ def _measure_component(
 ) -> ComponentManifest:
     digester = TensorDigester(progress)
     if isinstance(component.config, AdapterConfig) and component.config.scales:
-        # What the metadata says changes what the tensors mean.
+        # These settings from the file's metadata change what the tensors mean.
         digester.blake3.update(repr((component.config.scaled, component.config.scales)).encode())
     tensors = [
         ManifestTensor(
@@ -174,7 +183,7 @@ _CONFIGS = {
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
-    """The manifest as JSON values; paths become texts, files are numbered."""
+    """Convert a manifest to JSON values. Paths become strings, and tensors refer to files by index."""
     number = {hint.path: i for i, hint in enumerate(manifest.files)}
     kinds = {kind: name for name, kind in _CONFIGS.items()}
     return {
@@ -198,10 +207,13 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def from_json(source: Path, data: Any, folder: Path | None = None) -> Manifest:
-    """The manifest that :func:`to_json` wrote; relative paths are taken from ``folder``.
+    """Read a manifest that :func:`to_json` wrote.
 
-    Raises CorruptFileError, naming ``source``, when it is not one, is of a newer version, or its digest does not follow
-    from its components.
+    ``source``: the file to name in errors.
+    ``folder``: the folder of relative paths.
+
+    Raises CorruptFileError if ``data`` is not a manifest, has a newer version, or its digest does not match its
+    components.
     """
     try:
         if data["version"] > VERSION:
@@ -213,12 +225,12 @@ def from_json(source: Path, data: Any, folder: Path | None = None) -> Manifest:
     except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
         raise CorruptFileError(source, f"is not a manifest ({type(error).__name__}: {error})") from error
     if whole_digest(components) != manifest.digest:
-        raise CorruptFileError(source, "is damaged: its digest does not follow from its components")
+        raise CorruptFileError(source, "is damaged: its digest does not match its components")
     return manifest
 
 
 def _hint(root: Path, data: Any) -> FileHint:
-    """A hint as it was written; one that has only a path (a packed file's) is taken as the file is now."""
+    """Read a hint. If it has only a path (a packed file's hint), the file's current values are used."""
     path = root / data["path"]
     return FileHint(**{**data, "path": path}) if "size" in data else FileHint.of(path)
 

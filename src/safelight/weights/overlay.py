@@ -1,8 +1,8 @@
-"""Overlays: what is computed from weights and takes their place. The weights themselves are never written.
+"""Overlays: tensors that are computed from weights and used in their place. The weights themselves are never written.
 
-A component with something over it is a component of its own, named by the content of both: its segments are made from
-the base's bytes whenever they are wanted, kept and evicted as any others, and shared with the base where nothing lies
-over them. Taking an adapter off is using the base again.
+A component with overlays is a separate component, identified by the content of the base and of the overlays. Its
+segments are computed from the base's bytes when they are needed, and cached and evicted like all others. Segments
+without an overlay are shared with the base. To remove an adapter, use the base again.
 """
 
 from __future__ import annotations
@@ -19,29 +19,34 @@ from safelight.weights.manifest import ComponentManifest
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """A recipe: ``function`` makes a new tensor of the same shape and dtype from a weight, which it must not change."""
+    """A recipe. ``function`` computes a new tensor of a weight's shape and dtype, and must not change the weight."""
 
     function: Callable[[torch.Tensor], torch.Tensor]
 
     def applied(self, weight: torch.Tensor) -> torch.Tensor:
-        """The new tensor. Raises BindingError when it is not like the weight."""
-        made = self.function(weight)
-        if made.shape != weight.shape or made.dtype != weight.dtype or made.device != weight.device:
+        """Compute the new tensor. Raises BindingError if its shape, dtype or device differs from the weight's."""
+        new = self.function(weight)
+        if new.shape != weight.shape or new.dtype != weight.dtype or new.device != weight.device:
             raise BindingError(
-                f"an overlay made {made.dtype} {list(made.shape)} of a {weight.dtype} {list(weight.shape)}"
+                f"an overlay gave {new.dtype} {list(new.shape)} for a weight of {weight.dtype} {list(weight.shape)}"
             )
-        return made if made.untyped_storage() is not weight.untyped_storage() else made.clone()
+        return new if new.untyped_storage() is not weight.untyped_storage() else new.clone()
 
 
 Recipes = Callable[[], AbstractContextManager[Mapping[str, Overlay]]]
-"""Opens what the overlays are computed from, and gives them by the name of the weight they lie over."""
+"""Opens the sources of the overlays, and yields the overlays by the name of their weight."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapted(ComponentManifest):
-    """``digest`` and all else is the base's. ``over``: the content (BLAKE3, hex) of what lies over it, strengths
-    included; ``touched``: the tensors over which something lies; ``working``: bytes that making one of them takes;
-    ``sources``: digests of the components from which it is computed."""
+    """A component with overlays. The inherited fields, ``digest`` too, are the base's.
+
+    ``over``: the overlays' content hash (BLAKE3, hex), strengths included.
+    ``touched``: names of the tensors with an overlay.
+    ``recipes``: opens the overlays.
+    ``working``: bytes needed to compute one overlaid tensor.
+    ``sources``: digests of the components from which the overlays are computed.
+    """
 
     over: str
     touched: frozenset[str]
@@ -52,7 +57,7 @@ class Adapted(ComponentManifest):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Adapted) or (other.digest, other.over) != (self.digest, self.over):
             return False
-        # The same content may lie in another file by now.
+        # The same content may be in another file by now.
         return other.tensors == self.tensors
 
     def __hash__(self) -> int:
@@ -67,10 +72,10 @@ def adapted(
     working: int = 0,
     sources: tuple[str, ...] = (),
 ) -> Adapted:
-    """The base with overlays: see :class:`Adapted`."""
+    """Return the base with overlays. Arguments: see :class:`Adapted`."""
     return Adapted(base.role, base.config, base.tensors, base.digest, over, touched, recipes, working, sources)
 
 
 def digests(component: ComponentManifest) -> tuple[str, ...]:
-    """Of everything from which a component is made."""
+    """Return the digests of a component and of all sources of its overlays."""
     return (component.digest, *component.sources) if isinstance(component, Adapted) else (component.digest,)

@@ -1,4 +1,4 @@
-"""Tensors in a slab: a view for each, at a multiple of 64 bytes, and the reads that fill them."""
+"""Tensors in a slab: a view for each tensor, at a multiple of 64 bytes, and the reads that fill the views."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from safelight.weights.manifest import ComponentManifest, ManifestTensor
 
 
 def resident_bytes(component: ComponentManifest, dtype: torch.dtype) -> int:
-    """Bytes that a component takes in ``dtype``."""
+    """Return the bytes that a component needs in ``dtype``."""
     return sum(aligned(torch.Size(tensor.shape).numel() * dtype.itemsize) for tensor in component.tensors)
 
 
 def views(base: torch.Tensor, tensors: Iterable[ManifestTensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Views of ``base`` (uint8, aligned) for the tensors, one behind another, by the module's names.
+    """Create views of ``base`` (uint8, aligned) for consecutive tensors, by the module's names.
 
-    Each holds the storage once: what autograd would keep of the way to it would count as another holder.
+    The views are detached. Otherwise autograd's references would count as more holders of the storage.
     """
     out: dict[str, torch.Tensor] = {}
     at = 0
@@ -31,7 +31,7 @@ def views(base: torch.Tensor, tensors: Iterable[ManifestTensor], dtype: torch.dt
 
 
 def reads(tensors: Iterable[ManifestTensor], targets: dict[str, torch.Tensor], prove: bool) -> list[Read]:
-    """The reads that fill ``targets`` from the manifest's files, hashed against it; ``prove`` see :class:`Read`."""
+    """Return the reads that fill ``targets`` from files and verify them. ``prove``: see :class:`Read`."""
     return [
         Read(t.name, t.path, t.offset, t.nbytes, t.dtype, t.transpose, t.xxh3, targets[t.name], prove) for t in tensors
     ]

@@ -1,8 +1,8 @@
-"""The one place that imports diffusers and transformers: a module for each thing that is asked of them.
+"""The only package that imports diffusers and transformers, with a module for each use of them.
 
-Both are pinned exactly; what is relied on here has a contract test in ``tests/arch/test_diffusers_fence.py``:
-skeletons built on meta have no real parameter and no persistent buffer; the attention processor that is set is the one
-that is called; pipelines take embeddings and give latents without a text encoder or VAE.
+Both are pinned to exact versions. ``tests/arch/test_diffusers_fence.py`` tests what Safelight relies on: skeletons
+built on meta have no real parameter and no persistent buffer; modules call the attention processor that was set;
+pipelines take embeddings and return latents without a text encoder or VAE.
 """
 
 import logging
@@ -14,15 +14,15 @@ from contextlib import contextmanager
 _HUB = "HF_HUB_OFFLINE"
 _before = os.environ.get(_HUB)
 os.environ.setdefault(_HUB, "1")
-"""Nothing is ever fetched to build or read a model. The libraries look when they are imported; afterwards the
-environment is the host's again."""
+"""No file is ever downloaded to build or read a model. The libraries read the variable when they are imported. After
+that, the host's environment is restored."""
 
 
 @contextmanager
 def hushed() -> Generator[None]:
-    """Within, the libraries say errors only, whatever the host has set; after it as before.
+    """Let the libraries log errors only within the context, and restore the host's log levels afterwards.
 
-    What they warn of (an absent torchvision, modules that could be kept in fp32) does not concern what is asked here.
+    Their warnings (missing torchvision, modules that could stay in fp32) do not matter for Safelight's use of them.
     """
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
@@ -46,7 +46,7 @@ if _before is None:
 
 
 def quiet() -> None:
-    """Have the libraries say errors only: for processes of our own."""
+    """Let the libraries log errors only. Call it only in Safelight's own processes."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

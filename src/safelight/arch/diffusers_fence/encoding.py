@@ -1,4 +1,4 @@
-"""What text encoders make of token ids."""
+"""Encodes token ids with text encoders."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 def read(
     module: nn.Module, role: str, base: str, ids: torch.Tensor, clip_skip: int, mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(hidden states as the base's UNet reads them, pooled output) of a text encoder for token ``ids``, int64
-    (1, positions); ``mask``: which of them count, None for all.
+    """Run a text encoder. Returns the hidden states for the base's UNet, and the pooled output or None.
 
-    SD 1 and SD 2 skip with the final norm behind the layer (as A1111 and InvokeAI do); SDXL always leaves one layer out
-    and has no norm behind it (Podell et al. 2023).
+    ``ids``: token ids, int64, (1, positions).
+    ``mask``: which ids count, None for all.
+
+    With clip skip, SD 1 and SD 2 apply the final norm to the chosen layer (as A1111 and InvokeAI do). SDXL always skips
+    one layer and applies no norm (Podell et al. 2023).
     """
     if base == "sdxl" and role == "text_encoder":
         return _encode(module, ids, clip_skip + 1, mask)
@@ -31,8 +33,13 @@ def read(
 def _encode(
     module: nn.Module, ids: torch.Tensor, skip: int | None, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``skip`` None: the output after the last layer and its norm. An encoder with a projection (SDXL's second) gives
-    the hidden states ``skip + 2`` from the end, without a norm; pooled output is None without one."""
+    """Run the encoder and choose its layer.
+
+    ``skip``: layers to skip; None for the output after the last layer and its norm.
+
+    An encoder with a projection (SDXL's second) returns the hidden states at ``skip + 2`` from the end, without a norm,
+    and the pooled output. For other encoders the pooled output is None.
+    """
     encoder = cast("Any", module)
     out = encoder(ids, attention_mask=mask, output_hidden_states=True)
     if isinstance(module, CLIPTextModelWithProjection):

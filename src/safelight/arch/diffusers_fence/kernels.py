@@ -1,5 +1,7 @@
-"""Attention kernels, as processors that are set by object: ``set_attention_backend`` silently skips Stable Diffusion
-UNets."""
+"""Attention kernels as diffusers processors.
+
+The processor objects are set directly, because ``set_attention_backend`` silently skips Stable Diffusion UNets.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,19 @@ from diffusers.models.attention_processor import (
 from torch import nn
 
 KERNELS = ("torch-sdp", "flash", "xformers", "sage", "normal", "sliced")
-"""Attention kernels by name; those before are preferred where two are as fast."""
+"""Names of attention kernels. If two are about as fast, the earlier one is preferred."""
 
 
 _PACKAGES = {"flash": "flash_attn", "xformers": "xformers", "sage": "sageattention"}
-"""Kernels that are packages of their own, all for CUDA."""
+"""Kernels that need a separate package. All of them need CUDA."""
 
 
 def set_attention(module: nn.Module, name: str, slice_size: str = "auto") -> None:
-    """Give every attention of diffusers in ``module`` a processor of its own. ``slice_size``: heads that are computed
-    at once by ``sliced``: a number; ``balanced`` and ``auto`` half of them, ``max`` one, as diffusers has it."""
+    """Set a new processor for the kernel ``name`` on every diffusers attention in ``module``.
+
+    ``slice_size``: how many heads ``sliced`` computes at once: a number, ``balanced`` or ``auto`` for half of them, or
+    ``max`` for one, as in diffusers.
+    """
     for child in module.modules():
         if isinstance(child, Attention):
             child.set_processor(_processor(name, slice_size, child.heads))
@@ -54,7 +59,7 @@ def _processor(name: str, slice_size: str, heads: int) -> Any:
 
 
 def _flash(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """flash_attn's function, which has tokens before heads, with the layout of torch's."""
+    """Adapt flash_attn's function to torch's layout. flash_attn has tokens before heads."""
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
@@ -63,9 +68,9 @@ def _flash(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 class FunctionProcessor:
-    """A processor around ``function``: q, k, v (n, heads, tokens, head size) to the same shape as q.
+    """A processor that calls ``function``. All else is as in diffusers' ``AttnProcessor2_0``.
 
-    The rest is as in diffusers' ``AttnProcessor2_0``.
+    ``function``: takes q, k, v, (n, heads, tokens, head size), and returns the shape of q.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
@@ -103,15 +108,15 @@ class FunctionProcessor:
 
 
 def missing_kernel(name: str, at: torch.device) -> str | None:
-    """Why a kernel cannot be had on a device, None when it can."""
+    """Return why a kernel is not available on a device, None if it is."""
     package = _PACKAGES.get(name)
     if package is None:
         return None
     if at.type != "cuda":
-        return f"{package} computes on CUDA only"
+        return f"{package} needs CUDA"
     return None if find_spec(package) is not None else f"{package} is not installed: pip install {package}"
 
 
 def attention_module(heads: int, head_size: int) -> nn.Module:
-    """An attention of diffusers, as a UNet has them, with random weights from the global generator."""
+    """Create a diffusers attention as in a UNet, with random weights from the global generator."""
     return cast("Any", Attention)(query_dim=heads * head_size, heads=heads, dim_head=head_size)

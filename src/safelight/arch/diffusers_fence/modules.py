@@ -1,4 +1,4 @@
-"""The modules of components, built on meta from what their shapes and their base tell."""
+"""Builds components' modules on meta, from their shapes and their base."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from safelight.formats.keys.vae import VAEConfig
 from safelight.formats.layout import BASES, CHANNELS_PER_HEAD, END_TOKEN, ComponentConfig, attention_heads
 
 TIME_IDS_WIDTH = 256
-"""Width of each of SDXL's size and crop numbers in its added conditioning."""
+"""Embedding width of each of SDXL's size and crop numbers in the added conditioning."""
 
 
 SAMPLE_SIZES = {"sd1": 64, "sd2": 96, "sdxl": 128, "sdxl-refiner": 128}
-"""Latents a side at which a base was trained, as published settings have it."""
+"""Side length in latents at which each base was trained, from the published settings."""
 
 
 START_TOKEN = 49406
@@ -42,10 +42,10 @@ def build(
     slice_size: str = "auto",
     seamless: str = "",
 ) -> nn.Module:
-    """A module on meta, in eval mode, in ``dtype``, with its non-persistent buffers made for real on ``at``.
+    """Build a module on meta, in eval mode and in ``dtype``. Its non-persistent buffers are real, on ``at``.
 
-    ``seamless``: axes along which convolutions go on at the other side. The attention processors are set by object:
-    ``set_attention_backend`` silently skips Stable Diffusion UNets.
+    ``attention``, ``slice_size``: see :func:`safelight.arch.diffusers_fence.kernels.set_attention`.
+    ``seamless``: axes along which convolutions wrap around to the opposite side.
     """
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -90,7 +90,7 @@ def _text_encoder(config: CLIPConfig, attention: str) -> nn.Module:
         bos_token_id=START_TOKEN,
         eos_token_id=END_TOKEN,
         pad_token_id=END_TOKEN,
-        # transformers has two of these kernels; with 77 tokens there is nothing to slice.
+        # transformers has two of these kernels. Slicing is not needed for 77 tokens.
         attn_implementation="eager" if attention in ("normal", "sliced") else "sdpa",
     )
     return CLIPTextModel(settings) if config.projection is None else CLIPTextModelWithProjection(settings)
@@ -114,7 +114,7 @@ def _vae(base: str, config: VAEConfig) -> nn.Module:
 def _unet(base: str, config: UNetConfig) -> nn.Module:
     up = tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(config.depths))
     return cast("Any", UNet2DConditionModel)(
-        # Pipelines compare it; they are always told the size.
+        # Pipelines compare it with the image size, which they always receive explicitly.
         sample_size=SAMPLE_SIZES[base],
         out_channels=config.out_channels,
         up_block_types=up,
@@ -123,7 +123,7 @@ def _unet(base: str, config: UNetConfig) -> nn.Module:
 
 
 def _encoder(base: str, config: UNetConfig) -> dict[str, Any]:
-    """The settings that a UNet and a ControlNet over it have in common."""
+    """The settings that a UNet and a ControlNet for it share."""
     rule = BASES[base]
     added: dict[str, Any] = {}
     if config.time_features is not None:
@@ -155,7 +155,7 @@ def _controlnet(base: str, config: ControlNetConfig) -> nn.Module:
 
 
 class _Seamless(nn.Conv2d):
-    """A convolution that goes on at the other side along ``axes``, and beyond the border sees zeros along others."""
+    """A convolution that wraps around along ``axes``, and pads with zeros along other axes."""
 
     axes: str
 
@@ -174,7 +174,7 @@ def _make_seamless(module: nn.Module, axes: str) -> None:
 
 
 def _run_once(module: nn.Module) -> None:
-    """Let transformers install the hooks that it installs at first use, so that they count as built."""
+    """Run a text encoder once. So the hooks that transformers installs at the first call belong to the skeleton."""
     if isinstance(module, (CLIPTextModel, CLIPTextModelWithProjection)):
         with torch.device("meta"), torch.no_grad():
             module(torch.zeros(1, 2, dtype=torch.long), output_hidden_states=True)
@@ -188,4 +188,4 @@ def _real_buffers(module: nn.Module, at: torch.device) -> None:
             if name == "position_ids" and name in child._non_persistent_buffers_set:
                 child._buffers[name] = torch.arange(buffer.shape[-1], device="cpu").expand((1, -1)).to(at)
             else:
-                raise NotImplementedError(f"{type(module).__name__} has a buffer that is not known: {path}.{name}")
+                raise NotImplementedError(f"{type(module).__name__} has an unknown buffer: {path}.{name}")

@@ -1,4 +1,4 @@
-"""From pictures to latents and back, by a VAE."""
+"""Encodes pictures to latents and decodes latents to pixels, with a VAE."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Encoded:
-    """``shown`` (1, 3, h, w), -1 to 1, and diffusers' ``distribution`` over its latents."""
+    """An encoded picture.
+
+    ``shown``: the picture, (1, 3, h, w), -1 to 1.
+    ``distribution``: diffusers' distribution over its latents.
+    """
 
     shown: torch.Tensor
     distribution: Any
@@ -26,8 +30,12 @@ class Encoded:
 
 @contextmanager
 def _tiled(module: nn.Module, tile: int) -> Generator[Any]:
-    """The VAE, which within the context works by squares of ``tile`` pixels a side where it is shown more; 0: never.
-    Flags that were left set would be seen when the binding ends (STATE 24)."""
+    """Let the VAE work in tiles within the context.
+
+    ``tile``: side length of a tile in pixels, 0 for no tiling.
+
+    The flags are restored afterwards. Otherwise the end of the binding would report them as changes (STATE 24).
+    """
     vae = cast("Any", module)
     if not tile:
         yield vae
@@ -46,8 +54,11 @@ def _tiled(module: nn.Module, tile: int) -> Generator[Any]:
 def encode_picture(
     module: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int = 0
 ) -> list[Encoded]:
-    """What a bound VAE makes of a picture, and of it where the mask is black, as the pipelines ask for them; by squares
-    of ``tile`` pixels a side, 0 for all at once."""
+    """Encode a picture with a bound VAE, as the pipelines need it.
+
+    ``mask``: if given, the result has a second item: the picture where the mask is black.
+    ``tile``: side length of a tile in pixels, 0 for no tiling.
+    """
     image = VaeImageProcessor(vae_scale_factor=8).preprocess(picture).to(device)
     pictures = [image]
     if mask is not None:
@@ -58,20 +69,25 @@ def encode_picture(
 
 
 def crop_region(mask: Any, width: int, height: int, padding: int) -> tuple[int, int, int, int]:
-    """The part of a mask's image (left, top, right, bottom) in which something is white, with ``padding`` pixels around
-    it, grown to the shape of ``width`` by ``height``."""
+    """Return the region (left, top, right, bottom) of a mask that contains all white pixels.
+
+    ``padding``: pixels to add around it.
+    ``width``, ``height``: the region grows to this aspect ratio.
+    """
     return VaeImageProcessor.get_crop_region(mask, width, height, pad=padding)
 
 
 def decode(module: nn.Module, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
-    """Latents (n, 4, h, w) to what the VAE gives for them: about -1 to 1, (n, 3, 8h, 8w); by squares of ``tile`` pixels
-    a side, 0 for all at once."""
+    """Decode latents (n, 4, h, w) with a VAE. Returns (n, 3, 8h, 8w), about -1 to 1.
+
+    ``tile``: side length of a tile in pixels, 0 for no tiling.
+    """
     with _tiled(module, tile) as vae:
         return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
 
 
 def to_pixels(raw: torch.Tensor) -> torch.Tensor:
-    """A VAE's output to images, uint8 (n, h, w, 3), rounded as diffusers' image processor rounds."""
+    """Convert a VAE's output to images, uint8, (n, h, w, 3), with the rounding of diffusers' image processor."""
     values = cast("torch.Tensor", VaeImageProcessor.denormalize(raw))
     values = values.cpu().permute(0, 2, 3, 1).float()
     return (values * 255).round().to(torch.uint8)

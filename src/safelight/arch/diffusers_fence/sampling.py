@@ -1,4 +1,4 @@
-"""diffusers' own pipelines around a bound UNet, and its schedulers."""
+"""Runs diffusers' own pipelines with a bound UNet, and creates its schedulers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ from safelight.formats.layout import BASES, LATENT_LEVELS
 
 @dataclass(frozen=True)
 class Start:
-    """What a generation starts from: a picture (PIL, of the size that is drawn) or latents (1, 4, h, w), perhaps a mask
-    (PIL), and what the VAE made of the picture and, with a mask, of the picture where the mask is black. ``strength``:
-    the share of the steps that is done."""
+    """The start of a generation from a picture.
+
+    ``picture``: PIL, of the image's size, or latents (1, 4, h, w).
+    ``mask``: PIL, or None.
+    ``encoded``: the encoded picture and, with a mask, the encoded picture where the mask is black.
+    ``strength``: denoising strength, the share of the steps to run.
+    """
 
     picture: Any
     mask: Any | None
@@ -32,7 +36,7 @@ class Start:
 
 
 class _Encoder:
-    """Stands for the VAE in a pipeline that only encodes: gives what was encoded before of what it is shown."""
+    """Replaces the VAE in a pipeline that only encodes. It looks up the latents that were encoded before."""
 
     def __init__(self, base: str, encoded: Sequence[Encoded]) -> None:
         self.config = SimpleNamespace(
@@ -47,7 +51,7 @@ class _Encoder:
         for known in self._known:
             if torch.equal(known.shown.to(shown.dtype), shown):
                 return SimpleNamespace(latent_dist=known.distribution)
-        raise BindingError("a pipeline asked for the latents of a picture that was not encoded")
+        raise BindingError("a pipeline requested the latents of a picture that was not encoded")
 
 
 def denoise(
@@ -62,11 +66,13 @@ def denoise(
     vary: Callable[[torch.Tensor], torch.Tensor] | None = None,
     **call: Any,
 ) -> torch.Tensor:
-    """Latents from the base's own diffusers pipeline, made for this call around a bound UNet.
+    """Run the base's own diffusers pipeline with a bound UNet, and return the latents.
 
-    ``on_step`` is told of each step's number (from 0) and latents, and may raise to stop. ``start``: what it starts
-    from, None for ``latents`` among ``call``, which are further arguments of the pipeline. ``controls``: ControlNets
-    beside the UNet. ``vary`` makes of the noise that is added to a picture the noise that is meant.
+    ``on_step``: called with each step's index (from 0) and latents. It may raise to stop.
+    ``start``: the start picture, None to start from ``latents`` in ``call``.
+    ``controls``: bound ControlNets.
+    ``vary``: changes the noise before it is added to a picture.
+    ``call``: further arguments of the pipeline.
     """
     steered = Steered(unet, conditions, controls)
 
@@ -82,10 +88,10 @@ def denoise(
     if start is not None and start.mask is not None:
         call["mask_image"] = start.mask
     if vary is not None:
-        _varied(scheduler, vary)
+        _vary_noise(scheduler, vary)
     task = "text" if start is None else "image" if start.mask is None else "mask"
     pipeline = pipeline_class(base, task)(**parts, unet=steered, scheduler=scheduler, **_no_extras(base))
-    pipeline.told_device = device
+    pipeline.fixed_device = device
     steered.pipeline = pipeline
     pipeline.set_progress_bar_config(disable=True)
     try:
@@ -101,8 +107,8 @@ def denoise(
     return result.images
 
 
-def _varied(scheduler: Any, vary: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """The scheduler belongs to one image: each noise that it adds to a picture is varied first."""
+def _vary_noise(scheduler: Any, vary: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Apply ``vary`` to all noise that the scheduler adds. Nothing is restored: the scheduler belongs to one image."""
     add = scheduler.add_noise
 
     def add_noise(picture: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
@@ -126,49 +132,51 @@ _PIPELINES = {"text": "", "image": "Img2Img", "mask": "Inpaint"}
 
 
 def pipeline_class(base: str, task: str = "text") -> Any:
-    """The class of a base's pipeline for a task: ``text``, ``image`` or ``mask``."""
+    """Return the class of a base's pipeline for a task: ``text``, ``image`` or ``mask``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Pipelines import most of diffusers: a second that only a generation should pay.
+        # Pipelines import most of diffusers. This takes a second, so it happens only for a generation.
         family = "stable_diffusion_xl" if base == "sdxl" else "stable_diffusion"
         kind = _PIPELINES[task]
         module = f"pipeline_{family}_{kind.lower()}" if kind else f"pipeline_{family}"
         found = importlib.import_module(f"diffusers.pipelines.{family}.{module}")
         Pipeline = getattr(found, f"StableDiffusion{'XL' if base == 'sdxl' else ''}{kind}Pipeline")  # noqa: N806
 
-    class Told(Pipeline):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
-        """A pipeline whose device is told; diffusers infers it from wherever the first parameter happens to be."""
+    class FixedDevice(Pipeline):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+        """A pipeline with an explicit device. diffusers would infer it from the device of some first parameter."""
 
-        told_device: torch.device
+        fixed_device: torch.device
 
         @property
         def _execution_device(self) -> torch.device:
-            return self.told_device
+            return self.fixed_device
 
-    Told.__name__ = Pipeline.__name__
-    return Told
+    FixedDevice.__name__ = Pipeline.__name__
+    return FixedDevice
 
 
 def pipeline_name(base: str) -> str:
-    """The class of a base's pipeline."""
+    """Return the class name of a base's pipeline."""
     return pipeline_class(base).__name__
 
 
 def sigma(scheduler: Any) -> float:
-    """The noise level of the latents after the last step, in the sampler's own scale; 1 where it keeps the variance."""
+    """Return the noise level after the last step, in the sampler's scale. It is 1 for variance-preserving samplers."""
     sigmas, index = getattr(scheduler, "sigmas", None), getattr(scheduler, "step_index", None)
     return 1.0 if sigmas is None or index is None else float(sigmas[min(index, len(sigmas) - 1)])
 
 
 SPACING = frozenset({"timestep_spacing", "steps_offset"})
-"""How steps are spread over those of training: some classes have one way only."""
+"""Settings that spread the steps over the training steps. Some scheduler classes support only one way."""
 
 
 def scheduler(name: str, settings: Mapping[str, Any], seed: int) -> Any:
-    """A fresh scheduler of diffusers' class ``name``; of the settings that the class does not have,
-    :data:`SPACING` are left out. Raises TypeError for others.
+    """Create a scheduler of diffusers' class ``name``.
 
-    ``dpmpp_sde`` ignores the generator it is given: its noise tree is seeded with ``seed`` instead.
+    ``settings``: its arguments. Those in :data:`SPACING` are left out if the class does not have them.
+    ``seed``: seed of ``dpmpp_sde``'s noise tree, because that class ignores the pipeline's generator.
+
+    Raises TypeError if the class does not have another setting.
     """
     from diffusers import schedulers
 

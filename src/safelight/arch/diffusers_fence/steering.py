@@ -1,6 +1,6 @@
-"""What stands for the UNet in a pipeline: each call is given what holds at its step, conditions and ControlNets.
+"""A stand-in for the UNet in a pipeline. Each call uses the conditions and ControlNets of its step.
 
-So one pipeline does for every combination, and what changes between steps is nobody's state but this call's.
+So one pipeline supports all combinations, and the state that changes between steps belongs to one call of the pipeline.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ LATENT_CHANNELS = 4
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a UNet is told: ``each`` by the pipelines' argument names; ``at``: which of them holds at each step."""
+    """Conditions of a UNet.
+
+    ``each``: the different conditions, by the pipelines' argument names.
+    ``at``: the index into ``each`` for each step.
+    """
 
     each: Sequence[Mapping[str, torch.Tensor]]
     at: Sequence[int] = (0,)
@@ -28,20 +32,24 @@ class Conditions:
         return self.each[self.at[0]]
 
     def between(self, first: int, last: int) -> Conditions:
-        """Those of a pass: of its steps, from ``first`` up to ``last``, from 0."""
+        """Return the conditions for the steps ``first`` (from 0) up to, not including, ``last``."""
         return Conditions(self.each, self.at[first:last])
 
     def during(self, share: float) -> int:
-        """Which holds after that share of the steps; a sampler may call the UNet more often than once a step."""
+        """Return the index for a share of the steps. A sampler may call the UNet several times per step."""
         return self.at[min(len(self.at) - 1, int(share * len(self.at) + 1e-6))]
 
 
 @dataclass(frozen=True)
 class Controlled:
-    """A bound ControlNet ``net`` and what it is shown (``picture``: PIL, of the size that is drawn).
+    """A bound ControlNet and its picture.
 
-    ``weight`` times its output counts from the share ``start`` of the steps to ``end``; ``soft``: less in the outer
-    layers; ``prompt_only``: not for the negative prompt.
+    ``net``: the ControlNet.
+    ``picture``: PIL, of the image's size.
+    ``weight``: factor of its output.
+    ``start``, ``end``: the shares of the steps between which it is used.
+    ``soft``: reduce its output in the outer layers.
+    ``prompt_only``: do not use it for the negative prompt.
     """
 
     net: nn.Module
@@ -54,35 +62,35 @@ class Controlled:
 
 
 Residuals = tuple[list[torch.Tensor], torch.Tensor]
-"""What a ControlNet adds to the encoder's outputs, and to the middle's."""
+"""What a ControlNet adds to the outputs of the encoder's blocks, and of the middle block."""
 
 
 class Steered:
-    """Called as the UNet is; everything else about it is the UNet's. ``pipeline``: in which it stands."""
+    """Is called like the UNet and forwards all other attributes to it. ``pipeline``: the pipeline that contains it."""
 
     pipeline: Any = None
 
     def __init__(self, unet: nn.Module, conditions: Conditions, controls: Sequence[Controlled]) -> None:
         self.unet = unet
         self._conditions = conditions
-        self._controls = [(control, self._shown(control, unet)) for control in controls]
+        self._controls = [(control, self._hint(control, unet)) for control in controls]
         self._done = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["unet"], name)
 
     @staticmethod
-    def _shown(control: Controlled, unet: nn.Module) -> torch.Tensor:
+    def _hint(control: Controlled, unet: nn.Module) -> torch.Tensor:
         processor = VaeImageProcessor(vae_scale_factor=8, do_convert_rgb=True, do_normalize=False)
         like = cast("Any", unet)
         return processor.preprocess(control.picture).contiguous().to(device=like.device, dtype=like.dtype)
 
     def passed(self, done: int) -> None:
-        """So many of the scheduler's steps are done."""
+        """Set the number of finished scheduler steps."""
         self._done = done
 
     def forget(self) -> None:
-        """Hold nothing any more."""
+        """Release the pipeline and the ControlNets."""
         self.pipeline, self._controls = None, []
 
     def __call__(
@@ -92,17 +100,17 @@ class Steered:
         guided = len(sample) == 2
         at = self._conditions.during(self._done / steps)
         if at != self._conditions.at[0]:
-            told = self._conditions.each[at]
-            encoder_hidden_states = _paired(told, "prompt_embeds", guided)
-            if "pooled_prompt_embeds" in told:
-                pooled = _paired(told, "pooled_prompt_embeds", guided)
+            condition = self._conditions.each[at]
+            encoder_hidden_states = _paired(condition, "prompt_embeds", guided)
+            if "pooled_prompt_embeds" in condition:
+                pooled = _paired(condition, "pooled_prompt_embeds", guided)
                 more["added_cond_kwargs"] = {**more["added_cond_kwargs"], "text_embeds": pooled}
         added = more.get("added_cond_kwargs")
         residuals: Residuals | None = None
         for control, shown in self._controls:
             if self._done / steps >= control.start and (self._done + 1) / steps <= control.end:
                 found = _residuals(control, shown, sample, timestep, encoder_hidden_states, added)
-                residuals = found if residuals is None else _summed(residuals, found)
+                residuals = found if residuals is None else _add(residuals, found)
         if residuals is not None:
             more |= {
                 "down_block_additional_residuals": residuals[0],
@@ -111,9 +119,9 @@ class Steered:
         return self.unet(sample, timestep, encoder_hidden_states=encoder_hidden_states, **more)
 
 
-def _paired(told: Mapping[str, torch.Tensor], name: str, guided: bool) -> torch.Tensor:
-    """The negative prompt's before the prompt's, as the pipelines have them."""
-    return torch.cat([told[f"negative_{name}"], told[name]]) if guided else told[name]
+def _paired(condition: Mapping[str, torch.Tensor], name: str, guided: bool) -> torch.Tensor:
+    """With guidance, concatenate the negative prompt's tensor and the prompt's, in the pipelines' order."""
+    return torch.cat([condition[f"negative_{name}"], condition[name]]) if guided else condition[name]
 
 
 def _residuals(
@@ -124,7 +132,7 @@ def _residuals(
     hidden: torch.Tensor,
     added: Mapping[str, torch.Tensor] | None,
 ) -> Residuals:
-    # An inpainting UNet is given the mask and the picture behind the latents; a ControlNet is not.
+    # An inpainting UNet gets the mask and the picture as extra channels after the latents. A ControlNet does not.
     sample = sample[:, :LATENT_CHANNELS]
     halved = control.prompt_only and len(sample) == 2
     if halved:
@@ -146,5 +154,5 @@ def _residuals(
     return list(down), middle
 
 
-def _summed(one: Residuals, other: Residuals) -> Residuals:
+def _add(one: Residuals, other: Residuals) -> Residuals:
     return [a + b for a, b in zip(one[0], other[0], strict=True)], one[1] + other[1]
