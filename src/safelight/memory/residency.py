@@ -134,7 +134,7 @@ class Residency:
         """
         lease = Lease(component, dtype, use, self)
         with contextlib.ExitStack() as stack:
-            lease.fetch = stack.enter_context(self.source.opened(component, dtype))
+            lease.fetch = stack.enter_context(self.source.opened(component, dtype, favour))
             stack.callback(self._end, lease)
             if favour:
                 with self._lock:

@@ -113,15 +113,15 @@ class FromFile:
             yield lambda targets: self._fetch(component.digest, targets, favour)
             return
         with component.recipes() as overlays, Scratch(self._folder) as scratch:
-            yield lambda targets: self._fetch_over(component.digest, targets, overlays, scratch)
+            yield lambda targets: self._fetch_over(component.digest, targets, overlays, scratch, favour)
 
     def _fetch_over(
-        self, digest: str, targets: Sequence[Target], overlays: Mapping[str, Overlay], scratch: Scratch
+        self, digest: str, targets: Sequence[Target], overlays: Mapping[str, Overlay], scratch: Scratch, favour: bool
     ) -> list[Proof]:
         """Fetch segments with overlays: apply the overlays, or read the result that this lease stored before."""
         found = {target: self._read_scratch(digest, target, scratch) for target in targets}
         missing = [target for target, proof in found.items() if proof is None]
-        read_all([r for m in missing for r in store.reads(m.segment.tensors, m.tensors, prove=False)], self._threads)
+        read_all([r for m in missing for r in store.reads(m.segment.tensors, m.tensors, prove=False)], self._threads, favour)
         for target in missing:
             with numbered(self._threads), torch.inference_mode():
                 for name, tensor in target.tensors.items():
