@@ -140,7 +140,7 @@ class Adapters:
         used = next((item for item in self.used() if item.digest == digest and not item.manifest.changed()), None)
         if used is not None and by_path:
             return used
-        raise IntegrityError(Path(name), "", f"no adapter has the requested content {digest[:10]}")
+        raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]}")
 
     def add(self, path: Path, name: str | None = None, base: str = "") -> Adapter:
         """Identify an adapter, read and hash all of it, and store its record. The file stays where it is.
