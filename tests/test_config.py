@@ -95,7 +95,7 @@ def test_what_invokeai_itself_ignores_is_not_taken_and_is_named(tmp_path: Path) 
     found = config.explained(file=path)
     assert (found.settings.max_cache_ram_gb, found.settings.max_cache_vram_gb) == (None, None)
     assert set(found.ignored) == {"ram", "vram", "log_level"}
-    assert "max_cache_vram_gb is what it has today" in found.ignored["vram"]
+    assert "max_cache_vram_gb instead" in found.ignored["vram"]
     path.write_text("ram_cache_size: 8\nmax_cache_size: 6\nmax_vram_cache_size: 1\nvram_cache_size: 1\n")
     assert config.explained(file=path).settings == config.load()
 
@@ -191,7 +191,7 @@ def test_the_key_may_come_from_a_file(root: Path, tmp_path: Path, monkeypatch: p
     [
         ("max_cache_ram_gb: many", "max_cache_ram_gb"),
         ("precision: int8", "precision"),
-        ("- a\n- b", "not names with values"),
+        ("- a\n- b", "not a mapping of names to values"),
         ("a: [", "not YAML"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_wrong_file_says_what_and_where(tmp_path: Path, text: str, problem: st
 
 def test_unknown_variables_are_named_and_a_file_is_no_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_MAX_RAM", "3")
-    assert config.explained().ignored == {"SAFELIGHT_MAX_RAM": "no such variable"}
+    assert config.explained().ignored == {"SAFELIGHT_MAX_RAM": "unknown variable"}
     (tmp_path / "file").write_text("x")
     with pytest.raises(SettingError, match="not a folder"):
         config.load(tmp_path / "file")
@@ -222,7 +222,7 @@ def test_a_value_is_set_in_the_file(root: Path, monkeypatch: pytest.MonkeyPatch)
     before = (root / config.FILE).read_bytes()
     for name, value, says in (
         ("attention_type", "fast", "attention_type"),
-        ("atention_type", "normal", "attention_type is one"),
+        ("atention_type", "normal", "did you mean attention_type"),
         ("threads", "[", "is not YAML"),
     ):
         with pytest.raises(SettingError, match=says):
@@ -232,7 +232,7 @@ def test_a_value_is_set_in_the_file(root: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_file_of_a_newer_version_is_refused(root: Path) -> None:
     (root / config.FILE).write_text("threads: 3\nsafelight_settings_version: 2\n")
-    with pytest.raises(SettingError, match="written by a newer one"):
+    with pytest.raises(SettingError, match="a newer Safelight wrote the file"):
         config.load()
-    with pytest.raises(SettingError, match="written by a newer one"):
+    with pytest.raises(SettingError, match="a newer Safelight wrote the file"):
         config.write(root, "threads", "2")

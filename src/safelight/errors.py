@@ -1,30 +1,30 @@
-"""Everything that Safelight raises on purpose.
+"""All errors that Safelight raises on purpose.
 
 ::
 
     SafelightError
-    ├── InputError                what was asked for cannot be done (exit code 2, HTTP 4xx)
+    ├── InputError                the request cannot be fulfilled (exit code 2, HTTP 4xx)
     │   ├── RequestError          a field of a request: its name, its value, what is allowed
-    │   ├── SettingError          a setting, and where its value came from
-    │   ├── ModelNotFoundError    no such model; names the nearest
+    │   ├── SettingError          a setting: its name, its value, the source of the value
+    │   ├── ModelNotFoundError    unknown model; lists the nearest names
     │   ├── FileError             a file: its path and what is wrong with it
-    │   │   ├── UnreadableFileError   not there, not a file, not allowed
+    │   │   ├── UnreadableFileError   does not exist, is not a regular file, or has no permission
     │   │   │   └── StorageError      a disk is full or cannot be written (exit code 1, HTTP 507)
-    │   │   ├── CorruptFileError      the bytes are not what the format says
-    │   │   ├── UnsafeFileError       a pickle that wants to run something
-    │   │   └── UnsupportedModelError a sound file that is not (or not yet) a checkpoint
-    │   └── IncompleteModelError  tensors missing, of another shape, or left over
-    ├── IntegrityError            bytes differ from the manifest; the file changed or was spoiled
-    ├── TransferError             bytes arrived on a device otherwise than they were sent, repeatedly
-    ├── WorkerDiedError           the process that computes has ended
-    ├── QueueFullError            too many jobs wait already (HTTP 429)
-    ├── DeviceLostError           a device is gone: nothing on it can be had any more
-    ├── AbsentTensorError         a module computed with a tensor that is not there
+    │   │   ├── CorruptFileError      the bytes violate the file's format
+    │   │   ├── UnsafeFileError       a pickle that would run code
+    │   │   └── UnsupportedModelError an intact file that is not a supported checkpoint
+    │   └── IncompleteModelError  tensors are missing, have a wrong shape, or are unknown
+    ├── IntegrityError            bytes differ from the manifest: the file changed or is damaged
+    ├── TransferError             bytes were corrupted twice while being copied to a device
+    ├── WorkerDiedError           the worker process ended
+    ├── QueueFullError            too many jobs are waiting (HTTP 429)
+    ├── DeviceLostError           a device is gone, with everything in its memory
+    ├── AbsentTensorError         a module computed with a tensor that is not bound
     ├── NotFiniteError            a model computed NaN or infinity
     ├── BindingError              a skeleton is bound already, or was used outside its binding
-    ├── CanaryError               a model's known tiny image came out otherwise
-    ├── StateLeftError            something was left on a model while it computed
-    ├── OutOfMemoryError          what was needed, what there was, which setting would help
+    ├── CanaryError               a model's canary image differs from the known one
+    ├── StateLeftError            a model was changed while it computed
+    ├── OutOfMemoryError          needed memory, available memory, and the setting that helps
     └── Cancelled                 the user asked to stop
 """
 
@@ -35,26 +35,30 @@ from pathlib import Path
 
 
 def printable(text: str) -> str:
-    """The text with what is no character to show (control characters, halves of surrogate pairs) as escapes: what a
-    file says reaches terminals, logs and JSON."""
+    """Return the text with escapes for characters that cannot be shown (control characters, lone surrogates).
+
+    Texts from files reach terminals, logs and JSON, so they must be printable.
+    """
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class SafelightError(Exception):
-    """Root of the tree. ``str()`` of it is one message for a person, printable whatever a file says."""
+    """Base class of all errors of Safelight. ``str()`` returns a message for users, which is always printable."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
 
 class InputError(SafelightError):
-    """What was asked for cannot be done; nothing was changed."""
+    """The request cannot be fulfilled. Nothing was changed."""
 
 
 class RequestError(InputError):
     """A field of a request has a value that is not allowed.
 
-    ``field`` is the field's name in :class:`safelight.Request`, ``value`` what it held.
+    ``field``: the field's name in :class:`safelight.Request`.
+    ``value``: the field's value.
+    ``problem``: the message without field and value.
     """
 
     def __init__(self, field: str, value: object, problem: str) -> None:
@@ -65,7 +69,7 @@ class RequestError(InputError):
 
 
 class SettingError(InputError):
-    """A setting has a value that is not allowed. ``origin`` says where the value came from."""
+    """A setting has a value that is not allowed. ``origin``: the source of the value."""
 
     def __init__(self, name: str, value: object, origin: str, problem: str) -> None:
         super().__init__(f"setting {name}={value!r} (from {origin}): {problem}")
@@ -74,19 +78,19 @@ class SettingError(InputError):
 
 
 class ModelNotFoundError(InputError):
-    """No model (or adapter, or VAE: ``what``) of that name. ``near`` holds the names that are most like it."""
+    """No model, adapter or VAE (``what``) has this name. ``near``: the most similar names."""
 
     def __init__(self, name: str, near: Sequence[str], what: str = "model") -> None:
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         lists = f"`safelight {'model' if what == 'model' else 'adapter'}s list` shows all"
-        also = " that have a file of their own; a model's name means its VAE" if what == "VAE" else ""
+        also = " in files of their own; a model's name selects the VAE of that model" if what == "VAE" else ""
         super().__init__(f"no {what} named {name!r} in the library.{hint} {lists}{also}.")
         self.name = name
         self.near = tuple(near)
 
 
 class FileError(InputError):
-    """Something is wrong with a file. ``path`` is the file, ``problem`` the sentence without it."""
+    """A file has a problem. ``path``: the file. ``problem``: the message without the path."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -95,32 +99,35 @@ class FileError(InputError):
 
 
 class UnreadableFileError(FileError):
-    """Not there, not a regular file, or not allowed to be read."""
+    """A file does not exist, is not a regular file, or cannot be read or written."""
 
 
 class StorageError(UnreadableFileError):
-    """A disk is full, or cannot be written any more: nothing was lost, and it is tried again when there is room."""
+    """A disk is full or cannot be written. Nothing is lost; the server tries again when there is room."""
 
 
 class CorruptFileError(FileError):
-    """The bytes are not what the format says: truncated, overlapping, not this format at all."""
+    """The bytes violate the file's format: they are truncated, overlap, or have another format."""
 
 
 class UnsafeFileError(FileError):
-    """A pickle that wants to import or run something. ``wanted`` lists what."""
+    """A pickle would import or run code. ``wanted``: the names that it would import."""
 
     def __init__(self, path: Path, wanted: Sequence[str]) -> None:
         listed = ", ".join(wanted)
-        super().__init__(path, f"refused: opening it would run {listed}. Ask its author for a .safetensors file.")
+        super().__init__(path, f"is unsafe: opening it would run {listed}. Ask its author for a .safetensors file.")
         self.wanted = tuple(wanted)
 
 
 class UnsupportedModelError(FileError):
-    """A sound file that is not a checkpoint which Safelight can run. The problem says what it is."""
+    """An intact file is not a checkpoint that Safelight supports. The problem says what it is."""
 
 
 class IncompleteModelError(InputError):
-    """A checkpoint lacks tensors, has some of another shape, or has some that nothing uses."""
+    """A checkpoint lacks tensors, or has tensors of a wrong shape or unknown ones.
+
+    ``missing``, ``mismatched``, ``unexpected``: the names of these tensors.
+    """
 
     def __init__(
         self,
@@ -134,13 +141,13 @@ class IncompleteModelError(InputError):
             f"{label}: {len(names)} ({shortened(names)})"
             for label, names in (
                 ("missing", missing),
-                ("of another shape", mismatched),
-                ("that nothing uses", unexpected),
+                ("of a wrong shape", mismatched),
+                ("unknown", unexpected),
             )
             if names
         ]
-        lacks = "a complete" if missing or mismatched else "just a"
-        super().__init__(f"{path}: not {lacks} {what}; tensors " + "; ".join(parts) + ". Get it from its author again.")
+        lacks = "a complete" if missing or mismatched else "only a"
+        super().__init__(f"{path}: not {lacks} {what}; tensors " + "; ".join(parts) + ". Download it again.")
         self.path = path
         self.what = what
         self.missing = tuple(missing)
@@ -149,13 +156,16 @@ class IncompleteModelError(InputError):
 
 
 def shortened(names: Sequence[str], most: int = 5) -> str:
-    """The first ``most`` names, and how many more there are."""
+    """Join the first ``most`` names, and add how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown}, and {len(names) - most} more"
 
 
 class IntegrityError(SafelightError):
-    """Bytes that were read differ from the manifest made when the model was added. ``tensor``: which, empty for all."""
+    """Bytes differ from the manifest, which was written when the model was added.
+
+    ``tensor``: the name of the tensor; empty for the whole file.
+    """
 
     def __init__(self, path: Path, tensor: str, problem: str, remedy: str = "") -> None:
         where = f"{path}: tensor {tensor}" if tensor else f"{path}"
@@ -164,42 +174,42 @@ class IntegrityError(SafelightError):
         self.tensor = tensor
 
 
-_CHANGED = "The file is not the one that was added: if that is meant, `safelight models add` it again."
+_CHANGED = "The file changed since it was added. If you changed it, add it again with `safelight models add`."
 
 
 class TransferError(SafelightError):
-    """A copy to a device arrived otherwise than it was sent, and so did its repetition."""
+    """Bytes were corrupted while being copied to a device, and again at the second attempt."""
 
     def __init__(self, what: str, device: str, nbytes: int) -> None:
         super().__init__(
-            f"{what}: {nbytes} bytes arrived on {device} otherwise than they were sent, twice. The device's memory or "
-            f"its driver is not to be trusted; --device cpu does without it."
+            f"{what}: {nbytes} bytes were corrupted while being copied to {device}, twice. The device's memory or its "
+            f"driver is unreliable; use --device cpu to work without it."
         )
         self.what = what
 
 
 class DeviceLostError(SafelightError):
-    """A device is gone (unplugged, reset, its driver crashed): nothing on it can be had any more."""
+    """A device is gone (unplugged, reset, or its driver crashed), with everything in its memory."""
 
     def __init__(self, device: str) -> None:
-        super().__init__(f"the device {device} is gone; start again, or use --device cpu")
+        super().__init__(f"the device {device} is gone; restart Safelight, or use --device cpu")
         self.device = device
 
 
 class AbsentTensorError(SafelightError):
-    """A module computed with a tensor that is not bound. ``tensor`` is its name."""
+    """A module computed with a tensor that is not bound. ``tensor``: its name."""
 
     def __init__(self, tensor: str, operation: str) -> None:
-        super().__init__(f"{operation} was called with tensor {tensor}, which is not bound: no weights are there")
+        super().__init__(f"{operation} was called with tensor {tensor}, which is not bound: it has no weights")
         self.tensor = tensor
 
 
 class NotFiniteError(SafelightError):
-    """A stage of a generation computed NaN or infinity; an image of it would be black."""
+    """A stage of a generation computed NaN or infinity. The image would be black."""
 
     def __init__(self, stage: str, dtype: str) -> None:
-        hint = "" if dtype == "fp32" else " --precision fp32 has a wider range."
-        super().__init__(f"{stage} gave NaN or infinity in {dtype}; there is no image.{hint}")
+        hint = "" if dtype == "fp32" else " Try --precision fp32, which has a wider range."
+        super().__init__(f"{stage} computed NaN or infinity in {dtype}, so there is no image.{hint}")
         self.stage = stage
 
 
@@ -208,7 +218,7 @@ class BindingError(SafelightError):
 
 
 class StateLeftError(SafelightError):
-    """A model was changed while it computed (a hook, a processor, a flag): ``changed`` names what."""
+    """A model was changed while it computed. ``changed``: the hooks, processors or flags that changed."""
 
     def __init__(self, role: str, changed: Sequence[str]) -> None:
         super().__init__(f"the {role} was changed while it computed: {shortened(changed)}")
@@ -217,25 +227,27 @@ class StateLeftError(SafelightError):
 
 
 class CanaryError(SafelightError):
-    """A model's canary is not the known one: ``difference`` says how far it is from it."""
+    """A model's canary image differs from the known one. ``difference``: by how much."""
 
     def __init__(self, model: str, difference: str) -> None:
         super().__init__(
-            f"the canary of {model} came out otherwise than in a fresh process ({difference}); no image of it can be "
-            "trusted now. `safelight doctor` looks for the cause"
+            f"the canary image of {model} differs from the one of a fresh process ({difference}), so no image of this "
+            "model can be trusted now. Run `safelight doctor` to find the cause"
         )
         self.model = model
         self.difference = difference
 
 
 class OutOfMemoryError(SafelightError):
-    """Memory for a model or for computing cannot be had. Sizes are bytes; ``needed`` is 0 when it is not known.
+    """There is not enough memory for a model or for computing.
 
-    ``final``: all that could be dropped was dropped already, so that trying again would not help.
+    ``needed``: bytes; 0 if unknown.
+    ``available``: bytes.
+    ``final``: everything that could be evicted was evicted, so another attempt would not help.
     """
 
     def __init__(self, what: str, needed: int, available: int, hint: str, final: bool = False) -> None:
-        sizes = f"needs {needed / 1e6:.1f} MB, {available / 1e6:.1f} MB can be had" if needed else "ran out of memory"
+        sizes = f"needs {needed / 1e6:.1f} MB, {available / 1e6:.1f} MB are free" if needed else "ran out of memory"
         super().__init__(f"{what} {sizes}. {hint}")
         self.needed = needed
         self.available = available
@@ -243,7 +255,7 @@ class OutOfMemoryError(SafelightError):
 
 
 class WorkerDiedError(SafelightError):
-    """The process that computes has ended. ``how``: by a signal, or with which exit code."""
+    """The worker process ended. ``how``: the signal or the exit code."""
 
     def __init__(self, how: str) -> None:
         super().__init__(f"the worker {how}")
@@ -251,11 +263,11 @@ class WorkerDiedError(SafelightError):
 
 
 class QueueFullError(SafelightError):
-    """``waiting`` jobs wait, and more are not taken."""
+    """The queue is full. ``waiting``: the number of waiting jobs."""
 
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"{waiting} jobs are waiting, and no more are taken; try again later (max_queue_size)")
+        super().__init__(f"the queue is full: {waiting} jobs are waiting; try again later (setting max_queue_size)")
 
 
 class Cancelled(SafelightError):
-    """The user asked to stop; the job ends without a result."""
+    """The user cancelled the job, which ends without a result."""

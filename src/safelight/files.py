@@ -1,4 +1,4 @@
-"""Files: opened only when they are ordinary ones, written whole or not at all."""
+"""Opens regular files only, and writes files atomically."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from safelight.errors import StorageError, UnreadableFileError
 
 
 def open_regular(path: Path) -> tuple[int, int]:
-    """(file descriptor, size in bytes) of a regular file, opened for reading.
+    """Open a regular file for reading. Return (file descriptor, size in bytes).
 
-    Opened without blocking, so that a pipe put in a model's place cannot hang the caller.
-    Raises UnreadableFileError with the reason for anything that is not a readable regular file.
+    Opens without blocking, so that a pipe in place of a model cannot hang the caller.
+    Raises UnreadableFileError, with the reason, for anything that is not a readable regular file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
         raise UnreadableFileError(path, _why_unreadable(path, error)) from error
     except ValueError as error:
-        raise UnreadableFileError(path, "is not a path: it has a zero character") from error
+        raise UnreadableFileError(path, "is not a path: it contains a NUL character") from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
@@ -35,12 +35,12 @@ def open_regular(path: Path) -> tuple[int, int]:
 
 def _why_unreadable(path: Path, error: OSError) -> str:
     if os.path.islink(path) and not os.path.exists(path):
-        return "is a symbolic link that leads nowhere"
+        return "is a symbolic link to a file that does not exist"
     reasons = {
         errno.ENOENT: "does not exist",
-        errno.EACCES: "may not be read by this user",
-        errno.EPERM: "may not be read by this user",
-        errno.ELOOP: "is a symbolic link that leads back to itself",
+        errno.EACCES: "cannot be read: this user has no permission",
+        errno.EPERM: "cannot be read: this user has no permission",
+        errno.ELOOP: "is a symbolic link to itself",
         errno.ENXIO: "is a socket or device, not a file",
         errno.ENAMETOOLONG: "has a name that is too long",
     }
@@ -60,10 +60,11 @@ def _kind(mode: int) -> str:
 
 @contextlib.contextmanager
 def written(folder: Path) -> Generator[tuple[BinaryIO, Path]]:
-    """(a file to write into, its temporary path) in ``folder``, which is made when it is not there.
+    """Open a temporary file in ``folder``. Yield (file to write into, its temporary path).
 
-    When the context ends all bytes have reached the disk, and the caller's last act within or after it gives the file
-    its name (:func:`os.replace`, :func:`os.link`). A temporary file that was not renamed is removed.
+    Creates the folder if needed. The caller writes all bytes to the disk with :func:`settle`, and then, still within
+    the context, gives the file its name (:func:`os.replace`, :func:`os.link`). At its end the context deletes the
+    temporary file if it was not renamed.
     Raises UnreadableFileError when the folder cannot be written.
     """
     try:
@@ -85,21 +86,23 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def unwritable(path: Path, error: OSError) -> UnreadableFileError:
-    """What to raise for a path that cannot be written: StorageError where that is the disk's fault."""
+    """Return the error for a path that cannot be written: StorageError if the disk is the cause."""
     kind = StorageError if error.errno in NO_ROOM else UnreadableFileError
     return kind(path, f"cannot be written: {error.strerror or error}")
 
 
 def settle(file: BinaryIO, temporary: Path, mode: int = 0o644) -> None:
-    """Let all bytes of a file of :func:`written` reach the disk, and give it its ``mode``: others may read it, unless
-    it holds a secret."""
+    """Write all bytes of a file of :func:`written` to the disk, and set its ``mode``.
+
+    With the default mode other users may read the file. A file with a secret needs another mode.
+    """
     file.flush()
     os.fsync(file.fileno())
     os.chmod(temporary, mode)
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write ``data`` as ``path`` whole or not at all, over what is there. Raises UnreadableFileError."""
+    """Write ``data`` to ``path`` atomically. Replaces an existing file. Raises UnreadableFileError."""
     with written(path.parent) as (file, temporary):
         file.write(data)
         settle(file, temporary, mode)
@@ -107,8 +110,11 @@ def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 
 def write_new(folder: Path, stem: str, ending: str, data: bytes) -> Path:
-    """Write ``data`` whole as ``STEM.ENDING`` into a folder, or with the first free number (``STEM-2.ENDING``), over no
-    other file; its path. Raises UnreadableFileError."""
+    """Write ``data`` atomically into a new file of a folder, and return its path. Never replaces an existing file.
+
+    The name is ``STEM`` + ``ENDING``, or has the first free number (``STEM-2.png``).
+    Raises UnreadableFileError.
+    """
     with written(folder) as (file, temporary):
         file.write(data)
         settle(file, temporary)
@@ -116,7 +122,7 @@ def write_new(folder: Path, stem: str, ending: str, data: bytes) -> Path:
 
 
 def _placed(temporary: Path, folder: Path, stem: str, ending: str) -> Path:
-    """Give the finished file the first free name. A link does it without a race; some file systems have none."""
+    """Give the finished file the first free name. A hard link avoids a race, but some file systems have no links."""
     number = 1
     while True:
         path = folder / (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}")

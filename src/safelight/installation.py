@@ -1,7 +1,7 @@
-"""Where the environments of an installation are, and which one is active (see :mod:`safelight.trust.environment`).
+"""Finds the environments of an installation, and the active one (see :mod:`safelight.trust.environment`).
 
-It imports nothing but the standard library. The files that it reads have the same form in every version, since the
-version that was installed first starts all later ones.
+This module imports only the standard library. The files that it reads have the same form in every version, because the
+version that was installed first starts all later versions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = "safelight-environments"
-"""Within the environment into which the user installed Safelight."""
+"""The folder of later environments, in the environment into which the user installed Safelight."""
 
 ACTIVE = "active.json"
 
@@ -21,8 +21,12 @@ FIRST = "first"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The names of the environment that the command runs, and of the one that it ran before; "" for none. ``gone``:
-    the name of one that should run and is not there any more."""
+    """Which environment the command runs.
+
+    ``active``: name of the environment that the command runs.
+    ``before``: name of the environment that it ran before; "" if there is none.
+    ``gone``: name of the environment that should be active but no longer exists; "" if there is none.
+    """
 
     active: str = FIRST
     before: str = ""
@@ -30,18 +34,20 @@ class State:
 
 
 def first(prefix: Path) -> Path:
-    """The environment into which the user installed Safelight, from any of its environments."""
+    """Return the environment into which the user installed Safelight, given any of its environments."""
     return prefix.parent.parent if prefix.parent.name == FOLDER else prefix
 
 
 def folder(home: Path, name: str) -> Path:
-    """The folder of the environment ``name`` of the installation ``home``."""
+    """Return the folder of the environment ``name`` in the installation ``home``."""
     return home if name == FIRST else home / FOLDER / name
 
 
 def state(home: Path) -> State:
-    """What ``active.json`` of the installation ``home`` says. The first environment is active when the file is not
-    there or cannot be read, and when the active environment is gone."""
+    """Read ``active.json`` of the installation ``home``.
+
+    The first environment is active if the file is missing or unreadable, or if the active environment is gone.
+    """
     try:
         values = json.loads((home / FOLDER / ACTIVE).read_text())
         active, before = str(values["active"]), str(values["before"])
@@ -53,5 +59,5 @@ def state(home: Path) -> State:
 
 
 def python_of(prefix: Path) -> Path:
-    """The interpreter of an environment."""
+    """Return the path of an environment's interpreter."""
     return prefix / "bin" / "python"

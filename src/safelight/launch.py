@@ -1,4 +1,4 @@
-"""The command ``safelight``: runs the environment that is active."""
+"""The command ``safelight``. It runs the active environment."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from safelight import installation
 
 
 def run() -> None:
-    """The console script. It becomes the command of the active environment, where that is another one."""
+    """Run the console script. If another environment is active, this process becomes that environment's command."""
     prefix = Path(sys.prefix)
     home = installation.first(prefix)
     state = installation.state(home)
     if state.gone:
-        print(f"safelight: the environment {state.gone} is gone; {home} is used instead", file=sys.stderr)
+        print(f"safelight: the environment {state.gone} is gone; using {home} instead", file=sys.stderr)
     active = installation.folder(home, state.active)
-    # An environment that does not work must not stand in the way of leaving it.
+    # A rollback runs in the first environment, so that it works even if the active environment is broken.
     if sys.argv[1:2] == ["rollback"]:
         active = home
     if active != prefix:
         python = installation.python_of(active)
-        # As a script has it, the current folder holds no modules (-P).
+        # -P: like the console script, the command does not import modules from the current folder.
         os.execv(python, [str(python), "-P", "-m", "safelight.cli", *sys.argv[1:]])
     from safelight.cli.main import run as run_here
 

@@ -1,4 +1,4 @@
-"""Where messages go: to the standard error, so that what a script reads on the standard output stays clean."""
+"""Sends log messages to standard error, so that standard output has only results, which scripts read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Format = Literal["plain", "json"]
 
 
 def to_stderr(form: Format = "plain") -> None:
-    """For commands and processes of their own; a program that uses Safelight as a library decides by itself.
+    """Send log messages to standard error. Only Safelight's own commands and processes call this: a program that uses
+    Safelight as a library configures its own logs.
 
-    ``json``: an object to a line, for whatever collects logs.
+    ``form``: ``plain`` text, or ``json`` for one object per line.
     """
     processors: list[Any] = [
         structlog.processors.add_log_level,
@@ -24,7 +25,7 @@ def to_stderr(form: Format = "plain") -> None:
     ]
     structlog.configure(
         processors=processors,
-        # Asked for at every message, as whoever runs a command in this process may have put another in its place.
+        # sys.stderr is read for every message, because the caller of a command may have replaced it in this process.
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )

@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused(engine: LocalEngine, ask: Ask, tmp_path: P
     save_file({"emb_params": torch.randn(76, 64)}, many)
     for path in (wide, many, controls.inversion(tmp_path / "xl.safetensors", 2, "sdxl")):
         engine.shelves.adapters.add(path)
-    for word, says in (("wide", "768"), ("many", "76 vectors"), ("xl", "has clip_")):
+    for word, says in (("wide", "768"), ("many", "76 vectors"), ("xl", "has the tensors clip_")):
         with pytest.raises(RequestError, match=says):
             sha(engine, ask(prompt=f"a <{word}>"))
     # A plain word means one that fits, as in A1111; else it is a word.

@@ -317,7 +317,7 @@ def test_strengths_are_read_as_automatic1111_reads_them() -> None:
         assert (found.on("text_encoder"), found.on("unet")) == (te, unet), text
         again = loras.taken("prompt", loras.written(found))[1][0]
         assert (again.on("text_encoder"), again.on("unet")) == (te, unet), text
-    with pytest.raises(RequestError, match="within another"):
+    with pytest.raises(RequestError, match="inside another"):
         loras.taken("prompt", "a <lo<lora:ink:0>ra:/etc/hostname:1>")
     with pytest.raises(RequestError, match="at most 50"):
         loras.taken("prompt", "<lora:x>" * 51)

@@ -69,12 +69,12 @@ CASES = {
         nothing,
         False,
         "state",
-        "something that is no part of its request spoiled it",
-        "Keep the one made again",
+        "something outside of its request spoiled the picture",
+        "Keep the picture made again",
     ),
     "another version": (another_version, False, "device", "torch: 1.0, now", "safelight rollback"),
     "another device": (another_device, False, "device", "hardware: another processor, now", "the one that made it"),
-    "other numbers": (other_numbers, False, "device", "threads: 17, now", "The numeric state was another"),
+    "other numbers": (other_numbers, False, "device", "threads: 17, now", "The numeric state was different"),
 }
 
 
@@ -116,7 +116,7 @@ def test_a_changed_adapter_is_named(run, picture: str, tmp_path: Path) -> None:
     report, (wrong,) = examined(run, picture)
     assert report["cause"] == "loading"
     assert "style" in wrong["evidence"]
-    assert wrong["what"] == "the adapters and images that it was made with"
+    assert wrong["what"] == "its adapters and input images"
 
 
 def test_it_looks_at_the_picture_alone(run, picture: str) -> None:

@@ -174,7 +174,7 @@ def test_sheets_are_never_written_over(run, tmp_path: Path) -> None:
 def test_unclosed_brackets_are_drawn_with_a_note(run, tmp_path: Path) -> None:
     outcome = run("generate", "(red apple", "-m", "starter-noto", "--seed", "1", "--out", tmp_path, *QUICK)
     assert outcome.code == 0
-    assert "prompt: the ( at character 0 is never closed: it counts to the end" in outcome.err
+    assert "prompt: the ( at character 0 is never closed: it extends to the end" in outcome.err
     closed = run("generate", "(red apple)", "-m", "starter-noto", "--seed", "1", "--json", "--out", tmp_path, *QUICK)
     with PILImage.open(closed.rows[0]["path"]) as one, PILImage.open(tmp_path / "starter-noto-1.png") as other:
         assert np.array_equal(np.asarray(one), np.asarray(other))
@@ -206,7 +206,7 @@ def test_a_setting_can_be_unset(run) -> None:
     assert "default_seed is none now (from default)" in run("config", "unset", "default_seed").out.replace("\n", " ")
     again = run("config", "unset", "default_seed")
     assert (again.code, "is not set there" in again.err) == (2, True)
-    assert "no such setting; default_seed is one" in run("config", "unset", "default_sed").err
+    assert "unknown setting; did you mean default_seed?" in run("config", "unset", "default_sed").err
 
 
 def test_a_picture_says_how_it_was_made(run, tmp_path: Path) -> None:

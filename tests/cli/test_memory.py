@@ -70,7 +70,7 @@ def test_config_show_names_origins_and_what_was_ignored(run, tmp_path: Path) -> 
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert {"name": "max_cache_ram_gb", "value": 3.0, "origin": str(path)} in rows
-    assert {"name": "log_level", "ignored": "no setting of Safelight"} in rows
+    assert {"name": "log_level", "ignored": "unknown setting"} in rows
     assert "log_level" in err
     code, out, _ = run("config", "show")
     assert "by the machine" in out

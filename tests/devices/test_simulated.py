@@ -127,7 +127,7 @@ def test_without_the_fence_bytes_are_read_before_they_arrive(component, right, m
 def test_copy_07_a_device_that_always_corrupts_ends_in_a_clear_error(component) -> None:
     with simulated(faults=Faults(corrupt_above=0, corrupted=1 << 30)) as device:
         residency = memory.on(device)
-        with pytest.raises(TransferError, match="not to be trusted"):
+        with pytest.raises(TransferError, match="is unreliable"):
             content(residency, component)
         gc.collect()
         residency.drop()

@@ -79,7 +79,7 @@ def test_zip_bombs_and_strange_archives(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", b"\0" * 50_000_000)
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(CorruptFileError, match="would unpack to"):
+    with pytest.raises(CorruptFileError, match="is compressed or claims"):
         read_header(bomb)
     with pytest.raises(CorruptFileError, match=r"no data\.pkl"):
         read_header(other)
@@ -108,7 +108,7 @@ def test_a_huge_memo_index_takes_no_memory(tmp_path: Path) -> None:
     """Five bytes that make pickle's C implementation reserve and clear tens of gigabytes."""
     path = tmp_path / "memo.bin"
     path.write_bytes(b"\x80\x02K\x01r" + (2**31 - 1).to_bytes(4, "little") + b".")
-    with pytest.raises(CorruptFileError, match="not one of PyTorch's"):
+    with pytest.raises(CorruptFileError, match="PyTorch did not write it"):
         read_header(path)
 
 
@@ -135,7 +135,7 @@ def test_names_cannot_be_made_longer_than_the_file(tmp_path: Path) -> None:
     """One dictionary under many names, and long names of many tensors: nothing is joined before it is known sound."""
     group = {str(number): torch.zeros(1) for number in range(3)}
     torch.save({"a": group, "b": group}, tmp_path / "twice.pt")
-    with pytest.raises(CorruptFileError, match="same group of tensors under several names, 'b'"):
+    with pytest.raises(CorruptFileError, match="one group of tensors under several names, among them 'b'"):
         read_header(tmp_path / "twice.pt")
     torch.save({"x" * 5000: {"y": torch.zeros(1)}}, tmp_path / "long.pt")
     with pytest.raises(CorruptFileError, match="is not the name of a tensor"):

@@ -19,7 +19,7 @@ def test_one_value_is_enough(value: float, dtype: torch.dtype) -> None:
     values = torch.randn(1, 4, 8, 8).to(dtype)
     assert latents.finite(values, "x", "fp32") < 10
     values[0, 3, 7, 7] = value
-    with pytest.raises(NotFiniteError, match="the UNet gave NaN or infinity"):
+    with pytest.raises(NotFiniteError, match="the UNet computed NaN or infinity"):
         latents.finite(values, "the UNet", "fp32")
 
 

@@ -133,7 +133,7 @@ def test_what_cannot_be_entered_leaves_all_as_it_was(monkeypatch: pytest.MonkeyP
 
 def test_what_this_torch_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(_C, "_set_sdp_use_fa3")
-    numerics._said.clear()
+    numerics._warned.clear()
     with capture_logs() as told, numerics.fixed(THREADS, 7):
         assert numerics.record()["not_set"] == ["sdp.fa3"]
     assert (told[0]["setting"], told[0]["lacks"]) == ("sdp.fa3", ("torch._C._set_sdp_use_fa3",))

@@ -285,10 +285,10 @@ def test_a_compel_prompt_whose_other_half_was_let_go(engine: LocalEngine, ask: A
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [
-        ("((((((((a))))))))", "more than 4 brackets"),
+        ("((((((((a))))))))", "more than 4 nested brackets"),
         ("a" + "+" * 900, "is over 100|compel cannot read this"),
-        ('("a", "b").blend(0, 0)', "add up to nothing"),
-        ("word " * 3000, "over 32 chunks"),
+        ('("a", "b").blend(0, 0)', "add up to 0"),
+        ("word " * 3000, "longer than 32 chunks"),
     ],
 )
 def test_what_compel_would_choke_on_is_an_error(engine: LocalEngine, ask: Ask, prompt: str, says: str) -> None:

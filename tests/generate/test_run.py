@@ -146,7 +146,7 @@ def test_attention_06_nan_is_an_error_and_never_a_black_image(engine: LocalEngin
             tensors[name] *= 1e38
     save_file(tensors, tmp_path / "m.safetensors")
     request = safelight.Request("x", str(tmp_path / "m.safetensors"), steps=1, width=64, height=64)
-    with pytest.raises(NotFiniteError, match="the VAE gave NaN"):
+    with pytest.raises(NotFiniteError, match="the VAE computed NaN"):
         next(engine.generate(request))
 
 

@@ -120,7 +120,7 @@ def test_masks_of_strokes_are_where_they_are_light() -> None:
 
 def test_what_is_wrong_names_the_file(root: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"12345")
-    with pytest.raises(RequestError, match=r"bad\.png': is not an image that can be read: PNG, JPEG"):
+    with pytest.raises(RequestError, match=r"bad\.png': is not an image in a supported format \(PNG, JPEG"):
         Inputs(root).taken("image", str(tmp_path / "bad.png"), by_path=True)
     with pytest.raises(Exception, match="nobody_at_all"):
         Inputs(root).taken("image", "~nobody_at_all/x.png", by_path=True)

@@ -76,7 +76,7 @@ def test_anything_is_a_text_for_each_step_or_an_error(text: str, steps: int) -> 
 
 def test_huge_numbers_and_depths() -> None:
     assert schedule("prompt", f"[a:b:{'9' * 400}]", 2) == ["a", "a"]
-    with pytest.raises(RequestError, match="brackets within each other"):
+    with pytest.raises(RequestError, match="nested brackets"):
         schedule("prompt", "[" * 600, 2)
 
 

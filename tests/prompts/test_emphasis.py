@@ -75,7 +75,7 @@ def test_break_begins_another_chunk() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("(" * 200, "more than 100 brackets"),
+        ("(" * 200, "more than 100 nested brackets"),
         ("(a:1000)", "a weight of 1000 is over 100"),
     ],
 )

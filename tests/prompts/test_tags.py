@@ -42,17 +42,17 @@ def test_marked_names_are_embeddings_known_or_not() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("cat AND dog", "joined by AND"),
-        ("cat :1.2 AND dog :0.5", "joined by AND"),
+        ("cat AND dog", "AND between prompts"),
+        ("cat :1.2 AND dog :0.5", "AND between prompts"),
         ("apple <hypernet:anime:0.6>", "no <hypernet:…>"),
         ("apple <lroa:ink:0.8>", "did you mean <lora:…>"),
         ("apple <LORA:ink:0.8>", "did you mean <lora:…>"),
-        ("apple <lora:ink:0.8", "begins as a tag and is none"),
+        ("apple <lora:ink:0.8", "begins like a tag but is none"),
         ("apple < lora:ink:0.8>", "write <lora:NAME:1>"),
-        ("apple <lora;ink:0.8>", "begins as a tag"),
-        ("apple \u2039lora\uff1aink\uff1a1>", "begins as a tag"),
-        ("cat,AND dog", "joined by AND"),
-        ("cat AND:0.5 dog", "joined by AND"),
+        ("apple <lora;ink:0.8>", "begins like a tag"),
+        ("apple \u2039lora\uff1aink\uff1a1>", "begins like a tag"),
+        ("cat,AND dog", "AND between prompts"),
+        ("cat AND:0.5 dog", "AND between prompts"),
     ],
 )
 def test_what_nothing_does_is_refused_by_name(text: str, says: str) -> None:

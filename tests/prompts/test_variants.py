@@ -65,7 +65,7 @@ def test_too_many_combinations_are_an_error(wildcards: Path) -> None:
 def test_wildcards_are_below_their_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "wildcards").mkdir()
     (tmp_path / "secret.txt").write_text("password\n")
-    with pytest.raises(RequestError, match="is no wildcard"):
+    with pytest.raises(RequestError, match="is not a wildcard"):
         variants.chosen(ask(f"a {name}"), tmp_path / "wildcards")
 
 

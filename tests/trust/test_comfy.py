@@ -38,7 +38,7 @@ class Freeing(ComfyUI):
     """Has the server empty its caches before every image."""
 
     def make(self, asked: Asked) -> bytes:
-        self._said(lambda: self.client.post("/free", json={"unload_models": False, "free_memory": True}))
+        self._answer(lambda: self.client.post("/free", json={"unload_models": False, "free_memory": True}))
         # Its worker may take a job that comes at once before it looks at the flags.
         time.sleep(0.02)
         return super().make(asked)
@@ -121,7 +121,7 @@ def test_without_care_a_spoiled_one_would_pass() -> None:
 
 def test_one_that_gives_kept_images_nevertheless_is_said() -> None:
     found, _ = audited(ComfyUI, How(stand_in.noise_after_switches, strict=True))
-    kept = "not made anew: it kept what decode, image, negative, positive, sampler gave before"
+    kept = "not made again: the server used its cache of decode, image, negative, positive, sampler"
     assert any(kept in finding.evidence for finding in found.findings if not finding.ok)
     # Of the versions that leave kept images out of the history.
     found, _ = audited(Unchanged, How(silent=True))

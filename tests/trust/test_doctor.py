@@ -152,7 +152,7 @@ def test_adapters_are_looked_at_too(prepared: Path, tmp_path: Path) -> None:
         assert report.ok, [finding for finding in report.findings if not finding.ok]
         tried = [finding for finding in report.findings if finding.what == ADAPTED]
         assert [finding.evidence for finding in tried] == [
-            f"{n}: after 1 combinations it draws as before" for n in (A, B)
+            f"{n}: after 1 combinations it makes the same image as before" for n in (A, B)
         ]
         adapters.write(path, seed=2)
         [wrong] = doctor._adapters()

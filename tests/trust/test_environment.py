@@ -188,7 +188,7 @@ def test_the_command_runs_what_is_active(tmp_path: Path) -> None:
     # Only that command is the first environment's: a prompt is not.
     assert command("generate", "rollback") == ("2.0 generate rollback", "")
     second.python.unlink()
-    assert command() == ("1.0 models list", f"safelight: the environment 1 is gone; {prefix} is used instead")
+    assert command() == ("1.0 models list", f"safelight: the environment 1 is gone; using {prefix} instead")
     assert Environments(prefix).active().name == "first"
     environments.activate(environments.named("first"))
     assert command() == ("1.0 models list", "")

@@ -41,10 +41,10 @@ def test_a_wheel_a_checkout_or_an_index(tmp_path: Path) -> None:
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.whl").write_text("x")
     for text, problem in (
-        (str(wheel(tmp_path, "lamp")), "is of the package lamp"),
-        (str(checkout(tmp_path / "other", "lamp")), "is of the package lamp"),
-        (str(tmp_path / "text.whl"), "is no wheel and no checkout"),
-        ("safelight", "is no wheel and no checkout"),
+        (str(wheel(tmp_path, "lamp")), "belongs to the package lamp"),
+        (str(checkout(tmp_path / "other", "lamp")), "belongs to the package lamp"),
+        (str(tmp_path / "text.whl"), "is neither a wheel nor a checkout"),
+        ("safelight", "is neither a wheel nor a checkout"),
         ("http://packages.example.org/simple", "over https"),
     ):
         with pytest.raises(InputError, match=problem):
@@ -56,9 +56,9 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recorded", "problem"),
     [
-        (None, "nothing says where"),
+        (None, "source of the running version is unknown"),
         ({"url": "file:///src", "dir_info": {"editable": True}}, "the checkout /src itself"),
-        ({"url": "file:///a-1-py3-none-any.whl", "archive_info": {}}, "which is one version"),
+        ({"url": "file:///a-1-py3-none-any.whl", "archive_info": {}}, "which is a single version"),
     ],
 )
 def test_where_the_running_version_came_from_decides(
@@ -92,5 +92,5 @@ def test_the_command_never_asks_an_index_that_nobody_named(monkeypatch: pytest.M
     monkeypatch.setattr(sources, "distribution", unknown)
     result = CliRunner().invoke(app, ["upgrade"])
     assert result.exit_code != 0
-    assert "nothing says where the running version came from" in str(result.exception)
+    assert "the source of the running version is unknown" in str(result.exception)
     assert not asked

@@ -1,4 +1,4 @@
-"""A file that changes a checkpoint's weights, as a component of its own: its tensors, and what its metadata says."""
+"""Reads an adapter file as a component: its tensors, and the settings in its metadata."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ VAE = "vae"
 INVERSION = "textual_inversion"
 
 WEIGHTS = frozenset({"lora", "loha", "lokr", "full_difference"})
-"""Kinds of files that change a checkpoint's weights: what a request asks for as ``loras``."""
+"""Kinds of files that change a checkpoint's weights. A request lists them as ``loras``."""
 
 KINDS = WEIGHTS | {VAE, CONTROLNET, INVERSION}
-"""Those, VAEs that take the place of a checkpoint's own, ControlNets beside its UNet, and words for its text encoders.
-"""
+"""All kinds of adapters: ``WEIGHTS``, VAEs that replace a checkpoint's VAE, ControlNets that work beside its UNet, and
+textual inversions, which add words for its text encoders."""
 
 ROLE = "adapter"
 
 METADATA = "lora_adapter_metadata"
-"""Where diffusers writes PEFT's settings."""
+"""The metadata key under which diffusers writes PEFT's settings."""
 
 
 PREFIXES = {VAE: "first_stage_model.", CONTROLNET: "control_model."}
-"""With which such a file may name its tensors."""
+"""Prefix that the tensor names in a file of this kind may have."""
 
 _NUMBERED = "string_to_token."
-"""AUTOMATIC1111's embeddings say which token they stood for in training."""
+"""AUTOMATIC1111's embeddings have a tensor of this name: the token that the embedding replaced in training."""
 
 NUMBERS = FLOATS | {"F64", "I64", "I32", "I16", "I8", "U8"}
-"""Dtypes of alpha, a single number: trainers write it in any of them."""
+"""Dtypes of alpha, which is a single number. Trainers use any of them."""
 
 
 def read_tensors(header: Header, kind: str) -> list[TensorInfo]:
-    """The tensors of an adapter's file that mean something. Raises UnsupportedModelError for other dtypes."""
+    """Return the tensors of an adapter file that have a meaning.
+
+    Raises UnsupportedModelError for a dtype that is not supported.
+    """
     if kind in PREFIXES:
         return list(header.tensors.values())
     found = [i for i in header.tensors.values() if not (kind == INVERSION and i.name.startswith(_NUMBERED))]
@@ -51,8 +54,12 @@ def read_tensors(header: Header, kind: str) -> list[TensorInfo]:
 
 
 def layout(header: Header, kind: str) -> ComponentLayout:
-    """The adapter's tensors under their own names; a VAE's and a ControlNet's under the module's. Raises
-    UnsupportedModelError for what cannot be read exactly, IncompleteModelError for a module that lacks tensors."""
+    """Return the layout of an adapter file.
+
+    The tensors of a VAE or a ControlNet get the module's names. All other adapters keep the names of the file.
+    Raises UnsupportedModelError when the file cannot be read exactly.
+    Raises IncompleteModelError when tensors of the module are missing.
+    """
     infos = read_tensors(header, kind)
     if kind in PREFIXES:
         return alone(header.path, kind, {info.name.removeprefix(PREFIXES[kind]): info for info in infos})
@@ -62,14 +69,14 @@ def layout(header: Header, kind: str) -> ComponentLayout:
 
 
 def _scales(header: Header) -> dict[str, float]:
-    """Component to scale, from PEFT's settings in the metadata."""
+    """Return the scale of each component, from PEFT's settings in the metadata."""
     text = header.metadata.get(METADATA)
     if text is None:
         return {}
     try:
         settings = cast("dict[str, Any]", json.loads(text))
         patterns = [key for key, value in settings.items() if key.endswith(("_pattern", "use_dora")) and value]
-        # Settings without a component's name are those of bare modules: a UNet's.
+        # Settings without a component name belong to modules without one: those of a UNet.
         roles = {key.rpartition(".")[0] for key in settings if key == "r" or key.endswith(".r")}
         scales = {role or "unet": _scale(settings, f"{role}." if role else "") for role in sorted(roles)}
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:

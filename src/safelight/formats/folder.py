@@ -1,4 +1,4 @@
-"""Headers of diffusers folders: ``model_index.json``, and a folder with weights for each component."""
+"""Reads the headers of a diffusers folder: ``model_index.json``, and one folder of weights per component."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ _MOST_JSON_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """``components``: role to its header. ``scheduler``: the settings of its scheduler, empty without one.
+    """The headers of a diffusers folder.
 
-    ``watched``: the settings files, and the folders in which another file could be preferred tomorrow.
+    ``components``: the header of each component, by role.
+    ``scheduler``: the scheduler's settings; empty if there is no scheduler.
+    ``watched``: the settings files, and the folders in which a new file could be preferred to the present one.
     """
 
     path: Path
@@ -32,9 +34,10 @@ class Folder:
 
 
 def read(path: Path) -> Folder:
-    """The headers of all components of a diffusers folder.
+    """Read the headers of all components of a diffusers folder.
 
-    Raises UnsupportedModelError when it is not one, CorruptFileError when a part of it is damaged.
+    Raises UnsupportedModelError when ``path`` is not a diffusers folder.
+    Raises CorruptFileError when a part of it is damaged.
     """
     index_file = path / "model_index.json"
     if not index_file.exists():
@@ -55,7 +58,10 @@ def read(path: Path) -> Folder:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises CorruptFileError when it is anything else."""
+    """Read a JSON object from a file.
+
+    Raises CorruptFileError when the file holds anything else, UnreadableFileError when it cannot be read.
+    """
     try:
         if path.stat().st_size > _MOST_JSON_BYTES:
             raise CorruptFileError(path, "is far larger than a settings file")
@@ -70,7 +76,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _component(folder: Path) -> Header:
-    """Full precision before variants, safetensors before pickles, one file before shards."""
+    """Read the weights of a component. Safetensors come before pickles, full precision before variants, one file before
+    shards."""
     for suffix, reader in ((".safetensors", safetensors.read_header), (".bin", pickle.read_header)):
         for variant in _VARIANTS:
             for stem in _STEMS:

@@ -1,4 +1,4 @@
-"""What every format's reader returns: the names, dtypes, shapes and places of tensors, and nothing of their bytes."""
+"""The file header, which every format's reader returns: names, dtypes, shapes and offsets of tensors, but no bytes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ ITEM_BYTES: Mapping[str, int] = {
 class TensorInfo:
     """One tensor of a file.
 
-    ``offset`` and ``nbytes`` are bytes from the start of ``path``. ``strides`` counts elements and is None for a
-    contiguous tensor; only pickles have others.
+    ``offset``: bytes from the start of ``path``.
+    ``nbytes``: size in bytes.
+    ``strides``: in elements; None for a contiguous tensor. Only pickles have tensors that are not contiguous.
     """
 
     name: str
@@ -67,9 +68,10 @@ class Header:
 
 
 def refuse_known_strangers(path: Path, start: bytes, size: int) -> None:
-    """Name the things that are often saved under a model's name: nothing, a web page, a Git LFS pointer.
+    """Reject files that are often saved by mistake as a model: an empty file, a web page, a Git LFS pointer.
 
-    ``start`` holds the first bytes of the file. Raises CorruptFileError.
+    ``start``: the first bytes of the file. ``size``: bytes of the file.
+    Raises CorruptFileError, which names the mistake.
     """
     if size == 0:
         raise CorruptFileError(path, "is empty (0 bytes); download it again")

@@ -1,4 +1,4 @@
-"""What a file or folder is, from headers alone, and the rule that said so."""
+"""Identifies a file or folder from its headers alone, and reports the rule that decided."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ from safelight.formats.layout import BASES, CheckpointLayout
 PredictionType = Literal["epsilon", "v_prediction"]
 
 VARIANTS: Mapping[int, str] = {4: "text-to-image", 5: "depth", 8: "instruct-pix2pix", 9: "inpainting"}
-"""By the UNet's input channels."""
+"""Variant of a checkpoint by the number of input channels of its UNet."""
 
 _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a file is. ``nbytes`` counts its tensors. ``rule`` is the sentence of the rules that decided.
+    """What a file is.
 
-    ``format``: ``safetensors``, ``pickle``, ``diffusers``, or ``diffusers-pickle``: a folder with pickles in it.
-    ``resolution``: pixels a side, where the metadata says. ``layout`` is there for complete checkpoints only;
-    ``prediction_type``, ``variant`` likewise. ``told``: the prediction type is the user's word. ``watched``: what else
-    than the files of tensors decided, and must not change.
+    ``nbytes``: bytes of its tensors.
+    ``format``: ``safetensors``, ``pickle``, ``diffusers``, or ``diffusers-pickle`` (a folder that contains pickles).
+    ``rule``: the sentences of the rules that decided.
+    ``resolution``: pixels per side; None if the metadata does not give it.
+    ``layout``, ``prediction_type``, ``variant``: None unless the file is a complete checkpoint.
+    ``told``: the user set the prediction type.
+    ``watched``: files and folders without tensors that influenced the decision. It holds only while they do not change.
     """
 
     path: Path
@@ -55,10 +58,11 @@ class Identity:
 
 
 def identify(path: Path, prediction_type: PredictionType | None = None) -> Identity:
-    """What ``path`` is: a ``.safetensors`` file, a pickle, or a diffusers folder. Reads headers only.
+    """Identify ``path``: a ``.safetensors`` file, a pickle, or a diffusers folder. Reads headers only.
 
-    ``prediction_type`` is the user's word, and goes above every rule. Raises FileError for damaged or unreadable files
-    and IncompleteModelError for a checkpoint that is not complete.
+    ``prediction_type``: set by the user; it overrides every rule.
+    Raises FileError for a damaged or unreadable file.
+    Raises IncompleteModelError for an incomplete checkpoint.
     """
     if os.path.isdir(path):
         identity = _folder(path)
@@ -66,13 +70,16 @@ def identify(path: Path, prediction_type: PredictionType | None = None) -> Ident
         header = read_header(path)
         identity = _single(header)
     if prediction_type is not None and identity.kind == "checkpoint":
-        rule = f"{identity.rule}; but {prediction_type} by the user's word"
+        rule = f"{identity.rule}; but the user set {prediction_type}"
         identity = replace(identity, prediction_type=prediction_type, rule=rule, told=True)
     return identity
 
 
 def read_header(path: Path) -> Header:
-    """The header of a single file of any format, told apart by its first bytes, not by its name."""
+    """Read the header of a single file of any format. The first bytes decide the format.
+
+    A pickle's file suffix counts only if the first bytes decide nothing.
+    """
     descriptor, _ = open_regular(path)
     with open(descriptor, "rb") as file:
         start = file.read(9)
@@ -99,12 +106,12 @@ def _fire(header: Header) -> KindRule:
     fired = next((rule for rule in KIND_RULES if rule.fires(names)), None) or _lone_vectors(header)
     if fired is None:
         some = ", ".join(sorted(names)[:3]) or "none at all"
-        raise UnsupportedModelError(header.path, f"is not a kind of model known here ({len(names)} tensors: {some})")
+        raise UnsupportedModelError(header.path, f"is an unknown kind of model ({len(names)} tensors: {some})")
     return fired
 
 
 def _lone_vectors(header: Header) -> KindRule | None:
-    """The rule for a textual inversion whose only tensor has any name: diffusers calls it by its placeholder."""
+    """Recognise a textual inversion with one tensor of any name: diffusers names the tensor by its placeholder."""
     floats = [info for info in header.tensors.values() if info.dtype in layout.FLOATS]
     if len(floats) == 1 and "." not in floats[0].name and len(floats[0].shape) in (1, 2) and floats[0].shape[-1] >= 32:
         return KindRule("textual_inversion", None, (), "one tensor of vectors and nothing else")
@@ -123,7 +130,7 @@ def _single(header: Header) -> Identity:
     if base is None:
         projection = header.tensors.get("unet.down_blocks.0.attentions.0.proj_in.weight")
         base = "sd2" if projection is not None and len(projection.shape) == 2 else "sd1"
-        rule = f"{rule}; {base} by the shape of its projections"
+        rule = f"{rule}; the shape of its projections says {base}"
     if base not in BASES:
         return replace(common, rule=f"{rule}; this base is not supported yet")
     parts = layout.split(header, BASES[base])
@@ -143,7 +150,7 @@ def _single(header: Header) -> Identity:
 
 
 def _resolution(text: str) -> int | None:
-    """Pixels a side from ``modelspec.resolution``, such as ``1024x1024``; None for what no image can have."""
+    """Return pixels per side from ``modelspec.resolution``, such as ``1024x1024``; None for an impossible size."""
     found = re.match(r"([0-9]{1,5})(x|$)", text)
     pixels = int(found[1]) if found else 0
     return pixels if 8 <= pixels <= 16384 and pixels % 8 == 0 else None
@@ -153,12 +160,12 @@ def _folder(path: Path) -> Identity:
     found = folder.read(path)
     roles = set(found.components)
     if "unet" not in roles:
-        raise UnsupportedModelError(path, f"is a {found.pipeline} without a UNet: not a base known here")
+        raise UnsupportedModelError(path, f"is a {found.pipeline} without a UNet, so its base is unknown")
     shapes = {name: info.shape for name, info in found.components["unet"].tensors.items()}
     try:
         config = unet.infer(shapes)
     except NotThisArchitecture as error:
-        raise UnsupportedModelError(path, f"is a {found.pipeline} whose UNet is not one known here: {error}") from error
+        raise UnsupportedModelError(path, f"is a {found.pipeline} whose UNet is unknown: {error}") from error
     if config.time_features is not None:
         base = "sdxl" if "text_encoder" in roles else "sdxl-refiner"
         rule = "a UNet with added conditioning, " + ("two text encoders" if base == "sdxl" else "one text encoder")
@@ -170,7 +177,7 @@ def _folder(path: Path) -> Identity:
         raise CorruptFileError(path, f"model_index.json names no {absent[0]}, which {base} needs")
     _refuse_other_settings(path, base, config)
     parts = {role: found.components[role].tensors for role in BASES[base].roles}
-    # SD 2's folders hold a text encoder that has lost its last layer already.
+    # The text encoder in SD 2's folders already lacks its last layer.
     known = replace(BASES[base], drop_last=False)
     names = [f"{role}.{name}" for role in known.roles for name in parts[role]]
     renamed = {
@@ -180,9 +187,9 @@ def _folder(path: Path) -> Identity:
     built = layout.build(path, known, renamed, names)
     said = found.scheduler.get("prediction_type")
     if said in ("epsilon", "v_prediction"):
-        prediction, why = said, f"{said} as its scheduler's settings say"
+        prediction, why = said, f"its scheduler's settings say {said}"
     elif said is not None:
-        raise UnsupportedModelError(path, f"its scheduler predicts {said!r}, which cannot be run yet")
+        raise UnsupportedModelError(path, f"its scheduler has prediction type {said!r}, which is not supported")
     else:
         prediction, why = _prediction_by_base(base)
     return Identity(
@@ -203,14 +210,14 @@ def _folder(path: Path) -> Identity:
 
 
 def _sample_size(path: Path) -> int | None:
-    """Pixels a side, as a folder's UNet says in latents; None where it does not, or says what no image can have."""
+    """Return pixels per side, from the sample size in latents in the UNet's settings; None if absent or impossible."""
     file = path / "unet" / "config.json"
     said = folder.read_json(file).get("sample_size") if file.exists() else None
     return _resolution(str(said * layout.LATENT_SCALE)) if isinstance(said, int) else None
 
 
 def _refuse_other_settings(path: Path, base: str, config: UNetConfig) -> None:
-    """Refuse a folder whose settings say what neither shapes nor the base's rule would give."""
+    """Reject a folder whose settings differ from those of the base and of the tensors' shapes."""
     rule = BASES[base]
     heads = [layout.attention_heads(rule, width) for width in config.block_out_channels]
     expected: list[tuple[str, str, object]] = [
@@ -231,7 +238,7 @@ def _variant(built: CheckpointLayout) -> str:
     config = built.component("unet").config
     channels = config.in_channels if isinstance(config, UNetConfig) else 0
     if channels not in VARIANTS:
-        raise UnsupportedModelError(built.path, f"its UNet takes {channels} channels, which no known variant does")
+        raise UnsupportedModelError(built.path, f"its UNet has {channels} input channels; no known variant has as many")
     return VARIANTS[channels]
 
 
@@ -241,12 +248,12 @@ def _dtype_of(built: CheckpointLayout) -> str:
 
 def _prediction_by_base(base: str) -> tuple[PredictionType, str]:
     if base == "sd2":
-        return "v_prediction", "v_prediction, which SD 2.0 and 2.1 use at 768 pixels; nothing in the file says"
-    return "epsilon", f"epsilon, which {base} was trained with; nothing in the file says"
+        return "v_prediction", "v_prediction by default, as in SD 2.0 and 2.1 for 768 pixels; the file names none"
+    return "epsilon", f"epsilon by default, as in {base}'s training; the file names none"
 
 
 def _prediction_of_file(header: Header, base: str) -> tuple[PredictionType, bool, str]:
-    """(prediction type, zero terminal SNR, why), by the markers that the community writes, else by the base."""
+    """Return (prediction type, zero terminal SNR, reason), from the community's markers, else from the base."""
     snr = "ztsnr" in header.tensors
     if "v_pred" in header.tensors:
         return "v_prediction", snr, "v_prediction by its marker tensor v_pred"
@@ -258,7 +265,7 @@ def _prediction_of_file(header: Header, base: str) -> tuple[PredictionType, bool
     edm = next((name for name in header.tensors if name.startswith("edm_")), None)
     if said or edm:
         raise UnsupportedModelError(
-            header.path, f"says that it predicts {said or 'as EDM does (' + str(edm) + ')'}, which cannot be run yet"
+            header.path, f"has prediction type {said or 'EDM (' + str(edm) + ')'}, which is not supported"
         )
     architecture = header.metadata.get("modelspec.architecture", "").lower()
     if architecture.endswith("-v") or "768-v" in architecture:
@@ -291,15 +298,17 @@ _DECLARED: Mapping[str, str] = {
 """The values that kohya's scripts write as ``ss_base_model_version`` and ``modelspec.architecture``."""
 
 _ONLY_SDXL = re.compile(r"(^lora_te2_|(^|[._])text_encoder_2\.|transformer_blocks[._][1-9][0-9]?[._])")
-"""SD 1 and 2 have one text encoder, and one transformer block in each attention."""
+"""Names that occur only in SDXL: SD 1 and 2 have one text encoder, and one transformer block in each attention."""
 
 
 def _adapter_base(header: Header) -> str | None:
-    """The base of an adapter, None when nothing tells.
+    """Return the base of an adapter, None if it is unknown.
 
-    By the width of the text that its attention reads; by modules that only one base has (convolutions as ``proj_in``:
-    SD 1); by the width of the one text encoder that kohya calls ``lora_te``; then by what its metadata declares in an
-    exact known value.
+    These decide, in this order:
+    - the width of the text that the adapter's attention reads;
+    - modules that only one base has (convolutions as ``proj_in``: SD 1);
+    - the width of the single text encoder, which kohya calls ``lora_te``;
+    - the base that the metadata declares, if it is one of the known values.
     """
     for name, info in header.tensors.items():
         reads_text = "attn2" in name and any(part in name for part in ("to_k", "to_v"))
@@ -325,6 +334,6 @@ def _adapter_base(header: Header) -> str | None:
 
 
 def _inversion_base(header: Header) -> str | None:
-    """The base of a textual inversion, by the width of its vectors; None when that tells nothing."""
+    """Return the base of a textual inversion, from the width of its vectors; None if it is unknown."""
     widths = {info.shape[-1] for info in header.tensors.values() if info.shape and info.dtype in layout.FLOATS}
     return _CONTEXT_BASES.get(widths.pop()) if len(widths) == 1 else None

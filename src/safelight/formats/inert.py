@@ -1,13 +1,16 @@
-"""Pickles read as data: nothing of them is imported, called or changed.
+"""Reads pickles as data. It imports nothing, calls nothing and changes nothing that a pickle names.
 
-A pickle is a program for a machine with a stack. This machine has values of its own for all that such a program can
-make: numbers, texts, lists, tuples, dictionaries, names, and what is made with a name. A name is never looked up, so no
-instruction can reach a function or a class; "calling" one of the few that weights are written with makes a description,
-calling any other makes an object that only says what it was made with. A name that weights do not need is remembered,
-so that the file can be refused with all that it wanted to run.
+A pickle is a program for a stack machine. The machine in this module has its own values for everything that such a
+program can create: numbers, strings, lists, tuples, dictionaries, names, and objects created by calling a name.
 
-What a pickle can take is bounded by its length: instructions are counted, copies too, no instruction reserves what the
-bytes behind it do not hold, and nothing here follows a nest to its bottom (no hashing, comparing or printing of it).
+The machine never looks a name up, so no instruction can reach a function or a class. When a pickle "calls" one of the
+few names that weights need, the machine creates a description. When it calls any other name, the machine creates an
+object that only stores that name. The machine collects all names that weights do not need, so that the error for a
+rejected file can list everything that it wanted to run.
+
+The length of a pickle bounds its time and memory. The machine counts instructions and copied items. No instruction
+reserves more memory than the bytes behind it fill. Nothing here descends into nested values: the machine does not hash,
+compare or print them.
 """
 
 from __future__ import annotations
@@ -19,19 +22,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 MOST_INSTRUCTIONS = 1_000_000
-"""A checkpoint has about thirty for each tensor; those with the most tensors have some thousands."""
+"""Limit of instructions. A checkpoint has about thirty per tensor, and the largest have a few thousand tensors."""
 
 MOST_NAME = 256
-"""Letters of a module's name, or of one in it."""
+"""Characters of a module's name, or of a name in a module."""
 
 MOST_AXES = 64
-"""PyTorch's and numpy's limit; no model has more than five."""
+"""Axes of a tensor: the limit of PyTorch and numpy. No model has more than five."""
 
 _LARGEST = 2**62
-"""Sizes, strides and offsets are below it."""
+"""Sizes, strides and offsets must be smaller than this."""
 
 _LARGEST_KEY = 2**31
-"""Numbers below it cannot be chosen so that a dictionary of them takes for ever."""
+"""Integer keys must be smaller than this. Larger ones could be chosen to collide, and make a dictionary very slow."""
 
 DTYPES: Mapping[str, str] = {
     "HalfStorage": "F16",
@@ -45,7 +48,7 @@ DTYPES: Mapping[str, str] = {
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
 }
-"""Names in ``torch``, and the dtypes of the safetensors format."""
+"""Name of a storage class in ``torch``, and its dtype in the safetensors format."""
 
 _KNOWN: Mapping[str, frozenset[str]] = {
     "__builtin__": frozenset({"set"}),
@@ -66,26 +69,26 @@ _KNOWN: Mapping[str, frozenset[str]] = {
     "pytorch_lightning.utilities.parsing": frozenset({"AttributeDict"}),
     "lightning_fabric.utilities.data": frozenset({"AttributeDict"}),
 }
-"""By module the names that stand in checkpoints: of weights, and of the numbers that training keeps beside them."""
+"""Names that occur in checkpoints, by module: those of weights, and of the numbers that training stores with them."""
 
 _CALLBACKS = ("pytorch_lightning.callbacks", "lightning.pytorch.callbacks")
-"""Lightning names the settings of its callbacks by their classes."""
+"""Lightning stores the settings of its callbacks under the callbacks' classes."""
 
 
 class Unreadable(Exception):
-    """Not a pickle as weights are written: damaged, or made to harm."""
+    """The pickle is damaged or malicious: PyTorch does not write weights like this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What a pickle would import."""
+    """A name that a pickle would import."""
 
     module: str
     name: str
 
     @property
     def known(self) -> bool:
-        """Whether it stands in checkpoints."""
+        """Whether this name occurs in checkpoints."""
         parents = self.module.split(".")[:3]
         callback = ".".join(parents[:2]) in _CALLBACKS or ".".join(parents) in _CALLBACKS
         return callback or self.name in _KNOWN.get(self.module, ())
@@ -93,7 +96,7 @@ class Name:
 
 @dataclass(eq=False, slots=True)
 class Thing:
-    """What a pickle would make with a name that says nothing about weights; ``state`` is what it would be given."""
+    """The object that a pickle would create by calling ``name``, which weights do not need. ``state``: its state."""
 
     name: Name
     state: Any = None
@@ -101,7 +104,7 @@ class Thing:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Storage:
-    """Numbers one behind another. ``key`` names them in the file."""
+    """A contiguous sequence of numbers. ``key``: its name in the file."""
 
     key: str
     dtype: str
@@ -119,8 +122,12 @@ class Tensor:
 
 
 class Machine:
-    """Reads one pickle after another from ``data``. ``storages``: all that they name, by key. ``wanted``: the names
-    that weights do not need, in the order in which they came. ``at``: how far it has read."""
+    """Reads one pickle after another from ``data``.
+
+    ``at``: bytes read so far.
+    ``storages``: all storages that the pickles name, by key.
+    ``wanted``: the names that weights do not need, in the order of their first use.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -133,7 +140,10 @@ class Machine:
         self._memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        """What the next pickle describes: plain values, and those of this module. Raises Unreadable."""
+        """Read the next pickle. Return what it describes: plain values, and values of this module's classes.
+
+        Raises Unreadable.
+        """
         self._stack, self._marks, self._memo = [], [], {}
         while True:
             self._spend(1)
@@ -142,7 +152,7 @@ class Machine:
                 return self._pop()
             step = _STEPS.get(code)
             if step is None:
-                raise Unreadable(f"instruction {code!r} at byte {self.at - 1}, which weights are not written with")
+                raise Unreadable(f"instruction {code!r} at byte {self.at - 1} does not occur in weights")
             step(self)
 
     def _spend(self, count: int) -> None:
@@ -161,15 +171,15 @@ class Machine:
         return found
 
     def number(self, form: str) -> Any:
-        """One number, as :mod:`struct` writes its form."""
+        """Read one number. ``form``: its format in :mod:`struct`."""
         return struct.unpack(form, self._bytes(struct.calcsize(form)))[0]
 
     def text(self, form: str) -> str:
-        """A text behind its length."""
+        """Read a string that follows its length. ``form``: the length's format in :mod:`struct`."""
         return _decoded(self._bytes(self.number(form)))
 
     def old_text(self, form: str) -> str | bytes:
-        """A string of Python 2 behind its length: a text, or bytes where it is none."""
+        """Read a Python 2 string that follows its length. Return bytes if it is not valid UTF-8."""
         raw = self._bytes(self.number(form))
         try:
             return _decoded(raw)
@@ -177,11 +187,11 @@ class Machine:
             return raw
 
     def raw(self, form: str) -> bytes:
-        """Bytes behind their length."""
+        """Read bytes that follow their length. ``form``: the length's format in :mod:`struct`."""
         return self._bytes(self.number(form))
 
     def line(self) -> str:
-        """A text up to the end of its line, as names are written."""
+        """Read a string up to the end of its line. Pickles store names in this form."""
         end = self.data.find(b"\n", self.at, self.at + MOST_NAME + 1)
         if end < 0:
             raise Unreadable("a name without an end")
@@ -199,21 +209,21 @@ class Machine:
 
     def _pop(self) -> Any:
         if len(self._stack) <= self._floor():
-            raise Unreadable("it takes more than it made")
+            raise Unreadable("it takes a value from an empty stack")
         return self._stack.pop()
 
     def _top(self) -> Any:
         if len(self._stack) <= self._floor():
-            raise Unreadable("it takes more than it made")
+            raise Unreadable("it takes a value from an empty stack")
         return self._stack[-1]
 
     def mark(self) -> None:
         self._marks.append(len(self._stack))
 
     def marked(self) -> list[Any]:
-        """All above the last mark, taken off with it."""
+        """Remove the last mark and all values above it. Return these values."""
         if not self._marks:
-            raise Unreadable("it takes more than it made")
+            raise Unreadable("it uses a mark that it did not set")
         start = self._marks.pop()
         found = self._stack[start:]
         del self._stack[start:]
@@ -233,10 +243,10 @@ class Machine:
 
     def get(self, place: int) -> None:
         if place not in self._memo:
-            raise Unreadable("it names what it did not make")
+            raise Unreadable("it reads a memo entry that it did not write")
         self.push(self._memo[place])
 
-    # What is made.
+    # Values.
 
     def tupled(self, count: int) -> None:
         values = [self._pop() for _ in range(count)]
@@ -245,7 +255,7 @@ class Machine:
     def append(self, values: list[Any]) -> None:
         target = self._top()
         if type(target) is not list:
-            raise Unreadable("it appends to what is no list")
+            raise Unreadable("it appends to a value that is not a list")
         cast("list[Any]", target).extend(values)
 
     def append_one(self) -> None:
@@ -255,7 +265,7 @@ class Machine:
     def set_items(self, items: list[Any]) -> None:
         target = self._top()
         if type(target) is not dict or len(items) % 2:
-            raise Unreadable("it sets items of what is no dictionary")
+            raise Unreadable("it sets items of a value that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             cast("dict[Any, Any]", target)[_plain(key)] = value
 
@@ -265,7 +275,7 @@ class Machine:
 
     def name(self, module: Any, name: Any) -> None:
         if not _importable(module) or not _importable(name):
-            raise Unreadable("a name that cannot be one")
+            raise Unreadable("it imports a name that is not an identifier")
         found = Name(module, name)
         if not found.known:
             self.wanted[f"{module}.{name}"] = None
@@ -276,10 +286,10 @@ class Machine:
         self.name(self._pop(), name)
 
     def call(self) -> None:
-        """Make the description of what a name would make from its arguments."""
+        """Push the description of the object that a name would create from its arguments."""
         arguments, name = self._pop(), self._pop()
         if type(name) is not Name or type(arguments) is not tuple:
-            raise Unreadable("it calls what has no name")
+            raise Unreadable("it calls a value that is not a name")
         given = cast("tuple[Any, ...]", arguments)
         match name.module, name.name:
             case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
@@ -295,26 +305,29 @@ class Machine:
                 self.push(Thing(name))
 
     def _fill(self, given: tuple[Any, ...]) -> None:
-        """A dictionary from pairs, as Python 2 wrote ordered ones."""
+        """Fill a dictionary from pairs. Python 2 wrote ordered dictionaries in this form."""
         pairs = given[0] if given else []
         if type(pairs) is not list or len(given) > 1:
-            raise Unreadable("a dictionary made from something else than its items")
+            raise Unreadable("the argument of a dictionary is not a list of pairs")
         self._spend(len(cast("list[Any]", pairs)))
         for pair in cast("list[Any]", pairs):
             if type(pair) not in (list, tuple) or len(pair) != 2:
-                raise Unreadable("a dictionary made from something else than its items")
+                raise Unreadable("the argument of a dictionary is not a list of pairs")
             self.set_items([*pair])
 
     def state(self) -> None:
-        """Give a thing its state. A dictionary's (an ordered one can have attributes) says nothing about weights."""
+        """Set the state of a :class:`Thing`.
+
+        An ordered dictionary can have attributes as its state. They have no meaning for weights and are ignored.
+        """
         state, target = self._pop(), self._top()
         if type(target) is Thing:
             target.state = state
         elif type(target) is not dict:
-            raise Unreadable("it changes what is not its own")
+            raise Unreadable("it sets the state of a value that has none")
 
     def persistent(self) -> None:
-        """What a persistent id stands for: a storage, or (in the stream) a class, beside which its source was kept."""
+        """Push the value of a persistent id: a storage, or (only in the old stream) a class with its source code."""
         said = self._pop()
         given = cast("tuple[Any, ...]", said) if type(said) is tuple else ()
         what = given[0] if given and type(given[0]) is str else ""
@@ -326,7 +339,7 @@ class Machine:
             raise Unreadable("a persistent id that is not a storage")
 
     def _storage(self, kind: Any, key: Any, _device: Any, elements: Any, *view: Any) -> Storage:
-        """``view``: None, or nothing at all, for one that is not part of another."""
+        """Return the storage of a persistent id. ``view``: None or absent unless it is a part of another storage."""
         sound = type(kind) is Name and kind.module == "torch" and kind.name in DTYPES
         if not sound or type(key) is not str or not _is_size(elements):
             raise Unreadable("a persistent id that is not a storage")
@@ -334,7 +347,7 @@ class Machine:
             raise Unreadable("a storage that is part of another, as only the first versions of PyTorch wrote")
         found = self.storages.setdefault(key, Storage(key, DTYPES[kind.name], elements))
         if (found.dtype, found.elements) != (DTYPES[kind.name], elements):
-            raise Unreadable("a storage of two kinds")
+            raise Unreadable("a storage with two dtypes or sizes")
         return found
 
 
@@ -342,7 +355,7 @@ def _decoded(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise Unreadable("a text that is not UTF-8") from None
+        raise Unreadable("a string that is not UTF-8") from None
 
 
 def _importable(name: Any) -> bool:
@@ -350,10 +363,10 @@ def _importable(name: Any) -> bool:
 
 
 def _plain(key: Any) -> str | int | Name:
-    """A key that hashes at once: a nest of tuples in a hundred bytes takes for ever."""
+    """Return a key that is fast to hash. Nested tuples in a hundred bytes could take for ever."""
     if type(key) in (str, Name) or (type(key) is int and abs(key) < _LARGEST_KEY):
         return key
-    raise Unreadable("a dictionary whose key is neither text nor number")
+    raise Unreadable("a dictionary key that is neither a string nor a small integer")
 
 
 def _is_size(value: Any) -> bool:
@@ -367,7 +380,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
 
 
 def _tensor(given: tuple[Any, ...]) -> Tensor:
-    """(storage, offset, shape, strides, whether it is trained, its hooks, and what else it is)."""
+    """``given``: (storage, offset, shape, strides, requires_grad, hooks, metadata)."""
     if len(given) < 4 or type(given[0]) is not Storage or not _is_size(given[1]):
         raise Unreadable("a tensor without a storage")
     if len(given) > 6 and given[6]:
@@ -418,7 +431,7 @@ _STEPS: Mapping[bytes, Callable[[Machine], object]] = {
     pickle.TUPLE1: lambda m: m.tupled(1),
     pickle.TUPLE2: lambda m: m.tupled(2),
     pickle.TUPLE3: lambda m: m.tupled(3),
-    # A set becomes a list: nothing of it is hashed.
+    # A set becomes a list, so that its items are not hashed.
     pickle.EMPTY_SET: lambda m: m.push([]),
     pickle.ADDITEMS: lambda m: m.append(m.marked()),
     pickle.EMPTY_LIST: lambda m: m.push([]),
@@ -439,4 +452,5 @@ _STEPS: Mapping[bytes, Callable[[Machine], object]] = {
     pickle.BINGET: lambda m: m.get(m.number("<B")),
     pickle.LONG_BINGET: lambda m: m.get(m.number("<I")),
 }
-"""What weights are written with. Others (byte arrays of a claimed size, instances, extensions) are damage or worse."""
+"""The instructions that occur in weights. Others (byte arrays of a claimed size, instances, extensions) mean that the
+file is damaged or malicious."""

@@ -1,6 +1,6 @@
-"""A checkpoint's layout: for every tensor that its modules need, the place in a file where its bytes are.
+"""The layout of a checkpoint: for every tensor that its modules need, the file and the offset of its bytes.
 
-Widths and depths come from the shapes; what shapes do not tell comes from the base (:data:`BASES`).
+Widths and depths come from the shapes. Everything else comes from the base (:data:`BASES`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ FLOATS = frozenset({"F32", "F16", "BF16"})
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What the shapes of a base's tensors do not tell.
+    """The settings of a base that do not follow from the shapes of its tensors.
 
-    ``roles``: its components in the order of use. ``heads``: attention heads of the UNet, None for 64 channels a head.
-    ``scaling_factor``: of the latents. ``activations``: of each text encoder. ``drop_last``: an OpenCLIP encoder's last
-    layer is left out. ``pad_ids``: the token that fills a prompt up, for each text encoder.
+    ``roles``: its components, in the order of use.
+    ``heads``: attention heads of the UNet; None for 64 channels per head.
+    ``scaling_factor``: factor of the latents.
+    ``activations``: activation function of each text encoder.
+    ``pad_ids``: id of the padding token of each text encoder.
+    ``drop_last``: leave out the last layer of an OpenCLIP encoder.
     """
 
     name: str
@@ -40,7 +43,7 @@ class Base:
 
 
 CONTROLNET = "controlnet"
-"""The role of ControlNets, of which a job may have several."""
+"""The role of ControlNets. A job may have several."""
 
 END_TOKEN = 49407
 VOCABULARY = 49408
@@ -96,16 +99,20 @@ SINGLE_FILE_PREFIXES: Mapping[str, tuple[str, ...]] = {
     ),
     "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model.", "text_encoder_2."),
 }
-"""Where a single file keeps a component: LDM's prefixes, and the folder names of diffusers."""
+"""Prefixes of a component's tensors in a single file: those of LDM, and the folder names of diffusers."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """A tensor as its module names it, and the bytes that hold it.
+    """A tensor under its module's name, and where its bytes are.
 
-    ``shape`` is the module's. ``offset`` and ``nbytes`` are bytes of ``path``. With ``transpose`` the bytes hold the
-    matrix the other way round. ``source``: the tensor's name in the file. The places of a pickle only say that it is
-    complete: pickles are converted, tensor by tensor as their own header says, before their bytes are read.
+    ``shape``: the shape in the module.
+    ``offset``, ``nbytes``: bytes in ``path``.
+    ``transpose``: the file stores the matrix transposed.
+    ``source``: the tensor's name in the file.
+
+    The places of a pickle only prove that it is complete. Safelight converts pickles before it reads their bytes, and
+    takes each tensor's offset from the pickle's own header.
     """
 
     name: str
@@ -119,18 +126,22 @@ class TensorPlace:
 
     @property
     def label(self) -> str:
-        """Its name in the file, and the module's in brackets where that is another."""
+        """The tensor's name in the file, with the module's name in brackets if it differs."""
         return labelled(self.source or self.name, self.name)
 
 
 def labelled(theirs: str, ours: str) -> str:
-    """A tensor's name in the user's file, and the module's in brackets where that is another."""
+    """Return a tensor's name in the user's file, with the module's name in brackets if it differs."""
     return theirs if theirs == ours or theirs.endswith(f".{ours}") else f"{theirs} ({ours})"
 
 
 @dataclass(frozen=True, slots=True)
 class ComponentLayout:
-    """``role`` is diffusers' folder name. ``tensors`` are in the order in which a forward pass uses them."""
+    """The layout of one component.
+
+    ``role``: its folder name in diffusers.
+    ``tensors``: in the order in which a forward pass uses them.
+    """
 
     role: str
     config: ComponentConfig
@@ -143,7 +154,7 @@ class ComponentLayout:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointLayout:
-    """``left_over``: names that nothing needs, with the reason why each may be there."""
+    """The layout of a checkpoint. ``left_over``: tensors that no module needs, with the reason why each is allowed."""
 
     path: Path
     base: Base
@@ -155,9 +166,9 @@ class CheckpointLayout:
 
 
 def split(header: Header, base: Base) -> dict[str, dict[str, TensorInfo]]:
-    """The tensors of each component of a single file, without their prefixes.
+    """Return the tensors of each component of a single file, without their prefixes.
 
-    Raises IncompleteModelError when a component is not there at all.
+    Raises IncompleteModelError when a component has no tensors.
     """
     parts: dict[str, dict[str, TensorInfo]] = {}
     for role in base.roles:
@@ -174,15 +185,18 @@ def split(header: Header, base: Base) -> dict[str, dict[str, TensorInfo]]:
 def build(
     path: Path, base: Base, parts: Mapping[str, Mapping[str, TensorInfo]], names: Iterable[str]
 ) -> CheckpointLayout:
-    """The layout of a checkpoint whose components' tensors are given by role; ``names``: everything in its files.
+    """Return the layout of a checkpoint.
 
-    Raises IncompleteModelError, naming the tensors, when some are missing, have another shape, or fit nothing.
+    ``parts``: the tensors of each component, by role.
+    ``names``: the names of all tensors in its files.
+    Raises IncompleteModelError when tensors are missing, have a wrong shape, or are unknown. The error lists them.
+    Raises UnsupportedModelError when the components are complete but do not fit together.
     """
     built = [_built(path, f"{base.name} checkpoint", base, role, parts[role]) for role in base.roles]
-    components = [one.component for one in built]
-    used = {place for one in built for place in one.used}
-    missing = [name for one in built for name in one.missing]
-    mismatched = [name for one in built for name in one.mismatched]
+    components = [part.component for part in built]
+    used = {place for part in built for place in part.used}
+    missing = [name for part in built for name in part.missing]
+    mismatched = [name for part in built for name in part.mismatched]
     seen = {name for _, name in used}
     left_over = {name: leftover.reason(name) for name in names if name not in seen}
     unexpected = [name for name, why in left_over.items() if why is None]
@@ -190,13 +204,15 @@ def build(
         raise IncompleteModelError(path, f"{base.name} checkpoint", missing, mismatched, unexpected)
     problem = _discord({component.role: component.config for component in components})
     if problem is not None:
-        raise UnsupportedModelError(path, f"its parts do not go together: {problem}")
+        raise UnsupportedModelError(path, f"its components do not fit together: {problem}")
     return CheckpointLayout(path, base, tuple(components), {name: why or "" for name, why in left_over.items()})
 
 
 def alone(path: Path, role: str, infos: Mapping[str, TensorInfo]) -> ComponentLayout:
-    """The layout of a VAE or ControlNet (``role``) that has a file of its own. Raises IncompleteModelError as
-    :func:`build` does."""
+    """Return the layout of a VAE or ControlNet (``role``) in its own file.
+
+    Raises IncompleteModelError as :func:`build` does.
+    """
     what = "ControlNet" if role == CONTROLNET else "VAE"
     one = _built(path, what, BASES["sd1"], role, infos)
     used = {name for _, name in one.used}
@@ -215,14 +231,14 @@ class _Built:
 
 
 def _built(path: Path, what: str, base: Base, role: str, infos: Mapping[str, TensorInfo]) -> _Built:
-    """One component, and what is wrong with it. ``what``: the file, as refusals name it."""
+    """Build one component and collect its faults. ``what``: the name of the file's kind in errors."""
     used: set[tuple[Path, str]] = set()
     mismatched: list[str] = []
     try:
         config = _infer(base, role, {name: info.shape for name, info in infos.items()})
     except NotThisArchitecture as error:
         missing = _missing(role, rows(STANDARD[base.name, role]), infos) if (base.name, role) in STANDARD else ()
-        # First the one without which the architecture is not known: the others may be of another size's.
+        # First the tensor without which the architecture is unknown: the others may belong to another size.
         lacked = error.__cause__.args[0] if isinstance(error.__cause__, KeyError) else ""
         missing = tuple(sorted(missing, key=lambda one: lacked not in one))
         raise IncompleteModelError(path, what, missing=missing or (f"{role}: {error}",)) from error
@@ -247,15 +263,17 @@ def _built(path: Path, what: str, base: Base, role: str, infos: Mapping[str, Ten
 
 
 def _in_file(row: Row, source: Source) -> list[int]:
-    """The shape that a row's tensor has in a file."""
+    """Return the shape of a row's tensor in a file."""
     count = 1 if source.part is None else source.part[1]
     shape = row.shape[::-1] if source.transpose else row.shape
     return [shape[0] * count, *shape[1:]]
 
 
 def _missing(role: str, table: Iterable[Row], infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
-    """The rows for which a file has no tensor, as the file would name them: in the convention, and behind the prefix,
-    of the tensors that it has."""
+    """Return the tensors that a file lacks, under the names that the file would use.
+
+    The naming convention and the prefix are those of the tensors that the file has.
+    """
     found: Counter[tuple[int, str]] = Counter()
     absent: list[Row] = []
     for row in table:
@@ -273,7 +291,7 @@ def _missing(role: str, table: Iterable[Row], infos: Mapping[str, TensorInfo]) -
 
 
 LATENT_SCALE = 8
-"""Pixels to a latent, in each direction."""
+"""Pixels per latent, in each direction."""
 
 NORM_GROUPS = 32
 CHANNELS_PER_HEAD = 64
@@ -281,18 +299,18 @@ TIME_IDS_WIDTH = 256
 """Width of each of SDXL's size and crop numbers (six of them, five for the refiner) in its added conditioning."""
 
 LATENT_LEVELS = 4
-"""Levels of a VAE whose latents are eight times smaller than its images."""
+"""Levels of a VAE whose latents are eight times smaller than its images, in each direction."""
 
 
 def _discord(configs: Mapping[str, ComponentConfig]) -> str | None:
-    """Why these parts cannot work together although each is complete, None when they can."""
+    """Return why these complete components cannot work together, None if they can."""
     encoders = [config for config in configs.values() if isinstance(config, clip.CLIPConfig)]
     net, auto = configs["unet"], configs["vae"]
     assert isinstance(net, unet.UNetConfig)
     assert isinstance(auto, vae.VAEConfig)
     for encoder in encoders:
         if (encoder.vocabulary, encoder.positions) != (VOCABULARY, POSITIONS):
-            return f"a text encoder for {encoder.vocabulary} tokens at {encoder.positions} positions is not CLIP's"
+            return f"a text encoder for {encoder.vocabulary} tokens at {encoder.positions} positions is not CLIP"
         if encoder.width % CHANNELS_PER_HEAD:
             return f"a text encoder {encoder.width} wide has no whole number of heads"
     for name, widths in (("UNet", net.block_out_channels), ("VAE", auto.block_out_channels)):
@@ -300,19 +318,20 @@ def _discord(configs: Mapping[str, ComponentConfig]) -> str | None:
             return f"widths {widths} of its {name} are not multiples of {NORM_GROUPS}"
     context = sum(encoder.width for encoder in encoders)
     if net.cross_attention_dim != context:
-        return f"its UNet reads text {net.cross_attention_dim} wide, its text encoders give {context}"
+        return f"its UNet reads text {net.cross_attention_dim} wide, its text encoders return {context}"
     pooled = encoders[-1].projection
     if net.time_features is not None and pooled is not None:
         numbers = 6 if len(encoders) == 2 else 5
         if net.time_features != numbers * TIME_IDS_WIDTH + pooled:
-            return f"its UNet's added conditioning is {net.time_features} wide"
+            wanted = numbers * TIME_IDS_WIDTH + pooled
+            return f"its UNet's added conditioning is {net.time_features} wide instead of {wanted}"
     if (auto.latent_channels, len(auto.block_out_channels)) != (net.out_channels, LATENT_LEVELS):
-        return "its VAE's latents are not those of its UNet"
+        return "the latents of its VAE and of its UNet differ"
     return None
 
 
 def attention_heads(base: Base, width: int) -> int:
-    """Attention heads of a UNet's level that is ``width`` channels wide; narrow ones have one."""
+    """Return the number of attention heads of a UNet's level that is ``width`` channels wide, at least 1."""
     return base.heads or max(1, width // CHANNELS_PER_HEAD)
 
 
@@ -331,11 +350,12 @@ STANDARD: Mapping[tuple[str, str], ComponentConfig] = {
     ("sdxl", "unet"): unet.UNetConfig(4, 4, (320, 640, 1280), 2, (0, 2, 10), 10, 2048, True, 2816),
     ("sdxl", "vae"): _VAE,
 }
-"""The published sizes. Where a file lacks the tensors from which settings are read, these say what it lacks."""
+"""The published sizes. If a file lacks the tensors from which settings are inferred, these tell which tensors it lacks.
+"""
 
 
 def rows(config: ComponentConfig) -> Iterable[Row]:
-    """The table of tensors of a component."""
+    """Return the table of a component's tensors."""
     match config:
         case unet.UNetConfig():
             return unet.tensors(config)
@@ -364,7 +384,7 @@ def _infer(base: Base, role: str, shapes: Mapping[str, tuple[int, ...]]) -> Comp
 
 
 def _place(row: Row, source: Source, info: TensorInfo) -> TensorPlace | None:
-    """The bytes of a row, or None when the file's shape does not fit."""
+    """Return where a row's bytes are, or None if the shape in the file does not fit."""
     shape, offset, nbytes = info.shape, info.offset, info.nbytes
     if source.part is not None:
         index, count = source.part

@@ -1,9 +1,8 @@
-"""Headers of PyTorch's pickled checkpoints (``.ckpt``, ``.pt``, ``.pth``, ``.bin``), read without running any of them.
+"""Reads the headers of PyTorch's pickled checkpoints (``.ckpt``, ``.pt``, ``.pth``, ``.bin``) without running them.
 
-A pickle is a program. It is read by a machine that only describes what the program would make
-(:mod:`safelight.formats.inert`), and refused with everything that it would import beyond what weights are written with;
-picklescan then says what it thinks of it. Both containers are read: the zip archive of PyTorch 1.6 and later, and the
-stream from before.
+A pickle is a program. :mod:`safelight.formats.inert` only describes the objects that the program would create. A pickle
+that imports names which weights do not need is rejected, and the error lists these names. Then picklescan checks it.
+Both containers are supported: the zip archive of PyTorch 1.6 and later, and the older stream.
 """
 
 from __future__ import annotations
@@ -24,24 +23,25 @@ from safelight.formats.header import ITEM_BYTES, Header, TensorInfo, refuse_know
 from safelight.formats.inert import Machine, Tensor, Thing, Unreadable
 
 MOST_PICKLE_BYTES = 64 << 20
-"""The description of a checkpoint, without its tensors' bytes, is a few hundred kilobytes."""
+"""Bytes of a pickle. The pickle of a checkpoint, without its tensors' bytes, has a few hundred kilobytes."""
 
 MOST_NAME = 1000
-"""Letters of a tensor's name; the longest known have 150."""
+"""Characters of a tensor's name. The longest known names have 150."""
 
 MOST_REPEATED = 8
-"""How many times larger than its file the tensors may be that are views of the same numbers; …"""
+"""Tensors may be views of the same numbers. Together they may be this many times larger than their file, …"""
 
 FREELY_REPEATED = 64 << 20
-"""… beside these bytes, which small files may always repeat."""
+"""… plus this many bytes, so that small files may repeat numbers more often."""
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def read_header(path: Path) -> Header:
-    """The header of a pickled checkpoint, of either container.
+    """Read the header of a pickled checkpoint, of either container.
 
-    Raises UnsafeFileError, naming what it wanted to run, for anything but weights; CorruptFileError for damage.
+    Raises UnsafeFileError when the pickle imports anything that weights do not need. The error lists these names.
+    Raises CorruptFileError when the file is damaged.
     """
     descriptor, size = open_regular(path)
     with os.fdopen(descriptor, "rb") as file:
@@ -55,7 +55,7 @@ def read_header(path: Path) -> Header:
         except FileError:
             raise
         except Exception as error:
-            # zipfile and picklescan promise no particular classes of error for a damaged file.
+            # zipfile and picklescan do not document which exceptions they raise for a damaged file.
             raise CorruptFileError(path, f"is damaged or cut off ({type(error).__name__}: {error!s:.200})") from error
     raise CorruptFileError(path, "is neither a PyTorch archive nor a pickle")
 
@@ -68,7 +68,7 @@ def _scan(path: Path, data: bytes) -> None:
 
 
 def _load(path: Path, machine: Machine) -> Any:
-    """The machine's next pickle, if it wants nothing but weights."""
+    """Read the machine's next pickle. Raises UnsafeFileError if it imports anything that weights do not need."""
     start = machine.at
     try:
         content = machine.load()
@@ -112,17 +112,17 @@ def _refuse_bomb(path: Path, members: Mapping[str, zipfile.ZipInfo], size: int) 
         name = f"{info.filename!r:.200}"
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
             raise CorruptFileError(
-                path, f"{name} would unpack to {info.file_size} bytes: PyTorch stores without compression"
+                path, f"{name} is compressed or claims {info.file_size} bytes; PyTorch stores without compression"
             )
         if info.filename.endswith("data.pkl") and info.file_size > MOST_PICKLE_BYTES:
             raise CorruptFileError(path, f"{name} is {info.file_size} bytes, far more than a checkpoint needs")
 
 
 def _member_offset(path: Path, file: io.BufferedReader, info: zipfile.ZipInfo, size: int) -> int:
-    """Where a stored member's bytes begin: behind its local header, whose fields have their own lengths."""
+    """Return the offset of a stored member's bytes. They follow its local header, which has fields of any length."""
     name = f"{info.filename!r:.200}"
     if not 0 <= info.header_offset < size:
-        raise CorruptFileError(path, f"zip member {name} is said to be outside of it")
+        raise CorruptFileError(path, f"zip member {name} claims an offset outside the archive")
     file.seek(info.header_offset)
     local = file.read(30)
     if len(local) < 30 or not local.startswith(b"PK\x03\x04"):
@@ -135,12 +135,12 @@ def _member_offset(path: Path, file: io.BufferedReader, info: zipfile.ZipInfo, s
 
 
 def _read_legacy(path: Path, file: io.BufferedReader, size: int) -> Header:
-    """The stream from before PyTorch 1.6: magic, protocol, system, content, storage keys, then the storages."""
+    """Read the stream from before PyTorch 1.6: magic, protocol, system, content, storage keys, then the storages."""
     file.seek(0)
     machine = Machine(file.read(MOST_PICKLE_BYTES))
     magic = _load(path, machine)
     if type(magic) is not int or magic != _LEGACY_MAGIC:
-        raise CorruptFileError(path, "is a pickle, but not one of PyTorch's")
+        raise CorruptFileError(path, "is a pickle, but PyTorch did not write it")
     _load(path, machine)
     _load(path, machine)
     content = _load(path, machine)
@@ -153,7 +153,7 @@ def _read_legacy(path: Path, file: io.BufferedReader, size: int) -> Header:
         raw = file.read(8)
         storage = machine.storages.get(key) if type(key) is str else None
         if len(raw) < 8 or storage is None or key in places:
-            raise CorruptFileError(path, "its storages were cut off, or do not belong to its tensors")
+            raise CorruptFileError(path, "its storages were cut off, or do not match its tensors")
         nbytes = struct.unpack("<Q", raw)[0] * ITEM_BYTES[storage.dtype]
         at = file.tell()
         if at + nbytes > size:
@@ -164,17 +164,19 @@ def _read_legacy(path: Path, file: io.BufferedReader, size: int) -> Header:
 
 
 def _mapping(value: Any) -> dict[Any, Any] | None:
-    """A dictionary, or the parameters of what PyTorch keeps some in (the first embeddings were)."""
+    """Return a dictionary as it is, and the parameters of a ``ParameterDict`` (as in the first embeddings)."""
     if type(value) is Thing and value.name.name == "ParameterDict" and type(value.state) is dict:
         value = cast("dict[Any, Any]", value.state).get("_parameters")
     return cast("dict[Any, Any]", value) if type(value) is dict else None
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    """The tensors of a pickled object: a flat mapping, or one under ``state_dict``, with other values beside them.
+    """Return the tensors of a pickled object, by name.
 
-    Raises CorruptFileError for a name that is too long, and for a group of tensors that stands under several names: the
-    names of a short file could then be as long as memory, and as many as the square of its length.
+    The object is a flat mapping, or has one under ``state_dict``. Values that are not tensors are ignored.
+    Raises CorruptFileError for a name that is too long, because a short file could then fill the memory with names.
+    Raises CorruptFileError for a group of tensors under several names, because the number of names could then grow with
+    the square of the file's length.
     """
     mapping = _mapping(content) or {}
     for key in ("state_dict", "params_ema", "params"):
@@ -190,7 +192,7 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
         group = _mapping(value) or {}
         tensors = {key: deep for key, deep in group.items() if type(deep) is Tensor and type(key) is str}
         if tensors and id(group) in groups:
-            raise CorruptFileError(path, f"holds the same group of tensors under several names, {name!r:.100} too")
+            raise CorruptFileError(path, f"holds one group of tensors under several names, among them {name!r:.100}")
         groups.add(id(group))
         for key, tensor in tensors.items():
             found[_sound_name(path, name, key)] = tensor
@@ -198,7 +200,7 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _sound_name(path: Path, *parts: str) -> str:
-    # The lengths first: what is too long is never joined.
+    # The lengths are checked first, so that parts that are too long are never joined.
     name = ".".join(parts) if sum(map(len, parts)) < MOST_NAME else ""
     if not name or not name.isprintable() or name == "__metadata__":
         raise CorruptFileError(path, f"{parts[0][:100]!r} is not the name of a tensor")
@@ -215,12 +217,12 @@ def _header(path: Path, content: Any, places: Mapping[str, tuple[int, int]], siz
         tensors[name] = info
         written += max(info.nbytes, info.elements * ITEM_BYTES[info.dtype])
         if written > MOST_REPEATED * size + FREELY_REPEATED:
-            raise CorruptFileError(path, f"its tensors repeat the same numbers, {name!r} too, far beyond its size")
+            raise CorruptFileError(path, f"its tensors, such as {name!r}, repeat the same numbers far beyond its size")
     return Header(path, "pickle", tensors)
 
 
 def _info(path: Path, name: str, tensor: Tensor, start: int, available: int) -> TensorInfo:
-    """Where a tensor is whose storage begins at ``start``; its bytes reach from its first number to its last."""
+    """Describe a tensor whose storage begins at byte ``start``. Its bytes reach from its first element to its last."""
     item = ITEM_BYTES[tensor.storage.dtype]
     last, elements, contiguous = 0, 1, True
     for n, step in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):

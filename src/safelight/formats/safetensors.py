@@ -1,7 +1,8 @@
-"""Headers of safetensors files, checked against everything the format forbids.
+"""Reads and writes safetensors files, and rejects everything that the format forbids.
 
-Specification: https://github.com/huggingface/safetensors#format. Eight bytes little-endian header length, a JSON
-object, then the tensors' bytes without gaps. The library checks most of it as well; here each fault has its message.
+Specification: https://github.com/huggingface/safetensors#format. A file has a header length of 8 bytes (little-endian),
+a JSON object, and then the tensors' bytes without gaps. The safetensors library makes most of these checks as well;
+here each fault has its own message.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ MOST_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation."""
 
 MOST_TENSORS = 100_000
-"""The largest checkpoints have a few thousand; a header of millions of names would only take time."""
+"""The largest checkpoints have a few thousand tensors. A header with millions of names would only waste time."""
 
 MOST_AXES = 64
-"""numpy's limit; no model has more than five."""
+"""Axes of a tensor: numpy's limit. No model has more than five."""
 
 _LENGTH = struct.Struct("<Q")
 
@@ -42,10 +43,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a safetensors file.
+    """Read the header of a safetensors file.
 
-    Raises UnreadableFileError when it is not a readable file, CorruptFileError when anything in it is not as the
-    format demands: lengths, JSON, dtypes, shapes, overlaps, gaps, trailing bytes.
+    Raises UnreadableFileError when the file cannot be read.
+    Raises CorruptFileError when lengths, JSON, dtypes or shapes violate the format, or when the tensors' bytes overlap,
+    have gaps, or are followed by trailing bytes.
     """
     descriptor, size = open_regular(path)
     with os.fdopen(descriptor, "rb") as file:
@@ -58,7 +60,7 @@ def read_header(path: Path) -> Header:
         (length,) = _LENGTH.unpack(start[: _LENGTH.size])
         if length > size - _LENGTH.size:
             raise CorruptFileError(
-                path, f"header is said to be {length} bytes, the file has {size}: cut off, or not a safetensors file"
+                path, f"header claims {length} bytes, the file has {size}: it was cut off, or is not a safetensors file"
             )
         if length > MOST_HEADER_BYTES:
             raise CorruptFileError(path, f"header of {length} bytes is over the format's limit {MOST_HEADER_BYTES}")
@@ -71,7 +73,7 @@ def _parse(path: Path, raw: bytes, data_bytes: int, data_start: int) -> Header:
     try:
         table: Any = json.loads(raw.decode("utf-8"), object_pairs_hook=_object)
     except _Duplicate as error:
-        raise CorruptFileError(path, f"header names {error} twice") from error
+        raise CorruptFileError(path, f"header lists {error} twice") from error
     except (UnicodeDecodeError, ValueError) as error:
         raise CorruptFileError(path, f"header is not JSON ({error})") from error
     except RecursionError as error:
@@ -81,7 +83,7 @@ def _parse(path: Path, raw: bytes, data_bytes: int, data_start: int) -> Header:
     entries = cast("dict[str, Any]", table)
     metadata = _metadata(path, entries.pop("__metadata__", None))
     if len(entries) > MOST_TENSORS:
-        raise CorruptFileError(path, f"header names {len(entries)} tensors; no model has over {MOST_TENSORS}")
+        raise CorruptFileError(path, f"header lists {len(entries)} tensors; the limit is {MOST_TENSORS}")
     tensors = {name: _tensor(path, name, entry, data_bytes, data_start) for name, entry in entries.items()}
     _check_cover(path, tensors, data_bytes, data_start)
     return Header(path, "safetensors", tensors, metadata)
@@ -91,7 +93,7 @@ def _metadata(path: Path, value: Any) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in cast("dict[str, Any]", value).values()):
-        raise CorruptFileError(path, "__metadata__ is not an object of texts")
+        raise CorruptFileError(path, "__metadata__ is not an object whose values are strings")
     return cast("dict[str, str]", value)
 
 
@@ -121,35 +123,36 @@ def _tensor(path: Path, name: str, entry: Any, data_bytes: int, data_start: int)
         )
     sizes = tuple(cast("list[int]", shape))
     if len(sizes) > MOST_AXES:
-        raise CorruptFileError(path, f"tensor {name!r} has {len(sizes)} axes")
+        raise CorruptFileError(path, f"tensor {name!r} has {len(sizes)} axes; the limit is {MOST_AXES}")
     needed = ITEM_BYTES[dtype]
     for n in sizes:
         needed *= n
     if needed != end - begin:
         raise CorruptFileError(
-            path, f"tensor {name!r}: shape {list(sizes)} of {dtype} is {needed} bytes, its place has {end - begin}"
+            path,
+            f"tensor {name!r}: shape {list(sizes)} of {dtype} needs {needed} bytes, data_offsets give {end - begin}",
         )
     return TensorInfo(name, dtype, sizes, path, data_start + begin, end - begin)
 
 
 def _check_cover(path: Path, tensors: dict[str, TensorInfo], data_bytes: int, data_start: int) -> None:
-    """The tensors must fill the data without overlap or gap, as the format demands."""
+    """Check that the tensors fill the data without overlap or gap, as the format demands."""
     at, before = data_start, ""
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes)):
         if info.offset < at:
             raise CorruptFileError(path, f"tensors {before!r} and {info.name!r} overlap")
         if info.offset > at:
-            raise CorruptFileError(path, f"{info.offset - at} bytes before tensor {info.name!r} belong to none")
+            raise CorruptFileError(path, f"{info.offset - at} bytes before tensor {info.name!r} belong to no tensor")
         at, before = info.offset + info.nbytes, info.name
     trailing = data_start + data_bytes - at
     if trailing:
-        raise CorruptFileError(path, f"{trailing} trailing bytes after the last tensor belong to none")
+        raise CorruptFileError(path, f"{trailing} trailing bytes after the last tensor belong to no tensor")
 
 
 def write(file: BinaryIO, tensors: Iterable[TensorInfo], bytes_of: Callable[[TensorInfo], bytes]) -> None:
     """Write a safetensors file. Names, dtypes and shapes come from ``tensors``, the bytes from ``bytes_of``.
 
-    Tensors are laid one behind another in the order given; the header is padded to a multiple of 8 bytes.
+    The tensors are stored in the given order, without gaps. The header is padded to a multiple of 8 bytes.
     """
     listed = list(tensors)
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}

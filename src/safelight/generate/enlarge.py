@@ -1,4 +1,4 @@
-"""What was drawn, larger, for high-resolution fix: its latents, or its pixels."""
+"""Enlarges latents or pixels for the hires fix."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PIXELS = {"lanczos": PILImage.Resampling.LANCZOS, "nearest": PILImage.Resampling
 
 
 def latents(values: torch.Tensor, width: int, height: int, name: str) -> torch.Tensor:
-    """Latents (1, 4, h, w) as (1, 4, ``height``, ``width``)."""
+    """Resize latents (1, 4, h, w) to (1, 4, ``height``, ``width``). Sizes are in latents."""
     return F.interpolate(values.float(), (height, width), mode=LATENT[name]).to(values.dtype)
 
 
 def picture(image: PILImage.Image, width: int, height: int, name: str) -> PILImage.Image:
-    """The image in that size."""
+    """Resize an image to ``width`` × ``height`` pixels."""
     return image.resize((width, height), PIXELS[name])

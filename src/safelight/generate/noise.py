@@ -1,4 +1,4 @@
-"""Noise, from one CPU generator per image; and noise between that of two seeds."""
+"""Noise from one CPU generator per image, and noise between that of two seeds."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ import torch
 
 
 def drawn(shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Standard normal noise, drawn in fp32 on the CPU, so that it is the same for every device."""
+    """Draw standard normal noise, in fp32 on the CPU, so that it is the same for every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype).to(device)
 
 
 class Variation:
-    """Makes of noise what lies ``strength`` (0 to 1) of the way from it to the noise of ``seed``."""
+    """Interpolates noise towards the noise of ``seed``. ``strength``: 0 (unchanged) to 1 (the noise of ``seed``)."""
 
     def __init__(self, seed: int, strength: float) -> None:
         self._seed, self._strength = seed, strength
 
     def __call__(self, noise: torch.Tensor) -> torch.Tensor:
-        """Of the same shape, dtype and device."""
+        """Return the interpolated noise, with the same shape, dtype and device."""
         other = drawn(tuple(noise.shape), self._seed, torch.float32, torch.device("cpu"))
         return between(noise.float().cpu(), other, self._strength).to(noise.dtype).to(noise.device)
 
 
 def between(one: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:
-    """Spherical interpolation (Shoemake 1985) of two tensors, fp32: noise of unit variance stays that."""
+    """Interpolate spherically between two fp32 tensors (Shoemake 1985). The variance of noise stays 1.
+
+    ``share``: 0 (``one``) to 1 (``other``).
+    """
     cosine = float((one.flatten() @ other.flatten()) / (one.norm() * other.norm()))
     angle = math.acos(max(-1.0, min(1.0, cosine)))
     if math.sin(angle) < 1e-4:

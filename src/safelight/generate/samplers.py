@@ -1,6 +1,6 @@
-"""Samplers by name, as diffusers' schedulers.
+"""Creates diffusers' schedulers by the names of samplers.
 
-The noise schedule is Stable Diffusion's for all bases (scaled linear, 0.00085 to 0.012, 1,000 steps).
+All bases use the noise schedule of Stable Diffusion (scaled linear, 0.00085 to 0.012, 1,000 steps).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from safelight.request.samplers import SAMPLERS, Schedule
 
 
 def make(sampler: str, schedule: Schedule, prediction_type: str, zero_terminal_snr: bool, seed: int) -> Any:
-    """A fresh scheduler; it belongs to one image, as it counts its own steps.
+    """Create a scheduler for one image. A scheduler counts its own steps, so it is never used twice.
 
-    ``seed`` is for samplers that draw their noise from a tree of their own (``dpmpp_sde``) instead of the generator.
+    ``seed``: for samplers that draw noise from their own Brownian tree (``dpmpp_sde``) instead of the generator.
     """
     settings: dict[str, Any] = {
         "beta_start": 0.00085,

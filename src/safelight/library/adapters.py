@@ -1,6 +1,6 @@
-"""The adapters that a user has: ``ROOT/adapters/NAME.json`` is the record of one; its file stays where it is.
+"""The user's adapters. ``ROOT/adapters/NAME.json`` is the record of an adapter; the adapter's file stays where it is.
 
-A pickle is converted once, into ``ROOT/adapters/converted``.
+Safelight converts a pickle once, into ``ROOT/adapters/converted``.
 """
 
 from __future__ import annotations
@@ -31,13 +31,18 @@ from safelight.weights.digest import named
 from safelight.weights.manifest import FileHint, Manifest, measure, moved
 
 CONVERTED = "converted"
-"""Below the records: what pickles were converted to."""
+"""The folder of converted pickles, in the folder of records."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inversions:
-    """Textual inversions: ``shapes`` of the tensors of each, by its name. ``fitting``: what was found to fit which text
-    encoders; kept here, so that it is never another library's or an earlier state's."""
+    """The textual inversions of a library in one state.
+
+    ``generation``: the generation of the index from which they come.
+    ``shapes``: shapes of the tensors of each inversion, by its name.
+    ``fitting``: a cache of the inversions that fit given text encoders. It is part of this object, so that it never
+    belongs to another library or to an earlier state.
+    """
 
     generation: int
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -45,7 +50,7 @@ class Inversions:
 
 
 class Adapters:
-    """The adapters under ``root``, which need not exist yet."""
+    """The adapters under ``root``. The folder need not exist."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -54,14 +59,14 @@ class Adapters:
         self._inversions = Inversions(-1, {})
 
     def cards(self) -> list[Card]:
-        """By name, the user's own before the starters, without their tensors. Damaged records are left out."""
+        """Return the cards of all adapters by name, the user's own before the starters. Skips damaged records."""
         own = [card for card in self._index.cards().values() if not card.problem]
         taken = {card.name for card in own}
         return [*own, *(card for card in starters.adapter_cards() if card.name not in taken)]
 
     def inversions(self) -> Inversions:
-        """The textual inversions as they are now; the same object as long as no adapter is added or removed."""
-        # Read before the cards: what changes in between is then looked at once more, never overlooked.
+        """Return the present textual inversions. The object stays the same until an adapter is added or removed."""
+        # The generation is read before the cards. A change in between then costs one more look, and is never missed.
         generation = self._index.generation
         cards = self.cards()
         if self._inversions.generation != self._index.generation:
@@ -70,25 +75,31 @@ class Adapters:
         return self._inversions
 
     def all(self) -> list[Adapter]:
-        """The same as :meth:`cards`, whole: each record is read."""
+        """Return all adapters of :meth:`cards` with their tensors. Reads each record."""
         own = [self._index.whole(card) for card in self._index.cards().values() if not card.problem]
         taken = {adapter.name for adapter in own}
         return [*own, *(adapter for adapter in starters.adapters() if adapter.name not in taken)]
 
     def get(self, name: str) -> Adapter:
-        """The adapter of that name, or of that file's name. Raises ModelNotFoundError, which names the nearest."""
-        found = self._index.get(name) or next((one for one in starters.adapters() if one.name == name), None)
+        """Return the adapter of a name, or of its file's name.
+
+        Raises ModelNotFoundError, which lists the nearest names.
+        """
+        found = self._index.get(name) or next((item for item in starters.adapters() if item.name == name), None)
         if found is not None:
             return found
         cards = self.cards()
         fitting = [card for card in self._index.cards().values() if not card.problem and card.stem == canonical(name)]
         if len(fitting) == 1:
-            # Prompts of other programs name files.
+            # Prompts of other programs contain file names.
             return self._index.whole(fitting[0])
         raise ModelNotFoundError(name, paths.near(name, (card.name for card in cards)), "adapter")
 
     def resolve(self, name_or_path: str) -> Adapter:
-        """An adapter by its name, else by a path; a file used by its path is read and hashed the first time."""
+        """Return an adapter by its name or by its path.
+
+        A file used by its path is read and hashed at its first use.
+        """
         path = paths.user_path(name_or_path)
         if not paths.is_path(name_or_path):
             return self.get(name_or_path)
@@ -106,33 +117,37 @@ class Adapters:
         return found
 
     def used(self) -> Iterator[Adapter]:
-        """Those that were used by their path."""
+        """Yield the adapters that were used by their path."""
         for path in sorted((self.root / "seen" / "adapters").glob("*.json")):
             with contextlib.suppress(FileError):
                 yield records.read_adapter(path)
 
     def find(self, name: str, digest: str, by_path: bool = True) -> Adapter:
-        """The adapter of that name (or path if ``by_path``) with that content, or another of the same content. Raises
-        IntegrityError when there is none."""
+        """Return an adapter by its content. The one called ``name`` comes before others of the same content.
+
+        ``digest``: the content.
+        ``by_path``: ``name`` may be a path.
+        Raises IntegrityError when no adapter has this content.
+        """
         with contextlib.suppress(InputError):
             found = self.resolve(name) if by_path else self.get(name)
             if found.digest == digest:
                 return self.checked(found)
         for card in self.cards():
-            # A card is only a hint: it may be that of an earlier record.
+            # A card is only a hint: it may belong to an earlier record.
             if card.digest == digest and (found := self.get(card.name)).digest == digest:
                 return self.checked(found)
-        used = next((one for one in self.used() if one.digest == digest and not one.manifest.changed()), None)
+        used = next((item for item in self.used() if item.digest == digest and not item.manifest.changed()), None)
         if used is not None and by_path:
             return used
-        raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]} that was asked for")
+        raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]}")
 
     def add(self, path: Path, name: str | None = None, base: str = "") -> Adapter:
-        """Identify an adapter, read and hash all of it, and keep its record. The file stays where it is.
+        """Identify an adapter, read and hash all of it, and store its record. The file stays where it is.
 
-        ``base`` is the user's word for what it belongs to, and goes above what the file says.
-
-        Raises InputError when the name is taken by another file or not allowed, FileError for a bad file.
+        ``base``: the base set by the user; it overrides the file's.
+        Raises InputError when another file has the name, or when the name is not allowed.
+        Raises FileError for a bad file.
         """
         path = paths.user_path(str(path)).absolute()
         chosen = paths.chosen(name, path)
@@ -141,7 +156,7 @@ class Adapters:
             others = self.cards()
             taken = next((card for card in others if card.name.casefold() == chosen.casefold()), None)
             if taken is not None and (taken.path != path or taken.name != chosen):
-                raise InputError(f"the name {chosen!r} is taken by {taken.path}; give another with --name")
+                raise InputError(f"the name {chosen!r} is taken by {taken.path}; choose another with --name")
             self._write(found)
         return found
 
@@ -150,12 +165,15 @@ class Adapters:
         self._index.changed()
 
     def _record(self, name: str) -> Path:
-        """The file of that adapter's record, whether it is there or not."""
+        """Return the path of an adapter's record, which need not exist."""
         card = self._index.cards().get(canonical(name))
         return card.record if card is not None else self._records / f"{file_stem(name)}.json"
 
     def rename(self, name: str, new: str) -> Adapter:
-        """Give an adapter another name. Raises InputError when it is taken or not allowed, and for a starter."""
+        """Rename an adapter.
+
+        Raises InputError when the name is taken or not allowed, and for a starter.
+        """
         with alone(self.root):
             adapter = self._index.get(name)
             if adapter is None:
@@ -164,7 +182,7 @@ class Adapters:
             chosen = paths.chosen(new, adapter.path)
             taken = next((card for card in self.cards() if card.name.casefold() == chosen.casefold()), None)
             if taken is not None and taken.name != adapter.name:
-                raise InputError(f"the name {chosen!r} is taken by {taken.path}; give another")
+                raise InputError(f"the name {chosen!r} is taken by {taken.path}; choose another")
             record, renamed = self._record(name), replace(adapter, name=chosen)
             target = self._records / f"{file_stem(chosen)}.json"
             records.write(target, renamed)
@@ -176,11 +194,11 @@ class Adapters:
     def _refuse_starter(self, name: str, done: str) -> None:
         adapter = self.get(name)
         if adapter.origin == "starter":
-            raise InputError(f"{adapter.name!r} is a starter, part of the installation; it cannot be {done}")
-        raise InputError(f"{name!r} is the file of the adapter {adapter.name!r}; give that name")
+            raise InputError(f"{adapter.name!r} is a starter and part of the installation, so it cannot be {done}")
+        raise InputError(f"{name!r} is the file of the adapter {adapter.name!r}; use that name")
 
     def remove(self, name: str) -> None:
-        """Forget an adapter, also one whose record is damaged. Its file stays. Starters cannot be removed."""
+        """Remove an adapter's record, even a damaged one. The adapter's file stays. Raises InputError for a starter."""
         with alone(self.root):
             card = self._index.cards().get(canonical(name))
             if card is None:
@@ -188,51 +206,56 @@ class Adapters:
             assert card is not None
             card.record.unlink(missing_ok=True)
             self._index.changed()
-            kept = {f"{card.digest}.safetensors" for card in self.cards()}
+            needed = {f"{card.digest}.safetensors" for card in self.cards()}
             for file in (self._records / CONVERTED).glob("*.safetensors"):
-                if file.name not in kept:
+                if file.name not in needed:
                     file.unlink(missing_ok=True)
 
     def checked(self, adapter: Adapter) -> Adapter:
-        """The adapter, if its file is as it was; when its hint differs, it is read again. Raises IntegrityError."""
+        """Return the adapter if its content is unchanged. Reads the file again only if its hint changed.
+
+        Raises IntegrityError when the content changed.
+        """
         return adapter if not adapter.manifest.changed() else self.verify(adapter)
 
     def verify(self, adapter: Adapter) -> Adapter:
-        """Read and hash all of it again. Raises IntegrityError when its content is another."""
+        """Read and hash all of an adapter again. Raises IntegrityError when its content changed."""
         try:
-            told = adapter.base if adapter.told else ""
-            fresh = self._describe(adapter.path, adapter.name, adapter.origin, told)
+            user_base = adapter.base if adapter.told else ""
+            fresh = self._describe(adapter.path, adapter.name, adapter.origin, user_base)
         except FileError as error:
             raise IntegrityError(error.path, "", error.problem, "Put the right file back, or add it again.") from error
         if fresh.digest != adapter.digest:
-            raise IntegrityError(adapter.path, "", "its content changed", "Add it again if that was meant.")
+            raise IntegrityError(adapter.path, "", "its content changed", "If you changed it, add it again.")
         if adapter.origin == "added" and fresh.manifest != adapter.manifest:
             self._refresh(adapter, fresh)
         return replace(fresh, name=adapter.name)
 
     def _refresh(self, adapter: Adapter, fresh: Adapter) -> None:
-        """Write what was seen of an adapter's file, unless it was removed or replaced while it was read."""
+        """Store the new manifest of an adapter, unless its record was removed or replaced while the file was read."""
         with alone(self.root):
             card = self._index.cards().get(canonical(adapter.name))
             if card is not None and not card.problem and self._index.whole(card).manifest == adapter.manifest:
                 self._write(fresh)
 
-    def _describe(self, path: Path, name: str, origin: Origin, told: str = "") -> Adapter:
+    def _describe(self, path: Path, name: str, origin: Origin, user_base: str = "") -> Adapter:
         found = identify(path)
         if found.kind not in files.KINDS:
-            todo = "; `safelight models add` takes it" if found.kind == "checkpoint" else ""
+            todo = "; use `safelight models add`" if found.kind == "checkpoint" else ""
             raise UnsupportedModelError(path, f"is a {found.kind} ({found.rule}), not an adapter{todo}")
         if found.format == "pickle":
             manifest = self._converted(path, found.kind)
         else:
             manifest = measure((files.layout(read_header(path), found.kind),))
-        base, rule = told or found.base or "", f"{found.rule}; for {told} by the user's word" if told else found.rule
+        base = user_base or found.base or ""
+        rule = f"{found.rule}; the user set the base {user_base}" if user_base else found.rule
         return Adapter(
-            canonical(name), path, found.kind, base, found.dtype, found.format, origin, rule, manifest, bool(told)
+            canonical(name), path, found.kind, base, found.dtype, found.format, origin, rule, manifest, bool(user_base)
         )
 
     def _converted(self, path: Path, kind: str) -> Manifest:
-        """Of what a pickle was converted to, once, under the name of its content; it watches over the pickle too."""
+        """Convert a pickle and return the manifest of the conversion. Its files include the pickle, so that a change of
+        the pickle is noticed. The conversion is named after its content."""
         home = self._records / CONVERTED
         with written(home) as (file, temporary):
             convert.to_safetensors(files.read_tensors(read_header(path), kind), file)

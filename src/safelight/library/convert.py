@@ -1,4 +1,4 @@
-"""Formats other than safetensors are converted once into Safelight's own folder, then treated alike."""
+"""Converts other formats to safetensors, once, into Safelight's own folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safelight.weights.digest import read_exactly
 
 @contextlib.contextmanager
 def blamed(path: Path, temporary: Path) -> Generator[None]:
-    """What is wrong with the conversion ``temporary`` is said of the user's own file ``path``."""
+    """Raise errors about the conversion ``temporary`` as errors about the user's own file ``path``."""
     try:
         yield
     except IncompleteModelError as error:
@@ -34,9 +34,9 @@ def blamed(path: Path, temporary: Path) -> Generator[None]:
 
 
 def to_safetensors(tensors: Iterable[TensorInfo], target: BinaryIO) -> None:
-    """Write pickled tensors, of one file or several, dtypes as they are, into ``target`` as a safetensors file.
+    """Write pickled tensors of one or several files into ``target`` as a safetensors file. Dtypes do not change.
 
-    Raises CorruptFileError when bytes are missing, UnreadableFileError when the file cannot be written.
+    Raises CorruptFileError when bytes are missing, UnreadableFileError when a file cannot be read.
     """
     listed = list(tensors)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""From a file to a model: identified, read and hashed in whole, pickles converted."""
+"""Describes a file as a model: identifies it, reads and hashes all of it, and converts pickles."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from safelight.library.model import NATIVE_SIZES, Model, Origin
 from safelight.weights.manifest import FileHint, Manifest, measure, moved
 
 CONVERTED = frozenset({"pickle", "diffusers-pickle"})
-"""The formats that are converted before they are used."""
+"""The formats that Safelight converts before use."""
 
-GONE = "Put it back, add it from where it is now with `safelight models add PATH --name NAME`, or remove the model."
+GONE = "Put it back, add it at its new path with `safelight models add PATH --name NAME`, or remove the model."
 
 OnBytes = Callable[[int, int], None]
-"""Called with the number of bytes that were read, and of all bytes."""
+"""Called with (bytes read so far, bytes in total)."""
 
 
 def describe(
@@ -38,16 +38,15 @@ def describe(
 ) -> Model:
     """Identify a checkpoint, read and hash all of it.
 
-    ``home`` is the folder of conversions; a pickle is converted into it. ``prediction_type`` is the user's word, None
-    for what the file says.
-
+    ``home``: the folder of conversions, for pickles.
+    ``prediction_type``: set by the user; None for the file's own.
     Raises FileError for a bad file, InputError when ``prediction_type`` does not fit.
     """
     found = identify(path, prediction_type)
     if found.layout is None:
         what = found.kind if found.base is None else f"{found.kind} for {found.base}"
-        todo = "; `safelight adapters add` takes it" if found.kind in adapter.KINDS else ""
-        raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a checkpoint that can be run{todo}")
+        todo = "; use `safelight adapters add`" if found.kind in adapter.KINDS else ""
+        raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a supported checkpoint{todo}")
     if found.format in CONVERTED:
         layout, manifest = _converted(home, path, found)
     else:
@@ -72,11 +71,10 @@ def describe(
 
 
 def read_again(home: Path, model: Model, on_bytes: OnBytes | None = None) -> Model:
-    """Read and hash a model again: the model as its files say now.
+    """Read and hash a model again, and return it as its files are now.
 
-    A conversion whose sources are unchanged is read instead of them.
-
-    Raises IntegrityError when a file is gone or is no such model any more.
+    Reads the conversion instead of its sources if these are unchanged.
+    Raises IntegrityError when a file is gone, or is no longer such a model.
     """
     try:
         if model.format in CONVERTED:
@@ -84,8 +82,8 @@ def read_again(home: Path, model: Model, on_bytes: OnBytes | None = None) -> Mod
             if all(source.holds() for source in sources):
                 read = measure(layout_of(conversion.path).components, _counter(conversion.size, on_bytes))
                 return replace(model, manifest=replace(read, files=(*read.files, *sources)))
-        told: Any = model.prediction_type if model.told else None
-        return describe(home, model.path, model.name, model.origin, told, on_bytes)
+        user_type: Any = model.prediction_type if model.told else None
+        return describe(home, model.path, model.name, model.origin, user_type, on_bytes)
     except FileError as error:
         remedy = GONE if not model.path.exists() else "Put the right file back, or add the model again."
         raise IntegrityError(error.path, "", error.problem, remedy) from error
@@ -94,7 +92,7 @@ def read_again(home: Path, model: Model, on_bytes: OnBytes | None = None) -> Mod
 
 
 def refuse_other_content(model: Model, current: Manifest) -> None:
-    """Raise IntegrityError, naming the first tensor that differs, when ``current`` is not the manifest of ``model``."""
+    """Raise IntegrityError, with the first tensor that differs, if ``current`` and ``model`` differ in content."""
     if current.digest == model.manifest.digest:
         return
     now = {(c.role, t.name): t.xxh3 for c in current.components for t in c.tensors}
@@ -106,7 +104,8 @@ def refuse_other_content(model: Model, current: Manifest) -> None:
 
 
 def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:
-    """What pickles were converted to, at the place that its digest names; its manifest watches over them too."""
+    """Convert pickles and return the layout and the manifest of the conversion. Its files include the pickles, so that
+    a change of theirs is noticed. The folder of the conversion is named after its digest."""
     left_over = found.layout.left_over if found.layout is not None else {}
     if found.format == "pickle":
         tensors = list(pickle.read_header(path).tensors.values())
@@ -131,18 +130,18 @@ def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayou
 def _measured(
     path: Path, layout: CheckpointLayout, progress: Callable[[int], None] | None, watched: tuple[Path, ...]
 ) -> Manifest:
-    """The manifest of a layout, if the headers say the same after all bytes were read as they did before."""
+    """Return the manifest of a layout. Raises CorruptFileError if the headers changed while the bytes were read."""
     manifest = measure(layout.components, progress, watched)
     if identify(path).layout != layout:
-        raise CorruptFileError(path, "changed while it was read; try again when its download has ended")
+        raise CorruptFileError(path, "changed while it was read; try again when its download is complete")
     return manifest
 
 
 def layout_of(path: Path) -> CheckpointLayout:
-    """The layout of a conversion. Raises CorruptFileError when it is none any more."""
+    """Return the layout of a conversion. Raises CorruptFileError when the file is not a checkpoint."""
     found = identify(path)
     if found.layout is None:
-        raise CorruptFileError(path, "a conversion cannot be read back")
+        raise CorruptFileError(path, "the converted file is not a checkpoint")
     return found.layout
 
 

@@ -1,9 +1,9 @@
-"""An index over a folder of records, so that no list and no request parses what has not changed.
+"""An index over a folder of records, so that neither lists nor requests parse unchanged records.
 
-A record names every tensor of a file; a card is what lists show of it. Cards are kept in memory, and in ``index.db``
-beside the records for the next process. That file is a cache: it may be deleted, and what is wrong with it costs time
-and nothing else. Whether a record changed is told by its file's size, times and inode; whether any did, by the
-folder's.
+A record lists every tensor of a file. A card has only the values that lists show. Cards are cached in memory, and for
+the next process in ``index.db`` beside the folder. This file may be deleted at any time; damage to it costs only time.
+A record counts as changed if the size, modification time or inode of its file changed. The folder is scanned again if
+its own changed.
 """
 
 from __future__ import annotations
@@ -31,22 +31,29 @@ Kind = TypeVar("Kind", Model, Adapter)
 _log = structlog.get_logger(__name__)
 
 VERSION = 1
-"""Of the cards that are kept; those of another version are made again."""
+"""Version of the stored cards. Cards of another version are dropped and created again."""
 
 SETTLED_SECONDS = 0.1
-"""A folder that changed so recently may change again without another time."""
+"""Seconds. A folder that changed more recently may change again without a new modification time."""
 
 KEPT_RECORDS = 32
-"""Whole records kept in memory; one of SDXL takes about a megabyte."""
+"""Number of whole records cached in memory. A record of an SDXL checkpoint takes about a megabyte."""
 
 Hint = tuple[int, int, int]
+"""(modification time in nanoseconds, size in bytes, inode)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A model or adapter without its tensors. ``summary``: what ``--json`` prints of it. ``files``: the hints by which
-    a change is seen. ``components``: the role and digest of each. ``vectors``: of a textual inversion the shapes of its
-    tensors. ``problem``: why its record cannot be read, "" when it can."""
+    """A model or adapter without its tensors.
+
+    ``record``: the file of its record.
+    ``summary``: the values that ``--json`` prints.
+    ``files``: (path, size in bytes, modification time in nanoseconds) of its files, to notice changes.
+    ``components``: (role, digest) of each component.
+    ``vectors``: shapes of a textual inversion's tensors, by name; None for all other kinds.
+    ``problem``: why the record cannot be read; "" if it can.
+    """
 
     name: str
     record: Path
@@ -62,7 +69,7 @@ class Card:
 
     @property
     def stem(self) -> str:
-        """The name of its file, by which prompts of other programs call it."""
+        """The name of its file without the suffix. Prompts of other programs use it."""
         folder = str(self.summary["format"]).startswith("diffusers")
         return names.canonical(self.path.name if folder else self.path.stem)
 
@@ -75,7 +82,7 @@ class Card:
         return self.summary["digest"]
 
     def state(self) -> str:
-        """``there``, ``changed`` or ``gone``: what a look at its files' sizes and times says."""
+        """Return ``there``, ``changed`` or ``gone``, from the present sizes and times of its files."""
         for path, size, mtime_ns in self.files:
             try:
                 status = os.stat(path)
@@ -87,7 +94,7 @@ class Card:
 
 
 def card(record: Path, found: Model | Adapter) -> Card:
-    """The card of a record that was read."""
+    """Return the card of a record."""
     hints = tuple((str(hint.path), hint.size, hint.mtime_ns) for hint in found.manifest.files)
     vectors = None
     if isinstance(found, Adapter) and found.kind == "textual_inversion":
@@ -97,8 +104,13 @@ def card(record: Path, found: Model | Adapter) -> Card:
 
 
 class Index(Generic[Kind]):
-    """The records in ``folder``, which need not exist yet. ``read``: reads one, and raises CorruptFileError;
-    ``cache``: where cards are kept. Safe to be used by several threads and processes."""
+    """The records in a folder. Several threads and processes may use it at the same time.
+
+    ``folder``: need not exist.
+    ``read``: reads one record; raises CorruptFileError.
+    ``cache``: the file in which cards are stored.
+    ``generation``: a counter that increases with each change of the records.
+    """
 
     def __init__(self, folder: Path, read: Callable[[Path], Kind], cache: Path) -> None:
         self._folder, self._read, self._cache = folder, read, cache
@@ -110,7 +122,10 @@ class Index(Generic[Kind]):
         self.generation = 0
 
     def cards(self) -> Mapping[str, Card]:
-        """By name, in the order of the names; a record that cannot be read by its file's name, with its problem."""
+        """Return all cards by name, sorted by name.
+
+        A record that cannot be read has a card under its file's name, with its problem.
+        """
         stamp = _hint_of(self._folder)
         if stamp is None:
             return {}
@@ -123,17 +138,17 @@ class Index(Generic[Kind]):
             if changed or known.keys() != self._known.keys():
                 self.generation += 1
             self._known, self._stamp = known, None if young else stamp
-            listed = sorted((one for _, one in known.values()), key=lambda one: (one.name.casefold(), one.name))
-            self._cards = {one.name: one for one in listed}
+            listed = sorted((item for _, item in known.values()), key=lambda item: (item.name.casefold(), item.name))
+            self._cards = {item.name: item for item in listed}
             return self._cards
 
     def get(self, name: str) -> Kind | None:
-        """The record of that name, None when there is none. Raises CorruptFileError when it is damaged."""
+        """Return the record of a name, None if there is none. Raises CorruptFileError when it is damaged."""
         found = self.cards().get(names.canonical(name))
         return None if found is None else self.whole(found)
 
     def whole(self, found: Card) -> Kind:
-        """The record of a card. Raises CorruptFileError, UnreadableFileError."""
+        """Return the whole record of a card. Raises CorruptFileError, UnreadableFileError."""
         key = str(found.record), _hint_of(found.record) or (0, 0, 0)
         with self._lock:
             if key in self._whole:
@@ -147,33 +162,33 @@ class Index(Generic[Kind]):
         return record
 
     def changed(self) -> None:
-        """Look at the folder again, whatever its times say."""
+        """Scan the folder at the next use, even if its modification time is unchanged."""
         with self._lock:
             self._stamp = None
 
     def _scanned(self) -> tuple[dict[str, tuple[Hint, Card]], bool]:
-        """All cards as the folder is now, and whether any is new."""
+        """Scan the folder. Return all cards, and whether any record is new or changed."""
         with self._lock:
             known = dict(self._known)
-        kept: dict[str, tuple[Hint, Card]] = {}
+        current: dict[str, tuple[Hint, Card]] = {}
         missing: list[tuple[str, Hint]] = []
         for name, hint in _listed(self._folder):
             if name in known and known[name][0] == hint:
-                kept[name] = known[name]
+                current[name] = known[name]
             else:
                 missing.append((name, hint))
         stored = self._stored() if missing else {}
         fresh: dict[str, tuple[Hint, Card]] = {}
         for name, hint in missing:
             if name in stored and stored[name][0] == hint:
-                kept[name] = stored[name]
+                current[name] = stored[name]
             else:
-                kept[name] = fresh[name] = hint, self._made(self._folder / name)
+                current[name] = fresh[name] = hint, self._card_of(self._folder / name)
         if fresh:
-            self._store(fresh, kept)
-        return kept, bool(missing)
+            self._store(fresh, current)
+        return current, bool(missing)
 
-    def _made(self, record: Path) -> Card:
+    def _card_of(self, record: Path) -> Card:
         try:
             return card(record, self._read(record))
         except FileError as error:
@@ -191,15 +206,15 @@ class Index(Generic[Kind]):
                 shapes = None if vectors is None else {name: tuple(shape) for name, shape in vectors.items()}
                 mtime, size, inode = json.loads(hint)
                 place = self._folder / file
-                made = Card(record=place, files=files, components=components, vectors=shapes, **values)
-                found[file] = (mtime, size, inode), made
+                restored = Card(record=place, files=files, components=components, vectors=shapes, **values)
+                found[file] = (mtime, size, inode), restored
         return found
 
     def _store(self, fresh: Mapping[str, tuple[Hint, Card]], there: Collection[str]) -> None:
         rows = [
-            (str(self._folder), file, json.dumps(hint), _text(one))
-            for file, (hint, one) in fresh.items()
-            if not one.problem
+            (str(self._folder), file, json.dumps(hint), _text(item))
+            for file, (hint, item) in fresh.items()
+            if not item.problem
         ]
         try:
             with self._database() as database:
@@ -211,11 +226,11 @@ class Index(Generic[Kind]):
                 gone = [(str(self._folder), file) for file in known - set(there)]
                 database.executemany("DELETE FROM cards WHERE folder = ? AND file = ?", gone)
         except sqlite3.Error as error:
-            _log.warning("the index of records cannot be kept", file=str(self._cache), why=str(error))
+            _log.warning("cannot store the index of records", file=str(self._cache), why=str(error))
 
     @contextlib.contextmanager
     def _database(self) -> Generator[sqlite3.Connection]:
-        """The cache, opened for one use. A file that is no database, or another version's, is begun again."""
+        """Open the cache for one use. A file that is not a database, or has another version, is created again."""
         database = sqlite3.connect(self._cache, timeout=10)
         try:
             with database:
@@ -235,15 +250,15 @@ class Index(Generic[Kind]):
             database.close()
 
 
-def _text(one: Card) -> str:
+def _text(item: Card) -> str:
     values: dict[str, Any] = {
-        "name": one.name,
-        "summary": dict(one.summary),
-        "files": one.files,
-        "problem": one.problem,
+        "name": item.name,
+        "summary": dict(item.summary),
+        "files": item.files,
+        "problem": item.problem,
     }
-    values["components"] = one.components
-    return json.dumps({**values, "vectors": None if one.vectors is None else dict(one.vectors)})
+    values["components"] = item.components
+    return json.dumps({**values, "vectors": None if item.vectors is None else dict(item.vectors)})
 
 
 def _hint_of(path: Path) -> Hint | None:

@@ -1,6 +1,8 @@
-"""Images that requests start from: kept by their content, so that a job, its repetition and its metadata mean the same.
+"""Input images of requests, stored under a hash of their content. A job, its repetition and its metadata therefore mean
+the same image.
 
-``ROOT/inputs/DIGEST.png`` holds the pixels as they are used (RGB, upright); the digest (SHA-256, hex) is of them.
+``ROOT/inputs/DIGEST.png`` holds the pixels in the form in which jobs use them (RGB, upright). ``DIGEST`` is the SHA-256
+(hex) of the size and these pixels.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from safelight.library import paths
 from safelight.request.schema import MOST_PIXELS
 
 YOUNG_SECONDS = 86_400
-"""A request may be about to name an image that was kept so recently."""
+"""Seconds: one day. A request may be about to name an image that was stored more recently."""
 
-GONE = "images that no waiting job and no stored picture names are removed after a while (the setting trash_days)"
+GONE = "Safelight removes images that no waiting job and no stored picture uses (see the setting trash_days)"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""Pillow reads many more, some of them by running other programs."""
+"""The supported formats. Pillow reads many more, but runs other programs for some of them."""
 
 _UPRIGHT = {
     2: PILImage.Transpose.FLIP_LEFT_RIGHT,
@@ -42,7 +44,7 @@ _UPRIGHT = {
     7: PILImage.Transpose.TRANSVERSE,
     8: PILImage.Transpose.ROTATE_90,
 }
-"""How a picture is turned, by its orientation (Exif 2.3, tag 274)."""
+"""How to turn a picture upright, by its orientation (Exif 2.3, tag 274)."""
 
 _ORIENTATION = 274
 
@@ -50,9 +52,11 @@ _DATA = re.compile(r"data:image/[a-z+.-]+;base64,")
 
 
 def opened(field: str, data: bytes, transparent: bool = False, name: str = "") -> PILImage.Image:
-    """The picture in an image file (PNG, JPEG, WebP, GIF, BMP, TIFF), upright, 8 bits; what cannot be seen is white, or
-    with ``transparent`` RGBA as it is. Raises RequestError, naming ``field`` and its ``name``, for what is none, or has
-    too many pixels.
+    """Decode an image file (PNG, JPEG, WebP, GIF, BMP, TIFF) into an upright picture of 8 bits per channel.
+
+    ``field``, ``name``: the request's field and the file's name, for errors.
+    ``transparent``: return RGBA. Otherwise return L or RGB, with transparent pixels on white.
+    Raises RequestError when the file is not a supported image, or has too many pixels.
     """
     try:
         with PILImage.open(io.BytesIO(data), formats=FORMATS) as found:
@@ -70,7 +74,7 @@ def opened(field: str, data: bytes, transparent: bool = False, name: str = "") -
                 return PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image).convert("RGB")
             return image.convert("L" if image.mode in ("1", "L") else "RGB")
     except UnidentifiedImageError as error:
-        problem = f"is not an image that can be read: {', '.join(FORMATS)}"
+        problem = f"is not an image in a supported format ({', '.join(FORMATS)})"
         raise RequestError(field, name or f"{len(data)} bytes", problem) from error
     except (OSError, SyntaxError, ValueError, NotImplementedError, PILImage.DecompressionBombError) as error:
         problem = f"is not an image that can be read ({error})"
@@ -78,8 +82,11 @@ def opened(field: str, data: bytes, transparent: bool = False, name: str = "") -
 
 
 def _mend_transparency(field: str, image: PILImage.Image, data: bytes) -> None:
-    """The value that a PNG calls transparent, as Pillow's pixels are: it widens those of 2 and 4 bits to 8, and takes
-    the upper half of those of 16. Raises RequestError where that cannot say which pixels are meant."""
+    """Convert a PNG's transparent value to Pillow's pixel values.
+
+    Pillow widens pixels of 2 and 4 bits to 8 bits, and keeps only the upper half of those of 16 bits, but leaves the
+    transparent value as it is. Raises RequestError where the converted value would be ambiguous.
+    """
     hidden = image.info.get("transparency")
     if image.format != "PNG" or hidden is None or len(data) < 26:
         return
@@ -87,29 +94,32 @@ def _mend_transparency(field: str, image: PILImage.Image, data: bytes) -> None:
     if colour == 0 and depth in (2, 4) and isinstance(hidden, int):
         image.info["transparency"] = hidden * 255 // (2**depth - 1)
     elif colour == 2 and depth == 16:
-        raise RequestError(field, "RGB, 16 bits", "calls a colour transparent; save it with an alpha channel")
+        raise RequestError(field, "RGB, 16 bits", "marks a colour as transparent; save it with an alpha channel")
 
 
 def _orientation(image: PILImage.Image) -> int:
-    """As the picture's Exif block says; a block that cannot be read says nothing."""
+    """Return the orientation from the picture's Exif block; 1 (upright) if the block is missing or damaged."""
     try:
         found: object = image.getexif().get(_ORIENTATION)
-    except Exception:  # noqa: BLE001 - Pillow raises anything over a damaged block, and the picture itself is sound
+    except Exception:  # noqa: BLE001 - Pillow raises any exception for a damaged block, and the picture itself is sound
         return 1
     return found if isinstance(found, int) else 1
 
 
 def as_mask(field: str, data: bytes, name: str = "") -> PILImage.Image:
-    """L, white where is drawn anew: the picture's lightness times its alpha, whatever its mode. Raises RequestError as
-    :func:`opened` does."""
+    """Decode an image file into a mask (L). White areas are drawn again.
+
+    The mask is the picture's lightness times its alpha, for any mode.
+    Raises RequestError as :func:`opened` does.
+    """
     picture = opened(field, data, transparent=True, name=name)
     return ImageChops.multiply(picture.convert("RGB").convert("L"), picture.getchannel("A"))
 
 
 def _narrowed(field: str, image: PILImage.Image) -> PILImage.Image:
-    """Grey of 16 bits as 8 (L), or as LA where the file calls a value transparent."""
+    """Convert grey of 16 bits to 8 bits (L), or to LA if the file marks a value as transparent."""
     if image.mode == "F":
-        raise RequestError(field, image.mode, "is an image of real numbers; save it with 8 bits")
+        raise RequestError(field, image.mode, "is an image of floating-point numbers; save it with 8 bits")
     values = np.asarray(image).astype(np.int64)
     grey = PILImage.fromarray((values // 257).clip(0, 255).astype(np.uint8))
     hidden = image.info.get("transparency")
@@ -119,30 +129,33 @@ def _narrowed(field: str, image: PILImage.Image) -> PILImage.Image:
 
 
 class Inputs:
-    """The input images under ``root``, which need not exist yet."""
+    """The input images under ``root``. The folder need not exist."""
 
     def __init__(self, root: Path) -> None:
         self._folder = root / "inputs"
         self._trash = root / "trash" / "inputs"
 
     def keep(self, field: str, data: bytes, name: str = "") -> str:
-        """Keep an image file, a mask's if ``field`` is that, and give its digest. Raises RequestError as
-        :func:`opened` does."""
+        """Store an image file and return its digest. If ``field`` is ``mask``, the file is decoded as a mask.
+
+        Raises RequestError as :func:`opened` does.
+        """
         read = as_mask(field, data, name) if field == "mask" else opened(field, data, name=name)
         image = read.convert("RGB")
         digest = _digest(image)
         try:
             self.open(digest)
         except IntegrityError:
-            held = io.BytesIO()
-            image.save(held, "PNG", compress_level=1)
-            write_whole(self._path(digest), held.getvalue())
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", compress_level=1)
+            write_whole(self._path(digest), buffer.getvalue())
         return digest
 
     def taken(self, field: str, value: str, by_path: bool) -> str:
-        """The digest of what a request names: a digest, ``data:image/…;base64,…``, or a path if ``by_path``.
+        """Return the digest of an image in a request, and store the image if needed.
 
-        Raises RequestError for what is no image, or is not kept here.
+        ``value``: a digest, ``data:image/…;base64,…``, or a path if ``by_path``.
+        Raises RequestError for a value that is not an image, and for a digest whose image is gone.
         """
         if _DIGEST.fullmatch(value):
             if not self._there(value):
@@ -161,7 +174,7 @@ class Inputs:
             return self.keep(field, file.read(), value)
 
     def size(self, digest: str) -> tuple[int, int]:
-        """(width, height) of an image, from its header alone. Raises IntegrityError when it is gone."""
+        """Return (width, height) of an image in pixels, from its header. Raises IntegrityError when it is gone."""
         self._there(digest)
         try:
             with PILImage.open(self._path(digest)) as opened:
@@ -170,12 +183,14 @@ class Inputs:
             raise IntegrityError(self._path(digest), "", f"an input image cannot be read ({error})") from error
 
     def known(self, digest: str) -> str:
-        """The digest, if its image is kept here; "" if it is not."""
+        """Return the digest if its image is stored, "" otherwise."""
         return digest if _DIGEST.fullmatch(digest) and self._there(digest) else ""
 
     def _there(self, digest: str) -> bool:
-        """Whether an image is kept; one that lies in the trash comes back. It is young again, as a request is about to
-        name it: :meth:`sweep` leaves it."""
+        """Return whether an image is stored. Moves it out of the trash if needed.
+
+        Sets its modification time to now, because a request is about to name it: :meth:`sweep` then leaves it.
+        """
         path = self._path(digest)
         with contextlib.suppress(OSError):
             if not path.exists():
@@ -185,8 +200,12 @@ class Inputs:
         return path.exists()
 
     def sweep(self, named: Collection[str], days: float) -> tuple[int, int]:
-        """Move what nothing names (``named``: digests) into the trash, but for what came within a day, and empty the
-        trash of what has lain there for so many days; (how many were moved, how many removed)."""
+        """Move unused images older than a day into the trash, and delete old images from the trash.
+
+        ``named``: digests in use.
+        ``days``: age in the trash after which an image is deleted.
+        Returns (images moved, images deleted).
+        """
         moved = removed = 0
         now = time.time()
         for path in self._folder.glob("*.png"):
@@ -202,7 +221,7 @@ class Inputs:
         return moved, removed
 
     def open(self, digest: str) -> PILImage.Image:
-        """The image, RGB. Raises IntegrityError when it is gone or is another."""
+        """Return an image (RGB). Raises IntegrityError when it is gone, or when its pixels changed."""
         self._there(digest)
         try:
             with PILImage.open(self._path(digest)) as opened:
@@ -210,7 +229,7 @@ class Inputs:
         except (OSError, SyntaxError, ValueError) as error:
             raise IntegrityError(self._path(digest), "", f"an input image cannot be read ({error})") from error
         if _digest(image) != digest:
-            raise IntegrityError(self._path(digest), "", "an input image is not the one that was given")
+            raise IntegrityError(self._path(digest), "", "the pixels of this input image changed")
         return image
 
     def _path(self, digest: str) -> Path:

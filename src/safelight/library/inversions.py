@@ -1,7 +1,7 @@
-"""Textual inversions that prompts name: which vectors stand for which word, in which text encoder. No torch.
+"""Textual inversions in prompts: which vectors stand for which word in which text encoder. Imports no torch.
 
-Gal et al. 2022 (arXiv 2208.01618). Files: AUTOMATIC1111's (``string_to_param``, ``emb_params``), diffusers' (the
-tensor's name is the word), and SDXL's (``clip_l``, ``clip_g``).
+Gal et al. 2022 (arXiv 2208.01618). Supported files: those of AUTOMATIC1111 (``string_to_param``, ``emb_params``), of
+diffusers (the tensor's name is the word), and of SDXL (``clip_l``, ``clip_g``).
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ _ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
 @dataclass(frozen=True, slots=True)
 class Inversion:
-    """``tokens``: whose places the vectors take, in this job only. ``vectors``: by text encoder the name of the
-    adapter's tensor, (n, width)."""
+    """A textual inversion in a job.
+
+    ``tokens``: the tokens that the vectors replace, in this job only.
+    ``vectors``: name of the adapter's tensor, of shape (n, width), by text encoder.
+    """
 
     adapter: Adapter
     embedding: Embedding
@@ -35,12 +38,16 @@ class Inversion:
 
 
 def chosen(request: Request, model: Model, adapters: Adapters, by_path: bool) -> tuple[Inversion, ...]:
-    """Those of the request, or those that its prompts name. Raises RequestError for one that does not fit the model,
-    ModelNotFoundError for a word that is marked as one and is none."""
+    """Return the textual inversions that a request lists. If it has no list, return those that its prompts name.
+
+    ``by_path``: an inversion may be given by its path.
+    Raises RequestError for an inversion that does not fit the model.
+    Raises ModelNotFoundError for a marked word that is not the name of an inversion.
+    """
     texts = request.prompt, request.negative
     asked = request.embeddings
     if asked is None:
-        # As A1111 does it, a plain word means one that fits the model; one that is marked has to.
+        # As in A1111, a plain word names an inversion only if that fits the model. A marked word must fit.
         known = _fitting(adapters, model)
         asked = tuple(Embedding(name, word) for word, name in sorted(words.named(texts, known).items()))
     found = [(embedding, _found(embedding, adapters, by_path)) for embedding in asked]
@@ -56,14 +63,14 @@ def chosen(request: Request, model: Model, adapters: Adapters, by_path: bool) ->
 
 
 def _used(request: Request, counted: Mapping[str, int]) -> set[int]:
-    """The tokens of the prompts beside those of the words."""
+    """Return the tokens of the prompts, without those of the inversions' words."""
     if request.prompt_syntax != "a1111":
         return {*tokens_of(request.prompt), *tokens_of(request.negative)}
     return {
         token
         for field, text in (("prompt", request.prompt), ("negative", request.negative))
-        for one in dict.fromkeys(of_request(request, text, field))
-        for token in used(field, one, counted)
+        for variant in dict.fromkeys(of_request(request, text, field))
+        for token in used(field, variant, counted)
     }
 
 
@@ -78,7 +85,8 @@ def _found(embedding: Embedding, adapters: Adapters, by_path: bool) -> Adapter:
 
 
 def _fitting(adapters: Adapters, model: Model) -> tuple[str, ...]:
-    """The names of all that fit the model's text encoders; kept as long as no adapter is added or removed."""
+    """Return the names of all inversions that fit the model's text encoders. Cached until an adapter is added or
+    removed."""
     known = adapters.inversions()
     encoders = tuple((c.role, c.config) for c in model.manifest.components if isinstance(c.config, CLIPConfig))
     if encoders not in known.fitting:
@@ -87,15 +95,18 @@ def _fitting(adapters: Adapters, model: Model) -> tuple[str, ...]:
 
 
 def _slots(tensors: Collection[str]) -> dict[str, str]:
-    """Text encoder to tensor."""
+    """Return the tensor of each text encoder."""
     return {_ENCODERS.get(name, "text_encoder" if len(tensors) == 1 else ""): name for name in tensors}
 
 
 def _odd(tensors: Mapping[str, tuple[int, ...]], encoders: Mapping[str, CLIPConfig]) -> str:
-    """Why vectors of these shapes do not fit these text encoders, "" when they do: each has some, of its width."""
+    """Return why vectors of these shapes do not fit these text encoders; "" if they do.
+
+    They fit if each text encoder has vectors of its own width.
+    """
     slots = _slots(tensors)
     if slots.keys() != encoders.keys():
-        return f"has {', '.join(tensors)}; the model has {', '.join(encoders)}"
+        return f"has the tensors {', '.join(tensors)}, but the model has {', '.join(encoders)}"
     for role, name in slots.items():
         shape = tensors[name]
         if len(shape) not in (1, 2) or shape[-1] != encoders[role].width:
@@ -104,7 +115,7 @@ def _odd(tensors: Mapping[str, tuple[int, ...]], encoders: Mapping[str, CLIPConf
 
 
 def _vectors(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str, str]:
-    """Text encoder to tensor. Raises RequestError for one that does not fit."""
+    """Return the tensor of each text encoder. Raises RequestError for an inversion that does not fit."""
     encoders = {c.role: c.config for c in model.manifest.components if isinstance(c.config, CLIPConfig)}
     tensors = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
     problem = _odd(tensors, encoders)
@@ -117,6 +128,6 @@ def _count(embedding: Embedding, adapter: Adapter, vectors: Mapping[str, str]) -
     shapes = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
     counts = {shapes[name][0] if len(shapes[name]) == 2 else 1 for name in vectors.values()}
     if len(counts) != 1 or not 1 <= max(counts) <= ROOM:
-        problem = f"has {' and '.join(map(str, sorted(counts)))} vectors; one to {ROOM}, as many in each encoder"
+        problem = f"has {' and '.join(map(str, sorted(counts)))} vectors; it needs 1 to {ROOM}, as many in each encoder"
         raise RequestError("embeddings", embedding.name, problem)
     return counts.pop()

@@ -1,7 +1,10 @@
-"""The models that a user has, and the starters: a folder of records, no more.
+"""The user's models and the starters. A library is only a folder of records.
 
-``ROOT/models/NAME.json`` is a model's record, ``ROOT/converted/`` holds what pickles were converted to, and
-``ROOT/seen/`` the manifests of files that were used by their path.
+``ROOT/models/NAME.json``: the record of a model.
+``ROOT/models/earlier/NAME/``: the records that had this name before.
+``ROOT/converted/``: converted pickles.
+``ROOT/seen/``: the records of files that were used by their path.
+``ROOT/quarantine/``: why a model is not used.
 """
 
 from __future__ import annotations
@@ -36,11 +39,11 @@ from safelight.weights.digest import named
 from safelight.weights.manifest import FileHint, measure
 
 _YOUNG_SECONDS = 86_400
-"""A day: no conversion takes as long."""
+"""Seconds: one day. No conversion takes so long."""
 
 
 class Library:
-    """The models under ``root``, which need not exist yet, and the starters where they are installed."""
+    """The models under ``root``, which need not exist, and the starters if they are installed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -49,36 +52,41 @@ class Library:
         self._index = Index(self._records, records.read, root / "index.db")
 
     def cards(self) -> list[Card]:
-        """All models by name, the user's own before the starters, without their tensors. Damaged records are left out:
-        :meth:`damaged`."""
+        """Return the cards of all models by name, the user's own before the starters.
+
+        Skips damaged records; :meth:`damaged` returns these.
+        """
         own = [card for card in self._index.cards().values() if not card.problem]
         taken = {card.name for card in own}
         return [*own, *(card for card in starters.cards() if card.name not in taken)]
 
     def models(self) -> list[Model]:
-        """The same, whole: each record is read."""
+        """Return all models of :meth:`cards` with their tensors. Reads each record."""
         own = [self._index.whole(card) for card in self._index.cards().values() if not card.problem]
         taken = {model.name for model in own}
         return [*own, *(model for model in starters.models() if model.name not in taken)]
 
     def damaged(self) -> list[FileError]:
-        """What is wrong with records that cannot be read; adding the model again writes a new one."""
+        """Return an error for each damaged record. Adding the model again replaces its record."""
         found = self._index.cards().values()
         return [CorruptFileError(card.record, card.problem) for card in found if card.problem]
 
     def named(self, name: str) -> Model | None:
-        """The user's own model of that name, None when there is none, or its record is damaged."""
+        """Return the user's own model of a name, None if there is none or its record is damaged."""
         try:
             return self._index.get(name)
         except FileError:
             return None
 
     def find_named(self, name: str) -> Model | None:
-        """The model of that name, None when there is none that can be used."""
+        """Return the user's own model or the starter of a name, None if there is none or its record is damaged."""
         return self.named(name) or next((model for model in starters.models() if model.name == name), None)
 
     def get(self, name: str) -> Model:
-        """The model of that name, or of that file's name. Raises ModelNotFoundError, which names the nearest."""
+        """Return the model of a name, or of its file's name.
+
+        Raises ModelNotFoundError, which lists the nearest names.
+        """
         found = self._index.get(name) or next((model for model in starters.models() if model.name == name), None)
         if found is None:
             cards = self.cards()
@@ -88,16 +96,18 @@ class Library:
         return found
 
     def _of_file(self, name: str, cards: list[Card]) -> Model | None:
-        """The one model whose file is called so: prompts of other programs name files."""
+        """Return the only model whose file has this name. Prompts of other programs contain file names."""
         fitting = [card for card in cards if card.stem == names.canonical(name)]
         return (
             self._index.whole(fitting[0]) if len(fitting) == 1 and fitting[0].record.parent == self._records else None
         )
 
     def resolve(self, name_or_path: str, on_bytes: OnBytes | None = None) -> Model:
-        """A model by its name in the library, else by a path.
+        """Return a model by its name in the library, or by its path.
 
-        A file used by its path is read and hashed in whole the first time; its manifest is kept.
+        A file used by its path is read and hashed in whole at its first use. Its record is then stored.
+        Raises ModelNotFoundError for an unknown name, UnreadableFileError for a path that does not exist.
+        Raises InputError for the name of a folder in the current directory.
         """
         path = paths.user_path(name_or_path)
         is_path = paths.is_path(name_or_path)
@@ -108,7 +118,7 @@ class Library:
                 if is_path:
                     raise UnreadableFileError(path, f"does not exist{paths.beside(path)}") from None
                 if path.is_dir():
-                    hint = "there is a folder of that name; ./ before it makes it a path, -m ./NAME/FILE a file in it"
+                    hint = "for the folder of that name write ./NAME, for a file in it ./NAME/FILE"
                     raise InputError(f"no model named {name_or_path!r}; {hint}") from None
                 raise
         path = path.absolute()
@@ -124,22 +134,25 @@ class Library:
 
     @staticmethod
     def _seen(path: Path) -> Model | None:
-        """The record there, None when there is none that can be read."""
+        """Read a record. Return None if it is missing or damaged."""
         try:
             return records.read(path)
         except FileError:
             return None
 
     def used(self) -> Iterator[Model]:
-        """Those that were used by their path, and whose files are as they were."""
+        """Yield the models that were used by their path and whose files are unchanged."""
         for path in sorted((self.root / "seen").glob("*.json")):
             model = self._seen(path)
             if model is not None and not model.manifest.changed():
                 yield model
 
     def find(self, digest: str, prediction_type: str, name: str = "") -> Model | None:
-        """The model of that content and prediction type: the one called ``name`` if there is one, then those whose
-        files are as they were; also one that was used by its path."""
+        """Return a model by its content (``digest``) and prediction type, None if there is none.
+
+        Models with unchanged files come first; among those, the one called ``name``. Models that were used by their
+        path count too.
+        """
         wanted = digest, prediction_type
         cards = [card for card in self.cards() if (card.digest, card.summary["prediction_type"]) == wanted]
         own = [self.find_named(card.name) for card in cards]
@@ -154,10 +167,11 @@ class Library:
         prediction_type: PredictionType | None = None,
         on_bytes: OnBytes | None = None,
     ) -> Model:
-        """Identify a checkpoint, read and hash all of it, and keep its record. The file stays where it is.
+        """Identify a checkpoint, read and hash all of it, and store its record. The file stays where it is.
 
-        Raises InputError when the name is taken by another file or not allowed, FileError for a bad file; nothing is
-        changed then.
+        Raises InputError when another file has the name, or when the name is not allowed.
+        Raises FileError for a bad file.
+        An error changes nothing.
         """
         path = paths.user_path(str(path)).absolute()
         chosen = paths.chosen(name, path)
@@ -169,7 +183,7 @@ class Library:
         return model
 
     def _replace(self, name: str, model: Model) -> None:
-        """Write a record; one of other content that had the name is kept for :meth:`roll_back`."""
+        """Write a record. Stores the name's previous record for :meth:`roll_back` if its content differs."""
         before = self.named(name)
         if before is not None and before.digest != model.digest:
             records.write(self._earlier(name) / f"{time.time():.3f}.json", before)
@@ -181,7 +195,7 @@ class Library:
         self._index.changed()
 
     def _record(self, name: str) -> Path:
-        """The file of that model's record, whether it is there or not."""
+        """Return the path of a model's record, which need not exist."""
         card = self._index.cards().get(names.canonical(name))
         return card.record if card is not None else self._records / f"{names.file_stem(name)}.json"
 
@@ -189,16 +203,19 @@ class Library:
         return self._records / "earlier" / names.file_stem(name)
 
     def earlier(self, name: str) -> list[Model]:
-        """What had the name before, the newest first."""
-        return self._kept_in(self._earlier(name))
+        """Return the models that had this name before, the newest first."""
+        return self._records_in(self._earlier(name))
 
-    def _kept_in(self, folder: Path) -> list[Model]:
+    def _records_in(self, folder: Path) -> list[Model]:
         found = (self._seen(path) for path in sorted(folder.glob("*.json"), reverse=True))
         return [model for model in found if model is not None]
 
     def rename(self, name: str, new: str) -> Model:
-        """Give a model another name; what had its old name before comes along. Raises InputError when the new name is
-        taken or not allowed, ModelNotFoundError, and InputError for a starter."""
+        """Rename a model, with the earlier models of its name.
+
+        Raises InputError when the new name is taken or not allowed, and for a starter.
+        Raises ModelNotFoundError for an unknown name.
+        """
         with alone(self.root):
             model = self._index.get(name)
             if model is None:
@@ -223,30 +240,34 @@ class Library:
             return renamed
 
     def roll_back(self, name: str, digest: str = "", on_bytes: OnBytes | None = None) -> Model:
-        """Give a name back to what it named before: the newest earlier content, or the one whose digest begins so.
+        """Restore an earlier model of a name: the newest, or the one whose digest begins with ``digest``.
 
-        Its bytes must still be there: under the path that it had, in the conversion that was made of it, or in a file
-        of the same folder and size. All of it is read and hashed. Raises InputError when there is none.
+        The earlier bytes must still exist: under their path, in their conversion, or in a file of the same size in the
+        same folder. All bytes are read and hashed.
+        Raises InputError when there is no earlier model, or when its bytes do not exist any more.
         """
         current = self.get(name)
         earlier = [model for model in self.earlier(name) if model.digest.startswith(digest)]
         if not earlier:
-            what = f"no earlier content of {name}" + (f" begins with {digest}" if digest else "")
-            raise InputError(f"{what} is known; `safelight models add` keeps what it replaces")
+            which = f" whose digest begins with {digest}" if digest else ""
+            raise InputError(
+                f"{name} has no earlier content{which}; only content that `safelight models add` replaced is stored"
+            )
         wanted = earlier[0]
         found = next((m for m in self._candidates(wanted, on_bytes) if m.digest == wanted.digest), None)
         if found is None:
             raise InputError(
-                f"{wanted.path}: the file with the earlier content {wanted.digest[:10]} is not there any more, nor is "
-                f"another of its size in {wanted.path.parent}; put it back, then try again"
+                f"{wanted.path}: the file with the earlier content {wanted.digest[:10]} is gone, and no file of its "
+                f"size in {wanted.path.parent} has that content; put it back, then try again"
             )
         with alone(self.root):
             self._replace(name, replace(found, name=name, origin=current.origin))
         return self.get(name)
 
     def _candidates(self, wanted: Model, on_bytes: OnBytes | None) -> Iterator[Model]:
-        """What may hold a model's bytes, read in whole: its own files, then files that look like it."""
-        told: Any = wanted.prediction_type if wanted.told else None
+        """Yield models that may have the content of ``wanted``: from the model's own files, then from files of the same
+        size. Reads all their bytes."""
+        user_type: Any = wanted.prediction_type if wanted.told else None
         beside: list[Path] = []
         if wanted.path.parent.is_dir() and wanted.format not in CONVERTED:
             size = sum(hint.size for hint in wanted.manifest.files if hint.path == wanted.path)
@@ -257,30 +278,31 @@ class Library:
             yield replace(wanted, manifest=replace(read, files=read.files))
         for path in (wanted.path, *beside):
             with contextlib.suppress(InputError):
-                yield describe(self._conversions, path, wanted.name, "added", told, on_bytes)
+                yield describe(self._conversions, path, wanted.name, "added", user_type, on_bytes)
 
     def _refuse_taken(self, name: str, path: Path) -> None:
         self._refuse_taken_among(self.cards(), name, path)
 
     @staticmethod
     def _refuse_taken_among(cards: Iterable[Card], name: str, path: Path | None) -> None:
-        """Names that differ in capitals only are the same to some file systems, and to most people."""
+        """Raise InputError if a name is taken. Case does not count: some file systems, and most people, ignore it."""
         taken = next((card for card in cards if card.name.casefold() == name.casefold()), None)
         if taken is not None and (taken.path != path or taken.name != name):
             called = "" if taken.name == name else f" ({taken.name})"
-            raise InputError(f"the name {name!r} is taken by {taken.path}{called}; give another with --name")
+            raise InputError(f"the name {name!r} is taken by {taken.path}{called}; choose another with --name")
 
     def _refuse_starter(self, name: str, done: str) -> None:
-        """Raise for a model that is not the user's own: ModelNotFoundError, or InputError for a starter."""
+        """Raise for a name that is not one of the user's own models: InputError for a starter or a file's name, else
+        ModelNotFoundError."""
         model = self.get(name)
         if model.origin == "starter":
-            raise InputError(f"{model.name!r} is a starter, part of the installation; it cannot be {done}")
-        raise InputError(f"{name!r} is the file of the model {model.name!r}; give that name")
+            raise InputError(f"{model.name!r} is a starter and part of the installation, so it cannot be {done}")
+        raise InputError(f"{name!r} is the file of the model {model.name!r}; use that name")
 
     def remove(self, name: str) -> None:
-        """Forget a model, also one whose record is damaged. Its file stays; what Safelight converted from it goes.
+        """Remove a model's record, even a damaged one, and its conversion. The model's own file stays.
 
-        Starters cannot be removed.
+        Raises InputError for a starter, ModelNotFoundError for an unknown name.
         """
         with alone(self.root):
             card = self._index.cards().get(names.canonical(name))
@@ -292,41 +314,45 @@ class Library:
             self._sweep(card.digest)
 
     def _sweep(self, removed: str = "") -> None:
-        """Remove manifests of paths that are gone or changed, and conversions that no record names any more.
+        """Delete the records of paths that are gone or changed, and conversions that no record needs.
 
-        A conversion younger than a day is left, but for that of the model ``removed``: another process may be about to
-        write its record.
+        ``removed``: the digest of a model that was removed; its conversion is deleted at once. Any other conversion
+        younger than a day stays, because another process may be about to write its record.
         """
-        kept = {card.digest for card in self._index.cards().values() if not card.problem}
+        needed = {card.digest for card in self._index.cards().values() if not card.problem}
         earlier = (self._records / "earlier").glob("*")
-        kept |= {model.digest for folder in earlier for model in self._kept_in(folder)}
+        needed |= {model.digest for folder in earlier for model in self._records_in(folder)}
         for path in (self.root / "seen").glob("*.json"):
             model = self._seen(path)
             if model is None or model.manifest.changed():
                 path.unlink(missing_ok=True)
             else:
-                kept.add(model.digest)
+                needed.add(model.digest)
         for home in self._conversions.glob("*"):
             old = time.time() - home.stat().st_mtime > _YOUNG_SECONDS
-            if home.name not in kept and (old or home.name == removed):
+            if home.name not in needed and (old or home.name == removed):
                 shutil.rmtree(home, ignore_errors=True)
 
     def verify(self, name: str, on_bytes: OnBytes | None = None) -> Model:
-        """Read and hash all of a model again; what is right again leaves its quarantine. Raises IntegrityError, naming
-        the first tensor that differs."""
+        """Read and hash all of a model again. Ends the model's quarantine if its content is right.
+
+        Raises IntegrityError, with the first tensor that differs.
+        """
         model = self._checked(self.get(name), on_bytes)
         self._quarantine(model).unlink(missing_ok=True)
         return model
 
     def mended(self, model: Model) -> Model:
-        """The model, after bytes of it were wrong: read and hashed again in whole, a conversion made anew from its
-        source. Raises IntegrityError when its files are not those that were added; it is in quarantine then, which
-        :meth:`verify` and :meth:`add` end."""
+        """Read and hash all of a model again after some of its bytes were wrong. Repeats the conversion of a pickle.
+
+        Raises IntegrityError when the content differs from the one that was added. The model then is in quarantine
+        until :meth:`verify` or :meth:`add` ends it.
+        """
         self._refuse_quarantined(model)
         try:
             if model.format in CONVERTED and all(source.holds() for source in model.manifest.files[1:]):
-                told: Any = model.prediction_type if model.told else None
-                fresh = describe(self._conversions, model.path, model.name, model.origin, told, None)
+                user_type: Any = model.prediction_type if model.told else None
+                fresh = describe(self._conversions, model.path, model.name, model.origin, user_type, None)
                 refuse_other_content(model, fresh.manifest)
                 return fresh
             return self._checked(model, None)
@@ -338,7 +364,7 @@ class Library:
             raise
 
     def quarantined(self, model: Model) -> str | None:
-        """Why the model is not used, None when it may be: nothing was wrong, or its files were changed since."""
+        """Return why a model is in quarantine; None if it is not, or if its files changed since."""
         path = self._quarantine(model)
         try:
             values = read_json(path) if path.exists() else {}
@@ -350,7 +376,7 @@ class Library:
 
     @staticmethod
     def _files(model: Model) -> list[dict[str, Any]]:
-        """What a look at a model's files says now."""
+        """Return the present sizes and times of a model's files."""
         found: list[dict[str, Any]] = []
         for hint in model.manifest.files:
             there = hint.path.is_file()
@@ -361,7 +387,7 @@ class Library:
     def _refuse_quarantined(self, model: Model) -> None:
         reason = self.quarantined(model)
         if reason is not None:
-            remedy = f"`safelight models verify {model.name}` ends its quarantine when its file is right again."
+            remedy = f"Put the right file back and run `safelight models verify {model.name}` to end the quarantine."
             raise IntegrityError(model.path, "", f"is in quarantine: {reason}", remedy)
 
     def _quarantine(self, model: Model) -> Path:
@@ -369,10 +395,10 @@ class Library:
         return self.root / "quarantine" / f"{name}.json"
 
     def checked(self, model: Model) -> Model:
-        """The model, if its files are as they were; their times and sizes are only the hint to look.
+        """Return the model if its content is unchanged. Reads the files again only if their times or sizes changed.
 
-        When the hint differs, all is read again: the same content is accepted and its new hint kept, other content
-        raises IntegrityError.
+        Stores the new times and sizes if the content is the same.
+        Raises IntegrityError when the content changed, a file is gone, or the model is in quarantine.
         """
         self._refuse_quarantined(model)
         changed = model.manifest.changed()
@@ -395,7 +421,7 @@ class Library:
         return fresh
 
     def _refresh(self, model: Model, fresh: Model) -> None:
-        """Write what was seen of a model's files, unless it was removed or replaced while they were read."""
+        """Store the new manifest of a model, unless its record was removed or replaced while its files were read."""
         with alone(self.root):
             current = self.named(model.name)
             if current is not None and current.manifest == model.manifest:

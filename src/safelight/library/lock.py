@@ -1,4 +1,4 @@
-"""The library's lock: whoever writes records holds it, other processes too."""
+"""The library's lock. Every process holds it while it writes records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from safelight.errors import UnreadableFileError
 
 @contextlib.contextmanager
 def alone(root: Path) -> Generator[None]:
-    """Hold the lock of the library under ``root``, which is made if it is not there. Raises UnreadableFileError."""
+    """Hold the lock of the library under ``root``. Creates the folder if needed.
+
+    Raises UnreadableFileError when the folder cannot be written.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock", timeout=60):

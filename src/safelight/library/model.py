@@ -1,4 +1,4 @@
-"""A model as the library knows it."""
+"""The models and adapters of the library, as values."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any, Literal
 from safelight.weights.manifest import ComponentManifest, Manifest
 
 Origin = Literal["added", "starter", "path"]
-"""``added`` by the user; ``starter`` came with Safelight; ``path`` was named by its path and is in no library."""
+"""``added``: by the user. ``starter``: part of Safelight. ``path``: used by its path, and in no library."""
 
 NATIVE_SIZES = {"sd1": 512, "sd2": 768, "sdxl": 1024, "sdxl-refiner": 1024}
-"""Pixels a side at which a base was trained."""
+"""Pixels per side of a base's training images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A complete checkpoint. ``path`` is what the user named; the manifest says where the bytes are.
+    """A complete checkpoint.
 
-    ``resolution``: pixels a side at which it makes its best images. ``rule``: the sentence that identified it.
-    ``told``: the prediction type is the user's word.
+    ``path``: the file or folder that the user gave. The bytes may be elsewhere: the manifest has their paths.
+    ``resolution``: pixels per side at which the model makes its best images.
+    ``rule``: the sentences of the rules that identified it.
+    ``told``: the user set the prediction type.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Model:
         return self.manifest.digest
 
     def summary(self) -> dict[str, Any]:
-        """What ``--json`` prints of a model."""
+        """Return the values that ``--json`` prints of a model."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -63,8 +65,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A file that changes a checkpoint's weights. ``base``: which one's, as names and shapes tell; "" unknown.
-    ``told``: the base is the user's word."""
+    """A file that changes a checkpoint's weights.
+
+    ``base``: the base of the checkpoints that it fits, from its names and shapes; "" if unknown.
+    ``told``: the user set the base.
+    """
 
     name: str
     path: Path
@@ -86,7 +91,7 @@ class Adapter:
         return self.manifest.components[0]
 
     def summary(self) -> dict[str, Any]:
-        """What ``--json`` prints of an adapter."""
+        """Return the values that ``--json`` prints of an adapter."""
         return {
             "name": self.name,
             "kind": self.kind,

@@ -1,4 +1,4 @@
-"""Paths as people write them, and the names of what is there."""
+"""Paths and names that users write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safelight.errors import InputError
 
 
 def user_path(text: str) -> Path:
-    """A path as a person writes it. Raises InputError for a home that nobody has."""
+    """Convert a user's text to a path, and expand ``~``. Raises InputError for the home of an unknown user."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -20,50 +20,54 @@ def user_path(text: str) -> Path:
 
 
 def beside(path: Path) -> str:
-    """What lies there under almost that name."""
+    """Return a hint for a missing path: the most similar name in its folder. Return "" if there is none."""
     try:
         found = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return ""
     near = [name for name in found if Path(name).stem == path.name] or difflib.get_close_matches(path.name, found, 1)
-    return f"; {near[0]} does" if near else ""
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:
-    """At most three of the known names that may have been meant, the most alike first."""
+    """Return at most three of the known names that are similar to ``name``, the most similar first."""
     folded = {names.canonical(one).casefold(): one for one in known}
     return [folded[one] for one in difflib.get_close_matches(names.canonical(name).casefold(), folded, 3, 0.6)]
 
 
 def stem(path: Path) -> str:
-    """What a file is called: its name without its ending, the whole name of a folder (``sd-v1.5``)."""
+    """Return a file's name without its suffix, or the whole name of a folder (``sd-v1.5``)."""
     return path.name if os.path.isdir(path) else path.stem
 
 
 ENDINGS = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
-"""Of files of weights: what ends so is a path, not a name."""
+"""Suffixes of weight files. Text with such a suffix is a path, not a name."""
 
 
 def is_path(text: str) -> bool:
-    """Whether a person means a path and not a name."""
+    """Return whether a user's text is a path and not a name."""
     return "/" in text or os.sep in text or Path(text).suffix.lower() in ENDINGS
 
 
 def name_of(name_or_path: str) -> str:
-    """What to call it where a path of this machine has no business: the name itself, or the file's."""
+    """Return a name without any path of this machine: the name itself, or the file's name without its suffix."""
     return stem(user_path(name_or_path)) if is_path(name_or_path) else name_or_path
 
 
 def chosen(name: str | None, path: Path) -> str:
-    """The name to give to what is at ``path``: the given one, or the file's own. Raises InputError for one that is not
-    allowed."""
+    """Return the name for the file or folder at ``path``: the given name, or one made from the file's.
+
+    Raises InputError for a name that is not allowed.
+    """
     if name is None:
-        made = names.of_stem(stem(path))
-        if not made:
-            raise InputError(f"{path}: no name can be made of this file's; give one with --name")
-        return made
+        default = names.of_stem(stem(path))
+        if not default:
+            raise InputError(f"{path}: this file name cannot become a model's name; choose one with --name")
+        return default
     wanted = names.canonical(name)
     if not names.is_name(wanted):
         rule = f'1 to {names.MOST_CHARACTERS} characters without / \\ : * ? " < > | ,'
-        raise InputError(f"{path}: {name!r} cannot be its name: {rule}; a letter, digit, _ or bracket comes first")
+        raise InputError(
+            f"{path}: {name!r} is not a valid name: use {rule}, beginning with a letter, digit, _ or bracket"
+        )
     return wanted

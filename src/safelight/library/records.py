@@ -1,4 +1,4 @@
-"""A model's record on disk: JSON with a checksum of itself, written whole or not at all."""
+"""Reads and writes records of models and adapters: JSON files with their own checksum, written atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Kind = TypeVar("Kind", Model, Adapter)
 
 
 def write(path: Path, model: Model | Adapter) -> None:
-    """Write a record. Raises UnreadableFileError when it cannot be."""
+    """Write a record. Raises UnreadableFileError when it cannot be written."""
     values: dict[str, Any] = {field.name: getattr(model, field.name) for field in fields(model)}
     values["path"] = str(model.path)
     values["manifest"] = to_json(model.manifest)
@@ -26,7 +26,7 @@ def write(path: Path, model: Model | Adapter) -> None:
 
 
 def encoded(values: dict[str, Any]) -> bytes:
-    """A record's values as JSON, the checksum before them."""
+    """Encode a record's values as JSON. Their checksum comes first."""
     return json.dumps({"checksum": _checksum(values), **values}, indent=1).encode() + b"\n"
 
 
@@ -35,22 +35,23 @@ def _checksum(values: dict[str, Any]) -> str:
 
 
 def read(path: Path, folder: Path | None = None) -> Model:
-    """The model's record that :func:`write` wrote. Raises CorruptFileError when it is damaged.
+    """Read a model's record.
 
-    ``folder``: where the files of a manifest with relative paths are.
+    ``folder``: base folder of relative paths in the manifest.
+    Raises CorruptFileError when the record is damaged.
     """
     return _read(path, Model, folder)
 
 
 def read_adapter(path: Path, folder: Path | None = None) -> Adapter:
-    """The adapter's record that :func:`write` wrote: as :func:`read`."""
+    """Read an adapter's record, as :func:`read` does."""
     return _read(path, Adapter, folder)
 
 
 def _read(path: Path, kind: type[Kind], folder: Path | None) -> Kind:
     values = read_json(path)
     if values.pop("checksum", None) != _checksum(values):
-        raise CorruptFileError(path, "is damaged, or was edited: its checksum is not that of what it says")
+        raise CorruptFileError(path, "is damaged or was edited: its checksum does not match its content")
     try:
         manifest = from_json(path, values["manifest"], folder)
         home = (folder or Path()) / values["path"]

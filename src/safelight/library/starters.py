@@ -1,4 +1,4 @@
-"""The starter checkpoints: a read-only part of every library, where the distribution that holds them is installed."""
+"""The starter checkpoints. They are a read-only part of every library if their distribution is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGE = "safelight_starter"
 
 
 def folder() -> Path | None:
-    """Where the starters are, None when they are not installed. Imports nothing."""
+    """Return the folder of the starters, None if they are not installed. Imports nothing."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -23,7 +23,7 @@ def folder() -> Path | None:
 
 @cache
 def adapters() -> tuple[Adapter, ...]:
-    """The starter adapters by name."""
+    """Return the starter adapters, sorted by name."""
     home = folder()
     if home is None:
         return ()
@@ -33,7 +33,7 @@ def adapters() -> tuple[Adapter, ...]:
 
 @cache
 def models() -> tuple[Model, ...]:
-    """The starters by name, from the records that were made when they were packed."""
+    """Return the starter models, sorted by name, from the records in their distribution."""
     home = folder()
     if home is None:
         return ()
@@ -42,11 +42,11 @@ def models() -> tuple[Model, ...]:
 
 @cache
 def cards() -> tuple[Card, ...]:
-    """The starters without their tensors."""
+    """Return the cards of the starter models."""
     return tuple(card(model.path, model) for model in models())
 
 
 @cache
 def adapter_cards() -> tuple[Card, ...]:
-    """The starter adapters without their tensors."""
+    """Return the cards of the starter adapters."""
     return tuple(card(adapter.path, adapter) for adapter in adapters())

@@ -1,6 +1,7 @@
-"""compel's syntax, which InvokeAI has: ``word+``, ``(some words)1.3``, ``("a", "b").blend(0.7, 0.3)``, ``.and()``.
+"""Checks prompts in compel's syntax, which InvokeAI uses: ``word+``, ``(some words)1.3``, ``("a", "b").blend(0.7,
+0.3)``, ``.and()``.
 
-Parsed by compel's own parser, which alone needs no torch; the rest of compel is in ``arch/compel_fence.py``.
+compel's own parser parses them. It needs no torch; ``arch/compel_fence.py`` contains everything else of compel.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from safelight.prompts.tokens import MOST_CHUNKS, ROOM, tokens_of
 
 @cache
 def _parser() -> Any:
-    """The module ``compel.prompt_parser`` by itself: importing it by its name imports torch."""
+    """Load the module ``compel.prompt_parser`` from its file, because an import by name would import torch."""
     package = importlib.util.find_spec("compel")
     if package is None or package.origin is None:
         raise ImportError("compel is not installed")
@@ -33,7 +34,7 @@ def _parser() -> Any:
 
 
 MOST_DEPTH = 4
-"""Brackets within each other: what compel's parser takes grows fivefold with each."""
+"""Limit of nested brackets. Each level multiplies the time of compel's parser by five."""
 
 
 def _depth(text: str) -> int:
@@ -45,15 +46,18 @@ def _depth(text: str) -> int:
 
 
 def _weights(part: Any) -> list[float]:
-    """All weights below a part of a parsed prompt."""
+    """Return all weights in a part of a parsed prompt."""
     own = [float(weight) for weight in getattr(part, "weights", ())]
     own += [float(part.weight)] if hasattr(part, "weight") else []
     inner = [*getattr(part, "prompts", ()), *getattr(part, "children", ())]
-    return own + [weight for one in inner for weight in _weights(one)]
+    return own + [weight for child in inner for weight in _weights(child)]
 
 
 def _unbalanced(text: str) -> int | None:
-    """Where a bracket is that has no other, None for nowhere: compel would draw it, and what belongs to it."""
+    """Return the position of a bracket without a match, None if there is none.
+
+    compel would treat such a bracket, and the weight after it, as text of the prompt.
+    """
     open_at: list[int] = []
     for at, mark in enumerate(text):
         plain = text[:at].endswith("\\")
@@ -67,15 +71,18 @@ def _unbalanced(text: str) -> int | None:
 
 
 def check(field: str, text: str) -> None:
-    """Raise RequestError, which says where, for a prompt that compel cannot parse, or asks for what is not done."""
+    """Check a prompt in compel's syntax.
+
+    Raises RequestError for a prompt that compel cannot parse, or that uses an unsupported feature.
+    """
     parser = _parser()
     if _depth(text) > MOST_DEPTH:
-        raise RequestError(field, text[:30], f"more than {MOST_DEPTH} brackets within each other; write word+++")
+        raise RequestError(field, text[:30], f"more than {MOST_DEPTH} nested brackets; write word+++")
     if (at := _unbalanced(text)) is not None:
-        problem = f"at character {at}: a bracket without another; \\( and \\) are plain ones"
+        problem = f"at character {at}: a bracket without its match; write \\( or \\) for a plain bracket"
         raise RequestError(field, text[max(0, at - 10) : at + 20], problem)
     if len(tokens_of(text)) > MOST_CHUNKS * ROOM:
-        raise RequestError(field, f"{text[:20]}…", f"over {MOST_CHUNKS} chunks of {ROOM} tokens")
+        raise RequestError(field, f"{text[:20]}…", f"is longer than {MOST_CHUNKS} chunks of {ROOM} tokens")
     try:
         parsed = parser.PromptParser().parse_conjunction(text)
     except pyparsing.ParseException as error:
@@ -87,8 +94,8 @@ def check(field: str, text: str) -> None:
     if odd is not None:
         raise RequestError(field, text[:30], f"a weight of {odd:g} is over {MOST_WEIGHT:g}")
     if any(hasattr(part, "normalize_weights") and not sum(part.weights) for part in parsed.prompts):
-        raise RequestError(field, text[:30], "the weights of a blend add up to nothing")
+        raise RequestError(field, text[:30], "the weights of a blend add up to 0")
     if parsed.lora_weights:
-        raise RequestError(field, parsed.lora_weights[0].model, "withLora: ask for it as <lora:name:strength>")
+        raise RequestError(field, parsed.lora_weights[0].model, "withLora is not supported; write <lora:name:strength>")
     if any(getattr(part, "wants_cross_attention_control", False) for part in parsed.prompts):
-        raise RequestError(field, text[:30], "swap() cannot be done: it needs attention maps of another prompt")
+        raise RequestError(field, text[:30], "swap() is not supported: it needs attention maps of another prompt")

@@ -1,7 +1,7 @@
-"""Prompts that change between steps, as AUTOMATIC1111 documents them: ``[from:to:when]``, ``[to:when]`` (added),
-``[from::when]`` (removed), and ``[a|b]``, which takes the next one at each step. They may lie within each other.
+"""Prompts that change between steps, in AUTOMATIC1111's syntax: ``[from:to:when]``, ``[to:when]`` (added),
+``[from::when]`` (removed), and ``[a|b]``, which switches to the next option at each step. Edits may be nested.
 
-``when`` with a point is a share of the steps, without one a number of steps: ``from`` is drawn for so many.
+``when`` is the number of steps with ``from``. If it has a decimal point, it is a fraction of all steps.
 https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#prompt-editing
 """
 
@@ -28,7 +28,7 @@ class _Edited:
     when: str
 
     def last(self, steps: int) -> int:
-        """The last step, from 1, at which ``before`` holds."""
+        """Return the last step with ``before``. Steps count from 1."""
         share = float(self.when)
         return int(min(steps, share * steps if "." in self.when else share))
 
@@ -42,8 +42,12 @@ _Node = str | _Edited | _Alternating
 
 
 def schedule(field: str, text: str, steps: int, more: int = 0) -> list[str]:
-    """The text of each of so many steps, and of ``more`` steps of a second pass, before which all edits are over.
-    Raises RequestError, which says where, for an edit that is none."""
+    """Return the text of each step.
+
+    ``steps``: steps of the first pass; fractions in edits refer to them.
+    ``more``: steps of a second pass. All edits end before it.
+    Raises RequestError, with the position, for a malformed edit.
+    """
     if "[" not in text:
         return [text] * (steps + more)
     nodes = _Reader(field, text).read()
@@ -51,7 +55,7 @@ def schedule(field: str, text: str, steps: int, more: int = 0) -> list[str]:
 
 
 def of_request(request: Request, text: str, field: str) -> list[str]:
-    """The text of each step that is computed, of both passes: steps that a picture leaves out do not count."""
+    """Return the text of each computed step of both passes. Steps skipped because of an input image do not count."""
     return schedule(field, text, request.first_steps, request.steps_done - request.first_steps)
 
 
@@ -69,7 +73,7 @@ def _at(nodes: Sequence[_Node], step: int, steps: int) -> str:
 
 
 class _Reader:
-    """Reads a prompt from left to right. Brackets that do not match are left for the weights' parser to refuse."""
+    """Reads a prompt from left to right. It leaves brackets without a match to the parser of weights."""
 
     def __init__(self, field: str, text: str) -> None:
         self._field, self._text, self._depth = field, text, 0
@@ -88,11 +92,11 @@ class _Reader:
         return self._bracket(mark.start()) if mark[0] == "[" else [mark[0]]
 
     def _bracket(self, start: int) -> list[_Node]:
-        """What is behind an opening bracket, up to the one that closes it."""
+        """Read what follows an opening bracket, up to the bracket that closes it."""
         self._depth += 1
         if self._depth > MOST_DEPTH:
             near = self._text[start : start + 30]
-            problem = f"at character {start}: more than {MOST_DEPTH} brackets within each other"
+            problem = f"at character {start}: more than {MOST_DEPTH} nested brackets"
             raise RequestError(self._field, near, problem)
         found = self._parts(start)
         self._depth -= 1
@@ -106,7 +110,7 @@ class _Reader:
             mark = self._marks[self._next][0]
             if mark == "]" and depth == 0:
                 self._next += 1
-                return self._meant(start, parts, marks)
+                return self._nodes(start, parts, marks)
             if mark in (":", "|") and depth == 0:
                 self._next += 1
                 marks.append(mark)
@@ -116,7 +120,7 @@ class _Reader:
             parts[-1] += self._one()
         return ["[", *_joined(parts, marks)]
 
-    def _meant(self, start: int, parts: list[list[_Node]], marks: list[str]) -> list[_Node]:
+    def _nodes(self, start: int, parts: list[list[_Node]], marks: list[str]) -> list[_Node]:
         if "|" in marks:
             return [_Alternating(_split(parts, marks))]
         last = "".join(part for part in parts[-1] if isinstance(part, str))
@@ -125,7 +129,7 @@ class _Reader:
             return ["[", *_joined(parts, marks), "]"]
         if len(marks) > 2:
             near = self._text[start : start + 30]
-            problem = f"at character {start}: an edit is [from:to:when], and a plain bracket is \\["
+            problem = f"at character {start}: an edit is [from:to:when]; write \\[ for a plain bracket"
             raise RequestError(self._field, near, problem)
         return [_Edited(parts[0] if len(marks) == 2 else [], parts[-2], found[1])]
 
@@ -138,7 +142,7 @@ def _joined(parts: list[list[_Node]], marks: list[str]) -> list[_Node]:
 
 
 def _split(parts: list[list[_Node]], marks: list[str]) -> list[list[_Node]]:
-    """Options, at bars; colons within them are plain."""
+    """Split at bars into options. Colons in an option are plain text."""
     options = [list(parts[0])]
     for mark, part in zip(marks, parts[1:], strict=True):
         if mark == "|":

@@ -1,5 +1,5 @@
-"""Weights in prompts, as AUTOMATIC1111 documents them: ``(word)`` is 1.1 times as strong, ``[word]`` a 1.1th,
-``(word:1.3)`` 1.3 times; a backslash before a bracket makes it plain; ``BREAK`` begins another chunk of tokens.
+"""Weights in prompts, in AUTOMATIC1111's syntax: ``(word)`` multiplies the weight by 1.1, ``[word]`` divides it by 1.1,
+``(word:1.3)`` multiplies it by 1.3. A backslash makes a bracket plain text. ``BREAK`` starts a new chunk of tokens.
 
 https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#attentionemphasis
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from safelight.errors import RequestError
 
 STEP = 1.1
-"""By which a bracket changes the weight."""
+"""Factor by which a bracket changes the weight."""
 
 MOST_WEIGHT = 100.0
 
@@ -29,7 +29,7 @@ _BREAK = re.compile(r"\bBREAK\b")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """``text`` with its ``weight``; ``breaks``: a new chunk of tokens begins before it."""
+    """A part of a prompt with one weight. ``breaks``: a new chunk of tokens starts before it."""
 
     text: str
     weight: float
@@ -40,25 +40,29 @@ _CLOSES = {")": "(", "]": "["}
 
 
 def spans(field: str, text: str) -> list[Span]:
-    """The prompt in parts of one weight each, in order. A bracket that is never closed counts to the end, and one that
-    closes nothing is text, as AUTOMATIC1111 takes them: see :func:`unbalanced`. Raises RequestError, which says where,
-    for weights that no prompt has."""
+    """Split a prompt into parts of one weight each, in order.
+
+    As in AUTOMATIC1111, an unclosed bracket extends to the end, and a closing bracket without an opening one is text:
+    see :func:`unbalanced`.
+    Raises RequestError, with the position, for a weight beyond :data:`MOST_WEIGHT`, and for more than
+    :data:`MOST_DEPTH` nested brackets.
+    """
     return _joined(_read(field, text)[0])
 
 
 def unbalanced(text: str) -> list[str]:
-    """What is to be said of a prompt's brackets, a sentence for each that does not match."""
-    _, never, nothing = _read("", text)
-    told = [(at, f"the {text[at]} at character {at} is never closed: it counts to the end") for at in never]
-    told += [(at, f"the {text[at]} at character {at} closes nothing: it is text") for at in nothing]
-    return [f"{what} (a plain one is \\{text[at]})" for at, what in sorted(told)]
+    """Return one sentence for each bracket of a prompt that has no match."""
+    _, unclosed, unopened = _read("", text)
+    warnings = [(at, f"the {text[at]} at character {at} is never closed: it extends to the end") for at in unclosed]
+    warnings += [(at, f"the {text[at]} at character {at} closes nothing: it counts as text") for at in unopened]
+    return [f"{warning} (write \\{text[at]} for a plain bracket)" for at, warning in sorted(warnings)]
 
 
 def _read(field: str, text: str) -> tuple[list[list[str | float]], list[int], list[int]]:
-    """(parts with their weights, where brackets are that are never closed, where those are that close nothing)."""
+    """Return (parts with their weights, positions of unclosed brackets, positions of brackets that close nothing)."""
     parts: list[list[str | float]] = []
     opened: dict[str, list[tuple[int, int]]] = {"(": [], "[": []}
-    nothing: list[int] = []
+    unopened: list[int] = []
     given: float | None = None
 
     def weigh(first: int, factor: float) -> None:
@@ -69,7 +73,7 @@ def _read(field: str, text: str) -> tuple[list[list[str | float]], list[int], li
         token = found[0]
         if token in opened:
             if sum(map(len, opened.values())) == MOST_DEPTH:
-                raise _problem(field, text, found.start(), f"more than {MOST_DEPTH} brackets within each other")
+                raise _problem(field, text, found.start(), f"more than {MOST_DEPTH} nested brackets")
             opened[token].append((found.start(), len(parts)))
         elif token in _CLOSES and opened[_CLOSES[token]]:
             _, first = opened[_CLOSES[token]].pop()
@@ -81,12 +85,12 @@ def _read(field: str, text: str) -> tuple[list[list[str | float]], list[int], li
                 raise _problem(field, text, found.start(), f"a weight of {given:g} is over {MOST_WEIGHT:g}")
         else:
             if token in _CLOSES:
-                nothing.append(found.start())
+                unopened.append(found.start())
             parts.append([token[1] if token[0] == "\\" and len(token) == 2 else token, 1.0])
     for bracket, factor in (("(", STEP), ("[", 1 / STEP)):
         for _, first in opened[bracket]:
             weigh(first, factor)
-    return parts, [at for brackets in opened.values() for at, _ in brackets], nothing
+    return parts, [at for brackets in opened.values() for at, _ in brackets], unopened
 
 
 def _problem(field: str, text: str, at: int, what: str) -> RequestError:
@@ -95,12 +99,12 @@ def _problem(field: str, text: str, at: int, what: str) -> RequestError:
 
 
 def _last(pieces: list[str]) -> list[tuple[bool, str]]:
-    """Each with whether another follows."""
+    """Return each piece with whether another one follows."""
     return [(number + 1 < len(pieces), piece) for number, piece in enumerate(pieces)]
 
 
 def _joined(parts: list[list[str | float]]) -> list[Span]:
-    """Neighbours of one weight together, cut where ``BREAK`` stands."""
+    """Join neighbours of equal weight, then split at ``BREAK``."""
     together: list[tuple[str, float]] = []
     for text, weight in parts:
         if together and together[-1][1] == weight:

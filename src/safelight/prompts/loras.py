@@ -1,7 +1,9 @@
-"""``<lora:name:0.8>`` in prompts, as AUTOMATIC1111 takes it: it is taken out of the text, and asked for.
+"""Adapter tags in prompts, such as ``<lora:name:0.8>``, in AUTOMATIC1111's syntax. A tag requests the adapter and is
+removed from the text.
 
-``<lora:NAME:STRENGTH>``, ``<lora:NAME:TEXT_ENCODER:UNET>``, and by name: ``te=``, ``unet=`` (the text encoder's where
-it is not given), ``lbw=`` (block weights, as sd-webui-lora-block-weight has them). ``<lyco:…>`` means the same.
+Forms: ``<lora:NAME:STRENGTH>`` and ``<lora:NAME:TEXT_ENCODER:UNET>``. Named values: ``te=``, ``unet=`` (default: the
+strength of the text encoder) and ``lbw=`` (block weights, as in sd-webui-lora-block-weight). ``<lyco:…>`` means the
+same as ``<lora:…>``.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ _TAG = re.compile(rf"<(?:{'|'.join(ADAPTERS)}):([^<>]*)>")
 
 
 def taken(field: str, text: str) -> tuple[str, tuple[Lora, ...]]:
-    """(the text without them, the adapters). Raises RequestError, which says where, for one that is not understood."""
+    """Return (the text without its adapter tags, the adapters).
+
+    Raises RequestError, with the position, for a malformed tag or for more than :data:`MOST_LORAS` adapters.
+    """
     tags = list(_TAG.finditer(text))
     if len(tags) > MOST_LORAS:
         raise RequestError(field, f"{len(tags)} adapters", f"at most {MOST_LORAS} at once")
@@ -30,23 +35,23 @@ def taken(field: str, text: str) -> tuple[str, tuple[Lora, ...]]:
         return text, ()
     rest = re.sub(r"[ \t]{2,}", " ", _TAG.sub("", text)).strip()
     if _TAG.search(rest) is not None:
-        # Whoever read it again would find another adapter in it.
-        raise RequestError(field, text[:40], "has an adapter within another one's brackets")
+        # The text would request another adapter when it is parsed again.
+        raise RequestError(field, text[:40], "has an adapter tag inside another adapter tag")
     return rest, tuple(found)
 
 
 def parsed(text: str) -> Lora:
-    """``NAME``, ``NAME:STRENGTH``, ``NAME:TEXT_ENCODER:UNET``, with ``te=``, ``unet=``, ``lbw=``.
+    """Parse ``NAME``, ``NAME:STRENGTH`` or ``NAME:TEXT_ENCODER:UNET``, with ``te=``, ``unet=`` and ``lbw=``.
 
-    Raises ValueError, and RequestError for a value that is not allowed.
+    Raises ValueError for malformed text, RequestError for a value that is not allowed.
     """
     name, *rest = _cut(text)
     plain = [_number(part) for part in rest if "=" not in part]
     named = dict(part.split("=", 1) for part in rest if "=" in part)
     strange = named.keys() - {"te", "unet", "lbw"}
     if not name.strip() or len(plain) > 2 or strange:
-        odd = f"{strange.pop()}= is not known" if strange else "there is more than a name and two strengths"
-        raise ValueError("a name is wanted" if not name.strip() else odd)
+        odd = f"{strange.pop()}= is unknown" if strange else "there is more than a name and two strengths"
+        raise ValueError("the name is missing" if not name.strip() else odd)
     te = _number(named["te"]) if "te" in named else plain[0] if plain else 1.0
     unet = _number(named["unet"]) if "unet" in named else plain[1] if len(plain) == 2 else te
     blocks = tuple(_number(part) for part in named["lbw"].split(",")) if "lbw" in named else ()
@@ -56,7 +61,7 @@ def parsed(text: str) -> Lora:
 
 
 def _cut(text: str) -> list[str]:
-    """At colons; one before a backslash is a drive's (``C:\\loras\\x.safetensors``)."""
+    """Split at colons, except for a drive's (``C:\\loras\\x.safetensors``)."""
     return re.split(r":(?!\\)", text)
 
 
@@ -68,12 +73,12 @@ def _number(text: str) -> float:
 
 
 def taggable(name: str) -> str:
-    """A name as it can stand in a tag or a list: without what ends a name there."""
+    """Return a name without the characters that end a name in a tag or a list."""
     return re.sub(r"[:,<>\n]+", "", name)
 
 
 def written(lora: Lora) -> str:
-    """As AUTOMATIC1111 writes it; equal ones are written equally."""
+    """Return the tag of an adapter in AUTOMATIC1111's syntax. Equal adapters give equal tags."""
     te, unet, name = lora.on("text_encoder"), lora.on("unet"), taggable(lora.name)
     parts = [name, f"{te:g}"] if te == unet else [name, f"te={te:g}", f"unet={unet:g}"]
     parts += ["lbw=" + ",".join(f"{value:g}" for value in lora.blocks)] if lora.blocks else []

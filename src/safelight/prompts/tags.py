@@ -1,7 +1,7 @@
-"""Angle brackets in prompts: ``<lora:name:0.8>`` asks for an adapter, ``<name>`` is a textual inversion.
+"""Tags in angle brackets: ``<lora:name:0.8>`` requests an adapter, ``<name>`` is a textual inversion.
 
-Only what has the form of a name is a name: ``>_<``, ``<3`` and ``a < b and b > c`` are plain text. Whatever else a
-prompt asks for in the form of a tag, such as ``<hypernet:…>``, is refused by name instead of being drawn as words.
+Only text in the form of a name is a name: ``>_<``, ``<3`` and ``a < b and b > c`` are plain text. Safelight rejects any
+other tag, such as ``<hypernet:…>``, by name. It would otherwise end up as words in the prompt.
 """
 
 from __future__ import annotations
@@ -13,32 +13,33 @@ from collections.abc import Callable
 from safelight.errors import RequestError
 
 ADAPTERS = ("lora", "lyco")
-"""The kinds of tags that ask for an adapter; both mean the same."""
+"""The kinds of tags that request an adapter. Both mean the same."""
 
 NAME = r"(?=[\w.+-]*[^\W\d_])\w(?:[\w.+-]*\w)?"
-"""What a textual inversion's name looks like where none of that name is known: letters of any script, digits and
+"""The form of a textual inversion's name if no inversion of that name is known: letters of any script, digits and
 ``. _ + -``, with at least one letter, without spaces."""
 
 MARK = re.compile(rf"<({NAME})>")
 TAG = re.compile(r"<([^\W\d]\w*):([^<>]*)>")
 
 _EITHER = re.compile(rf"{TAG.pattern}|{MARK.pattern}|\bembedding:{NAME}")
-"""``embedding:NAME`` is how ComfyUI writes a textual inversion."""
+"""``embedding:NAME`` is ComfyUI's syntax for a textual inversion."""
 
 _LOOSE = re.compile(rf"[<\u2039\uff1c]\s*({'|'.join(ADAPTERS)})\b", re.IGNORECASE)
-"""What begins as a tag of an adapter; it has to be one."""
+"""The start of an adapter tag, also with similar brackets or in capitals. Text that matches must be a valid tag."""
 
 _AND = re.compile(r"(?<![\w-])AND(?![\w-])")
-"""AUTOMATIC1111's composition of prompts; ``AND-gate`` is a plain word."""
+"""AUTOMATIC1111's operator that combines prompts. ``AND-gate`` is a plain word."""
 
 
 def replaced(text: str, change: Callable[[str], str]) -> str:
-    """The text with each of its tags changed."""
+    """Return the text with ``change`` applied to each of its tags."""
     return _EITHER.sub(lambda tag: change(tag[0]), text)
 
 
 def refuse_unknown(field: str, text: str, syntax: str) -> None:
-    """Raise RequestError for what a prompt asks for and nothing here does: tags of unknown kinds, and ``AND``."""
+    """Raise RequestError, with the position, for unsupported syntax in a prompt: tags of unknown kinds, malformed
+    adapter tags, and ``AND``."""
     for tag in TAG.finditer(text):
         kind = tag[1]
         if kind not in ADAPTERS:
@@ -49,10 +50,10 @@ def refuse_unknown(field: str, text: str, syntax: str) -> None:
     for loose in _LOOSE.finditer(text):
         if loose.start() not in starts:
             near = text[loose.start() : loose.start() + 20]
-            problem = f"at character {loose.start()}: begins as a tag and is none; write <{loose[1].lower()}:NAME:1>"
+            problem = f"at character {loose.start()}: begins like a tag but is none; write <{loose[1].lower()}:NAME:1>"
             raise RequestError(field, near, problem)
     found = _AND.search(text) if syntax == "a1111" else None
     if found is not None:
         near = text[max(0, found.start() - 10) : found.end() + 10]
-        problem = f"at character {found.start()}: prompts joined by AND cannot be drawn yet; the plain word is 'and'"
+        problem = f"at character {found.start()}: AND between prompts is not supported; write 'and' for the plain word"
         raise RequestError(field, near, problem)

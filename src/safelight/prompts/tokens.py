@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: a prompt to chunks of token ids with their weights, from the file that ships with Safelight."""
+"""CLIP's tokenizer. Turns a prompt into chunks of token ids with weights. The vocabulary file ships with Safelight."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safelight.prompts.emphasis import spans
 from safelight.prompts.words import Words, cut
 
 VOCABULARY = Path(__file__).with_name("clip_tokenizer.json")
-"""Made by ``tools/make_tokenizer.py`` from OpenAI's byte-pair vocabulary; its licence is beside it."""
+"""``tools/make_tokenizer.py`` generates it from OpenAI's byte-pair vocabulary. Its licence is in the same folder."""
 
 POSITIONS = 77
 START, END = 49406, 49407
@@ -26,14 +26,18 @@ COMMA = 267
 """The token of a comma that ends a word."""
 
 BACKTRACK = 20
-"""A chunk ends behind a comma that is at most so many tokens before its end, as AUTOMATIC1111 has it."""
+"""Tokens. If one of the last 20 tokens of a full chunk is a comma, the chunk ends after it, as in AUTOMATIC1111."""
 
 MOST_CHUNKS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """``ids``: :data:`POSITIONS` of them. ``weights``: of each, None where all are 1."""
+    """Tokens for one call of a text encoder.
+
+    ``ids``: :data:`POSITIONS` token ids.
+    ``weights``: weight of each token; None if all are 1.
+    """
 
     ids: tuple[int, ...]
     weights: tuple[float, ...] | None
@@ -49,28 +53,31 @@ def _tokenizer() -> Tokenizer:
 
 @cache
 def vocabulary() -> dict[int, str]:
-    """The tokens by their ids."""
+    """Return the text of each token, by its id."""
     return {token: text for text, token in _tokenizer().get_vocab().items()}
 
 
 def tokens_of(text: str) -> list[int]:
-    """The ids of a text, nothing before or behind them."""
+    """Return the token ids of a text, without start and end tokens."""
     return _tokenizer().encode(text, add_special_tokens=False).ids
 
 
 def used(field: str, text: str, words: Iterable[str]) -> set[int]:
-    """The ids that a prompt has beside those of its ``words``. Raises RequestError for what cannot be parsed."""
+    """Return the token ids of a prompt without those of ``words``.
+
+    Raises RequestError for a prompt that cannot be parsed.
+    """
     nothing: Words = dict.fromkeys(words, ())
     pieces = [piece for span in spans(field, text) for piece in cut(span.text, nothing)]
     return {token for piece in pieces if isinstance(piece, str) for token in tokens_of(piece)}
 
 
 def chunks(field: str, text: str, pad_id: int, words: Words = NO_WORDS) -> list[Chunk]:
-    """The prompt in chunks that a text encoder reads one by one; at least one.
+    """Split a prompt into chunks, at least one. A text encoder reads them one by one.
 
-    Each: start token, text, end token, and ``pad_id`` up to :data:`POSITIONS`. The tokens of one of the ``words`` stay
-    together, in a chunk of their own where they do not fit. Raises RequestError for a prompt that cannot be parsed or
-    is longer than :data:`MOST_CHUNKS` chunks.
+    A chunk has a start token, the text, an end token, and ``pad_id`` up to :data:`POSITIONS`.
+    The tokens of a word in ``words`` stay together; they start a new chunk if they do not fit.
+    Raises RequestError for a prompt that cannot be parsed, or is longer than :data:`MOST_CHUNKS` chunks.
     """
     parts: list[list[tuple[int, float]]] = [[]]
     for span in spans(field, text):
@@ -86,16 +93,16 @@ def chunks(field: str, text: str, pad_id: int, words: Words = NO_WORDS) -> list[
                 continue
             for token in tokens_of(piece):
                 if len(parts[-1]) == ROOM:
-                    # A comma itself takes nothing with it.
+                    # If the next token is a comma, no token moves to the next chunk with it.
                     parts.append([] if token == COMMA else _carried(parts[-1]))
                 parts[-1].append((token, span.weight))
     if len(parts) > MOST_CHUNKS:
-        raise RequestError(field, f"{text[:20]}…", f"{len(parts)} chunks of {ROOM} tokens; at most {MOST_CHUNKS}")
+        raise RequestError(field, f"{text[:20]}…", f"has {len(parts)} chunks of {ROOM} tokens; at most {MOST_CHUNKS}")
     return [_chunk(part, pad_id) for part in parts]
 
 
 def _carried(full: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """What of a full chunk goes into the next: all behind its last comma, if that is near its end."""
+    """Remove from a full chunk the tokens that move to the next: all after its last comma, if that is near its end."""
     for back in range(BACKTRACK):
         if full[len(full) - 1 - back][0] == COMMA:
             keep = len(full) - back

@@ -1,7 +1,7 @@
-"""Prompts with choices in them: ``{red|green} apple``, ``{2$$a|b|c}``, and wildcards, ``__colour__``, which are files.
+"""Choices in prompts: ``{red|green} apple``, ``{2$$a|b|c}``, and wildcards such as ``__colour__``, which are files.
 
-Read by dynamicprompts (https://github.com/adieyal/dynamicprompts). A choice is made by an image's seed; what was chosen
-is the prompt from then on, in the queue, in the image and when it is made again.
+dynamicprompts parses them (https://github.com/adieyal/dynamicprompts). An image's seed makes each choice. From then on
+the chosen text is the prompt: in the queue, in the image's metadata, and when the image is made again.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _CHOICE = re.compile(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__")
 _SHIELDED = {"\\{": "\ue003", "\\}": "\ue004", "#": "\ue000", "%": "\ue001"}
 _LITERALS = str.maketrans("\ue002\ue005\ue006\ue007\ue008\ue009\ue00a", "$_{}|/*")
 _COMMENT = re.compile(r"(__[\w/*.-]+?__)|//|/\*|\*/")
-"""A comment to dynamicprompts, unless it stands in a wildcard's name; here it is text."""
+"""Marks of a comment in dynamicprompts, except in a wildcard's name. In Safelight they are plain text."""
 _PRIVATE = re.compile("[\ue000-\ue00a]")
-"""Stand for others while choices are made, so no prompt may have them."""
+"""Safelight replaces other characters by these while it makes choices, so no prompt may contain them."""
 _OPTIONS = re.compile(r"\{[^{}]*\|[^{}]*\}")
 _BARE = re.compile(r"(?<!\$)\$(?![\${])")
-"""What means something to dynamicprompts and nothing here: kept from it, and put back."""
+"""A ``$`` that has a meaning only in dynamicprompts. Safelight replaces it before parsing, and restores it after."""
 
 MOST_CHOICES = 200
-"""In one prompt, written out."""
+"""Limit of choices written in one prompt."""
 
 _WILDCARD = re.compile(r"__([\w/*.-]+?)__")
 
@@ -37,12 +37,12 @@ MOST_VARIANTS = 1000
 
 
 def has_choices(text: str) -> bool:
-    """Whether anything in the text is to be chosen."""
+    """Return whether the text contains a choice."""
     return _CHOICE.search(_shielded(text)) is not None
 
 
 def escaped(text: str) -> str:
-    """The text so written that nothing in it is chosen again."""
+    """Escape a text so that it contains no choice."""
     return text.replace("{", "\\{").replace("}", "\\}") if has_choices(text) else text
 
 
@@ -55,8 +55,8 @@ def _shielded(text: str) -> str:
 
 
 def _literal(tag: str) -> str:
-    """A tag, set aside: no name in it is rewritten. Only a choice with several options, as in
-    ``<lora:ink:{0.5|0.8}>``, is left to be made."""
+    """Shield a tag from dynamicprompts, so that names in it stay as they are. Only a choice with several options, as in
+    ``<lora:ink:{0.5|0.8}>``, stays a choice."""
     tag = tag.replace("_", "\ue005")
     if not _OPTIONS.search(tag):
         for plain, instead in (("{", "\ue006"), ("}", "\ue007"), ("|", "\ue008"), ("$", "\ue002")):
@@ -75,25 +75,29 @@ def _plain(text: str) -> str:
 
 
 def chosen(request: Request, wildcards: Path) -> list[Request]:
-    """A request for each image, its choices made by its seed; one for all of them when there is nothing to choose.
+    """Make the choices of a request by the seed of each image.
 
-    ``wildcards``: the folder of ``NAME.txt``, a line for each value. Raises RequestError for what cannot be parsed, and
-    for a wildcard that has no file.
+    ``wildcards``: the folder of ``NAME.txt`` files with one value per line.
+    Returns one request per image; a single request for all images if there are no choices.
+    Raises RequestError for a prompt that cannot be parsed, and for a wildcard without a file.
     """
     _refuse_private(request)
     if not has_choices(request.prompt) and not has_choices(request.negative):
         return [replace(request, prompt=_unescaped(request.prompt), negative=_unescaped(request.negative))]
     out: list[Request] = []
     for index in range(request.count):
-        made = request.for_image(index)
-        prompt = _random("prompt", made.prompt, wildcards, made.seed)
-        negative = _random("negative", made.negative, wildcards, made.seed)
-        out.append(replace(made, prompt=prompt, negative=negative))
+        single = request.for_image(index)
+        prompt = _random("prompt", single.prompt, wildcards, single.seed)
+        negative = _random("negative", single.negative, wildcards, single.seed)
+        out.append(replace(single, prompt=prompt, negative=negative))
     return out
 
 
 def every(request: Request, wildcards: Path) -> list[Request]:
-    """A request for each combination of all choices in the prompt and the negative prompt, with the same seed."""
+    """Return a request for each combination of choices in the prompt and the negative prompt, all with the same seed.
+
+    Raises RequestError as :func:`chosen`, and for more than :data:`MOST_VARIANTS` combinations.
+    """
     _refuse_private(request)
     prompts = _combinations("prompt", request.prompt, wildcards)
     negatives = _combinations("negative", request.negative, wildcards)
@@ -115,7 +119,7 @@ def _refuse_private(request: Request) -> None:
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
         found = _PRIVATE.search(text)
         if found is not None:
-            problem = f"at character {found.start()}: U+{ord(found[0]):04X} is for private use and cannot be drawn"
+            problem = f"at character {found.start()}: U+{ord(found[0]):04X} is a private-use character and not allowed"
             raise RequestError(field, text[:40], problem)
 
 
@@ -128,12 +132,12 @@ def _manager(wildcards: Path) -> Any:
         return replace(item, content=_shielded(item.content)) if isinstance(item, WildcardItem) else _shielded(item)
 
     class Manager(WildcardManager):
-        """Values are read as prompts too: their tags are set aside as well."""
+        """Shields the tags in values, because dynamicprompts parses values as prompts too."""
 
         def get_values(self, wildcard: str) -> Any:
             return WildcardValues(tuple(shielded(item) for item in super().get_values(wildcard).items))
 
-    # It warns of wildcards without a file, which is an error here.
+    # dynamicprompts only warns of a wildcard without a file. Here it is an error.
     logging.getLogger("dynamicprompts").setLevel(logging.ERROR)
     return Manager(wildcards if wildcards.is_dir() else None)
 
@@ -153,9 +157,9 @@ def _generated(field: str, text: str, generator: Any, most: int, folder: Path) -
     shielded = _shielded(text)
     for wildcard in _WILDCARD.finditer(shielded):
         if ".." in wildcard[1] or wildcard[1].startswith("/"):
-            raise RequestError(field, wildcard[0], f"is no wildcard: names are those of files below {folder}")
+            raise RequestError(field, wildcard[0], f"is not a wildcard: its name must be that of a file in {folder}")
     if "${" in shielded:
-        raise RequestError(field, text[:40], "has a variable, ${…}, which is not read")
+        raise RequestError(field, text[:40], "has a variable, ${…}, which is not supported")
     if len(_CHOICE.findall(shielded)) > MOST_CHOICES:
         raise RequestError(field, text[:40], f"has more than {MOST_CHOICES} choices")
     try:
@@ -169,6 +173,6 @@ def _generated(field: str, text: str, generator: Any, most: int, folder: Path) -
     missing = _WILDCARD.search(" ".join(found))
     if missing is not None or not found:
         name = missing[1] if missing is not None else text
-        problem = f"is a wildcard without a file: make {folder / f'{name}.txt'}, with a value a line"
+        problem = f"is a wildcard without a file: create {folder / f'{name}.txt'} with one value per line"
         raise RequestError(field, name, problem)
-    return [_plain(one) for one in found]
+    return [_plain(prompt) for prompt in found]

@@ -1,5 +1,5 @@
-"""Words of prompts that stand for textual inversions: ``<name>``, ``embedding:name`` (ComfyUI's), or the plain name, as
-AUTOMATIC1111 takes it."""
+"""Words in prompts that name textual inversions: ``<name>``, ``embedding:name`` (ComfyUI), or the plain name
+(AUTOMATIC1111)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from functools import lru_cache
 from safelight.prompts.tags import MARK
 
 _MARKED = re.compile(rf"{MARK.pattern}|\bembedding:([\w.+-]*\w)")
-"""Marked as embeddings, whether there is one of that name or not."""
+"""Words marked as embeddings, even if no embedding of that name exists."""
 
 _FIRST = re.compile(r"\w+|[\[({]")
 _BEGINS = re.compile(r"(?P<mark><|\bembedding:|(?<![\w-]))(?P<first>\w+|[\[({])")
-"""Where a name may begin: its mark, and its first word, or the bracket with which it begins."""
+"""A possible start of a name: its mark, and its first word or bracket."""
 
 _GOES_ON = re.compile(r"[\w-]")
 
 FIRST_SPARE = 49405
-"""The last token of CLIP's vocabulary that is text; the rarest are last."""
+"""The last token of CLIP's vocabulary that is text. The rarest tokens come last."""
 
 Words = Mapping[str, tuple[int, ...]]
-"""Text that stands for vectors, and the tokens whose places these take."""
+"""Words that stand for vectors, and the tokens that the vectors replace."""
 
 
 def named(texts: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """The embeddings that texts name, word to name: those that are marked as such, and plain words that are ``known``
-    names, in whatever case, as AUTOMATIC1111 takes them."""
+    """Find the embeddings that texts name. Return the embedding's name by the word in the text.
+
+    A word names an embedding if it is marked as one, or if it is one of the ``known`` names. As in AUTOMATIC1111, case
+    does not matter.
+    """
     by_first = _by_first(tuple(known))
     found: dict[str, str] = {}
     for text in texts:
@@ -51,7 +54,7 @@ def named(texts: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 
 
 def _end(text: str, mark: str, end: int) -> int:
-    """Where a name ends with its mark; 0 where it goes on, or its bracket is not closed."""
+    """Return the position after a name and its mark; 0 if the word continues or its bracket is not closed."""
     if mark == "<":
         return end + 1 if text[end : end + 1] == ">" else 0
     return end if not _GOES_ON.match(text, end) else 0
@@ -59,9 +62,9 @@ def _end(text: str, mark: str, end: int) -> int:
 
 @lru_cache(maxsize=32)
 def _by_first(known: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
-    """Names by their first word, in small letters; the longest first."""
+    """Group names by their first word in lower case. The longest names come first."""
     found: dict[str, list[str]] = {}
-    for name in sorted({one.lower(): one for one in sorted(known, reverse=True)}.values(), key=len, reverse=True):
+    for name in sorted({name.lower(): name for name in sorted(known, reverse=True)}.values(), key=len, reverse=True):
         first = _FIRST.match(name)
         if first is not None:
             found.setdefault(first[0].lower(), []).append(name)
@@ -69,8 +72,11 @@ def _by_first(known: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
 
 
 def places(counts: Mapping[str, int], used: Iterable[int]) -> Words:
-    """For each word tokens whose places its vectors take, as many as it has vectors: none that is ``used``, so nothing
-    else in the prompts changes its meaning."""
+    """Assign tokens to each word; the word's vectors replace them.
+
+    ``counts``: the number of vectors of each word.
+    ``used``: tokens in the prompts. None of them is assigned, so that no other text changes its meaning.
+    """
     taken, token = set(used), FIRST_SPARE
     out: dict[str, tuple[int, ...]] = {}
     for word in sorted(counts):
@@ -84,7 +90,7 @@ def places(counts: Mapping[str, int], used: Iterable[int]) -> Words:
 
 
 def cut(text: str, words: Words) -> Sequence[str | tuple[int, ...]]:
-    """The text at its words: what is tokenized, and tokens."""
+    """Split a text at its words. Return strings, which are still to be tokenized, and the tokens of each word."""
     if not words:
         return [text]
     pattern = "|".join(_whole(word) for word in sorted(words, key=len, reverse=True))

@@ -1,4 +1,7 @@
-"""Combinations of versions, systems and devices that are known to spoil images, each with its row of the corpus."""
+"""Known bugs that spoil images on some combinations of versions, systems and devices.
+
+Each has its row in ``docs/corruption.md``.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,14 @@ from safelight.trust.finding import Finding
 
 @dataclass(frozen=True, slots=True)
 class Advisory:
-    """``device`` and ``system`` (as :func:`platform.system` says), empty for any; torch from ``first`` to before
-    ``fixed`` (None: not fixed); ``row`` of the corpus; what goes wrong, and what to do."""
+    """A known bug.
+
+    ``device``, ``system``: where it occurs; empty for any. ``system`` is a value of :func:`platform.system`.
+    ``first``: (major, minor) of the first torch version with the bug.
+    ``fixed``: (major, minor) of the first version without it; None if no version is fixed.
+    ``row``: its row in ``docs/corruption.md``.
+    ``problem``: what goes wrong. ``todo``: what Safelight does, and what the user can do.
+    """
 
     device: str
     system: str
@@ -28,31 +37,31 @@ ADVISORIES = (
     Advisory(
         "mps", "Darwin", (2, 0), None, "COPY 08",
         "copies of 4 GiB and more, and strided copies, have arrived corrupted (pytorch 124335, 189961)",
-        "Safelight copies in smaller, contiguous pieces and sums what arrived; leave verify_transfers on.",
+        "Safelight copies in smaller, contiguous pieces and checks the result; leave verify_transfers on.",
     ),
     Advisory(
         "mps", "Darwin", (2, 4), (2, 6), "ATTENTION 01",
         "sliced attention has returned junk (InvokeAI 7049)",
-        "The kernel is tried before it is used; attention_type: torch-sdp or normal.",
+        "Safelight tests the kernel before it uses it. Set attention_type to torch-sdp or normal.",
     ),
     Advisory(
         "mps", "Darwin", (2, 0), None, "COPY 01",
         "asynchronous copies have read memory that was freed (pytorch 139550)",
-        "Copies wait unless this machine's self-test shows the others to be sound.",
+        "Safelight copies synchronously unless asynchronous copies pass its self-test on this machine.",
     ),
     Advisory(
         "cuda", "", (2, 5), (2, 10), "ATTENTION 02",
         "scaled dot-product attention has been wrong for inputs that are not contiguous (pytorch 163597)",
-        "The kernel is tried with such inputs before it is used.",
+        "Safelight tests the kernel with such inputs before it uses it.",
     ),
 )  # fmt: skip
 
 
 def advisories(run: RunSettings) -> Iterator[Finding]:
-    """Those that fit this machine, as findings that are no failures: what Safelight does about each is said."""
+    """Yield the known bugs of this machine as findings that are not failures. Each says what Safelight does."""
     version = tuple(int(part) for part in run.versions["torch"].split("+")[0].split(".")[:2])
     for advisory in ADVISORIES:
         fits = advisory.device == run.device and advisory.system in ("", platform.system())
         if fits and advisory.first <= version and (advisory.fixed is None or version < advisory.fixed):
-            what = f"known of torch {run.versions['torch']} on {run.device} ({advisory.row})"
+            what = f"known bug of torch {run.versions['torch']} on {run.device} ({advisory.row})"
             yield Finding("device", what, True, advisory.problem, advisory.todo)

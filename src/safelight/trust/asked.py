@@ -1,4 +1,4 @@
-"""Image servers by the API that they speak: Safelight's, AUTOMATIC1111's, OpenAI's, InvokeAI's, ComfyUI's. No torch."""
+"""Clients for an audit of image servers, one per API: Safelight, AUTOMATIC1111, OpenAI, InvokeAI, ComfyUI. No torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from safelight.errors import InputError, SafelightError
 from safelight.formats.adapter import WEIGHTS
 
 WAIT_SECONDS = 1800.0
-"""For one image."""
+"""Limit of seconds for one image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One image. ``lora``: a name that the server listed, empty for none. ``size``: pixels a side."""
+    """A request for one image.
+
+    ``size``: pixels per side.
+    ``lora``: a name from the server's list; empty for none.
+    """
 
     prompt: str
     seed: int
@@ -31,54 +35,55 @@ class Asked:
     lora: str = ""
 
     def by(self, model: str, lora: str) -> Asked:
-        """The same by another model."""
+        """Return the same request for another model and adapter."""
         return replace(self, model=model, lora=lora)
 
 
 class Server(Protocol):
-    """What an audit needs of a server. Every method raises SafelightError with what went wrong."""
+    """The methods of a server that an audit needs. Every method raises SafelightError with the reason of a failure."""
 
     def models(self) -> list[str]:
-        """The models' names."""
+        """Return the names of all models."""
         ...
 
     def loras(self, model: str) -> list[str]:
-        """Adapters' names."""
+        """Return the names of the adapters for a model, or of all adapters if the API does not give their base."""
         ...
 
     def make(self, asked: Asked) -> bytes:
-        """The image, as a file."""
+        """Make an image. Return the bytes of its file."""
         ...
 
 
 class _HTTP:
-    """``url``: where it is; ``key``: a bearer token, if it wants one."""
+    """A server over HTTP. ``url``: its address. ``key``: a bearer token, None if it needs none."""
 
     def __init__(self, url: str, key: str | None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             self.client = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=WAIT_SECONDS)
         except (httpx.InvalidURL, ValueError, TypeError) as error:
-            raise InputError(f"{url}: is not an address ({error})") from error
+            raise InputError(f"{url} is not a valid address ({error})") from error
 
     def get(self, path: str, **more: Any) -> Any:
-        return self._said(lambda: self.client.get(path, **more)).json()
+        return self._answer(lambda: self.client.get(path, **more)).json()
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._said(lambda: self.client.post(path, json=body)).json()
+        return self._answer(lambda: self.client.post(path, json=body)).json()
 
     def data(self, path: str) -> bytes:
-        return self._said(lambda: self.client.get(path)).content
+        return self._answer(lambda: self.client.get(path)).content
 
-    def _said(self, ask: Any) -> httpx.Response:
-        with self._reached():
-            answer: httpx.Response = ask()
+    def _answer(self, send: Any) -> httpx.Response:
+        with self._transport_errors():
+            answer: httpx.Response = send()
         if not answer.is_success:
             raise SafelightError(f"{answer.request.url.path} answered {answer.status_code}: {answer.text[:200]}")
         return answer
 
     @contextmanager
-    def _reached(self) -> Generator[None]:
+    def _transport_errors(self) -> Generator[None]:
+        """Translate httpx's transport errors to SafelightError."""
         try:
             yield
         except httpx.TransportError as error:
@@ -118,13 +123,13 @@ class Safelight(_HTTP):
 
 
 class A1111(_HTTP):
-    """AUTOMATIC1111's API, which Forge, SD.Next and others speak too."""
+    """AUTOMATIC1111's API, which Forge, SD.Next and others have too."""
 
     def models(self) -> list[str]:
         return [model["title"] for model in self.get("/sdapi/v1/sd-models")]
 
     def loras(self, model: str) -> list[str]:
-        # The list tells no base.
+        # The list does not give the adapters' bases.
         del model
         return [lora["name"] for lora in self.get("/sdapi/v1/loras")]
 
@@ -144,7 +149,7 @@ class A1111(_HTTP):
 
 
 class OpenAI(_HTTP):
-    """OpenAI's API for images; its clients cannot give a seed, but local servers take one."""
+    """OpenAI's API for images. It has no seed, but local servers accept one."""
 
     def models(self) -> list[str]:
         return [model["id"] for model in self.get("/v1/models")["data"]]
@@ -166,7 +171,7 @@ class OpenAI(_HTTP):
 
 
 class InvokeAI(_HTTP):
-    """InvokeAI's API (6.x): a graph in its queue, for checkpoints of SD 1 and SD 2."""
+    """InvokeAI's API (6.x): puts a graph into its queue. Supports checkpoints of SD 1 and SD 2."""
 
     def models(self) -> list[str]:
         return [model["name"] for model in self._listed("main") if model["base"] in ("sd-1", "sd-2")]
@@ -225,7 +230,7 @@ class InvokeAI(_HTTP):
         ]
         return {
             "id": "audit",
-            # Not from its cache of results: the image has to be made.
+            # Without InvokeAI's cache of results, so that it makes the image.
             "nodes": {
                 name: {"id": name, "use_cache": False, "is_intermediate": True, **n} for name, n in nodes.items()
             },
@@ -237,23 +242,25 @@ class InvokeAI(_HTTP):
 
 
 class ComfyUI(_HTTP):
-    """ComfyUI's API: a graph of its own nodes in its queue, for checkpoints that hold all three parts.
+    """ComfyUI's API: puts a graph of its own nodes into its queue. Supports checkpoints that contain all components.
 
-    It keeps what each node gave, and gives that again for as long as the node's inputs are the same: the image of an
-    hour ago, from its file, whatever became of the model since. So every image is asked for with a word of its own in
-    the inputs of the text encoders, under a name that they do not have: it counts as a change, for them and for all
-    that follows them, but reaches no node. The loaders are not touched, for what they hold is what is audited:
-    ``/free`` would load everything anew and hide the fault. Whether it obeyed is in its own history, and is looked at.
+    ComfyUI caches the output of each node as long as the node's inputs do not change. It would answer with an old image
+    file, even if the model was damaged since. Therefore each request has a random word in the inputs of the text
+    encoders, under a name that these nodes do not have. ComfyUI counts it as a change for them and for all nodes that
+    follow, but no node reads it.
+
+    The loaders do not change, because the audit tests the models that they hold. ``/free`` would load all models again
+    and hide the fault. ComfyUI's history tells which nodes ran, and the audit checks it.
     """
 
     FRESH = frozenset({"positive", "negative", "sampler", "decode", "image"})
-    """The nodes that have to run for every image."""
+    """The nodes that must run for every image."""
 
     def models(self) -> list[str]:
         return self._choices("CheckpointLoaderSimple", "ckpt_name")
 
     def loras(self, model: str) -> list[str]:
-        # The list tells no base.
+        # The list does not give the adapters' bases.
         del model
         return self._choices("LoraLoader", "lora_name")
 
@@ -262,19 +269,19 @@ class ComfyUI(_HTTP):
         if node not in known:
             return []
         kind, *more = known[node]["input"]["required"][name]
-        # The names themselves or, of nodes of its third schema, the word COMBO before them.
+        # The list of names itself. In ComfyUI's third schema the word COMBO comes first.
         return list(kind if isinstance(kind, list) else more[0]["options"])
 
     def make(self, asked: Asked) -> bytes:
         done = self._ended(self._queued(self._graph(asked)))
-        # Old versions give no status.
+        # Old versions have no status.
         status = done.get("status") or {}
         messages: dict[str, Any] = dict(status.get("messages") or [])
         if status.get("status_str") == "error":
             raise SafelightError(f"its job failed: {_failure(messages)}")
-        kept = self.FRESH.intersection(messages.get("execution_cached", {}).get("nodes", []))
-        if kept:
-            raise SafelightError(f"not made anew: it kept what {', '.join(sorted(kept))} gave before")
+        cached = self.FRESH.intersection(messages.get("execution_cached", {}).get("nodes", []))
+        if cached:
+            raise SafelightError(f"not made again: the server used its cache of {', '.join(sorted(cached))}")
         images = done["outputs"].get("image", {}).get("images", [])
         if not images:
             raise SafelightError("its job ended without an image")
@@ -282,26 +289,26 @@ class ComfyUI(_HTTP):
         return self.data(f"/view?{httpx.QueryParams(where)}")
 
     def _queued(self, graph: dict[str, Any]) -> str:
-        with self._reached():
+        with self._transport_errors():
             answer = self.client.post("/prompt", json={"prompt": graph})
         if answer.status_code == 400:
-            raise SafelightError(f"it refused the graph: {_refusal(answer)[:400]}")
-        return self._said(lambda: answer).json()["prompt_id"]
+            raise SafelightError(f"the server refused the graph: {_refusal(answer)[:400]}")
+        return self._answer(lambda: answer).json()["prompt_id"]
 
     def _ended(self, job: str) -> dict[str, Any]:
-        """What its history says of a job, which comes there when it has ended."""
+        """Wait for the end of a job. Return its entry in the history, which ComfyUI writes at the job's end."""
         until = time.monotonic() + WAIT_SECONDS
         pause = 0.005
         while job not in (history := self.get(f"/history/{job}")):
             queue = self.get("/queue")
             running, pending = ([item[1] for item in queue[f"queue_{which}"]] for which in ("running", "pending"))
             if job not in running + pending and job not in self.get(f"/history/{job}"):
-                raise SafelightError("its job is gone: somebody cleared its queue or its history")
+                raise SafelightError("its job is gone: somebody cleared the server's queue or history")
             if time.monotonic() > until:
-                self._said(lambda: self.client.post("/queue", json={"delete": [job]}))
-                # Old versions interrupt whatever runs.
+                self._answer(lambda: self.client.post("/queue", json={"delete": [job]}))
+                # Old versions ignore the id and interrupt the running job.
                 if job in running:
-                    self._said(lambda: self.client.post("/interrupt", json={"prompt_id": job}))
+                    self._answer(lambda: self.client.post("/interrupt", json={"prompt_id": job}))
                 raise SafelightError(f"no image after {WAIT_SECONDS:.0f} s")
             time.sleep(pause := min(1.5 * pause, 0.5))
         return history[job]
@@ -337,14 +344,14 @@ class ComfyUI(_HTTP):
                 },
             ),
             "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["model", 2]}),
-            # Not SaveImage, which would leave every image of the audit in the folder of somebody's own.
+            # Not SaveImage, which would leave all images of the audit in the user's own folder.
             "image": ("PreviewImage", {"images": ["decode", 0]}),
         }
         return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
 def _refusal(answer: httpx.Response) -> str:
-    """What is wrong with a graph, of the nodes that it names or of the whole."""
+    """Return the errors of a graph: those of its nodes, else that of the whole graph."""
     try:
         body = answer.json()
         nodes = (body.get("node_errors") or {}).values()

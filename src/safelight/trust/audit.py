@@ -1,7 +1,7 @@
-"""An audit: the proof of the doctor, for any image server that somebody runs.
+"""An audit makes the doctor's checks on any image server.
 
-A then A; A, B, A, C, A and so on; and against an earlier report, once the server was started again. Nothing of the
-server is known but what its API gives: the images. No torch.
+It requests A twice, then A, B, A, C, A and so on, and compares with an earlier report after a restart of the server. It
+knows nothing of the server except the images from its API. No torch.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from safelight.trust.difference import difference
 from safelight.trust.finding import Finding
 
 ROUNDS = 3
-"""Times that every model is visited again."""
+"""How often the audit requests each model again."""
 
 
 @dataclass
 class Picture:
-    """An image that a server gave: its pixels' SHA-256, and the PNG."""
+    """An image from a server: the SHA-256 of its pixels (hex), and the bytes of its file."""
 
     sha256: str
     png: bytes
 
     @classmethod
     def of(cls, data: bytes) -> Picture:
-        """Raises SafelightError when it is no image."""
+        """Decode an image file. Raises SafelightError if it is not an image."""
         try:
             with PILImage.open(io.BytesIO(data)) as image:
                 return cls(hashlib.sha256(image.convert("RGB").tobytes()).hexdigest(), data)
         except (OSError, SyntaxError, ValueError) as error:
-            raise SafelightError(f"the server answered with what is no image ({error})") from error
+            raise SafelightError(f"the server's answer is not an image ({error})") from error
 
     def apart(self, other: Picture) -> str:
-        """How far another is from it, for people."""
+        """Describe the difference to another image, for users."""
         import numpy as np
 
         def pixels(png: bytes) -> Any:
@@ -51,13 +51,18 @@ class Picture:
 
         one, two = pixels(self.png), pixels(other.png)
         if one.shape != two.shape:
-            return f"{two.shape[1]}x{two.shape[0]} pixels where there were {one.shape[1]}x{one.shape[0]}"
+            return f"{two.shape[1]}x{two.shape[0]} pixels instead of {one.shape[1]}x{one.shape[0]}"
         return str(difference(one, two))
 
 
 @dataclass
 class Audited:
-    """What was found, and the images: of each thing that was asked for the first, and those that differed from it."""
+    """The result of an audit.
+
+    ``first``: the first image of each model and adapter, by name.
+    ``differing``: the images that differ from the first, by name and number.
+    ``asked``: the number of requests.
+    """
 
     findings: list[Finding] = field(default_factory=list[Finding])
     first: dict[str, Picture] = field(default_factory=dict[str, Picture])
@@ -65,7 +70,7 @@ class Audited:
     asked: int = 0
 
     def save(self, folder: Path) -> None:
-        """The first images and those that differ, as files."""
+        """Save the first images and those that differ as files."""
         folder.mkdir(parents=True, exist_ok=True)
         for kind, pictures in (("first", self.first), ("differs", self.differing)):
             for name, picture in pictures.items():
@@ -73,7 +78,7 @@ class Audited:
                 (folder / f"{kind}-{safe}.png").write_bytes(picture.png)
 
     def digests(self) -> dict[str, str]:
-        """For a later audit to compare with."""
+        """Return the digests of the first images, for comparison in a later audit."""
         return {name: picture.sha256 for name, picture in self.first.items()}
 
 
@@ -85,11 +90,16 @@ def audit(
     before: Mapping[str, str] | None = None,
     on_image: Callable[[int], None] = lambda _: None,
 ) -> Audited:
-    """Ask a server for the same images in many orders. ``before``: the digests of an audit before its restart."""
+    """Request the same images from a server in many orders, and compare them.
+
+    ``rounds``: how often each model is requested again.
+    ``before``: digests from an audit before the server's restart.
+    ``on_image``: called with the number of each request.
+    """
     audited = Audited()
     repeats = True
 
-    def made(model: str, lora: str = "") -> Picture | None:
+    def make(model: str, lora: str = "") -> Picture | None:
         audited.asked += 1
         on_image(audited.asked)
         try:
@@ -99,9 +109,9 @@ def audit(
             return None
 
     def visit(model: str, after: str, lora: str = "") -> bool:
-        """Whether the image is that of the first time."""
+        """Return whether the image equals the first one."""
         name = f"{model} with {lora}" if lora else model
-        picture = made(model, lora)
+        picture = make(model, lora)
         if picture is None:
             return False
         known = audited.first.setdefault(name, picture)
@@ -115,7 +125,7 @@ def audit(
     begun = time.monotonic()
     first = models[0]
     adapters = server.loras(first)
-    one, two = made(first), made(first)
+    one, two = make(first), make(first)
     if one is not None and two is not None:
         repeats = one.sha256 == two.sha256
         evidence = f"{first} twice: " + ("the same" if repeats else f"not the same, {one.apart(two)}")
@@ -133,11 +143,11 @@ def audit(
                 right += visit(first, f"after the adapter {lora}")
                 total += 1
     else:
-        todo = "It does not repeat itself: differences after a switch cannot be told from its own."
+        todo = "This server never repeats an image, so the audit cannot detect differences after a switch."
         audited.findings.append(Finding("state", "the same image after other models", True, "not tried", todo))
     if total:
         ok = right == total
-        evidence = f"{right} of {total} images after a switch are those of the first time"
+        evidence = f"{right} of {total} images after a switch equal the first ones"
         audited.findings.append(Finding("state", "switches", ok, evidence, ""))
     audited.findings += _distinct(audited, models)
     audited.findings += [_restarted(name, digest, audited) for name, digest in (before or {}).items()]
@@ -151,7 +161,7 @@ def audit(
 
 
 def _distinct(audited: Audited, models: Sequence[str]) -> list[Finding]:
-    """Whether each model gives an image of its own: else it was not the model that was asked for."""
+    """Check that each model makes a different image. Equal images mean that the server did not switch the model."""
     seen: dict[str, str] = {}
     found: list[Finding] = []
     for name in models:
@@ -160,7 +170,7 @@ def _distinct(audited: Audited, models: Sequence[str]) -> list[Finding]:
             continue
         other = seen.setdefault(picture.sha256, name)
         if other != name:
-            evidence = f"{name} gives the very image of {other}"
+            evidence = f"{name} makes the same image as {other}"
             found.append(Finding("loading", "each model's own image", False, evidence, ""))
     if not found and len(seen) > 1:
         found.append(Finding("loading", "each model's own image", True, f"{len(seen)} models, {len(seen)} images"))
@@ -171,6 +181,6 @@ def _restarted(name: str, digest: str, audited: Audited) -> Finding:
     now = audited.first.get(name)
     what = "the same image after a restart"
     if now is None:
-        return Finding("state", what, False, f"{name}: there is none now")
+        return Finding("state", what, False, f"{name}: this audit has no image of it")
     ok = now.sha256 == digest
-    return Finding("state", what, ok, f"{name}: {'the same' if ok else 'another than before the restart'}")
+    return Finding("state", what, ok, f"{name}: {'the same' if ok else 'differs from the one before the restart'}")

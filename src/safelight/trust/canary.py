@@ -1,7 +1,7 @@
-"""Canaries: a tiny generation by each model whose result is known, from a process that has held no other model.
+"""Canaries: a tiny image by each model, made in a process that held no other model.
 
-It is kept with the run settings and versions that made it, so that it can be compared after a switch, by the doctor,
-and after an upgrade. 264 by 264 pixels are 1,089 latents: more than the 1,024 beyond which kernels are known to break.
+A canary is stored with its run settings and versions. Safelight compares it after a switch, in the doctor, and after an
+upgrade. 264 × 264 pixels have 1,089 latents, which is more than the 1,024 above which some kernels are known to break.
 """
 
 from __future__ import annotations
@@ -36,8 +36,13 @@ SEED = 20_240_229
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """``run``: the run settings that made it; ``png``: the image, for saying how far another is from it; ``made``:
-    seconds since 1970."""
+    """A stored canary.
+
+    ``pixels_sha256``: SHA-256 of its pixels (hex).
+    ``run``: its run settings.
+    ``png``: the image as a PNG in base64, to measure differences.
+    ``made``: when it was made, in seconds since 1970.
+    """
 
     pixels_sha256: str
     run: Mapping[str, Any]
@@ -45,39 +50,39 @@ class Canary:
     made: float
 
     def pixels(self) -> np.ndarray[Any, Any]:
-        """uint8 (h, w, 3)."""
+        """Return the pixels, uint8 (h, w, 3)."""
         with PILImage.open(io.BytesIO(base64.b64decode(self.png))) as image:
             return np.asarray(image.convert("RGB"))
 
 
 def request(model: Model, precision: str = "auto") -> Request:
-    """What a model's canary is asked for."""
+    """Return the request for a model's canary."""
     wanted: Any = precision
     return Request(PROMPT, model.name, seed=SEED, steps=STEPS, width=SIDE, height=SIDE, precision=wanted)
 
 
 class Canaries:
-    """The canaries kept under ``root``; ``fresh`` makes an image of a request, with that digest, in a new process."""
+    """The canaries under ``root``. ``fresh``: makes an image in a new process, from a request and a model's digest."""
 
     def __init__(self, root: Path, fresh: Callable[[Request, str], Image]) -> None:
         self._folder = root / "canaries"
         self._fresh = fresh
 
     def known(self, model: Model, settings: Mapping[str, Any]) -> Canary | None:
-        """The canary of a model with those run settings."""
+        """Return a model's canary with the given run settings, None if there is none."""
         return next((canary for canary in self.history(model) if dict(canary.run) == dict(settings)), None)
 
     def history(self, model: Model) -> list[Canary]:
-        """All canaries of a model, with whatever run settings and versions; the newest last."""
+        """Return all canaries of a model, of any run settings and versions, the newest last."""
         values = kept.read(self._path(model), "canaries")
         found = [Canary(**value) for value in values.values()]
         return sorted(found, key=lambda canary: canary.made)
 
     def keep(self, model: Model, image: Image) -> Canary:
-        """Keep an image as the canary of its run settings."""
-        held = io.BytesIO()
-        PILImage.frombytes("RGB", (image.width, image.height), image.pixels).save(held, "PNG")
-        png = base64.b64encode(held.getvalue()).decode()
+        """Store an image as the canary of its run settings."""
+        buffer = io.BytesIO()
+        PILImage.frombytes("RGB", (image.width, image.height), image.pixels).save(buffer, "PNG")
+        png = base64.b64encode(buffer.getvalue()).decode()
         canary = Canary(image.pixels_sha256, image.metadata["run"], png, time.time())
         others = kept.read(self._path(model), "canaries")
         key = f"{canary.made:.3f} {canary.pixels_sha256[:16]}"
@@ -86,12 +91,14 @@ class Canaries:
         return canary
 
     def made_fresh(self, model: Model, precision: str = "auto") -> Canary:
-        """Make the canary in a new process, and keep it."""
+        """Make a model's canary in a new process, and store it."""
         return self.keep(model, self._fresh(request(model, precision), model.digest))
 
     def compare(self, model: Model, make: Callable[[Request], Image], precision: str = "auto") -> Difference | None:
-        """Make the canary here and compare it with the known one, which is made in a new process when there is none:
-        how far they are from each other, None when they are the same."""
+        """Make a model's canary with ``make``, and compare it with the stored one. Return None if they are equal.
+
+        If there is no stored one, a new process makes it first.
+        """
         image = make(request(model, precision))
         known = self.known(model, image.metadata["run"]) or self.made_fresh(model, precision)
         if known.pixels_sha256 == image.pixels_sha256:
@@ -103,9 +110,11 @@ class Canaries:
 
 
 def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Bench], None]:
-    """For :attr:`safelight.engine.local.LocalEngine.on_switch`: compares the canary of the model that was switched to;
-    when it is another, what is in memory is proven again and read anew, and both are compared once more. Raises
-    CanaryError when it is still another."""
+    """Return a function for :attr:`safelight.engine.local.LocalEngine.on_switch`. It compares the new model's canary.
+
+    If the canary differs, the function checks the model's bytes in memory, loads the model again, and compares once
+    more. It raises CanaryError if the canary still differs.
+    """
 
     def look(model: Model, bench: Bench) -> None:
         def make(asked: Request) -> Image:
@@ -122,5 +131,5 @@ def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Bench
 
 
 def pixels_of(image: Image) -> np.ndarray[Any, Any]:
-    """uint8 (h, w, 3)."""
+    """Return an image's pixels, uint8 (h, w, 3)."""
     return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)

@@ -1,4 +1,4 @@
-"""What of the library can be put over a model, for those who try it. No adapter is left out for being no user's own."""
+"""Lists combinations of a model with adapters, for the doctor and for soaks. Adapters of the starters count too."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from safelight.request.schema import Request
 STRENGTH = 0.7
 
 MOST_ADAPTERS = 4
-"""That are tried over one model."""
+"""Limit of adapters that are tried with one model."""
 
 
 def over(engine: LocalEngine, model: Model, prompt: str) -> list[tuple[Lora, ...]]:
-    """Nothing, each sound adapter of weights that fits the model, and two at once."""
+    """Return combinations of adapters for a model: none, each intact weight adapter that fits, and two at once."""
     fitting: list[Lora] = []
     for adapter in engine.shelves.adapters.all():
         lora = Lora(adapter.name, STRENGTH)

@@ -1,4 +1,4 @@
-"""How far two images are from each other. No torch."""
+"""Measures the difference of two images. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Between two images: of 255, and the structural similarity (Wang et al. 2004) of their luminance."""
+    """The difference of two images.
+
+    ``largest``, ``mean``: absolute difference of channels, 0 to 255.
+    ``similarity``: structural similarity (Wang et al. 2004) of their luminance; 1 if they are equal.
+    """
 
     largest: int
     mean: float
@@ -21,7 +25,7 @@ class Difference:
 
 
 def difference(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> Difference:
-    """How far two images of one size are from each other."""
+    """Measure the difference of two images of the same size, uint8 (h, w, 3)."""
     apart = np.abs(one.astype(np.int16) - other.astype(np.int16))
     return Difference(int(apart.max()), float(apart.mean()), _similarity(_luminance(one), _luminance(other)))
 
@@ -31,7 +35,7 @@ def _luminance(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _similarity(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
-    """SSIM over windows of 8 by 8 pixels, with the constants of the paper."""
+    """Return the SSIM over windows of 8 × 8 pixels, with the constants of the paper."""
     from scipy.ndimage import uniform_filter
 
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2

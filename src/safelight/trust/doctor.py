@@ -1,8 +1,12 @@
-"""The doctor: looks for what spoils images on this machine, in the order of the usual suspects, with evidence.
+"""The doctor looks for the cause of spoiled images on this machine. It checks the usual suspects in this order:
 
-Loading: are the files what was added? State: is anything left of the last model? Attention: does the kernel compute
-rightly? Memory: are the bytes in memory those that were read, and are the books right? Device: can its copies be
-trusted, and does it repeat itself? Whoever has never heard of any of this reads the sentences; `--json` is for scripts.
+- Loading: are the files unchanged since they were added?
+- State: did the last model leave anything behind?
+- Attention: does the kernel compute correctly?
+- Memory: are the bytes in memory those of the files, and does the ledger match the memory?
+- Device: are copies correct, and does the device repeat its results?
+
+Findings are sentences for users; ``--json`` is for scripts.
 """
 
 from __future__ import annotations
@@ -33,19 +37,19 @@ from safelight.trust.remedies import suggestions
 from safelight.trust.report import A_THEN_A, ADAPTED, GROWN, SWITCHED, Report, in_order
 
 ROUNDS = 4
-"""Switches over which memory is watched."""
+"""Number of switches during which memory is measured."""
 
 GROWTH = 64 << 20
-"""Bytes that the process may grow beside its ledger."""
+"""Bytes by which the process may grow in addition to its ledger."""
 
 ROUNDING = 0.9
-"""Structural similarity of two images that differ by rounding: more."""
+"""Two images with a structural similarity above this differ only by rounding."""
 
-READ_AGAIN = "Nothing: it was dropped and is read again. If it happens again, test this machine's memory (memtest86+)."
+READ_AGAIN = "Nothing: Safelight reads it again. If it happens again, test this machine's memory (memtest86+)."
 
 
 class Doctor:
-    """Examines an engine. ``canaries`` make and keep canaries, in processes of their own."""
+    """Examines an engine. ``canaries``: make canaries in separate processes, and store them."""
 
     def __init__(self, engine: LocalEngine, canaries: Canaries) -> None:
         self.engine = engine
@@ -53,25 +57,28 @@ class Doctor:
         self._spread: Difference | None = None
 
     def since_upgrade(self, models: Sequence[Model]) -> Iterator[Finding]:
-        """For each model, whether its canary is that of the last other versions, and if not how far it is from it."""
+        """Yield for each model whether its canary equals the one of the previous versions, or how much it differs."""
         for model in models:
-            image, problem = self._made(model)
+            image, problem = self._image(model)
             what = f"the canary of {model.name}"
             if image is None:
-                yield Finding("loading", what, False, problem, "`safelight doctor` looks for the cause.")
+                yield Finding("loading", what, False, problem, "Run `safelight doctor` to find the cause.")
                 continue
             run = image.metadata["run"]
             earlier = [canary for canary in self._canaries.history(model) if dict(canary.run) != dict(run)]
             if self._canaries.known(model, run) is None:
                 self._canaries.made_fresh(model)
             if not earlier:
-                yield Finding("device", what, True, "no earlier versions made one; from now on there is one to compare")
+                yield Finding("device", what, True, "earlier versions made none; from now on there is one to compare")
                 continue
             yield _upgraded(what, earlier[-1], image)
 
     def examine(self, models: Sequence[Model], on_finding: Callable[[Finding], None] = lambda _: None) -> Report:
-        """Look at everything. What is in memory and what is kept between jobs is looked at before anything is made, as
-        making something brings it anew. ``on_finding`` is told of each finding as it is found."""
+        """Check everything.
+
+        Memory and the state between jobs come first, because making an image would load them again.
+        ``on_finding``: called with each finding.
+        """
         found: list[Finding] = []
         for finding in self._all(list(models)):
             found.append(finding)
@@ -100,13 +107,13 @@ class Doctor:
         try:
             self.engine.library.verify(model.name)
         except SafelightError as error:
-            todo = f"Get it again, then `safelight models verify {model.name}`, or add it again if it was meant."
+            todo = f"Download it again and run `safelight models verify {model.name}`. If you changed it, add it again."
             return Finding("loading", what, False, str(error), todo)
         size = sum(t.nbytes for c in model.manifest.components for t in c.tensors)
-        return Finding("loading", what, True, f"{size / 1e6:.0f} MB read, every tensor as it was added")
+        return Finding("loading", what, True, f"{size / 1e6:.0f} MB read, every tensor is unchanged")
 
     def _adapters(self) -> Iterator[Finding]:
-        """The files of those that the user has; those that came along are part of the installation."""
+        """Check the files of the user's own adapters. The starters' are part of the installation."""
         for adapter in self.engine.shelves.adapters.all():
             if adapter.origin != "added":
                 continue
@@ -114,10 +121,10 @@ class Doctor:
             try:
                 self.engine.shelves.adapters.verify(adapter)
             except SafelightError as error:
-                todo = "Get it again, and add it again with `safelight adapters add`."
+                todo = "Download it again, and add it again with `safelight adapters add`."
                 yield Finding("loading", what, False, str(error), todo)
             else:
-                yield Finding("loading", what, True, "every tensor as it was added")
+                yield Finding("loading", what, True, "every tensor is unchanged")
 
     # State
 
@@ -125,15 +132,15 @@ class Doctor:
         what = "models between two images"
         changed = self.engine.bench.skeletons.check()
         if changed:
-            todo = "Nothing: they were dropped. Look for what keeps a reference to a model (an extension, a hook)."
-            return Finding("state", what, False, f"something was left on them: {'; '.join(changed[:3])}", todo)
-        return Finding("state", what, True, "every kept one is as it was built: no hook, no processor, no flag")
+            todo = "Nothing: Safelight dropped them. Look for an extension or a hook that holds a reference to a model."
+            return Finding("state", what, False, f"they were changed: {'; '.join(changed[:3])}", todo)
+        return Finding("state", what, True, "every cached model is unchanged: no hook, no processor, no flag")
 
     def _images(self, models: list[Model]) -> Iterator[Finding]:
-        """A then A; then each model after each other one; against fresh processes."""
+        """Make images by one model twice, then by each model after another, and compare with fresh processes."""
         there: list[Model] = []
         for model in models:
-            image, problem = self._made(model)
+            image, problem = self._image(model)
             if image is None:
                 yield Finding("state", f"an image by {model.name}", False, problem, "See the other findings.")
                 continue
@@ -146,15 +153,15 @@ class Doctor:
             yield self._against_fresh(model)
         for _ in range(max(0, ROUNDS - 2 * len(there) + 1)):
             for model in there[:2]:
-                self._made(model)
+                self._image(model)
         gc.collect()
         grown = machine.anonymous_bytes() - self._stored() - before
-        evidence = f"{grown / 1e6:+.0f} MB beside the models' own after {max(ROUNDS, 2 * len(there) - 1)} switches"
+        evidence = f"{grown / 1e6:+.0f} MB in addition to the models after {max(ROUNDS, 2 * len(there) - 1)} switches"
         ok = grown < GROWTH
         yield Finding("memory", GROWN, ok, evidence, "" if ok else "`safelight doctor --soak 2000` measures it.")
 
     def _put_on_and_off(self, model: Model, plain: Image) -> Iterator[Finding]:
-        """The model under adapters that fit it, and alone again."""
+        """Make images with adapters that fit the model, and then without them again."""
         combined = [loras for loras in combinations.over(self.engine, model, request(model).prompt) if loras]
         if not combined:
             return
@@ -162,10 +169,10 @@ class Doctor:
             for loras in combined:
                 next(self._generated(replace(request(model), loras=loras)))
         except (SafelightError, RuntimeError) as error:
-            todo = "`safelight adapters verify` looks at their files."
+            todo = "Run `safelight adapters verify` to check their files."
             yield Finding("state", ADAPTED, False, f"{model.name}: {error}", todo)
             return
-        image, problem = self._made(model)
+        image, problem = self._image(model)
         if image is None:
             yield Finding("state", ADAPTED, False, f"{model.name}: {problem}", "See the other findings.")
             return
@@ -173,23 +180,23 @@ class Doctor:
         if not same and self._spread is not None:
             similar = difference(pixels_of(plain), pixels_of(image)).similarity
             same = similar >= min(self._spread.similarity, ROUNDING)
-        evidence = f"{model.name}: after {len(combined)} combinations it draws {'as before' if same else 'otherwise'}"
-        todo = "" if same else "Start again, and report it with `safelight doctor --save FILE`."
+        result = "the same image as before" if same else "another image"
+        evidence = f"{model.name}: after {len(combined)} combinations it makes {result}"
+        todo = "" if same else "Restart Safelight, and report it with `safelight doctor --save FILE`."
         yield Finding("state", ADAPTED, same, evidence, todo)
 
     def _twice(self, model: Model, first: Image) -> Finding:
-        """Whether the device repeats itself; its spread is what comparisons allow from now on."""
-        again, problem = self._made(model)
+        """Check whether the device repeats its results. Later comparisons allow the difference found here."""
+        again, problem = self._image(model)
         if again is None:
             return Finding("state", A_THEN_A, False, problem, "See the other findings.")
         if again.pixels_sha256 == first.pixels_sha256:
             return Finding("device", A_THEN_A, True, f"{model.name} twice: the same")
         self._spread = apart = difference(pixels_of(first), pixels_of(again))
         ok = apart.similarity >= ROUNDING
-        evidence = f"{model.name} twice: not the same, {apart}" + ("; comparisons allow as much" if ok else "")
-        return Finding(
-            "device", A_THEN_A, ok, evidence, "" if ok else "`safelight --device cpu doctor` shows whose fault it is."
-        )
+        evidence = f"{model.name} twice: not the same, {apart}" + ("; comparisons allow this difference" if ok else "")
+        todo = "" if ok else "Run `safelight --device cpu doctor` to see whether the device is at fault."
+        return Finding("device", A_THEN_A, ok, evidence, todo)
 
     def _against_fresh(self, model: Model) -> Finding:
         def make(asked: Request) -> Image:
@@ -200,42 +207,43 @@ class Doctor:
         except (SafelightError, RuntimeError) as error:
             return Finding("state", SWITCHED, False, f"{model.name}: {error}", "See the other findings.")
         if apart is None:
-            return Finding("state", SWITCHED, True, f"{model.name}: as in a process that has held no other model")
+            return Finding("state", SWITCHED, True, f"{model.name}: the same as in a process that held no other model")
         if self._spread is not None and apart.similarity >= min(self._spread.similarity, ROUNDING):
-            return Finding("state", SWITCHED, True, f"{model.name}: within this device's own spread, {apart}")
+            return Finding("state", SWITCHED, True, f"{model.name}: within this device's own variation, {apart}")
         suspect, todo = self._explained(model)
         return Finding(suspect, SWITCHED, False, f"{model.name}: {apart}", todo)
 
     def _generated(self, asked: Request) -> Iterator[Image]:
-        """Everything computed: what text encoders made before is not used."""
+        """Generate images without the cache of text-encoder outputs, so that everything is computed."""
         self.engine.bench.conditionings.clear()
         return self.engine.generate(asked)
 
-    def _made(self, model: Model) -> tuple[Image | None, str]:
+    def _image(self, model: Model) -> tuple[Image | None, str]:
+        """Return (image, ""), or (None, why it failed)."""
         try:
             return next(self._generated(request(model))), ""
         except (SafelightError, RuntimeError) as error:
             return None, str(error)
 
     def _explained(self, model: Model) -> tuple[Suspect, str]:
-        """Which suspect an image that differs points to, by what makes it right again."""
+        """Return (suspect, what to do) for an image that differs. What repairs the image tells the suspect."""
         if self.engine.repairs.check(model):
             return "memory", READ_AGAIN
         known = {str(canary.run["attention"]): canary for canary in self._canaries.history(model)}
         self.engine.unload(model.digest)
-        image, _ = self._made(model)
+        image, _ = self._image(model)
         if image is None:
-            return "state", "Start again, and report it with `safelight doctor --save FILE`."
+            return "state", "Restart Safelight, and report it with `safelight doctor --save FILE`."
         now = known.get(image.metadata["run"]["attention"])
         if now is not None and now.pixels_sha256 == image.pixels_sha256:
-            return "loading", "Nothing: it was read again. If it happens again, report it with `--save`."
+            return "loading", "Nothing: Safelight read it again. If it happens again, report it with `--save`."
         if image.metadata["run"]["attention"] != REFERENCE:
             bench = self.engine.bench_for(model)
             with_reference = replace(bench, run=replace(bench.run, attention=REFERENCE))
             reference = run.image(Settled(request(model)), model, computing_all(with_reference), 0, lambda _: None)
             if difference(pixels_of(image), pixels_of(reference)).similarity < ROUNDING:
                 return "attention", f"`safelight config set attention_type {REFERENCE}`"
-        return "state", "Start again, and report it with `safelight doctor --save FILE`."
+        return "state", "Restart Safelight, and report it with `safelight doctor --save FILE`."
 
     # Attention
 
@@ -246,7 +254,7 @@ class Doctor:
         tried = attention.try_out([name], dtype, at, settings.attention_slice_size)[name]
         what = f"the kernel {name} in {settings.dtype}"
         todo = (
-            "" if tried.passed else f"`safelight config set attention_type {REFERENCE}`, until another version is out."
+            "" if tried.passed else f"`safelight config set attention_type {REFERENCE}`, until a fixed version is out."
         )
         yield Finding("attention", what, tried.passed, tried.why, todo)
 
@@ -256,9 +264,9 @@ class Doctor:
         what = f"weights in memory, {when}"
         wrong = self.engine.repairs.check()
         if wrong:
-            return Finding("memory", what, False, f"not what was read: {', '.join(wrong[:3])}", READ_AGAIN)
+            return Finding("memory", what, False, f"differ from the files: {', '.join(wrong[:3])}", READ_AGAIN)
         nbytes = sum(tier.resident_bytes for tier in self.engine.tiers)
-        return Finding("memory", what, True, f"{nbytes / 1e6:.0f} MB, all as they were read")
+        return Finding("memory", what, True, f"{nbytes / 1e6:.0f} MB, all as in the files")
 
     def _books(self) -> Finding:
         what = "the ledger"
@@ -266,25 +274,25 @@ class Doctor:
             pool = tier.pool
             there = pool.used_bytes + pool.kept_bytes + pool.lingering_bytes
             if tier.ledger.stored(tier.place) != there:
-                evidence = f"{tier.place}: {tier.ledger.stored(tier.place)} bytes are noted, {there} are there"
-                return Finding("memory", what, False, evidence, "Start again, and report it with `--save FILE`.")
+                evidence = f"{tier.place}: the ledger has {tier.ledger.stored(tier.place)} bytes, the pool has {there}"
+                return Finding("memory", what, False, evidence, "Restart Safelight, and report it with `--save FILE`.")
             if pool.lingering_bytes:
-                evidence = (
-                    f"{tier.place}: somebody keeps {pool.lingering_bytes / 1e6:.1f} MB of weights that were dropped"
-                )
-                return Finding("memory", what, False, evidence, "Look for what keeps a reference to a model.")
+                evidence = f"{tier.place}: something still holds {pool.lingering_bytes / 1e6:.1f} MB of evicted weights"
+                return Finding("memory", what, False, evidence, "Look for code that holds a reference to a model.")
             over = tier.ledger.stored(tier.place) + tier.ledger.reserved(tier.place) - tier.ledger.budget(tier.place)
             if over > 0:
                 evidence = f"{tier.place}: {over / 1e6:.1f} MB over its budget"
-                return Finding("memory", what, False, evidence, "Close what else uses this memory, or start again.")
+                todo = "Close other programs that use this memory, or restart Safelight."
+                return Finding("memory", what, False, evidence, todo)
         device = self.engine.bench.device
         if device.separate:
             own = self.engine.bench.residency.ledger.stored(device.name)
-            told = device.allocated()
-            if told is not None and abs(told - own) > GROWTH:
-                evidence = f"{device.name} has {told} bytes in use, {own} are noted"
-                return Finding("memory", what, False, evidence, "Start again; another program may use the device.")
-        return Finding("memory", what, True, "every byte of weights is noted, and none is over the budget")
+            allocated = device.allocated()
+            if allocated is not None and abs(allocated - own) > GROWTH:
+                evidence = f"{device.name} has {allocated} bytes in use, the ledger has {own}"
+                todo = "Restart Safelight. Another program may use the device."
+                return Finding("memory", what, False, evidence, todo)
+        return Finding("memory", what, True, "it has every byte of weights, and is within the budget")
 
     def _stored(self) -> int:
         return sum(tier.ledger.stored(tier.place) for tier in self.engine.tiers if tier.place == "host")
@@ -300,19 +308,19 @@ class Doctor:
         seen = selftest.tried(device)
         device.asynchronous = before and seen.asynchronous
         trusted = seen.asynchronous or not before
-        todo = "" if trusted else "Nothing: from now on copies wait for each other on this device."
+        todo = "" if trusted else "Nothing: from now on Safelight copies synchronously to this device."
         yield Finding("device", f"copies to {device.name}", trusted, seen.why, todo)
 
     def _arithmetic(self, device: Device) -> Finding:
         settings = self.engine.bench.run
         what = f"{settings.dtype} on {settings.device}"
         if settings.dtype != "fp32" and not choice.computes(settings.dtype, device.torch):
-            evidence = "a product of matrices is further from float64 than rounding makes it"
+            evidence = "a matrix product differs from float64 by more than rounding"
             return Finding("device", what, False, evidence, "`safelight config set precision fp32`")
-        return Finding("device", what, True, "a product of matrices is as near to float64 as rounding lets it be")
+        return Finding("device", what, True, "a matrix product differs from float64 only by rounding")
 
     def machine(self) -> dict[str, str]:
-        """What computes, and with which versions."""
+        """Return a description of the machine, its settings and its library versions."""
         settings = self.engine.bench.run
         return {
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -338,7 +346,7 @@ def _upgraded(what: str, before: Canary, image: Image) -> Finding:
         return Finding("device", what, True, f"the same as before {since}")
     apart = difference(before.pixels(), pixels_of(image))
     ok = apart.similarity >= ROUNDING
-    evidence = f"since {since}: {apart}" + ("; that is rounding" if ok else "")
+    evidence = f"since {since}: {apart}" + ("; this is only rounding" if ok else "")
     return Finding(
-        "device", what, ok, evidence, "" if ok else "`safelight rollback` goes back to the earlier versions."
+        "device", what, ok, evidence, "" if ok else "Run `safelight rollback` to return to the earlier versions."
     )

@@ -1,9 +1,11 @@
-"""Environments: each version of Safelight that was installed by ``safelight upgrade`` has one of its own. No torch.
+"""Environments: each version of Safelight that ``safelight upgrade`` installs has its own environment. No torch.
 
-``PREFIX`` is the environment into which the user installed Safelight; ``PREFIX/safelight-environments/NAME`` are the
-others. Each begins as a tree of hard links to the packages of the active one, which takes no room. pip unlinks and
-writes anew what it changes, so no other environment changes with it. ``active.json`` beside them says which one the
-command ``safelight`` runs (:mod:`safelight.installation`). Going back changes that file and nothing else.
+``PREFIX`` is the environment into which the user installed Safelight. The others are
+``PREFIX/safelight-environments/NAME``. A new environment starts as hard links to the packages of the active one, so it
+takes no disk space. pip replaces files and never writes into them, so the other environments do not change.
+
+``active.json`` beside them names the environment that the command ``safelight`` runs (:mod:`safelight.installation`). A
+rollback changes only that file.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ from safelight.errors import InputError
 from safelight.files import write_whole
 
 SOURCE = "source.txt"
-"""What was installed in an environment. It is written last: a folder without it is no environment."""
+"""The file that says what was installed in an environment. It is written last: a folder without it is incomplete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """One environment: its name, the folder of the virtual environment, when it was made (seconds since 1970; 0 for
-    the first), and its packages with their versions."""
+    """One environment.
+
+    ``prefix``: the folder of the virtual environment.
+    ``when``: when it was created, in seconds since 1970; 0 for the first.
+    ``versions``: the versions of its packages, by name.
+    """
 
     name: str
     prefix: Path
@@ -40,27 +46,27 @@ class Environment:
 
     @property
     def python(self) -> Path:
-        """The interpreter."""
+        """The path of its interpreter."""
         return installation.python_of(self.prefix)
 
 
 class Environments:
-    """The environments of one installation. ``prefix``: of any of them; the running one's by default."""
+    """The environments of one installation. ``prefix``: any of them; default: the running one."""
 
     def __init__(self, prefix: Path | None = None) -> None:
         self._first = installation.first(prefix or Path(sys.prefix))
         self._home = self._first / installation.FOLDER
 
     def refusal(self) -> str | None:
-        """Why this installation is not ours to change, None when it is."""
+        """Return why Safelight may not change this installation, None if it may."""
         if self._first == Path(sys.base_prefix):
             marker = Path(sysconfig.get_path("stdlib")) / "EXTERNALLY-MANAGED"
-            managed = "the system's package manager looks after this Python"
+            managed = "the system's package manager manages this Python"
             return managed if marker.exists() else "this Python is not a virtual environment"
         return None if os.access(self._first, os.W_OK) else f"{self._first} cannot be written"
 
     def all(self) -> list[Environment]:
-        """The first, then the others in the order in which they were made."""
+        """Return all environments, the oldest first."""
         found = [Environment(installation.FIRST, self._first, 0.0, _versions(self._first))]
         found += [
             Environment(path.parent.name, path.parent, path.stat().st_mtime, _versions(path.parent))
@@ -69,23 +75,23 @@ class Environments:
         return sorted(found, key=lambda environment: environment.when)
 
     def named(self, name: str) -> Environment:
-        """The environment of that name. Raises InputError when there is none."""
+        """Return the environment of a name. Raises InputError if there is none."""
         for environment in self.all():
             if environment.name == name:
                 return environment
-        raise InputError(f"there is no environment {name!r}; `safelight rollback --list` shows them")
+        raise InputError(f"there is no environment {name!r}; `safelight rollback --list` lists all")
 
     def active(self) -> Environment:
-        """The one that the command runs."""
+        """Return the environment that the command runs."""
         return self.named(installation.state(self._first).active)
 
     def before(self) -> Environment | None:
-        """The one that the command ran before the last change; None when nothing was ever changed."""
+        """Return the environment that the command ran before the last change, None if there was no change."""
         name = installation.state(self._first).before
         return self.named(name) if name else None
 
     def activate(self, environment: Environment) -> None:
-        """Have the command run that one from now on."""
+        """Make the command run this environment from now on."""
         now = installation.state(self._first)
         state = {"active": environment.name, "before": now.active}
         if environment.name != now.active or now.gone:
@@ -99,13 +105,13 @@ class Environments:
         isolated: bool = False,
         try_out: Sequence[str] = (),
     ) -> Environment:
-        """Make an environment with the packages of the active one, and install ``requirement`` of ``package`` there,
-        then what that requires.
+        """Create an environment with the packages of the active one, and install ``requirement`` and its dependencies.
 
-        ``options`` are pip's. ``isolated``: pip takes no further index from its settings or from the environment's
-        variables. ``try_out``: arguments of the new interpreter, which has to end with exit code 0.
-
-        Raises InputError with what pip or the new interpreter says. Nothing is left then.
+        ``package``: the name of the package that ``requirement`` must be.
+        ``options``: options of pip.
+        ``isolated``: pip ignores indexes in its settings and in the environment's variables.
+        ``try_out``: arguments for the new interpreter, which must end with exit code 0.
+        Raises InputError with the message of pip or of the new interpreter. The new environment is then removed.
         """
         if why := self.refusal():
             raise InputError(why)
@@ -120,12 +126,12 @@ class Environments:
             if not (_site(prefix) / "pip").exists():
                 _run(package, python, "-I", "-m", "ensurepip")
             pip = (python, "-I", "-m", "pip", "install", "--disable-pip-version-check")
-            # The same version may be another build: it is installed again, and never taken for installed already.
+            # The same version may be another build. --force-reinstall keeps pip from skipping it.
             _run(requirement, *pip, "--force-reinstall", *options, requirement, isolated=isolated)
             version = _versions(prefix).get(package)
             if version is None:
                 raise InputError(f"{requirement} is not the package {package}")
-            _run(f"what {package} {version} requires", *pip, f"{package}=={version}")
+            _run(f"the dependencies of {package} {version}", *pip, f"{package}=={version}")
             if try_out:
                 _run(f"{package} {version}, which does not start", python, "-I", *try_out)
             write_whole(prefix / SOURCE, f"{requirement}\n".encode())
@@ -136,7 +142,7 @@ class Environments:
 
 
 def _new_folder(home: Path) -> Path:
-    """A new folder, called by the first number that is free; two that ask at once get two."""
+    """Create a folder named by the first free number. Two simultaneous calls get two folders."""
     number = 1
     while True:
         try:
@@ -148,7 +154,7 @@ def _new_folder(home: Path) -> Path:
 
 
 def _shares_system_packages(prefix: Path) -> bool:
-    """Whether an environment sees the packages of the Python that it was made from."""
+    """Return whether an environment uses the packages of its base Python."""
     with contextlib.suppress(OSError):
         lines = (prefix / "pyvenv.cfg").read_text().splitlines()
         return any(line.replace(" ", "").lower() == "include-system-site-packages=true" for line in lines)
@@ -164,7 +170,7 @@ def _versions(prefix: Path) -> dict[str, str]:
 
 
 def _run(what: str, *command: str, isolated: bool = False) -> None:
-    """Raises InputError with the last line that the command says when it fails."""
+    """Run a command. Raises InputError with the last line of its output if it fails."""
     variables = dict(os.environ)
     if isolated:
         variables = {name: value for name, value in variables.items() if not name.startswith("PIP_")}
@@ -176,7 +182,7 @@ def _run(what: str, *command: str, isolated: bool = False) -> None:
 
 
 def _link(source: str, target: str) -> str:
-    """A hard link, or a copy where the file system has none."""
+    """Create a hard link, or a copy if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""A finding: what was looked at, and whether it is as it must be. No torch."""
+"""A finding: the result of one check. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ SUSPECTS: tuple[Suspect, ...] = ("loading", "state", "attention", "memory", "dev
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check. ``what`` was looked at, the ``evidence``, and what to do (``todo``) when it is not ``ok``."""
+    """The result of one check.
+
+    ``suspect``: the suspect that the check is about.
+    ``what``: what was checked.
+    ``ok``: whether it is as it must be.
+    ``evidence``: what the check saw.
+    ``todo``: what to do if it is not ok.
+    """
 
     suspect: Suspect
     what: str

@@ -1,4 +1,4 @@
-"""What repaired images more than once, as a setting that somebody may want for good."""
+"""Suggests settings that have repaired images more than once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ OFTEN = 2
 
 
 def suggestions(root: Path) -> Iterator[Finding]:
-    """What helped twice or more."""
+    """Yield a finding for each repair that helped at least :data:`OFTEN` times."""
     for helped, values in kept.everything(root / COUNTS).items():
         times = values.get("times", 0)
         if times < OFTEN:
             continue
         suspect = values.get("suspect")
         setting = SETTINGS.get(str(suspect))
-        todo = f"`safelight config set {setting}`" if setting else "If it goes on, report it with `--save FILE`."
+        todo = f"`safelight config set {setting}`" if setting else "If it continues, report it with `--save FILE`."
         evidence = f"{times} images were repaired: {helped}; the last one as {values.get('last')}"
         of: Suspect = suspect if suspect in ("loading", "state", "attention", "memory") else "device"
         yield Finding(of, "repairs so far", True, evidence, todo)

@@ -1,4 +1,4 @@
-"""What the doctor says: findings, in the order of the usual suspects, and the cause that explains them."""
+"""The doctor's report: findings in the order of the usual suspects, and the most likely cause."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SWITCHED = "the same image after other models"
 ADAPTED = "the same image after adapters"
 GROWN = "the process's memory over switches"
 SYMPTOMS = (A_THEN_A, SWITCHED, ADAPTED, GROWN)
-"""What wrong bytes, kernels and leftovers all lead to."""
+"""Symptoms that can come from wrong bytes, broken kernels or leftover state alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All findings. ``cause``: the suspect whose finding explains the others best; empty when all is right."""
+    """All findings, and a description of the machine."""
 
     findings: tuple[Finding, ...]
     machine: dict[str, str]
@@ -30,7 +30,10 @@ class Report:
 
     @property
     def cause(self) -> str:
-        """Direct evidence goes before symptoms: bytes that are wrong explain an image that is wrong, not conversely."""
+        """The suspect whose finding explains the others best; empty if all findings are ok.
+
+        Direct evidence comes before symptoms: wrong bytes explain a wrong image, but not the other way round.
+        """
         wrong = [finding for finding in self.findings if not finding.ok]
         direct = [finding for finding in wrong if finding.what not in SYMPTOMS]
         if direct:
@@ -38,7 +41,7 @@ class Report:
         return min(wrong, key=lambda finding: SYMPTOMS.index(finding.what)).suspect if wrong else ""
 
     def values(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the report as plain values, for JSON."""
         return {
             "ok": self.ok,
             "cause": self.cause,
@@ -48,12 +51,12 @@ class Report:
 
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The findings in the order of the suspects."""
+    """Sort findings by the order of the suspects."""
     return tuple(sorted(findings, key=lambda finding: SUSPECTS.index(finding.suspect)))
 
 
 def without_names(report: Report, models: Sequence[Model]) -> Report:
-    """The report with the models' names and paths left out, for whoever is sent it."""
+    """Return the report without the models' names and paths, so that a user can send it to others."""
 
     def bare(text: str) -> str:
         for number, model in enumerate(models, 1):

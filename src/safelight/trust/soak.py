@@ -1,11 +1,11 @@
-"""A soak: switches at random over the library, for so many images or so long, and what became of them.
+"""A soak switches at random between the library's models and adapters, for a number of images or a time.
 
-Every image must be that of its model's first; memory must not grow; a switch must not become slower.
+Every image must equal the first of its kind, memory must not grow, and a switch must not become slower.
 
-What is looked at is memory that nobody accounts for: what this process has, less what the ledger has stored and what is
-kept of prompts, after garbage was collected and the allocator gave back what it kept. Everything is made twice first:
-each kind brings code, tables and threads' stacks with it that stay. From then on this memory is flat within a fraction
-of a megabyte; a leak is a slope that goes on to the end.
+A soak measures unaccounted memory: the memory of this process minus the bytes in the ledger and the cached prompts. It
+measures after a garbage collection, and after the allocator returned its free memory. Every kind of image is made twice
+first, because each kind loads code, tables and threads' stacks that stay. After that, unaccounted memory is constant
+within a fraction of a megabyte. A leak is a slope that continues to the end.
 """
 
 from __future__ import annotations
@@ -35,40 +35,44 @@ from safelight.trust.canary import PROMPT, SEED, STEPS
 from safelight.trust.finding import Finding
 
 SIDE = 128
-"""Most pixels a side: what is tried is switching, not size."""
+"""Limit of pixels per side. A soak tests switching, not size."""
 
 LEAK = 0.1
-"""Megabytes an image: a leak of a megabyte in ten images has to be found. …"""
+"""Megabytes per image. A soak must find a leak of a megabyte in ten images."""
 
 HARMLESS = LEAK / 3
-"""… Slower growth is not told from tables that fill."""
+"""Megabytes per image. Slower growth cannot be distinguished from tables that fill up."""
 
 TWICE = 2
-"""So often everything is made before memory is looked at."""
+"""How often every kind of image is made before memory is measured."""
 
 LEAST = 36
-"""Images after that without which nothing can be said."""
+"""Images that are needed after that for a result."""
 
 PARTS = 3
-"""Memory has to grow in each of so many parts of the soak: what only fills up stops, and a step is in one of them."""
+"""Number of parts of a soak. A leak grows in each part, a table that fills up stops, and a step is in one part only."""
 
 CALMER = 3.0
-"""Times: what grows that much slower in one part than in another fills up."""
+"""Factor. Memory that grows this much slower in one part than in another is a table that fills up."""
 
 SURE = 2.33
-"""Standard deviations: in one part alone, growth by chance is one in a hundred."""
+"""Standard deviations. The probability of growth by chance in a single part is 1 %."""
 
 MOST = 400
-"""Values of a part that are compared with each other; of a long soak some are left out, evenly."""
+"""Limit of values in a part that are compared with each other. Of a longer part, every n-th value is used."""
 
 SLOWER = 2.0
-"""Times: the median switch of the last tenth against that of the first."""
+"""Limit of the median switch time of the last tenth, as a factor of that of the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Megabytes an image: the slope, and the bounds between which it surely is. ``goes_on``: whether it is there in
-    each part, in none much less than in another."""
+    """Growth of memory.
+
+    ``rate``: the slope in megabytes per image.
+    ``low``, ``high``: confidence bounds of the slope.
+    ``goes_on``: memory grows in each part, and in no part much slower than in another.
+    """
 
     rate: float
     low: float
@@ -82,9 +86,14 @@ class Growth:
 
 @dataclass
 class Soaked:
-    """One entry for each image: its model and what was over it, seconds of its switch, megabytes of memory after it
-    that nobody accounts for. ``drifted``: numbers of images that were not the first of their kind. ``settled``: images
-    that were made before everything had been made twice."""
+    """The measurements of a soak. The first three lists have one entry per image.
+
+    ``models``: name of the model and its adapters.
+    ``switch``: seconds of the switch.
+    ``megabytes``: unaccounted memory after the image.
+    ``drifted``: numbers of the images that differ from the first of their kind.
+    ``settled``: number of images until every kind had been made twice.
+    """
 
     models: list[str] = field(default_factory=list[str])
     switch: list[float] = field(default_factory=list[float])
@@ -93,7 +102,7 @@ class Soaked:
     settled: int = 0
 
     def findings(self) -> list[Finding]:
-        """What it shows, as the doctor says it."""
+        """Return the results as the doctor's findings."""
         count = len(self.models)
         tenth = max(1, count // 10)
         said = f"{count} images over {len(set(self.models))} models and combinations"
@@ -105,7 +114,7 @@ class Soaked:
             + (
                 f"{len(self.drifted)} differ, the first is number {self.drifted[0]}" if self.drifted else "none differs"
             ),
-            "Start again, and report it with `--save FILE`." if self.drifted else "",
+            "Restart Safelight, and report it with `--save FILE`." if self.drifted else "",
         )
         leak = self._leak(said)
         first, last = _median(self.switch[tenth : 2 * tenth] or self.switch), _median(self.switch[-tenth:])
@@ -120,7 +129,7 @@ class Soaked:
         return [drift, leak, times]
 
     def growth(self) -> Growth | None:
-        """Of memory from when everything had been made twice; None for too few images."""
+        """Return the growth of memory after every kind had been made twice; None for too few images."""
         if len(self.megabytes) - self.settled < LEAST:
             return None
         values = _levelled(self.models[self.settled :], np.array(self.megabytes[self.settled :]))
@@ -135,11 +144,11 @@ class Soaked:
         if growth is None:
             need = self.settled + LEAST if self.settled else "more"
             return Finding("memory", what, True, f"{said}: too short to tell; it needs {need} images")
-        shown = f"{said}: {growth.rate * 1e3:+.0f} kB an image, from number {self.settled + 1} on"
+        shown = f"{said}: {growth.rate * 1e3:+.0f} kB per image, from number {self.settled + 1} on"
         if growth.leaks:
             return Finding("memory", what, False, f"{shown}, to the end", "Report it with `--save FILE`.")
         if growth.high > HARMLESS:
-            return Finding("memory", what, True, f"{shown}: too short to tell whether that goes on")
+            return Finding("memory", what, True, f"{shown}: too short to tell whether that continues")
         return Finding("memory", what, True, shown)
 
 
@@ -149,7 +158,7 @@ def soak(
     enough: Callable[[int, float], bool],
     on_image: Callable[[int], None] = lambda _: None,
 ) -> Soaked:
-    """Make images until ``enough`` (given how many there are, and seconds) says so."""
+    """Make images until ``enough`` returns True. It is called with the number of images and the seconds so far."""
     soaked, right, chance, start = Soaked(), dict[str, str](), random.Random(0), time.perf_counter()
     over = {model.name: combinations.over(engine, model, PROMPT) for model in models}
     first = [(model, loras) for model in models for loras in over[model.name]] * TWICE
@@ -184,8 +193,10 @@ def _next(
     last: str,
     chance: random.Random,
 ) -> Kind:
-    """What to make: what of ``first`` is left, then anything; of another model than the last, if there is another: a
-    soak is of switches."""
+    """Choose the next image: what is left of ``first``, then anything.
+
+    The model differs from the last one if possible, because a soak tests switches.
+    """
     left = Counter(model.name for model, _ in first if model.name != last)
     if left:
         [(name, _)] = left.most_common(1)
@@ -197,7 +208,7 @@ def _next(
 
 
 def _unaccounted(engine: LocalEngine) -> int:
-    """Bytes that this process has in memory and nobody accounts for."""
+    """Return the bytes of this process's memory that are in no account."""
     gc.collect()
     machine.give_back()
     ledger = engine.bench.residency.ledger
@@ -205,7 +216,7 @@ def _unaccounted(engine: LocalEngine) -> int:
 
 
 def _swapped() -> int:
-    """Bytes of this process that the system put on disk meanwhile; none where it does not say."""
+    """Return the bytes of this process that the system swapped to disk; 0 if the system does not report them."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -217,8 +228,11 @@ Numbers = np.ndarray[tuple[int], np.dtype[Any]]
 
 
 def _levelled(kinds: Sequence[str], values: Numbers) -> Numbers:
-    """The values less what kinds have more or less than others all the time. That is not told from growth by comparing
-    different kinds, so the growth by which the levels are found is that of images of the same kind."""
+    """Subtract from each value the constant level of its kind.
+
+    Differences between kinds look like growth. Therefore the growth that is removed to find the levels comes only from
+    images of the same kind.
+    """
     at, names = np.arange(len(values)), np.array(kinds)
     slopes = [_slopes(at[names == name], values[names == name]) for name in dict.fromkeys(kinds)]
     flat = values - at * float(np.median(np.concatenate(slopes))) if any(map(len, slopes)) else values
@@ -227,14 +241,17 @@ def _levelled(kinds: Sequence[str], values: Numbers) -> Numbers:
 
 
 def _slopes(at: Numbers, values: Numbers) -> Numbers:
-    """Between any two of the values, sorted."""
+    """Return the slopes between any two of the values, sorted."""
     one, other = np.triu_indices(len(at), 1)
     return np.sort((values[other] - values[one]) / (at[other] - at[one]))
 
 
 def _slope(at: Numbers, values: Numbers) -> tuple[float, float, float]:
-    """The median of the slopes between any two values (Theil 1950, Sen 1968), which no outliers and no steps move
-    much, and the bounds between which it surely is, by the variance of Kendall's S."""
+    """Return (slope, lower bound, upper bound).
+
+    The slope is the median of the slopes between any two values (Theil 1950, Sen 1968). Outliers and steps hardly
+    change it. The bounds follow from the variance of Kendall's S.
+    """
     every = -(-len(at) // MOST)
     slopes, count = _slopes(at[::every], values[::every]), len(at[::every])
     away = SURE * (count * (count - 1) * (2 * count + 5) / 18) ** 0.5 / 2
@@ -248,9 +265,9 @@ def _median(values: Sequence[float]) -> float:
 
 
 def plot(soaked: Soaked, path: Path) -> None:
-    """Memory and switch time by image, as a PNG."""
+    """Plot memory and switch time by image into a PNG."""
     panels = (
-        ("memory that nobody accounts for, MB", soaked.megabytes),
+        ("unaccounted memory, MB", soaked.megabytes),
         ("switch, ms", [seconds * 1e3 for seconds in soaked.switch]),
     )
     width, height, margin = 1000, 260, 50

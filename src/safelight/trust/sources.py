@@ -1,5 +1,5 @@
-"""Where another version of Safelight is installed from. A name alone is never enough: an index may have a package of
-that name by somebody else. No torch."""
+"""Sources of other versions of Safelight. A name alone is never enough, because an index may have somebody else's
+package of that name. No torch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ _HOW = "give a wheel, a checkout, or the address of an index: `safelight upgrade
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """``requirement``: what pip is asked to install. ``index``: the only index in which it is looked for, "" when the
-    requirement is itself the place."""
+    """A source of a version.
+
+    ``requirement``: the requirement for pip: a path, or the package's name.
+    ``index``: the only index that pip searches; "" if the requirement is a path.
+    """
 
     requirement: str
     index: str = ""
 
     @property
     def options(self) -> tuple[str, ...]:
-        """pip's: Safelight alone, and from there alone."""
+        """Options of pip: install Safelight without dependencies, and only from this source."""
         return ("--no-deps", *(("--index-url", self.index) if self.index else ()))
 
     def __str__(self) -> str:
@@ -36,43 +39,46 @@ class Source:
 
 
 def named(text: str, version: str = "") -> Source:
-    """The source that a user names. Raises InputError for what is none, or is another package's."""
+    """Return the source that a user names. Raises InputError if it is not a source, or belongs to another package."""
     parts = urlsplit(text)
     if parts.scheme in ("http", "https"):
         if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             raise InputError(
-                f"{text}: an index is read over https, so that nobody on the way changes what is installed"
+                f"{text}: an index must be read over https, so that nobody can change the package on its way"
             )
         return Source(f"{NAME}=={version}" if version else NAME, text)
     path = Path(text).expanduser().absolute()
     if version:
-        raise InputError(f"--to {version}: only an index has several versions; {path} is one")
+        raise InputError(f"--to {version}: only an index has several versions; {path} is a single one")
     found = _project_of(path)
     if found != NAME:
-        raise InputError(f"{path}: {f'is of the package {found}' if found else 'is no wheel and no checkout'}; {_HOW}")
+        problem = f"belongs to the package {found}" if found else "is neither a wheel nor a checkout"
+        raise InputError(f"{path}: {problem}; {_HOW}")
     return Source(str(path))
 
 
 def of_running(package: str = NAME) -> Source:
-    """The source that the running version came from, as pip recorded it (PEP 610). Raises InputError where that is not
-    known, or cannot have a newer version."""
+    """Return the source of the running version, as pip recorded it (PEP 610).
+
+    Raises InputError if it is unknown, or cannot have a newer version.
+    """
     try:
         recorded = distribution(package).read_text("direct_url.json")
     except PackageNotFoundError:
         recorded = None
     if not recorded:
-        raise InputError(f"nothing says where the running version came from; {_HOW}")
+        raise InputError(f"the source of the running version is unknown; {_HOW}")
     values = json.loads(recorded)
     path = Path(unquote(urlsplit(values["url"]).path))
     if values.get("dir_info", {}).get("editable"):
-        raise InputError(f"the running version is the checkout {path} itself: update that (`git pull`); or {_HOW}")
+        raise InputError(f"the running version is the checkout {path} itself: update it (`git pull`), or {_HOW}")
     if "dir_info" not in values:
-        raise InputError(f"the running version came from {values['url']}, which is one version; {_HOW}")
+        raise InputError(f"the running version came from {values['url']}, which is a single version; {_HOW}")
     return named(str(path))
 
 
 def _project_of(path: Path) -> str:
-    """The name of the package that a wheel or a checkout holds; "" when it is neither."""
+    """Return the name of the package in a wheel or a checkout; "" if the path is neither."""
     try:
         if path.is_dir():
             return str(tomllib.loads((path / "pyproject.toml").read_text())["project"]["name"])

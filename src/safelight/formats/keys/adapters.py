@@ -1,9 +1,9 @@
-"""Adapters of weights (LoRA and its kin): which tensor of which component each of their tensors changes.
+"""Maps each tensor of a weight adapter (LoRA, LoHa, LoKr, …) to the component and the tensor that it changes.
 
-Names are those of kohya's scripts (``lora_unet_…``, in diffusers' and in LDM's block names), of diffusers (old
-attention processors, ``.lora.down``), of PEFT (``.lora_A.weight``, with and without an adapter's name), of LyCORIS and
-of ComfyUI (``diffusion_model.…``). They are looked up in the architecture's own table, never
-guessed by replacing underscores.
+Supported names: kohya's scripts (``lora_unet_…``, with diffusers' or LDM's block names), diffusers (old attention
+processors, ``.lora.down``), PEFT (``.lora_A.weight``, with and without an adapter's name), LyCORIS, and ComfyUI
+(``diffusion_model.…``). The names are looked up in the architecture's own table, never guessed by replacing
+underscores.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from safelight.formats.keys.rows import Row, squeezed
 Kind = Literal["lora", "loha", "lokr", "diff"]
 
 MOST_RANK = 8192
-"""Above the width of every layer; a larger one is no low rank."""
+"""Limit of the rank. It is above the width of every layer, so a larger rank is not a low rank."""
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What shapes do not tell. ``kind``: as the rules of kinds name it. ``scaled``: components for which the file's
-    metadata gives the scale of the products (PEFT's ``lora_alpha``), ``scales``: those."""
+    """The settings of an adapter that do not follow from shapes.
+
+    ``kind``: the kind of the file, as in :data:`safelight.formats.keys.kinds.KIND_RULES`.
+    ``scaled``: components for which the metadata gives the scale of the products (PEFT's ``lora_alpha``).
+    ``scales``: these scales, in the order of ``scaled``.
+    """
 
     kind: str
     scaled: tuple[str, ...] = ()
@@ -39,12 +43,13 @@ class AdapterConfig:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What an adapter does to one tensor of a component.
+    """The change that an adapter makes to one tensor of a component.
 
-    ``target``: the tensor, in the module's names. ``slots``: by their role in the formula (``down``, ``up``, ``mid``,
-    ``alpha``, ``dora_scale``, ``magnitude`` (PEFT's DoRA), ``hada_w1_a``, ``lokr_w1``, ``diff``, …) the names of the
-    adapter's tensors. ``block``: the block of LDM's UNet in which it is (``IN04``, ``M00``, ``OUT11``), ``BASE``
-    elsewhere.
+    ``kind``: the formula.
+    ``target``: the changed tensor, by its name in the module.
+    ``slots``: names of the adapter's tensors, by their role in the formula (``down``, ``up``, ``mid``, ``alpha``,
+    ``dora_scale``, ``magnitude`` (PEFT's DoRA), ``hada_w1_a``, ``lokr_w1``, ``diff``, …).
+    ``block``: block of LDM's UNet that contains the target (``IN04``, ``M00``, ``OUT11``), ``BASE`` elsewhere.
     """
 
     kind: Kind
@@ -55,7 +60,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """``parts`` by component. ``unknown``: tensors that fit nothing; ``odd``: those of another shape, with both."""
+    """How an adapter fits a checkpoint.
+
+    ``parts``: the changes of each component, by role.
+    ``unknown``: names of tensors that match no tensor of the checkpoint.
+    ``odd``: targets for which the adapter has the wrong shape, with both shapes.
+    """
 
     parts: Mapping[str, tuple[Part, ...]]
     unknown: tuple[str, ...] = ()
@@ -86,7 +96,7 @@ _OF_BIAS = frozenset({"bias", "diff_b", "b_norm"})
 
 
 def split(name: str) -> tuple[str, str] | None:
-    """(module, slot) of an adapter's tensor by its name; None for a name of another form."""
+    """Split the name of an adapter's tensor into (module, slot). Return None if the form of the name is unknown."""
     for pattern, fixed in _SUFFIXES:
         found = pattern.fullmatch(name)
         if found is None:
@@ -102,7 +112,12 @@ def split(name: str) -> tuple[str, str] | None:
 
 @dataclass
 class Module:
-    """A module of a component: its ``path`` there, the block of LDM's UNet in which it is, its tensors' shapes."""
+    """A module of a component.
+
+    ``path``: its name in the component.
+    ``block``: the block of LDM's UNet that contains it, ``BASE`` elsewhere.
+    ``shapes``: the shapes of its tensors, by name in the module.
+    """
 
     role: str
     path: str
@@ -122,11 +137,14 @@ _COMFY: Mapping[str, tuple[str, ...]] = {
     "text_encoder": ("text_encoders.clip_l.transformer.", "text_encoders.clip_h.transformer."),
     "text_encoder_2": ("text_encoders.clip_g.transformer.",),
 }
-"""Before the modules' names in files that ComfyUI wrote (``comfy/lora.py``)."""
+"""Prefixes of the modules' names in files from ComfyUI (``comfy/lora.py``)."""
 
 
 def spellings(components: Mapping[str, Iterable[Row]]) -> Mapping[str, Module]:
-    """Every name under which adapters know the modules of these components (role to table)."""
+    """Return the modules of these components under every name that adapters use for them.
+
+    ``components``: the table of each component, by role.
+    """
     found: dict[str, Module] = {}
     for role, rows in components.items():
         if role == "vae":
@@ -164,7 +182,7 @@ _BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.([0-9]+)")
 
 
 def block_of(names: Iterable[str]) -> str:
-    """The block of LDM's UNet from a module's names."""
+    """Return the block of LDM's UNet that contains a module, from the module's names; ``BASE`` if there is none."""
     for name in names:
         found = _BLOCK.match(name)
         if found is not None:
@@ -174,7 +192,11 @@ def block_of(names: Iterable[str]) -> str:
 
 
 def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
-    """What an adapter's tensors (name to shape) do to the modules of a checkpoint (by :func:`spellings`)."""
+    """Match an adapter's tensors with the modules of a checkpoint.
+
+    ``shapes``: the shapes of the adapter's tensors, by name.
+    ``known``: the checkpoint's modules, from :func:`spellings`.
+    """
     grouped: dict[tuple[str, str], dict[str, str]] = {}
     modules: dict[tuple[str, str], Module] = {}
     unknown: list[str] = []
@@ -200,16 +222,16 @@ def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
                 unknown += chosen.values()
                 continue
             sizes = {slot: shapes[name] for slot, name in chosen.items()}
-            made = _made(kind, sizes) if _scales_fit(sizes, shape) else None
-            if made is None or not _same(made, shape):
-                odd.append(f"{module.role}.{target}: {list(made) if made else 'nothing'} instead of {list(shape)}")
+            found = _difference_shape(kind, sizes) if _scales_fit(sizes, shape) else None
+            if found is None or not _same(found, shape):
+                odd.append(f"{module.role}.{target}: {list(found) if found else 'nothing'} instead of {list(shape)}")
                 continue
             parts.setdefault(module.role, []).append(Part(kind, target, chosen, module.block))
-    return Fit({role: tuple(found) for role, found in parts.items()}, tuple(unknown), tuple(odd))
+    return Fit({role: tuple(changes) for role, changes in parts.items()}, tuple(unknown), tuple(odd))
 
 
 def _formulas(slots: Mapping[str, str]) -> Iterable[tuple[str, Kind | None, dict[str, str]]]:
-    """(which tensor of the module, the formula, its slots); kind None for slots that make none together."""
+    """Yield (tensor of the module, formula, slots). The formula is None if the slots together form none."""
     scale = {slot: name for slot, name in slots.items() if slot in _SCALES}
     rest = {slot: name for slot, name in slots.items() if slot not in scale and slot not in _OF_BIAS}
     bias = {slot: name for slot, name in slots.items() if slot in _OF_BIAS}
@@ -218,7 +240,7 @@ def _formulas(slots: Mapping[str, str]) -> Iterable[tuple[str, Kind | None, dict
     elif scale:
         yield "weight", None, scale
     for slot, name in bias.items():
-        # PEFT's bias of ``up`` is scaled as the product is.
+        # PEFT scales the bias of ``up`` by the same factor as the product.
         more = {**scale, "down": rest["down"]} if slot == "bias" and "down" in rest else {}
         yield "bias", "diff", {"diff": name, **{k: v for k, v in more.items() if k not in _OF_WEIGHT}}
 
@@ -240,20 +262,20 @@ def _kind(slots: Mapping[str, str]) -> Kind | None:
 
 
 def _scales_fit(sizes: Mapping[str, Shape], shape: Shape) -> bool:
-    """Whether alpha is one number, and a magnitude has one for each row, or for each column."""
+    """Return whether alpha is a single number, and a magnitude has one number per row or per column."""
     count = {slot: math.prod(size) for slot, size in sizes.items()}
     magnitude = count.get("magnitude", shape[0]) == shape[0] and count.get("dora_scale", shape[0]) in shape[:2]
     return count.get("alpha", 1) == 1 and magnitude
 
 
-def _same(made: Shape, shape: Shape) -> bool:
-    """A convolution's difference may come as a matrix, its columns channels times kernel."""
-    flat = len(made) == 2 and len(shape) > 2 and made == (shape[0], math.prod(shape[1:]))
-    return flat or squeezed(made) == squeezed(shape)
+def _same(found: Shape, shape: Shape) -> bool:
+    """Compare two shapes. A convolution's difference may be a matrix with channels × kernel columns."""
+    flat = len(found) == 2 and len(shape) > 2 and found == (shape[0], math.prod(shape[1:]))
+    return flat or squeezed(found) == squeezed(shape)
 
 
 def rank(kind: Kind, shapes: Mapping[str, Shape]) -> int:
-    """The rank by which alpha is divided; 0 where nothing is."""
+    """Return the rank by which alpha is divided; 0 if alpha is not divided."""
     match kind:
         case "lora":
             return shapes["down"][0]
@@ -266,8 +288,8 @@ def rank(kind: Kind, shapes: Mapping[str, Shape]) -> int:
             return shapes["down"][0] if "down" in shapes else 0
 
 
-def _made(kind: Kind, shapes: Mapping[str, Shape]) -> Shape | None:
-    """The shape of the difference, None when its factors do not go together."""
+def _difference_shape(kind: Kind, shapes: Mapping[str, Shape]) -> Shape | None:
+    """Return the shape of the difference, None if its factors do not fit together."""
     try:
         if rank(kind, shapes) > MOST_RANK:
             return None
@@ -293,20 +315,20 @@ def _lora(shapes: Mapping[str, Shape]) -> Shape | None:
 
 
 def _loha(shapes: Mapping[str, Shape]) -> Shape | None:
-    made: list[Shape] = []
+    products: list[Shape] = []
     for number in "12":
         a, b, t = shapes[f"hada_w{number}_a"], shapes[f"hada_w{number}_b"], shapes.get(f"hada_t{number}")
         if t is None:
             (rows, inner), (other, columns) = a, b
             if inner != other:
                 return None
-            made.append((rows, columns))
+            products.append((rows, columns))
         else:
             (inner_a, rows), (inner_b, columns) = a, b
             if (t[0], t[1]) != (inner_a, inner_b):
                 return None
-            made.append((rows, columns, *t[2:]))
-    return made[0] if made[0] == made[1] else None
+            products.append((rows, columns, *t[2:]))
+    return products[0] if products[0] == products[1] else None
 
 
 def _lokr(shapes: Mapping[str, Shape]) -> Shape | None:

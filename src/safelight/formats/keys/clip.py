@@ -1,4 +1,4 @@
-"""CLIP text encoders: their settings from the shapes of a file, and their tensors from the settings.
+"""CLIP text encoders. Infers their settings from a file's shapes, and their tensors from the settings.
 
 Names are those of ``transformers.CLIPTextModel`` (with and without ``text_model.``, which version 5 drops when it
 saves) and of OpenCLIP, in whose form SD 2 and SDXL's second encoder are published.
@@ -14,7 +14,7 @@ from safelight.formats.keys.rows import NotThisArchitecture, Row, Shapes, Source
 
 @dataclass(frozen=True, slots=True)
 class CLIPConfig:
-    """``projection``: width of the pooled output, None for an encoder without one."""
+    """Settings of a CLIP text encoder. ``projection``: width of the pooled output, None if there is none."""
 
     width: int
     intermediate: int
@@ -26,10 +26,11 @@ class CLIPConfig:
 
 
 def infer(shapes: Shapes, activation: str, drop_last: bool = False) -> CLIPConfig:
-    """Settings of a text encoder from its tensors' shapes.
+    """Infer a text encoder's settings from its tensors' shapes.
 
-    ``activation`` comes from the base (``quick_gelu`` for OpenAI's, ``gelu`` for OpenCLIP's). ``drop_last``: leave out
-    the last layer of an OpenCLIP encoder, as SD 2 was trained on the output before it. Raises NotThisArchitecture.
+    ``activation``: from the base (``quick_gelu`` for OpenAI's encoder, ``gelu`` for OpenCLIP's).
+    ``drop_last``: leave out the last layer of an OpenCLIP encoder, because SD 2 was trained on the output before it.
+    Raises NotThisArchitecture.
     """
     names = set(shapes)
     open_clip = "positional_embedding" in names
@@ -52,14 +53,14 @@ def infer(shapes: Shapes, activation: str, drop_last: bool = False) -> CLIPConfi
 
 
 def without_projection(config: CLIPConfig) -> CLIPConfig:
-    """The same encoder where nothing asks for its pooled output."""
+    """Return the settings of the same encoder without its pooled output."""
     return replace(config, projection=None)
 
 
 def tensors(config: CLIPConfig) -> Iterator[Row]:
-    """Every tensor of the text encoder, in the order of use.
+    """Yield every tensor of the text encoder, in the order of use.
 
-    With a projection the names carry ``text_model.``, as ``CLIPTextModelWithProjection`` has them.
+    With a projection the names start with ``text_model.``, as in ``CLIPTextModelWithProjection``.
     """
     width, inner = config.width, config.intermediate
     prefix = "" if config.projection is None else "text_model."

@@ -1,5 +1,5 @@
-"""ControlNets (Zhang et al. 2023, arXiv 2302.05543): a copy of a UNet's encoder that is shown a picture. Their settings
-from the shapes of a file, and their tensors from the settings.
+"""ControlNets (Zhang et al. 2023, arXiv 2302.05543): a copy of a UNet's encoder that gets a picture as input. Infers
+their settings from a file's shapes, and their tensors from the settings.
 
 Names are those of ``diffusers.ControlNetModel`` and of the original code (``cldm``, here "LDM").
 """
@@ -17,8 +17,12 @@ from safelight.formats.keys.unet import UNetConfig
 
 @dataclass(frozen=True, slots=True)
 class ControlNetConfig:
-    """``encoder``: of the UNet whose encoder it copies, as far as that goes. ``hint``: widths of the convolutions that
-    bring the picture, of ``hint_channels``, down to the latents' size."""
+    """Settings of a ControlNet.
+
+    ``encoder``: settings of the UNet whose encoder it copies; only those of the encoder count.
+    ``hint``: widths of the convolutions that scale the picture down to the latents' size.
+    ``hint_channels``: channels of the picture.
+    """
 
     encoder: UNetConfig
     hint: tuple[int, ...]
@@ -26,7 +30,10 @@ class ControlNetConfig:
 
 
 def infer(shapes: Shapes) -> ControlNetConfig:
-    """Settings of a ControlNet from its tensors' shapes, in diffusers' names or LDM's. Raises NotThisArchitecture."""
+    """Infer a ControlNet's settings from its tensors' shapes, in diffusers' names or LDM's.
+
+    Raises NotThisArchitecture.
+    """
     try:
         if "controlnet_cond_embedding.conv_in.weight" in shapes:
             first = shapes["controlnet_cond_embedding.conv_in.weight"]
@@ -42,7 +49,7 @@ def infer(shapes: Shapes) -> ControlNetConfig:
 
 
 def tensors(config: ControlNetConfig) -> Iterator[Row]:
-    """Every tensor of the ControlNet, in the order of use."""
+    """Yield every tensor of the ControlNet, in the order of use."""
     encoder, hint = config.encoder, config.hint
     yield from unet.embedding(encoder)
     yield from weight_and_bias(

@@ -1,7 +1,7 @@
-"""What a file is, by the names of its tensors: one table, tried from top to bottom.
+"""Rules that identify the kind of a file by the names of its tensors. The first matching row of the table wins.
 
-A rule's sentence is what the user is told. ``checkpoint`` rows only say which base; whether the checkpoint is complete
-is decided by the base's table of tensors.
+The user sees the rule's sentence. A ``checkpoint`` row only decides the base; the base's table of tensors then decides
+whether the checkpoint is complete.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class KindRule:
-    """Fires when each of the patterns matches the start of some tensor's name.
+    """A rule that fires when each of its patterns matches the start of some tensor's name.
 
-    ``base`` is None where names do not tell.
+    ``base``: None if the names do not decide the base.
     """
 
     kind: str

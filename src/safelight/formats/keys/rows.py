@@ -1,4 +1,4 @@
-"""A row of an architecture's table: a tensor as the module names it, its shape, and where files keep it."""
+"""Rows of an architecture's table: a tensor's name in the module, its shape, and its names in files."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
-"""Of a layer or block. Names come from files: ``isdigit`` would let in superscripts, and ``int`` has its own limit."""
+"""Number of a layer or block. The names come from files, so ``isdigit`` is too weak (it accepts superscripts), and the
+length is bounded because ``int`` raises for too many digits."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Tensor name to shape, of one component, without the component's prefix."""
+"""The shape of each tensor of one component, by name without the component's prefix."""
 
 
 class NotThisArchitecture(Exception):
-    """The shapes do not describe this component; the message says what was looked for."""
+    """The shapes do not describe this component. The message says which tensor is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place in which files keep a tensor.
+    """A name under which files store a tensor.
 
-    ``part`` is (index, count) when the tensor is one of ``count`` equal parts of the source's rows (a fused
-    projection); ``transpose`` when a matrix is stored the other way round. Shapes that differ only in axes of size one
-    count as equal: a 1×1 convolution and a linear layer hold the same bytes.
+    ``part``: (index, count) if the tensor is one of ``count`` equal parts of the source's rows (a fused projection).
+    ``transpose``: the file stores the matrix transposed.
+
+    Shapes that differ only in axes of size 1 count as equal: a 1×1 convolution and a linear layer have the same bytes.
     """
 
     name: str
@@ -33,7 +35,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``name``: in the module's ``state_dict``. ``shape``: what the module expects. ``sources``: in order of trial."""
+    """One tensor of an architecture.
+
+    ``name``: its name in the module's ``state_dict``.
+    ``shape``: the shape that the module expects.
+    ``sources``: its names in files; the first one that a file has is used.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -41,24 +48,24 @@ class Row:
 
 
 def row(name: str, shape: tuple[int, ...], *others: str | Source) -> Row:
-    """A row that files keep under its own name or under any of ``others``."""
+    """Return the row of a tensor that files store under its own name or under any of ``others``."""
     sources = [Source(name), *(other if isinstance(other, Source) else Source(other) for other in others)]
     return Row(name, shape, tuple(sources))
 
 
 def weight_and_bias(name: str, weight: tuple[int, ...], *others: str) -> Iterator[Row]:
-    """The two tensors of a layer whose bias has as many elements as its weight has rows."""
+    """Yield the two tensors of a layer. Its bias has as many elements as its weight has rows."""
     yield row(f"{name}.weight", weight, *(f"{other}.weight" for other in others))
     yield row(f"{name}.bias", weight[:1], *(f"{other}.bias" for other in others))
 
 
 def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without axes of size one."""
+    """Return the shape without axes of size 1."""
     return tuple(n for n in shape if n != 1)
 
 
 def count_indexed(names: Iterable[str], prefix: str) -> int:
-    """How many consecutive numbers from 0 follow ``prefix`` in the names: layers, blocks."""
+    """Count the consecutive numbers, from 0, that follow ``prefix`` in the names: layers or blocks."""
     found: set[int] = set()
     for name in names:
         if name.startswith(prefix):

@@ -1,4 +1,4 @@
-"""The UNet of Stable Diffusion 1, 2 and XL: its settings from the shapes of a file, and its tensors from the settings.
+"""The UNet of Stable Diffusion 1, 2 and XL. Infers its settings from a file's shapes, its tensors from the settings.
 
 Names are those of ``diffusers.UNet2DConditionModel`` and of the original code (``ldm.modules.diffusionmodules``,
 here "LDM").
@@ -14,9 +14,12 @@ from safelight.formats.keys.rows import NotThisArchitecture, Row, Shapes, count_
 
 @dataclass(frozen=True, slots=True)
 class UNetConfig:
-    """``depths``: transformer blocks per attention of each level, 0 for none. ``time_features``: of SDXL's added
-    conditioning, None without it. ``linear_projection``: SD 2 and SDXL project with matrices, SD 1 with 1×1
-    convolutions."""
+    """Settings of a UNet.
+
+    ``depths``: transformer blocks per attention of each level; 0 if the level has no attention.
+    ``linear_projection``: SD 2 and SDXL project with matrices, SD 1 with 1×1 convolutions.
+    ``time_features``: width of SDXL's added conditioning; None without it.
+    """
 
     in_channels: int
     out_channels: int
@@ -30,10 +33,10 @@ class UNetConfig:
 
 
 def infer(shapes: Shapes, whole: bool = True) -> UNetConfig:
-    """Settings of a UNet from its tensors' shapes, in diffusers' names or LDM's; not ``whole``: of its encoder alone,
-    which gives as many channels as it takes.
+    """Infer a UNet's settings from its tensors' shapes, in diffusers' names or LDM's.
 
-    Raises NotThisArchitecture when the tensors from which they are read are not there.
+    ``whole``: False for an encoder alone, whose output channels are set to its input channels.
+    Raises NotThisArchitecture when tensors from which settings are inferred are missing.
     """
     try:
         config = _infer_diffusers(shapes, whole) if "conv_in.weight" in shapes else _infer_ldm(shapes, whole)
@@ -45,7 +48,7 @@ def infer(shapes: Shapes, whole: bool = True) -> UNetConfig:
 
 
 def _attention(shapes: Shapes, prefix: str) -> tuple[int, int, bool]:
-    """(transformer blocks, width of the context, linear projection) of the attention at ``prefix``."""
+    """Return (transformer blocks, width of the context, linear projection) of the attention at ``prefix``."""
     depth = count_indexed(shapes, f"{prefix}.transformer_blocks.")
     context = shapes[f"{prefix}.transformer_blocks.0.attn2.to_k.weight"][1]
     return depth, context, len(shapes[f"{prefix}.proj_in.weight"]) == 2
@@ -103,14 +106,14 @@ def _infer_ldm(shapes: Shapes, whole: bool) -> UNetConfig:
 
 
 def tensors(config: UNetConfig) -> Iterator[Row]:
-    """Every tensor of the UNet. The order is that in which a forward pass uses them."""
+    """Yield every tensor of the UNet, in the order in which a forward pass uses them."""
     yield from embedding(config)
     yield from encoder(config)
     yield from _decoder(config)
 
 
 def embedding(config: UNetConfig) -> Iterator[Row]:
-    """Of the time step, of SDXL's added conditioning, and the first convolution."""
+    """Yield the tensors of the time embedding, of SDXL's added conditioning, and of the first convolution."""
     first, time = config.block_out_channels[0], config.block_out_channels[0] * 4
     yield from weight_and_bias("time_embedding.linear_1", (time, first), "time_embed.0")
     yield from weight_and_bias("time_embedding.linear_2", (time, time), "time_embed.2")
@@ -121,7 +124,7 @@ def embedding(config: UNetConfig) -> Iterator[Row]:
 
 
 def skips(config: UNetConfig) -> list[int]:
-    """The widths of what the encoder hands to the decoder, in the order in which it makes them."""
+    """Return the widths of the skip connections from encoder to decoder, in the encoder's order."""
     widths = config.block_out_channels
     out = [widths[0]]
     for level, width in enumerate(widths):
@@ -130,7 +133,7 @@ def skips(config: UNetConfig) -> list[int]:
 
 
 def encoder(config: UNetConfig) -> Iterator[Row]:
-    """The way down, and the middle."""
+    """Yield the tensors of the down blocks and of the middle block."""
     widths, layers = config.block_out_channels, config.layers_per_block
     time = widths[0] * 4
     block, before = 1, widths[0]
@@ -156,7 +159,7 @@ def encoder(config: UNetConfig) -> Iterator[Row]:
 
 
 def _decoder(config: UNetConfig) -> Iterator[Row]:
-    """The way up, and the last convolution."""
+    """Yield the tensors of the up blocks and of the last convolution."""
     widths, layers = config.block_out_channels, config.layers_per_block
     first, time, before = widths[0], widths[0] * 4, widths[-1]
     joined = skips(config)

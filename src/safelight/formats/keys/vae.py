@@ -1,6 +1,6 @@
-"""The VAE of all Stable Diffusion bases: its settings from the shapes of a file, and its tensors from the settings.
+"""The VAE of all Stable Diffusion bases. Infers its settings from a file's shapes, and its tensors from the settings.
 
-Names are those of ``diffusers.AutoencoderKL`` (also the ones from before its version 0.14) and of LDM.
+Names are those of ``diffusers.AutoencoderKL`` (also those before diffusers 0.14) and of LDM.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class VAEConfig:
 
 
 def infer(shapes: Shapes) -> VAEConfig:
-    """Settings of a VAE from its tensors' shapes, in diffusers' names or LDM's. Raises NotThisArchitecture."""
+    """Infer a VAE's settings from its tensors' shapes, in diffusers' names or LDM's. Raises NotThisArchitecture."""
     block = (
         "encoder.down_blocks.{}.resnets.{}" if "encoder.conv_norm_out.weight" in shapes else "encoder.down.{}.block.{}"
     )
@@ -42,7 +42,7 @@ def infer(shapes: Shapes) -> VAEConfig:
 
 
 def tensors(config: VAEConfig) -> Iterator[Row]:
-    """Every tensor of the VAE: encoder, quantisation convolutions, decoder, in the order of use."""
+    """Yield every tensor of the VAE in the order of use: encoder, quantisation convolutions, decoder."""
     widths, layers, latent = config.block_out_channels, config.layers_per_block, config.latent_channels
     first, last = widths[0], widths[-1]
 

@@ -1,9 +1,11 @@
-"""The process-wide state that can change a number, set for a job and put back after it.
+"""Sets the process-wide state that can change a computed number for a job, and restores it afterwards.
 
-Every piece of it is a row (:mod:`.table`): a name, how it is read, how it is written, what a job wants. A job enters
-the rows in order and leaves them in the other order; what already is as wanted is not written at all, since some of
-torch's setters cannot be undone (:mod:`.fp32`). Only torch's own functions are called, not the properties of
-``torch.backends``: those refuse once a host has called ``torch.backends.disable_global_flags()``.
+Each part of this state is a row (:mod:`.table`): a name, a getter, a setter, and the value that a job needs. A job sets
+the rows in order and restores them in reverse order. It does not write a row that already has the right value, because
+some of torch's setters cannot be undone (:mod:`.fp32`).
+
+This package calls torch's own functions and not the properties of ``torch.backends``, because these raise after the
+host program has called ``torch.backends.disable_global_flags()``.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ _log = structlog.get_logger(__name__)
 _C: Any = torch._C
 
 _one_at_a_time = threading.RLock()
-"""This state belongs to the process: two engines in it wait for each other."""
+"""The state belongs to the process, so two engines in one process wait for each other."""
 
 STATE_VERSION = 1
-"""Counted up whenever a row's wanted value changes, or a row comes or goes; recorded."""
+"""Recorded with each image. It increases when a row's value changes, or when a row is added or removed."""
 
 
 @dataclass(slots=True)
@@ -42,14 +44,20 @@ class _Held:
 
 
 _held: list[_Held] = []
-"""Of the job under way, innermost last; under the lock."""
+"""The state of the running job, innermost last. Protected by the lock."""
 
 
 @contextlib.contextmanager
 def fixed(threads: int, seed: int) -> Generator[None]:
-    """Within: ``threads`` threads and what :func:`rows` wants, no mode and no autocast of the host's, no gradients, and
-    every global random generator, those of devices in use too, seeded with ``seed``, so that what a library draws
-    from them repeats. After: all as before. Raises RuntimeError, by name, where this torch lacks what a job needs.
+    """Set the numeric state for a job, and restore the previous state afterwards.
+
+    ``threads``: number of threads.
+    ``seed``: seed of all global random generators, also of those of devices in use, so that libraries which draw from
+    them repeat their numbers.
+
+    Within the context every row of :func:`rows` has its value, the host's torch modes and autocast are off, and
+    gradients are off.
+    Raises RuntimeError, with the name, if this torch lacks a function that a job needs.
     """
     with _one_at_a_time, contextlib.ExitStack() as stack:
         stack.enter_context(no_modes())
@@ -61,7 +69,7 @@ def fixed(threads: int, seed: int) -> Generator[None]:
                 if row.required:
                     raise RuntimeError(f"numerics: torch {torch.__version__} has no {', '.join(row.lacks)}")
                 held.not_set.append(row.name)
-                _say_once(row)
+                _warn_once(row)
                 continue
             found = row.read()
             stack.callback(row.put, found)
@@ -73,13 +81,13 @@ def fixed(threads: int, seed: int) -> Generator[None]:
         yield
 
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
-def _say_once(row: Row) -> None:
-    if row.name not in _said:
-        _said.add(row.name)
-        _log.warning("torch lacks a setting; it stays", torch=torch.__version__, lacks=row.lacks, setting=row.name)
+def _warn_once(row: Row) -> None:
+    if row.name not in _warned:
+        _warned.add(row.name)
+        _log.warning("torch lacks a setting", torch=torch.__version__, lacks=row.lacks, setting=row.name)
 
 
 _ENVIRONMENT = (
@@ -91,15 +99,16 @@ _ENVIRONMENT = (
     "PYTORCH_TUNABLEOP_ENABLED", "PYTORCH_MPS_FAST_MATH", "PYTORCH_MPS_PREFER_METAL", "PYTORCH_ENABLE_MPS_FALLBACK",
     "PYTORCH_MIOPEN_SUGGEST_NHWC", "ROCM_ALLOW_GROUP_GEMM_CK", "TORCH_ROCM_FA_PREFER_CK",
 )  # fmt: skip
-"""Read by libraries as they start; a process cannot set them for itself any more, so they are recorded."""
+"""Variables that libraries read at their start. The process can no longer set them, so it records them."""
 
 _KERNELS = ("error", "math", "flash", "mem_efficient", "cudnn", "overrideable")
 
 
 def record() -> dict[str, Any]:
-    """To be called within :func:`fixed`: what holds there, as JSON has it, for an image's metadata.
+    """Return the present numeric state as JSON values, for an image's metadata. Call it within :func:`fixed`.
 
-    ``differs`` names what could not be had, ``not_set`` what this torch does not have: both are empty as a rule.
+    ``differs``: rows that do not have the value that a job needs; usually empty.
+    ``not_set``: rows that this torch lacks; usually empty.
     """
     held = _held[-1]
     differs: dict[str, Any] = {}

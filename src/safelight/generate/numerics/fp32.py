@@ -1,8 +1,8 @@
-"""What torch computes fp32 products and convolutions in: all that it keeps of it, read and written exactly.
+"""Reads and writes exactly the precision in which torch computes fp32 products and convolutions.
 
-Torch has an old and a new interface to this state; their values are kept apart, and the old one's getters raise where
-the two disagree. Only torch's own functions are called: the property of ``torch.backends.mkldnn`` writes to the wrong
-place.
+Torch has an old and a new interface to this state. Each stores its own values, and the old interface's getters raise if
+the two disagree. This module calls torch's own functions only, because the property of ``torch.backends.mkldnn`` writes
+to the wrong place.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ _OPS: tuple[Key, ...] = (*_MATMULS, *_CUDNN, ("mkldnn", "conv"), ("mkldnn", "rnn
 
 @dataclass(frozen=True, slots=True)
 class Fp32:
-    """All that torch keeps on fp32's inner precision: nine values of the new interface as they are stored, and the two
-    of the old one, which the new one's setters do not touch and whose getters raise where the two disagree.
+    """Torch's whole state of fp32's inner precision.
 
-    Stored is "none" (the parent's value holds), "ieee", "tf32", "bf16", or, at cuDNN's two in torch 2.13, a value that
-    cannot be written, here "default": tf32 unless a parent says otherwise.
+    ``stored``: the nine stored values of the new interface. A value is "none" (the parent's value holds), "ieee",
+    "tf32" or "bf16". In torch 2.13 the two values of cuDNN may also have an initial value that cannot be written, here
+    "default": tf32, unless a parent has a value.
+    ``matmul``, ``cudnn``: the two values of the old interface. The new interface's setters do not change them. Their
+    getters raise if the two interfaces disagree.
     """
 
     stored: Mapping[Key, str]
@@ -39,8 +41,10 @@ class Fp32:
 
 
 class Fp32Access:
-    """Reads and writes :class:`Fp32`. torch's getters give what holds, not what is stored: a value that follows its
-    parent about is inherited, one that stays is its own. So reading writes for a moment, and puts back.
+    """Reads and writes :class:`Fp32`.
+
+    Torch's getters return the effective value, not the stored one. Therefore :meth:`read` writes two values to the
+    parent, and restores it: a value that follows its parent is inherited, a value that stays is stored.
     """
 
     @staticmethod
@@ -50,7 +54,7 @@ class Fp32Access:
             for parent in parents:
                 _C._set_fp32_precision_setter(*parent, value)
             seen.append([_C._get_fp32_precision_getter(*key) for key in keys])
-        return {key: one if one == two else "none" for key, one, two in zip(keys, *seen, strict=True)}
+        return {key: first if first == second else "none" for key, first, second in zip(keys, *seen, strict=True)}
 
     @classmethod
     def _stored(cls) -> dict[Key, str]:
@@ -77,7 +81,7 @@ class Fp32Access:
             for key in _MATMULS:
                 _C._set_fp32_precision_setter(*key, "ieee")
             matmul: str = _C._get_float32_matmul_precision()
-            cudnn = True  # The old setter would have overwritten the value that cannot be written.
+            cudnn = True  # The old setter was never called: it would have overwritten the value "default".
             if not _pristine(stored):
                 for key in _CUDNN:
                     _C._set_fp32_precision_setter(*key, "tf32")
@@ -93,7 +97,7 @@ class Fp32Access:
     @classmethod
     def write(cls, value: Fp32) -> None:
         now = cls._stored()
-        # The old setters first: they write new values too.
+        # The old setters come first, because they also write values of the new interface.
         _C._set_float32_matmul_precision(value.matmul)
         if not _pristine(now):
             _C._set_cudnn_allow_tf32(value.cudnn)
@@ -102,25 +106,26 @@ class Fp32Access:
             if stored != "default":
                 _C._set_fp32_precision_setter(*key, stored)
             elif now[key] != "default":
-                # A library within has used the old setter. What held is put back.
+                # A library called the old setter during the job. "default" cannot be written, so restore what it meant.
                 _C._set_fp32_precision_setter(*key, "none" if inherits else "tf32")
 
 
 def _pristine(stored: Mapping[Key, str]) -> bool:
-    """Whether a value that cannot be written again is among cuDNN's: the old setter must not be called then."""
+    """Return whether a value of cuDNN is "default". The old setter would overwrite it, and must not be called then."""
     return any(stored[key] == "default" for key in _CUDNN)
 
 
 def full_fp32(found: Fp32) -> Fp32:
-    """ "ieee" everywhere; where "default" is, it is left, and follows its parent, which is "ieee".
+    """Return the state with full fp32: "ieee" everywhere. A "default" stays, because it follows its parent, "ieee".
 
-    Old getters read within: "highest", and False for cuBLAS; that for cuDNN reads False, or raises where "default" is.
+    The old getters then return "highest", and False for cuBLAS. The one for cuDNN returns False, or raises if a value
+    is "default".
     """
     stored = {key: "default" if value == "default" else "ieee" for key, value in found.stored.items()}
     return Fp32(stored, "highest", cudnn=_pristine(stored))
 
 
 def fp32_in_force() -> str | dict[str, str]:
-    """What holds for each kind of operation: one word where it is one for all."""
-    held = {".".join(key): str(_C._get_fp32_precision_getter(*key)) for key in _OPS}
-    return next(iter(held.values())) if len(set(held.values())) == 1 else held
+    """Return the effective precision of each kind of operation, or a single value if all are equal."""
+    values = {".".join(key): str(_C._get_fp32_precision_getter(*key)) for key in _OPS}
+    return next(iter(values.values())) if len(set(values.values())) == 1 else values

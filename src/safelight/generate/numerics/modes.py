@@ -1,4 +1,4 @@
-"""Torch's modes and the global random generators, which a job has none of its host's of."""
+"""Shields a job from the host program's torch modes and global random generators."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _C: Any = torch._C
 
 @contextlib.contextmanager
 def no_modes() -> Generator[None]:
-    """Within: no mode of the host's sees or changes what torch does: no default device, however it was set, no
-    function mode, no dispatch mode. After: the very same objects, in their order.
+    """Switch off the host's torch modes: default devices (set by any means), function modes and dispatch modes.
+
+    Afterwards the same mode objects are active again, in the same order.
     """
     context: Any = torch._GLOBAL_DEVICE_CONTEXT
     default = getattr(context, "device_context", None)
@@ -35,7 +36,7 @@ def no_modes() -> Generator[None]:
         _C._set_torch_function_state(_C._TorchFunctionState.ENABLED)
         yield
     finally:
-        # What a library within has left there is not the host's.
+        # Remove modes that a library left during the job. They do not belong to the host.
         for _ in range(_C._len_torch_function_stack()):
             _C._pop_torch_function_stack()
         for mode in reversed(functions):
@@ -51,7 +52,7 @@ def no_modes() -> Generator[None]:
 
 
 def _states_of_devices() -> list[tuple[torch.Generator, torch.Tensor]]:
-    """The global random generators of devices that this process uses, and their states."""
+    """Return the global random generators of the devices in use, with their states."""
     generators: list[torch.Generator] = []
     if torch.cuda.is_initialized():
         generators += torch.cuda.default_generators
@@ -65,7 +66,10 @@ def _states_of_devices() -> list[tuple[torch.Generator, torch.Tensor]]:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Generator[None]:
-    """Within: every global random generator seeded; numpy's of one kind, whichever the host has put there."""
+    """Seed every global random generator, and restore their states afterwards.
+
+    numpy's global generator is an MT19937 within the context, even if the host installed another one.
+    """
     numpy: Any = np.random  # Its stubs lack two of its functions.
     bits = numpy.get_bit_generator()
     states = (random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state())

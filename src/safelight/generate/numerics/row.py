@@ -1,4 +1,4 @@
-"""One piece of the process's numeric state: how it is read, how it is written, what a job wants."""
+"""One part of the process's numeric state: its getter, its setter, and the value that a job needs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One piece of state. ``wanted`` may be a function of what was found. ``lacks``: names that this torch is without;
-    such a row is neither read nor written, and is named in :func:`record`, or, if ``required``, refused.
+    """One part of the state.
+
+    ``wanted``: the value that a job needs, or a function that computes it from the present value.
+    ``lacks``: functions that this torch does not have. A job then neither reads nor writes the row; :func:`record`
+    lists it.
+    ``required``: a job fails if ``lacks`` is not empty.
     """
 
     name: str
@@ -24,7 +28,10 @@ class Row:
         return self.wanted(found) if callable(self.wanted) else self.wanted
 
     def put(self, value: object) -> None:
-        """Writes ``value`` unless it is there. Some setters complain although they have set: that is no failure."""
+        """Write ``value`` unless the state has it already.
+
+        Raises RuntimeError if the setter fails. Some setters raise although they set the value; that is not a failure.
+        """
         if self.read() == value:
             return
         try:

@@ -1,4 +1,4 @@
-"""Every row of numeric state that torch 2.13 and what is beside it have, and what a job wants of each."""
+"""All rows of numeric state of torch 2.13 and of the libraries beside it, with the value that a job needs."""
 
 from __future__ import annotations
 
@@ -25,29 +25,35 @@ AUTOCAST = {
     "ipu": torch.float16,
     "privateuseone": torch.float16,
 }
-"""Every kind of device that autocast knows, and the type torch gives it."""
+"""Every kind of device that autocast supports, with torch's default dtype."""
 
 
 _SDP_ORDER: list[int] = _C._get_sdp_priority_order() if hasattr(_C, "_get_sdp_priority_order") else []
-"""In which torch tries its kernels for attention, as it is when this is imported: it depends on the build."""
+"""The order in which torch tries its attention kernels, read at import, because it depends on the build."""
 
 
 def flushes_denormals() -> bool:
-    """Of this thread. By numpy: torch's own arithmetic depends on what a host has set elsewhere."""
+    """Return whether this thread flushes denormals.
+
+    Computes with numpy, because torch's arithmetic depends on what the host has set elsewhere.
+    """
     return bool(np.float32(1e-39) * np.float32(1.0) == 0)
 
 
 def flushing(threads: int) -> float:
-    """The share of a large operation's elements that flush: torch's worker threads keep what held when they began."""
+    """Return the fraction (0 to 1) of a large operation's elements that are flushed.
+
+    Torch's worker threads keep the flag that was set when they started.
+    """
     small = torch.full((threads * (1 << 16),), 1e-39, dtype=torch.float32, device="cpu")
-    # Their bits are counted, not their values: a comparison flushes too.
-    kept = np.count_nonzero((small * 1.0).numpy().view(np.int32))
-    return round(1 - kept / small.numel(), 3)
+    # Counts bits and not values, because a comparison of values flushes too.
+    unflushed = np.count_nonzero((small * 1.0).numpy().view(np.int32))
+    return round(1 - unflushed / small.numel(), 3)
 
 
 def _c(name: str, wanted: object, read: str, write: str, *, required: bool = False) -> Row:
-    """A row of two of torch's own functions. A tuple's parts are the setter's arguments."""
-    lacks = tuple(f"torch._C.{one}" for one in (read, write) if not hasattr(_C, one))
+    """Create a row from two of torch's own functions. A tuple holds the setter's arguments."""
+    lacks = tuple(f"torch._C.{function}" for function in (read, write) if not hasattr(_C, function))
     get, put = getattr(_C, read, None), getattr(_C, write, None)
 
     def setter(value: Any) -> None:
@@ -58,17 +64,17 @@ def _c(name: str, wanted: object, read: str, write: str, *, required: bool = Fal
 
 
 def _reduction(found: object) -> object:
-    """Allowed, as torch has it by itself: with the division among blocks beside it, before torch 2.10 alone."""
+    """Return torch's default, which allows the reduction. From torch 2.10 the value also has a flag for split-k."""
     return (True, True) if isinstance(found, tuple) else True
 
 
 def _default_blas(_found: object) -> object:
-    """What torch's "default" comes to on this machine: its getter never tells "default" itself."""
+    """Return the backend that torch's "default" selects on this machine. Torch's getter never returns "default"."""
     return _C._get_blas_default_backend()
 
 
 def _cuda_only(name: str, wanted: object, read: str, write: str) -> list[Row]:
-    """None on a build without CUDA: there is no such state."""
+    """Create a row, but none on a build without CUDA, which does not have this state."""
     return [_c(name, wanted, read, write)] if torch.backends.cuda.is_built() else []
 
 
@@ -105,11 +111,11 @@ def _autocast() -> list[Row]:
 
 
 def _einsum() -> list[Row]:
-    """The order of an einsum of three or more, which an installed package would choose."""
+    """Create the row for the order of an einsum with three or more operands, which opt_einsum would change."""
     module: Any = torch.backends.opt_einsum
 
     def write(on: bool) -> None:
-        # What was set on the module itself hides what its own functions set.
+        # A value set on the module itself hides the value that the module's functions set.
         if "enabled" in vars(module):
             module.enabled = on
         else:
@@ -121,7 +127,7 @@ def _einsum() -> list[Row]:
 def _flash_implementation() -> list[Row]:
     attention: Any = torch.nn.attention
     names = ("current_flash_attention_impl", "activate_flash_attention_impl", "restore_flash_attention_impl")
-    lacks = tuple(f"torch.nn.attention.{one}" for one in names if not hasattr(attention, one))
+    lacks = tuple(f"torch.nn.attention.{name}" for name in names if not hasattr(attention, name))
 
     def write(implementation: str | None) -> None:
         if implementation is None:
@@ -133,14 +139,16 @@ def _flash_implementation() -> list[Row]:
 
 
 def _opencv() -> list[Row]:
-    """Only where a host has loaded it: as it loads, it is as wanted."""
+    """Create a row only if the host has loaded OpenCV: its initial state is the one that a job needs."""
     cv2: Any = sys.modules.get("cv2")
     return [] if cv2 is None else [Row("opencv.optimized", cv2.useOptimized, cv2.setUseOptimized, wanted=True)]
 
 
 def rows(threads: int) -> list[Row]:
-    """All of this torch's, in the order they are entered. The default tensor type comes after the default dtype: it
-    sets that too, and is put back before it.
+    """Return all rows of this torch, in the order in which a job sets them.
+
+    The default tensor type comes after the default dtype, because setting the type also sets the dtype. It is restored
+    first.
     """
     backends: Any = torch.backends
     return [
@@ -154,14 +162,18 @@ def rows(threads: int) -> list[Row]:
             Fp32Access.write,
             full_fp32,
             tuple(
-                f"torch._C.{one}"
-                for one in ("_get_fp32_precision_getter", "_set_fp32_precision_setter", "_get_float32_matmul_precision")
-                if not hasattr(_C, one)
+                f"torch._C.{function}"
+                for function in (
+                    "_get_fp32_precision_getter",
+                    "_set_fp32_precision_setter",
+                    "_get_float32_matmul_precision",
+                )
+                if not hasattr(_C, function)
             ),
             required=True,
         ),
         *(
-            # None where torch is built without Intel GPUs: then there is no such state.
+            # A torch built without Intel GPUs returns None and does not have this state.
             [_c("onednn.allow_tf32", False, "_get_onednn_allow_tf32", "_set_onednn_allow_tf32")]
             if getattr(_C, "_get_onednn_allow_tf32", lambda: None)() is not None
             else []
