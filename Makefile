@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo demo-adapters test coverage lint install proof contracts mutants parity story fields soak bench bench-peers starter clean
+.PHONY: demo demo-adapters test suite test-all coverage lint install proof contracts mutants parity story fields soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -22,8 +22,14 @@ lint: $(STAMP) ## ruff, its format, pyright strict, the import rules
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 
-test: lint ## what CI runs: lint, types, import rules, tests
-	$(PY) -m pytest -n 2 --dist worksteal -m "not proof" --no-header -q
+test: $(STAMP) ## what CI runs: lint, types and import rules beside the tests
+	$(MAKE) --no-print-directory -j2 lint suite
+
+suite: $(STAMP) ## the tests alone
+	$(PY) -m pytest -n 2 --dist worksteal -m "not proof and not full" --no-header -q
+
+test-all: lint ## every case of every matrix, and longer sequences
+	SAFELIGHT_TESTS=all $(PY) -m pytest -n 2 --dist worksteal -m "not proof" --no-header -q
 
 coverage: $(STAMP) ## the same tests, and which lines they run; a quarter slower
 	.venv/bin/coverage erase

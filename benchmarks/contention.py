@@ -35,12 +35,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=3, help="processes of which the median is taken")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--policies", nargs="+", default=["ACTIVE", "PASSIVE"], help="OpenMP's, a column each")
     asked = parser.parse_args()
 
     def row() -> str:
-        return " | ".join(f"{seconds(policy, asked.times, asked.steps):.2f}" for policy in ("ACTIVE", "PASSIVE"))
+        return " | ".join(f"{seconds(policy, asked.times, asked.steps):.2f}" for policy in asked.policies)
 
-    print("| | spinning (ACTIVE) s | sleeping (PASSIVE) s |\n|---|---|---|")
+    print("| | " + " | ".join(f"{policy} s" for policy in asked.policies) + " |\n|---|" + "---|" * len(asked.policies))
     print(f"| alone | {row()} |", flush=True)
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:

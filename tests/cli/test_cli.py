@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image as PILImage
+from support.forking import python
 from typer.testing import CliRunner
 
 from safelight.cli import main
@@ -24,9 +25,7 @@ SMALL = ("--steps", "2", "--width", "64", "--height", "64")
 
 def safelight(*arguments: object) -> subprocess.CompletedProcess[str]:
     """A real process."""
-    return subprocess.run(
-        [sys.executable, "-m", "safelight.cli", *map(str, arguments)], check=False, capture_output=True, text=True
-    )
+    return python("-m", "safelight.cli", *map(str, arguments))
 
 
 def test_generate_a_b_a_in_two_processes(tiny: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from support import checkpoints, oracle
+from support.scale import thinned
 
 import safelight
 from safelight.engine.local import LocalEngine
@@ -67,7 +68,7 @@ def test_every_sampler_on_sd1(sampler: str, engine: LocalEngine, tiny: Path, pip
     ],
     ids=["karras", "exponential", "sgm_uniform"],
 )
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("sampler", thinned(["euler", "dpmpp_2m", "heun"]))
 def test_schedules(
     sampler: str, schedule: str, setting: dict[str, Any], engine: LocalEngine, tiny: Path, pipes: dict[str, Any]
 ) -> None:
@@ -77,7 +78,7 @@ def test_schedules(
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("sampler", FIVE)
+@pytest.mark.parametrize("sampler", thinned(FIVE, 2))
 def test_five_samplers_on_sd2(
     sampler: str, prediction: str, root: Path, engine: LocalEngine, tiny: Path, pipes: dict[str, Any]
 ) -> None:
@@ -89,7 +90,7 @@ def test_five_samplers_on_sd2(
 
 
 @pytest.mark.parametrize("negative", ["blue", ""], ids=["negative prompt", "none"])
-@pytest.mark.parametrize("sampler", FIVE)
+@pytest.mark.parametrize("sampler", thinned(FIVE, 2))
 def test_five_samplers_on_sdxl(
     sampler: str, negative: str, engine: LocalEngine, tiny: Path, pipes: dict[str, Any]
 ) -> None:
@@ -98,7 +99,7 @@ def test_five_samplers_on_sdxl(
     assert ours(engine, tiny / "xl.safetensors", sampler, negative=negative) == theirs
 
 
-@pytest.mark.parametrize("form", ["ldm", "diffusers", "folder", "bin", "ckpt"])
+@pytest.mark.parametrize("form", thinned(["ldm", "folder", "diffusers", "bin", "ckpt"], 2))
 @pytest.mark.parametrize("base", ["sd1", "sd2", "sdxl"])
 def test_every_form_of_every_base(
     base: str, form: str, engine: LocalEngine, tmp_path: Path, pipes: dict[str, Any]

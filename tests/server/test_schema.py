@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from support.scale import times
 from support.serving import Server, serving
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -24,7 +25,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 ENDLESS = ("/api/v1/events",)
 """Streams that end only when a job does."""
 
-EXAMPLES = 15
+EXAMPLES = times(5, 15)
 """Of each operation, once by its schema and once against it."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.combinations import Files, Least, forks, fresh, job, shuffled
+from support.scale import times
 
 import safelight
 
@@ -38,11 +39,11 @@ def tried(root: Path, tiny: Path, folder: Path, jobs: int, kinds: int, new: int,
 
 
 def test_every_job_is_that_of_a_fresh_process(root: Path, tiny: Path, tmp_path: Path) -> None:
-    tried(root, tiny, tmp_path, jobs=80, kinds=8, new=1)
+    tried(root, tiny, tmp_path, jobs=times(30, 80), kinds=times(4, 8), new=1)
 
 
 def test_every_job_is_the_same_with_the_least_memory(root: Path, tiny: Path, tmp_path: Path) -> None:
-    tried(root, tiny, tmp_path, jobs=20, kinds=6, new=0, least=True)
+    tried(root, tiny, tmp_path, jobs=times(8, 20), kinds=times(3, 6), new=0, least=True)
 
 
 @pytest.mark.proof

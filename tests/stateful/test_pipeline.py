@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from support import checkpoints
+from support.scale import times
 
 import safelight
 from safelight import config
@@ -123,7 +124,7 @@ def run(count: int, steps: int) -> None:
 
 
 def test_sequences_of_generations_give_right_pixels() -> None:
-    run(10, 6)
+    run(times(4, 10), 6)
 
 
 @pytest.mark.proof

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from support import memory, toy
+from support.scale import times
 
 from safelight.arch.bind import bound
 from safelight.devices.base import AHEAD
@@ -186,7 +187,8 @@ class Switching(RuleBasedStateMachine):
 
 def test_sequences_of_everything_keep_the_invariants() -> None:
     run_state_machine_as_test(
-        Switching, settings=settings(max_examples=150, stateful_step_count=10, deadline=None, print_blob=True)
+        Switching,
+        settings=settings(max_examples=times(40, 150), stateful_step_count=10, deadline=None, print_blob=True),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import adapters
+from support.scale import thinned
 from trust.faults import FAULTS, A, B, Fault, Scene
 
 from safelight import config
@@ -94,7 +95,9 @@ def named(prepared: Path, home: Path, fault: Fault, seed: int) -> str:
         return report.cause
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in SHORT], ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault", thinned([fault for fault in FAULTS if fault.name in SHORT], 2), ids=lambda fault: fault.name
+)
 def test_the_right_suspect_is_named(fault: Fault, prepared: Path, tmp_path: Path) -> None:
     assert named(prepared, tmp_path, fault, 1) == fault.suspect
 

@@ -121,7 +121,9 @@ class FromFile:
         """Fetch segments with overlays: apply the overlays, or read the result that this lease stored before."""
         found = {target: self._read_scratch(digest, target, scratch) for target in targets}
         missing = [target for target, proof in found.items() if proof is None]
-        read_all([r for m in missing for r in store.reads(m.segment.tensors, m.tensors, prove=False)], self._threads, favour)
+        read_all(
+            [r for m in missing for r in store.reads(m.segment.tensors, m.tensors, prove=False)], self._threads, favour
+        )
         for target in missing:
             with numbered(self._threads), torch.inference_mode():
                 for name, tensor in target.tensors.items():

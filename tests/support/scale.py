@@ -1,0 +1,23 @@
+"""How much the tests repeat: ``make test`` repeats little, ``make test-all`` runs every case and long sequences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+ALL = os.environ.get("SAFELIGHT_TESTS") == "all"
+
+
+def times(few: int, many: int) -> int:
+    """How often something is repeated: ``few`` in `make test`, ``many`` in `make test-all`."""
+    return many if ALL else few
+
+
+def thinned(values: Iterable[Any], keep: int = 1) -> list[Any]:
+    """Cases of a matrix: `make test` runs the first ``keep``, `make test-all` every one."""
+    return [
+        value if number < keep else pytest.param(value, marks=pytest.mark.full) for number, value in enumerate(values)
+    ]
