@@ -21,8 +21,7 @@ from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.prompts.emphasis import unbalanced
 from safelight.request.results import Image, OnProgress
-
-METADATA_VERSION = 1
+from safelight.request.schema import VERSION
 
 
 def images(asked: Settled, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
@@ -81,7 +80,7 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
     del asked["isolate"]
     roles = BASES[model.base].roles
     metadata = {
-        "version": METADATA_VERSION,
+        "version": VERSION,
         "request": asked,
         "model": {
             "name": model.name,

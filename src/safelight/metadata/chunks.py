@@ -18,9 +18,7 @@ from safelight.prompts.loras import taggable, written
 from safelight.request.parts import Lora
 from safelight.request.results import Image
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule
-from safelight.request.schema import UPSCALERS
-
-VERSION = 1
+from safelight.request.schema import UPSCALERS, VERSION
 
 
 def schedule_label(sampler: str, schedule: Schedule) -> str:

@@ -51,7 +51,8 @@ LEAST_TILE = 64
 
 
 VERSION = 1
-"""Of stored requests: in pictures, in the queue. It goes up when a field is added or a default changes."""
+"""The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
+or when a default changes."""
 
 PROMPTS, SAMPLING, SIZE, START, VARIATION = "Prompts and models", "Sampling", "Size", "From an image", "Variations"
 HIRES, RUN = "High-resolution fix", "How it runs"
@@ -477,6 +478,8 @@ def read_request(stored: Any, version: int = VERSION) -> Request:
     Raises RequestError, naming the field, for one that this version does not know, that is missing though it has no
     default, or whose value is no longer allowed.
     """
+    if version > VERSION:
+        raise RequestError("version", version, f"was stored by a newer Safelight; this one reads up to {VERSION}")
     if not isinstance(stored, Mapping):
         raise RequestError("request", stored, "must be a JSON object")
     given, fields = cast("Mapping[str, Any]", stored), fields_of(Request)

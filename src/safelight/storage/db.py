@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from safelight.errors import CorruptFileError, RequestError, StorageError, UnreadableFileError
 from safelight.jobs.job import ATTEMPTS, Failure, Job, State
 from safelight.jobs.order import Waiting
-from safelight.request.schema import Request, read_request
+from safelight.request.schema import VERSION, Request, read_request
 from safelight.storage.tables import ImageRow, JobRow
 
 FILE = "safelight.db"
@@ -77,6 +77,7 @@ class Database:
             JobRow(
                 id=uuid.uuid4().hex,
                 request=asdict(request),
+                version=VERSION,
                 model_digest=model_digest,
                 client=client,
                 created=time.time(),
@@ -315,7 +316,7 @@ def _brought_up_to_date(engine: Engine, path: Path) -> None:
 
 
 def _job(row: JobRow) -> Job:
-    request, unreadable = _read(row.request)
+    request, unreadable = _read(row.request, row.version)
     return Job(
         id=row.id,
         number=row.number,
@@ -337,11 +338,11 @@ def _job(row: JobRow) -> Job:
     )
 
 
-def _read(stored: Any) -> tuple[Request, str]:
+def _read(stored: Any, version: int) -> tuple[Request, str]:
     """(the request, ""), or (what can be shown of it, why this version cannot read it): another version wrote it, or
     refuses now what was allowed then."""
     try:
-        return read_request(stored), ""
+        return read_request(stored, version), ""
     except RequestError as error:
         known = cast("Mapping[str, Any]", stored) if isinstance(stored, Mapping) else {}
         prompt, model = (known.get(name) for name in ("prompt", "model"))

@@ -23,6 +23,7 @@ class JobRow(Base):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
     request: Mapped[dict[str, Any]]
+    version: Mapped[int]
     model_digest: Mapped[str]
     client: Mapped[str]
     created: Mapped[float]
