@@ -184,10 +184,11 @@ def test_a_full_disk_is_said_as_one(database: Database, tmp_path: Path) -> None:
 
 
 def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
-    """Before jobs had kinds of failure."""
+    """Before jobs had kinds of failure, and requests a version."""
     Database(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE) as other:
         other.execute("ALTER TABLE jobs DROP COLUMN failure")
+        other.execute("ALTER TABLE jobs DROP COLUMN version")
         other.execute("UPDATE alembic_version SET version_num = '0001'")
         other.execute(
             "INSERT INTO jobs (id, request, model_digest, client, created, state, priority, overtaken, delayed, "
