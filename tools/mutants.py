@@ -276,7 +276,7 @@ MUTANTS = (
     Mutant(
         "threads belong to the job",
         "generate/numerics/table.py",
-        '        Row("threads", torch.get_num_threads, torch.set_num_threads, threads, required=True),\n',
+        '        NumericRow("threads", torch.get_num_threads, torch.set_num_threads, threads, required=True),\n',
         "",
         "tests/test_switching.py tests/generate/test_run.py",
     ),

@@ -20,7 +20,7 @@ FIRST = "first"
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ActiveEnvironment:
     """Which environment the command runs.
 
     ``active``: name of the environment that the command runs.
@@ -43,7 +43,7 @@ def folder(home: Path, name: str) -> Path:
     return home if name == FIRST else home / FOLDER / name
 
 
-def state(home: Path) -> State:
+def state(home: Path) -> ActiveEnvironment:
     """Read ``active.json`` of the installation ``home``.
 
     The first environment is active if the file is missing or unreadable, or if the active environment is gone.
@@ -52,10 +52,10 @@ def state(home: Path) -> State:
         values = json.loads((home / FOLDER / ACTIVE).read_text())
         active, before = str(values["active"]), str(values["before"])
     except (OSError, ValueError, KeyError, TypeError):
-        return State()
+        return ActiveEnvironment()
     if not python_of(folder(home, active)).exists():
-        return State(gone=active)
-    return State(active, before if python_of(folder(home, before)).exists() else "")
+        return ActiveEnvironment(gone=active)
+    return ActiveEnvironment(active, before if python_of(folder(home, before)).exists() else "")
 
 
 def python_of(prefix: Path) -> Path:

@@ -21,7 +21,7 @@ from support.scale import thinned, times
 
 from safelight.generate import numerics
 from safelight.generate.numerics import fp32, table
-from safelight.generate.numerics.row import Row
+from safelight.generate.numerics.row import NumericRow
 
 _C: Any = torch._C
 THREADS = 2
@@ -83,7 +83,7 @@ def test_every_row_is_tested_or_said_not_to_be() -> None:
 
 
 @pytest.fixture(params=[name for name in ROWS if name in OTHER])
-def changed(request: pytest.FixtureRequest) -> Iterator[Row]:
+def changed(request: pytest.FixtureRequest) -> Iterator[NumericRow]:
     """A row at which a host has set another value than a job wants."""
     row = ROWS[request.param]
     before = row.read()
@@ -92,7 +92,7 @@ def changed(request: pytest.FixtureRequest) -> Iterator[Row]:
     row.put(before)
 
 
-def test_a_job_has_what_it_wants_and_the_host_has_its_own_again(changed: Row) -> None:
+def test_a_job_has_what_it_wants_and_the_host_has_its_own_again(changed: NumericRow) -> None:
     theirs = changed.read()
     assert theirs == OTHER[changed.name] != changed.aim(theirs)
     with numerics.fixed(THREADS, 7):
@@ -101,14 +101,14 @@ def test_a_job_has_what_it_wants_and_the_host_has_its_own_again(changed: Row) ->
     assert changed.read() == theirs
 
 
-def test_also_when_the_job_fails(changed: Row) -> None:
+def test_also_when_the_job_fails(changed: NumericRow) -> None:
     theirs = changed.read()
     with pytest.raises(ZeroDivisionError), numerics.fixed(THREADS, 7):
         raise ZeroDivisionError
     assert changed.read() == theirs
 
 
-def test_also_when_a_library_within_sets_it(changed: Row) -> None:
+def test_also_when_a_library_within_sets_it(changed: NumericRow) -> None:
     theirs = changed.read()
     with numerics.fixed(THREADS, 7):
         changed.put(theirs)
@@ -122,7 +122,7 @@ def test_what_cannot_be_entered_leaves_all_as_it_was(monkeypatch: pytest.MonkeyP
         raise RuntimeError("no")
 
     before = [row.read() for row in ROWS.values()]
-    row = Row("broken", lambda: 0, fails, 1)
+    row = NumericRow("broken", lambda: 0, fails, 1)
     monkeypatch.setattr(numerics, "rows", lambda threads: [*ROWS.values(), row])
     with pytest.raises(RuntimeError, match="broken cannot be set to 1"), numerics.fixed(1, 7):
         pytest.fail("entered")

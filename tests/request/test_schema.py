@@ -18,8 +18,7 @@ from safelight.request.run_settings import PRECISIONS
 from safelight.request.samplers import SAMPLERS, SCHEDULES
 from safelight.request.schema import MOST_SEED, SEAMLESS, UPSCALERS, Request, read_request
 from safelight.server.apis.a1111_fields import ImageToImage
-from safelight.server.apis.openai import ALIASES
-from safelight.server.apis.openai import Generation as OpenAIGeneration
+from safelight.server.apis.openai import ALIASES, ImageGeneration
 
 WITH_IMAGE = {"image": "in.png"}
 
@@ -224,5 +223,5 @@ def test_the_other_apis_have_the_fields_that_the_schema_names() -> None:
         for name in re.findall(r"[a-z_0-9]+", field.declared.a1111.replace("times", "").partition(".")[0]):
             assert name in theirs | {"prompt", "lora"}, (field.name, name)
         if field.declared.openai:
-            known = OpenAIGeneration.model_fields.keys() | ALIASES.keys() | {"image", "mask"}
+            known = ImageGeneration.model_fields.keys() | ALIASES.keys() | {"image", "mask"}
             assert field.declared.openai in known, field.name

@@ -40,7 +40,7 @@ def isolating(settings: Settings) -> Isolating:
 
 
 @dataclass(frozen=True)
-class Control:
+class Services:
     """The parts of a server below HTTP. ``lock``: held while it runs, as a root has one server."""
 
     settings: Settings
@@ -82,7 +82,7 @@ class Control:
         self.lock.release()
 
 
-def open_control(settings: Settings) -> Control:
+def open_control(settings: Settings) -> Services:
     """Open everything that a server needs; its worker starts to import. Raises InputError when another server runs on
     this root, and what opening the database raises."""
     library = open_library(settings)
@@ -104,7 +104,7 @@ def open_control(settings: Settings) -> Control:
     isolator = isolating(settings)
     dispatcher = Dispatcher(database, gallery, supervisor, isolator, events, rules, settings.max_queue_size)
     fresh = Fresh(WORKER, settings)
-    return Control(
+    return Services(
         settings,
         library,
         Shelves(library, Adapters(settings.root), Inputs(settings.root)),

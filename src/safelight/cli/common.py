@@ -26,7 +26,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object to a l
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class GlobalOptions:
     """The options before the command, which hold for every command."""
 
     root: Path | None
@@ -55,7 +55,7 @@ def loaded(context: typer.Context, root: Path | None, **flags: Any) -> Loaded:
     a file has no meaning."""
     from safelight import config
 
-    chosen: Chosen = context.obj
+    chosen: GlobalOptions = context.obj
     found = config.explained(root or chosen.root, chosen.config, device=chosen.device, **flags)
     unknown = sorted(name for name in found.ignored if name not in config.OBSOLETE)
     if unknown:

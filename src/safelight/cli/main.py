@@ -26,7 +26,7 @@ from safelight.cli import (
     serve,
     upgrade,
 )
-from safelight.cli.common import Chosen, Commands
+from safelight.cli.common import Commands, GlobalOptions
 from safelight.errors import Cancelled, InputError, SafelightError, StorageError
 
 app = typer.Typer(
@@ -105,7 +105,7 @@ def options(
     """Options before the command hold for every command."""
     del version
     logs.to_stderr()
-    context.obj = Chosen(root, config_file, device)
+    context.obj = GlobalOptions(root, config_file, device)
 
 
 def run() -> None:

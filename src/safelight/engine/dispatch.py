@@ -40,7 +40,7 @@ LOOKED_AT = 12
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class RunningJob:
     """The progress of the job that runs. ``since``: seconds since 1970 at which it started."""
 
     job: Job
@@ -87,7 +87,7 @@ class Dispatcher:
         self._changed = threading.Condition()
         self._news = False
         self._at_hand: tuple[str, ...] = ()
-        self._state: State | None = None
+        self._state: RunningJob | None = None
         self._cancelled: set[str] = set()
         self._unwritten: tuple[Job, _Outcome] | None = None
         self._trouble, self._pause = "", FIRST_PAUSE
@@ -98,7 +98,7 @@ class Dispatcher:
         self._thread = threading.Thread(target=self._run, name="safelight-dispatch", daemon=True)
 
     @property
-    def state(self) -> State | None:
+    def state(self) -> RunningJob | None:
         """What runs now."""
         return self._state
 
@@ -235,7 +235,7 @@ class Dispatcher:
         if self._at_hand[:1] != (job.group,):
             self._switches += 1
         begun = time.time()
-        self._state = State(job, begun)
+        self._state = RunningJob(job, begun)
         try:
             outcome = self._outcome(job)
         finally:
@@ -346,7 +346,7 @@ class Dispatcher:
     def _progressed(self, job: Job, progress: Progress) -> None:
         state = self._state
         assert state is not None
-        self._state = State(job, state.since, progress)
+        self._state = RunningJob(job, state.since, progress)
         if progress.memory is not None:
             self._memory = progress.memory
             self._events.tell(Event("memory", job.id, progress.memory))

@@ -14,7 +14,7 @@ from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.formats.header import Header, TensorInfo
 from safelight.formats.keys import clip, controlnet, leftover, unet, vae
 from safelight.formats.keys.adapters import AdapterConfig
-from safelight.formats.keys.rows import NotThisArchitecture, Row, Source, squeezed
+from safelight.formats.keys.rows import NotThisArchitecture, TensorRow, TensorSource, squeezed
 
 ComponentConfig = clip.CLIPConfig | unet.UNetConfig | vae.VAEConfig | controlnet.ControlNetConfig | AdapterConfig
 
@@ -262,20 +262,20 @@ def _built(path: Path, what: str, base: Base, role: str, infos: Mapping[str, Ten
     return _Built(ComponentLayout(role, config, tuple(places)), frozenset(used), missing, tuple(mismatched))
 
 
-def _in_file(row: Row, source: Source) -> list[int]:
+def _in_file(row: TensorRow, source: TensorSource) -> list[int]:
     """Return the shape of a row's tensor in a file."""
     count = 1 if source.part is None else source.part[1]
     shape = row.shape[::-1] if source.transpose else row.shape
     return [shape[0] * count, *shape[1:]]
 
 
-def _missing(role: str, table: Iterable[Row], infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+def _missing(role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
     """Return the tensors that a file lacks, under the names that the file would use.
 
     The naming convention and the prefix are those of the tensors that the file has.
     """
     found: Counter[tuple[int, str]] = Counter()
-    absent: list[Row] = []
+    absent: list[TensorRow] = []
     for row in table:
         index = next((i for i, source in enumerate(row.sources) if source.name in infos), None)
         if index is None:
@@ -354,7 +354,7 @@ STANDARD: Mapping[tuple[str, str], ComponentConfig] = {
 """
 
 
-def rows(config: ComponentConfig) -> Iterable[Row]:
+def rows(config: ComponentConfig) -> Iterable[TensorRow]:
     """Return the table of a component's tensors."""
     match config:
         case unet.UNetConfig():
@@ -383,7 +383,7 @@ def _infer(base: Base, role: str, shapes: Mapping[str, tuple[int, ...]]) -> Comp
     return config if pooled else clip.without_projection(config)
 
 
-def _place(row: Row, source: Source, info: TensorInfo) -> TensorPlace | None:
+def _place(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorPlace | None:
     """Return where a row's bytes are, or None if the shape in the file does not fit."""
     shape, offset, nbytes = info.shape, info.offset, info.nbytes
     if source.part is not None:

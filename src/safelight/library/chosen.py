@@ -61,7 +61,7 @@ class Shelves:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ResolvedLora:
     """An adapter of a request, and what it does to the request's model."""
 
     adapter: Adapter
@@ -86,7 +86,7 @@ class Settled:
     prompts that stand for vectors."""
 
     request: Request
-    loras: tuple[Chosen, ...] = ()
+    loras: tuple[ResolvedLora, ...] = ()
     own: tuple[ComponentManifest, ...] = ()
     controls: tuple[Adapter, ...] = ()
     inversions: tuple[Inversion, ...] = ()
@@ -178,7 +178,7 @@ def _refuse_other_shape(name: str, mask: tuple[int, int], image: tuple[int, int]
         raise RequestError("mask", name[:80], problem)
 
 
-def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: bool) -> Chosen:
+def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: bool) -> ResolvedLora:
     if lora.digest:
         adapter = adapters.find(lora.name, lora.digest, by_path)
     else:
@@ -198,7 +198,7 @@ def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: b
         some = ", ".join(found.unknown[:_SHOWN]) + (", …" if len(found.unknown) > _SHOWN else "")
         problem = f"{len(found.unknown)} of its tensors fit nothing in {model.name}: {some}"
         raise RequestError("loras", lora.name, f"{problem} (lenient leaves them out)")
-    return Chosen(adapter, replace(lora, name=adapter.name, digest=adapter.digest), found)
+    return ResolvedLora(adapter, replace(lora, name=adapter.name, digest=adapter.digest), found)
 
 
 def _configs(model: Model) -> tuple[tuple[str, ComponentConfig], ...]:

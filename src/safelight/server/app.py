@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from safelight.assemble.serving import Control
+from safelight.assemble.serving import Services
 from safelight.server import auth, bridge, problems
 from safelight.server.apis import a1111, native, openai
 from safelight.server.metrics import Metrics
@@ -26,7 +26,7 @@ DESCRIPTION = """Images from Stable Diffusion checkpoints; the same request give
 before. `/api/v1` is Safelight's own API; `/v1` speaks OpenAI's, `/sdapi/v1` AUTOMATIC1111's."""
 
 
-def create(control: Control) -> FastAPI:
+def create(control: Services) -> FastAPI:
     """The application over a control that is open; it starts and stops it."""
 
     @asynccontextmanager
@@ -87,7 +87,7 @@ APIS = ("/api", "/v1", "/sdapi", "/controlnet", "/internal", "/docs", "/redoc", 
 class _Gate:
     """Before everything else: pages of other sites, the key, and the size of the body."""
 
-    def __init__(self, app: ASGIApp, control: Control) -> None:
+    def __init__(self, app: ASGIApp, control: Services) -> None:
         self._app = app
         key = control.settings.api_key
         self._key = key.get_secret_value() if key is not None else None

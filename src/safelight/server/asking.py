@@ -10,7 +10,7 @@ from pathlib import Path
 
 from starlette.requests import Request as HTTPRequest
 
-from safelight.assemble.serving import Control
+from safelight.assemble.serving import Services
 from safelight.errors import ModelNotFoundError, RequestError, StorageError
 from safelight.generate.check import check, within_pixels
 from safelight.jobs.job import Job
@@ -30,12 +30,12 @@ def some_seed(count: int) -> int:
     return secrets.randbelow(max(1, MOST_SEED - count))
 
 
-def model_named(control: Control, name: str) -> Model:
+def model_named(control: Services, name: str) -> Model:
     """The model of that name; names only, as no path from a request is opened. Raises ModelNotFoundError."""
     return control.library.get(name)
 
 
-def default_model(control: Control) -> Model:
+def default_model(control: Services) -> Model:
     """For clients that name none. Raises ModelNotFoundError when the library is empty."""
     wanted = control.settings.default_model
     if wanted is not None:
@@ -46,7 +46,7 @@ def default_model(control: Control) -> Model:
     return model_named(control, cards[0].name)
 
 
-def within_limits(control: Control, request: Request, model: Model) -> None:
+def within_limits(control: Services, request: Request, model: Model) -> None:
     """Raise RequestError for more than this server takes."""
     settings = control.settings
     part = request.image and request.mask_padding is not None
@@ -60,7 +60,7 @@ def within_limits(control: Control, request: Request, model: Model) -> None:
             raise RequestError(field, value, f"this server takes at most {most} ({name})")
 
 
-def texts_within_limits(control: Control, request: Request) -> None:
+def texts_within_limits(control: Services, request: Request) -> None:
     """Raise RequestError for longer prompts than this server reads."""
     settings = control.settings
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
@@ -69,7 +69,7 @@ def texts_within_limits(control: Control, request: Request) -> None:
             raise RequestError(field, f"{text[:20]}…", problem)
 
 
-def accept(control: Control, *requests: Request, client: str, priority: int = 0) -> list[Job]:
+def accept(control: Services, *requests: Request, client: str, priority: int = 0) -> list[Job]:
     """Queue requests, each pinned to the content that its model has now: all, or none. One whose prompts have choices
     becomes one for each image.
 
@@ -82,12 +82,12 @@ def accept(control: Control, *requests: Request, client: str, priority: int = 0)
     )
 
 
-def wildcards(control: Control) -> Path:
+def wildcards(control: Services) -> Path:
     """Where a prompt's wildcards are."""
     return control.settings.root / "wildcards"
 
 
-def _chosen(control: Control, request: Request) -> list[Request]:
+def _chosen(control: Services, request: Request) -> list[Request]:
     """What is to be chosen in its prompts chosen, after what bounds the work that this is."""
     texts_within_limits(control, request)
     if request.count > control.settings.max_images:
@@ -96,7 +96,7 @@ def _chosen(control: Control, request: Request) -> list[Request]:
     return variants.chosen(request, wildcards(control))
 
 
-def _checked(control: Control, request: Request) -> tuple[Request, str]:
+def _checked(control: Services, request: Request) -> tuple[Request, str]:
     model = model_named(control, request.model)
     request = replace(request, model=model.name, isolate=request.isolate or control.settings.isolate)
     # What was chosen may be longer than what was written.
@@ -108,7 +108,7 @@ def _checked(control: Control, request: Request) -> tuple[Request, str]:
     return request, model.digest
 
 
-async def ended(control: Control, job: Job, http: HTTPRequest) -> Job:
+async def ended(control: Services, job: Job, http: HTTPRequest) -> Job:
     """The job after it ended, for a client that waits for it; when the client goes, the job is cancelled."""
     waiting = asyncio.ensure_future(bridge.ended(control.database, control.events, job.id))
     gone = asyncio.ensure_future(_gone(http))
@@ -128,7 +128,7 @@ async def ended(control: Control, job: Job, http: HTTPRequest) -> Job:
             await _given_up(control, job)
 
 
-async def all_ended(control: Control, jobs: list[Job], http: HTTPRequest) -> list[Job]:
+async def all_ended(control: Services, jobs: list[Job], http: HTTPRequest) -> list[Job]:
     """The jobs after they ended, one after another: see :func:`ended`."""
     try:
         return [await ended(control, job, http) for job in jobs]
@@ -138,13 +138,13 @@ async def all_ended(control: Control, jobs: list[Job], http: HTTPRequest) -> lis
             await _given_up(control, job)
 
 
-async def _given_up(control: Control, job: Job) -> None:
+async def _given_up(control: Services, job: Job) -> None:
     """Nobody waits for the job any more. With a full disk that cannot be noted; then it is made all the same."""
     with contextlib.suppress(StorageError):
         await bridge.run(control.dispatcher.cancel, job.id)
 
 
-async def _stuck(control: Control) -> str:
+async def _stuck(control: Services) -> str:
     """Why the queue cannot go on, as soon as it cannot."""
     while not control.dispatcher.trouble:
         await asyncio.sleep(TROUBLE_SECONDS)

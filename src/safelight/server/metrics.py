@@ -11,7 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from safelight.assemble.serving import Control
+from safelight.assemble.serving import Services
 from safelight.engine.events import Event
 from safelight.jobs.job import ENDED
 
@@ -19,7 +19,7 @@ from safelight.jobs.job import ENDED
 class Metrics(Collector):
     """Counts what happens, and looks at the queue when it is asked."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Services) -> None:
         self._control = control
         self._registry = CollectorRegistry()
         self._ended = Counter("safelight_jobs_ended", "Jobs that ended.", ["state"], registry=self._registry)

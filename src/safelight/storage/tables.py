@@ -8,13 +8,13 @@ from sqlalchemy import JSON, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
-class Base(DeclarativeBase):
+class Table(DeclarativeBase):
     """All tables."""
 
     type_annotation_map = {dict[str, Any]: JSON}  # noqa: RUF012
 
 
-class JobRow(Base):
+class JobRow(Table):
     """See :class:`safelight.jobs.job.Job`."""
 
     __tablename__ = "jobs"
@@ -39,7 +39,7 @@ class JobRow(Base):
     failure: Mapped[str]
 
 
-class ImageRow(Base):
+class ImageRow(Table):
     """A finished image: ``place`` counts from 0 within its job, ``file`` is its name in the folder of images."""
 
     __tablename__ = "images"

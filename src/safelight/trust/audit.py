@@ -26,14 +26,14 @@ ROUNDS = 3
 
 
 @dataclass
-class Picture:
+class AuditedImage:
     """An image from a server: the SHA-256 of its pixels (hex), and the bytes of its file."""
 
     sha256: str
     png: bytes
 
     @classmethod
-    def of(cls, data: bytes) -> Picture:
+    def of(cls, data: bytes) -> AuditedImage:
         """Decode an image file. Raises SafelightError if it is not an image."""
         try:
             with PILImage.open(io.BytesIO(data)) as image:
@@ -41,7 +41,7 @@ class Picture:
         except (OSError, SyntaxError, ValueError) as error:
             raise SafelightError(f"the server's answer is not an image ({error})") from error
 
-    def apart(self, other: Picture) -> str:
+    def apart(self, other: AuditedImage) -> str:
         """Describe the difference to another image, for users."""
         import numpy as np
 
@@ -65,8 +65,8 @@ class Audited:
     """
 
     findings: list[Finding] = field(default_factory=list[Finding])
-    first: dict[str, Picture] = field(default_factory=dict[str, Picture])
-    differing: dict[str, Picture] = field(default_factory=dict[str, Picture])
+    first: dict[str, AuditedImage] = field(default_factory=dict[str, AuditedImage])
+    differing: dict[str, AuditedImage] = field(default_factory=dict[str, AuditedImage])
     asked: int = 0
 
     def save(self, folder: Path) -> None:
@@ -99,11 +99,11 @@ def audit(
     audited = Audited()
     repeats = True
 
-    def make(model: str, lora: str = "") -> Picture | None:
+    def make(model: str, lora: str = "") -> AuditedImage | None:
         audited.asked += 1
         on_image(audited.asked)
         try:
-            return Picture.of(server.make(asked.by(model, lora)))
+            return AuditedImage.of(server.make(asked.by(model, lora)))
         except SafelightError as error:
             audited.findings.append(Finding("state", f"image {audited.asked}", False, f"{model}: {error}", ""))
             return None

@@ -19,7 +19,7 @@ _HOW = "give a wheel, a checkout, or the address of an index: `safelight upgrade
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PackageSource:
     """A source of a version.
 
     ``requirement``: the requirement for pip: a path, or the package's name.
@@ -38,7 +38,7 @@ class Source:
         return f"{self.requirement} from {self.index}" if self.index else self.requirement
 
 
-def named(text: str, version: str = "") -> Source:
+def named(text: str, version: str = "") -> PackageSource:
     """Return the source that a user names. Raises InputError if it is not a source, or belongs to another package."""
     parts = urlsplit(text)
     if parts.scheme in ("http", "https"):
@@ -46,7 +46,7 @@ def named(text: str, version: str = "") -> Source:
             raise InputError(
                 f"{text}: an index must be read over https, so that nobody can change the package on its way"
             )
-        return Source(f"{NAME}=={version}" if version else NAME, text)
+        return PackageSource(f"{NAME}=={version}" if version else NAME, text)
     path = Path(text).expanduser().absolute()
     if version:
         raise InputError(f"--to {version}: only an index has several versions; {path} is a single one")
@@ -54,10 +54,10 @@ def named(text: str, version: str = "") -> Source:
     if found != NAME:
         problem = f"belongs to the package {found}" if found else "is neither a wheel nor a checkout"
         raise InputError(f"{path}: {problem}; {_HOW}")
-    return Source(str(path))
+    return PackageSource(str(path))
 
 
-def of_running(package: str = NAME) -> Source:
+def of_running(package: str = NAME) -> PackageSource:
     """Return the source of the running version, as pip recorded it (PEP 610).
 
     Raises InputError if it is unknown, or cannot have a newer version.

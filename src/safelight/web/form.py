@@ -8,7 +8,7 @@ from typing import Any
 
 from nicegui import ui
 
-from safelight.assemble.serving import Control
+from safelight.assemble.serving import Services
 from safelight.errors import InputError, RequestError
 from safelight.formats.adapter import INVERSION, WEIGHTS
 from safelight.prompts.loras import written
@@ -27,7 +27,7 @@ LABELS = {name: field.label for name, field in fields_of(Request).items()}
 class Form:
     """``make`` is given a request for each model that was chosen."""
 
-    def __init__(self, control: Control, make: Callable[[list[Request]], Awaitable[None]]) -> None:
+    def __init__(self, control: Services, make: Callable[[list[Request]], Awaitable[None]]) -> None:
         self._control = control
         self._make = make
         names = [card.name for card in control.library.cards()]

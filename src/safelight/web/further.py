@@ -8,7 +8,7 @@ from typing import Any
 
 from nicegui import ui
 
-from safelight.assemble.serving import Control as Serving
+from safelight.assemble.serving import Services
 from safelight.formats.adapter import VAE
 from safelight.formats.layout import CONTROLNET
 from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control
@@ -34,7 +34,7 @@ def number(label: str, value: float | None, low: float = 0, high: float | None =
 class Further:
     """``values`` are further fields of a request."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Services) -> None:
         names: dict[str, list[str]] = {VAE: [], CONTROLNET: []}
         for adapter in serving.shelves.adapters.cards():
             names.setdefault(adapter.kind, []).append(adapter.name)
@@ -62,7 +62,7 @@ class Further:
             )
             self._lenient = ui.checkbox("Leave out what of adapters fits nothing")
 
-    def _from_image(self, serving: Serving) -> None:
+    def _from_image(self, serving: Services) -> None:
         with section("From an image") as self._image_section:
             self._image = PictureField(serving, "image", "Image")
             self._mask = PictureField(serving, "mask", "Mask")
@@ -75,7 +75,7 @@ class Further:
             with ui.element("div").classes("sl-pair"):
                 self._sides = [number(label, None, 0, 4096, 8) for label in ("Left", "Top", "Right", "Bottom")]
 
-    def _controls(self, serving: Serving, names: list[str]) -> None:
+    def _controls(self, serving: Services, names: list[str]) -> None:
         with section("ControlNet") as self._control_section:
             self._net = ui.select(["none", *names], label="ControlNet", value="none").props("outlined dense")
             self._shown = PictureField(serving, "controls", "Its picture")

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from nicegui import ui
 
-from safelight.assemble.serving import Control
+from safelight.assemble.serving import Services
 from safelight.errors import InputError, SafelightError
 from safelight.jobs.job import Job
 from safelight.request.results import Preview
@@ -36,7 +36,7 @@ SHOWN = 60
 """Images in the gallery before «more» is asked for."""
 
 
-def mount(app: FastAPI, control: Control) -> None:
+def mount(app: FastAPI, control: Services) -> None:
     """Put the page on the application, at ``/``."""
 
     @ui.page("/", title="Safelight")
@@ -71,7 +71,7 @@ UNDO_SECONDS = 10.0
 class Tab:
     """What one browser tab shows. ``asked``: the jobs of its last request, one for each model."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Services) -> None:
         self._control = control
         self._asked: list[str] = []
         self._seen = -1
@@ -308,7 +308,7 @@ class _Seen:
     gallery: list[StoredImage]
 
 
-def _seen(control: Control, asked: list[str], shown: int) -> _Seen:
+def _seen(control: Services, asked: list[str], shown: int) -> _Seen:
     database = control.database
     jobs = database.jobs_of(asked)
     sheet = [
@@ -317,7 +317,7 @@ def _seen(control: Control, asked: list[str], shown: int) -> _Seen:
     return _Seen(control.dispatcher.queue(WAITING), sheet, database.images(shown + 1))
 
 
-def _accepted(control: Control, requests: list[Request]) -> list[Job]:
+def _accepted(control: Services, requests: list[Request]) -> list[Job]:
     return asking.accept(control, *requests, client="page")
 
 
@@ -369,7 +369,7 @@ def _further(request: dict[str, Any]) -> dict[str, Any]:
 class _Running:
     """What is being made, and what waits."""
 
-    def __init__(self, into: ui.element, control: Control) -> None:
+    def __init__(self, into: ui.element, control: Services) -> None:
         self._control = control
         self._into = into
         with into, ui.element("div").classes("sl-card"):
@@ -427,7 +427,7 @@ class _Running:
                     ).classes("sl-soft")
 
 
-def _canceller(control: Control, job_id: str) -> Callable[[], Awaitable[None]]:
+def _canceller(control: Services, job_id: str) -> Callable[[], Awaitable[None]]:
     async def cancel() -> None:
         await bridge.run(control.dispatcher.cancel, job_id)
 

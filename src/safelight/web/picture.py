@@ -7,7 +7,7 @@ import io
 
 from nicegui import events, ui
 
-from safelight.assemble.serving import Control
+from safelight.assemble.serving import Services
 from safelight.errors import InputError
 from safelight.server import bridge
 
@@ -18,7 +18,7 @@ SHOWN = 120
 class PictureField:
     """``digest``: of the picture that was chosen, "" for none."""
 
-    def __init__(self, control: Control, field: str, label: str) -> None:
+    def __init__(self, control: Services, field: str, label: str) -> None:
         self._control, self._field = control, field
         self.digest = ""
         with ui.element("div").classes("sl-row"):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from safelight.formats.keys.rows import Row, squeezed
+from safelight.formats.keys.rows import TensorRow, squeezed
 
 Kind = Literal["lora", "loha", "lokr", "diff"]
 
@@ -140,7 +140,7 @@ _COMFY: Mapping[str, tuple[str, ...]] = {
 """Prefixes of the modules' names in files from ComfyUI (``comfy/lora.py``)."""
 
 
-def spellings(components: Mapping[str, Iterable[Row]]) -> Mapping[str, Module]:
+def spellings(components: Mapping[str, Iterable[TensorRow]]) -> Mapping[str, Module]:
     """Return the modules of these components under every name that adapters use for them.
 
     ``components``: the table of each component, by role.

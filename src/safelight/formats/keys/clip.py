@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from safelight.formats.keys.rows import NotThisArchitecture, Row, Shapes, Source, count_indexed, row
+from safelight.formats.keys.rows import NotThisArchitecture, Shapes, TensorRow, TensorSource, count_indexed, row
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def without_projection(config: CLIPConfig) -> CLIPConfig:
     return replace(config, projection=None)
 
 
-def tensors(config: CLIPConfig) -> Iterator[Row]:
+def tensors(config: CLIPConfig) -> Iterator[TensorRow]:
     """Yield every tensor of the text encoder, in the order of use.
 
     With a projection the names start with ``text_model.``, as in ``CLIPTextModelWithProjection``.
@@ -65,7 +65,7 @@ def tensors(config: CLIPConfig) -> Iterator[Row]:
     width, inner = config.width, config.intermediate
     prefix = "" if config.projection is None else "text_model."
 
-    def hf(name: str, shape: tuple[int, ...], *others: str | Source) -> Row:
+    def hf(name: str, shape: tuple[int, ...], *others: str | TensorSource) -> TensorRow:
         spellings = [spelling for spelling in (name, f"text_model.{name}") if spelling != prefix + name]
         return row(prefix + name, shape, *spellings, *others)
 
@@ -75,8 +75,8 @@ def tensors(config: CLIPConfig) -> Iterator[Row]:
         ours, theirs = f"encoder.layers.{number}", f"transformer.resblocks.{number}"
         for part, matrix in enumerate(("q_proj", "k_proj", "v_proj")):
             name = f"{ours}.self_attn.{matrix}"
-            yield hf(f"{name}.weight", (width, width), Source(f"{theirs}.attn.in_proj_weight", (part, 3)))
-            yield hf(f"{name}.bias", (width,), Source(f"{theirs}.attn.in_proj_bias", (part, 3)))
+            yield hf(f"{name}.weight", (width, width), TensorSource(f"{theirs}.attn.in_proj_weight", (part, 3)))
+            yield hf(f"{name}.bias", (width,), TensorSource(f"{theirs}.attn.in_proj_bias", (part, 3)))
         for mine, other, shape in (
             ("self_attn.out_proj", "attn.out_proj", (width, width)),
             ("layer_norm1", "ln_1", (width,)),
@@ -89,4 +89,4 @@ def tensors(config: CLIPConfig) -> Iterator[Row]:
     yield hf("final_layer_norm.weight", (width,), "ln_final.weight")
     yield hf("final_layer_norm.bias", (width,), "ln_final.bias")
     if config.projection is not None:
-        yield row("text_projection.weight", (config.projection, width), Source("text_projection", transpose=True))
+        yield row("text_projection.weight", (config.projection, width), TensorSource("text_projection", transpose=True))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from safelight.formats.keys import unet
-from safelight.formats.keys.rows import NotThisArchitecture, Row, Shapes, count_indexed, row, weight_and_bias
+from safelight.formats.keys.rows import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias
 from safelight.formats.keys.unet import UNetConfig
 
 
@@ -48,7 +48,7 @@ def infer(shapes: Shapes) -> ControlNetConfig:
     return ControlNetConfig(unet.infer(shapes, whole=False), hint, first[1])
 
 
-def tensors(config: ControlNetConfig) -> Iterator[Row]:
+def tensors(config: ControlNetConfig) -> Iterator[TensorRow]:
     """Yield every tensor of the ControlNet, in the order of use."""
     encoder, hint = config.encoder, config.hint
     yield from unet.embedding(encoder)

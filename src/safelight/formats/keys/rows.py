@@ -19,7 +19,7 @@ class NotThisArchitecture(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TensorSource:
     """A name under which files store a tensor.
 
     ``part``: (index, count) if the tensor is one of ``count`` equal parts of the source's rows (a fused projection).
@@ -34,7 +34,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TensorRow:
     """One tensor of an architecture.
 
     ``name``: its name in the module's ``state_dict``.
@@ -44,16 +44,19 @@ class Row:
 
     name: str
     shape: tuple[int, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[TensorSource, ...]
 
 
-def row(name: str, shape: tuple[int, ...], *others: str | Source) -> Row:
+def row(name: str, shape: tuple[int, ...], *others: str | TensorSource) -> TensorRow:
     """Return the row of a tensor that files store under its own name or under any of ``others``."""
-    sources = [Source(name), *(other if isinstance(other, Source) else Source(other) for other in others)]
-    return Row(name, shape, tuple(sources))
+    sources = [
+        TensorSource(name),
+        *(other if isinstance(other, TensorSource) else TensorSource(other) for other in others),
+    ]
+    return TensorRow(name, shape, tuple(sources))
 
 
-def weight_and_bias(name: str, weight: tuple[int, ...], *others: str) -> Iterator[Row]:
+def weight_and_bias(name: str, weight: tuple[int, ...], *others: str) -> Iterator[TensorRow]:
     """Yield the two tensors of a layer. Its bias has as many elements as its weight has rows."""
     yield row(f"{name}.weight", weight, *(f"{other}.weight" for other in others))
     yield row(f"{name}.bias", weight[:1], *(f"{other}.bias" for other in others))

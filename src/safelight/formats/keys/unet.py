@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from safelight.formats.keys.rows import NotThisArchitecture, Row, Shapes, count_indexed, row, weight_and_bias
+from safelight.formats.keys.rows import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +105,14 @@ def _infer_ldm(shapes: Shapes, whole: bool) -> UNetConfig:
     )
 
 
-def tensors(config: UNetConfig) -> Iterator[Row]:
+def tensors(config: UNetConfig) -> Iterator[TensorRow]:
     """Yield every tensor of the UNet, in the order in which a forward pass uses them."""
     yield from embedding(config)
     yield from encoder(config)
     yield from _decoder(config)
 
 
-def embedding(config: UNetConfig) -> Iterator[Row]:
+def embedding(config: UNetConfig) -> Iterator[TensorRow]:
     """Yield the tensors of the time embedding, of SDXL's added conditioning, and of the first convolution."""
     first, time = config.block_out_channels[0], config.block_out_channels[0] * 4
     yield from weight_and_bias("time_embedding.linear_1", (time, first), "time_embed.0")
@@ -132,7 +132,7 @@ def skips(config: UNetConfig) -> list[int]:
     return out
 
 
-def encoder(config: UNetConfig) -> Iterator[Row]:
+def encoder(config: UNetConfig) -> Iterator[TensorRow]:
     """Yield the tensors of the down blocks and of the middle block."""
     widths, layers = config.block_out_channels, config.layers_per_block
     time = widths[0] * 4
@@ -158,7 +158,7 @@ def encoder(config: UNetConfig) -> Iterator[Row]:
     yield from _resnet("mid_block.resnets.1", "middle_block.2", last, last, time)
 
 
-def _decoder(config: UNetConfig) -> Iterator[Row]:
+def _decoder(config: UNetConfig) -> Iterator[TensorRow]:
     """Yield the tensors of the up blocks and of the last convolution."""
     widths, layers = config.block_out_channels, config.layers_per_block
     first, time, before = widths[0], widths[0] * 4, widths[-1]
@@ -181,7 +181,7 @@ def _decoder(config: UNetConfig) -> Iterator[Row]:
     yield from weight_and_bias("conv_out", (config.out_channels, first, 3, 3), "out.2")
 
 
-def _resnet(ours: str, theirs: str, before: int, width: int, time: int) -> Iterator[Row]:
+def _resnet(ours: str, theirs: str, before: int, width: int, time: int) -> Iterator[TensorRow]:
     yield from weight_and_bias(f"{ours}.norm1", (before,), f"{theirs}.in_layers.0")
     yield from weight_and_bias(f"{ours}.conv1", (width, before, 3, 3), f"{theirs}.in_layers.2")
     yield from weight_and_bias(f"{ours}.time_emb_proj", (width, time), f"{theirs}.emb_layers.1")
@@ -191,7 +191,7 @@ def _resnet(ours: str, theirs: str, before: int, width: int, time: int) -> Itera
         yield from weight_and_bias(f"{ours}.conv_shortcut", (width, before, 1, 1), f"{theirs}.skip_connection")
 
 
-def _transformer(ours: str, theirs: str, width: int, depth: int, config: UNetConfig) -> Iterator[Row]:
+def _transformer(ours: str, theirs: str, width: int, depth: int, config: UNetConfig) -> Iterator[TensorRow]:
     projection = (width, width) if config.linear_projection else (width, width, 1, 1)
     yield from weight_and_bias(f"{ours}.norm", (width,), f"{theirs}.norm")
     yield from weight_and_bias(f"{ours}.proj_in", projection, f"{theirs}.proj_in")

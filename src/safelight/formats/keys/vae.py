@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from safelight.formats.keys.rows import NotThisArchitecture, Row, Shapes, count_indexed, row, weight_and_bias
+from safelight.formats.keys.rows import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def infer(shapes: Shapes) -> VAEConfig:
     return config
 
 
-def tensors(config: VAEConfig) -> Iterator[Row]:
+def tensors(config: VAEConfig) -> Iterator[TensorRow]:
     """Yield every tensor of the VAE in the order of use: encoder, quantisation convolutions, decoder."""
     widths, layers, latent = config.block_out_channels, config.layers_per_block, config.latent_channels
     first, last = widths[0], widths[-1]
@@ -78,7 +78,7 @@ def tensors(config: VAEConfig) -> Iterator[Row]:
     yield from weight_and_bias("decoder.conv_out", (config.out_channels, first, 3, 3))
 
 
-def _resnet(ours: str, theirs: str, before: int, width: int) -> Iterator[Row]:
+def _resnet(ours: str, theirs: str, before: int, width: int) -> Iterator[TensorRow]:
     yield from weight_and_bias(f"{ours}.norm1", (before,), f"{theirs}.norm1")
     yield from weight_and_bias(f"{ours}.conv1", (width, before, 3, 3), f"{theirs}.conv1")
     yield from weight_and_bias(f"{ours}.norm2", (width,), f"{theirs}.norm2")
@@ -87,7 +87,7 @@ def _resnet(ours: str, theirs: str, before: int, width: int) -> Iterator[Row]:
         yield from weight_and_bias(f"{ours}.conv_shortcut", (width, before, 1, 1), f"{theirs}.nin_shortcut")
 
 
-def _middle(half: str, width: int) -> Iterator[Row]:
+def _middle(half: str, width: int) -> Iterator[TensorRow]:
     ours, theirs = f"{half}.mid_block", f"{half}.mid"
     yield from _resnet(f"{ours}.resnets.0", f"{theirs}.block_1", width, width)
     attention, other = f"{ours}.attentions.0", f"{theirs}.attn_1"

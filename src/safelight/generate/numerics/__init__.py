@@ -22,7 +22,7 @@ import torch
 
 from safelight.generate.numerics.fp32 import fp32_in_force
 from safelight.generate.numerics.modes import no_modes, seeded
-from safelight.generate.numerics.row import Row
+from safelight.generate.numerics.row import NumericRow
 from safelight.generate.numerics.table import flushing, rows
 
 _log = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ STATE_VERSION = 1
 
 @dataclass(slots=True)
 class _Held:
-    rows: list[Row] = field(default_factory=list[Row])
+    rows: list[NumericRow] = field(default_factory=list[NumericRow])
     not_set: list[str] = field(default_factory=list[str])
     threads: int = 1
 
@@ -84,7 +84,7 @@ def fixed(threads: int, seed: int) -> Generator[None]:
 _warned: set[str] = set()
 
 
-def _warn_once(row: Row) -> None:
+def _warn_once(row: NumericRow) -> None:
     if row.name not in _warned:
         _warned.add(row.name)
         _log.warning("torch lacks a setting", torch=torch.__version__, lacks=row.lacks, setting=row.name)

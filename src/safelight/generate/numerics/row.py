@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class NumericRow:
     """One part of the state.
 
     ``wanted``: the value that a job needs, or a function that computes it from the present value.

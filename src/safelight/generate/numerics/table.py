@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from safelight.generate.numerics.fp32 import Fp32Access, full_fp32
-from safelight.generate.numerics.row import Row
+from safelight.generate.numerics.row import NumericRow
 
 _C: Any = torch._C
 
@@ -51,7 +51,7 @@ def flushing(threads: int) -> float:
     return round(1 - unflushed / small.numel(), 3)
 
 
-def _c(name: str, wanted: object, read: str, write: str, *, required: bool = False) -> Row:
+def _c(name: str, wanted: object, read: str, write: str, *, required: bool = False) -> NumericRow:
     """Create a row from two of torch's own functions. A tuple holds the setter's arguments."""
     lacks = tuple(f"torch._C.{function}" for function in (read, write) if not hasattr(_C, function))
     get, put = getattr(_C, read, None), getattr(_C, write, None)
@@ -60,7 +60,7 @@ def _c(name: str, wanted: object, read: str, write: str, *, required: bool = Fal
         assert put is not None
         put(*value) if isinstance(value, tuple) else put(value)
 
-    return Row(name, get or (lambda: None), setter, wanted, lacks, required)
+    return NumericRow(name, get or (lambda: None), setter, wanted, lacks, required)
 
 
 def _reduction(found: object) -> object:
@@ -73,7 +73,7 @@ def _default_blas(_found: object) -> object:
     return _C._get_blas_default_backend()
 
 
-def _cuda_only(name: str, wanted: object, read: str, write: str) -> list[Row]:
+def _cuda_only(name: str, wanted: object, read: str, write: str) -> list[NumericRow]:
     """Create a row, but none on a build without CUDA, which does not have this state."""
     return [_c(name, wanted, read, write)] if torch.backends.cuda.is_built() else []
 
@@ -87,8 +87,10 @@ def _default_tensor_device(kind: str) -> None:
     _C._set_default_tensor_type(where.FloatTensor)
 
 
-def _autocast() -> list[Row]:
-    rows = [Row("autocast.cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled, wanted=True)]
+def _autocast() -> list[NumericRow]:
+    rows = [
+        NumericRow("autocast.cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled, wanted=True)
+    ]
     for kind, dtype in AUTOCAST.items():
         if not _C._is_autocast_available(kind):
             continue
@@ -105,12 +107,12 @@ def _autocast() -> list[Row]:
         def give(to: torch.dtype, kind: str = kind) -> None:
             torch.set_autocast_dtype(kind, to)
 
-        rows += [Row(f"autocast.{kind}", is_on, turn, wanted=False)]
-        rows += [Row(f"autocast.{kind}.dtype", dtype_of, give, dtype)]
+        rows += [NumericRow(f"autocast.{kind}", is_on, turn, wanted=False)]
+        rows += [NumericRow(f"autocast.{kind}.dtype", dtype_of, give, dtype)]
     return rows
 
 
-def _einsum() -> list[Row]:
+def _einsum() -> list[NumericRow]:
     """Create the row for the order of an einsum with three or more operands, which opt_einsum would change."""
     module: Any = torch.backends.opt_einsum
 
@@ -121,10 +123,10 @@ def _einsum() -> list[Row]:
         else:
             module.m.enabled = on
 
-    return [Row("opt_einsum", lambda: bool(module.enabled), write, wanted=False)]
+    return [NumericRow("opt_einsum", lambda: bool(module.enabled), write, wanted=False)]
 
 
-def _flash_implementation() -> list[Row]:
+def _flash_implementation() -> list[NumericRow]:
     attention: Any = torch.nn.attention
     names = ("current_flash_attention_impl", "activate_flash_attention_impl", "restore_flash_attention_impl")
     lacks = tuple(f"torch.nn.attention.{name}" for name in names if not hasattr(attention, name))
@@ -135,16 +137,16 @@ def _flash_implementation() -> list[Row]:
         else:
             attention.activate_flash_attention_impl(implementation)
 
-    return [Row("sdp.flash.implementation", getattr(attention, names[0], lambda: None), write, None, lacks)]
+    return [NumericRow("sdp.flash.implementation", getattr(attention, names[0], lambda: None), write, None, lacks)]
 
 
-def _opencv() -> list[Row]:
+def _opencv() -> list[NumericRow]:
     """Create a row only if the host has loaded OpenCV: its initial state is the one that a job needs."""
     cv2: Any = sys.modules.get("cv2")
-    return [] if cv2 is None else [Row("opencv.optimized", cv2.useOptimized, cv2.setUseOptimized, wanted=True)]
+    return [] if cv2 is None else [NumericRow("opencv.optimized", cv2.useOptimized, cv2.setUseOptimized, wanted=True)]
 
 
-def rows(threads: int) -> list[Row]:
+def rows(threads: int) -> list[NumericRow]:
     """Return all rows of this torch, in the order in which a job sets them.
 
     The default tensor type comes after the default dtype, because setting the type also sets the dtype. It is restored
@@ -152,11 +154,11 @@ def rows(threads: int) -> list[Row]:
     """
     backends: Any = torch.backends
     return [
-        Row("threads", torch.get_num_threads, torch.set_num_threads, threads, required=True),
-        Row("default_dtype", torch.get_default_dtype, torch.set_default_dtype, torch.float32, required=True),
-        Row("default_tensor_device", _C._get_default_device, _default_tensor_device, "cpu"),
-        Row("flush_denormal", flushes_denormals, torch.set_flush_denormal, wanted=False, required=True),
-        Row(
+        NumericRow("threads", torch.get_num_threads, torch.set_num_threads, threads, required=True),
+        NumericRow("default_dtype", torch.get_default_dtype, torch.set_default_dtype, torch.float32, required=True),
+        NumericRow("default_tensor_device", _C._get_default_device, _default_tensor_device, "cpu"),
+        NumericRow("flush_denormal", flushes_denormals, torch.set_flush_denormal, wanted=False, required=True),
+        NumericRow(
             "fp32_precision",
             Fp32Access.read,
             Fp32Access.write,
@@ -203,7 +205,7 @@ def rows(threads: int) -> list[Row]:
             "_set_cpu_allow_fp16_reduced_precision_reduction",
         ),
         _c("cuda.sm_carveout", None, "_get_sm_carveout_experimental", "_set_sm_carveout_experimental"),
-        Row(
+        NumericRow(
             "blas",
             _C._get_blas_preferred_backend,
             _C._set_blas_preferred_backend,
@@ -235,8 +237,8 @@ def rows(threads: int) -> list[Row]:
             "_set_math_sdp_allow_fp16_bf16_reduction",
         ),
         *_flash_implementation(),
-        Row("mha.fastpath", backends.mha.get_fastpath_enabled, backends.mha.set_fastpath_enabled, wanted=True),
-        Row(
+        NumericRow("mha.fastpath", backends.mha.get_fastpath_enabled, backends.mha.set_fastpath_enabled, wanted=True),
+        NumericRow(
             "deterministic",
             _deterministic,
             lambda value: _C._set_deterministic_algorithms(value[0], warn_only=value[1]),
@@ -252,7 +254,7 @@ def rows(threads: int) -> list[Row]:
         *_einsum(),
         *_autocast(),
         *_opencv(),
-        Row(
+        NumericRow(
             "numpy.errors",
             np.geterr,
             lambda value: np.seterr(**value),

@@ -18,8 +18,8 @@ from fastapi import Request as HTTPRequest
 from PIL import Image as PILImage
 from pydantic import BaseModel
 
-from safelight.assemble.serving import Control
-from safelight.engine.dispatch import State
+from safelight.assemble.serving import Services
+from safelight.engine.dispatch import RunningJob
 from safelight.errors import RequestError, WorkerDiedError
 from safelight.formats.adapter import INVERSION, VAE, WEIGHTS
 from safelight.formats.layout import CONTROLNET
@@ -50,7 +50,7 @@ OWN_VAE = ("Automatic", "None")
 """A1111's words for a checkpoint's own VAE."""
 
 
-class Made(BaseModel):
+class GenerationAnswer(BaseModel):
     """``images``: PNG files in base64; ``info``: JSON as text."""
 
     images: list[str]
@@ -58,7 +58,7 @@ class Made(BaseModel):
     info: str
 
 
-class Picture(BaseModel):
+class Base64Image(BaseModel):
     """A PNG in base64, with or without ``data:image/png;base64,``."""
 
     image: str
@@ -87,7 +87,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
+def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
     """The routes over a control."""
     api = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], responses=ERRORS)
     outside = APIRouter(tags=["AUTOMATIC1111"])
@@ -109,16 +109,16 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return found.name
 
     @api.post("/txt2img")
-    async def txt2img(asked: TextToImage, http: HTTPRequest) -> Made:
+    async def txt2img(asked: TextToImage, http: HTTPRequest) -> GenerationAnswer:
         """Make images and answer with them."""
         return await answered(asked, http)
 
     @api.post("/img2img")
-    async def img2img(asked: ImageToImage, http: HTTPRequest) -> Made:
+    async def img2img(asked: ImageToImage, http: HTTPRequest) -> GenerationAnswer:
         """Make images from an image, perhaps in a part of it, and answer with them."""
         return await answered(asked, http)
 
-    async def answered(asked: TextToImage, http: HTTPRequest) -> Made:
+    async def answered(asked: TextToImage, http: HTTPRequest) -> GenerationAnswer:
         jobs = await bridge.run(accepted, asked, client_of(http))
         together.update({job.id: [one.id for one in jobs] for job in jobs})
         try:
@@ -300,7 +300,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return {}
 
     @api.post("/png-info")
-    def png_info(picture: Picture) -> PngInfo:
+    def png_info(picture: Base64Image) -> PngInfo:
         try:
             data = base64.b64decode(picture.image.rpartition(",")[2], validate=True)
             with PILImage.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -341,7 +341,7 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
     return made
 
 
-def by_title(control: Control, title: str) -> Model:
+def by_title(control: Services, title: str) -> Model:
     """A model by A1111's title (``name [hash]``), its name, file name or hash.
 
     Raises ModelNotFoundError, and RefusedError for a hash that is not the model's or a file name that several have.
@@ -407,7 +407,7 @@ def _options(model: Model) -> dict[str, Any]:
     }
 
 
-def _progress(state: State | None, skip_image: bool) -> dict[str, Any]:
+def _progress(state: RunningJob | None, skip_image: bool) -> dict[str, Any]:
     empty = {"skipped": False, "interrupted": False, "stopping_generation": False, "job": "", "job_count": 0}
     steps = {"job_timestamp": "0", "job_no": 0, "sampling_step": 0, "sampling_steps": 0}
     if state is None or state.progress is None:
@@ -450,7 +450,7 @@ def _embedding(found: Card) -> dict[str, Any]:
     }
 
 
-def _made(control: Control, jobs: list[Job], asked: TextToImage) -> Made:
+def _made(control: Services, jobs: list[Job], asked: TextToImage) -> GenerationAnswer:
     job = next((job for job in jobs if job.state == "failed"), jobs[0])
     if job.state == "failed":
         raise of_job(job)
@@ -490,4 +490,4 @@ def _made(control: Control, jobs: list[Job], asked: TextToImage) -> Made:
     left_out = {"init_images", "mask"} if not getattr(asked, "include_init_images", True) else set[str]()
     # What it was shown is not sent back either.
     given = asked.model_dump(exclude=left_out | {"alwayson_scripts"})
-    return Made(images=encoded if asked.send_images else [], parameters=given, info=json.dumps(info))
+    return GenerationAnswer(images=encoded if asked.send_images else [], parameters=given, info=json.dumps(info))

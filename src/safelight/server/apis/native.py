@@ -14,7 +14,7 @@ from fastapi import Path as InPath
 from fastapi import Request as HTTPRequest
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from safelight.assemble.serving import Control
+from safelight.assemble.serving import Services
 from safelight.engine.dispatch import advanced, described, pictured
 from safelight.engine.events import Event
 from safelight.engine.messages import Question
@@ -25,7 +25,7 @@ from safelight.server import asking, auth, bridge
 from safelight.server.apis.native_fields import (
     AdapterModel,
     Adding,
-    Cancelled,
+    CancelledModel,
     Checked,
     Generation,
     Health,
@@ -34,7 +34,7 @@ from safelight.server.apis.native_fields import (
     ModelModel,
     Place,
     Queue,
-    Resident,
+    ResidentModel,
     Verified,
 )
 from safelight.server.problems import RefusedError, documented
@@ -54,7 +54,7 @@ ImageId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", description="an image'
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
+def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
     """The routes over a control."""
     api = APIRouter(prefix="/api/v1", responses=documented())
     database, dispatcher, library = control.database, control.dispatcher, control.library
@@ -93,10 +93,10 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return [_image(image) for image in database.images(1000, job=job_id)]
 
     @api.post("/jobs/{job_id}/cancel", tags=["jobs"], responses=documented(404))
-    def cancel(job_id: JobId) -> Cancelled:
+    def cancel(job_id: JobId) -> CancelledModel:
         """A waiting job ends at once, a running one at its next step."""
         _found(database.job(job_id), "job", job_id)
-        return Cancelled(cancelled=dispatcher.cancel(job_id))
+        return CancelledModel(cancelled=dispatcher.cancel(job_id))
 
     @api.get("/queue", tags=["jobs"])
     def queue(limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Queue:
@@ -193,28 +193,28 @@ def router(control: Control) -> APIRouter:  # noqa: PLR0915 - a list of routes
             return Verified(ok=False, problem=str(error))
         return Verified(ok=True)
 
-    async def told(what: Question, name: str) -> Resident:
+    async def told(what: Question, name: str) -> ResidentModel:
         model = await bridge.run(library.get, name)
         argument = model.digest if what == "unload" else model.name
-        return Resident(resident=await bridge.long(_answered, control.supervisor.ask(what, argument)))
+        return ResidentModel(resident=await bridge.long(_answered, control.supervisor.ask(what, argument)))
 
     @api.post("/models/{name}/load", tags=["models"], responses=documented(404, 409, 503))
-    async def load(name: str) -> Resident:
+    async def load(name: str) -> ResidentModel:
         """Bring a model into memory, as far as it fits."""
         return await told("load", name)
 
     @api.post("/models/{name}/unload", tags=["models"], responses=documented(404, 409, 503))
-    async def unload(name: str) -> Resident:
+    async def unload(name: str) -> ResidentModel:
         """Drop a model from memory, unless a job uses it."""
         return await told("unload", name)
 
     @api.post("/models/{name}/pin", tags=["models"], responses=documented(404, 409, 503))
-    async def pin(name: str) -> Resident:
+    async def pin(name: str) -> ResidentModel:
         """Bring a model into memory and hold it there."""
         return await told("pin", name)
 
     @api.post("/models/{name}/unpin", tags=["models"], responses=documented(404, 409, 503))
-    async def unpin(name: str) -> Resident:
+    async def unpin(name: str) -> ResidentModel:
         return await told("unpin", name)
 
     @api.get("/memory", tags=["server"], responses=documented(409, 503))
@@ -252,7 +252,7 @@ def _image(image: StoredImage) -> ImageModel:
     return ImageModel(**pictured(image))
 
 
-def _model(control: Control, name: str, summary: Mapping[str, Any]) -> ModelModel:
+def _model(control: Services, name: str, summary: Mapping[str, Any]) -> ModelModel:
     shown = {key: value for key, value in summary.items() if key != "path"}
     return ModelModel(**shown, pinned=name in control.supervisor.pinned)
 
@@ -292,7 +292,7 @@ def _answered(future: Future[Any]) -> Any:
         raise RefusedError(409, "failed", str(error)) from error
 
 
-async def _stream(control: Control, job_id: str | None) -> AsyncGenerator[str]:
+async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[str]:
     async with bridge.listening(control.events, job_id) as arrived:
         if job_id is not None:
             job = await bridge.run(control.database.job, job_id)

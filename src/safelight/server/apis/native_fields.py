@@ -166,7 +166,7 @@ class Verified(BaseModel):
     problem: str = ""
 
 
-class Cancelled(BaseModel):
+class CancelledModel(BaseModel):
     """``cancelled``: it had not ended."""
 
     cancelled: bool
@@ -179,7 +179,7 @@ class Checked(BaseModel):
     pixels_sha256: str
 
 
-class Resident(BaseModel):
+class ResidentModel(BaseModel):
     """The digests of models that are whole in memory, the last used first."""
 
     resident: list[str]

@@ -17,7 +17,7 @@ from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import FormData
 
-from safelight.assemble.serving import Control
+from safelight.assemble.serving import Services
 from safelight.errors import RequestError
 from safelight.jobs.job import Job
 from safelight.library.inputs import opened
@@ -46,7 +46,7 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-class Generation(BaseModel):
+class ImageGeneration(BaseModel):
     """OpenAI's fields; beside them Safelight's, which its clients give as ``extra_body``, and the names that other
     programs have for those."""
 
@@ -171,7 +171,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(control: Control) -> APIRouter:
+def router(control: Services) -> APIRouter:
     """The routes over a control."""
     api = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
 
@@ -185,7 +185,7 @@ def router(control: Control) -> APIRouter:
         return _card(name, card.record) if card is not None else ModelCard(id=control.library.get(name).name)
 
     @api.post("/images/generations", response_model_exclude_none=True)
-    async def generations(asked: Generation, http: HTTPRequest) -> Images:
+    async def generations(asked: ImageGeneration, http: HTTPRequest) -> Images:
         """Make images and answer with them."""
         jobs = await bridge.run(_accepted, control, asked)
         jobs = await asking.all_ended(control, jobs, http)
@@ -244,10 +244,10 @@ def _texts(form: FormData) -> dict[str, str]:
     return found
 
 
-def _read(fields: Mapping[str, str]) -> Generation:
+def _read(fields: Mapping[str, str]) -> ImageGeneration:
     """The fields of a form. Raises RequestError, naming the field, for a value that is not allowed."""
     try:
-        return Generation.model_validate(fields)
+        return ImageGeneration.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -272,7 +272,7 @@ def _transparent(picture: bytes) -> bytes | None:
     return held.getvalue()
 
 
-def _accepted(control: Control, asked: Generation, start: Mapping[str, Any] | None = None) -> list[Job]:
+def _accepted(control: Services, asked: ImageGeneration, start: Mapping[str, Any] | None = None) -> list[Job]:
     asked.refuse_unknown()
     model = control.library.get(asked.model) if asked.model else asking.default_model(control)
     width, height = (None, None) if start and asked.size in (None, "auto") else _size(asked.size, model)
@@ -299,7 +299,7 @@ def _accepted(control: Control, asked: Generation, start: Mapping[str, Any] | No
     return asking.accept(control, request, client=f"openai {asked.user or ''}".strip())
 
 
-def _steps(asked: Generation, given: Any) -> int:
+def _steps(asked: ImageGeneration, given: Any) -> int:
     by_quality = QUALITY_STEPS.get(asked.quality or "")
     if given is None:
         return by_quality or STEPS
@@ -333,7 +333,7 @@ def _size(size: str | None, model: Model) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _answer(control: Control, jobs: list[Job], asked: Generation, base: str) -> Images:
+def _answer(control: Services, jobs: list[Job], asked: ImageGeneration, base: str) -> Images:
     job = next((job for job in jobs if job.state != "done"), jobs[0])
     if job.state != "done":
         raise of_job(job)

@@ -1,0 +1,41 @@
+"""What the structure promises: each name has one meaning, files and functions are small."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import safelight
+
+SOURCE = Path(safelight.__file__).parent
+MOST_LINES = 500
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def classes() -> Iterator[tuple[str, str]]:
+    """(name, file) of every public class."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield node.name, str(path.relative_to(SOURCE))
+
+
+def test_public_class_names_are_unique() -> None:
+    where: dict[str, list[str]] = defaultdict(list)
+    for name, file in classes():
+        where[name].append(file)
+    assert {name: files for name, files in where.items() if len(files) > 1} == {}
+
+
+def test_no_file_is_longer_than_five_hundred_lines() -> None:
+    lengths = {str(path.relative_to(SOURCE)): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_files_that_the_structure_names_are_there() -> None:
+    page = (SOURCE.parents[1] / "docs/structure.md").read_text()
+    named = {part for part in page.split("`") if part.endswith(".py") and "/" in part and " " not in part}
+    assert len(named) > 40
+    assert {name for name in named if not (SOURCE / name).exists()} == set()
