@@ -223,6 +223,9 @@ def histories() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     return short + long
 
 
+HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+"""For programs that import this file."""
+
 _PRISTINE = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 
@@ -230,7 +233,9 @@ _PRISTINE = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_a_host_cannot_tell_that_a_job_has_run() -> None:
     """In a new interpreter: its state is as torch starts."""
     program = Path(__file__)
-    done = subprocess.run([sys.executable, "-W", "ignore", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", program], capture_output=True, text=True, check=False, env=HERE
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["wrong"] == []
@@ -261,7 +266,7 @@ def test_a_generation_runs_in_a_program_that_uses_the_new_settings(step: str) ->
         "assert t.observable() == seen"
     )
     here = Path(__file__).parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=here)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=here, env=HERE)
     assert (done.returncode, done.stdout) == (0, "ieee\n"), done.stderr
 
 
