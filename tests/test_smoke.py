@@ -82,9 +82,10 @@ def test_index() -> None:
     assert "| models list |" in run("benchmarks/library.py", "--models", "5", "--adapters", "5")
 
 
-def test_the_story(tmp_path: Path) -> None:
-    assert "0 problems" in run("tools/story.py", str(tmp_path / "story.md"), "--suspect", "loading")
-    assert (tmp_path / "story-loading.png").exists()
+@pytest.mark.parametrize("suspect", thinned(["state", "loading", "attention", "memory"]))
+def test_the_story(suspect: str, tmp_path: Path) -> None:
+    assert "0 problems" in run("tools/story.py", str(tmp_path / "story.md"), "--suspect", suspect)
+    assert (tmp_path / f"story-{suspect}.png").exists()
 
 
 def test_the_soak_of_random_sequences() -> None:

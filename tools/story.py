@@ -179,7 +179,7 @@ SUSPECTS = (
         state_left_over,
         {},
         fingerprints_blinded,
-        "log: a skeleton was left changed",
+        "log: a skeleton changed since it was built",
     ),
     Suspect(
         "loading",
