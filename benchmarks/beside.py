@@ -44,7 +44,7 @@ CALLS = 40
 
 
 class SlowDisk:
-    """Makes every read take its time at :data:`RATE`, whoever reads, while the context lasts."""
+    """Slows all reads together to :data:`RATE` while the context lasts."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()

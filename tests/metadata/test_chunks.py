@@ -63,6 +63,18 @@ def test_a_folder_that_cannot_be_written(engine: LocalEngine, ask, tmp_path: Pat
             ),
             "newer Safelight",
         ),
+        (
+            json.dumps(
+                {
+                    "version": "1",
+                    "request": {"model": "m", "width": 8},
+                    "model": {"digest": "x"},
+                    "run": {"device": "cpu", "dtype": "fp32", "attention": "torch-sdp", "threads": 1, "versions": {}},
+                    "pixels_sha256": "x",
+                }
+            ),
+            "damaged",
+        ),
     ],
 )
 def test_other_images_are_refused(text: str | None, message: str, tmp_path: Path) -> None:

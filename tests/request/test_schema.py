@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
@@ -207,6 +207,20 @@ def test_a_missing_field_has_the_default_of_its_version_and_an_unknown_one_is_na
             read_request(wrong)
     old = Field("steps", int, False, False, 20, Declared(help="", earlier={1: 50, 3: 30}))
     assert [old.default_in(version) for version in (1, 2, 3, 4)] == [50, 30, 30, 20]
+
+
+def test_a_number_has_bounds_and_every_field_a_declaration() -> None:
+    @dataclass(frozen=True)
+    class Bare:
+        glow: int = 0
+
+    @dataclass(frozen=True)
+    class Boundless:
+        glow: Annotated[int, Declared(help="It glows.")] = 0
+
+    for kind, says in ((Bare, "has no Declared"), (Boundless, "without bounds")):
+        with pytest.raises(TypeError, match=says):
+            fields_of(kind)
 
 
 def test_every_field_says_what_it_does_and_where_it_belongs() -> None:

@@ -55,7 +55,7 @@ class Given(dict[str, Any]):
             for name, value in self.items()
             if name not in ("seed", "model")
         }
-        read["sampler"], read["schedule"] = sampler_of(read["sampler"], read.get("schedule", "default"))
+        read["sampler"], read["schedule"] = sampler_of(read["sampler"], read["schedule"])
         return [Request(model=model, seed=seed, **read) for model in models]
 
 

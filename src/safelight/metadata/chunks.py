@@ -135,7 +135,8 @@ def read(path: Path) -> tuple[Mapping[str, Any], str]:
         request, model, run = metadata["request"], metadata["model"], metadata["run"]
         texts = (metadata["pixels_sha256"], model["digest"], request["model"], run["device"], run["dtype"])
         sound = all(isinstance(text, str) for text in (*texts, run["attention"], *run["versions"].values()))
-        sound = sound and isinstance(request["width"], int) and isinstance(run["threads"], int)
+        sound = sound and isinstance(metadata["version"], int) and isinstance(request["width"], int)
+        sound = sound and isinstance(run["threads"], int)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(path, f"its safelight metadata is damaged ({error})") from error
     if not sound:

@@ -20,6 +20,7 @@ class Declared:
     ``help``: what the field does, in a sentence or two. ``group``: under which heading it is shown.
     ``label``: how the page calls it, where that is not the name.
     ``least``, ``most``: bounds of a number, both allowed. ``above``: a bound that is not allowed itself.
+    ``most`` of a list: how many items it may have.
     ``multiple``: a whole number is a multiple of this.
     ``values``: the words that a text may be, where its type does not list them.
     ``needs``: names of fields without any of which this one has no effect.
@@ -108,7 +109,10 @@ class Field:
 
 @lru_cache
 def fields_of(kind: type) -> Mapping[str, Field]:
-    """The fields of a dataclass, by name, in their order. Raises TypeError for one that is not declared."""
+    """The fields of a dataclass, by name, in their order.
+
+    Raises TypeError for a field that is not declared, or a number without bounds.
+    """
     hints = get_type_hints(kind, include_extras=True)
     found: dict[str, Field] = {}
     for one in dataclasses.fields(kind):
@@ -120,6 +124,8 @@ def fields_of(kind: type) -> Mapping[str, Field]:
         plain = get_args(hints[one.name])[0]
         kinds = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
         [own] = [each for each in kinds if each is not NoneType]
+        if own in (int, float) and (declared.most is None or (declared.least is None and declared.above is None)):
+            raise TypeError(f"{kind.__name__}.{one.name} is a number without bounds")
         required = one.default is dataclasses.MISSING
         found[one.name] = Field(one.name, own, NoneType in kinds, required, None if required else one.default, declared)
     return found

@@ -202,6 +202,7 @@ class Request:
             help="Adapters of the model's weights: LoRA and its kin. A prompt names them too: `<lora:NAME:STRENGTH>`."
             " On the command line NAME:STRENGTH (style:0.8), with strengths of their own for the text encoder and the"
             " denoiser (style:0.5:0.8), or style:te=0:unet=1:lbw=1,0,…; repeat for several.",
+            most=MOST_LORAS,
             group=PROMPTS,
             option="--lora",
             a1111="prompt: <lora:…>",
@@ -276,7 +277,9 @@ class Request:
     outpaint: Annotated[
         tuple[int, ...],
         Declared(
-            help="Pixels by which the image is made larger, and which are drawn: left,top,right,bottom.", group=START
+            help="Pixels by which the image is made larger, and which are drawn: left,top,right,bottom.",
+            most=4,
+            group=START,
         ),
     ] = ()
     controls: Annotated[
@@ -286,6 +289,7 @@ class Request:
             " edges:in.png:pre=canny:weight=0.8:start=0:end=0.6:mode=more_prompt. "
             f"pre: {', '.join(PREPROCESSORS)} (thresholds low=, high=). resize: {', '.join(RESIZES)}. "
             f"mode: {', '.join(CONTROL_MODES)}. Repeat for several.",
+            most=MOST_CONTROLS,
             group=START,
             option="--control",
             a1111="alwayson_scripts.controlnet",
@@ -293,7 +297,12 @@ class Request:
     ] = ()
     embeddings: Annotated[
         tuple[Embedding, ...] | None,
-        Declared(help="Textual inversions; by default those that a prompt names.", group=PROMPTS, option=None),
+        Declared(
+            help="Textual inversions; by default those that a prompt names.",
+            most=MOST_LORAS,
+            group=PROMPTS,
+            option=None,
+        ),
     ] = None
     text_encoder: Annotated[
         str, Declared(help="Another model whose text encoders read the prompts, by its name.", group=PROMPTS)
@@ -468,7 +477,7 @@ class Request:
 
     @property
     def masked(self) -> bool:
-        """Whether only a part is drawn anew."""
+        """Whether only a part of the image is drawn again."""
         return bool(self.mask or self.outpaint)
 
 

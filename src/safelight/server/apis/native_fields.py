@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -10,7 +9,7 @@ from pydantic import Field as FieldOf
 
 from safelight.jobs.job import State
 from safelight.request.field import Field, fields_of
-from safelight.request.parts import MOST_CONTROLS, MOST_LORAS, Control, Embedding, Lora
+from safelight.request.parts import Control, Embedding, Lora
 from safelight.request.schema import MOST_SEED, Request
 
 
@@ -32,19 +31,11 @@ def _info(field: Field) -> Any:
     said, number = field.declared, field.type in (int, float)
     bounds: dict[str, Any] = {"ge": said.least, "le": said.most, "gt": said.above} if number else {}
     if get_origin(field.type) is tuple:
-        bounds = {"max_length": MOST_ITEMS.get(field.name, said.most and int(said.most))}
+        bounds = {"max_length": said.most and int(said.most)}
     default: Any = list(field.default) if isinstance(field.default, tuple) else field.default
     start: dict[str, Any] = {} if field.required else {"default": default}
     return FieldOf(**start, **bounds, description=field.help)
 
-
-MOST_ITEMS: Mapping[str, int] = {
-    "loras": MOST_LORAS,
-    "controls": MOST_CONTROLS,
-    "embeddings": MOST_LORAS,
-    "outpaint": 4,
-}
-"""Of lists."""
 
 PARTS: dict[Any, type[BaseModel]] = {}
 PARTS.update(
