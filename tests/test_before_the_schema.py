@@ -18,7 +18,8 @@ import safelight
 from safelight import config
 from safelight.cli.main import app
 from safelight.metadata import chunks
-from safelight.request.schema import VERSION, read_request
+from safelight.request.schema import VERSION
+from safelight.request.stored import read_request
 from safelight.storage.db import Database
 
 DATA = Path(__file__).parent / "data/before_the_schema"

@@ -16,7 +16,8 @@ from safelight.request.field import Declared, Field, fields_of
 from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora
 from safelight.request.run_settings import PRECISIONS
 from safelight.request.samplers import SAMPLERS, SCHEDULES
-from safelight.request.schema import MOST_SEED, SEAMLESS, UPSCALERS, Request, read_request
+from safelight.request.schema import MOST_SEED, SEAMLESS, UPSCALERS, Request
+from safelight.request.stored import read_request
 from safelight.server.apis.a1111_fields import ImageToImage
 from safelight.server.apis.openai import ALIASES, ImageGeneration
 

@@ -11,7 +11,8 @@ from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, loaded, say_json
 from safelight.errors import CorruptFileError, InputError, RequestError, SafelightError
 from safelight.request.results import Image
-from safelight.request.schema import Request, read_request
+from safelight.request.schema import Request
+from safelight.request.stored import read_request
 
 if TYPE_CHECKING:
     from safelight.config import Settings

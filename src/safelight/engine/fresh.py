@@ -10,7 +10,8 @@ from safelight.engine.messages import Ended, Generate, Made
 from safelight.engine.supervisor import Process
 from safelight.errors import RequestError, SafelightError
 from safelight.request.results import Image
-from safelight.request.schema import Request, read_request
+from safelight.request.schema import Request
+from safelight.request.stored import read_request
 from safelight.storage.db import StoredImage
 
 

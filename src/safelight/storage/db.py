@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session
 from safelight.errors import CorruptFileError, RequestError, StorageError, UnreadableFileError
 from safelight.jobs.job import ATTEMPTS, Failure, Job, State
 from safelight.jobs.order import Waiting
-from safelight.request.schema import VERSION, Request, read_request
+from safelight.request.schema import VERSION, Request
+from safelight.request.stored import read_request
 from safelight.storage.tables import ImageRow, JobRow
 
 FILE = "safelight.db"
