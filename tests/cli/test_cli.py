@@ -221,3 +221,15 @@ def test_an_interrupt_is_said() -> None:
         out, said = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert said == "safelight: cancelled\n"
+
+
+def test_an_interrupt_while_a_class_is_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        "import os, signal\n"
+        "from safelight.cli import main\n"
+        "main.app = lambda: exec('os.kill(os.getpid(), signal.SIGINT)', globals())\n"
+        "main.run()\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, "safelight: cancelled\n")

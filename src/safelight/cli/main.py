@@ -119,11 +119,11 @@ def run() -> None:
     except InputError as error:
         _fail(str(error), 2)
     except (Cancelled, KeyboardInterrupt):
-        _fail("cancelled", CANCELLED)
+        _cancelled()
     except SystemExit as stop:
         # Typer turns an interrupt into this, and says nothing.
         if stop.code == CANCELLED:
-            _fail("cancelled", CANCELLED)
+            _cancelled()
         raise
     except SafelightError as error:
         _fail(str(error), 1)
@@ -132,6 +132,13 @@ def run() -> None:
 
 
 CANCELLED = 130
+
+
+def _cancelled() -> None:
+    # An interrupt inside exec() of a text (dataclasses and named tuples do that while modules are imported) leaves a mark
+    # in CPython that makes `python -m` end by SIGINT whatever the exit code is. Every exec() of a text clears the mark.
+    exec("")
+    _fail("cancelled", CANCELLED)
 
 
 def _fail(message: str, code: int) -> None:
