@@ -135,8 +135,8 @@ CANCELLED = 130
 
 
 def _cancelled() -> None:
-    # An interrupt inside exec() of a text (dataclasses and named tuples do that while modules are imported) leaves a mark
-    # in CPython that makes `python -m` end by SIGINT whatever the exit code is. Every exec() of a text clears the mark.
+    # An interrupt inside exec() of a text (dataclasses and named tuples do that at import) leaves a mark in CPython.
+    # With the mark `python -m` ends by SIGINT whatever the exit code is. Every exec() of a text clears the mark.
     exec("")
     _fail("cancelled", CANCELLED)
 
