@@ -15,18 +15,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from safelight.arch.diffusers_fence.modules import construct
-from safelight.formats.keys.clip import CLIPConfig
-from safelight.formats.keys.unet import UNetConfig
-from safelight.formats.keys.vae import VAEConfig
-from safelight.formats.layout import ComponentConfig, rows
+from safelight.families.computing import construct
+from safelight.families.family import Config
+from safelight.families.registry import family
+from safelight.families.sd.clip import CLIPConfig
+from safelight.families.sd.unet import UNetConfig
+from safelight.families.sd.vae import VAEConfig
 
-SD15: dict[str, ComponentConfig] = {
+SD15: dict[str, Config] = {
     "text_encoder": CLIPConfig(768, 3072, 12, 49408, 77, None, "quick_gelu"),
     "unet": UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 768, False),
     "vae": VAEConfig(3, 3, 4, (128, 256, 512, 512), 2),
 }
-SDXL: dict[str, ComponentConfig] = {
+SDXL: dict[str, Config] = {
     "text_encoder": CLIPConfig(768, 3072, 12, 49408, 77, None, "quick_gelu"),
     "text_encoder_2": CLIPConfig(1280, 5120, 32, 49408, 77, 1280, "gelu"),
     "unet": UNetConfig(4, 4, (320, 640, 1280), 2, (0, 2, 10), 10, 2048, True, 2816),
@@ -40,11 +41,11 @@ PREFIXES = {
 FILES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
-def tensors(config: ComponentConfig, seed: int) -> dict[str, torch.Tensor]:
+def tensors(config: Config, seed: int) -> dict[str, torch.Tensor]:
     """Random weights that keep signals alive: He's deviation for matrices, one for norms, nothing for biases."""
     generator = torch.Generator().manual_seed(seed)
     out = {}
-    for row in rows(config):
+    for row in config.rows():
         values = torch.randn(row.shape, generator=generator)
         if len(row.shape) >= 2:
             values *= 0.02 if "embedding" in row.name else min(0.02, values[0].numel() ** -0.5)
@@ -64,11 +65,11 @@ def write(folder: Path, name: str, seed: int) -> None:
         (home / role).mkdir(parents=True, exist_ok=True)
         save_file(made, home / role / f"{FILES[role]}.safetensors", {"format": "pt"})
         with torch.device("meta"):
-            module = construct("sd1", config)
+            module = construct(family("sd1"), config)
         settings = module.config.to_dict() if role == "text_encoder" else dict(module.config)  # type: ignore[union-attr]
         settings |= {"_class_name": type(module).__name__}
         (home / role / "config.json").write_text(json.dumps(settings, default=str))
-        for row in rows(config):
+        for row in config.rows():
             ldm = row.name if role == "text_encoder" else row.sources[min(1, len(row.sources) - 1)].name
             square = ".mid.attn_1." in ldm and made[row.name].ndim == 2
             whole[PREFIXES[role] + ldm] = made[row.name][:, :, None, None] if square else made[row.name]

@@ -68,7 +68,7 @@ def bind_all(made: Any, model: Any) -> float:
 
     total = 0.0
     for component in model.manifest.components:
-        dtype = dtype_of(made.bench.run, component.role)
+        dtype = dtype_of(made.bench.run, model.family, component.role)
         key = SkeletonKey(model.base, component.role, component.config, dtype, "torch-sdp")
         start = time.perf_counter()
         with made.bench.residency.lease(component, dtype) as lease, bound(made.bench.skeletons, key, lease):

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 import safelight
-from safelight.arch.diffusers_fence import sampling
 from safelight.devices import host
 from safelight.devices.cpu import CPU
 from safelight.engine.local import LocalEngine
+from safelight.generate import drawing
+from safelight.generate.denoise import Denoising
 
 NAMES = ("a.safetensors", "b.safetensors", "v2.safetensors", "xl.safetensors")
 
@@ -94,20 +95,17 @@ def test_state_27_with_exceptions_thrown_inside_a_convolution(
     assert failures > 5
 
 
-def test_state_24_with_old_pipelines_kept_and_global_state_shaken(
+def test_state_24_with_old_work_referenced_and_global_state_shaken(
     engine: LocalEngine, ask, right: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    original = sampling.pipeline_class
+    original = drawing.denoise
 
-    def keeping(base: str, task: str):
-        def make(**parts: object):
-            kept.append(original(base, task)(**parts))
-            return kept[-1]
+    def keeping(work: Denoising) -> torch.Tensor:
+        kept.append(work)
+        return original(work)
 
-        return make
-
-    monkeypatch.setattr(sampling, "pipeline_class", keeping)
+    monkeypatch.setattr(drawing, "denoise", keeping)
     chance = random.Random(3)
     for _ in range(20):
         torch.manual_seed(chance.randrange(1000))

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 import safelight
-from safelight.arch.diffusers_fence import kernels, pictures, sampling
+from safelight.boundary import kernels, pictures
 from safelight.engine.local import LocalEngine
-from safelight.generate import run
+from safelight.generate import drawing, run
+from safelight.generate.denoise import Denoising
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
 
@@ -59,22 +60,22 @@ class Maker:
         change: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents,
     ) -> np.ndarray:
         """uint8 (h, w, 3); ``hook`` spoils the UNet for this image, ``change`` what the VAE is given."""
-        denoise, decode = sampling.denoise, pictures.decode
+        denoise, decode = drawing.denoise, pictures.decode
 
-        def denoising(base: str, unet: nn.Module, *arguments: Any, **more: Any) -> torch.Tensor:
-            handles = hook(unet) if hook is not None else []
+        def denoising(work: Denoising) -> torch.Tensor:
+            handles = hook(work.denoiser) if hook is not None else []
             try:
-                return denoise(base, unet, *arguments, **more)
+                return denoise(work)
             finally:
                 for handle in handles:
                     handle.remove()
 
-        def decoding(vae: nn.Module, latents: torch.Tensor, tile: int) -> torch.Tensor:
+        def decoding(vae: nn.Module, latents: torch.Tensor, scale: int, tile: int) -> torch.Tensor:
             self.latents = latents.clone()
-            return decode(vae, change(latents), tile)
+            return decode(vae, change(latents), scale, tile)
 
         request = safelight.Request(prompt, model.name, seed=seed, steps=STEPS)
-        with replaced(sampling, "denoise", denoising), replaced(pictures, "decode", decoding):
+        with replaced(drawing, "denoise", denoising), replaced(pictures, "decode", decoding):
             image = next(run.images(Settled(request), model, self.engine.bench, lambda _: None))
         return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 

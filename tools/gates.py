@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 
 import safelight
 from safelight.arch.bind import bound
-from safelight.arch.diffusers_fence import pictures
+from safelight.boundary import pictures
+from safelight.families.registry import family
 from safelight.gates.appearance import Looks
 from safelight.generate.stages import skeleton_key
 
@@ -71,7 +72,7 @@ class Counting:
         return bool(self._looks.marks("vae", latents, pixels, again))
 
     def decoded(self, latents: torch.Tensor) -> torch.Tensor:
-        return pictures.to_pixels(pictures.decode(self._vae, latents))[0]
+        return pictures.to_pixels(pictures.decode(self._vae, latents / family("sd1").latents.factor, 8))[0]
 
     def row(self, what: str, pairs: list[Pair]) -> tuple[str, int, int, int]:
         before = self.again

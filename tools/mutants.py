@@ -142,10 +142,10 @@ MUTANTS = (
     ),
     Mutant(
         "attention is set by object",
-        "arch/diffusers_fence/kernels.py",
+        "boundary/kernels.py",
         "            child.set_processor(_processor(name, slice_size, child.heads))\n",
         "            pass\n",
-        "tests/arch/test_diffusers_fence.py tests/arch/test_attention.py",
+        "tests/boundary/test_modules.py tests/arch/test_attention.py",
     ),
     Mutant(
         "kernels are tried",
@@ -465,8 +465,8 @@ MUTANTS = (
     Mutant(
         "what text encoders made is kept by its checkpoint and adapters",
         "generate/conditioning.py",
-        "what = [self.base, self.role, self.component.digest, over, self.clip_skip, self.syntax]",
-        "what = [self.base, self.role, self.clip_skip, self.syntax]",
+        "what = [self.family.name, self.role, self.component.digest, over]",
+        "what = [self.family.name, self.role]",
         "tests/generate/test_prompts.py",
     ),
     Mutant(
@@ -499,7 +499,7 @@ MUTANTS = (
     ),
     Mutant(
         "tiling is put back",
-        "arch/diffusers_fence/pictures.py",
+        "boundary/pictures.py",
         "        for name, value in before.items():\n",
         "        for name, value in ():\n",
         "tests/generate/test_passes.py::test_state_24_tiles_are_those_of_diffusers_and_leave_nothing",
@@ -520,16 +520,16 @@ MUTANTS = (
     ),
     Mutant(
         "a ControlNet fits the UNet, or is refused",
-        "library/parts.py",
-        "        if theirs != ours:\n",
+        "families/sd/recognition.py",
+        "        if its != ours:\n",
         "        if False:\n",
         "tests/adapters/test_controlnet.py::test_what_does_not_fit_is_refused_by_name",
     ),
     Mutant(
         "conditions are those of the step",
-        "arch/diffusers_fence/steering.py",
-        "        if at != self._conditions.at[0]:\n",
-        "        if False:\n",
+        "generate/denoise.py",
+        "work.conditions.each[work.conditions.during(index / len(timesteps))]",
+        "work.conditions.each[work.conditions.at[0]]",
         "tests/generate/test_prompts.py",
     ),
     Mutant(

@@ -50,7 +50,8 @@ def lane(name: str, switches: int) -> dict[str, Any]:
     from torch import nn
 
     import safelight
-    from safelight.arch.diffusers_fence import sampling
+    from safelight.generate import drawing
+    from safelight.generate.denoise import Denoising
 
     if name == "room for one":
         os.environ["SAFELIGHT_MAX_CACHE_RAM_GB"] = "0.064"
@@ -79,16 +80,13 @@ def lane(name: str, switches: int) -> dict[str, Any]:
 
         nn.Conv2d.forward = failing  # type: ignore[method-assign]
     if name == "old pipelines":
-        pipeline_class = sampling.pipeline_class
+        denoise = drawing.denoise
 
-        def keeping(base: str, task: str = "text") -> Any:
-            def build(**parts: object) -> Any:
-                kept.append(pipeline_class(base, task)(**parts))
-                return kept[-1]
+        def keeping(work: Denoising) -> torch.Tensor:
+            kept.append(work)
+            return denoise(work)
 
-            return build
-
-        sampling.pipeline_class = keeping
+        drawing.denoise = keeping
     chance = random.Random(0)
     wrong, failed, at_20 = 0, 0, 0
     model = names[0]

@@ -24,10 +24,10 @@ from torch import nn
 
 import safelight
 from safelight import config
-from safelight.arch.diffusers_fence import kernels
 from safelight.arch.fingerprint import Fingerprint
 from safelight.assemble.serving import WORKER
 from safelight.assemble.worker import open_engine
+from safelight.boundary import kernels
 from safelight.devices.simulated import Simulated
 from safelight.engine.fresh import Fresh
 from safelight.engine.local import LocalEngine

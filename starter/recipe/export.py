@@ -14,10 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from recipe import data, model
-from safelight.formats.identify import identify
-from safelight.formats.layout import rows
 from safelight.library import records
 from safelight.library.describe import describe
+from safelight.library.identify import identify
 from safelight.weights.manifest import to_json
 
 PACKAGE = Path(__file__).parents[1] / "safelight_starter"
@@ -47,7 +46,7 @@ def ldm(states: dict[str, dict[str, torch.Tensor]], probe: Path) -> dict[str, to
     assert layout is not None
     out: dict[str, torch.Tensor] = {}
     for component in layout.components:
-        for row in rows(component.config):
+        for row in component.config.rows():
             tensor = states[component.role][row.name]
             if component.role == "text_encoder":
                 name = f"text_model.{row.name}"

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from safelight.adapters.differences import difference
-from safelight.formats.keys.adapters import Part, fit, spellings
-from safelight.formats.keys.rows import row
+from safelight.families.sd.spec import SD1
+from safelight.families.tables import row
+from safelight.weights.adapter_parts import Part, fit, spellings
 
 KINDS = {"lora": LoConModule, "loha": LohaModule, "lokr": LokrModule}
 LAYERS = {
@@ -29,7 +30,9 @@ FORMS = {
 
 
 def parts_of(tensors: dict[str, torch.Tensor], weight: torch.Tensor) -> dict[str, Part]:
-    known = spellings({"unet": [row("x.weight", tuple(weight.shape)), row("x.bias", (weight.shape[0],))]})
+    known = spellings(
+        [(SD1.component("unet"), [row("x.weight", tuple(weight.shape)), row("x.bias", (weight.shape[0],))])]
+    )
     found = fit({name: tuple(tensor.shape) for name, tensor in tensors.items()}, known)
     assert not found.unknown
     assert not found.odd

@@ -18,8 +18,9 @@ from safelight.assemble.worker import open_engine
 from safelight.devices.simulated import simulated
 from safelight.engine.local import LocalEngine
 from safelight.errors import CorruptFileError, IntegrityError, OutOfMemoryError, RequestError
+from safelight.families.sd.spec import SD1
 from safelight.prompts import loras
-from safelight.request.parts import Lora
+from safelight.request.parts import Lora, Purpose
 from safelight.request.results import Progress
 from safelight.request.schema import Request
 
@@ -300,7 +301,7 @@ def test_what_peft_says_of_its_scale_is_part_of_the_content(root: Path, files: P
         save_file(bare if "r" in settings else tensors, path, {"lora_adapter_metadata": json.dumps(settings)})
         found.append(shelf.resolve(str(path)))
     assert found[0].digest != found[1].digest
-    assert [one.tensors.config.scale("unet") for one in found] == [2.0, 4.0, 2.0]
+    assert [one.tensors.config.scale(SD1.component("unet")) for one in found] == [2.0, 4.0, 2.0]
 
 
 def test_strengths_are_read_as_automatic1111_reads_them() -> None:
@@ -314,9 +315,9 @@ def test_strengths_are_read_as_automatic1111_reads_them() -> None:
     }
     for text, (te, unet) in expected.items():
         found = loras.parsed(text)
-        assert (found.on("text_encoder"), found.on("unet")) == (te, unet), text
+        assert (found.on(Purpose.TEXT_ENCODER), found.on(Purpose.DENOISER)) == (te, unet), text
         again = loras.taken("prompt", loras.written(found))[1][0]
-        assert (again.on("text_encoder"), again.on("unet")) == (te, unet), text
+        assert (again.on(Purpose.TEXT_ENCODER), again.on(Purpose.DENOISER)) == (te, unet), text
     with pytest.raises(RequestError, match="inside another"):
         loras.taken("prompt", "a <lo<lora:ink:0>ra:/etc/hostname:1>")
     with pytest.raises(RequestError, match="at most 50"):

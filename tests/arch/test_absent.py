@@ -8,8 +8,7 @@ from support import checkpoints
 from torch import nn
 
 from safelight.arch.absent import AbsentParameter
-from safelight.arch.diffusers_fence import modules
-from safelight.arch.skeleton import Skeleton, SkeletonKey
+from safelight.arch.skeleton import Skeleton, SkeletonKey, build
 from safelight.errors import AbsentTensorError
 
 LEAVES = {
@@ -120,7 +119,7 @@ def test_skeletons_hold_no_weights() -> None:
 def test_buffers_that_are_made_for_real_are_those_of_a_real_module() -> None:
     real = checkpoints.modules("sd1")["text_encoder"]
     config = checkpoints.configs("sd1")["text_encoder"]
-    built = modules.build("sd1", config, torch.float32, "torch-sdp", torch.device("cpu"))
+    built = build(SkeletonKey("sd1", "text_encoder", config, torch.float32, "torch-sdp", torch.device("cpu")))
     theirs, ours = dict(real.named_buffers()), dict(built.named_buffers())
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 import safelight
 from safelight.arch import attention
 from safelight.arch.attention import Kernels, Shape, Tried, try_out
-from safelight.arch.diffusers_fence import kernels as processors
-from safelight.arch.diffusers_fence import modules
+from safelight.boundary import kernels as processors
+from safelight.boundary import modules
 from safelight.devices.cpu import CPU
 from safelight.errors import SettingError
 

@@ -15,13 +15,14 @@ from torch import nn
 
 import safelight
 from safelight import config
-from safelight.arch.diffusers_fence import kernels, sampling
 from safelight.assemble.worker import open_engine
+from safelight.boundary import kernels
 from safelight.devices.simulated import simulated
 from safelight.engine.local import LocalEngine
 from safelight.engine.repair import COUNTS
 from safelight.errors import NotFiniteError, StateLeftError
-from safelight.generate import run, stages
+from safelight.generate import drawing, run, stages
+from safelight.generate.denoise import Denoising
 from safelight.library.chosen import Settled
 
 
@@ -146,14 +147,14 @@ def test_state_23_what_is_left_on_a_model_while_it_computes_is_not_returned(
     engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = next(engine.generate(ask())).pixels_sha256
-    denoise, left = sampling.denoise, [True]
+    denoise, left = drawing.denoise, [True]
 
-    def hooked(base: str, unet: nn.Module, *arguments, **more):
+    def hooked(work: Denoising) -> torch.Tensor:
         if left.pop() if left else False:
-            unet.register_forward_hook(lambda _, __, out: out)
-        return denoise(base, unet, *arguments, **more)
+            work.denoiser.register_forward_hook(lambda _, __, out: out)
+        return denoise(work)
 
-    monkeypatch.setattr(sampling, "denoise", hooked)
+    monkeypatch.setattr(drawing, "denoise", hooked)
     image = next(engine.generate(ask()))
     assert image.pixels_sha256 == right
     (repair,) = image.metadata["repairs"]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from support.scale import thinned
-from torch import nn
 
 import safelight
-from safelight.arch.diffusers_fence import pictures, sampling
+from safelight.boundary import pictures
 from safelight.engine.local import LocalEngine
 from safelight.errors import CanaryError
 from safelight.gates import appearance
 from safelight.gates.appearance import Looks
+from safelight.generate import drawing
+from safelight.generate.denoise import Denoising
 from safelight.trust.canary import Canaries, after_switch
 
 PROMPTS = ("red apple", "octopus", "rocket", "cactus", "koala", "strawberry")
@@ -116,8 +116,8 @@ def shifting(times: int):
     """A decoder whose first results have their colours exchanged."""
     decode, left = pictures.decode, [times]
 
-    def wrong(vae, latents: torch.Tensor, tile: int) -> torch.Tensor:
-        right = decode(vae, latents, tile)
+    def wrong(vae, latents: torch.Tensor, scale: int, tile: int) -> torch.Tensor:
+        right = decode(vae, latents, scale, tile)
         left[0] -= 1
         return right.flip(1) if left[0] >= 0 else right
 
@@ -148,22 +148,22 @@ def test_what_stays_wrong_is_found_by_the_canary_every_time(
     for name in "ab":
         engine.library.add(tiny / f"{name}.safetensors", name)
         next(engine.generate(ask(name)))
-    decode, denoise = pictures.decode, sampling.denoise
+    decode, denoise = pictures.decode, drawing.denoise
     if fault == "colours shifted":
-        monkeypatch.setattr(pictures, "decode", lambda vae, latents, tile: decode(vae, latents, tile).flip(1))
+        monkeypatch.setattr(pictures, "decode", lambda vae, *more: decode(vae, *more).flip(1))
     elif fault == "another VAE's latents":
-        monkeypatch.setattr(pictures, "decode", lambda vae, latents, tile: decode(vae, latents.flip(1), tile))
+        monkeypatch.setattr(pictures, "decode", lambda vae, latents, *more: decode(vae, latents.flip(1), *more))
     else:
         layer = "conv_in" if fault == "weights one channel off" else "conv_out"
 
-        def spoiled(base: str, unet: nn.Module, *arguments: Any, **more: Any) -> torch.Tensor:
-            roll = getattr(unet, layer).register_forward_hook(lambda _, __, out: out.roll(1, 1))
+        def spoiled(work: Denoising) -> torch.Tensor:
+            roll = getattr(work.denoiser, layer).register_forward_hook(lambda _, __, out: out.roll(1, 1))
             try:
-                return denoise(base, unet, *arguments, **more)
+                return denoise(work)
             finally:
                 roll.remove()
 
-        monkeypatch.setattr(sampling, "denoise", spoiled)
+        monkeypatch.setattr(drawing, "denoise", spoiled)
     for name in "ab":
         with pytest.raises(CanaryError):
             next(engine.generate(ask(name)))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import safelight
-from safelight.arch.diffusers_fence import sampling
+from safelight.boundary import schedulers
 from safelight.engine.local import LocalEngine
 from safelight.errors import NotFiniteError
 from safelight.gates import latents
+from safelight.generate import drawing
+from safelight.generate.denoise import Denoising
 from safelight.request.samplers import SAMPLERS
 
 
@@ -32,12 +36,12 @@ def test_right_latents_are_within_at_every_step(engine: LocalEngine, ask, sample
 def test_latents_that_grow_beyond_are_marked_and_not_failed(
     engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    denoise = sampling.denoise
+    denoise = drawing.denoise
 
-    def grown(base, unet, scheduler, device, conditioning, on_step, *more, **call):
-        return denoise(base, unet, scheduler, device, conditioning, lambda n, x: on_step(n, x * 1e4), *more, **call)
+    def grown(work: Denoising) -> torch.Tensor:
+        return denoise(replace(work, on_step=lambda n, x: work.on_step(n, x * 1e4)))
 
-    monkeypatch.setattr(sampling, "denoise", grown)
+    monkeypatch.setattr(drawing, "denoise", grown)
     image = next(engine.generate(ask()))
     assert any("at step 1, where at most" in mark for mark in image.metadata["marks"])
     assert any("it can be right all the same" in warning for warning in image.warnings)
@@ -45,13 +49,13 @@ def test_latents_that_grow_beyond_are_marked_and_not_failed(
 
 def test_a_step_that_is_nan_is_the_last_one(engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    sigma = sampling.sigma
+    sigma = schedulers.sigma
 
     def spoiled(scheduler) -> float:
         steps.append(scheduler.step_index)
         return sigma(scheduler)
 
-    monkeypatch.setattr(sampling, "sigma", spoiled)
+    monkeypatch.setattr(schedulers, "sigma", spoiled)
     monkeypatch.setattr(latents, "highest", lambda _: float("nan") if len(steps) == 3 else 1.0)
     with pytest.raises(NotFiniteError, match="step 3"):
         next(engine.generate(ask(steps=8)))

@@ -15,9 +15,9 @@ import torch
 
 import safelight
 from safelight import config
-from safelight.arch.diffusers_fence import pictures
 from safelight.arch.streamed import StreamedParameter
 from safelight.assemble.worker import open_engine
+from safelight.boundary import pictures
 from safelight.devices import machine
 from safelight.engine.local import LocalEngine
 from safelight.generate.drawing import Drawing
@@ -243,12 +243,12 @@ def test_a_weight_written_while_it_is_bound_makes_no_image(root: Path, right: tu
     engine = open_engine(config.load(root, verify_transfers="off"))
     original, written = pictures.decode, [0]
 
-    def writing(module: torch.nn.Module, latents: torch.Tensor, tile: int) -> torch.Tensor:
+    def writing(module: torch.nn.Module, latents: torch.Tensor, scale: int, tile: int) -> torch.Tensor:
         if not written[0]:
             written[0] = 1
             with torch.no_grad():
                 module.post_quant_conv.weight.mul_(3)  # type: ignore[union-attr, operator]
-        return original(module, latents, tile)
+        return original(module, latents, scale, tile)
 
     pictures.decode = writing  # type: ignore[assignment]
     try:

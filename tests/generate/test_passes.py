@@ -183,14 +183,14 @@ def test_large_images_are_tiled_by_rule_which_is_recorded(engine: LocalEngine, a
 
 def test_seamless_images_go_on_at_their_other_side(engine: LocalEngine, ask: Ask) -> None:
     """Rolled noise gives the rolled image, as nothing knows where the border is; without it, it does not."""
-    from safelight.arch.diffusers_fence.modules import build
+    from safelight.arch.skeleton import SkeletonKey, build
 
     configs = checkpoints.configs("sd1")
     cpu = torch.device("cpu")
     state = checkpoints.modules("sd1", 1)["vae"].state_dict()
     values = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     for axes, dims in (("xy", (2, 3)), ("x", (3,)), ("y", (2,)), ("", ())):
-        vae: Any = build("sd1", configs["vae"], torch.float32, "torch-sdp", cpu, seamless=axes)
+        vae: Any = build(SkeletonKey("sd1", "vae", configs["vae"], torch.float32, "torch-sdp", cpu, seamless=axes))
         vae.load_state_dict(state, assign=True)
         plain = vae.decode(values)[0]
         for dim in (2, 3):

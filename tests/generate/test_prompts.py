@@ -13,9 +13,9 @@ from compel import Compel, ReturnedEmbeddingsType
 from support import adapters, controls, oracle
 
 import safelight
-from safelight.arch.diffusers_fence import encoding
 from safelight.engine.local import LocalEngine
 from safelight.errors import RequestError
+from safelight.families.sd import encoding
 from safelight.generate.conditioning import Conditionings
 from safelight.request.parts import Lora
 from safelight.request.results import Image
@@ -244,8 +244,8 @@ def test_state_14_the_empty_prompt_is_encoded_by_the_jobs_own_weights(
 
 def test_what_was_spoiled_is_encoded_again(engine: LocalEngine, ask: Ask, reads: list[int]) -> None:
     right = sha(engine, ask())
-    for (hidden, _), _ in engine.bench.conditionings._kept.values():
-        hidden.add_(1)
+    for encoded, _ in engine.bench.conditionings._cached.values():
+        encoded["hidden"].add_(1)
     assert sha(engine, ask()) == right
     assert len(reads) == 4
 
@@ -253,7 +253,7 @@ def test_what_was_spoiled_is_encoded_again(engine: LocalEngine, ask: Ask, reads:
 def test_little_is_kept() -> None:
     kept = Conditionings(most=1000)
     for number in range(10):
-        kept.put(str(number), (torch.full((1, 50), float(number)), None))
+        kept.put(str(number), {"hidden": torch.full((1, 50), float(number))})
         assert kept.nbytes <= 1000
     assert kept.get("0") is None
     assert kept.get("9") is not None
@@ -278,7 +278,7 @@ def test_a_compel_prompt_whose_other_half_was_let_go(engine: LocalEngine, ask: A
     long = ", ".join(f"word{n}" for n in range(60))
     asked = ask(prompt="red apple", negative=long, prompt_syntax="compel")
     right = sha(engine, asked)
-    engine.bench.conditionings._kept.popitem(last=False)
+    engine.bench.conditionings._cached.popitem(last=False)
     assert sha(engine, asked) == right
 
 

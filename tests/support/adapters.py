@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from support import checkpoints
 
-from safelight.formats.layout import ComponentConfig, rows
+from safelight.families.family import Config
 from safelight.library.library import Library
 
 RANK = 4
@@ -19,13 +19,13 @@ Name = Callable[[str, str, str], str]
 """From (role, module, slot) to a tensor's name; slots are down, up, alpha."""
 
 
-Configs = Mapping[str, ComponentConfig]
+Configs = Mapping[str, Config]
 
 
 def modules(base: str, configs: Configs | None = None) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """(role, module, shape of its weight) of every layer that adapters change, of a tiny checkpoint or of others."""
     for role, config in (configs or checkpoints.configs(base)).items():
-        for row in rows(config):
+        for row in config.rows():
             module, _, leaf = row.name.rpartition(".")
             attention = any(part in module for part in ("attn", "proj_in", "proj_out", ".ff."))
             if role == "unet" and leaf == "weight" and (attention or "conv1" in module) and len(row.shape) >= 2:

@@ -10,16 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from safelight.arch.diffusers_fence.modules import construct
-from safelight.formats.keys.clip import CLIPConfig
-from safelight.formats.keys.unet import UNetConfig
-from safelight.formats.keys.vae import VAEConfig
-from safelight.formats.layout import ComponentConfig, rows
+from safelight.families.computing import construct
+from safelight.families.family import Config
+from safelight.families.registry import family
+from safelight.families.sd.clip import CLIPConfig
+from safelight.families.sd.unet import UNetConfig
+from safelight.families.sd.vae import VAEConfig
 
 VOCABULARY = 49408
 
 
-def configs(base: str, in_channels: int = 4) -> dict[str, ComponentConfig]:
+def configs(base: str, in_channels: int = 4) -> dict[str, Config]:
     """The narrowest settings that each base's rules allow."""
     vae = VAEConfig(3, 3, 4, (32, 32, 32, 32), 1)
     first = CLIPConfig(64, 64, 2, VOCABULARY, 77, None, "quick_gelu")
@@ -42,7 +43,7 @@ def modules(base: str, seed: int = 0, in_channels: int = 4) -> dict[str, nn.Modu
     built: dict[str, nn.Module] = {}
     generator = torch.Generator().manual_seed(seed)
     for role, config in configs(base, in_channels).items():
-        module = construct(base, config).eval().requires_grad_(False)
+        module = construct(family(base), config).eval().requires_grad_(False)
         for name, parameter in module.named_parameters():
             if parameter.ndim >= 2:
                 std = 0.3 if "embedding" in name else parameter[0].numel() ** -0.5
@@ -72,7 +73,7 @@ def ldm_tensors(base: str, built: dict[str, nn.Module]) -> dict[str, torch.Tenso
     for role, config in configs(base, _channels(built)).items():
         state = built[role].state_dict()
         fused: dict[str, list[torch.Tensor]] = {}
-        for row in rows(config):
+        for row in config.rows():
             tensor = state[row.name].clone()
             if role.startswith("text_encoder") and not open_clip[role]:
                 name = row.name if row.name.startswith("text_model.") else f"text_model.{row.name}"

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from support import checkpoints
 from torch import nn
 
-from safelight.arch.diffusers_fence.modules import construct
-from safelight.formats.keys import controlnet
-from safelight.formats.keys.controlnet import ControlNetConfig
-from safelight.formats.keys.unet import UNetConfig
+from safelight.families.computing import construct
+from safelight.families.registry import family
+from safelight.families.sd import controlnet
+from safelight.families.sd.controlnet import ControlNetConfig
+from safelight.families.sd.unet import UNetConfig
 
 HINT = (8, 16, 16, 16)
 
@@ -27,7 +28,7 @@ def config(base: str) -> ControlNetConfig:
 
 def module(base: str, seed: int) -> nn.Module:
     """A ControlNet with seeded random weights, those that begin as zero too."""
-    net = construct(base, config(base)).eval().requires_grad_(False)
+    net = construct(family(base), config(base)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in net.named_parameters():
         if parameter.ndim >= 2:

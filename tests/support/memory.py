@@ -7,7 +7,7 @@ from pathlib import Path
 from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
 from safelight.devices.transfer import Transfers
-from safelight.formats.identify import identify
+from safelight.library.identify import identify
 from safelight.memory.behind import FromHost
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.residency import Residency

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from safelight.arch.skeleton import SkeletonCache, SkeletonKey
 from safelight.devices.transfer import digest_of
-from safelight.formats.keys.vae import VAEConfig
+from safelight.families.sd.vae import VAEConfig
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from safelight.arch.diffusers_fence import kernels, pictures
+from safelight.boundary import kernels, pictures
 from safelight.engine.local import LocalEngine
 from safelight.formats import safetensors
 from safelight.generate import run

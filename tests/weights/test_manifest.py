@@ -11,7 +11,7 @@ import xxhash
 from support import checkpoints
 
 from safelight.errors import CorruptFileError
-from safelight.formats.identify import identify
+from safelight.library.identify import identify
 from safelight.weights import manifest as manifests
 from safelight.weights.manifest import Manifest, from_json, measure, to_json
 

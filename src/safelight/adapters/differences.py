@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from safelight.formats.keys.adapters import Part, rank
+from safelight.weights.adapter_parts import Part, rank
 
 Tensors = Mapping[str, torch.Tensor]
 """An adapter's tensors by slot, fp32."""

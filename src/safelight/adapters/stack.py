@@ -17,8 +17,8 @@ import torch
 
 from safelight.adapters.differences import add
 from safelight.errors import IntegrityError
-from safelight.formats.keys.adapters import Part
 from safelight.memory.lease import Lease
+from safelight.weights.adapter_parts import Part
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import Overlay, adapted

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from safelight.arch import diffusers_fence
-from safelight.arch.diffusers_fence import kernels
-from safelight.arch.diffusers_fence.kernels import KERNELS
+from safelight import boundary
+from safelight.boundary import kernels
+from safelight.boundary.kernels import KERNELS
 from safelight.devices import choice, kept
 from safelight.devices.base import Device
 from safelight.errors import SettingError
@@ -80,7 +80,7 @@ class Kernels:
     def __init__(self, device: Device, folder: Path) -> None:
         self._device = device
         self._path = folder / "attention.json"
-        versions = f"torch {torch.__version__}, diffusers {diffusers_fence.VERSION}"
+        versions = f"torch {torch.__version__}, diffusers {boundary.VERSION}"
         self._machine = f"{device.name}, {choice.hardware(device)}, {versions}"
 
     def chosen(self, wanted: str, dtype: torch.dtype, slice_size: str = "auto") -> str:

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from safelight.arch.absent import AbsentParameter
-from safelight.arch.diffusers_fence import modules
 from safelight.arch.fingerprint import Fingerprint
-from safelight.formats.layout import ComponentConfig
+from safelight.boundary import modules
+from safelight.families.computing import computing
+from safelight.families.family import Config
+from safelight.families.registry import family
 
 _log = structlog.get_logger(__name__)
 
@@ -41,7 +43,7 @@ class SkeletonKey:
 
     base: str
     role: str
-    config: ComponentConfig
+    config: Config
     dtype: torch.dtype
     attention: str
     at: torch.device = CPU
@@ -55,7 +57,18 @@ Build = Callable[[SkeletonKey], nn.Module]
 
 def build(key: SkeletonKey) -> nn.Module:
     """Build the component's module with diffusers or transformers."""
-    return modules.build(key.base, key.config, key.dtype, key.attention, key.at, key.slice_size, key.seamless)
+    of = family(key.base)
+    model = computing(of)
+    return modules.build(
+        lambda: model.build(of, key.config, key.attention),
+        model.first_call,
+        model.buffer,
+        key.dtype,
+        key.attention,
+        key.at,
+        key.slice_size,
+        key.seamless,
+    )
 
 
 class Skeleton:

@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from safelight.arch import diffusers_fence
-from safelight.arch.diffusers_fence import exports, sampling
+from safelight import boundary
+from safelight.boundary import exports
 from safelight.errors import InputError
+from safelight.families.computing import computing, construct
+from safelight.families.family import Family
 from safelight.files import open_regular, settle, write_whole, written
 from safelight.formats import safetensors
 from safelight.formats.header import TensorInfo
-from safelight.formats.layout import BASES, LATENT_SCALE
 from safelight.generate import samplers
 from safelight.library.model import Model
-from safelight.prompts.tokens import VOCABULARY
 from safelight.weights.digest import read_exactly
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
-
-PAD_TOKENS = {0: "!", 49407: "<|endoftext|>"}
-"""By CLIP's token number: what a tokenizer fills up with."""
 
 _WORDS = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
 
@@ -44,21 +42,19 @@ def to_diffusers(model: Model, folder: Path) -> None:
             _component(model, component, temporary / component.role)
         roles = [component.role for component in model.manifest.components]
         index: dict[str, Any] = {
-            "_class_name": sampling.pipeline_name(model.base),
-            "_diffusers_version": diffusers_fence.VERSION,
-            **({} if model.base == "sdxl" else dict.fromkeys(("safety_checker", "feature_extractor"), (None, None))),
+            "_class_name": model.family.saved_as,
+            "_diffusers_version": boundary.VERSION,
+            **dict.fromkeys(model.family.saved_empty, (None, None)),
             "scheduler": ("diffusers", "EulerDiscreteScheduler"),
         }
         for role in roles:
-            library = "transformers" if role.startswith("text_encoder") else "diffusers"
-            index[role] = (library, exports.class_name(model.base, model.manifest.component(role).config))
-            if role.startswith("text_encoder"):
-                name = role.replace("text_encoder", "tokenizer")
-                pad = PAD_TOKENS[BASES[model.base].pad_ids[role]]
-                exports.save_tokenizer(temporary / name, VOCABULARY, pad)
-                index[name] = ("transformers", "CLIPTokenizer")
-        made = samplers.make("euler", "default", model.prediction_type, model.zero_terminal_snr, 0)
-        made.save_pretrained(temporary / "scheduler")
+            module = _module(model.family, model.manifest.component(role))
+            index[role] = (exports.library_of(module), type(module).__name__)
+            saved = computing(model.family).save_tokenizer(model.family, role, temporary)
+            if saved is not None:
+                index[saved[0]] = ("transformers", saved[1])
+        schedule = samplers.make(model.family, "euler", "default", model.prediction_type, model.zero_terminal_snr, 0)
+        schedule.scheduler.save_pretrained(temporary / "scheduler")
         write_whole(temporary / "model_index.json", json.dumps(index, indent=1).encode())
         temporary.rename(folder)
 
@@ -70,31 +66,40 @@ def _remove(folder: Path) -> None:
 
 
 def _component(model: Model, component: ComponentManifest, folder: Path) -> None:
-    file_name = "model" if component.role.startswith("text_encoder") else "diffusion_pytorch_model"
-    by_name = {_published(component.role, tensor.name): tensor for tensor in component.tensors}
+    text = component.role in model.family.text_encoders
+    file_name = "model" if text else "diffusion_pytorch_model"
+    by_name = {_published(text, tensor.name): tensor for tensor in component.tensors}
     with contextlib.ExitStack() as stack:
         opened: dict[Path, int] = {}
         for path in {tensor.path for tensor in component.tensors}:
             opened[path] = open_regular(path)[0]
             stack.callback(os.close, opened[path])
         infos = [
-            TensorInfo(_published(component.role, t.name), t.dtype, t.shape, t.path, t.offset, t.nbytes)
+            TensorInfo(_published(text, t.name), t.dtype, t.shape, t.path, t.offset, t.nbytes)
             for t in component.tensors
         ]
         with written(folder) as (file, temporary):
             safetensors.write(file, infos, lambda info: _bytes(opened[info.path], by_name[info.name]))
             settle(file, temporary)
             os.replace(temporary, folder / f"{file_name}.safetensors")
-    settings = exports.settings_of(model.base, component.config)
-    if component.role == "unet":
-        settings["sample_size"] = model.resolution // LATENT_SCALE
+    settings = exports.settings_of(_module(model.family, component))
+    if component.role == model.family.denoiser:
+        settings["sample_size"] = model.resolution // model.family.latents.scale
     write_whole(folder / "config.json", json.dumps(settings).encode())
 
 
-def _published(role: str, name: str) -> str:
-    """A tensor's name as checkpoints are published: before transformers 5 a text encoder had one more module around it,
-    and a program with an older one would leave unknown names out, and draw with random weights in silence."""
-    inner = role.startswith("text_encoder") and not name.startswith(("text_model.", "text_projection"))
+def _module(family: Family, component: ComponentManifest) -> Any:
+    with torch.device("meta"):
+        return construct(family, component.config)
+
+
+def _published(text: bool, name: str) -> str:
+    """Return a tensor's name in published checkpoints.
+
+    Before transformers 5 a text encoder had one more module around it. A program with an older version would ignore
+    unknown names and compute with random weights without a word.
+    """
+    inner = text and not name.startswith(("text_model.", "text_projection"))
     return f"text_model.{name}" if inner else name
 
 

@@ -32,8 +32,8 @@ def imported(ours: bool = True) -> ModuleType:
     collects = gc.isenabled()
     gc.disable()
     try:
-        from safelight.arch.diffusers_fence import quiet
         from safelight.assemble import worker
+        from safelight.boundary import quiet
 
         quiet()
         gc.freeze()

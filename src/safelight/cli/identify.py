@@ -19,7 +19,7 @@ def identify(
 ) -> None:
     """Say what files are (base, kind, prediction type, dtype) and which rule said so. Reads headers only."""
     from safelight.errors import InputError
-    from safelight.formats.identify import identify as identified
+    from safelight.library.identify import identify as identified
 
     failed = False
     for path in paths:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -33,8 +33,8 @@ class Folder:
     watched: tuple[Path, ...]
 
 
-def read(path: Path) -> Folder:
-    """Read the headers of all components of a diffusers folder.
+def read(path: Path, roles: Iterable[str]) -> Folder:
+    """Read the headers of a diffusers folder. ``roles``: the components that count; others are left alone.
 
     Raises UnsupportedModelError when ``path`` is not a diffusers folder.
     Raises CorruptFileError when a part of it is damaged.
@@ -45,7 +45,7 @@ def read(path: Path) -> Folder:
     index = read_json(index_file)
     pipeline = index.get("_class_name")
     components: dict[str, Header] = {}
-    for role in ("text_encoder", "text_encoder_2", "unet", "vae"):
+    for role in roles:
         entry = index.get(role)
         if isinstance(entry, list) and all(cast("list[Any]", entry)):
             components[role] = _component(path / role)

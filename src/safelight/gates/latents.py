@@ -14,9 +14,6 @@ from safelight.errors import NotFiniteError
 NOISE = 12.0
 """The largest allowed noise, in standard deviations. The largest of a billion values is about 6."""
 
-SIGNAL = 150.0
-"""The largest allowed latents without noise. Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
-
 
 def highest(values: torch.Tensor) -> float:
     """Return the largest absolute value. It is NaN or infinity if any value is."""
@@ -34,6 +31,9 @@ def finite(values: torch.Tensor, stage: str, dtype: str) -> float:
     return found
 
 
-def allowed(sigma: float) -> float:
-    """Return the largest allowed latents at noise level ``sigma`` (1 for variance-preserving samplers)."""
-    return SIGNAL + NOISE * max(1.0, sigma)
+def allowed(sigma: float, signal: float) -> float:
+    """Return the largest allowed latents at noise level ``sigma`` (1 for variance-preserving samplers).
+
+    ``signal``: the largest allowed latents without noise; the family says it.
+    """
+    return signal + NOISE * max(1.0, sigma)

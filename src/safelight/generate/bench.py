@@ -11,6 +11,7 @@ import torch
 from safelight.arch.skeleton import SkeletonCache
 from safelight.devices.base import Device
 from safelight.devices.verification import Verification
+from safelight.families.family import Family
 from safelight.gates.appearance import Looks
 from safelight.generate.conditioning import Conditionings
 from safelight.generate.preview import Previews
@@ -54,6 +55,6 @@ def computing_all(bench: Bench) -> Bench:
     return replace(bench, conditionings=Conditionings())
 
 
-def dtype_of(settings: RunSettings, role: str) -> torch.dtype:
-    """The dtype in which a component computes."""
-    return TORCH_DTYPES[settings.vae_dtype if role == "vae" else settings.dtype]
+def dtype_of(settings: RunSettings, family: Family, role: str) -> torch.dtype:
+    """Return the dtype in which a component computes."""
+    return TORCH_DTYPES[settings.vae_dtype if role == family.vae else settings.dtype]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image as PILImage
 from PIL import ImageFilter, ImageOps
 
-from safelight.arch.diffusers_fence import pictures
+from safelight.boundary import pictures
 from safelight.errors import RequestError
 from safelight.library.inputs import Inputs
 from safelight.request.parts import Resize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from safelight.errors import RequestError
+from safelight.families.features import Feature, first_missing
 from safelight.library.model import Model
 from safelight.prompts import compel_syntax
 from safelight.prompts.editing import of_request
@@ -48,7 +49,18 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
     """Raise RequestError when this model cannot do what is asked. ``words``: of textual inversions."""
     if model.base == "sdxl-refiner":
         raise RequestError("model", model.name, "is a refiner: it works on images, and cannot start from text")
+    missing = first_missing(request, model.family.features)
+    if missing is not None:
+        problem = f"asks for {missing[1]}, which {model.name} ({model.base}) does not have"
+        raise RequestError(missing[0], getattr(request, missing[0]), problem)
+    if SAMPLERS[request.sampler].scheduler_for(model.family.noise.kind) is None:
+        able = ", ".join(n for n, one in SAMPLERS.items() if one.scheduler_for(model.family.noise.kind))
+        raise RequestError("sampler", request.sampler, f"is not for {model.base}, which has: {able}")
     width, height = request.width or model.resolution, request.height or model.resolution
+    multiple = model.family.latents.multiple
+    for name, side in (("width", width), ("height", height)):
+        if side % multiple:
+            raise RequestError(name, side, f"must be a multiple of {multiple} for {model.base}")
     if width * height > MOST_PIXELS:
         raise RequestError("width", width, f"times height {height} is over {MOST_PIXELS} pixels")
     if width * height * request.hires_scale**2 > MOST_PIXELS:
@@ -61,10 +73,11 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.from_noise)
         problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
         raise RequestError("sampler", request.sampler, problem)
-    check_texts(request, words)
-    layers = min(getattr(c.config, "layers", 99) for c in model.manifest.components)
-    if request.clip_skip >= layers:
-        raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {layers} layers")
+    if Feature.PROMPT_WEIGHTS in model.family.features:
+        check_texts(request, words)
+    layers = [c.config.encoder_layers for c in model.manifest.components if c.role in model.family.text_encoders]
+    if request.clip_skip and request.clip_skip >= min(layers):
+        raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {min(layers)} layers")
 
 
 def check_texts(request: Request, words: Words = NO_WORDS) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -11,15 +11,17 @@ from PIL import Image as PILImage
 from torch import nn
 
 from safelight.adapters import preprocess
-from safelight.arch.diffusers_fence import pictures, sampling
-from safelight.arch.diffusers_fence.steering import Conditions, Controlled
+from safelight.boundary import pictures
+from safelight.boundary.pictures import EncodedPicture
 from safelight.errors import NotFiniteError
-from safelight.formats.layout import BASES, CONTROLNET, LATENT_SCALE
+from safelight.families.computing import PromptField, Tensors, computing
+from safelight.families.family import CONTROLNET
 from safelight.gates import latents
 from safelight.generate import conditioning, enlarge, noise, samplers
 from safelight.generate.bench import TORCH_DTYPES, Bench
 from safelight.generate.canvas import canvas, shown
-from safelight.generate.conditioning import Encoded, Prompts, Reading
+from safelight.generate.conditioning import Prompts, Reading
+from safelight.generate.denoise import Conditions, Controlled, Denoising, Start, denoise
 from safelight.generate.sizes import enlarged
 from safelight.generate.stages import Clock, Stages, Task
 from safelight.library.chosen import Settled
@@ -48,7 +50,7 @@ class Pass:
 
     width: int
     height: int
-    start: sampling.Start | None
+    start: Start | None
     steps: int
     done: int
     before: int = 0
@@ -71,12 +73,18 @@ class Drawing:
         self.marks: list[str] = []
         self._stages = Stages(model, bench)
         self._device = bench.device.torch
+        self._family = model.family
+        self._computing = computing(model.family)
         self._dtype = TORCH_DTYPES[bench.run.dtype]
         self.width = request.width or model.resolution
         self.height = request.height or model.resolution
         self._canvas = canvas(request, bench.inputs, self.width, self.height)
-        self._vae = model.manifest.component("vae").digest
-        large = enlarged(self.width, request.hires_scale), enlarged(self.height, request.hires_scale)
+        self._vae = model.manifest.component(model.family.vae).digest
+        multiple = model.family.latents.multiple
+        large = (
+            enlarged(self.width, request.hires_scale, multiple),
+            enlarged(self.height, request.hires_scale, multiple),
+        )
         self._final = large if request.hires_scale > 1 else (self.width, self.height)
         large_enough = self._final[0] * self._final[1] > TILED_ABOVE
         by_rule = TILE if large_enough and not request.seamless else 0
@@ -113,8 +121,9 @@ class Drawing:
         """High-resolution fix: from what was drawn, enlarged."""
         request, (width, height) = self.request, self._final
         if request.hires_upscaler in enlarge.LATENT:
-            larger = enlarge.latents(denoised, width // LATENT_SCALE, height // LATENT_SCALE, request.hires_upscaler)
-            start = sampling.Start(larger, None, (), request.hires_strength)
+            scale = self._family.latents.scale
+            larger = enlarge.latents(denoised, width // scale, height // scale, request.hires_upscaler)
+            start = Start(request.hires_strength, latents=larger)
         else:
             drawn = PILImage.fromarray(self._decode(denoised).numpy())
             picture = enlarge.picture(drawn, width, height, request.hires_upscaler)
@@ -122,12 +131,13 @@ class Drawing:
         steps = request.hires_steps or request.steps
         return Pass(width, height, start, steps, int(steps * request.hires_strength), request.steps)
 
-    def _start(self, picture: Any, mask: Any | None, strength: float) -> sampling.Start:
+    def _start(self, picture: Any, mask: Any | None, strength: float) -> Start:
         """A picture's latents."""
 
-        def encoded(name: str) -> list[pictures.Encoded]:
-            def compute(modules: list[nn.Module], _: list[Lease]) -> list[pictures.Encoded]:
-                return pictures.encode_picture(modules[0], picture, mask, self._device, self.tile)
+        def encoded(name: str) -> list[EncodedPicture]:
+            def compute(modules: list[nn.Module], _: list[Lease]) -> list[EncodedPicture]:
+                form = self._family.latents
+                return self._computing.encode_picture(form, modules[0], picture, mask, self._device, self.tile)
 
             passes = 1 + (mask is not None)
             task = self._vae_task("encode", picture.width * picture.height, "-encoder", passes, first=True)
@@ -137,107 +147,100 @@ class Drawing:
                     latents.finite(one.numbers, "the VAE, encoding,", name)
             return found
 
-        return sampling.Start(picture, mask, self._by_vae(encoded), strength)
+        return Start(strength, encoded=self._by_vae(encoded), mask=mask)
 
     def _report(self, stage: Stage, step: int, steps: int, preview: Preview | None = None) -> None:
         memory = self.bench.report() if stage in ("switch", "encode") or step == 1 else None
         self._on_progress(Progress(stage, self._index, step, steps, memory, preview))
 
     def _encode(self) -> Conditions:
-        prompts = Prompts.of(self.request)
-        encoded: dict[str, Mapping[tuple[str, str], Encoded]] = {}
-        for role in BASES[self.model.base].roles:
-            if role.startswith("text_encoder"):
-                encoded[role] = self._encoded(role, prompts)
-        conditions = conditioning.assemble(self.model.base, encoded, prompts)
+        prompts = Prompts.of(self.request, self._family)
+        encoded = {role: self._encoded(role, prompts) for role in self._family.text_encoders}
+        conditions = conditioning.conditions(self._family, encoded, prompts)
         with self.clock.gates():
-            for told in conditions.each:
-                for tensor in told.values():
+            for one in conditions.each:
+                for tensor in (*one.positive.values(), *(one.negative or {}).values()):
                     latents.finite(tensor, "the text encoder", self.run.dtype)
         return conditions
 
-    def _encoded(self, role: str, prompts: Prompts) -> dict[tuple[str, str], Encoded]:
-        """What a text encoder makes of each text: what is kept of it, and the rest computed."""
-        request, base, kept = self.request, self.model.base, self.bench.conditionings
+    def _encoded(self, role: str, prompts: Prompts) -> dict[PromptField, Tensors]:
+        """Return what a text encoder makes of each text: from the cache, or computed."""
+        cache = self.bench.conditionings
         component = self.model.manifest.component(role)
-        words = self.asked.words
-        texts = conditioning.texts_of(base, role, request, prompts, words)
-        among = tuple(text for _, text in texts) if request.prompt_syntax == "compel" else ()
-        reading = Reading(base, role, component, self.run, request.clip_skip, words, request.prompt_syntax, among)
-        keys = {pair: reading.key(text) for pair, text in texts.items()}
-        found = {key: kept.get(key) for key in set(keys.values())}
-        lacking = [key for key, one in found.items() if one is None]
-        # Where each is made as long as the longest, all are made together.
-        wanted = set(found) if among and lacking else set(lacking)
-        missing = {keys[pair]: text for pair, text in texts.items() if keys[pair] in wanted}
+        reading = Reading(self._family, role, component, self.run, self.request, self.asked.words)
+        texts = prompts.texts
+        if self._family.guidance != "classifier_free":
+            texts = [pair for pair in texts if pair[0] == "prompt"]
+        inputs = reading.inputs(texts)
+        keys = {pair: reading.key(one) for pair, one in inputs.each.items()}
+        found = {key: cache.get(key) for key in set(keys.values())}
+        lacking = {key for key, one in found.items() if one is None}
+        if inputs.together and lacking:
+            lacking = set(found)
+        missing = {keys[pair]: one for pair, one in inputs.each.items() if keys[pair] in lacking}
         if missing:
 
-            def compute(modules: list[nn.Module], _: list[Lease]) -> list[Encoded]:
-                return reading.encoded(modules[0], list(missing.values()), self._device)
+            def compute(modules: list[nn.Module], _: list[Lease]) -> list[Tensors]:
+                return reading.encode(modules[0], list(missing.values()), self._device)
 
-            passes = sum(len(text) if not isinstance(text, str) else 1 for text in missing.values())
-            task = Task("encode", self.width * self.height, passes)
-            made = self._stages.run(task, self.run, [(component, self._dtype)], compute)
-            for key, one in zip(missing, made, strict=True):
-                kept.put(key, one)
+            task = Task("encode", self.width * self.height, sum(one.passes for one in missing.values()))
+            encoded = self._stages.run(task, self.run, [(component, self._dtype)], compute)
+            for key, one in zip(missing, encoded, strict=True):
+                cache.put(key, one)
                 found[key] = one
-        moved: dict[tuple[str, str], Encoded] = {}
-        for pair, key in keys.items():
-            one = found[key]
-            assert one is not None
-            moved[pair] = one[0].to(self._device), None if one[1] is None else one[1].to(self._device)
-        return moved
+        return {pair: self._on_device(found[key]) for pair, key in keys.items()}
+
+    def _on_device(self, encoded: Tensors | None) -> Tensors:
+        assert encoded is not None
+        return {name: tensor.to(self._device) for name, tensor in encoded.items()}
 
     def _denoise(self, conditions: Conditions, drawn: Pass) -> torch.Tensor:
-        request, model = self.request, self.model
-        shape = (1, 4, drawn.height // LATENT_SCALE, drawn.width // LATENT_SCALE)
-        seen = [self._shown(number, drawn) for number in range(len(request.controls))]
+        request, model, form = self.request, self.model, self._family.latents
+        shown = [self._shown(number, drawn) for number in range(len(request.controls))]
 
         def compute(modules: list[nn.Module], leases: list[Lease]) -> torch.Tensor:
-            generator = torch.Generator("cpu").manual_seed(self.seed)
-            start, vary = drawn.start, self._vary
-            more: dict[str, Any] = {}
-            if start is None:
-                fresh = torch.randn(shape, generator=generator, dtype=torch.float32).to(self._dtype).to(self._device)
-                more["latents"] = fresh if vary is None else vary(fresh)
-            elif start.mask is not None and start.strength == 1 and vary is not None:
-                # Nothing of the picture is under the noise, which the pipeline then does not add.
-                more["latents"] = vary(noise.drawn(shape, self.seed, self._dtype, self._device))
-                vary = None
-            if start is None or start.mask is not None:
-                more |= {"height": drawn.height, "width": drawn.width}
-            scheduler = samplers.make(
-                request.sampler, request.schedule, model.prediction_type, model.zero_terminal_snr, self.seed
+            schedule = samplers.make(
+                self._family,
+                request.sampler,
+                request.schedule,
+                model.prediction_type,
+                model.zero_terminal_snr,
+                self.seed,
             )
 
             def on_step(step: int, values: torch.Tensor) -> None:
                 with self.clock.gates():
-                    self._passed(step, values, sampling.sigma(scheduler))
+                    self._passed(step, values, schedule.sigma)
                 preview = self.bench.previews.of(self._vae, values) if self.bench.previews is not None else None
                 at = drawn.before + min(step + 1, drawn.done)
                 self._report("denoise", at, request.steps_done, preview)
                 for lease in leases:
                     lease.adjust()
 
-            return sampling.denoise(
-                model.base,
-                modules[0],
-                scheduler,
-                self._device,
-                conditions.between(drawn.before, drawn.before + drawn.done),
-                on_step,
-                start,
-                [self._control(number, net, seen[number]) for number, net in enumerate(modules[1:])],
-                vary,
-                num_inference_steps=drawn.steps,
-                guidance_scale=request.cfg,
-                generator=generator,
-                **more,
+            return denoise(
+                Denoising(
+                    self._family,
+                    self._computing,
+                    modules[0],
+                    schedule,
+                    conditions.between(drawn.before, drawn.before + drawn.done),
+                    request.cfg,
+                    drawn.steps,
+                    self.seed,
+                    (1, form.channels, drawn.height // form.scale, drawn.width // form.scale),
+                    self._dtype,
+                    self._device,
+                    on_step,
+                    drawn.start,
+                    [self._control(number, net, shown[number]) for number, net in enumerate(modules[1:])],
+                    model.variant == "inpainting",
+                    self._vary,
+                )
             )
 
         task = Task("denoise", drawn.width * drawn.height, MOST_CALLS_A_STEP * drawn.done, seamless=request.seamless)
         nets = [part for part in model.manifest.components if part.role == CONTROLNET]
-        parts = [(part, self._dtype) for part in (model.manifest.component("unet"), *nets)]
+        parts = [(part, self._dtype) for part in (model.manifest.component(self._family.denoiser), *nets)]
         return self._stages.run(task, self.run, parts, compute)
 
     def _shown(self, number: int, drawn: Pass) -> PILImage.Image:
@@ -261,11 +264,10 @@ class Drawing:
 
     def _passed(self, step: int, values: torch.Tensor, sigma: float) -> None:
         """The gate of a step: finite, else nothing more is computed; larger than noise can be, it is marked."""
-        highest = latents.finite(values, f"the UNet, at step {step + 1},", self.run.dtype)
-        if highest > latents.allowed(sigma) and not self.marks:
-            self.marks.append(
-                f"latents of {highest:.0f} at step {step + 1}, where at most {latents.allowed(sigma):.0f} fit"
-            )
+        highest = latents.finite(values, f"the denoiser, at step {step + 1},", self.run.dtype)
+        allowed = latents.allowed(sigma, self._family.latents.largest)
+        if highest > allowed and not self.marks:
+            self.marks.append(f"latents of {highest:.0f} at step {step + 1}, where at most {allowed:.0f} fit")
 
     def _decode(self, values: torch.Tensor) -> torch.Tensor:
         decoded = self._by_vae(lambda name: self._decoded(values, name))
@@ -296,9 +298,10 @@ class Drawing:
 
     def _decoded(self, values: torch.Tensor, name: str) -> torch.Tensor:
         def compute(modules: list[nn.Module], _: list[Lease]) -> torch.Tensor:
-            return pictures.decode(modules[0], values.to(TORCH_DTYPES[name]), self.tile)
+            form = self._family.latents
+            return self._computing.decode(form, modules[0], values.to(TORCH_DTYPES[name]), self.tile)
 
-        size = values.shape[-1] * values.shape[-2] * LATENT_SCALE**2
+        size = values.shape[-1] * values.shape[-2] * self._family.latents.scale**2
         decoded = self._with_vae(self._vae_task("decode", size, "", 1), name, compute)
         with self.clock.gates():
             latents.finite(decoded, "the VAE", name)
@@ -311,5 +314,5 @@ class Drawing:
         return Task(name, pixels, passes, what, first, self.request.seamless)
 
     def _with_vae(self, task: Task, name: str, compute: Callable[[list[nn.Module], list[Lease]], Result]) -> Result:
-        vae = self.model.manifest.component("vae")
+        vae = self.model.manifest.component(self._family.vae)
         return self._stages.run(task, self.run, [(vae, TORCH_DTYPES[name])], compute)

@@ -6,7 +6,6 @@ from typing import Any
 
 from safelight.devices import choice
 from safelight.errors import OutOfMemoryError
-from safelight.formats.layout import BASES
 from safelight.generate.bench import Bench, dtype_of
 from safelight.generate.stages import Task, uses_of, work_of
 from safelight.library.model import Model
@@ -26,8 +25,8 @@ def fits(request: Request, model: Model, bench: Bench) -> dict[str, Any]:
     width, height = request.width or model.resolution, request.height or model.resolution
     components: list[dict[str, Any]] = []
     refused: OutOfMemoryError | None = None
-    for role in BASES[model.base].roles:
-        component, dtype = model.manifest.component(role), dtype_of(bench.run, role)
+    for role in model.family.roles:
+        component, dtype = model.manifest.component(role), dtype_of(bench.run, model.family, role)
         task = Task("", width * height, request.steps)
         work = work_of([(component, dtype)], bench.run, task)
         [use] = uses_of(model, bench, [(component, dtype)], work, task)
@@ -48,7 +47,7 @@ def fits(request: Request, model: Model, bench: Bench) -> dict[str, Any]:
                 "source": "measured" if bench.working.knows(work) else "guessed from shapes",
             }
         )
-    streamed = next(c["streamed"] for c in components if c["component"] == "unet")
+    streamed = next(c["streamed"] for c in components if c["component"] == model.family.denoiser)
     seconds = streamed / BYTES_A_SECOND
     if refused is not None:
         summary = f"does not fit. {refused}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 
 from safelight.errors import OutOfMemoryError
-from safelight.formats.layout import BASES
 from safelight.generate.bench import Bench, dtype_of
 from safelight.generate.stages import skeleton_key
 from safelight.library.model import Model
@@ -16,23 +15,25 @@ from safelight.request.run_settings import RunSettings
 
 def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
     """A model's components as the planner names them, in the order of use."""
-    roles = BASES[model.base].roles
-    return tuple(component_key(model.manifest.component(role), dtype_of(settings, role)) for role in roles)
+    family = model.family
+    return tuple(
+        component_key(model.manifest.component(role), dtype_of(settings, family, role)) for role in family.roles
+    )
 
 
 def prefetch(model: Model, bench: Bench) -> bool:
     """Bring a model's components as far as there is room beside all that is there; whether all of it is there now."""
     return all(
-        fill(bench.residency, model.manifest.component(role), dtype_of(bench.run, role))
-        for role in BASES[model.base].roles
+        fill(bench.residency, model.manifest.component(role), dtype_of(bench.run, model.family, role))
+        for role in model.family.roles
     )
 
 
 def pinned(model: Model, bench: Bench) -> contextlib.ExitStack:
     """Leases of a model's components, whole and held until they are closed. Raises OutOfMemoryError."""
     with contextlib.ExitStack() as stack:
-        for role in BASES[model.base].roles:
-            component, dtype = model.manifest.component(role), dtype_of(bench.run, role)
+        for role in model.family.roles:
+            component, dtype = model.manifest.component(role), dtype_of(bench.run, model.family, role)
             lease = stack.enter_context(bench.residency.lease(component, dtype))
             if lease.ring is not None:
                 hint = "Held, it would leave no room for others."
@@ -43,12 +44,12 @@ def pinned(model: Model, bench: Bench) -> contextlib.ExitStack:
 def prepare(model: Model, bench: Bench, seamless: str = "") -> None:
     """Build a model's skeletons, so that the first image need not."""
     for component in model.manifest.components:
-        key = skeleton_key(model, component, dtype_of(bench.run, component.role), bench, seamless)
+        key = skeleton_key(model, component, dtype_of(bench.run, model.family, component.role), bench, seamless)
         bench.skeletons.give(bench.skeletons.take(key))
 
 
 def preload(model: Model, bench: Bench) -> None:
-    """Make a model's components resident, the UNet last, without computing."""
-    for component in sorted(model.manifest.components, key=lambda component: component.role == "unet"):
-        with bench.residency.lease(component, dtype_of(bench.run, component.role)):
+    """Make a model's components resident, the denoiser last, without computing."""
+    for component in sorted(model.manifest.components, key=lambda component: component.role == model.family.denoiser):
+        with bench.residency.lease(component, dtype_of(bench.run, model.family, component.role)):
             pass

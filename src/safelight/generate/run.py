@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from safelight.errors import NotFiniteError
-from safelight.formats.layout import BASES
 from safelight.generate import numerics
 from safelight.generate.bench import Bench
 from safelight.generate.check import check
@@ -78,7 +77,7 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
     }
     # Who made it does not change what it is.
     del asked["isolate"]
-    roles = BASES[model.base].roles
+    roles = model.family.roles
     metadata = {
         "version": VERSION,
         "request": asked,

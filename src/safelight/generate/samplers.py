@@ -1,31 +1,90 @@
-"""Creates diffusers' schedulers by the names of samplers.
-
-All bases use the noise schedule of Stable Diffusion (scaled linear, 0.00085 to 0.012, 1,000 steps).
-"""
+"""Creates diffusers' schedulers by the names of samplers, and drives them in one way for every kind of noise."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from safelight.arch.diffusers_fence import sampling
+import torch
+
+from safelight.boundary import schedulers
+from safelight.families.family import Family
 from safelight.request.samplers import SAMPLERS, Schedule
 
 
-def make(sampler: str, schedule: Schedule, prediction_type: str, zero_terminal_snr: bool, seed: int) -> Any:
-    """Create a scheduler for one image. A scheduler counts its own steps, so it is never used twice.
+class NoiseSchedule:
+    """The sampler of one image. It counts its own steps, so it is never used twice.
+
+    ``scheduler``: an object of diffusers.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        known = inspect.signature(scheduler.step).parameters
+        self._eta: dict[str, Any] = {"eta": 0.0} if "eta" in known else {}
+        self._takes_generator = "generator" in known
+
+    def begin(self, steps: int, device: torch.device, strength: float | None) -> torch.Tensor:
+        """Set the number of steps and return the timesteps to run. ``strength``: the share of them; None for all."""
+        self.scheduler.set_timesteps(steps, device=device)
+        if strength is None:
+            return self.scheduler.timesteps
+        first = max(steps - min(int(steps * strength), steps), 0) * self.scheduler.order
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(first)
+        return self.scheduler.timesteps[first:]
+
+    def pure(self, noise: torch.Tensor) -> torch.Tensor:
+        """Scale noise to the level of the first timestep."""
+        return noise * self.scheduler.init_noise_sigma
+
+    def noisy(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Add noise of a timestep, of shape (1,), to latents."""
+        return self.scheduler.add_noise(latents, noise, timestep)
+
+    def scaled(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Scale latents as the denoiser wants them."""
+        return self.scheduler.scale_model_input(latents, timestep)
+
+    def step(
+        self, prediction: torch.Tensor, timestep: torch.Tensor, latents: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Return the latents after a step. ``generator``: for samplers that draw noise."""
+        more = {**self._eta, **({"generator": generator} if self._takes_generator else {})}
+        return self.scheduler.step(prediction, timestep, latents, **more, return_dict=False)[0]
+
+    @property
+    def sigma(self) -> float:
+        """The noise level after the last step, in the sampler's scale."""
+        return schedulers.sigma(self.scheduler)
+
+
+class FlowSchedule(NoiseSchedule):
+    """The sampler of a rectified flow: latents are a straight line between the image and noise."""
+
+    def pure(self, noise: torch.Tensor) -> torch.Tensor:
+        return noise
+
+    def noisy(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.scale_noise(latents, timestep, noise)
+
+    def scaled(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        del timestep
+        return latents
+
+
+def make(
+    family: Family, sampler: str, schedule: Schedule, prediction_type: str, zero_terminal_snr: bool, seed: int
+) -> NoiseSchedule:
+    """Create the sampler of one image.
 
     ``seed``: for samplers that draw noise from their own Brownian tree (``dpmpp_sde``) instead of the generator.
     """
-    settings: dict[str, Any] = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000,
-        "prediction_type": prediction_type,
-        "timestep_spacing": "leading",
-        "steps_offset": 1,
-        **SAMPLERS[sampler].settings,
-    }
+    chosen = SAMPLERS[sampler]
+    if family.noise.kind == "flow":
+        assert chosen.flow is not None
+        return FlowSchedule(schedulers.scheduler(chosen.flow, dict(family.noise.settings), seed))
+    settings: dict[str, Any] = {**family.noise.settings, "prediction_type": prediction_type, **chosen.settings}
     if schedule == "karras":
         settings["use_karras_sigmas"] = True
     elif schedule == "exponential":
@@ -35,4 +94,4 @@ def make(sampler: str, schedule: Schedule, prediction_type: str, zero_terminal_s
     if zero_terminal_snr:
         settings["timestep_spacing"] = "trailing"
         settings["rescale_betas_zero_snr"] = True
-    return sampling.scheduler(SAMPLERS[sampler].scheduler, settings, seed)
+    return NoiseSchedule(schedulers.scheduler(chosen.scheduler, settings, seed))

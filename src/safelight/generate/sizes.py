@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from safelight.formats.layout import LATENT_SCALE
 
-
-def enlarged(pixels: int, scale: float) -> int:
-    """Pixels, a multiple of 8, as near as can be to ``scale`` times as many."""
-    return max(LATENT_SCALE, round(pixels * scale / LATENT_SCALE) * LATENT_SCALE)
+def enlarged(pixels: int, scale: float, multiple: int) -> int:
+    """Return ``pixels`` times ``scale``, rounded to a multiple of ``multiple`` pixels, at least that."""
+    return max(multiple, round(pixels * scale / multiple) * multiple)

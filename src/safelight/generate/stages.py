@@ -22,7 +22,7 @@ from safelight.arch.skeleton import SkeletonKey
 from safelight.devices import machine
 from safelight.devices.failures import translated
 from safelight.errors import IntegrityError, OutOfMemoryError, StateLeftError, shortened
-from safelight.formats.layout import BASES, CONTROLNET
+from safelight.families.family import CONTROLNET
 from safelight.generate import workload
 from safelight.generate.bench import Bench, dtype_of
 from safelight.library.model import Model
@@ -207,12 +207,12 @@ def uses_of(
 ) -> list[Use]:
     """How a stage uses each of its components. The last, which is leased first, promises for all what computing takes,
     and each leaves the others the least that they need."""
-    roles, role = BASES[model.base].roles, components[0][0].role
+    roles, role = model.family.roles, components[0][0].role
     after = roles if task.first else roles[roles.index(role) + 1 :]
-    rest = [component_key(model.manifest.component(r), dtype_of(bench.run, r)) for r in after]
-    if "unet" in after:
+    rest = [component_key(model.manifest.component(r), dtype_of(bench.run, model.family, r)) for r in after]
+    if model.family.denoiser in after:
         nets = [component for component in model.manifest.components if component.role == CONTROLNET]
-        rest = [component_key(net, dtype_of(bench.run, CONTROLNET)) for net in nets] + rest
+        rest = [component_key(net, dtype_of(bench.run, model.family, CONTROLNET)) for net in nets] + rest
     upcoming = (*rest, *bench.upcoming)
     keys = [component_key(component, dtype) for component, dtype in components]
     promised = bench.working.estimate(work) if bench.promised is None else bench.promised
@@ -231,7 +231,7 @@ def skeleton_key(
 ) -> SkeletonKey:
     """Of the skeleton to which a component is bound."""
     run, at = bench.run, bench.device.torch
-    axes = "" if component.role.startswith("text_encoder") else seamless
+    axes = "" if component.role in model.family.text_encoders else seamless
     return SkeletonKey(
         model.base, component.role, component.config, dtype, run.attention, at, run.attention_slice_size, axes
     )

@@ -20,13 +20,13 @@ from safelight.errors import (
     UnsupportedModelError,
 )
 from safelight.files import settle, written
-from safelight.formats import adapter as files
-from safelight.formats.identify import identify, read_header
 from safelight.library import convert, paths, records, starters
+from safelight.library.identify import identify, read_header
 from safelight.library.index import Card, Index
 from safelight.library.lock import alone
 from safelight.library.model import Adapter, Origin
 from safelight.names import canonical, file_stem
+from safelight.weights import adapter_file as files
 from safelight.weights.digest import named
 from safelight.weights.manifest import FileHint, Manifest, measure, moved
 

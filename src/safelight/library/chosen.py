@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import RequestError
-from safelight.formats import layout
-from safelight.formats.adapter import INVERSION, VAE, WEIGHTS
-from safelight.formats.keys.adapters import AdapterConfig, Fit, Module, fit, spellings
-from safelight.formats.layout import CONTROLNET, LATENT_SCALE, ComponentConfig
+from safelight.families.family import CONTROLNET, Config, Family
+from safelight.families.registry import family
 from safelight.library import inversions as inverted
 from safelight.library import parts, paths
 from safelight.library.adapters import Adapters
@@ -24,20 +22,9 @@ from safelight.prompts import loras, tags
 from safelight.prompts.words import Words
 from safelight.request.parts import Lora
 from safelight.request.schema import MOST_PIXELS, Request
+from safelight.weights.adapter_file import INVERSION, VAE, WEIGHTS
+from safelight.weights.adapter_parts import AdapterConfig, Fit, Module, fit, spellings
 from safelight.weights.manifest import ComponentManifest
-
-_BLOCKS: Mapping[int, tuple[str, ...]] = {
-    26: ("BASE", *(f"IN{n:02d}" for n in range(12)), "M00", *(f"OUT{n:02d}" for n in range(12))),
-    17: (
-        "BASE",
-        *(f"IN{n:02d}" for n in (1, 2, 4, 5, 7, 8)),
-        "M00",
-        *(f"OUT{n:02d}" for n in range(3, 12)),
-    ),
-    20: ("BASE", *(f"IN{n:02d}" for n in range(9)), "M00", *(f"OUT{n:02d}" for n in range(9))),
-    12: ("BASE", *(f"IN{n:02d}" for n in (4, 5, 7, 8)), "M00", *(f"OUT{n:02d}" for n in range(6))),
-}
-"""The blocks that block weights count (sd-webui-lora-block-weight); one that is not among them gets none."""
 
 _ASKED = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in the prompt"}
 
@@ -67,16 +54,19 @@ class ResolvedLora:
     adapter: Adapter
     lora: Lora
     fit: Fit
+    family: Family
 
     def strength(self, role: str, block: str) -> float:
-        """On a component, in a block of its UNet."""
-        factors = dict(zip(_BLOCKS[len(self.lora.blocks)], self.lora.blocks, strict=True)) if self.lora.blocks else None
-        return self.lora.on(role) * (1.0 if factors is None else factors.get(block, 0.0))
+        """Return the strength on a component, in a block of the denoiser."""
+        counted = self.family.block_counts.get(len(self.lora.blocks), ())
+        factors = dict(zip(counted, self.lora.blocks, strict=True)) if self.lora.blocks else None
+        # Blocks that the block weights do not count get none.
+        return self.lora.on(self.family.purpose(role)) * (1.0 if factors is None else factors.get(block, 0.0))
 
     def scale(self, role: str) -> float | None:
         config = self.adapter.tensors.config
         assert isinstance(config, AdapterConfig)
-        return config.scale(role)
+        return config.scale(self.family.component(role))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +106,7 @@ def settled(request: Request, model: Model, shelves: Shelves, by_path: bool = Tr
     chosen = tuple(
         _one(lora, model, shelves.adapters, by_path, request.lenient) for lora in (*request.loras, *inside, *also)
     )
-    given = _pictures(request, shelves, by_path)
+    given = _pictures(request, shelves, by_path, model.family.latents.multiple)
     own: list[ComponentManifest] = []
     if request.vae:
         own.append(parts.vae(request, model, shelves.library, shelves.adapters, by_path))
@@ -144,7 +134,7 @@ def settled(request: Request, model: Model, shelves: Shelves, by_path: bool = Tr
     return Settled(pinned, chosen, tuple(own), tuple(nets), inversions)
 
 
-def _pictures(request: Request, shelves: Shelves, by_path: bool) -> dict[str, Any]:
+def _pictures(request: Request, shelves: Shelves, by_path: bool, multiple: int) -> dict[str, Any]:
     """The image and the mask by their digests, and the size that is drawn: the image's, in whole latents, where none is
     asked for."""
     given: dict[str, Any] = {
@@ -160,13 +150,13 @@ def _pictures(request: Request, shelves: Shelves, by_path: bool) -> dict[str, An
     left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
     if request.outpaint:
         # In whole latents, so that the picture itself is not scaled.
-        right, bottom = right + -(left + width + right) % LATENT_SCALE, bottom + -(top + height + bottom) % LATENT_SCALE
+        right, bottom = right + -(left + width + right) % multiple, bottom + -(top + height + bottom) % multiple
         given["outpaint"] = (left, top, right, bottom)
     whole = left + width + right, top + height + bottom
     if whole[0] * whole[1] > MOST_PIXELS:
         raise RequestError("outpaint", request.outpaint, f"makes the image over {MOST_PIXELS} pixels")
     if request.mask_padding is None:
-        sides = [max(LATENT_SCALE, side // LATENT_SCALE * LATENT_SCALE) for side in whole]
+        sides = [max(multiple, side // multiple * multiple) for side in whole]
         given |= {"width": request.width or sides[0], "height": request.height or sides[1]}
     return given
 
@@ -187,10 +177,12 @@ def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: b
         raise RequestError("loras", lora.name, f"is a {adapter.kind}: ask for it as {_ASKED[adapter.kind]}")
     if adapter.base and adapter.base != model.base:
         raise RequestError("loras", lora.name, f"is a {adapter.kind} for {adapter.base}; {model.name} is {model.base}")
-    if lora.blocks and (len(lora.blocks) in (12, 20)) != (model.base == "sdxl"):
-        wanted = "12 or 20" if model.base == "sdxl" else "17 or 26"
+    of = model.family
+    if lora.blocks and len(lora.blocks) not in of.block_counts:
+        wanted = " or ".join(map(str, sorted(of.block_counts))) or "none"
         raise RequestError("loras", lora.name, f"{len(lora.blocks)} block weights; {model.base} has {wanted}")
-    found = fit({tensor.name: tensor.shape for tensor in adapter.tensors.tensors}, _spelled(_configs(model)))
+    shapes = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
+    found = fit(shapes, _spelled(model.base, _configs(model)))
     if found.odd or not found.count:
         what = "; ".join(found.odd[:_SHOWN]) or f"none of its {len(found.unknown)} tensors"
         raise RequestError("loras", lora.name, f"does not fit {model.name} ({model.base}): {what}")
@@ -198,13 +190,14 @@ def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: b
         some = ", ".join(found.unknown[:_SHOWN]) + (", …" if len(found.unknown) > _SHOWN else "")
         problem = f"{len(found.unknown)} of its tensors fit nothing in {model.name}: {some}"
         raise RequestError("loras", lora.name, f"{problem} (lenient leaves them out)")
-    return ResolvedLora(adapter, replace(lora, name=adapter.name, digest=adapter.digest), found)
+    return ResolvedLora(adapter, replace(lora, name=adapter.name, digest=adapter.digest), found, of)
 
 
-def _configs(model: Model) -> tuple[tuple[str, ComponentConfig], ...]:
+def _configs(model: Model) -> tuple[tuple[str, Config], ...]:
     return tuple((component.role, component.config) for component in model.manifest.components)
 
 
 @lru_cache(maxsize=16)
-def _spelled(configs: tuple[tuple[str, ComponentConfig], ...]) -> Mapping[str, Module]:
-    return spellings({role: layout.rows(config) for role, config in configs})
+def _spelled(base: str, configs: tuple[tuple[str, Config], ...]) -> Mapping[str, Module]:
+    of = family(base)
+    return spellings((of.component(role), config.rows()) for role, config in configs if role in of.roles)

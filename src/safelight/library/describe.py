@@ -10,13 +10,14 @@ from typing import Any
 
 from safelight import names
 from safelight.errors import CorruptFileError, FileError, InputError, IntegrityError, UnsupportedModelError
+from safelight.families.family import Family, PredictionType
 from safelight.files import settle, written
-from safelight.formats import adapter, folder, pickle
-from safelight.formats.identify import Identity, PredictionType, identify
-from safelight.formats.keys import leftover
-from safelight.formats.layout import CheckpointLayout
+from safelight.formats import folder, pickle
 from safelight.library import convert
-from safelight.library.model import NATIVE_SIZES, Model, Origin
+from safelight.library.identify import Identity, identify
+from safelight.library.model import Model, Origin
+from safelight.weights import adapter_file as adapter
+from safelight.weights.layout import CheckpointLayout
 from safelight.weights.manifest import FileHint, Manifest, measure, moved
 
 CONVERTED = frozenset({"pickle", "diffusers-pickle"})
@@ -56,13 +57,13 @@ def describe(
         name=names.canonical(name),
         path=path,
         kind=found.kind,
-        base=layout.base.name,
+        base=layout.family.name,
         variant=found.variant or "",
         prediction_type=found.prediction_type or "",
         zero_terminal_snr=found.zero_terminal_snr,
         dtype=found.dtype,
         format=found.format,
-        resolution=found.resolution or _native(layout.base.name, found.prediction_type),
+        resolution=found.resolution or _native(layout.family, found.prediction_type),
         origin=origin,
         rule=found.rule,
         told=found.told,
@@ -106,13 +107,14 @@ def refuse_other_content(model: Model, current: Manifest) -> None:
 def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:
     """Convert pickles and return the layout and the manifest of the conversion. Its files include the pickles, so that
     a change of theirs is noticed. The folder of the conversion is named after its digest."""
-    left_over = found.layout.left_over if found.layout is not None else {}
+    assert found.layout is not None
+    left_over, family = found.layout.left_over, found.layout.family
     if found.format == "pickle":
         tensors = list(pickle.read_header(path).tensors.values())
     else:
-        parts = folder.read(path).components
+        parts = folder.read(path, family.roles).components
         tensors = [replace(t, name=f"{role}.{t.name}") for role in parts for t in parts[role].tensors.values()]
-    tensors = [t for t in tensors if t.name not in left_over or leftover.tells_depth(t.name)]
+    tensors = [t for t in tensors if t.name not in left_over or family.keep(t.name)]
     with written(home) as (file, temporary):
         convert.to_safetensors(tensors, file)
         settle(file, temporary)
@@ -145,14 +147,9 @@ def layout_of(path: Path) -> CheckpointLayout:
     return found.layout
 
 
-def _native(base: str, prediction_type: str | None) -> int:
-    return 512 if base == "sd2" and prediction_type == "epsilon" else NATIVE_SIZES[base]
-
-
 def _counter(total: int, on_bytes: OnBytes | None) -> Callable[[int], None] | None:
     if on_bytes is None:
         return None
-
     done = 0
 
     def count(more: int) -> None:
@@ -161,3 +158,8 @@ def _counter(total: int, on_bytes: OnBytes | None) -> Callable[[int], None] | No
         on_bytes(done, total)
 
     return count
+
+
+def _native(family: Family, prediction_type: PredictionType | None) -> int:
+    own = family.native_size(prediction_type) if prediction_type is not None else None
+    return own or family.resolution

@@ -10,8 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from safelight.errors import RequestError
-from safelight.formats.adapter import INVERSION
-from safelight.formats.keys.clip import CLIPConfig
+from safelight.families.features import Feature
 from safelight.library.adapters import Adapters
 from safelight.library.model import Adapter, Model
 from safelight.prompts import words
@@ -19,8 +18,7 @@ from safelight.prompts.editing import of_request
 from safelight.prompts.tokens import ROOM, tokens_of, used
 from safelight.request.parts import Embedding
 from safelight.request.schema import Request
-
-_ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+from safelight.weights.adapter_file import INVERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,8 @@ def chosen(request: Request, model: Model, adapters: Adapters, by_path: bool) ->
     Raises RequestError for an inversion that does not fit the model.
     Raises ModelNotFoundError for a marked word that is not the name of an inversion.
     """
+    if Feature.TEXTUAL_INVERSION not in model.family.features:
+        return ()
     texts = request.prompt, request.negative
     asked = request.embeddings
     if asked is None:
@@ -88,40 +88,48 @@ def _fitting(adapters: Adapters, model: Model) -> tuple[str, ...]:
     """Return the names of all inversions that fit the model's text encoders. Cached until an adapter is added or
     removed."""
     known = adapters.inversions()
-    encoders = tuple((c.role, c.config) for c in model.manifest.components if isinstance(c.config, CLIPConfig))
-    if encoders not in known.fitting:
-        known.fitting[encoders] = tuple(n for n, shapes in known.shapes.items() if not _odd(shapes, dict(encoders)))
-    return known.fitting[encoders]
+    widths = _widths(model)
+    if widths not in known.fitting:
+        known.fitting[widths] = tuple(n for n, shapes in known.shapes.items() if not _odd(shapes, model))
+    return known.fitting[widths]
 
 
-def _slots(tensors: Collection[str]) -> dict[str, str]:
-    """Return the tensor of each text encoder."""
-    return {_ENCODERS.get(name, "text_encoder" if len(tensors) == 1 else ""): name for name in tensors}
+def _widths(model: Model) -> tuple[tuple[str, int], ...]:
+    """Return the width of the token embeddings of each text encoder."""
+    encoders = (model.manifest.component(role) for role in model.family.text_encoders)
+    return tuple((one.role, one.config.text_width) for one in encoders)
 
 
-def _odd(tensors: Mapping[str, tuple[int, ...]], encoders: Mapping[str, CLIPConfig]) -> str:
+def _slots(tensors: Collection[str], model: Model) -> dict[str, str]:
+    """Return the tensor of each text encoder, by role."""
+    if len(tensors) == 1:
+        return dict.fromkeys(model.family.text_encoders[:1], next(iter(tensors)))
+    names = model.family.embedding_names
+    return {names.get(name, ""): name for name in tensors}
+
+
+def _odd(tensors: Mapping[str, tuple[int, ...]], model: Model) -> str:
     """Return why vectors of these shapes do not fit these text encoders; "" if they do.
 
     They fit if each text encoder has vectors of its own width.
     """
-    slots = _slots(tensors)
-    if slots.keys() != encoders.keys():
-        return f"has the tensors {', '.join(tensors)}, but the model has {', '.join(encoders)}"
+    slots, widths = _slots(tensors, model), dict(_widths(model))
+    if slots.keys() != widths.keys():
+        return f"has the tensors {', '.join(tensors)}, but the model has {', '.join(widths)}"
     for role, name in slots.items():
         shape = tensors[name]
-        if len(shape) not in (1, 2) or shape[-1] != encoders[role].width:
-            return f"its vectors are {list(shape)}; the {role} of the model is {encoders[role].width} wide"
+        if len(shape) not in (1, 2) or shape[-1] != widths[role]:
+            return f"its vectors are {list(shape)}; the {role} of the model is {widths[role]} wide"
     return ""
 
 
 def _vectors(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str, str]:
     """Return the tensor of each text encoder. Raises RequestError for an inversion that does not fit."""
-    encoders = {c.role: c.config for c in model.manifest.components if isinstance(c.config, CLIPConfig)}
     tensors = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
-    problem = _odd(tensors, encoders)
+    problem = _odd(tensors, model)
     if problem:
         raise RequestError("embeddings", embedding.name, f"{problem} ({model.name})")
-    return _slots(tensors)
+    return _slots(tensors, model)
 
 
 def _count(embedding: Embedding, adapter: Adapter, vectors: Mapping[str, str]) -> int:

@@ -29,9 +29,9 @@ from safelight.errors import (
 )
 from safelight.files import write_whole
 from safelight.formats.folder import read_json
-from safelight.formats.identify import PredictionType
 from safelight.library import paths, records, starters
 from safelight.library.describe import CONVERTED, GONE, OnBytes, describe, layout_of, read_again, refuse_other_content
+from safelight.library.identify import PredictionType
 from safelight.library.index import Card, Index
 from safelight.library.lock import alone
 from safelight.library.model import Model

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safelight.families.family import Family
+from safelight.families.registry import family
 from safelight.weights.manifest import ComponentManifest, Manifest
 
 Origin = Literal["added", "starter", "path"]
 """``added``: by the user. ``starter``: part of Safelight. ``path``: used by its path, and in no library."""
-
-NATIVE_SIZES = {"sd1": 512, "sd2": 768, "sdxl": 1024, "sdxl-refiner": 1024}
-"""Pixels per side of a base's training images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,11 @@ class Model:
     @property
     def digest(self) -> str:
         return self.manifest.digest
+
+    @property
+    def family(self) -> Family:
+        """The family that ``base`` names. Raises KeyError for a family of a package that is no longer installed."""
+        return family(self.base)
 
     def summary(self) -> dict[str, Any]:
         """Return the values that ``--json`` prints of a model."""

@@ -4,17 +4,15 @@ No torch."""
 from __future__ import annotations
 
 from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
-from safelight.formats.adapter import VAE
-from safelight.formats.keys.controlnet import ControlNetConfig
-from safelight.formats.keys.unet import UNetConfig
-from safelight.formats.keys.vae import VAEConfig
-from safelight.formats.layout import CONTROLNET
+from safelight.families.family import CONTROLNET
+from safelight.families.registry import families
 from safelight.library import paths
 from safelight.library.adapters import Adapters
 from safelight.library.library import Library
 from safelight.library.model import Adapter, Model
 from safelight.request.parts import Control
 from safelight.request.schema import Request
+from safelight.weights.adapter_file import VAE
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest
 
@@ -31,10 +29,7 @@ def vae(request: Request, model: Model, library: Library, adapters: Adapters, by
     if request.vae_digest and found.digest != request.vae_digest:
         path = found.tensors[0].path
         raise IntegrityError(path, "", f"the VAE {request.vae} has other content than {request.vae_digest[:10]}")
-    config, own = found.config, model.manifest.component("vae").config
-    assert isinstance(config, VAEConfig)
-    assert isinstance(own, VAEConfig)
-    if (config.latent_channels, len(config.block_out_channels)) != (own.latent_channels, len(own.block_out_channels)):
+    if not model.family.same_latents(found.config, model.manifest.component(model.family.vae).config):
         raise RequestError("vae", request.vae, f"its latents are not those of {model.name}")
     return found
 
@@ -42,13 +37,19 @@ def vae(request: Request, model: Model, library: Library, adapters: Adapters, by
 def _vae_named(name: str, model: Model, library: Library, adapters: Adapters, by_path: bool) -> ComponentManifest:
     alone = _vae_alone(name, adapters, by_path)
     if alone is not None:
-        if alone.base and alone.base.startswith("sdxl") != model.base.startswith("sdxl"):
+        if alone.base and not _kin(alone.base, model):
             raise RequestError("vae", name, f"is a VAE for {alone.base}; {model.name} is {model.base}")
         return adapters.checked(alone).tensors
     of = _vae_of(name, library, adapters, by_path)
-    if of.base.startswith("sdxl") != model.base.startswith("sdxl"):
+    if not _kin(of.base, model):
         raise RequestError("vae", name, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
-    return library.checked(of).manifest.component("vae")
+    return library.checked(of).manifest.component(of.family.vae)
+
+
+def _kin(base: str, model: Model) -> bool:
+    """Whether VAEs of a family have the latents of the model's family."""
+    other = families().get(base)
+    return other is not None and other.kin == model.family.kin
 
 
 def _vae_of_content(digest: str, library: Library, adapters: Adapters, by_path: bool) -> ComponentManifest | None:
@@ -56,7 +57,7 @@ def _vae_of_content(digest: str, library: Library, adapters: Adapters, by_path: 
     if not digest or not by_path:
         return None
     alone = (adapters.checked(one).tensors for one in adapters.used() if one.kind == VAE)
-    models = (part for one in library.used() for part in one.manifest.components if part.role == "vae")
+    models = (one.manifest.component(one.family.vae) for one in library.used())
     return next((part for part in (*alone, *models) if part.digest == digest), None)
 
 
@@ -86,7 +87,7 @@ def text_encoders(request: Request, model: Model, library: Library, by_path: boo
     of = library.checked(_encoders_of(request, library, by_path))
     if of.base != model.base:
         raise RequestError("text_encoder", name, f"is of {of.base}; {model.name} is {model.base}")
-    found = tuple(c for c in of.manifest.components if c.role.startswith("text_encoder"))
+    found = _encoders(of)
     odd = [c.role for c in found if c.config != model.manifest.component(c.role).config]
     if odd:
         raise RequestError("text_encoder", name, f"its {odd[0]} is not like that of {model.name}")
@@ -103,10 +104,13 @@ def _encoders_of(request: Request, library: Library, by_path: bool) -> Model:
         return library.resolve(name) if by_path else library.get(name)
     except InputError:
         for one in library.used() if request.text_encoder_digest and by_path else ():
-            encoders = tuple(part for part in one.manifest.components if part.role.startswith("text_encoder"))
-            if digest_of(encoders) == request.text_encoder_digest:
+            if digest_of(_encoders(one)) == request.text_encoder_digest:
                 return one
         raise
+
+
+def _encoders(model: Model) -> tuple[ComponentManifest, ...]:
+    return tuple(model.manifest.component(role) for role in model.family.text_encoders)
 
 
 def digest_of(components: tuple[ComponentManifest, ...]) -> str:
@@ -122,19 +126,7 @@ def controlnet(control: Control, model: Model, adapters: Adapters, by_path: bool
         found = adapters.checked(adapters.resolve(control.name) if by_path else adapters.get(control.name))
     if found.kind != CONTROLNET:
         raise RequestError("controls", control.name, f"is a {found.kind}, not a ControlNet")
-    config, unet = found.tensors.config, model.manifest.component("unet").config
-    assert isinstance(config, ControlNetConfig)
-    assert isinstance(unet, UNetConfig)
-    for what, theirs, ours in (
-        ("reads text of width", config.encoder.cross_attention_dim, unet.cross_attention_dim),
-        ("has blocks of widths", config.encoder.block_out_channels, unet.block_out_channels),
-        ("has blocks of depths", (config.encoder.depths, config.encoder.mid_depth), (unet.depths, unet.mid_depth)),
-        ("has layers in a block:", config.encoder.layers_per_block, unet.layers_per_block),
-        ("has added conditioning of width", config.encoder.time_features, unet.time_features),
-        ("projects with matrices:", config.encoder.linear_projection, unet.linear_projection),
-    ):
-        if theirs != ours:
-            raise RequestError("controls", control.name, f"{what} {theirs}; {model.name} ({model.base}): {ours}")
-    if config.hint_channels != 3:
-        raise RequestError("controls", control.name, f"is shown pictures of {config.hint_channels} channels, not 3")
+    problem = model.family.control_discord(found.tensors.config, model.manifest.component(model.family.denoiser).config)
+    if problem:
+        raise RequestError("controls", control.name, problem.replace("{model}", f"{model.name} ({model.base})"))
     return found

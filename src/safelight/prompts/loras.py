@@ -12,7 +12,7 @@ import re
 
 from safelight.errors import RequestError
 from safelight.prompts.tags import ADAPTERS
-from safelight.request.parts import MOST_LORAS, Lora
+from safelight.request.parts import MOST_LORAS, Lora, Purpose
 
 _TAG = re.compile(rf"<(?:{'|'.join(ADAPTERS)}):([^<>]*)>")
 
@@ -79,7 +79,7 @@ def taggable(name: str) -> str:
 
 def written(lora: Lora) -> str:
     """Return the tag of an adapter in AUTOMATIC1111's syntax. Equal adapters give equal tags."""
-    te, unet, name = lora.on("text_encoder"), lora.on("unet"), taggable(lora.name)
+    te, unet, name = lora.on(Purpose.TEXT_ENCODER), lora.on(Purpose.DENOISER), taggable(lora.name)
     parts = [name, f"{te:g}"] if te == unet else [name, f"te={te:g}", f"unet={unet:g}"]
     parts += ["lbw=" + ",".join(f"{value:g}" for value in lora.blocks)] if lora.blocks else []
     return f"<lora:{':'.join(parts)}>"

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from safelight.errors import RequestError
 from safelight.request import checks
 from safelight.request.field import Declared, fields_of
+
+
+class Purpose(StrEnum):
+    """What a component of a model is for."""
+
+    TEXT_ENCODER = "text encoder"
+    DENOISER = "denoiser"
+    VAE = "VAE"
+    CONTROL = "control"
+
 
 MOST_STRENGTH = 100.0
 MOST_LORAS = 50
@@ -51,9 +62,9 @@ class Lora:
             counts = ", ".join(map(str, BLOCK_COUNTS))
             raise RequestError("loras", len(self.blocks), f"{self.name}: as many block weights as one of {counts}")
 
-    def on(self, role: str) -> float:
-        """Its strength on a component."""
-        own = self.unet if role == "unet" else self.text_encoder
+    def on(self, purpose: Purpose) -> float:
+        """Return the strength for components of a purpose."""
+        own = self.unet if purpose is Purpose.DENOISER else self.text_encoder
         return self.strength if own is None else own
 
 

@@ -12,6 +12,9 @@ from safelight.request import checks
 Schedule = Literal["default", "karras", "exponential", "sgm_uniform"]
 """How a sampler's noise levels are spread over its steps."""
 
+NoiseKind = Literal["discrete", "flow"]
+"""``discrete``: DDPM's steps (Ho et al. 2020). ``flow``: rectified flow (Liu et al. 2022)."""
+
 SCHEDULES: tuple[Schedule, ...] = ("default", "karras", "exponential", "sgm_uniform")
 MOST_STEPS = 999
 """One fewer than the steps of training: with all of them, the first would be one that was never trained."""
@@ -21,9 +24,11 @@ MOST_STEPS = 999
 class Sampler:
     """A sampler: diffusers' scheduler class, its settings, the schedules that apply, and A1111's name for it.
 
-    ``most_steps``: that it can do. ``from_noise``: whether it can begin with nothing but noise, which checkpoints of
-    zero terminal signal-to-noise ratio were trained for (Lin et al. 2024). ``automatic``: A1111's schedule for it,
-    where that is not the default.
+    ``most_steps``: the most steps that it supports.
+    ``from_noise``: whether it can start from pure noise, for which checkpoints of zero terminal signal-to-noise ratio
+    were trained (Lin et al. 2024).
+    ``automatic``: A1111's schedule for it, if that is not the default.
+    ``flow``: diffusers' scheduler class for rectified flows, None if there is none.
     """
 
     scheduler: str
@@ -33,6 +38,11 @@ class Sampler:
     most_steps: int = MOST_STEPS
     from_noise: bool = False
     automatic: Schedule = "default"
+    flow: str | None = None
+
+    def scheduler_for(self, kind: NoiseKind) -> str | None:
+        """Return diffusers' scheduler class for a kind of noise, None if there is none."""
+        return self.scheduler if kind == "discrete" else self.flow
 
 
 SCHEDULE_LABELS: Mapping[Schedule, str] = {
@@ -54,9 +64,9 @@ SAMPLERS: Mapping[str, Sampler] = {
     "ddpm": Sampler("DDPMScheduler", "DDPM", _SPACED, {"clip_sample": False}, from_noise=True),
     "pndm": Sampler("PNDMScheduler", "PLMS", _SPACED, {"skip_prk_steps": True, "set_alpha_to_one": False}),
     "lms": Sampler("LMSDiscreteScheduler", "LMS"),
-    "euler": Sampler("EulerDiscreteScheduler", "Euler", from_noise=True),
+    "euler": Sampler("EulerDiscreteScheduler", "Euler", from_noise=True, flow="FlowMatchEulerDiscreteScheduler"),
     "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a", _SPACED, from_noise=True),
-    "heun": Sampler("HeunDiscreteScheduler", "Heun"),
+    "heun": Sampler("HeunDiscreteScheduler", "Heun", flow="FlowMatchHeunDiscreteScheduler"),
     "dpm2": Sampler("KDPM2DiscreteScheduler", "DPM2", automatic="karras"),
     "dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", "DPM2 a", automatic="karras"),
     "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M", from_noise=True, automatic="karras"),

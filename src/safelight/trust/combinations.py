@@ -6,11 +6,11 @@ import contextlib
 
 from safelight.engine.local import LocalEngine
 from safelight.errors import InputError, IntegrityError
-from safelight.formats.adapter import WEIGHTS
 from safelight.library.chosen import settled
 from safelight.library.model import Model
 from safelight.request.parts import Lora
 from safelight.request.schema import Request
+from safelight.weights.adapter_file import WEIGHTS
 
 STRENGTH = 0.7
 

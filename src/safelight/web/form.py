@@ -10,7 +10,6 @@ from nicegui import ui
 
 from safelight.assemble.serving import Services
 from safelight.errors import InputError, RequestError
-from safelight.formats.adapter import INVERSION, WEIGHTS
 from safelight.prompts.loras import written
 from safelight.prompts.variants import escaped
 from safelight.request.field import fields_of
@@ -20,6 +19,7 @@ from safelight.request.samplers import SAMPLERS, SCHEDULES
 from safelight.request.schema import Request
 from safelight.server import asking
 from safelight.web.further import Further, section
+from safelight.weights.adapter_file import INVERSION, WEIGHTS
 
 LABELS = {name: field.label for name, field in fields_of(Request).items()}
 

@@ -9,11 +9,11 @@ from typing import Any
 from nicegui import ui
 
 from safelight.assemble.serving import Services
-from safelight.formats.adapter import VAE
-from safelight.formats.layout import CONTROLNET
+from safelight.families.family import CONTROLNET
 from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control
 from safelight.request.schema import PROMPT_SYNTAXES, SEAMLESS, UPSCALERS
 from safelight.web.picture import PictureField
+from safelight.weights.adapter_file import VAE
 
 OWN = "the model's own"
 

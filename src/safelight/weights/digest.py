@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from safelight.errors import CorruptFileError
 from safelight.formats.header import ITEM_BYTES
-from safelight.formats.layout import TensorPlace
+from safelight.weights.layout import TensorPlace
 
 CHUNK_BYTES = 8 << 20
 """Bytes per read. It is large enough for BLAKE3 to use two cores."""

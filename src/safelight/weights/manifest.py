@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import CorruptFileError
+from safelight.families.family import Config
+from safelight.families.registry import architectures
 from safelight.files import open_regular
 from safelight.formats.header import ITEM_BYTES
-from safelight.formats.keys.adapters import AdapterConfig
-from safelight.formats.keys.clip import CLIPConfig
-from safelight.formats.keys.controlnet import ControlNetConfig
-from safelight.formats.keys.unet import UNetConfig
-from safelight.formats.keys.vae import VAEConfig
-from safelight.formats.layout import ComponentConfig, ComponentLayout
+from safelight.weights.adapter_parts import AdapterConfig
 from safelight.weights.digest import TensorDigester, named
+from safelight.weights.layout import ComponentLayout
 
 VERSION = 1
 
@@ -79,7 +77,7 @@ class ComponentManifest:
     """A component. ``tensors``: in the order in which a forward pass uses them. ``digest``: BLAKE3 in hex."""
 
     role: str
-    config: ComponentConfig
+    config: Config
     tensors: tuple[ManifestTensor, ...]
     digest: str
 
@@ -173,19 +171,9 @@ def _measure_component(
     return ComponentManifest(component.role, component.config, tuple(tensors), digester.blake3.hexdigest())
 
 
-_CONFIGS = {
-    "clip": CLIPConfig,
-    "unet": UNetConfig,
-    "vae": VAEConfig,
-    "controlnet": ControlNetConfig,
-    "adapter": AdapterConfig,
-}
-
-
 def to_json(manifest: Manifest) -> dict[str, Any]:
     """Convert a manifest to JSON values. Paths become strings, and tensors refer to files by index."""
     number = {hint.path: i for i, hint in enumerate(manifest.files)}
-    kinds = {kind: name for name, kind in _CONFIGS.items()}
     return {
         "version": VERSION,
         "digest": manifest.digest,
@@ -194,7 +182,7 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
             {
                 "role": c.role,
                 "digest": c.digest,
-                "architecture": kinds[type(c.config)],
+                "architecture": c.config.architecture,
                 "config": asdict(c.config),
                 "tensors": [
                     [t.name, t.dtype, list(t.shape), number[t.path], t.offset, t.nbytes, t.transpose, t.xxh3]
@@ -236,15 +224,10 @@ def _hint(root: Path, data: Any) -> FileHint:
 
 
 def _component_from_json(data: Any, files: tuple[FileHint, ...]) -> ComponentManifest:
-    settings = _frozen(data["config"])
-    if "encoder" in settings:
-        settings["encoder"] = UNetConfig(**_frozen(settings["encoder"]))
     tensors = tuple(
         ManifestTensor(name, dtype, tuple(shape), files[at].path, offset, nbytes, transpose, xxh3)
         for name, dtype, shape, at, offset, nbytes, transpose, xxh3 in data["tensors"]
     )
-    return ComponentManifest(data["role"], _CONFIGS[data["architecture"]](**settings), tensors, data["digest"])
-
-
-def _frozen(values: Any) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    kind = data["architecture"]
+    config = AdapterConfig if kind == AdapterConfig.architecture else architectures()[kind]
+    return ComponentManifest(data["role"], config.from_json(data["config"]), tensors, data["digest"])

@@ -21,8 +21,7 @@ from pydantic import BaseModel
 from safelight.assemble.serving import Services
 from safelight.engine.dispatch import RunningJob
 from safelight.errors import RequestError, WorkerDiedError
-from safelight.formats.adapter import INVERSION, VAE, WEIGHTS
-from safelight.formats.layout import CONTROLNET
+from safelight.families.family import CONTROLNET
 from safelight.jobs.job import Job
 from safelight.library.index import Card
 from safelight.library.inputs import FORMATS
@@ -45,6 +44,7 @@ from safelight.server.apis.a1111_neutral import OPTIONS, refuse
 from safelight.server.clients import CHECKPOINT, Client, Clients, client_of
 from safelight.server.problems import RefusedError, of_job
 from safelight.storage.images import preview_png
+from safelight.weights.adapter_file import INVERSION, VAE, WEIGHTS
 
 OWN_VAE = ("Automatic", "None")
 """A1111's words for a checkpoint's own VAE."""
@@ -144,8 +144,8 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
         subseed = asked.subseed if asked.subseed is not None and asked.subseed >= 0 else asking.some_seed(count)
         vae = override.get("sd_vae") or clients.option(client, "sd_vae") or OWN_VAE[0]
         skip = _layers(asked, override) or clients.option(client, "CLIP_stop_at_last_layers") or 1
-        if model.base == "sdxl":
-            # A1111 leaves no layers of SDXL's encoders out, whatever this option says.
+        if not model.family.clip_skip_in_a1111:
+            # A1111 leaves no layers of some families' encoders out (SDXL), whatever this option says.
             skip = 1
         request = Request(
             prompt=asked.prompt,

@@ -24,6 +24,10 @@ SCHEDULES: dict[str, Schedule] = {label.lower(): ours for ours, label in SCHEDUL
 """Ours by A1111's schedule types."""
 
 
+_MULTIPLE = 8
+"""A1111's sizes are multiples of 8 pixels."""
+
+
 class TextToImage(BaseModel):
     """A1111's fields that have a meaning here; of others those that are known, as long as they ask for nothing."""
 
@@ -70,8 +74,8 @@ class TextToImage(BaseModel):
         scale = self.hr_scale or 2.0
         if self.hr_resize_x or self.hr_resize_y:
             scale = self.hr_resize_x / width if self.hr_resize_x else (self.hr_resize_y or 0) / height
-            asked = self.hr_resize_x or sizes.enlarged(width, scale), self.hr_resize_y or sizes.enlarged(height, scale)
-            if asked != (sizes.enlarged(width, scale), sizes.enlarged(height, scale)):
+            whole = tuple(sizes.enlarged(side, scale, _MULTIPLE) for side in (width, height))
+            if (self.hr_resize_x or whole[0], self.hr_resize_y or whole[1]) != whole:
                 problem = f"must be multiples of 8, of the shape of {width}x{height}"
                 raise RequestError("hr_resize_y", f"{self.hr_resize_x}x{self.hr_resize_y}", problem)
         return {

@@ -8,16 +8,17 @@ base's UNet.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
 
-from safelight.arch.diffusers_fence import encoding
+from safelight.families.sd.encoding import Read
 from safelight.prompts.tokens import END, POSITIONS, START, tokens_of, vocabulary
 from safelight.prompts.words import Words, cut
+
+ReadTokens = Callable[[torch.Tensor, torch.Tensor | None], Read]
 
 
 class _Tokenizer:
@@ -43,39 +44,36 @@ class _Tokenizer:
 
 
 class _Encoder:
-    """The part of a text encoder that compel uses. Its last hidden state is the one for the base's UNet."""
+    """The part of a text encoder that compel uses. Its last hidden state is the one for the UNet."""
 
-    def __init__(self, module: nn.Module, role: str, base: str, clip_skip: int, device: torch.device) -> None:
+    def __init__(self, read: ReadTokens, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
-        self.dtype = next(module.parameters()).dtype
-        self._arguments = module, role, base, clip_skip
+        self.dtype = dtype
+        self._read = read
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **_: Any) -> SimpleNamespace:
-        module, role, base, clip_skip = self._arguments
-        hidden, pooled = encoding.read(module, role, base, ids, clip_skip, mask)
+        hidden, pooled = self._read(ids, mask)
         return SimpleNamespace(last_hidden_state=hidden, pooler_output=pooled)
 
 
 class Weighted:
-    """compel with a bound text encoder."""
+    """compel with a bound text encoder.
+
+    ``read``: runs the encoder on token ids and a mask.
+    ``dtype``: the encoder's.
+    ``pooled``: the pooled output of the plain text is wanted too.
+    """
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        role: str,
-        base: str,
-        clip_skip: int,
-        words: Words,
-        pad_id: int,
-        device: torch.device,
+        self, read: ReadTokens, dtype: torch.dtype, words: Words, pad_id: int, device: torch.device, pooled: bool
     ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # The import loads diffusers pipelines that nothing else needs.
             from compel import Compel
-        stand_in: Any = _Encoder(encoder, role, base, clip_skip, device)
+        stand_in: Any = _Encoder(read, dtype, device)
         tokenizer: Any = _Tokenizer(words, pad_id)
-        self._pooled = role == "text_encoder_2"
+        self._pooled = pooled
         self._compel = Compel(
             tokenizer=tokenizer,
             text_encoder=stand_in,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from safelight.errors import UnsupportedModelError
+from safelight.errors import IncompleteModelError, UnsupportedModelError
+from safelight.families.family import CONTROLNET
+from safelight.families.registry import families
 from safelight.formats.header import Header, TensorInfo
-from safelight.formats.keys.adapters import AdapterConfig
-from safelight.formats.layout import CONTROLNET, FLOATS, ComponentLayout, TensorPlace, alone
+from safelight.weights.adapter_parts import AdapterConfig
+from safelight.weights.layout import FLOATS, ComponentLayout, TensorPlace, alone
 
 VAE = "vae"
 
@@ -23,12 +25,15 @@ textual inversions, which add words for its text encoders."""
 
 ROLE = "adapter"
 
+NAMELESS = "unet"
+"""Under which the scale of modules without a component's name is recorded: those of the denoiser, of any family."""
+
 METADATA = "lora_adapter_metadata"
 """The metadata key under which diffusers writes PEFT's settings."""
 
 
-PREFIXES = {VAE: "first_stage_model.", CONTROLNET: "control_model."}
-"""Prefix that the tensor names in a file of this kind may have."""
+WHOLE = frozenset({VAE, CONTROLNET})
+"""Kinds of files that hold a whole component, under the names of its module."""
 
 _NUMBERED = "string_to_token."
 """AUTOMATIC1111's embeddings have a tensor of this name: the token that the embedding replaced in training."""
@@ -42,7 +47,7 @@ def read_tensors(header: Header, kind: str) -> list[TensorInfo]:
 
     Raises UnsupportedModelError for a dtype that is not supported.
     """
-    if kind in PREFIXES:
+    if kind in WHOLE:
         return list(header.tensors.values())
     found = [i for i in header.tensors.values() if not (kind == INVERSION and i.name.startswith(_NUMBERED))]
     for info in found:
@@ -61,11 +66,25 @@ def layout(header: Header, kind: str) -> ComponentLayout:
     Raises IncompleteModelError when tensors of the module are missing.
     """
     infos = read_tensors(header, kind)
-    if kind in PREFIXES:
-        return alone(header.path, kind, {info.name.removeprefix(PREFIXES[kind]): info for info in infos})
+    if kind in WHOLE:
+        return _whole(header, kind, infos)
     places = tuple(TensorPlace(i.name, i.dtype, i.shape, i.path, i.offset, i.nbytes, source=i.name) for i in infos)
     scales = _scales(header)
     return ComponentLayout(ROLE, AdapterConfig(kind, tuple(scales), tuple(scales.values())), places)
+
+
+def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayout:
+    """Return the layout by the first family that can read it; the error of the last one if none can."""
+    failed: IncompleteModelError | None = None
+    for family in families().values():
+        for part in family.alone:
+            if part.kind == kind:
+                try:
+                    return alone(header.path, part, family, {i.name.removeprefix(part.prefix): i for i in infos})
+                except IncompleteModelError as error:
+                    failed = error
+    assert failed is not None, kind
+    raise failed
 
 
 def _scales(header: Header) -> dict[str, float]:
@@ -76,9 +95,9 @@ def _scales(header: Header) -> dict[str, float]:
     try:
         settings = cast("dict[str, Any]", json.loads(text))
         patterns = [key for key, value in settings.items() if key.endswith(("_pattern", "use_dora")) and value]
-        # Settings without a component name belong to modules without one: those of a UNet.
+        # Settings without a component's name belong to the denoiser, which PEFT's files of SD call "unet".
         roles = {key.rpartition(".")[0] for key in settings if key == "r" or key.endswith(".r")}
-        scales = {role or "unet": _scale(settings, f"{role}." if role else "") for role in sorted(roles)}
+        scales = {role or NAMELESS: _scale(settings, f"{role}." if role else "") for role in sorted(roles)}
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise UnsupportedModelError(header.path, f"its {METADATA} is not PEFT's settings ({error})") from error
     odd = [key for key in patterns if not key.endswith("use_dora")]

@@ -13,7 +13,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPicture:
     """An encoded picture.
 
     ``shown``: the picture, (1, 3, h, w), -1 to 1.
@@ -29,7 +29,7 @@ class Encoded:
 
 
 @contextmanager
-def _tiled(module: nn.Module, tile: int) -> Generator[Any]:
+def _tiled(module: nn.Module, tile: int, scale: int) -> Generator[Any]:
     """Let the VAE work in tiles within the context.
 
     ``tile``: side length of a tile in pixels, 0 for no tiling.
@@ -40,7 +40,7 @@ def _tiled(module: nn.Module, tile: int) -> Generator[Any]:
     if not tile:
         yield vae
         return
-    values = {"use_tiling": True, "tile_sample_min_size": tile, "tile_latent_min_size": tile // 8}
+    values = {"use_tiling": True, "tile_sample_min_size": tile, "tile_latent_min_size": tile // scale}
     before = {name: getattr(vae, name) for name in values}
     try:
         for name, value in values.items():
@@ -52,20 +52,20 @@ def _tiled(module: nn.Module, tile: int) -> Generator[Any]:
 
 
 def encode_picture(
-    module: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int = 0
-) -> list[Encoded]:
-    """Encode a picture with a bound VAE, as the pipelines need it.
+    module: nn.Module, picture: Any, mask: Any | None, device: torch.device, scale: int, tile: int = 0
+) -> list[EncodedPicture]:
+    """Encode a picture with a bound VAE.
 
     ``mask``: if given, the result has a second item: the picture where the mask is black.
+    ``scale``: pixels per latent in each direction.
     ``tile``: side length of a tile in pixels, 0 for no tiling.
     """
-    image = VaeImageProcessor(vae_scale_factor=8).preprocess(picture).to(device)
+    image = VaeImageProcessor(vae_scale_factor=scale).preprocess(picture).to(device)
     pictures = [image]
     if mask is not None:
-        masks = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
-        pictures.append(image * (masks.preprocess(mask).to(device) < 0.5))
-    with _tiled(module, tile) as vae:
-        return [Encoded(shown, vae.encode(shown.to(vae.dtype)).latent_dist) for shown in pictures]
+        pictures.append(image * (binary_mask(mask, scale).to(device) < 0.5))
+    with _tiled(module, tile, scale) as vae:
+        return [EncodedPicture(shown, vae.encode(shown.to(vae.dtype)).latent_dist) for shown in pictures]
 
 
 def crop_region(mask: Any, width: int, height: int, padding: int) -> tuple[int, int, int, int]:
@@ -77,13 +77,27 @@ def crop_region(mask: Any, width: int, height: int, padding: int) -> tuple[int, 
     return VaeImageProcessor.get_crop_region(mask, width, height, pad=padding)
 
 
-def decode(module: nn.Module, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
-    """Decode latents (n, 4, h, w) with a VAE. Returns (n, 3, 8h, 8w), about -1 to 1.
+def decode(module: nn.Module, latents: torch.Tensor, scale: int, tile: int = 0) -> torch.Tensor:
+    """Decode unscaled latents (n, channels, h, w) with a VAE. Returns (n, 3, h * scale, w * scale), about -1 to 1.
 
     ``tile``: side length of a tile in pixels, 0 for no tiling.
     """
-    with _tiled(module, tile) as vae:
-        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    with _tiled(module, tile, scale) as vae:
+        return vae.decode(latents, return_dict=False)[0]
+
+
+def binary_mask(mask: Any, scale: int) -> torch.Tensor:
+    """Convert a PIL mask to 0 and 1, fp32, (1, 1, height, width)."""
+    processor = VaeImageProcessor(
+        vae_scale_factor=scale, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+    )
+    return processor.preprocess(mask)
+
+
+def control_picture(picture: Any, scale: int) -> torch.Tensor:
+    """Convert a PIL picture to what a ControlNet is shown, fp32, (1, 3, height, width), 0 to 1."""
+    processor = VaeImageProcessor(vae_scale_factor=scale, do_convert_rgb=True, do_normalize=False)
+    return processor.preprocess(picture).contiguous()
 
 
 def to_pixels(raw: torch.Tensor) -> torch.Tensor:

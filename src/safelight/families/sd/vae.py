@@ -7,17 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
-from safelight.formats.keys.rows import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias
+from safelight.families.family import Config
+from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias
 
 
 @dataclass(frozen=True, slots=True)
-class VAEConfig:
+class VAEConfig(Config):
+    """Settings of a VAE."""
+
+    architecture: ClassVar[str] = "vae"
     in_channels: int
     out_channels: int
     latent_channels: int
     block_out_channels: tuple[int, ...]
     layers_per_block: int
+
+    def rows(self) -> Iterator[TensorRow]:
+        return tensors(self)
+
+    @property
+    def label(self) -> str:
+        return f"{'-'.join(map(str, self.block_out_channels))}x{self.layers_per_block}"
+
+    def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
+        del quadratic
+        scores = (pixels // 64) ** 2 * itemsize
+        return LIVE_TENSORS * pixels * self.block_out_channels[0] * itemsize + scores
+
+
+LIVE_TENSORS = 8
+"""Tensors as large as the VAE's last feature map that live at once while it decodes."""
 
 
 def infer(shapes: Shapes) -> VAEConfig:

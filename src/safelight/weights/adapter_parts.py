@@ -12,9 +12,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
-from safelight.formats.keys.rows import TensorRow, squeezed
+from safelight.families.family import Component, Config
+from safelight.families.tables import TensorRow, squeezed
+from safelight.request.parts import Purpose
 
 Kind = Literal["lora", "loha", "lokr", "diff"]
 
@@ -25,20 +27,24 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterConfig:
+class AdapterConfig(Config):
     """The settings of an adapter that do not follow from shapes.
 
-    ``kind``: the kind of the file, as in :data:`safelight.formats.keys.kinds.KIND_RULES`.
+    ``kind``: the kind of the file, as in :mod:`safelight.families.rules`.
     ``scaled``: components for which the metadata gives the scale of the products (PEFT's ``lora_alpha``).
     ``scales``: these scales, in the order of ``scaled``.
     """
 
+    architecture: ClassVar[str] = "adapter"
     kind: str
     scaled: tuple[str, ...] = ()
     scales: tuple[float, ...] = ()
 
-    def scale(self, role: str) -> float | None:
-        return dict(zip(self.scaled, self.scales, strict=True)).get(role)
+    def scale(self, component: Component) -> float | None:
+        """Return the scale for a component; None if the metadata gives none."""
+        known = dict(zip(self.scaled, self.scales, strict=True))
+        nameless = known.get("unet") if component.purpose is Purpose.DENOISER else None
+        return known.get(component.role, nameless)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,70 +131,48 @@ class Module:
     shapes: dict[str, Shape] = field(default_factory=dict[str, Shape])
 
 
-_UNDERSCORED: Mapping[str, tuple[str, ...]] = {
-    "unet": ("lora_unet_", "lycoris_"),
-    "text_encoder": ("lora_te_", "lora_te1_"),
-    "text_encoder_2": ("lora_te2_",),
-}
-
-
-_COMFY: Mapping[str, tuple[str, ...]] = {
-    "unet": ("diffusion_model.",),
-    "text_encoder": ("text_encoders.clip_l.transformer.", "text_encoders.clip_h.transformer."),
-    "text_encoder_2": ("text_encoders.clip_g.transformer.",),
-}
-"""Prefixes of the modules' names in files from ComfyUI (``comfy/lora.py``)."""
-
-
-def spellings(components: Mapping[str, Iterable[TensorRow]]) -> Mapping[str, Module]:
+def spellings(components: Iterable[tuple[Component, Iterable[TensorRow]]]) -> Mapping[str, Module]:
     """Return the modules of these components under every name that adapters use for them.
 
-    ``components``: the table of each component, by role.
+    ``components``: each component with its table. Adapters do not change VAEs.
     """
     found: dict[str, Module] = {}
-    for role, rows in components.items():
-        if role == "vae":
+    for component, rows in components:
+        if component.purpose not in (Purpose.DENOISER, Purpose.TEXT_ENCODER):
             continue
         modules: dict[str, Module] = {}
         for row in rows:
             path, _, leaf = row.name.rpartition(".")
             others = [source.name.rpartition(".")[0] for source in row.sources if source.part is None]
-            known = modules.setdefault(path, Module(role, path, block_of(others) if role == "unet" else "BASE"))
+            block = NO_BLOCK if component.block_of is None else component.block_of(others)
+            known = modules.setdefault(path, Module(component.role, path, block))
             known.shapes[leaf] = row.shape
-            for name in _names(role, [path, *others]):
+            for name in _names(component, [path, *others]):
                 found.setdefault(name, known)
     return found
 
 
-def _names(role: str, paths: Iterable[str]) -> Iterable[str]:
+NO_BLOCK = "BASE"
+"""The block of modules outside of the denoiser's blocks."""
+
+
+def _names(component: Component, paths: Iterable[str]) -> Iterable[str]:
+    role = component.role
     for path in dict.fromkeys(paths):
         forms = [path]
-        if role != "unet":
-            bare = path.removeprefix("text_model.")
-            forms = [bare, f"text_model.{bare}"]
+        if component.optional:
+            bare = path.removeprefix(component.optional)
+            forms = [bare, component.optional + bare]
         for form in forms:
-            for prefix in _UNDERSCORED.get(role, ()):
+            for prefix in component.lora_prefixes:
                 yield prefix + form.replace(".", "_")
             yield f"{role}.{form}"
             yield f"{role}.base_model.model.{form}"
             yield f"base_model.model.{form}"
-            for prefix in _COMFY.get(role, ()):
+            for prefix in component.lora_paths:
                 yield prefix + form
-            if role == "unet":
+            if component.purpose is Purpose.DENOISER:
                 yield form
-
-
-_BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.([0-9]+)")
-
-
-def block_of(names: Iterable[str]) -> str:
-    """Return the block of LDM's UNet that contains a module, from the module's names; ``BASE`` if there is none."""
-    for name in names:
-        found = _BLOCK.match(name)
-        if found is not None:
-            kind = {"input_blocks": "IN", "output_blocks": "OUT"}.get(found[1])
-            return "M00" if kind is None else f"{kind}{int(found[2]):02d}"
-    return "BASE"
 
 
 def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:

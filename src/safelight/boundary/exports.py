@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-
-from safelight.arch.diffusers_fence.modules import construct
-from safelight.formats.keys.clip import CLIPConfig
-from safelight.formats.layout import ComponentConfig
+from typing import Any
 
 
-def settings_of(base: str, config: ComponentConfig) -> dict[str, Any]:
-    """Return the ``config.json`` values of a component's folder."""
-    with torch.device("meta"):
-        module = cast("Any", construct(base, config))
-    settings = module.config.to_dict() if isinstance(config, CLIPConfig) else dict(module.config)
-    name = {"architectures": [type(module).__name__]} if isinstance(config, CLIPConfig) else {}
+def settings_of(module: Any) -> dict[str, Any]:
+    """Return the ``config.json`` values of a module's folder."""
+    transformers = hasattr(module.config, "to_dict")
+    settings = module.config.to_dict() if transformers else dict(module.config)
+    name = {"architectures": [type(module).__name__]} if transformers else {}
     return json.loads(json.dumps({**settings, **name, "_class_name": type(module).__name__}, default=str))
 
 
-def class_name(base: str, config: ComponentConfig) -> str:
-    """Return a component's class name, as in the folder's index."""
-    with torch.device("meta"):
-        return type(construct(base, config)).__name__
+def library_of(module: Any) -> str:
+    """Return the library of a module, as in the folder's index."""
+    return "transformers" if hasattr(module.config, "to_dict") else "diffusers"
 
 
 def save_tokenizer(folder: Path, vocabulary: Path, pad: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from support import checkpoints
 
-from safelight.arch.diffusers_fence import kernels, modules
+from safelight.arch.skeleton import SkeletonKey, build
+from safelight.boundary import kernels
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ def test_attention_08_the_chosen_processor_is_the_one_that_is_called() -> None:
                 unet(torch.ones(1, 4, 8, 8), 1, torch.ones(1, 77, 64))
         finally:
             kind.__call__ = original  # type: ignore[method-assign]
-        built = modules.build("sd1", config, torch.float32, name, CPU)
+        built = build(SkeletonKey("sd1", "unet", config, torch.float32, name, CPU))
         assert {type(p) for p in built.attn_processors.values()} == {kind}  # type: ignore[union-attr]
     attentions = sum("attn" in n and n.endswith("to_q") for n, _ in unet.named_modules())
     assert counts == dict.fromkeys(("torch-sdp", "normal", "sliced"), attentions)
@@ -51,7 +52,7 @@ def test_attention_02_kernels_agree() -> None:
 def test_building_changes_nothing_of_the_process() -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        built = modules.build("sd1", checkpoints.configs("sd1")["vae"], torch.float32, "torch-sdp", CPU)
+        built = build(SkeletonKey("sd1", "vae", checkpoints.configs("sd1")["vae"], torch.float32, "torch-sdp", CPU))
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from safelight.formats.keys.rows import NotThisArchitecture, Shapes, TensorRow, TensorSource, count_indexed, row
+from safelight.families.family import Config
+from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, TensorSource, count_indexed, row
 
 
 @dataclass(frozen=True, slots=True)
-class CLIPConfig:
+class CLIPConfig(Config):
     """Settings of a CLIP text encoder. ``projection``: width of the pooled output, None if there is none."""
+
+    architecture: ClassVar[str] = "clip"
 
     width: int
     intermediate: int
@@ -23,6 +27,29 @@ class CLIPConfig:
     positions: int
     projection: int | None
     activation: str
+
+    def rows(self) -> Iterator[TensorRow]:
+        return tensors(self)
+
+    @property
+    def label(self) -> str:
+        return f"{self.width}x{self.layers}"
+
+    @property
+    def encoder_layers(self) -> int:
+        return self.layers
+
+    @property
+    def text_width(self) -> int:
+        return self.width
+
+    @property
+    def depends_on_size(self) -> bool:
+        return False
+
+    def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
+        del pixels, quadratic
+        return self.positions * self.intermediate * 4 * itemsize
 
 
 def infer(shapes: Shapes, activation: str, drop_last: bool = False) -> CLIPConfig:

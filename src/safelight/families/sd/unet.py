@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
-from safelight.formats.keys.rows import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias
+from safelight.families.family import Config
+from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias
 
 
 @dataclass(frozen=True, slots=True)
-class UNetConfig:
+class UNetConfig(Config):
     """Settings of a UNet.
 
     ``depths``: transformer blocks per attention of each level; 0 if the level has no attention.
@@ -21,6 +23,7 @@ class UNetConfig:
     ``time_features``: width of SDXL's added conditioning; None without it.
     """
 
+    architecture: ClassVar[str] = "unet"
     in_channels: int
     out_channels: int
     block_out_channels: tuple[int, ...]
@@ -30,6 +33,22 @@ class UNetConfig:
     cross_attention_dim: int
     linear_projection: bool
     time_features: int | None = None
+
+    def rows(self) -> Iterator[TensorRow]:
+        return tensors(self)
+
+    @property
+    def label(self) -> str:
+        return f"{'-'.join(map(str, self.block_out_channels))}x{self.layers_per_block}"
+
+    def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
+        map_bytes = 2 * (pixels // 64) * self.block_out_channels[0] * itemsize
+        scores = 2 * 8 * (pixels // 64) ** 2 * itemsize if quadratic else 0
+        return LIVE_TENSORS * map_bytes + scores
+
+
+LIVE_TENSORS = 48
+"""Tensors as large as the UNet's first feature map that live at once, guidance pair and skips included."""
 
 
 def infer(shapes: Shapes, whole: bool = True) -> UNetConfig:

@@ -6,17 +6,19 @@ Names are those of ``diffusers.ControlNetModel`` and of the original code (``cld
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, ClassVar
 
-from safelight.formats.keys import unet
-from safelight.formats.keys.rows import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias
-from safelight.formats.keys.unet import UNetConfig
+from safelight.families.family import Config
+from safelight.families.sd import unet
+from safelight.families.sd.unet import UNetConfig
+from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias
 
 
 @dataclass(frozen=True, slots=True)
-class ControlNetConfig:
+class ControlNetConfig(Config):
     """Settings of a ControlNet.
 
     ``encoder``: settings of the UNet whose encoder it copies; only those of the encoder count.
@@ -24,9 +26,24 @@ class ControlNetConfig:
     ``hint_channels``: channels of the picture.
     """
 
+    architecture: ClassVar[str] = "controlnet"
     encoder: UNetConfig
     hint: tuple[int, ...]
     hint_channels: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ControlNetConfig:
+        return cls(UNetConfig.from_json(values["encoder"]), tuple(values["hint"]), values["hint_channels"])
+
+    def rows(self) -> Iterator[TensorRow]:
+        return tensors(self)
+
+    @property
+    def label(self) -> str:
+        return self.encoder.label
+
+    def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
+        return self.encoder.working_bytes(pixels, itemsize, quadratic)
 
 
 def infer(shapes: Shapes) -> ControlNetConfig:

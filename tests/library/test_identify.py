@@ -15,8 +15,8 @@ from safetensors.torch import save_file as save_torch
 from support import checkpoints
 
 from safelight.errors import CorruptFileError, IncompleteModelError, InputError, UnsupportedModelError
-from safelight.formats.identify import identify
 from safelight.library.adapters import Adapters
+from safelight.library.identify import identify
 
 BASES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 

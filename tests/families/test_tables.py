@@ -6,15 +6,16 @@ import pytest
 import torch
 from support import checkpoints
 
-from safelight.arch.diffusers_fence.modules import construct
-from safelight.formats.keys.clip import CLIPConfig
-from safelight.formats.keys.rows import Shapes
-from safelight.formats.keys.unet import UNetConfig, infer
-from safelight.formats.keys.vae import VAEConfig
-from safelight.formats.keys.vae import infer as infer_vae
-from safelight.formats.layout import ComponentConfig, rows
+from safelight.families.computing import construct
+from safelight.families.family import Config
+from safelight.families.registry import family
+from safelight.families.sd.clip import CLIPConfig
+from safelight.families.sd.unet import UNetConfig, infer
+from safelight.families.sd.vae import VAEConfig
+from safelight.families.sd.vae import infer as infer_vae
+from safelight.families.tables import Shapes
 
-FULL: dict[str, tuple[str, ComponentConfig]] = {
+FULL: dict[str, tuple[str, Config]] = {
     "SD 1.5 UNet": ("sd1", UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 768, False)),
     "SD 2.1 UNet": ("sd2", UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 1024, True)),
     "SDXL UNet": ("sdxl", UNetConfig(4, 4, (320, 640, 1280), 2, (0, 2, 10), 10, 2048, True, 2816)),
@@ -25,10 +26,10 @@ FULL: dict[str, tuple[str, ComponentConfig]] = {
 }
 
 
-def same_as_module(base: str, config: ComponentConfig) -> None:
+def same_as_module(base: str, config: Config) -> None:
     with torch.device("meta"):
-        state = construct(base, config).state_dict()
-    table = {row.name: row.shape for row in rows(config)}
+        state = construct(family(base), config).state_dict()
+    table = {row.name: row.shape for row in config.rows()}
     assert table == {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
@@ -48,14 +49,14 @@ def test_settings_come_back_from_shapes_in_both_names(label: str) -> None:
     _, config = FULL[label]
     assert isinstance(config, UNetConfig)
     for which in (0, -1):
-        shapes: Shapes = {row.sources[which].name: row.shape for row in rows(config)}
+        shapes: Shapes = {row.sources[which].name: row.shape for row in config.rows()}
         assert infer(shapes) == config
 
 
 def test_vae_settings_come_back_from_shapes_in_all_names() -> None:
     config = FULL["VAE"][1]
     for which in (0, 1, -1):
-        shapes = {row.sources[min(which, len(row.sources) - 1)].name: row.shape for row in rows(config)}
+        shapes = {row.sources[min(which, len(row.sources) - 1)].name: row.shape for row in config.rows()}
         assert infer_vae(shapes) == config
 
 

@@ -1,0 +1,95 @@
+"""Builds the libraries' modules on meta, and names the classes that families build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+
+from safelight.boundary import hushed
+from safelight.boundary.kernels import set_attention
+
+UNET: Any = UNet2DConditionModel
+CONTROLNET: Any = ControlNetModel
+KL_AUTOENCODER: Any = AutoencoderKL
+CLIP_CONFIG: Any = CLIPTextConfig
+CLIP: Any = CLIPTextModel
+CLIP_WITH_PROJECTION: Any = CLIPTextModelWithProjection
+
+
+def is_clip(module: nn.Module) -> bool:
+    return isinstance(module, (CLIPTextModel, CLIPTextModelWithProjection))
+
+
+def is_projected_clip(module: nn.Module) -> bool:
+    return isinstance(module, CLIPTextModelWithProjection)
+
+
+def build(
+    construct: Callable[[], nn.Module],
+    first_call: Callable[[nn.Module], None],
+    content: Callable[[nn.Module, str, torch.Tensor], torch.Tensor | None],
+    dtype: torch.dtype,
+    attention: str,
+    at: torch.device,
+    slice_size: str = "auto",
+    seamless: str = "",
+) -> nn.Module:
+    """Build a module on meta, in eval mode and in ``dtype``. Its non-persistent buffers are real, on ``at``.
+
+    ``construct``: creates the module.
+    ``first_call``: calls it on meta, so that hooks that a library installs at the first call belong to the skeleton.
+    ``content``: returns the content of a buffer; None if the buffer is unknown.
+    ``attention``, ``slice_size``: see :func:`safelight.boundary.kernels.set_attention`.
+    ``seamless``: axes along which convolutions wrap around to the opposite side.
+
+    Raises NotImplementedError for an unknown buffer.
+    """
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    with hushed():
+        try:
+            with torch.device("meta"):
+                module = construct()
+        finally:
+            torch.set_default_dtype(previous)
+        module = module.to(dtype).eval().requires_grad_(False)
+    set_attention(module, attention, slice_size)
+    _make_seamless(module, seamless)
+    with torch.device("meta"), torch.no_grad():
+        first_call(module)
+    for path, child in module.named_modules():
+        for name, buffer in child._buffers.items():
+            if buffer is not None:
+                made = content(child, name, buffer)
+                if made is None:
+                    raise NotImplementedError(f"{type(module).__name__} has an unknown buffer: {path}.{name}")
+                child._buffers[name] = made.to(at)
+    return module
+
+
+class _Seamless(nn.Conv2d):
+    """A convolution that wraps around along ``axes``, and pads with zeros along other axes."""
+
+    axes: str
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # noqa: A002
+        down, across = (int(pad) for pad in self.padding)
+        for axis, sides in (("x", (across, across, 0, 0)), ("y", (0, 0, down, down))):
+            input = F.pad(input, sides, "circular" if axis in self.axes else "constant")  # noqa: A001
+        return F.conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+
+def _make_seamless(module: nn.Module, axes: str) -> None:
+    for child in module.modules() if axes else ():
+        if type(child) is nn.Conv2d and any(child.padding):
+            child.__class__ = _Seamless
+            cast("_Seamless", child).axes = axes

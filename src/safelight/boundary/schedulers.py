@@ -1,0 +1,35 @@
+"""Creates diffusers' schedulers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+
+def sigma(scheduler: Any) -> float:
+    """Return the noise level after the last step, in the sampler's scale. It is 1 for variance-preserving samplers."""
+    sigmas, index = getattr(scheduler, "sigmas", None), getattr(scheduler, "step_index", None)
+    return 1.0 if sigmas is None or index is None else float(sigmas[min(index, len(sigmas) - 1)])
+
+
+SPACING = frozenset({"timestep_spacing", "steps_offset"})
+"""Settings that spread the steps over the training steps. Some scheduler classes support only one way."""
+
+
+def scheduler(name: str, settings: Mapping[str, Any], seed: int) -> Any:
+    """Create a scheduler of diffusers' class ``name``.
+
+    ``settings``: its arguments. Those in :data:`SPACING` are left out if the class does not have them.
+    ``seed``: seed of ``dpmpp_sde``'s noise tree, because that class ignores the pipeline's generator.
+
+    Raises TypeError if the class does not have another setting.
+    """
+    from diffusers import schedulers
+
+    kind = getattr(schedulers, name)
+    known = inspect.signature(kind.__init__).parameters
+    chosen = {key: value for key, value in settings.items() if key in known or key not in SPACING}
+    if "noise_sampler_seed" in known:
+        chosen["noise_sampler_seed"] = seed
+    return kind(**chosen)

@@ -1,0 +1,167 @@
+"""What a family computes: its modules, its text encoding, one call of its denoiser, its VAE.
+
+The pipeline calls these; it knows no family. A family's ``model.py`` has an instance named ``MODEL``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from safelight.boundary import pictures
+from safelight.boundary.pictures import EncodedPicture
+from safelight.families.family import Config, Family, Latents
+from safelight.prompts.words import Words
+from safelight.request.schema import Request
+
+Tensors = Mapping[str, torch.Tensor]
+"""Tensors by names that the family gives them."""
+
+PromptField = tuple[str, str]
+"""A field of the request (``prompt`` or ``negative``), and one of its texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextInput:
+    """What a text encoder is given for one text.
+
+    ``value``: for the family alone.
+    ``key``: JSON that differs for every other value.
+    ``passes``: forward passes that it takes.
+    """
+
+    value: Any
+    key: str
+    passes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TextInputs:
+    """What a text encoder is given for a job. ``together``: each output depends on all inputs (padding)."""
+
+    each: Mapping[PromptField, TextInput]
+    together: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a denoiser. The first axis of all tensors has ``len(latents)`` rows.
+
+    ``latents``: (n, channels, height, width), scaled as the scheduler wants it.
+    ``timestep``: the scheduler's, a scalar tensor.
+    ``condition``: what the prompts became.
+    ``extra``: more input channels: a mask, and latents of pictures.
+    ``control``: the sum of what ControlNets add, as :meth:`FamilyModel.control` returns it; empty without any.
+    ``guidance``: the scale, for denoisers that have it as an input.
+    """
+
+    latents: torch.Tensor
+    timestep: torch.Tensor
+    condition: Tensors
+    extra: Sequence[torch.Tensor] = ()
+    control: tuple[torch.Tensor, ...] = ()
+    guidance: float = 1.0
+
+
+class FamilyModel(ABC):
+    """The computing side of a family."""
+
+    @abstractmethod
+    def build(self, family: Family, config: Config, attention: str) -> nn.Module:
+        """Build a component's module under the current default device, which is meta.
+
+        ``attention``: name of the attention kernel, for libraries that want to know it when a module is built.
+        """
+
+    def first_call(self, module: nn.Module) -> None:
+        """Call a module once on meta if its library changes modules at their first call. By default, do nothing."""
+        del module
+
+    def buffer(self, module: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor | None:
+        """Return the content of a buffer that is not saved, on the CPU; None if the buffer is unknown."""
+        if name == "position_ids" and name in module._non_persistent_buffers_set:
+            return torch.arange(buffer.shape[-1], device="cpu").expand((1, -1))
+        return None
+
+    def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
+        """Save the tokenizer of a text encoder into an exported folder.
+
+        Returns the name of its folder and its class, None if there is none.
+        """
+        del family, role, folder
+        return None
+
+    @abstractmethod
+    def text_inputs(
+        self, family: Family, role: str, request: Request, texts: Sequence[PromptField], words: Words
+    ) -> TextInputs:
+        """Tokenize texts for a text encoder. ``words``: words that stand for vectors. Raises RequestError."""
+
+    @abstractmethod
+    def encode_texts(
+        self,
+        family: Family,
+        role: str,
+        module: nn.Module,
+        request: Request,
+        inputs: Sequence[TextInput],
+        words: Words,
+        device: torch.device,
+    ) -> list[Tensors]:
+        """Run a bound text encoder on each input. Tensors have one row."""
+
+    @abstractmethod
+    def condition(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], text: PromptField) -> Tensors:
+        """Join what the text encoders, by role, returned for a text."""
+
+    @abstractmethod
+    def predict(self, denoiser: nn.Module, call: Call) -> torch.Tensor:
+        """Call a bound denoiser. Returns the prediction, shaped like the latents."""
+
+    def control(
+        self, net: nn.Module, call: Call, picture: torch.Tensor, weight: float, soft: bool
+    ) -> tuple[torch.Tensor, ...]:
+        """Call a bound ControlNet. Returns what is added within the denoiser.
+
+        ``picture``: (1, 3, height, width), 0 to 1.
+        ``weight``: factor of the output.
+        ``soft``: reduce the output of the outer layers.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def encode_picture(
+        self, latents: Latents, vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int
+    ) -> list[EncodedPicture]:
+        """Encode a PIL picture; with a mask also the picture where the mask is black.
+
+        ``tile``: pixels per side of a tile, 0 for no tiling.
+        """
+        return pictures.encode_picture(vae, picture, mask, device, latents.scale, tile)
+
+    def decode(self, latents: Latents, vae: nn.Module, values: torch.Tensor, tile: int) -> torch.Tensor:
+        """Decode latents to (n, 3, height, width), about -1 to 1. ``tile``: as in :meth:`encode_picture`."""
+        plain = values / latents.factor
+        return pictures.decode(vae, plain + latents.shift if latents.shift else plain, latents.scale, tile)
+
+
+@cache
+def _model(module: str) -> FamilyModel:
+    return importlib.import_module(module).MODEL
+
+
+def computing(family: Family) -> FamilyModel:
+    """Return the computing side of a family."""
+    return _model(family.computing)
+
+
+def construct(family: Family, config: Config, attention: str = "torch-sdp") -> nn.Module:
+    """Build a component's module on the current default device, with its library's random weights."""
+    return computing(family).build(family, config, attention)

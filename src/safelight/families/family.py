@@ -1,0 +1,259 @@
+"""What the rest of the program may ask about a family of models.
+
+A family is data: its components with their tables of tensors, its latents, its noise, its features, and how its files
+are recognised. :mod:`safelight.families.registry` finds all families. What computes is in the module that
+:attr:`Family.computing` names, and is imported only where something is computed. No torch here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+from safelight.families.features import Feature
+from safelight.families.rules import KindRule
+from safelight.families.tables import Shapes, TensorRow
+from safelight.formats.folder import Folder
+from safelight.formats.header import Header
+from safelight.request.parts import Purpose
+from safelight.request.samplers import NoiseKind
+
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
+"""What a denoiser predicts: the noise, its velocity (Salimans and Ho 2022), or the velocity of a rectified flow."""
+
+CONTROLNET = "controlnet"
+"""The role of ControlNets. A job may have several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one component's architecture. Subclasses are frozen dataclasses whose fields are JSON values."""
+
+    architecture: ClassVar[str] = ""
+    """Its name in records."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Build the settings from what a record holds. Raises TypeError for values of another architecture."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+    def rows(self) -> Iterable[TensorRow]:
+        """Return the table of all tensors, in the order in which a forward pass uses them."""
+        return ()
+
+    @property
+    def label(self) -> str:
+        """A short text that differs between sizes, such as ``320-640x2``."""
+        return ""
+
+    def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
+        """Estimate the bytes of activations in one forward pass.
+
+        ``pixels``: of the image.
+        ``itemsize``: bytes of an element.
+        ``quadratic``: the attention kernel stores all scores.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    @property
+    def text_width(self) -> int:
+        """Width of a text encoder's token embeddings; 0 for other components."""
+        return 0
+
+    @property
+    def encoder_layers(self) -> int:
+        """Layers of a text encoder; 0 for other components."""
+        return 0
+
+    @property
+    def depends_on_size(self) -> bool:
+        """Whether a forward pass takes more memory for a larger image."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A component of a family.
+
+    ``role``: its name in records, and its folder in a diffusers folder.
+    ``prefixes``: prefixes of its tensors in a single file; the first one that a file has counts.
+    ``infer``: infers the settings from shapes. Raises NotThisArchitecture.
+    ``standard``: the published settings. They name the missing tensors of a file whose settings cannot be inferred.
+    ``lora_prefixes``: prefixes of its modules in files of adapters that write ``_`` for ``.`` (kohya's scripts).
+    ``lora_paths``: prefixes of its modules in files of adapters that keep the dots (ComfyUI).
+    ``optional``: a prefix that names of its modules may have or lack.
+    ``block_of``: names the block that contains a module, from the module's names in files; for block weights.
+    """
+
+    role: str
+    purpose: Purpose
+    prefixes: tuple[str, ...]
+    infer: Callable[[Shapes], Config]
+    standard: Config | None = None
+    lora_prefixes: tuple[str, ...] = ()
+    lora_paths: tuple[str, ...] = ()
+    optional: str = ""
+    block_of: Callable[[Iterable[str]], str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Latents:
+    """The format of latents.
+
+    ``scale``: pixels per latent in each direction.
+    ``multiple``: width and height of an image are multiples of so many pixels.
+    ``factor``, ``shift``: latents are (what the VAE encodes - shift) * factor.
+    ``largest``: the largest absolute value of latents without noise, above which they are marked as suspicious.
+    """
+
+    channels: int
+    scale: int
+    multiple: int
+    factor: float
+    shift: float = 0.0
+    largest: float = 150.0
+    """Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """The noise that a family was trained with.
+
+    ``kind``: ``discrete`` (DDPM's steps, Ho et al. 2020) or ``flow`` (rectified flow, Liu et al. 2022).
+    ``settings``: arguments of diffusers' scheduler classes.
+    """
+
+    kind: NoiseKind
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a checkpoint was trained to predict, and the reason for knowing it."""
+
+    prediction_type: PredictionType
+    zero_terminal_snr: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSigns:
+    """By what an adapter for this family is recognised, from the most to the least certain.
+
+    ``text_width``: width of the text that the denoiser's attention reads.
+    ``names``: a pattern of names that only this family has.
+    ``shapes``: whether the shapes are this family's.
+    ``declared``: values of ``ss_base_model_version`` and ``modelspec.architecture``, in lower case.
+    """
+
+    text_width: int = 0
+    names: re.Pattern[str] | None = None
+    shapes: Callable[[Header], bool] | None = None
+    declared: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A component in a file of its own. ``prefix``: what names may begin with. ``what``: its name in messages."""
+
+    kind: str
+    prefix: str
+    what: str
+    infer: Callable[[Shapes], Config]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One architecture of diffusion models.
+
+    ``name``: in records, requests and messages.
+    ``components``: in the order of use.
+    ``architectures``: the classes of all settings that records of this family may have.
+    ``resolution``: pixels per side of its training images.
+    ``guidance``: ``classifier_free`` (two predictions, with and without the prompt), ``distilled`` (the scale is an
+    input of the denoiser) or ``none``.
+    ``features``: what it can do. A request for another feature is refused by name.
+    ``computing``: name of the module that computes; its ``MODEL`` is a ``FamilyModel`` (``computing.py``).
+    ``rules``: recognise its single files; they are tried in the order of the families.
+    ``recognise_folder``: returns the reason if a diffusers folder is of this family, else None.
+    ``folder_settings``: (role, setting, value) that the folder's settings must have if they have the setting at all.
+    ``training``: says what a single file was trained to predict. Raises UnsupportedModelError.
+    ``folder_training``: the same from a folder's scheduler settings.
+    ``variant``: names a checkpoint's variant from its configurations; None for an unknown one.
+    ``discord``: says why complete components do not fit together, None if they do.
+    ``left_over``: says why a checkpoint may have a tensor that no module needs; None if it may not.
+    ``keep``: names of left-over tensors that a conversion keeps, because recognition counts them.
+    ``native_size``: pixels per side for checkpoints of a prediction type; None for ``resolution``.
+    ``block_counts``: block weights: the blocks that each count of numbers stands for.
+    ``kin``: families of the same word have the same latents.
+    ``same_latents``: whether two VAEs of kindred families have latents of the same form.
+    ``control_discord``: says why a ControlNet does not fit a denoiser, with ``{model}`` for its name; None if it does.
+    ``embedding_names``: the text encoder of each tensor in a textual inversion for several encoders.
+    ``clip_skip_in_a1111``: whether A1111's option for CLIP skip changes anything.
+    ``alone``: components that it shares with other programs as single files: VAEs, ControlNets.
+    ``part_rules``: recognise its parts in files of their own, after all checkpoints.
+    ``saved_as``: class of diffusers' pipeline in an exported folder.
+    ``saved_empty``: components of that class which an exported folder names as absent.
+    """
+
+    name: str
+    components: tuple[Component, ...]
+    architectures: tuple[type[Config], ...]
+    latents: Latents
+    noise: Noise
+    resolution: int
+    guidance: Literal["classifier_free", "distilled", "none"]
+    features: frozenset[Feature]
+    computing: str
+    rules: tuple[KindRule, ...]
+    recognise_folder: Callable[[Folder], str | None]
+    training: Callable[[Header], Training]
+    folder_training: Callable[[Folder], Training]
+    variant: Callable[[Mapping[str, Config]], str | None]
+    discord: Callable[[Mapping[str, Config]], str | None] = lambda _: None
+    folder_settings: Callable[[Mapping[str, Config]], Iterable[tuple[str, str, object]]] = lambda _: ()
+    left_over: Callable[[str], str | None] = lambda _: None
+    keep: Callable[[str], bool] = lambda _: False
+    native_size: Callable[[PredictionType], int | None] = lambda _: None
+    block_counts: Mapping[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
+    kin: str = ""
+    same_latents: Callable[[Config, Config], bool] = lambda one, other: one == other
+    control_discord: Callable[[Config, Config], str | None] = lambda _, __: "is a ControlNet, which {model} has not"
+    adapter_signs: AdapterSigns = AdapterSigns()
+    embedding_names: Mapping[str, str] = field(default_factory=dict[str, str])
+    clip_skip_in_a1111: bool = True
+    alone: tuple[Alone, ...] = ()
+    part_rules: tuple[KindRule, ...] = ()
+    saved_as: str = ""
+    saved_empty: tuple[str, ...] = ()
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(component.role for component in self.components)
+
+    @property
+    def denoiser(self) -> str:
+        """The role of the denoiser."""
+        return self.of(Purpose.DENOISER)[0].role
+
+    @property
+    def vae(self) -> str:
+        """The role of the VAE."""
+        return self.of(Purpose.VAE)[0].role
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The roles of the text encoders."""
+        return tuple(component.role for component in self.of(Purpose.TEXT_ENCODER))
+
+    def of(self, purpose: Purpose) -> tuple[Component, ...]:
+        return tuple(component for component in self.components if component.purpose == purpose)
+
+    def component(self, role: str) -> Component:
+        return next(component for component in self.components if component.role == role)
+
+    def purpose(self, role: str) -> Purpose:
+        """Return the purpose of a role; ControlNets are no component of a family."""
+        return next((one.purpose for one in self.components if one.role == role), Purpose.CONTROL)

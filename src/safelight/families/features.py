@@ -1,0 +1,49 @@
+"""What a family of models may or may not be able to do, and how a request asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+
+from safelight.request.schema import Request
+
+
+class Feature(StrEnum):
+    IMAGE_TO_IMAGE = "image to image"
+    INPAINTING = "inpainting"
+    NEGATIVE_PROMPT = "a negative prompt"
+    PROMPT_WEIGHTS = "weights of words"
+    COMPEL = "compel's syntax"
+    CLIP_SKIP = "CLIP skip"
+    TEXTUAL_INVERSION = "textual inversion"
+    HIRES = "hires fix"
+    SEAMLESS = "seamless images"
+    TILED_VAE = "decoding in tiles"
+    CONTROLNET = "ControlNet"
+    OWN_TEXT_ENCODER = "another model's text encoders"
+
+
+Asks = Callable[[Request], bool]
+
+ASKED: Mapping[Feature, tuple[str, Asks]] = {
+    Feature.IMAGE_TO_IMAGE: ("image", lambda r: bool(r.image)),
+    Feature.INPAINTING: ("mask", lambda r: r.masked),
+    Feature.NEGATIVE_PROMPT: ("negative", lambda r: bool(r.negative.strip())),
+    Feature.COMPEL: ("prompt_syntax", lambda r: r.prompt_syntax == "compel"),
+    Feature.CLIP_SKIP: ("clip_skip", lambda r: r.clip_skip > 0),
+    Feature.TEXTUAL_INVERSION: ("embeddings", lambda r: bool(r.embeddings)),
+    Feature.HIRES: ("hires_scale", lambda r: r.hires_scale > 1),
+    Feature.SEAMLESS: ("seamless", lambda r: bool(r.seamless)),
+    Feature.TILED_VAE: ("tile", lambda r: bool(r.tile)),
+    Feature.CONTROLNET: ("controls", lambda r: bool(r.controls)),
+    Feature.OWN_TEXT_ENCODER: ("text_encoder", lambda r: bool(r.text_encoder)),
+}
+"""The request's field that asks for a feature, and whether it does. Weights of words are read, not asked for."""
+
+
+def first_missing(request: Request, features: frozenset[Feature]) -> tuple[str, Feature] | None:
+    """Return the field and the feature that a request asks for and a family does not have; None if there is none."""
+    for feature, (name, asks) in ASKED.items():
+        if feature not in features and asks(request):
+            return name, feature
+    return None

@@ -1,0 +1,104 @@
+"""Rules that identify the kind of a single file by the names of its tensors. The first rule that fires wins.
+
+The user sees the rule's sentence. A ``checkpoint`` rule only decides the family; the family's tables of tensors then
+decide whether the checkpoint is complete. The rules of families that Safelight has are in their ``spec.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from safelight.families.tables import Shapes
+
+
+@dataclass(frozen=True, slots=True)
+class KindRule:
+    """A rule that fires when the names of a file's tensors have these patterns.
+
+    ``base``: the family; None if the names do not decide it.
+    ``patterns``: each matches the start of some tensor's name.
+    ``absent``: none of them matches the start of any tensor's name.
+    ``axes``: tensors, by name, that have so many axes.
+    """
+
+    kind: str
+    base: str | None
+    sentence: str
+    patterns: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+    axes: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def fires(self, shapes: Shapes) -> bool:
+        if any(len(shapes.get(name, ())) != axes for name, axes in self.axes.items()):
+            return False
+        return all(_any(pattern, shapes) for pattern in self.patterns) and not any(
+            _any(pattern, shapes) for pattern in self.absent
+        )
+
+
+def _any(pattern: str, names: Collection[str]) -> bool:
+    compiled = re.compile(pattern)
+    return any(compiled.match(name) for name in names)
+
+
+def rule(kind: str, base: str | None, sentence: str, *patterns: str) -> KindRule:
+    return KindRule(kind, base, sentence, patterns)
+
+
+_FULL = r"(lora_(unet|te|te1|te2)_|diffusion_model\.|text_encoders\.).*\.diff(_b)?$"
+
+NOT_SUPPORTED = (
+    rule("checkpoint", "sd3", "joint blocks are Stable Diffusion 3's", r".*joint_blocks\.0\."),
+    rule("checkpoint", "flux", "double blocks are FLUX's", r".*double_blocks\.0\.img_attn"),
+    rule("checkpoint", "flux", "single transformer blocks are FLUX's", r"single_transformer_blocks\.0\."),
+)
+"""Families that Safelight names and does not support yet."""
+
+ADAPTER_RULES = (
+    rule("control_lora", None, "low-rank pairs of a ControlNet (Control-LoRA)", r"lora_controlnet$"),
+    rule(
+        "controlnet_union",
+        None,
+        "task embeddings are ControlNet Union's",
+        r"(control_model\.)?(task_embedding$|spatial_ch_projs\.|transformer_layes\.)",
+    ),
+    rule("lora", "flux", "low-rank pairs for double blocks", r"lora_unet_double_blocks_0"),
+    rule("lokr", None, "Kronecker factors (LyCORIS LoKr)", r".*\.lokr_w[12]"),
+    rule("loha", None, "Hadamard factors (LyCORIS LoHa)", r".*\.hada_w1_a"),
+    rule("lora", None, "low-rank pairs with magnitudes (DoRA)", r".*\.dora_scale"),
+    rule("lora", None, "low-rank pairs named as kohya's scripts name them", r"lora_(unet|te|te1|te2)_.*\.lora_down"),
+    rule("lora", None, "low-rank pairs named as PEFT names them", r".*\.lora_A\."),
+    rule("lora", None, "low-rank pairs named as diffusers names them", r".*(\.lora\.down\.|_lora\.down\.|\.lora_down)"),
+    rule("full_difference", None, "whole differences (LyCORIS full)", _FULL),
+    rule("controlnet", None, "a control model in LDM's names", r"control_model\.input_blocks\."),
+    rule("controlnet", None, "a conditioning embedding is ControlNet's", r"controlnet_cond_embedding\."),
+    rule("controlnet", None, "an input hint block is ControlNet's", r"input_hint_block\."),
+    rule("ip_adapter", None, "image projection and adapter keys", r"ip_adapter\.", r"image_proj\."),
+    rule("t2i_adapter", None, "an adapter's body of residual blocks", r"(adapter\.)?body\.0\.resnets\.0\."),
+    rule("textual_inversion", "sdxl", "an embedding for each of two encoders", r"clip_l$", r"clip_g$"),
+    rule("textual_inversion", None, "an embedding and nothing else", r"(emb_params|string_to_param\..*|<.*>)$"),
+)
+"""Adapters, in every program's names. They come before checkpoints, whose names some of them contain."""
+
+PART_RULES = (
+    rule(
+        "vae",
+        None,
+        "an encoder and a decoder to and from latents",
+        r"(first_stage_model\.)?encoder\.conv_in\.",
+        r"(first_stage_model\.)?decoder\.conv_in\.",
+    ),
+    rule("text_encoder", None, "a CLIP text encoder alone", r"(text_model\.)?embeddings\.token_embedding\."),
+    rule("upscaler", None, "residual dense blocks are ESRGAN's", r"(model\.1\.sub\.0|body\.0\.rdb1|RRDB_trunk)"),
+    rule(
+        "upscaler",
+        None,
+        "a compact upscaler's alternating convolutions",
+        r"body\.0\.weight$",
+        r"body\.1\.weight$",
+        r"body\.2\.weight$",
+    ),
+)
+"""Parts of models in files of their own. They come after checkpoints, which contain such parts."""

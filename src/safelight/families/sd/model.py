@@ -1,0 +1,252 @@
+"""What Stable Diffusion 1 and 2 compute. SDXL's model extends it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from safelight.boundary import exports, modules
+from safelight.families.computing import Call, FamilyModel, PromptField, Tensors, TextInput, TextInputs
+from safelight.families.family import Config, Family
+from safelight.families.sd import encoding
+from safelight.families.sd.clip import CLIPConfig
+from safelight.families.sd.compel_weighting import Weighted
+from safelight.families.sd.controlnet import ControlNetConfig
+from safelight.families.sd.encoding import Read
+from safelight.families.sd.recognition import NORM_GROUPS, TIME_IDS_WIDTH, attention_heads
+from safelight.families.sd.unet import UNetConfig
+from safelight.families.sd.vae import VAEConfig
+from safelight.prompts.tokens import END, START, VOCABULARY, Chunk, chunks
+from safelight.prompts.words import Words
+from safelight.request.schema import Request
+
+CHANNELS_PER_HEAD = 64
+
+_PAD_TOKENS = {0: "!", END: "<|endoftext|>"}
+"""The text of each padding token."""
+
+
+class StableDiffusion(FamilyModel):
+    """``heads``: attention heads of the UNet, None for 64 channels per head. ``sizes``: latents per side in training.
+    ``pads``: id of the padding token of each text encoder."""
+
+    def __init__(self, heads: Mapping[str, int], sizes: Mapping[str, int], pads: Mapping[tuple[str, str], int]) -> None:
+        self._heads = heads
+        self._sizes = sizes
+        self._pads = pads
+
+    def build(self, family: Family, config: Config, attention: str) -> nn.Module:
+        match config:
+            case CLIPConfig():
+                return text_encoder(config, attention)
+            case VAEConfig():
+                return autoencoder(family, config)
+            case UNetConfig():
+                up = tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(config.depths))
+                return modules.UNET(
+                    sample_size=self._sizes[family.name],
+                    out_channels=config.out_channels,
+                    up_block_types=up,
+                    **self._encoder(family, config),
+                )
+            case ControlNetConfig():
+                return modules.CONTROLNET(
+                    conditioning_channels=config.hint_channels,
+                    conditioning_embedding_out_channels=config.hint,
+                    **self._encoder(family, config.encoder),
+                )
+            case _:
+                raise ValueError(config)
+
+    def _encoder(self, family: Family, config: UNetConfig) -> dict[str, Any]:
+        """Return the settings that a UNet and a ControlNet for it share."""
+        heads = self._heads.get(family.name)
+        added: dict[str, Any] = {}
+        if config.time_features is not None:
+            added = {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": TIME_IDS_WIDTH,
+                "projection_class_embeddings_input_dim": config.time_features,
+            }
+        return {
+            "in_channels": config.in_channels,
+            "block_out_channels": config.block_out_channels,
+            "layers_per_block": config.layers_per_block,
+            "down_block_types": tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in config.depths),
+            "transformer_layers_per_block": (*(depth or 1 for depth in config.depths[:-1]), config.mid_depth),
+            "cross_attention_dim": config.cross_attention_dim,
+            "attention_head_dim": heads or tuple(attention_heads(None, width) for width in config.block_out_channels),
+            "use_linear_projection": config.linear_projection,
+            "norm_num_groups": NORM_GROUPS,
+            **added,
+        }
+
+    def first_call(self, module: nn.Module) -> None:
+        if modules.is_clip(module):
+            module(torch.zeros(1, 2, dtype=torch.long), output_hidden_states=True)
+
+    def pad(self, family: Family, role: str) -> int:
+        """Return the id of a text encoder's padding token."""
+        return self._pads[family.name, role]
+
+    def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
+        if role not in family.text_encoders:
+            return None
+        name = role.replace("text_encoder", "tokenizer")
+        exports.save_tokenizer(folder / name, VOCABULARY, _PAD_TOKENS[self.pad(family, role)])
+        return name, "CLIPTokenizer"
+
+    def text_inputs(
+        self, family: Family, role: str, request: Request, texts: Sequence[PromptField], words: Words
+    ) -> TextInputs:
+        if request.prompt_syntax == "compel":
+            every = [text for _, text in texts]
+            known = sorted(words.items())
+            return TextInputs(
+                {pair: TextInput(pair[1], json.dumps([pair[1], known, every])) for pair in texts}, together=True
+            )
+        pad = self.pad(family, role)
+        read = {(field, text): chunks(field, text, pad, words) for field, text in texts}
+        empty = chunks("prompt", "", pad)
+        most = max(len(one) for one in read.values())
+        filled = {pair: (*one, *empty * (most - len(one))) for pair, one in read.items()}
+        return TextInputs({pair: TextInput(one, _key(one), len(one)) for pair, one in filled.items()})
+
+    def encode_texts(
+        self,
+        family: Family,
+        role: str,
+        module: nn.Module,
+        request: Request,
+        inputs: Sequence[TextInput],
+        words: Words,
+        device: torch.device,
+    ) -> list[Tensors]:
+        def read(ids: torch.Tensor, mask: torch.Tensor | None = None) -> Read:
+            return self.read(role, module, ids, request.clip_skip, mask)
+
+        if request.prompt_syntax == "compel":
+            dtype = next(module.parameters()).dtype
+            weighted = Weighted(read, dtype, words, self.pad(family, role), device, pooled=self.pools(role))
+            found = [weighted.encoded(one.value) for one in inputs]
+            hidden = weighted.padded([states for states, _ in found])
+            return [_named(one, pooled) for one, (_, pooled) in zip(hidden, found, strict=True)]
+        encoded: list[Tensors] = []
+        for one in inputs:
+            parts: list[Read] = []
+            for chunk in one.value:
+                states, pooled = read(torch.tensor([chunk.ids], device=device))
+                parts.append((states if chunk.weights is None else _weighted(states, chunk.weights), pooled))
+            # The pooled output is that of the first chunk.
+            states = torch.cat([part for part, _ in parts], dim=1) if len(parts) > 1 else parts[0][0]
+            encoded.append(_named(states, parts[0][1]))
+        return encoded
+
+    def pools(self, role: str) -> bool:
+        """Return whether the family uses the pooled output of a text encoder."""
+        del role
+        return False
+
+    def read(self, role: str, module: nn.Module, ids: torch.Tensor, clip_skip: int, mask: torch.Tensor | None) -> Read:
+        """Run a text encoder on token ids (1, positions)."""
+        del role
+        return encoding.read(module, ids, clip_skip, mask)
+
+    def condition(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], text: PromptField) -> Tensors:
+        return {"hidden": encoded["text_encoder"][text]["hidden"]}
+
+    def added(self, call: Call) -> dict[str, torch.Tensor] | None:
+        """Return the added conditioning of the UNet, None for a UNet without any."""
+        del call
+        return None
+
+    def predict(self, denoiser: nn.Module, call: Call) -> torch.Tensor:
+        latents = torch.cat([call.latents, *call.extra], dim=1) if call.extra else call.latents
+        control: dict[str, Any] = {}
+        if call.control:
+            *down, middle = call.control
+            control = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return cast("Any", denoiser)(
+            latents,
+            call.timestep,
+            encoder_hidden_states=call.condition["hidden"],
+            added_cond_kwargs=self.added(call),
+            return_dict=False,
+            **control,
+        )[0]
+
+    def control(
+        self, net: nn.Module, call: Call, picture: torch.Tensor, weight: float, soft: bool
+    ) -> tuple[torch.Tensor, ...]:
+        down, middle = cast("Any", net)(
+            call.latents,
+            call.timestep,
+            encoder_hidden_states=call.condition["hidden"],
+            controlnet_cond=torch.cat([picture] * len(call.latents)),
+            conditioning_scale=weight,
+            guess_mode=soft,
+            added_cond_kwargs=self.added(call),
+            return_dict=False,
+        )
+        return (*down, middle)
+
+
+def text_encoder(config: CLIPConfig, attention: str) -> nn.Module:
+    settings = modules.CLIP_CONFIG(
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.intermediate,
+        projection_dim=config.projection or config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=max(1, config.width // CHANNELS_PER_HEAD),
+        max_position_embeddings=config.positions,
+        hidden_act=config.activation,
+        bos_token_id=START,
+        eos_token_id=END,
+        pad_token_id=END,
+        # transformers has two of these kernels. Slicing is not needed for 77 tokens.
+        attn_implementation="eager" if attention in ("normal", "sliced") else "sdpa",
+    )
+    return modules.CLIP(settings) if config.projection is None else modules.CLIP_WITH_PROJECTION(settings)
+
+
+def autoencoder(family: Family, config: VAEConfig) -> nn.Module:
+    levels = len(config.block_out_channels)
+    return modules.KL_AUTOENCODER(
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        latent_channels=config.latent_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        norm_num_groups=NORM_GROUPS,
+        scaling_factor=family.latents.factor,
+    )
+
+
+def _key(text: Sequence[Chunk]) -> str:
+    return json.dumps([[chunk.ids, chunk.weights] for chunk in text])
+
+
+def _named(hidden: torch.Tensor, pooled: torch.Tensor | None) -> Tensors:
+    return {"hidden": hidden} if pooled is None else {"hidden": hidden, "pooled": pooled}
+
+
+def _weighted(hidden: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """Multiply each token's state by its weight and restore the mean of all: AUTOMATIC1111's emphasis."""
+    wide = hidden.float()
+    scaled = wide * torch.tensor(weights, device=wide.device).view(1, -1, 1)
+    return (scaled * (wide.mean() / scaled.mean())).to(hidden.dtype)
+
+
+MODEL = StableDiffusion(
+    heads={"sd1": 8},
+    sizes={"sd1": 64, "sd2": 96},
+    pads={("sd1", "text_encoder"): END, ("sd2", "text_encoder"): 0},
+)

@@ -1,0 +1,49 @@
+"""What Stable Diffusion XL and its refiner compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from safelight.families.computing import Call, PromptField, Tensors
+from safelight.families.sd import encoding
+from safelight.families.sd.encoding import Read
+from safelight.families.sd.model import StableDiffusion
+from safelight.families.sd.spec import LATENT_SCALE
+from safelight.prompts.tokens import END
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Adds a second text encoder with a pooled output, and the image's size as conditioning."""
+
+    def pools(self, role: str) -> bool:
+        return role == "text_encoder_2"
+
+    def read(self, role: str, module: nn.Module, ids: torch.Tensor, clip_skip: int, mask: torch.Tensor | None) -> Read:
+        # SDXL always skips one layer and applies no norm (Podell et al. 2023).
+        skip = clip_skip + 1 if role == "text_encoder" else clip_skip
+        return encoding.skipping(module, ids, skip, mask)
+
+    def condition(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], text: PromptField) -> Tensors:
+        first, second = encoded["text_encoder"][text], encoded["text_encoder_2"][text]
+        hidden, pooled = torch.cat([first["hidden"], second["hidden"]], dim=-1), second["pooled"]
+        if text == ("negative", ""):
+            # SDXL was trained with zeros in place of an empty prompt.
+            hidden, pooled = torch.zeros_like(hidden), torch.zeros_like(pooled)
+        return {"hidden": hidden, "pooled": pooled}
+
+    def added(self, call: Call) -> dict[str, torch.Tensor] | None:
+        height, width = (side * LATENT_SCALE for side in call.latents.shape[-2:])
+        hidden = call.condition["hidden"]
+        # The original size, the crop's corner, and the target size, in pixels.
+        numbers = torch.tensor([[height, width, 0, 0, height, width]], dtype=hidden.dtype).to(hidden.device)
+        return {"text_embeds": call.condition["pooled"], "time_ids": numbers.repeat(len(call.latents), 1)}
+
+
+MODEL = StableDiffusionXL(
+    heads={},
+    sizes={"sdxl": 128, "sdxl-refiner": 128},
+    pads={("sdxl", "text_encoder"): END, ("sdxl", "text_encoder_2"): 0, ("sdxl-refiner", "text_encoder_2"): 0},
+)

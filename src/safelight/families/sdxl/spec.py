@@ -1,0 +1,166 @@
+"""Stable Diffusion XL and its refiner (Podell et al. 2023, arXiv 2307.01952)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+
+from safelight.families.family import AdapterSigns, Component, Family, Noise, Training
+from safelight.families.rules import rule
+from safelight.families.sd import clip, leftover, recognition
+from safelight.families.sd.clip import CLIPConfig
+from safelight.families.sd.recognition import POSITIONS, VOCABULARY
+from safelight.families.sd.spec import (
+    ARCHITECTURES,
+    BETAS,
+    CLIP_L,
+    DENOISER,
+    FEATURES,
+    autoencoder,
+    denoiser,
+    first_encoder,
+    latents,
+)
+from safelight.families.sd.unet import UNetConfig
+from safelight.families.tables import NotThisArchitecture, Shapes
+from safelight.formats.folder import Folder
+from safelight.request.parts import Purpose
+
+FACTOR = 0.13025
+
+BLOCKS: Mapping[int, tuple[str, ...]] = {
+    20: ("BASE", *(f"IN{n:02d}" for n in range(9)), "M00", *(f"OUT{n:02d}" for n in range(9))),
+    12: ("BASE", *(f"IN{n:02d}" for n in (4, 5, 7, 8)), "M00", *(f"OUT{n:02d}" for n in range(6))),
+}
+"""As sd-webui-lora-block-weight counts them."""
+
+
+def _second_encoder(*prefixes: str) -> Component:
+    def infer(shapes: Shapes) -> CLIPConfig:
+        config = clip.infer(shapes, "gelu")
+        if config.projection is None:
+            raise NotThisArchitecture("text_projection")
+        return config
+
+    return Component(
+        "text_encoder_2",
+        Purpose.TEXT_ENCODER,
+        (*prefixes, "text_encoder_2."),
+        infer,
+        CLIPConfig(1280, 5120, 32, VOCABULARY, POSITIONS, 1280, "gelu"),
+        lora_prefixes=("lora_te2_",),
+        lora_paths=("text_encoders.clip_g.transformer.",),
+        optional="text_model.",
+    )
+
+
+def _folder(encoders: int, folder: Folder) -> str | None:
+    config = recognition.unet_of(folder)
+    if config is None or config.time_features is None or ("text_encoder" in folder.components) != (encoders == 2):
+        return None
+    return "a UNet with added conditioning, " + ("two text encoders" if encoders == 2 else "one text encoder")
+
+
+def _epsilon(name: str) -> Training:
+    return Training("epsilon", False, f"epsilon by default, as in {name}'s training; the file names none")
+
+
+SDXL = Family(
+    name="sdxl",
+    components=(
+        first_encoder("quick_gelu", CLIP_L, False, "conditioner.embedders.0.transformer."),
+        _second_encoder("conditioner.embedders.1.model."),
+        denoiser(UNetConfig(4, 4, (320, 640, 1280), 2, (0, 2, 10), 10, 2048, True, 2816)),
+        autoencoder(),
+    ),
+    architectures=ARCHITECTURES,
+    latents=latents(FACTOR),
+    noise=Noise("discrete", BETAS),
+    resolution=1024,
+    guidance="classifier_free",
+    features=FEATURES,
+    computing="safelight.families.sdxl.model",
+    rules=(
+        rule(
+            "checkpoint", "sdxl", "two text encoders and added conditioning", r"conditioner\.embedders\.1\.", DENOISER
+        ),
+        rule(
+            "checkpoint",
+            "sdxl",
+            "two text encoders in diffusers' names",
+            r"unet\.",
+            r"text_encoder\.",
+            r"text_encoder_2\.",
+        ),
+    ),
+    recognise_folder=partial(_folder, 2),
+    folder_settings=partial(
+        recognition.folder_settings, None, FACTOR, {"text_encoder": "quick_gelu", "text_encoder_2": "gelu"}
+    ),
+    training=lambda header: recognition.training(header, _epsilon("sdxl")),
+    folder_training=lambda folder: recognition.folder_training(folder, _epsilon("sdxl")),
+    variant=recognition.variant,
+    discord=recognition.discord,
+    left_over=leftover.reason,
+    keep=leftover.tells_depth,
+    block_counts=BLOCKS,
+    kin="sdxl",
+    same_latents=recognition.same_latents,
+    control_discord=recognition.control_discord,
+    adapter_signs=AdapterSigns(
+        2048,
+        re.compile(r"(^lora_te2_|(^|[._])text_encoder_2\.|transformer_blocks[._][1-9][0-9]?[._])"),
+        None,
+        frozenset({"sdxl_base_v0-9", "sdxl_base_v1-0", "stable-diffusion-xl-v0-9-base", "stable-diffusion-xl-v1-base"}),
+    ),
+    clip_skip_in_a1111=False,
+    embedding_names={"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
+    saved_as="StableDiffusionXLPipeline",
+)
+"""SD 1 and 2 have one text encoder, and one transformer block in each attention: the names of adapters show it."""
+
+REFINER = Family(
+    name="sdxl-refiner",
+    components=(_second_encoder("conditioner.embedders.0.model."), denoiser(None), autoencoder()),
+    architectures=ARCHITECTURES,
+    latents=latents(FACTOR),
+    noise=Noise("discrete", BETAS),
+    resolution=1024,
+    guidance="classifier_free",
+    features=FEATURES,
+    computing="safelight.families.sdxl.model",
+    rules=(
+        rule(
+            "checkpoint",
+            "sdxl-refiner",
+            "one OpenCLIP encoder and added conditioning",
+            r"conditioner\.embedders\.0\.model\.",
+            DENOISER,
+        ),
+        rule("checkpoint", "sdxl-refiner", "only the second text encoder", r"unet\.add_embedding", r"text_encoder_2\."),
+    ),
+    recognise_folder=partial(_folder, 1),
+    folder_settings=partial(recognition.folder_settings, None, FACTOR, {"text_encoder_2": "gelu"}),
+    training=lambda header: recognition.training(header, _epsilon("sdxl-refiner")),
+    folder_training=lambda folder: recognition.folder_training(folder, _epsilon("sdxl-refiner")),
+    variant=recognition.variant,
+    discord=recognition.discord,
+    left_over=leftover.reason,
+    keep=leftover.tells_depth,
+    block_counts=BLOCKS,
+    kin="sdxl",
+    same_latents=recognition.same_latents,
+    control_discord=recognition.control_discord,
+    adapter_signs=AdapterSigns(
+        1280,
+        None,
+        None,
+        frozenset(
+            {"sdxl_refiner_v0-9", "sdxl_refiner_v1-0", "stable-diffusion-xl-v1-refiner"},
+        ),
+    ),
+    saved_as="StableDiffusionXLImg2ImgPipeline",
+)
+
+FAMILIES = (SDXL, REFINER)

@@ -1,0 +1,229 @@
+"""The layout of a checkpoint: for every tensor that its modules need, the file and the offset of its bytes.
+
+The shapes decide the settings of each component; the family decides everything that does not follow from shapes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safelight.errors import IncompleteModelError, UnsupportedModelError
+from safelight.families.family import Alone, Component, Config, Family
+from safelight.families.tables import NotThisArchitecture, TensorRow, TensorSource, squeezed
+from safelight.formats.header import Header, TensorInfo
+from safelight.request.parts import Purpose
+
+FLOATS = frozenset({"F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """A tensor under its module's name, and where its bytes are.
+
+    ``shape``: the shape in the module.
+    ``offset``, ``nbytes``: bytes in ``path``.
+    ``transpose``: the file stores the matrix transposed.
+    ``source``: the tensor's name in the file.
+
+    The places of a pickle only prove that it is complete. Safelight converts pickles before it reads their bytes, and
+    takes each tensor's offset from the pickle's own header.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+    transpose: bool = False
+    source: str = ""
+
+    @property
+    def label(self) -> str:
+        """The tensor's name in the file, with the module's name in brackets if it differs."""
+        return labelled(self.source or self.name, self.name)
+
+
+def labelled(theirs: str, ours: str) -> str:
+    """Return a tensor's name in the user's file, with the module's name in brackets if it differs."""
+    return theirs if theirs == ours or theirs.endswith(f".{ours}") else f"{theirs} ({ours})"
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentLayout:
+    """The layout of one component.
+
+    ``role``: its folder name in diffusers.
+    ``tensors``: in the order in which a forward pass uses them.
+    """
+
+    role: str
+    config: Config
+    tensors: tuple[TensorPlace, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(place.nbytes for place in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointLayout:
+    """The layout of a checkpoint. ``left_over``: tensors that no module needs, with the reason why each is allowed."""
+
+    path: Path
+    family: Family
+    components: tuple[ComponentLayout, ...]
+    left_over: Mapping[str, str]
+
+    def component(self, role: str) -> ComponentLayout:
+        return next(component for component in self.components if component.role == role)
+
+
+def split(header: Header, family: Family) -> dict[str, dict[str, TensorInfo]]:
+    """Return the tensors of each component of a single file, without their prefixes.
+
+    Raises IncompleteModelError when a component has no tensors.
+    """
+    parts: dict[str, dict[str, TensorInfo]] = {}
+    for component in family.components:
+        for prefix in component.prefixes:
+            found = {name[len(prefix) :]: info for name, info in header.tensors.items() if name.startswith(prefix)}
+            if found and component.role not in parts:
+                parts[component.role] = found
+        if component.role not in parts:
+            wanted = component.prefixes[0] + "*"
+            what = f"{family.name} checkpoint (no {component.role})"
+            raise IncompleteModelError(header.path, what, missing=(wanted,))
+    return parts
+
+
+def build(
+    path: Path, family: Family, parts: Mapping[str, Mapping[str, TensorInfo]], names: Iterable[str]
+) -> CheckpointLayout:
+    """Return the layout of a checkpoint.
+
+    ``parts``: the tensors of each component, by role.
+    ``names``: the names of all tensors in its files.
+    Raises IncompleteModelError when tensors are missing, have a wrong shape, or are unknown. The error lists them.
+    Raises UnsupportedModelError when the components are complete but do not fit together.
+    """
+    what = f"{family.name} checkpoint"
+    built = [_built(path, what, component, parts[component.role]) for component in family.components]
+    components = [part.component for part in built]
+    used = {place for part in built for place in part.used}
+    missing = [name for part in built for name in part.missing]
+    mismatched = [name for part in built for name in part.mismatched]
+    seen = {name for _, name in used}
+    left_over = {name: family.left_over(name) for name in names if name not in seen}
+    unexpected = [name for name, why in left_over.items() if why is None]
+    if missing or mismatched or unexpected:
+        raise IncompleteModelError(path, what, missing, mismatched, unexpected)
+    problem = family.discord({component.role: component.config for component in components})
+    if problem is not None:
+        raise UnsupportedModelError(path, f"its components do not fit together: {problem}")
+    return CheckpointLayout(path, family, tuple(components), {name: why or "" for name, why in left_over.items()})
+
+
+def alone(path: Path, part: Alone, family: Family, infos: Mapping[str, TensorInfo]) -> ComponentLayout:
+    """Return the layout of a component in a file of its own, such as a VAE or a ControlNet.
+
+    Raises IncompleteModelError as :func:`build` does.
+    """
+    component = next((one for one in family.components if one.role == part.kind), None)
+    standard = None if component is None else component.standard
+    one = _built(path, part.what, Component(part.kind, Purpose.CONTROL, (), part.infer, standard), infos)
+    used = {name for _, name in one.used}
+    unexpected = [info.name for info in infos.values() if info.name not in used and family.left_over(info.name) is None]
+    if one.missing or one.mismatched or unexpected:
+        raise IncompleteModelError(path, part.what, one.missing, one.mismatched, unexpected)
+    return one.component
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    component: ComponentLayout
+    used: frozenset[tuple[Path, str]]
+    missing: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+
+def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInfo]) -> _Built:
+    """Build one component and collect its faults. ``what``: the name of the file's kind in errors."""
+    role = part.role
+    used: set[tuple[Path, str]] = set()
+    mismatched: list[str] = []
+    try:
+        config = part.infer({name: info.shape for name, info in infos.items()})
+    except NotThisArchitecture as error:
+        missing = _missing(role, part.standard.rows(), infos) if part.standard is not None else ()
+        # First the tensor without which the architecture is unknown: the others may belong to another size.
+        lacked = error.__cause__.args[0] if isinstance(error.__cause__, KeyError) else ""
+        missing = tuple(sorted(missing, key=lambda one: lacked not in one))
+        raise IncompleteModelError(path, what, missing=missing or (f"{role}: {error}",)) from error
+    places: list[TensorPlace] = []
+    table = list(config.rows())
+    for row in table:
+        source = next((source for source in row.sources if source.name in infos), None)
+        if source is None:
+            continue
+        info = infos[source.name]
+        used.add((info.path, info.name))
+        place = _place(row, source, info)
+        if place is None:
+            sizes = f"{list(info.shape)} instead of {_in_file(row, source)}"
+            mismatched.append(f"{labelled(info.name, f'{role}.{row.name}')}: {sizes}")
+        elif place.dtype not in FLOATS:
+            raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read")
+        else:
+            places.append(place)
+    missing = _missing(role, table, infos)
+    return _Built(ComponentLayout(role, config, tuple(places)), frozenset(used), missing, tuple(mismatched))
+
+
+def _in_file(row: TensorRow, source: TensorSource) -> list[int]:
+    """Return the shape of a row's tensor in a file."""
+    count = 1 if source.part is None else source.part[1]
+    shape = row.shape[::-1] if source.transpose else row.shape
+    return [shape[0] * count, *shape[1:]]
+
+
+def _missing(role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+    """Return the tensors that a file lacks, under the names that the file would use.
+
+    The naming convention and the prefix are those of the tensors that the file has.
+    """
+    found: Counter[tuple[int, str]] = Counter()
+    absent: list[TensorRow] = []
+    for row in table:
+        index = next((i for i, source in enumerate(row.sources) if source.name in infos), None)
+        if index is None:
+            absent.append(row)
+        else:
+            info = infos[row.sources[index].name]
+            found[index, info.name.removesuffix(row.sources[index].name)] += 1
+    if not found:
+        return tuple(f"{role}.{row.name}" for row in absent)
+    (index, prefix), _ = found.most_common(1)[0]
+    names = (prefix + row.sources[min(index, len(row.sources) - 1)].name for row in absent)
+    return tuple(dict.fromkeys(labelled(name, f"{role}.{row.name}") for name, row in zip(names, absent, strict=True)))
+
+
+def _place(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorPlace | None:
+    """Return where a row's bytes are, or None if the shape in the file does not fit."""
+    shape, offset, nbytes = info.shape, info.offset, info.nbytes
+    if source.part is not None:
+        index, count = source.part
+        if not shape or shape[0] != row.shape[0] * count:
+            return None
+        shape = (row.shape[0], *shape[1:])
+        nbytes //= count
+        offset += index * nbytes
+    if source.transpose:
+        if shape != row.shape[::-1]:
+            return None
+    elif squeezed(shape) != squeezed(row.shape):
+        return None
+    return TensorPlace(row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, info.name)
