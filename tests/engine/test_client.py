@@ -115,5 +115,5 @@ def test_pixels_that_arrive_otherwise_are_not_taken(server: Server, monkeypatch:
         return answer
 
     monkeypatch.setattr(engine._client, "get", spoiled)
-    with pytest.raises(IntegrityError, match="arrived with other pixels"):
+    with pytest.raises(IntegrityError, match="received pixels"):
         list(engine.generate(Request("red apple", "starter-noto", steps=1)))

@@ -67,7 +67,7 @@ def test_other_content_than_was_accepted_is_refused(calm: Supervisor) -> None:
     (end,) = calm.run(wanted(digest="0" * 64))
     assert isinstance(end, Ended)
     assert end.kind == "failed"
-    assert "another than when the job was accepted" in end.problem
+    assert "its content changed after the job was accepted" in end.problem
 
 
 def test_a_worker_that_dies_is_replaced_by_the_spare(supervisor: Supervisor) -> None:

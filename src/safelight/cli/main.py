@@ -135,8 +135,9 @@ CANCELLED = 130
 
 
 def _cancelled() -> None:
-    # An interrupt inside exec() of a text (dataclasses and named tuples do that while modules are imported) leaves a mark
-    # in CPython that makes `python -m` end by SIGINT whatever the exit code is. Every exec() of a text clears the mark.
+    # An interrupt inside exec() of a string leaves a mark in CPython, and `python -m` then ends by SIGINT, whatever the
+    # exit code is. (Dataclasses and named tuples call exec() while modules are imported.) Any later exec() of a string
+    # clears the mark.
     exec("")
     _fail("cancelled", CANCELLED)
 
