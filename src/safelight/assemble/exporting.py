@@ -1,4 +1,4 @@
-"""A model written as a diffusers folder, for other programs: the same bytes, under the names of diffusers' modules."""
+"""Writes a model as a diffusers folder for other programs: the same bytes, under the names of diffusers' modules."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ from safelight.weights.digest import read_exactly
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
 
 PAD_TOKENS = {0: "!", 49407: "<|endoftext|>"}
-"""By CLIP's token number: what a tokenizer fills up with."""
+"""By CLIP token number: the token with which a tokenizer pads a prompt."""
 
 _WORDS = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
 
 
 def to_diffusers(model: Model, folder: Path) -> None:
-    """Write ``model`` into ``folder``, which must not be there yet, whole or not at all.
+    """Write ``model`` into the new folder ``folder``, completely or not at all.
 
-    Raises InputError when something is there, CorruptFileError when bytes are missing, UnreadableFileError when it
-    cannot be written.
+    Raises:
+        InputError: ``folder`` exists.
+        CorruptFileError: a file of the model ends too early.
+        UnreadableFileError: the folder cannot be written.
     """
     if os.path.lexists(folder):
-        raise InputError(f"{folder} is there already; give another --out")
+        raise InputError(f"{folder} already exists; choose another folder with --out")
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     with contextlib.ExitStack() as stack:
         stack.callback(_remove, temporary)
         for component in model.manifest.components:
-            _component(model, component, temporary / component.role)
+            _write_component(model, component, temporary / component.role)
         roles = [component.role for component in model.manifest.components]
         index: dict[str, Any] = {
             "_class_name": sampling.pipeline_name(model.base),
@@ -57,8 +59,8 @@ def to_diffusers(model: Model, folder: Path) -> None:
                 pad = PAD_TOKENS[BASES[model.base].pad_ids[role]]
                 exports.save_tokenizer(temporary / name, VOCABULARY, pad)
                 index[name] = ("transformers", "CLIPTokenizer")
-        made = samplers.make("euler", "default", model.prediction_type, model.zero_terminal_snr, 0)
-        made.save_pretrained(temporary / "scheduler")
+        scheduler = samplers.make("euler", "default", model.prediction_type, model.zero_terminal_snr, 0)
+        scheduler.save_pretrained(temporary / "scheduler")
         write_whole(temporary / "model_index.json", json.dumps(index, indent=1).encode())
         temporary.rename(folder)
 
@@ -69,16 +71,16 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _component(model: Model, component: ComponentManifest, folder: Path) -> None:
+def _write_component(model: Model, component: ComponentManifest, folder: Path) -> None:
     file_name = "model" if component.role.startswith("text_encoder") else "diffusion_pytorch_model"
-    by_name = {_published(component.role, tensor.name): tensor for tensor in component.tensors}
+    by_name = {_published_name(component.role, tensor.name): tensor for tensor in component.tensors}
     with contextlib.ExitStack() as stack:
         opened: dict[Path, int] = {}
         for path in {tensor.path for tensor in component.tensors}:
             opened[path] = open_regular(path)[0]
             stack.callback(os.close, opened[path])
         infos = [
-            TensorInfo(_published(component.role, t.name), t.dtype, t.shape, t.path, t.offset, t.nbytes)
+            TensorInfo(_published_name(component.role, t.name), t.dtype, t.shape, t.path, t.offset, t.nbytes)
             for t in component.tensors
         ]
         with written(folder) as (file, temporary):
@@ -91,9 +93,12 @@ def _component(model: Model, component: ComponentManifest, folder: Path) -> None
     write_whole(folder / "config.json", json.dumps(settings).encode())
 
 
-def _published(role: str, name: str) -> str:
-    """A tensor's name as checkpoints are published: before transformers 5 a text encoder had one more module around it,
-    and a program with an older one would leave unknown names out, and draw with random weights in silence."""
+def _published_name(role: str, name: str) -> str:
+    """The name of a tensor as published checkpoints have it.
+
+    Before transformers 5, the modules of a text encoder were inside another module. A program with an older
+    transformers ignores unknown names, and would silently draw with random weights.
+    """
     inner = role.startswith("text_encoder") and not name.startswith(("text_model.", "text_projection"))
     return f"text_model.{name}" if inner else name
 
