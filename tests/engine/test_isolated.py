@@ -1,4 +1,4 @@
-"""An image in a process that has never held another model: the same pixels, weights that nobody can write."""
+"""Isolated images have the same pixels as others, and nothing can write to the shared weights."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_over_http_and_on_the_command_line(
 
 
 def test_where_nothing_may_fork_each_job_has_a_new_process(engine: LocalEngine, root: Path) -> None:
-    """On a Mac: Accelerate and Metal do not survive a fork."""
+    """For a Mac, where Accelerate and Metal do not survive a fork."""
     assert [forks(platform) for platform in ("linux", "darwin")] == [True, False]
     settings = config.load(root)
     spawner = Spawner(WORKER, settings)
