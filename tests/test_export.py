@@ -23,7 +23,7 @@ def test_every_base_comes_back_as_the_same_model(engine: LocalEngine, tiny: Path
     again = engine.library.add(tmp_path / "out", "again")
     assert (again.digest, again.base, again.prediction_type) == (model.digest, model.base, model.prediction_type)
     assert again.resolution == model.resolution
-    with pytest.raises(safelight.InputError, match="there already"):
+    with pytest.raises(safelight.InputError, match="already exists"):
         to_diffusers(model, tmp_path / "out")
 
 

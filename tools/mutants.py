@@ -325,7 +325,7 @@ MUTANTS = (
     Mutant(
         "images from before anybody listened",
         "engine/client.py",
-        '                    if over or kind == "image":\n',
+        '                    if ended or kind == "image":\n',
         '                    if kind == "image":\n',
         "tests/engine/test_client.py",
     ),
@@ -661,14 +661,14 @@ MUTANTS = (
     Mutant(
         "each image of jobs in turns is a switch",
         "engine/local.py",
-        "            self._switched(model, bench)\n",
-        "            if index == first:\n                self._switched(model, bench)\n",
+        "            self._call_on_switch(model, bench)\n",
+        "            if index == first:\n                self._call_on_switch(model, bench)\n",
         "tests/trust/test_canary.py::test_images_of_two_jobs_in_turns_are_switches",
     ),
     Mutant(
         "a client compares the pixels that arrive",
         "engine/client.py",
-        '        if received != told["pixels_sha256"]:\n',
+        '        if received != entry["pixels_sha256"]:\n',
         "        if False:\n",
         "tests/engine/test_client.py",
     ),

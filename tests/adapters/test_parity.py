@@ -22,7 +22,7 @@ def leased(engine: Any, request: Any) -> dict[str, torch.Tensor]:
     from safelight.library.chosen import settled
 
     plain = engine.library.resolve(request.model)
-    model = engine._under(plain, settled(request, plain, engine.shelves))
+    model = engine._combine(plain, settled(request, plain, engine.shelves))
     out: dict[str, torch.Tensor] = {}
     for component in model.manifest.components:
         with engine.bench.residency.lease(component, torch.float32) as lease:

@@ -1,4 +1,4 @@
-"""The command line in this process, which is faster than one of its own."""
+"""Runs commands in the test's process, which is faster than a new process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Outcome:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """``run()`` as the console script calls it."""
+    """A function that runs a command as the console script does."""
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["safelight", *map(str, arguments)])

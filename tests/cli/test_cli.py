@@ -1,4 +1,4 @@
-"""The command line as scripts use it: real processes, exit codes, one JSON object to a line."""
+"""The command line as scripts use it: real processes, exit codes, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = ("--steps", "2", "--width", "64", "--height", "64")
 
 
 def safelight(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """A real process."""
+    """Run a command in a process of its own."""
     return python("-m", "safelight.cli", *map(str, arguments))
 
 
@@ -105,9 +105,9 @@ BAD = {
     "unknown sampler": (("generate", "x", "-m", "a", "--sampler", "eular"), "sampler='eular'"),
     "odd size": (("generate", "x", "-m", "a", "--width", "65"), "the nearest is 64"),
     "no such file": (("models", "add", "none.safetensors"), "does not exist"),
-    "directory": (("models", "add", "."), "no checkpoint is there"),
+    "directory": (("models", "add", "."), "contains no checkpoint"),
     "no model": (("generate", "x"), "set default_model"),
-    "out is a picture": (("generate", "x", "-m", "starter-noto", "--out", "x.png"), "is the folder for the images"),
+    "out is a picture": (("generate", "x", "-m", "starter-noto", "--out", "x.png"), "must be a folder"),
     "seed": (("generate", "x", "-m", "starter-noto", "--seed", "any"), "or random"),
     "a long prompt": (("generate", "word, " * 2000, "-m", "nothing"), "at most 32"),
     "pixels": (("generate", "x", "-m", "starter-noto", "--width", "16384", "--height", "8192"), "16777216 pixels"),
@@ -143,7 +143,7 @@ def test_a_bad_setting_names_its_variable(run, monkeypatch: pytest.MonkeyPatch) 
 def test_demo(run, tmp_path: Path) -> None:
     outcome = run("demo", "--out", tmp_path / "demo")
     assert outcome.code == 0
-    assert "identical: the first and the last picture are the same" in outcome.out
+    assert "identical: the first and the last image are the same" in outcome.out
     assert (tmp_path / "demo/sheet.png").exists()
 
 
@@ -172,7 +172,7 @@ def test_failures_and_cancelling_have_their_exit_codes(run, monkeypatch: pytest.
 
 
 def test_json_goes_where_it_is_sent_while_a_bar_is_drawn(tmp_path: Path) -> None:
-    """With a terminal for errors, as a person has it who writes ``> file``."""
+    """Standard error is a terminal and standard output is not, as with ``> file``."""
     leader, follower = os.openpty()
     command = [sys.executable, "-m", "safelight.cli", "generate", "red apple", "-m", "starter-noto", "--count", "2"]
     command += ["--steps", "1", "--seed", "0", "--out", str(tmp_path), "--json"]
@@ -210,7 +210,7 @@ def test_an_interrupt_is_said() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # What was started in the background of a script ignores interrupts, and so would its children.
+        # If a script runs the tests in the background, they ignore interrupts, and their children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:
         until = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""``safelight doctor --image``: what a picture that is distrusted turns out to be."""
+"""``safelight doctor --image`` finds out what is wrong with a distrusted image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ SMALL = ("--steps", "2", "--width", "64", "--height", "64")
 
 
 def rewritten(path: str, change: Callable[[dict[str, Any]], None], spoil: bool = True, keep: bool = False) -> str:
-    """The picture as if it had been noise when it was saved (``keep``: when it was not), its metadata changed."""
+    """Save a copy with changed metadata. Returns its path.
+
+    ``spoil``: replace the pixels by noise. ``keep``: leave the recorded hash of the pixels, as if the file was edited
+    later; otherwise the hash is that of the noise.
+    """
     with PILImage.open(path) as opened:
         opened.load()
         texts = dict(opened.text)  # type: ignore[attr-defined]
@@ -88,7 +92,7 @@ def test_a_right_picture_is_right(run, picture: str) -> None:
     outcome = run("doctor", "--image", picture)
     assert outcome.code == 0, outcome.out + outcome.err
     assert "the same, pixel for pixel" in outcome.out
-    assert "this picture is right" in outcome.out
+    assert "this image is right" in outcome.out
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -122,4 +126,4 @@ def test_a_changed_adapter_is_named(run, picture: str, tmp_path: Path) -> None:
 def test_it_looks_at_the_picture_alone(run, picture: str) -> None:
     outcome = run("doctor", "mine", "--image", picture)
     assert outcome.code == 2
-    assert "leave the models" in outcome.err
+    assert "remove the models" in outcome.err

@@ -1,4 +1,4 @@
-"""What a new user does in the first hour: names, folders, seeds, defaults, and what is said beforehand."""
+"""What a new user does in the first hour: names, folders, seeds, defaults, and warnings before the work starts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_folder_is_added_with_a_line_for_each_file(run, tiny: Path, tmp_path: 
     assert "a lora.safetensors: is a lora" in first.err
     assert "notes" not in first.out + first.err
     again = run("models", "add", home)
-    assert again.out.count("is in the library already") == 3
+    assert again.out.count("is already in the library") == 3
     found = run("adapters", "add", home)
     assert (found.code, "added a lora: lora" in found.out) == (0, True)
     assert run("models", "add", home / "broken.safetensors").code == 2
@@ -148,7 +148,7 @@ def test_how_long_it_takes_is_said_once_it_is_over_a_minute(monkeypatch: pytest.
     for step in range(1, 5):
         now[0] += 7
         said.append(slow.at(step))
-    assert said == ["", "about 11 minutes more for 98 steps", "", ""]
+    assert said == ["", "about 11 minutes left for 98 steps", "", ""]
     now[0] = 0
     for step in range(1, 5):
         now[0] += 0.1
@@ -198,12 +198,12 @@ def test_options_that_would_do_nothing_are_refused(run, tmp_path: Path, options:
     assert re.search(says, outcome.err)
     assert "secret" not in outcome.err
     beside = run("--device", "cpu", "generate", "x", "-m", "starter-noto", "--server", "http://127.0.0.1:9", *QUICK)
-    assert (beside.code, "leave --device out" in beside.err) == (2, True)
+    assert (beside.code, "remove --device" in beside.err) == (2, True)
 
 
 def test_a_setting_can_be_unset(run) -> None:
     assert run("config", "set", "default_seed", "5").code == 0
-    assert "default_seed is none now (from default)" in run("config", "unset", "default_seed").out.replace("\n", " ")
+    assert "default_seed is now none (from default)" in run("config", "unset", "default_seed").out.replace("\n", " ")
     again = run("config", "unset", "default_seed")
     assert (again.code, "is not set there" in again.err) == (2, True)
     assert "unknown setting; did you mean default_seed?" in run("config", "unset", "default_sed").err

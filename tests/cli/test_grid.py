@@ -1,4 +1,4 @@
-"""``safelight grid`` and ``preprocess``: every image alone, one sheet, and an interrupted one goes on."""
+"""``safelight grid`` saves every image and one sheet, and continues after an interruption. Also ``preprocess``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """(exit code, what was printed) of a command, as the console script calls it."""
+    """A function that runs a command as the console script does, and returns its exit code and output."""
 
     def call(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["safelight", *arguments])
@@ -52,7 +52,7 @@ def test_a_grid_and_its_images(run: Run, root: Path, tmp_path: Path) -> None:
 
 
 def test_it_goes_on_where_it_was(run: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The image that was begun is made again; one whose file was changed, too; what was finished is not."""
+    """The second run makes the interrupted image, and one whose file was changed; it does not make finished images."""
     out = tmp_path / "grid"
     flags = (*GRID, "--y", "seed=0..1", "--out", str(out))
     generate, made = LocalEngine.generate, list[str]()
@@ -81,7 +81,7 @@ def test_it_goes_on_where_it_was(run: Run, root: Path, tmp_path: Path, monkeypat
     ("flags", "says"),
     [
         (["--x", "colour=red"], "must be one of model="),
-        (["--x", "seed=1..2"], "give a model with -m"),
+        (["--x", "seed=1..2"], "choose a model with -m"),
         (["--x", "model=starter-noto,nobody"], "nobody"),
         (["-m", "starter-noto", "--x", "lora=none,edges"], "is a controlnet: ask for it as controls"),
     ],

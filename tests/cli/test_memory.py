@@ -1,4 +1,4 @@
-"""``memory``, ``fits``, ``config show``: what people and scripts are told."""
+"""``memory``, ``fits`` and ``config show``: their output for users and scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same protocol, in process or against a running server: the same pixels, the same errors."""
+"""The engine of this process and that of a running server give the same pixels and errors."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_command_line(server: Server, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_pixels_that_arrive_otherwise_are_not_taken(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that makes pictures smaller, a broken disk cache: what is received is compared with what was made."""
+    """A proxy that reduces pictures, or a broken disk cache, changes the pixels; the client compares their hash."""
     engine = ServerEngine(server.url, KEY)
     get = engine._client.get
 
@@ -115,5 +115,5 @@ def test_pixels_that_arrive_otherwise_are_not_taken(server: Server, monkeypatch:
         return answer
 
     monkeypatch.setattr(engine._client, "get", spoiled)
-    with pytest.raises(IntegrityError, match="arrived with other pixels"):
+    with pytest.raises(IntegrityError, match="received pixels"):
         list(engine.generate(Request("red apple", "starter-noto", steps=1)))

@@ -1,5 +1,5 @@
-"""The queue at work: every job ends once, whatever fails around it. The worker here says what the test wants, as only
-that meets each moment."""
+"""The dispatcher ends every job exactly once, whatever fails around it. A scripted worker sends each message at the
+moment that a test needs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def died(_: Generate) -> Generator[FromWorker]:
 
 
 class Queue:
-    """A dispatcher over a database of its own."""
+    """A dispatcher with a database of its own."""
 
     def __init__(self, folder: Path, supervisor: Any) -> None:
         self.database, self.events, self.supervisor = Database(folder), Events(), supervisor
@@ -98,7 +98,7 @@ def queue(tmp_path: Path) -> Generator[Queue]:
 
 
 def test_an_end_that_cannot_be_written_is_written_later(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its disk is full: the job ends when there is room again, and no other is begun before."""
+    """With a full disk, the job ends when there is room again, and no other job starts before that."""
     end, fails, told = queue.database.end, [OSError("no space left"), OSError("no space left")], list[str]()
 
     def failing(*arguments: Any, **more: Any) -> bool:
@@ -115,7 +115,7 @@ def test_an_end_that_cannot_be_written_is_written_later(queue: Queue, monkeypatc
     first, second = queue.accept(), queue.accept()
     queue.dispatcher.start()
     assert queue.ended(second).state == queue.ended(first).state == "done"
-    # The database knows it first, then whoever listens is told.
+    # The dispatcher writes to the database first, then sends the event.
     until = time.monotonic() + 5
     while len(told) < 6 and time.monotonic() < until:
         time.sleep(0.01)
@@ -136,7 +136,7 @@ def test_a_cancel_is_kept_when_the_worker_dies_after_it(queue: Queue) -> None:
 
 
 def test_a_cancel_after_the_worker_died_is_kept(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the moment between the death and the second try."""
+    """The cancel comes between the worker's death and the second attempt."""
     put_back = queue.database.put_back
 
     def cancelled_first(job_id: str, *arguments: Any) -> bool:

@@ -1,4 +1,4 @@
-"""An image in a process that has never held another model: the same pixels, weights that nobody can write."""
+"""Isolated images have the same pixels as others, and nothing can write to the shared weights."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_errors_mean_what_they_mean(isolated: IsolatedEngine, engine: LocalEngin
     wanted = Generate("j", Request("x", "starter-noto"), "0" * 64, 0, ())
     (end,) = isolated._isolator.run(wanted)
     assert isinstance(end, Ended)
-    assert "another than when the job was accepted" in end.problem
+    assert "its content changed after the job was accepted" in end.problem
     assert next(isolated.generate(Request("x", "starter-noto", steps=1))).width == 64
 
 
@@ -183,7 +183,7 @@ def test_over_http_and_on_the_command_line(
 
 
 def test_where_nothing_may_fork_each_job_has_a_new_process(engine: LocalEngine, root: Path) -> None:
-    """On a Mac: Accelerate and Metal do not survive a fork."""
+    """For a Mac, where Accelerate and Metal do not survive a fork."""
     assert [forks(platform) for platform in ("linux", "darwin")] == [True, False]
     settings = config.load(root)
     spawner = Spawner(WORKER, settings)
@@ -207,5 +207,5 @@ def test_where_nothing_may_fork_each_job_has_a_new_process(engine: LocalEngine, 
         list(made.generate(request, cancel))
     assert spawner._process is None
     made.close()
-    with pytest.raises(SafelightError, match="stops"):
+    with pytest.raises(SafelightError, match="is stopping"):
         list(made.generate(request))

@@ -1,4 +1,4 @@
-"""What a gate stops is repaired in order, once each, and the image says what was wrong and what helped."""
+"""Repair tries each possible cause once, in order; the metadata says what was wrong and what helped."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from safelight.library.chosen import Settled
 
 @pytest.fixture
 def engine(root: Path) -> LocalEngine:
-    """Nothing is summed on its own, so that what is spoiled reaches the gates."""
+    """An engine that compares no checksums on its own, so that spoiled bytes reach the gates."""
     return safelight.open_engine(root, verify_transfers="off")
 
 
 def spoil(engine: LocalEngine, role: str, forge: bool = False) -> None:
-    """NaN in a role's resident bytes; ``forge``: its proof is of the spoiled bytes."""
+    """Write NaN into the resident bytes of a role. ``forge``: replace its proof by that of the spoiled bytes."""
     residency = engine.bench.residency
     for piece, held in residency._residents.items():
         if piece.component.startswith(role):
@@ -47,7 +47,7 @@ def spoil(engine: LocalEngine, role: str, forge: bool = False) -> None:
 def test_copy_10_bytes_that_were_spoiled_in_memory_are_read_again(engine: LocalEngine, ask, role: str) -> None:
     right = next(engine.generate(ask())).pixels_sha256
     spoil(engine, role)
-    # What the text encoder made before would do without it.
+    # The cached output of the text encoder would hide the spoiled weights.
     engine.bench.conditionings.clear()
     image = next(engine.generate(ask()))
     assert image.pixels_sha256 == right
@@ -58,7 +58,7 @@ def test_copy_10_bytes_that_were_spoiled_in_memory_are_read_again(engine: LocalE
 
 
 def test_copy_11_what_was_read_wrongly_is_read_anew(engine: LocalEngine, ask) -> None:
-    """Its proof agrees with it, so only reading helps."""
+    """The proof agrees with the wrong bytes, so only reading the file again helps."""
     right = next(engine.generate(ask())).pixels_sha256
     spoil(engine, "unet", forge=True)
     image = next(engine.generate(ask()))
@@ -69,7 +69,7 @@ def test_copy_11_what_was_read_wrongly_is_read_anew(engine: LocalEngine, ask) ->
 
 
 def test_copy_01_a_device_whose_asynchronous_copies_fail_makes_the_image_without_them(root: Path, ask) -> None:
-    """It was right when it was tried. Nothing is summed where it arrives, so only copying otherwise helps."""
+    """The device passed its self-test. No checksum is compared after a copy, so only synchronous copies help."""
     with simulated() as device:
         engine = open_engine(config.load(root, verify_transfers="off"), device)
         right = next(engine.generate(ask())).pixels_sha256
@@ -118,7 +118,7 @@ def test_what_nothing_helps_fails_once_and_the_next_is_right(
         patch.setattr(nn.Conv2d, "forward", forward)
         with pytest.raises(NotFiniteError, match="at step 1"):
             next(engine.generate(ask()))
-    # As asked for, read anew, and with the reference attention: no step after the first was computed.
+    # Three attempts (first, weights read again, reference attention). Each stopped at its first step.
     assert made == 3
     assert next(engine.generate(ask())).pixels_sha256 == right
 
@@ -170,7 +170,7 @@ def test_state_23_what_is_left_on_a_model_between_two_images_changes_none(engine
         skeleton.module.register_forward_hook(lambda _, __, out: None)
     image = next(engine.generate(ask()))
     assert image.pixels_sha256 == right
-    # It was never computed with: nothing had to be repaired.
+    # The changed skeleton was never used, so nothing needed a repair.
     assert image.metadata["repairs"] == []
 
 
@@ -214,7 +214,7 @@ def test_a_conversion_that_is_spoiled_is_made_again(engine: LocalEngine, tiny: P
 
 
 def test_a_repair_is_told_by_the_ledger_too(engine: LocalEngine, ask) -> None:
-    """Nothing of the failed tries stays."""
+    """No memory of the failed attempts stays in the ledger."""
     next(engine.generate(ask()))
     ledger = engine.bench.residency.ledger
     before = ledger.stored("host"), ledger.reserved("host")

@@ -1,4 +1,4 @@
-"""The worker process and its spare."""
+"""The supervisor runs a worker process and a spare."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def supervisor(tmp_path: Path) -> Generator[Supervisor]:
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Generator[Supervisor]:
-    """One for all tests that do no harm to it."""
+    """A supervisor for all tests that do not kill its worker."""
     made = Supervisor(WORKER, config.load(tmp_path_factory.mktemp("root")), spare=False)
     yield made
     made.close()
@@ -63,11 +63,11 @@ def test_only_images_that_are_not_there_yet_are_made(calm: Supervisor) -> None:
 
 
 def test_other_content_than_was_accepted_is_refused(calm: Supervisor) -> None:
-    """STATE 18: the model is pinned when the job is accepted."""
+    """STATE 18: a job uses the content that its model had when the server accepted the job."""
     (end,) = calm.run(wanted(digest="0" * 64))
     assert isinstance(end, Ended)
     assert end.kind == "failed"
-    assert "another than when the job was accepted" in end.problem
+    assert "its content changed after the job was accepted" in end.problem
 
 
 def test_a_worker_that_dies_is_replaced_by_the_spare(supervisor: Supervisor) -> None:
@@ -146,14 +146,14 @@ def test_an_idle_worker_and_a_spare_that_die_are_replaced(supervisor: Supervisor
 
 
 def supervisor_loaded(supervisor: Supervisor) -> list[str]:
-    """What is resident after a model was used by whichever worker is there now."""
+    """The resident models after the present worker has used a model."""
     assert supervisor.run_settings(30) is not None
     list(supervisor.run(wanted()))
     return supervisor.ask("load", STARTER).result(30)
 
 
 def test_what_an_abandoned_job_still_says_is_not_the_next_jobs(calm: Supervisor) -> None:
-    """STATE 17: somebody stopped listening in the middle; the next job's images are its own."""
+    """STATE 17: after a caller abandoned a job in the middle, the next job receives only its own images."""
     with contextlib.closing(calm.run(wanted(count=2, job="first"))) as messages:
         next(messages)
     told = list(calm.run(wanted(job="second", seed=9)))

@@ -88,7 +88,7 @@ def test_other_images_are_refused(text: str | None, message: str, tmp_path: Path
 
 def test_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "i.png").write_bytes(b"hello")
-    with pytest.raises(CorruptFileError, match="not an image"):
+    with pytest.raises(CorruptFileError, match="not a readable image"):
         chunks.read(tmp_path / "i.png")
 
 

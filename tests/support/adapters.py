@@ -1,4 +1,4 @@
-"""Small adapters for the tiny checkpoints, in every naming that is published."""
+"""Makes small adapters for the tiny checkpoints, in every published naming."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from safelight.library.library import Library
 RANK = 4
 
 Name = Callable[[str, str, str], str]
-"""From (role, module, slot) to a tensor's name; slots are down, up, alpha."""
+"""Returns a tensor's name for (role, module, slot); the slots are down, up and alpha."""
 
 
 Configs = Mapping[str, Config]
 
 
 def modules(base: str, configs: Configs | None = None) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(role, module, shape of its weight) of every layer that adapters change, of a tiny checkpoint or of others."""
+    """Yield (role, module, shape of its weight) of every layer that adapters change.
+
+    ``configs``: of the components; by default those of the tiny checkpoint.
+    """
     for role, config in (configs or checkpoints.configs(base)).items():
         for row in config.rows():
             module, _, leaf = row.name.rpartition(".")
@@ -35,7 +38,7 @@ def modules(base: str, configs: Configs | None = None) -> Iterator[tuple[str, st
 
 
 def kohya(role: str, module: str, slot: str, two: bool = False) -> str:
-    """``lora_unet_…``; ``two``: the checkpoint has two text encoders."""
+    """Names such as ``lora_unet_…``. ``two``: the checkpoint has two text encoders."""
     prefix = {"unet": "lora_unet_", "text_encoder": "lora_te1_" if two else "lora_te_", "text_encoder_2": "lora_te2_"}
     path = module if role == "unet" else f"text_model.{module.removeprefix('text_model.')}"
     return prefix[role] + path.replace(".", "_") + {"alpha": ".alpha"}.get(slot, f".lora_{slot}.weight")
@@ -46,7 +49,7 @@ def kohya_two(role: str, module: str, slot: str) -> str:
 
 
 def peft(role: str, module: str, slot: str) -> str:
-    """What ``pipeline.save_lora_weights`` writes."""
+    """The names that ``pipeline.save_lora_weights`` writes."""
     path = module if role == "unet" else f"text_model.{module.removeprefix('text_model.')}"
     return f"{role}.{path}." + {"alpha": "alpha", "down": "lora_A.weight", "up": "lora_B.weight"}[slot]
 
@@ -73,13 +76,13 @@ def lora(
 
 
 def write(path: Path, base: str = "sd1", seed: int = 1, name: Name = kohya, **more: Any) -> Path:
-    """A file of such pairs."""
+    """Write a file of such pairs."""
     save_file(lora(base, seed, name, **more), path)
     return path
 
 
 def for_starter(path: Path, seed: int = 1, name: str = "starter-noto") -> Path:
-    """A file for the starters."""
+    """Write a file for the starters."""
     model = Library(path.parent).get(name)
     configs = {component.role: component.config for component in model.manifest.components}
     return write(path, "sd1", seed, configs=configs, scale=0.05)

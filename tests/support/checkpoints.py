@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every base, in every form in which they are published."""
+"""Makes tiny random checkpoints of every base, in every published form."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def configs(base: str, in_channels: int = 4) -> dict[str, Config]:
 
 
 def modules(base: str, seed: int = 0, in_channels: int = 4) -> dict[str, nn.Module]:
-    """Real modules of diffusers and transformers, fp32, with seeded random weights that keep signals alive."""
+    """Build modules of diffusers and transformers in fp32, with seeded random weights that let signals pass."""
     built: dict[str, nn.Module] = {}
     generator = torch.Generator().manual_seed(seed)
     for role, config in configs(base, in_channels).items():
@@ -57,7 +57,7 @@ def modules(base: str, seed: int = 0, in_channels: int = 4) -> dict[str, nn.Modu
 
 
 def ldm_tensors(base: str, built: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """The original names: what a single file from a model site holds."""
+    """The tensors under their original names, as in a single file from a model site."""
     prefixes = {
         "unet": "model.diffusion_model.",
         "vae": "first_stage_model.",
@@ -103,7 +103,7 @@ def _channels(built: dict[str, nn.Module]) -> int:
 
 
 def diffusers_tensors(built: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
-    """diffusers' names in a single file, with its folder names as prefixes."""
+    """The tensors under diffusers' names with its folder names as prefixes, for a single file."""
     return {f"{role}.{name}": t.clone() for role, module in built.items() for name, t in module.state_dict().items()}
 
 
@@ -117,7 +117,7 @@ def write_single(
     in_channels: int = 4,
     extra: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    """A ``.safetensors`` file in LDM's or diffusers' names, or a ``.ckpt`` by its suffix."""
+    """Write a file with LDM's or diffusers' names. The suffix chooses ``.safetensors`` or ``.ckpt``."""
     built = modules(base, seed, in_channels)
     tensors = ldm_tensors(base, built) if layout == "ldm" else diffusers_tensors(built)
     tensors = {name: tensor.to(dtype) for name, tensor in {**tensors, **(extra or {})}.items()}
@@ -130,7 +130,7 @@ def write_single(
 
 
 def write_folder(path: Path, base: str, seed: int = 0, prediction_type: str = "epsilon", **save: Any) -> Path:
-    """A diffusers folder, as its own ``save_pretrained`` writes each component."""
+    """Write a diffusers folder; diffusers' ``save_pretrained`` writes each component."""
     pipelines = {"sdxl": "StableDiffusionXLPipeline", "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline"}
     index: dict[str, Any] = {"_class_name": pipelines.get(base, "StableDiffusionPipeline")}
     for role, module in modules(base, seed).items():
@@ -144,7 +144,7 @@ def write_folder(path: Path, base: str, seed: int = 0, prediction_type: str = "e
 
 
 def as_pickles(folder: Path) -> None:
-    """Turn a folder's safetensors files into the ``.bin`` files of earlier days, some tensors not contiguous."""
+    """Replace a folder's safetensors files by old ``.bin`` files, in which some tensors are not contiguous."""
     for file in list(folder.rglob("*.safetensors")):
         tensors = load_file(file)
         odd = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in tensors.items()}

@@ -1,5 +1,5 @@
-"""Random jobs over checkpoints, adapters, VAEs, pictures, prompts and settings; each is compared with the same job of a
-process that has made nothing else.
+"""Random jobs with checkpoints, adapters, VAEs, pictures, prompts and settings. The tests compare each with the same
+job in a process that has made nothing else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WORDS = {"sd1": "a thing in snow", "sdxl": "a thing for two"}
 
 @dataclass(frozen=True)
 class Files:
-    """What jobs are made of: ``checkpoints`` and ``loras`` by base, ``nets`` by base."""
+    """The files that jobs use. ``checkpoints``, ``loras`` and ``nets`` (ControlNets) are by base."""
 
     checkpoints: dict[str, list[Path]]
     loras: dict[str, list[Path]]
@@ -47,7 +47,7 @@ class Files:
 
     @classmethod
     def make(cls, tiny: Path, folder: Path, root: Path) -> Files:
-        """Made in ``folder``; textual inversions are added to the library under ``root``."""
+        """Write the files into ``folder``, and add textual inversions to the library under ``root``."""
         loras = {
             "sd1": [adapters.write(folder / f"one{n}.safetensors", "sd1", n) for n in (1, 2, 3)],
             "sdxl": [adapters.write(folder / f"xl{n}.safetensors", "sdxl", n, adapters.kohya_two) for n in (1, 2)],
@@ -67,7 +67,7 @@ class Files:
 
 
 def job(chance: random.Random, files: Files) -> Request:
-    """Any job that can be done."""
+    """A random valid job."""
     base = chance.choice(("sd1", "sd1", "sdxl"))
     of = files.checkpoints[base]
     strengths = (-0.5, 0.3, 1.0)
@@ -131,14 +131,14 @@ for line in sys.stdin:
 
 
 class Forks:
-    """Makes each job in a fork of a process that has only imported."""
+    """Makes each job in a fork of a process that has only imported the packages."""
 
     def __init__(self, root: Path) -> None:
         command = [sys.executable, "-c", SERVE, str(root)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def made(self, request: Request) -> str:
-        """The SHA-256 of the image's pixels."""
+        """Make the image. Returns the SHA-256 of its pixels."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(asdict(request)) + "\n")
@@ -169,13 +169,13 @@ print(next(safelight.open_engine(sys.argv[1]).generate(Request(**json.loads(sys.
 
 
 def fresh(root: Path, request: Request) -> str:
-    """By a process of its own, from its first instruction."""
+    """Make the image in a new process. Returns the SHA-256 of its pixels."""
     command = [sys.executable, "-c", FRESH, str(root), json.dumps(asdict(request))]
     return subprocess.run(command, check=True, capture_output=True, text=True, env=dict(os.environ)).stdout.strip()
 
 
 class Least:
-    """An engine with the least memory for weights with which every job so far could be done."""
+    """An engine whose memory for weights is the least with which every job so far was possible."""
 
     def __init__(self, root: Path, gigabytes: float = 0.001) -> None:
         self.root, self.gigabytes = root, gigabytes
@@ -196,5 +196,5 @@ class Least:
 
 
 def shuffled(chance: random.Random, request: Request) -> Request:
-    """The same request: adapters are the same in another order."""
+    """The same request with its adapters in another order."""
     return replace(request, loras=tuple(chance.sample(request.loras, len(request.loras))))

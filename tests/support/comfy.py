@@ -1,7 +1,7 @@
-"""A stand-in for ComfyUI, sound or spoiled: its queue, node cache, flags, history, validation and eight nodes.
+"""A stand-in for ComfyUI, correct or with faults: its queue, node cache, flags, history, validation and eight nodes.
 
-As its ``main.py``, ``server.py``, ``execution.py`` and ``comfy_execution/caching.py`` do it, with pictures that a few
-words decide in the place of models.
+It follows ComfyUI's ``main.py``, ``server.py``, ``execution.py`` and ``comfy_execution/caching.py``. Instead of models,
+a hash of the recipe decides each picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LORAS = ["style.safetensors"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a picture."""
+    """Everything that decides a picture."""
 
     model: str
     lora: str
@@ -47,7 +47,7 @@ class Recipe:
 
 @dataclass
 class Weights:
-    """What is in the memory of the machine: by what was sampled and encoded since it was last emptied."""
+    """The content of the machine's memory: all recipes sampled and texts encoded since it was last emptied."""
 
     sampled: list[Recipe] = field(default_factory=list[Recipe])
     encoded: list[str] = field(default_factory=list[str])
@@ -61,7 +61,7 @@ def as_asked(_: Weights, recipe: Recipe) -> Recipe:
 
 
 def last_model(weights: Weights, recipe: Recipe) -> Recipe:
-    """The first image after a switch is of the model before (STATE 15)."""
+    """The first image after a switch is by the previous model (STATE 15)."""
     return replace(recipe, model=weights.sampled[-2].model) if len(weights.sampled) > 1 else recipe
 
 
@@ -87,10 +87,16 @@ def fails(weights: Weights, recipe: Recipe) -> Recipe:
 
 @dataclass
 class How:
-    """``cache``: classic, ram (the default of today, which forgets nothing while there is memory) or none.
-    ``silent``: cached images are missing from the history of jobs without a client_id (before pull request 14939).
-    ``strict``: inputs that a node has not are taken off, so that they change nothing. ``third``: of its third schema.
-    ``encoder``: a LoRA stays in the text encoder. ``drops``: jobs are taken off its queue. ``slow``: they never end."""
+    """The variant of ComfyUI.
+
+    cache: ``classic``, ``ram`` (ComfyUI's present default, which evicts nothing while there is memory) or ``none``.
+    silent: the history of a job without a client_id lacks cached images (before pull request 14939).
+    strict: nodes ignore unknown inputs, so that these change nothing.
+    third: the nodes have ComfyUI's third schema.
+    encoder: a LoRA stays in the text encoder.
+    drops: jobs vanish from the queue.
+    slow: jobs never end.
+    """
 
     sample: Callable[[Weights, Recipe], Recipe] = as_asked
     cache: str = "ram"
@@ -136,7 +142,10 @@ def is_link(value: Any) -> bool:
 
 
 def refused(graph: dict[str, Any]) -> dict[str, Any] | None:
-    """The body of its 400, of ``validate_prompt``. Inputs that a node has not are not looked at."""
+    """Validate a graph like ``validate_prompt``. Returns the body of status 400, or None if the graph is valid.
+
+    Unknown inputs are ignored.
+    """
     nodes: dict[str, Any] = {}
     for name, node in graph.items():
         if node["class_type"] not in SCHEMA:
@@ -165,7 +174,7 @@ def refused(graph: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class Comfy:
-    """The queue, its one worker, and what they keep."""
+    """The queue, its one worker, and their state."""
 
     def __init__(self, how: How) -> None:
         self.how = how
@@ -183,7 +192,7 @@ class Comfy:
         self.number = 0
 
     def work(self) -> None:
-        """Its ``prompt_worker``: flags are looked at after a job, or when there is none."""
+        """ComfyUI's ``prompt_worker``. It reads the flags after each job, and while there is none."""
         while True:
             with self.changed:
                 while not (self.pending or self.flags or self.closed):
@@ -207,7 +216,7 @@ class Comfy:
                 self.kept = {}
 
     def signature(self, graph: dict[str, Any], name: str) -> str:
-        """A node's class and inputs, and those of all before it; names of nodes do not count."""
+        """The class and inputs of a node and of all nodes before it, without the nodes' names."""
         node = graph[name]
         known = SCHEMA[node["class_type"]]
         inputs = {
@@ -238,7 +247,7 @@ class Comfy:
                     outputs[name] = ui
                 return given[name]
             node = graph[name]
-            # As ``get_input_data``: only what the node has.
+            # Like ``get_input_data``: only known inputs.
             known = SCHEMA[node["class_type"]]
             links = {key: give(value[0])[value[1]] for key, value in node["inputs"].items() if is_link(value)}
             plain = {key: value for key, value in node["inputs"].items() if key in known and not is_link(value)}
@@ -315,12 +324,12 @@ class Comfy:
 
 @contextmanager
 def comfy(how: How | None = None) -> Generator[tuple[str, Comfy]]:
-    """The address of a ComfyUI, and its inside."""
+    """Run a stand-in. Yields its address and its inner state."""
     inside = Comfy(how or How())
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        # Else its body waits 40 ms for the acknowledgement of its head.
+        # With Nagle's algorithm the body waits 40 ms for the acknowledgement of the HTTP header.
         disable_nagle_algorithm = True
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
@@ -350,7 +359,7 @@ def comfy(how: How | None = None) -> Generator[tuple[str, Comfy]]:
                 return
             with inside.changed:
                 if self.path == "/free":
-                    # Only what is true is set, so that free_memory unloads the models too.
+                    # Set only true flags, so that free_memory alone unloads the models too.
                     inside.flags |= {key: True for key in ("unload_models", "free_memory") if body.get(key)}
                     inside.changed.notify()
                 elif self.path == "/queue":

@@ -1,4 +1,4 @@
-"""Small ControlNets and textual inversions for the tiny checkpoints, in the forms in which they are published."""
+"""Makes small ControlNets and textual inversions for the tiny checkpoints, in their published forms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config(base: str) -> ControlNetConfig:
 
 
 def module(base: str, seed: int) -> nn.Module:
-    """A ControlNet with seeded random weights, those that begin as zero too."""
+    """A ControlNet with seeded random weights, also where training starts from zero."""
     net = construct(family(base), config(base)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in net.named_parameters():
@@ -39,7 +39,7 @@ def module(base: str, seed: int) -> nn.Module:
 
 
 def write(path: Path, base: str = "sd1", seed: int = 31, ldm: bool = False) -> Path:
-    """As diffusers names tensors, or as the original code does."""
+    """The tensors under the names of diffusers or of the original code."""
     tensors = {name: tensor.clone() for name, tensor in module(base, seed).state_dict().items()}
     if ldm:
         names = {row.name: row.sources[-1].name for row in controlnet.tensors(config(base))}
@@ -59,8 +59,10 @@ def vectors(count: int, width: int = 64, seed: int = 5) -> torch.Tensor:
 
 
 def inversion(path: Path, count: int = 2, form: str = "emb_params", seed: int = 5) -> Path:
-    """A textual inversion: ``emb_params``, ``diffusers`` (the word is the tensor's name), ``sdxl``, or a pickle as
-    AUTOMATIC1111 writes it, by the path's suffix."""
+    """Write a textual inversion: ``emb_params``, ``diffusers`` (the word is the tensor's name) or ``sdxl``.
+
+    With the suffix ``.pt``, it is a pickle as AUTOMATIC1111 writes it.
+    """
     if path.suffix == ".pt":
         values = {
             "string_to_token": {"*": torch.tensor(265)},

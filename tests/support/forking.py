@@ -1,4 +1,4 @@
-"""Runs programs in forks of a process that has imported everything: importing takes longer than most tests."""
+"""Runs programs in forks of a process that has imported everything, because importing takes longer than most tests."""
 
 from __future__ import annotations
 
@@ -61,10 +61,12 @@ _template: list[subprocess.Popen[str]] = []
 def python(
     *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python *command`` to its end: a program's path, ``-m MODULE`` or ``-c CODE``, and arguments.
+    """Run ``python *command`` to its end.
 
-    Everything that Safelight computes with is imported before the program begins; else it is a process like any other.
-    For programs that depend on a fresh interpreter, use :mod:`subprocess`.
+    command: a program's path, ``-m MODULE`` or ``-c CODE``, followed by arguments.
+
+    Before the program starts, the process has already imported everything that Safelight computes with. For a program
+    that needs a fresh interpreter, use :mod:`subprocess`.
     """
     if not _template:
         _template.append(

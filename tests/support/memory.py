@@ -1,4 +1,4 @@
-"""Memory of a set size, for tests."""
+"""Residencies with a fixed budget, for tests."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PLENTY = 1 << 30
 
 
 def host(budget: int = PLENTY, partial: bool = True) -> Residency:
-    """What is resident on the host, within ``budget`` bytes."""
+    """A residency in host memory. ``budget``: bytes."""
     return Residency(CPU(), Ledger({HOST: budget}), HOST, FromFile(1), partial)
 
 
 def on(device: Device, budget: int = PLENTY, host_budget: int = PLENTY, keep: bool = True) -> Residency:
-    """What is resident on a device with memory of its own."""
+    """A residency on a device that has memory of its own. ``budget``, ``host_budget``: bytes."""
     ledger = Ledger({HOST: host_budget, device.name: budget})
     behind = Residency(CPU(), ledger, HOST, FromFile(1))
     return Residency(device, ledger, device.name, FromHost(behind, Transfers(device), keep))
 
 
 def tiers(residency: Residency) -> list[Residency]:
-    """A place, and the host's memory behind it."""
+    """The residency and, if it is on a device, the host's residency behind it."""
     return [residency, residency.source.host] if isinstance(residency.source, FromHost) else [residency]
 
 

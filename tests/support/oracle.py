@@ -1,4 +1,4 @@
-"""diffusers' own pipelines, as they come, on the same weights: what Safelight's pixels are compared with."""
+"""diffusers' own pipelines, unchanged, with the same weights. The tests compare Safelight's pixels with theirs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCHEDULE = {
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
 }
-"""As Stable Diffusion's published scheduler settings have them."""
+"""The scheduler settings that Stable Diffusion publishes."""
 
 
 def tokenizer(pad: str) -> CLIPTokenizer:
@@ -35,7 +35,7 @@ def tokenizer(pad: str) -> CLIPTokenizer:
 
 
 def aligned(module: nn.Module) -> nn.Module:
-    """The module with every tensor at a multiple of 64 bytes: fp32 results depend on it."""
+    """Move every tensor of the module to an address that is a multiple of 64 bytes: fp32 results depend on it."""
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
         assert parameter.data_ptr() % 64 == 0

@@ -12,12 +12,12 @@ ALL = os.environ.get("SAFELIGHT_TESTS") == "all"
 
 
 def times(few: int, many: int) -> int:
-    """How often something is repeated: ``few`` in `make test`, ``many`` in `make test-all`."""
+    """The number of repetitions: ``few`` in `make test`, ``many`` in `make test-all`."""
     return many if ALL else few
 
 
 def thinned(values: Iterable[Any], keep: int = 1) -> list[Any]:
-    """Cases of a matrix: `make test` runs the first ``keep``, `make test-all` every one."""
+    """The cases of a matrix: `make test` runs the first ``keep``, `make test-all` runs all."""
     return [
         value if number < keep else pytest.param(value, marks=pytest.mark.full) for number, value in enumerate(values)
     ]

@@ -1,4 +1,4 @@
-"""A real server in a process of its own."""
+"""Starts a real server in a process of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ READY_SECONDS = 60.0
 
 @dataclass
 class Server:
-    """``url`` without a slash at its end."""
+    """A running server. ``url``: without a slash at its end."""
 
     url: str
     process: subprocess.Popen[str]
@@ -34,11 +34,11 @@ class Server:
         return httpx.Client(base_url=self.url, headers=headers, timeout=120, **more)
 
     def worker(self) -> int:
-        """The process that computes: the child of the server that has started an engine and not the spare."""
+        """The pid of the worker: the first child of the server. The spare starts later."""
         return children(self.process.pid)[0]
 
     def ready(self) -> None:
-        """Wait until the worker is."""
+        """Wait until the worker is ready."""
         until = time.monotonic() + READY_SECONDS
         with self.client() as client:
             while client.get("/api/v1/health").json()["worker"] != "ready":
@@ -47,14 +47,16 @@ class Server:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that it started, the oldest first."""
+    """The pids of the processes that process ``pid`` started, the oldest first."""
     found = psutil.Process(pid).children()
     return [child.pid for child in sorted(found, key=lambda child: (child.create_time(), child.pid))]
 
 
 def start(root: Path, *options: str, key: str | None = None, spare: bool = False) -> Server:
-    """Start a server on a free port, and return when it answers. ``spare``: with a spare worker, which takes a core for
-    seconds to import."""
+    """Start a server on a free port, and return when it answers.
+
+    ``spare``: whether it has a spare, whose imports use one core for seconds.
+    """
     command = [sys.executable, "-m", "safelight.cli", "serve", "--root", str(root), "--port", "0", *options]
     if key is not None:
         command += ["--api-key", key]
@@ -78,7 +80,7 @@ def start(root: Path, *options: str, key: str | None = None, spare: bool = False
 
 
 def stop(server: Server) -> int:
-    """End it as a system would, by SIGTERM; its exit code."""
+    """Stop the server by SIGTERM, as an operating system does. Returns its exit code."""
     server.process.send_signal(signal.SIGTERM)
     code = server.process.wait(60)
     assert server.process.stdout is not None
@@ -97,7 +99,7 @@ def serving(root: Path, *options: str, key: str | None = None, spare: bool = Fal
 
 
 def ended(client: httpx.Client, job: str, seconds: float = 120.0, every: float = 0.03) -> dict[str, Any]:
-    """The job after it ended; looked at ``every`` so many seconds."""
+    """Wait until the job has ended, and return it. ``every``: seconds between two looks."""
     until = time.monotonic() + seconds
     while True:
         found = client.get(f"/api/v1/jobs/{job}").json()
@@ -108,7 +110,7 @@ def ended(client: httpx.Client, job: str, seconds: float = 120.0, every: float =
 
 
 def still_there(pid: int, seconds: float = 5.0) -> bool:
-    """Whether a process is still there after so many seconds."""
+    """Whether a process still exists after ``seconds``."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:

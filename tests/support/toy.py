@@ -1,4 +1,4 @@
-"""A model of two blocks, so small that thousands of sequences of switches are tried in a minute."""
+"""A model of two blocks, so small that a test can try thousands of sequences of switches in a minute."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def skeletons() -> SkeletonCache:
 
 
 def output(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """What the model gives, computed plainly on the host, weights at aligned addresses."""
+    """The model's output, computed on the host without Safelight, with weights at aligned addresses."""
     toy = Toy().eval()
     for name, parameter in toy.named_parameters():
         parameter.data = state[name].clone()

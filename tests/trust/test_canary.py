@@ -170,7 +170,7 @@ def test_on_the_command_line(root: Path, tiny: Path, tmp_path: Path) -> None:
     arguments = ["doctor", "mine", "--soak", "2", "--plot", str(tmp_path / "soak.png"), "--save", str(report)]
     result = runner.invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "images made here are right" in result.output
+    assert "images made on this machine are right" in result.output
     assert "(model 1)" in report.read_text()
     assert "mine" not in report.read_text()
     assert (tmp_path / "soak.png").exists()

@@ -1,4 +1,4 @@
-"""What a command needs that does not compute: the library. Imports no torch, and little else."""
+"""Opens the library, for commands that do not compute. Imports no torch, and little else."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from safelight.library.library import Library
 
 
 def open_library(settings: Settings) -> Library:
-    """The library under the settings' root, which need not exist yet."""
+    """Open the library under the settings' root. The root need not exist yet."""
     return Library(settings.root)

@@ -1,4 +1,4 @@
-"""Everything wired for the doctor: an engine, and canaries that are made in processes of their own."""
+"""Wires the doctor: an engine of its own, and canaries that fresh processes make."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safelight.trust.doctor import Doctor
 
 @contextmanager
 def doctor(settings: Settings) -> Generator[Doctor]:
-    """A doctor of an engine of its own with those settings."""
+    """Open a doctor with an engine of its own. Closes the engine at the end of the context."""
     fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}))
     engine = opening.open_engine(settings)
     try:

@@ -1,4 +1,4 @@
-"""A model written as a diffusers folder, for other programs: the same bytes, under the names of diffusers' modules."""
+"""Writes a model as a diffusers folder for other programs: the same bytes, under the names of diffusers' modules."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ _WORDS = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2"
 
 
 def to_diffusers(model: Model, folder: Path) -> None:
-    """Write ``model`` into ``folder``, which must not be there yet, whole or not at all.
+    """Write ``model`` into the new folder ``folder``, completely or not at all.
 
-    Raises InputError when something is there, CorruptFileError when bytes are missing, UnreadableFileError when it
-    cannot be written.
+    Raises:
+        InputError: ``folder`` exists.
+        CorruptFileError: a file of the model ends too early.
+        UnreadableFileError: the folder cannot be written.
     """
     if os.path.lexists(folder):
-        raise InputError(f"{folder} is there already; give another --out")
+        raise InputError(f"{folder} already exists; choose another folder with --out")
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     with contextlib.ExitStack() as stack:
         stack.callback(_remove, temporary)

@@ -1,4 +1,4 @@
-"""Opening an engine: the import of everything that computes, which is most of a command's start."""
+"""Opens an engine. First it imports everything that computes, which takes most of the time of a command's start."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 def imported(ours: bool = True) -> ModuleType:
-    """:mod:`safelight.assemble.worker`, imported.
+    """Import :mod:`safelight.assemble.worker` and return it.
 
-    In a process of ``ours`` garbage is not collected while torch, diffusers and transformers are imported, what they
-    made is not looked at again (nothing of it is garbage, and looking takes a sixth of the time), and the libraries say
-    errors only. A host that uses Safelight as a library is left as it was.
+    ours: the process is Safelight's own. Then the garbage collector is off while torch, diffusers and transformers are
+    imported, and never examines their objects (none is garbage, and examining them takes a sixth of the time); and
+    these libraries log errors only. Otherwise Safelight is a library in a host process, whose state stays the same.
     """
     if not ours:
-        # Libraries draw random numbers and add filters of warnings while they are imported.
-        drawn = random.getstate()
+        # During their import, libraries draw random numbers and add warning filters.
+        random_state = random.getstate()
         with warnings.catch_warnings():
             from safelight.assemble import worker
 
-        random.setstate(drawn)
+        random.setstate(random_state)
         return worker
-    collects = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         from safelight.assemble import worker
@@ -38,11 +38,11 @@ def imported(ours: bool = True) -> ModuleType:
         quiet()
         gc.freeze()
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()
     return worker
 
 
 def open_engine(settings: Settings, previews: bool = False, ours: bool = True) -> LocalEngine:
-    """The engine of this process, see :func:`safelight.assemble.worker.open_engine` and :func:`imported`."""
+    """Open the engine of this process, see :func:`safelight.assemble.worker.open_engine` and :func:`imported`."""
     return imported(ours).open_engine(settings, previews=previews)

@@ -1,4 +1,4 @@
-"""What the processes that compute for others have in common: their end of the pipe, and how a job is carried out."""
+"""Shared by the worker and the isolated processes: their end of the pipe, and the execution of a job."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 
 class Pipe:
-    """``connection``: to whoever asks. When that is gone, the process leaves at once."""
+    """The process's end of the pipe. ``connection``: to the server or command.
+
+    When the other end is gone, the process exits at once.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = threading.Lock()
 
     def say(self, message: FromWorker) -> None:
-        """Safe to be called from several threads."""
+        """Send a message. Thread-safe."""
         try:
             with self._sending:
                 self._connection.send(message)
@@ -33,7 +36,7 @@ class Pipe:
             os._exit(0)
 
     def hear(self) -> object:
-        """The next message."""
+        """Wait for the next message and return it."""
         try:
             return self._connection.recv()
         except (EOFError, OSError):
@@ -41,15 +44,18 @@ class Pipe:
 
 
 def carried_out(engine: LocalEngine, job: Generate, pipe: Pipe, stopped: Callable[[], bool]) -> tuple[Ended, bool]:
-    """Make a job's images and say each; how it ended, and whether the process had better leave: something failed that
-    nobody has foreseen, or the device is gone."""
+    """Make the images of a job and send each.
+
+    Returns how the job ended, and whether the process should exit: after an unexpected error, or when the device is
+    gone.
+    """
 
     def on_progress(progress: Progress) -> None:
         if stopped():
             raise Cancelled
         pipe.say(Progressed(job.job, progress))
 
-    kind, problem, leave = "done", "", False
+    kind, problem, must_exit = "done", "", False
     try:
         if stopped():
             raise Cancelled
@@ -61,10 +67,10 @@ def carried_out(engine: LocalEngine, job: Generate, pipe: Pipe, stopped: Callabl
     except InputError as error:
         kind, problem = "input", str(error)
     except DeviceLostError as error:
-        kind, problem, leave = "device", str(error), True
+        kind, problem, must_exit = "device", str(error), True
     except SafelightError as error:
         kind, problem = "failed", str(error)
-    except Exception as error:  # noqa: BLE001 - whoever asked must hear why
+    except Exception as error:  # noqa: BLE001 - the server must learn the reason
         traceback.print_exc()
-        kind, problem, leave = "failed", f"{type(error).__name__}: {error}", True
-    return Ended(job.job, kind, problem, tuple(engine.resident())), leave
+        kind, problem, must_exit = "failed", f"{type(error).__name__}: {error}", True
+    return Ended(job.job, kind, problem, tuple(engine.resident())), must_exit

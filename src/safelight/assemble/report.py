@@ -1,4 +1,4 @@
-"""What is where in memory, as plain values: for people, for progress events, for APIs."""
+"""Describes the state of memory as plain values: for users, progress events and APIs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def memory(
     transfers: Transfers,
     verification: Verification,
 ) -> dict[str, Any]:
-    """Sizes are bytes. ``places``: for each its budget and what set it; ``entries``: what the ledger holds."""
+    """Describe the state of memory; sizes in bytes.
+
+    ``places``: for each place its budget, the origin of the budget, and what is resident.
+    ``entries``: the ledger's entries.
+    """
     tiers = {tier.place: tier for tier in residencies}
     return {
         "places": {

@@ -1,4 +1,4 @@
-"""What a server needs below HTTP: the library, the queue, the worker's supervisor. No torch."""
+"""Wires the parts of a server below HTTP: the library, the queue, the worker's supervisor. No torch."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ from safelight.storage.images import Gallery
 _log = structlog.get_logger(__name__)
 
 SWEEP_SECONDS = 86_400
+"""Seconds between two sweeps of the unused input images."""
 
 WORKER = (sys.executable, "-P", "-m", "safelight.assemble.work")
 ZYGOTE = (sys.executable, "-P", "-m", "safelight.assemble.zygote")
-"""The current folder holds no modules of theirs (-P)."""
+"""The commands of both processes. With -P, Python imports no modules from the current folder."""
 
 
 def isolating(settings: Settings) -> Isolating:
-    """What makes images in processes that have held no other model: forks, or new ones where nothing may fork."""
+    """The object that runs jobs in isolated processes: by forks or, where the platform forbids them, new processes."""
     return Isolator(ZYGOTE, settings) if forks() else Spawner(WORKER, settings)
 
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of a server below HTTP. ``lock``: held while it runs, as a root has one server."""
+    """The parts of a server below HTTP. ``lock``: the running server holds it, so that a root has only one server."""
 
     settings: Settings
     library: Library
@@ -57,7 +58,7 @@ class Services:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Begin with what is queued; every day sweep what nothing names any more."""
+        """Start the queue, and once a day move the unused input images to the trash."""
         self.dispatcher.start()
         threading.Thread(target=self._sweep, name="safelight-sweep", daemon=True).start()
 
@@ -72,7 +73,7 @@ class Services:
                 return
 
     def stop(self) -> None:
-        """Let the job that runs finish, or put it back; end the processes; let go of the root."""
+        """Finish the running job or put it back into the queue, end the processes, and unlock the root."""
         self.stopping.set()
         self.fresh.close()
         self.dispatcher.stop(self.settings.shutdown_seconds)
@@ -83,17 +84,20 @@ class Services:
 
 
 def open_control(settings: Settings) -> Services:
-    """Open everything that a server needs; its worker starts to import. Raises InputError when another server runs on
-    this root, and what opening the database raises."""
+    """Open everything that a server needs below HTTP. The worker starts to import.
+
+    Raises InputError when another server uses this root, UnreadableFileError when the root cannot be written, and the
+    errors of opening the database.
+    """
     library = open_library(settings)
-    # Before the database is opened, which brings it up to date: not under a server that runs.
+    # Lock before opening the database: opening migrates it, which must not happen while another server uses it.
     lock = FileLock(settings.root / ".serving")
     try:
         settings.root.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise InputError(
-            f"another Safelight server runs on {settings.root}; stop it, or give another --root"
+            f"another Safelight server uses {settings.root}; stop it, or choose another folder with --root"
         ) from error
     except OSError as error:
         raise UnreadableFileError(settings.root, f"cannot be written: {error.strerror or error}") from error

@@ -1,8 +1,8 @@
-"""The worker: a process that computes for a server. ``python -m safelight.assemble.work FD`` is started by
-:mod:`safelight.engine.supervisor`; the number is that of its pipe.
+"""The worker: the process that computes for a server.
 
-One thread computes, one listens. When the pipe ends the server is gone, and the worker leaves at once. When something
-fails that nobody has foreseen, it says so and leaves: a fresh process is the best state to go on from.
+:mod:`safelight.engine.supervisor` starts it as ``python -m safelight.assemble.work FD``; FD is the file descriptor of
+its pipe. One thread computes, another one reads messages. When the pipe closes, the server is gone and the worker exits
+at once. After an unexpected error, the worker reports it and exits, because a new process has the cleanest state.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """``connection``: to the server."""
+    """Serves one engine. ``connection``: to the server."""
 
     def __init__(self, connection: Connection) -> None:
         self._pipe = Pipe(connection)
@@ -48,7 +48,7 @@ class Worker:
         self._engine: LocalEngine
 
     def run(self) -> None:
-        """Serve until the server is gone."""
+        """Run jobs until the server is gone."""
         opening.imported()
         self._pipe.say(Imported())
         message = self._pipe.hear()
@@ -61,7 +61,7 @@ class Worker:
             try:
                 self._engine.pin(name)
             except SafelightError as error:
-                structlog.get_logger().warning("a model cannot be held", model=name, why=str(error))
+                structlog.get_logger().warning("a model cannot be pinned", model=name, why=str(error))
         while True:
             self._work(self._jobs.get())
 
@@ -74,21 +74,21 @@ class Worker:
                 case Cancel(job):
                     self._cancelled.add(job)
                 case Ask():
-                    # In a thread of its own: bringing a model must not keep a job from being cancelled.
+                    # In another thread, so that this one can cancel a job while a model loads.
                     threading.Thread(target=self._answer, args=(message,), daemon=True).start()
                 case _:
                     raise AssertionError(message)
 
     def _answer(self, ask: Ask) -> None:
         try:
-            self._pipe.say(Answer(ask.tag, self._answered(ask)))
+            self._pipe.say(Answer(ask.tag, self._compute_answer(ask)))
         except SafelightError as error:
             self._pipe.say(Answer(ask.tag, None, str(error)))
-        except Exception as error:  # noqa: BLE001 - whatever it was, the server must hear of it
+        except Exception as error:  # noqa: BLE001 - the server must learn of any error
             traceback.print_exc()
             self._pipe.say(Answer(ask.tag, None, f"{type(error).__name__}: {error}"))
 
-    def _answered(self, ask: Ask) -> object:
+    def _compute_answer(self, ask: Ask) -> object:
         engine = self._engine
         if ask.what == "memory":
             return engine.memory()
@@ -106,15 +106,15 @@ class Worker:
         return list(engine.resident())
 
     def _work(self, job: Generate) -> None:
-        ended, leave = carried_out(self._engine, job, self._pipe, lambda: job.job in self._cancelled)
+        ended, must_exit = carried_out(self._engine, job, self._pipe, lambda: job.job in self._cancelled)
         self._cancelled.discard(job.job)
         self._pipe.say(ended)
-        if leave:
+        if must_exit:
             os._exit(1)
 
 
 def main() -> None:
-    # Who started the server stops it by Ctrl-C; the server stops the worker.
+    # Ctrl-C reaches the server, which then stops the worker.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.to_stderr()
     with contextlib.suppress(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Everything wired: the engine of this process, from the settings."""
+"""Wires the engine of this process from the settings."""
 
 from __future__ import annotations
 
@@ -39,8 +39,11 @@ VERSIONS = ("safelight", "torch", "diffusers", "transformers", "compel", "opencv
 
 
 def open_engine(settings: Settings, device: Device | None = None, previews: bool = False) -> LocalEngine:
-    """An engine on ``device``, or on the one that the settings name, or the best that there is; ``previews``: whether
-    progress shows unfinished images."""
+    """Open an engine.
+
+    device: by default the one that the settings name or, with ``auto``, the best one of this machine.
+    previews: whether progress includes previews of unfinished images.
+    """
     device = device or choice.device(settings.device)
     threads = settings.threads or os.cpu_count() or 1
     ledger = Ledger({HOST: 0} | ({device.name: 0} if device.separate else {}))
@@ -66,9 +69,9 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         )
     for limit in limits:
         limit.follow()
-    ledger.charge(HOST, threads * STAGING_BYTES, "readers", "chunks of files that are read", stored=False, certain=True)
-    ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers of copies", stored=False, certain=True)
-    ledger.charge(HOST, KEPT_BYTES, "prompts", "what text encoders made of them", stored=False, certain=True)
+    ledger.charge(HOST, threads * STAGING_BYTES, "readers", "buffers for reading files", stored=False, certain=True)
+    ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers for copies", stored=False, certain=True)
+    ledger.charge(HOST, KEPT_BYTES, "prompts", "cached text-encoder outputs", stored=False, certain=True)
     working = WorkingMemory(settings.root / "working_memory.json")
     promised = _bytes(settings.device_working_mem_gb) if device.separate else None
     versions = {name: version(name) for name in VERSIONS}
@@ -79,7 +82,7 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
     def decide(precision: Precision, model: Model | None) -> RunSettings:
         wanted = precision if precision != "auto" else settings.precision
         dtype = choice.precision(wanted, device)
-        # fp16 overflows in SDXL's VAE and in some others; the VAE is small.
+        # fp16 overflows in the VAEs of SDXL and of some other models. The VAE is small, so fp32 costs little.
         vae_dtype = "fp32" if dtype == "fp16" else dtype
         names = (model.name, model.base) if model is not None else ()
         kind = next((settings.attention_types[n] for n in names if n in settings.attention_types), None)
@@ -131,9 +134,11 @@ def _host_limits(ledger: Ledger, host: Residency) -> Limits:
     at_start = machine.anonymous_bytes()
 
     def computing() -> int:
-        # What was promised to computing and is in use already; more than that is the libraries' own growth. Less than
-        # nothing while slabs are being read into that the system has not given yet: those bytes can be had, too. No
-        # less than that: what the libraries gave back since the start can be had already.
+        # The bytes of working memory that are in use already.
+        # At most the reserved bytes: anything above them is growth of the libraries.
+        # Negative while files are read into slabs whose pages the system has not allocated yet: those bytes are still
+        # available. Not below the size of these slabs: bytes that the libraries freed since the start are counted as
+        # available already.
         used = machine.anonymous_bytes() - at_start - ledger.stored(HOST)
         return max(-host.coming_bytes, min(used, ledger.reserved(HOST)))
 
@@ -148,7 +153,7 @@ def _device_limits(ledger: Ledger, device: Device) -> Limits:
 
 
 def _computing(ledger: Ledger, device: Device) -> Callable[[], int]:
-    """Bytes in use where ``device`` computes, beside those that the ledger has stored there."""
+    """A function that returns the bytes in use in the memory of ``device``, less those that the ledger has stored."""
 
     def host() -> int:
         return machine.anonymous_bytes() - ledger.stored(HOST)

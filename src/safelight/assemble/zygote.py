@@ -1,7 +1,8 @@
-"""The zygote: ``python -m safelight.assemble.zygote FD``; see :mod:`safelight.engine.isolated`.
+"""The zygote process: ``python -m safelight.assemble.zygote FD``. See :mod:`safelight.engine.isolated`.
 
-Whoever forks must have no threads but its own, and OpenMP's must never have been started: the zygote imports and forks,
-the keeper reads files on threads that have ended when it forks, with one thread for each sum; only the child computes.
+A process that forks must have no other threads, and must never have started OpenMP's threads. So the zygote only
+imports and forks. The keeper reads files in threads that have ended before it forks, and computes each checksum with
+one thread. Only the child computes.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
 
 
 class _Zygote:
-    """``connection``: to whoever asks; it is read by one process at a time, the one that waits for the next job."""
+    """``connection``: to the server or command. Only the process that waits for the next job reads it: the zygote or
+    the keeper."""
 
     def __init__(self, connection: Connection) -> None:
         self._pipe = Pipe(connection)
 
     def run(self) -> None:
-        """Serve until whoever asks is gone."""
+        """Run jobs until the other end of the pipe is gone."""
         opening.imported()
         self._pipe.say(Imported())
         message = self._pipe.hear()
@@ -46,27 +48,27 @@ class _Zygote:
         while True:
             wanted = job or self._pipe.hear()
             assert isinstance(wanted, Generate)
-            job = self._kept(wanted)
+            job = self._fork_keeper(wanted)
 
-    def _kept(self, wanted: Generate) -> Generate | None:
-        """Fork a keeper, which serves jobs until one of another model comes: that one."""
+    def _fork_keeper(self, wanted: Generate) -> Generate | None:
+        """Fork a keeper, which runs jobs until one needs another model. Returns that job, None if the keeper died."""
         ours, theirs = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(ours)
             with contextlib.suppress(BaseException):
-                self._keep(wanted, theirs)
+                self._run_keeper(wanted, theirs)
             os._exit(1)
         os.close(theirs)
         with open(ours, "rb") as pipe:
-            handed = pipe.read()
+            next_job = pipe.read()
         _, status = os.waitpid(pid, 0)
-        if handed:
-            return pickle.loads(handed)
+        if next_job:
+            return pickle.loads(next_job)
         self._pipe.say(Ended(wanted.job, "failed", f"the process that holds the weights ended ({_how(status)})", ()))
         return None
 
-    def _keep(self, wanted: Generate, pipe: int) -> None:
+    def _run_keeper(self, wanted: Generate, pipe: int) -> None:
         import torch
 
         torch.set_num_threads(1)
@@ -76,11 +78,12 @@ class _Zygote:
             engine.share(wanted.request, digest)
         except SafelightError as error:
             self._pipe.say(Ended(wanted.job, "input" if isinstance(error, InputError) else "failed", str(error), ()))
-            # The next job may be of another model, or the file may be right then.
+            # The zygote starts a new keeper for the next job: it may use another model, or the file may be right by
+            # then.
             self._hand_on(self._pipe.hear(), pipe)
         gc.freeze()
         while (wanted.digest, wanted.request.precision) == (digest, precision):
-            self._forked(engine, wanted)
+            self._fork_child(engine, wanted)
             message = self._pipe.hear()
             assert isinstance(message, Generate)
             wanted = message
@@ -92,16 +95,16 @@ class _Zygote:
             file.write(pickle.dumps(wanted))
         os._exit(0)
 
-    def _forked(self, engine: LocalEngine, wanted: Generate) -> None:
+    def _fork_child(self, engine: LocalEngine, wanted: Generate) -> None:
         pid = os.fork()
         if pid == 0:
-            self._work(engine, wanted)
+            self._run_child(engine, wanted)
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         if status:
             self._pipe.say(Ended(wanted.job, "failed", f"the process that computed ended ({_how(status)})", ()))
 
-    def _work(self, engine: LocalEngine, wanted: Generate) -> None:
+    def _run_child(self, engine: LocalEngine, wanted: Generate) -> None:
         stopped = threading.Event()
 
         def stop(number: int, frame: object) -> None:
@@ -123,7 +126,7 @@ def _how(status: int) -> str:
 
 def main() -> None:
     if not forks():
-        raise SystemExit("nothing is forked on this system: see safelight.engine.isolated.Spawner")
+        raise SystemExit("Safelight does not fork on this system: see safelight.engine.isolated.Spawner")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.to_stderr()
     _Zygote(Connection(int(sys.argv[1]))).run()

@@ -1,4 +1,4 @@
-"""``safelight adapters``: LoRA and its kin in the library."""
+"""``safelight adapters``: the adapters in the library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ BASES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 
 app = typer.Typer(
     cls=Commands,
-    help="Add adapters to the library, list, verify and remove them: LoRA and its kin, VAEs, ControlNets, embeddings.",
+    help="Add adapters to the library, list, verify and remove them: LoRAs and relatives, VAEs, ControlNets, "
+    "embeddings.",
     no_args_is_help=True,
     epilog="Example: `safelight adapters add ~/loras/*.safetensors`, then `generate … --lora NAME:0.8`",
 )
@@ -34,41 +35,41 @@ def add(
     paths: Annotated[list[Path], typer.Argument(help="Adapter files, or folders of them.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="Its name in the library; the file's name by default.")] = None,
     base: Annotated[
-        str, typer.Option(help=f"The models that it is for, where the file is wrong about it: {', '.join(BASES)}.")
+        str, typer.Option(help=f"The base that the adapter is for, if its file is wrong: {', '.join(BASES)}.")
     ] = "",
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Add adapters: identify them, read and hash every tensor. The files stay where they are."""
+    """Add adapters: identify them, and read and hash every tensor. The files stay where they are."""
     from safelight.cli.adding import Found, found_in
     from safelight.errors import InputError
 
     if base and base not in BASES:
         raise InputError(f"--base {base!r}: must be one of {', '.join(BASES)}")
-    listed = [one for path in paths for one in found_in(path)]
-    if name is not None and len(listed) != 1:
-        raise InputError(f"--name {name!r} is for one path, {len(listed)} were given")
+    candidates = [candidate for path in paths for candidate in found_in(path)]
+    if name is not None and len(candidates) != 1:
+        raise InputError(f"--name {name!r} needs exactly one path, not {len(candidates)}")
     adapters, failed = _adapters(context, root), False
-    for one in listed:
+    for candidate in candidates:
         try:
-            there = next((card for card in adapters.cards() if card.path == one.path.absolute()), None)
-            known = one.within and there is not None and there.state() == "there"
-            added = adapters.get(there.name) if known and there is not None else adapters.add(one.path, name, base)
+            card = next((card for card in adapters.cards() if card.path == candidate.path.absolute()), None)
+            known = candidate.within and card is not None and card.state() == "there"
+            added = adapters.get(card.name) if known and card is not None else adapters.add(candidate.path, name, base)
         except InputError as error:
-            failed = failed or not one.within
+            failed = failed or not candidate.within
             if as_json:
-                say_json({"path": str(one.path), "error": str(error)})
+                say_json({"path": str(candidate.path), "error": str(error)})
             typer.echo(f"safelight: {error}", err=True)
             continue
         if as_json:
             say_json(added.summary())
         elif known:
-            typer.echo(f"{added.name} is in the library already")
+            typer.echo(f"{added.name} is already in the library")
         else:
             typer.echo(f"added {added.name}: {added.kind} for {added.base or 'an unknown base'}")
-    if not listed:
+    if not candidates:
         given = ", ".join(map(str, paths))
-        raise InputError(f"{given}: no file is there that could be an adapter ({', '.join(Found.endings)})")
+        raise InputError(f"{given}: contains no file that could be an adapter ({', '.join(Found.endings)})")
     if failed:
         raise typer.Exit(2)
 
@@ -105,7 +106,7 @@ def verify(
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Read every tensor again and compare it with what was added. Exit code 1 when anything differs."""
+    """Read every tensor again and compare it with what was added. Exit code 1 if anything differs."""
     from safelight.errors import IntegrityError
 
     adapters = _adapters(context, root)
@@ -131,7 +132,7 @@ def remove(
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Forget an adapter. Its file stays where it is."""
+    """Remove an adapter from the library. Its file stays where it is."""
     _adapters(context, root).remove(name)
     if as_json:
         say_json({"name": name, "removed": True})
@@ -152,4 +153,4 @@ def rename(
     if as_json:
         say_json(adapter.summary())
     else:
-        typer.echo(f"{name} is called {adapter.name} now")
+        typer.echo(f"renamed {name} to {adapter.name}")

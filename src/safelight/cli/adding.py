@@ -1,4 +1,4 @@
-"""What is in a folder that could be added: files that may be models or adapters, and diffusers folders."""
+"""Finds what can be added in a folder: files that may be models or adapters, and diffusers folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``within``: it was found in a folder that was given, and not given itself."""
+    """A file or diffusers folder. ``within``: the user named a folder around it, not this path itself."""
 
     endings: ClassVar[tuple[str, ...]] = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -20,16 +20,18 @@ class Found:
 
 
 def found_in(path: Path) -> Iterator[Found]:
-    """The path itself, or what is in that folder and below, by name. Links to folders are not followed, so that no
-    folder is looked at twice; of a diffusers folder only the whole is given."""
+    """Yield the path itself or, for a folder, the files in it and in its subfolders, sorted by name in each folder.
+
+    A diffusers folder counts as one file. Links to folders are not followed, so that no folder is read twice.
+    """
     path = path.expanduser()
     if not path.is_dir() or (path / "model_index.json").exists():
         yield Found(path, within=False)
         return
     for folder, inner, files in os.walk(path):
         inner.sort()
-        wholes = [name for name in inner if (Path(folder) / name / "model_index.json").exists()]
-        inner[:] = [name for name in inner if name not in wholes and not name.startswith(".")]
+        diffusers = [name for name in inner if (Path(folder) / name / "model_index.json").exists()]
+        inner[:] = [name for name in inner if name not in diffusers and not name.startswith(".")]
         names = [name for name in files if name.lower().endswith(Found.endings) and not name.startswith(".")]
-        for name in sorted([*wholes, *names]):
+        for name in sorted([*diffusers, *names]):
             yield Found(Path(folder) / name, within=True)

@@ -1,4 +1,4 @@
-"""``safelight audit``: the doctor's proof, for any image server."""
+"""``safelight audit``: compares the images of any image server, as the doctor does."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ EXAMPLES = (
 
 
 def audit(
-    url: Annotated[str, typer.Argument(help="Where the server is.", show_default=False)],
+    url: Annotated[str, typer.Argument(help="The server's address.", show_default=False)],
     api: Annotated[str, typer.Option(help="safelight, a1111, openai, invoke or comfy.")] = "safelight",
     models: Annotated[list[str] | None, typer.Option("--model", "-m", help="Only these; all by default.")] = None,
-    key: Annotated[str | None, typer.Option(help="A bearer token, if it wants one.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that every model is visited again.")] = 3,
+    key: Annotated[str | None, typer.Option(help="A bearer token, if the server requires one.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the audit returns to every model.")] = 3,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 4,
-    size: Annotated[int, typer.Option(min=8, help="Pixels a side.")] = 256,
+    size: Annotated[int, typer.Option(min=8, help="Pixels per side.")] = 256,
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "a red apple on a white table",
     save: Annotated[Path | None, typer.Option(help="Write the report to a file.")] = None,
     before: Annotated[Path | None, typer.Option(help="A saved report from before the server's restart.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the images, also those that differ.")] = Path("out/audit"),
+    out: Annotated[Path, typer.Option(help="Folder for the first images and those that differ.")] = Path("out/audit"),
     as_json: JsonOption = False,
 ) -> None:
-    """Ask any image server for the same images in many orders, and say which differ. Exit code 1 if any does."""
+    """Request the same images from any image server in many orders, and say which differ. Exit code 1 if any does."""
     from safelight.cli.doctor import say_all
     from safelight.errors import UnreadableFileError
     from safelight.trust import audit as auditing
@@ -52,7 +52,7 @@ def audit(
     if missing := [name for name in chosen if name not in known]:
         raise InputError(f"the server has no model {', '.join(missing)}; it has {', '.join(known) or 'none'}")
     if not chosen:
-        raise InputError("the server lists no model")
+        raise InputError("the server lists no models")
     asked = Asked(prompt, 7, steps, size)
     with bar("auditing") as update:
         audited = auditing.audit(server, chosen, asked, rounds, earlier, lambda count: update(count, 0, "images"))

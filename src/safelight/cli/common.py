@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options, tables, progress bars and output that several commands share."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from safelight.config import Loaded
 
 RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Where everything lives; overrides SAFELIGHT_ROOT.", show_default=False)
+    Path | None, typer.Option("--root", help="The folder for all data; overrides SAFELIGHT_ROOT.", show_default=False)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object to a line, for scripts.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, for scripts.")]
 
 
 @dataclass(frozen=True, slots=True)
 class GlobalOptions:
-    """The options before the command, which hold for every command."""
+    """The options before the command. They apply to every command."""
 
     root: Path | None
     config: Path | None
@@ -35,11 +35,11 @@ class GlobalOptions:
 
 
 DESTROYS = frozenset({"remove", "rollback"})
-"""Commands that are never suggested for another word."""
+"""Commands that Safelight never suggests for an unknown word."""
 
 
 class Commands(TyperGroup):
-    """A group of commands. What is suggested for a word that is none never takes anything away."""
+    """A group of commands. For an unknown word it suggests similar commands, but none that removes something."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """See :meth:`typer.core.TyperGroup.resolve_command`."""
@@ -51,41 +51,43 @@ class Commands(TyperGroup):
 
 
 def loaded(context: typer.Context, root: Path | None, **flags: Any) -> Loaded:
-    """The settings, ``flags`` above all else; ``--root`` behind the command goes above the one before it. Says what of
-    a file has no meaning."""
+    """Load the settings, and warn about unknown and obsolete settings in the file.
+
+    ``flags`` override everything else. A ``--root`` behind the command overrides one before it.
+    """
     from safelight import config
 
     chosen: GlobalOptions = context.obj
     found = config.explained(root or chosen.root, chosen.config, device=chosen.device, **flags)
     unknown = sorted(name for name in found.ignored if name not in config.OBSOLETE)
     if unknown:
-        _warn(f"not settings of Safelight, ignored: {', '.join(unknown)}")
+        _warn(f"unknown settings, ignored: {', '.join(unknown)}")
     for name in sorted(found.ignored.keys() & config.OBSOLETE.keys()):
-        _warn(f"{name} is not taken: {found.ignored[name]}")
+        _warn(f"{name} is ignored: {found.ignored[name]}")
     if found.exposed is not None:
-        _warn(f"{found.exposed} holds a secret and others may read it: chmod 600 {found.exposed}")
+        _warn(f"{found.exposed} contains a secret, and other users may read it; run: chmod 600 {found.exposed}")
     return found
 
 
 def _warn(text: str) -> None:
-    """A warning about settings, once."""
-    if text not in _said:
-        _said.add(text)
+    """Print a warning about settings, only once."""
+    if text not in _warned:
+        _warned.add(text)
         say(f"safelight: {text}", err=True)
 
 
 WIDE = 10_000
-"""Columns of what is no terminal."""
+"""Columns of an output that is not a terminal."""
 
 _drawn: list[Any] = []
-"""Progress bars on the terminal now."""
+"""The visible progress bars."""
 
-_said: set[str] = set()
-"""Warnings about settings, which a command may load more than once."""
+_warned: set[str] = set()
+"""The warnings about settings so far. A command may load the settings more than once."""
 
 
 def say(text: str, err: bool = False) -> None:
-    """A line, above a progress bar where there is one."""
+    """Print a line, above the progress bars if there are any."""
     for progress in _drawn:
         progress.stop()
     typer.echo(text, err=err)
@@ -94,14 +96,17 @@ def say(text: str, err: bool = False) -> None:
 
 
 def say_json(values: Any) -> None:
-    """One JSON object on a line of its own, at once."""
-    # A lone half of a surrogate pair, which no encoding has, becomes its JSON escape.
+    """Print one JSON object on a line of its own, without buffering."""
+    # No encoding can represent one half of a surrogate pair; it becomes a JSON escape.
     say(json.dumps(values, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
 
 
 @contextlib.contextmanager
 def bar(label: str) -> Generator[Callable[[int, int, str], None]]:
-    """A progress bar on a terminal, nothing in a pipe. The function takes done, total and what is done now."""
+    """Show a progress bar on a terminal, nothing in a pipe.
+
+    Yields a function that takes the amount done, the total, and a text about the current work.
+    """
     if not sys.stderr.isatty():
         yield lambda done, total, now: None  # noqa: ARG005
         return
@@ -109,7 +114,8 @@ def bar(label: str) -> Generator[Callable[[int, int, str], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn())
-    # Redirected, what is printed meanwhile would go to the terminal and not into the file or pipe that it is for.
+    # Without redirection by rich, because it would send the output of prints to the terminal and not into the user's
+    # file or pipe.
     progress = Progress(
         *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
     )
@@ -124,13 +130,13 @@ def bar(label: str) -> Generator[Callable[[int, int, str], None]]:
 
 @contextlib.contextmanager
 def byte_bar(label: str) -> Generator[Callable[[int, int], None]]:
-    """A progress bar of bytes read."""
+    """Show a progress bar of bytes read. Yields a function that takes the bytes done and the total."""
     with bar(label) as update:
         yield lambda done, total: update(done, total, f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
 
 def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A table for people, as wide as the terminal; in a pipe as wide as it is, so that no value is cut."""
+    """Print a table, as wide as the terminal. In a pipe it is as wide as its contents, so that no value is cut."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""``safelight config``: what is set, and where each value came from."""
+"""``safelight config``: shows and changes the settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safelight.cli.common import Commands, JsonOption, RootOption, loaded, say_j
 
 app = typer.Typer(
     cls=Commands,
-    help="Show the settings, and set them.",
+    help="Show and change the settings.",
     no_args_is_help=True,
     epilog="Example: `safelight --config ~/invokeai/invokeai.yaml config show`",
 )
@@ -21,19 +21,19 @@ def config() -> None:
     """Settings come from flags, SAFELIGHT_* variables, safelight.yaml in the root (or --config FILE), in this order."""
 
 
-_WITHOUT = ("api_key", "api_key_file", "default_model", "default_seed")
-"""Settings that may be none at all."""
+_OPTIONAL = ("api_key", "api_key_file", "default_model", "default_seed")
+"""Settings for which None means no value. For all others, None means that the machine determines the value."""
 
 
 def _shown(name: str, value: object) -> str:
     if value is None:
-        return "none" if name in _WITHOUT else "by the machine"
+        return "none" if name in _OPTIONAL else "by the machine"
     return str(value)
 
 
 @app.command(epilog="Example: `safelight config show --json`")
 def show(context: typer.Context, as_json: JsonOption = False, root: RootOption = None) -> None:
-    """Show every setting: its value, where that came from, and what it is for."""
+    """Show every setting: its value, the origin of the value, and what it is for."""
     found = loaded(context, root)
     values = found.settings.model_dump(mode="json")
     if as_json:
@@ -56,15 +56,15 @@ def show(context: typer.Context, as_json: JsonOption = False, root: RootOption =
 def set_one(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A setting's name.", show_default=False)],
-    value: Annotated[str, typer.Argument(help="Its value, as in YAML.", show_default=False)],
+    value: Annotated[str, typer.Argument(help="The value, as in YAML.", show_default=False)],
     root: RootOption = None,
 ) -> None:
-    """Set a value in safelight.yaml of the root."""
+    """Set a value in the root's safelight.yaml."""
     from safelight import config as settings
 
     home = loaded(context, root).settings.root
-    held = settings.write(home, name.rstrip(":").replace("-", "_"), value)
-    typer.echo(f"{name.rstrip(':')} is {held} in {home / settings.FILE}")
+    stored = settings.write(home, name.rstrip(":").replace("-", "_"), value)
+    typer.echo(f"{name.rstrip(':')} is {stored} in {home / settings.FILE}")
 
 
 @app.command(epilog="Example: `safelight config unset default_seed`")
@@ -73,7 +73,7 @@ def unset(
     name: Annotated[str, typer.Argument(help="A setting's name.", show_default=False)],
     root: RootOption = None,
 ) -> None:
-    """Remove a value from safelight.yaml of the root, so that the setting has its default again."""
+    """Remove a value from the root's safelight.yaml, so that the setting has its default again."""
     from safelight import config as settings
 
     home = loaded(context, root).settings.root
@@ -81,4 +81,4 @@ def unset(
     settings.unset(home, name)
     found = loaded(context, root)
     value = found.settings.model_dump(mode="json")[name]
-    typer.echo(f"{name} is {_shown(name, value)} now (from {found.origins[name]})")
+    typer.echo(f"{name} is now {_shown(name, value)} (from {found.origins[name]})")

@@ -1,4 +1,4 @@
-"""``safelight demo``: the starters, and the starter adapters, on one sheet."""
+"""``safelight demo``: draws with the starters or the starter adapters, on one sheet."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from safelight.request.results import Image
 from safelight.request.schema import Request
 
 ADAPTED = "starter-noto"
-"""The starter over which the starter adapters were trained."""
+"""The starter on which the starter adapters were trained."""
 
 EDGES = "edges"
 """The starter ControlNet."""
 
 OTHER = "octopus"
-"""What is drawn within the edges of the first picture."""
+"""The prompt of the picture that the ControlNet draws inside the edges of another one."""
 
 
 def demo(
@@ -30,11 +30,14 @@ def demo(
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "red apple",
     adapters: Annotated[
         bool,
-        typer.Option("--adapters", help="One starter: plain, with each starter adapter, with several, plain again."),
+        typer.Option(
+            "--adapters", help="One starter: without adapters, with each starter adapter, with several, without again."
+        ),
     ] = False,
     root: RootOption = None,
 ) -> None:
-    """Draw one prompt with the three starters, then with the first again: three styles, and the fourth is the first."""
+    """Draw one prompt with the three starters, then with the first again: three styles; the last image equals the
+    first."""
     from safelight.cli.sheet import Sheet
     from safelight.errors import InputError, IntegrityError
     from safelight.library import starters
@@ -42,10 +45,10 @@ def demo(
     engine = local(context, root)
     names = [model.name for model in starters.models()]
     if len(names) < 2:
-        raise InputError("the starters are not installed: `make demo` in a clone installs them")
+        raise InputError("the starters are not installed; `make demo` in a clone installs them")
     sheet, digests = Sheet(prompt), list[str]()
 
-    def drawn(request: Request, label: str = "") -> Image:
+    def draw(request: Request, label: str = "") -> Image:
         [image] = make(engine, [request], out, as_json=False)
         sheet.add(image, label)
         digests.append(image.pixels_sha256)
@@ -53,22 +56,22 @@ def demo(
 
     if adapters:
         plain = Request(prompt=prompt, model=ADAPTED)
-        first = drawn(plain)
+        first = draw(plain)
         ink, turned = Lora("ink"), Lora("turned")
         for loras in ((ink,), (turned,), (ink, turned)):
-            drawn(replace(plain, loras=loras), " and ".join(lora.name for lora in loras))
+            draw(replace(plain, loras=loras), " and ".join(lora.name for lora in loras))
         other = replace(plain, prompt=OTHER)
-        drawn(other, OTHER)
+        draw(other, OTHER)
         edged = replace(other, controls=(Control(EDGES, str(first.path), preprocessor="canny"),))
-        drawn(edged, f"{OTHER}, {EDGES} of the first")
-        drawn(replace(edged, loras=(ink,)), "the same, and ink")
-        drawn(plain)
+        draw(edged, f"{OTHER}, {EDGES} of the first")
+        draw(replace(edged, loras=(ink,)), "the same, and ink")
+        draw(plain)
     else:
         for name in [*names, names[0]]:
-            drawn(Request(prompt=prompt, model=name))
+            draw(Request(prompt=prompt, model=name))
     path = sheet.save(out)
     first_pixels, last = digests[0], digests[-1]
     typer.echo(f"{path}")
     if first_pixels != last:
-        raise IntegrityError(out, "(pixels)", f"the last picture {last[:16]} is not the first {first_pixels[:16]}")
-    typer.echo(f"identical: the first and the last picture are the same, pixel for pixel ({first_pixels})")
+        raise IntegrityError(out, "(pixels)", f"the last image {last[:16]} differs from the first {first_pixels[:16]}")
+    typer.echo(f"identical: the first and the last image are the same, pixel for pixel ({first_pixels})")

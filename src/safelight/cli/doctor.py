@@ -1,4 +1,4 @@
-"""``safelight doctor``: what spoils images on this machine, with evidence."""
+"""``safelight doctor``: looks for what spoils images on this machine, and shows the evidence."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ EXAMPLES = (
 )
 
 TITLES = {
-    "loading": "Loading: are the files what was added?",
+    "loading": "Loading: are the files the same as when they were added?",
     "state": "State: is anything left of the last model?",
-    "attention": "Attention: does it compute rightly here?",
-    "memory": "Memory: are the bytes there those that were read?",
-    "device": "Device: can it be trusted, and does it repeat itself?",
+    "attention": "Attention: does it compute correctly on this machine?",
+    "memory": "Memory: does it contain the bytes that were read?",
+    "device": "Device: does it compute correctly and repeatably?",
 }
 
 
 def _soak_of(value: str | None) -> tuple[int, float] | None:
-    """(images, seconds), one of which is 0."""
+    """Parse the length of a soak. Returns (images, seconds); one of them is 0."""
     if value is None:
         return None
     found = re.fullmatch(r"([0-9]+)(s|m|h)?", value)
@@ -47,9 +47,9 @@ def doctor(
     context: typer.Context,
     names: Annotated[list[str] | None, typer.Argument(help="Models; all by default.", show_default=False)] = None,
     soak: Annotated[
-        str | None, typer.Option(help="Switch at random for so many images, or so long (30m); then the rest.")
+        str | None, typer.Option(help="First switch models at random, for a number of images or a time (30m).")
     ] = None,
-    plot: Annotated[Path, typer.Option(help="Where a soak's memory and switch times are drawn.")] = Path(
+    plot: Annotated[Path, typer.Option(help="The file for a soak's diagram of memory and switch times.")] = Path(
         "out/soak.png"
     ),
     since_upgrade: Annotated[
@@ -57,11 +57,11 @@ def doctor(
     ] = False,
     image: Annotated[
         Path | None,
-        typer.Option(help="A picture that you distrust: is it what it was, and what is most likely wrong?"),
+        typer.Option(help="An image that you distrust: say whether it changed, and what is most likely wrong."),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the report to a file, for a bug report.")] = None,
     with_names: Annotated[
-        bool, typer.Option("--with-names", help="Leave the models' names and paths in that file.")
+        bool, typer.Option("--with-names", help="Include the models' names and paths in that file.")
     ] = False,
     as_json: JsonOption = False,
     root: RootOption = None,
@@ -74,7 +74,7 @@ def doctor(
 
     if image is not None:
         if names or soak or since_upgrade:
-            raise InputError("--image: looks at that picture alone; leave the models, --soak and --since-upgrade out")
+            raise InputError("--image: examines one image only; remove the models, --soak and --since-upgrade")
         _picture(context, root, image, save, as_json)
         return
     with examining.doctor(settings) as found:
@@ -94,9 +94,9 @@ def doctor(
     if as_json:
         say_json(report.values())
     if save is not None:
-        held = report if with_names else without_names(report, models)
+        saved = report if with_names else without_names(report, models)
         save.parent.mkdir(parents=True, exist_ok=True)
-        save.write_text(json.dumps(held.values(), indent=1) + "\n")
+        save.write_text(json.dumps(saved.values(), indent=1) + "\n")
         if not as_json:
             typer.echo(f"\n{save}: {'with' if with_names else 'without'} the models' names and paths")
     if not report.ok:
@@ -113,7 +113,7 @@ def _picture(context: typer.Context, root: Path | None, image: Path, save: Path 
     if as_json:
         say_json(report.values())
     else:
-        say_all(report, "this picture is right")
+        say_all(report, "this image is right")
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         save.write_text(json.dumps(report.values(), indent=1) + "\n")
@@ -135,11 +135,11 @@ def _soaked(found: Doctor, models: list[Model], wanted: tuple[int, float], plot:
     return soaked.findings()
 
 
-RIGHT = "images made here are right"
+RIGHT = "images made on this machine are right"
 
 
 def say_all(report: Report, right: str = RIGHT) -> None:
-    """The report for people. ``right``: what it means when all checks passed."""
+    """Print the report for users. ``right``: the conclusion if all checks passed."""
     from rich.console import Console
     from rich.markup import escape
 

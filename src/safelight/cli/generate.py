@@ -1,4 +1,4 @@
-"""``safelight generate``."""
+"""``safelight generate``: makes images of a prompt with one or several models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ModelsOption = Annotated[
 
 
 def local(context: typer.Context, root: Path | None) -> LocalEngine:
-    """The engine of this process."""
+    """Open the engine of this process."""
     from safelight.assemble.opening import open_engine
 
     return open_engine(loaded(context, root).settings)
@@ -56,7 +56,7 @@ def _engine(context: typer.Context, root: Path | None, server: str | None, key: 
 
 
 def _refuse_without_effect(context: typer.Context) -> None:
-    """Raise RequestError for an option that was given and would do nothing."""
+    """Raise RequestError for an option on the command line that would have no effect."""
     refuse_without_effect(context)
     given = context.params
     if was_given(context, "api_key") and given["server"] is None:
@@ -64,7 +64,7 @@ def _refuse_without_effect(context: typer.Context) -> None:
     if given["every"] and not any(has_choices(given[text]) for text in ("prompt", "negative")):
         raise RequestError("every", True, "has no effect: the prompt has no choices, {a|b}")
     if given["server"] is not None and context.obj.device is not None:
-        raise RequestError("device", context.obj.device, "is the server's: leave --device out beside --server")
+        raise RequestError("device", context.obj.device, "has no effect with --server; remove --device")
 
 
 @takes_request(model=ModelsOption)
@@ -72,18 +72,23 @@ def generate(
     context: typer.Context,
     given: Given,
     every: Annotated[
-        bool, typer.Option("--every", help="With choices in the prompt, {a|b}: all combinations, not one by the seed.")
+        bool,
+        typer.Option(
+            "--every", help="With choices in the prompt, {a|b}: make all combinations, not the one that the seed gives."
+        ),
     ] = False,
     out: Annotated[
-        Path, typer.Option(help="Folder for the images; with several models sheet.png too, of the last run.")
+        Path, typer.Option(help="Folder for the images and, with several models, for a sheet of all.")
     ] = Path("out"),
     server: Annotated[
-        str | None, typer.Option(help="Have a running server make them: its address; models are then the server's.")
+        str | None, typer.Option(help="Address of a running server that makes the images with its own models.")
     ] = None,
-    api_key: Annotated[str | None, typer.Option(envvar="SAFELIGHT_API_KEY", help="That server's key.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="SAFELIGHT_API_KEY", help="The server's API key.")] = None,
     prove: Annotated[
         bool,
-        typer.Option("--prove", help="Make each both ways, and say whether they are the same; exit code 1 if not."),
+        typer.Option(
+            "--prove", help="Make each image twice, isolated and not, and compare them. Exit code 1 if any differs."
+        ),
     ] = False,
     as_json: JsonOption = False,
     root: RootOption = None,
@@ -97,48 +102,48 @@ def generate(
     isolate: bool = given["isolate"]
     requests = given.requests(models, seed, server)
     if prove and (isolate or settings.isolate):
-        raise RequestError("prove", True, "compares with isolated images: leave --isolate (or the setting) out")
-    requests = _chosen(context, root, requests, every)
+        raise RequestError("prove", True, "compares with isolated images itself; remove --isolate or the setting")
+    requests = _expand(context, root, requests, every)
     from safelight.cli.sheet import Sheet
 
     sheet = Sheet(given["prompt"])
     isolated = _digests(_engine(context, root, server, api_key, isolate=True), requests) if prove else None
     digests: list[str] = []
-    for made in make(_engine(context, root, server, api_key, isolate), requests, out, as_json, settings.max_pixels):
-        digests.append(made.pixels_sha256)
+    for image in make(_engine(context, root, server, api_key, isolate), requests, out, as_json, settings.max_pixels):
+        digests.append(image.pixels_sha256)
         if len(models) > 1:
-            sheet.add(made)
+            sheet.add(image)
     if len(models) > 1:
         path = sheet.save(out)
         if not as_json:
             typer.echo(f"{path}")
     if isolated is not None:
-        _say_whether(isolated, digests, as_json)
+        _compare(isolated, digests, as_json)
 
 
-def _chosen(context: typer.Context, root: Path | None, requests: list[Request], every: bool) -> list[Request]:
-    """The requests, what is to be chosen in their prompts chosen."""
+def _expand(context: typer.Context, root: Path | None, requests: list[Request], every: bool) -> list[Request]:
+    """Replace the choices and wildcards in the prompts. ``every``: return a request for each combination."""
     from safelight.prompts import variants
 
     choose = variants.every if every else variants.chosen
     wildcards = loaded(context, root).settings.root / "wildcards"
-    return [one for request in requests for one in choose(request, wildcards)]
+    return [expanded for request in requests for expanded in choose(request, wildcards)]
 
 
 def _digests(engine: Engine, requests: list[Request]) -> list[str]:
-    """Of the images of all requests, each made in isolation."""
-    alone = [replace(request, isolate=True) for request in requests]
-    return [image.pixels_sha256 for request in alone for image in engine.generate(request)]
+    """Make the images of all requests in isolation. Returns the hashes of their pixels."""
+    isolated = [replace(request, isolate=True) for request in requests]
+    return [image.pixels_sha256 for request in isolated for image in engine.generate(request)]
 
 
-def _say_whether(isolated: list[str], warm: list[str], as_json: bool) -> None:
+def _compare(isolated: list[str], warm: list[str], as_json: bool) -> None:
     differ = sum(one != other for one, other in zip(isolated, warm, strict=True))
     if as_json:
         say_json({"isolated": isolated, "same": differ == 0})
     elif differ:
-        typer.echo(f"NOT the same: {differ} of {len(warm)} images differ from those of processes of their own")
+        typer.echo(f"NOT the same: {differ} of {len(warm)} images differ from the isolated ones")
     else:
-        typer.echo(f"the same: {len(warm)} of {len(warm)} images are those of processes that held no other model")
+        typer.echo(f"the same: {len(warm)} of {len(warm)} images are equal to the isolated ones")
     if differ:
         raise typer.Exit(1)
 
@@ -146,7 +151,7 @@ def _say_whether(isolated: list[str], warm: list[str], as_json: bool) -> None:
 def make(
     engine: Engine, requests: list[Request], out: Path, as_json: bool, most_pixels: int = MOST_PIXELS
 ) -> Iterator[Image]:
-    """Make, save and report the images of all requests; every request is checked before the first image is begun."""
+    """Make, save and report the images of all requests. Check every request before the first image begins."""
     from safelight.storage.images import save
 
     for note in _check(engine, requests, most_pixels):
@@ -161,8 +166,8 @@ def make(
                 at = before + progress.image * request.steps_done
                 at += progress.step if progress.stage == "denoise" else 0
                 update(at, total, f"{Path(request.model).stem}: {progress.stage}")
-                if progress.stage == "denoise" and (said := pace.at(at)):
-                    say(f"safelight: {said}", err=True)
+                if progress.stage == "denoise" and (estimate := pace.at(at)):
+                    say(f"safelight: {estimate}", err=True)
 
             for image in engine.generate(request, report):
                 saved = replace(image, path=save(image, out))
@@ -182,7 +187,10 @@ def _marks(image: Image) -> str:
 
 
 class Pace:
-    """Says once how long all will take, after two steps, if that is more than a minute. ``total``: steps of all."""
+    """After two steps, estimates the remaining time, once, if it is more than a minute.
+
+    total: the number of steps of all images.
+    """
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -190,7 +198,7 @@ class Pace:
         self._said = False
 
     def at(self, step: int) -> str:
-        """What to say at this step, "" for nothing."""
+        """The message at this step, "" for none."""
         now = time.monotonic()
         if self._first is None:
             self._first = step, now
@@ -198,13 +206,15 @@ class Pace:
             self._said = True
             seconds = (now - self._first[1]) / (step - self._first[0]) * (self._total - step)
             if seconds > 60:
-                return f"about {seconds / 60:.0f} minutes more for {self._total - step} steps"
+                return f"about {seconds / 60:.0f} minutes left for {self._total - step} steps"
         return ""
 
 
 def _check(engine: Engine, requests: list[Request], most_pixels: int) -> list[str]:
-    """Raise what is wrong with any of the requests, and give what is to be said of them; a server checks each when it
-    is asked. What needs no model is checked before a model is read."""
+    """Check all requests, first whatever needs no model. Returns notes for the user.
+
+    A server checks its requests itself. Raises the errors of :func:`safelight.generate.check.check`.
+    """
     from safelight.generate.check import check, check_texts, far_from_trained, within_pixels
     from safelight.library.chosen import Shelves, settled
 
@@ -217,10 +227,10 @@ def _check(engine: Engine, requests: list[Request], most_pixels: int) -> list[st
     for request in requests:
         with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
             model = library.resolve(request.model, on_bytes)
-        asked = settled(request, model, Shelves.under(library.root))
-        within_pixels(asked.request, model, most_pixels)
-        check(asked.request, model, asked.words)
-        notes |= dict.fromkeys(filter(None, [far_from_trained(asked.request, model)]))
+        resolved = settled(request, model, Shelves.under(library.root))
+        within_pixels(resolved.request, model, most_pixels)
+        check(resolved.request, model, resolved.words)
+        notes |= dict.fromkeys(filter(None, [far_from_trained(resolved.request, model)]))
         decide = getattr(engine, "bench_for", None)
         if decide is not None:
             notes |= dict.fromkeys(filter(None, [_slow(decide(model, request.precision).run)]))

@@ -1,4 +1,4 @@
-"""``safelight grid``: one prompt, two things varied, one sheet."""
+"""``safelight grid``: one prompt with one or two varied values, on one sheet."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ EXAMPLES = (
 )
 
 DONE = "grid.json"
-"""Beside the images: which cell each is."""
+"""The file beside the images that says which cell each image belongs to."""
 
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", help=MODEL_OPTION.format(", where it does not vary"), show_default=False),
+    typer.Option("--model", "-m", help=MODEL_OPTION.format(", unless an axis varies it"), show_default=False),
 ]
 
 
@@ -41,8 +41,8 @@ def grid(
         str,
         typer.Option(
             help="What varies from left to right, NAME=V1,V2,…: model, lora (NAME:STRENGTH, none, a+b), lora-strength, "
-            "sampler, schedule, steps, cfg, seed, strength, clip-skip, prompt (a part of it, and what takes its place)."
-            " 1..4 and 0..1/0.25 are ranges.",
+            "sampler, schedule, steps, cfg, seed, strength, clip-skip, prompt (a part of it, and its replacements). "
+            "1..4 and 0..1/0.25 are ranges.",
             show_default=False,
         ),
     ],
@@ -51,9 +51,10 @@ def grid(
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Draw a prompt with one or two things varied: every image alone, and all on one labelled sheet.
+    """Draw a prompt with one or two varied values. Save every image, and all of them on one labelled sheet.
 
-    Models are switched as seldom as can be. Interrupted, the same command goes on where it was."""
+    The command switches models as rarely as possible. After an interruption, the same command continues.
+    """
     from safelight.assemble.opening import open_engine
     from safelight.cli.sheet import GridSheet
     from safelight.errors import RequestError
@@ -67,7 +68,7 @@ def grid(
     across, down = axis("x", x), axis("y", y) if y is not None else None
     varied = (across.name, down.name if down else "")
     if model is not None and "model" in varied:
-        raise RequestError("model", model, "varies along an axis: leave -m out")
+        raise RequestError("model", model, "varies along an axis; remove -m")
     if "model" not in varied:
         model = model or default_model(settings.default_model, None)
     chosen_seed = seed_of(given["seed"], settings.default_seed, 1)
@@ -76,41 +77,44 @@ def grid(
     )
     if not as_json and "seed" not in varied:
         typer.echo(f"seed {chosen_seed}")
-    listed = [
+    all_cells = [
         replace(cell, request=variants.chosen(cell.request, settings.root / "wildcards")[0])
         for cell in cells(request, across, down)
     ]
     sheet = GridSheet(request.prompt, (across.name, across.values), None if down is None else (down.name, down.values))
     with bar("grid") as update:
-        maker = _Maker(open_engine(settings), out, listed)
-        for number, cell in enumerate(listed):
+        maker = _Maker(open_engine(settings), out, all_cells)
+        for number, cell in enumerate(all_cells):
 
             def report(progress: Progress, number: int = number, cell: Cell = cell) -> None:
                 at = progress.step / max(1, progress.steps) if progress.stage == "denoise" else 0
-                update(int((number + at) * 100), len(listed) * 100, Path(cell.request.model).stem)
+                update(int((number + at) * 100), len(all_cells) * 100, Path(cell.request.model).stem)
 
             try:
-                path, kept = maker.made(cell, report)
+                path, kept = maker.make(cell, report)
             except KeyboardInterrupt:
-                say(f"{number} of {len(listed)} images are there; the same command goes on from them", err=True)
+                say(f"{number} of {len(all_cells)} images are saved; run the same command to continue", err=True)
                 raise
             sheet.add(path, cell.column, cell.row)
             if as_json:
-                said = {"column": cell.column, "row": cell.row, "path": str(path), "kept": kept}
-                say_json({**said, "pixels_sha256": maker.pixels[path]})
+                entry = {"column": cell.column, "row": cell.row, "path": str(path), "kept": kept}
+                say_json({**entry, "pixels_sha256": maker.pixels[path]})
     saved = sheet.save(out)
     if not as_json:
-        kept_all = f", {maker.kept} of them from before" if maker.kept else ""
-        typer.echo(f"{saved}: {len(listed)} images{kept_all}, {maker.switches} switches")
+        earlier = f", {maker.kept} of them from an earlier run" if maker.kept else ""
+        typer.echo(f"{saved}: {len(all_cells)} images{earlier}, {maker.switches} switches")
 
 
 _FIELDS = {"file", "pixels_sha256"}
 
 
 class _Maker:
-    """Makes cells, or finds that they were made (``kept``). ``switches``: of models and of adapters over them."""
+    """Makes the images of cells, or finds those of an earlier run.
 
-    def __init__(self, engine: LocalEngine, out: Path, listed: list[Cell]) -> None:
+    ``kept``: the number of images from an earlier run. ``switches``: the number of switches of models or LoRAs.
+    """
+
+    def __init__(self, engine: LocalEngine, out: Path, all_cells: list[Cell]) -> None:
         from safelight.generate.check import check
         from safelight.library.chosen import settled
         from safelight.weights.digest import named
@@ -122,13 +126,13 @@ class _Maker:
         self.kept = self.switches = 0
         self._last: object = None
         self._keys: dict[tuple[int, int], str] = {}
-        # Everything is checked before the first image is begun.
-        for cell in listed:
+        # Check everything before the first image begins.
+        for cell in all_cells:
             model = engine.library.resolve(cell.request.model)
-            asked = settled(cell.request, model, engine.shelves)
-            check(asked.request, model, asked.words)
-            content = asdict(replace(asked.request, model=model.digest))
-            run = asdict(engine.bench_for(model, asked.request.precision).run)
+            resolved = settled(cell.request, model, engine.shelves)
+            check(resolved.request, model, resolved.words)
+            content = asdict(replace(resolved.request, model=model.digest))
+            run = asdict(engine.bench_for(model, resolved.request.precision).run)
             self._keys[cell.column, cell.row] = named(json.dumps([content, run], sort_keys=True, default=str))
 
     def _read(self) -> dict[str, dict[str, str]]:
@@ -136,21 +140,21 @@ class _Maker:
         from safelight.formats.folder import read_json
 
         try:
-            kept = read_json(self._out / DONE)
+            entries = read_json(self._out / DONE)
         except (FileError, ValueError):
             return {}
-        return {key: value for key, value in kept.items() if isinstance(value, dict) and {*value} == _FIELDS}
+        return {key: value for key, value in entries.items() if isinstance(value, dict) and {*value} == _FIELDS}
 
-    def made(self, cell: Cell, report: Any) -> tuple[Path, bool]:
-        """(the image's file, whether it was there)."""
+    def make(self, cell: Cell, report: Any) -> tuple[Path, bool]:
+        """Make the image of a cell if necessary. Returns its file, and whether an earlier run made it."""
         from safelight.files import write_whole
         from safelight.storage.images import save
 
         key = self._keys[cell.column, cell.row]
-        before = self._there(key)
-        if before is not None:
+        earlier = self._find_earlier(key)
+        if earlier is not None:
             self.kept += 1
-            return before, True
+            return earlier, True
         combination = cell.request.model, cell.request.loras
         self.switches += combination != self._last
         self._last = combination
@@ -163,8 +167,8 @@ class _Maker:
         self.pixels[path] = image.pixels_sha256
         return path, False
 
-    def _there(self, key: str) -> Path | None:
-        """The image that was made before, if its file still holds it."""
+    def _find_earlier(self, key: str) -> Path | None:
+        """The file that an earlier run made, if it still has the same pixels."""
         from safelight.errors import FileError
         from safelight.metadata import chunks
 
@@ -173,8 +177,8 @@ class _Maker:
             return None
         path = self._out / known["file"]
         try:
-            _, held = chunks.read(path)
+            _, present = chunks.read(path)
         except FileError:
             return None
-        self.pixels[path] = held
-        return path if held == known["pixels_sha256"] else None
+        self.pixels[path] = present
+        return path if present == known["pixels_sha256"] else None

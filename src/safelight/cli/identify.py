@@ -1,4 +1,4 @@
-"""``safelight identify``: what files are, without adding them."""
+"""``safelight identify``: says what files are, without adding them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def identify(
     paths: Annotated[list[Path], typer.Argument(help="Files or diffusers folders.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Say what files are (base, kind, prediction type, dtype) and which rule said so. Reads headers only."""
+    """Say what files are (base, kind, prediction type, dtype), and which rule decided it. Reads only file headers."""
     from safelight.errors import InputError
     from safelight.library.identify import identify as identified
 

@@ -1,4 +1,4 @@
-"""The command line. Commands import what they need when they run, so that ``--help`` and lists stay light."""
+"""The command line. Each command imports what it needs when it runs, so that ``--help`` and lists are fast."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def show_help(
     context: typer.Context,
     command: Annotated[list[str] | None, typer.Argument(help="A command.", show_default=False)] = None,
 ) -> None:
-    """Show help for a command; the same as --help behind it."""
+    """Show the help of a command, like --help behind it."""
     assert context.parent is not None
     app(
         [*(command or ()), "--help"],
@@ -91,27 +91,27 @@ def options(
     context: typer.Context,
     root: Annotated[
         Path | None,
-        typer.Option(help="Where everything lives, above SAFELIGHT_ROOT; by default the platform's data folder."),
+        typer.Option(help="The folder for all data; overrides SAFELIGHT_ROOT. Default: the platform's data folder."),
     ] = None,
     config_file: Annotated[
         Path | None,
-        typer.Option("--config", help="A file of settings: safelight.yaml, or InvokeAI's invokeai.yaml."),
+        typer.Option("--config", help="A settings file: safelight.yaml, or InvokeAI's invokeai.yaml."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, or simulated; above SAFELIGHT_DEVICE.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps or simulated; overrides SAFELIGHT_DEVICE.")] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Options before the command hold for every command."""
+    """Options before the command apply to every command."""
     del version
     logs.to_stderr()
     context.obj = GlobalOptions(root, config_file, device)
 
 
 def run() -> None:
-    """Run a command. Exit codes: 0 done, 1 failed, 2 what was asked for cannot be done, 130 cancelled."""
+    """Run a command. Exit codes: 0 done, 1 failed, 2 the request cannot be fulfilled, 130 cancelled."""
     if sys.platform == "win32":
-        _fail("Windows is not supported (docs/structure.md says what would have to change); WSL is Linux", 2)
+        _fail("Windows is not supported; use WSL 2 (docs/structure.md lists what a port would have to change)", 2)
     try:
         app()
     except StorageError as error:
@@ -121,7 +121,7 @@ def run() -> None:
     except (Cancelled, KeyboardInterrupt):
         _cancelled()
     except SystemExit as stop:
-        # Typer turns an interrupt into this, and says nothing.
+        # Typer turns an interrupt into SystemExit and prints nothing.
         if stop.code == CANCELLED:
             _cancelled()
         raise
@@ -135,8 +135,9 @@ CANCELLED = 130
 
 
 def _cancelled() -> None:
-    # An interrupt inside exec() of a text (dataclasses and named tuples do that at import) leaves a mark in CPython.
-    # With the mark `python -m` ends by SIGINT whatever the exit code is. Every exec() of a text clears the mark.
+    # An interrupt inside exec() of a string leaves a mark in CPython, and `python -m` then ends by SIGINT, whatever the
+    # exit code is. (Dataclasses and named tuples call exec() while modules are imported.) Any later exec() of a string
+    # clears the mark.
     exec("")
     _fail("cancelled", CANCELLED)
 

@@ -1,4 +1,4 @@
-"""``safelight memory`` and ``safelight fits``: what is where, and what would be."""
+"""``safelight memory`` and ``safelight fits``: show the use of memory, and predict that of a model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ FITS_EXAMPLES = "Example: `safelight fits starter-noto --size 64x64`"
 
 ModelsOption = Annotated[
     list[str] | None,
-    typer.Option("--model", "-m", help="Make this model resident first; repeat for several.", show_default=False),
+    typer.Option("--model", "-m", help="Load this model first; repeat for several.", show_default=False),
 ]
 
 
 def memory(
     context: typer.Context, models: ModelsOption = None, as_json: JsonOption = False, root: RootOption = None
 ) -> None:
-    """Show budgets, what set them, what is resident, who holds it, and the last plan with its reasons.
+    """Show the memory budgets and their origin, what is resident, and the last plan with its reasons.
 
-    Of this process: without `-m` nothing is resident, and the budgets are what a generation would have.
+    The command shows its own process. Without `-m` nothing is resident, and the budgets are those that a generation
+    would have.
     """
     from safelight.assemble.opening import open_engine
 
@@ -39,8 +40,8 @@ def memory(
     for place, values in found["places"].items():
         typer.echo(f"{place}: budget {_mb(values['budget'])}, set by {values['set_by']}")
         if values["for_models"] is not None:
-            typer.echo(f"  for models at most {_mb(values['for_models'])}, by the settings")
-        typer.echo(f"  stored {_mb(values['stored'])}, promised to computing {_mb(values['promised'])}")
+            typer.echo(f"  the settings limit models to {_mb(values['for_models'])}")
+        typer.echo(f"  stored {_mb(values['stored'])}, reserved for computing {_mb(values['promised'])}")
         rows = [
             (holding["component"], _mb(holding["nbytes"]), _mb(holding["total"]), str(holding["leases"]))
             for holding in values["resident"]
@@ -59,14 +60,13 @@ def memory(
 def fits(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A model's name or path.", show_default=False)],
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the model's own by default.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the model's resolution by default.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto.")] = "auto",
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Say whether a model runs here, with what plan, how much slower than resident, and what would make it faster.
-
-    Exit code 1 when it does not fit.
+    """Say whether a model runs on this machine, by which plan, how much slower than if it were resident, and what
+    would make it faster. Exit code 1 if it does not fit.
     """
     from safelight.assemble.opening import open_engine
     from safelight.request.schema import Request
@@ -85,12 +85,12 @@ def fits(
     if as_json:
         say_json(answer)
     else:
-        _told(answer)
+        _print(answer)
     if not answer["fits"]:
         raise typer.Exit(1)
 
 
-def _told(answer: dict[str, Any]) -> None:
+def _print(answer: dict[str, Any]) -> None:
     typer.echo(f"{answer['model']} at {answer['width']}x{answer['height']} in {answer['dtype']}: {answer['summary']}")
     rows = [
         (c["component"], _mb(c["total"]), _mb(c["resident"]), _mb(c["streamed"]), _mb(c["working"]), c["source"])

@@ -1,4 +1,4 @@
-"""``safelight models``: the library."""
+"""``safelight models``: the models in the library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=Commands,
-    help="Add checkpoints to the library, list, show, verify and remove them.",
+    help="Add models to the library, list, show, verify and remove them.",
     no_args_is_help=True,
     epilog="Example: `safelight models add ~/checkpoints/*.safetensors`",
 )
@@ -47,59 +47,63 @@ def add(
     ],
     name: Annotated[str | None, typer.Option(help="Its name in the library; the file's name by default.")] = None,
     prediction_type: Annotated[
-        str | None, typer.Option(callback=_prediction, help="epsilon or v_prediction, where the file does not say.")
+        str | None, typer.Option(callback=_prediction, help="epsilon or v_prediction, if the file does not say.")
     ] = None,
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Add checkpoints: identify them, read and hash every tensor, keep a manifest. The files stay where they are.
+    """Add checkpoints: identify them, read and hash every tensor, and write a manifest. The files stay where they are.
 
-    Of a folder every checkpoint in it and below is added, with a line for each file."""
+    For a folder, add every checkpoint in it and in its subfolders, and print a line for each file.
+    """
     from safelight.cli.adding import Found, found_in
     from safelight.errors import InputError
 
     library = _library(context, root)
-    listed = [one for path in paths for one in found_in(path)]
-    if name is not None and (len(listed) != 1 or len(paths) > 1):
-        raise InputError(f"--name {name!r} is for one path, {max(len(listed), len(paths))} were given")
+    candidates = [candidate for path in paths for candidate in found_in(path)]
+    if name is not None and (len(candidates) != 1 or len(paths) > 1):
+        raise InputError(f"--name {name!r} needs exactly one path, not {max(len(candidates), len(paths))}")
     failed = False
-    for one in listed:
+    for candidate in candidates:
         try:
-            said = _added(library, one, name, prediction_type, as_json)
+            result = _add(library, candidate, name, prediction_type, as_json)
         except InputError as error:
-            # A file of a folder that is something else is no fault of who gave the folder.
-            failed = failed or not one.within
+            # A file that is no checkpoint is an error only if the user named the file, not its folder.
+            failed = failed or not candidate.within
             if as_json:
-                say_json({"path": str(one.path), "error": str(error)})
+                say_json({"path": str(candidate.path), "error": str(error)})
             typer.echo(f"safelight: {error}", err=True)
             continue
-        say_json(said) if isinstance(said, dict) else typer.echo(said)
-    if not listed:
+        say_json(result) if isinstance(result, dict) else typer.echo(result)
+    if not candidates:
         given = ", ".join(map(str, paths))
-        raise InputError(f"{given}: no checkpoint is there ({', '.join(Found.endings)}, or diffusers folders)")
+        raise InputError(f"{given}: contains no checkpoint ({', '.join(Found.endings)}, or diffusers folders)")
     if failed:
         raise typer.Exit(2)
 
 
-def _added(
-    library: Library, one: Found, name: str | None, prediction_type: str | None, as_json: bool
+def _add(
+    library: Library, candidate: Found, name: str | None, prediction_type: str | None, as_json: bool
 ) -> str | dict[str, Any]:
-    """Add what was found, and say what came of it."""
+    """Add a checkpoint. Returns the report: a text, or the values for JSON."""
     before = {card.name: card for card in library.cards()}
-    there = next((card for card in before.values() if card.path == one.path.absolute()), None)
-    if one.within and there is not None and there.state() == "there":
-        return dict(there.summary) if as_json else f"{there.name} is in the library already"
-    with byte_bar(f"reading {one.path.name}") as on_bytes:
-        model = library.add(one.path, name, prediction_type, on_bytes)  # pyright: ignore[reportArgumentType]
+    known = next((card for card in before.values() if card.path == candidate.path.absolute()), None)
+    if candidate.within and known is not None and known.state() == "there":
+        return dict(known.summary) if as_json else f"{known.name} is already in the library"
+    with byte_bar(f"reading {candidate.path.name}") as on_bytes:
+        model = library.add(candidate.path, name, prediction_type, on_bytes)  # pyright: ignore[reportArgumentType]
     if as_json:
         return model.summary()
     size = f"{model.resolution}x{model.resolution}"
-    done = _done(model, {card.name: card.digest for card in before.values()})
-    return f"{done}: {model.base}, {model.dtype}, {model.prediction_type}, draws {size}"
+    result = _result(model, {card.name: card.digest for card in before.values()})
+    return f"{result}: {model.base}, {model.dtype}, {model.prediction_type}, draws {size}"
 
 
-def _done(model: Model, before: dict[str, str]) -> str:
-    """What adding did: a new model, the same again, another content under the name, or one known by another name."""
+def _result(model: Model, before: dict[str, str]) -> str:
+    """What adding the model did. It is new, unchanged, a new content of the name, or also known by another name.
+
+    before: the digest of each model in the library, by name.
+    """
     if before.get(model.name) == model.digest:
         return f"{model.name} is unchanged"
     if model.name in before:
@@ -110,11 +114,11 @@ def _done(model: Model, before: dict[str, str]) -> str:
 
 @app.command("list", epilog="Example: `safelight models list --json`")
 def list_models(context: typer.Context, as_json: JsonOption = False, root: RootOption = None) -> None:
-    """List all models: your own, and the starters."""
+    """List all models: yours and the starters."""
     library = _library(context, root)
     cards = library.cards()
     for error in library.damaged():
-        typer.echo(f"safelight: {error}; add the model again, or remove it", err=True)
+        typer.echo(f"safelight: {error}; add the model again or remove it", err=True)
     if as_json:
         for card in cards:
             say_json(card.summary)
@@ -134,7 +138,7 @@ def _row(summary: Mapping[str, Any], state: str, default: bool) -> tuple[str, ..
 
 
 STATES = {"there": "there", "changed": "may have changed; run models verify", "gone": "gone"}
-"""What a look at a model's files' sizes and times says; only `verify` reads them."""
+"""The state of a model's files, by their sizes and times alone. Only `verify` reads the files."""
 
 
 @app.command(epilog="Example: `safelight models show starter-noto`")
@@ -144,7 +148,7 @@ def show(
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Show all that is known of a model."""
+    """Show everything that the library knows about a model."""
     model = _library(context, root).get(name)
     if as_json:
         say_json(model.summary())
@@ -162,7 +166,7 @@ def verify(
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Read every tensor again and compare it with the manifest. Exit code 1 when anything differs."""
+    """Read every tensor again and compare it with the manifest. Exit code 1 if anything differs."""
     from safelight.errors import IntegrityError
 
     library = _library(context, root)
@@ -188,9 +192,9 @@ def verify(
 def export(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The folder to write; it must not be there yet.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist yet.", show_default=False)],
     form: Annotated[
-        str, typer.Option("--format", help="diffusers: a folder, as other programs read it.")
+        str, typer.Option("--format", help="diffusers: a diffusers folder, which other programs read.")
     ] = "diffusers",
     root: RootOption = None,
 ) -> None:
@@ -202,7 +206,7 @@ def export(
     from safelight.assemble.exporting import to_diffusers
 
     to_diffusers(model, out.expanduser())
-    typer.echo(f"{out}: {name} as a folder of diffusers")
+    typer.echo(f"{out}: {name} as a diffusers folder")
 
 
 @app.command(epilog="Example: `safelight models rollback dream`")
@@ -210,12 +214,12 @@ def rollback(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
     digest: Annotated[
-        str, typer.Option(help="Which content, by the beginning of its digest; the last by default.")
+        str, typer.Option(help="The beginning of the digest of an earlier content; the last one by default.")
     ] = "",
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Give a name back to the content that it had before, if its file is still kept."""
+    """Make a name stand for its earlier content again, if the file of that content still exists."""
     library = _library(context, root)
     before = library.get(name)
     with byte_bar(f"reading {name}") as on_bytes:
@@ -233,7 +237,7 @@ def remove(
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Forget a model. Its file stays where it is."""
+    """Remove a model from the library. Its file stays where it is."""
     _library(context, root).remove(name)
     if as_json:
         say_json({"name": name, "removed": True})
@@ -254,4 +258,4 @@ def rename(
     if as_json:
         say_json(model.summary())
     else:
-        typer.echo(f"{name} is called {model.name} now")
+        typer.echo(f"renamed {name} to {model.name}")

@@ -1,4 +1,4 @@
-"""The command line's options for a request, generated from the schema."""
+"""Generates the command-line options of a request from the schema."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from safelight.request.schema import Request
 
 FIELDS: Mapping[str, Field] = fields_of(Request)
 
-MODEL_OPTION = "A model's name or path{}. By default the setting default_model."
+MODEL_OPTION = "A model's name or path{}. Default: the setting default_model."
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
     """Reads an option whose form on the command line differs from the field's value.
 
-    ``type``: what typer reads. ``read``: turns that, and the address of a server or None, into the field's value.
+    type: the type that typer reads.
+    read: computes the field's value from that, and from the address of a server or None.
     """
 
     type: Any
@@ -49,7 +50,7 @@ class Given(dict[str, Any]):
     """The values of a request's options, by field, in the command line's form."""
 
     def requests(self, models: Collection[str], seed: int, server: str | None = None) -> list[Request]:
-        """A request for each model. Raises RequestError for what cannot be read or is not allowed."""
+        """Build a request for each model. Raises RequestError if a value cannot be read or is not allowed."""
         read: dict[str, Any] = {
             name: _READERS[name].read(value, server) if name in _READERS else value
             for name, value in self.items()
@@ -63,12 +64,13 @@ Command = Callable[..., None]
 
 
 def takes_request(without: Collection[str] = (), **changes: Any) -> Callable[[Command], Command]:
-    """Give a command the options of a request, in place of its parameter ``given``, which then is a :class:`Given`.
+    """Replace the parameter ``given`` of a command by the options of a request. The command receives a :class:`Given`.
 
-    ``without``: fields that the command does not have. ``changes``: other options for fields, as typer's annotations.
+    without: the fields that the command lacks.
+    changes: typer's annotations of options that differ, by field.
     """
 
-    def decorated(command: Command) -> Command:
+    def decorate(command: Command) -> Command:
         hints = get_type_hints(command, include_extras=True)
         parameters: list[inspect.Parameter] = []
         fields = [field for field in FIELDS.values() if field.options and field.name not in without]
@@ -90,11 +92,11 @@ def takes_request(without: Collection[str] = (), **changes: Any) -> Callable[[Co
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
-    return decorated
+    return decorate
 
 
 def _option(field: Field, changed: Any) -> inspect.Parameter:
-    """As typer reads it from a signature."""
+    """The option of a field, as a parameter in a signature that typer reads."""
     kind, panel = inspect.Parameter.KEYWORD_ONLY, field.declared.group
     if changed is not None:
         return inspect.Parameter(field.name, kind, default=None, annotation=changed)
@@ -117,27 +119,27 @@ def _option(field: Field, changed: Any) -> inspect.Parameter:
 
 
 def _help(field: Field) -> str:
-    """The declared sentence, with the bounds of a number behind it."""
-    said = field.declared
-    if field.type not in (int, float) or field.type is bool or said.most is None or said.most > 1000:
+    """The field's help text, followed by the bounds if it is a number."""
+    declared = field.declared
+    if field.type not in (int, float) or field.type is bool or declared.most is None or declared.most > 1000:
         return field.help
-    low = f"above {said.above:g}" if said.above is not None else f"{said.least:g}"
-    return f"{field.help} ({low} to {said.most:g})"
+    low = f"above {declared.above:g}" if declared.above is not None else f"{declared.least:g}"
+    return f"{field.help} ({low} to {declared.most:g})"
 
 
 def refuse_without_effect(context: typer.Context) -> None:
-    """Raise RequestError for an option that was given and has no effect beside the others."""
+    """Raise RequestError for an option on the command line that has no effect without another option."""
     given = context.params
     for field in FIELDS.values():
         needed = [FIELDS[name] for name in field.declared.needs]
         if not needed or not was_given(context, field.name):
             continue
         if not any(given.get(other.name) not in (None, other.default) for other in needed):
-            of = " or ".join(other.options[0] for other in needed)
-            raise RequestError(field.name, given[field.name], f"has no effect without {of}")
+            options = " or ".join(other.options[0] for other in needed)
+            raise RequestError(field.name, given[field.name], f"has no effect without {options}")
 
 
 def was_given(context: typer.Context, name: str) -> bool:
-    """Whether the option stands on the command line."""
+    """Whether the option is on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

@@ -1,4 +1,4 @@
-"""``safelight png-info``: what an image file says about how it was made."""
+"""``safelight png-info``: shows the text in an image file that says how the image was made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def png_info(
     path: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG, JPEG or WebP file.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Show the text that an image file carries, of Safelight or of another program. Exit code 1 when it has none."""
+    """Show the text that Safelight or another program wrote into an image file. Exit code 1 if there is none."""
     from PIL import Image as PILImage
 
     from safelight.errors import CorruptFileError
@@ -36,6 +36,6 @@ def png_info(
     if as_json:
         say_json({"info": text, "items": items, "parameters": infotext.fields(text)})
     else:
-        typer.echo(text or f"{path} carries no text about how it was made")
+        typer.echo(text or f"{path} contains no text about how it was made")
     if not text:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""``safelight preprocess``: what a ControlNet would be shown."""
+"""``safelight preprocess``: computes from a picture what a ControlNet reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def preprocess(
     low: Annotated[int, typer.Option(help="The lower threshold.")] = 100,
     high: Annotated[int, typer.Option(help="The upper threshold.")] = 200,
 ) -> None:
-    """Make of a picture what a ControlNet is shown, to look at it."""
+    """Compute from a picture what a ControlNet reads, and save it as a picture."""
     from safelight.adapters.preprocess import made
     from safelight.files import open_regular, write_whole
     from safelight.library.inputs import opened
@@ -32,7 +32,7 @@ def preprocess(
     descriptor, _ = open_regular(image.expanduser())
     with open(descriptor, "rb") as file:
         picture = opened("image", file.read())
-    held = io.BytesIO()
-    made(picture, control).save(held, "PNG")
-    write_whole(out, held.getvalue())
+    buffer = io.BytesIO()
+    made(picture, control).save(buffer, "PNG")
+    write_whole(out, buffer.getvalue())
     typer.echo(str(out))

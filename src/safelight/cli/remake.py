@@ -1,4 +1,4 @@
-"""``safelight remake``: an image again from its own metadata."""
+"""``safelight remake``: makes an image again from its own metadata."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ EXAMPLES = "Example: `safelight remake out/starter-noto-0.png`"
 
 def remake(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="IMAGE.png", help="An image of Safelight's.", show_default=False)],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the model is now, if it moved.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the new image; it is not saved by default.")] = None,
+    path: Annotated[Path, typer.Argument(metavar="IMAGE.png", help="An image of Safelight.", show_default=False)],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="The model's present path, if it moved.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the new image; by default it is not saved.")] = None,
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Make an image again from its own metadata and say whether it is the same. Exit code 1 when it is not."""
+    """Make an image again from its own metadata and say whether it is the same. Exit code 1 if it differs."""
     from safelight.assemble.opening import open_engine
     from safelight.metadata import chunks
     from safelight.storage.images import save
@@ -66,7 +66,7 @@ def remake(
 
 
 def as_recorded(settings: Settings, recorded: dict[str, Any]) -> Settings:
-    """The settings with those of an image's run, as far as they are settings."""
+    """The settings, with those values that the run settings of an image determine."""
     return settings.model_copy(
         update={
             "device": recorded["device"],
@@ -79,17 +79,17 @@ def as_recorded(settings: Settings, recorded: dict[str, Any]) -> Settings:
 
 
 def request_of(path: Path, metadata: Any, model: str) -> Request:
-    """The request of an image's metadata, of that model. Raises CorruptFileError when it is not whole."""
+    """The request in an image's metadata, for ``model``. Raises CorruptFileError if it cannot be read."""
     stored = metadata["request"] | {"model": model, "precision": metadata["run"]["dtype"]}
     try:
         return read_request(stored, metadata["version"])
     except RequestError as error:
         problem = f"its request cannot be read: {error}"
-        raise CorruptFileError(path, f"{problem}; make it again with the version that made it") from error
+        raise CorruptFileError(path, f"{problem}; use the version of Safelight that made the image") from error
 
 
 def distrusted(context: typer.Context, root: Path | None, path: Path) -> Remade:
-    """A picture, and what it is when it is made again as recorded."""
+    """Make a picture again as its metadata records, and collect what differs."""
     from safelight.assemble.opening import open_engine
     from safelight.metadata import chunks
     from safelight.trust.distrusted import Remade
@@ -100,7 +100,7 @@ def distrusted(context: typer.Context, root: Path | None, path: Path) -> Remade:
     try:
         engine = open_engine(as_recorded(settings, recorded))
     except InputError:
-        # This machine has no such device or kernel: it is made with what there is, and that is what differs.
+        # This machine lacks the recorded device or kernel. Use the machine's own ones; the comparison reports them.
         engine = open_engine(settings)
     model = engine.library.find(
         metadata["model"]["digest"], metadata["model"].get("prediction_type", ""), metadata["request"]["model"]
@@ -122,13 +122,13 @@ def _say(path: Path, image: Image, recorded: str, untouched: bool, other: dict[s
     if image.pixels_sha256 == recorded and untouched:
         typer.echo("the same, pixel for pixel")
     elif image.pixels_sha256 == recorded:
-        typer.echo("made again, the image is the one that was recorded; but this file was edited since")
+        typer.echo("the new image has the recorded pixels, but this file was edited after it was made")
     else:
         typer.echo(f"not the same: recorded {recorded[:16]}, made again {image.pixels_sha256[:16]}")
         if untouched:
             typer.echo(f"  {_how_far(path, image)}")
         if not other:
-            typer.echo("  model, settings, hardware and versions are as recorded: was the metadata edited?")
+            typer.echo("  model, settings, hardware and versions are as recorded; was the metadata edited?")
     for name, change in other.items():
         typer.echo(f"  {name}: {change}")
 
@@ -147,7 +147,7 @@ def _how_far(path: Path, image: Image) -> str:
 
 
 def _differences(metadata: Any, image: Image) -> dict[str, str]:
-    """The run settings, the versions and the model that are not as recorded, by name."""
+    """Those run settings, versions and model that differ from the recorded ones, by name."""
     recorded, now = metadata["run"], image.metadata["run"]
     pairs = {name: (value, now.get(name)) for name, value in recorded.items() if name != "versions"}
     pairs["hardware"] = (recorded.get("hardware", "not recorded"), now["hardware"])
@@ -157,7 +157,7 @@ def _differences(metadata: Any, image: Image) -> dict[str, str]:
 
 
 def _numerics(metadata: Any, image: Image) -> dict[str, str]:
-    """The rows of the numeric state that are not as recorded."""
+    """The rows of the numeric state that differ from the recorded ones, by name."""
     before, now = metadata.get("numerics", {}), image.metadata.get("numerics", {})
     return {
         name: f"{value}, now {now.get(name, 'not there')}" for name, value in before.items() if now.get(name) != value
@@ -165,7 +165,8 @@ def _numerics(metadata: Any, image: Image) -> dict[str, str]:
 
 
 def _model_of(engine: LocalEngine, metadata: Any) -> str:
-    """The model of the recorded name if it is still that model, else any of the same content whose files are there."""
+    """The name or path of the recorded model. If the name has another content now, any model with the same content
+    whose files exist."""
     found = engine.library.find(
         metadata["model"]["digest"], metadata["model"].get("prediction_type", ""), metadata["request"]["model"]
     )

@@ -1,4 +1,4 @@
-"""``safelight serve``: the server."""
+"""``safelight serve``: runs the server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safelight.errors import InputError
 EXAMPLES = "Example: `safelight serve`, then http://127.0.0.1:9090 in the browser"
 
 KEEP_ALIVE_SECONDS = 600
-"""An AUTOMATIC1111 client that set a model is known by its connection."""
+"""Seconds. Long, because the server recognises an AUTOMATIC1111 client that set a model by its connection."""
 
 
 def serve(
@@ -23,7 +23,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen at; 127.0.0.1 by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 9090 by default, 0 for a free one.")] = None,
     api_key: Annotated[
-        str | None, typer.Option(help="Who asks must give it; needed for other addresses than this machine's own.")
+        str | None, typer.Option(help="Clients must send this key. Required unless the address is this machine's own.")
     ] = None,
     root: RootOption = None,
 ) -> None:
@@ -32,8 +32,8 @@ def serve(
     from safelight.server.auth import is_loopback
 
     if not is_loopback(settings.host) and settings.api_key is None:
-        raise InputError(f"--host {settings.host}: others can reach it there, so it needs --api-key KEY")
-    bound = _bound(settings.host, settings.port)
+        raise InputError(f"--host {settings.host}: other machines can reach this address, so it requires --api-key KEY")
+    bound = _listening_socket(settings.host, settings.port)
 
     import uvicorn
 
@@ -44,36 +44,36 @@ def serve(
 
     logs.to_stderr(settings.log_format)
     control = open_control(settings)
-    made = app.create(control)
-    page.mount(made, control)
+    application = app.create(control)
+    page.mount(application, control)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     typer.echo(f"Safelight is at http://{name}:{bound.getsockname()[1]} (Ctrl-C stops it)")
     config = uvicorn.Config(
-        made,
+        application,
         http=Numbered,
         log_level="warning",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=5,
         server_header=False,
     )
-    # After it has shut down, uvicorn raises the signal again; being stopped is what a server is asked for.
-    for asked in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(asked, _said)
+    # After its shutdown uvicorn raises the signal again. Ignore it, because stopping a server is not an error.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ignore_signal)
     uvicorn.Server(config).run(sockets=[bound])
 
 
-def _said(number: int, frame: object) -> None:
+def _ignore_signal(number: int, frame: object) -> None:
     del number, frame
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises InputError when it cannot be had."""
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """Open a socket bound to the address. Raises InputError if that fails."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        made.bind((host, port))
+        bound.bind((host, port))
     except OSError as error:
-        made.close()
+        bound.close()
         raise InputError(f"--host {host} --port {port}: cannot listen there: {error.strerror or error}") from error
-    return made
+    return bound

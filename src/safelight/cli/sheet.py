@@ -1,4 +1,4 @@
-"""The contact sheet: the images of several models side by side, with their names and digests beneath."""
+"""Contact sheets: the images of several models side by side, with their names and digests below."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from safelight.files import write_new
 from safelight.request.results import Image
 
 _TILE = 256
-"""Pixels a side of a picture on the sheet; small pictures are enlarged by whole factors."""
+"""Pixels per side of a picture on the sheet. Small pictures are enlarged by a whole factor."""
 
 _GAP, _LABEL = 24, 64
 _PAPER, _INK, _FAINT, _ALARM = (250, 249, 246), (34, 32, 30), (128, 122, 116), (160, 30, 20)
 
 
 MOST_TILES = 200
-"""Pictures on a sheet; those after it are in their own files only."""
+"""Pictures on a sheet. Any further ones are only in their own files."""
 
 
 class Sheet:
-    """A contact sheet that is filled picture by picture; it keeps small tiles, not the pictures."""
+    """A contact sheet to which pictures are added one by one. It stores small tiles, not the pictures."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._tiles: list[tuple[PILImage.Image, str, str, bool]] = []
 
     def add(self, image: Image, label: str = "") -> None:
-        """A picture, under its model's name or another ``label``; one that is marked says so."""
+        """Add a picture. ``label``: replaces its model's name. The sheet also shows whether the image has marks."""
         if len(self._tiles) < MOST_TILES:
             picture = PILImage.frombytes("RGB", (image.width, image.height), image.pixels)
             marked = bool(image.metadata.get("marks"))
             self._tiles.append((_fitted(picture), label or image.model, image.pixels_sha256, marked))
 
     def save(self, folder: Path) -> Path:
-        """Write the sheet as ``sheet.png`` (or ``sheet-2.png``, …) into a folder: rows of up to four pictures. Raises
-        UnreadableFileError."""
+        """Write the sheet into a folder, as ``sheet.png`` (or ``sheet-2.png``, …), with four pictures per row.
+
+        Returns the path. Raises UnreadableFileError if the file cannot be written.
+        """
         columns = min(len(self._tiles), 4)
         rows = -(-len(self._tiles) // columns)
         size = (_GAP + columns * (_TILE + _GAP), _GAP * 2 + 24 + rows * (_TILE + _LABEL + _GAP))
@@ -53,18 +55,18 @@ class Sheet:
             pen.text((left, top + _TILE + 8), model, _INK, large)
             below = f"pixels {digest[:20]}" + ("   marked as suspicious" if marked else "")
             pen.text((left, top + _TILE + 34), below, _ALARM if marked else _FAINT, small)
-        return _written(sheet, folder)
+        return _write(sheet, folder)
 
 
-def _written(sheet: PILImage.Image, folder: Path) -> Path:
-    """Write a sheet into a folder, over no other; its path."""
+def _write(sheet: PILImage.Image, folder: Path) -> Path:
+    """Write a sheet into a folder without replacing a file. Returns its path."""
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return write_new(folder, "sheet", ".png", out.getvalue())
 
 
 def _fitted(picture: PILImage.Image) -> PILImage.Image:
-    """The picture on a square tile: enlarged by a whole factor, or made smaller, never stretched."""
+    """Put the picture on a square tile: enlarged by a whole factor or reduced, never stretched."""
     longest = max(picture.size)
     if longest <= _TILE:
         factor = max(1, _TILE // longest)
@@ -78,11 +80,11 @@ def _fitted(picture: PILImage.Image) -> PILImage.Image:
 
 
 _MARGIN = 150
-"""Pixels for the labels of rows."""
+"""Width of the row labels, in pixels."""
 
 
 class GridSheet:
-    """A sheet with labelled columns and rows. ``x`` and ``y``: what varies, and its values."""
+    """A sheet with labelled columns and rows. ``x`` and ``y``: the name of what varies, and its values."""
 
     def __init__(self, title: str, x: tuple[str, tuple[str, ...]], y: tuple[str, tuple[str, ...]] | None) -> None:
         self._title = title
@@ -90,12 +92,15 @@ class GridSheet:
         self._tiles: dict[tuple[int, int], PILImage.Image] = {}
 
     def add(self, path: Path, column: int, row: int) -> None:
-        """The picture in a file, at its place."""
+        """Add the picture in a file."""
         with PILImage.open(path) as picture:
             self._tiles[column, row] = _fitted(picture.convert("RGB"))
 
     def save(self, folder: Path) -> Path:
-        """Write the sheet as ``sheet.png`` (or ``sheet-2.png``, …) into a folder. Raises UnreadableFileError."""
+        """Write the sheet into a folder, as ``sheet.png`` (or ``sheet-2.png``, …).
+
+        Returns the path. Raises UnreadableFileError if the file cannot be written.
+        """
         columns, rows = self._x[1], self._y[1] if self._y is not None else ("",)
         left, top = _GAP + (_MARGIN if self._y is not None else 0), _GAP * 2 + 64
         size = (left + len(columns) * (_TILE + _GAP), top + len(rows) * (_TILE + _GAP))
@@ -112,7 +117,7 @@ class GridSheet:
             for column in range(len(columns)):
                 if (column, row) in self._tiles:
                     sheet.paste(self._tiles[column, row], (left + column * (_TILE + _GAP), at))
-        return _written(sheet, folder)
+        return _write(sheet, folder)
 
 
 def _short(text: str, most: int) -> str:

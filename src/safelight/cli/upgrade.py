@@ -1,4 +1,4 @@
-"""``safelight upgrade`` and ``safelight rollback``: another version, and back."""
+"""``safelight upgrade`` and ``safelight rollback``: install another version, and go back."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def upgrade(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="A wheel, a checkout, or an index's address; where the running version came from by default.",
+            help="A wheel, a checkout, or the address of a package index. Default: the source of the running version.",
             show_default=False,
         ),
     ] = None,
-    to: Annotated[str | None, typer.Option(help="A version of the index's; the newest by default.")] = None,
+    to: Annotated[str | None, typer.Option(help="A version in the package index; the newest by default.")] = None,
     root: RootOption = None,
 ) -> None:
-    """Install another version of Safelight in an environment of its own, use it from now on, and draw each
-    model's canary, a small test image, again to compare.
+    """Install another version of Safelight in an environment of its own and use it from now on. Then draw each
+    model's canary, a small test image, again and compare it.
 
-    A package's name alone is never enough: the source is named, or is the one that the running version came from.
+    The name of a package is not enough: give the source, or leave it out to use the source of the running version.
     """
     from safelight.errors import InputError
     from safelight.trust import sources
@@ -48,12 +48,12 @@ def upgrade(
     environments = Environments()
     wanted = sources.named(source, to or "") if source else sources.of_running()
     if to and not wanted.index:
-        raise InputError(f"--to {to}: only an index has several versions; {wanted} is one")
+        raise InputError(f"--to {to}: needs a package index; {wanted} is a single version")
     if why := environments.refusal():
         raise InputError(f"{why}; upgrade it yourself: pip install --upgrade {wanted.requirement}")
-    typer.echo("the present version makes the models' canaries, for comparing afterwards")
+    typer.echo("making the models' canaries with the present version, to compare them afterwards")
     if _doctor(context, root, Path(sys.executable), stdout=subprocess.DEVNULL):
-        typer.echo("some differ already, before the upgrade: `safelight doctor` looks for the cause", err=True)
+        typer.echo("some canaries differ even before the upgrade; `safelight doctor` looks for the cause", err=True)
     typer.echo(f"installing {wanted}")
     try_out = ("-m", "safelight.cli", "version")
     built = environments.build(sources.NAME, wanted.requirement, wanted.options, bool(wanted.index), try_out)
@@ -66,13 +66,13 @@ def rollback(
     context: typer.Context,
     environment: Annotated[
         str | None,
-        typer.Argument(help="An environment by its name; the one before the last change by default."),
+        typer.Argument(help="The name of an environment; by default the one that was active before the present one."),
     ] = None,
-    listed: Annotated[bool, typer.Option("--list", help="Show what can be gone back to.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Show all environments.")] = False,
     root: RootOption = None,
 ) -> None:
-    """Use the environment that the last upgrade replaced, and draw each model's canary, a small test image, again to
-    compare."""
+    """Use the environment that the last upgrade replaced. Then draw each model's canary, a small test image, again and
+    compare it."""
     from safelight.errors import InputError
     from safelight.trust.environment import Environments
 
@@ -87,7 +87,7 @@ def rollback(
         return
     wanted = environments.named(environment) if environment else environments.before()
     if wanted is None:
-        raise InputError("there is nothing to go back to: `safelight upgrade` was not used yet")
+        raise InputError("there is no earlier environment: `safelight upgrade` has not been used yet")
     environments.activate(wanted)
     typer.echo(f"active: {_described(wanted)}")
     raise typer.Exit(_doctor(context, root, wanted.python))
@@ -107,7 +107,7 @@ def _described(environment: Environment) -> str:
 
 
 def _doctor(context: typer.Context, root: Path | None, python: Path, stdout: int | None = None) -> int:
-    """Prove the canaries with the packages of ``python``; the exit code."""
+    """Compare the canaries with the packages of ``python``. Returns the exit code."""
     home = loaded(context, root).settings.root
     command = [str(python), "-P", "-m", "safelight.cli", "--root", str(home), "doctor", "--since-upgrade"]
     return subprocess.run(command, check=False, stdout=stdout).returncode

@@ -1,4 +1,4 @@
-"""What options of the command line have as text, as a request has it."""
+"""Converts the texts of command-line options to the values of a request."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from safelight.prompts.loras import parsed
 from safelight.request.parts import Control, Lora
 from safelight.request.schema import MOST_SEED
 
-SEED_HELP = f"The first image's seed, 0 to {MOST_SEED}; each further image adds 1. random or -1 picks and prints one."
+SEED_HELP = (
+    f"The seed of the first image, 0 to {MOST_SEED}; each further image adds 1. random or -1: choose one and print it."
+)
 
 
 def seed_of(text: str | None, default: int | None, count: int) -> int:
-    """A seed as it is given; without one the setting ``default_seed``; for ``random``, -1, and where neither says any,
-    one for the whole command. Raises RequestError."""
+    """The seed of the first image: ``text``, or the setting ``default_seed`` if ``text`` is None.
+
+    If both are None, or ``text`` is ``random`` or -1: a random seed for the whole command. Raises RequestError.
+    """
     if text is None and default is not None:
         return default
     if text is None or text.strip().lower() in ("random", "-1"):
@@ -30,10 +34,10 @@ def seed_of(text: str | None, default: int | None, count: int) -> int:
 
 
 def default_model(setting: str | None, server: str | None) -> str:
-    """The model for a command that names none. Raises InputError where no setting says which."""
+    """The model for a command without -m. Raises InputError if the setting ``default_model`` is unset too."""
     if setting is None:
-        where = "one of the server's" if server is not None else "`safelight models list` shows all"
-        raise InputError(f"give a model with -m ({where}), or choose one: `safelight config set default_model NAME`")
+        where = "one of the server's models" if server is not None else "`safelight models list` shows all"
+        raise InputError(f"choose a model with -m ({where}), or set one: `safelight config set default_model NAME`")
     return setting
 
 
@@ -41,15 +45,15 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def folder(out: Path) -> None:
-    """Raise InputError for a folder of images that is called like an image, or is a file."""
+    """Check the folder for images. Raises InputError if it is a file, or has the name of an image file."""
     if out.suffix.lower() in PICTURES and not out.is_dir():
-        raise InputError(f"--out {out}: is the folder for the images; each gets a name of its own, MODEL-SEED.png")
+        raise InputError(f"--out {out}: must be a folder, not a file; each image in it is named MODEL-SEED.png")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, not a folder")
 
 
 def picture(field: str, path: Path | None, server: str | None) -> str:
-    """An image as a request names it: a server is sent the file itself. Raises RequestError."""
+    """The value of a picture in a request: its path or, for a server, a data URL of the file. Raises RequestError."""
     if path is None:
         return ""
     if server is None:
@@ -61,18 +65,18 @@ def picture(field: str, path: Path | None, server: str | None) -> str:
 
 
 def pixels(text: str | None) -> tuple[int, ...]:
-    """``left,top,right,bottom``. Raises RequestError."""
+    """Parse ``left,top,right,bottom``, in pixels. Raises RequestError."""
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError as error:
-        raise RequestError("outpaint", text, "must be four numbers of pixels: left,top,right,bottom") from error
+        raise RequestError("outpaint", text, "must be four whole numbers of pixels: left,top,right,bottom") from error
 
 
 def control(text: str, server: str | None) -> Control:
-    """``NAME:IMAGE:key=value:…``; a name may be a path, in which no colon is. Raises RequestError."""
+    """Parse ``NAME:IMAGE:key=value:…``. A name may be a path without colons. Raises RequestError."""
     name, *rest = text.split(":")
     if not rest or "=" in rest[0]:
-        raise RequestError("control", text, "must be NAME:IMAGE, with more behind: edges:in.png:pre=canny")
+        raise RequestError("control", text, "must be NAME:IMAGE with optional values, such as edges:in.png:pre=canny")
     values: dict[str, Any] = {}
     for part in rest[1:]:
         key, _, value = part.partition("=")
@@ -99,7 +103,7 @@ _CONTROL_VALUES: dict[str, Callable[[str], Any]] = {
 
 
 def lora_of(text: str) -> Lora:
-    """``NAME:STRENGTH`` and more, as the command line has it. Raises RequestError."""
+    """Parse ``NAME:STRENGTH`` and its other forms. Raises RequestError."""
     try:
         return parsed(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The Engine: what makes images, whether in this process or elsewhere."""
+"""The Engine protocol: it makes images, in this process or elsewhere."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ def ignore(_: object) -> None:
 
 
 class Engine(Protocol):
-    """Makes the images of requests; each request names its model."""
+    """Makes the images of requests. Each request names its model."""
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
-        """The request's images in the order of their seeds.
+        """Make the request's images, in the order of their seeds.
 
-        Raises InputError for what cannot be done, IntegrityError when a model's file changed, Cancelled when
-        ``on_progress`` raised it.
+        Raises:
+            InputError: the request cannot be fulfilled.
+            IntegrityError: a model's file changed.
+            Cancelled: ``on_progress`` raised it.
         """
         ...

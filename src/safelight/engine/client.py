@@ -1,4 +1,4 @@
-"""The engine of a server that runs elsewhere, over HTTP: the same protocol as that of this process. No torch."""
+"""The Engine protocol over HTTP: a Safelight server elsewhere makes the images. No torch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from safelight.request.results import Image, OnProgress, Progress, Seconds
 from safelight.request.schema import Request
 
 TIMEOUT = httpx.Timeout(30.0, read=120.0)
-"""Seconds. A stream of events is never silent for long: the server says that it is still there."""
+"""Seconds. The server sends keep-alive messages, so a stream of events is never silent for long."""
 
 
 class ServerEngine:
-    """``url``: where the server is; ``key``: its key, if it wants one."""
+    """Makes images on a Safelight server. ``url``: its address. ``key``: its API key, if it requires one."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
@@ -34,45 +34,49 @@ class ServerEngine:
         try:
             self._client = httpx.Client(base_url=self._url, headers=headers, timeout=TIMEOUT)
         except (httpx.InvalidURL, ValueError, TypeError) as error:
-            raise InputError(f"--server {url}: is not an address ({error})") from error
+            raise InputError(f"--server {url} is not a valid address ({error})") from error
 
     def close(self) -> None:
         self._client.close()
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
-        """See :class:`safelight.engine.base.Engine`; InputError also when the server cannot be reached or refuses the
-        key. When the caller stops, so does the job."""
-        with self._reached():
-            # Its choices are made already: what is left of braces is text, to the server too.
+        """See :class:`safelight.engine.base.Engine`. When the caller closes the iterator, the server cancels the job.
+
+        Raises InputError also when the server cannot be reached or refuses the key.
+        """
+        with self._reachable():
+            # This process has already expanded the choices in the prompts. The remaining braces are text.
             text = {"prompt": escaped(request.prompt), "negative": escaped(request.negative)}
             body = {name: value for name, value in (asdict(request) | text).items() if value is not None}
-            job = _answer(self._client.post("/api/v1/generate", json=body))["id"]
-            over, images, place = False, 0, 0
+            job = _read_body(self._client.post("/api/v1/generate", json=body))["id"]
+            ended, images, place = False, 0, 0
             try:
                 for kind, data in self._events(job):
                     if kind == "progress":
                         on_progress(Progress(data["stage"], data["image"], data["step"], data["steps"]))
-                    over = kind == "job" and data["ended"] is not None
-                    # What was finished before anybody listened is not told again: the list has it.
-                    if over or kind == "image":
-                        for told in _answer(self._client.get(f"/api/v1/jobs/{job}/images")):
-                            if told["place"] >= place:
-                                images, place = images + 1, told["place"] + 1
-                                yield self._image(told)
-                    if over:
+                    ended = kind == "job" and data["ended"] is not None
+                    # The server sends no events for images that it finished before this stream began. The list has
+                    # them.
+                    if ended or kind == "image":
+                        for entry in _read_body(self._client.get(f"/api/v1/jobs/{job}/images")):
+                            if entry["place"] >= place:
+                                images, place = images + 1, entry["place"] + 1
+                                yield self._fetch_image(entry)
+                    if ended:
                         _raise_unless_done(data)
                         break
                 else:
-                    raise SafelightError(f"the server at {self._url} stopped telling of its job before it ended")
+                    raise SafelightError(f"the server at {self._url} closed the stream of events before the job ended")
             finally:
-                if not over:
+                if not ended:
                     with contextlib.suppress(httpx.TransportError):
                         self._client.post(f"/api/v1/jobs/{job}/cancel")
             if images < request.count:
-                raise SafelightError(f"{request.count - images} images of the server's job were removed meanwhile")
+                missing = request.count - images
+                raise SafelightError(f"the server removed {missing} images of the job before they were fetched")
 
     @contextmanager
-    def _reached(self) -> Generator[None]:
+    def _reachable(self) -> Generator[None]:
         try:
             yield
         except httpx.TransportError as error:
@@ -82,7 +86,7 @@ class ServerEngine:
         with self._client.stream("GET", "/api/v1/events", params={"job": job}) as stream:
             if not stream.is_success:
                 stream.read()
-                _answer(stream)
+                _read_body(stream)
             kind = ""
             for line in stream.iter_lines():
                 name, _, value = line.partition(": ")
@@ -91,47 +95,49 @@ class ServerEngine:
                 elif name == "data":
                     yield kind, json.loads(value)
 
-    def _image(self, told: Mapping[str, Any]) -> Image:
-        answer = self._client.get(told["url"])
-        if not answer.is_success:
-            _answer(answer)
-        with PILImage.open(io.BytesIO(answer.content)) as picture:
+    def _fetch_image(self, entry: Mapping[str, Any]) -> Image:
+        response = self._client.get(entry["url"])
+        if not response.is_success:
+            _read_body(response)
+        with PILImage.open(io.BytesIO(response.content)) as picture:
             pixels = picture.convert("RGB").tobytes()
         received = hashlib.sha256(pixels).hexdigest()
-        if received != told["pixels_sha256"]:
-            remedy = "Ask for it again; if it stays so, something between here and the server changes pictures."
-            problem = f"arrived with other pixels ({received[:16]}) than were made ({told['pixels_sha256'][:16]})"
-            raise IntegrityError(Path(told["url"]), "", problem, remedy)
-        metadata = dict(told["metadata"])
-        made = metadata.pop("made")
+        if received != entry["pixels_sha256"]:
+            remedy = "Fetch it again. If the error persists, something between here and the server changes images."
+            sent = entry["pixels_sha256"]
+            problem = f"the received pixels ({received[:16]}) differ from those that the server made ({sent[:16]})"
+            raise IntegrityError(Path(entry["url"]), "", problem, remedy)
+        metadata = dict(entry["metadata"])
+        details = metadata.pop("made")
         return Image(
             pixels=pixels,
-            width=told["width"],
-            height=told["height"],
-            seed=told["seed"],
-            model=told["model"],
-            model_digest=told["model_digest"],
-            pixels_sha256=told["pixels_sha256"],
-            seconds=Seconds(**made["seconds"]),
-            host_peak_bytes=made["host_peak_bytes"],
+            width=entry["width"],
+            height=entry["height"],
+            seed=entry["seed"],
+            model=entry["model"],
+            model_digest=entry["model_digest"],
+            pixels_sha256=entry["pixels_sha256"],
+            seconds=Seconds(**details["seconds"]),
+            host_peak_bytes=details["host_peak_bytes"],
             metadata=metadata,
-            warnings=tuple(made["warnings"]),
+            warnings=tuple(details["warnings"]),
         )
 
 
-def _answer(answer: httpx.Response) -> Any:
-    """The body of an answer. Raises what the server meant."""
-    if answer.is_success:
-        return answer.json()
+def _read_body(response: httpx.Response) -> Any:
+    """Parse the body of a response. An error response raises the matching exception."""
+    if response.is_success:
+        return response.json()
     try:
-        problem = answer.json()
+        problem = response.json()
         kind, message = problem["error"], problem["message"]
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"the server answered with status {answer.status_code}, not as Safelight does") from None
+        status = response.status_code
+        raise InputError(f"the server answered with status {status}; it is not a Safelight server") from None
     if kind == "model_not_found":
         raise ModelNotFoundError(message.partition("'")[2].partition("'")[0], problem["near"])
-    if answer.status_code < 500:
-        raise InputError(f"the server refused: {message}")
+    if response.status_code < 500:
+        raise InputError(f"the server refused the request: {message}")
     raise SafelightError(f"the server failed: {message}")
 
 

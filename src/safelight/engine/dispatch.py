@@ -1,4 +1,4 @@
-"""The queue at work: takes the next job by the order, has the worker make it, and keeps what it makes. No torch."""
+"""The dispatcher: takes the next job from the queue, gives it to the worker, and stores the images. No torch."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from safelight.storage.images import Gallery, preview_url
 _log = structlog.get_logger(__name__)
 
 FORESEEN = 3
-"""Models that the planner is told will be wanted next."""
+"""Models of upcoming jobs that the worker's planner learns about."""
 
 FIRST_PAUSE, MOST_PAUSE = 0.1, 10.0
-"""Seconds between two tries when the queue cannot go on."""
+"""Seconds: the first and the longest pause between two tries when the queue cannot continue."""
 
 LOOKED_AT = 12
-"""Jobs that are looked at to find them."""
+"""Jobs at the head of the queue in which the dispatcher looks for the upcoming models."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningJob:
-    """The progress of the job that runs. ``since``: seconds since 1970 at which it started."""
+    """The running job and its progress. ``since``: the time of its start, in seconds since 1970."""
 
     job: Job
     since: float
@@ -50,8 +50,12 @@ class RunningJob:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What became of a job that ran: ``state`` queued when it was put back, ``free`` if that try does not count.
-    ``seconds`` for which it ran."""
+    """The outcome of one attempt at a job.
+
+    state: ``queued`` if the job goes back into the queue.
+    free: whether the attempt does not count.
+    seconds: how long it ran.
+    """
 
     state: Literal["queued", "done", "failed", "cancelled"]
     reason: str = ""
@@ -63,8 +67,10 @@ class _Outcome:
 class Dispatcher:
     """Runs the queued jobs, one after another, in a thread of its own.
 
-    ``rules`` bound how the order may differ from that of arrival; ``most``: jobs that may wait. Every job that was
-    accepted ends once: done, failed with a reason, or cancelled.
+    Every accepted job ends exactly once: done, failed with a reason, or cancelled.
+
+    rules: limit how far the order may differ from the order of arrival.
+    most: the number of jobs that may wait.
     """
 
     def __init__(
@@ -99,32 +105,35 @@ class Dispatcher:
 
     @property
     def state(self) -> RunningJob | None:
-        """What runs now."""
+        """The running job, None if none is running."""
         return self._state
 
     @property
     def trouble(self) -> str:
-        """Why the queue waits, "" when it does not: a full disk, say. Nothing is lost meanwhile."""
+        """Why the queue waits, for example a full disk; "" if it does not wait. No job is lost meanwhile."""
         return self._trouble
 
     @property
     def switches(self) -> int:
-        """Jobs that were started with another model than the one before."""
+        """The number of jobs so far whose model differed from that of the job before."""
         return self._switches
 
     @property
     def memory(self) -> Mapping[str, Any]:
-        """What was where when the worker last said so."""
+        """The worker's last report of its memory, see :meth:`safelight.engine.local.LocalEngine.memory`."""
         return self._memory
 
     def start(self) -> None:
-        """Take up what an earlier server left, and begin."""
+        """Recover the jobs and files of an earlier server, and start the thread."""
         self._database.recover()
         self._gallery.sweep(self._database.files())
         self._thread.start()
 
     def accept(self, *wanted: tuple[Request, str], client: str = "", priority: int = 0) -> list[Job]:
-        """Queue requests that were checked, each with the digest of its model: all, or none. Raises QueueFullError."""
+        """Queue checked requests, each with the digest of its model.
+
+        Raises QueueFullError if not all of them fit; then none is queued.
+        """
         waiting = self._database.queued()
         if waiting + len(wanted) > self._most:
             raise QueueFullError(waiting)
@@ -135,21 +144,21 @@ class Dispatcher:
         return jobs
 
     def cancel(self, job_id: str) -> bool:
-        """Whether the job was still queued or running; one that runs stops at its next step."""
+        """Cancel a job; a running one stops at its next step. Returns whether it was queued or running."""
         if self._database.end(job_id, "cancelled", "cancelled while it waited", was=("queued",)):
             self._tell(job_id)
             return True
         job = self._database.job(job_id)
         if job is None or job.state != "running":
             return False
-        # Known before the worker is told: a worker that is not there yet, or that dies now, is not asked again.
+        # Before the message to the worker: if the worker is still starting or dies now, no other worker gets the job.
         self._cancelled.add(job_id)
         self._supervisor.cancel(job_id)
         self._isolator.cancel(job_id)
         return True
 
     def forget(self, image_id: str) -> bool:
-        """Remove an image and its files; whether it was there."""
+        """Remove an image and its files. Returns whether it existed."""
         image = self._database.forget_image(image_id)
         if image is None:
             return False
@@ -158,7 +167,10 @@ class Dispatcher:
         return True
 
     def queue(self, limit: int) -> list[tuple[Job, str]]:
-        """The first waiting jobs in the order in which they will be started if nothing else comes, and why."""
+        """The first ``limit`` waiting jobs, in the order in which they will start if no other job arrives.
+
+        Returns each job with the reason for its position.
+        """
         current = self._state.job.group if self._state is not None else None
         at_hand = tuple(dict.fromkeys(group for group in (current, *self._at_hand) if group is not None))
         choices = order.in_order(self._database.waiting(order.reached(self._rules, limit)), at_hand, self._rules, limit)
@@ -166,7 +178,7 @@ class Dispatcher:
         return [(jobs[choice.id], choice.reason) for choice in choices if choice.id in jobs]
 
     def stop(self, seconds: float) -> None:
-        """Start nothing more; let the job that runs finish within ``seconds``, else put it back into the queue."""
+        """Start no more jobs. The running job may finish within ``seconds``; otherwise it goes back into the queue."""
         self._stopping = True
         self._wake()
         if not self._thread.is_alive():
@@ -177,7 +189,7 @@ class Dispatcher:
             if (state := self._state) is not None:
                 self._supervisor.cancel(state.job.id)
                 self._isolator.cancel(state.job.id)
-            # A step of a large model may take longer than anybody waits: then the worker goes.
+            # A step of a large model may take longer than this. Then close() kills the worker.
             self._thread.join(min(5.0, seconds))
         self._supervisor.close()
         self._isolator.close()
@@ -198,33 +210,33 @@ class Dispatcher:
             self._news = False
             try:
                 ran = self._next()
-            except Exception as error:  # noqa: BLE001 - whatever happened to one job, the others want to be made
-                self._stumbled(error)
+            except Exception as error:  # noqa: BLE001 - an error in one job must not stop the other jobs
+                self._pause_after(error)
                 continue
             if ran:
-                self._steady()
+                self._clear_trouble()
             else:
                 with self._changed:
                     self._changed.wait_for(lambda: self._news)
 
-    def _stumbled(self, error: Exception) -> None:
-        """Say once what is wrong, and wait longer each time before the next try."""
-        told = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
-        if told != self._trouble:
-            known = isinstance(error, SafelightError)
-            _log.error("the queue waits", why=told) if known else _log.exception("the queue waits", why=told)
-        self._trouble = told
+    def _pause_after(self, error: Exception) -> None:
+        """Log the error once, and wait before the next try, longer each time."""
+        trouble = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
+        if trouble != self._trouble:
+            expected = isinstance(error, SafelightError)
+            _log.error("the queue waits", why=trouble) if expected else _log.exception("the queue waits", why=trouble)
+        self._trouble = trouble
         with self._changed:
             self._changed.wait_for(lambda: self._stopping, self._pause)
         self._pause = min(2 * self._pause, MOST_PAUSE)
 
-    def _steady(self) -> None:
+    def _clear_trouble(self) -> None:
         if self._trouble:
-            _log.info("the queue goes on", after=self._trouble)
+            _log.info("the queue continues", after=self._trouble)
         self._trouble, self._pause = "", FIRST_PAUSE
 
     def _next(self) -> bool:
-        """Run the next job; whether there was one."""
+        """Run the next job. Returns whether there was one."""
         self._write()
         choice = order.choose(self._database.waiting(order.reached(self._rules, 1)), self._at_hand, self._rules)
         if choice is None:
@@ -243,13 +255,12 @@ class Dispatcher:
         self._unwritten = job, replace(outcome, seconds=time.time() - begun)
         self._write()
         if outcome.failure == "storage":
-            # It is queued again; more of them would fail in the same way.
+            # The job is queued again. Pause, because the next job would fail in the same way.
             raise StorageError(Path(job.id), outcome.reason)
         return True
 
     def _write(self) -> None:
-        """What became of the last job goes into the database; when that fails (its disk is full), it is tried again
-        before anything else is begun."""
+        """Write the last outcome to the database. If that fails (its disk is full), try again before the next job."""
         if self._unwritten is None:
             return
         job, outcome = self._unwritten
@@ -260,34 +271,34 @@ class Dispatcher:
         else:
             self._database.put_back(job.id, outcome.reason, outcome.free, outcome.seconds)
             if job.id in self._cancelled:
-                # Since the outcome was known; from now on a cancel finds it queued.
+                # Since the outcome was known, somebody cancelled the job. A later cancel finds it queued.
                 self._database.end(job.id, "cancelled", "cancelled while it ran", was=("queued",))
         self._tell(job.id)
         self._unwritten = None
         self._log(job, outcome.seconds)
 
     def _outcome(self, job: Job) -> _Outcome:
-        """Run a job, and say what became of it."""
+        """Run a job, and turn each error into an outcome."""
         try:
             self._tell(job.id)
             if job.unreadable:
                 return _Outcome("failed", f"this version cannot read its request: {job.unreadable}", "input")
             if job.images >= job.request.count:
-                # The server stopped between the last image and the end.
+                # An earlier server stopped between the job's last image and its end.
                 return _Outcome("done")
-            return self._made(job)
+            return self._make_images(job)
         except Cancelled:
-            return self._stopped(job)
+            return self._stopped_outcome(job)
         except WorkerDiedError as error:
             self._at_hand = ()
             self._events.tell(Event("worker", job.id, {"died": str(error), "restarts": self._supervisor.restarts}))
-            return self._again_or_failed(job, str(error))
+            return self._retry_or_fail(job, str(error))
         except StorageError as error:
             return _Outcome("queued", str(error), "storage", free=True)
         except SafelightError as error:
             return _Outcome("failed", str(error), "failed")
-        except Exception as error:  # noqa: BLE001 - whatever happened to one job, the others want to be made
-            _log.exception("a job stumbled", job=job.id)
+        except Exception as error:  # noqa: BLE001 - an error in one job must not stop the other jobs
+            _log.exception("an unexpected error in a job", job=job.id)
             return _Outcome("failed", f"{type(error).__name__}: {error}", "failed")
 
     def _log(self, before: Job, seconds: float) -> None:
@@ -295,55 +306,55 @@ class Dispatcher:
         values = {"job": job.id, "model": job.request.model, "images": job.images, "attempt": before.attempts}
         _log.info("job", state=job.state, seconds=round(seconds, 3), why=job.reason, **values)
 
-    def _again_or_failed(self, job: Job, why: str) -> _Outcome:
+    def _retry_or_fail(self, job: Job, why: str) -> _Outcome:
         if self._stopping or job.id in self._cancelled:
-            return self._stopped(job)
+            return self._stopped_outcome(job)
         if job.attempts < ATTEMPTS:
-            return _Outcome("queued", f"{why}; it is tried again")
+            return _Outcome("queued", f"{why}; Safelight tries the job again")
         return _Outcome("failed", f"{why}, {job.attempts} times", "worker")
 
-    def _stopped(self, job: Job) -> _Outcome:
-        """By somebody who cancelled it, or because the server stops."""
+    def _stopped_outcome(self, job: Job) -> _Outcome:
+        """The outcome of a job that a user cancelled, or that the stopping server interrupted."""
         if job.id in self._cancelled:
             return _Outcome("cancelled", "cancelled while it ran")
         return _Outcome("queued", "the server was stopped while it ran", free=True)
 
-    def _made(self, job: Job) -> _Outcome:
-        by = self._isolator if job.request.isolate else self._supervisor
-        messages = by.run(self._wanted(job), lambda: job.id in self._cancelled or self._put_back)
+    def _make_images(self, job: Job) -> _Outcome:
+        runner = self._isolator if job.request.isolate else self._supervisor
+        messages = runner.run(self._message_for(job), lambda: job.id in self._cancelled or self._put_back)
         with contextlib.closing(messages):
             for message in messages:
                 match message:
                     case Progressed(_, progress):
-                        self._progressed(job, progress)
+                        self._report_progress(job, progress)
                     case Made(_, place, image):
-                        self._keep(job, place, image)
+                        self._store_image(job, place, image)
                     case Ended(_, kind, problem, resident):
                         if not job.request.isolate:
                             self._at_hand = (job.group, *(digest for digest in resident if digest != job.group))
-                        self._supervisor.ask("memory").add_done_callback(self._remember)
+                        self._supervisor.ask("memory").add_done_callback(self._store_memory)
                         if kind == "cancelled":
-                            return self._stopped(job)
+                            return self._stopped_outcome(job)
                         return _Outcome("done") if kind == "done" else _Outcome("failed", problem, kind)
                     case _:
                         raise AssertionError(message)
         raise AssertionError("the worker's messages end with Ended")
 
-    def _remember(self, memory: Future[Any]) -> None:
-        """What is where when nothing is computed; a worker that died meanwhile says nothing."""
+    def _store_memory(self, memory: Future[Any]) -> None:
+        """Store the worker's memory report between two jobs. A worker that died meanwhile sends none."""
         if memory.exception() is None:
             self._memory = memory.result()
             self._events.tell(Event("memory", "", self._memory))
 
-    def _wanted(self, job: Job) -> Generate:
-        """What the worker is asked for; images that are stored already are not made again."""
+    def _message_for(self, job: Job) -> Generate:
+        """The message that starts the job. It begins after the images that are already stored."""
         return Generate(job.id, job.request, job.model_digest, job.images, self._upcoming())
 
     def _upcoming(self) -> tuple[str, ...]:
         """The models of the next jobs, the soonest first."""
         return tuple(dict.fromkeys(job.request.model for job, _ in self.queue(LOOKED_AT)))[:FORESEEN]
 
-    def _progressed(self, job: Job, progress: Progress) -> None:
+    def _report_progress(self, job: Job, progress: Progress) -> None:
         state = self._state
         assert state is not None
         self._state = RunningJob(job, state.since, progress)
@@ -355,11 +366,12 @@ class Dispatcher:
         if progress.stage == "denoise" and progress.step == 1:
             upcoming = [name for name in self._upcoming() if name != job.request.model]
             if upcoming:
-                # The next checkpoint comes while this one computes, if there is room.
+                # The next checkpoint loads while this one computes, if there is room.
                 self._supervisor.ask("prefetch", upcoming[0])
 
-    def _keep(self, job: Job, place: int, image: Image) -> None:
-        """The file first, then the row: what is noted is there, and what is there without a row is swept at a start."""
+    def _store_image(self, job: Job, place: int, image: Image) -> None:
+        """Write the file first, then the row. So every row has its file, and the next start removes files without a
+        row."""
         image_id = uuid.uuid4().hex
         stored = StoredImage(
             id=image_id,
@@ -383,18 +395,18 @@ class Dispatcher:
             },
         )
         try:
-            kept = self._database.add_image(stored)
+            added = self._database.add_image(stored)
         except BaseException:
             self._gallery.remove(stored.file)
             raise
-        if not kept:
+        if not added:
             self._gallery.remove(stored.file)
             return
         self._events.tell(Event("image", job.id, pictured(stored)))
 
 
 def advanced(progress: Progress) -> dict[str, Any]:
-    """How far a job is, as plain values."""
+    """The progress of a job as plain values."""
     return {"stage": progress.stage, "image": progress.image, "step": progress.step, "steps": progress.steps}
 
 

@@ -1,4 +1,4 @@
-"""What happens in a server, told to whoever listens: jobs, progress, images, memory, workers. No torch."""
+"""Events of a server, sent to its listeners: jobs, progress, images, memory, workers. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Kind = Literal["job", "progress", "image", "removed", "memory", "worker"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``data`` is made of plain values. ``job``: its identifier, empty where it is about none."""
+    """One event. ``job``: the job's identifier, empty if the event concerns no job. ``data``: plain values."""
 
     kind: Kind
     job: str
@@ -21,11 +21,11 @@ class Event:
 
 
 Listener = Callable[[Event], None]
-"""Called in the thread in which something happened; must return at once."""
+"""Called in the thread that sends the event; must return at once."""
 
 
 class Events:
-    """Tells all listeners. Safe to be used by several threads."""
+    """Sends each event to all listeners. Thread-safe."""
 
     def __init__(self) -> None:
         self._listeners: dict[int, Listener] = {}
@@ -35,11 +35,11 @@ class Events:
 
     @property
     def changes(self) -> int:
-        """How often a job or an image changed: who remembers it knows whether to look again."""
+        """The number of changes of jobs and images so far. A reader compares it with an earlier value."""
         return self._changes
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """The function that is returned ends it."""
+        """Add a listener. Returns a function that removes it."""
         with self._lock:
             number = next(self._numbers)
             self._listeners[number] = listener
@@ -51,6 +51,7 @@ class Events:
         return unsubscribe
 
     def tell(self, event: Event) -> None:
+        """Call every listener with the event."""
         with self._lock:
             listeners = list(self._listeners.values())
             self._changes += event.kind in ("job", "image", "removed")

@@ -1,4 +1,4 @@
-"""An image made again in a process that has held no other model, and whether it is the same. No torch."""
+"""Makes an image again in a process that has held no other model, and compares the pixels. No torch."""
 
 from __future__ import annotations
 
@@ -17,72 +17,80 @@ from safelight.storage.db import StoredImage
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """``same``: whether the pixels are the same; ``pixels_sha256``: those of the fresh process."""
+    """The result of a comparison. ``same``: the pixels are equal. ``pixels_sha256``: of the fresh process's image."""
 
     same: bool
     pixels_sha256: str
 
 
 class Fresh:
-    """Makes images again, one at a time, as each such process holds a model of its own. ``command`` starts a process,
-    ``settings`` are what it opens its engine with."""
+    """Makes images in fresh processes, one at a time, because each process holds its own copy of a model.
+
+    command: starts a process.
+    settings: the process opens its engine with them.
+    """
 
     def __init__(self, command: Sequence[str], settings: object) -> None:
         self._command = command
         self._settings = settings
-        self._one = threading.Lock()
-        self._changing = threading.Lock()
+        self._one_at_a_time = threading.Lock()
+        self._process_lock = threading.Lock()
         self._process: Process | None = None
         self._closed = False
 
     def compared(self, image: StoredImage) -> Compared:
-        """Make the image again from its metadata, in a new process.
+        """Make the image again from its metadata, in a new process, and compare the pixels.
 
-        Raises RequestError when its metadata is of another form, WorkerDiedError, and SafelightError with what failed.
+        Raises:
+            RequestError: this version cannot read the request in the metadata.
+            WorkerDiedError: the process died.
+            SafelightError: the process failed, another fresh process is running, or the server is stopping.
         """
         try:
-            asked = read_request(image.metadata["request"], image.metadata["version"])
+            request = read_request(image.metadata["request"], image.metadata["version"])
         except (KeyError, TypeError) as error:
             raise RequestError(
-                "image", image.id, f"its metadata has no request that this version reads ({error})"
+                "image", image.id, f"this version cannot read the request in its metadata ({error})"
             ) from error
-        pixels = self.made(asked, image.model_digest).pixels_sha256
+        pixels = self.made(request, image.model_digest).pixels_sha256
         return Compared(pixels == image.pixels_sha256, pixels)
 
     def made(self, request: Request, digest: str) -> Image:
-        """The first image of a request, by the model of that digest, made in a new process.
+        """Make the first image of a request in a new process, by the model with that digest.
 
-        Raises WorkerDiedError, and SafelightError with what failed.
+        Raises:
+            WorkerDiedError: the process died.
+            SafelightError: the process failed, another fresh process is running, or the server is stopping.
         """
-        if not self._one.acquire(blocking=False):
-            raise SafelightError("another image is being made again in a fresh process; ask when that is done")
+        if not self._one_at_a_time.acquire(blocking=False):
+            raise SafelightError("a fresh process is already making an image; try again when it has ended")
         try:
-            process = self._started()
+            process = self._start()
             try:
-                return _image(process, self._settings, Generate("fresh", request, digest, 0, ()))
+                return _first_image(process, self._settings, Generate("fresh", request, digest, 0, ()))
             finally:
                 process.kill()
         finally:
-            self._one.release()
+            self._one_at_a_time.release()
 
-    def _started(self) -> Process:
-        with self._changing:
+    def _start(self) -> Process:
+        with self._process_lock:
             if self._closed:
-                raise SafelightError("the server stops")
+                raise SafelightError("the server is stopping")
             self._process = Process(self._command)
             return self._process
 
     def close(self) -> None:
-        """End the process that is at work; start no other."""
-        with self._changing:
+        """End the running process, and start no other."""
+        with self._process_lock:
             self._closed = True
             if self._process is not None:
                 self._process.kill()
 
 
-def _image(process: Process, settings: object, wanted: Generate) -> Image:
+def _first_image(process: Process, settings: object, job: Generate) -> Image:
     process.open(settings)
-    process.send(wanted)
+    process.send(job)
     image: Image | None = None
     while (message := process.inbox.get()) is not None:
         if isinstance(message, Made) and image is None:

@@ -1,8 +1,9 @@
-"""Images made in a process that has never held another model, for about the price of a warm one. No torch.
+"""Makes images in a process that has never held another model, in about the time of a warm process. No torch.
 
-A *zygote* has imported everything and holds nothing. For a model it forks a *keeper*, which reads the weights and makes
-their memory unwritable; for each image the keeper forks a child, which shares the keeper's pages, computes, and ends.
-So nothing of any other image or model was ever in that process, and there is no second copy of the weights.
+A *zygote* has imported everything and holds no model. For each model it forks a *keeper*, which reads the weights and
+protects their memory against writing. For each image the keeper forks a child. The child shares the keeper's memory
+pages, computes, and ends. So the child has never held another image or model, and there is no second copy of the
+weights.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from safelight.request.schema import Request
 
 
 class Isolator:
-    """Runs jobs in processes of their own, one after another. ``command`` starts a zygote, which opens its engines with
-    ``settings``; it is started when the first job comes, and again when it died."""
+    """Runs jobs in isolated processes, one after another.
+
+    command: starts a zygote. The first job starts it, and the next job after its death starts it again.
+    settings: the zygote opens its engines with them.
+    """
 
     def __init__(self, command: Sequence[str], settings: object) -> None:
         self._command = command
@@ -38,12 +42,12 @@ class Isolator:
         self._job = ""
 
     def start(self) -> None:
-        """Have a zygote stand ready."""
+        """Start a zygote if none is alive."""
         if self._closed:
-            raise SafelightError("the server stops")
+            raise SafelightError("the server is stopping")
         if self._zygote is None or not self._zygote.alive:
             if self._zygote is not None:
-                # What it has forked may live.
+                # Its children may still be alive.
                 self._zygote.kill()
             self._zygote = Process(self._command)
             self._zygote.open(self._settings)
@@ -63,7 +67,7 @@ class Isolator:
                     ended = True
                     raise zygote.died()
                 if isinstance(message, Working):
-                    self._begins(message.pid)
+                    self._record_process(message.pid)
                     if cancelled():
                         self.cancel(wanted.job)
                     continue
@@ -71,17 +75,17 @@ class Isolator:
                 yield message
         finally:
             if not ended:
-                # Who stops listening in the middle wants nothing more of it; the next job does not hear its end.
+                # The caller stopped before the end. The next job must not receive the rest of these messages.
                 self.cancel(wanted.job)
-                self._forget(zygote)
+                self._skip_to_end(zygote)
             self._job, self._working = "", None
 
-    def _forget(self, zygote: Process) -> None:
-        """Hear what is still said of the job, to its end, at most a step away."""
+    def _skip_to_end(self, zygote: Process) -> None:
+        """Read the remaining messages of the cancelled job. It ends after one step at most."""
         while True:
             message = zygote.inbox.get()
             if isinstance(message, Working):
-                self._begins(message.pid)
+                self._record_process(message.pid)
                 self.cancel(self._job)
             elif message is None or isinstance(message, Ended):
                 return
@@ -90,18 +94,18 @@ class Isolator:
         """Stop the job at its next step, if it is the one that runs."""
         working = self._working
         if self._job == job and working is not None:
-            # It knows when the process began: another one that has got its number meanwhile is left alone.
+            # psutil compares start times, so a new process with the same pid gets no signal.
             with contextlib.suppress(psutil.NoSuchProcess):
                 working.send_signal(signal.SIGUSR1)
 
-    def _begins(self, pid: int) -> None:
+    def _record_process(self, pid: int) -> None:
         try:
             self._working = psutil.Process(pid)
         except psutil.NoSuchProcess:
             self._working = None
 
     def made(self, request: Request, digest: str) -> Image:
-        """The first image of a request, by the model of that digest. Raises SafelightError with what failed."""
+        """Make the first image of a request by the model with that digest. Raises SafelightError if that fails."""
         with contextlib.closing(self.run(Generate("isolated", replace(request, count=1), digest, 0, ()))) as messages:
             image: Image | None = None
             for message in messages:
@@ -113,15 +117,20 @@ class Isolator:
         return image
 
     def close(self) -> None:
-        """End the zygote and what it has forked."""
+        """End the zygote and its children."""
         self._closed = True
         if self._zygote is not None:
             self._zygote.kill()
 
 
 class Spawner:
-    """Runs jobs in processes that are started for them and end with them, where nothing may be forked: on a Mac,
-    Accelerate and Metal do not survive it. ``command`` starts a worker. The same methods as :class:`Isolator`'s."""
+    """Runs each job in a new process that ends with the job. It has the same methods as :class:`Isolator`.
+
+    It is for a Mac, where Accelerate and Metal do not survive a fork.
+
+    command: starts a worker.
+    settings: the worker opens its engine with them.
+    """
 
     def __init__(self, command: Sequence[str], settings: object) -> None:
         self._command = command
@@ -133,7 +142,7 @@ class Spawner:
     def run(self, wanted: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
         """See :meth:`safelight.engine.supervisor.Supervisor.run`."""
         if self._closed:
-            raise SafelightError("the server stops")
+            raise SafelightError("the server is stopping")
         process = self._process = Process(self._command)
         self._job = wanted.job
         try:
@@ -158,7 +167,7 @@ class Spawner:
                 process.send(Cancel(job))
 
     def close(self) -> None:
-        """End what is at work."""
+        """End the running process, and start no other."""
         self._closed = True
         process = self._process
         if process is not None:
@@ -166,7 +175,7 @@ class Spawner:
 
 
 class Isolating(Protocol):
-    """What runs jobs in processes that have held no other model."""
+    """The protocol of :class:`Isolator` and :class:`Spawner`."""
 
     def run(self, wanted: Generate, cancelled: Callable[[], bool] = ...) -> Generator[FromWorker]: ...
 
@@ -176,19 +185,19 @@ class Isolating(Protocol):
 
 
 def forks(platform: str = sys.platform) -> bool:
-    """Whether processes may be forked here after torch was imported."""
+    """Whether a process of this platform may fork after it imported torch."""
     return platform != "darwin"
 
 
 class IsolatedEngine:
-    """See :class:`safelight.engine.base.Engine`: every image in a process that has never held another model."""
+    """Makes each image in a process that has never held another model. See :class:`safelight.engine.base.Engine`."""
 
     def __init__(self, library: Library, isolator: Isolating) -> None:
         self.library = library
         self._isolator = isolator
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
-        """See :class:`safelight.engine.base.Engine`. The zygote stays for the next request."""
+        """See :class:`safelight.engine.base.Engine`. The zygote stays alive for the next request."""
         model = self.library.checked(self.library.resolve(request.model))
         with contextlib.closing(self._isolator.run(Generate("cli", request, model.digest, 0, ()))) as messages:
             for message in messages:
@@ -198,16 +207,16 @@ class IsolatedEngine:
                     case Made(_, _, image):
                         yield image
                     case Ended(_, kind, problem, _) if kind != "done":
-                        raise _meant(kind, problem)
+                        raise _error(kind, problem)
                     case _:
                         pass
 
     def close(self) -> None:
-        """End its processes."""
+        """End all isolated processes."""
         self._isolator.close()
 
 
-def _meant(kind: str, problem: str) -> SafelightError:
+def _error(kind: str, problem: str) -> SafelightError:
     if kind == "cancelled":
         return Cancelled()
     return InputError(problem) if kind == "input" else SafelightError(problem)

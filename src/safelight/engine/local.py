@@ -27,17 +27,21 @@ from safelight.request.run_settings import Precision, RunSettings
 from safelight.request.schema import Request
 
 OnSwitch = Callable[[Model, Bench], None]
-"""Told when a job uses another model than the last, before its first image; what it raises fails the job."""
+"""Called before an image whose model differs from that of the last image. If it raises, the job fails."""
 
 Decide = Callable[[Precision, Model], RunSettings]
-"""The run settings for a model in a precision; the same for every job of this process."""
+"""Returns the run settings for a precision and a model; the same ones for every job of this process."""
 
 
 class LocalEngine:
-    """Makes images one at a time. Safe to be called from several threads: they wait for each other.
+    """Makes images in this process, one at a time. Thread-safe: threads wait for each other.
 
-    ``bench`` is what it works with; its run settings are replaced for each job. ``report`` says what is where;
-    ``tiers`` are all the places in which models are kept. ``on_switch`` may be set: a canary.
+    bench: the caches, the memory and the run settings; each job replaces the run settings.
+    decide: returns the run settings of a job.
+    report: returns the memory of each place, see :meth:`memory`.
+    tiers: all residencies, the host's first.
+
+    The attribute ``on_switch`` may be set, for example to a canary.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class LocalEngine:
         self._used: dict[str, tuple[str, ...]] = {}
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
-        """See :class:`safelight.engine.base.Engine`. The model is resolved now, and pinned to this request."""
+        """See :class:`safelight.engine.base.Engine`. The model is resolved now, not when the iteration begins."""
         return self.generate_pinned(request, None, (), on_progress)
 
     def generate_pinned(
@@ -73,76 +77,82 @@ class LocalEngine:
         on_progress: OnProgress = ignore,
         first: int = 0,
     ) -> Iterator[Image]:
-        """The same from image ``first`` on, with the content ``digest`` or not at all (IntegrityError); the models
-        named in ``upcoming`` will be wanted next, the soonest first."""
-        model = self._sound(self._meant(request.model, digest))
+        """Like :meth:`generate`, for a job that a server has accepted.
+
+        digest: of the model; None accepts any. Raises IntegrityError if the model's content differs.
+        upcoming: the names of the models of the next jobs, the soonest first.
+        first: the first image to make, counted from 0.
+        """
+        model = self._check_files(self._find_model(request.model, digest))
         if digest is not None and model.digest != digest:
-            raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
-        asked = settled(request, model, self.shelves)
-        request = asked.request
+            raise IntegrityError(model.path, "", "its content changed after the job was accepted")
+        resolved = settled(request, model, self.shelves)
+        request = resolved.request
         settings = self._decide(request.precision, model)
-        bench = replace(self.bench, run=settings, upcoming=self._keys(upcoming, settings))
-        check(request, model, asked.words)
+        bench = replace(self.bench, run=settings, upcoming=self._component_keys(upcoming, settings))
+        check(request, model, resolved.words)
         self._used.pop(model.digest, None)
         self._used[model.digest] = resident.component_keys(model, settings)
-        return self._locked(self._images(asked, model, bench, on_progress, first))
+        return self._take_turns(self._images(resolved, model, bench, on_progress, first))
 
-    def _meant(self, name: str, digest: str | None) -> Model:
-        """The model of that name; of that content where the name is gone, because it was renamed meanwhile."""
+    def _find_model(self, name: str, digest: str | None) -> Model:
+        """Find the model by its name or, if the name is unknown because it was renamed meanwhile, by its digest."""
         try:
             return self.library.resolve(name)
         except ModelNotFoundError:
-            same = next((card.name for card in self.library.cards() if card.digest == digest), None)
-            if same is None:
+            new_name = next((card.name for card in self.library.cards() if card.digest == digest), None)
+            if new_name is None:
                 raise
-            return self.library.get(same)
+            return self.library.get(new_name)
 
     def _images(
-        self, asked: Settled, model: Model, bench: Bench, on_progress: OnProgress, first: int
+        self, resolved: Settled, model: Model, bench: Bench, on_progress: OnProgress, first: int
     ) -> Iterator[Image]:
-        request = asked.request
+        request = resolved.request
         for index in range(first, request.count):
-            # Before each image: the images of several jobs may be taken in turns.
-            self._switched(model, bench)
+            # Before each image, because the caller may take the images of several jobs by turns.
+            self._call_on_switch(model, bench)
             try:
-                yield self._image(asked, self._under(model, asked), bench, index, on_progress)
+                yield self._image(resolved, self._combine(model, resolved), bench, index, on_progress)
             except IntegrityError:
-                # Read wrongly once, or is the file no longer the checkpoint's? Then it is not used again.
+                # Either one read went wrong, or the files changed. If they changed, this raises and the model is not
+                # used again.
                 model = self.library.mended(model)
-                for adapter in asked.adapters:
+                for adapter in resolved.adapters:
                     self.shelves.adapters.verify(adapter)
-                again = settled(request, model, self.shelves)
-                under = self._under(model, again)
-                self.repairs.reload(under)
+                resolved_again = settled(request, model, self.shelves)
+                combination = self._combine(model, resolved_again)
+                self.repairs.reload(combination)
                 bench.conditionings.clear()
-                yield self._image(again, under, bench, index, on_progress)
+                yield self._image(resolved_again, combination, bench, index, on_progress)
 
-    def _switched(self, model: Model, bench: Bench) -> None:
-        """Look at what ``on_switch`` looks at when the last image was another model's."""
+    def _call_on_switch(self, model: Model, bench: Bench) -> None:
+        """Call ``on_switch`` if another model made the last image."""
         if model.digest != self._last and self.on_switch is not None:
             self._last = ""
             self.on_switch(model, bench)
         self._last = model.digest
 
-    def _under(self, model: Model, asked: Settled) -> Model:
-        return combined(model, asked, lambda component: self.tiers[0].lease(component, torch.float32))
+    def _combine(self, model: Model, resolved: Settled) -> Model:
+        return combined(model, resolved, lambda component: self.tiers[0].lease(component, torch.float32))
 
-    def _image(self, asked: Settled, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
-        return self.repairs.made(lambda bench: run.image(asked, model, bench, index, on_progress), model, bench)
+    def _image(self, resolved: Settled, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
+        return self.repairs.made(lambda bench: run.image(resolved, model, bench, index, on_progress), model, bench)
 
-    def _sound(self, model: Model) -> Model:
-        """The model, if its files are those that were added. Raises IntegrityError, from then on at once."""
+    def _check_files(self, model: Model) -> Model:
+        """Check that the model's files are those that were added. If not, raise IntegrityError now and at each later
+        use."""
         try:
             return self.library.checked(model)
         except IntegrityError:
             return self.library.mended(model)
 
-    def _keys(self, names: Sequence[str], settings: RunSettings) -> tuple[str, ...]:
-        """The components of models that can be had, in the order in which they will be used."""
-        found = [self.library.find_named(name) for name in names]
-        return tuple(key for model in found if model is not None for key in resident.component_keys(model, settings))
+    def _component_keys(self, names: Sequence[str], settings: RunSettings) -> tuple[str, ...]:
+        """The component keys of those named models that the library has, in the order of use."""
+        models = [self.library.find_named(name) for name in names]
+        return tuple(key for model in models if model is not None for key in resident.component_keys(model, settings))
 
-    def _locked(self, images: Iterator[Image]) -> Iterator[Image]:
+    def _take_turns(self, images: Iterator[Image]) -> Iterator[Image]:
         while True:
             with self._lock:
                 image = next(images, None)
@@ -151,45 +161,49 @@ class LocalEngine:
             yield image
 
     def bench_for(self, model: Model, precision: Precision = "auto") -> Bench:
-        """What a generation by that model works with, in the end: its run settings are decided."""
+        """The bench of a generation by ``model``, with its final run settings."""
         return replace(self.bench, run=self._decide(precision, model))
 
     def memory(self) -> Mapping[str, Any]:
-        """What is where: for each place its budget and what set it, what is stored and promised, what is resident and
-        who holds it, and the ledger's entries. Sizes are bytes."""
+        """The state of memory as plain values; sizes in bytes.
+
+        For each place: the budget and its origin, the stored and the reserved bytes, what is resident and who holds
+        it. Also the ledger's entries.
+        """
         return self._report()
 
     def prefetch(self, name: str) -> bool:
-        """Bring a model's components into memory as far as there is room beside everything that is there now; whether
-        all of it is there."""
+        """Load as much of a model as free memory allows; evict nothing. Returns whether all of it is resident."""
         model = self.library.resolve(name)
         return resident.prefetch(model, self.bench_for(model))
 
     def resident(self) -> list[str]:
-        """The digests of models that were used and are whole in memory where it computes, the last used first."""
+        """The digests of the used models that are completely resident on the computing device, the last used first."""
         holdings = self.bench.residency.holdings()
         whole = {holding.component for holding in holdings if holding.nbytes >= holding.total}
         used = list(reversed(list(self._used.items())))
         return [digest for digest, keys in used if whole.issuperset(keys)]
 
     def pin(self, name: str) -> None:
-        """Bring a model and hold it, so that nothing else takes its place, until :meth:`unpin`. Raises OutOfMemoryError
-        when it does not fit whole."""
+        """Load a model and keep it in memory until :meth:`unpin`.
+
+        Raises OutOfMemoryError when the complete model does not fit.
+        """
         model = self.library.checked(self.library.resolve(name))
         self.unpin(name)
         self._pins[name] = resident.pinned(model, self.bench_for(model))
 
     def unpin(self, name: str) -> None:
-        """Hold the model no longer."""
-        held = self._pins.pop(name, None)
-        if held is not None:
-            held.close()
+        """End the pin of a model; do nothing if it is not pinned."""
+        pin = self._pins.pop(name, None)
+        if pin is not None:
+            pin.close()
 
     def unload(self, digest: str | None) -> None:
-        """Drop what nobody holds: of the model of that digest, or of all; and what text encoders made."""
+        """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache."""
         self.bench.conditionings.clear()
-        known = next((card.name for card in self.library.cards() if card.digest == digest), None)
-        model = None if known is None else self.library.find_named(known)
+        name = next((card.name for card in self.library.cards() if card.digest == digest), None)
+        model = None if name is None else self.library.find_named(name)
         for tier in self.tiers:
             if digest is None:
                 tier.drop()
@@ -198,20 +212,26 @@ class LocalEngine:
                     tier.drop(component.digest)
 
     def make_resident(self, model: Model) -> None:
-        """Bring a model's components into memory, as far as they fit, without making an image."""
+        """Load as much of a model as fits, without making an image; evict other models if necessary."""
         resident.preload(self.library.checked(model), self.bench_for(model))
 
     def share(self, request: Request, digest: str) -> None:
-        """Make ready for forks that make images of such requests, computing nothing: the model's weights are read and
-        become unwritable, its skeletons are built. Raises IntegrityError when its content is not ``digest``."""
-        model = self._sound(self.library.resolve(request.model))
+        """Prepare this process to fork children that make images of such requests. Compute nothing.
+
+        Read the model's weights, protect them against writing, and build its skeletons.
+
+        Raises:
+            IntegrityError: the model's content is not ``digest``.
+            RequestError: the device is not the CPU.
+        """
+        model = self._check_files(self.library.resolve(request.model))
         if model.digest != digest:
-            raise IntegrityError(model.path, "", "its content is another than when the job was accepted")
+            raise IntegrityError(model.path, "", "its content changed after the job was accepted")
         if self.bench.device.separate:
             name = self.bench.device.name
-            raise RequestError("isolate", True, f"processes share weights where the CPU computes, not on {name}")
+            raise RequestError("isolate", True, f"processes can share weights only on the CPU, not on {name}")
         bench = self.bench_for(model, request.precision)
-        model = self._under(model, settled(request, model, self.shelves))
+        model = self._combine(model, settled(request, model, self.shelves))
         resident.preload(model, bench)
         resident.prepare(model, bench, request.seamless)
         for tier in self.tiers:
@@ -219,11 +239,11 @@ class LocalEngine:
                 tier.seal()
 
     def fits(self, request: Request, model: Model) -> dict[str, Any]:
-        """Whether ``model`` can make the image that is asked for, and how: see :func:`safelight.generate.fit.fits`."""
+        """Say whether ``model`` can make the requested image, and how: see :func:`safelight.generate.fit.fits`."""
         return fit.fits(request, model, self.bench_for(model, request.precision))
 
     def close(self) -> None:
-        """Let go of every model that is held, and drop all."""
+        """End all pins and evict all models."""
         for name in list(self._pins):
             self.unpin(name)
         for tier in self.tiers:

@@ -1,4 +1,4 @@
-"""What the server and its worker say to each other, through a pipe that only they have. No torch."""
+"""The messages between the server and its worker, which a private pipe carries. No torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Question = Literal["memory", "prefetch", "load", "unload", "pin", "unpin"]
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """To a worker that has imported everything: open an engine with these settings, and hold the models of these
-    names."""
+    """Server to a worker that has imported everything: open an engine with ``settings`` and pin the models named in
+    ``pinned``."""
 
     settings: Any
     pinned: tuple[str, ...] = ()
@@ -23,8 +23,12 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Make the images of a request with the content ``digest``, from its image ``first`` on. ``upcoming``: the names of
-    models that will be wanted next."""
+    """Server to worker: make the images of a request.
+
+    digest: of the model, as it was when the server accepted the job.
+    first: the first image to make, counted from 0; the server has stored the earlier ones.
+    upcoming: the names of the models of the next jobs.
+    """
 
     job: str
     request: Request
@@ -35,18 +39,22 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Stop that job at its next step."""
+    """Server to worker: stop the job at its next step."""
 
     job: str
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question that is answered while a job may run: ``tag`` comes back with the answer.
+    """Server to worker: a question. The worker answers it even while a job runs. The answer repeats ``tag``.
 
-    ``memory``: what is where; ``prefetch``: bring the model as far as there is room; ``load``: bring it, others may go;
-    ``unload``: drop what nobody holds of the model's digest (empty: of all); ``pin``: bring it and hold it, ``unpin``:
-    hold it no longer.
+    ``what`` is one of:
+    ``memory``: report the memory of each place.
+    ``prefetch``: load the model into free memory; evict nothing.
+    ``load``: load the model; evict other models if necessary.
+    ``unload``: evict what no lease holds of the model with the digest ``model`` (empty: of all models).
+    ``pin``: load the model and keep it in memory.
+    ``unpin``: end the pin.
     """
 
     tag: int
@@ -56,19 +64,19 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """From a worker: everything is imported."""
+    """Worker to server: everything is imported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """From a worker: the engine is open. ``run``: its run settings."""
+    """Worker to server: the engine is open. ``run``: its run settings."""
 
     run: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """How far a job is."""
+    """Worker to server: the progress of a job."""
 
     job: str
     progress: Progress
@@ -76,7 +84,7 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An image of a job is finished. ``place`` counts from 0 within the job."""
+    """Worker to server: an image of a job is finished. ``place``: its number within the job, from 0."""
 
     job: str
     place: int
@@ -85,8 +93,12 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job ended: ``problem`` says why it failed, ``kind`` of which sort. ``resident``: the digests of models that are
-    in memory now, the last used first."""
+    """Worker to server: a job ended.
+
+    kind: how it ended; ``input``, ``failed`` and ``device`` are failures.
+    problem: the reason of a failure, else empty.
+    resident: the digests of the models in memory, the last used first.
+    """
 
     job: str
     kind: Literal["done", "cancelled", "input", "failed", "device"]
@@ -96,7 +108,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """To a question: ``value``, or the ``problem``."""
+    """Worker to server: the answer to a question: its ``value``, or the ``problem`` if it failed."""
 
     tag: int
     value: Any
@@ -105,7 +117,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """From an isolated process: the job has begun in the process ``pid``, which SIGUSR1 stops at its next step."""
+    """Isolated process to server: process ``pid`` has begun the job. SIGUSR1 stops it at its next step."""
 
     pid: int
 

@@ -1,9 +1,15 @@
-"""Repair: when a gate trips, what can be wrong is tried in turn, once each, until the image passes.
+"""Repairs an image that a gate stopped: tries each possible cause once, until the image passes.
 
-The order is that of the cheapest proof: the digests of what is in memory; the weights read anew from the file; copies
-that wait for each other; the reference attention. The image then says what was wrong and what helped, and its run
-settings are those that it was made with in the end. What helped is counted, so that ``safelight doctor`` can suggest a
-setting; nothing that changes a pixel is set in silence.
+The cheapest attempt comes first:
+
+1. Compare the bytes in memory with their proofs.
+2. Read the weights from the file again.
+3. Copy synchronously.
+4. Compute with the reference attention.
+
+The image's metadata records what was wrong, what helped, and the run settings of the attempt that passed. A file counts
+what helped, so that ``safelight doctor`` can suggest a setting. Repair itself changes no setting, because a setting
+that changes pixels must not change silently.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ Suspect = Literal["loading", "state", "attention", "memory"]
 Make = Callable[[Bench], Image]
 
 REFERENCE = "normal"
-"""The attention that is nothing but matrix products and a softmax."""
+"""The attention that uses only matrix products and a softmax."""
 
 COUNTS = "repairs.json"
 
@@ -40,13 +46,17 @@ SETTINGS: Mapping[str, str] = {
     "attention": "attention_type normal",
     "memory": "verify_transfers always",
 }
-"""What may help for good, by suspect, as ``safelight config set`` takes it."""
+"""By suspect: the setting that may help permanently, as an argument of ``safelight config set``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    """``bench`` to try with, ``found``: what was found to be wrong, if anything was; ``helped``: what it means if this
-    image passes."""
+    """One attempt.
+
+    bench: the attempt uses it.
+    helped: what helped, if the image passes.
+    found: the evidence against the suspect, if there is any.
+    """
 
     suspect: Suspect
     bench: Bench
@@ -55,8 +65,12 @@ class _Try:
 
 
 class Repairs:
-    """Repairs the images of one engine. ``tiers``: the places in which models are kept, the device's last; ``folder``:
-    where it is counted what helped; ``conditionings``: what may have been made with what was wrong."""
+    """Repairs the images of one engine.
+
+    tiers: the residencies that hold models, the device's last.
+    folder: for the file that counts what helped.
+    conditionings: the cache of text-encoder outputs; wrong weights may have produced some of them.
+    """
 
     def __init__(self, tiers: Sequence[Residency], folder: Path, conditionings: Conditionings) -> None:
         self._tiers = tuple(tiers)
@@ -64,8 +78,7 @@ class Repairs:
         self._path = folder / COUNTS
 
     def made(self, make: Make, model: Model, bench: Bench) -> Image:
-        """The image that ``make`` makes; when a gate trips, what repair makes of it. Raises the first NotFiniteError
-        when nothing helps."""
+        """Call ``make``, and repair the image if a gate stops it. Raises the first NotFiniteError if nothing helps."""
         try:
             image = make(bench)
         except NotFiniteError as error:
@@ -99,7 +112,10 @@ class Repairs:
             yield _Try("attention", with_reference, f"computed with attention_type: {REFERENCE}")
 
     def check(self, model: Model | None = None) -> list[str]:
-        """Sum what is in memory again, of one model or of all; what was wrong, by name; it is read again."""
+        """Compare the bytes in memory with their proofs, for one model or for all.
+
+        Returns the names of what was wrong; the next use reads it again.
+        """
         known = None if model is None else _digests(model)
         wrong = [label for tier in self._tiers for label in tier.check(known)]
         if wrong:
@@ -107,7 +123,7 @@ class Repairs:
         return wrong
 
     def reload(self, model: Model) -> None:
-        """Prove a model's bytes in memory again, count what was wrong, and have all of it read anew."""
+        """Check a model's bytes in memory, count what was wrong, and drop them. The next use reads them again."""
         if spoiled := self.check(model):
             self._count(Repair("memory", f"bytes in memory had changed: {shortened(spoiled)}", "read again"))
         self._drop(model)
@@ -139,5 +155,5 @@ class Repairs:
 
 
 def _digests(model: Model) -> list[str]:
-    """Of all that is in memory for a model: its components, and what lies over them."""
+    """The digests of everything in memory for a model: its components and their overlays."""
     return [digest for component in model.manifest.components for digest in digests(component)]

@@ -1,6 +1,6 @@
-"""The worker process of a server, and a spare that takes its place when it dies. No torch.
+"""Supervises the worker process of a server, and a spare that replaces it when it dies. No torch.
 
-The spare has imported everything and holds no model, so that a restart costs what a switch costs.
+The spare has imported everything and holds no model, so a restart takes as long as a switch.
 """
 
 from __future__ import annotations
@@ -40,18 +40,21 @@ from safelight.errors import Cancelled, WorkerDiedError
 _log = structlog.get_logger(__name__)
 
 DEATHS = 5
-"""Workers that die one after another before they are ready: then there is no use in starting more."""
+"""Workers that may die in a row before they are ready. Then the supervisor gives up."""
 
 LOOK_SECONDS = 0.1
-"""Between two looks at whether a job that waits for its worker is still wanted."""
+"""Seconds between two checks whether a job that waits for its worker was cancelled."""
 
 SPARE_AFTER = 1.0
-"""Seconds after a worker has come up."""
+"""Seconds between the time a worker is ready and the start of its spare."""
 
 
 class Process:
-    """One worker process: what it says about jobs goes into ``inbox``, None when it is dead; ``on_death`` is told then,
-    by a thread of its own."""
+    """One worker process.
+
+    ``inbox`` receives its messages about jobs, and None when it has died. Then a thread of this object calls
+    ``on_death``.
+    """
 
     def __init__(self, command: Sequence[str], on_death: Callable[[Process], None] = lambda _: None) -> None:
         self._on_death = on_death
@@ -86,11 +89,11 @@ class Process:
 
     @property
     def came_up(self) -> bool:
-        """Whether its engine was opened."""
+        """Whether its engine is open."""
         return self.ready.done() and self.ready.exception() is None
 
     def send(self, message: ToWorker) -> None:
-        """Raises WorkerDiedError when nobody listens any more."""
+        """Send a message. Raises WorkerDiedError if the process is dead."""
         try:
             with self._sending:
                 self._connection.send(message)
@@ -98,7 +101,7 @@ class Process:
             raise self.died() from error
 
     def open(self, settings: object, pinned: Sequence[str] = ()) -> None:
-        """Have it open its engine. Raises WorkerDiedError."""
+        """Tell the process to open its engine. Raises WorkerDiedError."""
         self.send(Open(settings, tuple(pinned)))
 
     def ask(self, what: Question, model: str) -> Future[Any]:
@@ -107,38 +110,38 @@ class Process:
         self._answers[tag] = future
         with contextlib.suppress(WorkerDiedError):
             self.send(Ask(tag, what, model))
-        # Whoever takes a future out sets it; the thread that reads may have taken its last look already.
+        # The thread that pops a future also sets it. The reading thread may have popped its last one already.
         if self._dead and self._answers.pop(tag, None) is not None:
             future.set_exception(self.died())
         return future
 
     def died(self) -> WorkerDiedError:
-        """How it ended, as an error."""
+        """Wait for the end of the process, and return an error that says how it ended."""
         with self._reaping:
             code = self._process.wait()
             self._died = min(self._died, time.time())
         if code >= 0:
             return WorkerDiedError(f"ended with exit code {code}")
         name = signal.Signals(-code).name
-        why = " (often the system, because memory ran out)" if -code == signal.SIGKILL else ""
+        why = " (often by the operating system, because memory ran out)" if -code == signal.SIGKILL else ""
         return WorkerDiedError(f"was killed by {name}{why}")
 
     def kill(self) -> None:
-        """End it now, with what it has forked, and wait until it is gone."""
-        for process in self._left_behind():
+        """Kill the process and its children, and wait until it is gone."""
+        for process in self._orphans():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.kill()
         with self._reaping:
             if self._process.returncode is None:
-                # It has not been waited for, so its number, and that of its group, is still its own.
+                # Nobody has waited for the process, so the system has not reused its pid or its group's.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
         self._reader.join()
 
-    def _left_behind(self) -> list[psutil.Process]:
-        """What it has forked and what lives after it: of its session, and begun before it ended."""
+    def _orphans(self) -> list[psutil.Process]:
+        """The children that outlived the process: those of its session that started before it ended."""
         if self._process.returncode is None:
             return []
         found: list[psutil.Process] = []
@@ -154,8 +157,8 @@ class Process:
                 message: FromWorker = self._connection.recv()
             except (EOFError, OSError):
                 break
-            except Exception:  # noqa: BLE001 - a worker that writes what cannot be read is as good as dead
-                _log.exception("a worker said what cannot be read", pid=self.pid)
+            except Exception:  # noqa: BLE001 - a worker that sends unreadable messages is useless
+                _log.exception("a worker sent an unreadable message", pid=self.pid)
                 break
             match message:
                 case Imported():
@@ -168,7 +171,7 @@ class Process:
                         future.set_result(value) if not problem else future.set_exception(RuntimeError(problem))
                 case _:
                     self.inbox.put(message)
-        # Its end of the pipe closes when it dies; what keeps a process without a pipe is of no use.
+        # The worker's end of the pipe closes when it dies. If it closed the pipe and lives, it is useless.
         self._process.kill()
         error = self.died()
         self._dead = True
@@ -183,9 +186,13 @@ class Process:
 
 
 class Supervisor:
-    """Keeps one worker and one spare. ``command`` starts a process, ``settings`` are what it opens its engine with.
+    """Runs one worker and one spare.
 
-    Jobs are run one after another, by one thread; everything else may be called from several.
+    command: starts a process.
+    settings: the process opens its engine with them.
+    spare: whether to start a spare.
+
+    Only one thread may call :meth:`run`, for one job at a time. All other methods are thread-safe.
     """
 
     def __init__(self, command: Sequence[str], settings: object, spare: bool = True) -> None:
@@ -196,13 +203,13 @@ class Supervisor:
         self._closed = False
         self._spare: Process | None = None
         self._pinned: dict[str, None] = {}
-        self._active = self._started()
+        self._active = self._start_worker()
         self._job = ""
         self.restarts = 0
 
     @property
     def pid(self) -> int:
-        """Of the worker that computes."""
+        """The process id of the worker."""
         return self._active.pid
 
     def run_settings(self, timeout: float) -> Mapping[str, Any] | None:
@@ -212,43 +219,49 @@ class Supervisor:
         except (TimeoutError, WorkerDiedError):
             return None
 
-    def _started(self) -> Process:
-        """A worker that is opening its engine: the spare if there is one; a new spare follows."""
+    def _start_worker(self) -> Process:
+        """Take the spare as the worker, or a new process if there is none. It begins to open its engine; a new spare
+        follows later."""
         with self._lock:
-            worker, self._spare = self._spare or self._new(), None
+            worker, self._spare = self._spare or self._start_process(), None
         if self._with_spare:
-            threading.Thread(target=self._spare_beside, args=(worker,), daemon=True).start()
+            threading.Thread(target=self._start_spare, args=(worker,), daemon=True).start()
         try:
             worker.open(self._settings, tuple(self._pinned))
         except WorkerDiedError:
-            _log.warning("a worker died before it was used", pid=worker.pid)
+            _log.warning("a worker died before its first job", pid=worker.pid)
         return worker
 
-    def _spare_beside(self, worker: Process) -> None:
-        """Start a spare, when the worker has come up and begun its work: importing takes a core for seconds."""
+    def _start_spare(self, worker: Process) -> None:
+        """Start a spare after the worker is ready and has begun its work. Importing uses one core for seconds."""
         with contextlib.suppress(WorkerDiedError):
             worker.ready.result()
         time.sleep(SPARE_AFTER)
         with self._lock:
             if self._active is worker and self._spare is None and not self._closed:
-                self._spare = self._new()
+                self._spare = self._start_process()
 
-    def _new(self) -> Process:
-        return Process(self._command, self._noticed)
+    def _start_process(self) -> Process:
+        return Process(self._command, self._replace_dead)
 
-    def _noticed(self, process: Process) -> None:
-        """A process died: another takes its place at once, also when nobody has a job for it. One that never came up is
-        left to :meth:`_ready`, which gives up after a few."""
+    def _replace_dead(self, process: Process) -> None:
+        """Replace a process that died, at once, even if no job waits.
+
+        :meth:`_wait_until_ready` handles a worker that died before it was ready; it gives up after a few.
+        """
         with self._lock:
             if self._closed or not process.imported_all:
                 return
             if process is self._spare:
-                self._spare = self._new()
+                self._spare = self._start_process()
             elif process is self._active and process.came_up:
                 self._replace(process, process.died())
 
-    def _ready(self, cancelled: Callable[[], bool]) -> Process:
-        """A worker whose engine is open. Raises WorkerDiedError when none comes up, Cancelled when nobody waits."""
+    def _wait_until_ready(self, cancelled: Callable[[], bool]) -> Process:
+        """Return a worker whose engine is open.
+
+        Raises WorkerDiedError if no worker becomes ready, Cancelled if the job was cancelled meanwhile.
+        """
         last = WorkerDiedError("was never started")
         for _ in range(DEATHS):
             worker = self._active
@@ -272,17 +285,21 @@ class Supervisor:
         with self._lock:
             if self._active is not worker or self._closed:
                 return
-            _log.warning("the worker is replaced", why=str(why), pid=worker.pid)
+            _log.warning("replacing the worker", why=str(why), pid=worker.pid)
             self.restarts += 1
-            self._active = self._started()
+            self._active = self._start_worker()
 
     def run(self, wanted: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
-        """What the worker says about the job, its end (Ended) last. Who closes it before the end has the job cancelled.
+        """Run a job, and yield the worker's messages about it; the last one is Ended.
 
-        ``cancelled`` is asked until the worker has the job; from then on :meth:`cancel` reaches it. Raises Cancelled,
-        and WorkerDiedError, after which another worker is on its way.
+        Closing the generator before the end cancels the job. This method polls ``cancelled`` until the worker has the
+        job; after that, use :meth:`cancel`.
+
+        Raises:
+            Cancelled: ``cancelled`` returned true.
+            WorkerDiedError: the worker died; its replacement is starting.
         """
-        worker = self._ready(cancelled)
+        worker = self._wait_until_ready(cancelled)
         self._job = wanted.job
         try:
             worker.send(wanted)
@@ -293,7 +310,7 @@ class Supervisor:
                 if message is None:
                     raise worker.died()
                 if getattr(message, "job", wanted.job) != wanted.job:
-                    # Of an earlier job, whose messages nobody took to the end.
+                    # It belongs to an earlier job, whose messages the caller did not read to the end.
                     continue
                 yield message
                 if isinstance(message, Ended):
@@ -308,7 +325,7 @@ class Supervisor:
             self._job = ""
 
     def cancel(self, job: str) -> None:
-        """Stop the job if it is the one that runs."""
+        """Stop the job at its next step, if it is running."""
         if self._job == job:
             try:
                 self._active.send(Cancel(job))
@@ -316,7 +333,10 @@ class Supervisor:
                 return
 
     def ask(self, what: Question, model: str = "") -> Future[Any]:
-        """See :class:`safelight.engine.messages.Ask`; the answer, WorkerDiedError, or RuntimeError with the problem."""
+        """Ask the worker a question, see :class:`safelight.engine.messages.Ask`.
+
+        The future returns the answer, or raises WorkerDiedError, or RuntimeError with the problem.
+        """
         worker = self._active
         if what == "unpin":
             self._pinned.pop(model, None)
@@ -326,21 +346,21 @@ class Supervisor:
             return future
         answer = worker.ask(what, model)
         if what == "pin":
-            answer.add_done_callback(lambda done: self._holds(model, done))
+            answer.add_done_callback(lambda done: self._remember_pin(model, done))
         return answer
 
-    def _holds(self, model: str, answer: Future[Any]) -> None:
-        """What is held now, a worker that takes its place holds too."""
+    def _remember_pin(self, model: str, answer: Future[Any]) -> None:
+        """Remember the pinned model, so that a replacement of the worker pins it too."""
         if answer.exception() is None:
             self._pinned[model] = None
 
     @property
     def pinned(self) -> tuple[str, ...]:
-        """The names of models that are held."""
+        """The names of the pinned models."""
         return tuple(self._pinned)
 
     def spare_is_ready(self, timeout: float = 0.0) -> bool:
-        """Whether there is one that has imported everything, within ``timeout`` seconds."""
+        """Whether a spare has imported everything within ``timeout`` seconds."""
         until = time.monotonic() + timeout
         while True:
             spare = self._spare
@@ -354,7 +374,7 @@ class Supervisor:
         """End both processes."""
         with self._lock:
             self._closed = True
-            there = [worker for worker in (self._active, self._spare) if worker is not None]
+            processes = [process for process in (self._active, self._spare) if process is not None]
             self._spare = None
-        for worker in there:
-            worker.kill()
+        for process in processes:
+            process.kill()

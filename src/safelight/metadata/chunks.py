@@ -1,4 +1,4 @@
-"""What an image file carries: ``parameters`` as AUTOMATIC1111 writes it, and ``safelight`` as JSON."""
+"""The metadata in a PNG file: the chunk ``parameters`` as AUTOMATIC1111 writes it, and ``safelight`` as JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from safelight.request.schema import UPSCALERS, VERSION
 
 
 def schedule_label(sampler: str, schedule: Schedule) -> str:
-    """AUTOMATIC1111's schedule type: Automatic where that means the default there too."""
+    """AUTOMATIC1111's name of a schedule. The default is Automatic, if AUTOMATIC1111 uses it for this sampler too."""
     if schedule == SAMPLERS[sampler].automatic == "default":
         return "Automatic"
     return SCHEDULE_LABELS[schedule]
 
 
 def parameters(metadata: Mapping[str, Any]) -> str:
-    """The text that AUTOMATIC1111 and the tools around it read."""
+    """The generation parameters as a text that AUTOMATIC1111 and similar tools read."""
     request, model = metadata["request"], metadata["model"]
     loras = [Lora(**lora) for lora in request.get("loras", ())]
     sampler = SAMPLERS[request["sampler"]].a1111
@@ -49,7 +49,7 @@ def parameters(metadata: Mapping[str, Any]) -> str:
         fields["Denoising strength"] = request["strength"]
     if request.get("mask"):
         fields["Mask blur"] = request["mask_blur"]
-    fields |= _further(request)
+    fields |= _optional_fields(request)
     if loras:
         fields["Lora hashes"] = ", ".join(f"{taggable(lora.name)}: {lora.digest[:12]}" for lora in loras)
     fields["Version"] = f"Safelight {metadata['run']['versions']['safelight']}"
@@ -61,13 +61,13 @@ def parameters(metadata: Mapping[str, Any]) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value as AUTOMATIC1111 writes it: as a JSON text where a part of it would be read as another field."""
+    """A value as AUTOMATIC1111 writes it: a JSON string if a part of it could be read as another field."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(sign in text for sign in ',:\n"') else text
 
 
-def _further(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What AUTOMATIC1111 calls variations, high-resolution fix, tiling, and the units of its ControlNet extension."""
+def _optional_fields(request: Mapping[str, Any]) -> dict[str, Any]:
+    """AUTOMATIC1111's fields of variations, the hires fix, tiling, textual inversions and the ControlNet extension."""
     out: dict[str, Any] = {}
     if request.get("variation_strength"):
         out |= {"Variation seed": request["variation_seed"], "Variation seed strength": request["variation_strength"]}
@@ -103,7 +103,7 @@ CONTROL_LABELS = {
 
 
 def png(image: Image) -> bytes:
-    """The image as a PNG file with both chunks."""
+    """Encode the image as a PNG file with both chunks."""
     info = PngImagePlugin.PngInfo()
     info.add_itxt("parameters", parameters(image.metadata))
     info.add_itxt("safelight", json.dumps(image.metadata, ensure_ascii=False))
@@ -113,9 +113,11 @@ def png(image: Image) -> bytes:
 
 
 def read(path: Path) -> tuple[Mapping[str, Any], str]:
-    """(the ``safelight`` metadata, SHA-256 of the pixels that the file holds now) of a PNG file.
+    """Read a PNG file. Returns its ``safelight`` metadata, and the SHA-256 of the pixels that it contains now.
 
-    Raises CorruptFileError when it is not an image of Safelight's, or was written by a newer version.
+    Raises:
+        CorruptFileError: Safelight did not make the image, or its metadata is damaged.
+        UnreadableFileError: the file cannot be opened, or a newer version wrote it.
     """
     descriptor, _ = open_regular(path)
     try:
@@ -123,14 +125,15 @@ def read(path: Path) -> tuple[Mapping[str, Any], str]:
             text = image.info.get("safelight")
             pixels = hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
     except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-        raise CorruptFileError(path, f"is not an image that can be read ({error})") from error
+        raise CorruptFileError(path, f"is not a readable image ({error})") from error
     if not isinstance(text, str):
-        raise CorruptFileError(path, "has no safelight metadata: a sheet, another program's, or saved anew since")
+        why = "It is a sheet, or another program made it or saved it again."
+        raise CorruptFileError(path, f"has no safelight metadata. {why}")
     try:
         metadata: Any = json.loads(text)
         if isinstance(metadata["version"], int) and metadata["version"] > VERSION:
             raise UnreadableFileError(
-                path, f"was written by a newer Safelight (metadata version {metadata['version']})"
+                path, f"a newer Safelight wrote it (metadata version {metadata['version']}); update Safelight"
             )
         request, model, run = metadata["request"], metadata["model"], metadata["run"]
         texts = (metadata["pixels_sha256"], model["digest"], request["model"], run["device"], run["dtype"])

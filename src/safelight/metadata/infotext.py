@@ -1,6 +1,10 @@
-"""The text that picture files carry, of whatever program, and the fields in it as AUTOMATIC1111 writes them.
+"""Reads the text about the generation in picture files of any program, and the fields in it, in AUTOMATIC1111's form.
 
-PNG: ``parameters`` (tEXt, zTXt, iTXt); JPEG, WebP and TIFF: Exif's UserComment; GIF: its comment.
+The text is in these places:
+
+- PNG: ``parameters`` (tEXt, zTXt, iTXt)
+- JPEG, WebP and TIFF: Exif's UserComment
+- GIF: the comment
 """
 
 from __future__ import annotations
@@ -20,17 +24,20 @@ NOT_TEXT = frozenset(
         *("duration", "progressive", "progression", "icc_profile", "chromaticity", "photoshop"),
     }
 )
-"""What Pillow tells of a file beside its texts."""
+"""The entries of Pillow's ``info`` that are not texts."""
 
 _FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _NEGATIVE = "Negative prompt:"
 _FEWEST_FIELDS = 3
-"""Fewer in the last line, and it is a line of the prompt."""
+"""With fewer fields, the last line belongs to the prompt."""
 
 
 def read(image: PILImage.Image) -> tuple[str, dict[str, Any]]:
-    """(the text with the fields, "" where there is none; what else the file says) of an opened picture."""
+    """Read the texts of an opened picture.
+
+    Returns the text with the fields ("" if there is none), and all other entries of the file.
+    """
     image.load()
     items = {str(key): value for key, value in image.info.items() if str(key) not in NOT_TEXT}
     text = _plain(items.pop("parameters", ""))
@@ -45,7 +52,7 @@ def read(image: PILImage.Image) -> tuple[str, dict[str, Any]]:
 def _user_comment(image: PILImage.Image) -> str:
     try:
         raw: object = image.getexif().get_ifd(_EXIF).get(_USER_COMMENT)
-    except Exception:  # noqa: BLE001 - Pillow raises anything over a damaged block, and the picture itself is sound
+    except Exception:  # noqa: BLE001 - Pillow raises any error for a damaged block, but the picture itself is intact
         return ""
     if isinstance(raw, str):
         return raw.strip("\0 ")
@@ -65,7 +72,7 @@ def _utf8(body: bytes) -> str:
 
 
 def _utf16(body: bytes) -> str:
-    """AUTOMATIC1111 writes it with the high byte first; others with the low one, or as UTF-8."""
+    """Decode a comment. AUTOMATIC1111 writes UTF-16 with the high byte first; others the low byte first, or UTF-8."""
     if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return body.decode("utf-16", "replace").strip("\0")
     first, second = body[0::2], body[1::2]
@@ -81,7 +88,7 @@ def _plain(value: object) -> Any:
         return value.decode(errors="replace")
     if type(value) is str and not value.isascii():
         try:
-            # A tEXt chunk is Latin-1 by the standard; most programs write UTF-8.
+            # By the standard a tEXt chunk is Latin-1, but most programs write UTF-8.
             return value.encode("latin-1").decode()
         except UnicodeError:
             return value
@@ -89,19 +96,19 @@ def _plain(value: object) -> Any:
 
 
 def fields(text: str) -> dict[str, Any]:
-    """The prompts and the fields of such a text, by AUTOMATIC1111's names; ``Size`` as ``Size-1`` and ``Size-2``."""
+    """Parse such a text. Returns prompts and fields by AUTOMATIC1111's names; ``Size`` as ``Size-1`` and ``Size-2``."""
     if not text.strip():
         return {}
     *lines, last = text.strip().split("\n")
     if len(_FIELD.findall(last)) < _FEWEST_FIELDS:
         lines, last = [*lines, last], ""
     prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
-    now = "Prompt"
+    current = "Prompt"
     for line in lines:
         written = line.strip()
         if written.startswith(_NEGATIVE):
-            now, written = "Negative prompt", written.removeprefix(_NEGATIVE).strip()
-        prompts[now].append(written)
+            current, written = "Negative prompt", written.removeprefix(_NEGATIVE).strip()
+        prompts[current].append(written)
     found: dict[str, Any] = {name: "\n".join(part).lstrip("\n") for name, part in prompts.items()}
     for name, value in _FIELD.findall(last):
         _put(found, name, _unquoted(value))
@@ -126,7 +133,7 @@ def _put(found: dict[str, Any], name: str, value: str) -> None:
 
 
 def exif_of(text: str) -> bytes:
-    """An Exif block that carries the text as AUTOMATIC1111 writes it, for JPEG and WebP."""
+    """Encode the text as an Exif block as AUTOMATIC1111 does, for JPEG and WebP."""
     exif = PILImage.Exif()
     comments: Mapping[int, Any] = exif.get_ifd(_EXIF)
     assert isinstance(comments, dict)
