@@ -43,7 +43,7 @@ def test_errors_mean_the_same(server: Server) -> None:
         next(engine.generate(Request("x", "starter-nto")))
     with pytest.raises(safelight.InputError, match="max_steps"):
         next(engine.generate(Request("x", "starter-noto", steps=500)))
-    with pytest.raises(safelight.InputError, match="wants its key"):
+    with pytest.raises(safelight.InputError, match="needs its API key"):
         next(ServerEngine(server.url).generate(Request("x", "starter-noto")))
     with pytest.raises(safelight.InputError, match="cannot be reached"):
         next(ServerEngine("http://127.0.0.1:9").generate(Request("x", "starter-noto")))

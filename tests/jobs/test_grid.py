@@ -97,9 +97,9 @@ def test_strengths_are_those_of_all_adapters_whichever_axis_names_them() -> None
     for x, y in (("lora=none,ink", "lora-strength=0.5,1"), ("lora-strength=0.5,1", "lora=none,ink")):
         made = {cell.request.loras for cell in cells(asked, axis("x", x), axis("y", y))}
         assert made == {(), (Lora("ink", 0.5),), (Lora("ink", 1.0),)}
-    with pytest.raises(RequestError, match="there is no --lora"):
+    with pytest.raises(RequestError, match="needs an adapter: give --lora"):
         cells(asked, axis("x", "lora-strength=1"), None)
     with pytest.raises(RequestError, match="without --image"):
         cells(asked, axis("x", "strength=0.5,1"), None)
-    with pytest.raises(RequestError, match="block weights have commas"):
+    with pytest.raises(RequestError, match="block weights contain commas"):
         axis("x", "lora=ink:lbw=1,0")

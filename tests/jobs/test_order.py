@@ -59,7 +59,7 @@ def test_what_is_in_memory_needs_no_switch() -> None:
     jobs = [waiting(n, group) for n, group in enumerate("abc")]
     choice = choose(jobs, ("d", "c"), Rules())
     assert choice is not None
-    assert (choice.id, choice.reason) == ("2", "its model is at hand")
+    assert (choice.id, choice.reason) == ("2", "its model is in memory")
 
 
 def test_priority_goes_first_but_not_for_ever() -> None:
@@ -80,7 +80,7 @@ def test_the_order_is_said_beforehand_with_its_reasons() -> None:
     jobs = [waiting(n, group) for n, group in enumerate("abab")]
     said = in_order(jobs, ("b",), Rules(), 9)
     assert [choice.id for choice in said] == ["1", "3", "0", "2"]
-    assert said[0].reason == "its model is at hand"
+    assert said[0].reason == "its model is in memory"
     assert choose([], (), Rules()) is None
 
 

@@ -39,7 +39,7 @@ def test_a_job_goes_from_queued_to_running_to_done_once(database: Database) -> N
     job = queued(database, ask(seed=3), "digest", client="someone", priority=2)
     assert database.job(job.id) == job
     assert (job.request.seed, job.state, job.priority, job.client) == (3, "queued", 2, "someone")
-    started = database.start(job.id, "has waited longest")
+    started = database.start(job.id, "it has waited longest")
     assert started is not None
     assert (started.state, started.attempts) == ("running", 1)
     assert database.start(job.id, "again") is None

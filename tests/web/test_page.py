@@ -104,7 +104,7 @@ def test_an_image_begins_another_within_its_edges(browser: Browser, server: Serv
     download.value.save_as(tmp_path / "apple.png")
     page.get_by_role("button", name="Start from this image").click()
     page.wait_for_selector(".sl-picture[src]")
-    page.get_by_label("Strength", exact=True).fill("0.9")
+    page.get_by_label("Denoising strength", exact=True).fill("0.9")
     page.get_by_role("button", name="ControlNet").click()
     page.get_by_label("ControlNet", exact=True).last.click()
     page.get_by_role("option", name="edges").click()
@@ -123,7 +123,7 @@ def test_an_image_begins_another_within_its_edges(browser: Browser, server: Serv
         page.get_by_text(text).first.wait_for()
     page.screenshot(path=SHOTS / "page-combination.png")
     page.get_by_role("button", name="Use these settings").click()
-    assert page.get_by_label("Strength", exact=True).input_value() == "0.9"
+    assert page.get_by_label("Denoising strength", exact=True).input_value() == "0.9"
     assert page.get_by_label("Prompt", exact=True).input_value() == "octopus <lora:ink:1>"
     page.context.close()
 

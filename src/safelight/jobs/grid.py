@@ -1,4 +1,7 @@
-"""Grids: one request varied along two axes, its cells in the order in which models are switched least. Pure."""
+"""Grids: one request varied along one or two axes, its cells in the order with the fewest switches of models.
+
+No torch, no I/O.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,11 @@ _RANGE = re.compile(r"(-?[0-9.]+)\.\.(-?[0-9.]+)(?:/([0-9.]+))?")
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """``name``: what varies (:data:`AXES`); ``values``: as they were given, labels of rows or columns."""
+    """One axis of a grid.
+
+    ``name``: the field that varies, a key of :data:`AXES`.
+    ``values``: the values as the user wrote them; they label the rows or columns.
+    """
 
     name: str
     values: tuple[str, ...]
@@ -29,7 +36,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A request of a grid, and where it stands: ``column`` and ``row`` from 0."""
+    """One request of a grid and its position; ``column`` and ``row`` count from 0."""
 
     column: int
     row: int
@@ -37,17 +44,23 @@ class Cell:
 
 
 def axis(option: str, text: str) -> Axis:
-    """``NAME=V1,V2,…``; ``1..4`` and ``0..1/0.25`` are ranges. ``option``: for errors. Raises RequestError."""
+    """Read an axis from ``NAME=V1,V2,…``; a value such as ``1..4`` or ``0..1/0.25`` is a range.
+
+    ``option``: the name of the option, for errors.
+    Raises RequestError when the name is unknown, or a value is missing or not a range.
+    """
     name, equals, rest = text.partition("=")
     if not equals or name not in AXES:
         raise RequestError(option, text, f"must be one of {', '.join(f'{known}=…' for known in AXES)}")
     if name == "lora" and "lbw=" in rest:
-        raise RequestError(option, text, "block weights have commas, as values have; give them with --lora")
+        raise RequestError(
+            option, text, "block weights contain commas, which separate the values here; give them with --lora"
+        )
     values: list[str] = []
     for value in (part.strip() for part in rest.split(",")):
         values += _spread(option, value)
     if not values or "" in values:
-        raise RequestError(option, text, "needs values, with commas between them")
+        raise RequestError(option, text, "needs values, separated by commas")
     return Axis(name, tuple(values))
 
 
@@ -59,36 +72,39 @@ def _spread(option: str, value: str) -> list[str]:
         low, high, step = float(found[1]), float(found[2]), float(found[3] or 1)
         count = math.floor((high - low) / step + 1e-9) + 1 if step > 0 else 0
     except (ValueError, OverflowError) as error:
-        raise RequestError(option, value, "is no range: 1..4, or 0..1/0.25") from error
+        raise RequestError(option, value, "must be a range such as 1..4 or 0..1/0.25") from error
     if not 0 < count <= MOST_CELLS:
-        raise RequestError(option, value, f"is a range of {count} values; one to {MOST_CELLS}")
+        raise RequestError(option, value, f"is a range of {count} values; it must have 1 to {MOST_CELLS}")
     if low.is_integer() and step.is_integer():
         return [str(int(low) + number * int(step)) for number in range(count)]
     return [f"{low + number * step:.9g}" for number in range(count)]
 
 
 def cells(request: Request, x: Axis, y: Axis | None) -> list[Cell]:
-    """A cell for each pair of values, ordered so that models, and adapters over them, are switched least: those of one
-    model together, and within them those of the same adapters. Raises RequestError for a value that is not allowed."""
+    """Return a cell for each pair of values, in the order with the fewest switches of models and of adapters.
+
+    Cells of one model are together; within a model, cells with the same adapters are together.
+    Raises RequestError when a value is not allowed.
+    """
     rows: Sequence[str | None] = (None,) if y is None else y.values
     if y is not None and y.name == x.name:
         raise RequestError("y", y.name, "varies along x already")
     if len(x.values) * len(rows) > MOST_CELLS:
-        raise RequestError("x", len(x.values) * len(rows), f"cells; at most {MOST_CELLS}")
+        raise RequestError("x", len(x.values) * len(rows), f"is too many cells; a grid has at most {MOST_CELLS}")
     names = {x.name} | ({y.name} if y is not None else set[str]())
     if "lora-strength" in names and "lora" not in names and not request.loras:
-        raise RequestError("lora-strength", "", "there is no --lora whose strength it could be")
+        raise RequestError("lora-strength", "", "needs an adapter: give --lora, or a lora axis")
     if "strength" in names and not request.image:
         raise RequestError("strength", "", "has no effect without --image")
     out: list[Cell] = []
     for row, low in enumerate(rows):
         for column, value in enumerate(x.values):
             varied = [(x, value)] + ([(y, low)] if y is not None and low is not None else [])
-            made = request
-            # Strengths are those of all adapters that there are, whichever axis names them.
+            cell_request = request
+            # The strength applies to all adapters, including those of the other axis, so it comes last.
             for along, each in sorted(varied, key=lambda pair: pair[0].name == "lora-strength"):
-                made = AXES[along.name](made, each, along.values[0])
-            out.append(Cell(column, row, made))
+                cell_request = AXES[along.name](cell_request, each, along.values[0])
+            out.append(Cell(column, row, cell_request))
     seen: dict[object, int] = {}
 
     def place(key: object) -> int:
@@ -115,7 +131,7 @@ def _number(name: str, kind: Callable[[str], float]) -> Callable[[Request, str, 
 
 
 def _lora(request: Request, value: str, _: str) -> Request:
-    """``NAME:STRENGTH``, several with ``+`` between them, or ``none``: beside the request's own."""
+    """Add adapters to the request's own; ``value`` is ``NAME:STRENGTH``, several joined by ``+``, or ``none``."""
     try:
         more = () if value == NONE else tuple(parsed(part) for part in value.split("+"))
     except ValueError as error:
@@ -132,9 +148,11 @@ def _strength(request: Request, value: str, _: str) -> Request:
 
 
 def _part(request: Request, value: str, first: str) -> Request:
-    """The first value is what is looked for in the prompt, and replaced by each."""
+    """Replace ``first``, the axis's first value, in the prompt by ``value``."""
     if first not in request.prompt:
-        raise RequestError("prompt", first, "is not in the prompt; the others take the place of the first value")
+        raise RequestError(
+            "prompt", first, "is not in the prompt; each value of this axis replaces the first value in the prompt"
+        )
     return replace(request, prompt=request.prompt.replace(first, value))
 
 
@@ -159,4 +177,4 @@ AXES: Mapping[str, Callable[[Request, str, str], Request]] = {
     "clip-skip": _number("clip_skip", int),
     "prompt": _part,
 }
-"""What may vary: from (request, value, the axis' first value) to the request."""
+"""For each axis the function that applies a value: (request, value, the axis's first value) to the new request."""

@@ -1,4 +1,4 @@
-"""A job: one request that was accepted, and what became of it. No torch, no I/O."""
+"""A job: one accepted request and its state. No torch, no I/O."""
 
 from __future__ import annotations
 
@@ -10,23 +10,36 @@ from safelight.request.schema import Request
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 Failure = Literal["", "input", "failed", "device", "storage", "worker"]
-"""What a job failed by: what was asked for; something else; a device that is gone; a full disk; a worker that died."""
+"""The kind of a job's failure.
+
+``""``: the job has not failed.
+``input``: the request asks for something that is not allowed.
+``failed``: any cause that has no kind of its own.
+``device``: the device is gone.
+``storage``: a disk is full or cannot be written.
+``worker``: the worker died.
+"""
 
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 ATTEMPTS = 2
-"""A job whose worker died is tried once more, in a fresh one: it may have been the other's fault."""
+"""How often a job may start. A job whose worker died starts again in a new worker: an earlier job may be the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """``number``: order of arrival. ``model_digest``: the content that the request's model named when it was accepted;
-    the job is made with that or fails. ``client``: who asked. Times are seconds since 1970.
+    """One accepted request and its state. Times are seconds since 1970.
 
-    ``overtaken``: how many later jobs were started before it; ``delayed``: seconds for which they computed meanwhile.
-    ``unreadable``: why this version cannot read its request, of which ``request`` then is only a stand-in.
-    ``failure``: of which kind, where it failed. ``attempts``: how often it was started. ``images``: how many of its
-    images are stored. ``reason``: why it failed or was chosen when it was.
+    ``number``: the order of arrival.
+    ``model_digest``: the digest of the model when the server accepted the job; with other content the job fails.
+    ``client``: the client that sent the request.
+    ``overtaken``: the number of later jobs that started before this one.
+    ``delayed``: the seconds for which those later jobs computed while this one waited.
+    ``attempts``: how often the job was started.
+    ``images``: the number of its images that are stored.
+    ``reason``: why the job failed, or why the queue chose it.
+    ``failure``: the kind of the failure, empty unless the job failed.
+    ``unreadable``: why this version cannot read the stored request; ``request`` is then only a stand-in.
     """
 
     id: str
@@ -49,5 +62,5 @@ class Job:
 
     @property
     def group(self) -> str:
-        """Jobs of one group need the same weights, so that nothing is switched between them."""
+        """The jobs with the same group need the same weights: no switch is needed between them."""
         return self.model_digest

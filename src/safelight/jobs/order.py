@@ -1,11 +1,12 @@
-"""Which job is next: those that need the same weights together, within a stated bound. Pure.
+"""Choose the next job: jobs that need the same weights run together, within a bound. No torch, no I/O.
 
-The bound: a job is chosen at once when ``overtakes`` later jobs were started before it, or when later jobs computed for
-``seconds`` seconds while it waited. So no job is ever overtaken by more than ``overtakes`` later ones, and none waits
-more than ``seconds`` (and the rest of the job that passed them) longer than if all had been done in order of arrival.
-Within the bound, what needs no switch comes first, among the oldest jobs only: who looks further ahead reaches the
-bound sooner, and then has to switch for each. When there is nothing of that kind, the oldest. Priority comes before
-grouping, and counts as overtaking.
+1. The bound: a job is next when ``overtakes`` later jobs started before it, or when later jobs computed for ``seconds``
+   seconds while it waited. So at most ``overtakes`` later jobs overtake a job. And a job waits at most ``seconds``,
+   plus the rest of the job that passed the limit, longer than in the order of arrival.
+2. The highest priority. It counts as overtaking.
+3. A job that needs no switch. Only the oldest jobs are candidates: a larger window reaches the bound sooner, and then
+   each job needs a switch.
+4. The oldest job.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ OVERTAKES = 64
 SECONDS = 600.0
 
 AHEAD = 1.25
-"""Times the overtakes that are allowed: so many of the oldest are looked at (`benchmarks/ordering.py` tried others)."""
+"""The window of candidates as a multiple of the allowed overtakes (`benchmarks/ordering.py` compared other values)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The bound; 0 overtakes is first come, first served."""
+    """The bound.
+
+    ``overtakes``: how many later jobs may overtake a job; 0 is first come, first served.
+    ``seconds``: for how long later jobs may compute while a job waits.
+    """
 
     overtakes: int = OVERTAKES
     seconds: float = SECONDS
@@ -31,7 +36,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A job that waits: see :class:`safelight.jobs.job.Job`."""
+    """A waiting job; its fields are those of :class:`safelight.jobs.job.Job`."""
 
     id: str
     number: int
@@ -43,40 +48,42 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The job that is next, and the rule that said so."""
+    """The next job, and the rule that chose it."""
 
     id: str
     reason: str
 
 
 def choose(waiting: Sequence[Waiting], at_hand: Sequence[str], rules: Rules) -> Choice | None:
-    """The next of ``waiting``; None when nothing waits. ``at_hand``: the groups whose weights are in memory, the one
-    that was used last first.
+    """Return the next job of ``waiting``, or None when no job waits.
 
+    ``at_hand``: the groups whose weights are in memory, the most recently used first.
     The same arguments always give the same choice.
     """
     if not waiting:
         return None
     oldest = min(waiting, key=lambda job: job.number)
-    # Whoever came earlier was overtaken by at least as many: looking at the oldest looks at all.
+    # A job that overtakes one job also overtakes all older ones, so the oldest job has the highest counts.
     if oldest.overtaken >= rules.overtakes:
-        return Choice(oldest.id, f"{oldest.overtaken} later ones went before it, and no more may")
+        return Choice(oldest.id, f"{oldest.overtaken} later jobs overtook it, and no more may")
     if oldest.delayed >= rules.seconds:
-        return Choice(oldest.id, f"later ones delayed it by {oldest.delayed:.0f} s, and may no longer")
+        return Choice(oldest.id, f"later jobs delayed it by {oldest.delayed:.0f} s, and no more may")
     most = max(job.priority for job in waiting)
     first = (job for job in waiting if job.priority == most)
     ranked = heapq.nsmallest(_window(rules), first, key=lambda job: job.number)
     place = {group: number for number, group in reversed(list(enumerate(at_hand)))}
     first = min(ranked, key=lambda job: (place.get(job.group, len(place)), job.number))
     if first.group in place:
-        return Choice(first.id, "its model is at hand")
-    return Choice(first.id, "has waited longest")
+        return Choice(first.id, "its model is in memory")
+    return Choice(first.id, "it has waited longest")
 
 
 def in_order(waiting: Sequence[Waiting], at_hand: Sequence[str], rules: Rules, limit: int) -> list[Choice]:
-    """The first ``limit`` of ``waiting`` as they will be started if nothing else comes, and why; delays by time are not
-    foreseen. What it costs grows with the limit, not with what waits."""
-    # A choice is the oldest, or one of a window of the oldest of those with the highest priority.
+    """Return the first ``limit`` jobs of ``waiting`` in the order in which they start if no other job arrives.
+
+    The order does not foresee delays by time. The cost grows with ``limit``, not with the number of waiting jobs.
+    """
+    # Each choice is the oldest job, or one of the window of the oldest jobs with the highest priority.
     reach = reached(rules, limit)
     by_age = heapq.nsmallest(reach, waiting, key=lambda job: job.number)
     by_rank = heapq.nsmallest(reach, waiting, key=lambda job: (-job.priority, job.number))
@@ -90,7 +97,10 @@ def in_order(waiting: Sequence[Waiting], at_hand: Sequence[str], rules: Rules, l
 
 
 def reached(rules: Rules, limit: int) -> int:
-    """How many of the oldest, and of the oldest with the highest priority, the first ``limit`` choices look at."""
+    """Return how many of the oldest jobs the first ``limit`` choices can come from.
+
+    The same number holds for the oldest jobs with the highest priority.
+    """
     return limit + _window(rules)
 
 
@@ -99,5 +109,5 @@ def _window(rules: Rules) -> int:
 
 
 def passed(job: Waiting, seconds: float) -> Waiting:
-    """The job after a later one was started before it, and computed for ``seconds``."""
+    """Return the job with counts that include one more later job, which computed for ``seconds`` before it."""
     return Waiting(job.id, job.number, job.group, job.priority, job.overtaken + 1, job.delayed + seconds)

@@ -1,4 +1,4 @@
-"""The HTTP application: its APIs, who may ask, how errors are answered."""
+"""The HTTP application: its APIs, the access check, and the answers to errors."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from safelight.server.problems import Problem
 
 _log = structlog.get_logger(__name__)
 
-DESCRIPTION = """Images from Stable Diffusion checkpoints; the same request gives the same pixels, whatever was made
-before. `/api/v1` is Safelight's own API; `/v1` speaks OpenAI's, `/sdapi/v1` AUTOMATIC1111's."""
+DESCRIPTION = """Images from Stable Diffusion checkpoints. The same request gives the same pixels, whichever images came
+before. `/api/v1` is Safelight's own API, `/v1` is OpenAI's, and `/sdapi/v1` is AUTOMATIC1111's."""
 
 
 def create(control: Services) -> FastAPI:
-    """The application over a control that is open; it starts and stops it."""
+    """Create the application for an open ``control``; the application starts and stops it."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -51,7 +51,7 @@ def create(control: Services) -> FastAPI:
         app.include_router(router)
     app.add_middleware(_Gate, control=control)
 
-    def described() -> dict[str, object]:
+    def describe() -> dict[str, object]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
             schema["components"]["securitySchemes"] = {
@@ -62,86 +62,89 @@ def create(control: Services) -> FastAPI:
             app.openapi_schema = schema
         return app.openapi_schema
 
-    app.openapi = described
+    app.openapi = describe
     return app
 
 
 def _unknown(scope: Scope) -> tuple[int, Problem] | None:
-    """What is below an API and is none of its paths, or not by this method: else the page would answer, in HTML."""
+    """Return the error for a path below an API that has no route, or none with this method.
+
+    Without this check the page would answer such a request, in HTML.
+    """
     path: str = scope["path"]
     if not any(path == api or path.startswith(f"{api}/") for api in APIS):
         return None
-    # The page's route takes whatever is left.
+    # The page's route is a mount and matches every path.
     found = {route.matches(scope)[0] for route in scope["app"].routes if not isinstance(route, Mount)}
     if Match.FULL in found:
         return None
     if Match.PARTIAL in found:
-        return 405, Problem(error="method_not_allowed", message=f"{path} does not take {scope.get('method')}")
+        return 405, Problem(error="method_not_allowed", message=f"{path} does not support {scope.get('method')}")
     return 404, Problem(error="not_found", message=f"there is no {path}")
 
 
 APIS = ("/api", "/v1", "/sdapi", "/controlnet", "/internal", "/docs", "/redoc", "/openapi.json", "/metrics")
-"""What no page is below."""
+"""Paths of the APIs; the page has no path below them."""
 
 
 class _Gate:
-    """Before everything else: pages of other sites, the key, and the size of the body."""
+    """The access check, which comes before all routes: pages of other sites, the API key, and the size of the body."""
 
     def __init__(self, app: ASGIApp, control: Services) -> None:
         self._app = app
         key = control.settings.api_key
         self._key = key.get_secret_value() if key is not None else None
         self._sessions = auth.Sessions(control.settings.root, self._key) if self._key is not None else None
-        self._most = control.settings.max_body_bytes
+        self._max_bytes = control.settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        refused = self._refused(connection) or _unknown(scope)
-        if refused is not None:
-            status, problem = refused
+        refusal = self._refuse(connection) or _unknown(scope)
+        if refusal is not None:
+            status, problem = refusal
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008, "reason": problem.message[:100]})
                 return
             headers = {"WWW-Authenticate": "Basic"} if status == 401 else None
             await problems.answer(connection.url.path, status, problem, headers)(scope, receive, send)
             return
-        seen = 0
+        received = 0
 
-        async def limited() -> Message:
-            nonlocal seen
+        async def receive_limited() -> Message:
+            nonlocal received
             message = await receive()
             if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > self._most:
-                    # FastAPI lets this one through; any other would look like a body that cannot be read.
+                received += len(message.get("body", b""))
+                if received > self._max_bytes:
+                    # FastAPI passes this exception on; it would report any other as an unreadable body.
                     raise HTTPException(413, self._too_large().message)
             return message
 
-        async def noted(message: Message) -> None:
+        async def send_with_cookie(message: Message) -> None:
             page = message["type"] == "http.response.start" and connection.url.path == "/"
             if self._sessions is not None and page:
-                # The page's own requests, and its websocket, bring the cookie where a browser would not bring the key.
+                # A browser does not send the key with the page's own requests and websocket, but it sends the cookie.
                 cookie = f"{auth.COOKIE}={self._sessions.token()}; HttpOnly; SameSite=Strict; Path=/"
                 cookie += f"; Max-Age={auth.SESSION_SECONDS}" + ("; Secure" if auth.secure(connection) else "")
                 message["headers"] = [*message["headers"], (b"set-cookie", cookie.encode())]
             await send(message)
 
-        await self._app(scope, limited, noted)
+        await self._app(scope, receive_limited, send_with_cookie)
 
-    def _refused(self, connection: HTTPConnection) -> tuple[int, Problem] | None:
+    def _refuse(self, connection: HTTPConnection) -> tuple[int, Problem] | None:
         foreign = auth.from_elsewhere(connection, self._key)
         if foreign is not None:
             return 403, Problem(error="forbidden", message=foreign)
         if not auth.allowed(connection, self._key, self._sessions):
-            message = "this server wants its key: as a bearer token, or as the password of basic authentication"
+            message = "this server needs its API key, as a bearer token or as the password of basic authentication"
             return 401, Problem(error="unauthorized", message=message)
         length = connection.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._most:
+        if length.isdecimal() and int(length) > self._max_bytes:
             return 413, self._too_large()
         return None
 
     def _too_large(self) -> Problem:
-        return Problem(error="too_large", message=f"this server takes at most {self._most} bytes (max_body_bytes)")
+        return Problem(error="too_large", message=f"the body may have at most {self._max_bytes} bytes (max_body_bytes)")

@@ -1,4 +1,4 @@
-"""From what a client asks to a job: checked by the model's record and the server's limits, before it is queued."""
+"""From a client's request to a job: check the request against the model and the server's limits, then queue it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,27 @@ from safelight.server import bridge
 from safelight.server.problems import RefusedError
 
 TROUBLE_SECONDS = 0.5
-"""Between two looks at whether the queue waits."""
+"""Seconds between two checks of whether the queue waits."""
 
 
 def some_seed(count: int) -> int:
-    """A seed for who gives none."""
+    """Return a random seed, for a request without one; ``count`` is its number of images."""
     return secrets.randbelow(max(1, MOST_SEED - count))
 
 
 def model_named(control: Services, name: str) -> Model:
-    """The model of that name; names only, as no path from a request is opened. Raises ModelNotFoundError."""
+    """Return the model with this name. It must be a name: the server opens no path that a request contains.
+
+    Raises ModelNotFoundError.
+    """
     return control.library.get(name)
 
 
 def default_model(control: Services) -> Model:
-    """For clients that name none. Raises ModelNotFoundError when the library is empty."""
+    """Return the model for clients that name none: ``default_model``, else the library's first.
+
+    Raises ModelNotFoundError when the library is empty or has no model with the configured name.
+    """
     wanted = control.settings.default_model
     if wanted is not None:
         return model_named(control, wanted)
@@ -47,7 +53,7 @@ def default_model(control: Services) -> Model:
 
 
 def within_limits(control: Services, request: Request, model: Model) -> None:
-    """Raise RequestError for more than this server takes."""
+    """Raise RequestError when a request has more pixels, steps or images than this server allows."""
     settings = control.settings
     part = request.image and request.mask_padding is not None
     within_pixels(request, model, settings.max_pixels, control.shelves.inputs.size(request.image) if part else None)
@@ -57,100 +63,106 @@ def within_limits(control: Services, request: Request, model: Model) -> None:
         ("count", request.count, settings.max_images, "max_images"),
     ):
         if value > most:
-            raise RequestError(field, value, f"this server takes at most {most} ({name})")
+            raise RequestError(field, value, f"this server allows at most {most} ({name})")
 
 
 def texts_within_limits(control: Services, request: Request) -> None:
-    """Raise RequestError for longer prompts than this server reads."""
+    """Raise RequestError when a prompt is longer than this server allows."""
     settings = control.settings
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
         if len(text) > settings.max_prompt_chars:
-            problem = f"this server takes at most {settings.max_prompt_chars} characters (max_prompt_chars)"
+            problem = f"this server allows at most {settings.max_prompt_chars} characters (max_prompt_chars)"
             raise RequestError(field, f"{text[:20]}…", problem)
 
 
 def accept(control: Services, *requests: Request, client: str, priority: int = 0) -> list[Job]:
-    """Queue requests, each pinned to the content that its model has now: all, or none. One whose prompts have choices
-    becomes one for each image.
+    """Queue requests, all or none, and return their jobs. Each job uses the content that its model has now.
 
-    Raises ModelNotFoundError, RequestError, QueueFullError.
+    A request whose prompts contain choices becomes one job for each image.
+    Raises ModelNotFoundError, RequestError or QueueFullError.
     """
     return control.dispatcher.accept(
-        *(_checked(control, one) for request in requests for one in _chosen(control, request)),
+        *(_check(control, variant) for request in requests for variant in _expand(control, request)),
         client=client,
         priority=priority,
     )
 
 
 def wildcards(control: Services) -> Path:
-    """Where a prompt's wildcards are."""
+    """Return the folder with the wildcards of prompts."""
     return control.settings.root / "wildcards"
 
 
-def _chosen(control: Services, request: Request) -> list[Request]:
-    """What is to be chosen in its prompts chosen, after what bounds the work that this is."""
+def _expand(control: Services, request: Request) -> list[Request]:
+    """Make the choices in the request's prompts; return one request for each image.
+
+    The limits come first, because they bound this work.
+    """
     texts_within_limits(control, request)
     if request.count > control.settings.max_images:
-        problem = f"this server takes at most {control.settings.max_images} (max_images)"
+        problem = f"this server allows at most {control.settings.max_images} (max_images)"
         raise RequestError("count", request.count, problem)
     return variants.chosen(request, wildcards(control))
 
 
-def _checked(control: Services, request: Request) -> tuple[Request, str]:
+def _check(control: Services, request: Request) -> tuple[Request, str]:
     model = model_named(control, request.model)
     request = replace(request, model=model.name, isolate=request.isolate or control.settings.isolate)
-    # What was chosen may be longer than what was written.
+    # A wildcard may have replaced a word by a longer text.
     texts_within_limits(control, request)
-    asked = settled(request, model, control.shelves, by_path=False)
-    request = asked.request
+    resolved = settled(request, model, control.shelves, by_path=False)
+    request = resolved.request
     within_limits(control, request, model)
-    check(request, model, asked.words)
+    check(request, model, resolved.words)
     return request, model.digest
 
 
 async def ended(control: Services, job: Job, http: HTTPRequest) -> Job:
-    """The job after it ended, for a client that waits for it; when the client goes, the job is cancelled."""
+    """Wait until the job has ended, and return it. When the client disconnects, cancel the job.
+
+    Raises RefusedError when the client disconnects, or when the queue cannot continue.
+    """
     waiting = asyncio.ensure_future(bridge.ended(control.database, control.events, job.id))
-    gone = asyncio.ensure_future(_gone(http))
-    stuck = asyncio.ensure_future(_stuck(control))
+    gone = asyncio.ensure_future(_wait_for_disconnect(http))
+    stuck = asyncio.ensure_future(_wait_for_trouble(control))
     try:
         await asyncio.wait((waiting, gone, stuck), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
             return waiting.result()
         if stuck.done():
             raise RefusedError(507, "storage", f"the queue waits: {stuck.result()}")
-        raise RefusedError(400, "gone", "the client went away")
+        raise RefusedError(400, "gone", "the client closed the connection")
     finally:
         gone.cancel()
         stuck.cancel()
         if not waiting.done():
             waiting.cancel()
-            await _given_up(control, job)
+            await _cancel(control, job)
 
 
 async def all_ended(control: Services, jobs: list[Job], http: HTTPRequest) -> list[Job]:
-    """The jobs after they ended, one after another: see :func:`ended`."""
+    """Wait until all jobs have ended, and return them: see :func:`ended`."""
     try:
         return [await ended(control, job, http) for job in jobs]
     finally:
         for job in jobs:
-            # Who has ended cannot be cancelled.
-            await _given_up(control, job)
+            # This does not change a job that has ended.
+            await _cancel(control, job)
 
 
-async def _given_up(control: Services, job: Job) -> None:
-    """Nobody waits for the job any more. With a full disk that cannot be noted; then it is made all the same."""
+async def _cancel(control: Services, job: Job) -> None:
+    """Cancel a job for which no client waits. A full disk prevents this; then the worker makes its images anyway."""
     with contextlib.suppress(StorageError):
         await bridge.run(control.dispatcher.cancel, job.id)
 
 
-async def _stuck(control: Services) -> str:
-    """Why the queue cannot go on, as soon as it cannot."""
+async def _wait_for_trouble(control: Services) -> str:
+    """Wait until the queue cannot continue, and return the reason."""
     while not control.dispatcher.trouble:
         await asyncio.sleep(TROUBLE_SECONDS)
     return control.dispatcher.trouble
 
 
-async def _gone(http: HTTPRequest) -> None:
+async def _wait_for_disconnect(http: HTTPRequest) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass

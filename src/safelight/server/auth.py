@@ -1,4 +1,4 @@
-"""Who may ask: the key, the address, and pages of other sites."""
+"""The access rules: the API key, the sessions of browsers, the host name, and pages of other sites."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from safelight.config import Settings
 from safelight.files import write_whole
 
 OPEN_PATHS = ("/api/v1/health",)
-"""Answered to everyone, so that whatever watches over the server needs no key."""
+"""Paths that need no key, so that a monitoring program can use them."""
 
 COOKIE = "safelight_session"
-"""What a browser brings instead of the key: a session's token."""
+"""The cookie with the token of a session, which a browser sends instead of the key."""
 
 SESSION_SECONDS = 30 * 86_400
+"""Seconds until a session expires."""
 
 SECRET_FILE = ".sessions"
-"""Below the root: by what tokens are signed. Without it every browser gives the key again."""
+"""The file below the root with the secret that signs tokens. If it is deleted, all sessions end."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen at is reached from this machine only."""
+    """Return whether only this machine can reach ``host``, an address to listen on."""
     if host == "localhost":
         return True
     try:
@@ -40,7 +41,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Sessions:
-    """The sessions of browsers, as signed tokens: ``EXPIRES.NONCE.SIGNATURE``. Another key ends all of them."""
+    """The sessions of browsers, as signed tokens: ``EXPIRES.NONCE.SIGNATURE``.
+
+    ``EXPIRES``: seconds since 1970. A change of the key ends all sessions.
+    """
 
     def __init__(self, root: Path, key: str) -> None:
         path = root / SECRET_FILE
@@ -54,38 +58,41 @@ class Sessions:
         self._secret = hashlib.sha256(secret + key.encode()).digest()
 
     def token(self) -> str:
-        """A new session's."""
-        said = f"{int(time.time() + SESSION_SECONDS)}.{secrets.token_hex(8)}"
-        return f"{said}.{self._signature(said)}"
+        """Return the token of a new session."""
+        content = f"{int(time.time() + SESSION_SECONDS)}.{secrets.token_hex(8)}"
+        return f"{content}.{self._signature(content)}"
 
     def holds(self, token: str) -> bool:
-        """Whether it was given by this server, for this key, and has not expired."""
-        said, _, signature = token.rpartition(".")
-        if not hmac.compare_digest(signature.encode(), self._signature(said).encode()):
+        """Return whether this server has issued the token for this key, and it has not expired."""
+        content, _, signature = token.rpartition(".")
+        if not hmac.compare_digest(signature.encode(), self._signature(content).encode()):
             return False
-        expires = said.partition(".")[0]
+        expires = content.partition(".")[0]
         return expires.isdecimal() and int(expires) > time.time()
 
-    def _signature(self, said: str) -> str:
-        return hmac.new(self._secret, said.encode(), hashlib.sha256).hexdigest()
+    def _signature(self, content: str) -> str:
+        return hmac.new(self._secret, content.encode(), hashlib.sha256).hexdigest()
 
 
 def secure(connection: HTTPConnection) -> bool:
-    """Whether a browser reaches this server by TLS: its own, or that of a proxy before it."""
+    """Return whether the browser uses TLS: to this server, or to a proxy in front of it."""
     forwarded = connection.headers.get("x-forwarded-proto", "").partition(",")[0].strip()
     return "https" in (connection.url.scheme, forwarded)
 
 
 def may_use(connection: HTTPConnection, settings: Settings) -> bool:
-    """Whether a request brings the key, or none is wanted."""
+    """Return whether an HTTP request has the right key, or the server needs none."""
     if settings.api_key is None:
         return True
-    brought = given(connection)
-    return brought is not None and hmac.compare_digest(brought.encode(), settings.api_key.get_secret_value().encode())
+    sent = given(connection)
+    return sent is not None and hmac.compare_digest(sent.encode(), settings.api_key.get_secret_value().encode())
 
 
 def given(connection: HTTPConnection) -> str | None:
-    """The key that a request brings: a bearer token, or the password of basic authentication."""
+    """Return the key that an HTTP request contains: a bearer token, or the password of basic authentication.
+
+    Returns None when there is none, or it is unreadable.
+    """
     scheme, _, value = connection.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
@@ -98,25 +105,25 @@ def given(connection: HTTPConnection) -> str | None:
 
 
 def allowed(connection: HTTPConnection, key: str | None, sessions: Sessions | None) -> bool:
-    """Whether a request may be answered."""
+    """Return whether the server may answer: the path is open, or the request has the key or a valid session."""
     if key is None or connection.url.path in OPEN_PATHS:
         return True
-    brought = given(connection)
-    if brought is not None and hmac.compare_digest(brought.encode(), key.encode()):
+    sent = given(connection)
+    if sent is not None and hmac.compare_digest(sent.encode(), key.encode()):
         return True
     return sessions is not None and sessions.holds(connection.cookies.get(COOKIE, ""))
 
 
 def from_elsewhere(connection: HTTPConnection, key: str | None) -> str | None:
-    """Why a request must be refused that another site's page has made, None when it may be answered.
+    """Return why to refuse a request from a page of another site, or None when the server may answer.
 
-    Without a key, the name in the Host header must be this machine's: a foreign name that leads here (DNS rebinding)
-    would make a foreign page this server's own.
+    Without a key, the name in the Host header must be this machine's. Otherwise a page of another site could use a
+    name that resolves to this machine (DNS rebinding), and the browser would treat the page as this server's own.
     """
     host = connection.headers.get("host", "")
     name = urlsplit(f"//{host}").hostname or ""
     if key is None and not is_loopback(name):
-        return f"the host {host!r} is not this machine; a server that others reach needs --api-key"
+        return f"the host {host!r} is not this machine; set --api-key if other machines use this server"
     origin = connection.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != host:
         return f"pages of {origin!r} may not use this server"

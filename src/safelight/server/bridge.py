@@ -1,4 +1,4 @@
-"""The only seam between the server's event loop and the threads behind it."""
+"""The seam: the only place where the server's event loop and the threads meet."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from safelight.storage.db import Database
 T = TypeVar("T")
 
 BEHIND = 1000
-"""Events that a listener may be behind; of those who are further, the oldest are left out."""
+"""Events that wait for one listener; when more arrive, the oldest is dropped."""
 
 
 async def run(function: Callable[..., T], *arguments: object) -> T:
-    """Run something that waits for files or other threads without holding up the loop."""
+    """Run a function that waits for files or other threads, without blocking the event loop."""
     return await run_in_threadpool(function, *arguments)
 
 
 LONG_CALLS = 4
-"""Calls that take long at once; further ones wait without a thread, so that pages and other calls are answered."""
+"""Long calls at the same time. Further ones wait without a thread, which leaves threads for pages and other calls."""
 
 _long = CapacityLimiter(LONG_CALLS)
 
 
 async def long(function: Callable[..., T], *arguments: object) -> T:
-    """Run something that reads whole models or waits for the worker. Who stops the server does not wait for it."""
+    """Run a function that reads whole models or waits for the worker. Stopping the server does not wait for it."""
     return await to_thread.run_sync(partial(function, *arguments), limiter=_long, abandon_on_cancel=True)
 
 
 @asynccontextmanager
 async def listening(events: Events, job_id: str | None = None) -> AsyncGenerator[asyncio.Queue[Event]]:
-    """Within the context, what happens (to one job, or at all) arrives in the queue, in order."""
+    """Put events into the queue, in order, until the context ends; ``job_id``: only events of this job."""
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[Event] = asyncio.Queue(BEHIND)
 
@@ -60,7 +60,7 @@ async def listening(events: Events, job_id: str | None = None) -> AsyncGenerator
 
 
 async def ended(database: Database, events: Events, job_id: str) -> Job:
-    """The job after it ended, however long that takes."""
+    """Wait without a time limit until the job has ended, and return it."""
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
 

@@ -1,8 +1,8 @@
-"""Clients that say once what they want and mean it for what they ask next, and whose options those are.
+"""The options of each client. A1111's clients set an option once, and expect it to hold for their next requests.
 
-A client is told apart by the name that it gives (basic authentication), else by its connection. One that comes on a new
-connection gets what its address set before, if all connections of that address agree; if they do not, it is asked to
-name what it wants.
+A client is identified by its user name (basic authentication), or else by its connection. A new connection gets the
+options that earlier connections from its address have set, if those agree. If they differ, the server answers with an
+error that asks the client to name its choice.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from safelight.server.problems import RefusedError
 CHECKPOINT = "sd_model_checkpoint"
 
 CLIENTS = 1000
-"""Whose options are remembered; the one unheard for longest is forgotten first."""
+"""Clients whose options are stored; the least recently used is removed first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks. ``key`` tells clients apart. ``named``: it gave a name, so that its address says nothing about it."""
+    """The client of an HTTP request.
+
+    ``key``: the client's identity: its user name, or its connection.
+    ``named``: it has a user name; then options from its address do not apply to it.
+    """
 
     key: str
     address: str
@@ -33,7 +37,7 @@ class Client:
 
 
 def client_of(http: HTTPRequest) -> Client:
-    """The client of a request."""
+    """Return the client of an HTTP request."""
     address = http.client.host if http.client is not None else ""
     name = http.headers.get("authorization", "")
     named = name.lower().startswith("basic ") and auth.given(http) is not None
@@ -42,21 +46,21 @@ def client_of(http: HTTPRequest) -> Client:
 
 
 class Clients:
-    """Options by client. Safe to be used by several threads."""
+    """The options by client. Several threads may use it."""
 
     def __init__(self) -> None:
         self._set: OrderedDict[str, tuple[Client, dict[str, Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def options(self, client: Client) -> dict[str, Any]:
-        """What the client has set."""
+        """Return the options that the client has set."""
         with self._lock:
             if client.key in self._set:
                 self._set.move_to_end(client.key)
             return dict(self._set.get(client.key, (client, {}))[1])
 
     def set(self, client: Client, options: dict[str, Any]) -> None:
-        """Remember them, beside what it has set before. Who sets nothing takes nobody's place."""
+        """Add to the options of a client. Empty options are not stored, so that they evict no other client."""
         if not options:
             return
         with self._lock:
@@ -67,8 +71,10 @@ class Clients:
                 self._set.popitem(last=False)
 
     def option(self, client: Client, name: str) -> Any:
-        """What holds for a client: what it has set, else what its address has; None for nothing. Raises RefusedError
-        when its address has set several on connections of which none is this one."""
+        """Return the value that the client has set, or else the one from its address, or else None.
+
+        Raises RefusedError when other connections from its address have set different values.
+        """
         own = self.options(client).get(name)
         if own is not None or client.named:
             return own
@@ -81,8 +87,8 @@ class Clients:
         if len(others) > 1:
             chosen = ", ".join(sorted(map(str, others)))
             message = (
-                f"several clients at this address chose different {name} ({chosen}), and this connection is of none "
-                f"of them; give override_settings.{name}, or give each client a user name"
+                f"several clients at this address have set different {name} ({chosen}), and this connection has set "
+                f"none; send override_settings.{name}, or give each client a user name"
             )
             raise RefusedError(
                 409, "which_model" if name == CHECKPOINT else "which_option", message, "override_settings"

@@ -1,4 +1,4 @@
-"""Connections that can be told apart, for clients that say something once and mean it for what they ask next."""
+"""Numbers for connections, by which the server recognises a client that has no user name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _numbers = itertools.count(1)
 
 
 class Numbered(H11Protocol):
-    """Gives each connection a number of its own: ``scope["state"]["connection"]``; addresses and ports come again."""
+    """Give each connection a unique number, ``scope["state"]["connection"]``.
+
+    Address and port do not suffice, because a later connection can have the same.
+    """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

@@ -17,16 +17,16 @@ from safelight.jobs.job import ENDED
 
 
 class Metrics(Collector):
-    """Counts what happens, and looks at the queue when it is asked."""
+    """The metrics: they count events as they happen, and read the queue and the memory for each answer."""
 
     def __init__(self, control: Services) -> None:
         self._control = control
         self._registry = CollectorRegistry()
         self._ended = Counter("safelight_jobs_ended", "Jobs that ended.", ["state"], registry=self._registry)
-        self._images = Counter("safelight_images", "Images made.", ["model"], registry=self._registry)
+        self._images = Counter("safelight_images", "Finished images.", ["model"], registry=self._registry)
         self._seconds = Histogram(
             "safelight_job_seconds",
-            "From the start of a job to its end.",
+            "Seconds from the start of a job to its end.",
             registry=self._registry,
             buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
         )
@@ -42,14 +42,14 @@ class Metrics(Collector):
             self._images.labels(event.data["model"]).inc()
 
     def collect(self) -> Iterable[Metric]:
-        """What is so now."""
+        """Yield the metrics of this moment."""
         dispatcher, supervisor = self._control.dispatcher, self._control.supervisor
         jobs = GaugeMetricFamily("safelight_jobs", "Jobs by state.", labels=["state"])
         for state, count in self._control.database.counts().items():
             jobs.add_metric([state], count)
         yield jobs
-        yield CounterMetricFamily("safelight_switches", "Jobs started with another model.", dispatcher.switches)
-        yield CounterMetricFamily("safelight_worker_restarts", "Workers that were replaced.", supervisor.restarts)
+        yield CounterMetricFamily("safelight_switches", "Jobs that needed another model.", dispatcher.switches)
+        yield CounterMetricFamily("safelight_worker_restarts", "Replaced workers.", supervisor.restarts)
         memory = GaugeMetricFamily("safelight_memory_bytes", "Bytes by place and use.", labels=["place", "use"])
         for place, values in dispatcher.memory.get("places", {}).items():
             for use in ("budget", "stored", "promised", "peak"):
@@ -57,10 +57,10 @@ class Metrics(Collector):
         yield memory
 
     def router(self) -> APIRouter:
-        """The route."""
-        made = APIRouter(tags=["server"])
+        """Return the router with the route."""
+        routes = APIRouter(tags=["server"])
 
-        @made.get(
+        @routes.get(
             "/metrics",
             response_class=Response,
             responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus"}},
@@ -68,4 +68,4 @@ class Metrics(Collector):
         def metrics() -> Response:
             return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
-        return made
+        return routes

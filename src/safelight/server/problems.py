@@ -1,4 +1,4 @@
-"""Errors as answers: a status, and a body in the form of the API that was asked."""
+"""Errors as HTTP answers: a status, and a body in the form of the API to which the request belongs."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ from safelight.jobs.job import Failure, Job
 
 
 class Problem(BaseModel):
-    """What went wrong. ``error``: its kind; ``field``: of the request, where it is about one."""
+    """An error. ``error``: its kind; ``field``: the field of the request that caused it, if any."""
 
     error: str
     message: str
     field: str | None = None
-    near: list[str] = Field(default=[], description="names that were perhaps meant")
+    near: list[str] = Field(default=[], description="the most similar names that exist")
 
 
 class RefusedError(SafelightError):
-    """A request that is not answered, with the HTTP ``status`` that says so."""
+    """The server refuses a request.
+
+    ``status``: the HTTP status.
+    ``kind``, ``field``: as in :class:`Problem`.
+    """
 
     def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -63,11 +67,11 @@ FAILURES: Mapping[Failure, tuple[int, str]] = {
     "storage": (507, "storage"),
     "worker": (503, "worker_not_ready"),
 }
-"""Status and kind for a job that failed so; 500 for any other."""
+"""The status and kind for each kind of failure of a job; any other failure is 500."""
 
 
 def of_job(job: Job) -> RefusedError:
-    """The answer to who waited for a job that did not end well."""
+    """Return the error for a client that waited for a job which failed or was cancelled."""
     if job.state == "failed":
         status, kind = FAILURES.get(job.failure, (500, "failed"))
         return RefusedError(status, kind, job.reason)
@@ -87,25 +91,25 @@ OPENAI, A1111 = "/v1/", ("/sdapi/", "/controlnet/", "/internal/")
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: these statuses answer with a :class:`Problem`, beside those that every request may meet."""
+    """Describe the errors of a route for OpenAPI: these statuses, and those that every route can answer."""
     what = {
-        400: "The body is not what it should be",
+        400: "The body is malformed",
         401: "The key is missing or wrong",
-        403: "Not from here",
-        404: "There is no such thing",
-        409: "It is not as it should be",
+        403: "The server does not allow this host, site or folder",
+        404: "Not found",
+        409: "The state or content does not allow this",
         413: "The body is too large",
-        422: "A field is not allowed",
-        429: "Too many jobs wait",
+        422: "A field has a value that is not allowed",
+        429: "The queue is full",
         503: "The worker is not ready",
-        507: "A disk is full, or cannot be written",
+        507: "A disk is full or cannot be written",
     }
     every = sorted({400, 401, 403, 413, 422, 507, *statuses})
     return {status: {"model": Problem, "description": what[status]} for status in every}
 
 
 def answer(path: str, status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """The problem in the form that clients of the API of ``path`` read."""
+    """Return an answer with the problem, in the form of the API to which ``path`` belongs."""
     if path.startswith(OPENAI):
         kind = "invalid_request_error" if status < 500 else "server_error"
         body: dict[str, Any] = {
@@ -119,7 +123,7 @@ def answer(path: str, status: int, problem: Problem, headers: Mapping[str, str] 
 
 
 def install(app: FastAPI) -> None:
-    """Have every error answered."""
+    """Register the handlers that turn every error into an answer."""
 
     def ours(request: Request, error: Exception) -> Response:
         path = request.url.path

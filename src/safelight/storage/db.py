@@ -1,4 +1,4 @@
-"""Jobs and images in SQLite, which several threads use; each method is one transaction."""
+"""Jobs and images in SQLite. Several threads may use a database; each method is one transaction."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from safelight.storage.tables import ImageRow, JobRow
 FILE = "safelight.db"
 
 BUSY_SECONDS = 30.0
-"""For which one writer waits for another."""
+"""Seconds for which one writer waits for another."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """See :class:`safelight.storage.tables.ImageRow`."""
+    """A finished image; its fields are those of :class:`safelight.storage.tables.ImageRow`."""
 
     id: str
     job: str
@@ -51,29 +51,32 @@ class StoredImage:
 
 
 class Database:
-    """The database under ``folder``, made or brought up to date when it is opened.
+    """The database in ``folder``. Opening it creates it, or migrates it to this version.
 
-    Raises UnreadableFileError when the folder cannot be written or a newer version wrote it, CorruptFileError when it
-    is no database.
+    Raises UnreadableFileError when the folder cannot be written, or a newer version wrote the database.
+    Raises CorruptFileError when the file is not a database.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = path = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._engine = _opened(path)
+            self._engine = _open(path)
         except OSError as error:
             raise UnreadableFileError(folder, f"cannot be written: {error.strerror or error}") from error
         except OperationalError as error:
             raise UnreadableFileError(path, f"cannot be opened: {error.orig}") from error
         except DatabaseError as error:
-            raise CorruptFileError(path, f"is not a database that can be read ({error.orig})") from error
+            raise CorruptFileError(path, f"is not a readable database ({error.orig})") from error
 
     def close(self) -> None:
         self._engine.dispose()
 
     def accept(self, *wanted: tuple[Request, str], client: str = "", priority: int = 0) -> list[Job]:
-        """New jobs for requests and the digests of their models, queued behind the others: all, or none."""
+        """Append new jobs to the queue and return them; when one cannot be stored, none is.
+
+        ``wanted``: each request with the digest of its model.
+        """
         rows = [
             JobRow(
                 id=uuid.uuid4().hex,
@@ -100,7 +103,7 @@ class Database:
 
     @contextlib.contextmanager
     def _session(self) -> Generator[Session]:
-        """One transaction's session. Raises StorageError when the disk is full or cannot be written."""
+        """Open a session. Raises StorageError when the disk is full or cannot be written."""
         try:
             with Session(self._engine) as session:
                 yield session
@@ -113,7 +116,7 @@ class Database:
             return _job(row) if row is not None else None
 
     def jobs(self, states: Sequence[State] = (), limit: int = 100, before: int | None = None) -> list[Job]:
-        """The newest first; ``before`` is the number behind which to go on."""
+        """Return the newest jobs first; ``before``: only jobs with a smaller number than this one."""
         query = select(JobRow).order_by(JobRow.number.desc()).limit(limit)
         if states:
             query = query.where(JobRow.state.in_(states))
@@ -123,24 +126,26 @@ class Database:
             return [_job(row) for row in session.scalars(query)]
 
     def jobs_of(self, ids: Sequence[str]) -> dict[str, Job]:
-        """The jobs with those identifiers, by identifier."""
+        """Return the jobs with these identifiers, by identifier; an unknown identifier is left out."""
         with self._session() as session:
             return {row.id: _job(row) for row in session.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
 
     def queued(self) -> int:
-        """How many jobs wait."""
+        """Return the number of jobs that wait."""
         with self._session() as session:
             return session.scalars(select(func.count()).where(JobRow.state == "queued")).one()
 
     def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
+        """Return the number of jobs in each state."""
         with self._session() as session:
             rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples()
             return dict(list(rows))
 
     def waiting(self, reach: int) -> list[Waiting]:
-        """Queued jobs in the order of their arrival: the ``reach`` oldest, and the ``reach`` oldest of those with the
-        highest priority; what :mod:`safelight.jobs.order` looks at."""
+        """Return the queued jobs that :mod:`safelight.jobs.order` chooses from, in the order of arrival.
+
+        They are the ``reach`` oldest, and the ``reach`` first by priority and then by age.
+        """
         columns = (
             JobRow.id,
             JobRow.number,
@@ -156,7 +161,10 @@ class Database:
         return sorted((Waiting(*row) for row in set(found)), key=lambda job: job.number)
 
     def start(self, job_id: str, reason: str) -> Job | None:
-        """The job, which runs from now on, its earlier ones overtaken; None when it is no longer queued."""
+        """Set a queued job to running, and count it as overtaking the earlier jobs that still wait.
+
+        Returns the job, or None when it is no longer queued.
+        """
         with self._session() as session, session.begin():
             changed = session.execute(
                 update(JobRow)
@@ -182,20 +190,26 @@ class Database:
         seconds: float = 0.0,
         failure: Failure = "",
     ) -> bool:
-        """Whether the job ended now; False when it had ended before, so that each ends once. ``seconds`` for which it
-        computed: the earlier jobs that still wait were delayed by it."""
+        """End a job, and return whether this call ended it: a job ends only once.
+
+        ``was``: the states from which the job may end.
+        ``seconds``: for how long it computed; this delayed the earlier jobs that still wait.
+        """
         values = {"state": state, "ended": time.time(), "reason": reason, "failure": failure}
-        return self._left(job_id, was, seconds, values)
+        return self._leave(job_id, was, seconds, values)
 
     def put_back(self, job_id: str, reason: str, free: bool = False, seconds: float = 0.0) -> bool:
-        """Queue a running job again, at its old place; ``free``: the try does not count; ``seconds``: as of
-        :meth:`end`."""
+        """Queue a running job again, at its old place; return False when it does not run.
+
+        ``free``: this attempt does not count.
+        ``seconds``: as in :meth:`end`.
+        """
         values: dict[str, Any] = {"state": "queued", "reason": reason, "started": None}
         if free:
             values["attempts"] = JobRow.attempts - 1
-        return self._left(job_id, ("running",), seconds, values)
+        return self._leave(job_id, ("running",), seconds, values)
 
-    def _left(self, job_id: str, was: Sequence[State], seconds: float, values: Mapping[str, Any]) -> bool:
+    def _leave(self, job_id: str, was: Sequence[State], seconds: float, values: Mapping[str, Any]) -> bool:
         with self._session() as session, session.begin():
             changed = session.execute(update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values))
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
@@ -210,15 +224,23 @@ class Database:
             return True
 
     def recover(self) -> None:
-        """After a start: jobs that ran when the server stopped are queued again, or failed if it was their last try."""
+        """Queue the jobs again that ran when the server stopped; those without a further attempt fail.
+
+        The server calls it once, when it starts.
+        """
         for job in self.jobs(("running",), limit=1000):
             if job.attempts < ATTEMPTS:
-                self.put_back(job.id, "the server stopped while it ran; it is tried again")
+                self.put_back(job.id, "the server stopped while the job ran; it runs again")
             else:
-                self.end(job.id, "failed", f"the server stopped {job.attempts} times while it ran", failure="worker")
+                self.end(
+                    job.id, "failed", f"the server stopped {job.attempts} times while the job ran", failure="worker"
+                )
 
     def add_image(self, image: StoredImage) -> bool:
-        """Note a finished image of a running job, whose file is there; False when the job no longer runs."""
+        """Add a finished image of a running job; return False when the job no longer runs.
+
+        The caller writes the image's file first.
+        """
         values = asdict(image)
         with self._session() as session, session.begin():
             changed = session.execute(
@@ -230,21 +252,20 @@ class Database:
             return True
 
     def inputs(self) -> set[str]:
-        """The digests of all input images that unfinished jobs and stored images name."""
+        """Return the digests of all input images that unfinished jobs and stored images name."""
         found: set[str] = set()
         with self._session() as session:
             for table, column, where in (
                 ("jobs", "request", "WHERE state IN ('queued', 'running')"),
                 ("images", "json_extract(metadata, '$.request')", ""),
             ):
-                asked = f"SELECT {column} AS asked FROM {table} {where}"
+                requests = f"SELECT {column} AS request FROM {table} {where}"
                 for name in ("image", "mask"):
-                    rows = session.execute(text(f"SELECT json_extract(asked, '$.{name}') FROM ({asked})"))
+                    rows = session.execute(text(f"SELECT json_extract(request, '$.{name}') FROM ({requests})"))
                     found |= {value for (value,) in rows if value}
-                shown = (
-                    f"SELECT json_extract(one.value, '$.image') FROM ({asked}), json_each(asked, '$.controls') AS one"
-                )
-                found |= {value for (value,) in session.execute(text(shown)) if value}
+                controls = f"({requests}), json_each(request, '$.controls') AS control"
+                pictures = f"SELECT json_extract(control.value, '$.image') FROM {controls}"
+                found |= {value for (value,) in session.execute(text(pictures)) if value}
         return found
 
     def image(self, image_id: str) -> StoredImage | None:
@@ -255,7 +276,10 @@ class Database:
     def images(
         self, limit: int = 100, before: float | None = None, job: str | None = None, model: str | None = None
     ) -> list[StoredImage]:
-        """The newest first, those of one job in their order; ``before``: the time behind which to go on."""
+        """Return images, the newest first; those of one job in the order of their places.
+
+        ``before``: only images from before this time, in seconds since 1970.
+        """
         query = select(ImageRow).limit(limit)
         query = query.order_by(ImageRow.place) if job else query.order_by(ImageRow.created.desc(), ImageRow.id)
         if job is not None:
@@ -268,12 +292,12 @@ class Database:
             return [_image(row) for row in session.scalars(query)]
 
     def files(self) -> set[str]:
-        """The names of all files that images have."""
+        """Return the file names of all images."""
         with self._session() as session:
             return set(session.scalars(select(ImageRow.file)))
 
     def forget_image(self, image_id: str) -> StoredImage | None:
-        """Remove its row; the image that it was, None when there was none."""
+        """Remove the image's row, not its file; return the image, or None when there was none."""
         with self._session() as session, session.begin():
             row = session.get(ImageRow, image_id)
             if row is None:
@@ -282,25 +306,25 @@ class Database:
             return _image(row)
 
 
-def _opened(path: Path) -> Engine:
+def _open(path: Path) -> Engine:
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
 
-    def prepared(connection: DBAPIConnection, _: object) -> None:
+    def prepare(connection: DBAPIConnection, _: object) -> None:
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    event.listen(engine, "connect", prepared)
+    event.listen(engine, "connect", prepare)
     try:
-        _brought_up_to_date(engine, path)
+        _migrate(engine, path)
     except BaseException:
         engine.dispose()
         raise
     return engine
 
 
-def _brought_up_to_date(engine: Engine, path: Path) -> None:
+def _migrate(engine: Engine, path: Path) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     script = ScriptDirectory.from_config(config)
@@ -340,8 +364,10 @@ def _job(row: JobRow) -> Job:
 
 
 def _read(stored: Any, version: int) -> tuple[Request, str]:
-    """(the request, ""), or (what can be shown of it, why this version cannot read it): another version wrote it, or
-    refuses now what was allowed then."""
+    """Return (the request, ""), or (a stand-in with its prompt and model, why this version cannot read it).
+
+    This version cannot read a request of a newer version, or one with a value that is no longer allowed.
+    """
     try:
         return read_request(stored, version), ""
     except RequestError as error:

@@ -1,4 +1,4 @@
-"""Image files: written whole or not at all, and never over another; and the server's folder of them."""
+"""Image files, written completely or not at all, and never over another file; and the server's folder of images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from safelight.request.results import Image, Preview
 
 
 def save(image: Image, folder: Path) -> Path:
-    """Write the image as ``MODEL-SEED.png`` (or ``MODEL-SEED-2.png``, …) into ``folder``; returns the path.
+    """Write the image to ``folder`` as ``MODEL-SEED.png`` (or ``MODEL-SEED-2.png``, …), and return the path.
 
     Raises UnreadableFileError when the folder cannot be written.
     """
@@ -26,41 +26,44 @@ def save(image: Image, folder: Path) -> Path:
 
 
 def preview_png(preview: Preview) -> bytes:
-    """An unfinished image as a PNG file, a pixel for each latent."""
+    """Return the preview as a PNG file with one pixel for each latent."""
     out = io.BytesIO()
     PILImage.frombytes("RGB", (preview.width, preview.height), preview.pixels).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
 def preview_url(preview: Preview) -> str:
-    """The same as a URL that holds the file itself."""
+    """Return the preview as a data URL, which contains the PNG file."""
     return f"data:image/png;base64,{base64.b64encode(preview_png(preview)).decode()}"
 
 
 THUMBNAIL = 384
-"""Pixels of a thumbnail's longer side."""
+"""The longer side of a thumbnail, in pixels."""
 
 
 class Gallery:
-    """A folder of images by identifier, each with a thumbnail."""
+    """The server's folder of images by identifier, each with a thumbnail."""
 
     def __init__(self, folder: Path) -> None:
         self._images = folder / "images"
         self._thumbnails = folder / "thumbnails"
 
     def put(self, image: Image, image_id: str) -> str:
-        """Write the image and its thumbnail; the image's file name. Raises UnreadableFileError."""
+        """Write the image and its thumbnail, and return the image's file name.
+
+        Raises UnreadableFileError when the folder cannot be written.
+        """
         name = f"{image_id}.png"
         write_whole(self._thumbnails / f"{image_id}.webp", _thumbnail(image))
         write_whole(self._images / name, chunks.png(image))
         return name
 
     def path(self, name: str) -> Path:
-        """Where the image of that file name is."""
+        """Return the path of the image with this file name."""
         return self._images / Path(name).name
 
     def thumbnail(self, name: str) -> Path:
-        """Where its thumbnail is."""
+        """Return the path of the thumbnail of the image with this file name."""
         return self._thumbnails / f"{Path(name).stem}.webp"
 
     def remove(self, name: str) -> None:
@@ -68,11 +71,14 @@ class Gallery:
             path.unlink(missing_ok=True)
 
     def sweep(self, known: Collection[str]) -> int:
-        """Remove what no image of ``known`` names: leftovers of a server that was killed. Says how many."""
+        """Remove the files that belong to no image, and return their number. A killed server leaves such files.
+
+        ``known``: the file names of all images.
+        """
         stems = {Path(name).stem for name in known}
         removed = 0
         for path in (*self._images.glob("*"), *self._thumbnails.glob("*")):
-            # What others put there is theirs.
+            # Other programs may use this folder too: remove only files with names that Safelight gives.
             if _OURS.fullmatch(path.name) and path.stem not in stems:
                 with contextlib.suppress(OSError):
                     path.unlink()

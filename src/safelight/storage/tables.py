@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy maps them; ``migrations`` makes them."""
+"""The tables of the database, as SQLAlchemy maps them; ``migrations`` creates them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Table(DeclarativeBase):
-    """All tables."""
+    """The base class of all tables."""
 
     type_annotation_map = {dict[str, Any]: JSON}  # noqa: RUF012
 
 
 class JobRow(Table):
-    """See :class:`safelight.jobs.job.Job`."""
+    """A job; its columns are the fields of :class:`safelight.jobs.job.Job`, with the ``version`` of the request."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index("jobs_by_state", "state", "number"), {"sqlite_autoincrement": True})
@@ -40,7 +40,13 @@ class JobRow(Table):
 
 
 class ImageRow(Table):
-    """A finished image: ``place`` counts from 0 within its job, ``file`` is its name in the folder of images."""
+    """A finished image.
+
+    ``place``: the image's number in its job, from 0.
+    ``file``: the name of its file in the folder of images.
+    ``width``, ``height``: in pixels.
+    ``created``: in seconds since 1970.
+    """
 
     __tablename__ = "images"
     __table_args__ = (UniqueConstraint("job", "place"), Index("images_by_time", "created"))
@@ -56,5 +62,5 @@ class ImageRow(Table):
     model_digest: Mapped[str]
     pixels_sha256: Mapped[str]
     created: Mapped[float]
-    # ``metadata`` is taken by SQLAlchemy.
+    # SQLAlchemy reserves the attribute name ``metadata``.
     told: Mapped[dict[str, Any]] = mapped_column("metadata")

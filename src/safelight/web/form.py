@@ -1,4 +1,4 @@
-"""The form: what to draw, by which models."""
+"""The form: the prompt, the models and the other fields of a request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LABELS = {name: field.label for name, field in fields_of(Request).items()}
 
 
 class Form:
-    """``make`` is given a request for each model that was chosen."""
+    """The form of a tab. ``make`` receives one request for each chosen model."""
 
     def __init__(self, control: Services, make: Callable[[list[Request]], Awaitable[None]]) -> None:
         self._control = control
@@ -49,7 +49,7 @@ class Form:
             ui.button("Make", on_click=self._submit).props("unelevated no-caps").classes("sl-make")
 
     def _adapters(self) -> None:
-        """Choosing one writes it into the prompt, where its strength can be changed; an embedding as its word."""
+        """Add a list of adapters. A choice adds the adapter's tag or word to the prompt; a tag has the strength."""
         kinds = {adapter.name: adapter.kind for adapter in self._control.shelves.adapters.cards()}
         names = [name for name, kind in kinds.items() if kind in WEIGHTS or kind == INVERSION]
         if not names:
@@ -141,27 +141,27 @@ class Form:
         }
 
     def kept(self) -> dict[str, Any]:
-        """What is in the form, as JSON has it."""
+        """Return the values of the form, as JSON can store them."""
         try:
             further = self.further.values()
         except InputError:
-            # Not whole yet.
+            # The user has not completed these fields yet.
             further = {}
         further["controls"] = [asdict(control) for control in further.get("controls", ())]
         return {**{name: field.value for name, field in self._fields().items()}, "further": further}
 
-    def restore(self, kept: dict[str, Any]) -> None:
-        """Put back what :meth:`kept` gave. Models that are gone are left out."""
-        there = {card.name for card in self._control.library.cards()}
+    def restore(self, stored: dict[str, Any]) -> None:
+        """Set the form to values from :meth:`kept`. Models that the library no longer has are left out."""
+        existing = {card.name for card in self._control.library.cards()}
         for name, field in self._fields().items():
-            if name in kept:
-                value = kept[name]
-                field.set_value([one for one in value if one in there] if name == "models" else value)
-        if kept.get("further"):
-            self.further.fill(kept["further"])
+            if name in stored:
+                value = stored[name]
+                field.set_value([model for model in value if model in existing] if name == "models" else value)
+        if stored.get("further"):
+            self.further.fill(stored["further"])
 
     def fill(self, request: dict[str, Any]) -> None:
-        """Set every field to that of an image's request."""
+        """Set every field to its value in an image's request."""
         loras = [written(Lora(**lora)) for lora in request.get("loras", ())]
         self._prompt.set_value(" ".join([escaped(request["prompt"]), *loras]))
         self._negative.set_value(escaped(request["negative"]))
@@ -176,10 +176,10 @@ class Form:
         self._clip_skip.set_value(request["clip_skip"])
         self._precision.set_value(request["precision"])
         self.further.fill(request)
-        there = any(card.name == request["model"] for card in self._control.library.cards())
-        self._models.set_value([request["model"]] if there else [])
-        if not there:
-            ui.notify(f"The library has no model {request['model']} any more: choose one.", type="warning")
+        exists = any(card.name == request["model"] for card in self._control.library.cards())
+        self._models.set_value([request["model"]] if exists else [])
+        if not exists:
+            ui.notify(f"The library no longer has the model {request['model']}: choose another one.", type="warning")
 
 
 def _whole(value: float | None) -> int | None:

@@ -1,4 +1,4 @@
-"""The parts of the form that most images do not need: pictures, ControlNets, a second pass, variations, other parts."""
+"""The parts of the form that most images do not need: pictures, ControlNets, hires fix, variations, components."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ OWN = "the model's own"
 
 @contextmanager
 def section(label: str) -> Generator[ui.expansion]:
-    """A part of the form that opens."""
+    """Create a section of the form that the user can open; elements of the context go into it."""
     opened = ui.expansion(label).props('dense header-class="sl-quiet"').classes("w-full")
     with opened:
         yield opened
 
 
 def number(label: str, value: float | None, low: float = 0, high: float | None = None, step: float = 0.05) -> ui.number:
-    """A field for a number."""
+    """Create a field for a number."""
     return ui.number(label, value=value, min=low, max=high, step=step).props("outlined dense")
 
 
 class Further:
-    """``values`` are further fields of a request."""
+    """The further fields of a request; :meth:`values` returns them."""
 
     def __init__(self, serving: Services) -> None:
         names: dict[str, list[str]] = {VAE: [], CONTROLNET: []}
@@ -43,33 +43,33 @@ class Further:
         self._others: tuple[Control, ...] = ()
         self._from_image(serving)
         self._controls(serving, names[CONTROLNET])
-        with section("Second pass, variations"), ui.element("div").classes("sl-pair"):
-            self._hires = number("Enlarge by", 1.0, 1, 8, 0.25)
-            self._upscaler = ui.select(dict(UPSCALERS), label="How", value="latent").props("outlined dense")
-            self._again = number("Drawn again", 0.7, 0.01, 1)
-            self._steps = number("Of steps, 0: as many", 0, 0, step=1)
+        with section("Hires fix, variations"), ui.element("div").classes("sl-pair"):
+            self._hires = number("Hires scale", 1.0, 1, 8, 0.25)
+            self._upscaler = ui.select(dict(UPSCALERS), label="Hires upscaler", value="latent").props("outlined dense")
+            self._again = number("Hires strength", 0.7, 0.01, 1)
+            self._steps = number("Hires steps (0 = same)", 0, 0, step=1)
             self._seamless = ui.select(
                 {axes: axes or "no" for axes in SEAMLESS}, label="Seamless", value=""
             ).props("outlined dense")  # fmt: skip
             self._variation = number("Variation seed", 0, 0, step=1)
-            self._share = number("Its strength", 0.0, 0, 1)
-            self._tile = number("VAE by tiles, pixels", None, 0, step=64)
-        with section("Other parts"):
+            self._share = number("Variation strength", 0.0, 0, 1)
+            self._tile = number("VAE tile, pixels", None, 0, step=64)
+        with section("Other components"):
             self._vae = ui.select([OWN, *names[VAE], *models], label="VAE", value=OWN).props("outlined dense")
             self._encoder = ui.select([OWN, *models], label="Text encoder", value=OWN).props("outlined dense")
             self._syntax = ui.select(list(PROMPT_SYNTAXES), label="Prompt syntax", value="a1111").props(
                 "outlined dense"
             )
-            self._lenient = ui.checkbox("Leave out what of adapters fits nothing")
+            self._lenient = ui.checkbox("Leave out adapter tensors that fit no weight")
 
     def _from_image(self, serving: Services) -> None:
         with section("From an image") as self._image_section:
             self._image = PictureField(serving, "image", "Image")
             self._mask = PictureField(serving, "mask", "Mask")
             with ui.element("div").classes("sl-pair"):
-                self._strength = number("Strength", 0.75, 0.01, 1)
+                self._strength = number("Denoising strength", 0.75, 0.01, 1)
                 self._blur = number("Mask blur", 4, 0, 256, 1)
-                self._padding = number("Only the masked part, pixels around it", None, 0, 4096, 1)
+                self._padding = number("Redraw only the mask, padding in pixels", None, 0, 4096, 1)
                 self._padding.classes("sl-both")
             ui.label("Outpaint, pixels").classes("sl-quiet")
             with ui.element("div").classes("sl-pair"):
@@ -78,7 +78,7 @@ class Further:
     def _controls(self, serving: Services, names: list[str]) -> None:
         with section("ControlNet") as self._control_section:
             self._net = ui.select(["none", *names], label="ControlNet", value="none").props("outlined dense")
-            self._shown = PictureField(serving, "controls", "Its picture")
+            self._shown = PictureField(serving, "controls", "Picture")
             self._module = ui.select(list(PREPROCESSORS), label="Preprocessor", value="canny").props("outlined dense")
             self._mode = ui.select(list(CONTROL_MODES), label="Mode", value="balanced").props("outlined dense")
             with ui.element("div").classes("sl-three"):
@@ -92,18 +92,18 @@ class Further:
             with ui.element("div").classes("sl-row") as self._more:
                 self._names = ui.label("").classes("sl-text sl-quiet")
                 ui.button(icon="close", on_click=lambda: self._set_others(())).props(
-                    'flat round dense size=sm aria-label="None of the further ControlNets"'
+                    'flat round dense size=sm aria-label="Remove the further ControlNets"'
                 )
             self._set_others(())
 
     def _set_others(self, others: tuple[Control, ...]) -> None:
-        """Further ControlNets of an image whose settings are used."""
+        """Set the ControlNets after the first one, which come from the image whose settings the user has chosen."""
         self._others = others
         self._names.set_text(f"and {', '.join(other.name for other in others)}")
         self._more.set_visibility(bool(others))
 
     def values(self) -> dict[str, Any]:
-        """Fields of a request. Raises RequestError for a value that is not allowed."""
+        """Return the fields for a request. Raises RequestError when a value is not allowed."""
         values: dict[str, Any] = {
             "hires_scale": self._hires.value or 1.0,
             "hires_upscaler": self._upscaler.value,
@@ -132,7 +132,7 @@ class Further:
         return values
 
     def _control_fields(self) -> dict[str, Any]:
-        """By the names of a :class:`safelight.request.parts.Control`'s."""
+        """Return the elements by the names of the fields of :class:`safelight.request.parts.Control`."""
         return {
             "weight": self._weight,
             "start": self._start,
@@ -145,16 +145,16 @@ class Further:
         }
 
     def start_from(self, digest: str) -> None:
-        """Begin with a picture that is kept."""
+        """Choose a stored input image to start from."""
         self._image.set(digest)
         self._mask.clear()
         self._image_section.set_value(True)
 
     def fill(self, request: dict[str, Any]) -> None:
-        """Set every field to that of an image's request. What is not there any more is left out."""
-        kept = self._serving.shelves.inputs
-        self._image.set(kept.known(request.get("image", "")))
-        self._mask.set(kept.known(request.get("mask", "")))
+        """Set every field to its value in an image's request. Pictures and adapters that are gone are left out."""
+        inputs = self._serving.shelves.inputs
+        self._image.set(inputs.known(request.get("image", "")))
+        self._mask.set(inputs.known(request.get("mask", "")))
         self._strength.set_value(request.get("strength", 0.75))
         self._blur.set_value(request.get("mask_blur", 4))
         self._padding.set_value(request.get("mask_padding"))
@@ -176,13 +176,13 @@ class Further:
         self._net.set_value("none" if first is None else _among(self._net, first["name"], "none"))
         self._set_others(tuple(Control(**one) for one in (request.get("controls") or ())[1:]))
         if first is not None:
-            self._shown.set(kept.known(first["image"]))
+            self._shown.set(inputs.known(first["image"]))
             for name, field in self._control_fields().items():
                 field.set_value(first[name])
         for opened, wanted in ((self._image_section, self._image.digest), (self._control_section, first)):
             opened.set_value(bool(wanted))
 
 
-def _among(field: ui.select, value: str | None, otherwise: str = OWN) -> str:
+def _among(field: ui.select, value: str | None, default: str = OWN) -> str:
     options: list[str] = field.options  # pyright: ignore[reportAssignmentType]
-    return value if value in options else otherwise
+    return value if value in options else default

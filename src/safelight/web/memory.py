@@ -1,4 +1,4 @@
-"""What is in memory, as bars: models, what computing was promised, what is free; and why the last plan was made."""
+"""The memory as bars: models, working memory and free memory; and the reasons of the last plan."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ COLOURS = ("#b5371f", "#8a6d3b", "#4d7358", "#4a6d8c", "#7a5a86", "#a0704f", "#5
 
 
 def show(into: ui.element, memory: Mapping[str, Any], library: Sequence[Card]) -> None:
-    """Draw it, if it is other than what is drawn. ``library``: what may be in memory, for its names."""
+    """Draw the memory, if it has changed since the last call.
+
+    ``memory``: the worker's last report.
+    ``library``: the cards of models and adapters, for their names.
+    """
     places: Mapping[str, Any] = memory.get("places", {})
-    seen = json.dumps(places, default=str, sort_keys=True)
-    if getattr(into, "safelight_seen", None) == seen:
+    shown = json.dumps(places, default=str, sort_keys=True)
+    if getattr(into, "safelight_shown", None) == shown:
         return
-    into.safelight_seen = seen  # pyright: ignore[reportAttributeAccessIssue]
+    into.safelight_shown = shown  # pyright: ignore[reportAttributeAccessIssue]
     into.clear()
     with into:
         if not places:
@@ -60,7 +64,10 @@ def _line(colour: str, text: str, size: int) -> None:
 
 
 def _by_model(resident: Sequence[Mapping[str, Any]], library: Sequence[Card]) -> dict[str, int]:
-    """Bytes by model; what several share is named after all of them, what none has after itself."""
+    """Return the bytes of each model.
+
+    A component of several models has the names of all of them; a component of no model has the name of its role.
+    """
     out: dict[str, int] = {}
     for holding in resident:
         role, digest, *_ = holding["component"].split(" ")

@@ -1,4 +1,4 @@
-"""The page: a form on the left, and pictures. Each browser tab has a :class:`Tab` of its own."""
+"""The page: a form on the left, images on the right. Each browser tab has a :class:`Tab` of its own."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from safelight.web.form import Form
 STYLE = Path(__file__).with_name("style.css")
 
 EVERY_SECONDS = 0.4
-"""Between two looks at what has changed."""
+"""Seconds between two checks for changes."""
 
 WAITING = 12
-"""Waiting jobs that are shown."""
+"""The number of waiting jobs on the page."""
 
 SHOWN = 60
-"""Images in the gallery before «more» is asked for."""
+"""The number of images in the gallery, and of those that the button More adds."""
 
 
 def mount(app: FastAPI, control: Services) -> None:
-    """Put the page on the application, at ``/``."""
+    """Add the page to the application, at ``/``."""
 
     @ui.page("/", title="Safelight")
     async def page() -> None:
@@ -56,20 +56,23 @@ _FAVICON = (
 
 
 CONNECTED_SECONDS = 30.0
-"""For which a page waits for its browser."""
+"""Seconds for which the server waits for the browser."""
 
 KEPT = "safelight"
-"""Where a browser keeps what a tab had in its form and on its sheet, for after a reload or a restart of the server."""
+"""The key in the browser's local storage for form and sheet, which survive a reload and a restart of the server."""
 
 MOST_KEPT = 200
-"""Jobs on the sheet that a browser keeps."""
+"""The number of jobs on the sheet that the browser stores."""
 
 UNDO_SECONDS = 10.0
-"""For which a removal can be undone."""
+"""Seconds for which the user can undo a removal."""
 
 
 class Tab:
-    """What one browser tab shows. ``asked``: the jobs of its last request, one for each model."""
+    """The content of one browser tab: the form, the memory, the running job, the sheet and the gallery.
+
+    The sheet shows the jobs of the tab's last request, one for each model.
+    """
 
     def __init__(self, control: Services) -> None:
         self._control = control
@@ -77,13 +80,13 @@ class Tab:
         self._seen = -1
         self._shown = SHOWN
         self._library = [*control.library.cards(), *control.shelves.adapters.cards()]
-        self._kept = ""
+        self._stored = ""
         self._empty: dict[str, Any] = {}
         self._restored = False
         self._removing: dict[str, float] = {}
 
     def build(self) -> None:
-        """Make the elements, and look for changes from now on."""
+        """Create the elements, and start the timer that checks for changes."""
         ui.add_css(STYLE.read_text())
         ui.colors(primary="#b5371f", negative="#8f2a17", dark="#1e1d1b", dark_page="#151413")
         self._dark = ui.dark_mode(value=None)
@@ -104,32 +107,32 @@ class Tab:
         self._dialogs = ui.element("div")
         with ui.element("div").classes("sl-undo") as self._undo:
             self._undo_says = ui.label("")
-            ui.button("Undo", on_click=self._take_back).props("flat no-caps dense")
+            ui.button("Undo", on_click=self._restore_removed).props("flat no-caps dense")
         self._undo.set_visibility(False)
         self._running = _Running(self._now, self._control)
         self._empty = self._form.kept()
         ui.timer(EVERY_SECONDS, self._look)
 
     async def restore(self) -> None:
-        """Put back what this browser had in the form and on the sheet."""
+        """Restore the form and the sheet that this browser has stored."""
         text = await ui.run_javascript(f"localStorage.getItem({json.dumps(KEPT)})", timeout=CONNECTED_SECONDS)
         try:
-            kept: dict[str, Any] = json.loads(text) if text else {}
-            # Whoever has begun meanwhile keeps what they began.
+            stored: dict[str, Any] = json.loads(text) if text else {}
+            # The user may have changed the form before the browser answered: do not overwrite that.
             if not self._asked and self._form.kept() == self._empty:
-                self._form.restore(kept.get("form", {}))
-                self._asked = [str(job) for job in kept.get("asked", [])][:MOST_KEPT]
+                self._form.restore(stored.get("form", {}))
+                self._asked = [str(job) for job in stored.get("asked", [])][:MOST_KEPT]
         except (ValueError, KeyError, TypeError, AttributeError, InputError):
-            # Of another version, or by another hand: the form stays as it is.
-            ui.notify("What this browser kept of the form cannot be read any more.", type="warning")
+            # Another version or another program wrote it: the form stays as it is.
+            ui.notify("The form that this browser has stored cannot be read.", type="warning")
         self._seen = -1
         self._restored = True
 
-    def _keep(self) -> None:
-        """Have the browser keep what is in the form and on the sheet, when it has changed."""
+    def _store(self) -> None:
+        """Store the form and the sheet in the browser, if they have changed."""
         text = json.dumps({"form": self._form.kept(), "asked": self._asked})
-        if self._restored and text != self._kept:
-            self._kept = text
+        if self._restored and text != self._stored:
+            self._stored = text
             ui.run_javascript(f"localStorage.setItem({json.dumps(KEPT)}, {json.dumps(text)})")
 
     def _top(self) -> None:
@@ -148,7 +151,7 @@ class Tab:
 
     async def _make(self, requests: list[Request]) -> None:
         try:
-            jobs = await bridge.run(_accepted, self._control, requests)
+            jobs = await bridge.run(_queue, self._control, requests)
         except SafelightError as error:
             ui.notify(str(error), type="negative", multi_line=True, timeout=8000)
             return
@@ -158,7 +161,7 @@ class Tab:
 
     async def _look(self) -> None:
         control = self._control
-        self._keep()
+        self._store()
         await self._remove_for_good()
         self._running.show(control.dispatcher.state)
         memory.show(self._memory, control.dispatcher.memory, self._library)
@@ -190,7 +193,7 @@ class Tab:
             if image is not None:
                 self._shot(image)
             else:
-                words = {"queued": "waits", "running": "is being made", "failed": job.reason, "cancelled": "cancelled"}
+                words = {"queued": "waiting", "running": "running", "failed": job.reason, "cancelled": "cancelled"}
                 with ui.element("div").classes("sl-wait"):
                     ui.label(words.get(job.state, "")).classes("sl-bad" if job.state == "failed" else "")
             ui.label(job.request.model).classes("sl-under")
@@ -202,7 +205,7 @@ class Tab:
             for image in images[: self._shown]:
                 self._shot(image)
             if not images:
-                ui.label("Nothing yet. Say what to draw, and press Make.").classes("sl-empty").style(
+                ui.label("No images yet. Write a prompt, and press Make.").classes("sl-empty").style(
                     "grid-column: 1/-1"
                 )
 
@@ -220,7 +223,7 @@ class Tab:
 
     def _open(self, image: StoredImage) -> None:
         request: dict[str, Any] = image.metadata["request"]
-        # Not within what was clicked, which is drawn anew when an image is finished.
+        # The dialog is outside the clicked element, because the gallery is redrawn when an image is finished.
         with self._dialogs, ui.dialog(value=True) as dialog, ui.element("div").classes("sl-dialog q-card"):
             dialog.on("hide", dialog.delete)
             ui.element("img").props(f'src="/api/v1/images/{image.id}/file" alt=""').classes("sl-big")
@@ -248,14 +251,14 @@ class Tab:
 
     async def _check(self, image: StoredImage, verdict: ui.label) -> None:
         verdict.classes(remove="sl-good sl-bad")
-        verdict.set_text("A new process is making it again …")
+        verdict.set_text("A fresh process is making the image again …")
         try:
             found = await bridge.run(self._control.fresh.compared, image)
         except SafelightError as error:
             verdict.set_text(str(error))
             verdict.classes("sl-bad")
             return
-        verdict.set_text("Yes: pixel for pixel the same." if found.same else "No. Its pixels differ.")
+        verdict.set_text("Yes: pixel for pixel the same." if found.same else "No: the pixels differ.")
         verdict.classes("sl-good" if found.same else "sl-bad")
 
     def _use(self, request: dict[str, Any], dialog: ui.dialog) -> None:
@@ -268,12 +271,12 @@ class Tab:
         dialog.close()
 
     def _remove(self, image: StoredImage, dialog: ui.dialog) -> None:
-        """It is not shown any more; it is removed when nobody has taken that back for a while."""
+        """Hide the image now, and remove it after ``UNDO_SECONDS`` unless the user undoes that."""
         self._removing[image.id] = time.monotonic() + UNDO_SECONDS
         self._say_removing()
         dialog.close()
 
-    def _take_back(self) -> None:
+    def _restore_removed(self) -> None:
         self._removing.clear()
         self._say_removing()
 
@@ -284,7 +287,7 @@ class Tab:
         self._seen = -1
 
     async def remove_all(self) -> None:
-        """Remove what was to be removed: the tab is closed, and nobody can take it back any more."""
+        """Remove all hidden images now, because the tab is closed and the user cannot undo it any more."""
         await self._forget(list(self._removing))
 
     async def _remove_for_good(self) -> None:
@@ -301,7 +304,12 @@ class Tab:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a tab shows of the database: of its own jobs each image by its place, the newest images of all."""
+    """The part of the database that a tab shows.
+
+    ``queue``: the next jobs, each with its reason.
+    ``sheet``: the tab's own jobs, each with its images by place.
+    ``gallery``: the newest images.
+    """
 
     queue: list[tuple[Job, str]]
     sheet: list[tuple[Job, dict[int, StoredImage]]]
@@ -317,7 +325,7 @@ def _seen(control: Services, asked: list[str], shown: int) -> _Seen:
     return _Seen(control.dispatcher.queue(WAITING), sheet, database.images(shown + 1))
 
 
-def _accepted(control: Services, requests: list[Request]) -> list[Job]:
+def _queue(control: Services, requests: list[Request]) -> list[Job]:
     return asking.accept(control, *requests, client="page")
 
 
@@ -325,16 +333,16 @@ def _facts(image: StoredImage) -> None:
     request, settings = image.metadata["request"], image.metadata["run"]
     marks: list[str] = image.metadata.get("marks", [])
     facts = {
-        **({"Suspicious": "; ".join(marks) + ". It can be right all the same."} if marks else {}),
+        **({"Suspicious": "; ".join(marks) + ". The image can still be right."} if marks else {}),
         "Model": image.model,
-        "Content": image.model_digest[:12],
+        "Digest": image.model_digest[:12],
         "Seed": image.seed,
         "Size": f"{image.width} × {image.height}",
         "Steps": request["steps"],
         "Guidance": request["cfg"],
         "CLIP skip": request["clip_skip"],
         "Sampler": f"{SAMPLERS[request['sampler']].a1111}, {request['schedule']}",
-        "Negative": request["negative"] or "none",
+        "Negative prompt": request["negative"] or "none",
         **_further(request),
         "Made on": f"{settings['device']}, {settings['dtype']}",
         "Pixels": image.pixels_sha256[:16],
@@ -346,18 +354,20 @@ def _facts(image: StoredImage) -> None:
 
 
 def _further(request: dict[str, Any]) -> dict[str, Any]:
-    """What most images do not have."""
+    """Return the facts that most images do not have."""
     found: dict[str, Any] = {}
     if request.get("loras"):
         found["Adapters"] = ", ".join(f"{lora['name']} {lora['strength']:g}" for lora in request["loras"])
     if request.get("embeddings"):
-        found["Embeddings"] = ", ".join(embedding["name"] for embedding in request["embeddings"])
+        found["Textual inversions"] = ", ".join(embedding["name"] for embedding in request["embeddings"])
     if request.get("controls"):
         found["ControlNet"] = ", ".join(f"{one['name']} {one['weight']:g}" for one in request["controls"])
     if request.get("image"):
-        found["From an image"] = f"strength {request['strength']:g}" + (", masked" if request.get("mask") else "")
+        found["From an image"] = f"denoising strength {request['strength']:g}" + (
+            ", masked" if request.get("mask") else ""
+        )
     if request.get("hires_scale", 1) > 1:
-        found["Second pass"] = f"× {request['hires_scale']:g}, {UPSCALERS[request['hires_upscaler']]}"
+        found["Hires fix"] = f"× {request['hires_scale']:g}, {UPSCALERS[request['hires_upscaler']]}"
     if request.get("variation_strength"):
         found["Variation"] = f"{request['variation_strength']:g} of seed {request['variation_seed']}"
     for name, label in (("vae", "VAE"), ("text_encoder", "Text encoder"), ("seamless", "Seamless")):
@@ -367,7 +377,7 @@ def _further(request: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Running:
-    """What is being made, and what waits."""
+    """The running job and the waiting jobs."""
 
     def __init__(self, into: ui.element, control: Services) -> None:
         self._control = control
@@ -390,7 +400,7 @@ class _Running:
         await bridge.run(self._control.dispatcher.cancel, self._job)
 
     def show(self, state: Any) -> None:
-        """The state of the job that runs, None when none does."""
+        """Show the running job; ``state`` is None when no job runs."""
         self._into.set_visibility(state is not None)
         if state is None:
             return
@@ -399,9 +409,14 @@ class _Running:
             self._job, self._preview = job.id, None
             self._picture.props(remove="src")
         self._what.set_text(job.request.prompt or "(no prompt)")
-        stage, share = "waits for the worker", 0.0
+        stage, share = "waiting for the worker", 0.0
         if progress is not None:
-            words = {"switch": "switching", "encode": "reading the prompt", "denoise": "step", "decode": "finishing"}
+            words = {
+                "switch": "switching models",
+                "encode": "encoding the prompt",
+                "denoise": "step",
+                "decode": "decoding",
+            }
             stage = words[progress.stage]
             if progress.stage == "denoise":
                 stage += f" {progress.step} of {progress.steps}"
@@ -415,7 +430,7 @@ class _Running:
         self._bar.style(f"width: {share:.0%}")
 
     def queue(self, waiting: list[tuple[Job, str]]) -> None:
-        """The waiting jobs in their order, with the reasons."""
+        """Show the waiting jobs in their order, with the reasons."""
         self._waiting.clear()
         with self._waiting:
             for job, reason in waiting:

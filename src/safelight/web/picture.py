@@ -1,4 +1,4 @@
-"""A field for a picture: uploaded, shown small, and known by its digest from then on."""
+"""A field for a picture: it uploads and stores the picture, shows it small, and identifies it by its digest."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from safelight.errors import InputError
 from safelight.server import bridge
 
 SHOWN = 120
-"""Pixels of the longer side of what is shown."""
+"""The longer side of the small picture, in pixels."""
 
 
 class PictureField:
-    """``digest``: of the picture that was chosen, "" for none."""
+    """A field for a picture. ``digest``: the digest of the chosen picture, "" for none."""
 
     def __init__(self, control: Services, field: str, label: str) -> None:
         self._control, self._field = control, field
         self.digest = ""
         with ui.element("div").classes("sl-row"):
             self._shown = ui.element("img").classes("sl-picture").props(f'alt="{label}"')
-            self._upload = ui.upload(on_upload=self._uploaded, auto_upload=True, label=label, max_files=1)
+            self._upload = ui.upload(on_upload=self._on_upload, auto_upload=True, label=label, max_files=1)
             self._upload.props('accept="image/*" flat bordered dense').classes("sl-upload")
             self._clear = ui.button(icon="close", on_click=self.clear).props(
-                f'flat round dense size=sm aria-label="No {label.lower()}"'
+                f'flat round dense size=sm aria-label="Remove the {label.lower()}"'
             )
         self._draw()
 
-    async def _uploaded(self, told: events.UploadEventArguments) -> None:
-        data = await told.file.read()
+    async def _on_upload(self, upload: events.UploadEventArguments) -> None:
+        data = await upload.file.read()
         try:
             await self.take(data)
         except InputError as error:
@@ -39,16 +39,16 @@ class PictureField:
         self._upload.reset()
 
     async def take(self, data: bytes) -> None:
-        """Keep a picture's file. Raises RequestError for what is none."""
+        """Store a picture's file and choose it. Raises RequestError when it is not a picture."""
         self.set(await bridge.run(self._control.shelves.inputs.keep, self._field, data))
 
     def set(self, digest: str) -> None:
-        """Choose a picture that is kept already."""
+        """Choose a stored picture; "" for none."""
         self.digest = digest
         self._draw()
 
     def clear(self) -> None:
-        """Choose none."""
+        """Choose no picture."""
         self.set("")
 
     def _draw(self) -> None:
@@ -58,6 +58,6 @@ class PictureField:
         if self.digest:
             picture = self._control.shelves.inputs.open(self.digest)
             picture.thumbnail((SHOWN, SHOWN))
-            held = io.BytesIO()
-            picture.save(held, "PNG")
-            self._shown.props(f'src="data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"')
+            file = io.BytesIO()
+            picture.save(file, "PNG")
+            self._shown.props(f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"')

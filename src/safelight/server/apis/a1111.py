@@ -1,6 +1,6 @@
-"""AUTOMATIC1111's API under ``/sdapi/v1``, as its clients speak it; what Safelight cannot do is an error, not ignored.
+"""AUTOMATIC1111's API under ``/sdapi/v1``. A field that Safelight does not support is an error; none is ignored.
 
-``sd_model_checkpoint`` set by one client is that client's default and nobody else's: see
+The options that one client sets, such as ``sd_model_checkpoint``, hold for that client only: see
 :mod:`safelight.server.clients`.
 """
 
@@ -47,11 +47,11 @@ from safelight.storage.images import preview_png
 from safelight.weights.adapter_file import INVERSION, VAE, WEIGHTS
 
 OWN_VAE = ("Automatic", "None")
-"""A1111's words for a checkpoint's own VAE."""
+"""A1111's names for a checkpoint's own VAE."""
 
 
 class GenerationAnswer(BaseModel):
-    """``images``: PNG files in base64; ``info``: JSON as text."""
+    """The finished images. ``images``: PNG files in base64; ``info``: JSON as text."""
 
     images: list[str]
     parameters: dict[str, Any]
@@ -65,7 +65,7 @@ class Base64Image(BaseModel):
 
 
 class PngInfo(BaseModel):
-    """``info``: the text that the image carries."""
+    """The metadata of an image. ``info``: the text in the image file."""
 
     info: str
     items: dict[str, Any]
@@ -73,7 +73,7 @@ class PngInfo(BaseModel):
 
 
 class A1111Error(BaseModel):
-    """A1111's form of an error."""
+    """An error in A1111's form."""
 
     error: str
     detail: str
@@ -88,12 +88,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
-    """The routes over a control."""
+    """Return the router with A1111's routes."""
     api = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"], responses=ERRORS)
     outside = APIRouter(tags=["AUTOMATIC1111"])
     clients = Clients()
-    together: dict[str, list[str]] = {}
-    """By each job: all jobs of its request, which has several where its prompt has choices."""
+    siblings: dict[str, list[str]] = {}
+    """For each job all jobs of its request. A request has several if its prompt contains choices."""
 
     def current(client: Client) -> Model:
         chosen = clients.option(client, CHECKPOINT)
@@ -110,32 +110,32 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.post("/txt2img")
     async def txt2img(asked: TextToImage, http: HTTPRequest) -> GenerationAnswer:
-        """Make images and answer with them."""
-        return await answered(asked, http)
+        """Make images and return them."""
+        return await make_images(asked, http)
 
     @api.post("/img2img")
     async def img2img(asked: ImageToImage, http: HTTPRequest) -> GenerationAnswer:
-        """Make images from an image, perhaps in a part of it, and answer with them."""
-        return await answered(asked, http)
+        """Make images from an image, or redraw its masked part, and return them."""
+        return await make_images(asked, http)
 
-    async def answered(asked: TextToImage, http: HTTPRequest) -> GenerationAnswer:
-        jobs = await bridge.run(accepted, asked, client_of(http))
-        together.update({job.id: [one.id for one in jobs] for job in jobs})
+    async def make_images(asked: TextToImage, http: HTTPRequest) -> GenerationAnswer:
+        jobs = await bridge.run(queue_jobs, asked, client_of(http))
+        siblings.update({job.id: [sibling.id for sibling in jobs] for job in jobs})
         try:
             jobs = await asking.all_ended(control, jobs, http)
         finally:
             for job in jobs:
-                together.pop(job.id, None)
-        return await bridge.run(_made, control, jobs, asked)
+                siblings.pop(job.id, None)
+        return await bridge.run(_answer, control, jobs, asked)
 
-    def accepted(asked: TextToImage, client: Client) -> list[Job]:
+    def queue_jobs(asked: TextToImage, client: Client) -> list[Job]:
         refuse_unknown(asked)
         override = asked.override_settings or {}
         wanted = override.get("sd_model_checkpoint")
         model = by_title(control, str(wanted)) if wanted else current(client)
         mark = override.get("sd_checkpoint_hash")
         if mark and not model.digest.startswith(str(mark)):
-            message = f"{model.name} has the content {model.digest[:10]}, not {mark}"
+            message = f"the model {model.name} has the hash {model.digest[:10]}, not {mark}"
             raise RefusedError(409, "which_model", message, "sd_checkpoint_hash")
         sampler, schedule = sampler_of(asked.sampler_name or asked.sampler_index or "Euler", asked.scheduler)
         count = asked.batch_size * asked.n_iter
@@ -145,7 +145,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
         vae = override.get("sd_vae") or clients.option(client, "sd_vae") or OWN_VAE[0]
         skip = _layers(asked, override) or clients.option(client, "CLIP_stop_at_last_layers") or 1
         if not model.family.clip_skip_in_a1111:
-            # A1111 leaves no layers of some families' encoders out (SDXL), whatever this option says.
+            # A1111 ignores this option for some families, such as SDXL.
             skip = 1
         request = Request(
             prompt=asked.prompt,
@@ -193,7 +193,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/sd-vae")
     def sd_vae() -> list[dict[str, Any]]:
-        """For ``sd_vae`` among the options."""
+        """List the VAEs, the values of the option ``sd_vae``."""
         return [{"model_name": found.name, "filename": found.path.name} for found in listed(VAE)]
 
     @api.get("/hypernetworks")
@@ -201,12 +201,12 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
     @api.get("/face-restorers")
     @api.get("/realesrgan-models")
     def none_yet() -> list[dict[str, Any]]:
-        """There are none."""
+        """Return an empty list: Safelight has none of these."""
         return []
 
     @api.get("/loras")
     def loras() -> list[dict[str, Any]]:
-        """For ``<lora:name:strength>`` in a prompt."""
+        """List the LoRAs and their relatives, for ``<lora:name:strength>`` in a prompt."""
         return [
             {
                 "name": found.name,
@@ -219,7 +219,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/embeddings")
     def embeddings() -> dict[str, dict[str, Any]]:
-        """For the words of prompts."""
+        """List the textual inversions, whose names are words of a prompt."""
         return {"loaded": {found.name: _embedding(found) for found in listed(INVERSION)}, "skipped": {}}
 
     @api.get("/scripts")
@@ -228,17 +228,17 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @outside.get("/controlnet/model_list", tags=["AUTOMATIC1111"])
     def controlnets() -> dict[str, list[str]]:
-        """The extension's: ControlNets by name and hash."""
+        """List the ControlNets by name and hash, as the ControlNet extension does."""
         return {"model_list": [f"{found.name} [{found.digest[:8]}]" for found in listed(CONTROLNET)]}
 
     @outside.get("/controlnet/module_list", tags=["AUTOMATIC1111"])
     def preprocessors() -> dict[str, list[str]]:
-        """The extension's: preprocessors."""
+        """List the preprocessors, as the ControlNet extension does."""
         return {"module_list": list(PREPROCESSORS)}
 
     @outside.get("/controlnet/version", tags=["AUTOMATIC1111"])
     def version() -> dict[str, int]:
-        """The extension's: the fields of its units are those of its version 2."""
+        """Return the version of the ControlNet extension whose fields of a unit Safelight reads: 2."""
         return {"version": 2}
 
     @api.get("/options")
@@ -249,7 +249,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.post("/options")
     def set_options(given: dict[str, Any], http: HTTPRequest) -> dict[str, Any]:
-        """Of this client only. What has no meaning here is refused, and then nothing is set."""
+        """Set options for this client only. If one of them is not supported, answer with an error and set none."""
         client = client_of(http)
         known = _options(current(client) if "sd_model_checkpoint" not in given else asking.default_model(control))
         for name, value in given.items():
@@ -268,20 +268,20 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/progress")
     def progress(skip_current_image: bool = False) -> dict[str, Any]:
-        """Of the job that runs, whoever asked for it."""
+        """Return the progress of the running job, whichever client sent it."""
         return _progress(control.dispatcher.state, skip_current_image)
 
     @api.post("/interrupt")
     def interrupt(http: HTTPRequest) -> dict[str, Any]:
-        """Stop the request that runs, if it was asked for from this address."""
+        """Cancel all jobs of the running request, if it came from this address."""
         job = own_job(http)
-        for each in together.get(job.id, [job.id]) if job is not None else ():
+        for each in siblings.get(job.id, [job.id]) if job is not None else ():
             control.dispatcher.cancel(each)
         return {}
 
     @api.post("/skip")
     def skip(http: HTTPRequest) -> dict[str, Any]:
-        """Stop the job that runs, if it was asked for from this address."""
+        """Cancel the running job, if it came from this address."""
         job = own_job(http)
         if job is not None:
             control.dispatcher.cancel(job.id)
@@ -296,7 +296,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
     @api.post("/refresh-checkpoints")
     @api.post("/refresh-loras")
     def refresh() -> dict[str, Any]:
-        """Lists are always fresh."""
+        """Do nothing: the lists are always up to date."""
         return {}
 
     @api.post("/png-info")
@@ -305,12 +305,10 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
             data = base64.b64decode(picture.image.rpartition(",")[2], validate=True)
             with PILImage.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:
-                    raise RefusedError(422, "invalid_request", f"image: is over {MOST_PIXELS} pixels", "image")
+                    raise RefusedError(422, "invalid_request", f"image: has more than {MOST_PIXELS} pixels", "image")
                 text, items = infotext.read(image)
         except (binascii.Error, OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-            raise RefusedError(
-                422, "invalid_request", f"image: is not one that can be read ({error})", "image"
-            ) from error
+            raise RefusedError(422, "invalid_request", f"image: cannot be read ({error})", "image") from error
         return PngInfo(info=text, items=items, parameters=infotext.fields(text))
 
     @api.get("/cmd-flags")
@@ -319,60 +317,61 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/memory")
     def memory() -> dict[str, Any]:
-        """In A1111's form. Sizes are bytes."""
+        """Return the memory in A1111's form. Sizes are in bytes."""
         try:
             places = control.supervisor.ask("memory").result(30)["places"]
         except (WorkerDiedError, TimeoutError, RuntimeError) as error:
             raise RefusedError(503, "worker_not_ready", str(error)) from error
-        told = {
+        sizes = {
             place: {"free": v["budget"] - v["stored"] - v["promised"], "used": v["stored"], "total": v["budget"]}
             for place, v in places.items()
         }
-        host = told.pop("host")
-        return {"ram": host, "cuda": next(iter(told.values()), {"error": "unavailable"})}
+        host = sizes.pop("host")
+        return {"ram": host, "cuda": next(iter(sizes.values()), {"error": "unavailable"})}
 
     @outside.get("/internal/ping", tags=["AUTOMATIC1111"])
     def ping() -> dict[str, Any]:
         return {}
 
-    made = APIRouter()
-    made.include_router(api)
-    made.include_router(outside)
-    return made
+    routes = APIRouter()
+    routes.include_router(api)
+    routes.include_router(outside)
+    return routes
 
 
 def by_title(control: Services, title: str) -> Model:
-    """A model by A1111's title (``name [hash]``), its name, file name or hash.
+    """Return the model with this A1111 title (``name [hash]``), name, file name or hash.
 
-    Raises ModelNotFoundError, and RefusedError for a hash that is not the model's or a file name that several have.
+    Raises ModelNotFoundError when there is none.
+    Raises RefusedError when the title has another model's hash, or several models have this file name.
     """
     name, _, mark = title.removesuffix("]").rpartition(" [") if title.endswith("]") else (title, "", "")
     named = control.library.find_named(name)
     if named is not None:
         if not named.digest.startswith(mark):
-            message = f"the model {name} has the content {named.digest[:10]} now, not {mark}"
+            message = f"the model {name} now has the hash {named.digest[:10]}, not {mark}"
             raise RefusedError(409, "which_model", message, "sd_model_checkpoint")
         return named
     cards = control.library.cards()
     found = [card for card in cards if name in (card.digest, card.digest[:10], card.path.name, card.stem)]
     if len(found) > 1:
         names = ", ".join(card.name for card in found)
-        raise RefusedError(409, "which_model", f"{name} may be {names}; give its name", "sd_model_checkpoint")
+        raise RefusedError(409, "which_model", f"{name} can be {names}; send the model's name", "sd_model_checkpoint")
     return asking.model_named(control, found[0].name if found else name)
 
 
 def _layers(asked: TextToImage, override: dict[str, Any]) -> int | None:
-    """Where the text encoder stops: A1111's option, or SD.Next's field, which SillyTavern sends beside it."""
+    """Return the text encoder's last layer: A1111's option, or else SD.Next's field; SillyTavern sends both."""
     option = _stop_at(override)
     if option is None:
         return asked.clip_skip
     if asked.clip_skip not in (None, 1, option):
-        raise RequestError("clip_skip", asked.clip_skip, f"is not CLIP_stop_at_last_layers, {option}")
+        raise RequestError("clip_skip", asked.clip_skip, f"differs from CLIP_stop_at_last_layers, {option}")
     return option
 
 
 def _stop_at(options: dict[str, Any]) -> int | None:
-    """``CLIP_stop_at_last_layers``, if it is given. Raises RequestError when it is no number of layers."""
+    """Return ``CLIP_stop_at_last_layers``, None if it is not set. Raises RequestError if it is not from 1 to 12."""
     skip = options.get("CLIP_stop_at_last_layers")
     if skip is None:
         return None
@@ -450,7 +449,7 @@ def _embedding(found: Card) -> dict[str, Any]:
     }
 
 
-def _made(control: Services, jobs: list[Job], asked: TextToImage) -> GenerationAnswer:
+def _answer(control: Services, jobs: list[Job], asked: TextToImage) -> GenerationAnswer:
     job = next((job for job in jobs if job.state == "failed"), jobs[0])
     if job.state == "failed":
         raise of_job(job)
@@ -458,13 +457,13 @@ def _made(control: Services, jobs: list[Job], asked: TextToImage) -> GenerationA
     request = job.request
     texts = [parameters(image.metadata) for image in images]
     seeds = [image.seed for image in images]
-    drawn = [image.metadata["request"] for image in images]
-    subseeds = [made["variation_seed"] if made["variation_strength"] else made["seed"] for made in drawn]
+    requests = [image.metadata["request"] for image in images]
+    subseeds = [each["variation_seed"] if each["variation_strength"] else each["seed"] for each in requests]
     info = {
         "prompt": request.prompt,
-        "all_prompts": [made["prompt"] for made in drawn],
+        "all_prompts": [each["prompt"] for each in requests],
         "negative_prompt": request.negative,
-        "all_negative_prompts": [made["negative"] for made in drawn],
+        "all_negative_prompts": [each["negative"] for each in requests],
         "seed": request.seed,
         "all_seeds": seeds,
         "subseed": subseeds[0] if subseeds else request.seed,
@@ -488,6 +487,6 @@ def _made(control: Services, jobs: list[Job], asked: TextToImage) -> GenerationA
     }
     encoded = [base64.b64encode(control.gallery.path(image.file).read_bytes()).decode() for image in images]
     left_out = {"init_images", "mask"} if not getattr(asked, "include_init_images", True) else set[str]()
-    # What it was shown is not sent back either.
+    # These contain the pictures of ControlNets, which A1111 does not send back either.
     given = asked.model_dump(exclude=left_out | {"alwayson_scripts"})
     return GenerationAnswer(images=encoded if asked.send_images else [], parameters=given, info=json.dumps(info))

@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111's clients ask for, in its fields, and what that is here. What Safelight cannot do is an error."""
+"""AUTOMATIC1111's fields, and their translation to a request. A field that Safelight does not support is an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from safelight.server.apis.a1111_neutral import FIELDS, OPTIONS, UNIT, refuse, r
 AUTOMATIC = "Automatic"
 
 SCHEDULES: dict[str, Schedule] = {label.lower(): ours for ours, label in SCHEDULE_LABELS.items()}
-"""Ours by A1111's schedule types."""
+"""Safelight's schedules by A1111's schedule types."""
 
 
 _MULTIPLE = 8
@@ -29,7 +29,7 @@ _MULTIPLE = 8
 
 
 class TextToImage(BaseModel):
-    """A1111's fields that have a meaning here; of others those that are known, as long as they ask for nothing."""
+    """A1111's fields that Safelight supports. Of its other fields, only the neutral values are allowed."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -61,7 +61,10 @@ class TextToImage(BaseModel):
     send_images: bool = True
 
     def given(self) -> dict[str, Any]:
-        """Fields of a request beside the plain ones. Raises RequestError for what has no meaning here."""
+        """Return fields of a request: ControlNets, seamless, hires fix.
+
+        Raises RequestError when a value is not supported.
+        """
         values: dict[str, Any] = {"controls": _controls(self.alwayson_scripts or {}, bool(self.enable_hr))}
         if self.tiling:
             values["seamless"] = "xy"
@@ -76,7 +79,7 @@ class TextToImage(BaseModel):
             scale = self.hr_resize_x / width if self.hr_resize_x else (self.hr_resize_y or 0) / height
             whole = tuple(sizes.enlarged(side, scale, _MULTIPLE) for side in (width, height))
             if (self.hr_resize_x or whole[0], self.hr_resize_y or whole[1]) != whole:
-                problem = f"must be multiples of 8, of the shape of {width}x{height}"
+                problem = f"must be multiples of 8, in the aspect ratio of {width}x{height}"
                 raise RequestError("hr_resize_y", f"{self.hr_resize_x}x{self.hr_resize_y}", problem)
         return {
             "hires_scale": scale,
@@ -110,18 +113,20 @@ _UNIT = frozenset(
         *("control_mode", "threshold_a", "threshold_b", "resize_mode", "hr_option"),
     }
 )
-"""What is done of a unit."""
+"""The fields of a ControlNet unit that Safelight supports."""
 
 
 def _controls(scripts: dict[str, Any], two_passes: bool) -> tuple[Control, ...]:
-    """The units of the ControlNet extension. Raises RequestError for another script that is on, and for what is not
-    understood."""
+    """Read the units of the ControlNet extension.
+
+    Raises RequestError when another script is enabled, or a unit is not valid.
+    """
     for name, what in scripts.items():
         if name.lower() != "controlnet":
             refuse_script(name, what)
     given = [what for name, what in scripts.items() if name.lower() == "controlnet" and what]
     if len(given) > 1:
-        raise RequestError("alwayson_scripts", "controlnet", f"is given {len(given)} times")
+        raise RequestError("alwayson_scripts", "controlnet", f"is present {len(given)} times")
     units = (given[0].get("args") if isinstance(given[0], dict) else None) if given else []
     if not isinstance(units, list) or not all(isinstance(unit, dict) for unit in units):
         raise RequestError("alwayson_scripts", "controlnet", "args must be a list of units")
@@ -133,13 +138,14 @@ def _control(unit: dict[str, Any], two_passes: bool) -> Control:
         if name not in _UNIT:
             refuse(UNIT, "controlnet.", name, value)
     if unit.get("guidance") not in (None, unit.get("guidance_end", unit.get("guidance"))):
-        raise RequestError("controlnet.guidance", unit["guidance"], "is another name of guidance_end, which differs")
+        problem = "is another name of guidance_end, and the two differ"
+        raise RequestError("controlnet.guidance", unit["guidance"], problem)
     image = unit.get("image") or unit.get("input_image") or ""
     if unit.get("input_image") not in (None, "", image):
-        raise RequestError("controlnet.input_image", "", "is another name of image, which differs")
+        raise RequestError("controlnet.input_image", "", "is another name of image, and the two differ")
     if isinstance(image, dict):
         if image.get("mask"):
-            raise RequestError("controlnet.image", "mask", "Safelight has no masks for ControlNets yet")
+            raise RequestError("controlnet.image", "mask", "Safelight does not support masks for ControlNets yet")
         image = image.get("image", "")
     mode = CONTROL_MODES.get(str(unit.get("control_mode", "balanced")).lower())
     if mode is None:
@@ -151,10 +157,10 @@ def _control(unit: dict[str, Any], two_passes: bool) -> Control:
         raise RequestError("controlnet.module", module, f"must be one of {', '.join(PREPROCESSORS)}")
     resolution = unit.get("processor_res")
     if module not in ("none", "invert") and resolution not in (None, -1, 64, 512):
-        problem = f"{module} works at the picture's own size; 512 and -1 are taken as not said"
+        problem = f"{module} uses the picture's own size; leave it out, or send 512 or -1, which change nothing"
         raise RequestError("controlnet.processor_res", resolution, problem)
     if two_passes and str(unit.get("hr_option") or "both").lower() not in BOTH_PASSES:
-        raise RequestError("controlnet.hr_option", unit["hr_option"], "a ControlNet is for both passes here")
+        raise RequestError("controlnet.hr_option", unit["hr_option"], "Safelight uses a ControlNet in both passes")
     return Control(
         name=str(unit.get("model") or "").partition(" [")[0],
         image=_data(str(image)) if image else "",
@@ -192,14 +198,14 @@ def _resize(value: Any) -> Resize:
 
 
 def _threshold(value: Any, default: int) -> int:
-    """-1 is A1111's word for a module's own. Raises RequestError for what is no number."""
+    """Read a threshold; a negative value is A1111's code for the default. Raises RequestError if it is not a number."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value != value):  # noqa: PLR0124
         raise RequestError("controlnet.threshold", value, "must be a number")
     return default if value is None or value < 0 else int(min(value, 1e6))
 
 
 class ImageToImage(TextToImage):
-    """``init_images`` and ``mask`` are in base64. What is masked starts from the image itself."""
+    """A1111's fields for a request that starts from an image; ``init_images`` and ``mask`` are in base64."""
 
     init_images: list[str] = Field(min_length=1, max_length=1)
     mask: str | None = None
@@ -210,12 +216,12 @@ class ImageToImage(TextToImage):
     inpaint_full_res: bool = True
     inpaint_full_res_padding: int | None = Field(default=0, ge=0, le=4096)
     inpainting_mask_invert: Literal[0, 1] | bool = 0
-    inpainting_fill: Literal[0, 1] = Field(default=0, description="0: what surrounds the mask flows in; 1: the image")
+    inpainting_fill: Literal[0, 1] = Field(default=0, description="masked part: 0 the colours around it, 1 the image")
     resize_mode: Literal[0] = 0
     include_init_images: bool = False
 
     def given(self) -> dict[str, Any]:
-        """The fields of a request that say what it starts from. Raises RequestError for what is no image."""
+        """Return fields of a request, with the image and the mask. Raises RequestError when one is not an image."""
         values = {**super().given(), "image": _data(self.init_images[0])}
         values["strength"] = 0.75 if self.denoising_strength is None else self.denoising_strength
         if self.mask:
@@ -228,30 +234,31 @@ class ImageToImage(TextToImage):
         return values
 
     def _blur(self) -> int:
-        """As A1111 has it: ``mask_blur`` is both, where it is given."""
+        """Return the blur of the mask; as in A1111, ``mask_blur`` overrides the two other fields."""
         across, down = self.mask_blur_x, self.mask_blur_y
         if self.mask_blur is not None:
             return self.mask_blur
         if (4 if across is None else across) != (4 if down is None else down):
-            raise RequestError("mask_blur_y", down, f"must be mask_blur_x, {across}: a border is softened alike")
+            problem = f"must equal mask_blur_x, {across}: Safelight blurs a mask equally in both directions"
+            raise RequestError("mask_blur_y", down, problem)
         return 4 if across is None else across
 
 
 FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
-"""Radii by which what is outside of a mask is blurred into it, and how often, as A1111's ``masking.fill`` does."""
+"""(radius in pixels, repetitions) of the blurs that spread colours into a mask, from A1111's ``masking.fill``."""
 
 
 def filled(picture: PILImage.Image, mask: PILImage.Image) -> PILImage.Image:
-    """The picture (RGB), in its masked part the colours that surround it; outside it is as it was."""
+    """Return the picture (RGB) with the surrounding colours in its masked part; the rest does not change."""
     mask = mask.resize(picture.size)
     outside = PILImage.new("RGBa", picture.size)
     outside.paste(picture.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask))
-    made = PILImage.new("RGBA", picture.size)
+    out = PILImage.new("RGBA", picture.size)
     for radius, times in FILLS:
         blurred = outside.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
         for _ in range(times):
-            made.alpha_composite(blurred)
-    return made.convert("RGB")
+            out.alpha_composite(blurred)
+    return out.convert("RGB")
 
 
 def _data(picture: str) -> str:
@@ -266,16 +273,16 @@ def _bytes(field: str, picture: str) -> bytes:
 
 
 def _png(picture: PILImage.Image) -> str:
-    held = io.BytesIO()
-    picture.save(held, "PNG", compress_level=1)
-    return _data(base64.b64encode(held.getvalue()).decode())
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    return _data(base64.b64encode(file.getvalue()).decode())
 
 
 _NOTHING = (None, "", "None", "none", 0)
-"""Of the second pass's own fields: nothing of its own."""
+"""Values of the second pass's fields that mean: the same as in the first pass."""
 
 _ANCESTRAL = frozenset({"euler_a", "dpm2_a", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde"})
-"""Samplers that add noise at each step: as much as ``eta`` and ``s_noise`` say, which is 1 here."""
+"""Samplers that add noise at each step. ``eta`` and ``s_noise`` scale it; Safelight supports only 1."""
 
 _SECOND_PASS = {
     "hr_prompt": "prompt",
@@ -285,17 +292,21 @@ _SECOND_PASS = {
     "hr_checkpoint_name": "",
     "hr_cfg": "cfg_scale",
 }
-"""What a second pass may have of its own in A1111, and here has of the first."""
+"""A1111's own fields for the second pass, each with the field of the first pass that it must equal here."""
 
 _SAME = ("use same sampler", "use same scheduler", "use same checkpoint")
 
 
 def sampler_of(name: str, scheduler: str | None) -> tuple[str, Schedule]:
-    """Ours for A1111's sampler and schedule type; older clients write ``DPM++ 2M Karras``. Automatic is A1111's own for
-    that sampler. Raises RequestError."""
-    asked = (scheduler or AUTOMATIC).lower().replace("_", " ")
-    schedule = SCHEDULES.get(asked)
-    if schedule is None and asked != AUTOMATIC.lower():
+    """Return Safelight's sampler and schedule for A1111's sampler and schedule type.
+
+    ``name`` may contain the schedule: older clients send ``DPM++ 2M Karras``.
+    ``scheduler``: ``Automatic`` is A1111's default for the sampler.
+    Raises RequestError when one of them is unknown.
+    """
+    label = (scheduler or AUTOMATIC).lower().replace("_", " ")
+    schedule = SCHEDULES.get(label)
+    if schedule is None and label != AUTOMATIC.lower():
         known = ", ".join((AUTOMATIC, *SCHEDULE_LABELS.values()))
         raise RequestError("scheduler", scheduler, f"must be one of {known}")
     found = sampler_by_name(name)
@@ -306,16 +317,16 @@ def sampler_of(name: str, scheduler: str | None) -> tuple[str, Schedule]:
 
 
 def refuse_unknown(asked: TextToImage) -> None:
-    """Raise RequestError for what Safelight cannot do yet, or does not know."""
+    """Raise RequestError for a field or option that is unknown, or has a value that Safelight does not support."""
     sampler, _ = sampler_of(asked.sampler_name or asked.sampler_index or "Euler", asked.scheduler)
     for name, value in (asked.model_extra or {}).items():
         if name in _SECOND_PASS:
             of_first = getattr(asked, _SECOND_PASS[name], None)
             if asked.enable_hr and value not in (*_NOTHING, of_first) and str(value).lower() not in _SAME:
-                raise RequestError(name, value, "the second pass has what the first has")
+                raise RequestError(name, value, "the second pass uses the value of the first")
         elif name in ("eta", "s_noise"):
             if value is not None and value != _noise(name, sampler, value):
-                problem = f"{SAMPLERS[sampler].a1111} is drawn with {_noise(name, sampler, value)} here"
+                problem = f"{SAMPLERS[sampler].a1111} supports only {_noise(name, sampler, value)}"
                 raise RequestError(name, value, problem)
         else:
             refuse(FIELDS, "", name, value)
@@ -327,10 +338,11 @@ def refuse_unknown(asked: TextToImage) -> None:
 
 
 OPTIONS_DONE = frozenset({"sd_model_checkpoint", "CLIP_stop_at_last_layers", "sd_checkpoint_hash", "sd_vae"})
+"""The options that Safelight supports."""
 
 
 def _noise(name: str, sampler: str, value: object) -> object:
-    """The only value that there is for that sampler; where it has no effect, any."""
+    """Return the only supported value for this sampler, or ``value`` itself if it has no effect."""
     if sampler in _ANCESTRAL:
         return 1
     return 0 if (name, sampler) == ("eta", "ddim") else value

@@ -1,7 +1,7 @@
-"""What A1111's and Forge's requests may say that asks for nothing here: a rule for each name; what has none is refused.
+"""The neutral values of A1111's and Forge's fields: a rule for each name. A name without a rule is an error.
 
-Read from A1111 1.10 (``modules/api/models.py``, ``modules/processing.py``), Forge, and the extension
-sd-webui-controlnet: their pages send every field of theirs, most at its default.
+The names come from A1111 1.10 (``modules/api/models.py``, ``modules/processing.py``), Forge, and the extension
+sd-webui-controlnet. Their pages send all of their fields, most of them with the default.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from typing import Any, cast
 from safelight.errors import RequestError
 
 Rule = Callable[[Any], bool]
-"""Whether a value asks for nothing."""
+"""Return whether a value is neutral."""
 
 
 def one_of(*values: object) -> Rule:
-    """Nothing, or one of them; 0 is no False and 1 no True unless listed."""
+    """Return a rule that accepts None and these values; 0 does not stand for False, nor 1 for True."""
     return lambda value: (
         value is None or any(value == v and isinstance(value, bool) == isinstance(v, bool) for v in values)
     )
 
 
 def anything(_: Any) -> bool:
-    """It has no effect over A1111's own API, or only says where A1111 keeps its files."""
+    """Accept every value: the field has no effect over A1111's API, or only concerns A1111's files."""
     return True
 
 
 def number(value: Any) -> bool:
+    """Accept None and every number."""
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
@@ -44,9 +45,9 @@ FIELDS: Mapping[str, Rule] = {
     "force_task_id": anything,
     "override_settings_restore_afterwards": anything,
     "prompt_for_display": anything,
-    "refiner_switch_at": anything,  # of refiner_checkpoint, which is none
+    "refiner_switch_at": anything,  # has no effect, because refiner_checkpoint must be empty
     "save_images": anything,
-    "script_args": anything,  # of script_name, which is none
+    "script_args": anything,  # has no effect, because script_name must be empty
     "seed_enable_extras": one_of(True, False, 1, 0),
     "ddim_discretize": one_of("uniform", ""),
     "disable_extra_networks": OFF,
@@ -80,7 +81,7 @@ FIELDS: Mapping[str, Rule] = {
     "token_merging_ratio": one_of(0),
     "token_merging_ratio_hr": one_of(0),
 }
-"""Of a request, beside those that the request's own classes have."""
+"""The fields of a request, besides those of the classes in :mod:`safelight.server.apis.a1111_fields`."""
 
 OPTIONS: Mapping[str, Rule] = {
     "always_discard_next_to_last_sigma": OFF,
@@ -137,7 +138,7 @@ OPTIONS: Mapping[str, Rule] = {
     "use_old_karras_scheduler_sigmas": OFF,
     "use_old_scheduling": OFF,
 }
-"""Of ``override_settings`` and of ``/options``, beside those that are done."""
+"""The options in ``override_settings`` and ``/options``, besides those that Safelight supports."""
 
 UNIT: Mapping[str, Rule] = {
     "enabled": anything,
@@ -174,7 +175,7 @@ UNIT: Mapping[str, Rule] = {
     "union_control_type": one_of("Unknown", "All", ""),
     "use_preview_as_input": OFF,
 }
-"""Of a unit of ControlNet, beside those that are done."""
+"""The fields of a ControlNet unit, besides those that Safelight supports."""
 
 Args = Sequence[Any]
 
@@ -182,7 +183,7 @@ _FALSE = (False, 0, None, "False", "")
 
 
 def _off(*switches: int) -> Callable[[Args], bool]:
-    """Neutral where each of these arguments is off; A1111 fills missing ones with its page's, which are off."""
+    """Return a rule: all these arguments are off. A1111 replaces missing ones by its page's values, which are off."""
     return lambda args: all(len(args) <= at or args[at] in _FALSE for at in switches)
 
 
@@ -195,7 +196,7 @@ def _refiner(args: Args) -> bool:
 
 
 def _adetailer(args: Args) -> bool:
-    """(enabled, skip_img2img, {ad_model, ad_tab_enable, …}, …); dicts alone mean that it is enabled."""
+    """``args``: (enabled, skip_img2img, {ad_model, ad_tab_enable, …}, …); with dicts alone the script is enabled."""
     if args and args[0] is False:
         return True
     tabs = [cast("Mapping[str, Any]", arg) for arg in args if isinstance(arg, Mapping)]
@@ -208,7 +209,7 @@ SCRIPTS: Mapping[str, Callable[[Args], bool]] = {
     "extra options": _nothing,
     "hypertile": _nothing,
     "refiner": _refiner,
-    "sampler": anything,  # over A1111's API the fields count, and these arguments do not
+    "sampler": anything,  # A1111's API reads the fields of the request instead
     "seed": anything,
     "soft inpainting": _off(0),
     "dynamicthresholding integrated": _off(0),
@@ -223,17 +224,17 @@ SCRIPTS: Mapping[str, Callable[[Args], bool]] = {
     "stylealign integrated": _off(0),
     "adetailer": _adetailer,
 }
-"""A1111's always-on scripts, Forge's, and ADetailer: whether their arguments are off."""
+"""For each always-on script of A1111 and Forge, and for ADetailer: whether its arguments turn it off."""
 
 
 def _title(name: str) -> str:
-    """Without case, brackets and versions: ``FreeU Integrated (SD 1.x, SD 2.x, SDXL)``."""
+    """Remove case, brackets and versions from a script's name: ``FreeU Integrated (SD 1.x, SD 2.x, SDXL)``."""
     plain = re.sub(r"\([^)]*\)", " ", name.lower())
     return " ".join(re.sub(r"\sv?\d+(\.\d+)*\S*\s*$", " ", plain).split())
 
 
 def refuse_script(name: str, what: Any) -> None:
-    """Raise RequestError for an always-on script that is on, or not known."""
+    """Raise RequestError for an always-on script that is enabled or unknown."""
     rule = SCRIPTS.get(_title(name))
     if rule is None:
         if what in (None, {}, [], {"args": []}):
@@ -243,13 +244,13 @@ def refuse_script(name: str, what: Any) -> None:
     if not isinstance(args, list | tuple):
         raise RequestError("alwayson_scripts", name, "args must be a list")
     if not rule(cast("Args", args)):
-        raise RequestError("alwayson_scripts", name, "is on, and Safelight cannot do this yet")
+        raise RequestError("alwayson_scripts", name, "is enabled, and Safelight does not support it yet")
 
 
 def refuse(rules: Mapping[str, Rule], prefix: str, name: str, value: Any) -> None:
-    """Raise RequestError for a value that asks for something, and for a name that has no rule."""
+    """Raise RequestError for a value that is not neutral, and for a name that has no rule."""
     rule = rules.get(name)
     if rule is None:
-        raise RequestError(f"{prefix}{name}", value, "is not known here")
+        raise RequestError(f"{prefix}{name}", value, "is unknown to Safelight")
     if not rule(value):
-        raise RequestError(f"{prefix}{name}", value, "Safelight cannot do this yet")
+        raise RequestError(f"{prefix}{name}", value, "Safelight does not support this value yet")

@@ -41,10 +41,10 @@ from safelight.server.problems import RefusedError, documented
 from safelight.storage.db import StoredImage
 
 ALIVE_SECONDS = 15.0
-"""Between two comments on a stream of events, so that nobody takes it for dead."""
+"""Seconds between two comments in a stream of events. They show clients that the connection is alive."""
 
 ANSWER_SECONDS = 120.0
-"""For which a worker may take to bring a model."""
+"""Seconds that the server waits for an answer of the worker, for example while it loads a model."""
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 
@@ -55,14 +55,16 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
-    """The routes over a control."""
+    """Return the router with the routes of Safelight's own API."""
     api = APIRouter(prefix="/api/v1", responses=documented())
     database, dispatcher, library = control.database, control.dispatcher, control.library
 
     @api.post("/generate", status_code=202, tags=["jobs"], responses=documented(404, 429))
     def generate(asked: Generation) -> JobModel:
-        """Queue a request; answers at once with the job. Where a prompt has choices (``{a|b}``) each image is a job of
-        its own, and the answer is the first."""
+        """Queue a request, and return the job at once.
+
+        If a prompt contains choices (``{a|b}``), each image is a job of its own, and the answer is the first job.
+        """
         fields = asked.model_dump(exclude={"priority"})
         if fields["seed"] is None:
             fields["seed"] = asking.some_seed(fields["count"])
@@ -70,17 +72,19 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/adapters", tags=["models"])
     def adapters() -> list[AdapterModel]:
-        """LoRA and its kin, for ``loras`` and for ``<lora:name:strength>`` in a prompt; VAEs, ControlNets, textual
-        inversions."""
+        """List the adapters: LoRAs and their relatives, VAEs, ControlNets and textual inversions.
+
+        LoRAs and their relatives are for ``loras``, and for ``<lora:name:strength>`` in a prompt.
+        """
         return [AdapterModel(**found.summary) for found in control.shelves.adapters.cards()]
 
     @api.get("/jobs", tags=["jobs"])
     def jobs(
         state: Annotated[list[State] | None, Query()] = None,
         limit: Limit = 100,
-        before: Annotated[int | None, Query(ge=0, le=2**53, description="the number behind which to go on")] = None,
+        before: Annotated[int | None, Query(ge=0, le=2**53, description="only jobs with a smaller number")] = None,
     ) -> list[JobModel]:
-        """The newest first."""
+        """List the jobs, the newest first."""
         return [_job(job) for job in database.jobs(state or (), limit, before)]
 
     @api.get("/jobs/{job_id}", tags=["jobs"], responses=documented(404))
@@ -94,13 +98,13 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.post("/jobs/{job_id}/cancel", tags=["jobs"], responses=documented(404))
     def cancel(job_id: JobId) -> CancelledModel:
-        """A waiting job ends at once, a running one at its next step."""
+        """Cancel a job. A waiting job ends at once, a running one at its next step."""
         _found(database.job(job_id), "job", job_id)
         return CancelledModel(cancelled=dispatcher.cancel(job_id))
 
     @api.get("/queue", tags=["jobs"])
     def queue(limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Queue:
-        """What runs, what is next, and why in that order."""
+        """Return the running job, and the waiting jobs in their order, each with the reason for its place."""
         state = dispatcher.state
         return Queue(
             running=_job(state.job) if state is not None else None,
@@ -115,17 +119,19 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "events"}},
     )
     async def events(job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None) -> StreamingResponse:
-        """Server-sent events: ``job``, ``progress``, ``image``, ``removed`` (an image), ``memory``, ``worker``; of one
-        job until it ends, or of all."""
+        """Send server-sent events: ``job``, ``progress``, ``image``, ``removed`` (an image), ``memory``, ``worker``.
+
+        With ``job``, send the events of this job until it ends; otherwise send all events.
+        """
         return StreamingResponse(_stream(control, job), media_type="text/event-stream")
 
     @api.get("/images", tags=["images"])
     def images(
         limit: Limit = 100,
-        before: Annotated[float | None, Query(description="the time behind which to go on")] = None,
+        before: Annotated[float | None, Query(description="only images from before this time")] = None,
         model: str | None = None,
     ) -> list[ImageModel]:
-        """The newest first."""
+        """List the images, the newest first."""
         return [_image(image) for image in database.images(limit, before, model=model)]
 
     @api.get("/images/{image_id}", tags=["images"], responses=documented(404))
@@ -134,7 +140,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.post("/images/{image_id}/check", tags=["images"], responses=documented(404, 409, 503))
     async def check(image_id: ImageId) -> Checked:
-        """Make the image again in a new process, which has held no other model: is it the same?"""
+        """Make the image again in a fresh process, which has held no other model, and compare the pixels."""
         image = _found(await bridge.run(database.image, image_id), "image", image_id)
         found = await bridge.long(control.fresh.compared, image)
         return Checked(same=found.same, pixels_sha256=found.pixels_sha256)
@@ -152,7 +158,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
         "/images/{image_id}/file", tags=["images"], response_class=FileResponse, responses={**png, **documented(404)}
     )
     def file(image_id: ImageId) -> FileResponse:
-        """The PNG, with its metadata."""
+        """Return the PNG file, which contains the metadata."""
         image = _found(database.image(image_id), "image", image_id)
         return _sent(control.gallery.path(image.file), "image/png", image_id)
 
@@ -174,7 +180,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.post("/models", tags=["models"], status_code=201, responses=documented())
     async def add(adding: Adding) -> ModelModel:
-        """Identify and hash a checkpoint, and give it a name. Its file stays where it is."""
+        """Add a checkpoint to the library: identify it, hash it and name it. Its file stays where it is."""
         path = _within(Path(adding.path), control.settings.model_folders)
         model = await bridge.long(library.add, path, adding.name, adding.prediction_type)
         return _model(control, model.name, model.summary())
@@ -186,41 +192,44 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.post("/models/{name}/verify", tags=["models"], responses=documented(404, 409))
     async def verify(name: str) -> Verified:
-        """Read all bytes again and compare them with the manifest."""
+        """Read all bytes of the model's files again, and compare them with the manifest."""
         try:
             await bridge.long(library.verify, name)
         except IntegrityError as error:
             return Verified(ok=False, problem=str(error))
         return Verified(ok=True)
 
-    async def told(what: Question, name: str) -> ResidentModel:
+    async def ask_worker(what: Question, name: str) -> ResidentModel:
         model = await bridge.run(library.get, name)
         argument = model.digest if what == "unload" else model.name
-        return ResidentModel(resident=await bridge.long(_answered, control.supervisor.ask(what, argument)))
+        return ResidentModel(resident=await bridge.long(_wait, control.supervisor.ask(what, argument)))
 
     @api.post("/models/{name}/load", tags=["models"], responses=documented(404, 409, 503))
     async def load(name: str) -> ResidentModel:
-        """Bring a model into memory, as far as it fits."""
-        return await told("load", name)
+        """Load a model into memory, as far as it fits."""
+        return await ask_worker("load", name)
 
     @api.post("/models/{name}/unload", tags=["models"], responses=documented(404, 409, 503))
     async def unload(name: str) -> ResidentModel:
-        """Drop a model from memory, unless a job uses it."""
-        return await told("unload", name)
+        """Evict a model from memory, unless a job uses it."""
+        return await ask_worker("unload", name)
 
     @api.post("/models/{name}/pin", tags=["models"], responses=documented(404, 409, 503))
     async def pin(name: str) -> ResidentModel:
-        """Bring a model into memory and hold it there."""
-        return await told("pin", name)
+        """Load a model into memory and keep it there between jobs."""
+        return await ask_worker("pin", name)
 
     @api.post("/models/{name}/unpin", tags=["models"], responses=documented(404, 409, 503))
     async def unpin(name: str) -> ResidentModel:
-        return await told("unpin", name)
+        return await ask_worker("unpin", name)
 
     @api.get("/memory", tags=["server"], responses=documented(409, 503))
     async def memory() -> dict[str, Any]:
-        """Budgets, what is resident, who holds it, the last plan and its reasons. Sizes are bytes."""
-        return dict(await bridge.long(_answered, control.supervisor.ask("memory")))
+        """Return the budgets, the resident models and their leases, and the last plan with its reasons.
+
+        Sizes are in bytes.
+        """
+        return dict(await bridge.long(_wait, control.supervisor.ask("memory")))
 
     @api.get("/health", tags=["server"])
     def health(http: HTTPRequest) -> Health:
@@ -270,20 +279,19 @@ def _sent(path: Path, media_type: str, image_id: str) -> FileResponse:
 
 
 def _within(path: Path, folders: tuple[Path, ...]) -> Path:
-    """The path, if it is in one of the folders."""
+    """Return the resolved path. Raises RefusedError when it is in none of the folders."""
     try:
         real = path.expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise RefusedError(422, "invalid_request", f"path: {error}", "path") from error
     if not any(real.is_relative_to(folder.expanduser().resolve()) for folder in folders):
-        allowed = ", ".join(map(str, folders)) or "none; the setting model_folders names them"
-        raise RefusedError(
-            403, "forbidden", f"{path} is in no folder from which models may be added: {allowed}", "path"
-        )
+        allowed = ", ".join(map(str, folders)) or "none; set model_folders"
+        message = f"{path} is in none of the folders from which models may be added: {allowed}"
+        raise RefusedError(403, "forbidden", message, "path")
     return real
 
 
-def _answered(future: Future[Any]) -> Any:
+def _wait(future: Future[Any]) -> Any:
     try:
         return future.result(ANSWER_SECONDS)
     except (WorkerDiedError, TimeoutError) as error:
@@ -298,7 +306,7 @@ async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[str]:
             job = await bridge.run(control.database.job, job_id)
             if job is None:
                 return
-            yield _written(Event("job", job.id, described(job)))
+            yield _encode(Event("job", job.id, described(job)))
             if job.ended is not None:
                 return
         while True:
@@ -307,11 +315,11 @@ async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[str]:
             except TimeoutError:
                 yield ": still here\n\n"
                 continue
-            yield _written(event)
+            yield _encode(event)
             if job_id is not None and event.kind == "job" and event.data["ended"] is not None:
                 return
 
 
-def _written(event: Event) -> str:
+def _encode(event: Event) -> str:
     data: Mapping[str, Any] = {"job": event.job, **event.data}
     return f"event: {event.kind}\ndata: {json.dumps(data, ensure_ascii=False, default=str)}\n\n"

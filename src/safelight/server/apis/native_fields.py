@@ -1,4 +1,4 @@
-"""What Safelight's own API takes and answers, in its fields."""
+"""The requests and answers of Safelight's own API, as pydantic models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safelight.request.schema import MOST_SEED, Request
 
 
 def _model_of(kind: type, name: str, text: str) -> type[BaseModel]:
-    """A model with the fields that a dataclass declares."""
+    """Create a pydantic model with the fields of the dataclass ``kind``; ``text``: its docstring."""
     fields: dict[str, Any] = {field.name: (_type_of(field), _info(field)) for field in fields_of(kind).values()}
     return create_model(name, __config__=ConfigDict(extra="forbid"), __doc__=text, **fields)
 
@@ -28,10 +28,10 @@ def _type_of(field: Field) -> Any:
 
 
 def _info(field: Field) -> Any:
-    said, number = field.declared, field.type in (int, float)
-    bounds: dict[str, Any] = {"ge": said.least, "le": said.most, "gt": said.above} if number else {}
+    declared, number = field.declared, field.type in (int, float)
+    bounds: dict[str, Any] = {"ge": declared.least, "le": declared.most, "gt": declared.above} if number else {}
     if get_origin(field.type) is tuple:
-        bounds = {"max_length": said.most and int(said.most)}
+        bounds = {"max_length": declared.most and int(declared.most)}
     default: Any = list(field.default) if isinstance(field.default, tuple) else field.default
     start: dict[str, Any] = {} if field.required else {"default": default}
     return FieldOf(**start, **bounds, description=field.help)
@@ -51,14 +51,18 @@ _REQUEST = _model_of(Request, "RequestModel", "The fields of a request.")
 
 
 class Generation(_REQUEST):
-    """What to draw."""
+    """A request for images."""
 
     seed: int | None = FieldOf(default=None, ge=0, le=MOST_SEED, description=fields_of(Request)["seed"].declared.help)
-    priority: int = FieldOf(default=0, ge=-100, le=100, description="Higher goes first, within the queue's bound.")
+    priority: int = FieldOf(default=0, ge=-100, le=100, description="Higher goes first, within the bound of the queue.")
 
 
 class AdapterModel(BaseModel):
-    """An adapter of the library. ``base``: which checkpoints it is for, empty where nothing tells. Sizes are bytes."""
+    """An adapter of the library.
+
+    ``base``: the base of the checkpoints that it is for; empty if unknown.
+    ``bytes``: the size of its tensors.
+    """
 
     name: str
     kind: str
@@ -86,7 +90,7 @@ class JobModel(BaseModel):
     images: int
     overtaken: int
     reason: str
-    failure: str = FieldOf(description="of a failed job: input, failed, device, storage or worker")
+    failure: str = FieldOf(description="kind of a failed job: input, failed, device, storage or worker")
 
 
 class ImageModel(BaseModel):
@@ -108,14 +112,14 @@ class ImageModel(BaseModel):
 
 
 class Place(BaseModel):
-    """A waiting job, and why it is at its place."""
+    """A waiting job, and the reason for its place in the queue."""
 
     job: JobModel
     reason: str
 
 
 class Queue(BaseModel):
-    """``running`` and the waiting jobs, in the order in which they will be started if nothing else comes."""
+    """The running job, and the waiting jobs in the order in which they start if no other job arrives."""
 
     running: JobModel | None
     progress: dict[str, Any] | None
@@ -123,7 +127,7 @@ class Queue(BaseModel):
 
 
 class ModelModel(BaseModel):
-    """A model of the library. ``bytes``: of its weights."""
+    """A model of the library. ``bytes``: the size of its weights."""
 
     name: str
     kind: str
@@ -151,34 +155,38 @@ class Adding(BaseModel):
 
 
 class Verified(BaseModel):
-    """``ok``: all bytes are those of the model's manifest, else ``problem`` says which are not."""
+    """``ok``: whether all bytes match the model's manifest; if not, ``problem`` names those that differ."""
 
     ok: bool
     problem: str = ""
 
 
 class CancelledModel(BaseModel):
-    """``cancelled``: it had not ended."""
+    """``cancelled``: whether this call ended the job; false if the job had ended before."""
 
     cancelled: bool
 
 
 class Checked(BaseModel):
-    """``pixels_sha256``: of the image that the new process made."""
+    """``pixels_sha256``: the hash of the pixels that the fresh process made."""
 
     same: bool
     pixels_sha256: str
 
 
 class ResidentModel(BaseModel):
-    """The digests of models that are whole in memory, the last used first."""
+    """The digests of the models that are completely in memory, the most recently used first."""
 
     resident: list[str]
 
 
 class Health(BaseModel):
-    """``status``: waiting when the queue cannot go on, for the ``problem``; ``worker``: ready, or starting. The rest is
-    told to those only who may use the server."""
+    """The state of the server.
+
+    ``status``: ``waiting`` if the queue cannot continue; ``problem`` gives the reason.
+    ``worker``: ``ready`` or ``starting``.
+    The other fields are only for clients that may use the server.
+    """
 
     status: Literal["ok", "waiting"]
     worker: Literal["ready", "starting"]

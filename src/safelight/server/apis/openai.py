@@ -1,4 +1,4 @@
-"""OpenAI's API for images, as its clients speak it: models, generations, and edits."""
+"""OpenAI's API for images under ``/v1``: models, generations and edits."""
 
 from __future__ import annotations
 
@@ -40,22 +40,24 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models."""
+    """The list of all models, in OpenAI's form."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class ImageGeneration(BaseModel):
-    """OpenAI's fields; beside them Safelight's, which its clients give as ``extra_body``, and the names that other
-    programs have for those."""
+    """OpenAI's fields, Safelight's own, and the names of other programs for those.
+
+    OpenAI's client sends Safelight's fields as ``extra_body``.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     @model_validator(mode="before")
     @classmethod
     def _no_switches(cls, given: Any) -> Any:
-        """``true`` is no number, though Python counts with it."""
+        """Reject ``true`` and ``false`` as numbers, which pydantic would accept."""
         numbers = ("n", "seed", "steps", "cfg", "strength", "output_compression", *ALIASES)
         fields = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
         wrong = next((name for name in numbers if isinstance(fields.get(name), bool)), None)
@@ -66,12 +68,12 @@ class ImageGeneration(BaseModel):
     prompt: str
     model: str | None = None
     n: int | None = Field(default=1, ge=1, le=64)
-    size: str | None = Field(default=None, description="WIDTHxHEIGHT in pixels, or auto: the model's own")
+    size: str | None = Field(default=None, description="WIDTHxHEIGHT in pixels, or auto: the model's own size")
     response_format: Literal["url", "b64_json"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
-    output_compression: int | None = Field(default=None, ge=0, le=100, description="percent, of jpeg and webp")
+    output_compression: int | None = Field(default=None, ge=0, le=100, description="quality of jpeg and webp, percent")
     quality: Literal["auto", "low", "standard", "medium", "high", "hd"] | None = Field(
-        default=None, description="low: half the steps; high and hd: twice as many; where steps are not given"
+        default=None, description="if steps is not set: low halves the steps, high and hd double them"
     )
     user: str | None = None
     seed: int | None = Field(default=None, ge=0)
@@ -80,24 +82,26 @@ class ImageGeneration(BaseModel):
     negative: str | None = None
     sampler: str | None = None
     schedule: str | None = None
-    strength: float | None = Field(default=None, description="of edits: the share of the steps that is done")
+    strength: float | None = Field(default=None, description="for edits: the denoising strength")
 
     def refuse_unknown(self) -> None:
-        """Raise RequestError for what is not known, and for what cannot be done."""
+        """Raise RequestError for an unknown field, and for a value that Safelight does not support."""
         for name, value in (self.model_extra or {}).items():
             if name in ALIASES:
                 continue
             if name not in NEUTRAL:
-                raise RequestError(name, value, "is not known here; Safelight's own API has more fields")
+                raise RequestError(name, value, "is unknown here; Safelight's own API has more fields")
             if value is not None and str(value).lower() not in NEUTRAL[name]:
-                raise RequestError(name, value, "cannot be asked for here")
+                raise RequestError(name, value, "is not supported")
         if self.output_compression not in (None, 100) and self.output_format in (None, "png"):
-            problem = "is for output_format jpeg and webp; a PNG loses nothing"
+            problem = "needs output_format jpeg or webp; PNG is always lossless"
             raise RequestError("output_compression", self.output_compression, problem)
 
     def asked(self, name: str) -> Any:
-        """The value of one of Safelight's fields, by whichever of its names it is given. Raises RequestError where two
-        differ."""
+        """Return the value of one of Safelight's fields, from this name or an alias; None if it is not set.
+
+        Raises RequestError when two of its names have different values.
+        """
         given = {name: getattr(self, name)} if getattr(self, name) is not None else {}
         extra = (self.model_extra or {}).items()
         given |= {alias: value for alias, value in extra if ALIASES.get(alias) == name and value is not None}
@@ -109,7 +113,10 @@ class ImageGeneration(BaseModel):
 
     @property
     def as_base64(self) -> bool:
-        """As OpenAI answers: newer models, which are asked in newer fields, always with the picture itself."""
+        """Whether the answer contains the images in base64 instead of URLs.
+
+        OpenAI's newer models always answer so. A request with fields of those models is taken as one to them.
+        """
         newer = {"output_format", "output_compression"} | NEUTRAL.keys() - {"style"}
         new = newer & {*self.model_fields_set, *(self.model_extra or {})} or self.quality in NEWER_QUALITIES
         return self.response_format == "b64_json" or (self.response_format is None and bool(new))
@@ -124,7 +131,7 @@ ALIASES: Mapping[str, str] = {
     "scheduler": "schedule",
     "denoising_strength": "strength",
 }
-"""Names of other programs for Safelight's fields."""
+"""The names of other programs for Safelight's fields."""
 
 NEUTRAL: Mapping[str, tuple[str, ...]] = {
     "background": ("auto", "opaque"),
@@ -134,7 +141,7 @@ NEUTRAL: Mapping[str, tuple[str, ...]] = {
     "stream": ("false",),
     "style": ("vivid",),
 }
-"""OpenAI's fields of which only these values can be had, which ask for nothing."""
+"""OpenAI's fields that Safelight does not implement, with their neutral values; others are errors."""
 
 NEWER_QUALITIES = ("auto", "low", "medium", "high")
 
@@ -143,7 +150,7 @@ QUALITY_STEPS: Mapping[str, int] = {"low": STEPS // 2, "high": STEPS * 2, "hd": 
 
 
 class Datum(BaseModel):
-    """An image: ``url`` or ``b64_json``."""
+    """An image, as ``url`` or ``b64_json``."""
 
     url: str | None = None
     b64_json: str | None = None
@@ -151,7 +158,7 @@ class Datum(BaseModel):
 
 
 class Images(BaseModel):
-    """The answer. ``model`` and ``model_digest`` say what made them."""
+    """The answer with the images. ``model`` and ``model_digest``: the model that made them."""
 
     created: int
     data: list[Datum]
@@ -160,7 +167,7 @@ class Images(BaseModel):
 
 
 class OpenAIError(BaseModel):
-    """OpenAI's form of an error."""
+    """An error in OpenAI's form."""
 
     error: dict[str, Any]
 
@@ -172,7 +179,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def router(control: Services) -> APIRouter:
-    """The routes over a control."""
+    """Return the router with OpenAI's routes."""
     api = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
 
     @api.get("/models")
@@ -186,8 +193,8 @@ def router(control: Services) -> APIRouter:
 
     @api.post("/images/generations", response_model_exclude_none=True)
     async def generations(asked: ImageGeneration, http: HTTPRequest) -> Images:
-        """Make images and answer with them."""
-        jobs = await bridge.run(_accepted, control, asked)
+        """Make images and return them."""
+        jobs = await bridge.run(_queue, control, asked)
         jobs = await asking.all_ended(control, jobs, http)
         return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
 
@@ -195,31 +202,34 @@ def router(control: Services) -> APIRouter:
     async def edits(
         http: HTTPRequest,
         prompt: Annotated[str, Form()],
-        image: Annotated[list[UploadFile] | None, File(description="what to start from: one picture")] = None,
+        image: Annotated[list[UploadFile] | None, File(description="the picture to start from; exactly one")] = None,
         images: Annotated[
-            list[UploadFile] | None, File(alias="image[]", description="the same, as lists of one are sent")
+            list[UploadFile] | None,
+            File(alias="image[]", description="the same, as a list of one picture"),
         ] = None,
         mask: Annotated[
             UploadFile | None,
-            File(description="what is transparent in it is drawn anew; by default what is transparent in the image"),
+            File(description="Safelight redraws what is transparent in the mask, or in the image if there is no mask"),
         ] = None,
     ) -> Images:
-        """Make images from an image, or draw a part of it anew, and answer with them. The other fields are those of
-        generations."""
+        """Make images from an image, or redraw a part of it, and return them.
+
+        The other fields are those of generations.
+        """
         given = [*(image or ()), *(images or ())]
         if len(given) != 1:
-            problem = "one picture is wanted" if not given else "only one picture can be used"
+            problem = "an image is required" if not given else "only one picture is supported"
             raise RequestError("image", f"{len(given)} pictures", problem)
         asked = _read({"prompt": prompt, **_texts(await http.form())})
-        keep = control.shelves.inputs.keep
+        store = control.shelves.inputs.keep
         picture = await given[0].read()
-        start: dict[str, Any] = {"image": await bridge.run(keep, "image", picture)}
+        start: dict[str, Any] = {"image": await bridge.run(store, "image", picture)}
         transparent = await bridge.run(_transparent, picture if mask is None else await mask.read())
         if transparent is not None:
-            start["mask"] = await bridge.run(keep, "mask", transparent)
+            start["mask"] = await bridge.run(store, "mask", transparent)
         elif mask is not None:
-            raise RequestError("mask", mask.filename or "", "has no transparency, which says what is drawn anew")
-        jobs = await bridge.run(_accepted, control, asked, start)
+            raise RequestError("mask", mask.filename or "", "has no transparency: make the part to redraw transparent")
+        jobs = await bridge.run(_queue, control, asked, start)
         jobs = await asking.all_ended(control, jobs, http)
         return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
 
@@ -227,8 +237,10 @@ def router(control: Services) -> APIRouter:
 
 
 def _texts(form: FormData) -> dict[str, str]:
-    """The fields of a form that are texts, but for the prompt. Raises RequestError for what is given twice, and for a
-    file where a text belongs."""
+    """Return the text fields of a form, without the prompt.
+
+    Raises RequestError when a field is present twice, or a text field contains a file.
+    """
     given = [name for name, _ in form.multi_items()]
     found: dict[str, str] = {}
     for name, value in form.multi_items():
@@ -239,13 +251,13 @@ def _texts(form: FormData) -> dict[str, str]:
         if name in ("mask", "prompt"):
             continue
         if not isinstance(value, str):
-            raise RequestError(name, value.filename or "", "is a file; a text is wanted")
+            raise RequestError(name, value.filename or "", "is a file; it must be a text")
         found[name] = value
     return found
 
 
 def _read(fields: Mapping[str, str]) -> ImageGeneration:
-    """The fields of a form. Raises RequestError, naming the field, for a value that is not allowed."""
+    """Check the fields of a form. Raises RequestError, with the field's name, for a value that is not allowed."""
     try:
         return ImageGeneration.model_validate(fields)
     except ValidationError as error:
@@ -255,7 +267,7 @@ def _read(fields: Mapping[str, str]) -> ImageGeneration:
 
 
 def _card(name: str, record: Path) -> ModelCard:
-    """``created``: when it was added, in seconds since 1970."""
+    """``created``: the time at which the model was added, in seconds since 1970; 0 if unknown."""
     try:
         return ModelCard(id=name, created=int(record.stat().st_mtime))
     except OSError:
@@ -263,16 +275,19 @@ def _card(name: str, record: Path) -> ModelCard:
 
 
 def _transparent(picture: bytes) -> bytes | None:
-    """A mask, white where the picture is transparent; None where nothing is. Raises RequestError for no picture."""
+    """Return a mask as PNG, white where the picture is transparent, or None if nothing is transparent.
+
+    Raises RequestError when ``picture`` is not an image.
+    """
     alpha = opened("mask", picture, transparent=True).getchannel("A")
     if alpha.getextrema() == (255, 255):
         return None
-    held = io.BytesIO()
-    ImageOps.invert(alpha).save(held, "PNG")
-    return held.getvalue()
+    file = io.BytesIO()
+    ImageOps.invert(alpha).save(file, "PNG")
+    return file.getvalue()
 
 
-def _accepted(control: Services, asked: ImageGeneration, start: Mapping[str, Any] | None = None) -> list[Job]:
+def _queue(control: Services, asked: ImageGeneration, start: Mapping[str, Any] | None = None) -> list[Job]:
     asked.refuse_unknown()
     model = control.library.get(asked.model) if asked.model else asking.default_model(control)
     width, height = (None, None) if start and asked.size in (None, "auto") else _size(asked.size, model)
@@ -281,7 +296,7 @@ def _accepted(control: Services, asked: ImageGeneration, start: Mapping[str, Any
     more: dict[str, Any] = dict(start or {})
     if values["strength"] is not None:
         if start is None:
-            raise RequestError("strength", values["strength"], "is for edits, which start from a picture")
+            raise RequestError("strength", values["strength"], "is only for edits, which start from a picture")
         more["strength"] = _number("strength", values["strength"])
     request = Request(
         prompt=asked.prompt,
@@ -304,7 +319,7 @@ def _steps(asked: ImageGeneration, given: Any) -> int:
     if given is None:
         return by_quality or STEPS
     if by_quality is not None:
-        raise RequestError("quality", asked.quality, "means a number of steps, and steps are given")
+        raise RequestError("quality", asked.quality, "sets the number of steps, and steps is set too: leave one out")
     number = _number("steps", given)
     if number != int(number):
         raise RequestError("steps", given, "must be a whole number")
@@ -319,7 +334,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _sampler(sampler: Any, schedule: Any) -> dict[str, Any]:
-    """By our names or A1111's. Raises RequestError."""
+    """Read sampler and schedule, by Safelight's or A1111's names. Raises RequestError when one is unknown."""
     found = sampler_of("euler" if sampler is None else str(sampler), "default" if schedule is None else str(schedule))
     return {"sampler": found[0], "schedule": found[1]}
 
@@ -339,22 +354,23 @@ def _answer(control: Services, jobs: list[Job], asked: ImageGeneration, base: st
         raise of_job(job)
     form = asked.output_format or "png"
     if form != "png" and asked.response_format == "url":
-        raise RequestError("output_format", form, "is for b64_json; the files at addresses are PNG")
+        raise RequestError("output_format", form, "needs response_format b64_json; files at URLs are always PNG")
     data: list[Datum] = []
-    for image in (image for one in jobs for image in control.database.images(1000, job=one.id)):
+    for image in (image for each in jobs for image in control.database.images(1000, job=each.id)):
         if asked.as_base64:
             file = control.gallery.path(image.file).read_bytes()
-            written = file if form == "png" else _written(file, form, asked.output_compression, image.metadata)
-            data.append(Datum(b64_json=base64.b64encode(written).decode()))
+            if form != "png":
+                file = _convert(file, form, asked.output_compression, image.metadata)
+            data.append(Datum(b64_json=base64.b64encode(file).decode()))
         else:
             data.append(Datum(url=f"{base}/api/v1/images/{image.id}/file"))
     return Images(created=int(time.time()), data=data, model=job.request.model, model_digest=job.model_digest)
 
 
-def _written(png: bytes, form: str, compression: int | None, metadata: Mapping[str, Any]) -> bytes:
-    """An image as JPEG or WebP, with the text that its PNG has."""
-    held = io.BytesIO()
+def _convert(png: bytes, form: str, compression: int | None, metadata: Mapping[str, Any]) -> bytes:
+    """Convert a PNG file to JPEG or WebP, with A1111's text of the metadata."""
+    file = io.BytesIO()
     with PILImage.open(io.BytesIO(png)) as image:
         quality = 100 if compression is None else compression
-        image.convert("RGB").save(held, form.upper(), quality=quality, exif=infotext.exif_of(parameters(metadata)))
-    return held.getvalue()
+        image.convert("RGB").save(file, form.upper(), quality=quality, exif=infotext.exif_of(parameters(metadata)))
+    return file.getvalue()

@@ -1,1 +1,1 @@
-"""How the database came to be: numbered steps that are only ever added to."""
+"""The migrations of the database, by number. Released migrations never change; a new version only adds some."""

@@ -1,4 +1,4 @@
-"""Alembic runs this; the connection is handed over by :mod:`safelight.storage.db`."""
+"""Run the migrations. Alembic executes this file; :mod:`safelight.storage.db` passes the connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a job failed, as a kind: what the answer's status follows from."""
+"""The kind of a job's failure, which decides the HTTP status of the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The version of the schema by which a job's request is stored."""
+"""The schema version of a job's stored request."""
 
 from __future__ import annotations
 
