@@ -14,7 +14,6 @@ from support import checkpoints
 from torch import nn
 
 import safelight
-from safelight import config
 from safelight.arch.diffusers_fence import kernels, sampling
 from safelight.assemble.worker import open_engine
 from safelight.devices.simulated import simulated
@@ -23,6 +22,7 @@ from safelight.engine.repair import COUNTS
 from safelight.errors import NotFiniteError, StateLeftError
 from safelight.generate import run, stages
 from safelight.library.chosen import Settled
+from safelight.settings_sources import load_settings
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_copy_11_what_was_read_wrongly_is_read_anew(engine: LocalEngine, ask) ->
 def test_copy_01_a_device_whose_asynchronous_copies_fail_makes_the_image_without_them(root: Path, ask) -> None:
     """It was right when it was tried. Nothing is summed where it arrives, so only copying otherwise helps."""
     with simulated() as device:
-        engine = open_engine(config.load(root, verify_transfers="off"), device)
+        engine = open_engine(load_settings(root, verify_transfers="off"), device)
         right = next(engine.generate(ask())).pixels_sha256
         engine.unload(None)
         device.faults.early_frees = 1 << 30

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from safelight.errors import printable
 
 if TYPE_CHECKING:
-    from safelight.config import Loaded
+    from safelight.settings_sources import LoadedSettings
 
 RootOption = Annotated[
     Path | None, typer.Option("--root", help="Where everything lives; overrides SAFELIGHT_ROOT.", show_default=False)
@@ -50,17 +50,21 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def loaded(context: typer.Context, root: Path | None, **flags: Any) -> Loaded:
-    """The settings, ``flags`` above all else; ``--root`` behind the command goes above the one before it. Says what of
-    a file has no meaning."""
-    from safelight import config
+def loaded(context: typer.Context, root: Path | None, **flags: Any) -> LoadedSettings:
+    """Return the settings. Warn about entries and variables that Safelight ignores, and about exposed secrets.
+
+    ``root``: ``--root`` behind the command, which overrides ``--root`` before it.
+    ``flags``: values that override all other sources; None for a flag that was not given.
+    """
+    from safelight.settings import OBSOLETE
+    from safelight.settings_sources import explain_settings
 
     chosen: GlobalOptions = context.obj
-    found = config.explained(root or chosen.root, chosen.config, device=chosen.device, **flags)
-    unknown = sorted(name for name in found.ignored if name not in config.OBSOLETE)
+    found = explain_settings(root or chosen.root, chosen.config, device=chosen.device, **flags)
+    unknown = sorted(name for name in found.ignored if name not in OBSOLETE)
     if unknown:
         _warn(f"not settings of Safelight, ignored: {', '.join(unknown)}")
-    for name in sorted(found.ignored.keys() & config.OBSOLETE.keys()):
+    for name in sorted(found.ignored.keys() & OBSOLETE.keys()):
         _warn(f"{name} is not taken: {found.ignored[name]}")
     if found.exposed is not None:
         _warn(f"{found.exposed} holds a secret and others may read it: chmod 600 {found.exposed}")

@@ -21,14 +21,11 @@ def config() -> None:
     """Settings come from flags, SAFELIGHT_* variables, safelight.yaml in the root (or --config FILE), in this order."""
 
 
-_WITHOUT = ("api_key", "api_key_file", "default_model", "default_seed")
-"""Settings that may be none at all."""
-
-
 def _shown(name: str, value: object) -> str:
-    if value is None:
-        return "none" if name in _WITHOUT else "by the machine"
-    return str(value)
+    """Return the text of a value: its default in words when it is None."""
+    from safelight.settings import details_of
+
+    return details_of(name).default_text if value is None else str(value)
 
 
 @app.command(epilog="Example: `safelight config show --json`")
@@ -60,11 +57,11 @@ def set_one(
     root: RootOption = None,
 ) -> None:
     """Set a value in safelight.yaml of the root."""
-    from safelight import config as settings
+    from safelight.settings_sources import FILE, write_setting
 
     home = loaded(context, root).settings.root
-    held = settings.write(home, name.rstrip(":").replace("-", "_"), value)
-    typer.echo(f"{name.rstrip(':')} is {held} in {home / settings.FILE}")
+    held = write_setting(home, name.rstrip(":").replace("-", "_"), value)
+    typer.echo(f"{name.rstrip(':')} is {held} in {home / FILE}")
 
 
 @app.command(epilog="Example: `safelight config unset default_seed`")
@@ -74,11 +71,11 @@ def unset(
     root: RootOption = None,
 ) -> None:
     """Remove a value from safelight.yaml of the root, so that the setting has its default again."""
-    from safelight import config as settings
+    from safelight.settings_sources import unset_setting
 
     home = loaded(context, root).settings.root
     name = name.rstrip(":").replace("-", "_")
-    settings.unset(home, name)
+    unset_setting(home, name)
     found = loaded(context, root)
     value = found.settings.model_dump(mode="json")[name]
     typer.echo(f"{name} is {_shown(name, value)} now (from {found.origins[name]})")

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
-from safelight.config import Settings
 from safelight.files import write_whole
+from safelight.settings import Settings
 
 OPEN_PATHS = ("/api/v1/health",)
 """Answered to everyone, so that whatever watches over the server needs no key."""
