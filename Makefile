@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo demo-adapters test suite test-all coverage lint install proof contracts mutants parity story fields soak bench bench-peers starter clean
+.PHONY: demo demo-adapters test suite test-all coverage lint install proof contracts mutants parity story fields settings soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -53,6 +53,9 @@ story: $(STAMP) ## each suspect of the reports injected into the running program
 
 fields: $(STAMP) ## the documentation's table of a request's fields
 	$(PY) tools/fields.py docs/fields.md
+
+settings: $(STAMP) ## the documentation's table of settings
+	$(PY) tools/settings.py docs/settings.md
 
 soak: $(STAMP) ## a thousand random combinations, twice; then sequences of switches and failures for an hour
 	$(PY) -m pytest tests/stateful/test_combinations.py -m proof -s -q --no-header

@@ -21,12 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from safelight.assemble.serving import open_control
-from safelight.config import Settings
 from safelight.library import records, starters
 from safelight.library.adapters import Adapters
 from safelight.library.library import Library
 from safelight.request.schema import Lora, Request
 from safelight.server import asking
+from safelight.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

@@ -54,10 +54,10 @@ class Peak:
 
 
 def engine(**settings: Any) -> Any:
-    from safelight import config
     from safelight.assemble.worker import open_engine
+    from safelight.settings_sources import load_settings
 
-    return open_engine(config.load(FOLDER / "root", **settings))
+    return open_engine(load_settings(FOLDER / "root", **settings))
 
 
 def bind_all(made: Any, model: Any) -> float:

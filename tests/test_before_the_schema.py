@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 import safelight
-from safelight import config
 from safelight.cli.main import app
 from safelight.metadata import chunks
 from safelight.request.schema import VERSION
 from safelight.request.stored import read_request
+from safelight.settings_sources import load_settings
 from safelight.storage.db import Database
 
 DATA = Path(__file__).parent / "data/before_the_schema"
@@ -51,7 +51,7 @@ def test_its_database_opens_and_its_jobs_are_what_they_were(root: Path) -> None:
 
 def test_its_settings_are_read(root: Path) -> None:
     shutil.copy(DATA / "safelight.yaml", root)
-    settings = config.load(root)
+    settings = load_settings(root)
     assert settings.max_images == 12
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 import fields
+import settings
 
 from safelight.cli.main import app
 
@@ -50,6 +51,11 @@ def test_commands_in_the_readme_parse() -> None:
 
 def test_the_page_of_fields_is_what_the_schema_says() -> None:
     assert (HOME / "docs/fields.md").read_text() == "\n".join(fields.page()), "run `make fields`"
+
+
+def test_the_page_of_settings_matches_the_declarations() -> None:
+    """The generator raises ValueError for a setting without a sentence."""
+    assert (HOME / "docs/settings.md").read_text() == "\n".join(settings.page()), "run `make settings`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -23,7 +23,6 @@ from structlog.testing import capture_logs
 from torch import nn
 
 import safelight
-from safelight import config
 from safelight.arch.fingerprint import Fingerprint
 from safelight.assemble.serving import WORKER
 from safelight.assemble.worker import open_engine
@@ -33,6 +32,7 @@ from safelight.engine.fresh import Fresh
 from safelight.engine.local import LocalEngine
 from safelight.errors import SafelightError
 from safelight.request.results import Image
+from safelight.settings_sources import load_settings
 from safelight.trust.canary import Canaries, after_switch
 from safelight.trust.difference import difference
 
@@ -245,7 +245,7 @@ def draw(engine: LocalEngine, model: str) -> Image:
 def opened(suspect: Suspect, root: Path, blind: bool) -> Generator[LocalEngine]:
     """Open an engine, with or without the suspect's check, and use both models in it."""
     overrides = suspect.blind if blind else {}
-    settings = config.load(root, None, attention_type="torch-sdp", **overrides)
+    settings = load_settings(root, None, attention_type="torch-sdp", **overrides)
     device = Simulated(nbytes=512 << 20) if suspect.simulated else None
     engine = open_engine(settings, device)
     if suspect.canary and not blind:

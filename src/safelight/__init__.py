@@ -66,10 +66,10 @@ def open_engine(root: Path | str | None = None, **settings: Any) -> LocalEngine:
     computes in other threads meanwhile makes its images through a server (``safelight serve``), whose worker is a
     process of its own.
     """
-    from safelight import config
     from safelight.assemble.opening import open_engine as wired
+    from safelight.settings_sources import load_settings
 
-    return wired(config.load(Path(root) if root is not None else None, **settings), ours=False)
+    return wired(load_settings(Path(root) if root is not None else None, **settings), ours=False)
 
 
 def save(image: Image, folder: Path | str) -> Path:

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from support import adapters
 
 import safelight
-from safelight import config
 from safelight.assemble.worker import open_engine
 from safelight.devices.simulated import simulated
 from safelight.engine.local import LocalEngine
@@ -20,6 +19,7 @@ from safelight.errors import InputError
 from safelight.memory.residency import Residency
 from safelight.request.parts import Lora
 from safelight.request.schema import Request
+from safelight.settings_sources import load_settings
 
 Ask = Callable[..., Request]
 VAE = "first_stage_model."
@@ -121,7 +121,7 @@ def test_speed_01_after_a_switch_each_model_is_read_once(root: Path, ask: Ask, m
 
 def test_speed_02_buffers_of_copies_are_in_the_ledger(root: Path, ask: Ask) -> None:
     with simulated() as device:
-        engine = open_engine(config.load(root), device)
+        engine = open_engine(load_settings(root), device)
         ledger = engine.bench.residency.ledger
         (buffers,) = [entry for entry in ledger.entries() if entry.owner == "transfers"]
         assert buffers.nbytes > 0

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from support import adapters
 
 import safelight
-from safelight import config
 from safelight.assemble.worker import open_engine
 from safelight.devices.simulated import simulated
 from safelight.engine.local import LocalEngine
@@ -23,6 +22,7 @@ from safelight.prompts import loras
 from safelight.request.parts import Lora, Purpose
 from safelight.request.results import Progress
 from safelight.request.schema import Request
+from safelight.settings_sources import load_settings
 
 Ask = Callable[..., Request]
 
@@ -199,7 +199,7 @@ def test_state_28_a_cancel_in_the_middle_leaves_nothing(root: Path, ask: Ask, lo
 
 def test_state_29_when_memory_runs_out_the_adapter_is_not_lost(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
     with simulated() as device:
-        engine = open_engine(config.load(root), device)
+        engine = open_engine(load_settings(root), device)
         plain, right = pixels(engine, ask()), pixels(engine, ask(loras=(lora(1),)))
         assert plain != right
         for failures in (1, 4):

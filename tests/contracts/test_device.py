@@ -10,13 +10,13 @@ from support import memory
 from torch.nn import functional as F
 
 import safelight
-from safelight import config
 from safelight.assemble.worker import open_engine
 from safelight.devices import choice, sums
 from safelight.devices.base import ALIGNMENT, Device
 from safelight.devices.pool import SlabPool
 from safelight.memory.lease import Use
 from safelight.memory.segments import cut
+from safelight.settings_sources import load_settings
 from safelight.weights import store
 from safelight.weights.manifest import ManifestTensor
 
@@ -124,8 +124,8 @@ def test_precision_is_tried(device: Device) -> None:
 
 def test_two_models_switch_and_each_keeps_its_pixels(device: Device, tiny: Path, root: Path) -> None:
     """The whole path, A, B, A; where bits can be the CPU's, they are."""
-    engine = open_engine(config.load(root), device)
-    cpu = open_engine(config.load(root))
+    engine = open_engine(load_settings(root), device)
+    cpu = open_engine(load_settings(root))
     made = {}
     for name in ("a", "b", "a", "b"):
         request = safelight.Request("red apple", str(tiny / f"{name}.safetensors"), steps=2, width=64, height=64)

@@ -15,7 +15,6 @@ import torch
 from support import memory
 
 import safelight
-from safelight import config
 from safelight.assemble.worker import open_engine
 from safelight.devices import choice, transfer
 from safelight.devices.simulated import Faults, Simulated, simulated
@@ -25,6 +24,7 @@ from safelight.errors import DeviceLostError, TransferError
 from safelight.memory.lease import Use
 from safelight.memory.residency import Residency
 from safelight.memory.segments import cut
+from safelight.settings_sources import load_settings
 
 F32 = torch.float32
 
@@ -175,7 +175,7 @@ def on_simulated(root: Path):
 
     def make(**settings) -> tuple[Simulated, LocalEngine]:
         device = Simulated(**settings)
-        made.append((device, open_engine(config.load(root, device_working_mem_gb=1e-6), device)))
+        made.append((device, open_engine(load_settings(root, device_working_mem_gb=1e-6), device)))
         return made[-1]
 
     yield make

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from safelight import config
 from safelight.assemble.serving import WORKER, ZYGOTE
 from safelight.engine.dispatch import Dispatcher
 from safelight.engine.events import Event, Events
@@ -26,6 +25,7 @@ from safelight.jobs.job import Job
 from safelight.jobs.order import Rules
 from safelight.request.schema import Request
 from safelight.server import problems
+from safelight.settings_sources import load_settings
 from safelight.storage.db import Database
 from safelight.storage.images import Gallery
 
@@ -176,7 +176,7 @@ def test_when_the_server_stops_a_job_is_put_back_unless_it_was_cancelled(
 
 
 def test_a_job_is_cancelled_while_its_worker_still_starts(tmp_path: Path) -> None:
-    supervisor = Supervisor(WORKER, config.load(tmp_path), spare=False)
+    supervisor = Supervisor(WORKER, load_settings(tmp_path), spare=False)
     queue = Queue(tmp_path, supervisor)
     job = queue.accept()
     queue.dispatcher.start()

@@ -17,7 +17,6 @@ import torch
 from support.serving import Server, ended
 
 import safelight
-from safelight import config
 from safelight.assemble.control import open_library
 from safelight.assemble.serving import WORKER, ZYGOTE
 from safelight.cli import main
@@ -27,13 +26,14 @@ from safelight.engine.local import LocalEngine
 from safelight.engine.messages import Ended, Generate, Progressed
 from safelight.errors import SafelightError, WorkerDiedError
 from safelight.request.schema import Request
+from safelight.settings_sources import load_settings
 
 NAMES = ("starter-noto", "starter-fluent", "starter-noto")
 
 
 @pytest.fixture(scope="module")
 def isolated(tmp_path_factory: pytest.TempPathFactory) -> Generator[IsolatedEngine]:
-    settings = config.load(tmp_path_factory.mktemp("root"))
+    settings = load_settings(tmp_path_factory.mktemp("root"))
     made = IsolatedEngine(open_library(settings), Isolator(ZYGOTE, settings))
     yield made
     made.close()
@@ -121,7 +121,7 @@ def test_errors_mean_what_they_mean(isolated: IsolatedEngine, engine: LocalEngin
 
 
 def test_nothing_is_left_when_it_is_closed(tmp_path: Path) -> None:
-    settings = config.load(tmp_path)
+    settings = load_settings(tmp_path)
     made = IsolatedEngine(open_library(settings), Isolator(ZYGOTE, settings))
     next(made.generate(Request("x", "starter-noto", steps=1)))
     assert made._isolator._zygote is not None
@@ -185,7 +185,7 @@ def test_over_http_and_on_the_command_line(
 def test_where_nothing_may_fork_each_job_has_a_new_process(engine: LocalEngine, root: Path) -> None:
     """For a Mac, where Accelerate and Metal do not survive a fork."""
     assert [forks(platform) for platform in ("linux", "darwin")] == [True, False]
-    settings = config.load(root)
+    settings = load_settings(root)
     spawner = Spawner(WORKER, settings)
     made = IsolatedEngine(open_library(settings), spawner)
     request = Request("red apple", "starter-noto", steps=3, seed=5, count=2)

@@ -14,7 +14,6 @@ from support import checkpoints
 from torch import nn
 
 import safelight
-from safelight import config
 from safelight.assemble.worker import open_engine
 from safelight.boundary import kernels
 from safelight.devices.simulated import simulated
@@ -24,6 +23,7 @@ from safelight.errors import NotFiniteError, StateLeftError
 from safelight.generate import drawing, run, stages
 from safelight.generate.denoise import Denoising
 from safelight.library.chosen import Settled
+from safelight.settings_sources import load_settings
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_copy_11_what_was_read_wrongly_is_read_anew(engine: LocalEngine, ask) ->
 def test_copy_01_a_device_whose_asynchronous_copies_fail_makes_the_image_without_them(root: Path, ask) -> None:
     """The device passed its self-test. No checksum is compared after a copy, so only synchronous copies help."""
     with simulated() as device:
-        engine = open_engine(config.load(root, verify_transfers="off"), device)
+        engine = open_engine(load_settings(root, verify_transfers="off"), device)
         right = next(engine.generate(ask())).pixels_sha256
         engine.unload(None)
         device.faults.early_frees = 1 << 30

@@ -13,20 +13,20 @@ from pathlib import Path
 import pytest
 from support.serving import still_there
 
-from safelight import config
 from safelight.assemble.serving import WORKER
 from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import WorkerDiedError
 from safelight.library.library import Library
 from safelight.request.schema import Request
+from safelight.settings_sources import load_settings
 
 STARTER = "starter-noto"
 
 
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Generator[Supervisor]:
-    made = Supervisor(WORKER, config.load(tmp_path))
+    made = Supervisor(WORKER, load_settings(tmp_path))
     yield made
     made.close()
 
@@ -34,7 +34,7 @@ def supervisor(tmp_path: Path) -> Generator[Supervisor]:
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Generator[Supervisor]:
     """A supervisor for all tests that do not kill its worker."""
-    made = Supervisor(WORKER, config.load(tmp_path_factory.mktemp("root")), spare=False)
+    made = Supervisor(WORKER, load_settings(tmp_path_factory.mktemp("root")), spare=False)
     yield made
     made.close()
 
@@ -162,14 +162,14 @@ def test_what_an_abandoned_job_still_says_is_not_the_next_jobs(calm: Supervisor)
 
 
 def test_a_worker_that_cannot_start_is_said(tmp_path: Path) -> None:
-    supervisor = Supervisor((sys.executable, "-c", "raise SystemExit(3)"), config.load(tmp_path), spare=False)
+    supervisor = Supervisor((sys.executable, "-c", "raise SystemExit(3)"), load_settings(tmp_path), spare=False)
     with pytest.raises(WorkerDiedError, match="exit code 3"):
         list(supervisor.run(wanted()))
     supervisor.close()
 
 
 def test_both_processes_end_with_the_supervisor(tmp_path: Path) -> None:
-    supervisor = Supervisor(WORKER, config.load(tmp_path))
+    supervisor = Supervisor(WORKER, load_settings(tmp_path))
     pid = supervisor.pid
     time.sleep(0.2)
     supervisor.close()

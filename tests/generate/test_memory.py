@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import safelight
-from safelight import config
 from safelight.arch.streamed import StreamedParameter
 from safelight.assemble.worker import open_engine
 from safelight.boundary import pictures
@@ -22,6 +21,7 @@ from safelight.devices import machine
 from safelight.engine.local import LocalEngine
 from safelight.generate.drawing import Drawing
 from safelight.memory.budget import HOST
+from safelight.settings_sources import load_settings
 
 STARTER = "starter-noto"
 
@@ -37,13 +37,13 @@ def whole(engine: LocalEngine) -> int:
 
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int]:
-    engine = open_engine(config.load(tmp_path_factory.mktemp("right")))
+    engine = open_engine(load_settings(tmp_path_factory.mktemp("right")))
     return next(engine.generate(ask())).pixels_sha256, whole(engine)
 
 
 def least(root: Path) -> float:
     """The least budget in GB, as the message says it."""
-    tiny = open_engine(config.load(root, max_cache_ram_gb=1e-6))
+    tiny = open_engine(load_settings(root, max_cache_ram_gb=1e-6))
     answer = tiny.fits(ask(), tiny.library.get(STARTER))
     assert not answer["fits"]
     return max(float(str(problem).split("; at least ")[1].split(" ")[0]) for problem in [answer["summary"]])
@@ -55,25 +55,25 @@ def test_every_budget_gives_the_same_pixels(root: Path, right: tuple[str, int]) 
     shares = [1.0, 0.5, 0.3, 0.21, 0.9]
     random.Random(0).shuffle(shares)
     for share in shares:
-        engine = open_engine(config.load(root, max_cache_ram_gb=size * share / 2**30))
+        engine = open_engine(load_settings(root, max_cache_ram_gb=size * share / 2**30))
         assert next(engine.generate(ask())).pixels_sha256 == pixels, share
         assert engine.memory()["places"][HOST]["peak"] <= size * share
 
 
 def test_the_least_that_is_said_works_and_below_it_the_message_is_clear(root: Path, right: tuple[str, int]) -> None:
     enough = least(root)
-    engine = open_engine(config.load(root, max_cache_ram_gb=enough))
+    engine = open_engine(load_settings(root, max_cache_ram_gb=enough))
     assert next(engine.generate(ask())).pixels_sha256 == right[0]
-    short = open_engine(config.load(root, max_cache_ram_gb=enough * 0.9))
+    short = open_engine(load_settings(root, max_cache_ram_gb=enough * 0.9))
     with pytest.raises(safelight.OutOfMemoryError, match=r"max_cache_ram_gb is .*; at least .* is needed"):
         next(short.generate(ask()))
 
 
 def test_partial_loading_off_loads_whole_or_says_so(root: Path, right: tuple[str, int]) -> None:
     pixels, size = right
-    engine = open_engine(config.load(root, enable_partial_loading=False))
+    engine = open_engine(load_settings(root, enable_partial_loading=False))
     assert next(engine.generate(ask())).pixels_sha256 == pixels
-    off = open_engine(config.load(root, enable_partial_loading=False, max_cache_ram_gb=size * 0.3 / 2**30))
+    off = open_engine(load_settings(root, enable_partial_loading=False, max_cache_ram_gb=size * 0.3 / 2**30))
     with pytest.raises(safelight.OutOfMemoryError, match="enable_partial_loading"):
         next(off.generate(ask()))
 
@@ -81,7 +81,7 @@ def test_partial_loading_off_loads_whole_or_says_so(root: Path, right: tuple[str
 def test_only_what_fits_is_resident(root: Path, right: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes are counted segment by segment while the UNet runs, so that loading everything would be seen."""
     _, size = right
-    engine = open_engine(config.load(root, max_cache_ram_gb=size * 0.25 / 2**30))
+    engine = open_engine(load_settings(root, max_cache_ram_gb=size * 0.25 / 2**30))
     seen: list[tuple[int, int]] = []
 
     def look(progress: safelight.Progress) -> None:
@@ -97,7 +97,7 @@ def test_only_what_fits_is_resident(root: Path, right: tuple[str, int], monkeypa
 
 def test_the_budget_shrinks_and_grows_within_a_generation(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another program takes and gives back: between two steps the model goes, and comes back."""
-    engine = open_engine(config.load(root))
+    engine = open_engine(load_settings(root))
     residency = engine.bench.residency
     pixels = next(engine.generate(ask(steps=6))).pixels_sha256
     resident: list[int] = []
@@ -117,7 +117,7 @@ def test_the_budget_shrinks_and_grows_within_a_generation(root: Path, monkeypatc
 
 def test_memory_ran_out_while_computing_is_tried_again(root: Path, right: tuple[str, int]) -> None:
     """MEMORY 03: the allocator fails in the middle of a stage; the next try has more room, and the pixels are right."""
-    engine = open_engine(config.load(root))
+    engine = open_engine(load_settings(root))
     at_rest = engine.memory()["places"][HOST]["promised"]
     original, calls = torch.nn.Conv2d.forward, [0]
 
@@ -138,7 +138,7 @@ def test_memory_ran_out_while_computing_is_tried_again(root: Path, right: tuple[
 
 def test_weights_that_change_in_memory_never_make_an_image(root: Path, right: tuple[str, int]) -> None:
     """Somebody writes into resident weights through ``.data``; the sum tells, and the stage is done again."""
-    engine = open_engine(config.load(root))
+    engine = open_engine(load_settings(root))
     original, written = Drawing._decode, [0]
 
     def spoiling(self: Drawing, latents: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ def test_weights_that_change_in_memory_never_make_an_image(root: Path, right: tu
 
 def test_host_memory_stays_within_the_ledger(root: Path) -> None:
     """Anonymous memory above the start: what the ledger has stored, and at most 64 MB more."""
-    engine = open_engine(config.load(root))
+    engine = open_engine(load_settings(root))
     for model in ("starter-noto", "starter-twemoji"):
         next(engine.generate(ask(model=model)))
     engine.close()
@@ -172,7 +172,7 @@ def test_host_memory_stays_within_the_ledger(root: Path) -> None:
 
 
 def test_stream_parameters_are_gone_after_the_image(root: Path, right: tuple[str, int]) -> None:
-    engine = open_engine(config.load(root, max_cache_ram_gb=right[1] * 0.3 / 2**30))
+    engine = open_engine(load_settings(root, max_cache_ram_gb=right[1] * 0.3 / 2**30))
     next(engine.generate(ask()))
     for skeleton in engine.bench.skeletons._free.values():
         assert not any(isinstance(p, StreamedParameter) for p in skeleton.module.parameters())
@@ -227,7 +227,7 @@ def test_a_containers_limit_is_planned_for_beforehand(
     monkeypatch.setattr(machine, "tightest", within)
     for megabytes, outcome in ((400, "whole"), (130, "part"), (66, "refused")):
         left[0] = megabytes << 20
-        engine = open_engine(config.load(root))
+        engine = open_engine(load_settings(root))
         answer = engine.fits(ask(), engine.library.get(STARTER))
         assert answer["fits"] == (outcome != "refused"), answer["summary"]
         if outcome == "refused":
@@ -240,7 +240,7 @@ def test_a_containers_limit_is_planned_for_beforehand(
 
 def test_a_weight_written_while_it_is_bound_makes_no_image(root: Path, right: tuple[str, int]) -> None:
     """The write is seen when the binding ends; the stage is done again with the weight read again."""
-    engine = open_engine(config.load(root, verify_transfers="off"))
+    engine = open_engine(load_settings(root, verify_transfers="off"))
     original, written = pictures.decode, [0]
 
     def writing(module: torch.nn.Module, latents: torch.Tensor, scale: int, tile: int) -> torch.Tensor:

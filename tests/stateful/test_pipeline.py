@@ -15,11 +15,11 @@ from support import checkpoints
 from support.scale import times
 
 import safelight
-from safelight import config
 from safelight.assemble.worker import open_engine
 from safelight.devices.simulated import Faults, Simulated
 from safelight.errors import OutOfMemoryError, TransferError
 from safelight.memory.budget import HOST
+from safelight.settings_sources import load_settings
 
 FOLDER = Path(tempfile.mkdtemp(prefix="safelight-tiny-"))
 NAMES = ("a", "b")
@@ -36,7 +36,7 @@ def request(name: str, steps: int) -> safelight.Request:
 def right(name: str, steps: int) -> str:
     """The pixels of a fresh engine on the CPU."""
     if (name, steps) not in RIGHT:
-        engine = open_engine(config.load(FOLDER / "root"))
+        engine = open_engine(load_settings(FOLDER / "root"))
         RIGHT[name, steps] = next(engine.generate(request(name, steps))).pixels_sha256
     return RIGHT[name, steps]
 
@@ -46,7 +46,7 @@ class Generating(RuleBasedStateMachine):
         super().__init__()
         self.device = Simulated(nbytes=64 << 20)
         self.engine = open_engine(
-            config.load(FOLDER / "root", device_working_mem_gb=1e-6, verify_transfers="always"), self.device
+            load_settings(FOLDER / "root", device_working_mem_gb=1e-6, verify_transfers="always"), self.device
         )
         self.residency = self.engine.bench.residency
         self.follow = self.residency.before_planning

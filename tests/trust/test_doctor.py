@@ -14,13 +14,13 @@ from support import adapters
 from support.scale import thinned
 from trust.faults import FAULTS, A, B, Fault, Scene
 
-from safelight import config
 from safelight.assemble.serving import WORKER
 from safelight.assemble.worker import open_engine
 from safelight.devices.simulated import Simulated
 from safelight.engine.fresh import Fresh
 from safelight.engine.local import LocalEngine
 from safelight.library.library import Library
+from safelight.settings_sources import load_settings
 from safelight.trust.canary import Canaries, request
 from safelight.trust.doctor import Doctor
 from safelight.trust.finding import Finding
@@ -44,7 +44,7 @@ def prepared(tiny: Path, measured: Path, tmp_path_factory: pytest.TempPathFactor
     shutil.copy(measured, root)
     shutil.copy(tiny / "a.safetensors", home / f"{A}.safetensors")
     shutil.copy(tiny / "b.safetensors", home / f"{B}.safetensors")
-    settings = config.load(root)
+    settings = load_settings(root)
     engine = open_engine(settings)
     fresh = Fresh(WORKER, settings)
     canaries = Canaries(root, fresh.made)
@@ -59,7 +59,7 @@ def scene(prepared: Path, home: Path, seed: int, device: str = "cpu") -> Generat
     """An engine that has made an image by each model, and a doctor; the models are at ``home``."""
     shutil.copytree(prepared / "root", home / "root", dirs_exist_ok=True)
     files = {name: home / f"{name}.safetensors" for name in (A, B)}
-    settings = config.load(home / "root")
+    settings = load_settings(home / "root")
     simulated = Simulated(nbytes=256 << 20) if device == "simulated" else None
     engine = open_engine(settings, simulated)
     for name, path in files.items():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from safelight.config import Settings
 from safelight.library.library import Library
+from safelight.settings import Settings
 
 
 def open_library(settings: Settings) -> Library:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from safelight.assemble import opening
 from safelight.assemble.serving import WORKER
-from safelight.config import Settings
 from safelight.engine.fresh import Fresh
+from safelight.settings import Settings
 from safelight.trust.canary import Canaries
 from safelight.trust.doctor import Doctor
 

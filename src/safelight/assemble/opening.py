@@ -8,7 +8,7 @@ import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from safelight.config import Settings
+from safelight.settings import Settings
 
 if TYPE_CHECKING:
     from safelight.engine.local import LocalEngine

@@ -10,7 +10,6 @@ import structlog
 from filelock import FileLock, Timeout
 
 from safelight.assemble.control import open_library
-from safelight.config import Settings
 from safelight.engine.dispatch import Dispatcher
 from safelight.engine.events import Events
 from safelight.engine.fresh import Fresh
@@ -22,6 +21,7 @@ from safelight.library.adapters import Adapters
 from safelight.library.chosen import Shelves
 from safelight.library.inputs import Inputs
 from safelight.library.library import Library
+from safelight.settings import Settings
 from safelight.storage.db import Database
 from safelight.storage.images import Gallery
 

@@ -12,7 +12,6 @@ from safelight.arch.skeleton import SkeletonCache
 from safelight.assemble import report
 from safelight.assemble.control import open_library
 from safelight.assemble.serving import WORKER
-from safelight.config import Settings
 from safelight.devices import choice, machine, selftest
 from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
@@ -33,6 +32,7 @@ from safelight.memory.residency import Residency
 from safelight.memory.source import FromFile
 from safelight.memory.working import WorkingMemory
 from safelight.request.run_settings import Precision, RunSettings
+from safelight.settings import Settings
 from safelight.trust.canary import Canaries, after_switch
 
 VERSIONS = ("safelight", "torch", "diffusers", "transformers", "compel", "opencv-python-headless", "pillow", "numpy")

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from safelight.errors import printable
 
 if TYPE_CHECKING:
-    from safelight.config import Loaded
+    from safelight.settings_sources import LoadedSettings
 
 RootOption = Annotated[
     Path | None, typer.Option("--root", help="The folder for all data; overrides SAFELIGHT_ROOT.", show_default=False)
@@ -50,19 +50,21 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def loaded(context: typer.Context, root: Path | None, **flags: Any) -> Loaded:
-    """Load the settings, and warn about unknown and obsolete settings in the file.
+def loaded(context: typer.Context, root: Path | None, **flags: Any) -> LoadedSettings:
+    """Return the settings. Warn about entries and variables that Safelight ignores, and about exposed secrets.
 
-    ``flags`` override everything else. A ``--root`` behind the command overrides one before it.
+    ``root``: ``--root`` behind the command, which overrides ``--root`` before it.
+    ``flags``: values that override all other sources; None for a flag that was not given.
     """
-    from safelight import config
+    from safelight.settings import OBSOLETE
+    from safelight.settings_sources import explain_settings
 
     chosen: GlobalOptions = context.obj
-    found = config.explained(root or chosen.root, chosen.config, device=chosen.device, **flags)
-    unknown = sorted(name for name in found.ignored if name not in config.OBSOLETE)
+    found = explain_settings(root or chosen.root, chosen.config, device=chosen.device, **flags)
+    unknown = sorted(name for name in found.ignored if name not in OBSOLETE)
     if unknown:
         _warn(f"unknown settings, ignored: {', '.join(unknown)}")
-    for name in sorted(found.ignored.keys() & config.OBSOLETE.keys()):
+    for name in sorted(found.ignored.keys() & OBSOLETE.keys()):
         _warn(f"{name} is ignored: {found.ignored[name]}")
     if found.exposed is not None:
         _warn(f"{found.exposed} contains a secret, and other users may read it; run: chmod 600 {found.exposed}")

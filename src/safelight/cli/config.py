@@ -21,14 +21,11 @@ def config() -> None:
     """Settings come from flags, SAFELIGHT_* variables, safelight.yaml in the root (or --config FILE), in this order."""
 
 
-_OPTIONAL = ("api_key", "api_key_file", "default_model", "default_seed")
-"""Settings for which None means no value. For all others, None means that the machine determines the value."""
-
-
 def _shown(name: str, value: object) -> str:
-    if value is None:
-        return "none" if name in _OPTIONAL else "by the machine"
-    return str(value)
+    """Return the text of a value: its default in words when it is None."""
+    from safelight.settings import details_of
+
+    return details_of(name).default_text if value is None else str(value)
 
 
 @app.command(epilog="Example: `safelight config show --json`")
@@ -59,12 +56,12 @@ def set_one(
     value: Annotated[str, typer.Argument(help="The value, as in YAML.", show_default=False)],
     root: RootOption = None,
 ) -> None:
-    """Set a value in the root's safelight.yaml."""
-    from safelight import config as settings
+    """Set a value in safelight.yaml of the root."""
+    from safelight.settings_sources import FILE, write_setting
 
     home = loaded(context, root).settings.root
-    stored = settings.write(home, name.rstrip(":").replace("-", "_"), value)
-    typer.echo(f"{name.rstrip(':')} is {stored} in {home / settings.FILE}")
+    held = write_setting(home, name.rstrip(":").replace("-", "_"), value)
+    typer.echo(f"{name.rstrip(':')} is {held} in {home / FILE}")
 
 
 @app.command(epilog="Example: `safelight config unset default_seed`")
@@ -73,12 +70,12 @@ def unset(
     name: Annotated[str, typer.Argument(help="A setting's name.", show_default=False)],
     root: RootOption = None,
 ) -> None:
-    """Remove a value from the root's safelight.yaml, so that the setting has its default again."""
-    from safelight import config as settings
+    """Remove a value from safelight.yaml of the root, so that the setting has its default again."""
+    from safelight.settings_sources import unset_setting
 
     home = loaded(context, root).settings.root
     name = name.rstrip(":").replace("-", "_")
-    settings.unset(home, name)
+    unset_setting(home, name)
     found = loaded(context, root)
     value = found.settings.model_dump(mode="json")[name]
     typer.echo(f"{name} is now {_shown(name, value)} (from {found.origins[name]})")

@@ -15,8 +15,8 @@ from safelight.request.schema import Request
 from safelight.request.stored import read_request
 
 if TYPE_CHECKING:
-    from safelight.config import Settings
     from safelight.engine.local import LocalEngine
+    from safelight.settings import Settings
     from safelight.trust.distrusted import Remade
 
 EXAMPLES = "Example: `safelight remake out/starter-noto-0.png`"

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
-from safelight.config import Settings
 from safelight.files import write_whole
+from safelight.settings import Settings
 
 OPEN_PATHS = ("/api/v1/health",)
 """Paths that need no key, so that a monitoring program can use them."""

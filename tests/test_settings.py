@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,17 +11,18 @@ import torch
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from safelight import config
 from safelight.cli.main import app
 from safelight.devices import choice
 from safelight.errors import InputError, SettingError
+from safelight.settings import Settings
+from safelight.settings_sources import FILE, explain_settings, load_settings, write_setting
 
 
 def test_root(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert config.load().root == root
-    assert config.load(tmp_path).root == tmp_path
+    assert load_settings().root == root
+    assert load_settings(tmp_path).root == tmp_path
     monkeypatch.delenv("SAFELIGHT_ROOT")
-    assert config.load().root.name == "safelight"
+    assert load_settings().root.name == "safelight"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,61 @@ def test_root(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_wrong_values_name_their_variable(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"SAFELIGHT_{name}", value)
     with pytest.raises(SettingError, match=f"SAFELIGHT_{name}"):
-        config.load()
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("threads", "0", "threads='0' (from SAFELIGHT_THREADS): must be a whole number from 1 to 1024 (threads)"),
+        (
+            "max_cache_ram_gb",
+            "-1",
+            "MAX_CACHE_RAM_GB): must be a number above 0 (GB of 2^30 bytes)",
+        ),
+        ("canary", "on", "canary='on' (from SAFELIGHT_CANARY): must be one of switch, off"),
+        ("isolate", "maybe", "isolate='maybe' (from SAFELIGHT_ISOLATE): must be true or false"),
+        ("attention_types", "{a: [", "must be a mapping of names of models or bases to attention types"),
+        ("attention_types", "{a: fast}", "attention_types='fast' (from SAFELIGHT_ATTENTION_TYPES): must be a mapping"),
+        ("model_folders", "[/a", "model_folders='[/a' (from SAFELIGHT_MODEL_FOLDERS): must be a list of paths"),
+        ("api_key", "tiny", "api_key='…' (from SAFELIGHT_API_KEY): must be text of at least 8 characters"),
+    ],
+)
+def test_messages_say_the_allowed_values(name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"SAFELIGHT_{name.upper()}", value)
+    with pytest.raises(SettingError) as refused:
+        load_settings()
+    assert message in str(refused.value)
+    assert refused.value.__cause__ is not None
+    assert name != "api_key" or value not in str(refused.value.__cause__)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(SettingError, match="unknown setting; did you mean attention_type"):
+        load_settings(atention_type="normal")
+
+
+def test_settings_in_code_read_no_other_source(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / FILE).write_text("max_steps: 3\n")
+    monkeypatch.setenv("SAFELIGHT_MAX_IMAGES", "3")
+    settings = Settings(root=root)
+    assert (settings.max_steps, settings.max_images) == (150, 16)
+    assert pickle.loads(pickle.dumps(load_settings())) == load_settings()
+
+
+def test_a_value_given_in_code_replaces_the_mapping_of_the_file(root: Path) -> None:
+    (root / FILE).write_text("attention_types: {sdxl: sliced}\n")
+    found = explain_settings(attention_types={"mine": "normal"})
+    assert found.settings.attention_types == {"mine": "normal"}
+    assert found.origins["attention_types"] == "--attention-types"
+
+
+def test_a_relative_root_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / FILE).write_text("max_steps: 3\n")
+    settings = load_settings(Path("here"))
+    assert (settings.root, settings.max_steps) == (tmp_path / "here", 3)
 
 
 def test_devices() -> None:
@@ -52,7 +108,7 @@ def test_precision_is_tried_before_it_is_chosen() -> None:
 def test_flags_go_above_variables_above_the_file(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "safelight.yaml").write_text("max_cache_ram_gb: 4\nthreads: 3\nattention_type: normal\n")
     monkeypatch.setenv("SAFELIGHT_THREADS", "2")
-    found = config.explained(attention_type="sliced")
+    found = explain_settings(attention_type="sliced")
     assert (found.settings.max_cache_ram_gb, found.settings.threads, found.settings.attention_type) == (4, 2, "sliced")
     assert found.origins["max_cache_ram_gb"] == str(root / "safelight.yaml")
     assert found.origins["threads"] == "SAFELIGHT_THREADS"
@@ -80,7 +136,7 @@ def test_an_invokeai_file_is_read_and_the_rest_is_named(tmp_path: Path, monkeypa
     monkeypatch.delenv("SAFELIGHT_ATTENTION_TYPE")
     path = tmp_path / "invokeai.yaml"
     path.write_text(INVOKEAI)
-    found = config.explained(file=path)
+    found = explain_settings(file=path)
     s = found.settings
     assert (s.max_cache_ram_gb, s.max_cache_vram_gb, s.device_working_mem_gb) == (6, 3.5, 2)
     assert (s.enable_partial_loading, s.keep_ram_copy_of_weights, s.log_memory_usage) == (True, False, True)
@@ -92,12 +148,12 @@ def test_what_invokeai_itself_ignores_is_not_taken_and_is_named(tmp_path: Path) 
     """``vram: 0.25`` of an old file was no limit of what a device may hold."""
     path = tmp_path / "invoke.yaml"
     path.write_text("InvokeAI:\n  Model Cache:\n    ram: 7.5\n    vram: 0.25\n  Web Server:\n    log_level: info\n")
-    found = config.explained(file=path)
+    found = explain_settings(file=path)
     assert (found.settings.max_cache_ram_gb, found.settings.max_cache_vram_gb) == (None, None)
     assert set(found.ignored) == {"ram", "vram", "log_level"}
     assert "max_cache_vram_gb instead" in found.ignored["vram"]
     path.write_text("ram_cache_size: 8\nmax_cache_size: 6\nmax_vram_cache_size: 1\nvram_cache_size: 1\n")
-    assert config.explained(file=path).settings == config.load()
+    assert explain_settings(file=path).settings == load_settings()
 
 
 VARIABLES: dict[str, tuple[str, object]] = {
@@ -137,36 +193,36 @@ VARIABLES: dict[str, tuple[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(config.Settings.model_fields) - {"root", "api_key_file"}))
+@pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - {"root", "api_key_file"}))
 def test_each_setting_has_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, value = VARIABLES[name]
     monkeypatch.setenv(f"SAFELIGHT_{name.upper()}", text)
-    found = config.explained()
+    found = explain_settings()
     assert getattr(found.settings, name) == value
     assert found.origins[name] == f"SAFELIGHT_{name.upper()}"
 
 
 def test_folders_as_a_yaml_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_MODEL_FOLDERS", "[/a, /b]")
-    assert config.load().model_folders == (Path("/a"), Path("/b"))
+    assert load_settings().model_folders == (Path("/a"), Path("/b"))
 
 
 def test_secrets_are_masked_and_their_files_are_the_owners(root: Path, tmp_path: Path, capfd) -> None:
     runner = CliRunner()
-    config.write(root, "threads", "2")
-    assert (root / config.FILE).stat().st_mode & 0o777 == 0o644
+    write_setting(root, "threads", "2")
+    assert (root / FILE).stat().st_mode & 0o777 == 0o644
     done = runner.invoke(app, ["config", "set", "api_key", "very-secret-key"])
     assert done.exit_code == 0
-    assert (root / config.FILE).stat().st_mode & 0o777 == 0o600
-    config.write(root, "threads", "3")
-    assert (root / config.FILE).stat().st_mode & 0o777 == 0o600
+    assert (root / FILE).stat().st_mode & 0o777 == 0o600
+    write_setting(root, "threads", "3")
+    assert (root / FILE).stat().st_mode & 0o777 == 0o600
     shown = [runner.invoke(app, ["config", "show", *more]).output for more in ([], ["--json"])]
-    for text in (done.output, *shown, repr(config.explained()), repr(config.load())):
+    for text in (done.output, *shown, repr(explain_settings()), repr(load_settings())):
         assert "very-secret-key" not in text
-    assert config.load().api_key == SecretStr("very-secret-key")
-    assert config.explained().exposed is None
-    (root / config.FILE).chmod(0o644)
-    assert config.explained().exposed == root / config.FILE
+    assert load_settings().api_key == SecretStr("very-secret-key")
+    assert explain_settings().exposed is None
+    (root / FILE).chmod(0o644)
+    assert explain_settings().exposed == root / FILE
     refused = runner.invoke(app, ["config", "set", "api_key", "short"])
     assert isinstance(refused.exception, SettingError)
     assert "short" not in str(refused.exception).replace("shorter", "")
@@ -175,15 +231,15 @@ def test_secrets_are_masked_and_their_files_are_the_owners(root: Path, tmp_path:
 def test_the_key_may_come_from_a_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "key").write_text("from-a-file\n")
     monkeypatch.setenv("SAFELIGHT_API_KEY_FILE", str(tmp_path / "key"))
-    found = config.explained()
+    found = explain_settings()
     assert found.settings.api_key == SecretStr("from-a-file")
     assert found.origins["api_key"] == str(tmp_path / "key")
     monkeypatch.setenv("SAFELIGHT_API_KEY", "goes-above")
-    assert config.load().api_key == SecretStr("goes-above")
+    assert load_settings().api_key == SecretStr("goes-above")
     monkeypatch.delenv("SAFELIGHT_API_KEY")
     monkeypatch.setenv("SAFELIGHT_API_KEY_FILE", str(tmp_path / "gone"))
     with pytest.raises(InputError, match="gone"):
-        config.load()
+        load_settings()
 
 
 @pytest.mark.parametrize(
@@ -199,40 +255,43 @@ def test_a_wrong_file_says_what_and_where(tmp_path: Path, text: str, problem: st
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=problem) as refused:
-        config.load(file=path)
+        load_settings(file=path)
     assert "wrong.yaml" in str(refused.value)
 
 
 def test_unknown_variables_are_named_and_a_file_is_no_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_MAX_RAM", "3")
-    assert config.explained().ignored == {"SAFELIGHT_MAX_RAM": "unknown variable"}
+    assert explain_settings().ignored == {"SAFELIGHT_MAX_RAM": "unknown variable"}
     (tmp_path / "file").write_text("x")
     with pytest.raises(SettingError, match="not a folder"):
-        config.load(tmp_path / "file")
+        load_settings(tmp_path / "file")
 
 
 def test_a_value_is_set_in_the_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAFELIGHT_ATTENTION_TYPE")
     monkeypatch.delenv("SAFELIGHT_THREADS")
-    (root / config.FILE).write_text("threads: 3\n")
-    assert config.write(root, "attention_type", "normal") == "normal"
-    assert config.write(root, "attention_types", "{sdxl: sliced}") == {"sdxl": "sliced"}
-    settings = config.load()
+    (root / FILE).write_text("threads: 3\n")
+    assert write_setting(root, "attention_type", "normal") == "normal"
+    assert write_setting(root, "attention_types", "{sdxl: sliced}") == {"sdxl": "sliced"}
+    settings = load_settings()
     assert (settings.threads, settings.attention_type, settings.attention_types) == (3, "normal", {"sdxl": "sliced"})
-    before = (root / config.FILE).read_bytes()
+    before = (root / FILE).read_bytes()
     for name, value, says in (
         ("attention_type", "fast", "attention_type"),
         ("atention_type", "normal", "did you mean attention_type"),
         ("threads", "[", "is not YAML"),
+        ("prot", "1", "did you mean port"),
+        ("root", "/a", "unknown setting"),
+        ("api_key", "123456789", "write it in quotes"),
     ):
         with pytest.raises(SettingError, match=says):
-            config.write(root, name, value)
-    assert (root / config.FILE).read_bytes() == before
+            write_setting(root, name, value)
+    assert (root / FILE).read_bytes() == before
 
 
 def test_a_file_of_a_newer_version_is_refused(root: Path) -> None:
-    (root / config.FILE).write_text("threads: 3\nsafelight_settings_version: 2\n")
+    (root / FILE).write_text("threads: 3\nsafelight_settings_version: 2\n")
     with pytest.raises(SettingError, match="a newer Safelight wrote the file"):
-        config.load()
+        load_settings()
     with pytest.raises(SettingError, match="a newer Safelight wrote the file"):
-        config.write(root, "threads", "2")
+        write_setting(root, "threads", "2")

@@ -1,0 +1,414 @@
+"""Settings: each is declared once, in :class:`Settings`.
+
+The sources and checks of values, ``safelight config`` and docs/settings.md follow from the declarations.
+pydantic-settings merges the sources: command line, ``SAFELIGHT_*`` variables, a file, defaults, in this order.
+:mod:`safelight.settings_sources` reads the sources, and writes the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from safelight.request.run_settings import AttentionType, Precision, SliceSize
+
+PREFIX = "SAFELIGHT_"
+"""The environment variable of a setting is this prefix with the setting's name in capitals."""
+
+GB = "GB of 2^30 bytes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingDetails:
+    """The parts of a setting's declaration that pydantic does not know.
+
+    ``group``: heading on docs/settings.md.
+    ``unit``: unit of the value; empty for none.
+    ``allowed``: allowed values, where type and bounds do not say them.
+    ``default_text``: the default in words, where it is None, is empty or depends on the machine.
+    ``secret``: Safelight never shows the value, and only the owner may read a file with the value.
+    ``in_invokeai``: InvokeAI has a setting with the same name and meaning.
+    ``invokeai_values``: Safelight's value for each InvokeAI value that has another name here.
+    ``obsolete_names``: names in older InvokeAI files. Safelight ignores them, because their values had another meaning:
+    ``vram`` had the default 0.25 GB, and did not limit device memory.
+    """
+
+    group: str
+    unit: str = ""
+    allowed: str = ""
+    default_text: str = ""
+    secret: bool = False
+    in_invokeai: bool = False
+    invokeai_values: Mapping[str, str] = field(default_factory=dict[str, str])
+    obsolete_names: tuple[str, ...] = ()
+
+
+def _declare(description: str, details: SettingDetails, **attributes: Any) -> Any:
+    """Declare a setting.
+
+    ``description``: what the setting does, in one or two sentences.
+    ``attributes``: default and bounds, as :func:`pydantic.Field` takes them.
+    """
+    return Field(description=description, json_schema_extra=asdict(details), **attributes)
+
+
+def default_root() -> Path:
+    """Return the platform's folder for the user's data of Safelight."""
+    from platformdirs import user_data_path
+
+    return user_data_path("safelight", appauthor=False)
+
+
+def _parse_yaml(value: object) -> object:
+    """Parse text from a variable or the command line, such as ``{sdxl: sliced, my-model: normal}``."""
+    if not isinstance(value, str):
+        return value
+    import yaml  # takes 10 ms, and most commands read no YAML
+
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError("is not YAML") from error
+
+
+def _split_folders(value: object) -> object:
+    """Split text into folders. Text is a YAML list, or has the system's separator (``:``; on Windows ``;``)."""
+    if isinstance(value, str) and not value.startswith("["):
+        return [part for part in value.split(os.pathsep) if part]
+    return _parse_yaml(value)
+
+
+def _number_to_text(value: object) -> object:
+    return str(value) if isinstance(value, int) else value
+
+
+def _make_absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+AnyDevice = Literal["auto", "cpu", "cuda", "mps", "simulated"]
+AttentionTypes = Annotated[dict[str, AttentionType], BeforeValidator(_parse_yaml)]
+Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_folders)]
+
+_MACHINE = "by the machine"
+
+
+class Settings(BaseSettings):
+    """All settings. ``Settings(threads=2)`` has the given values and the defaults; it reads no other source.
+
+    :func:`safelight.settings_sources.load_settings` reads all sources. For this it gives one more argument:
+    ``below``: the sources that come after the given values and the environment variables.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        # Variables have YAML, as the file has, or a list with separators: never JSON.
+        enable_decoding=False,
+        # An error of pydantic with a secret in it would reach logs.
+        hide_input_in_errors=True,
+    )
+
+    root: Annotated[Path, AfterValidator(_make_absolute)] = _declare(
+        "Safelight stores models, images and all other data in this folder.",
+        SettingDetails(group="Folders", default_text="the user's data folder"),
+        default_factory=default_root,
+    )
+    model_folders: Folders = _declare(
+        "Clients may add checkpoints from these folders over HTTP.",
+        SettingDetails(group="Folders", default_text="none"),
+        default=(),
+    )
+    trash_days: float = _declare(
+        "Unused input images stay in the trash for this time before Safelight deletes them.",
+        SettingDetails(group="Folders", unit="days"),
+        default=30.0,
+        ge=0,
+    )
+    device: AnyDevice = _declare(
+        "This device computes. `auto` uses a GPU if there is one.",
+        SettingDetails(group="Computing", in_invokeai=True, invokeai_values={"cuda:0": "cuda"}),
+        default="auto",
+    )
+    precision: Precision = _declare(
+        "Models compute in this dtype. `auto` is fp32 on a CPU, and on other devices a dtype that they compute "
+        "correctly.",
+        SettingDetails(
+            group="Computing",
+            in_invokeai=True,
+            invokeai_values={"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "autocast": "auto"},
+        ),
+        default="auto",
+    )
+    attention_type: AttentionType = _declare(
+        "This kernel computes attention. `auto` is the fastest kernel that computes correctly.",
+        SettingDetails(group="Computing", in_invokeai=True),
+        default="auto",
+    )
+    attention_types: AttentionTypes = _declare(
+        "Single models or bases use another attention_type.",
+        SettingDetails(
+            group="Computing",
+            allowed="a mapping of names of models or bases to attention types, such as {sdxl: sliced}; "
+            f"attention types are {', '.join(get_args(AttentionType))}",
+            default_text="none",
+        ),
+        default={},
+    )
+    attention_slice_size: Annotated[SliceSize, BeforeValidator(_number_to_text)] = _declare(
+        "The kernel `sliced` computes this number of heads at once. `balanced` and `auto` are half of the heads, and "
+        "`max` is one head.",
+        SettingDetails(group="Computing", unit="heads", in_invokeai=True),
+        default="auto",
+    )
+    threads: int | None = _declare(
+        "Safelight computes with this number of threads. By default, it uses all cores. Another number can change the "
+        "last bits of an image.",
+        SettingDetails(group="Computing", unit="threads", default_text=_MACHINE),
+        default=None,
+        ge=1,
+        le=1024,
+    )
+    max_cache_ram_gb: float | None = _declare(
+        "Models use at most this much host memory. By default, the limit is what the machine, containers and ulimit "
+        "allow.",
+        SettingDetails(
+            group="Memory",
+            unit=GB,
+            default_text=_MACHINE,
+            in_invokeai=True,
+            obsolete_names=("ram", "ram_cache_size", "max_cache_size"),
+        ),
+        default=None,
+        gt=0,
+    )
+    max_cache_vram_gb: float | None = _declare(
+        "Models use at most this much device memory. By default, they use all memory that computing does not need.",
+        SettingDetails(
+            group="Memory",
+            unit=GB,
+            default_text=_MACHINE,
+            in_invokeai=True,
+            obsolete_names=("vram", "vram_cache_size", "max_vram_cache_size"),
+        ),
+        default=None,
+        gt=0,
+    )
+    device_working_mem_gb: float | None = _declare(
+        "Safelight reserves this much device memory for computing. By default, it measures each model and image size.",
+        SettingDetails(group="Memory", unit=GB, default_text=_MACHINE, in_invokeai=True),
+        default=None,
+        gt=0,
+    )
+    enable_partial_loading: bool = _declare(
+        "If a model does not fit in memory, Safelight keeps some of its parts there and streams the others.",
+        SettingDetails(group="Memory", in_invokeai=True),
+        default=True,
+    )
+    keep_ram_copy_of_weights: bool = _declare(
+        "Safelight keeps a copy in host memory of weights on the device, so that it loads them faster again.",
+        SettingDetails(group="Memory", in_invokeai=True),
+        default=True,
+    )
+    log_memory_usage: bool = _declare(
+        "Safelight logs every step of every memory plan, with its reason.",
+        SettingDetails(group="Memory", in_invokeai=True),
+        default=False,
+    )
+    verify_transfers: Literal["auto", "always", "first", "sample", "off"] = _declare(
+        "Safelight checks these bytes in memory again. `auto` checks all bytes while that takes less than 2 % of the "
+        "time.",
+        SettingDetails(group="Checks"),
+        default="auto",
+    )
+    canary: Literal["switch", "off"] = _declare(
+        "After each switch of models, `switch` compares a tiny image with the image of a fresh process.",
+        SettingDetails(group="Checks"),
+        default="off",
+    )
+    isolate: bool = _declare(
+        "Safelight makes every image in a process that never held another model.",
+        SettingDetails(group="Checks"),
+        default=False,
+    )
+    default_model: str | None = _declare(
+        "Commands, pages and clients that name no model use this model. By default, they use the first by name.",
+        SettingDetails(group="Requests", default_text="none"),
+        default=None,
+    )
+    default_seed: int | None = _declare(
+        "Commands without a seed use this seed, so that scripts can compare images. By default, the seed is random.",
+        SettingDetails(group="Requests", default_text="none"),
+        default=None,
+        ge=0,
+        le=2**32 - 1,
+    )
+    host: str = _declare(
+        "The server listens on this address. Any address that other machines can reach needs an api_key.",
+        SettingDetails(group="Server", in_invokeai=True),
+        default="127.0.0.1",
+    )
+    port: int = _declare(
+        "The server listens on this port. 0 selects a free port.",
+        SettingDetails(group="Server", in_invokeai=True),
+        default=9090,
+        ge=0,
+        le=65535,
+    )
+    api_key: SecretStr | None = _declare(
+        "Clients must send this key, as a bearer token or as the password of basic authentication.",
+        SettingDetails(group="Server", default_text="none", secret=True),
+        default=None,
+        min_length=8,
+    )
+    api_key_file: Path | None = _declare(
+        "The first line of this file is the api_key. A value of api_key itself overrides it.",
+        SettingDetails(group="Server", default_text="none"),
+        default=None,
+    )
+    log_format: Literal["plain", "json"] = _declare(
+        "The server and its worker write messages as plain text, or as one JSON object per line.",
+        SettingDetails(
+            group="Server",
+            in_invokeai=True,
+            invokeai_values={"color": "plain", "syslog": "plain", "legacy": "plain"},
+        ),
+        default="plain",
+    )
+    shutdown_seconds: float = _declare(
+        "When the server stops, a job has this time to finish before it returns to the queue.",
+        SettingDetails(group="Server", unit="seconds"),
+        default=10.0,
+        ge=0,
+    )
+    spare_worker: bool = _declare(
+        "The server keeps a second process with all imports ready, in case the worker dies.",
+        SettingDetails(group="Server"),
+        default=True,
+    )
+    max_queue_size: int = _declare(
+        "At most this number of jobs may wait.",
+        SettingDetails(group="Queue", unit="jobs", in_invokeai=True),
+        default=10_000,
+        ge=1,
+    )
+    queue_overtakes: int = _declare(
+        "At most this number of later jobs may overtake a waiting job to save switches of models. 0 means first come, "
+        "first served.",
+        SettingDetails(group="Queue", unit="jobs"),
+        default=64,
+        ge=0,
+    )
+    queue_delay_seconds: float = _declare(
+        "Later jobs may delay a waiting job for at most this time.",
+        SettingDetails(group="Queue", unit="seconds"),
+        default=600.0,
+        ge=0,
+    )
+    max_pixels: int = _declare(
+        "The server rejects images with more pixels (width times height).",
+        SettingDetails(group="Limits of the server", unit="pixels"),
+        default=4096 * 4096,
+        ge=64,
+    )
+    max_steps: int = _declare(
+        "The server rejects requests with more steps.",
+        SettingDetails(group="Limits of the server", unit="steps"),
+        default=150,
+        ge=1,
+    )
+    max_images: int = _declare(
+        "The server rejects requests with more images.",
+        SettingDetails(group="Limits of the server", unit="images"),
+        default=16,
+        ge=1,
+    )
+    max_prompt_chars: int = _declare(
+        "The server rejects prompts with more characters.",
+        SettingDetails(group="Limits of the server", unit="characters"),
+        default=20_000,
+        ge=1,
+    )
+    max_body_bytes: int = _declare(
+        "The server rejects requests with a larger body.",
+        SettingDetails(group="Limits of the server", unit="bytes"),
+        default=32 << 20,
+        ge=1024,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, the strongest first. pydantic-settings calls this."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        below = cast("InitSettingsSource", init_settings).init_kwargs.pop("below", None)
+        return (init_settings,) if below is None else (init_settings, env_settings, *below)
+
+
+def details_of(name: str) -> SettingDetails:
+    """Return the details of a setting."""
+    return SettingDetails(**cast("dict[str, Any]", Settings.model_fields[name].json_schema_extra))
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"{PREFIX}{name.upper()}"
+
+
+def describe_allowed(name: str) -> str:
+    """Return the allowed values of a setting in words, such as "a whole number from 1 to 1024"."""
+    declared, details = Settings.model_fields[name], details_of(name)
+    kind = declared.annotation
+    if get_origin(kind) in (Union, UnionType):
+        [kind] = [one for one in get_args(kind) if one is not NoneType]
+    if details.allowed:
+        return details.allowed
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    bounds = {bound: getattr(one, bound) for one in declared.metadata for bound in _BOUNDS if hasattr(one, bound)}
+    limits = " ".join(_BOUNDS[bound].format(value) for bound, value in bounds.items())
+    if {"ge", "le"} <= bounds.keys():
+        limits = f"from {bounds['ge']} to {bounds['le']}"
+    unit = f"({details.unit})" if details.unit and kind in (int, float) else ""
+    return " ".join(filter(None, (_KINDS[kind], limits, unit)))
+
+
+_KINDS: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    SecretStr: "text",
+    Path: "a path",
+    tuple[Path, ...]: "a list of paths",
+}
+_BOUNDS: Mapping[str, str] = {
+    "gt": "above {}",
+    "ge": "of at least {}",
+    "le": "of at most {}",
+    "min_length": "of at least {} characters",
+}
+
+SECRETS = tuple(name for name in Settings.model_fields if details_of(name).secret)
+"""Settings whose values Safelight never shows."""
+
+OBSOLETE: Mapping[str, str] = {
+    old: f"InvokeAI itself ignores it since version 5.6; use {name} instead"
+    for name in Settings.model_fields
+    for old in details_of(name).obsolete_names
+}
+"""Settings of older InvokeAI files, and why Safelight ignores them."""
