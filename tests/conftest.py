@@ -17,7 +17,8 @@ os.environ["SAFELIGHT_ATTENTION_TYPE"] = "torch-sdp"
 import httpx
 import pytest
 import torch
-from support import checkpoints
+from support import checkpoints, forking
+from support.scale import ALL
 from support.serving import Server, serving
 
 import safelight
@@ -26,6 +27,10 @@ from safelight.devices.cpu import CPU
 from safelight.engine.local import LocalEngine
 
 torch.set_num_threads(1)
+
+# `make test-all` starts every process anew, as users do; so does `make coverage`, which cannot see into forks.
+if forking.CLONE and not ALL and "COVERAGE_PROCESS_CONFIG" not in os.environ:
+    forking.forks_ours()
 
 
 @pytest.fixture(scope="session")
