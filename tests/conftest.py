@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Generator, Iterator
@@ -31,6 +32,12 @@ torch.set_num_threads(1)
 # `make test-all` starts every process anew, as users do; so does `make coverage`, which cannot see into forks.
 if forking.CLONE and not ALL and "COVERAGE_PROCESS_CONFIG" not in os.environ:
     forking.forks_ours()
+
+
+def pytest_collection_finish() -> None:
+    """Nothing of what was imported is garbage; looking at it takes most of a second whenever garbage is collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

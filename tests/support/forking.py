@@ -295,6 +295,11 @@ def _words(command: Any) -> list[str]:
     return words
 
 
+def started(command: Sequence[str], **more: Any) -> subprocess.Popen[str]:
+    """As :class:`subprocess.Popen` does with ``python ...``, but everything is imported before the program begins."""
+    return (Forked if CLONE else REAL)(command, **more)
+
+
 def python(
     *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -303,9 +308,8 @@ def python(
     Everything that Safelight computes with is imported before the program begins; else it is a process like any other.
     For programs that depend on a fresh interpreter, use :mod:`subprocess`.
     """
-    words: Sequence[str] = [sys.executable, *map(str, command)]
-    with (Forked if CLONE else REAL)(
-        words,
+    with started(
+        [sys.executable, *map(str, command)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
