@@ -141,7 +141,7 @@ def test_a_server_that_is_stopped_puts_its_job_back(tmp_path: Path, right: dict[
     server = serving.start(tmp_path)
     server.ready()
     with server.client() as client:
-        body = {"prompt": "red apple", "model": "starter-noto", "steps": 60, "count": 2}
+        body = {"prompt": "red apple", "model": "starter-noto", "steps": 30, "count": 2}
         job = client.post("/api/v1/generate", json=body).json()["id"]
         while client.get("/api/v1/queue").json()["progress"] is None:
             time.sleep(0.02)
