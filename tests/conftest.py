@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Two workers on two cores: one thread each. It is part of the run settings, so it has to be the same everywhere.
 os.environ["SAFELIGHT_THREADS"] = "1"
@@ -16,21 +18,36 @@ os.environ["SAFELIGHT_ATTENTION_TYPE"] = "torch-sdp"
 
 import httpx
 import pytest
-import torch
-from support import checkpoints
+from support import forking
+from support.scale import ALL
 from support.serving import Server, serving
 
 import safelight
-from safelight.arch.attention import Kernels
-from safelight.devices.cpu import CPU
-from safelight.engine.local import LocalEngine
 
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from safelight.engine.local import LocalEngine
+
+# `make test-all` starts every process anew, as users do; so does `make coverage`, which cannot see into forks.
+if forking.CLONE and not ALL and "COVERAGE_PROCESS_CONFIG" not in os.environ:
+    forking.forks_ours()
+
+
+def pytest_collection_finish() -> None:
+    """Nothing of what was imported is garbage; looking at it takes most of a second whenever garbage is collected."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is measured once of a machine."""
+    # Not above: the process that hands out the tests to others computes nothing, and others wait until it has begun.
+    import torch
+
+    from safelight.arch.attention import Kernels
+    from safelight.devices.cpu import CPU
+
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("measured")
     kernels = Kernels(CPU(), folder)
     for dtype in (torch.float32, torch.bfloat16):
@@ -52,6 +69,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Path) -> Pat
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tiny checkpoints: two of SD 1, one of SD 2 and of SDXL, a refiner, in several forms."""
+    import torch
+    from support import checkpoints
+
     folder = tmp_path_factory.mktemp("tiny")
     checkpoints.write_single(folder / "a.safetensors", "sd1", 1)
     checkpoints.write_single(folder / "b.safetensors", "sd1", 2, dtype=torch.float16)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image as PILImage
-from support import adapters, controls
+from support import adapters, controls, forking
 
 import safelight
 from safelight.errors import OutOfMemoryError
@@ -135,7 +135,7 @@ class Forks:
 
     def __init__(self, root: Path) -> None:
         command = [sys.executable, "-c", SERVE, str(root)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = forking.started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def made(self, request: Request) -> str:
         """Make the image. Returns the SHA-256 of its pixels."""

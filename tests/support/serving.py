@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import psutil
+from support import forking
 
 READY_SECONDS = 60.0
 
@@ -47,21 +48,23 @@ class Server:
 
 
 def children(pid: int) -> list[int]:
-    """The pids of the processes that process ``pid`` started, the oldest first."""
-    found = psutil.Process(pid).children()
+    """Processes that it started, the oldest first; not the one from which the tests have them forked."""
+    found = [child for child in psutil.Process(pid).children() if child.name() != forking.NAME]
     return [child.pid for child in sorted(found, key=lambda child: (child.create_time(), child.pid))]
 
 
-def start(root: Path, *options: str, key: str | None = None, spare: bool = False) -> Server:
-    """Start a server on a free port, and return when it answers.
-
-    ``spare``: whether it has a spare, whose imports use one core for seconds.
-    """
+def start(root: Path, *options: str, key: str | None = None, spare: bool = False, says: Path | None = None) -> Server:
+    """Start a server on a free port, and return when it answers. ``spare``: with a spare worker. ``says``: it and its
+    worker are processes from their first instruction, as users have them, and write their messages there."""
     command = [sys.executable, "-m", "safelight.cli", "serve", "--root", str(root), "--port", "0", *options]
     if key is not None:
         command += ["--api-key", key]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "SAFELIGHT_SPARE_WORKER": str(spare).lower()}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    if says is None:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    else:
+        with says.open("w") as file:
+            process = forking.REAL(command, stdout=subprocess.PIPE, stderr=file, text=True, env=environment)
     assert process.stdout is not None
     line = process.stdout.readline()
     found = re.search(r"http://\S+", line)
@@ -89,8 +92,10 @@ def stop(server: Server) -> int:
 
 
 @contextmanager
-def serving(root: Path, *options: str, key: str | None = None, spare: bool = False) -> Generator[Server]:
-    server = start(root, *options, key=key, spare=spare)
+def serving(
+    root: Path, *options: str, key: str | None = None, spare: bool = False, says: Path | None = None
+) -> Generator[Server]:
+    server = start(root, *options, key=key, spare=spare, says=says)
     try:
         yield server
     finally:

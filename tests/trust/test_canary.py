@@ -18,7 +18,7 @@ from safelight.engine.local import LocalEngine
 from safelight.errors import CanaryError
 from safelight.request.results import Image
 from safelight.request.schema import Request
-from safelight.trust import soak
+from safelight.trust import canary, soak
 from safelight.trust.canary import Canaries, after_switch, request
 from safelight.trust.difference import difference
 from safelight.trust.doctor import Doctor
@@ -30,8 +30,9 @@ def engine(root: Path) -> LocalEngine:
 
 
 @pytest.fixture
-def canaries(engine: LocalEngine, root: Path, tiny: Path, tmp_path: Path) -> Canaries:
-    """Of two models, made by engines that have held no other."""
+def canaries(engine: LocalEngine, root: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Canaries:
+    """Of two models, made by engines that have held no other; small, as no kernel is at fault here."""
+    monkeypatch.setattr(canary, "SIDE", 64)
     for name in ("a", "b"):
         engine.library.add(tiny / f"{name}.safetensors", name)
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from support.scale import thinned
 from support.serving import Server
 
 SHOTS = Path(__file__).parents[2] / "build/screenshots"
+LOOKS = [("1440x900", False), ("390x844", True), ("1440x900", True), ("390x844", False)]
 SIZES = {"1440x900": (1440, 900), "390x844": (390, 844)}
 
 
@@ -40,9 +42,9 @@ def opened(browser: Browser, server: Server, size: str, dark: bool, hosts: set[s
     return page
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
-def test_the_first_image_in_two_actions(browser: Browser, server: Server, size: str, dark: bool) -> None:
+@pytest.mark.parametrize("look", thinned(LOOKS, 2), ids=lambda look: f"{look[0]}-{'dark' if look[1] else 'light'}")
+def test_the_first_image_in_two_actions(browser: Browser, server: Server, look: tuple[str, bool]) -> None:
+    size, dark = look
     hosts: set[str] = set()
     page = opened(browser, server, size, dark, hosts)
     page.get_by_label("Prompt", exact=True).fill("red apple")
