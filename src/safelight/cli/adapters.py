@@ -12,8 +12,6 @@ from safelight.cli.common import Commands, JsonOption, RootOption, loaded, say_j
 if TYPE_CHECKING:
     from safelight.library.adapters import Adapters
 
-BASES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
-
 app = typer.Typer(
     cls=Commands,
     help="Add adapters to the library, list, verify and remove them: LoRAs and relatives, VAEs, ControlNets, "
@@ -35,7 +33,7 @@ def add(
     paths: Annotated[list[Path], typer.Argument(help="Adapter files, or folders of them.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="Its name in the library; the file's name by default.")] = None,
     base: Annotated[
-        str, typer.Option(help=f"The base that the adapter is for, if its file is wrong: {', '.join(BASES)}.")
+        str, typer.Option(help="The family of models that the adapter is for, if its file is wrong, such as sdxl.")
     ] = "",
     as_json: JsonOption = False,
     root: RootOption = None,
@@ -43,9 +41,10 @@ def add(
     """Add adapters: identify them, and read and hash every tensor. The files stay where they are."""
     from safelight.cli.adding import Found, found_in
     from safelight.errors import InputError
+    from safelight.families.registry import families
 
-    if base and base not in BASES:
-        raise InputError(f"--base {base!r}: must be one of {', '.join(BASES)}")
+    if base and base not in families():
+        raise InputError(f"--base {base!r}: must be one of {', '.join(sorted(families()))}")
     candidates = [candidate for path in paths for candidate in found_in(path)]
     if name is not None and len(candidates) != 1:
         raise InputError(f"--name {name!r} needs exactly one path, not {len(candidates)}")

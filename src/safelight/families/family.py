@@ -79,7 +79,7 @@ class Component:
 
     ``role``: its name in records, and its folder in a diffusers folder.
     ``prefixes``: prefixes of its tensors in a single file; the first one that a file has counts.
-    ``infer``: infers the settings from shapes. Raises NotThisArchitecture.
+    ``infer``: infers the settings from shapes. Raises NotThisArchitecture, or KeyError for a tensor that is missing.
     ``standard``: the published settings. They name the missing tensors of a file whose settings cannot be inferred.
     ``lora_prefixes``: prefixes of its modules in files of adapters that write ``_`` for ``.`` (kohya's scripts).
     ``lora_paths``: prefixes of its modules in files of adapters that keep the dots (ComfyUI).
@@ -105,6 +105,7 @@ class Latents:
     ``scale``: pixels per latent in each direction.
     ``multiple``: width and height of an image are multiples of so many pixels.
     ``factor``, ``shift``: latents are (what the VAE encodes - shift) * factor.
+    ``colours``: red, green and blue from 0 to 1 for one of each channel, and a row for the constant; for previews.
     ``largest``: the largest absolute value of latents without noise, above which they are marked as suspicious.
     """
 
@@ -113,6 +114,7 @@ class Latents:
     multiple: int
     factor: float
     shift: float = 0.0
+    colours: tuple[tuple[float, float, float], ...] = ()
     largest: float = 150.0
     """Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
 
@@ -180,7 +182,7 @@ class Family:
     ``recognise_folder``: returns the reason if a diffusers folder is of this family, else None.
     ``folder_settings``: (role, setting, value) that the folder's settings must have if they have the setting at all.
     ``training``: says what a single file was trained to predict. Raises UnsupportedModelError.
-    ``folder_training``: the same from a folder's scheduler settings.
+    ``folder_training``: the same from a folder's scheduler settings; None if ``recognise_folder`` recognises none.
     ``variant``: names a checkpoint's variant from its configurations; None for an unknown one.
     ``discord``: says why complete components do not fit together, None if they do.
     ``left_over``: says why a checkpoint may have a tensor that no module needs; None if it may not.
@@ -208,10 +210,10 @@ class Family:
     features: frozenset[Feature]
     computing: str
     rules: tuple[KindRule, ...]
-    recognise_folder: Callable[[Folder], str | None]
     training: Callable[[Header], Training]
-    folder_training: Callable[[Folder], Training]
     variant: Callable[[Mapping[str, Config]], str | None]
+    recognise_folder: Callable[[Folder], str | None] = lambda _: None
+    folder_training: Callable[[Folder], Training] | None = None
     discord: Callable[[Mapping[str, Config]], str | None] = lambda _: None
     folder_settings: Callable[[Mapping[str, Config]], Iterable[tuple[str, str, object]]] = lambda _: ()
     left_over: Callable[[str], str | None] = lambda _: None

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 
+from safelight.request.field import fields_of
 from safelight.request.schema import Request
 
 
 class Feature(StrEnum):
+    TEXT_TO_IMAGE = "images from text alone"
     IMAGE_TO_IMAGE = "image to image"
     INPAINTING = "inpainting"
     NEGATIVE_PROMPT = "a negative prompt"
+    GUIDANCE = "a guidance scale"
     PROMPT_WEIGHTS = "weights of words"
     COMPEL = "compel's syntax"
     CLIP_SKIP = "CLIP skip"
@@ -23,12 +26,16 @@ class Feature(StrEnum):
     OWN_TEXT_ENCODER = "another model's text encoders"
 
 
+_CFG = fields_of(Request)["cfg"].default
+"""What a request has that says nothing of guidance."""
+
 Asks = Callable[[Request], bool]
 
 ASKED: Mapping[Feature, tuple[str, Asks]] = {
     Feature.IMAGE_TO_IMAGE: ("image", lambda r: bool(r.image)),
     Feature.INPAINTING: ("mask", lambda r: r.masked),
     Feature.NEGATIVE_PROMPT: ("negative", lambda r: bool(r.negative.strip())),
+    Feature.GUIDANCE: ("cfg", lambda r: r.cfg not in (_CFG, 1.0)),
     Feature.COMPEL: ("prompt_syntax", lambda r: r.prompt_syntax == "compel"),
     Feature.CLIP_SKIP: ("clip_skip", lambda r: r.clip_skip > 0),
     Feature.TEXTUAL_INVERSION: ("embeddings", lambda r: bool(r.embeddings)),

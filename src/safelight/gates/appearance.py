@@ -123,8 +123,8 @@ class Looks:
         """Return a phrase for each suspicious property of an image.
 
         ``vae``: the VAE's digest.
-        ``latents``: (1, 4, h, w).
-        ``pixels``: uint8 (8h, 8w, 3), in host memory.
+        ``latents``: (1, channels, h, w).
+        ``pixels``: uint8 (height, width, 3), in host memory.
         ``again``: decodes the latents again and returns their pixels in the same form.
         """
         values = latents[0].detach().cpu().double().nan_to_num(0.0, 0.0, 0.0)
@@ -157,7 +157,10 @@ def contrast(pixels: torch.Tensor) -> float:
 
 
 def alike(latents: torch.Tensor) -> float:
-    """Return the correlation of latents (4, h, w) with their right and lower neighbours. Noise: 0; images: near 1."""
+    """Return the correlation of latents (channels, h, w) with their right and lower neighbours.
+
+    Noise: 0. Images: near 1.
+    """
     values = latents - latents.mean((1, 2), keepdim=True)
     variance = float((values * values).mean())
     if not variance:
@@ -168,7 +171,7 @@ def alike(latents: torch.Tensor) -> float:
 
 
 def related(latents: torch.Tensor) -> float:
-    """Return the largest absolute correlation of two channels of latents (4, h, w). Noise: 0."""
+    """Return the largest absolute correlation of two channels of latents (channels, h, w). Noise: 0."""
     values = (latents - latents.mean((1, 2), keepdim=True)).flatten(1)
     values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-9)
     return float((values @ values.T).triu(1).abs().max())
@@ -193,14 +196,14 @@ def _empty(count: int) -> _Map:
 
 
 def _columns(latents: torch.Tensor) -> torch.Tensor:
-    """Compute the map's inputs, (h * w, 75), from latents (4, h, w).
+    """Compute the map's inputs, (h * w, count), from latents (channels, h, w).
 
     They are each latent, its 8 neighbours, its products, and its relation to the image's mean and standard deviation.
     The last are needed because a decoder's normalisations make each colour depend on all latents.
     """
     own = latents.flatten(1).T
     around = F.unfold(F.pad(latents[None], (1, 1, 1, 1), mode="replicate"), 3)[0].T
-    first, second = torch.triu_indices(4, 4)
+    first, second = torch.triu_indices(own.shape[1], own.shape[1])
     mean, spread = own.mean(0), own.std(0)
     whole = torch.cat([mean, spread, mean / (spread + 0.1), torch.ones(1, dtype=own.dtype)]).expand(len(own), -1)
     normal = [own * mean, own * spread, own / (spread + 0.1), (own - mean) / (spread + 0.1)]

@@ -47,7 +47,7 @@ def far_from_trained(request: Request, model: Model) -> str:
 
 def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
     """Raise RequestError when this model cannot do what is asked. ``words``: of textual inversions."""
-    if model.base == "sdxl-refiner":
+    if Feature.TEXT_TO_IMAGE not in model.family.features:
         raise RequestError("model", model.name, "is a refiner: it works on images, and cannot start from text")
     missing = first_missing(request, model.family.features)
     if missing is not None:

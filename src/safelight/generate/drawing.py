@@ -211,7 +211,8 @@ class Drawing:
             def on_step(step: int, values: torch.Tensor) -> None:
                 with self.clock.gates():
                     self._passed(step, values, schedule.sigma)
-                preview = self.bench.previews.of(self._vae, values) if self.bench.previews is not None else None
+                previews = self.bench.previews
+                preview = None if previews is None else previews.of(self._vae, values, form.colours)
                 at = drawn.before + min(step + 1, drawn.done)
                 self._report("denoise", at, request.steps_done, preview)
                 for lease in leases:

@@ -1,28 +1,16 @@
 """Previews: what latents look like, by a linear map from their channels to colours.
 
-Each VAE has a map of its own, fitted to the images that it decoded (least squares); before its first image, that of
-Stable Diffusion 1 is used.
+Each VAE has a map of its own, fitted to the images that it decoded (least squares). Before its first image, the
+family's map is used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from safelight.request.results import Preview
-
-_FIRST = torch.tensor(
-    [
-        [0.298, 0.207, 0.208],
-        [0.187, 0.286, 0.173],
-        [-0.158, 0.189, 0.264],
-        [-0.184, -0.271, -0.473],
-        [0.5, 0.5, 0.5],
-    ]
-)
-"""(5, 3): latent channels and a constant to red, green, blue from 0 to 1; SD 1's, widely used for this purpose."""
-
-_SCALE = 2.0
-"""The map above gives -1 to 1 about its constant."""
 
 
 class Previews:
@@ -31,16 +19,22 @@ class Previews:
     def __init__(self) -> None:
         self._maps: dict[str, torch.Tensor] = {}
 
-    def of(self, vae: str, latents: torch.Tensor) -> Preview:
-        """``latents``: (1, 4, h, w), on any device. ``vae``: the VAE's digest."""
+    def of(self, vae: str, latents: torch.Tensor, colours: Sequence[Sequence[float]]) -> Preview:
+        """Draw a preview.
+
+        ``vae``: the VAE's digest.
+        ``latents``: (1, channels, h, w), on any device.
+        ``colours``: the family's map, :attr:`safelight.families.family.Latents.colours`.
+        """
         values = _columns(latents)
-        _, _, height, width = latents.shape
-        colours = values @ self._maps.get(vae, _FIRST_SCALED)
-        pixels = colours.clamp(0, 1).mul(255).round().to(torch.uint8)
+        _, channels, height, width = latents.shape
+        known = self._maps.get(vae)
+        painted = values @ (_first(colours, channels) if known is None else known)
+        pixels = painted.clamp(0, 1).mul(255).round().to(torch.uint8)
         return Preview(pixels.contiguous().numpy().tobytes(), width, height)
 
     def learn(self, vae: str, latents: torch.Tensor, pixels: torch.Tensor) -> None:
-        """Fit the VAE's map to an image that it decoded. ``pixels``: uint8 (8h, 8w, 3)."""
+        """Fit the VAE's map to an image that it decoded. ``pixels``: uint8 (height, width, 3)."""
         if vae in self._maps:
             return
         _, _, height, width = latents.shape
@@ -49,10 +43,14 @@ class Previews:
         self._maps[vae] = torch.linalg.lstsq(_columns(latents), wanted, driver="gelsd").solution
 
 
-_FIRST_SCALED = _FIRST * torch.tensor([[1 / _SCALE]] * 4 + [[1.0]])
+def _first(colours: Sequence[Sequence[float]], channels: int) -> torch.Tensor:
+    """Return the family's map; without one, grey that follows the mean of the channels."""
+    if colours:
+        return torch.tensor(colours)
+    return torch.cat([torch.full((channels, 3), 0.5 / channels), torch.full((1, 3), 0.5)])
 
 
 def _columns(latents: torch.Tensor) -> torch.Tensor:
-    """(h * w, 5) fp32: the channels and a constant."""
+    """Return the channels and a constant, fp32, (h * w, channels + 1)."""
     values = latents[0].detach().cpu().float().nan_to_num(0.0, 0.0, 0.0).flatten(1).t()
     return torch.cat([values, torch.ones(len(values), 1)], 1)

@@ -164,6 +164,7 @@ def _folder(path: Path) -> Identity:
         raise CorruptFileError(path, f"model_index.json names no {absent[0]}, which {family.name} needs")
     built = _folder_layout(found, family)
     _refuse_other_settings(built)
+    assert family.folder_training is not None, family.name
     training = family.folder_training(found)
     formats = {found.components[role].format for role in family.roles}
     return Identity(

@@ -1,7 +1,8 @@
 """Canaries: a tiny image by each model, made in a process that held no other model.
 
 A canary is stored with its run settings and versions. Safelight compares it after a switch, in the doctor, and after an
-upgrade. 264 × 264 pixels have 1,089 latents, which is more than the 1,024 above which some kernels are known to break.
+upgrade. 264 × 264 pixels have 1,089 latents of Stable Diffusion, which is more than the 1,024 above which some kernels
+are known to break. Other families round the size up to their multiple.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Canary:
 def request(model: Model, precision: str = "auto") -> Request:
     """Return the request for a model's canary."""
     wanted: Any = precision
-    return Request(PROMPT, model.name, seed=SEED, steps=STEPS, width=SIDE, height=SIDE, precision=wanted)
+    multiple = model.family.latents.multiple
+    side = -(-SIDE // multiple) * multiple
+    return Request(PROMPT, model.name, seed=SEED, steps=STEPS, width=side, height=side, precision=wanted)
 
 
 class Canaries:

@@ -9,7 +9,7 @@ from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
 from safelight.formats.header import Header, TensorInfo
-from safelight.weights.adapter_parts import AdapterConfig
+from safelight.weights.adapter_parts import NAMELESS, AdapterConfig
 from safelight.weights.layout import FLOATS, ComponentLayout, TensorPlace, alone
 
 VAE = "vae"
@@ -24,9 +24,6 @@ KINDS = WEIGHTS | {VAE, CONTROLNET, INVERSION}
 textual inversions, which add words for its text encoders."""
 
 ROLE = "adapter"
-
-NAMELESS = "unet"
-"""Under which the scale of modules without a component's name is recorded: those of the denoiser, of any family."""
 
 METADATA = "lora_adapter_metadata"
 """The metadata key under which diffusers writes PEFT's settings."""

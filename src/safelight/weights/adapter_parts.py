@@ -23,6 +23,9 @@ Kind = Literal["lora", "loha", "lokr", "diff"]
 MOST_RANK = 8192
 """Limit of the rank. It is above the width of every layer, so a larger rank is not a low rank."""
 
+NAMELESS = "unet"
+"""The name under which the scale of modules without a component's name is recorded: those of any family's denoiser."""
+
 Shape = tuple[int, ...]
 
 
@@ -43,7 +46,7 @@ class AdapterConfig(Config):
     def scale(self, component: Component) -> float | None:
         """Return the scale for a component; None if the metadata gives none."""
         known = dict(zip(self.scaled, self.scales, strict=True))
-        nameless = known.get("unet") if component.purpose is Purpose.DENOISER else None
+        nameless = known.get(NAMELESS) if component.purpose is Purpose.DENOISER else None
         return known.get(component.role, nameless)
 
 

@@ -157,10 +157,11 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
     mismatched: list[str] = []
     try:
         config = part.infer({name: info.shape for name, info in infos.items()})
-    except NotThisArchitecture as error:
+    except (NotThisArchitecture, KeyError) as error:
         missing = _missing(role, part.standard.rows(), infos) if part.standard is not None else ()
         # First the tensor without which the architecture is unknown: the others may belong to another size.
-        lacked = error.__cause__.args[0] if isinstance(error.__cause__, KeyError) else ""
+        cause = error if isinstance(error, KeyError) else error.__cause__
+        lacked = cause.args[0] if isinstance(cause, KeyError) else ""
         missing = tuple(sorted(missing, key=lambda one: lacked not in one))
         raise IncompleteModelError(path, what, missing=missing or (f"{role}: {error}",)) from error
     places: list[TensorPlace] = []

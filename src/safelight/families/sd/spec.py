@@ -49,6 +49,15 @@ LATENT_SCALE = 8
 STANDARD_VAE = VAEConfig(3, 3, LATENT_CHANNELS, (128, 256, 512, 512), 2)
 CLIP_L = CLIPConfig(768, 3072, 12, VOCABULARY, POSITIONS, None, "quick_gelu")
 
+COLOURS = (
+    (0.149, 0.1035, 0.104),
+    (0.0935, 0.143, 0.0865),
+    (-0.079, 0.0945, 0.132),
+    (-0.092, -0.1355, -0.2365),
+    (0.5, 0.5, 0.5),
+)
+"""SD 1's map from latents to colours, widely used for previews."""
+
 DENOISER = r"model\.diffusion_model\."
 
 _LEVELS = 26
@@ -111,7 +120,7 @@ def first_encoder(activation: str, standard: CLIPConfig, drop_last: bool, *prefi
 
 
 def latents(factor: float) -> Latents:
-    return Latents(LATENT_CHANNELS, LATENT_SCALE, LATENT_SCALE, factor)
+    return Latents(LATENT_CHANNELS, LATENT_SCALE, LATENT_SCALE, factor, colours=COLOURS)
 
 
 def _folder(linear: bool, folder: Folder) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from safelight.families.family import AdapterSigns, Component, Family, Noise, Training
+from safelight.families.features import Feature
 from safelight.families.rules import rule
 from safelight.families.sd import clip, leftover, recognition
 from safelight.families.sd.clip import CLIPConfig
@@ -128,7 +129,7 @@ REFINER = Family(
     noise=Noise("discrete", BETAS),
     resolution=1024,
     guidance="classifier_free",
-    features=FEATURES,
+    features=FEATURES - {Feature.TEXT_TO_IMAGE},
     computing="safelight.families.sdxl.model",
     rules=(
         rule(
