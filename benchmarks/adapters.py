@@ -170,7 +170,7 @@ def prepared() -> tuple[Any, list[Path]]:
     model = engine.library.resolve(str(FOLDER / "A.safetensors"))
     paths = [write(FOLDER / f"lora{n}.safetensors", model, n) for n in (1, 2)]
     for path in paths:
-        engine.shelves.adapters.resolve(str(path))
+        engine.catalog.adapters.resolve(str(path))
     engine.close()
     return model, paths
 

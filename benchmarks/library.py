@@ -72,7 +72,7 @@ def main() -> None:
         try:
             request = Request("red apple", "m", loras=(Lora("style", 1.0),))
             rows["models list"] = seconds(control.library.cards)
-            rows["adapters list"] = seconds(control.shelves.adapters.cards)
+            rows["adapters list"] = seconds(control.catalog.adapters.cards)
             rows["find a model"] = seconds(lambda: control.library.get("m"))
             rows["accept a request with a LoRA"] = seconds(lambda: asking.accept(control, request, client="me"))
         finally:

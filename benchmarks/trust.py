@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 
 import safelight
-from safelight.assemble.control import open_library
 from safelight.assemble.serving import ZYGOTE
 from safelight.engine.isolated import IsolatedEngine, Isolator
 from safelight.request.results import Progress
 from safelight.request.schema import Request
+from safelight.resolve.catalog import Catalog
 from safelight.settings_sources import load_settings
 
 FOLDER = Path(__file__).parents[1] / "build/bench"
@@ -45,7 +45,7 @@ def compared(root: Path, request: Request, count: int) -> list[tuple[str, str]]:
     warm = safelight.open_engine(root)
     settings = load_settings(root)
     isolator = Isolator(ZYGOTE, settings)
-    alone = IsolatedEngine(open_library(settings), isolator)
+    alone = IsolatedEngine(Catalog.under(settings.root), isolator)
     peak = {"warm": 0.0, "alone": 0.0}
     seconds: dict[str, list[float]] = {"warm": [], "alone": []}
     differ = 0

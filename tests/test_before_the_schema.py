@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.jobs import resolved
 from typer.testing import CliRunner
 
 import safelight
@@ -44,7 +45,7 @@ def test_its_database_opens_and_its_jobs_are_what_they_were(root: Path) -> None:
     assert first.request == third.request == FIRST
     assert not first.unreadable
     assert database.start(second.id, "next") is not None
-    [new] = database.accept((FIRST, first.model_digest))
+    [new] = database.accept(resolved(root, FIRST))
     assert new.number > third.number
     database.close()
 

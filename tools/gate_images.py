@@ -23,8 +23,9 @@ from safelight.boundary import kernels, pictures
 from safelight.engine.local import LocalEngine
 from safelight.generate import drawing, run
 from safelight.generate.denoise import Denoising
-from safelight.library.chosen import Settled
 from safelight.library.model import Model
+from safelight.request.job import Job
+from safelight.resolve.resolve import model_content
 
 HOME = Path(__file__).parents[1]
 KEPT = HOME / "build/gates"
@@ -76,7 +77,8 @@ class Maker:
 
         request = safelight.Request(prompt, model.name, seed=seed, steps=STEPS)
         with replaced(drawing, "denoise", denoising), replaced(pictures, "decode", decoding):
-            image = next(run.images(Settled(request), model, self.engine.bench, lambda _: None))
+            job = Job(request, model_content(model))
+            image = run.image(job, model, self.engine.bench, 0, lambda _: None)
         return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 
 

@@ -262,8 +262,8 @@ MUTANTS = (
     Mutant(
         "a job is pinned to its content",
         "engine/local.py",
-        "        if digest is not None and model.digest != digest:\n",
-        "        if False:\n",
+        "        if found is None:\n            path = self.library.resolve(wanted.name).path\n",
+        "        if found is None:\n            return self.library.resolve(wanted.name)\n",
         "tests/engine/test_supervisor.py::test_other_content_than_was_accepted_is_refused",
     ),
     Mutant(
@@ -429,14 +429,14 @@ MUTANTS = (
     ),
     Mutant(
         "what fits nothing is refused",
-        "library/chosen.py",
+        "resolve/adapters.py",
         "    if found.unknown and not lenient:\n",
         "    if False:\n",
         "tests/adapters/test_state.py::test_what_is_wrong_is_said_and_the_next_is_right",
     ),
     Mutant(
         "an adapter's shapes are its model's",
-        "library/chosen.py",
+        "resolve/adapters.py",
         "    if found.odd or not found.count:\n",
         "    if False:\n",
         "tests/adapters/test_state.py::test_what_is_wrong_is_said_and_the_next_is_right",
@@ -492,7 +492,7 @@ MUTANTS = (
     ),
     Mutant(
         "an image that is made again has only the words that it had",
-        "library/inversions.py",
+        "resolve/inversions.py",
         "    if asked is None:\n",
         "    if not asked:\n",
         "tests/adapters/test_inversion.py::test_what_the_image_says_makes_it_again",
@@ -661,8 +661,8 @@ MUTANTS = (
     Mutant(
         "each image of jobs in turns is a switch",
         "engine/local.py",
-        "            self._call_on_switch(model, bench)\n",
-        "            if index == first:\n                self._call_on_switch(model, bench)\n",
+        "            self._call_on_switch(contents.model, bench)\n",
+        "            if index == first:\n                self._call_on_switch(contents.model, bench)\n",
         "tests/trust/test_canary.py::test_images_of_two_jobs_in_turns_are_switches",
     ),
     Mutant(

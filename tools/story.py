@@ -249,7 +249,7 @@ def opened(suspect: Suspect, root: Path, blind: bool) -> Generator[LocalEngine]:
     device = Simulated(nbytes=512 << 20) if suspect.simulated else None
     engine = open_engine(settings, device)
     if suspect.canary and not blind:
-        fresh = Fresh(WORKER, settings)
+        fresh = Fresh(WORKER, settings, engine.catalog)
         engine.on_switch = after_switch(Canaries(root, fresh.made), engine.repairs)
     try:
         for name in (MODEL, BEFORE):

@@ -155,7 +155,7 @@ def test_one_that_leaves_is_gone(engine: LocalEngine, tiny: Path, folder: Path) 
 
 
 def test_in_the_library_it_has_a_name_and_a_digest(engine: LocalEngine, tiny: Path, folder: Path) -> None:
-    added = engine.shelves.adapters.add(folder / "second.safetensors", "second")
+    added = engine.catalog.adapters.add(folder / "second.safetensors", "second")
     assert (added.kind, added.base) == ("controlnet", "")
     asked = Control("second", str(folder / "edges.png"), preprocessor="canny")
     image = next(
@@ -240,7 +240,7 @@ def test_what_comes_beside_leaves_the_least_for_the_others(engine: LocalEngine, 
     """A ControlNet is leased first; were it to take all room, the UNet could not be leased at all."""
     model = engine.library.resolve(str(tiny / "a.safetensors"))
     unet = model.manifest.component("unet")
-    net = engine.shelves.adapters.resolve(str(folder / "sd1.safetensors")).tensors
+    net = engine.catalog.adapters.resolve(str(folder / "sd1.safetensors")).tensors
     parts = [(component, torch.float32) for component in (unet, net, net)]
     task = Task("denoise", 64 * 64, 2)
     uses = uses_of(model, engine.bench, parts, work_of(parts, engine.bench.run, task), task)

@@ -21,7 +21,7 @@ Ask = Callable[..., Request]
 
 @pytest.fixture
 def thing(engine: LocalEngine, tmp_path: Path) -> str:
-    engine.shelves.adapters.add(controls.inversion(tmp_path / "thing.safetensors"))
+    engine.catalog.adapters.add(controls.inversion(tmp_path / "thing.safetensors"))
     return "thing"
 
 
@@ -32,7 +32,7 @@ def sha(engine: LocalEngine, request: Request) -> str:
 @pytest.mark.parametrize("count", [1, 2], ids=["one vector", "two vectors"])
 def test_pixels_are_those_of_diffusers(engine: LocalEngine, ask: Ask, tmp_path: Path, count: int) -> None:
     path = controls.inversion(tmp_path / "thing.safetensors", count)
-    engine.shelves.adapters.add(path)
+    engine.catalog.adapters.add(path)
     pipe = oracle.pipeline("sd1", 1)
     save_file({"<thing>": controls.vectors(count)}, tmp_path / "theirs.safetensors")
     pipe.load_textual_inversion(str(tmp_path / "theirs.safetensors"), token="<thing>")
@@ -46,14 +46,14 @@ def test_one_that_another_engine_of_the_process_did_not_have(root: Path, ask: As
     shas: list[str] = []
     for count, name in ((1, "thing"), (2, "other")):
         engine = safelight.open_engine(root)
-        engine.shelves.adapters.add(controls.inversion(tmp_path / f"{name}.safetensors", count))
+        engine.catalog.adapters.add(controls.inversion(tmp_path / f"{name}.safetensors", count))
         shas.append(sha(engine, ask(prompt="an other apple")))
         engine.close()
     assert shas[0] != shas[1]
 
 
 def test_both_encoders_of_sdxl(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
-    engine.shelves.adapters.add(controls.inversion(tmp_path / "thing.safetensors", 2, "sdxl"))
+    engine.catalog.adapters.add(controls.inversion(tmp_path / "thing.safetensors", 2, "sdxl"))
     pipe = oracle.pipeline("sdxl", 4)
     for number, (tokenizer, encoder) in enumerate(
         ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2))
@@ -106,14 +106,14 @@ def test_it_goes_with_lora_and_streams(root: Path, engine: LocalEngine, ask: Ask
 @pytest.mark.parametrize("form", ["pt", "diffusers", "emb_params"])
 def test_every_form_is_read(engine: LocalEngine, ask: Ask, tmp_path: Path, form: str) -> None:
     path = tmp_path / ("thing.pt" if form == "pt" else "thing.safetensors")
-    engine.shelves.adapters.add(controls.inversion(path, form=form))
-    engine.shelves.adapters.add(controls.inversion(tmp_path / "right.safetensors"), "right")
+    engine.catalog.adapters.add(controls.inversion(path, form=form))
+    engine.catalog.adapters.add(controls.inversion(tmp_path / "right.safetensors"), "right")
     assert sha(engine, ask(prompt="a thing apple")) == sha(engine, ask(prompt="a right apple"))
 
 
 def test_a_pickle_is_converted_once_and_watched(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
     path = controls.inversion(tmp_path / "thing.pt")
-    added = engine.shelves.adapters.add(path)
+    added = engine.catalog.adapters.add(path)
     right = sha(engine, ask(prompt="a thing"))
     [converted] = (engine.library.root / "adapters" / "converted").iterdir()
     assert converted.stem == added.digest
@@ -121,9 +121,9 @@ def test_a_pickle_is_converted_once_and_watched(engine: LocalEngine, ask: Ask, t
     with pytest.raises(IntegrityError):
         sha(engine, ask(prompt="a thing"))
     controls.inversion(path)
-    engine.shelves.adapters.add(path)
+    engine.catalog.adapters.add(path)
     assert sha(engine, ask(prompt="a thing")) == right
-    engine.shelves.adapters.remove("thing")
+    engine.catalog.adapters.remove("thing")
     assert not list(converted.parent.iterdir())
 
 
@@ -135,7 +135,7 @@ def test_what_the_image_says_makes_it_again(engine: LocalEngine, ask: Ask, thing
     assert sha(engine, again) == image.pixels_sha256
     # A word that becomes a name later means nothing to an image that was made before.
     plain = next(engine.generate(ask(prompt="apple")))
-    engine.shelves.adapters.add(engine.shelves.adapters.get(thing).path, "apple")
+    engine.catalog.adapters.add(engine.catalog.adapters.get(thing).path, "apple")
     assert sha(engine, ask(prompt="apple")) != plain.pixels_sha256
     assert sha(engine, Request(**{**plain.metadata["request"], "model": ask().model})) == plain.pixels_sha256
 
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused(engine: LocalEngine, ask: Ask, tmp_path: P
     many = tmp_path / "many.safetensors"
     save_file({"emb_params": torch.randn(76, 64)}, many)
     for path in (wide, many, controls.inversion(tmp_path / "xl.safetensors", 2, "sdxl")):
-        engine.shelves.adapters.add(path)
+        engine.catalog.adapters.add(path)
     for word, says in (("wide", "768"), ("many", "76 vectors"), ("xl", "has the tensors clip_")):
         with pytest.raises(RequestError, match=says):
             sha(engine, ask(prompt=f"a <{word}>"))
@@ -158,18 +158,18 @@ def test_what_does_not_fit_is_refused(engine: LocalEngine, ask: Ask, tmp_path: P
     spoiled = tmp_path / "nan.safetensors"
     save_file({"emb_params": torch.full((1, 64), float("nan"))}, spoiled)
     with pytest.raises(InputError, match="NaN"):
-        engine.shelves.adapters.add(spoiled)
+        engine.catalog.adapters.add(spoiled)
 
 
 def test_large_ones_have_chunks_of_their_own(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
-    engine.shelves.adapters.add(controls.inversion(tmp_path / "whole.safetensors", 75))
-    engine.shelves.adapters.add(controls.inversion(tmp_path / "large.safetensors", 60))
+    engine.catalog.adapters.add(controls.inversion(tmp_path / "whole.safetensors", 75))
+    engine.catalog.adapters.add(controls.inversion(tmp_path / "large.safetensors", 60))
     for prompt in ("cat whole", "red, " + "a " * 17 + "large dog", "whole whole large"):
         assert sha(engine, ask(prompt=prompt)) != sha(engine, ask(prompt=prompt, embeddings=()))
 
 
 def test_names_are_found_in_any_case_and_words_are_of_one(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
-    engine.shelves.adapters.add(controls.inversion(tmp_path / "EasyThing.safetensors"))
+    engine.catalog.adapters.add(controls.inversion(tmp_path / "EasyThing.safetensors"))
     right = sha(engine, ask(prompt="a EasyThing"))
     assert sha(engine, ask(prompt="a easything")) == right != sha(engine, ask(prompt="a EasyThing", embeddings=()))
     with pytest.raises(RequestError, match="two embeddings"):

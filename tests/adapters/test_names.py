@@ -72,7 +72,7 @@ def test_names_of_comfyui(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None
 def test_the_users_word_goes_above_what_a_file_says(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
     wrong = {"ss_base_model_version": "sdxl_base_v1-0"}
     whole = adapters.lora("sd1", 1, adapters.kohya)
-    library = engine.shelves.adapters
+    library = engine.catalog.adapters
     # Its text encoder and its first convolutions are SD 1's, whatever the metadata says.
     save_file(whole, tmp_path / "whole.safetensors", wrong)
     assert library.add(tmp_path / "whole.safetensors").base == "sd1"

@@ -19,10 +19,10 @@ NAMINGS = {"kohya": adapters.kohya, "peft": adapters.peft}
 
 def leased(engine: Any, request: Any) -> dict[str, torch.Tensor]:
     """Every weight of the model under the request's adapters, by role and name."""
-    from safelight.library.chosen import settled
+    from safelight.resolve.contents import find_contents
 
     plain = engine.library.resolve(request.model)
-    model = engine._combine(plain, settled(request, plain, engine.shelves))
+    model = engine._combine(find_contents(engine.resolve(request), engine.catalog, plain))
     out: dict[str, torch.Tensor] = {}
     for component in model.manifest.components:
         with engine.bench.residency.lease(component, torch.float32) as lease:

@@ -238,7 +238,7 @@ def test_load_03_an_adapter_that_was_replaced_is_not_taken_for_the_one_that_was_
     path = tmp_path / "mine.safetensors"
     path.write_bytes((files / "1.safetensors").read_bytes())
     engine = safelight.open_engine(root)
-    added = engine.shelves.adapters.add(path)
+    added = engine.catalog.adapters.add(path)
     right = pixels(engine, ask(loras=(Lora("mine"),)))
     path.write_bytes((files / "2.safetensors").read_bytes())
     with pytest.raises(IntegrityError, match="its content changed"):
@@ -252,7 +252,7 @@ def test_load_03_an_adapter_that_was_replaced_is_not_taken_for_the_one_that_was_
 
 def test_prompts_name_adapters_too(root: Path, ask: Ask, files: Path) -> None:
     engine = safelight.open_engine(root)
-    engine.shelves.adapters.add(files / "1.safetensors", "style")
+    engine.catalog.adapters.add(files / "1.safetensors", "style")
     asked = pixels(engine, ask(prompt="red apple", loras=(Lora("style", 0.8),)))
     assert pixels(engine, ask(prompt="red apple <lora:style:0.8>")) == asked
     apart = pixels(engine, ask(loras=(Lora("style", text_encoder=0.5, unet=0.8),)))
@@ -291,7 +291,7 @@ def test_a_checkpoint_that_was_moved_is_read_where_it_is(
 
 
 def test_what_peft_says_of_its_scale_is_part_of_the_content(root: Path, files: Path, tmp_path: Path) -> None:
-    shelf = safelight.open_engine(root).shelves.adapters
+    shelf = safelight.open_engine(root).catalog.adapters
     tensors = adapters.lora("sd1", 1, adapters.peft, alpha=None)
     bare = {name.removeprefix("unet."): t for name, t in tensors.items() if name.startswith("unet.")}
     said = [{"unet.r": 4, "unet.lora_alpha": 8}, {"unet.r": 4, "unet.lora_alpha": 16}, {"r": 4, "lora_alpha": 8}]
@@ -327,7 +327,7 @@ def test_strengths_are_read_as_automatic1111_reads_them() -> None:
 def test_a_checkpoint_is_no_adapter_and_an_adapter_no_checkpoint(root: Path, tiny: Path, files: Path) -> None:
     engine = safelight.open_engine(root)
     with pytest.raises(safelight.InputError, match="safelight models add"):
-        engine.shelves.adapters.add(tiny / "a.safetensors")
+        engine.catalog.adapters.add(tiny / "a.safetensors")
     with pytest.raises(safelight.InputError, match="safelight adapters add"):
         engine.library.add(files / "1.safetensors")
 

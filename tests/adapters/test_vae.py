@@ -27,7 +27,7 @@ def vae(tiny: Path, tmp_path: Path) -> Path:
 
 def test_state_16_the_checkpoints_own_comes_back(root: Path, ask: Ask, tiny: Path, vae: Path) -> None:
     engine = safelight.open_engine(root)
-    engine.shelves.adapters.add(vae, "mine")
+    engine.catalog.adapters.add(vae, "mine")
     own = next(engine.generate(ask())).pixels_sha256
     other = next(engine.generate(ask(vae="mine")))
     assert other.pixels_sha256 != own
@@ -42,7 +42,7 @@ def test_state_16_the_checkpoints_own_comes_back(root: Path, ask: Ask, tiny: Pat
 
 def test_what_is_no_vae_for_it_is_refused(root: Path, ask: Ask, tiny: Path, vae: Path) -> None:
     engine = safelight.open_engine(root)
-    engine.shelves.adapters.add(vae, "mine")
+    engine.catalog.adapters.add(vae, "mine")
     with pytest.raises(RequestError, match="is the VAE of a sdxl model; a is sd1"):
         next(engine.generate(ask(vae=str(tiny / "xl.safetensors"))))
     with pytest.raises(safelight.InputError, match="no VAE named 'nobody'"):

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 import safelight
 from safelight.arch import attention
 from safelight.arch.attention import Kernels, Shape, Tried, try_out
+from safelight.arch.skeleton import SkeletonKey, build
 from safelight.boundary import kernels as processors
-from safelight.boundary import modules
 from safelight.devices.cpu import CPU
 from safelight.errors import SettingError
 
@@ -118,7 +118,7 @@ def test_a_model_and_a_base_can_have_their_own(root: Path, ask) -> None:
 def test_slices_are_of_the_size_that_is_asked_for() -> None:
     config = checkpoints.configs("sd1")["unet"]
     for size, expected in (("max", {1}), ("3", {3}), ("balanced", {1, 2, 4})):
-        built = modules.build("sd1", config, torch.float32, "sliced", HERE, size)
+        built = build(SkeletonKey("sd1", "unet", config, torch.float32, "sliced", HERE, size))
         assert {p.slice_size for p in built.attn_processors.values()} <= expected  # type: ignore[union-attr]
 
 

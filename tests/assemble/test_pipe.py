@@ -24,10 +24,10 @@ def test_a_batch_that_is_resumed_has_the_images_of_the_whole_one(engine: LocalEn
     request: safelight.Request = ask(seed=5, count=4, **more)
     whole = list(engine.generate(request))
     assert len({image.pixels_sha256 for image in whole}) == 4
-    digest = engine.library.resolve(request.model).digest
+    job = engine.resolve(request)
     for first in (1, 2, 3):
         pipe = Heard()
-        ended, _ = carried_out(engine, Generate("job", request, digest, first, ()), pipe, lambda: False)  # type: ignore[arg-type]
+        ended, _ = carried_out(engine, Generate("job", job, first, ()), pipe, lambda: False)  # type: ignore[arg-type]
         assert ended.kind == "done"
         made = [message for message in pipe.messages if isinstance(message, Made)]
         assert [message.place for message in made] == list(range(first, 4))

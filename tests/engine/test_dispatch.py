@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from support.jobs import made_up
 
 from safelight.assemble.serving import WORKER, ZYGOTE
 from safelight.engine.dispatch import Dispatcher
@@ -21,8 +22,9 @@ from safelight.engine.isolated import Isolator
 from safelight.engine.messages import Ended, FromWorker, Generate
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import QueueFullError, StorageError, WorkerDiedError
-from safelight.jobs.job import Job
+from safelight.jobs.job import QueuedJob
 from safelight.jobs.order import Rules
+from safelight.request.job import Job
 from safelight.request.schema import Request
 from safelight.server import problems
 from safelight.settings_sources import load_settings
@@ -65,20 +67,31 @@ def died(_: Generate) -> Generator[FromWorker]:
     yield
 
 
+def _resolve(request: Request) -> Job:
+    return made_up(request, "d")
+
+
 class Queue:
     """A dispatcher with a database of its own."""
 
     def __init__(self, folder: Path, supervisor: Any) -> None:
         self.database, self.events, self.supervisor = Database(folder), Events(), supervisor
         self.dispatcher = Dispatcher(
-            self.database, Gallery(folder), supervisor, Isolator(ZYGOTE, None), self.events, Rules(), most=3
+            self.database,
+            Gallery(folder),
+            supervisor,
+            Isolator(ZYGOTE, None),
+            self.events,
+            Rules(),
+            3,
+            _resolve,
         )
 
-    def accept(self) -> Job:
-        [job] = self.dispatcher.accept((Request("x", "starter-noto"), "d"))
+    def accept(self) -> QueuedJob:
+        [job] = self.dispatcher.accept(made_up(Request("x", "starter-noto"), "d"))
         return job
 
-    def ended(self, job: Job) -> Job:
+    def ended(self, job: QueuedJob) -> QueuedJob:
         until = time.monotonic() + 10
         while True:
             found = self.database.job(job.id)
@@ -191,7 +204,7 @@ def test_a_job_is_cancelled_while_its_worker_still_starts(tmp_path: Path) -> Non
 
 def test_several_are_queued_or_none(queue: Queue) -> None:
     queue.accept()
-    wanted = (Request("x", "starter-noto"), "d")
+    wanted = made_up(Request("x", "starter-noto"), "d")
     with pytest.raises(QueueFullError):
         queue.dispatcher.accept(wanted, wanted, wanted)
     assert queue.database.queued() == 1
@@ -214,7 +227,9 @@ def test_what_nobody_foresaw_fails_its_job_and_no_other(queue: Queue) -> None:
 def test_one_request_that_cannot_be_read_fails_alone(queue: Queue, tmp_path: Path) -> None:
     first, second = queue.accept(), queue.accept()
     with sqlite3.connect(tmp_path / "safelight.db") as other:
-        other.execute("UPDATE jobs SET request = ? WHERE id = ?", ('{"prompt": "x", "of": "tomorrow"}', first.id))
+        other.execute(
+            "UPDATE jobs SET document = json_set(document, '$.request.of', 'tomorrow') WHERE id = ?", (first.id,)
+        )
     queue.dispatcher.start()
     bad, good = queue.ended(first), queue.ended(second)
     assert (bad.state, bad.failure, good.state) == ("failed", "input", "done")

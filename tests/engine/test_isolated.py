@@ -14,10 +14,10 @@ import httpx
 import psutil
 import pytest
 import torch
+from support.jobs import resolved
 from support.serving import Server, ended
 
 import safelight
-from safelight.assemble.control import open_library
 from safelight.assemble.serving import WORKER, ZYGOTE
 from safelight.cli import main
 from safelight.devices import host
@@ -26,6 +26,8 @@ from safelight.engine.local import LocalEngine
 from safelight.engine.messages import Ended, Generate, Progressed
 from safelight.errors import SafelightError, WorkerDiedError
 from safelight.request.schema import Request
+from safelight.resolve.catalog import Catalog
+from safelight.resolve.resolve import resolve
 from safelight.settings_sources import load_settings
 
 NAMES = ("starter-noto", "starter-fluent", "starter-noto")
@@ -34,7 +36,7 @@ NAMES = ("starter-noto", "starter-fluent", "starter-noto")
 @pytest.fixture(scope="module")
 def isolated(tmp_path_factory: pytest.TempPathFactory) -> Generator[IsolatedEngine]:
     settings = load_settings(tmp_path_factory.mktemp("root"))
-    made = IsolatedEngine(open_library(settings), Isolator(ZYGOTE, settings))
+    made = IsolatedEngine(Catalog.under(settings.root), Isolator(ZYGOTE, settings))
     yield made
     made.close()
 
@@ -73,9 +75,8 @@ def test_who_takes_one_image_leaves_all_ready_for_the_next(isolated: IsolatedEng
 
 
 def test_it_can_be_cancelled_at_a_step(isolated: IsolatedEngine) -> None:
-    digest = isolated.library.get("starter-noto").digest
     with contextlib.closing(
-        isolated._isolator.run(Generate("j", Request("x", "starter-noto", steps=150), digest, 0, ()))
+        isolated._isolator.run(Generate("j", resolve(Request("x", "starter-noto", steps=150), isolated.catalog), 0, ()))
     ) as messages:
         for message in messages:
             if isinstance(message, Progressed) and message.progress.step == 2:
@@ -85,8 +86,7 @@ def test_it_can_be_cancelled_at_a_step(isolated: IsolatedEngine) -> None:
 
 
 def test_a_child_that_dies_fails_its_job_only(isolated: IsolatedEngine) -> None:
-    digest = isolated.library.get("starter-noto").digest
-    wanted = Generate("j", Request("x", "starter-noto", steps=150), digest, 0, ())
+    wanted = Generate("j", resolve(Request("x", "starter-noto", steps=150), isolated.catalog), 0, ())
     with contextlib.closing(isolated._isolator.run(wanted)) as messages:
         for message in messages:
             if isinstance(message, Progressed) and message.progress.step == 2:
@@ -113,7 +113,8 @@ def test_a_zygote_that_dies_with_all_of_its_own_is_said_and_replaced(isolated: I
 def test_errors_mean_what_they_mean(isolated: IsolatedEngine, engine: LocalEngine) -> None:
     with pytest.raises(safelight.ModelNotFoundError):
         next(isolated.generate(Request("x", "starter-nto")))
-    wanted = Generate("j", Request("x", "starter-noto"), "0" * 64, 0, ())
+    root = isolated.catalog.library.root
+    wanted = Generate("j", resolved(root, Request("x", "starter-noto"), "0" * 64), 0, ())
     (end,) = isolated._isolator.run(wanted)
     assert isinstance(end, Ended)
     assert "its content changed after the job was accepted" in end.problem
@@ -122,7 +123,7 @@ def test_errors_mean_what_they_mean(isolated: IsolatedEngine, engine: LocalEngin
 
 def test_nothing_is_left_when_it_is_closed(tmp_path: Path) -> None:
     settings = load_settings(tmp_path)
-    made = IsolatedEngine(open_library(settings), Isolator(ZYGOTE, settings))
+    made = IsolatedEngine(Catalog.under(settings.root), Isolator(ZYGOTE, settings))
     next(made.generate(Request("x", "starter-noto", steps=1)))
     assert made._isolator._zygote is not None
     group = made._isolator._zygote.pid
@@ -187,7 +188,7 @@ def test_where_nothing_may_fork_each_job_has_a_new_process(engine: LocalEngine, 
     assert [forks(platform) for platform in ("linux", "darwin")] == [True, False]
     settings = load_settings(root)
     spawner = Spawner(WORKER, settings)
-    made = IsolatedEngine(open_library(settings), spawner)
+    made = IsolatedEngine(Catalog.under(settings.root), spawner)
     request = Request("red apple", "starter-noto", steps=3, seed=5, count=2)
     pids: list[int] = []
 

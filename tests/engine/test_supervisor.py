@@ -11,13 +11,13 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from support.jobs import resolved
 from support.serving import still_there
 
 from safelight.assemble.serving import WORKER
 from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor
 from safelight.errors import WorkerDiedError
-from safelight.library.library import Library
 from safelight.request.schema import Request
 from safelight.settings_sources import load_settings
 
@@ -40,8 +40,8 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Generator[Supervisor]:
 
 
 def wanted(steps: int = 2, job: str = "j", **more) -> Generate:
-    digest = more.pop("digest", None) or Library(Path("/nowhere")).get(STARTER).digest
-    return Generate(job, Request("red apple", STARTER, steps=steps, **more), digest, 0, ())
+    digest = more.pop("digest", "")
+    return Generate(job, resolved(Path("/nowhere"), Request("red apple", STARTER, steps=steps, **more), digest), 0, ())
 
 
 def test_a_job_reports_and_ends(supervisor: Supervisor) -> None:
@@ -52,13 +52,13 @@ def test_a_job_reports_and_ends(supervisor: Supervisor) -> None:
     end = messages[-1]
     assert isinstance(end, Ended)
     assert (end.kind, end.problem) == ("done", "")
-    assert end.resident == (wanted().digest,)
+    assert end.resident == (wanted().content.model.digest,)
 
 
 def test_only_images_that_are_not_there_yet_are_made(calm: Supervisor) -> None:
     both = [m for m in calm.run(wanted(count=2)) if isinstance(m, Made)]
     ask = wanted(count=2)
-    rest = [m for m in calm.run(Generate("j", ask.request, ask.digest, 1, ())) if isinstance(m, Made)]
+    rest = [m for m in calm.run(Generate("j", ask.content, 1, ())) if isinstance(m, Made)]
     assert [(m.place, m.image.pixels_sha256) for m in rest] == [(1, both[1].image.pixels_sha256)]
 
 
@@ -108,12 +108,12 @@ def test_questions_are_answered_while_a_job_runs(calm: Supervisor) -> None:
                 calm.ask("load", "nobody").result(20)
     assert seen
     resident = calm.ask("load", "starter-fluent").result(20)
-    assert wanted().digest in resident
+    assert wanted().content.model.digest in resident
 
 
 def test_what_is_pinned_is_pinned_in_the_next_worker_too(supervisor: Supervisor) -> None:
     list(supervisor.run(wanted()))
-    digest = wanted().digest
+    digest = wanted().content.model.digest
     assert digest in supervisor.ask("pin", STARTER).result(30)
     assert digest in supervisor.ask("unload", digest).result(30)
     os.kill(supervisor.pid, signal.SIGKILL)
@@ -134,7 +134,7 @@ def test_an_idle_worker_and_a_spare_that_die_are_replaced(supervisor: Supervisor
     while supervisor.pid == first:
         assert time.monotonic() < until
         time.sleep(0.02)
-    assert wanted().digest in supervisor_loaded(supervisor)
+    assert wanted().content.model.digest in supervisor_loaded(supervisor)
     assert supervisor.spare_is_ready(60)
     spare = supervisor._spare
     assert spare is not None

@@ -160,12 +160,12 @@ def test_state_24_tiles_are_those_of_diffusers_and_leave_nothing(engine: LocalEn
 
 def test_large_images_are_tiled_by_rule_which_is_recorded(engine: LocalEngine, ask: Ask) -> None:
     from safelight.generate.drawing import Drawing
-    from safelight.library.chosen import settled
+    from safelight.resolve.resolve import resolve
 
     def tile(**changes: Any) -> int:
         asked = ask(**changes)
         model = engine.library.resolve(asked.model)
-        return Drawing(settled(asked, model, engine.shelves), model, engine.bench, 0, lambda _: None).tile
+        return Drawing(resolve(asked, engine.catalog, model=model), model, engine.bench, 0, lambda _: None).tile
 
     assert tile(width=1536, height=1536) == 0
     assert tile(width=1544, height=1536) == 768

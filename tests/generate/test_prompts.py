@@ -158,7 +158,7 @@ def test_compels_syntax_for_both_encoders_of_sdxl(engine: LocalEngine, ask: Ask)
 
 
 def test_compel_with_clip_skip_and_an_embedding(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
-    engine.shelves.adapters.add(controls.inversion(tmp_path / "thing.safetensors"))
+    engine.catalog.adapters.add(controls.inversion(tmp_path / "thing.safetensors"))
     made = [
         sha(engine, ask(prompt=prompt, prompt_syntax="compel", clip_skip=skip))
         for prompt, skip in (("a thing++", 0), ("a thing++", 1), ("a thing", 0))
@@ -211,7 +211,7 @@ def test_state_13_what_is_kept_is_known_by_everything_that_went_in(
 ) -> None:
     """Checkpoint, CLIP skip, adapters and their strengths, words: each makes another."""
     lora = str(adapters.write(tmp_path / "one.safetensors"))
-    engine.shelves.adapters.add(controls.inversion(tmp_path / "thing.safetensors"))
+    engine.catalog.adapters.add(controls.inversion(tmp_path / "thing.safetensors"))
     kinds: list[dict[str, Any]] = [
         {},
         {"name": "b.safetensors"},

@@ -17,11 +17,11 @@ from support import checkpoints, oracle
 import safelight
 from safelight.engine.local import LocalEngine
 from safelight.errors import NotFiniteError
-from safelight.generate.check import check
 from safelight.generate.numerics.fp32 import fp32_in_force
 from safelight.generate.numerics.table import flushes_denormals
 from safelight.request.results import Progress
 from safelight.request.samplers import SAMPLERS
+from safelight.resolve.check import check
 
 
 def test_image_k_of_a_batch_is_that_of_its_seed_alone(engine: LocalEngine, ask) -> None:

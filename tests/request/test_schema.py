@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import safelight
 from safelight.request.field import Declared, Field, fields_of
-from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora
+from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora, Purpose
 from safelight.request.run_settings import PRECISIONS
 from safelight.request.samplers import SAMPLERS, SCHEDULES
 from safelight.request.schema import MOST_SEED, SEAMLESS, UPSCALERS, Request
@@ -196,7 +196,7 @@ def test_every_sampler_has_schedules_that_requests_may_name() -> None:
 
 def test_a_component_has_its_own_strength_or_the_adapters() -> None:
     lora = Lora("ink", 0.8, text_encoder=0.0)
-    assert [lora.on(role) for role in ("unet", "text_encoder", "text_encoder_2")] == [0.8, 0.0, 0.0]
+    assert [lora.on(purpose) for purpose in (Purpose.DENOISER, Purpose.TEXT_ENCODER)] == [0.8, 0.0]
 
 
 def test_a_missing_field_has_the_default_of_its_version_and_an_unknown_one_is_named() -> None:

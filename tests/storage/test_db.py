@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.jobs import made_up
 
 from safelight.errors import CorruptFileError, StorageError, UnreadableFileError
-from safelight.jobs.job import Job
+from safelight.jobs.job import QueuedJob
 from safelight.request.schema import Request
 from safelight.storage.db import FILE, Database, StoredImage
 
@@ -24,8 +25,8 @@ def ask(**more) -> Request:
     return Request(**{"prompt": "x", "model": "m", **more})
 
 
-def queued(database: Database, request: Request, digest: str, **more) -> Job:
-    (job,) = database.accept((request, digest), **more)
+def queued(database: Database, request: Request, digest: str, **more) -> QueuedJob:
+    (job,) = database.accept(made_up(request, digest), **more)
     return job
 
 
@@ -157,7 +158,9 @@ def test_a_request_that_cannot_be_read_is_a_job_that_says_so(
 ) -> None:
     good, bad = (queued(database, ask(seed=seed), "d") for seed in (1, 2))
     with sqlite3.connect(tmp_path / FILE) as other:
-        other.execute("UPDATE jobs SET request = ? WHERE id = ?", (stored, bad.id))
+        other.execute(
+            "UPDATE jobs SET document = json_set(document, '$.request', json(?)) WHERE id = ?", (stored, bad.id)
+        )
     found = database.job(bad.id)
     assert found is not None
     assert says in found.unreadable
@@ -166,10 +169,10 @@ def test_a_request_that_cannot_be_read_is_a_job_that_says_so(
 
 
 def test_several_are_accepted_together_or_not_at_all(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TypeError):
-        database.accept((ask(), "d"), (ask(seed=2), "d"), (None, "d"))  # type: ignore[arg-type]
+    with pytest.raises(AttributeError):
+        database.accept(made_up(ask(), "d"), made_up(ask(seed=2), "d"), None)  # type: ignore[arg-type]
     assert database.queued() == 0
-    jobs = database.accept((ask(), "d"), (ask(seed=2), "e"))
+    jobs = database.accept(made_up(ask(), "d"), made_up(ask(seed=2), "e"))
     assert [(job.request.seed, job.model_digest) for job in jobs] == [(0, "d"), (2, "e")]
 
 
@@ -180,7 +183,7 @@ def test_a_full_disk_is_said_as_one(database: Database, tmp_path: Path) -> None:
         connection.cursor().execute(f"PRAGMA max_page_count = {pages}")
         connection.close()
     with pytest.raises(StorageError, match="full"):
-        database.accept(*((ask(prompt="x" * 10_000), "d") for _ in range(100)))
+        database.accept(*(made_up(ask(prompt="x" * 10_000), "d") for _ in range(100)))
 
 
 def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
@@ -188,7 +191,8 @@ def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
     Database(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE) as other:
         other.execute("ALTER TABLE jobs DROP COLUMN failure")
-        other.execute("ALTER TABLE jobs DROP COLUMN version")
+        other.execute("ALTER TABLE jobs DROP COLUMN document")
+        other.execute("ALTER TABLE jobs ADD COLUMN request JSON NOT NULL DEFAULT '{}'")
         other.execute("UPDATE alembic_version SET version_num = '0001'")
         other.execute(
             "INSERT INTO jobs (id, request, model_digest, client, created, state, priority, overtaken, delayed, "

@@ -58,7 +58,7 @@ class Files:
         mask = PILImage.new("L", (64, 64), 0)
         mask.paste(255, (8, 8, 40, 40))
         mask.save(folder / "mask.png")
-        known = safelight.open_engine(root).shelves.adapters
+        known = safelight.open_engine(root).catalog.adapters
         known.add(controls.inversion(folder / "snow.safetensors"), "thing-sd1")
         known.add(controls.inversion(folder / "two.safetensors", 1, "sdxl"), "thing-sdxl")
         names = {"sd1": ("a", "b"), "sdxl": ("xl",)}

@@ -20,6 +20,7 @@ from safelight.devices.simulated import Simulated
 from safelight.engine.fresh import Fresh
 from safelight.engine.local import LocalEngine
 from safelight.library.library import Library
+from safelight.resolve.catalog import Catalog
 from safelight.settings_sources import load_settings
 from safelight.trust.canary import Canaries, request
 from safelight.trust.doctor import Doctor
@@ -46,7 +47,7 @@ def prepared(tiny: Path, measured: Path, tmp_path_factory: pytest.TempPathFactor
     shutil.copy(tiny / "b.safetensors", home / f"{B}.safetensors")
     settings = load_settings(root)
     engine = open_engine(settings)
-    fresh = Fresh(WORKER, settings)
+    fresh = Fresh(WORKER, settings, Catalog.under(settings.root))
     canaries = Canaries(root, fresh.made)
     for name in (A, B):
         canaries.made_fresh(engine.library.add(home / f"{name}.safetensors", name))
@@ -66,7 +67,7 @@ def scene(prepared: Path, home: Path, seed: int, device: str = "cpu") -> Generat
         shutil.copy(prepared / path.name, path)
         engine.library.remove(name)
         engine.library.add(path, name)
-    canaries = Canaries(home / "root", Fresh(WORKER, settings).made)
+    canaries = Canaries(home / "root", Fresh(WORKER, settings, Catalog.under(settings.root)).made)
     try:
         yield Scene(engine, files, random.Random(seed)), Doctor(engine, canaries)
     finally:
@@ -149,7 +150,7 @@ def test_adapters_are_looked_at_too(prepared: Path, tmp_path: Path) -> None:
     """One that fits the models is put on and taken off; one whose file was changed is named."""
     with scene(prepared, tmp_path, 0) as (made, doctor):
         path = adapters.write(tmp_path / "style.safetensors")
-        made.engine.shelves.adapters.add(path)
+        made.engine.catalog.adapters.add(path)
         models = [made.engine.library.get(name) for name in (A, B)]
         report = doctor.examine(models)
         assert report.ok, [finding for finding in report.findings if not finding.ok]

@@ -16,8 +16,8 @@ from safelight.trust.doctor import Doctor
 @contextmanager
 def doctor(settings: Settings) -> Generator[Doctor]:
     """Open a doctor with an engine of its own. Closes the engine at the end of the context."""
-    fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}))
     engine = opening.open_engine(settings)
+    fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
     try:
         yield Doctor(engine, Canaries(settings.root, fresh.made))
     finally:

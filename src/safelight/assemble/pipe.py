@@ -59,7 +59,7 @@ def carried_out(engine: LocalEngine, job: Generate, pipe: Pipe, stopped: Callabl
     try:
         if stopped():
             raise Cancelled
-        images = engine.generate_pinned(job.request, job.digest, job.upcoming, on_progress, job.first)
+        images = engine.run(job.content, on_progress, job.upcoming, job.first)
         for place, image in enumerate(images, job.first):
             pipe.say(Made(job.job, place, image))
     except Cancelled:

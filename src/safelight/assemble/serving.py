@@ -18,9 +18,12 @@ from safelight.engine.supervisor import Supervisor
 from safelight.errors import InputError, SafelightError, UnreadableFileError
 from safelight.jobs.order import Rules
 from safelight.library.adapters import Adapters
-from safelight.library.chosen import Shelves
 from safelight.library.inputs import Inputs
 from safelight.library.library import Library
+from safelight.request.job import Job
+from safelight.request.schema import Request
+from safelight.resolve.catalog import Catalog
+from safelight.resolve.resolve import resolve
 from safelight.settings import Settings
 from safelight.storage.db import Database
 from safelight.storage.images import Gallery
@@ -46,7 +49,7 @@ class Services:
 
     settings: Settings
     library: Library
-    shelves: Shelves
+    catalog: Catalog
     database: Database
     gallery: Gallery
     events: Events
@@ -65,7 +68,7 @@ class Services:
     def _sweep(self) -> None:
         while True:
             try:
-                moved, removed = self.shelves.inputs.sweep(self.database.inputs(), self.settings.trash_days)
+                moved, removed = self.catalog.inputs.sweep(self.database.inputs(), self.settings.trash_days)
                 _log.info("input images", into_the_trash=moved, removed=removed)
             except (SafelightError, OSError) as error:
                 _log.warning("input images were not swept", why=str(error))
@@ -106,12 +109,19 @@ def open_control(settings: Settings) -> Services:
     supervisor = Supervisor(WORKER, settings, settings.spare_worker)
     rules = Rules(settings.queue_overtakes, settings.queue_delay_seconds)
     isolator = isolating(settings)
-    dispatcher = Dispatcher(database, gallery, supervisor, isolator, events, rules, settings.max_queue_size)
-    fresh = Fresh(WORKER, settings)
+    catalog = Catalog(library, Adapters(settings.root), Inputs(settings.root))
+
+    def resolve_again(request: Request) -> Job:
+        return resolve(request, catalog, by_path=False)
+
+    dispatcher = Dispatcher(
+        database, gallery, supervisor, isolator, events, rules, settings.max_queue_size, resolve_again
+    )
+    fresh = Fresh(WORKER, settings, catalog)
     return Services(
         settings,
         library,
-        Shelves(library, Adapters(settings.root), Inputs(settings.root)),
+        catalog,
         database,
         gallery,
         events,

@@ -73,16 +73,16 @@ class _Zygote:
 
         torch.set_num_threads(1)
         engine = opening.open_engine(self._settings)
-        digest, precision = wanted.digest, wanted.request.precision
+        kept = _weights_of(wanted)
         try:
-            engine.share(wanted.request, digest)
+            engine.share(wanted.content)
         except SafelightError as error:
             self._pipe.say(Ended(wanted.job, "input" if isinstance(error, InputError) else "failed", str(error), ()))
             # The zygote starts a new keeper for the next job: it may use another model, or the file may be right by
             # then.
             self._hand_on(self._pipe.hear(), pipe)
         gc.freeze()
-        while (wanted.digest, wanted.request.precision) == (digest, precision):
+        while _weights_of(wanted) == kept:
             self._fork_child(engine, wanted)
             message = self._pipe.hear()
             assert isinstance(message, Generate)
@@ -116,6 +116,11 @@ class _Zygote:
 
         ended, _ = carried_out(engine, wanted, self._pipe, stopped.is_set)
         self._pipe.say(ended)
+
+
+def _weights_of(wanted: Generate) -> tuple[str, str]:
+    """What the weights that a keeper holds depend on."""
+    return wanted.content.model.digest, wanted.content.request.precision
 
 
 def _how(status: int) -> str:

@@ -15,7 +15,8 @@ from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, 
 from safelight.cli.options import MODEL_OPTION, Given, refuse_without_effect, takes_request, was_given
 from safelight.errors import RequestError
 from safelight.prompts.variants import has_choices
-from safelight.request.results import Image, Progress
+from safelight.request.job import Job
+from safelight.request.results import Image, OnProgress, Progress
 from safelight.request.schema import MOST_PIXELS, Request
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ def local(context: typer.Context, root: Path | None) -> LocalEngine:
 
 def _engine(context: typer.Context, root: Path | None, server: str | None, key: str | None, isolate: bool) -> Engine:
     if server is None and (isolate or loaded(context, root).settings.isolate):
-        from safelight.assemble.control import open_library
         from safelight.assemble.serving import isolating
         from safelight.engine.isolated import IsolatedEngine
+        from safelight.resolve.catalog import Catalog
 
         settings = loaded(context, root).settings
-        return IsolatedEngine(open_library(settings), isolating(settings))
+        return IsolatedEngine(Catalog.under(settings.root), isolating(settings))
     if server is None:
         return local(context, root)
     from safelight.engine.client import ServerEngine
@@ -154,13 +155,14 @@ def make(
     """Make, save and report the images of all requests. Check every request before the first image begins."""
     from safelight.storage.images import save
 
-    for note in _check(engine, requests, most_pixels):
+    work, notes = _resolve(engine, requests, most_pixels)
+    for note in notes:
         say(f"safelight: {note}", err=True)
     total = sum(request.steps_done * request.count for request in requests)
     done = 0
     pace = Pace(total)
     with bar("making") as update:
-        for request in requests:
+        for request, one in zip(requests, work, strict=True):
 
             def report(progress: Progress, request: Request = request, before: int = done) -> None:
                 at = before + progress.image * request.steps_done
@@ -169,7 +171,7 @@ def make(
                 if progress.stage == "denoise" and (estimate := pace.at(at)):
                     say(f"safelight: {estimate}", err=True)
 
-            for image in engine.generate(request, report):
+            for image in _start(engine, one, report):
                 saved = replace(image, path=save(image, out))
                 if as_json:
                     say_json(_reported(saved))
@@ -210,31 +212,40 @@ class Pace:
         return ""
 
 
-def _check(engine: Engine, requests: list[Request], most_pixels: int) -> list[str]:
-    """Check all requests, first whatever needs no model. Returns notes for the user.
+def _resolve(engine: Engine, requests: list[Request], most_pixels: int) -> tuple[list[Job | Request], list[str]]:
+    """Resolve all requests, first checking whatever needs no model. Returns the jobs, and notes for the user.
 
-    A server checks its requests itself. Raises the errors of :func:`safelight.generate.check.check`.
+    A server resolves its requests itself; they are returned as they are. Raises the errors of
+    :func:`safelight.resolve.resolve.resolve`.
     """
-    from safelight.generate.check import check, check_texts, far_from_trained, within_pixels
-    from safelight.library.chosen import Shelves, settled
+    from safelight.resolve.check import check_texts, far_from_trained
+    from safelight.resolve.limits import Limits
+    from safelight.resolve.resolve import resolve
 
-    library = getattr(engine, "library", None)
-    if library is None:
-        return []
-    notes: dict[str, None] = {}
+    catalog = getattr(engine, "catalog", None)
+    if catalog is None:
+        return list(requests), []
     for request in requests:
         check_texts(request)
+    notes: dict[str, None] = {}
+    jobs: list[Job | Request] = []
     for request in requests:
         with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
-            model = library.resolve(request.model, on_bytes)
-        resolved = settled(request, model, Shelves.under(library.root))
-        within_pixels(resolved.request, model, most_pixels)
-        check(resolved.request, model, resolved.words)
-        notes |= dict.fromkeys(filter(None, [far_from_trained(resolved.request, model)]))
+            model = catalog.library.resolve(request.model, on_bytes)
+        job = resolve(request, catalog, Limits(max_pixels=most_pixels), model=model)
+        jobs.append(job)
+        notes |= dict.fromkeys(filter(None, [far_from_trained(job.request, model)]))
         decide = getattr(engine, "bench_for", None)
         if decide is not None:
             notes |= dict.fromkeys(filter(None, [_slow(decide(model, request.precision).run)]))
-    return list(notes)
+    return jobs, list(notes)
+
+
+def _start(engine: Engine, work: Job | Request, on_progress: OnProgress) -> Iterator[Image]:
+    if isinstance(work, Job):
+        run: Any = engine
+        return run.run(work, on_progress)
+    return engine.generate(work, on_progress)
 
 
 def _slow(run: RunSettings) -> str:

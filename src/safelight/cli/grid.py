@@ -115,8 +115,7 @@ class _Maker:
     """
 
     def __init__(self, engine: LocalEngine, out: Path, all_cells: list[Cell]) -> None:
-        from safelight.generate.check import check
-        from safelight.library.chosen import settled
+        from safelight.resolve.resolve import resolve
         from safelight.weights.digest import named
 
         self._engine = engine
@@ -129,10 +128,9 @@ class _Maker:
         # Check everything before the first image begins.
         for cell in all_cells:
             model = engine.library.resolve(cell.request.model)
-            resolved = settled(cell.request, model, engine.shelves)
-            check(resolved.request, model, resolved.words)
-            content = asdict(replace(resolved.request, model=model.digest))
-            run = asdict(engine.bench_for(model, resolved.request.precision).run)
+            request = resolve(cell.request, engine.catalog, model=model).request
+            content = asdict(replace(request, model=model.digest))
+            run = asdict(engine.bench_for(model, request.precision).run)
             self._keys[cell.column, cell.row] = named(json.dumps([content, run], sort_keys=True, default=str))
 
     def _read(self) -> dict[str, dict[str, str]]:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +18,11 @@ from safelight.engine.events import Event, Events
 from safelight.engine.isolated import Isolating
 from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor
-from safelight.errors import Cancelled, QueueFullError, SafelightError, StorageError, WorkerDiedError
+from safelight.errors import Cancelled, IntegrityError, QueueFullError, SafelightError, StorageError, WorkerDiedError
 from safelight.jobs import order
-from safelight.jobs.job import ATTEMPTS, Failure, Job
+from safelight.jobs.job import ATTEMPTS, Failure, QueuedJob
 from safelight.jobs.order import Rules
+from safelight.request.job import Job
 from safelight.request.results import Image, Progress
 from safelight.request.schema import Request
 from safelight.storage.db import Database, StoredImage
@@ -43,7 +44,7 @@ LOOKED_AT = 12
 class RunningJob:
     """The running job and its progress. ``since``: the time of its start, in seconds since 1970."""
 
-    job: Job
+    job: QueuedJob
     since: float
     progress: Progress | None = None
 
@@ -71,6 +72,7 @@ class Dispatcher:
 
     rules: limit how far the order may differ from the order of arrival.
     most: the number of jobs that may wait.
+    resolve: resolves the request of a job that an earlier version stored.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Dispatcher:
         events: Events,
         rules: Rules,
         most: int,
+        resolve: Callable[[Request], Job],
     ) -> None:
         self._database = database
         self._gallery = gallery
@@ -90,12 +93,13 @@ class Dispatcher:
         self._events = events
         self._rules = rules
         self._most = most
+        self._resolve = resolve
         self._changed = threading.Condition()
         self._news = False
         self._at_hand: tuple[str, ...] = ()
         self._state: RunningJob | None = None
         self._cancelled: set[str] = set()
-        self._unwritten: tuple[Job, _Outcome] | None = None
+        self._unwritten: tuple[QueuedJob, _Outcome] | None = None
         self._trouble, self._pause = "", FIRST_PAUSE
         self._stopping = False
         self._put_back = False
@@ -129,8 +133,8 @@ class Dispatcher:
         self._gallery.sweep(self._database.files())
         self._thread.start()
 
-    def accept(self, *wanted: tuple[Request, str], client: str = "", priority: int = 0) -> list[Job]:
-        """Queue checked requests, each with the digest of its model.
+    def accept(self, *wanted: Job, client: str = "", priority: int = 0) -> list[QueuedJob]:
+        """Queue resolved requests.
 
         Raises QueueFullError if not all of them fit; then none is queued.
         """
@@ -166,7 +170,7 @@ class Dispatcher:
         self._events.tell(Event("removed", image.job, {"id": image.id}))
         return True
 
-    def queue(self, limit: int) -> list[tuple[Job, str]]:
+    def queue(self, limit: int) -> list[tuple[QueuedJob, str]]:
         """The first ``limit`` waiting jobs, in the order in which they will start if no other job arrives.
 
         Returns each job with the reason for its position.
@@ -277,7 +281,7 @@ class Dispatcher:
         self._unwritten = None
         self._log(job, outcome.seconds)
 
-    def _outcome(self, job: Job) -> _Outcome:
+    def _outcome(self, job: QueuedJob) -> _Outcome:
         """Run a job, and turn each error into an outcome."""
         try:
             self._tell(job.id)
@@ -301,25 +305,25 @@ class Dispatcher:
             _log.exception("an unexpected error in a job", job=job.id)
             return _Outcome("failed", f"{type(error).__name__}: {error}", "failed")
 
-    def _log(self, before: Job, seconds: float) -> None:
+    def _log(self, before: QueuedJob, seconds: float) -> None:
         job = self._database.job(before.id) or before
         values = {"job": job.id, "model": job.request.model, "images": job.images, "attempt": before.attempts}
         _log.info("job", state=job.state, seconds=round(seconds, 3), why=job.reason, **values)
 
-    def _retry_or_fail(self, job: Job, why: str) -> _Outcome:
+    def _retry_or_fail(self, job: QueuedJob, why: str) -> _Outcome:
         if self._stopping or job.id in self._cancelled:
             return self._stopped_outcome(job)
         if job.attempts < ATTEMPTS:
             return _Outcome("queued", f"{why}; Safelight tries the job again")
         return _Outcome("failed", f"{why}, {job.attempts} times", "worker")
 
-    def _stopped_outcome(self, job: Job) -> _Outcome:
+    def _stopped_outcome(self, job: QueuedJob) -> _Outcome:
         """The outcome of a job that a user cancelled, or that the stopping server interrupted."""
         if job.id in self._cancelled:
             return _Outcome("cancelled", "cancelled while it ran")
         return _Outcome("queued", "the server was stopped while it ran", free=True)
 
-    def _make_images(self, job: Job) -> _Outcome:
+    def _make_images(self, job: QueuedJob) -> _Outcome:
         runner = self._isolator if job.request.isolate else self._supervisor
         messages = runner.run(self._message_for(job), lambda: job.id in self._cancelled or self._put_back)
         with contextlib.closing(messages):
@@ -346,15 +350,18 @@ class Dispatcher:
             self._memory = memory.result()
             self._events.tell(Event("memory", "", self._memory))
 
-    def _message_for(self, job: Job) -> Generate:
+    def _message_for(self, job: QueuedJob) -> Generate:
         """The message that starts the job. It begins after the images that are already stored."""
-        return Generate(job.id, job.request, job.model_digest, job.images, self._upcoming())
+        content = job.content or self._resolve(job.request)
+        if content.model.digest != job.model_digest:
+            raise IntegrityError(Path(content.model.name), "", "its content changed after the job was accepted")
+        return Generate(job.id, content, job.images, self._upcoming())
 
     def _upcoming(self) -> tuple[str, ...]:
         """The models of the next jobs, the soonest first."""
         return tuple(dict.fromkeys(job.request.model for job, _ in self.queue(LOOKED_AT)))[:FORESEEN]
 
-    def _report_progress(self, job: Job, progress: Progress) -> None:
+    def _report_progress(self, job: QueuedJob, progress: Progress) -> None:
         state = self._state
         assert state is not None
         self._state = RunningJob(job, state.since, progress)
@@ -369,7 +376,7 @@ class Dispatcher:
                 # The next checkpoint loads while this one computes, if there is room.
                 self._supervisor.ask("prefetch", upcoming[0])
 
-    def _store_image(self, job: Job, place: int, image: Image) -> None:
+    def _store_image(self, job: QueuedJob, place: int, image: Image) -> None:
         """Write the file first, then the row. So every row has its file, and the next start removes files without a
         row."""
         image_id = uuid.uuid4().hex
@@ -410,7 +417,7 @@ def advanced(progress: Progress) -> dict[str, Any]:
     return {"stage": progress.stage, "image": progress.image, "step": progress.step, "steps": progress.steps}
 
 
-def described(job: Job) -> dict[str, Any]:
+def described(job: QueuedJob) -> dict[str, Any]:
     """A job as plain values."""
     request = job.request
     return {

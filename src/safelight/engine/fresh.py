@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from safelight.engine.messages import Ended, Generate, Made
 from safelight.engine.supervisor import Process
-from safelight.errors import RequestError, SafelightError
+from safelight.errors import IntegrityError, RequestError, SafelightError
 from safelight.request.results import Image
 from safelight.request.schema import Request
 from safelight.request.stored import read_request
+from safelight.resolve.catalog import Catalog
+from safelight.resolve.resolve import resolve
 from safelight.storage.db import StoredImage
 
 
@@ -28,11 +31,13 @@ class Fresh:
 
     command: starts a process.
     settings: the process opens its engine with them.
+    catalog: where the contents of requests are found.
     """
 
-    def __init__(self, command: Sequence[str], settings: object) -> None:
+    def __init__(self, command: Sequence[str], settings: object, catalog: Catalog) -> None:
         self._command = command
         self._settings = settings
+        self._catalog = catalog
         self._one_at_a_time = threading.Lock()
         self._process_lock = threading.Lock()
         self._process: Process | None = None
@@ -62,12 +67,15 @@ class Fresh:
             WorkerDiedError: the process died.
             SafelightError: the process failed, another fresh process is running, or the server is stopping.
         """
+        job = resolve(request, self._catalog)
+        if job.model.digest != digest:
+            raise IntegrityError(Path(request.model), "", "its content changed")
         if not self._one_at_a_time.acquire(blocking=False):
             raise SafelightError("a fresh process is already making an image; try again when it has ended")
         try:
             process = self._start()
             try:
-                return _first_image(process, self._settings, Generate("fresh", request, digest, 0, ()))
+                return _first_image(process, self._settings, Generate("fresh", job, 0, ()))
             finally:
                 process.kill()
         finally:

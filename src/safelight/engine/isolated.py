@@ -12,7 +12,6 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import psutil
@@ -21,9 +20,11 @@ from safelight.engine.base import ignore
 from safelight.engine.messages import Cancel, Ended, FromWorker, Generate, Made, Progressed, Working
 from safelight.engine.supervisor import Process
 from safelight.errors import Cancelled, InputError, SafelightError, WorkerDiedError
-from safelight.library.library import Library
+from safelight.request.job import Job
 from safelight.request.results import Image, OnProgress
 from safelight.request.schema import Request
+from safelight.resolve.catalog import Catalog
+from safelight.resolve.resolve import resolve
 
 
 class Isolator:
@@ -104,9 +105,9 @@ class Isolator:
         except psutil.NoSuchProcess:
             self._working = None
 
-    def made(self, request: Request, digest: str) -> Image:
-        """Make the first image of a request by the model with that digest. Raises SafelightError if that fails."""
-        with contextlib.closing(self.run(Generate("isolated", replace(request, count=1), digest, 0, ()))) as messages:
+    def made(self, job: Job) -> Image:
+        """Make the first image of a job. Raises SafelightError if that fails."""
+        with contextlib.closing(self.run(Generate("isolated", job.image(0), 0, ()))) as messages:
             image: Image | None = None
             for message in messages:
                 if isinstance(message, Made):
@@ -192,14 +193,17 @@ def forks(platform: str = sys.platform) -> bool:
 class IsolatedEngine:
     """Makes each image in a process that has never held another model. See :class:`safelight.engine.base.Engine`."""
 
-    def __init__(self, library: Library, isolator: Isolating) -> None:
-        self.library = library
+    def __init__(self, catalog: Catalog, isolator: Isolating) -> None:
+        self.catalog = catalog
         self._isolator = isolator
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """See :class:`safelight.engine.base.Engine`. The zygote stays alive for the next request."""
-        model = self.library.checked(self.library.resolve(request.model))
-        with contextlib.closing(self._isolator.run(Generate("cli", request, model.digest, 0, ()))) as messages:
+        return self.run(resolve(request, self.catalog), on_progress)
+
+    def run(self, job: Job, on_progress: OnProgress = ignore) -> Iterator[Image]:
+        """Make the images of a job."""
+        with contextlib.closing(self._isolator.run(Generate("cli", job, 0, ()))) as messages:
             for message in messages:
                 match message:
                     case Progressed(_, progress):

@@ -12,19 +12,21 @@ import torch
 
 from safelight.engine.base import ignore
 from safelight.engine.repair import Repairs
-from safelight.errors import IntegrityError, ModelNotFoundError, RequestError
+from safelight.errors import IntegrityError, RequestError
 from safelight.generate import fit, resident, run
 from safelight.generate.bench import Bench
-from safelight.generate.check import check
 from safelight.generate.combine import combined
 from safelight.library.adapters import Adapters
-from safelight.library.chosen import Settled, Shelves, settled
 from safelight.library.library import Library
 from safelight.library.model import Model
 from safelight.memory.residency import Residency
+from safelight.request.job import Job
 from safelight.request.results import Image, OnProgress
 from safelight.request.run_settings import Precision, RunSettings
 from safelight.request.schema import Request
+from safelight.resolve.catalog import Catalog
+from safelight.resolve.contents import Contents, find_contents
+from safelight.resolve.resolve import resolve
 
 OnSwitch = Callable[[Model, Bench], None]
 """Called before an image whose model differs from that of the last image. If it raises, the job fails."""
@@ -57,7 +59,7 @@ class LocalEngine:
         self._decide = decide
         self._report = report
         self.tiers = tuple(tiers)
-        self.shelves = Shelves(library, Adapters(library.root), bench.inputs)
+        self.catalog = Catalog(library, Adapters(library.root), bench.inputs)
         self.repairs = Repairs(tiers, library.root, bench.conditionings)
         self.on_switch: OnSwitch | None = None
         self._last = ""
@@ -66,65 +68,57 @@ class LocalEngine:
         self._used: dict[str, tuple[str, ...]] = {}
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
-        """See :class:`safelight.engine.base.Engine`. The model is resolved now, not when the iteration begins."""
-        return self.generate_pinned(request, None, (), on_progress)
+        """See :class:`safelight.engine.base.Engine`. The request is resolved now, not when the iteration begins."""
+        return self.run(self.resolve(request), on_progress)
 
-    def generate_pinned(
-        self,
-        request: Request,
-        digest: str | None,
-        upcoming: Sequence[str],
-        on_progress: OnProgress = ignore,
-        first: int = 0,
+    def resolve(self, request: Request) -> Job:
+        """Resolve a request against this engine's library, whose models and adapters may be named by their paths."""
+        model = self._check_files(self.library.resolve(request.model))
+        return resolve(request, self.catalog, model=model)
+
+    def run(
+        self, job: Job, on_progress: OnProgress = ignore, upcoming: Sequence[str] = (), first: int = 0
     ) -> Iterator[Image]:
-        """Like :meth:`generate`, for a job that a server has accepted.
+        """Make the images of a job.
 
-        digest: of the model; None accepts any. Raises IntegrityError if the model's content differs.
         upcoming: the names of the models of the next jobs, the soonest first.
         first: the first image to make, counted from 0.
+
+        Raises IntegrityError if content of the job is gone or changed.
         """
-        model = self._check_files(self._find_model(request.model, digest))
-        if digest is not None and model.digest != digest:
-            raise IntegrityError(model.path, "", "its content changed after the job was accepted")
-        resolved = settled(request, model, self.shelves)
-        request = resolved.request
-        settings = self._decide(request.precision, model)
+        model = self._find_model(job)
+        contents = find_contents(job, self.catalog, model)
+        settings = self._decide(job.request.precision, model)
         bench = replace(self.bench, run=settings, upcoming=self._component_keys(upcoming, settings))
-        check(request, model, resolved.words)
         self._used.pop(model.digest, None)
         self._used[model.digest] = resident.component_keys(model, settings)
-        return self._take_turns(self._images(resolved, model, bench, on_progress, first))
+        return self._take_turns(self._images(contents, bench, on_progress, first))
 
-    def _find_model(self, name: str, digest: str | None) -> Model:
-        """Find the model by its name or, if the name is unknown because it was renamed meanwhile, by its digest."""
-        try:
-            return self.library.resolve(name)
-        except ModelNotFoundError:
-            new_name = next((card.name for card in self.library.cards() if card.digest == digest), None)
-            if new_name is None:
-                raise
-            return self.library.get(new_name)
+    def _find_model(self, job: Job) -> Model:
+        """Find the job's model by its content, also if it was renamed meanwhile. Raises IntegrityError."""
+        wanted = job.model
+        found = self.library.find(wanted.digest, wanted.prediction_type, wanted.name)
+        if found is None:
+            path = self.library.resolve(wanted.name).path
+            raise IntegrityError(path, "", "its content changed after the job was accepted")
+        return self._check_files(found)
 
-    def _images(
-        self, resolved: Settled, model: Model, bench: Bench, on_progress: OnProgress, first: int
-    ) -> Iterator[Image]:
-        request = resolved.request
-        for index in range(first, request.count):
+    def _images(self, contents: Contents, bench: Bench, on_progress: OnProgress, first: int) -> Iterator[Image]:
+        for index in range(first, contents.job.request.count):
             # Before each image, because the caller may take the images of several jobs by turns.
-            self._call_on_switch(model, bench)
+            self._call_on_switch(contents.model, bench)
             try:
-                yield self._image(resolved, self._combine(model, resolved), bench, index, on_progress)
+                yield self._image(contents, bench, index, on_progress)
             except IntegrityError:
                 # Either one read went wrong, or the files changed. If they changed, this raises and the model is not
                 # used again.
-                model = self.library.mended(model)
-                for adapter in resolved.adapters:
-                    self.shelves.adapters.verify(adapter)
-                resolved_again = settled(request, model, self.shelves)
-                combination = self._combine(model, resolved_again)
-                self.repairs.reload(combination)
+                model = self.library.mended(contents.model)
+                for adapter in contents.adapters:
+                    self.catalog.adapters.verify(adapter)
+                contents = find_contents(contents.job, self.catalog, model)
+                self.repairs.reload(self._combine(contents))
                 bench.conditionings.clear()
-                yield self._image(resolved_again, combination, bench, index, on_progress)
+                yield self._image(contents, bench, index, on_progress)
 
     def _call_on_switch(self, model: Model, bench: Bench) -> None:
         """Call ``on_switch`` if another model made the last image."""
@@ -133,11 +127,12 @@ class LocalEngine:
             self.on_switch(model, bench)
         self._last = model.digest
 
-    def _combine(self, model: Model, resolved: Settled) -> Model:
-        return combined(model, resolved, lambda component: self.tiers[0].lease(component, torch.float32))
+    def _combine(self, contents: Contents) -> Model:
+        return combined(contents, lambda component: self.tiers[0].lease(component, torch.float32))
 
-    def _image(self, resolved: Settled, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
-        return self.repairs.made(lambda bench: run.image(resolved, model, bench, index, on_progress), model, bench)
+    def _image(self, contents: Contents, bench: Bench, index: int, on_progress: OnProgress) -> Image:
+        model = self._combine(contents)
+        return self.repairs.made(lambda bench: run.image(contents.job, model, bench, index, on_progress), model, bench)
 
     def _check_files(self, model: Model) -> Model:
         """Check that the model's files are those that were added. If not, raise IntegrityError now and at each later
@@ -215,25 +210,23 @@ class LocalEngine:
         """Load as much of a model as fits, without making an image; evict other models if necessary."""
         resident.preload(self.library.checked(model), self.bench_for(model))
 
-    def share(self, request: Request, digest: str) -> None:
-        """Prepare this process to fork children that make images of such requests. Compute nothing.
+    def share(self, job: Job) -> None:
+        """Prepare this process to fork children that make images of such jobs. Compute nothing.
 
         Read the model's weights, protect them against writing, and build its skeletons.
 
         Raises:
-            IntegrityError: the model's content is not ``digest``.
+            IntegrityError: the model's content is not that of the job.
             RequestError: the device is not the CPU.
         """
-        model = self._check_files(self.library.resolve(request.model))
-        if model.digest != digest:
-            raise IntegrityError(model.path, "", "its content changed after the job was accepted")
+        model = self._find_model(job)
         if self.bench.device.separate:
             name = self.bench.device.name
             raise RequestError("isolate", True, f"processes can share weights only on the CPU, not on {name}")
-        bench = self.bench_for(model, request.precision)
-        model = self._combine(model, settled(request, model, self.shelves))
+        bench = self.bench_for(model, job.request.precision)
+        model = self._combine(find_contents(job, self.catalog, model))
         resident.preload(model, bench)
-        resident.prepare(model, bench, request.seamless)
+        resident.prepare(model, bench, job.request.seamless)
         for tier in self.tiers:
             if not tier.device.separate:
                 tier.seal()

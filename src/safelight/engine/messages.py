@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from safelight.request.job import Job
 from safelight.request.results import Image, Progress
-from safelight.request.schema import Request
 
 Question = Literal["memory", "prefetch", "load", "unload", "pin", "unpin"]
 
@@ -23,16 +23,15 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Server to worker: make the images of a request.
+    """Server to worker: make the images of a job.
 
-    digest: of the model, as it was when the server accepted the job.
+    job: the identifier that all messages about it repeat.
     first: the first image to make, counted from 0; the server has stored the earlier ones.
     upcoming: the names of the models of the next jobs.
     """
 
     job: str
-    request: Request
-    digest: str
+    content: Job
     first: int
     upcoming: tuple[str, ...]
 

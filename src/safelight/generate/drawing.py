@@ -24,9 +24,9 @@ from safelight.generate.conditioning import Prompts, Reading
 from safelight.generate.denoise import Conditions, Controlled, Denoising, Start, denoise
 from safelight.generate.sizes import enlarged
 from safelight.generate.stages import Clock, Stages, Task
-from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.memory.lease import Lease
+from safelight.request.job import Job
 from safelight.request.results import OnProgress, Preview, Progress, Repair, Stage
 
 MOST_CALLS_A_STEP = 2
@@ -60,9 +60,9 @@ class Drawing:
     """One image, by a model in the request's combination. ``asked``: the request for this image alone; ``index``: its
     number among the images of a job, which progress tells."""
 
-    def __init__(self, asked: Settled, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> None:
-        request = asked.request
-        self.asked = asked
+    def __init__(self, job: Job, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> None:
+        request = job.request
+        self.job = job
         self.request = request
         self.model = model
         self.bench = bench
@@ -167,7 +167,7 @@ class Drawing:
         """Return what a text encoder makes of each text: from the cache, or computed."""
         cache = self.bench.conditionings
         component = self.model.manifest.component(role)
-        reading = Reading(self._family, role, component, self.run, self.request, self.asked.words)
+        reading = Reading(self._family, role, component, self.run, self.request, self.job.words or {})
         texts = prompts.texts
         if self._family.guidance != "classifier_free":
             texts = [pair for pair in texts if pair[0] == "prompt"]

@@ -1,12 +1,13 @@
-"""One generation: its numeric state is set, its stages run, and what came out carries what made it."""
+"""One image of a job: sets the numeric state, runs the stages, and records in the image what made it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import resource
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,36 +15,29 @@ import torch
 from safelight.errors import NotFiniteError
 from safelight.generate import numerics
 from safelight.generate.bench import Bench
-from safelight.generate.check import check
 from safelight.generate.drawing import Drawing
-from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.prompts.emphasis import unbalanced
+from safelight.request.job import Job
 from safelight.request.results import Image, OnProgress
-from safelight.request.schema import VERSION
 
 
-def images(asked: Settled, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
-    """The request's images, one after another: see :func:`image`. Raises RequestError for what the model cannot do."""
-    check(asked.request, model, asked.words)
-    for index in range(asked.request.count):
-        yield image(asked, model, bench, index, on_progress)
+def image(job: Job, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
+    """Make one image of a job: that of :meth:`safelight.request.job.Job.image`.
 
+    ``model``: the job's model in its combination (:func:`safelight.generate.combine.combined`).
+    ``on_progress``: may raise to stop; nothing stays bound then.
 
-def image(asked: Settled, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
-    """The request's image number ``index``: that of :meth:`Request.for_image`.
-
-    ``model``: in the request's combination (:func:`safelight.generate.combine.combined`). ``on_progress`` may raise to
-    stop; nothing stays bound then. Raises NotFiniteError for what no gate lets pass.
+    Raises NotFiniteError for what no gate lets pass.
     """
-    asked = replace(asked, request=asked.request.for_image(index))
-    drawing = Drawing(asked, model, bench, index, on_progress)
+    job = job.image(index)
+    drawing = Drawing(job, model, bench, index, on_progress)
     try:
-        with numerics.fixed(bench.run.threads, asked.request.seed):
+        with numerics.fixed(bench.run.threads, job.request.seed):
             pixels = drawing.pixels()
             state = numerics.record()
     except NotFiniteError:
-        # What went in may be what was wrong.
+        # Wrong conditioning may be the cause.
         bench.conditionings.clear()
         raise
     return _finished(drawing, pixels, state)
@@ -54,41 +48,7 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
     height, width, _ = pixels.shape
     raw = pixels.contiguous().numpy().tobytes()
     sha256 = hashlib.sha256(raw).hexdigest()
-    warnings = (
-        *(
-            f"{field}: {note}"
-            for field, text in (("prompt", request.prompt), ("negative prompt", request.negative))
-            for note in (unbalanced(text) if request.prompt_syntax == "a1111" else ())
-        ),
-        *(f"marked: {mark}; it can be right all the same" for mark in drawing.marks),
-        *(f"repaired: {repair.wrong}; {repair.helped}" for repair in drawing.repairs),
-    )
-    asked: dict[str, Any] = asdict(request) | {
-        "model": model.name,
-        # What was drawn, which with a part of a picture is another size than the picture's.
-        "width": drawing.width,
-        "height": drawing.height,
-        "tile": drawing.tile,
-        # As JSON has them.
-        "loras": [{**asdict(lora), "blocks": list(lora.blocks)} for lora in request.loras],
-        "controls": [asdict(control) for control in request.controls],
-        "embeddings": [asdict(embedding) for embedding in request.embeddings or ()],
-        "outpaint": list(request.outpaint),
-    }
-    # Who made it does not change what it is.
-    del asked["isolate"]
-    roles = model.family.roles
-    metadata = {
-        "version": VERSION,
-        "request": asked,
-        "model": {
-            "name": model.name,
-            "digest": model.digest,
-            "base": model.base,
-            "prediction_type": model.prediction_type,
-            "zero_terminal_snr": model.zero_terminal_snr,
-            "components": {role: model.manifest.component(role).digest for role in roles},
-        },
+    metadata = _metadata(drawing) | {
         "run": asdict(drawing.run),
         "numerics": dict(state),
         "marks": list(drawing.marks),
@@ -106,7 +66,39 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
         seconds=drawing.clock.seconds(),
         host_peak_bytes=peak_bytes(),
         metadata=metadata,
-        warnings=warnings,
+        warnings=_warnings(drawing),
+    )
+
+
+def _metadata(drawing: Drawing) -> dict[str, Any]:
+    """Return the image's job as JSON values, with the size and the tiles that were drawn."""
+    # Compared with what JSON gives back, so tuples become lists.
+    stored: dict[str, Any] = json.loads(json.dumps(drawing.job.to_json()))
+    stored["request"] |= {
+        "model": drawing.model.name,
+        # With a part of a picture, the size that was drawn differs from the picture's.
+        "width": drawing.width,
+        "height": drawing.height,
+        "tile": drawing.tile,
+        "embeddings": stored["request"]["embeddings"] or [],
+    }
+    # In which kind of process an image was made changes no pixel.
+    del stored["request"]["isolate"]
+    components = {role: drawing.model.manifest.component(role).digest for role in drawing.model.family.roles}
+    stored["model"]["components"] = components
+    return stored
+
+
+def _warnings(drawing: Drawing) -> tuple[str, ...]:
+    request = drawing.request
+    return (
+        *(
+            f"{field}: {note}"
+            for field, text in (("prompt", request.prompt), ("negative prompt", request.negative))
+            for note in (unbalanced(text) if request.prompt_syntax == "a1111" else ())
+        ),
+        *(f"marked: {mark}; it can be right all the same" for mark in drawing.marks),
+        *(f"repaired: {repair.wrong}; {repair.helped}" for repair in drawing.repairs),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from safelight.request.job import Job
 from safelight.request.schema import Request
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -27,11 +28,12 @@ ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class QueuedJob:
     """One accepted request and its state. Times are seconds since 1970.
 
     ``number``: the order of arrival.
     ``model_digest``: the digest of the model when the server accepted the job; with other content the job fails.
+    ``content``: the resolved request; None for a job that a version before 2 stored, which resolves it when it starts.
     ``client``: the client that sent the request.
     ``overtaken``: the number of later jobs that started before this one.
     ``delayed``: the seconds for which those later jobs computed while this one waited.
@@ -46,6 +48,7 @@ class Job:
     number: int
     request: Request
     model_digest: str
+    content: Job | None
     client: str
     created: float
     state: State = "queued"

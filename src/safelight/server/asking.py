@@ -11,13 +11,14 @@ from pathlib import Path
 from starlette.requests import Request as HTTPRequest
 
 from safelight.assemble.serving import Services
-from safelight.errors import ModelNotFoundError, RequestError, StorageError
-from safelight.generate.check import check, within_pixels
-from safelight.jobs.job import Job
-from safelight.library.chosen import settled
+from safelight.errors import ModelNotFoundError, StorageError
+from safelight.jobs.job import QueuedJob
 from safelight.library.model import Model
 from safelight.prompts import variants
+from safelight.request.job import Job
 from safelight.request.schema import MOST_SEED, Request
+from safelight.resolve.limits import Limits
+from safelight.resolve.resolve import resolve
 from safelight.server import bridge
 from safelight.server.problems import RefusedError
 
@@ -52,37 +53,20 @@ def default_model(control: Services) -> Model:
     return model_named(control, cards[0].name)
 
 
-def within_limits(control: Services, request: Request, model: Model) -> None:
-    """Raise RequestError when a request has more pixels, steps or images than this server allows."""
+def limits(control: Services) -> Limits:
+    """Return what this server allows."""
     settings = control.settings
-    part = request.image and request.mask_padding is not None
-    within_pixels(request, model, settings.max_pixels, control.shelves.inputs.size(request.image) if part else None)
-    for field, value, most, name in (
-        ("steps", request.steps, settings.max_steps, "max_steps"),
-        ("hires_steps", request.hires_steps, settings.max_steps, "max_steps"),
-        ("count", request.count, settings.max_images, "max_images"),
-    ):
-        if value > most:
-            raise RequestError(field, value, f"this server allows at most {most} ({name})")
+    return Limits(settings.max_pixels, settings.max_steps, settings.max_images, settings.max_prompt_chars)
 
 
-def texts_within_limits(control: Services, request: Request) -> None:
-    """Raise RequestError when a prompt is longer than this server allows."""
-    settings = control.settings
-    for field, text in (("prompt", request.prompt), ("negative", request.negative)):
-        if len(text) > settings.max_prompt_chars:
-            problem = f"this server allows at most {settings.max_prompt_chars} characters (max_prompt_chars)"
-            raise RequestError(field, f"{text[:20]}…", problem)
-
-
-def accept(control: Services, *requests: Request, client: str, priority: int = 0) -> list[Job]:
+def accept(control: Services, *requests: Request, client: str, priority: int = 0) -> list[QueuedJob]:
     """Queue requests, all or none, and return their jobs. Each job uses the content that its model has now.
 
     A request whose prompts contain choices becomes one job for each image.
     Raises ModelNotFoundError, RequestError or QueueFullError.
     """
     return control.dispatcher.accept(
-        *(_check(control, variant) for request in requests for variant in _expand(control, request)),
+        *(_resolve(control, variant) for request in requests for variant in _expand(control, request)),
         client=client,
         priority=priority,
     )
@@ -98,26 +82,19 @@ def _expand(control: Services, request: Request) -> list[Request]:
 
     The limits come first, because they bound this work.
     """
-    texts_within_limits(control, request)
-    if request.count > control.settings.max_images:
-        problem = f"this server allows at most {control.settings.max_images} (max_images)"
-        raise RequestError("count", request.count, problem)
+    allowed = limits(control)
+    allowed.check_texts(request)
+    allowed.check_count(request)
     return variants.chosen(request, wildcards(control))
 
 
-def _check(control: Services, request: Request) -> tuple[Request, str]:
+def _resolve(control: Services, request: Request) -> Job:
     model = model_named(control, request.model)
-    request = replace(request, model=model.name, isolate=request.isolate or control.settings.isolate)
-    # A wildcard may have replaced a word by a longer text.
-    texts_within_limits(control, request)
-    resolved = settled(request, model, control.shelves, by_path=False)
-    request = resolved.request
-    within_limits(control, request, model)
-    check(request, model, resolved.words)
-    return request, model.digest
+    request = replace(request, isolate=request.isolate or control.settings.isolate)
+    return resolve(request, control.catalog, limits(control), by_path=False, model=model)
 
 
-async def ended(control: Services, job: Job, http: HTTPRequest) -> Job:
+async def ended(control: Services, job: QueuedJob, http: HTTPRequest) -> QueuedJob:
     """Wait until the job has ended, and return it. When the client disconnects, cancel the job.
 
     Raises RefusedError when the client disconnects, or when the queue cannot continue.
@@ -140,7 +117,7 @@ async def ended(control: Services, job: Job, http: HTTPRequest) -> Job:
             await _cancel(control, job)
 
 
-async def all_ended(control: Services, jobs: list[Job], http: HTTPRequest) -> list[Job]:
+async def all_ended(control: Services, jobs: list[QueuedJob], http: HTTPRequest) -> list[QueuedJob]:
     """Wait until all jobs have ended, and return them: see :func:`ended`."""
     try:
         return [await ended(control, job, http) for job in jobs]
@@ -150,7 +127,7 @@ async def all_ended(control: Services, jobs: list[Job], http: HTTPRequest) -> li
             await _cancel(control, job)
 
 
-async def _cancel(control: Services, job: Job) -> None:
+async def _cancel(control: Services, job: QueuedJob) -> None:
     """Cancel a job for which no client waits. A full disk prevents this; then the worker makes its images anyway."""
     with contextlib.suppress(StorageError):
         await bridge.run(control.dispatcher.cancel, job.id)

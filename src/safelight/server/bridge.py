@@ -12,7 +12,7 @@ from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
 from safelight.engine.events import Event, Events
-from safelight.jobs.job import ENDED, Job
+from safelight.jobs.job import ENDED, QueuedJob
 from safelight.storage.db import Database
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ async def listening(events: Events, job_id: str | None = None) -> AsyncGenerator
         unsubscribe()
 
 
-async def ended(database: Database, events: Events, job_id: str) -> Job:
+async def ended(database: Database, events: Events, job_id: str) -> QueuedJob:
     """Wait without a time limit until the job has ended, and return it."""
     loop = asyncio.get_running_loop()
     over = asyncio.Event()

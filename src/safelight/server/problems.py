@@ -24,7 +24,7 @@ from safelight.errors import (
     StorageError,
     WorkerDiedError,
 )
-from safelight.jobs.job import Failure, Job
+from safelight.jobs.job import Failure, QueuedJob
 
 
 class Problem(BaseModel):
@@ -70,7 +70,7 @@ FAILURES: Mapping[Failure, tuple[int, str]] = {
 """The status and kind for each kind of failure of a job; any other failure is 500."""
 
 
-def of_job(job: Job) -> RefusedError:
+def of_job(job: QueuedJob) -> RefusedError:
     """Return the error for a client that waited for a job which failed or was cancelled."""
     if job.state == "failed":
         status, kind = FAILURES.get(job.failure, (500, "failed"))

@@ -20,9 +20,10 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
 from safelight.errors import CorruptFileError, RequestError, StorageError, UnreadableFileError
-from safelight.jobs.job import ATTEMPTS, Failure, Job, State
+from safelight.jobs.job import ATTEMPTS, Failure, QueuedJob, State
 from safelight.jobs.order import Waiting
-from safelight.request.schema import VERSION, Request
+from safelight.request.job import Job, is_resolved
+from safelight.request.schema import Request
 from safelight.request.stored import read_request
 from safelight.storage.tables import ImageRow, JobRow
 
@@ -72,17 +73,16 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
-    def accept(self, *wanted: tuple[Request, str], client: str = "", priority: int = 0) -> list[Job]:
+    def accept(self, *wanted: Job, client: str = "", priority: int = 0) -> list[QueuedJob]:
         """Append new jobs to the queue and return them; when one cannot be stored, none is.
 
-        ``wanted``: each request with the digest of its model.
+        ``wanted``: what the jobs make.
         """
         rows = [
             JobRow(
                 id=uuid.uuid4().hex,
-                request=asdict(request),
-                version=VERSION,
-                model_digest=model_digest,
+                document=job.to_json(),
+                model_digest=job.model.digest,
                 client=client,
                 created=time.time(),
                 state="queued",
@@ -94,7 +94,7 @@ class Database:
                 reason="",
                 failure="",
             )
-            for request, model_digest in wanted
+            for job in wanted
         ]
         with self._session() as session, session.begin():
             session.add_all(rows)
@@ -110,12 +110,12 @@ class Database:
         except OperationalError as error:
             raise StorageError(self._path, f"cannot be written: {error.orig}") from error
 
-    def job(self, job_id: str) -> Job | None:
+    def job(self, job_id: str) -> QueuedJob | None:
         with self._session() as session:
             row = session.scalar(select(JobRow).where(JobRow.id == job_id))
             return _job(row) if row is not None else None
 
-    def jobs(self, states: Sequence[State] = (), limit: int = 100, before: int | None = None) -> list[Job]:
+    def jobs(self, states: Sequence[State] = (), limit: int = 100, before: int | None = None) -> list[QueuedJob]:
         """Return the newest jobs first; ``before``: only jobs with a smaller number than this one."""
         query = select(JobRow).order_by(JobRow.number.desc()).limit(limit)
         if states:
@@ -125,7 +125,7 @@ class Database:
         with self._session() as session:
             return [_job(row) for row in session.scalars(query)]
 
-    def jobs_of(self, ids: Sequence[str]) -> dict[str, Job]:
+    def jobs_of(self, ids: Sequence[str]) -> dict[str, QueuedJob]:
         """Return the jobs with these identifiers, by identifier; an unknown identifier is left out."""
         with self._session() as session:
             return {row.id: _job(row) for row in session.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
@@ -160,7 +160,7 @@ class Database:
             found = [row for by in orders for row in session.execute(query.order_by(*by)).tuples()]
         return sorted((Waiting(*row) for row in set(found)), key=lambda job: job.number)
 
-    def start(self, job_id: str, reason: str) -> Job | None:
+    def start(self, job_id: str, reason: str) -> QueuedJob | None:
         """Set a queued job to running, and count it as overtaking the earlier jobs that still wait.
 
         Returns the job, or None when it is no longer queued.
@@ -256,7 +256,7 @@ class Database:
         found: set[str] = set()
         with self._session() as session:
             for table, column, where in (
-                ("jobs", "request", "WHERE state IN ('queued', 'running')"),
+                ("jobs", "json_extract(document, '$.request')", "WHERE state IN ('queued', 'running')"),
                 ("images", "json_extract(metadata, '$.request')", ""),
             ):
                 requests = f"SELECT {column} AS request FROM {table} {where}"
@@ -340,13 +340,14 @@ def _migrate(engine: Engine, path: Path) -> None:
         command.upgrade(config, "head")
 
 
-def _job(row: JobRow) -> Job:
-    request, unreadable = _read(row.request, row.version)
-    return Job(
+def _job(row: JobRow) -> QueuedJob:
+    request, content, unreadable = _read(row.document)
+    return QueuedJob(
         id=row.id,
         number=row.number,
         request=request,
         model_digest=row.model_digest,
+        content=content,
         client=row.client,
         created=row.created,
         state=row.state,  # pyright: ignore[reportArgumentType]
@@ -363,19 +364,24 @@ def _job(row: JobRow) -> Job:
     )
 
 
-def _read(stored: Any, version: int) -> tuple[Request, str]:
-    """Return (the request, ""), or (a stand-in with its prompt and model, why this version cannot read it).
+def _read(document: Mapping[str, Any]) -> tuple[Request, Job | None, str]:
+    """Return (the request, the job, ""), or (a stand-in with prompt and model, None, why this version cannot read it).
 
-    This version cannot read a request of a newer version, or one with a value that is no longer allowed.
+    This version cannot read a job of a newer version, or one with a value that is no longer allowed. The job of a
+    version that stored only requests is None.
     """
     try:
-        return read_request(stored, version), ""
+        if is_resolved(document):
+            job = Job.from_json(document)
+            return job.request, job, ""
+        return read_request(document["request"], document["version"]), None, ""
     except RequestError as error:
+        stored = document["request"]
         known = cast("Mapping[str, Any]", stored) if isinstance(stored, Mapping) else {}
         prompt, model = (known.get(name) for name in ("prompt", "model"))
         with contextlib.suppress(RequestError):
-            return Request(str(prompt or ""), str(model or "")), str(error)
-        return Request("", ""), str(error)
+            return Request(str(prompt or ""), str(model or "")), None, str(error)
+        return Request("", ""), None, str(error)
 
 
 def _image(row: ImageRow) -> StoredImage:

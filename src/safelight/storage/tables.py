@@ -15,15 +15,17 @@ class Table(DeclarativeBase):
 
 
 class JobRow(Table):
-    """A job; its columns are the fields of :class:`safelight.jobs.job.Job`, with the ``version`` of the request."""
+    """A job; its columns are the fields of :class:`safelight.jobs.job.QueuedJob`.
+
+    ``document``: a :class:`safelight.request.job.Job` as JSON, or a request of version 1 without its model.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (Index("jobs_by_state", "state", "number"), {"sqlite_autoincrement": True})
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(unique=True)
-    request: Mapped[dict[str, Any]]
-    version: Mapped[int]
+    document: Mapped[dict[str, Any]]
     model_digest: Mapped[str]
     client: Mapped[str]
     created: Mapped[float]

@@ -6,10 +6,10 @@ import contextlib
 
 from safelight.engine.local import LocalEngine
 from safelight.errors import InputError, IntegrityError
-from safelight.library.chosen import settled
 from safelight.library.model import Model
 from safelight.request.parts import Lora
 from safelight.request.schema import Request
+from safelight.resolve.resolve import resolve
 from safelight.weights.adapter_file import WEIGHTS
 
 STRENGTH = 0.7
@@ -21,11 +21,11 @@ MOST_ADAPTERS = 4
 def over(engine: LocalEngine, model: Model, prompt: str) -> list[tuple[Lora, ...]]:
     """Return combinations of adapters for a model: none, each intact weight adapter that fits, and two at once."""
     fitting: list[Lora] = []
-    for adapter in engine.shelves.adapters.all():
+    for adapter in engine.catalog.adapters.all():
         lora = Lora(adapter.name, STRENGTH)
         if adapter.kind in WEIGHTS and len(fitting) < MOST_ADAPTERS:
             with contextlib.suppress(InputError, IntegrityError):
-                settled(Request(prompt, model.name, loras=(lora,)), model, engine.shelves)
+                resolve(Request(prompt, model.name, loras=(lora,)), engine.catalog, model=model)
                 fitting.append(lora)
     both = [tuple(fitting[:2])] if len(fitting) > 1 else []
     return [(), *((lora,) for lora in fitting), *both]

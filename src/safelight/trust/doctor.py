@@ -24,10 +24,11 @@ from safelight.engine.repair import REFERENCE
 from safelight.errors import SafelightError
 from safelight.generate import run
 from safelight.generate.bench import TORCH_DTYPES, computing_all
-from safelight.library.chosen import Settled
 from safelight.library.model import Model
+from safelight.request.job import Job
 from safelight.request.results import Image
 from safelight.request.schema import Request
+from safelight.resolve.resolve import model_content
 from safelight.trust import combinations
 from safelight.trust.advisories import advisories
 from safelight.trust.canary import Canaries, Canary, pixels_of, request
@@ -114,12 +115,12 @@ class Doctor:
 
     def _adapters(self) -> Iterator[Finding]:
         """Check the files of the user's own adapters. The starters' are part of the installation."""
-        for adapter in self.engine.shelves.adapters.all():
+        for adapter in self.engine.catalog.adapters.all():
             if adapter.origin != "added":
                 continue
             what = f"the file of the adapter {adapter.name}"
             try:
-                self.engine.shelves.adapters.verify(adapter)
+                self.engine.catalog.adapters.verify(adapter)
             except SafelightError as error:
                 todo = "Download it again, and add it again with `safelight adapters add`."
                 yield Finding("loading", what, False, str(error), todo)
@@ -240,7 +241,8 @@ class Doctor:
         if image.metadata["run"]["attention"] != REFERENCE:
             bench = self.engine.bench_for(model)
             with_reference = replace(bench, run=replace(bench.run, attention=REFERENCE))
-            reference = run.image(Settled(request(model)), model, computing_all(with_reference), 0, lambda _: None)
+            job = Job(request(model), model_content(model))
+            reference = run.image(job, model, computing_all(with_reference), 0, lambda _: None)
             if difference(pixels_of(image), pixels_of(reference)).similarity < ROUNDING:
                 return "attention", f"`safelight config set attention_type {REFERENCE}`"
         return "state", "Restart Safelight, and report it with `safelight doctor --save FILE`."

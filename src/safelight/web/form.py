@@ -50,7 +50,7 @@ class Form:
 
     def _adapters(self) -> None:
         """Add a list of adapters. A choice adds the adapter's tag or word to the prompt; a tag has the strength."""
-        kinds = {adapter.name: adapter.kind for adapter in self._control.shelves.adapters.cards()}
+        kinds = {adapter.name: adapter.kind for adapter in self._control.catalog.adapters.cards()}
         names = [name for name, kind in kinds.items() if kind in WEIGHTS or kind == INVERSION]
         if not names:
             return

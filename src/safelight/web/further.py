@@ -36,7 +36,7 @@ class Further:
 
     def __init__(self, serving: Services) -> None:
         names: dict[str, list[str]] = {VAE: [], CONTROLNET: []}
-        for adapter in serving.shelves.adapters.cards():
+        for adapter in serving.catalog.adapters.cards():
             names.setdefault(adapter.kind, []).append(adapter.name)
         models = [card.name for card in serving.library.cards()]
         self._serving = serving
@@ -152,7 +152,7 @@ class Further:
 
     def fill(self, request: dict[str, Any]) -> None:
         """Set every field to its value in an image's request. Pictures and adapters that are gone are left out."""
-        inputs = self._serving.shelves.inputs
+        inputs = self._serving.catalog.inputs
         self._image.set(inputs.known(request.get("image", "")))
         self._mask.set(inputs.known(request.get("mask", "")))
         self._strength.set_value(request.get("strength", 0.75))

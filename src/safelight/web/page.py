@@ -14,7 +14,7 @@ from nicegui import ui
 
 from safelight.assemble.serving import Services
 from safelight.errors import InputError, SafelightError
-from safelight.jobs.job import Job
+from safelight.jobs.job import QueuedJob
 from safelight.request.results import Preview
 from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import UPSCALERS, Request
@@ -79,7 +79,7 @@ class Tab:
         self._asked: list[str] = []
         self._seen = -1
         self._shown = SHOWN
-        self._library = [*control.library.cards(), *control.shelves.adapters.cards()]
+        self._library = [*control.library.cards(), *control.catalog.adapters.cards()]
         self._stored = ""
         self._empty: dict[str, Any] = {}
         self._restored = False
@@ -177,7 +177,7 @@ class Tab:
         self._draw_sheet(seen.sheet)
         self._draw_gallery([image for image in seen.gallery if image.id not in self._removing])
 
-    def _draw_sheet(self, sheet: list[tuple[Job, dict[int, StoredImage]]]) -> None:
+    def _draw_sheet(self, sheet: list[tuple[QueuedJob, dict[int, StoredImage]]]) -> None:
         self._sheet.clear()
         if not sheet:
             return
@@ -188,7 +188,7 @@ class Tab:
                     for place in range(job.request.count):
                         self._cell(job, images.get(place))
 
-    def _cell(self, job: Job, image: StoredImage | None) -> None:
+    def _cell(self, job: QueuedJob, image: StoredImage | None) -> None:
         with ui.element("figure").style("margin: 0; min-width: 0"):
             if image is not None:
                 self._shot(image)
@@ -267,7 +267,7 @@ class Tab:
 
     async def _start_from(self, image: StoredImage, dialog: ui.dialog) -> None:
         data = await bridge.run(self._control.gallery.path(image.file).read_bytes)
-        self._form.further.start_from(await bridge.run(self._control.shelves.inputs.keep, "image", data))
+        self._form.further.start_from(await bridge.run(self._control.catalog.inputs.keep, "image", data))
         dialog.close()
 
     def _remove(self, image: StoredImage, dialog: ui.dialog) -> None:
@@ -311,8 +311,8 @@ class _Seen:
     ``gallery``: the newest images.
     """
 
-    queue: list[tuple[Job, str]]
-    sheet: list[tuple[Job, dict[int, StoredImage]]]
+    queue: list[tuple[QueuedJob, str]]
+    sheet: list[tuple[QueuedJob, dict[int, StoredImage]]]
     gallery: list[StoredImage]
 
 
@@ -325,7 +325,7 @@ def _seen(control: Services, asked: list[str], shown: int) -> _Seen:
     return _Seen(control.dispatcher.queue(WAITING), sheet, database.images(shown + 1))
 
 
-def _queue(control: Services, requests: list[Request]) -> list[Job]:
+def _queue(control: Services, requests: list[Request]) -> list[QueuedJob]:
     return asking.accept(control, *requests, client="page")
 
 
@@ -429,7 +429,7 @@ class _Running:
         self._how.set_text(f"{job.request.model}: {stage} ({job.reason})")
         self._bar.style(f"width: {share:.0%}")
 
-    def queue(self, waiting: list[tuple[Job, str]]) -> None:
+    def queue(self, waiting: list[tuple[QueuedJob, str]]) -> None:
         """Show the waiting jobs in their order, with the reasons."""
         self._waiting.clear()
         with self._waiting:

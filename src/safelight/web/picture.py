@@ -40,7 +40,7 @@ class PictureField:
 
     async def take(self, data: bytes) -> None:
         """Store a picture's file and choose it. Raises RequestError when it is not a picture."""
-        self.set(await bridge.run(self._control.shelves.inputs.keep, self._field, data))
+        self.set(await bridge.run(self._control.catalog.inputs.keep, self._field, data))
 
     def set(self, digest: str) -> None:
         """Choose a stored picture; "" for none."""
@@ -56,7 +56,7 @@ class PictureField:
         self._clear.set_visibility(bool(self.digest))
         self._upload.set_visibility(not self.digest)
         if self.digest:
-            picture = self._control.shelves.inputs.open(self.digest)
+            picture = self._control.catalog.inputs.open(self.digest)
             picture.thumbnail((SHOWN, SHOWN))
             file = io.BytesIO()
             picture.save(file, "PNG")

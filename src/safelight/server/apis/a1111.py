@@ -22,7 +22,7 @@ from safelight.assemble.serving import Services
 from safelight.engine.dispatch import RunningJob
 from safelight.errors import RequestError, WorkerDiedError
 from safelight.families.family import CONTROLNET
-from safelight.jobs.job import Job
+from safelight.jobs.job import QueuedJob
 from safelight.library.index import Card
 from safelight.library.inputs import FORMATS
 from safelight.library.model import Model
@@ -100,10 +100,10 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
         return asking.default_model(control) if chosen is None else by_title(control, chosen)
 
     def listed(*kinds: str) -> list[Card]:
-        return [found for found in control.shelves.adapters.cards() if found.kind in kinds]
+        return [found for found in control.catalog.adapters.cards() if found.kind in kinds]
 
     def _vae(name: str) -> str:
-        found = control.shelves.adapters.get(name)
+        found = control.catalog.adapters.get(name)
         if found.kind != VAE:
             raise RequestError("sd_vae", name, f"is a {found.kind}, not a VAE")
         return found.name
@@ -128,7 +128,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
                 siblings.pop(job.id, None)
         return await bridge.run(_answer, control, jobs, asked)
 
-    def queue_jobs(asked: TextToImage, client: Client) -> list[Job]:
+    def queue_jobs(asked: TextToImage, client: Client) -> list[QueuedJob]:
         refuse_unknown(asked)
         override = asked.override_settings or {}
         wanted = override.get("sd_model_checkpoint")
@@ -287,7 +287,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
             control.dispatcher.cancel(job.id)
         return {}
 
-    def own_job(http: HTTPRequest) -> Job | None:
+    def own_job(http: HTTPRequest) -> QueuedJob | None:
         state = control.dispatcher.state
         if state is None or state.job.client != f"a1111 {client_of(http).address}":
             return None
@@ -449,7 +449,7 @@ def _embedding(found: Card) -> dict[str, Any]:
     }
 
 
-def _answer(control: Services, jobs: list[Job], asked: TextToImage) -> GenerationAnswer:
+def _answer(control: Services, jobs: list[QueuedJob], asked: TextToImage) -> GenerationAnswer:
     job = next((job for job in jobs if job.state == "failed"), jobs[0])
     if job.state == "failed":
         raise of_job(job)

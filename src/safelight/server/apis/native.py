@@ -19,7 +19,7 @@ from safelight.engine.dispatch import advanced, described, pictured
 from safelight.engine.events import Event
 from safelight.engine.messages import Question
 from safelight.errors import IntegrityError, WorkerDiedError
-from safelight.jobs.job import Job, State
+from safelight.jobs.job import QueuedJob, State
 from safelight.request.schema import Request
 from safelight.server import asking, auth, bridge
 from safelight.server.apis.native_fields import (
@@ -76,7 +76,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
         LoRAs and their relatives are for ``loras``, and for ``<lora:name:strength>`` in a prompt.
         """
-        return [AdapterModel(**found.summary) for found in control.shelves.adapters.cards()]
+        return [AdapterModel(**found.summary) for found in control.catalog.adapters.cards()]
 
     @api.get("/jobs", tags=["jobs"])
     def jobs(
@@ -253,7 +253,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
     return api
 
 
-def _job(job: Job) -> JobModel:
+def _job(job: QueuedJob) -> JobModel:
     return JobModel(**described(job))
 
 

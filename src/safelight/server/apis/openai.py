@@ -19,7 +19,7 @@ from starlette.datastructures import FormData
 
 from safelight.assemble.serving import Services
 from safelight.errors import RequestError
-from safelight.jobs.job import Job
+from safelight.jobs.job import QueuedJob
 from safelight.library.inputs import opened
 from safelight.library.model import Model
 from safelight.metadata import infotext
@@ -221,7 +221,7 @@ def router(control: Services) -> APIRouter:
             problem = "an image is required" if not given else "only one picture is supported"
             raise RequestError("image", f"{len(given)} pictures", problem)
         asked = _read({"prompt": prompt, **_texts(await http.form())})
-        store = control.shelves.inputs.keep
+        store = control.catalog.inputs.keep
         picture = await given[0].read()
         start: dict[str, Any] = {"image": await bridge.run(store, "image", picture)}
         transparent = await bridge.run(_transparent, picture if mask is None else await mask.read())
@@ -287,7 +287,7 @@ def _transparent(picture: bytes) -> bytes | None:
     return file.getvalue()
 
 
-def _queue(control: Services, asked: ImageGeneration, start: Mapping[str, Any] | None = None) -> list[Job]:
+def _queue(control: Services, asked: ImageGeneration, start: Mapping[str, Any] | None = None) -> list[QueuedJob]:
     asked.refuse_unknown()
     model = control.library.get(asked.model) if asked.model else asking.default_model(control)
     width, height = (None, None) if start and asked.size in (None, "auto") else _size(asked.size, model)
@@ -348,7 +348,7 @@ def _size(size: str | None, model: Model) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _answer(control: Services, jobs: list[Job], asked: ImageGeneration, base: str) -> Images:
+def _answer(control: Services, jobs: list[QueuedJob], asked: ImageGeneration, base: str) -> Images:
     job = next((job for job in jobs if job.state != "done"), jobs[0])
     if job.state != "done":
         raise of_job(job)

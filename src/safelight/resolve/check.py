@@ -16,21 +16,6 @@ MOST_READ = 256
 """Chunks of all texts of a prompt that changes between steps: some 160 MB of SDXL's embeddings."""
 
 
-def within_pixels(request: Request, model: Model, most: int, picture: tuple[int, int] | None = None) -> None:
-    """Raise RequestError for more pixels than ``most`` (the setting max_pixels). ``picture``: the size of the image
-    that the request starts from, where only a part of it is drawn."""
-    scale = request.hires_scale
-    width, height = ((side or model.resolution) * scale for side in (request.width, request.height))
-    if width * height > most:
-        raise RequestError("width", f"{width:g}", f"times height {height:g} is over {most} pixels (max_pixels)")
-    if picture is not None:
-        # What is drawn goes back into the whole.
-        sides = request.outpaint or (0, 0, 0, 0)
-        whole = picture[0] + sides[0] + sides[2], picture[1] + sides[1] + sides[3]
-        if whole[0] * whole[1] > most:
-            raise RequestError("image", f"{whole[0]}x{whole[1]}", f"is over {most} pixels (max_pixels)")
-
-
 FAR = 2.5
 """By which an image's pixels, or its sides' ratio, may differ from what a model was trained with before it is said."""
 

@@ -3,6 +3,9 @@ No torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
 from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
@@ -10,40 +13,64 @@ from safelight.library import paths
 from safelight.library.adapters import Adapters
 from safelight.library.library import Library
 from safelight.library.model import Adapter, Model
+from safelight.request.job import PartContent
 from safelight.request.parts import Control
 from safelight.request.schema import Request
+from safelight.resolve.catalog import Catalog
 from safelight.weights.adapter_file import VAE
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest
 
 
-def vae(request: Request, model: Model, library: Library, adapters: Adapters, by_path: bool) -> ComponentManifest:
-    """The VAE that a request names: of a file of its own, or of another model of a kindred base. Raises RequestError
-    for one whose latents are others, IntegrityError for other content than was asked for."""
+@dataclass(frozen=True, slots=True)
+class OwnPart:
+    """A component that a request names in place of its model's own, and where it is."""
+
+    component: ComponentManifest
+    content: PartContent
+
+
+def vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> OwnPart:
+    """Return the VAE that a request names: in a file of its own, or of another model of a kindred family.
+
+    Raises RequestError for a VAE with other latents, IntegrityError for other content than was asked for.
+    """
     try:
-        found = _vae_named(request.vae, model, library, adapters, by_path)
+        found = _vae_named(request.vae, model, catalog, by_path)
     except InputError:
-        found = _vae_of_content(request.vae_digest, library, adapters, by_path)
+        found = _vae_of_content(request.vae_digest, catalog, by_path)
         if found is None:
             raise
-    if request.vae_digest and found.digest != request.vae_digest:
-        path = found.tensors[0].path
+    component = found.component
+    if request.vae_digest and component.digest != request.vae_digest:
+        path = component.tensors[0].path
         raise IntegrityError(path, "", f"the VAE {request.vae} has other content than {request.vae_digest[:10]}")
-    if not model.family.same_latents(found.config, model.manifest.component(model.family.vae).config):
+    if not model.family.same_latents(component.config, model.manifest.component(model.family.vae).config):
         raise RequestError("vae", request.vae, f"its latents are not those of {model.name}")
     return found
 
 
-def _vae_named(name: str, model: Model, library: Library, adapters: Adapters, by_path: bool) -> ComponentManifest:
-    alone = _vae_alone(name, adapters, by_path)
+def _of_adapter(adapter: Adapter) -> OwnPart:
+    part = adapter.tensors
+    return OwnPart(part, PartContent(part.role, part.digest, "adapter", adapter.digest))
+
+
+def of_model(model: Model, role: str) -> OwnPart:
+    """Return a component of another model."""
+    part = model.manifest.component(role)
+    return OwnPart(part, PartContent(part.role, part.digest, "model", model.digest))
+
+
+def _vae_named(name: str, model: Model, catalog: Catalog, by_path: bool) -> OwnPart:
+    alone = _vae_alone(name, catalog.adapters, by_path)
     if alone is not None:
         if alone.base and not _kin(alone.base, model):
             raise RequestError("vae", name, f"is a VAE for {alone.base}; {model.name} is {model.base}")
-        return adapters.checked(alone).tensors
-    of = _vae_of(name, library, adapters, by_path)
+        return _of_adapter(catalog.adapters.checked(alone))
+    of = _vae_of(name, catalog.library, catalog.adapters, by_path)
     if not _kin(of.base, model):
         raise RequestError("vae", name, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
-    return library.checked(of).manifest.component(of.family.vae)
+    return of_model(catalog.library.checked(of), of.family.vae)
 
 
 def _kin(base: str, model: Model) -> bool:
@@ -52,13 +79,14 @@ def _kin(base: str, model: Model) -> bool:
     return other is not None and other.kin == model.family.kin
 
 
-def _vae_of_content(digest: str, library: Library, adapters: Adapters, by_path: bool) -> ComponentManifest | None:
-    """The VAE of that content among those that were used by their path, which an image does not name."""
+def _vae_of_content(digest: str, catalog: Catalog, by_path: bool) -> OwnPart | None:
+    """Return the VAE of that content among those that were used by their path, which an image does not name."""
     if not digest or not by_path:
         return None
-    alone = (adapters.checked(one).tensors for one in adapters.used() if one.kind == VAE)
-    models = (one.manifest.component(one.family.vae) for one in library.used())
-    return next((part for part in (*alone, *models) if part.digest == digest), None)
+    adapters, library = catalog.adapters, catalog.library
+    alone = (_of_adapter(adapters.checked(one)) for one in adapters.used() if one.kind == VAE)
+    models = (of_model(one, one.family.vae) for one in library.used())
+    return next((part for part in (*alone, *models) if part.component.digest == digest), None)
 
 
 def _vae_of(name: str, library: Library, adapters: Adapters, by_path: bool) -> Model:
@@ -80,18 +108,22 @@ def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> Adapter | None:
     return found
 
 
-def text_encoders(request: Request, model: Model, library: Library, by_path: bool) -> tuple[ComponentManifest, ...]:
-    """Those of the model that a request names for them. Raises RequestError for a model of another base or of other
-    widths, IntegrityError for other content than was asked for."""
+def text_encoders(request: Request, model: Model, library: Library, by_path: bool) -> tuple[OwnPart, ...]:
+    """Return the text encoders of the model that a request names for them.
+
+    Raises RequestError for a model of another family or of other widths, IntegrityError for other content than was
+    asked for.
+    """
     name = request.text_encoder
     of = library.checked(_encoders_of(request, library, by_path))
     if of.base != model.base:
         raise RequestError("text_encoder", name, f"is of {of.base}; {model.name} is {model.base}")
-    found = _encoders(of)
-    odd = [c.role for c in found if c.config != model.manifest.component(c.role).config]
+    found = tuple(of_model(of, role) for role in of.family.text_encoders)
+    components = [part.component for part in found]
+    odd = [c.role for c in components if c.config != model.manifest.component(c.role).config]
     if odd:
         raise RequestError("text_encoder", name, f"its {odd[0]} is not like that of {model.name}")
-    if request.text_encoder_digest and digest_of(found) != request.text_encoder_digest:
+    if request.text_encoder_digest and digest_of(components) != request.text_encoder_digest:
         problem = f"the text encoders of {name} have other content than {request.text_encoder_digest[:10]}"
         raise IntegrityError(of.path, "", problem)
     return found
@@ -113,7 +145,7 @@ def _encoders(model: Model) -> tuple[ComponentManifest, ...]:
     return tuple(model.manifest.component(role) for role in model.family.text_encoders)
 
 
-def digest_of(components: tuple[ComponentManifest, ...]) -> str:
+def digest_of(components: Sequence[ComponentManifest]) -> str:
     """Of several components together."""
     return named(*(component.digest for component in components))
 

@@ -35,7 +35,7 @@ class Inversion:
     vectors: Mapping[str, str]
 
 
-def chosen(request: Request, model: Model, adapters: Adapters, by_path: bool) -> tuple[Inversion, ...]:
+def resolve_inversions(request: Request, model: Model, adapters: Adapters, by_path: bool) -> tuple[Inversion, ...]:
     """Return the textual inversions that a request lists. If it has no list, return those that its prompts name.
 
     ``by_path``: an inversion may be given by its path.
@@ -51,7 +51,7 @@ def chosen(request: Request, model: Model, adapters: Adapters, by_path: bool) ->
         known = _fitting(adapters, model)
         asked = tuple(Embedding(name, word) for word, name in sorted(words.named(texts, known).items()))
     found = [(embedding, _found(embedding, adapters, by_path)) for embedding in asked]
-    vectors = [_vectors(embedding, adapter, model) for embedding, adapter in found]
+    vectors = [vectors_of(embedding, adapter, model) for embedding, adapter in found]
     counts = {e.word: _count(e, a, v) for (e, a), v in zip(found, vectors, strict=True)}
     if not counts:
         return ()
@@ -123,7 +123,7 @@ def _odd(tensors: Mapping[str, tuple[int, ...]], model: Model) -> str:
     return ""
 
 
-def _vectors(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str, str]:
+def vectors_of(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str, str]:
     """Return the tensor of each text encoder. Raises RequestError for an inversion that does not fit."""
     tensors = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
     problem = _odd(tensors, model)

@@ -1,0 +1,94 @@
+"""A job: a complete request, in which every name is resolved to content.
+
+The same document is the row in the queue, the message to the worker, and the metadata in the PNG. No torch, no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from safelight.errors import RequestError
+from safelight.request.schema import VERSION, Request
+from safelight.request.stored import read_request
+
+
+@dataclass(frozen=True, slots=True)
+class ModelContent:
+    """The model of a job.
+
+    ``digest``: of its content.
+    ``components``: the digest of each component that computes, by role; without adapters.
+    """
+
+    name: str
+    digest: str
+    base: str
+    prediction_type: str
+    zero_terminal_snr: bool
+    components: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PartContent:
+    """A component that takes the place of the model's own.
+
+    ``digest``: of the component.
+    ``source``: where it is: in a ``model``, or in an ``adapter``'s file of its own.
+    ``source_digest``: of that model or adapter.
+    """
+
+    role: str
+    digest: str
+    source: Literal["model", "adapter"]
+    source_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A complete request: what was asked for, by content.
+
+    ``request``: all names are those of the library, with digests; sizes and seed are filled in.
+    ``parts``: components in place of the model's own.
+    ``words``: words of the prompts that stand for vectors, and the tokens that the vectors replace.
+    """
+
+    request: Request
+    model: ModelContent
+    parts: tuple[PartContent, ...] = ()
+    words: Mapping[str, tuple[int, ...]] | None = None
+
+    def image(self, index: int) -> Job:
+        """Return the job of one image, counted from 0. Raises IndexError."""
+        return replace(self, request=self.request.for_image(index))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as JSON values."""
+        return {
+            "version": VERSION,
+            "request": asdict(self.request),
+            "model": asdict(self.model),
+            "parts": [asdict(part) for part in self.parts],
+            "words": {word: list(tokens) for word, tokens in (self.words or {}).items()},
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Job:
+        """Read a job that :meth:`to_json` wrote, in this version or an earlier one that has jobs.
+
+        Raises RequestError, which names the field, if this version cannot read it.
+        """
+        request = read_request(stored["request"], stored["version"])
+        try:
+            model = ModelContent(**stored["model"])
+            parts = tuple(PartContent(**part) for part in stored["parts"])
+            words = {word: tuple(tokens) for word, tokens in stored["words"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RequestError("job", error, "is a field that this version cannot read") from error
+        return cls(request, model, parts, words)
+
+
+def is_resolved(stored: Mapping[str, Any]) -> bool:
+    """Whether a stored document is a job. Version 1 stored requests only."""
+    return "model" in stored

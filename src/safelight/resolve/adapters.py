@@ -1,0 +1,83 @@
+"""Adapters of weights that a request names: found, and compared with its model. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from safelight.errors import RequestError
+from safelight.families.family import CONTROLNET, Config, Family
+from safelight.families.registry import family
+from safelight.library.adapters import Adapters
+from safelight.library.model import Adapter, Model
+from safelight.request.parts import Lora
+from safelight.weights.adapter_file import INVERSION, VAE, WEIGHTS
+from safelight.weights.adapter_parts import AdapterConfig, Fit, Module, fit, spellings
+
+_ASKED = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in the prompt"}
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedLora:
+    """An adapter of a request, and what it does to the request's model."""
+
+    adapter: Adapter
+    lora: Lora
+    fit: Fit
+    family: Family
+
+    def strength(self, role: str, block: str) -> float:
+        """Return the strength on a component, in a block of the denoiser."""
+        counted = self.family.block_counts.get(len(self.lora.blocks), ())
+        factors = dict(zip(counted, self.lora.blocks, strict=True)) if self.lora.blocks else None
+        # Blocks that the block weights do not count get none.
+        return self.lora.on(self.family.purpose(role)) * (1.0 if factors is None else factors.get(block, 0.0))
+
+    def scale(self, role: str) -> float | None:
+        config = self.adapter.tensors.config
+        assert isinstance(config, AdapterConfig)
+        return config.scale(self.family.component(role))
+
+
+def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: bool) -> ResolvedLora:
+    """Find an adapter of weights and compare it with the model.
+
+    ``by_path``: the adapter may be named by its path.
+    ``lenient``: leave out tensors that fit nothing in the model.
+    Raises RequestError, which names what fits nothing; ModelNotFoundError; IntegrityError for other content.
+    """
+    if lora.digest:
+        adapter = adapters.find(lora.name, lora.digest, by_path)
+    else:
+        adapter = adapters.checked(adapters.resolve(lora.name) if by_path else adapters.get(lora.name))
+    if adapter.kind not in WEIGHTS:
+        raise RequestError("loras", lora.name, f"is a {adapter.kind}: ask for it as {_ASKED[adapter.kind]}")
+    if adapter.base and adapter.base != model.base:
+        raise RequestError("loras", lora.name, f"is a {adapter.kind} for {adapter.base}; {model.name} is {model.base}")
+    of = model.family
+    if lora.blocks and len(lora.blocks) not in of.block_counts:
+        wanted = " or ".join(map(str, sorted(of.block_counts))) or "none"
+        raise RequestError("loras", lora.name, f"{len(lora.blocks)} block weights; {model.base} has {wanted}")
+    shapes = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
+    found = fit(shapes, _spelled(model.base, _configs(model)))
+    if found.odd or not found.count:
+        what = "; ".join(found.odd[:_SHOWN]) or f"none of its {len(found.unknown)} tensors"
+        raise RequestError("loras", lora.name, f"does not fit {model.name} ({model.base}): {what}")
+    if found.unknown and not lenient:
+        some = ", ".join(found.unknown[:_SHOWN]) + (", …" if len(found.unknown) > _SHOWN else "")
+        problem = f"{len(found.unknown)} of its tensors fit nothing in {model.name}: {some}"
+        raise RequestError("loras", lora.name, f"{problem} (lenient leaves them out)")
+    return ResolvedLora(adapter, replace(lora, name=adapter.name, digest=adapter.digest), found, of)
+
+
+def _configs(model: Model) -> tuple[tuple[str, Config], ...]:
+    return tuple((component.role, component.config) for component in model.manifest.components)
+
+
+@lru_cache(maxsize=16)
+def _spelled(base: str, configs: tuple[tuple[str, Config], ...]) -> Mapping[str, Module]:
+    of = family(base)
+    return spellings((of.component(role), config.rows()) for role, config in configs if role in of.roles)

@@ -1,0 +1,77 @@
+"""What a job needs to be computed: its contents, found by their digests alone. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safelight.errors import IntegrityError
+from safelight.library.library import Library
+from safelight.library.model import Adapter, Model
+from safelight.request.job import Job, PartContent
+from safelight.request.schema import Request
+from safelight.resolve.adapters import ResolvedLora, resolve_lora
+from safelight.resolve.catalog import Catalog
+from safelight.resolve.inversions import Inversion, vectors_of
+from safelight.resolve.resolve import model_content
+from safelight.weights.manifest import ComponentManifest
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The contents of a job.
+
+    ``loras``: adapters of weights, and what they change.
+    ``own``: components in place of the model's own.
+    ``controls``: ControlNets, in the order of the request's.
+    ``inversions``: words of the prompts that stand for vectors.
+    """
+
+    job: Job
+    model: Model
+    loras: tuple[ResolvedLora, ...] = ()
+    own: tuple[ComponentManifest, ...] = ()
+    controls: tuple[Adapter, ...] = ()
+    inversions: tuple[Inversion, ...] = ()
+
+    @classmethod
+    def plain(cls, request: Request, model: Model) -> Contents:
+        """Return the contents of a request that names nothing but its model."""
+        return cls(Job(request, model_content(model)), model)
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """All adapters whose files this depends on."""
+        return (*(one.adapter for one in self.loras), *self.controls, *(one.adapter for one in self.inversions))
+
+
+def find_contents(job: Job, catalog: Catalog, model: Model) -> Contents:
+    """Find the contents of a job. ``model``: with the job's digest. Raises IntegrityError for content that is gone."""
+    request = job.request
+    loras = tuple(resolve_lora(lora, model, catalog.adapters, True, request.lenient) for lora in request.loras)
+    controls = tuple(catalog.adapters.find(control.name, control.digest) for control in request.controls)
+    inversions = tuple(
+        Inversion(adapter, embedding, (job.words or {})[embedding.word], vectors_of(embedding, adapter, model))
+        for embedding in request.embeddings or ()
+        for adapter in (catalog.adapters.find(embedding.name, embedding.digest),)
+    )
+    own = tuple(_find_part(part, catalog) for part in job.parts)
+    return Contents(job, model, loras, own, controls, inversions)
+
+
+def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:
+    if part.source == "adapter":
+        found = catalog.adapters.find("", part.source_digest).tensors
+    else:
+        found = catalog.library.checked(_model_of(part, catalog.library)).manifest.component(part.role)
+    if found.digest != part.digest:
+        raise IntegrityError(found.tensors[0].path, part.role, f"has other content than {part.digest[:10]}")
+    return found
+
+
+def _model_of(part: PartContent, library: Library) -> Model:
+    named = [library.find_named(card.name) for card in library.cards() if card.digest == part.source_digest]
+    for model in (*named, *library.used()):
+        if model is not None and model.digest == part.source_digest:
+            return model
+    raise IntegrityError(Path(part.role), "", f"no model has the content {part.source_digest[:10]}")

@@ -1,0 +1,50 @@
+"""Pictures that a request starts from: stored by content, and the size that is drawn. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safelight.errors import RequestError
+from safelight.library.inputs import Inputs
+from safelight.request.schema import MOST_PIXELS, Request
+
+_SHAPE = 0.03
+"""By how much a mask's aspect ratio may differ from the image's: a rounding of small ones."""
+
+
+def resolve_pictures(request: Request, inputs: Inputs, by_path: bool, multiple: int) -> dict[str, Any]:
+    """Return the fields of a request that its pictures decide: digests of image and mask, and the size that is drawn.
+
+    ``by_path``: pictures may be named by their paths.
+    ``multiple``: sides are multiples of so many pixels.
+    Raises RequestError for what is no picture, or too large.
+    """
+    given: dict[str, Any] = {
+        field: inputs.taken(field, value, by_path)
+        for field, value in (("image", request.image), ("mask", request.mask))
+        if value
+    }
+    if not request.image:
+        return given
+    width, height = inputs.size(given["image"])
+    if request.mask:
+        _refuse_other_shape(request.mask, inputs.size(given["mask"]), (width, height))
+    left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
+    if request.outpaint:
+        # In whole latents, so that the picture itself is not scaled.
+        right, bottom = right + -(left + width + right) % multiple, bottom + -(top + height + bottom) % multiple
+        given["outpaint"] = (left, top, right, bottom)
+    whole = left + width + right, top + height + bottom
+    if whole[0] * whole[1] > MOST_PIXELS:
+        raise RequestError("outpaint", request.outpaint, f"makes the image over {MOST_PIXELS} pixels")
+    if request.mask_padding is None:
+        sides = [max(multiple, side // multiple * multiple) for side in whole]
+        given |= {"width": request.width or sides[0], "height": request.height or sides[1]}
+    return given
+
+
+def _refuse_other_shape(name: str, mask: tuple[int, int], image: tuple[int, int]) -> None:
+    """A mask may be smaller or larger than the image; of another shape, it is another image's."""
+    if abs(mask[0] * image[1] - mask[1] * image[0]) > _SHAPE * mask[1] * image[0]:
+        problem = f"is {mask[0]}x{mask[1]}, which is not the shape of the image, {image[0]}x{image[1]}"
+        raise RequestError("mask", name[:80], problem)

@@ -1,0 +1,92 @@
+"""From a request to a job: every name becomes content, and everything that is left out is filled in. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from safelight.library import paths
+from safelight.library.model import Model
+from safelight.prompts import loras, tags
+from safelight.request.job import Job, ModelContent, PartContent
+from safelight.request.schema import Request
+from safelight.resolve import inversions, parts
+from safelight.resolve.adapters import resolve_lora
+from safelight.resolve.catalog import Catalog
+from safelight.resolve.check import check
+from safelight.resolve.limits import NO_LIMITS, Limits
+from safelight.resolve.pictures import resolve_pictures
+
+
+def resolve(
+    request: Request, catalog: Catalog, limits: Limits = NO_LIMITS, by_path: bool = True, model: Model | None = None
+) -> Job:
+    """Resolve a request: the only place where names become content.
+
+    Adapters that its prompts name become its ``loras``; its images are stored and named by their digests.
+
+    ``limits``: may refuse a request; they never change one.
+    ``by_path``: whether models, adapters, VAEs and images may be named by a path.
+    ``model``: the request's model, if the caller has found it already.
+
+    Raises RequestError for what the model cannot do or what does not fit it; ModelNotFoundError; IntegrityError for
+    other content than was asked for.
+    """
+    limits.check_texts(request)
+    if model is None:
+        model = catalog.library.resolve(request.model) if by_path else catalog.library.get(request.model)
+    for field, text in (("prompt", request.prompt), ("negative", request.negative)):
+        tags.refuse_unknown(field, text, request.prompt_syntax)
+    prompt, inside = loras.taken("prompt", request.prompt)
+    negative, also = loras.taken("negative", request.negative)
+    adapters = [
+        resolve_lora(lora, model, catalog.adapters, by_path, request.lenient)
+        for lora in (*request.loras, *inside, *also)
+    ]
+    given: dict[str, Any] = resolve_pictures(request, catalog.inputs, by_path, model.family.latents.multiple)
+    own, named = _own_parts(request, model, catalog, by_path)
+    controls = tuple(
+        replace(
+            control,
+            name=net.name,
+            image=catalog.inputs.taken("controls", control.image, by_path),
+            digest=net.digest,
+        )
+        for control in request.controls
+        for net in (parts.controlnet(control, model, catalog.adapters, by_path),)
+    )
+    given |= named | {"controls": controls, "loras": tuple(one.lora for one in adapters)}
+    request = replace(request, model=model.name, prompt=prompt, negative=negative, **given)
+    found = inversions.resolve_inversions(request, model, catalog.adapters, by_path)
+    request = replace(request, embeddings=tuple(one.embedding for one in found))
+    part = request.image and request.mask_padding is not None
+    limits.check(request, model, catalog.inputs.size(request.image) if part else None)
+    words = {one.embedding.word: one.tokens for one in found}
+    check(request, model, words)
+    return Job(request, model_content(model), own, words)
+
+
+def model_content(model: Model) -> ModelContent:
+    """Return what a job says about its model."""
+    components = {role: model.manifest.component(role).digest for role in model.family.roles}
+    return ModelContent(
+        model.name, model.digest, model.base, model.prediction_type, model.zero_terminal_snr, components
+    )
+
+
+def _own_parts(
+    request: Request, model: Model, catalog: Catalog, by_path: bool
+) -> tuple[tuple[PartContent, ...], dict[str, Any]]:
+    """Return the components in place of the model's own, and the request's fields that name them."""
+    own: list[PartContent] = []
+    named: dict[str, Any] = {}
+    if request.vae:
+        vae = parts.vae(request, model, catalog, by_path)
+        own.append(vae.content)
+        named |= {"vae": paths.name_of(request.vae), "vae_digest": vae.component.digest}
+    if request.text_encoder:
+        encoders = parts.text_encoders(request, model, catalog.library, by_path)
+        own += [one.content for one in encoders]
+        named["text_encoder"] = paths.name_of(request.text_encoder)
+        named["text_encoder_digest"] = parts.digest_of([one.component for one in encoders])
+    return tuple(own), named

@@ -1,0 +1,22 @@
+"""Jobs for tests that compute nothing, and for tests that have a library."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from safelight.request.job import Job, ModelContent
+from safelight.request.schema import Request
+from safelight.resolve.catalog import Catalog
+from safelight.resolve.resolve import resolve
+
+
+def made_up(request: Request, digest: str) -> Job:
+    """A job of a model that no library has."""
+    return Job(request, ModelContent(request.model, digest, "sd1", "epsilon", False, {}))
+
+
+def resolved(root: Path, request: Request, digest: str = "") -> Job:
+    """The job of a request. ``digest``: replaces the model's, if it is given."""
+    job = resolve(request, Catalog.under(root))
+    return replace(job, model=replace(job.model, digest=digest)) if digest else job
