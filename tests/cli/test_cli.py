@@ -226,6 +226,8 @@ def test_an_interrupt_is_said() -> None:
 def test_an_interrupt_while_a_class_is_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "interrupted.py").write_text(
         "import os, signal\n"
+        # If a script runs the tests in the background, they ignore interrupts, and their children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from safelight.cli import main\n"
         "main.app = lambda: exec('os.kill(os.getpid(), signal.SIGINT)', globals())\n"
         "main.run()\n"

@@ -219,7 +219,7 @@ def _resolve(engine: Engine, requests: list[Request], most_pixels: int) -> tuple
     :func:`safelight.resolve.resolve.resolve`.
     """
     from safelight.resolve.check import check_texts, far_from_trained
-    from safelight.resolve.limits import Limits
+    from safelight.resolve.limits import RequestLimits
     from safelight.resolve.resolve import resolve
 
     catalog = getattr(engine, "catalog", None)
@@ -232,7 +232,7 @@ def _resolve(engine: Engine, requests: list[Request], most_pixels: int) -> tuple
     for request in requests:
         with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
             model = catalog.library.resolve(request.model, on_bytes)
-        job = resolve(request, catalog, Limits(max_pixels=most_pixels), model=model)
+        job = resolve(request, catalog, RequestLimits(max_pixels=most_pixels), model=model)
         jobs.append(job)
         notes |= dict.fromkeys(filter(None, [far_from_trained(job.request, model)]))
         decide = getattr(engine, "bench_for", None)

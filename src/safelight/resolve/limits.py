@@ -1,4 +1,4 @@
-"""What a server allows. Limits may refuse a request; they never change one."""
+"""What a server allows. RequestLimits may refuse a request; they never change one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safelight.request.schema import Request
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """The most that is allowed; None for no limit. Each is a setting of the same name.
 
     ``max_pixels``: width times height of an image, after the hires fix.
@@ -68,4 +68,4 @@ class Limits:
                 raise RequestError("image", f"{whole[0]}x{whole[1]}", f"is over {most} pixels (max_pixels)")
 
 
-NO_LIMITS = Limits()
+NO_LIMITS = RequestLimits()

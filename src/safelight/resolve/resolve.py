@@ -14,12 +14,16 @@ from safelight.resolve import inversions, parts
 from safelight.resolve.adapters import resolve_lora
 from safelight.resolve.catalog import Catalog
 from safelight.resolve.check import check
-from safelight.resolve.limits import NO_LIMITS, Limits
+from safelight.resolve.limits import NO_LIMITS, RequestLimits
 from safelight.resolve.pictures import resolve_pictures
 
 
 def resolve(
-    request: Request, catalog: Catalog, limits: Limits = NO_LIMITS, by_path: bool = True, model: Model | None = None
+    request: Request,
+    catalog: Catalog,
+    limits: RequestLimits = NO_LIMITS,
+    by_path: bool = True,
+    model: Model | None = None,
 ) -> Job:
     """Resolve a request: the only place where names become content.
 

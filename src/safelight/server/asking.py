@@ -17,7 +17,7 @@ from safelight.library.model import Model
 from safelight.prompts import variants
 from safelight.request.job import Job
 from safelight.request.schema import MOST_SEED, Request
-from safelight.resolve.limits import Limits
+from safelight.resolve.limits import RequestLimits
 from safelight.resolve.resolve import resolve
 from safelight.server import bridge
 from safelight.server.problems import RefusedError
@@ -53,10 +53,10 @@ def default_model(control: Services) -> Model:
     return model_named(control, cards[0].name)
 
 
-def limits(control: Services) -> Limits:
+def limits(control: Services) -> RequestLimits:
     """Return what this server allows."""
     settings = control.settings
-    return Limits(settings.max_pixels, settings.max_steps, settings.max_images, settings.max_prompt_chars)
+    return RequestLimits(settings.max_pixels, settings.max_steps, settings.max_images, settings.max_prompt_chars)
 
 
 def accept(control: Services, *requests: Request, client: str, priority: int = 0) -> list[QueuedJob]:
