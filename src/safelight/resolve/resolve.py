@@ -60,7 +60,8 @@ def resolve(
         for net in (parts.controlnet(control, model, catalog.adapters, by_path),)
     )
     given |= named | {"controls": controls, "loras": tuple(one.lora for one in adapters)}
-    request = replace(request, model=model.name, prompt=prompt, negative=negative, **given)
+    sides = {side: given.get(side) or getattr(request, side) or model.resolution for side in ("width", "height")}
+    request = replace(request, model=model.name, prompt=prompt, negative=negative, **(given | sides))
     found = inversions.resolve_inversions(request, model, catalog.adapters, by_path)
     request = replace(request, embeddings=tuple(one.embedding for one in found))
     part = request.image and request.mask_padding is not None
