@@ -58,6 +58,14 @@ ROWS = (
         "tests/generate/test_pictures.py::test_image_to_image tests/generate/test_pictures.py::test_inpainting",
     ),
     Row(
+        "An image changed as the prompt says (instruct-pix2pix): samplers × guidance scales; edits between steps",
+        "diffusers' `StableDiffusionInstructPix2PixPipeline`",
+        "bit for bit",
+        "tests/generate/test_instructions.py::test_pixels_are_those_of_diffusers "
+        "tests/generate/test_instructions.py::test_a_picture_of_another_size "
+        "tests/generate/test_instructions.py::test_a_prompt_that_changes_between_steps",
+    ),
+    Row(
         "ControlNet: text, image, mask × bases; two at once; a part of the steps; guess mode",
         "diffusers' six ControlNet pipelines, `MultiControlNetModel`",
         "bit for bit",

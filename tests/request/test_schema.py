@@ -71,6 +71,7 @@ def test_images_of_a_request_differ_by_one_of_their_seeds() -> None:
         ("strength", 0, WITH_IMAGE),
         ("strength", 0.04, WITH_IMAGE),
         ("mask", "mask.png", {}),
+        ("image_cfg", 0.9, WITH_IMAGE),
         ("mask_blur", -1, WITH_IMAGE),
         ("mask_padding", 5000, {**WITH_IMAGE, "mask": "mask.png"}),
         ("outpaint", (8, 8, 8), WITH_IMAGE),
@@ -165,6 +166,7 @@ requests = st.builds(
     embeddings=st.none() | names().filter(str.strip).map(lambda word: (Embedding("snow", word),)),
     image=st.sampled_from(["", "in.png"]),
     strength=shares(),
+    image_cfg=st.floats(1, 100),
     variation_seed=st.integers(0, MOST_SEED - 8),
     variation_strength=st.floats(0, 1),
     hires_upscaler=st.sampled_from(sorted(UPSCALERS)),
@@ -203,6 +205,7 @@ def test_a_missing_field_has_the_default_of_its_version_and_an_unknown_one_is_na
     stored = asdict(ask(steps=30))
     assert read_request(stored) == ask(steps=30)
     assert read_request({"prompt": "red apple", "model": "a"}) == ask()
+    assert read_request({"prompt": "red apple", "model": "a"}, 1).image_cfg == 1.5
     for wrong, name in (({**stored, "steppes": 3}, "steppes"), ({"prompt": "red apple"}, "model"), ([], "request")):
         with pytest.raises(safelight.RequestError, match=name):
             read_request(wrong)

@@ -15,12 +15,15 @@ import pytest
 from PIL import Image as PILImage
 from support import payloads
 
+from safelight.engine.dispatch import RunningJob
 from safelight.errors import ModelNotFoundError, RequestError
 from safelight.library.library import Library
 from safelight.metadata.chunks import schedule_label
+from safelight.request.results import Progress
 from safelight.request.samplers import SAMPLERS
+from safelight.request.schema import Request
 from safelight.server.apis import a1111_neutral
-from safelight.server.apis.a1111 import by_title
+from safelight.server.apis.a1111 import _progress, by_title
 from safelight.server.apis.a1111_fields import ImageToImage, TextToImage, filled, refuse_unknown, sampler_of
 from safelight.server.clients import CLIENTS, Client, Clients
 from safelight.server.problems import RefusedError
@@ -147,6 +150,21 @@ def test_every_field_of_the_pages_is_refused_when_it_asks_for_something() -> Non
             continue
         with pytest.raises(RequestError, match=name):
             refuse_unknown(TextToImage.model_validate({name: "something else"}))
+
+
+@pytest.mark.parametrize(("sent", "used"), [(None, 1.5), (0, 1.5), (2.5, 2.5)])
+def test_image_cfg_scale(sent: float | None, used: float) -> None:
+    """A1111's clients send 0 for a field that is not set."""
+    picture = base64.b64encode(_png(PILImage.new("RGB", (64, 64), "red"))).decode()
+    asked = ImageToImage.model_validate({"init_images": [picture], "image_cfg_scale": sent})
+    assert Request("x", "a", **asked.given()).image_cfg == used
+
+
+def test_progress_goes_by_the_steps_that_the_model_computes() -> None:
+    """A model that starts from noise computes 4 steps, where the request alone tells 3."""
+    job: Any = SimpleNamespace(request=Request("x", "a", steps=4, image="in.png", count=2), id="1")
+    said = _progress(RunningJob(job, 0.0, Progress("denoise", 1, 2, 4)), skip_image=True)
+    assert (said["progress"], said["state"]["sampling_step"], said["state"]["sampling_steps"]) == (0.75, 2, 4)
 
 
 def _png(image: PILImage.Image) -> bytes:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PILImage
+from support import checkpoints
 from typer.testing import CliRunner
 
 import safelight
@@ -62,6 +64,16 @@ def test_the_first_use_makes_it_and_later_ones_compare(engine: LocalEngine, cana
         next(engine.generate(ask(name)))
     assert seen == ["a", "b", "a", "b"]
     assert len(canaries.history(engine.library.get("a"))) == 1
+
+
+def test_a_model_that_needs_an_image_has_no_canary(engine: LocalEngine, canaries: Canaries, tmp_path: Path) -> None:
+    checkpoints.write_single(tmp_path / "eight.safetensors", "sd1", 7, in_channels=8)
+    model = engine.library.add(tmp_path / "eight.safetensors", "eight")
+    PILImage.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    engine.on_switch = after_switch(canaries, engine.repairs)
+    next(engine.generate(replace(ask("eight"), image=str(tmp_path / "red.png"), steps=2)))
+    assert canaries.history(model) == []
+    assert list(Doctor(engine, canaries).since_upgrade([model])) == []
 
 
 def test_images_of_two_jobs_in_turns_are_switches(engine: LocalEngine, canaries: Canaries) -> None:

@@ -166,7 +166,9 @@ def make(
 
             def report(progress: Progress, request: Request = request, before: int = done) -> None:
                 at = before + progress.image * request.steps_done
-                at += progress.step if progress.stage == "denoise" else 0
+                if progress.stage == "denoise":
+                    # Some models compute more steps than the request alone tells.
+                    at += progress.step * request.steps_done // progress.steps
                 update(at, total, f"{Path(request.model).stem}: {progress.stage}")
                 if progress.stage == "denoise" and (estimate := pace.at(at)):
                     say(f"safelight: {estimate}", err=True)

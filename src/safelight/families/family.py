@@ -23,6 +23,22 @@ from safelight.request.samplers import NoiseKind
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
 """What a denoiser predicts: the noise, its velocity (Salimans and Ho 2022), or the velocity of a rectified flow."""
 
+GuidanceKind = Literal["classifier_free", "image_and_text", "distilled", "none"]
+"""How a denoiser is made to follow the prompt.
+
+``classifier_free``: by two predictions, with the prompt and with the negative prompt.
+``image_and_text``: by three, of which one lacks the prompt, and one lacks the prompt and the input image.
+``distilled``: the scale is an input of the denoiser.
+``none``: there is no guidance.
+"""
+
+Inputs = Literal["", "mask", "image"]
+"""What a denoiser has as input channels besides the latents.
+
+``mask``: a mask, and the latents of the picture where the mask is black.
+``image``: the latents of the input image, without the factor. Denoising then starts from noise alone.
+"""
+
 CONTROLNET = "controlnet"
 """The role of ControlNets. A job may have several."""
 
@@ -141,6 +157,18 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """How the checkpoints of a variant are used. ``guidance``: None for that of the family."""
+
+    inputs: Inputs = ""
+    guidance: GuidanceKind | None = None
+
+
+VARIANTS: Mapping[str, Variant] = {"text-to-image": Variant(), "inpainting": Variant("mask")}
+"""The variants that most families have."""
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterSigns:
     """By what an adapter for this family is recognised, from the most to the least certain.
 
@@ -174,8 +202,7 @@ class Family:
     ``components``: in the order of use.
     ``architectures``: the classes of all settings that records of this family may have.
     ``resolution``: pixels per side of its training images.
-    ``guidance``: ``classifier_free`` (two predictions, with and without the prompt), ``distilled`` (the scale is an
-    input of the denoiser) or ``none``.
+    ``guidance``: how its denoisers are made to follow the prompt.
     ``features``: what it can do. A request for another feature is refused by name.
     ``computing``: name of the module that computes; its ``MODEL`` is a ``FamilyModel`` (``computing.py``).
     ``rules``: recognise its single files; they are tried in the order of the families.
@@ -184,6 +211,7 @@ class Family:
     ``training``: says what a single file was trained to predict. Raises UnsupportedModelError.
     ``folder_training``: the same from a folder's scheduler settings; None if ``recognise_folder`` recognises none.
     ``variant``: names a checkpoint's variant from its configurations; None for an unknown one.
+    ``variants``: how the checkpoints of each variant are used. Checkpoints of other variants are refused.
     ``discord``: says why complete components do not fit together, None if they do.
     ``left_over``: says why a checkpoint may have a tensor that no module needs; None if it may not.
     ``keep``: names of left-over tensors that a conversion keeps, because recognition counts them.
@@ -206,12 +234,13 @@ class Family:
     latents: Latents
     noise: Noise
     resolution: int
-    guidance: Literal["classifier_free", "distilled", "none"]
+    guidance: GuidanceKind
     features: frozenset[Feature]
     computing: str
     rules: tuple[KindRule, ...]
     training: Callable[[Header], Training]
     variant: Callable[[Mapping[str, Config]], str | None]
+    variants: Mapping[str, Variant] = field(default_factory=lambda: VARIANTS)
     recognise_folder: Callable[[Folder], str | None] = lambda _: None
     folder_training: Callable[[Folder], Training] | None = None
     discord: Callable[[Mapping[str, Config]], str | None] = lambda _: None
@@ -249,6 +278,10 @@ class Family:
     def text_encoders(self) -> tuple[str, ...]:
         """The roles of the text encoders."""
         return tuple(component.role for component in self.of(Purpose.TEXT_ENCODER))
+
+    def guidance_of(self, variant: str) -> GuidanceKind:
+        """Return the guidance of a variant's checkpoints."""
+        return self.variants[variant].guidance or self.guidance
 
     def of(self, purpose: Purpose) -> tuple[Component, ...]:
         return tuple(component for component in self.components if component.purpose == purpose)

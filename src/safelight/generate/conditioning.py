@@ -15,7 +15,8 @@ from safelight.devices.transfer import digest_of
 from safelight.families.computing import PromptField, Tensors, TextInput, TextInputs, computing
 from safelight.families.family import Family
 from safelight.families.features import Feature
-from safelight.generate.denoise import Condition, Conditions
+from safelight.generate.denoise import Conditions
+from safelight.generate.guidance import Condition
 from safelight.prompts.editing import of_request
 from safelight.prompts.words import Words
 from safelight.request.run_settings import RunSettings
@@ -135,14 +136,18 @@ def _sums(encoded: Tensors) -> list[str]:
     return [str(digest_of(tensor)) for tensor in encoded.values()]
 
 
-def conditions(family: Family, encoded: Mapping[str, Mapping[PromptField, Tensors]], prompts: Prompts) -> Conditions:
-    """Return the conditions of all steps, from what each text encoder returned for each text."""
+def conditions(
+    family: Family, encoded: Mapping[str, Mapping[PromptField, Tensors]], prompts: Prompts, negative_too: bool
+) -> Conditions:
+    """Return the conditions of all steps, from what each text encoder returned for each text.
+
+    ``negative_too``: the guidance reads the negative prompt.
+    """
     model = computing(family)
-    guided = family.guidance == "classifier_free"
     each = [
         Condition(
             model.condition(encoded, ("prompt", prompt)),
-            model.condition(encoded, ("negative", negative)) if guided else None,
+            model.condition(encoded, ("negative", negative)) if negative_too else None,
         )
         for prompt, negative in prompts.pairs
     ]

@@ -17,24 +17,11 @@ from torch import nn
 
 from safelight.boundary import pictures
 from safelight.boundary.pictures import EncodedPicture
-from safelight.families.computing import Call, FamilyModel, Tensors
+from safelight.families.computing import Call, FamilyModel
 from safelight.families.family import Family
 from safelight.generate import noise
+from safelight.generate.guidance import Condition, Guidance
 from safelight.generate.samplers import NoiseSchedule
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What the denoiser is told in a step. ``negative``: None if the family has no classifier-free guidance."""
-
-    positive: Tensors
-    negative: Tensors | None
-
-    def rows(self, guided: bool) -> Tensors:
-        """Return the tensors for one call: with guidance the negative prompt's row comes first."""
-        if not guided or self.negative is None:
-            return self.positive
-        return {name: torch.cat([self.negative[name], tensor]) for name, tensor in self.positive.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +82,9 @@ class Denoising:
 
     ``denoiser``: bound.
     ``shape``: of the latents, (1, channels, h, w).
-    ``guidance``: the scale. 1 or less turns classifier-free guidance off.
+    ``guidance``: the rows of each call of the denoiser, and how their predictions become one.
     ``takes_mask``: the denoiser has the mask and the masked picture as inputs (a checkpoint for inpainting).
+    ``image``: the encoded picture whose latents the denoiser has as inputs; None if it has no such inputs.
     ``vary``: changes the noise, for variations of a seed.
     ``on_step``: called with each step's index (from 0) and latents. It may raise to stop.
     """
@@ -106,7 +94,7 @@ class Denoising:
     denoiser: nn.Module
     schedule: NoiseSchedule
     conditions: Conditions
-    guidance: float
+    guidance: Guidance
     steps: int
     seed: int
     shape: tuple[int, ...]
@@ -116,6 +104,7 @@ class Denoising:
     start: Start | None = None
     controls: Sequence[Controlled] = ()
     takes_mask: bool = False
+    image: EncodedPicture | None = None
     vary: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
@@ -125,22 +114,17 @@ def denoise(work: Denoising) -> torch.Tensor:
         generator = torch.Generator("cpu").manual_seed(work.seed)
         timesteps = work.schedule.begin(work.steps, work.device, None if work.start is None else work.start.strength)
         latents, mask = _first_latents(work, timesteps, generator)
-        guided = work.family.guidance == "classifier_free" and work.guidance > 1
+        guidance = work.guidance
         controls = [(control, _shown(control, work)) for control in work.controls]
-        extra = mask.channels(guided) if mask is not None and work.takes_mask else ()
+        extra = guidance.inputs(_inputs(work, mask))
         for index, timestep in enumerate(timesteps):
             condition = work.conditions.each[work.conditions.during(index / len(timesteps))]
-            rows = torch.cat([latents] * 2) if guided else latents
-            call = Call(
-                work.schedule.scaled(rows, timestep), timestep, condition.rows(guided), extra, (), work.guidance
-            )
+            rows = work.schedule.scaled(guidance.latents(latents), timestep)
+            call = Call(rows, timestep, guidance.condition(condition), extra, (), guidance.scale)
             for control, picture in controls:
                 if control.start <= index / len(timesteps) and (index + 1) / len(timesteps) <= control.end:
-                    call = replace(call, control=_added(call.control, _controlled(work.model, control, picture, call)))
-            prediction = work.model.predict(work.denoiser, call)
-            if guided:
-                without, with_prompt = prediction.chunk(2)
-                prediction = without + work.guidance * (with_prompt - without)
+                    call = replace(call, control=_added(call.control, _controlled(work, control, picture, call)))
+            prediction = guidance.combine(work.model.predict(work.denoiser, call))
             latents = work.schedule.step(prediction, timestep, latents, generator)
             if mask is not None and not work.takes_mask:
                 following = timesteps[index + 1] if index < len(timesteps) - 1 else None
@@ -164,10 +148,6 @@ class _Mask:
     picture: torch.Tensor | None
     noise: torch.Tensor
 
-    def channels(self, guided: bool) -> tuple[torch.Tensor, ...]:
-        """Return the inputs of a denoiser that takes the mask."""
-        return tuple(torch.cat([tensor] * 2) if guided else tensor for tensor in (self.mask, self.masked))
-
     def blended(self, latents: torch.Tensor, schedule: NoiseSchedule, following: torch.Tensor | None) -> torch.Tensor:
         """Put the picture, with the noise of the ``following`` step, where the mask is black. None: the last step."""
         assert self.picture is not None
@@ -175,6 +155,13 @@ class _Mask:
         if following is not None:
             picture = schedule.noisy(picture, self.noise, torch.tensor([following]))
         return (1 - self.mask) * picture + self.mask * latents
+
+
+def _inputs(work: Denoising, mask: _Mask | None) -> tuple[torch.Tensor, ...]:
+    """Return the inputs of the denoiser besides the latents, each with one row."""
+    if work.image is not None:
+        return (work.image.distribution.mode().to(work.dtype),)
+    return (mask.mask, mask.masked) if mask is not None and work.takes_mask else ()
 
 
 def _first_latents(
@@ -227,15 +214,16 @@ def _shown(control: Controlled, work: Denoising) -> torch.Tensor:
     return shown.to(device=work.device, dtype=work.dtype)
 
 
-def _controlled(model: FamilyModel, control: Controlled, picture: torch.Tensor, call: Call) -> tuple[torch.Tensor, ...]:
+def _controlled(work: Denoising, control: Controlled, picture: torch.Tensor, call: Call) -> tuple[torch.Tensor, ...]:
     """Return what a ControlNet adds in this call."""
     call = replace(call, control=(), extra=())
-    if not control.prompt_only or len(call.latents) == 1:
-        return model.control(control.net, call, picture, control.weight, control.soft)
-    positive = {name: tensor[1:] for name, tensor in call.condition.items()}
-    half = replace(call, latents=call.latents[1:], condition=positive)
-    added = model.control(control.net, half, picture, control.weight, control.soft)
-    return tuple(torch.cat([torch.zeros_like(tensor), tensor]) for tensor in added)
+    if not control.prompt_only:
+        return work.model.control(control.net, call, picture, control.weight, control.soft)
+    row = work.guidance.prompt_row
+    positive = {name: tensor[row] for name, tensor in call.condition.items()}
+    alone = replace(call, latents=call.latents[row], condition=positive)
+    added = work.model.control(control.net, alone, picture, control.weight, control.soft)
+    return tuple(work.guidance.prompt_only(tensor) for tensor in added)
 
 
 def _added(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

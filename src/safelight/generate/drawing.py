@@ -17,7 +17,7 @@ from safelight.errors import NotFiniteError
 from safelight.families.computing import PromptField, Tensors, computing
 from safelight.families.family import CONTROLNET
 from safelight.gates import latents
-from safelight.generate import conditioning, enlarge, noise, samplers
+from safelight.generate import conditioning, enlarge, guidance, noise, samplers
 from safelight.generate.bench import TORCH_DTYPES, Bench
 from safelight.generate.canvas import canvas, shown
 from safelight.generate.conditioning import Prompts, Reading
@@ -28,9 +28,13 @@ from safelight.library.model import Model
 from safelight.memory.lease import Lease
 from safelight.request.job import Job
 from safelight.request.results import OnProgress, Preview, Progress, Repair, Stage
+from safelight.resolve.check import as_computed
 
 MOST_CALLS_A_STEP = 2
 """Samplers of second order call the UNet twice in a step."""
+
+USUAL_ROWS = 2
+"""Rows of a denoiser's call for which its memory is estimated. More rows count as more pixels."""
 
 WIDER = {"fp16": "fp32", "bf16": "fp32"}
 """The dtype in which a VAE decodes again after NaN or infinity."""
@@ -46,7 +50,8 @@ Result = TypeVar("Result")
 @dataclass(frozen=True, slots=True)
 class Pass:
     """Denoising once: an image of ``width`` by ``height`` pixels from ``start`` (None: from noise), in ``steps`` of
-    which ``done`` are computed. ``before``: steps that earlier passes computed."""
+    which ``done`` are computed. ``before``: steps that earlier passes computed. ``image``: the picture whose latents
+    are inputs of the denoiser."""
 
     width: int
     height: int
@@ -54,6 +59,7 @@ class Pass:
     steps: int
     done: int
     before: int = 0
+    image: EncodedPicture | None = None
 
 
 class Drawing:
@@ -75,6 +81,12 @@ class Drawing:
         self._device = bench.device.torch
         self._family = model.family
         self._computing = computing(model.family)
+        self._inputs = model.family.variants[model.variant].inputs
+        kind = model.family.guidance_of(model.variant)
+        self._guidance = guidance.of(kind, request.cfg, request.image_cfg)
+        self._negative_too = guidance.READS_NEGATIVE[kind]
+        # The recorded request stays as it was asked.
+        self._computed = as_computed(request, model)
         self._dtype = TORCH_DTYPES[bench.run.dtype]
         self.width = request.width or model.resolution
         self.height = request.height or model.resolution
@@ -104,18 +116,26 @@ class Drawing:
     def pixels(self) -> torch.Tensor:
         """uint8 (h, w, 3), in host memory."""
         self._report("switch", 0, 1)
-        given = self._canvas
-        start = None if given is None else self._start(given.picture, given.mask, self.request.strength)
+        first = self._first()
         conditions = self._encode()
         self._report("encode", 1, 1)
-        first = Pass(self.width, self.height, start, self.request.steps, self.request.first_steps)
         denoised = self._denoise(conditions, first)
         if self.request.hires_scale > 1:
             denoised = self._denoise(conditions, self._again(denoised))
         self._report("decode", 0, 1)
         pixels = self._decode(denoised)
         self._report("decode", 1, 1)
-        return pixels if given is None else given.put_back(pixels)
+        return pixels if self._canvas is None else self._canvas.put_back(pixels)
+
+    def _first(self) -> Pass:
+        given, steps = self._canvas, self._computed.first_steps
+        from_noise = Pass(self.width, self.height, None, self.request.steps, steps)
+        if given is None:
+            return from_noise
+        start = self._start(given.picture, given.mask, self.request.strength)
+        if self._inputs == "image":
+            return replace(from_noise, image=start.encoded[0])
+        return replace(from_noise, start=start)
 
     def _again(self, denoised: torch.Tensor) -> Pass:
         """High-resolution fix: from what was drawn, enlarged."""
@@ -154,9 +174,9 @@ class Drawing:
         self._on_progress(Progress(stage, self._index, step, steps, memory, preview))
 
     def _encode(self) -> Conditions:
-        prompts = Prompts.of(self.request, self._family)
+        prompts = Prompts.of(self._computed, self._family)
         encoded = {role: self._encoded(role, prompts) for role in self._family.text_encoders}
-        conditions = conditioning.conditions(self._family, encoded, prompts)
+        conditions = conditioning.conditions(self._family, encoded, prompts, self._negative_too)
         with self.clock.gates():
             for one in conditions.each:
                 for tensor in (*one.positive.values(), *(one.negative or {}).values()):
@@ -169,7 +189,7 @@ class Drawing:
         component = self.model.manifest.component(role)
         reading = Reading(self._family, role, component, self.run, self.request, self.job.words or {})
         texts = prompts.texts
-        if self._family.guidance != "classifier_free":
+        if not self._negative_too:
             texts = [pair for pair in texts if pair[0] == "prompt"]
         inputs = reading.inputs(texts)
         keys = {pair: reading.key(one) for pair, one in inputs.each.items()}
@@ -214,7 +234,7 @@ class Drawing:
                 previews = self.bench.previews
                 preview = None if previews is None else previews.of(self._vae, values, form.colours)
                 at = drawn.before + min(step + 1, drawn.done)
-                self._report("denoise", at, request.steps_done, preview)
+                self._report("denoise", at, self._computed.steps_done, preview)
                 for lease in leases:
                     lease.adjust()
 
@@ -225,7 +245,7 @@ class Drawing:
                     modules[0],
                     schedule,
                     conditions.between(drawn.before, drawn.before + drawn.done),
-                    request.cfg,
+                    self._guidance,
                     drawn.steps,
                     self.seed,
                     (1, form.channels, drawn.height // form.scale, drawn.width // form.scale),
@@ -234,15 +254,22 @@ class Drawing:
                     on_step,
                     drawn.start,
                     [self._control(number, net, shown[number]) for number, net in enumerate(modules[1:])],
-                    model.variant == "inpainting",
+                    self._inputs == "mask",
+                    drawn.image,
                     self._vary,
                 )
             )
 
-        task = Task("denoise", drawn.width * drawn.height, MOST_CALLS_A_STEP * drawn.done, seamless=request.seamless)
+        task = self._denoise_task(drawn)
         nets = [part for part in model.manifest.components if part.role == CONTROLNET]
         parts = [(part, self._dtype) for part in (model.manifest.component(self._family.denoiser), *nets)]
         return self._stages.run(task, self.run, parts, compute)
+
+    def _denoise_task(self, drawn: Pass) -> Task:
+        pixels, rows, what = drawn.width * drawn.height, len(self._guidance.rows), ""
+        if rows > USUAL_ROWS:
+            pixels, what = pixels * rows // USUAL_ROWS, f"-{rows}rows"
+        return Task("denoise", pixels, MOST_CALLS_A_STEP * drawn.done, what, seamless=self.request.seamless)
 
     def _shown(self, number: int, drawn: Pass) -> PILImage.Image:
         """What a ControlNet is shown, in the size that is drawn."""

@@ -15,10 +15,13 @@ from PIL import PngImagePlugin
 from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.files import open_regular
 from safelight.prompts.loras import taggable, written
+from safelight.request.field import fields_of
 from safelight.request.parts import Lora
 from safelight.request.results import Image
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule
-from safelight.request.schema import UPSCALERS, VERSION
+from safelight.request.schema import UPSCALERS, VERSION, Request
+
+_IMAGE_CFG = fields_of(Request)["image_cfg"].default
 
 
 def schedule_label(sampler: str, schedule: Schedule) -> str:
@@ -47,6 +50,8 @@ def parameters(metadata: Mapping[str, Any]) -> str:
         fields["Clip skip"] = request["clip_skip"] + 1
     if request.get("image"):
         fields["Denoising strength"] = request["strength"]
+        if request.get("image_cfg", _IMAGE_CFG) != _IMAGE_CFG:
+            fields["Image CFG scale"] = request["image_cfg"]
     if request.get("mask"):
         fields["Mask blur"] = request["mask_blur"]
     fields |= _optional_fields(request)

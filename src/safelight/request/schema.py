@@ -50,7 +50,7 @@ MOST_HIRES = 8.0
 LEAST_TILE = 64
 
 
-VERSION = 1
+VERSION = 2
 """The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
 or when a default changes."""
 
@@ -253,6 +253,20 @@ class Request:
             openai="strength",
         ),
     ] = 0.75
+    image_cfg: Annotated[
+        float,
+        Declared(
+            help="Image guidance scale: how strongly the result follows the image. Only for checkpoints that change an"
+            " image as the prompt says (instruct-pix2pix).",
+            label="Image guidance",
+            group=START,
+            least=1,
+            most=100,
+            needs=("image",),
+            a1111="image_cfg_scale",
+            since=2,
+        ),
+    ] = 1.5
     mask_blur: Annotated[
         int,
         Declared(

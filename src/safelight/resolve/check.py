@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from safelight.errors import RequestError
 from safelight.families.features import Feature, first_missing
 from safelight.library.model import Model
@@ -9,12 +11,15 @@ from safelight.prompts import compel_syntax
 from safelight.prompts.editing import of_request
 from safelight.prompts.tokens import NO_WORDS, chunks
 from safelight.prompts.words import Words
+from safelight.request.field import fields_of
 from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import MOST_PIXELS, Request
 
 MOST_READ = 256
 """Chunks of all texts of a prompt that changes between steps: some 160 MB of SDXL's embeddings."""
 
+
+_STRENGTH, _IMAGE_CFG = (fields_of(Request)[name] for name in ("strength", "image_cfg"))
 
 FAR = 2.5
 """By which an image's pixels, or its sides' ratio, may differ from what a model was trained with before it is said."""
@@ -50,19 +55,46 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         raise RequestError("width", width, f"times height {height} is over {MOST_PIXELS} pixels")
     if width * height * request.hires_scale**2 > MOST_PIXELS:
         raise RequestError("hires_scale", request.hires_scale, f"makes {width}x{height} over {MOST_PIXELS} pixels")
-    if model.variant == "inpainting" and not request.masked:
-        raise RequestError("model", model.name, "is a checkpoint for inpainting: it needs an image and a mask")
-    if model.variant not in ("text-to-image", "inpainting"):
-        raise RequestError("model", model.name, f"is a checkpoint for {model.variant}, which cannot be run yet")
+    _check_variant(request, model)
     if model.zero_terminal_snr and not SAMPLERS[request.sampler].from_noise:
         able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.from_noise)
         problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
         raise RequestError("sampler", request.sampler, problem)
     if Feature.PROMPT_WEIGHTS in model.family.features:
-        check_texts(request, words)
+        check_texts(as_computed(request, model), words)
     layers = [c.config.encoder_layers for c in model.manifest.components if c.role in model.family.text_encoders]
     if request.clip_skip and request.clip_skip >= min(layers):
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {min(layers)} layers")
+
+
+def _check_variant(request: Request, model: Model) -> None:
+    variant = model.family.variants.get(model.variant)
+    what = f"{model.name} is a checkpoint for {model.variant}"
+    if variant is None:
+        raise RequestError("model", model.name, f"is a checkpoint for {model.variant}, which cannot be run yet")
+    if variant.inputs == "mask" and not request.masked:
+        raise RequestError("model", model.name, f"is a checkpoint for {model.variant}: it needs an image and a mask")
+    if variant.inputs == "image":
+        if not request.image:
+            raise RequestError("image", "", f"is missing: {what}, which needs an image")
+        if request.masked:
+            name = "mask" if request.mask else "outpaint"
+            raise RequestError(name, str(getattr(request, name))[:40], f"has no effect: {what}, which reads no mask")
+        if request.strength != _STRENGTH.default:
+            problem = f"has no effect: {what}, which starts from noise alone; leave it at {_STRENGTH.default:g}"
+            raise RequestError("strength", request.strength, problem)
+    if request.image_cfg != _IMAGE_CFG.default and model.family.guidance_of(model.variant) != "image_and_text":
+        problem = f"has no effect: {what}, which has no guidance by the image; leave it at {_IMAGE_CFG.default:g}"
+        raise RequestError("image_cfg", request.image_cfg, problem)
+
+
+def as_computed(request: Request, model: Model) -> Request:
+    """Return the request whose ``first_steps`` and ``steps_done`` are those that the model computes.
+
+    A model that has the image as an input starts from noise, so that no step is left out.
+    """
+    from_noise = model.family.variants[model.variant].inputs == "image"
+    return replace(request, strength=1.0) if from_noise else request
 
 
 def check_texts(request: Request, words: Words = NO_WORDS) -> None:

@@ -57,6 +57,12 @@ class Canary:
             return np.asarray(image.convert("RGB"))
 
 
+def has_canary(model: Model) -> bool:
+    """Whether the model draws from text alone, as the request for a canary does."""
+    variant = model.family.variants.get(model.variant)
+    return variant is not None and not variant.inputs
+
+
 def request(model: Model, precision: str = "auto") -> Request:
     """Return the request for a model's canary."""
     wanted: Any = precision
@@ -116,15 +122,15 @@ class Canaries:
 def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Bench], None]:
     """Return a function for :attr:`safelight.engine.local.LocalEngine.on_switch`. It compares the new model's canary.
 
-    If the canary differs, the function checks the model's bytes in memory, loads the model again, and compares once
-    more. It raises CanaryError if the canary still differs.
+    A model that needs an image has no canary. If the canary differs, the function checks the model's bytes in memory,
+    loads the model again, and compares once more. It raises CanaryError if the canary still differs.
     """
 
     def look(model: Model, bench: Bench) -> None:
         def make(asked: Request) -> Image:
             return run.image(Job(asked, model_content(model)), model, computing_all(bench), 0, lambda _: None)
 
-        if canaries.compare(model, make, bench.run.dtype) is None:
+        if not has_canary(model) or canaries.compare(model, make, bench.run.dtype) is None:
             return
         repairs.reload(model)
         apart = canaries.compare(model, make, bench.run.dtype)

@@ -31,7 +31,7 @@ from safelight.request.schema import Request
 from safelight.resolve.resolve import model_content
 from safelight.trust import combinations
 from safelight.trust.advisories import advisories
-from safelight.trust.canary import Canaries, Canary, pixels_of, request
+from safelight.trust.canary import Canaries, Canary, has_canary, pixels_of, request
 from safelight.trust.difference import Difference, difference
 from safelight.trust.finding import Finding, Suspect
 from safelight.trust.remedies import suggestions
@@ -59,7 +59,7 @@ class Doctor:
 
     def since_upgrade(self, models: Sequence[Model]) -> Iterator[Finding]:
         """Yield for each model whether its canary equals the one of the previous versions, or how much it differs."""
-        for model in models:
+        for model in filter(has_canary, models):
             image, problem = self._image(model)
             what = f"the canary of {model.name}"
             if image is None:
@@ -95,7 +95,7 @@ class Doctor:
         yield from self._attention()
         yield from self._device()
         usable = [model for model in models if self.engine.library.quarantined(model) is None]
-        yield from self._images(usable)
+        yield from self._images([model for model in usable if has_canary(model)])
         yield self._bytes_in_memory("after these images")
         yield self._books()
         yield from advisories(self.engine.bench.run)

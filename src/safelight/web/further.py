@@ -69,6 +69,7 @@ class Further:
             with ui.element("div").classes("sl-pair"):
                 self._strength = number("Denoising strength", 0.75, 0.01, 1)
                 self._blur = number("Mask blur", 4, 0, 256, 1)
+                self._image_cfg = number("Image guidance", 1.5, 1, 100)
                 self._padding = number("Redraw only the mask, padding in pixels", None, 0, 4096, 1)
                 self._padding.classes("sl-both")
             ui.label("Outpaint, pixels").classes("sl-quiet")
@@ -121,6 +122,7 @@ class Further:
         if self._image.digest:
             outpaint = tuple(int(side.value or 0) for side in self._sides)
             values |= {"image": self._image.digest, "strength": self._strength.value, "mask": self._mask.digest}
+            values["image_cfg"] = 1.5 if self._image_cfg.value is None else self._image_cfg.value
             values["outpaint"] = outpaint if any(outpaint) else ()
             if self._mask.digest or any(outpaint):
                 values["mask_blur"] = int(self._blur.value or 0)
@@ -156,6 +158,7 @@ class Further:
         self._image.set(inputs.known(request.get("image", "")))
         self._mask.set(inputs.known(request.get("mask", "")))
         self._strength.set_value(request.get("strength", 0.75))
+        self._image_cfg.set_value(request.get("image_cfg", 1.5))
         self._blur.set_value(request.get("mask_blur", 4))
         self._padding.set_value(request.get("mask_padding"))
         for side, pixels in zip(self._sides, request.get("outpaint") or (None,) * 4, strict=True):

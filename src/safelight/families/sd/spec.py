@@ -8,6 +8,7 @@ from functools import partial
 
 from safelight.families.family import (
     CONTROLNET,
+    VARIANTS,
     AdapterSigns,
     Alone,
     Component,
@@ -16,6 +17,7 @@ from safelight.families.family import (
     Latents,
     Noise,
     Training,
+    Variant,
 )
 from safelight.families.features import Feature
 from safelight.families.rules import KindRule, rule
@@ -167,6 +169,7 @@ SD1 = Family(
     training=lambda header: recognition.training(header, _epsilon("sd1")),
     folder_training=lambda folder: recognition.folder_training(folder, _epsilon("sd1")),
     variant=recognition.variant,
+    variants={**VARIANTS, recognition.INSTRUCTIONS: Variant("image", "image_and_text")},
     discord=recognition.discord,
     left_over=leftover.reason,
     keep=leftover.tells_depth,

@@ -418,13 +418,15 @@ def _progress(state: RunningJob | None, skip_image: bool) -> dict[str, Any]:
             "textinfo": None,
         }
     job, now = state.job, state.progress
-    done = now.image * job.request.steps_done + (now.step if now.stage == "denoise" else 0)
-    done += job.request.steps_done if now.stage == "decode" else 0
-    share = done / (job.request.steps_done * job.request.count)
+    # The worker knows how many steps the model computes; without a model, the request only tells the usual number.
+    steps = now.steps if now.stage == "denoise" else job.request.steps_done
+    done = now.image * steps + (now.step if now.stage == "denoise" else 0)
+    done += steps if now.stage == "decode" else 0
+    share = done / (steps * job.request.count)
     spent = time.time() - state.since
     stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(state.since))
     count = {"job": job.id, "job_count": job.request.count, "job_timestamp": stamp, "job_no": now.image}
-    at = {"sampling_step": now.step if now.stage == "denoise" else 0, "sampling_steps": job.request.steps_done}
+    at = {"sampling_step": now.step if now.stage == "denoise" else 0, "sampling_steps": steps}
     preview = now.preview if not skip_image else None
     picture = None
     if preview is not None:

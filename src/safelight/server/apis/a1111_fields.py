@@ -210,6 +210,7 @@ class ImageToImage(TextToImage):
     init_images: list[str] = Field(min_length=1, max_length=1)
     mask: str | None = None
     denoising_strength: float | None = Field(default=0.75, gt=0, le=1)
+    image_cfg_scale: float | None = None
     mask_blur: int | None = Field(default=None, ge=0, le=256)
     mask_blur_x: int | None = Field(default=None, ge=0, le=256)
     mask_blur_y: int | None = Field(default=None, ge=0, le=256)
@@ -224,6 +225,9 @@ class ImageToImage(TextToImage):
         """Return fields of a request, with the image and the mask. Raises RequestError when one is not an image."""
         values = {**super().given(), "image": _data(self.init_images[0])}
         values["strength"] = 0.75 if self.denoising_strength is None else self.denoising_strength
+        if self.image_cfg_scale:
+            # A1111's documentation shows 0 for a field that is not set.
+            values["image_cfg"] = self.image_cfg_scale
         if self.mask:
             mask = as_mask("mask", _bytes("mask", self.mask))
             mask = ImageOps.invert(mask) if self.inpainting_mask_invert else mask

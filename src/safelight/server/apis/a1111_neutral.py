@@ -58,7 +58,7 @@ FIELDS: Mapping[str, Rule] = {
     "firstphase_width": one_of(0),
     "hr_additional_modules": one_of([], "", ["Use same choices"]),
     "hr_distilled_cfg": number,
-    "image_cfg_scale": number,  # only models that were trained for instructions read it
+    "image_cfg_scale": number,  # has no effect without an image
     "infotext": EMPTY,
     "initial_noise_multiplier": one_of(1),
     "latent_mask": EMPTY,

@@ -1,0 +1,134 @@
+"""Guidance: which rows the denoiser computes in one call, and how their predictions become one prediction.
+
+The denoising loop knows no kind of guidance. :func:`of` returns the right object for a kind that a family names.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from safelight.families.computing import Tensors
+from safelight.families.family import GuidanceKind
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the denoiser is told in a step. ``negative``: None if the guidance does not read the negative prompt."""
+
+    positive: Tensors
+    negative: Tensors | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the denoiser sees in one row of a call.
+
+    ``prompt``: the prompt; if False, the negative prompt.
+    ``inputs``: the further input channels; if False, zeros.
+    """
+
+    prompt: bool = True
+    inputs: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance(ABC):
+    """``scale``: how strongly the image follows the prompt. Subclasses list their rows; one row has the prompt."""
+
+    rows: ClassVar[tuple[Row, ...]]
+    scale: float
+
+    @abstractmethod
+    def combine(self, prediction: torch.Tensor) -> torch.Tensor:
+        """Return one prediction (1, …) from those of all rows (rows, …)."""
+
+    def latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Repeat latents (1, …) for all rows."""
+        return _joined([latents] * len(self.rows))
+
+    def condition(self, condition: Condition) -> Tensors:
+        """Return the text of all rows."""
+        texts: list[Tensors] = []
+        for row in self.rows:
+            text = condition.positive if row.prompt else condition.negative
+            assert text is not None
+            texts.append(text)
+        return {name: _joined([text[name] for text in texts]) for name in condition.positive}
+
+    def inputs(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return the further input channels, each (1, …), for all rows."""
+        return tuple(_joined([one if row.inputs else torch.zeros_like(one) for row in self.rows]) for one in inputs)
+
+    @property
+    def prompt_row(self) -> slice:
+        """The row with the prompt."""
+        at = next(at for at, row in enumerate(self.rows) if row.prompt)
+        return slice(at, at + 1)
+
+    def prompt_only(self, added: torch.Tensor) -> torch.Tensor:
+        """Return ``added``, which belongs to the row with the prompt, with zeros for the other rows."""
+        return _joined([added if row.prompt else torch.zeros_like(added) for row in self.rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Unguided(Guidance):
+    """The prediction for the prompt alone. ``scale`` is for denoisers that have it as an input."""
+
+    rows: ClassVar = (Row(),)
+
+    def combine(self, prediction: torch.Tensor) -> torch.Tensor:
+        return prediction
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierFree(Guidance):
+    """Away from the prediction for the negative prompt (Ho and Salimans 2022, arXiv 2207.12598)."""
+
+    rows: ClassVar = (Row(prompt=False), Row())
+
+    def combine(self, prediction: torch.Tensor) -> torch.Tensor:
+        without, with_prompt = prediction.chunk(2)
+        return without + self.scale * (with_prompt - without)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAndText(Guidance):
+    """Guidance by the input image and by the prompt (Brooks et al. 2023, arXiv 2211.09800, equation 3).
+
+    The rows and the sum have the order of diffusers' ``StableDiffusionInstructPix2PixPipeline``.
+    ``image_scale``: how strongly the result follows the input image.
+    """
+
+    rows: ClassVar = (Row(), Row(prompt=False), Row(prompt=False, inputs=False))
+    image_scale: float
+
+    def combine(self, prediction: torch.Tensor) -> torch.Tensor:
+        text, image, neither = prediction.chunk(3)
+        return neither + self.scale * (text - image) + self.image_scale * (image - neither)
+
+
+READS_NEGATIVE: Mapping[GuidanceKind, bool] = {
+    "classifier_free": True,
+    "image_and_text": True,
+    "distilled": False,
+    "none": False,
+}
+"""Whether a kind of guidance reads the negative prompt."""
+
+
+def of(kind: GuidanceKind, scale: float, image_scale: float) -> Guidance:
+    """Return the guidance of a kind. A scale of 1 or less turns it off."""
+    if scale > 1 and kind == "image_and_text":
+        return ImageAndText(scale, image_scale)
+    if scale > 1 and kind == "classifier_free":
+        return ClassifierFree(scale)
+    return Unguided(scale)
+
+
+def _joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(rows)) if len(rows) > 1 else rows[0]
