@@ -187,13 +187,13 @@ def test_what_compel_cannot_do_is_an_error(engine: LocalEngine, ask: Ask, prompt
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How often a text encoder was called."""
     calls: list[int] = []
-    original = encoding.read
+    original = encoding.normed_layer
 
     def read(*arguments: Any) -> Any:
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(encoding, "read", read)
+    monkeypatch.setattr(encoding, "normed_layer", read)
     return calls
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ class LocalEngine:
         bench = replace(self.bench, run=settings, upcoming=self._component_keys(upcoming, settings))
         self._used.pop(model.digest, None)
         self._used[model.digest] = resident.component_keys(model, settings)
-        return self._take_turns(self._images(contents, bench, on_progress, first))
+        return self._images(contents, bench, on_progress, first)
 
     def _find_model(self, job: Job) -> Model:
         """Find the job's model by its content, also if it was renamed meanwhile. Raises IntegrityError."""
@@ -104,21 +105,31 @@ class LocalEngine:
         return self._check_files(found)
 
     def _images(self, contents: Contents, bench: Bench, on_progress: OnProgress, first: int) -> Iterator[Image]:
+        """Make the images. The lock is free between two of them, so that several jobs may take turns."""
         for index in range(first, contents.job.request.count):
-            # Before each image, because the caller may take the images of several jobs by turns.
-            self._call_on_switch(contents.model, bench)
-            try:
-                yield self._image(contents, bench, index, on_progress)
-            except IntegrityError:
-                # Either one read went wrong, or the files changed. If they changed, this raises and the model is not
-                # used again.
-                model = self.library.mended(contents.model)
-                for adapter in contents.adapters:
-                    self.catalog.adapters.verify(adapter)
-                contents = find_contents(contents.job, self.catalog, model)
-                self.repairs.reload(self._combine(contents))
-                bench.conditionings.clear()
-                yield self._image(contents, bench, index, on_progress)
+            with self._lock:
+                self._call_on_switch(contents.model, bench)
+                model = self._combine(contents)
+                make = partial(run.image, contents.job, model, index=index, on_progress=on_progress)
+                try:
+                    image = self.repairs.made(make, model, bench)
+                except IntegrityError:
+                    # Either one read went wrong, or the files changed. If they changed, this raises and the model is
+                    # not used again.
+                    contents = self._read_again(contents)
+                    model = self._combine(contents)
+                    self.repairs.reload(model)
+                    bench.conditionings.clear()
+                    make = partial(run.image, contents.job, model, index=index, on_progress=on_progress)
+                    image = self.repairs.made(make, model, bench)
+            yield image
+
+    def _read_again(self, contents: Contents) -> Contents:
+        """Read and check the files of a job's contents again. Raises IntegrityError if they changed."""
+        model = self.library.mended(contents.model)
+        for adapter in contents.adapters:
+            self.catalog.adapters.verify(adapter)
+        return find_contents(contents.job, self.catalog, model)
 
     def _call_on_switch(self, model: Model, bench: Bench) -> None:
         """Call ``on_switch`` if another model made the last image."""
@@ -129,10 +140,6 @@ class LocalEngine:
 
     def _combine(self, contents: Contents) -> Model:
         return combined(contents, lambda component: self.tiers[0].lease(component, torch.float32))
-
-    def _image(self, contents: Contents, bench: Bench, index: int, on_progress: OnProgress) -> Image:
-        model = self._combine(contents)
-        return self.repairs.made(lambda bench: run.image(contents.job, model, bench, index, on_progress), model, bench)
 
     def _check_files(self, model: Model) -> Model:
         """Check that the model's files are those that were added. If not, raise IntegrityError now and at each later
@@ -146,14 +153,6 @@ class LocalEngine:
         """The component keys of those named models that the library has, in the order of use."""
         models = [self.library.find_named(name) for name in names]
         return tuple(key for model in models if model is not None for key in resident.component_keys(model, settings))
-
-    def _take_turns(self, images: Iterator[Image]) -> Iterator[Image]:
-        while True:
-            with self._lock:
-                image = next(images, None)
-            if image is None:
-                return
-            yield image
 
     def bench_for(self, model: Model, precision: Precision = "auto") -> Bench:
         """The bench of a generation by ``model``, with its final run settings."""

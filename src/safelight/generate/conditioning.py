@@ -85,10 +85,13 @@ class Reading:
         """Tokenize texts. Raises RequestError for what cannot be parsed."""
         return computing(self.family).text_inputs(self.family, self.role, self.request, texts, self.words)
 
-    def encode(self, encoder: nn.Module, inputs: Sequence[TextInput], device: torch.device) -> list[Tensors]:
-        """Run the bound encoder on each input."""
+    def encode(
+        self, inputs: Sequence[TextInput], device: torch.device, modules: Sequence[nn.Module], leases: object = None
+    ) -> list[Tensors]:
+        """Run the bound encoder, the only one of ``modules``, on each input."""
+        del leases
         model = computing(self.family)
-        return model.encode_texts(self.family, self.role, encoder, self.request, inputs, self.words, device)
+        return model.encode_texts(self.family, self.role, modules[0], self.request, inputs, self.words, device)
 
 
 class Conditionings:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -117,7 +118,11 @@ class Drawing:
         """uint8 (h, w, 3), in host memory."""
         self._report("switch", 0, 1)
         first = self._first()
-        conditions = self._encode()
+        prompts = Prompts.of(self._computed, self._family)
+        encoded: dict[str, dict[PromptField, Tensors]] = {}
+        for role in self._family.text_encoders:
+            encoded[role] = self._encode(role, prompts)
+        conditions = self._conditions(encoded, prompts)
         self._report("encode", 1, 1)
         denoised = self._denoise(conditions, first)
         if self.request.hires_scale > 1:
@@ -173,9 +178,8 @@ class Drawing:
         memory = self.bench.report() if stage in ("switch", "encode") or step == 1 else None
         self._on_progress(Progress(stage, self._index, step, steps, memory, preview))
 
-    def _encode(self) -> Conditions:
-        prompts = Prompts.of(self._computed, self._family)
-        encoded = {role: self._encoded(role, prompts) for role in self._family.text_encoders}
+    def _conditions(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], prompts: Prompts) -> Conditions:
+        """Join what the text encoders returned; all of it must be finite."""
         conditions = conditioning.conditions(self._family, encoded, prompts, self._negative_too)
         with self.clock.gates():
             for one in conditions.each:
@@ -183,7 +187,7 @@ class Drawing:
                     latents.finite(tensor, "the text encoder", self.run.dtype)
         return conditions
 
-    def _encoded(self, role: str, prompts: Prompts) -> dict[PromptField, Tensors]:
+    def _encode(self, role: str, prompts: Prompts) -> dict[PromptField, Tensors]:
         """Return what a text encoder makes of each text: from the cache, or computed."""
         cache = self.bench.conditionings
         component = self.model.manifest.component(role)
@@ -199,10 +203,7 @@ class Drawing:
             lacking = set(found)
         missing = {keys[pair]: one for pair, one in inputs.each.items() if keys[pair] in lacking}
         if missing:
-
-            def compute(modules: list[nn.Module], _: list[Lease]) -> list[Tensors]:
-                return reading.encode(modules[0], list(missing.values()), self._device)
-
+            compute = partial(reading.encode, list(missing.values()), self._device)
             task = Task("encode", self.width * self.height, sum(one.passes for one in missing.values()))
             encoded = self._stages.run(task, self.run, [(component, self._dtype)], compute)
             for key, one in zip(missing, encoded, strict=True):

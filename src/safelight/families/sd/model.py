@@ -127,8 +127,11 @@ class StableDiffusion(FamilyModel):
         words: Words,
         device: torch.device,
     ) -> list[Tensors]:
+        encoder = cast("Any", module)
+
         def read(ids: torch.Tensor, mask: torch.Tensor | None = None) -> Read:
-            return self.read(role, module, ids, request.clip_skip, mask)
+            out = encoder(ids, attention_mask=mask, output_hidden_states=True)
+            return self.choose_layer(role, module, out, request.clip_skip)
 
         if request.prompt_syntax == "compel":
             dtype = next(module.parameters()).dtype
@@ -152,10 +155,10 @@ class StableDiffusion(FamilyModel):
         del role
         return False
 
-    def read(self, role: str, module: nn.Module, ids: torch.Tensor, clip_skip: int, mask: torch.Tensor | None) -> Read:
-        """Run a text encoder on token ids (1, positions)."""
+    def choose_layer(self, role: str, module: nn.Module, out: Any, clip_skip: int) -> Read:
+        """Choose what is read of a text encoder's output."""
         del role
-        return encoding.read(module, ids, clip_skip, mask)
+        return encoding.normed_layer(module, out, clip_skip)
 
     def condition(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], text: PromptField) -> Tensors:
         return {"hidden": encoded["text_encoder"][text]["hidden"]}

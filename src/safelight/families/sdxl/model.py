@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,10 +22,9 @@ class StableDiffusionXL(StableDiffusion):
     def pools(self, role: str) -> bool:
         return role == "text_encoder_2"
 
-    def read(self, role: str, module: nn.Module, ids: torch.Tensor, clip_skip: int, mask: torch.Tensor | None) -> Read:
+    def choose_layer(self, role: str, module: nn.Module, out: Any, clip_skip: int) -> Read:
         # SDXL always skips one layer and applies no norm (Podell et al. 2023).
-        skip = clip_skip + 1 if role == "text_encoder" else clip_skip
-        return encoding.skipping(module, ids, skip, mask)
+        return encoding.layer(module, out, clip_skip + 1 if role == "text_encoder" else clip_skip)
 
     def condition(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], text: PromptField) -> Tensors:
         first, second = encoded["text_encoder"][text], encoded["text_encoder_2"][text]
