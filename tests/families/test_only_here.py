@@ -19,7 +19,7 @@ EXEMPT = {
     "request/parts.py": "users' syntax: strengths of a LoRA for the UNet and for the text encoders",
     "request/schema.py": "users' syntax: text_encoder names another model's text encoders",
     "prompts/loras.py": "users' syntax: unet= and te= in a LoRA's tag",
-    "resolve/adapters.py": "the request's field text_encoder",
+    "resolve/resolve.py": "the request's field text_encoder",
     "resolve/parts.py": "the request's field text_encoder",
     "weights/adapter_parts.py": "PEFT's name for modules without a component's name, in files",
     "trust/asked.py": "ComfyUI's names of outputs",
