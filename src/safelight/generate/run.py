@@ -20,7 +20,8 @@ from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.prompts.emphasis import unbalanced
 from safelight.request.results import Image, OnProgress
-from safelight.request.schema import VERSION
+from safelight.request.samplers import SAMPLERS
+from safelight.request.schema import VERSION, Request
 
 
 def images(asked: Settled, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
@@ -91,6 +92,7 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
         },
         "run": asdict(drawing.run),
         "numerics": dict(state),
+        "extensions": _packages(request),
         "marks": list(drawing.marks),
         "repairs": [asdict(repair) for repair in drawing.repairs],
         "pixels_sha256": sha256,
@@ -108,6 +110,13 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
         metadata=metadata,
         warnings=warnings,
     )
+
+
+def _packages(request: Request) -> dict[str, str]:
+    """Return the installed packages that a request uses, with their versions, by what they add."""
+    used = [(SAMPLERS, request.sampler)]
+    found = {f"{table.group}: {name}": table.package(name) for table, name in used}
+    return {added: package for added, package in found.items() if package}
 
 
 def peak_bytes() -> int:

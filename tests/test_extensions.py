@@ -1,0 +1,159 @@
+"""What installed packages add works on every surface, and a package that does not work hurts only who uses it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+from support.extensions import HOME, Install, write_package
+from support.serving import ended, serving
+from typer.testing import CliRunner
+
+import safelight
+from safelight.cli.main import app
+from safelight.errors import ExtensionError, RequestError
+from safelight.extensions import Extensible, instance_of
+from safelight.families import registry
+from safelight.library.library import Library
+from safelight.metadata.chunks import parameters
+from safelight.request.samplers import SAMPLERS
+from safelight.request.stored import read_request
+from safelight.storage.db import Database
+
+Ask = Callable[..., safelight.Request]
+SMALL = {"prompt": "red apple", "model": "starter-noto", "steps": 2, "width": 64, "height": 64, "seed": 5}
+
+
+def test_a_table_has_the_built_in_values_first_and_loads_nothing_before_it_is_used(
+    install: Install, tmp_path: Path
+) -> None:
+    write_package(tmp_path / "p", "odd", "safelight.numbers", {"one": "odd_module:ONE", "two": "odd_module:TWO"})
+    (tmp_path / "p/odd_module.py").write_text("ONE, TWO = 10, 2\n")
+    install(tmp_path / "p")
+    table: Extensible[int] = Extensible({"one": 1}, "safelight.numbers", instance_of(int))
+    assert list(table) == ["one", "two"]
+    assert len(table) == 2
+    assert "odd_module" not in sys.modules
+    assert (table["one"], table["two"]) == (1, 2)
+    assert "three" not in table
+    with pytest.raises(KeyError):
+        table["three"]
+
+
+def test_built_in_names_do_not_read_the_installed_packages() -> None:
+    code = "import safelight.cli.main, safelight.request.schema as s, sys; s.Request('x', 'm', sampler='ddim');"
+    code += "assert 'importlib.metadata' not in sys.modules or not __import__('safelight.extensions').extensions"
+    code += ".extensions.cache_info().currsize"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+BROKEN = {
+    "raises": ("raise OSError('no such chip')", "failed with OSError: no such chip"),
+    "lacks": ("x = 1", "AttributeError"),
+    "wrong": ("VALUE = 'text'", "failed with TypeError: must be a Sampler, not a str"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_package_that_fails_is_named_and_hurts_nobody_else(install: Install, tmp_path: Path, case: str) -> None:
+    code, says = BROKEN[case]
+    write_package(tmp_path / "p", f"bad-{case}", "safelight.samplers", {"bad": f"bad_{case}:VALUE"})
+    (tmp_path / f"p/bad_{case}.py").write_text(f"{code}\n")
+    install("sampler", tmp_path / "p")
+    with pytest.raises(ExtensionError, match=says) as error:
+        safelight.Request("x", "m", sampler="bad")
+    assert f"'bad' (group safelight.samplers) of the package bad-{case} 1.0" in str(error.value)
+    assert safelight.Request("x", "m", sampler="clipped").sampler == "clipped"
+    with capture_logs() as logs:
+        assert list(SAMPLERS.usable())[-1][0] == "clipped"
+    assert says in logs[0]["event"]
+
+
+def test_two_packages_with_one_name_are_both_named(install: Install, tmp_path: Path) -> None:
+    write_package(tmp_path / "p", "other", "safelight.samplers", {"clipped": "other:VALUE"})
+    install("sampler", tmp_path / "p")
+    with pytest.raises(ExtensionError, match="two packages have this name") as error:
+        safelight.Request("x", "m", sampler="clipped")
+    assert "clipped-sampler 1.0" in str(error.value)
+    assert "other 1.0" in str(error.value)
+    assert safelight.Request("x", "m").sampler == "euler"
+
+
+def test_a_sampler_draws_and_is_in_the_metadata(install: Install, engine: safelight.Engine, ask: Ask) -> None:
+    install("sampler")
+    image = next(engine.generate(ask(sampler="clipped", steps=4)))
+    plain = next(engine.generate(ask(sampler="ddim", steps=4)))
+    assert image.metadata["request"]["sampler"] == "clipped"
+    assert image.metadata["extensions"] == {"safelight.samplers: clipped": "clipped-sampler 1.0"}
+    assert plain.metadata["extensions"] == {}
+    assert "Sampler: Clipped, Schedule type: Automatic" in parameters(image.metadata)
+    assert image.pixels_sha256 != plain.pixels_sha256
+    assert next(engine.generate(ask(sampler="clipped", steps=4))).pixels_sha256 == image.pixels_sha256
+
+
+def test_a_picture_of_a_sampler_that_is_gone_is_shown_and_fails_alone(
+    install: Install, engine: safelight.Engine, ask: Ask
+) -> None:
+    install("sampler")
+    image = next(engine.generate(ask(sampler="clipped")))
+    install()
+    assert "Sampler: clipped" in parameters(image.metadata)
+    with pytest.raises(RequestError, match="sampler='clipped': must be one of ddim"):
+        read_request(image.metadata["request"], image.metadata["version"])
+
+
+def test_the_command_line_takes_a_sampler(install: Install, tiny: Path, tmp_path: Path) -> None:
+    install("sampler")
+    words = ["generate", "red apple", "-m", str(tiny / "a.safetensors"), "--sampler", "Clipped", "--steps", "2"]
+    words += ["--width", "64", "--height", "64", "--json", "--out", str(tmp_path / "out")]
+    ran = CliRunner().invoke(app, words)
+    assert ran.exit_code == 0, ran.output
+    [path] = (tmp_path / "out").glob("*.png")
+    assert json.loads(ran.stdout.splitlines()[0])["path"] == str(path)
+
+
+def test_the_apis_take_a_sampler(install: Install, root: Path) -> None:
+    install("sampler")
+    with serving(root) as server, server.client() as http:
+        assert {"name": "Clipped", "aliases": ["clipped"], "options": {}} in http.get("/sdapi/v1/samplers").json()
+        job = http.post("/api/v1/generate", json={**SMALL, "sampler": "clipped"}).json()
+        assert ended(http, job["id"])["state"] == "done"
+        body = {"prompt": "x", "steps": 2, "width": 64, "height": 64, "sampler_name": "Clipped"}
+        answer = http.post("/sdapi/v1/txt2img", json=body).json()
+        assert json.loads(answer["info"])["sampler_name"] == "Clipped"
+
+
+def test_a_queued_job_whose_sampler_is_gone_fails_alone(install: Install, root: Path) -> None:
+    install("sampler")
+    database = Database(root)
+    digest = Library(root).get("starter-noto").digest
+    asked = [safelight.Request(**{**SMALL, "sampler": sampler}) for sampler in ("clipped", "euler")]  # type: ignore[arg-type]
+    jobs = database.accept(*((request, digest) for request in asked))
+    database.close()
+    install()
+    with serving(root) as server, server.client() as http:
+        first, second = (ended(http, job.id) for job in jobs)
+    assert (first["state"], second["state"]) == ("failed", "done")
+    assert "sampler='clipped': must be one of ddim" in first["reason"]
+
+
+def test_a_family_of_a_package_that_fails_is_left_out(install: Install, tmp_path: Path) -> None:
+    write_package(tmp_path / "p", "bad-family", "safelight.families", {"bad": "bad_family:FAMILIES"})
+    (tmp_path / "p/bad_family.py").write_text("import nothing_of_that_name\n")
+    install(tmp_path / "p")
+    registry.families.cache_clear()
+    with capture_logs() as logs:
+        assert "sdxl" in registry.families()
+    registry.families.cache_clear()
+    assert "'bad' (group safelight.families) of the package bad-family 1.0: failed with" in logs[0]["event"]
+
+
+def test_the_document_shows_the_examples() -> None:
+    page = (HOME.parents[2] / "docs/extending.md").read_text()
+    for path in sorted([*HOME.rglob("*.py"), *HOME.rglob("entry_points.txt")]):
+        assert f"\n{path.read_text()}```\n" in page, path
