@@ -9,18 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image as PILImage
 from structlog.testing import capture_logs
+from support import controls
 from support.extensions import HOME, Install, write_package
 from support.serving import ended, serving
 from typer.testing import CliRunner
 
 import safelight
+from safelight.adapters import preprocess
+from safelight.cli import remake
 from safelight.cli.main import app
 from safelight.errors import ExtensionError, RequestError
 from safelight.extensions import Extensible, instance_of
 from safelight.families import registry
 from safelight.library.library import Library
 from safelight.metadata.chunks import parameters
+from safelight.request.parts import Control
 from safelight.request.samplers import SAMPLERS
 from safelight.request.stored import read_request
 from safelight.storage.db import Database
@@ -91,6 +96,8 @@ def test_a_sampler_draws_and_is_in_the_metadata(install: Install, engine: safeli
     assert image.metadata["request"]["sampler"] == "clipped"
     assert image.metadata["extensions"] == {"safelight.samplers: clipped": "clipped-sampler 1.0"}
     assert plain.metadata["extensions"] == {}
+    older = {**image.metadata, "extensions": {"safelight.samplers: clipped": "clipped-sampler 0.9"}}
+    assert "clipped-sampler 0.9, now clipped-sampler 1.0" in remake._differences(older, image).values()
     assert "Sampler: Clipped, Schedule type: Automatic" in parameters(image.metadata)
     assert image.pixels_sha256 != plain.pixels_sha256
     assert next(engine.generate(ask(sampler="clipped", steps=4))).pixels_sha256 == image.pixels_sha256
@@ -157,3 +164,42 @@ def test_the_document_shows_the_examples() -> None:
     page = (HOME.parents[2] / "docs/extending.md").read_text()
     for path in sorted([*HOME.rglob("*.py"), *HOME.rglob("entry_points.txt")]):
         assert f"\n{path.read_text()}```\n" in page, path
+
+
+def test_the_picture_of_a_preprocessor_reaches_the_controlnet(
+    install: Install, engine: safelight.Engine, ask: Ask, tmp_path: Path
+) -> None:
+    install("preprocessor")
+    picture, net = controls.picture(tmp_path / "in.png"), str(controls.write(tmp_path / "net.safetensors"))
+    reached = next(engine.generate(ask(controls=[Control(net, str(picture), preprocessor="posterize", low=64)])))
+    assert reached.metadata["request"]["controls"][0]["preprocessor"] == "posterize"
+    assert reached.metadata["extensions"] == {"safelight.preprocessors: posterize": "posterize 1.0"}
+    ran = CliRunner().invoke(
+        app, ["preprocess", "posterize", str(picture), "--low", "64", "--out", str(tmp_path / "x.png")]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert PILImage.open(tmp_path / "x.png").getextrema() == ((0, 192), (0, 192), (0, 192))
+    right = next(engine.generate(ask(controls=[Control(net, str(tmp_path / "x.png"))])))
+    assert reached.pixels_sha256 == right.pixels_sha256
+    plain = next(engine.generate(ask(controls=[Control(net, str(picture))])))
+    assert reached.pixels_sha256 != plain.pixels_sha256
+
+
+def test_a_preprocessor_that_returns_no_picture_is_named(install: Install, tmp_path: Path) -> None:
+    write_package(tmp_path / "p", "half", "safelight.preprocessors", {"half": "half:half"})
+    (tmp_path / "p/half.py").write_text("def half(pixels, low, high):\n    return pixels[::2] / 2\n")
+    install(tmp_path / "p")
+    with pytest.raises(ExtensionError, match=r"half 1\.0: failed with ValueError: returned float64") as error:
+        preprocess.made(PILImage.new("RGB", (8, 8)), Control("net", "in.png", preprocessor="half"))
+    assert "[4, 8, 3] for uint8 [8, 8, 3]" in str(error.value)
+
+
+def test_the_apis_list_a_preprocessor_and_refuse_it_when_it_is_gone(install: Install, root: Path) -> None:
+    install("preprocessor")
+    body = {"prompt": "x", "alwayson_scripts": {"controlnet": {"args": [{"module": "posterize", "model": "no-net"}]}}}
+    with serving(root) as server, server.client() as http:
+        assert "posterize" in http.get("/controlnet/module_list").json()["module_list"]
+        assert "no-net" in http.post("/sdapi/v1/txt2img", json=body).json()["detail"]
+    install()
+    with pytest.raises(RequestError, match="must be one of none, canny"):
+        Control("net", "in.png", preprocessor="posterize")

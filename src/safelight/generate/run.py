@@ -19,6 +19,7 @@ from safelight.generate.drawing import Drawing
 from safelight.library.chosen import Settled
 from safelight.library.model import Model
 from safelight.prompts.emphasis import unbalanced
+from safelight.request.parts import PREPROCESSORS
 from safelight.request.results import Image, OnProgress
 from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import VERSION, Request
@@ -114,7 +115,7 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
 
 def _packages(request: Request) -> dict[str, str]:
     """Return the installed packages that a request uses, with their versions, by what they add."""
-    used = [(SAMPLERS, request.sampler)]
+    used = [(SAMPLERS, request.sampler), *((PREPROCESSORS, control.preprocessor) for control in request.controls)]
     found = {f"{table.group}: {name}": table.package(name) for table, name in used}
     return {added: package for added, package in found.items() if package}
 

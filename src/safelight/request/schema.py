@@ -287,7 +287,7 @@ class Request:
         Declared(
             help="ControlNets, each with a picture. On the command line NAME:IMAGE, with more behind it:"
             " edges:in.png:pre=canny:weight=0.8:start=0:end=0.6:mode=more_prompt. "
-            f"pre: {', '.join(PREPROCESSORS)} (thresholds low=, high=). resize: {', '.join(RESIZES)}. "
+            f"pre: {', '.join(PREPROCESSORS.builtin)} (thresholds low=, high=). resize: {', '.join(RESIZES)}. "
             f"mode: {', '.join(CONTROL_MODES)}. Repeat for several.",
             most=MOST_CONTROLS,
             group=START,
