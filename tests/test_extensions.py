@@ -203,3 +203,37 @@ def test_the_apis_list_a_preprocessor_and_refuse_it_when_it_is_gone(install: Ins
     install()
     with pytest.raises(RequestError, match="must be one of none, canny"):
         Control("net", "in.png", preprocessor="posterize")
+
+
+def test_what_a_check_finds_marks_the_image(install: Install, engine: safelight.Engine, ask: Ask) -> None:
+    plain = [next(engine.generate(ask(seed=seed))) for seed in range(8)]
+    install("check")
+    found = [next(engine.generate(ask(seed=seed))) for seed in range(8)]
+    assert [image.pixels_sha256 for image in found] == [image.pixels_sha256 for image in plain]
+    assert found[0].metadata["extensions"] == {"safelight.checks: colour-cast": "colour-cast 1.0"}
+    marked = 0
+    for image, before in zip(found, plain, strict=True):
+        means = (
+            PILImage.frombytes("RGB", (64, 64), image.pixels).resize((1, 1), PILImage.Resampling.BOX).getpixel((0, 0))
+        )
+        colour = ("red", "green", "blue")[means.index(max(means))]  # type: ignore[union-attr]
+        own = image.metadata["marks"][len(before.metadata["marks"]) :]
+        assert image.metadata["marks"] == [*before.metadata["marks"], *own]
+        assert own in ([], [f"colour-cast: it is mostly {colour}"])
+        marked += bool(own)
+    assert marked
+
+
+@pytest.mark.parametrize("code", ["return 'bad'", "pixels.zero_(); latents.zero_(); raise OSError('no chip')"])
+def test_a_check_that_fails_is_a_mark_and_changes_no_image(
+    install: Install, engine: safelight.Engine, ask: Ask, tmp_path: Path, code: str
+) -> None:
+    plain = next(engine.generate(ask()))
+    write_package(tmp_path / "p", "bad-check", "safelight.checks", {"bad": "bad_check:check"})
+    (tmp_path / "p/bad_check.py").write_text(f"def check(latents, pixels):\n    {code}\n")
+    install(tmp_path / "p")
+    image = next(engine.generate(ask()))
+    assert image.pixels_sha256 == plain.pixels_sha256
+    assert image.metadata["marks"][-1].startswith(
+        "not checked: 'bad' (group safelight.checks) of the package bad-check"
+    )

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from safelight.errors import NotFiniteError
+from safelight.extensions import Extensible
+from safelight.gates.added import CHECKS
 from safelight.generate import numerics
 from safelight.generate.bench import Bench
 from safelight.generate.check import check
@@ -114,8 +116,9 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
 
 
 def _packages(request: Request) -> dict[str, str]:
-    """Return the installed packages that a request uses, with their versions, by what they add."""
-    used = [(SAMPLERS, request.sampler), *((PREPROCESSORS, control.preprocessor) for control in request.controls)]
+    """Return the installed packages that an image uses, with their versions, by what they add."""
+    used: list[tuple[Extensible[Any], str]] = [(SAMPLERS, request.sampler), *((CHECKS, name) for name in CHECKS)]
+    used += [(PREPROCESSORS, control.preprocessor) for control in request.controls]
     found = {f"{table.group}: {name}": table.package(name) for table, name in used}
     return {added: package for added, package in found.items() if package}
 
