@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image as PILImage
 from structlog.testing import capture_logs
@@ -24,7 +25,7 @@ from safelight.errors import ExtensionError, RequestError
 from safelight.extensions import Extensible, instance_of
 from safelight.families import registry
 from safelight.library.library import Library
-from safelight.metadata.chunks import parameters
+from safelight.metadata import chunks
 from safelight.request.parts import Control
 from safelight.request.samplers import SAMPLERS
 from safelight.request.stored import read_request
@@ -98,7 +99,7 @@ def test_a_sampler_draws_and_is_in_the_metadata(install: Install, engine: safeli
     assert plain.metadata["extensions"] == {}
     older = {**image.metadata, "extensions": {"safelight.samplers: clipped": "clipped-sampler 0.9"}}
     assert "clipped-sampler 0.9, now clipped-sampler 1.0" in remake._differences(older, image).values()
-    assert "Sampler: Clipped, Schedule type: Automatic" in parameters(image.metadata)
+    assert "Sampler: Clipped, Schedule type: Automatic" in chunks.parameters(image.metadata)
     assert image.pixels_sha256 != plain.pixels_sha256
     assert next(engine.generate(ask(sampler="clipped", steps=4))).pixels_sha256 == image.pixels_sha256
 
@@ -109,7 +110,7 @@ def test_a_picture_of_a_sampler_that_is_gone_is_shown_and_fails_alone(
     install("sampler")
     image = next(engine.generate(ask(sampler="clipped")))
     install()
-    assert "Sampler: clipped" in parameters(image.metadata)
+    assert "Sampler: clipped" in chunks.parameters(image.metadata)
     with pytest.raises(RequestError, match="sampler='clipped': must be one of ddim"):
         read_request(image.metadata["request"], image.metadata["version"])
 
@@ -237,3 +238,28 @@ def test_a_check_that_fails_is_a_mark_and_changes_no_image(
     assert image.metadata["marks"][-1].startswith(
         "not checked: 'bad' (group safelight.checks) of the package bad-check"
     )
+
+
+def test_an_api_answers_and_one_that_fails_does_not_stop_the_server(
+    install: Install, root: Path, tmp_path: Path
+) -> None:
+    entries = {"broken": "bad_apis:nothing", "raises": "bad_apis:raises", "taken": "bad_apis:taken"}
+    write_package(tmp_path / "p", "bad-apis", "safelight.apis", entries)
+    code = "from fastapi import APIRouter\ndef raises(services):\n    return services.nothing\n"
+    (tmp_path / "p/bad_apis.py").write_text(f"{code}def taken(services):\n    return APIRouter(prefix='/v1/more')\n")
+    install("api", tmp_path / "p")
+    with serving(root, key="very-secret", says=tmp_path / "log") as server, server.client() as http:
+        answer = http.get("/curl/draw", params={"prompt": "apple", "steps": 2, "seed": 3})
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+        (tmp_path / "apple.png").write_bytes(answer.content)
+        [job] = http.get("/api/v1/jobs").json()
+        assert (job["client"], job["state"]) == ("curl", "done")
+        assert http.get("/curl/draw", params={"prompt": "x", "steps": 9999}).json()["field"] == "steps"
+        assert http.get("/curl/nothing").json()["error"] == "not_found"
+        assert "/curl/draw" in http.get("/api/v1/openapi.json").json()["paths"]
+        assert httpx.get(f"{server.url}/curl/draw", params={"prompt": "x"}).status_code == 401
+    assert chunks.read(tmp_path / "apple.png")[0]["request"]["prompt"] == "apple"
+    log = (tmp_path / "log").read_text()
+    for name, says in (("broken", "AttributeError"), ("raises", "AttributeError"), ("taken", "needs a prefix")):
+        assert f"'{name}' (group safelight.apis) of the package bad-apis 1.0: failed with" in log
+        assert says in log
