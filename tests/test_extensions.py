@@ -10,7 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from PIL import Image as PILImage
+from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 from support import controls
 from support.extensions import HOME, Install, write_package
@@ -21,12 +23,13 @@ import safelight
 from safelight.adapters import preprocess
 from safelight.cli import remake
 from safelight.cli.main import app
-from safelight.errors import ExtensionError, RequestError
+from safelight.engine.local import LocalEngine
+from safelight.errors import ExtensionError, RequestError, UnsupportedModelError
 from safelight.extensions import Extensible, instance_of
 from safelight.families import registry
 from safelight.library.library import Library
 from safelight.metadata import chunks
-from safelight.request.parts import Control
+from safelight.request.parts import Control, Lora
 from safelight.request.samplers import SAMPLERS
 from safelight.request.stored import read_request
 from safelight.storage.db import Database
@@ -263,3 +266,65 @@ def test_an_api_answers_and_one_that_fails_does_not_stop_the_server(
     for name, says in (("broken", "AttributeError"), ("raises", "AttributeError"), ("taken", "needs a prefix")):
         assert f"'{name}' (group safelight.apis) of the package bad-apis 1.0: failed with" in log
         assert says in log
+
+
+@pytest.fixture
+def ia3(tiny: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A file of the example's kind for a tiny checkpoint, and the checkpoint that it makes at strength 0.5."""
+    whole, factors = load_file(tiny / "a.safetensors"), {}
+    generator = torch.Generator().manual_seed(3)
+    for name in [name for name in whole if name.endswith((".attn2.to_q.weight", ".in_layers.2.weight"))]:
+        weight, factor = whole[name], 1 + torch.randn(whole[name].shape[0], generator=generator)
+        factors[name.removeprefix("model.").removesuffix(".weight") + ".ia3_scale"] = factor
+        whole[name] = weight + 0.5 * (weight * factor.reshape(-1, *(1 for _ in weight.shape[1:])) - weight)
+    save_file(factors, tmp_path / "ia3.safetensors")
+    save_file(whole, tmp_path / "fused.safetensors")
+    return tmp_path / "ia3.safetensors", tmp_path / "fused.safetensors"
+
+
+def test_an_adapter_of_a_packages_kind_changes_weights_by_its_formula(
+    install: Install, engine: LocalEngine, ask: Ask, ia3: tuple[Path, Path]
+) -> None:
+    install("adapter")
+    added = engine.shelves.adapters.add(ia3[0], "factors")
+    assert (added.kind, added.rule) == ("ia3", "ia3: the names of ia3-adapter 1.0")
+    plain = next(engine.generate(ask()))
+    image = next(engine.generate(ask(loras=[Lora("factors", 0.5)])))
+    assert image.pixels_sha256 == next(engine.generate(ask(str(ia3[1])))).pixels_sha256
+    assert image.metadata["extensions"] == {"safelight.adapters: ia3": "ia3-adapter 1.0"}
+    assert image.pixels_sha256 != plain.pixels_sha256
+    assert next(engine.generate(ask())).pixels_sha256 == plain.pixels_sha256
+    install()
+    with pytest.raises(RequestError, match="is a ia3: no installed package has this kind"):
+        next(engine.generate(ask(loras=[Lora("factors", 0.5)])))
+    with pytest.raises(UnsupportedModelError, match="unknown kind of model"):
+        engine.shelves.adapters.add(ia3[0], "again")
+
+
+WRONG = {
+    "fits": ("fits = lambda shapes, weight: False", RequestError, "does not fit"),
+    "raises": ("def fits(shapes, weight):\n    raise OSError", ExtensionError, "failed with OSError"),
+    "shape": (
+        "fits = lambda s, w: True\ndifference = lambda tensors, weight: weight[:1]",
+        ExtensionError,
+        "for a weight",
+    ),
+    "broken": ("import nothing_of_that_name", ExtensionError, "failed with ModuleNotFoundError"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_adapter_kind_that_fails_is_named(
+    install: Install, engine: LocalEngine, ask: Ask, ia3: tuple[Path, Path], tmp_path: Path, case: str
+) -> None:
+    code, error, says = WRONG[case]
+    install("adapter")
+    engine.shelves.adapters.add(ia3[0], "factors")
+    write_package(tmp_path / "p", "bad-kind", "safelight.adapters", {"ia3": f"bad_{case}:IA3"})
+    head = f"from safelight.weights.adapter_kinds import AdapterKind\n{code}\n"
+    kind = f"IA3 = AdapterKind({{'.ia3_scale': 'scale'}}, fits, 'bad_{case}:difference')\n"
+    (tmp_path / f"p/bad_{case}.py").write_text(head + kind)
+    install(tmp_path / "p")
+    with pytest.raises(error, match=says):
+        next(engine.generate(ask(loras=[Lora("factors", 0.5)])))
+    assert next(engine.generate(ask())).width == 64

@@ -35,10 +35,14 @@ class Extensions(Mapping[str, Any]):
         self._group = group
         self._entries: dict[str, list[EntryPoint]] = {}
         self._loaded: dict[str, Any] = {}
+        self._warned: set[str] = set()
+        self._failed: dict[str, ExtensionError] = {}
         for entry in entries:
             self._entries.setdefault(entry.name, []).append(entry)
 
     def __getitem__(self, name: str) -> Any:
+        if name in self._failed:
+            raise self._failed[name]
         if name not in self._loaded:
             entries = self._entries[name]
             if len(entries) > 1:
@@ -46,7 +50,8 @@ class Extensions(Mapping[str, Any]):
             try:
                 self._loaded[name] = entries[0].load()
             except Exception as error:
-                raise self.error(name, error) from error
+                self._failed[name] = self.error(name, error)
+                raise self._failed[name] from error
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -64,6 +69,12 @@ class Extensions(Mapping[str, Any]):
         """Return the error that says that an extension failed with ``error``."""
         problem = f"failed with {type(error).__name__}: {error}"
         return ExtensionError(self._group, name, self.package(name), problem)
+
+    def warn(self, name: str, error: ExtensionError) -> None:
+        """Log an error, once for each name."""
+        if name not in self._warned:
+            self._warned.add(name)
+            _log.warning(str(error))
 
 
 @cache
@@ -119,12 +130,12 @@ class Extensible(Mapping[str, T], Generic[T]):
         return "" if name in self.builtin else extensions(self.group).package(name)
 
     def usable(self) -> Iterator[tuple[str, T]]:
-        """Yield (name, value) of the built-in values, then of each extension that loads. Log a warning for others."""
+        """Yield (name, value) of the built-in values, then of each extension that loads. Warn once of each other."""
         for name in self:
             try:
                 yield name, self[name]
             except ExtensionError as error:
-                _log.warning(str(error))
+                extensions(self.group).warn(name, error)
 
 
 def instance_of(kind: type[T]) -> Callable[[Any], T]:

@@ -25,6 +25,7 @@ from safelight.request.parts import PREPROCESSORS
 from safelight.request.results import Image, OnProgress
 from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import VERSION, Request
+from safelight.weights.adapter_kinds import WEIGHTS
 
 
 def images(asked: Settled, model: Model, bench: Bench, on_progress: OnProgress) -> Iterator[Image]:
@@ -95,7 +96,7 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
         },
         "run": asdict(drawing.run),
         "numerics": dict(state),
-        "extensions": _packages(request),
+        "extensions": _packages(request, drawing.asked),
         "marks": list(drawing.marks),
         "repairs": [asdict(repair) for repair in drawing.repairs],
         "pixels_sha256": sha256,
@@ -115,10 +116,12 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
     )
 
 
-def _packages(request: Request) -> dict[str, str]:
+def _packages(request: Request, asked: Settled) -> dict[str, str]:
     """Return the installed packages that an image uses, with their versions, by what they add."""
     used: list[tuple[Extensible[Any], str]] = [(SAMPLERS, request.sampler), *((CHECKS, name) for name in CHECKS)]
     used += [(PREPROCESSORS, control.preprocessor) for control in request.controls]
+    kinds = {part.kind for lora in asked.loras for parts in lora.fit.parts.values() for part in parts}
+    used += [(WEIGHTS, kind) for kind in sorted(kinds)]
     found = {f"{table.group}: {name}": table.package(name) for table, name in used}
     return {added: package for added, package in found.items() if package}
 

@@ -22,7 +22,8 @@ from safelight.prompts import loras, tags
 from safelight.prompts.words import Words
 from safelight.request.parts import Lora
 from safelight.request.schema import MOST_PIXELS, Request
-from safelight.weights.adapter_file import INVERSION, VAE, WEIGHTS
+from safelight.weights.adapter_file import INVERSION, VAE
+from safelight.weights.adapter_kinds import WEIGHTS
 from safelight.weights.adapter_parts import AdapterConfig, Fit, Module, fit, spellings
 from safelight.weights.manifest import ComponentManifest
 
@@ -174,7 +175,12 @@ def _one(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: b
     else:
         adapter = adapters.checked(adapters.resolve(lora.name) if by_path else adapters.get(lora.name))
     if adapter.kind not in WEIGHTS:
-        raise RequestError("loras", lora.name, f"is a {adapter.kind}: ask for it as {_ASKED[adapter.kind]}")
+        way = (
+            f"ask for it as {_ASKED[adapter.kind]}" if adapter.kind in _ASKED else "no installed package has this kind"
+        )
+        raise RequestError("loras", lora.name, f"is a {adapter.kind}: {way}")
+    # If the package of the kind does not load, its own error is clearer than that no tensor fits.
+    _ = WEIGHTS[adapter.kind]
     if adapter.base and adapter.base != model.base:
         raise RequestError("loras", lora.name, f"is a {adapter.kind} for {adapter.base}; {model.name} is {model.base}")
     of = model.family

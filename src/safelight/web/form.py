@@ -19,7 +19,8 @@ from safelight.request.samplers import SAMPLERS, SCHEDULES
 from safelight.request.schema import Request
 from safelight.server import asking
 from safelight.web.further import Further, section
-from safelight.weights.adapter_file import INVERSION, WEIGHTS
+from safelight.weights.adapter_file import INVERSION
+from safelight.weights.adapter_kinds import WEIGHTS
 
 LABELS = {name: field.label for name, field in fields_of(Request).items()}
 

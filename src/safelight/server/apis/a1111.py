@@ -44,7 +44,8 @@ from safelight.server.apis.a1111_neutral import OPTIONS, refuse
 from safelight.server.clients import CHECKPOINT, Client, Clients, client_of
 from safelight.server.problems import RefusedError, of_job
 from safelight.storage.images import preview_png
-from safelight.weights.adapter_file import INVERSION, VAE, WEIGHTS
+from safelight.weights.adapter_file import INVERSION, VAE
+from safelight.weights.adapter_kinds import WEIGHTS
 
 OWN_VAE = ("Automatic", "None")
 """A1111's names for a checkpoint's own VAE."""
