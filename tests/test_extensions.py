@@ -24,7 +24,7 @@ from safelight.adapters import preprocess
 from safelight.cli import remake
 from safelight.cli.main import app
 from safelight.engine.local import LocalEngine
-from safelight.errors import ExtensionError, RequestError, UnsupportedModelError
+from safelight.errors import ExtensionError, RequestError, SettingError, UnsupportedModelError
 from safelight.extensions import Extensible, instance_of
 from safelight.families import registry
 from safelight.library.library import Library
@@ -166,8 +166,12 @@ def test_a_family_of_a_package_that_fails_is_left_out(install: Install, tmp_path
 
 def test_the_document_shows_the_examples() -> None:
     page = (HOME.parents[2] / "docs/extending.md").read_text()
-    for path in sorted([*HOME.rglob("*.py"), *HOME.rglob("entry_points.txt")]):
-        assert f"\n{path.read_text()}```\n" in page, path
+    modules, entry_points = sorted(HOME.rglob("*.py")), sorted(HOME.rglob("entry_points.txt"))
+    assert len(entry_points) == 6
+    assert all(f"```python\n{path.read_text()}```\n" in page for path in modules)
+    assert all(path.read_text() in page for path in entry_points)
+    groups = [line.strip("[]\n") for path in entry_points for line in path.open() if line.startswith("[")]
+    assert all(f"`{group}` |" in page for group in ("safelight.families", *groups))
 
 
 def test_the_picture_of_a_preprocessor_reaches_the_controlnet(
@@ -328,3 +332,28 @@ def test_an_adapter_kind_that_fails_is_named(
     with pytest.raises(error, match=says):
         next(engine.generate(ask(loras=[Lora("factors", 0.5)])))
     assert next(engine.generate(ask())).width == 64
+
+
+def test_a_device_of_a_package_computes_and_is_refused_when_it_is_gone(
+    install: Install, root: Path, ask: Ask, engine: LocalEngine
+) -> None:
+    install("device")
+    opened = safelight.open_engine(root, device="remote", precision="fp32")
+    image = next(opened.generate(ask()))
+    opened.close()
+    assert image.metadata["run"]["device"] == "remote"
+    assert image.metadata["extensions"] == {"safelight.devices: remote": "remote-device 1.0"}
+    assert image.pixels_sha256 == next(engine.generate(ask())).pixels_sha256
+    install()
+    with pytest.raises(SettingError, match="device='remote'"):
+        safelight.open_engine(root, device="remote")
+
+
+def test_a_device_with_another_name_is_refused(install: Install, root: Path, tmp_path: Path) -> None:
+    write_package(tmp_path / "p", "bad-device", "safelight.devices", {"odd": "bad_device:CPU"})
+    (tmp_path / "p/bad_device.py").write_text("from safelight.devices.cpu import CPU\n")
+    install(tmp_path / "p")
+    with pytest.raises(
+        ExtensionError, match=r"bad-device 1\.0: failed with ValueError: made a device with the name 'cpu'"
+    ):
+        safelight.open_engine(root, device="odd")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from safelight.devices.choice import DEVICES
 from safelight.errors import NotFiniteError
 from safelight.extensions import Extensible
 from safelight.gates.added import CHECKS
@@ -96,7 +97,7 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
         },
         "run": asdict(drawing.run),
         "numerics": dict(state),
-        "extensions": _packages(request, drawing.asked),
+        "extensions": _packages(request, drawing.asked, drawing.run.device),
         "marks": list(drawing.marks),
         "repairs": [asdict(repair) for repair in drawing.repairs],
         "pixels_sha256": sha256,
@@ -116,9 +117,10 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
     )
 
 
-def _packages(request: Request, asked: Settled) -> dict[str, str]:
+def _packages(request: Request, asked: Settled, device: str) -> dict[str, str]:
     """Return the installed packages that an image uses, with their versions, by what they add."""
-    used: list[tuple[Extensible[Any], str]] = [(SAMPLERS, request.sampler), *((CHECKS, name) for name in CHECKS)]
+    used: list[tuple[Extensible[Any], str]] = [(DEVICES, device), (SAMPLERS, request.sampler)]
+    used += [(CHECKS, name) for name in CHECKS]
     used += [(PREPROCESSORS, control.preprocessor) for control in request.controls]
     kinds = {part.kind for lora in asked.loras for parts in lora.fit.parts.values() for part in parts}
     used += [(WEIGHTS, kind) for kind in sorted(kinds)]
