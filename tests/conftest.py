@@ -18,7 +18,7 @@ os.environ["SAFELIGHT_ATTENTION_TYPE"] = "torch-sdp"
 
 import httpx
 import pytest
-from support import forking
+from support import extensions, forking
 from support.scale import ALL
 from support.serving import Server, serving
 
@@ -82,6 +82,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints.write_single(folder / "old.ckpt", "sd1", 1)
     checkpoints.write_folder(folder / "folder", "sd1", 1)
     return folder
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Generator[extensions.Install]:
+    """Installs packages: folders, or names of examples. A further call replaces them. They are gone after the test."""
+    packages = extensions.Packages(monkeypatch)
+    yield packages.install
+    packages.install()
 
 
 @pytest.fixture

@@ -59,8 +59,8 @@ def _default(field: Field) -> str:
 
 def _allowed(field: Field) -> str:
     said = field.declared
-    if field.allowed:
-        return ", ".join(_code(value) for value in field.allowed if value)
+    if field.builtin:
+        return ", ".join(_code(value) for value in field.builtin if value)
     if field.type is bool:
         return "`true`, `false`"
     if field.type not in (int, float) or said.most is None:

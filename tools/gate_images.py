@@ -24,8 +24,7 @@ from safelight.engine.local import LocalEngine
 from safelight.generate import drawing, run
 from safelight.generate.denoise import Denoising
 from safelight.library.model import Model
-from safelight.request.job import Job
-from safelight.resolve.resolve import model_content
+from safelight.resolve.contents import Contents
 
 HOME = Path(__file__).parents[1]
 KEPT = HOME / "build/gates"
@@ -77,8 +76,7 @@ class Maker:
 
         request = safelight.Request(prompt, model.name, seed=seed, steps=STEPS)
         with replaced(drawing, "denoise", denoising), replaced(pictures, "decode", decoding):
-            job = Job(request, model_content(model))
-            image = run.image(job, model, self.engine.bench, 0, lambda _: None)
+            image = run.image(Contents.plain(request, model), model, self.engine.bench, 0, lambda _: None)
         return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 
 

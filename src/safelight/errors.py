@@ -6,6 +6,7 @@
     ├── InputError                the request cannot be fulfilled (exit code 2, HTTP 4xx)
     │   ├── RequestError          a field of a request: its name, its value, what is allowed
     │   ├── SettingError          a setting: its name, its value, the source of the value
+    │   ├── ExtensionError        what an installed package adds does not work: the package, the group, the name
     │   ├── ModelNotFoundError    unknown model; lists the nearest names
     │   ├── FileError             a file: its path and what is wrong with it
     │   │   ├── UnreadableFileError   does not exist, is not a regular file, or has no permission
@@ -75,6 +76,20 @@ class SettingError(InputError):
         super().__init__(f"setting {name}={value!r} (from {origin}): {problem}")
         self.name = name
         self.origin = origin
+
+
+class ExtensionError(InputError):
+    """What an installed package adds cannot be used.
+
+    ``group``, ``name``: of the package's entry point.
+    ``package``: the package with its version.
+    """
+
+    def __init__(self, group: str, name: str, package: str, problem: str) -> None:
+        super().__init__(f"{name!r} (group {group}) of the package {package}: {problem}")
+        self.group = group
+        self.name = name
+        self.package = package
 
 
 class ModelNotFoundError(InputError):

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from safelight.extensions import extensions
 from safelight.request.run_settings import AttentionType, Precision, SliceSize
 
 PREFIX = "SAFELIGHT_"
@@ -93,7 +94,17 @@ def _make_absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
-AnyDevice = Literal["auto", "cpu", "cuda", "mps", "simulated"]
+DEVICES = ("auto", "cpu", "cuda", "mps", "simulated")
+DEVICE_GROUP = "safelight.devices"
+
+
+def _check_device(name: str) -> str:
+    if name not in DEVICES and name not in extensions(DEVICE_GROUP):
+        raise ValueError("is neither a built-in device nor that of an installed package")
+    return name
+
+
+AnyDevice = Annotated[str, AfterValidator(_check_device)]
 AttentionTypes = Annotated[dict[str, AttentionType], BeforeValidator(_parse_yaml)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_folders)]
 
@@ -135,7 +146,12 @@ class Settings(BaseSettings):
     )
     device: AnyDevice = _declare(
         "This device computes. `auto` uses a GPU if there is one.",
-        SettingDetails(group="Computing", in_invokeai=True, invokeai_values={"cuda:0": "cuda"}),
+        SettingDetails(
+            group="Computing",
+            allowed=f"one of {', '.join(DEVICES)}, or the device of an installed package",
+            in_invokeai=True,
+            invokeai_values={"cuda:0": "cuda"},
+        ),
         default="auto",
     )
     precision: Precision = _declare(

@@ -9,15 +9,26 @@ import os
 
 import pytest
 import torch
+from support.extensions import Install
 
 from safelight.devices import choice
 from safelight.devices.base import Device
 
 WANTED = os.environ.get("SAFELIGHT_CONTRACTS_DEVICE", "")
-THERE = {"cpu": True, "simulated": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+PACKAGE = "remote"
+"""The example device of a package."""
+THERE = {
+    PACKAGE: True,
+    "cpu": True,
+    "simulated": True,
+    "cuda": torch.cuda.is_available(),
+    "mps": torch.backends.mps.is_available(),
+}
 NAMES = [WANTED] if WANTED else [name for name, present in THERE.items() if present]
 
 
 @pytest.fixture(params=NAMES)
-def device(request: pytest.FixtureRequest) -> Device:
+def device(request: pytest.FixtureRequest, install: Install) -> Device:
+    if request.param == PACKAGE:
+        install("device")
     return choice.device(request.param)

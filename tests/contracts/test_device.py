@@ -133,7 +133,7 @@ def test_two_models_switch_and_each_keeps_its_pixels(device: Device, tiny: Path,
         image = next(engine.generate(request))
         assert made.setdefault(name, image.pixels_sha256) == image.pixels_sha256
         assert image.metadata["run"]["device"] == device.name
-        if device.name in ("cpu", "simulated"):
+        if device.name in ("cpu", "simulated", "remote"):
             assert image.pixels_sha256 == next(cpu.generate(request)).pixels_sha256
     assert made["a"] != made["b"]
     engine.close()

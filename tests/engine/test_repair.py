@@ -22,8 +22,7 @@ from safelight.engine.repair import COUNTS
 from safelight.errors import NotFiniteError, StateLeftError
 from safelight.generate import drawing, run, stages
 from safelight.generate.denoise import Denoising
-from safelight.request.job import Job
-from safelight.resolve.resolve import model_content
+from safelight.resolve.contents import Contents
 from safelight.settings_sources import load_settings
 
 
@@ -135,9 +134,9 @@ def test_attention_06_a_half_precision_vae_that_overflows_decodes_again_in_fp32(
     model = engine.library.add(tmp_path / "m.safetensors")
     request = safelight.Request("x", "m", steps=1, width=64, height=64)
     bench = engine.bench_for(model)
-    right = run.image(Job(request, model_content(model)), model, bench, 0, lambda _: None)
+    right = run.image(Contents.plain(request, model), model, bench, 0, lambda _: None)
     half = replace(bench, run=replace(bench.run, vae_dtype="fp16"))
-    image = run.image(Job(request, model_content(model)), model, half, 0, lambda _: None)
+    image = run.image(Contents.plain(request, model), model, half, 0, lambda _: None)
     assert image.pixels_sha256 == right.pixels_sha256
     assert image.metadata["run"]["vae_dtype"] == "fp32"
     (repair,) = image.metadata["repairs"]

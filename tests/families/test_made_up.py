@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.extensions import Install
 
 import safelight
 from safelight.assemble.serving import WORKER
@@ -25,18 +26,17 @@ WIDTHS = {"letters": 256, "flow": 256, "pixels": 16}
 
 
 @pytest.fixture(autouse=True)
-def installed(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+def installed(install: Install) -> Generator[None]:
     """The package of the family is installed, also for processes that the test starts."""
 
     def forget() -> None:
         for cached in (registry.families, registry.architectures, computing._model):
             cached.cache_clear()
 
-    monkeypatch.syspath_prepend(str(HOME))
-    monkeypatch.setenv("PYTHONPATH", str(HOME), prepend=":")
+    install(HOME)
     forget()
     yield
-    monkeypatch.undo()
+    install()
     forget()
 
 

@@ -50,6 +50,9 @@ PR_GET_TID_ADDRESS = 40
 LARGEST = 1 << 17
 """Bytes of a message."""
 
+ENVIRONMENT = dict(os.environ)
+"""Variables of the first nursery. They are read here, so that no test's packages (PYTHONPATH) are among them."""
+
 START = """
 import sys
 sys.path.insert(0, sys.argv[2])
@@ -231,7 +234,7 @@ def _asked() -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-W", "ignore", "-c", START, str(theirs.fileno()), str(Path(__file__).parents[1])]
         with theirs:
-            process = REAL(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+            process = REAL(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env=ENVIRONMENT)
         _nursery[os.getpid()] = ours
         atexit.register(_ended, ours, process)
     return _nursery[os.getpid()]

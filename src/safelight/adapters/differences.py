@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import torch
 
+from safelight.extensions import by_reference, extensions
+from safelight.weights.adapter_kinds import GROUP, WEIGHTS
 from safelight.weights.adapter_parts import Part, rank
 
 Tensors = Mapping[str, torch.Tensor]
@@ -20,9 +22,11 @@ Tensors = Mapping[str, torch.Tensor]
 def difference(part: Part, slots: Tensors, weight: torch.Tensor, scale: float | None = None) -> torch.Tensor:
     """Compute what ``part`` adds to ``weight`` at strength 1, as a new tensor of the weight's shape, fp32.
 
-    ``weight``: fp32; only DoRA reads its values.
+    ``weight``: fp32; only DoRA and formulas of packages read its values.
     ``scale``: factor of the product if the adapter has no alpha; None for 1.
     """
+    if WEIGHTS.get(part.kind) is not None:
+        return _by_package(part.kind, slots, weight)
     added = _product(part, slots).reshape(weight.shape)
     added = added * _scale(part, slots, scale)
     magnitude, on_output = slots.get("magnitude"), True
@@ -48,6 +52,24 @@ def add(
         total.add_(difference(part, slots, weight, scale), alpha=strength)
 
 
+def reads_weight(part: Part) -> bool:
+    """Return whether the part's difference depends on the weight's values."""
+    return "dora_scale" in part.slots or "magnitude" in part.slots or WEIGHTS.get(part.kind) is not None
+
+
+def _by_package(kind: str, slots: Tensors, weight: torch.Tensor) -> torch.Tensor:
+    """Compute a difference by a package's formula. Raises ExtensionError if it fails or returns something else."""
+    found = WEIGHTS[kind]
+    assert found is not None
+    try:
+        made: torch.Tensor = by_reference(found.difference)(slots, weight.clone())
+        if made.shape != weight.shape or made.dtype != weight.dtype:
+            raise ValueError(f"returned {made.dtype} {list(made.shape)} for a weight of {list(weight.shape)}")
+    except Exception as error:
+        raise extensions(GROUP).error(kind, error) from error
+    return made
+
+
 def _product(part: Part, slots: Tensors) -> torch.Tensor:
     match part.kind:
         case "diff":
@@ -63,6 +85,8 @@ def _product(part: Part, slots: Tensors) -> torch.Tensor:
             first = slots["lokr_w1"] if "lokr_w1" in slots else slots["lokr_w1_a"] @ slots["lokr_w1_b"]
             second = slots["lokr_w2"] if "lokr_w2" in slots else _factor(slots, "lokr_w2", "lokr_t2")
             return torch.kron(first.reshape(*first.shape, *(1,) * (second.ndim - 2)), second.contiguous())
+        case other:
+            raise ValueError(other)
 
 
 def _factor(slots: Tensors, name: str, core: str) -> torch.Tensor:

@@ -8,16 +8,32 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image as PILImage
 
-from safelight.request.parts import Control
+from safelight.extensions import Extensible, extensions, function
+from safelight.request.parts import PREPROCESSOR_GROUP, Control
 
 
 def made(picture: PILImage.Image, control: Control) -> PILImage.Image:
     """Preprocess a picture as ``control`` says. Returns an RGB image of the same size."""
     if control.preprocessor == "none":
         return picture.convert("RGB")
-    pixels = np.asarray(picture.convert("RGB"))
-    found = np.asarray(_PREPROCESSORS[control.preprocessor](pixels, control), np.uint8)
+    pixels = np.array(picture.convert("RGB"))
+    if control.preprocessor in _PREPROCESSORS.builtin:
+        found = np.asarray(_PREPROCESSORS[control.preprocessor](pixels, control), np.uint8)
+    else:
+        found = _by_package(pixels, control)
     return PILImage.fromarray(found if found.ndim == 3 else np.repeat(found[..., None], 3, axis=2))
+
+
+def _by_package(pixels: Any, control: Control) -> Any:
+    """Preprocess pixels by an installed package. Raises ExtensionError if its function fails or returns no picture."""
+    compute = _PREPROCESSORS[control.preprocessor]
+    try:
+        found: Any = np.asarray(compute(pixels, control.low, control.high))
+        if found.dtype != np.uint8 or found.shape not in (pixels.shape, pixels.shape[:2]):
+            raise ValueError(f"returned {found.dtype} {list(found.shape)} for uint8 {list(pixels.shape)}")
+    except Exception as error:
+        raise extensions(PREPROCESSOR_GROUP).error(control.preprocessor, error) from error
+    return found
 
 
 def _cv2() -> Any:
@@ -76,7 +92,7 @@ def _color(pixels: Any, _: Control) -> Any:
     return _cv2().resize(small, (width, height), interpolation=_cv2().INTER_NEAREST)
 
 
-_PREPROCESSORS: Mapping[str, Callable[[Any, Control], Any]] = {
+_BUILTIN: Mapping[str, Callable[[Any, Control], Any]] = {
     "canny": _canny,
     "invert": lambda pixels, _: 255 - pixels,
     "lineart": _lineart,
@@ -87,3 +103,5 @@ _PREPROCESSORS: Mapping[str, Callable[[Any, Control], Any]] = {
     "blur": _blur,
     "color": _color,
 }
+
+_PREPROCESSORS: Extensible[Callable[..., Any]] = Extensible(_BUILTIN, PREPROCESSOR_GROUP, function)

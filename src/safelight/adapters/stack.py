@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from safelight.adapters.differences import add
+from safelight.adapters.differences import add, reads_weight
 from safelight.errors import IntegrityError
 from safelight.memory.lease import Lease
 from safelight.weights.adapter_parts import Part
@@ -126,7 +126,7 @@ def _recipe(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def apply(weight: torch.Tensor) -> torch.Tensor:
         wide = weight.float()
-        total = wide.clone() if wide is weight or any(_reads(part) for _, part, _ in what) else wide
+        total = wide.clone() if wide is weight or any(reads_weight(part) for _, part, _ in what) else wide
         for layer, part, strength in what:
             with leases[layer.tensors.digest].lease().pinned(list(part.slots.values())) as tensors:
                 slots = dict(zip(part.slots, tensors, strict=True))
@@ -139,8 +139,3 @@ def _recipe(
         return total.to(weight.dtype)
 
     return apply
-
-
-def _reads(part: Part) -> bool:
-    """Whether the part's difference depends on the weight."""
-    return "dora_scale" in part.slots or "magnitude" in part.slots

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from safelight.extensions import by_reference
+
 
 def sigma(scheduler: Any) -> float:
     """Return the noise level after the last step, in the sampler's scale. It is 1 for variance-preserving samplers."""
@@ -18,16 +20,15 @@ SPACING = frozenset({"timestep_spacing", "steps_offset"})
 
 
 def scheduler(name: str, settings: Mapping[str, Any], seed: int) -> Any:
-    """Create a scheduler of diffusers' class ``name``.
+    """Create a scheduler.
 
+    ``name``: diffusers' class, or ``package.module:Class`` of an installed package.
     ``settings``: its arguments. Those in :data:`SPACING` are left out if the class does not have them.
     ``seed``: seed of ``dpmpp_sde``'s noise tree, because that class ignores the pipeline's generator.
 
     Raises TypeError if the class does not have another setting.
     """
-    from diffusers import schedulers
-
-    kind = getattr(schedulers, name)
+    kind = by_reference(name if ":" in name else f"diffusers.schedulers:{name}")
     known = inspect.signature(kind.__init__).parameters
     chosen = {key: value for key, value in settings.items() if key in known or key not in SPACING}
     if "noise_sampler_seed" in known:

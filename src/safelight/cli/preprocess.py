@@ -12,11 +12,13 @@ from safelight.request.parts import PREPROCESSORS, Control
 
 EXAMPLES = "Example: `safelight preprocess canny photo.png --out edges.png`"
 
+HELP = "; ".join(f"{name}: {what}" for name, what in PREPROCESSORS.builtin.items())
+
 
 def preprocess(
     name: Annotated[
         str,
-        typer.Argument(help="; ".join(f"{name}: {what}" for name, what in PREPROCESSORS.items()), show_default=False),
+        typer.Argument(help=HELP, show_default=False),
     ],
     image: Annotated[Path, typer.Argument(help="A picture.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The file to write (PNG).")] = Path("out/preprocessed.png"),

@@ -152,6 +152,8 @@ def _differences(metadata: Any, image: Image) -> dict[str, str]:
     pairs = {name: (value, now.get(name)) for name, value in recorded.items() if name != "versions"}
     pairs["hardware"] = (recorded.get("hardware", "not recorded"), now["hardware"])
     pairs |= {name: (value, now["versions"].get(name)) for name, value in recorded["versions"].items()}
+    packages = image.metadata["extensions"]
+    pairs |= {name: (value, packages.get(name)) for name, value in metadata.get("extensions", {}).items()}
     pairs["model"] = (metadata["model"]["digest"][:16], image.model_digest[:16])
     return {name: f"{before}, now {after}" for name, (before, after) in pairs.items() if before != after}
 

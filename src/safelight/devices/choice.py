@@ -13,6 +13,7 @@ from safelight.devices.cpu import CPU
 from safelight.devices.cuda import CUDA
 from safelight.devices.mps import MPS
 from safelight.errors import SettingError
+from safelight.extensions import Extensible, extensions, function
 from safelight.request.run_settings import Precision
 
 
@@ -26,6 +27,8 @@ def device(wanted: str) -> Device:
     }
     if wanted == "auto":
         wanted = next(name for name, present in available.items() if present)
+    if wanted not in available and wanted in DEVICES:
+        return _of_package(wanted)
     if not available.get(wanted, False):
         raise SettingError(
             "device",
@@ -33,7 +36,7 @@ def device(wanted: str) -> Device:
             "--device, SAFELIGHT_DEVICE or the file of settings",
             "this machine has no such device, or torch cannot use it",
         )
-    return _KINDS[wanted]()
+    return _BUILTIN[wanted]()
 
 
 def _simulated() -> Device:
@@ -43,7 +46,22 @@ def _simulated() -> Device:
     return Simulated()
 
 
-_KINDS: Mapping[str, Callable[[], Device]] = {"cpu": CPU, "cuda": CUDA, "mps": MPS, "simulated": _simulated}
+GROUP = "safelight.devices"
+_BUILTIN: Mapping[str, Callable[[], Device]] = {"cpu": CPU, "cuda": CUDA, "mps": MPS, "simulated": _simulated}
+DEVICES: Extensible[Callable[[], Device]] = Extensible(_BUILTIN, GROUP, function)
+"""Creates each device, by its name."""
+
+
+def _of_package(name: str) -> Device:
+    """Create the device of an installed package. Raises ExtensionError if that fails or it has another name."""
+    make = DEVICES[name]
+    try:
+        made = make()
+        if made.name != name:
+            raise ValueError(f"made a device with the name {made.name!r}")
+    except Exception as error:
+        raise extensions(GROUP).error(name, error) from error
+    return made
 
 
 def hardware(on: Device) -> str:

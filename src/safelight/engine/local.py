@@ -110,7 +110,7 @@ class LocalEngine:
             with self._lock:
                 self._call_on_switch(contents.model, bench)
                 model = self._combine(contents)
-                make = partial(run.image, contents.job, model, index=index, on_progress=on_progress)
+                make = partial(run.image, contents, model, index=index, on_progress=on_progress)
                 try:
                     image = self.repairs.made(make, model, bench)
                 except IntegrityError:
@@ -120,7 +120,7 @@ class LocalEngine:
                     model = self._combine(contents)
                     self.repairs.reload(model)
                     bench.conditionings.clear()
-                    make = partial(run.image, contents.job, model, index=index, on_progress=on_progress)
+                    make = partial(run.image, contents, model, index=index, on_progress=on_progress)
                     image = self.repairs.made(make, model, bench)
             yield image
 

@@ -9,10 +9,10 @@ import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from types import MappingProxyType
 
 from safelight import families as package
+from safelight.extensions import Extensible, instance_of
 from safelight.families.family import Config, Family
 
 GROUP = "safelight.families"
@@ -22,6 +22,7 @@ GROUP = "safelight.families"
 def families() -> Mapping[str, Family]:
     """Return every family by its name. Families of this package come first, in the order of their folders' names.
 
+    A package that does not load is left out, with a warning in the log.
     Raises ValueError if two families have the same name.
     """
     found: dict[str, Family] = {}
@@ -34,8 +35,9 @@ def families() -> Mapping[str, Family]:
 def _all() -> Iterator[Family]:
     for folder in sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg):
         yield from importlib.import_module(f"{package.__name__}.{folder}.spec").FAMILIES
-    for entry in entry_points(group=GROUP):
-        yield from entry.load()
+    added = Extensible[tuple[Family, ...]]({}, GROUP, instance_of(tuple))
+    for _, some in added.usable():
+        yield from some
 
 
 def family(name: str) -> Family:

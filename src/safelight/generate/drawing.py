@@ -17,7 +17,7 @@ from safelight.boundary.pictures import EncodedPicture
 from safelight.errors import NotFiniteError
 from safelight.families.computing import PromptField, Tensors, computing
 from safelight.families.family import CONTROLNET
-from safelight.gates import latents
+from safelight.gates import added, latents
 from safelight.generate import conditioning, enlarge, guidance, noise, samplers
 from safelight.generate.bench import TORCH_DTYPES, Bench
 from safelight.generate.canvas import canvas, shown
@@ -307,6 +307,7 @@ class Drawing:
 
         with self.clock.gates():
             self.marks += self.bench.looks.marks(self._vae, values, pixels, again)
+            self.marks += added.marks(values, pixels)
         if self.bench.previews is not None:
             self.bench.previews.learn(self._vae, values, pixels)
         return pixels

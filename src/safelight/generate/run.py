@@ -12,17 +12,24 @@ from typing import Any
 
 import torch
 
+from safelight.devices.choice import DEVICES
 from safelight.errors import NotFiniteError
+from safelight.extensions import Extensible
+from safelight.gates.added import CHECKS
 from safelight.generate import numerics
 from safelight.generate.bench import Bench
 from safelight.generate.drawing import Drawing
 from safelight.library.model import Model
 from safelight.prompts.emphasis import unbalanced
-from safelight.request.job import Job
+from safelight.request.parts import PREPROCESSORS
 from safelight.request.results import Image, OnProgress
+from safelight.request.samplers import SAMPLERS
+from safelight.request.schema import Request
+from safelight.resolve.contents import Contents
+from safelight.weights.adapter_kinds import WEIGHTS
 
 
-def image(job: Job, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
+def image(contents: Contents, model: Model, bench: Bench, index: int, on_progress: OnProgress) -> Image:
     """Make one image of a job: that of :meth:`safelight.request.job.Job.image`.
 
     ``model``: the job's model in its combination (:func:`safelight.generate.combine.combined`).
@@ -30,7 +37,7 @@ def image(job: Job, model: Model, bench: Bench, index: int, on_progress: OnProgr
 
     Raises NotFiniteError for what no gate lets pass.
     """
-    job = job.image(index)
+    job = contents.job.image(index)
     drawing = Drawing(job, model, bench, index, on_progress)
     try:
         with numerics.fixed(bench.run.threads, job.request.seed):
@@ -40,10 +47,10 @@ def image(job: Job, model: Model, bench: Bench, index: int, on_progress: OnProgr
         # Wrong conditioning may be the cause.
         bench.conditionings.clear()
         raise
-    return _finished(drawing, pixels, state)
+    return _finished(drawing, contents, pixels, state)
 
 
-def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) -> Image:
+def _finished(drawing: Drawing, contents: Contents, pixels: torch.Tensor, state: Mapping[str, Any]) -> Image:
     request, model = drawing.request, drawing.model
     height, width, _ = pixels.shape
     raw = pixels.contiguous().numpy().tobytes()
@@ -51,6 +58,7 @@ def _finished(drawing: Drawing, pixels: torch.Tensor, state: Mapping[str, Any]) 
     metadata = _metadata(drawing) | {
         "run": asdict(drawing.run),
         "numerics": dict(state),
+        "extensions": _packages(request, contents, drawing.run.device),
         "marks": list(drawing.marks),
         "repairs": [asdict(repair) for repair in drawing.repairs],
         "pixels_sha256": sha256,
@@ -100,6 +108,17 @@ def _warnings(drawing: Drawing) -> tuple[str, ...]:
         *(f"marked: {mark}; it can be right all the same" for mark in drawing.marks),
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in drawing.repairs),
     )
+
+
+def _packages(request: Request, contents: Contents, device: str) -> dict[str, str]:
+    """Return the installed packages that an image uses, with their versions, by what they add."""
+    used: list[tuple[Extensible[Any], str]] = [(DEVICES, device), (SAMPLERS, request.sampler)]
+    used += [(CHECKS, name) for name in CHECKS]
+    used += [(PREPROCESSORS, control.preprocessor) for control in request.controls]
+    kinds = {part.kind for lora in contents.loras for parts in lora.fit.parts.values() for part in parts}
+    used += [(WEIGHTS, kind) for kind in sorted(kinds)]
+    found = {f"{table.group}: {name}": table.package(name) for table, name in used}
+    return {added: package for added, package in found.items() if package}
 
 
 def peak_bytes() -> int:

@@ -240,7 +240,7 @@ class Adapters:
 
     def _describe(self, path: Path, name: str, origin: Origin, user_base: str = "") -> Adapter:
         found = identify(path)
-        if found.kind not in files.KINDS:
+        if not files.is_adapter(found.kind):
             todo = "; use `safelight models add`" if found.kind == "checkpoint" else ""
             raise UnsupportedModelError(path, f"is a {found.kind} ({found.rule}), not an adapter{todo}")
         if found.format == "pickle":

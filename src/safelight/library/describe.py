@@ -46,7 +46,7 @@ def describe(
     found = identify(path, prediction_type)
     if found.layout is None:
         what = found.kind if found.base is None else f"{found.kind} for {found.base}"
-        todo = "; use `safelight adapters add`" if found.kind in adapter.KINDS else ""
+        todo = "; use `safelight adapters add`" if adapter.is_adapter(found.kind) else ""
         raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a supported checkpoint{todo}")
     if found.format in CONVERTED:
         layout, manifest = _converted(home, path, found)

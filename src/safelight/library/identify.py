@@ -17,7 +17,7 @@ from safelight.files import open_regular
 from safelight.formats import folder, pickle, safetensors
 from safelight.formats.folder import Folder
 from safelight.formats.header import Header
-from safelight.weights import layout
+from safelight.weights import adapter_kinds, layout
 from safelight.weights.layout import CheckpointLayout
 
 _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
@@ -100,7 +100,7 @@ def kind_rules() -> tuple[KindRule, ...]:
     """Return all rules for single files, in the order in which they are tried."""
     own = [rule for family in families().values() for rule in family.rules]
     parts = [rule for family in families().values() for rule in family.part_rules]
-    return (*NOT_SUPPORTED, *ADAPTER_RULES, *own, *parts, *PART_RULES)
+    return (*NOT_SUPPORTED, *ADAPTER_RULES, *adapter_kinds.rules(), *own, *parts, *PART_RULES)
 
 
 def _fire(header: Header) -> KindRule:

@@ -18,7 +18,7 @@ from safelight.prompts.loras import taggable, written
 from safelight.request.field import fields_of
 from safelight.request.parts import Lora
 from safelight.request.results import Image
-from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule
+from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, a1111_name
 from safelight.request.schema import UPSCALERS, VERSION, Request
 
 _IMAGE_CFG = fields_of(Request)["image_cfg"].default
@@ -26,16 +26,21 @@ _IMAGE_CFG = fields_of(Request)["image_cfg"].default
 
 def schedule_label(sampler: str, schedule: Schedule) -> str:
     """AUTOMATIC1111's name of a schedule. The default is Automatic, if AUTOMATIC1111 uses it for this sampler too."""
-    if schedule == SAMPLERS[sampler].automatic == "default":
+    if schedule == "default" == _automatic(sampler):
         return "Automatic"
     return SCHEDULE_LABELS[schedule]
+
+
+def _automatic(sampler: str) -> Schedule:
+    """AUTOMATIC1111's schedule for a sampler; the default for a sampler that is not installed any more."""
+    return SAMPLERS[sampler].automatic if sampler in SAMPLERS else "default"
 
 
 def parameters(metadata: Mapping[str, Any]) -> str:
     """The generation parameters as a text that AUTOMATIC1111 and similar tools read."""
     request, model = metadata["request"], metadata["model"]
     loras = [Lora(**lora) for lora in request.get("loras", ())]
-    sampler = SAMPLERS[request["sampler"]].a1111
+    sampler = a1111_name(request["sampler"])
     fields = {
         "Steps": request["steps"],
         "Sampler": sampler,

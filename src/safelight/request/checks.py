@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 
 from safelight.errors import RequestError
 
@@ -41,7 +42,7 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def one_of(field_name: str, value: object, allowed: tuple[str, ...], what: str = "") -> None:
+def one_of(field_name: str, value: object, allowed: Collection[str], what: str = "") -> None:
     """``what``: of the field this is about, where that is only a part."""
     if value not in allowed:
         near = difflib.get_close_matches(str(value), allowed, 1)

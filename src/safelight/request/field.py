@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from safelight.extensions import Extensible
 from safelight.request import checks
 
 
@@ -22,7 +23,7 @@ class Declared:
     ``least``, ``most``: bounds of a number, both allowed. ``above``: a bound that is not allowed itself.
     ``most`` of a list: how many items it may have.
     ``multiple``: a whole number is a multiple of this.
-    ``values``: the words that a text may be, where its type does not list them.
+    ``values``: the words that a text may be, where its type does not list them; a table if packages can add some.
     ``needs``: names of fields without any of which this one has no effect.
     ``a1111``, ``openai``: where those APIs have the same, "" where they do not have it.
     ``option``: how the command line calls it, several names with a space between them; "" for its own name; None where
@@ -38,7 +39,7 @@ class Declared:
     most: float | None = None
     above: float | None = None
     multiple: int = 1
-    values: tuple[str, ...] = ()
+    values: Collection[str] = ()
     needs: tuple[str, ...] = ()
     a1111: str = ""
     openai: str = ""
@@ -60,9 +61,14 @@ class Field:
     declared: Declared
 
     @property
-    def allowed(self) -> tuple[str, ...]:
+    def allowed(self) -> Collection[str]:
         """The words that a text may be, () for any."""
         return get_args(self.type) if get_origin(self.type) is Literal else self.declared.values
+
+    @property
+    def builtin(self) -> Collection[str]:
+        """The allowed words without those of installed packages, which take time to read."""
+        return self.allowed.builtin if isinstance(self.allowed, Extensible) else self.allowed
 
     @property
     def label(self) -> str:
@@ -71,8 +77,8 @@ class Field:
 
     @property
     def help(self) -> str:
-        """What it does, and which words are allowed."""
-        words = ", ".join(word for word in self.allowed if word)
+        """What it does, and which built-in words are allowed."""
+        words = ", ".join(word for word in self.builtin if word)
         return f"{self.declared.help} One of {words}." if words else self.declared.help
 
     @property

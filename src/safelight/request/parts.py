@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from safelight.errors import RequestError
+from safelight.extensions import Extensible, function
 from safelight.request import checks
 from safelight.request.field import Declared, fields_of
 
@@ -76,7 +77,7 @@ picture, ``unbalanced`` does only that."""
 
 CONTROL_MODES: tuple[ControlMode, ...] = ("balanced", "more_prompt", "more_control", "unbalanced")
 
-PREPROCESSORS: Mapping[str, str] = {
+_PREPROCESSORS: Mapping[str, str] = {
     "none": "the picture is what the ControlNet reads already",
     "canny": "white edges on black (Canny 1986), by the thresholds low and high",
     "invert": "black for white: for drawings with dark lines",
@@ -88,7 +89,17 @@ PREPROCESSORS: Mapping[str, str] = {
     "blur": "blurred, by high hundredths of pixels",
     "color": "colours in squares of an eighth of the side",
 }
-"""What is made of a picture before a ControlNet is shown it, and what that is."""
+
+PREPROCESSOR_GROUP = "safelight.preprocessors"
+
+
+def _described(given: Any) -> str:
+    """Return the first line of a function's documentation. Raises TypeError for anything but a function."""
+    return (function(given).__doc__ or "").strip().partition("\n")[0]
+
+
+PREPROCESSORS: Extensible[str] = Extensible(_PREPROCESSORS, PREPROCESSOR_GROUP, _described)
+"""What is made of a picture before a ControlNet is shown it, with a description."""
 
 Resize = Literal["just_resize", "crop_resize", "fill_resize"]
 """InvokeAI's ways to make a picture as large as what is drawn: stretched, cut, or with black around it."""
@@ -115,7 +126,7 @@ class Control:
     mode: Annotated[ControlMode, Declared(help="How it weighs against the prompts.")] = "balanced"
     preprocessor: Annotated[
         str,
-        Declared(help="What is computed from the picture first.", values=tuple(PREPROCESSORS)),
+        Declared(help="What is computed from the picture first.", values=PREPROCESSORS),
     ] = "none"
     low: Annotated[int, Declared(help="The preprocessor's lower threshold.", least=0, most=255)] = 100
     high: Annotated[int, Declared(help="The preprocessor's upper threshold.", least=1, most=10000)] = 200

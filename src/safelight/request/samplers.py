@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from safelight.errors import RequestError
+from safelight.errors import ExtensionError, RequestError
+from safelight.extensions import Extensible, instance_of
 from safelight.request import checks
 
 Schedule = Literal["default", "karras", "exponential", "sgm_uniform"]
@@ -22,13 +23,14 @@ MOST_STEPS = 999
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """A sampler: diffusers' scheduler class, its settings, the schedules that apply, and A1111's name for it.
+    """A sampler: its scheduler class, its settings, the schedules that apply, and A1111's name for it.
 
+    ``scheduler``: the name of a class of diffusers, or ``package.module:Class`` for one with the same interface.
     ``most_steps``: the most steps that it supports.
     ``from_noise``: whether it can start from pure noise, for which checkpoints of zero terminal signal-to-noise ratio
     were trained (Lin et al. 2024).
     ``automatic``: A1111's schedule for it, if that is not the default.
-    ``flow``: diffusers' scheduler class for rectified flows, None if there is none.
+    ``flow``: the scheduler class for rectified flows, in the same form, None if there is none.
     """
 
     scheduler: str
@@ -41,7 +43,7 @@ class Sampler:
     flow: str | None = None
 
     def scheduler_for(self, kind: NoiseKind) -> str | None:
-        """Return diffusers' scheduler class for a kind of noise, None if there is none."""
+        """Return the scheduler class for a kind of noise, None if there is none."""
         return self.scheduler if kind == "discrete" else self.flow
 
 
@@ -57,7 +59,7 @@ _SPACED: tuple[Schedule, ...] = ("default", "sgm_uniform")
 _DISTILLED = 50
 """Steps that distilled models were trained with: latent consistency (Luo et al. 2023) and its trajectories."""
 
-SAMPLERS: Mapping[str, Sampler] = {
+_BUILTIN: Mapping[str, Sampler] = {
     "ddim": Sampler(
         "DDIMScheduler", "DDIM", _SPACED, {"clip_sample": False, "set_alpha_to_one": False}, from_noise=True
     ),
@@ -91,6 +93,17 @@ SAMPLERS: Mapping[str, Sampler] = {
     "tcd": Sampler("TCDScheduler", "TCD", ("default",), {"clip_sample": False}, _DISTILLED, from_noise=True),
 }
 
+SAMPLERS: Extensible[Sampler] = Extensible(_BUILTIN, "safelight.samplers", instance_of(Sampler))
+"""All samplers: the built-in ones, and those of installed packages."""
+
+
+def a1111_name(name: str) -> str:
+    """Return AUTOMATIC1111's name of a sampler. A sampler that is not installed, or does not load, keeps its name."""
+    try:
+        return SAMPLERS[name].a1111
+    except (KeyError, ExtensionError):
+        return name
+
 
 def sampler_by_name(name: str) -> tuple[str, Schedule | None] | None:
     """(the sampler, the schedule that the name has behind it) by our name or AUTOMATIC1111's, in any case: ``Euler-A``,
@@ -110,7 +123,7 @@ def sampler_of(name: str, schedule: str) -> tuple[str, Schedule]:
     RequestError."""
     found = sampler_by_name(name)
     if found is None:
-        checks.one_of("sampler", name, tuple(SAMPLERS))
+        checks.one_of("sampler", name, SAMPLERS)
         raise AssertionError(name)
     asked = next((ours for ours, label in SCHEDULE_LABELS.items() if underscored(label) == underscored(schedule)), None)
     asked = asked or underscored(schedule)
@@ -127,4 +140,4 @@ def underscored(value: str) -> str:
 def _sampler(name: str) -> str | None:
     lower = name.strip().lower()
     ours = lower.replace("-", "_").replace(" ", "_")
-    return next((own for own, one in SAMPLERS.items() if own in (lower, ours) or one.a1111.lower() == lower), None)
+    return next((own for own, one in SAMPLERS.usable() if own in (lower, ours) or one.a1111.lower() == lower), None)

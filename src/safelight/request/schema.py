@@ -43,8 +43,8 @@ UPSCALERS: Mapping[str, str] = {
 }
 """How a first pass is enlarged for high-resolution fix: its latents, or its pixels. A1111's names beside ours."""
 
-FEW_SCHEDULES = tuple(name for name, sampler in SAMPLERS.items() if len(sampler.schedules) < len(SCHEDULES))
-"""Samplers for which not every schedule applies."""
+FEW_SCHEDULES = tuple(name for name, sampler in SAMPLERS.builtin.items() if len(sampler.schedules) < len(SCHEDULES))
+"""Built-in samplers for which not every schedule applies."""
 
 MOST_HIRES = 8.0
 LEAST_TILE = 64
@@ -145,7 +145,7 @@ class Request:
         Declared(
             help="The sampler; AUTOMATIC1111's names are read too: DPM++ 2M Karras.",
             group=SAMPLING,
-            values=tuple(SAMPLERS),
+            values=SAMPLERS,
             a1111="sampler_name",
             openai="sampler",
         ),
@@ -301,7 +301,7 @@ class Request:
         Declared(
             help="ControlNets, each with a picture. On the command line NAME:IMAGE, with more behind it:"
             " edges:in.png:pre=canny:weight=0.8:start=0:end=0.6:mode=more_prompt. "
-            f"pre: {', '.join(PREPROCESSORS)} (thresholds low=, high=). resize: {', '.join(RESIZES)}. "
+            f"pre: {', '.join(PREPROCESSORS.builtin)} (thresholds low=, high=). resize: {', '.join(RESIZES)}. "
             f"mode: {', '.join(CONTROL_MODES)}. Repeat for several.",
             most=MOST_CONTROLS,
             group=START,

@@ -12,7 +12,8 @@ from safelight.families.registry import family
 from safelight.library.adapters import Adapters
 from safelight.library.model import Adapter, Model
 from safelight.request.parts import Lora
-from safelight.weights.adapter_file import INVERSION, VAE, WEIGHTS
+from safelight.weights.adapter_file import INVERSION, VAE
+from safelight.weights.adapter_kinds import WEIGHTS
 from safelight.weights.adapter_parts import AdapterConfig, Fit, Module, fit, spellings
 
 _ASKED = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in the prompt"}
@@ -54,7 +55,12 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
     else:
         adapter = adapters.checked(adapters.resolve(lora.name) if by_path else adapters.get(lora.name))
     if adapter.kind not in WEIGHTS:
-        raise RequestError("loras", lora.name, f"is a {adapter.kind}: ask for it as {_ASKED[adapter.kind]}")
+        way = (
+            f"ask for it as {_ASKED[adapter.kind]}" if adapter.kind in _ASKED else "no installed package has this kind"
+        )
+        raise RequestError("loras", lora.name, f"is a {adapter.kind}: {way}")
+    # If the package of the kind does not load, its own error is clearer than that no tensor fits.
+    _ = WEIGHTS[adapter.kind]
     if adapter.base and adapter.base != model.base:
         raise RequestError("loras", lora.name, f"is a {adapter.kind} for {adapter.base}; {model.name} is {model.base}")
     of = model.family

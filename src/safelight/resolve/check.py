@@ -44,7 +44,7 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         problem = f"asks for {missing[1]}, which {model.name} ({model.base}) does not have"
         raise RequestError(missing[0], getattr(request, missing[0]), problem)
     if SAMPLERS[request.sampler].scheduler_for(model.family.noise.kind) is None:
-        able = ", ".join(n for n, one in SAMPLERS.items() if one.scheduler_for(model.family.noise.kind))
+        able = ", ".join(n for n, one in SAMPLERS.usable() if one.scheduler_for(model.family.noise.kind))
         raise RequestError("sampler", request.sampler, f"is not for {model.base}, which has: {able}")
     width, height = request.width or model.resolution, request.height or model.resolution
     multiple = model.family.latents.multiple
@@ -57,7 +57,7 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         raise RequestError("hires_scale", request.hires_scale, f"makes {width}x{height} over {MOST_PIXELS} pixels")
     _check_variant(request, model)
     if model.zero_terminal_snr and not SAMPLERS[request.sampler].from_noise:
-        able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.from_noise)
+        able = ", ".join(name for name, sampler in SAMPLERS.usable() if sampler.from_noise)
         problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
         raise RequestError("sampler", request.sampler, problem)
     if Feature.PROMPT_WEIGHTS in model.family.features:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safelight.assemble.serving import Services
 from safelight.server import auth, bridge, problems
-from safelight.server.apis import a1111, native, openai
+from safelight.server.apis import a1111, added, native, openai
 from safelight.server.metrics import Metrics
 from safelight.server.problems import Problem
 
@@ -49,6 +49,10 @@ def create(control: Services) -> FastAPI:
     problems.install(app)
     for router in (native.router(control), openai.router(control), a1111.router(control), Metrics(control).router()):
         app.include_router(router)
+    more = list(added.routers(control, (*APIS, PAGE)))
+    for router in more:
+        app.include_router(router)
+    app.state.apis = (*APIS, *(router.prefix for router in more))
     app.add_middleware(_Gate, control=control)
 
     def describe() -> dict[str, object]:
@@ -72,7 +76,7 @@ def _unknown(scope: Scope) -> tuple[int, Problem] | None:
     Without this check the page would answer such a request, in HTML.
     """
     path: str = scope["path"]
-    if not any(path == api or path.startswith(f"{api}/") for api in APIS):
+    if not any(path == api or path.startswith(f"{api}/") for api in scope["app"].state.apis):
         return None
     # The page's route is a mount and matches every path.
     found = {route.matches(scope)[0] for route in scope["app"].routes if not isinstance(route, Mount)}
@@ -84,7 +88,10 @@ def _unknown(scope: Scope) -> tuple[int, Problem] | None:
 
 
 APIS = ("/api", "/v1", "/sdapi", "/controlnet", "/internal", "/docs", "/redoc", "/openapi.json", "/metrics")
-"""Paths of the APIs; the page has no path below them."""
+"""Paths of the built-in APIs; the page has no path below them."""
+
+PAGE = "/_nicegui"
+"""The path of the page's own files."""
 
 
 class _Gate:

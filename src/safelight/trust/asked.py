@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import httpx
 
 from safelight.errors import InputError, SafelightError
-from safelight.weights.adapter_file import WEIGHTS
+from safelight.weights.adapter_kinds import WEIGHTS
 
 WAIT_SECONDS = 1800.0
 """Limit of seconds for one image."""

@@ -24,10 +24,9 @@ from safelight.errors import CanaryError
 from safelight.generate import run
 from safelight.generate.bench import Bench, computing_all
 from safelight.library.model import Model
-from safelight.request.job import Job
 from safelight.request.results import Image
 from safelight.request.schema import Request
-from safelight.resolve.resolve import model_content
+from safelight.resolve.contents import Contents
 from safelight.trust.difference import Difference, difference
 
 SIDE = 264
@@ -128,7 +127,7 @@ def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Bench
 
     def look(model: Model, bench: Bench) -> None:
         def make(asked: Request) -> Image:
-            return run.image(Job(asked, model_content(model)), model, computing_all(bench), 0, lambda _: None)
+            return run.image(Contents.plain(asked, model), model, computing_all(bench), 0, lambda _: None)
 
         if not has_canary(model) or canaries.compare(model, make, bench.run.dtype) is None:
             return

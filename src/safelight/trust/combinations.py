@@ -10,7 +10,7 @@ from safelight.library.model import Model
 from safelight.request.parts import Lora
 from safelight.request.schema import Request
 from safelight.resolve.resolve import resolve
-from safelight.weights.adapter_file import WEIGHTS
+from safelight.weights.adapter_kinds import WEIGHTS
 
 STRENGTH = 0.7
 

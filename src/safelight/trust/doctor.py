@@ -25,10 +25,9 @@ from safelight.errors import SafelightError
 from safelight.generate import run
 from safelight.generate.bench import TORCH_DTYPES, computing_all
 from safelight.library.model import Model
-from safelight.request.job import Job
 from safelight.request.results import Image
 from safelight.request.schema import Request
-from safelight.resolve.resolve import model_content
+from safelight.resolve.contents import Contents
 from safelight.trust import combinations
 from safelight.trust.advisories import advisories
 from safelight.trust.canary import Canaries, Canary, has_canary, pixels_of, request
@@ -241,8 +240,9 @@ class Doctor:
         if image.metadata["run"]["attention"] != REFERENCE:
             bench = self.engine.bench_for(model)
             with_reference = replace(bench, run=replace(bench.run, attention=REFERENCE))
-            job = Job(request(model), model_content(model))
-            reference = run.image(job, model, computing_all(with_reference), 0, lambda _: None)
+            reference = run.image(
+                Contents.plain(request(model), model), model, computing_all(with_reference), 0, lambda _: None
+            )
             if difference(pixels_of(image), pixels_of(reference)).similarity < ROUNDING:
                 return "attention", f"`safelight config set attention_type {REFERENCE}`"
         return "state", "Restart Safelight, and report it with `safelight doctor --save FILE`."

@@ -19,7 +19,8 @@ from safelight.request.samplers import SAMPLERS, SCHEDULES
 from safelight.request.schema import Request
 from safelight.server import asking
 from safelight.web.further import Further, section
-from safelight.weights.adapter_file import INVERSION, WEIGHTS
+from safelight.weights.adapter_file import INVERSION
+from safelight.weights.adapter_kinds import WEIGHTS
 
 LABELS = {name: field.label for name, field in fields_of(Request).items()}
 
@@ -74,7 +75,7 @@ class Form:
             with ui.element("div").classes("sl-pair"):
                 self._cfg = ui.number(LABELS["cfg"], value=7.0, min=0, max=100, step=0.5).props("outlined dense")
                 self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
-            samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.items()}
+            samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.usable()}
             self._sampler = ui.select(samplers, label=LABELS["sampler"], value="euler").props("outlined dense")
             self._schedule = ui.select(list(SCHEDULES), label=LABELS["schedule"], value="default").props(
                 "outlined dense"

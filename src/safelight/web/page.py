@@ -16,7 +16,7 @@ from safelight.assemble.serving import Services
 from safelight.errors import InputError, SafelightError
 from safelight.jobs.job import QueuedJob
 from safelight.request.results import Preview
-from safelight.request.samplers import SAMPLERS
+from safelight.request.samplers import a1111_name
 from safelight.request.schema import UPSCALERS, Request
 from safelight.server import asking, bridge
 from safelight.storage.db import StoredImage
@@ -341,7 +341,7 @@ def _facts(image: StoredImage) -> None:
         "Steps": request["steps"],
         "Guidance": request["cfg"],
         "CLIP skip": request["clip_skip"],
-        "Sampler": f"{SAMPLERS[request['sampler']].a1111}, {request['schedule']}",
+        "Sampler": f"{a1111_name(request['sampler'])}, {request['schedule']}",
         "Negative prompt": request["negative"] or "none",
         **_further(request),
         "Made on": f"{settings['device']}, {settings['dtype']}",

@@ -9,6 +9,7 @@ from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
 from safelight.formats.header import Header, TensorInfo
+from safelight.weights.adapter_kinds import WEIGHTS
 from safelight.weights.adapter_parts import NAMELESS, AdapterConfig
 from safelight.weights.layout import FLOATS, ComponentLayout, TensorPlace, alone
 
@@ -16,12 +17,15 @@ VAE = "vae"
 
 INVERSION = "textual_inversion"
 
-WEIGHTS = frozenset({"lora", "loha", "lokr", "full_difference"})
-"""Kinds of files that change a checkpoint's weights. A request lists them as ``loras``."""
-
-KINDS = WEIGHTS | {VAE, CONTROLNET, INVERSION}
-"""All kinds of adapters: ``WEIGHTS``, VAEs that replace a checkpoint's VAE, ControlNets that work beside its UNet, and
+OTHERS = frozenset({VAE, CONTROLNET, INVERSION})
+"""Kinds that do not change weights: VAEs that replace a checkpoint's VAE, ControlNets that work beside its UNet, and
 textual inversions, which add words for its text encoders."""
+
+
+def is_adapter(kind: str) -> bool:
+    """Return whether files of this kind are adapters."""
+    return kind in OTHERS or kind in WEIGHTS
+
 
 ROLE = "adapter"
 

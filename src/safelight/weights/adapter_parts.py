@@ -12,11 +12,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from safelight.families.family import Component, Config
 from safelight.families.tables import TensorRow, squeezed
 from safelight.request.parts import Purpose
+from safelight.weights import adapter_kinds
 
 Kind = Literal["lora", "loha", "lokr", "diff"]
 
@@ -54,14 +55,14 @@ class AdapterConfig(Config):
 class Part:
     """The change that an adapter makes to one tensor of a component.
 
-    ``kind``: the formula.
+    ``kind``: the formula: a :data:`Kind`, or one that a package adds.
     ``target``: the changed tensor, by its name in the module.
     ``slots``: names of the adapter's tensors, by their role in the formula (``down``, ``up``, ``mid``, ``alpha``,
     ``dora_scale``, ``magnitude`` (PEFT's DoRA), ``hada_w1_a``, ``lokr_w1``, ``diff``, …).
     ``block``: block of LDM's UNet that contains the target (``IN04``, ``M00``, ``OUT11``), ``BASE`` elsewhere.
     """
 
-    kind: Kind
+    kind: str
     target: str
     slots: Mapping[str, str]
     block: str = "BASE"
@@ -116,7 +117,7 @@ def split(name: str) -> tuple[str, str] | None:
         if inner is not None:
             module = f"{module}.{inner}" + (".0" if inner == "to_out" else "")
         return module, _LETTERS.get(slot, slot)
-    return None
+    return adapter_kinds.split_added(name)
 
 
 @dataclass
@@ -209,7 +210,7 @@ def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
                 unknown += chosen.values()
                 continue
             sizes = {slot: shapes[name] for slot, name in chosen.items()}
-            found = _difference_shape(kind, sizes) if _scales_fit(sizes, shape) else None
+            found = _shape(kind, sizes, shape)
             if found is None or not _same(found, shape):
                 odd.append(f"{module.role}.{target}: {list(found) if found else 'nothing'} instead of {list(shape)}")
                 continue
@@ -217,8 +218,19 @@ def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
     return Fit({role: tuple(changes) for role, changes in parts.items()}, tuple(unknown), tuple(odd))
 
 
-def _formulas(slots: Mapping[str, str]) -> Iterable[tuple[str, Kind | None, dict[str, str]]]:
+def _shape(kind: str, sizes: Mapping[str, Shape], weight: Shape) -> Shape | None:
+    """Return the shape of what a part adds to a weight, None if its tensors do not fit together."""
+    if kind not in get_args(Kind):
+        return weight if adapter_kinds.fits(kind, sizes, weight) else None
+    return _difference_shape(kind, sizes) if _scales_fit(sizes, weight) else None
+
+
+def _formulas(slots: Mapping[str, str]) -> Iterable[tuple[str, str | None, dict[str, str]]]:
     """Yield (tensor of the module, formula, slots). The formula is None if the slots together form none."""
+    for kind in dict.fromkeys(slot.partition("/")[0] for slot in slots if "/" in slot):
+        own = {slot: name for slot, name in slots.items() if slot.startswith(f"{kind}/")}
+        yield "weight", kind, {slot.partition("/")[2]: name for slot, name in own.items()}
+    slots = {slot: name for slot, name in slots.items() if "/" not in slot}
     scale = {slot: name for slot, name in slots.items() if slot in _SCALES}
     rest = {slot: name for slot, name in slots.items() if slot not in scale and slot not in _OF_BIAS}
     bias = {slot: name for slot, name in slots.items() if slot in _OF_BIAS}
@@ -261,7 +273,7 @@ def _same(found: Shape, shape: Shape) -> bool:
     return flat or squeezed(found) == squeezed(shape)
 
 
-def rank(kind: Kind, shapes: Mapping[str, Shape]) -> int:
+def rank(kind: str, shapes: Mapping[str, Shape]) -> int:
     """Return the rank by which alpha is divided; 0 if alpha is not divided."""
     match kind:
         case "lora":
@@ -273,9 +285,11 @@ def rank(kind: Kind, shapes: Mapping[str, Shape]) -> int:
             return factor[0] if factor is not None else 0
         case "diff":
             return shapes["down"][0] if "down" in shapes else 0
+        case _:
+            return 0
 
 
-def _difference_shape(kind: Kind, shapes: Mapping[str, Shape]) -> Shape | None:
+def _difference_shape(kind: str, shapes: Mapping[str, Shape]) -> Shape | None:
     """Return the shape of the difference, None if its factors do not fit together."""
     try:
         if rank(kind, shapes) > MOST_RANK:
@@ -289,6 +303,8 @@ def _difference_shape(kind: Kind, shapes: Mapping[str, Shape]) -> Shape | None:
                 return _loha(shapes)
             case "lokr":
                 return _lokr(shapes)
+            case _:
+                return None
     except (IndexError, ValueError):
         return None
 

@@ -229,5 +229,7 @@ def _component_from_json(data: Any, files: tuple[FileHint, ...]) -> ComponentMan
         for name, dtype, shape, at, offset, nbytes, transpose, xxh3 in data["tensors"]
     )
     kind = data["architecture"]
-    config = AdapterConfig if kind == AdapterConfig.architecture else architectures()[kind]
+    config = AdapterConfig if kind == AdapterConfig.architecture else architectures().get(kind)
+    if config is None:
+        raise KeyError(f"no installed family has the architecture {kind}")
     return ComponentManifest(data["role"], config.from_json(data["config"]), tensors, data["digest"])

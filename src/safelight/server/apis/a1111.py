@@ -29,7 +29,7 @@ from safelight.library.model import Model
 from safelight.metadata import infotext
 from safelight.metadata.chunks import parameters, schedule_label
 from safelight.request.parts import PREPROCESSORS
-from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS
+from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, a1111_name
 from safelight.request.schema import MOST_PIXELS, UPSCALERS, Request
 from safelight.server import asking, auth, bridge
 from safelight.server.apis.a1111_fields import (
@@ -44,7 +44,8 @@ from safelight.server.apis.a1111_neutral import OPTIONS, refuse
 from safelight.server.clients import CHECKPOINT, Client, Clients, client_of
 from safelight.server.problems import RefusedError, of_job
 from safelight.storage.images import preview_png
-from safelight.weights.adapter_file import INVERSION, VAE, WEIGHTS
+from safelight.weights.adapter_file import INVERSION, VAE
+from safelight.weights.adapter_kinds import WEIGHTS
 
 OWN_VAE = ("Automatic", "None")
 """A1111's names for a checkpoint's own VAE."""
@@ -173,7 +174,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     @api.get("/samplers")
     def samplers() -> list[dict[str, Any]]:
-        return [{"name": s.a1111, "aliases": [name], "options": {}} for name, s in SAMPLERS.items()]
+        return [{"name": s.a1111, "aliases": [name], "options": {}} for name, s in SAMPLERS.usable()]
 
     @api.get("/schedulers")
     def schedulers() -> list[dict[str, Any]]:
@@ -473,7 +474,7 @@ def _answer(control: Services, jobs: list[QueuedJob], asked: TextToImage) -> Gen
         "subseed_strength": request.variation_strength,
         "width": request.width,
         "height": request.height,
-        "sampler_name": SAMPLERS[request.sampler].a1111,
+        "sampler_name": a1111_name(request.sampler),
         "cfg_scale": request.cfg,
         "steps": request.steps,
         "batch_size": asked.batch_size,

@@ -315,7 +315,7 @@ def sampler_of(name: str, scheduler: str | None) -> tuple[str, Schedule]:
         raise RequestError("scheduler", scheduler, f"must be one of {known}")
     found = sampler_by_name(name)
     if found is None:
-        known = ", ".join(sampler.a1111 for sampler in SAMPLERS.values())
+        known = ", ".join(sampler.a1111 for _, sampler in SAMPLERS.usable())
         raise RequestError("sampler_name", name, f"must be one of {known}")
     return found[0], found[1] or schedule or SAMPLERS[found[0]].automatic
 

@@ -1,0 +1,72 @@
+"""Kinds of weight adapters: the built-in ones, and those that installed packages add (group ``safelight.adapters``)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from safelight.extensions import Extensible, extensions, instance_of
+from safelight.families.rules import KindRule, rule
+
+Shape = tuple[int, ...]
+GROUP = "safelight.adapters"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterKind:
+    """A kind of adapters that a package adds. Each adapter changes weights of modules.
+
+    ``suffixes``: what follows the module's name in the name of a tensor (``.ia3_scale``), with the tensor's role in the
+    formula (``scale``).
+    ``fits``: whether tensors of these shapes, by role, can change a weight of that shape. False if one is missing.
+    ``difference``: the formula, as ``package.module:function``. The function takes the tensors by role and the weight,
+    all fp32, and returns what is added to the weight at strength 1: a new tensor of the weight's shape, fp32.
+    """
+
+    suffixes: Mapping[str, str]
+    fits: Callable[[Mapping[str, Shape], Shape], bool]
+    difference: str
+
+
+def _read(given: object) -> AdapterKind | None:
+    return instance_of(AdapterKind)(given)
+
+
+WEIGHTS: Extensible[AdapterKind | None] = Extensible(
+    dict.fromkeys(("lora", "loha", "lokr", "full_difference", "diff")), GROUP, _read
+)
+"""Kinds that change a checkpoint's weights; None for the built-in ones. A request lists them as ``loras``. ``diff`` is
+the formula of ``full_difference``."""
+
+
+def added() -> Iterator[tuple[str, AdapterKind]]:
+    """Yield (name, kind) of what the installed packages add."""
+    yield from ((name, kind) for name, kind in WEIGHTS.usable() if kind is not None)
+
+
+def rules() -> list[KindRule]:
+    """Return the rules that recognise files of the added kinds."""
+    return [
+        rule(name, None, f"the names of {WEIGHTS.package(name)}", f".*({'|'.join(map(re.escape, kind.suffixes))})$")
+        for name, kind in added()
+    ]
+
+
+def split_added(name: str) -> tuple[str, str] | None:
+    """Split the name of a tensor into (module, slot). The slot is ``kind/role``. Return None for other tensors."""
+    for kind_name, kind in added():
+        for suffix, role in kind.suffixes.items():
+            if name.endswith(suffix):
+                return name.removesuffix(suffix), f"{kind_name}/{role}"
+    return None
+
+
+def fits(kind_name: str, shapes: Mapping[str, Shape], weight: Shape) -> bool:
+    """Return whether tensors of an added kind can change a weight. Raises ExtensionError if the package fails."""
+    kind = WEIGHTS[kind_name]
+    assert kind is not None
+    try:
+        return bool(kind.fits(shapes, weight))
+    except Exception as error:
+        raise extensions(GROUP).error(kind_name, error) from error
