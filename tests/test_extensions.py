@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 from support import controls
 from support.extensions import HOME, Install, write_package
+from support.jobs import resolved
 from support.serving import ended, serving
 from typer.testing import CliRunner
 
@@ -27,7 +28,6 @@ from safelight.engine.local import LocalEngine
 from safelight.errors import ExtensionError, RequestError, SettingError, UnsupportedModelError
 from safelight.extensions import Extensible, instance_of
 from safelight.families import registry
-from safelight.library.library import Library
 from safelight.metadata import chunks
 from safelight.request.parts import Control, Lora
 from safelight.request.samplers import SAMPLERS
@@ -142,9 +142,8 @@ def test_the_apis_take_a_sampler(install: Install, root: Path) -> None:
 def test_a_queued_job_whose_sampler_is_gone_fails_alone(install: Install, root: Path) -> None:
     install("sampler")
     database = Database(root)
-    digest = Library(root).get("starter-noto").digest
     asked = [safelight.Request(**{**SMALL, "sampler": sampler}) for sampler in ("clipped", "euler")]  # type: ignore[arg-type]
-    jobs = database.accept(*((request, digest) for request in asked))
+    jobs = database.accept(*(resolved(root, request) for request in asked))
     database.close()
     install()
     with serving(root) as server, server.client() as http:
@@ -290,7 +289,7 @@ def test_an_adapter_of_a_packages_kind_changes_weights_by_its_formula(
     install: Install, engine: LocalEngine, ask: Ask, ia3: tuple[Path, Path]
 ) -> None:
     install("adapter")
-    added = engine.shelves.adapters.add(ia3[0], "factors")
+    added = engine.catalog.adapters.add(ia3[0], "factors")
     assert (added.kind, added.rule) == ("ia3", "ia3: the names of ia3-adapter 1.0")
     plain = next(engine.generate(ask()))
     image = next(engine.generate(ask(loras=[Lora("factors", 0.5)])))
@@ -302,7 +301,7 @@ def test_an_adapter_of_a_packages_kind_changes_weights_by_its_formula(
     with pytest.raises(RequestError, match="is a ia3: no installed package has this kind"):
         next(engine.generate(ask(loras=[Lora("factors", 0.5)])))
     with pytest.raises(UnsupportedModelError, match="unknown kind of model"):
-        engine.shelves.adapters.add(ia3[0], "again")
+        engine.catalog.adapters.add(ia3[0], "again")
 
 
 WRONG = {
@@ -323,7 +322,7 @@ def test_an_adapter_kind_that_fails_is_named(
 ) -> None:
     code, error, says = WRONG[case]
     install("adapter")
-    engine.shelves.adapters.add(ia3[0], "factors")
+    engine.catalog.adapters.add(ia3[0], "factors")
     write_package(tmp_path / "p", "bad-kind", "safelight.adapters", {"ia3": f"bad_{case}:IA3"})
     head = f"from safelight.weights.adapter_kinds import AdapterKind\n{code}\n"
     kind = f"IA3 = AdapterKind({{'.ia3_scale': 'scale'}}, fits, 'bad_{case}:difference')\n"
