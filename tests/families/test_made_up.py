@@ -140,3 +140,20 @@ def test_what_it_cannot_do_is_refused_by_name(
 ) -> None:
     with pytest.raises(RequestError, match=says):
         next(engine(tmp_path / "root").generate(ask(file, **changes)))
+
+
+def test_a_model_whose_package_is_gone_is_named_and_spoils_no_list(
+    file: Path, tiny: Path, tmp_path: Path, install: Install
+) -> None:
+    made = engine(tmp_path / "root")
+    model = made.library.add(file, "made-up")
+    made.library.add(tiny / "a.safetensors", "other")
+    install()
+    for cached in (registry.families, registry.architectures):
+        cached.cache_clear()
+    library = engine(tmp_path / "root").library
+    assert "other" in [card.name for card in library.cards()]
+    with pytest.raises(safelight.CorruptFileError, match="no installed family has the architecture made-up-letters"):
+        library.get("made-up")
+    with pytest.raises(RequestError, match="is of the family made-up, which no installed package has"):
+        _ = model.family

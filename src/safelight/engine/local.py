@@ -70,12 +70,12 @@ class LocalEngine:
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """See :class:`safelight.engine.base.Engine`. The request is resolved now, not when the iteration begins."""
-        return self.run(self.resolve(request), on_progress)
+        model = self._check_files(self.library.resolve(request.model))
+        return self._start(resolve(request, self.catalog, model=model), model, on_progress)
 
     def resolve(self, request: Request) -> Job:
         """Resolve a request against this engine's library, whose models and adapters may be named by their paths."""
-        model = self._check_files(self.library.resolve(request.model))
-        return resolve(request, self.catalog, model=model)
+        return resolve(request, self.catalog, model=self._check_files(self.library.resolve(request.model)))
 
     def run(
         self, job: Job, on_progress: OnProgress = ignore, upcoming: Sequence[str] = (), first: int = 0
@@ -87,7 +87,11 @@ class LocalEngine:
 
         Raises IntegrityError if content of the job is gone or changed.
         """
-        model = self._find_model(job)
+        return self._start(job, self._find_model(job), on_progress, upcoming, first)
+
+    def _start(
+        self, job: Job, model: Model, on_progress: OnProgress, upcoming: Sequence[str] = (), first: int = 0
+    ) -> Iterator[Image]:
         contents = find_contents(job, self.catalog, model)
         settings = self._decide(job.request.precision, model)
         bench = replace(self.bench, run=settings, upcoming=self._component_keys(upcoming, settings))
@@ -98,7 +102,11 @@ class LocalEngine:
     def _find_model(self, job: Job) -> Model:
         """Find the job's model by its content, also if it was renamed meanwhile. Raises IntegrityError."""
         wanted = job.model
-        found = self.library.find(wanted.digest, wanted.prediction_type, wanted.name)
+        content = wanted.digest, wanted.prediction_type
+        found = self.library.find_named(wanted.name)
+        if found is None or (found.digest, found.prediction_type) != content or found.manifest.changed():
+            # The search reads the records of all files that were used by their path.
+            found = self.library.find(*content, wanted.name)
         if found is None:
             path = self.library.resolve(wanted.name).path
             raise IntegrityError(path, "", "its content changed after the job was accepted")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safelight.errors import RequestError
 from safelight.families.family import Family
 from safelight.families.registry import family
 from safelight.weights.manifest import ComponentManifest, Manifest
@@ -45,8 +46,12 @@ class Model:
 
     @property
     def family(self) -> Family:
-        """The family that ``base`` names. Raises KeyError for a family of a package that is no longer installed."""
-        return family(self.base)
+        """The family that ``base`` names. Raises RequestError if no installed package has it."""
+        try:
+            return family(self.base)
+        except KeyError as error:
+            problem = f"is of the family {self.base}, which no installed package has"
+            raise RequestError("model", self.name, problem) from error
 
     def summary(self) -> dict[str, Any]:
         """Return the values that ``--json`` prints of a model."""
