@@ -12,14 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import structlog
-
 from safelight.errors import ExtensionError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
-
-_log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -74,7 +70,10 @@ class Extensions(Mapping[str, Any]):
         """Log an error, once for each name."""
         if name not in self._warned:
             self._warned.add(name)
-            _log.warning(str(error))
+            # structlog imports rich, which draws a random number. "import safelight" must draw none in a host.
+            import structlog
+
+            structlog.get_logger(__name__).warning(str(error))
 
 
 @cache

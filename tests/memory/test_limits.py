@@ -47,12 +47,16 @@ def test_the_reserve_is_left_alone() -> None:
 
 
 def test_anonymous_memory_is_counted() -> None:
-    before = machine.anonymous_bytes()
-    # Not from an allocator, which may have freed memory to give out that is counted already.
-    with mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as kept:
-        kept.write(b"x" * (64 << 20))
-        grown = machine.anonymous_bytes() - before
-    assert 50 << 20 < grown < 90 << 20
+    grown: list[int] = []
+    # Threads of earlier tests may still take memory or give it back, so one try of three is enough.
+    for _ in range(3):
+        before = machine.anonymous_bytes()
+        # Not from an allocator, which may have freed memory to give out that is counted already.
+        with mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as taken:
+            for _ in range(64):
+                taken.write(b"x" * (1 << 20))
+            grown.append(machine.anonymous_bytes() - before)
+    assert any(50 << 20 < one < 90 << 20 for one in grown), grown
 
 
 def test_working_memory_is_guessed_then_known_then_corrected(tmp_path: Path) -> None:
