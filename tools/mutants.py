@@ -682,7 +682,7 @@ MUTANTS = (
     Mutant(
         "a stored request that cannot be read fails alone",
         "storage/db.py",
-        "    except RequestError as error:\n",
+        "    except (SafelightError, KeyError, TypeError, ValueError, AttributeError) as error:\n",
         "    except ZeroDivisionError as error:\n",
         "tests/storage/test_db.py::test_a_request_that_cannot_be_read_is_a_job_that_says_so",
     ),

@@ -67,8 +67,8 @@ def died(_: Generate) -> Generator[FromWorker]:
     yield
 
 
-def _resolve(request: Request) -> Job:
-    return made_up(request, "d")
+def _resolve(request: Request, digest: str) -> Job:
+    return made_up(request, digest)
 
 
 class Queue:

@@ -213,3 +213,28 @@ def test_inputs_are_those_that_something_names(database: Database) -> None:
     assert database.add_image(made)
     database.end(done.id, "done")
     assert database.inputs() == {letter * 64 for letter in "abcf"}
+
+
+@pytest.mark.parametrize("document", ["{}", '{"request": {}, "version": "2"}', '{"request": 3, "version": null}'])
+def test_a_document_that_is_none_is_a_job_that_says_so(database: Database, tmp_path: Path, document: str) -> None:
+    bad, good = (queued(database, ask(seed=seed), "d") for seed in (1, 2))
+    with sqlite3.connect(tmp_path / FILE) as other:
+        other.execute("UPDATE jobs SET document = ? WHERE id = ?", (document, bad.id))
+    assert {job.id: bool(job.unreadable) for job in database.jobs()} == {bad.id: True, good.id: False}
+    assert database.start(bad.id, "") is not None
+
+
+def test_a_migration_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    Database(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE) as other:
+        # After the first step of the migration: the new column is there, and nothing else was done.
+        other.execute("ALTER TABLE jobs ADD COLUMN request JSON NOT NULL DEFAULT '{}'")
+        other.execute("ALTER TABLE jobs ADD COLUMN version INTEGER NOT NULL DEFAULT 1")
+        other.execute("UPDATE alembic_version SET version_num = '0003'")
+        other.execute(
+            "INSERT INTO jobs (id, request, model_digest, client, created, state, priority, overtaken, delayed, "
+            "attempts, images, reason, failure, document) VALUES "
+            "('a', '{\"prompt\": \"x\", \"model\": \"m\"}', 'd', '', 0, 'queued', 0, 0, 0, 0, 0, '', '', '{}')"
+        )
+    (job,) = Database(tmp_path).jobs()
+    assert (job.request.prompt, job.unreadable) == ("x", "")

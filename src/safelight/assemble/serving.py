@@ -23,6 +23,7 @@ from safelight.library.library import Library
 from safelight.request.job import Job
 from safelight.request.schema import Request
 from safelight.resolve.catalog import Catalog
+from safelight.resolve.contents import find_model
 from safelight.resolve.resolve import resolve
 from safelight.settings import Settings
 from safelight.storage.db import Database
@@ -111,8 +112,8 @@ def open_control(settings: Settings) -> Services:
     isolator = isolating(settings)
     catalog = Catalog(library, Adapters(settings.root), Inputs(settings.root))
 
-    def resolve_again(request: Request) -> Job:
-        return resolve(request, catalog, by_path=False)
+    def resolve_again(request: Request, digest: str) -> Job:
+        return resolve(request, catalog, by_path=False, model=find_model(request.model, digest, library))
 
     dispatcher = Dispatcher(
         database, gallery, supervisor, isolator, events, rules, settings.max_queue_size, resolve_again

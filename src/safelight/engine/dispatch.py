@@ -18,7 +18,7 @@ from safelight.engine.events import Event, Events
 from safelight.engine.isolated import Isolating
 from safelight.engine.messages import Ended, Generate, Made, Progressed
 from safelight.engine.supervisor import Supervisor
-from safelight.errors import Cancelled, IntegrityError, QueueFullError, SafelightError, StorageError, WorkerDiedError
+from safelight.errors import Cancelled, InputError, QueueFullError, SafelightError, StorageError, WorkerDiedError
 from safelight.jobs import order
 from safelight.jobs.job import ATTEMPTS, Failure, QueuedJob
 from safelight.jobs.order import Rules
@@ -72,7 +72,7 @@ class Dispatcher:
 
     rules: limit how far the order may differ from the order of arrival.
     most: the number of jobs that may wait.
-    resolve: resolves the request of a job that an earlier version stored.
+    resolve: resolves the request of a job that an earlier version stored, by the model with a digest.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Dispatcher:
         events: Events,
         rules: Rules,
         most: int,
-        resolve: Callable[[Request], Job],
+        resolve: Callable[[Request, str], Job],
     ) -> None:
         self._database = database
         self._gallery = gallery
@@ -299,6 +299,8 @@ class Dispatcher:
             return self._retry_or_fail(job, str(error))
         except StorageError as error:
             return _Outcome("queued", str(error), "storage", free=True)
+        except InputError as error:
+            return _Outcome("failed", str(error), "input")
         except SafelightError as error:
             return _Outcome("failed", str(error), "failed")
         except Exception as error:  # noqa: BLE001 - an error in one job must not stop the other jobs
@@ -352,9 +354,7 @@ class Dispatcher:
 
     def _message_for(self, job: QueuedJob) -> Generate:
         """The message that starts the job. It begins after the images that are already stored."""
-        content = job.content or self._resolve(job.request)
-        if content.model.digest != job.model_digest:
-            raise IntegrityError(Path(content.model.name), "", "its content changed after the job was accepted")
+        content = job.content or self._resolve(job.request, job.model_digest)
         return Generate(job.id, content, job.images, self._upcoming())
 
     def _upcoming(self) -> tuple[str, ...]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from safelight.engine.messages import Ended, Generate, Made
 from safelight.engine.supervisor import Process
-from safelight.errors import IntegrityError, RequestError, SafelightError
+from safelight.errors import RequestError, SafelightError
 from safelight.request.results import Image
 from safelight.request.schema import Request
 from safelight.request.stored import read_request
 from safelight.resolve.catalog import Catalog
+from safelight.resolve.contents import find_model
 from safelight.resolve.resolve import resolve
 from safelight.storage.db import StoredImage
 
@@ -67,12 +67,12 @@ class Fresh:
             WorkerDiedError: the process died.
             SafelightError: the process failed, another fresh process is running, or the server is stopping.
         """
-        job = resolve(request, self._catalog)
-        if job.model.digest != digest:
-            raise IntegrityError(Path(request.model), "", "its content changed")
         if not self._one_at_a_time.acquire(blocking=False):
             raise SafelightError("a fresh process is already making an image; try again when it has ended")
         try:
+            # By its content, because it may have been renamed since.
+            model = find_model(request.model, digest, self._catalog.library)
+            job = resolve(request, self._catalog, model=model)
             process = self._start()
             try:
                 return _first_image(process, self._settings, Generate("fresh", job, 0, ()))

@@ -14,6 +14,7 @@ import torch
 from safelight.engine.base import ignore
 from safelight.engine.repair import Repairs
 from safelight.errors import IntegrityError, RequestError
+from safelight.families.registry import families
 from safelight.generate import fit, resident, run
 from safelight.generate.bench import Bench
 from safelight.generate.combine import combined
@@ -160,7 +161,8 @@ class LocalEngine:
     def _component_keys(self, names: Sequence[str], settings: RunSettings) -> tuple[str, ...]:
         """The component keys of those named models that the library has, in the order of use."""
         models = [self.library.find_named(name) for name in names]
-        return tuple(key for model in models if model is not None for key in resident.component_keys(model, settings))
+        known = [model for model in models if model is not None and model.base in families()]
+        return tuple(key for model in known for key in resident.component_keys(model, settings))
 
     def bench_for(self, model: Model, precision: Precision = "auto") -> Bench:
         """The bench of a generation by ``model``, with its final run settings."""

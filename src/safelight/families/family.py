@@ -121,6 +121,7 @@ class Latents:
     ``scale``: pixels per latent in each direction.
     ``multiple``: width and height of an image are multiples of so many pixels.
     ``factor``, ``shift``: latents are (what the VAE encodes - shift) * factor.
+    ``cast_first``: encoded pictures are cast to the denoiser's dtype before they are scaled, not afterwards.
     ``colours``: red, green and blue from 0 to 1 for one of each channel, and a row for the constant; for previews.
     ``largest``: the largest absolute value of latents without noise, above which they are marked as suspicious.
     """
@@ -130,6 +131,7 @@ class Latents:
     multiple: int
     factor: float
     shift: float = 0.0
+    cast_first: bool = False
     colours: tuple[tuple[float, float, float], ...] = ()
     largest: float = 150.0
     """Stable Diffusion's stay below 30, and below 80 at extreme guidance."""

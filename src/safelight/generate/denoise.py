@@ -204,9 +204,12 @@ def _drawn(work: Denoising, generator: torch.Generator) -> torch.Tensor:
 
 def _sampled(encoded: EncodedPicture, generator: torch.Generator, work: Denoising) -> torch.Tensor:
     """Draw a picture's latents from the distribution that the VAE returned."""
-    latents = encoded.distribution.sample(generator).to(work.dtype)
     form = work.family.latents
-    return (latents - form.shift) * form.factor if form.shift else form.factor * latents
+    latents = encoded.distribution.sample(generator)
+    if form.cast_first:
+        latents = latents.to(work.dtype)
+    scaled = (latents - form.shift) * form.factor if form.shift else form.factor * latents
+    return scaled.to(work.dtype)
 
 
 def _shown(control: Controlled, work: Denoising) -> torch.Tensor:

@@ -150,6 +150,7 @@ def read(path: Path) -> tuple[Mapping[str, Any], str]:
         sound = all(isinstance(text, str) for text in (*texts, run["attention"], *run["versions"].values()))
         sound = sound and isinstance(metadata["version"], int) and isinstance(request["width"], int)
         sound = sound and isinstance(run["threads"], int)
+        sound = sound and all(isinstance(metadata.get(name, {}), dict) for name in ("numerics", "extensions"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(path, f"its safelight metadata is damaged ({error})") from error
     if not sound:

@@ -63,15 +63,18 @@ def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:
     if part.source == "adapter":
         found = catalog.adapters.find("", part.source_digest).tensors
     else:
-        found = catalog.library.checked(_model_of(part, catalog.library)).manifest.component(part.role)
+        found = catalog.library.checked(find_model("", part.source_digest, catalog.library)).manifest.component(
+            part.role
+        )
     if found.digest != part.digest:
         raise IntegrityError(found.tensors[0].path, part.role, f"has other content than {part.digest[:10]}")
     return found
 
 
-def _model_of(part: PartContent, library: Library) -> Model:
-    named = [library.find_named(card.name) for card in library.cards() if card.digest == part.source_digest]
-    for model in (*named, *library.used()):
-        if model is not None and model.digest == part.source_digest:
+def find_model(name: str, digest: str, library: Library) -> Model:
+    """Find a model by its content; the one called ``name`` comes first. Raises IntegrityError if there is none."""
+    named = (library.find_named(card.name) for card in library.cards() if card.digest == digest)
+    for model in (library.find_named(name), *named, *library.used()):
+        if model is not None and model.digest == digest:
             return model
-    raise IntegrityError(Path(part.role), "", f"no model has the content {part.source_digest[:10]}")
+    raise IntegrityError(Path(name), "", f"no model has the content {digest[:10]}; was it changed or removed?")

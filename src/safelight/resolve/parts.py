@@ -85,7 +85,7 @@ def _vae_of_content(digest: str, catalog: Catalog, by_path: bool) -> OwnPart | N
         return None
     adapters, library = catalog.adapters, catalog.library
     alone = (_of_adapter(adapters.checked(one)) for one in adapters.used() if one.kind == VAE)
-    models = (of_model(one, one.family.vae) for one in library.used())
+    models = (of_model(one, one.family.vae) for one in library.used() if one.base in families())
     return next((part for part in (*alone, *models) if part.component.digest == digest), None)
 
 

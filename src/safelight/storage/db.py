@@ -19,7 +19,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
-from safelight.errors import CorruptFileError, RequestError, StorageError, UnreadableFileError
+from safelight.errors import CorruptFileError, RequestError, SafelightError, StorageError, UnreadableFileError
 from safelight.jobs.job import ATTEMPTS, Failure, QueuedJob, State
 from safelight.jobs.order import Waiting
 from safelight.request.job import Job, is_resolved
@@ -375,13 +375,14 @@ def _read(document: Mapping[str, Any]) -> tuple[Request, Job | None, str]:
             job = Job.from_json(document)
             return job.request, job, ""
         return read_request(document["request"], document["version"]), None, ""
-    except RequestError as error:
-        stored = document["request"]
+    except (SafelightError, KeyError, TypeError, ValueError, AttributeError) as error:
+        stored: Any = document.get("request")
         known = cast("Mapping[str, Any]", stored) if isinstance(stored, Mapping) else {}
         prompt, model = (known.get(name) for name in ("prompt", "model"))
+        why = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(RequestError):
-            return Request(str(prompt or ""), str(model or "")), None, str(error)
-        return Request("", ""), None, str(error)
+            return Request(str(prompt or ""), str(model or "")), None, why
+        return Request("", ""), None, why
 
 
 def _image(row: ImageRow) -> StoredImage:

@@ -121,8 +121,8 @@ def first_encoder(activation: str, standard: CLIPConfig, drop_last: bool, *prefi
     )
 
 
-def latents(factor: float) -> Latents:
-    return Latents(LATENT_CHANNELS, LATENT_SCALE, LATENT_SCALE, factor, colours=COLOURS)
+def latents(factor: float, cast_first: bool = False) -> Latents:
+    return Latents(LATENT_CHANNELS, LATENT_SCALE, LATENT_SCALE, factor, cast_first=cast_first, colours=COLOURS)
 
 
 def _folder(linear: bool, folder: Folder) -> str | None:

@@ -12,7 +12,13 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("document", sa.JSON, nullable=False, server_default="{}"))
-    op.execute("UPDATE jobs SET document = json_object('version', version, 'request', json(request))")
-    op.drop_column("jobs", "request")
-    op.drop_column("jobs", "version")
+    # SQLite commits each change of a table by itself. So every step is left out if an interrupted try has done it.
+    columns = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("jobs")}
+    if "document" not in columns:
+        op.add_column("jobs", sa.Column("document", sa.JSON, nullable=False, server_default="{}"))
+    if {"request", "version"} <= columns:
+        op.execute("UPDATE jobs SET document = json_object('version', version, 'request', json(request))")
+        op.drop_column("jobs", "request")
+        columns.remove("request")
+    if "version" in columns:
+        op.drop_column("jobs", "version")
