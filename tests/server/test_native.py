@@ -356,8 +356,8 @@ def test_checkpoints_are_added_from_allowed_folders_only(tmp_path: Path, tiny: P
 def test_the_next_jobs_model_comes_while_this_one_computes(http: httpx.Client) -> None:
     for name in ("starter-noto", "starter-fluent", "starter-twemoji"):
         http.post(f"/api/v1/models/{name}/unload")
-    # Many steps, because readers of a prefetch have the lowest priority; the job is cancelled when both are there.
-    first = make(http, model="starter-noto", steps=900)
+    # Several images, because readers of a prefetch have the lowest priority; the job is cancelled when both are there.
+    first = make(http, model="starter-noto", steps=150, count=4)
     second = make(http, model="starter-fluent")
     seen = False
     while http.get(f"/api/v1/jobs/{first['id']}").json()["ended"] is None:
