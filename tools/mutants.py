@@ -130,7 +130,7 @@ MUTANTS = (
         "fingerprint before a job",
         "arch/skeleton.py",
         "if cached is not None and (changed := cached.differences()):",
-        "if kept is not None and (changed := []):",
+        "if cached is not None and (changed := []):",
         "tests/engine/test_repair.py",
     ),
     Mutant(
