@@ -89,7 +89,7 @@ def test_several_models_fill_the_sheet_and_an_image_is_proven(browser: Browser, 
     page.get_by_role("button", name="Use these settings").click()
     assert page.get_by_label("CLIP skip").input_value() == "1"
     assert page.get_by_label("Seed", exact=True).input_value() == "7"
-    assert page.get_by_label("Steps", exact=True).input_value() == "40"
+    assert page.get_by_label("Steps", exact=True).input_value() == "100"
     page.context.close()
 
 
