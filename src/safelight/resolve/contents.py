@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from safelight.errors import IntegrityError
@@ -63,9 +64,8 @@ def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:
     if part.source == "adapter":
         found = catalog.adapters.find("", part.source_digest).tensors
     else:
-        found = catalog.library.checked(find_model("", part.source_digest, catalog.library)).manifest.component(
-            part.role
-        )
+        model = catalog.library.checked(find_model("", part.source_digest, catalog.library))
+        found = model.manifest.component(part.role)
     if found.digest != part.digest:
         raise IntegrityError(found.tensors[0].path, part.role, f"has other content than {part.digest[:10]}")
     return found
@@ -74,7 +74,8 @@ def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:
 def find_model(name: str, digest: str, library: Library) -> Model:
     """Find a model by its content; the one called ``name`` comes first. Raises IntegrityError if there is none."""
     named = (library.find_named(card.name) for card in library.cards() if card.digest == digest)
-    for model in (library.find_named(name), *named, *library.used()):
+    # One after another, because each record of a file that was used by its path is read for this.
+    for model in chain((library.find_named(name),), named, library.used()):
         if model is not None and model.digest == digest:
             return model
     raise IntegrityError(Path(name), "", f"no model has the content {digest[:10]}; was it changed or removed?")

@@ -102,6 +102,11 @@ def discord(configs: Mapping[str, Config]) -> str | None:
     return None
 
 
+def epsilon(name: str) -> Training:
+    """Return what a file of a family was trained to predict if it does not say so: the noise."""
+    return Training("epsilon", False, f"epsilon by default, as in {name}'s training; the file names none")
+
+
 def training(header: Header, default: Training) -> Training:
     """Return what a single file was trained to predict: by the community's markers, else ``default``.
 

@@ -29,7 +29,6 @@ from safelight.families.sd.unet import UNetConfig
 from safelight.families.sd.vae import VAEConfig
 from safelight.families.tables import Shapes
 from safelight.formats.folder import Folder
-from safelight.formats.header import Header
 from safelight.request.parts import Purpose
 
 ARCHITECTURES: tuple[type[Config], ...] = (CLIPConfig, UNetConfig, VAEConfig, ControlNetConfig)
@@ -144,7 +143,25 @@ ALONE = (
     Alone(CONTROLNET, "control_model.", "ControlNet", controlnet.infer),
 )
 
-SD1 = Family(
+_VELOCITY = Training(
+    "v_prediction", False, "v_prediction by default, as in SD 2.0 and 2.1 for 768 pixels; the file names none"
+)
+
+stable_diffusion = partial(
+    Family,
+    architectures=ARCHITECTURES,
+    noise=Noise("discrete", BETAS),
+    guidance="classifier_free",
+    variant=recognition.variant,
+    discord=recognition.discord,
+    left_over=leftover.reason,
+    keep=leftover.tells_depth,
+    same_latents=recognition.same_latents,
+    control_discord=recognition.control_discord,
+)
+"""What all families of Stable Diffusion have in common."""
+
+SD1 = stable_diffusion(
     name="sd1",
     components=(
         first_encoder(
@@ -153,11 +170,8 @@ SD1 = Family(
         denoiser(UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 768, False)),
         autoencoder(),
     ),
-    architectures=ARCHITECTURES,
     latents=latents(0.18215),
-    noise=Noise("discrete", BETAS),
     resolution=512,
-    guidance="classifier_free",
     features=FEATURES,
     computing="safelight.families.sd.model",
     rules=(
@@ -166,17 +180,11 @@ SD1 = Family(
     ),
     recognise_folder=partial(_folder, False),
     folder_settings=partial(recognition.folder_settings, 8, 0.18215, {"text_encoder": "quick_gelu"}),
-    training=lambda header: recognition.training(header, _epsilon("sd1")),
-    folder_training=lambda folder: recognition.folder_training(folder, _epsilon("sd1")),
-    variant=recognition.variant,
+    training=partial(recognition.training, default=recognition.epsilon("sd1")),
+    folder_training=partial(recognition.folder_training, default=recognition.epsilon("sd1")),
     variants={**VARIANTS, recognition.INSTRUCTIONS: Variant("image", "image_and_text")},
-    discord=recognition.discord,
-    left_over=leftover.reason,
-    keep=leftover.tells_depth,
     block_counts=BLOCKS,
     kin="sd",
-    same_latents=recognition.same_latents,
-    control_discord=recognition.control_discord,
     adapter_signs=AdapterSigns(
         768,
         None,
@@ -201,20 +209,7 @@ SD1 = Family(
 )
 
 
-def _epsilon(name: str) -> Training:
-    return Training("epsilon", False, f"epsilon by default, as in {name}'s training; the file names none")
-
-
-_VELOCITY = Training(
-    "v_prediction", False, "v_prediction by default, as in SD 2.0 and 2.1 for 768 pixels; the file names none"
-)
-
-
-def _second_shapes(header: Header) -> bool:
-    return recognition.single_encoder(header, 1024)
-
-
-SD2 = Family(
+SD2 = stable_diffusion(
     name="sd2",
     components=(
         first_encoder(
@@ -226,11 +221,8 @@ SD2 = Family(
         denoiser(UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 1024, True)),
         autoencoder(),
     ),
-    architectures=ARCHITECTURES,
     latents=latents(0.18215),
-    noise=Noise("discrete", BETAS),
     resolution=768,
-    guidance="classifier_free",
     features=FEATURES,
     computing="safelight.families.sd.model",
     rules=(
@@ -239,21 +231,15 @@ SD2 = Family(
     ),
     recognise_folder=partial(_folder, True),
     folder_settings=partial(recognition.folder_settings, None, 0.18215, {"text_encoder": "gelu"}),
-    training=lambda header: recognition.training(header, _VELOCITY),
-    folder_training=lambda folder: recognition.folder_training(folder, _VELOCITY),
-    variant=recognition.variant,
-    discord=recognition.discord,
-    left_over=leftover.reason,
-    keep=leftover.tells_depth,
+    training=partial(recognition.training, default=_VELOCITY),
+    folder_training=partial(recognition.folder_training, default=_VELOCITY),
     native_size=lambda prediction: 512 if prediction == "epsilon" else None,
     block_counts=BLOCKS,
     kin="sd",
-    same_latents=recognition.same_latents,
-    control_discord=recognition.control_discord,
     adapter_signs=AdapterSigns(
         1024,
         None,
-        _second_shapes,
+        lambda header: recognition.single_encoder(header, 1024),
         frozenset({"sd_v2", "sd_v2_v", "stable-diffusion-v2-512", "stable-diffusion-v2-768-v"}),
     ),
     saved_as="StableDiffusionPipeline",

@@ -6,15 +6,13 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-from safelight.families.family import AdapterSigns, Component, Family, Noise, Training
+from safelight.families.family import AdapterSigns, Component
 from safelight.families.features import Feature
 from safelight.families.rules import rule
-from safelight.families.sd import clip, leftover, recognition
+from safelight.families.sd import clip, recognition
 from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.recognition import POSITIONS, VOCABULARY
 from safelight.families.sd.spec import (
-    ARCHITECTURES,
-    BETAS,
     CLIP_L,
     DENOISER,
     FEATURES,
@@ -22,6 +20,7 @@ from safelight.families.sd.spec import (
     denoiser,
     first_encoder,
     latents,
+    stable_diffusion,
 )
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.tables import NotThisArchitecture, Shapes
@@ -63,11 +62,7 @@ def _folder(encoders: int, folder: Folder) -> str | None:
     return "a UNet with added conditioning, " + ("two text encoders" if encoders == 2 else "one text encoder")
 
 
-def _epsilon(name: str) -> Training:
-    return Training("epsilon", False, f"epsilon by default, as in {name}'s training; the file names none")
-
-
-SDXL = Family(
+SDXL = stable_diffusion(
     name="sdxl",
     components=(
         first_encoder("quick_gelu", CLIP_L, False, "conditioner.embedders.0.transformer."),
@@ -75,11 +70,8 @@ SDXL = Family(
         denoiser(UNetConfig(4, 4, (320, 640, 1280), 2, (0, 2, 10), 10, 2048, True, 2816)),
         autoencoder(),
     ),
-    architectures=ARCHITECTURES,
     latents=latents(FACTOR, cast_first=True),
-    noise=Noise("discrete", BETAS),
     resolution=1024,
-    guidance="classifier_free",
     features=FEATURES,
     computing="safelight.families.sdxl.model",
     rules=(
@@ -99,16 +91,10 @@ SDXL = Family(
     folder_settings=partial(
         recognition.folder_settings, None, FACTOR, {"text_encoder": "quick_gelu", "text_encoder_2": "gelu"}
     ),
-    training=lambda header: recognition.training(header, _epsilon("sdxl")),
-    folder_training=lambda folder: recognition.folder_training(folder, _epsilon("sdxl")),
-    variant=recognition.variant,
-    discord=recognition.discord,
-    left_over=leftover.reason,
-    keep=leftover.tells_depth,
+    training=partial(recognition.training, default=recognition.epsilon("sdxl")),
+    folder_training=partial(recognition.folder_training, default=recognition.epsilon("sdxl")),
     block_counts=BLOCKS,
     kin="sdxl",
-    same_latents=recognition.same_latents,
-    control_discord=recognition.control_discord,
     adapter_signs=AdapterSigns(
         2048,
         re.compile(r"(^lora_te2_|(^|[._])text_encoder_2\.|transformer_blocks[._][1-9][0-9]?[._])"),
@@ -121,14 +107,11 @@ SDXL = Family(
 )
 """SD 1 and 2 have one text encoder, and one transformer block in each attention: the names of adapters show it."""
 
-REFINER = Family(
+REFINER = stable_diffusion(
     name="sdxl-refiner",
     components=(_second_encoder("conditioner.embedders.0.model."), denoiser(None), autoencoder()),
-    architectures=ARCHITECTURES,
     latents=latents(FACTOR, cast_first=True),
-    noise=Noise("discrete", BETAS),
     resolution=1024,
-    guidance="classifier_free",
     features=FEATURES - {Feature.TEXT_TO_IMAGE},
     computing="safelight.families.sdxl.model",
     rules=(
@@ -143,16 +126,10 @@ REFINER = Family(
     ),
     recognise_folder=partial(_folder, 1),
     folder_settings=partial(recognition.folder_settings, None, FACTOR, {"text_encoder_2": "gelu"}),
-    training=lambda header: recognition.training(header, _epsilon("sdxl-refiner")),
-    folder_training=lambda folder: recognition.folder_training(folder, _epsilon("sdxl-refiner")),
-    variant=recognition.variant,
-    discord=recognition.discord,
-    left_over=leftover.reason,
-    keep=leftover.tells_depth,
+    training=partial(recognition.training, default=recognition.epsilon("sdxl-refiner")),
+    folder_training=partial(recognition.folder_training, default=recognition.epsilon("sdxl-refiner")),
     block_counts=BLOCKS,
     kin="sdxl",
-    same_latents=recognition.same_latents,
-    control_discord=recognition.control_discord,
     adapter_signs=AdapterSigns(
         1280,
         None,
