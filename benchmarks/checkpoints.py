@@ -93,7 +93,7 @@ def _rest(home: Path) -> None:
     from diffusers import EulerDiscreteScheduler
     from transformers import CLIPTokenizer
 
-    from safelight.prompts.tokens import VOCABULARY
+    from safelight.request.prompts.tokens import VOCABULARY
 
     model = json.loads(VOCABULARY.read_text())["model"]
     merges: Any = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]

@@ -20,12 +20,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from safelight.assemble.serving import open_control
-from safelight.library import records, starters
-from safelight.library.adapters import Adapters
-from safelight.library.library import Library
+from safelight.assembly.services import open_control
+from safelight.catalog import records, starters
+from safelight.catalog.adapters import Adapters
+from safelight.catalog.library import Library
 from safelight.request.schema import Lora, Request
-from safelight.server import asking
+from safelight.server import intake
 from safelight.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -74,7 +74,7 @@ def main() -> None:
             rows["models list"] = seconds(control.library.cards)
             rows["adapters list"] = seconds(control.catalog.adapters.cards)
             rows["find a model"] = seconds(lambda: control.library.get("m"))
-            rows["accept a request with a LoRA"] = seconds(lambda: asking.accept(control, request, client="me"))
+            rows["accept a request with a LoRA"] = seconds(lambda: intake.accept(control, request, client="me"))
         finally:
             control.stop()
     print(f"| {asked.models} models, {asked.adapters} adapters | ms |\n|---|---|")

@@ -54,7 +54,7 @@ class Peak:
 
 
 def engine(**settings: Any) -> Any:
-    from safelight.assemble.worker import open_engine
+    from safelight.assembly.engine import open_engine
     from safelight.settings_sources import load_settings
 
     return open_engine(load_settings(FOLDER / "root", **settings))
@@ -62,16 +62,16 @@ def engine(**settings: Any) -> Any:
 
 def bind_all(made: Any, model: Any) -> float:
     """Seconds from asking for a model's components to having each bound, one after another."""
-    from safelight.arch.bind import bound
-    from safelight.arch.skeleton import SkeletonKey
-    from safelight.generate.bench import dtype_of
+    from safelight.models.bind import bound
+    from safelight.models.skeleton import SkeletonKey
+    from safelight.pipeline.resources import dtype_of
 
     total = 0.0
     for component in model.manifest.components:
-        dtype = dtype_of(made.bench.run, model.family, component.role)
+        dtype = dtype_of(made.resources.run, model.family, component.role)
         key = SkeletonKey(model.base, component.role, component.config, dtype, "torch-sdp")
         start = time.perf_counter()
-        with made.bench.residency.lease(component, dtype) as lease, bound(made.bench.skeletons, key, lease):
+        with made.resources.residency.lease(component, dtype) as lease, bound(made.resources.skeletons, key, lease):
             total += time.perf_counter() - start
     return total
 
@@ -135,19 +135,19 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
     import torch
     from torch import nn
 
-    from safelight.arch.bind import bound
-    from safelight.arch.skeleton import SkeletonCache, SkeletonKey, build
+    from safelight.catalog.library import Library
     from safelight.devices.cpu import CPU
     from safelight.devices.simulated import Simulated
     from safelight.devices.transfer import Transfers, digest_of
     from safelight.devices.verification import Verification
-    from safelight.library.library import Library
-    from safelight.memory.behind import FromHost
     from safelight.memory.budget import HOST, Ledger
+    from safelight.memory.host_source import FromHost
     from safelight.memory.lease import Use
     from safelight.memory.residency import Residency
     from safelight.memory.segments import cut
     from safelight.memory.source import FromFile
+    from safelight.models.bind import bound
+    from safelight.models.skeleton import SkeletonCache, SkeletonKey, build
     from safelight.weights.manifest import ComponentManifest, ManifestTensor
 
     # One core computes, as an accelerator would by itself; the other is left to the copies.

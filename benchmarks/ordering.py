@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from safelight.jobs.order import Rules, Waiting, choose, passed
+from safelight.queue.order import Rules, Waiting, choose, passed
 
 JOBS, MODELS, LOAD, BURST = 10_000, 20, 0.9, 200
 

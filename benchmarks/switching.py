@@ -102,15 +102,15 @@ def floor(dtype_name: str) -> Callable[[str], None]:
 
 def safelight(dtype_name: str, suffix: str) -> Callable[[str], None]:
     """Make every component resident and bind it, with room for one checkpoint only."""
-    from safelight.arch.bind import bound
-    from safelight.arch.skeleton import SkeletonCache, SkeletonKey
+    from safelight.catalog.library import Library
     from safelight.devices.cpu import CPU
-    from safelight.generate.bench import TORCH_DTYPES
-    from safelight.library.library import Library
     from safelight.memory.budget import HOST, Ledger
     from safelight.memory.residency import Residency
     from safelight.memory.segments import cut
     from safelight.memory.source import FromFile
+    from safelight.models.bind import bound
+    from safelight.models.skeleton import SkeletonCache, SkeletonKey
+    from safelight.pipeline.resources import TORCH_DTYPES
 
     dtype = TORCH_DTYPES[dtype_name]
     library = Library(FOLDER / "root")

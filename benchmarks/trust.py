@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 
 import safelight
-from safelight.assemble.serving import ZYGOTE
-from safelight.engine.isolated import IsolatedEngine, Isolator
+from safelight.assembly.services import ZYGOTE
+from safelight.catalog.catalog import Catalog
 from safelight.request.results import Progress
 from safelight.request.schema import Request
-from safelight.resolve.catalog import Catalog
 from safelight.settings_sources import load_settings
+from safelight.workers.isolation import IsolatedEngine, Isolator
 
 FOLDER = Path(__file__).parents[1] / "build/bench"
 

@@ -25,7 +25,7 @@ from support.serving import Server, serving
 import safelight
 
 if TYPE_CHECKING:
-    from safelight.engine.local import LocalEngine
+    from safelight.workers.local_engine import LocalEngine
 
 # `make test-all` starts every process anew, as users do; so does `make coverage`, which cannot see into forks.
 if forking.CLONE and not ALL and "COVERAGE_PROCESS_CONFIG" not in os.environ:
@@ -44,8 +44,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Not above: the process that hands out the tests to others computes nothing, and others wait until it has begun.
     import torch
 
-    from safelight.arch.attention import Kernels
     from safelight.devices.cpu import CPU
+    from safelight.models.attention import Kernels
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("measured")

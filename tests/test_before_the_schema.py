@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 import safelight
 from safelight.cli.main import app
-from safelight.metadata import chunks
+from safelight.pictures import chunks
+from safelight.queue.database import Database
 from safelight.request.schema import VERSION
 from safelight.request.stored import read_request
 from safelight.settings_sources import load_settings
-from safelight.storage.db import Database
 
 DATA = Path(__file__).parent / "data/before_the_schema"
 FIRST = safelight.Request(

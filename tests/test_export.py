@@ -11,9 +11,9 @@ from diffusers import DiffusionPipeline
 from typer.testing import CliRunner
 
 import safelight
-from safelight.assemble.exporting import to_diffusers
+from safelight.assembly.export import to_diffusers
 from safelight.cli.main import app
-from safelight.engine.local import LocalEngine
+from safelight.workers.local_engine import LocalEngine
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "v2.safetensors", "xl.safetensors", "old.ckpt", "folder"])

@@ -21,18 +21,18 @@ from support.serving import ended, serving
 from typer.testing import CliRunner
 
 import safelight
-from safelight.adapters import preprocess
 from safelight.cli import remake
 from safelight.cli.main import app
-from safelight.engine.local import LocalEngine
 from safelight.errors import ExtensionError, RequestError, SettingError, UnsupportedModelError
 from safelight.extensions import Extensible, instance_of
 from safelight.families import registry
-from safelight.metadata import chunks
+from safelight.pictures import chunks
+from safelight.pipeline import preprocess
+from safelight.queue.database import Database
 from safelight.request.parts import Control, Lora
 from safelight.request.samplers import SAMPLERS
 from safelight.request.stored import read_request
-from safelight.storage.db import Database
+from safelight.workers.local_engine import LocalEngine
 
 Ask = Callable[..., safelight.Request]
 SMALL = {"prompt": "red apple", "model": "starter-noto", "steps": 2, "width": 64, "height": 64, "seed": 5}

@@ -15,9 +15,9 @@ from torch import nn
 import safelight
 from safelight.devices import host
 from safelight.devices.cpu import CPU
-from safelight.engine.local import LocalEngine
-from safelight.generate import drawing
-from safelight.generate.denoise import Denoising
+from safelight.pipeline import drawing
+from safelight.pipeline.denoise import Denoising
+from safelight.workers.local_engine import LocalEngine
 
 NAMES = ("a.safetensors", "b.safetensors", "v2.safetensors", "xl.safetensors")
 
@@ -51,7 +51,7 @@ def test_state_02_with_room_for_one(root: Path, ask, right: dict[str, str], monk
     for _ in range(30):
         name = chance.choice(NAMES)
         assert next(engine.generate(ask(name))).pixels_sha256 == right[name]
-        pool = engine.bench.residency.pool
+        pool = engine.resources.residency.pool
         assert pool.used_bytes + pool.kept_bytes <= 0.035 * 2**30
 
 
@@ -123,7 +123,7 @@ def test_attention_09_alignment_matters_and_is_kept(engine: LocalEngine, ask) ->
     for precision in ("fp32", "bf16"):
         next(engine.generate(ask(precision=precision)))
     seen = 0
-    for resident in engine.bench.residency._residents.values():
+    for resident in engine.resources.residency._residents.values():
         for tensor in resident.target.tensors.values():
             seen += 1
             assert tensor.data_ptr() % 64 == 0

@@ -20,11 +20,11 @@ from torch import nn
 
 import safelight
 from safelight.boundary import kernels, pictures
-from safelight.engine.local import LocalEngine
-from safelight.generate import drawing, run
-from safelight.generate.denoise import Denoising
-from safelight.library.model import Model
+from safelight.catalog.model import Model
+from safelight.pipeline import drawing, run
+from safelight.pipeline.denoise import Denoising
 from safelight.resolve.contents import Contents
+from safelight.workers.local_engine import LocalEngine
 
 HOME = Path(__file__).parents[1]
 KEPT = HOME / "build/gates"
@@ -76,7 +76,7 @@ class Maker:
 
         request = safelight.Request(prompt, model.name, seed=seed, steps=STEPS)
         with replaced(drawing, "denoise", denoising), replaced(pictures, "decode", decoding):
-            image = run.image(Contents.plain(request, model), model, self.engine.bench, 0, lambda _: None)
+            image = run.image(Contents.plain(request, model), model, self.engine.resources, 0, lambda _: None)
         return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 
 

@@ -20,11 +20,11 @@ import torch
 from PIL import Image, ImageDraw
 
 import safelight
-from safelight.arch.bind import bound
 from safelight.boundary import pictures
 from safelight.families.registry import family
-from safelight.gates.appearance import Looks
-from safelight.generate.stages import skeleton_key
+from safelight.models.bind import bound
+from safelight.pipeline.checks.appearance import Looks
+from safelight.pipeline.stages import skeleton_key
 
 HOME = Path(__file__).parents[1]
 KEPT = HOME / "build/gates"
@@ -46,12 +46,12 @@ def starters_vae() -> Generator[Any]:
     """The VAE that the starters share, as a module."""
     with tempfile.TemporaryDirectory() as root:
         engine = safelight.open_engine(root, attention_type="torch-sdp", threads=1)
-        model, bench = engine.library.get("starter-noto"), engine.bench
+        model, resources = engine.library.get("starter-noto"), engine.resources
         component = model.manifest.component("vae")
-        key = skeleton_key(model, component, torch.float32, bench, "")
+        key = skeleton_key(model, component, torch.float32, resources, "")
         with (
-            bench.residency.lease(component, torch.float32) as lease,
-            bound(bench.skeletons, key, lease) as module,
+            resources.residency.lease(component, torch.float32) as lease,
+            bound(resources.skeletons, key, lease) as module,
             torch.no_grad(),
         ):
             yield module
@@ -128,7 +128,7 @@ def page(rows: list[tuple[str, int, int, int]], spoiled: list[tuple[str, int, in
         "These faults are faults of one decoding, or of the latents. A decoder that is wrong in the same way each time",
         "decodes to the same pixels again, so a look at one image cannot find the fault. The canary (`canary: switch`,",
         "`safelight doctor`) compares the image with one from another process, and finds the fault every time:",
-        "`tests/gates/test_appearance.py`.",
+        "`tests/pipeline/checks/test_appearance.py`.",
     ]
 
 

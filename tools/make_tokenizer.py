@@ -1,7 +1,7 @@
 """Turn CLIP's byte-pair vocabulary into the tokenizer file that Safelight ships.
 
 ``pip download --no-deps open-clip-torch``, unzip ``open_clip/bpe_simple_vocab_16e6.txt.gz`` from the wheel, then
-``python tools/make_tokenizer.py bpe_simple_vocab_16e6.txt.gz src/safelight/prompts/clip_tokenizer.json``.
+``python tools/make_tokenizer.py bpe_simple_vocab_16e6.txt.gz src/safelight/request/prompts/clip_tokenizer.json``.
 
 The rules (normaliser, splitting pattern, end-of-word suffix) are those of ``transformers.CLIPTokenizer``, which is
 OpenAI's ``simple_tokenizer.py`` written for the ``tokenizers`` library; a test compares the two.

@@ -36,13 +36,13 @@ ROWS = (
         "Text to image: bases × samplers",
         "diffusers' pipelines",
         "bit for bit; one case in bf16, within bf16's rounding",
-        "tests/generate/test_parity.py",
+        "tests/pipeline/test_parity.py",
     ),
     Row(
         "LoRA and related adapters: kinds × tensor names × bases",
         "diffusers with PEFT; PEFT's DoRA; LyCORIS' own modules; for whole differences, the sum",
         "within the rounding of one fp32 sum",
-        "tests/adapters/test_parity.py tests/adapters/test_differences.py",
+        "tests/adapters/test_parity.py tests/weights/test_adapter_formulas.py",
     ),
     Row(
         "Textual inversions",
@@ -55,15 +55,15 @@ ROWS = (
         "Image to image, inpainting: bases × samplers × denoising strengths",
         "diffusers' pipelines",
         "bit for bit",
-        "tests/generate/test_pictures.py::test_image_to_image tests/generate/test_pictures.py::test_inpainting",
+        "tests/pipeline/test_pictures.py::test_image_to_image tests/pipeline/test_pictures.py::test_inpainting",
     ),
     Row(
         "An image changed as the prompt says (instruct-pix2pix): samplers × guidance scales; edits between steps",
         "diffusers' `StableDiffusionInstructPix2PixPipeline`",
         "bit for bit",
-        "tests/generate/test_instructions.py::test_pixels_are_those_of_diffusers "
-        "tests/generate/test_instructions.py::test_a_picture_of_another_size "
-        "tests/generate/test_instructions.py::test_a_prompt_that_changes_between_steps",
+        "tests/pipeline/test_instructions.py::test_pixels_are_those_of_diffusers "
+        "tests/pipeline/test_instructions.py::test_a_picture_of_another_size "
+        "tests/pipeline/test_instructions.py::test_a_prompt_that_changes_between_steps",
     ),
     Row(
         "ControlNet: text, image, mask × bases; two at once; a part of the steps; guess mode",
@@ -78,45 +78,47 @@ ROWS = (
         "Hires fix",
         "diffusers' text-to-image pipeline, then its image-to-image pipeline",
         "bit for bit",
-        "tests/generate/test_passes.py::test_high_resolution_fix_is_that_of_diffusers_in_two_steps",
+        "tests/pipeline/test_passes.py::test_high_resolution_fix_is_that_of_diffusers_in_two_steps",
     ),
     Row(
         "Decoding in tiles; the text encoder of another checkpoint",
         "diffusers' `enable_tiling`; its pipeline with that encoder",
         "bit for bit",
-        "tests/generate/test_passes.py::test_state_24_tiles_are_those_of_diffusers_and_leave_nothing "
-        "tests/generate/test_passes.py::test_state_15_text_encoders_of_another_checkpoint_and_its_own_again",
+        "tests/pipeline/test_passes.py::test_state_24_tiles_are_those_of_diffusers_and_leave_nothing "
+        "tests/pipeline/test_passes.py::test_state_15_text_encoders_of_another_checkpoint_and_its_own_again",
     ),
     Row(
         "Prompts in compel's syntax: weights, `blend`, `and`, long prompts; SD 1 and SDXL",
         "compel 2.5.1 with the same encoders (plus the attribute that transformers 5 lacks)",
         "bit for bit",
-        "tests/generate/test_prompts.py::test_compels_syntax_is_compels_own "
-        "tests/generate/test_prompts.py::test_compels_syntax_for_both_encoders_of_sdxl",
+        "tests/pipeline/test_prompts.py::test_compels_syntax_is_compels_own "
+        "tests/pipeline/test_prompts.py::test_compels_syntax_for_both_encoders_of_sdxl",
     ),
     Row(
         "Prompts that change between steps: images",
         "diffusers' pipelines, whose step callback changes the embeddings",
         "bit for bit",
-        "tests/generate/test_prompts.py::test_an_edit_is_diffusers_with_embeddings_changed_between_steps",
+        "tests/pipeline/test_prompts.py::test_an_edit_is_diffusers_with_embeddings_changed_between_steps",
     ),
     Row(
         "Prompts that change between steps: texts",
         "the examples in AUTOMATIC1111's documentation",
         "equal text at each step",
-        "tests/prompts/test_editing.py::test_the_documented_example tests/prompts/test_editing.py::test_every_form",
+        "tests/request/prompts/test_editing.py::test_the_documented_example "
+        "tests/request/prompts/test_editing.py::test_every_form",
     ),
     Row(
         "Weights in prompts: `(a:1.2)`, `[b]`, `BREAK`",
         "the examples in AUTOMATIC1111's documentation",
         "equal weight of each token",
-        "tests/prompts/test_emphasis.py::test_weights tests/prompts/test_emphasis.py::test_break_begins_another_chunk",
+        "tests/request/prompts/test_emphasis.py::test_weights "
+        "tests/request/prompts/test_emphasis.py::test_break_begins_another_chunk",
     ),
     Row(
         "Token ids",
         "transformers' CLIP tokenizer",
         "equal, for 300 random texts",
-        "tests/prompts/test_tokens.py::test_ids_are_those_of_transformers",
+        "tests/request/prompts/test_tokens.py::test_ids_are_those_of_transformers",
     ),
 )
 

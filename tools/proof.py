@@ -50,8 +50,8 @@ def lane(name: str, switches: int) -> dict[str, Any]:
     from torch import nn
 
     import safelight
-    from safelight.generate import drawing
-    from safelight.generate.denoise import Denoising
+    from safelight.pipeline import drawing
+    from safelight.pipeline.denoise import Denoising
 
     if name == "room for one":
         os.environ["SAFELIGHT_MAX_CACHE_RAM_GB"] = "0.064"
@@ -142,7 +142,7 @@ def neighbour() -> list[tuple[str, str]]:
     from safelight.memory.limits import HOST_RESERVE, Limits
 
     engine = safelight.open_engine()
-    residency = engine.bench.residency
+    residency = engine.resources.residency
     request = safelight.Request("red apple", "starter-noto", steps=40)
     right = next(engine.generate(request)).pixels_sha256
     other = subprocess.Popen(
@@ -216,12 +216,12 @@ SERVER = {
 
 
 TRUST = {
-    "tests/trust/test_doctor.py::test_forty_faults_and_the_right_suspects": (
+    "tests/diagnostics/test_doctor.py::test_forty_faults_and_the_right_suspects": (
         "41",
         "faults of the four suspects and of the device: the doctor names the right suspect, with at most two "
         "exceptions",
     ),
-    "tests/trust/test_doctor.py::test_nothing_is_wrong_a_hundred_times": (
+    "tests/diagnostics/test_doctor.py::test_nothing_is_wrong_a_hundred_times": (
         "100",
         "examinations without a fault: the doctor reports none",
     ),
@@ -261,7 +261,7 @@ def first_step() -> float:
     program = (
         "import time, sys\n"
         "from safelight.cli import generate\n"
-        "from safelight.engine.local import LocalEngine\n"
+        "from safelight.workers.local_engine import LocalEngine\n"
         "inner = LocalEngine.generate\n"
         "def timed(self, request, on_progress=None):\n"
         "    def look(p):\n"

@@ -23,18 +23,18 @@ from structlog.testing import capture_logs
 from torch import nn
 
 import safelight
-from safelight.arch.fingerprint import Fingerprint
-from safelight.assemble.serving import WORKER
-from safelight.assemble.worker import open_engine
+from safelight.assembly.engine import open_engine
+from safelight.assembly.services import WORKER
 from safelight.boundary import kernels
 from safelight.devices.simulated import Simulated
-from safelight.engine.fresh import Fresh
-from safelight.engine.local import LocalEngine
+from safelight.diagnostics.canary import Canaries, after_switch
+from safelight.diagnostics.image_difference import difference
 from safelight.errors import SafelightError
+from safelight.models.fingerprint import Fingerprint
 from safelight.request.results import Image
 from safelight.settings_sources import load_settings
-from safelight.trust.canary import Canaries, after_switch
-from safelight.trust.difference import difference
+from safelight.workers.fresh_process import Fresh
+from safelight.workers.local_engine import LocalEngine
 
 BEFORE, MODEL = "starter-twemoji", "starter-fluent"
 """The model that is used before the fault, and the model that draws."""
@@ -108,7 +108,7 @@ def fingerprints_blinded() -> AbstractContextManager[None]:
 def state_left_over(engine: LocalEngine) -> Generator[None]:
     """Leave a hook of the last model on the UNet; it adds noise to the output of each block."""
     handles: list[Any] = []
-    for key, skeleton in engine.bench.skeletons._free.items():
+    for key, skeleton in engine.resources.skeletons._free.items():
         if key.role == "unet":
             unet: Any = skeleton.module
             blocks = (*unet.down_blocks, *unet.up_blocks)
@@ -134,7 +134,7 @@ def misplaced_tensors(engine: LocalEngine) -> Generator[None]:
 def _exchange(engine: LocalEngine) -> None:
     """It is a separate function, so that no reference to the weights outlives it."""
     by_shape: dict[torch.Size, list[torch.Tensor]] = {}
-    for piece, held in engine.bench.residency._residents.items():
+    for piece, held in engine.resources.residency._residents.items():
         if piece.component.startswith("unet"):
             for tensor in held.target.tensors.values():
                 by_shape.setdefault(tensor.shape, []).append(tensor)
@@ -160,12 +160,12 @@ def broken_kernel(_: LocalEngine) -> AbstractContextManager[None]:
 def memory_reused_early(engine: LocalEngine) -> AbstractContextManager[None]:
     """Make large copies to the device read their source after the next bytes have overwritten it."""
     engine.unload(None)
-    push = engine.bench.device.push
+    push = engine.resources.device.push
 
     def late(source: torch.Tensor, target: torch.Tensor) -> Any:
         return push(source.roll(-LATE_BYTES) if source.numel() > LARGE_BYTES else source, target)
 
-    return patched(engine.bench.device, "push", late)
+    return patched(engine.resources.device, "push", late)
 
 
 SUSPECTS = (

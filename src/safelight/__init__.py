@@ -31,7 +31,7 @@ from safelight.request.run_settings import RunSettings
 from safelight.request.schema import Request
 
 if TYPE_CHECKING:
-    from safelight.engine.local import LocalEngine
+    from safelight.workers.local_engine import LocalEngine
 
 __all__ = [
     "AbsentTensorError",
@@ -66,7 +66,7 @@ def open_engine(root: Path | str | None = None, **settings: Any) -> LocalEngine:
     computes in other threads meanwhile makes its images through a server (``safelight serve``), whose worker is a
     process of its own.
     """
-    from safelight.assemble.opening import open_engine as wired
+    from safelight.assembly.importing import open_engine as wired
     from safelight.settings_sources import load_settings
 
     return wired(load_settings(Path(root) if root is not None else None, **settings), ours=False)
@@ -77,6 +77,6 @@ def save(image: Image, folder: Path | str) -> Path:
 
     An earlier file of that name is kept: the new one gets a number.
     """
-    from safelight.storage import images
+    from safelight.queue import image_files as images
 
     return images.save(image, Path(folder))

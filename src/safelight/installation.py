@@ -1,4 +1,4 @@
-"""Finds the environments of an installation, and the active one (see :mod:`safelight.trust.environment`).
+"""Finds the environments of an installation, and the active one (see :mod:`safelight.diagnostics.environment`).
 
 This module imports only the standard library. The files that it reads have the same form in every version, because the
 version that was installed first starts all later versions.

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource, InitSettingsSource, PydanticBaseSettingsSource
 
 from safelight.errors import SettingError, UnreadableFileError
-from safelight.files import write_whole
+from safelight.files.disk import write_whole
 from safelight.settings import (
     OBSOLETE,
     PREFIX,

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from recipe import data, model
 from recipe.export import PACKAGE
 from recipe.train import Stage, train_unet
-from safelight.library import records, starters
-from safelight.library.adapters import Adapters
+from safelight.catalog import records, starters
+from safelight.catalog.adapters import Adapters
 from safelight.weights.manifest import ComponentManifest, to_json
 
 LOOKS = ("ink", "turned")

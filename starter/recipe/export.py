@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from recipe import data, model
-from safelight.library import records
-from safelight.library.describe import describe
-from safelight.library.identify import identify
+from safelight.catalog import records
+from safelight.catalog.describe import describe
+from safelight.catalog.identify import identify
 from safelight.weights.manifest import to_json
 
 PACKAGE = Path(__file__).parents[1] / "safelight_starter"

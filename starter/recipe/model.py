@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import Tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel
 
-TOKENIZER = Path(__file__).parents[2] / "src/safelight/prompts/clip_tokenizer.json"
+TOKENIZER = Path(__file__).parents[2] / "src/safelight/request/prompts/clip_tokenizer.json"
 LENGTH = 77
 START, END = 49406, 49407
 SCALING_FACTOR = 0.18215

@@ -14,14 +14,14 @@ from PIL import Image as PILImage
 from support import checkpoints, controls, memory, oracle
 
 import safelight
-from safelight.engine.local import LocalEngine
 from safelight.errors import InputError, OutOfMemoryError, RequestError
-from safelight.generate.stages import Task, uses_of, work_of
 from safelight.memory.budget import HOST
 from safelight.memory.lease import Use
 from safelight.memory.segments import component_key
+from safelight.pipeline.stages import Task, uses_of, work_of
 from safelight.request.parts import Control
 from safelight.request.schema import Request
+from safelight.workers.local_engine import LocalEngine
 
 PIPELINES: dict[tuple[str, str], Any] = {
     ("sd1", "text"): diffusers.StableDiffusionControlNetPipeline,
@@ -141,7 +141,7 @@ def test_streamed_through_little_memory_it_is_the_same(
     """UNet and ControlNet in part at the same time."""
     right = ours(engine, tiny, "sd1", "text", folder, one(folder, "sd1"))
     small = safelight.open_engine(root, max_cache_ram_gb=0.016)
-    held = small.bench.residency
+    held = small.resources.residency
     standing = held.ledger.reserved(HOST)
     assert np.array_equal(ours(small, tiny, "sd1", "text", folder, one(folder, "sd1")), right)
     assert held.ledger.reserved(HOST) == standing
@@ -243,8 +243,8 @@ def test_what_comes_beside_leaves_the_least_for_the_others(engine: LocalEngine, 
     net = engine.catalog.adapters.resolve(str(folder / "sd1.safetensors")).tensors
     parts = [(component, torch.float32) for component in (unet, net, net)]
     task = Task("denoise", 64 * 64, 2)
-    uses = uses_of(model, engine.bench, parts, work_of(parts, engine.bench.run, task), task)
-    least = [engine.bench.residency.least(component, dtype) for component, dtype in parts]
+    uses = uses_of(model, engine.resources, parts, work_of(parts, engine.resources.run, task), task)
+    least = [engine.resources.residency.least(component, dtype) for component, dtype in parts]
     assert [use.leave for use in uses] == [0, least[0], least[0] + least[1]]
     assert [bool(use.working) for use in uses] == [False, False, True]
     assert uses[1].upcoming[0] == component_key(unet, torch.float32)

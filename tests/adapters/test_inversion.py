@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from support import adapters, controls, oracle
 
 import safelight
-from safelight.engine.local import LocalEngine
 from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError
 from safelight.request.parts import Embedding, Lora
 from safelight.request.schema import Request
+from safelight.workers.local_engine import LocalEngine
 
 Ask = Callable[..., Request]
 
@@ -79,8 +79,8 @@ def test_every_way_to_name_it_is_the_same(engine: LocalEngine, ask: Ask, thing: 
 
 def test_state_21_tokens_exist_in_their_job_only(engine: LocalEngine, ask: Ask, thing: str) -> None:
     """A prompt whose own tokens are those that an embedding would have taken is drawn as ever, before and after."""
-    from safelight.prompts.tokens import vocabulary
-    from safelight.prompts.words import FIRST_SPARE
+    from safelight.request.prompts.tokens import vocabulary
+    from safelight.request.prompts.words import FIRST_SPARE
 
     rare = "".join(vocabulary()[FIRST_SPARE - n] for n in range(2)).replace("</w>", " ")
     before = {text: sha(engine, ask(prompt=text)) for text in ("red apple", f"red {rare} apple")}

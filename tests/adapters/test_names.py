@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from support import adapters
 
-from safelight.engine.local import LocalEngine
 from safelight.request.parts import Lora
 from safelight.request.schema import Request
+from safelight.workers.local_engine import LocalEngine
 
 Ask = Callable[..., Request]
 

@@ -25,7 +25,7 @@ def leased(engine: Any, request: Any) -> dict[str, torch.Tensor]:
     model = engine._combine(find_contents(engine.resolve(request), engine.catalog, plain))
     out: dict[str, torch.Tensor] = {}
     for component in model.manifest.components:
-        with engine.bench.residency.lease(component, torch.float32) as lease:
+        with engine.resources.residency.lease(component, torch.float32) as lease:
             for name in lease.shapes:
                 with lease.pinned([name]) as found:
                     out[f"{component.role}.{name}"] = found.pop().clone()

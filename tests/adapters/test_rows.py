@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from support import adapters
 
 import safelight
-from safelight.assemble.worker import open_engine
+from safelight.assembly.engine import open_engine
 from safelight.devices.simulated import simulated
-from safelight.engine.local import LocalEngine
 from safelight.errors import InputError
 from safelight.memory.residency import Residency
 from safelight.request.parts import Lora
 from safelight.request.schema import Request
 from safelight.settings_sources import load_settings
+from safelight.workers.local_engine import LocalEngine
 
 Ask = Callable[..., Request]
 VAE = "first_stage_model."
@@ -122,7 +122,7 @@ def test_speed_01_after_a_switch_each_model_is_read_once(root: Path, ask: Ask, m
 def test_speed_02_buffers_of_copies_are_in_the_ledger(root: Path, ask: Ask) -> None:
     with simulated() as device:
         engine = open_engine(load_settings(root), device)
-        ledger = engine.bench.residency.ledger
+        ledger = engine.resources.residency.ledger
         (buffers,) = [entry for entry in ledger.entries() if entry.owner == "transfers"]
         assert buffers.nbytes > 0
         for _ in range(2):

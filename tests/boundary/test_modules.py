@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from support import checkpoints
 
-from safelight.arch.skeleton import SkeletonKey, build
 from safelight.boundary import kernels
+from safelight.models.skeleton import SkeletonKey, build
 
 CPU = torch.device("cpu")
 

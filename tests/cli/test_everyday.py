@@ -14,7 +14,7 @@ from support import adapters
 
 from safelight.cli import generate
 from safelight.devices import choice
-from safelight.metadata import chunks
+from safelight.pictures import chunks
 from safelight.request.samplers import sampler_of
 
 QUICK = ("--steps", "1")

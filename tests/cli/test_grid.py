@@ -12,8 +12,8 @@ from PIL import Image
 from support import controls
 
 from safelight.cli import main
-from safelight.engine.local import LocalEngine
-from safelight.metadata import chunks
+from safelight.pictures import chunks
+from safelight.workers.local_engine import LocalEngine
 
 Run = Callable[..., tuple[int, str]]
 

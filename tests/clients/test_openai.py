@@ -14,7 +14,7 @@ from PIL import Image
 from support.serving import Server, serving
 
 import safelight
-from safelight.metadata import infotext
+from safelight.pictures import infotext
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from support import memory
 from torch.nn import functional as F
 
 import safelight
-from safelight.assemble.worker import open_engine
+from safelight.assembly.engine import open_engine
 from safelight.devices import choice, sums
 from safelight.devices.base import ALIGNMENT, Device
 from safelight.devices.pool import SlabPool

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from safelight.arch.attention import Kernels
 from safelight.devices import choice, machine, selftest
+from safelight.models.attention import Kernels
 
 GB = 1 << 30
 

@@ -15,16 +15,16 @@ import torch
 from support import memory
 
 import safelight
-from safelight.assemble.worker import open_engine
+from safelight.assembly.engine import open_engine
 from safelight.devices import choice, transfer
 from safelight.devices.simulated import Faults, Simulated, simulated
 from safelight.devices.verification import Verification
-from safelight.engine.local import LocalEngine
 from safelight.errors import DeviceLostError, TransferError
 from safelight.memory.lease import Use
 from safelight.memory.residency import Residency
 from safelight.memory.segments import cut
 from safelight.settings_sources import load_settings
+from safelight.workers.local_engine import LocalEngine
 
 F32 = torch.float32
 
@@ -188,7 +188,7 @@ def test_memory_03_a_generation_goes_on_when_an_allocation_fails(on_simulated, t
     device, there = on_simulated()
     for failing in (1, 2, 1):
         device.faults.failed_allocations = failing
-        there.bench.residency.drop()
+        there.resources.residency.drop()
         assert next(there.generate(small(tiny, precision="fp32"))).pixels_sha256 == right
 
 

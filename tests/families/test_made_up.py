@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from support.extensions import Install
 
 import safelight
-from safelight.assemble.serving import WORKER
-from safelight.engine.fresh import Fresh
-from safelight.engine.local import LocalEngine
+from safelight.assembly.services import WORKER
+from safelight.catalog.identify import identify
+from safelight.diagnostics.canary import Canaries, request
 from safelight.errors import RequestError
 from safelight.families import computing, registry
-from safelight.library.identify import identify
 from safelight.request.parts import Lora
 from safelight.settings_sources import load_settings
-from safelight.trust.canary import Canaries, request
+from safelight.workers.fresh_process import Fresh
+from safelight.workers.local_engine import LocalEngine
 
 HOME = Path(__file__).parents[1] / "data/made_up"
 WIDTHS = {"letters": 256, "flow": 256, "pixels": 16}

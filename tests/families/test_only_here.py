@@ -18,12 +18,11 @@ EXEMPT = {
     "boundary/": "names the libraries' classes, which families choose",
     "request/parts.py": "users' syntax: strengths of a LoRA for the UNet and for the text encoders",
     "request/schema.py": "users' syntax: text_encoder names another model's text encoders",
-    "prompts/loras.py": "users' syntax: unet= and te= in a LoRA's tag",
+    "request/prompts/loras.py": "users' syntax: unet= and te= in a LoRA's tag",
     "resolve/resolve.py": "the request's field text_encoder",
     "resolve/parts.py": "the request's field text_encoder",
     "weights/adapter_parts.py": "PEFT's name for modules without a component's name, in files",
-    "trust/asked.py": "ComfyUI's names of outputs",
-    "web/": "the request's field text_encoder",
+    "diagnostics/audited_servers.py": "ComfyUI's names of outputs",
     "server/": "the request's field text_encoder",
 }
 

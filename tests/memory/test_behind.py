@@ -11,8 +11,8 @@ from support import memory
 
 from safelight.devices.simulated import simulated
 from safelight.devices.verification import Verification
-from safelight.memory.behind import FromHost
 from safelight.memory.budget import HOST
+from safelight.memory.host_source import FromHost
 from safelight.memory.lease import Use
 from safelight.memory.segments import cut
 

@@ -20,8 +20,8 @@ from safelight.devices.simulated import simulated
 from safelight.devices.transfer import Transfers
 from safelight.errors import IntegrityError, OutOfMemoryError
 from safelight.memory.budget import HOST
-from safelight.memory.filling import fill
 from safelight.memory.lease import ONCE, Use
+from safelight.memory.prefetch import fill
 from safelight.memory.residency import Residency
 from safelight.memory.segments import cut
 from safelight.weights.manifest import ComponentManifest, Manifest

@@ -15,7 +15,7 @@ from safelight.devices.machine import Bound
 from safelight.devices.verification import SAMPLE, Verification
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.limits import Limits
-from safelight.memory.working import Work, WorkingMemory, watched
+from safelight.memory.working_memory import Work, WorkingMemory, watched
 
 
 def test_the_budget_shrinks_at_once_and_grows_by_steps() -> None:

@@ -20,7 +20,7 @@ sys.path.append(sys.argv[1])
 import fields
 from typer.testing import CliRunner
 from safelight.cli.main import app
-from safelight.metadata import chunks
+from safelight.pictures import chunks
 from safelight.server.apis.native_fields import Generation
 from pathlib import Path
 

@@ -15,10 +15,9 @@ import pytest
 from PIL import Image as PILImage
 from support import payloads
 
-from safelight.engine.dispatch import RunningJob
+from safelight.catalog.library import Library
 from safelight.errors import ModelNotFoundError, RequestError
-from safelight.library.library import Library
-from safelight.metadata.chunks import schedule_label
+from safelight.pictures.chunks import schedule_label
 from safelight.request.results import Progress
 from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import Request
@@ -27,6 +26,7 @@ from safelight.server.apis.a1111 import _progress, by_title
 from safelight.server.apis.a1111_fields import ImageToImage, TextToImage, filled, refuse_unknown, sampler_of
 from safelight.server.clients import CLIENTS, Client, Clients
 from safelight.server.problems import RefusedError
+from safelight.workers.dispatcher import RunningJob
 
 
 def test_state_19_a_name_is_never_another_models_file_name(tiny: Path, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from support import adapters
 from support.serving import Server, ended
 from typer.testing import CliRunner
 
+from safelight.catalog import starters
+from safelight.catalog.adapters import Adapters
 from safelight.cli.main import app
-from safelight.library import starters
-from safelight.library.adapters import Adapters
 
 BODY: dict[str, Any] = {"model": "starter-noto", "seed": 4, "steps": 2, "width": 64, "height": 64}
 

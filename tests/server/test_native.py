@@ -16,7 +16,7 @@ from support import serving
 from support.serving import Server, ended
 
 import safelight
-from safelight.metadata import chunks
+from safelight.pictures import chunks
 from safelight.server import auth
 
 ASK = {"prompt": "red apple", "model": "starter-noto", "seed": 3, "steps": 2}

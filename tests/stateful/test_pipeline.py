@@ -15,7 +15,7 @@ from support import checkpoints
 from support.scale import times
 
 import safelight
-from safelight.assemble.worker import open_engine
+from safelight.assembly.engine import open_engine
 from safelight.devices.simulated import Faults, Simulated
 from safelight.errors import OutOfMemoryError, TransferError
 from safelight.memory.budget import HOST
@@ -48,7 +48,7 @@ class Generating(RuleBasedStateMachine):
         self.engine = open_engine(
             load_settings(FOLDER / "root", device_working_mem_gb=1e-6, verify_transfers="always"), self.device
         )
-        self.residency = self.engine.bench.residency
+        self.residency = self.engine.resources.residency
         self.follow = self.residency.before_planning
 
     @rule(name=st.sampled_from(NAMES), steps=st.integers(1, 2))

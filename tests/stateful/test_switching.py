@@ -26,13 +26,13 @@ from hypothesis.stateful import (
 from support import memory, toy
 from support.scale import times
 
-from safelight.arch.bind import bound
 from safelight.devices.base import AHEAD
 from safelight.devices.simulated import Faults, Simulated
 from safelight.errors import IntegrityError, OutOfMemoryError, SafelightError, TransferError
 from safelight.memory.budget import HOST
 from safelight.memory.lease import Use
 from safelight.memory.segments import cut
+from safelight.models.bind import bound
 
 NAMES = ("A", "B", "C")
 X = torch.randn(2, toy.WIDTH, generator=torch.Generator().manual_seed(9))

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from support import checkpoints
 
+from safelight.catalog.library import Library
 from safelight.families.family import Config
-from safelight.library.library import Library
 
 RANK = 4
 

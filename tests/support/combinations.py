@@ -113,7 +113,7 @@ def job(chance: random.Random, files: Files) -> Request:
 
 SERVE = """
 import json, os, sys
-import safelight, safelight.assemble.worker
+import safelight, safelight.assembly.engine
 from safelight.request.schema import Request
 for line in sys.stdin:
     reader, writer = os.pipe()

@@ -36,12 +36,12 @@ NAME = "nursery"
 
 IMPORTED = (
     "uvicorn",
-    "safelight.assemble.work",
-    "safelight.assemble.zygote",
+    "safelight.assembly.worker_main",
+    "safelight.assembly.zygote",
     "safelight.cli.main",
     "safelight.server.app",
     "safelight.server.connections",
-    "safelight.web.page",
+    "safelight.server.page.page",
 )
 """What servers and workers need beside what computes."""
 
@@ -71,7 +71,7 @@ _asking = threading.Lock()
 def begin(number: int) -> None:
     """Import everything and be a nursery, which is asked at the socket of that number."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from safelight.assemble import opening
+    from safelight.assembly import importing as opening
 
     opening.imported()
     for name in IMPORTED:
@@ -136,7 +136,7 @@ def _program(asked: dict[str, Any], files: list[int]) -> NoReturn:
         Path("/proc/self/comm").write_text("python")
         wanted = dict(zip(asked["files"], files, strict=True))
         # What computes for others starts no processes that are worth it.
-        if not asked["command"][1].startswith("safelight.assemble."):
+        if not asked["command"][1].startswith("safelight.assembly."):
             nursery, own = _own(max(*wanted, *files, 2) + 1)
             forks_ours()
         _placed(wanted, own)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from safelight.catalog.catalog import Catalog
 from safelight.request.job import Job, ModelContent
 from safelight.request.schema import Request
-from safelight.resolve.catalog import Catalog
 from safelight.resolve.resolve import resolve
 
 

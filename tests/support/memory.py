@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safelight.catalog.identify import identify
 from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
 from safelight.devices.transfer import Transfers
-from safelight.library.identify import identify
-from safelight.memory.behind import FromHost
 from safelight.memory.budget import HOST, Ledger
+from safelight.memory.host_source import FromHost
 from safelight.memory.residency import Residency
 from safelight.memory.source import FromFile
 from safelight.weights.manifest import Manifest, measure

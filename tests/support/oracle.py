@@ -12,7 +12,7 @@ from support import checkpoints
 from torch import nn
 from transformers import CLIPTokenizer
 
-from safelight.prompts.tokens import VOCABULARY
+from safelight.request.prompts.tokens import VOCABULARY
 
 SCHEDULE = {
     "num_train_timesteps": 1000,

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from safelight.arch.skeleton import SkeletonCache, SkeletonKey
 from safelight.devices.transfer import digest_of
 from safelight.families.sd.vae import VAEConfig
+from safelight.models.skeleton import SkeletonCache, SkeletonKey
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
 

@@ -10,8 +10,8 @@ import pytest
 import xxhash
 from support import checkpoints
 
+from safelight.catalog.identify import identify
 from safelight.errors import CorruptFileError
-from safelight.library.identify import identify
 from safelight.weights import manifest as manifests
 from safelight.weights.manifest import Manifest, from_json, measure, to_json
 

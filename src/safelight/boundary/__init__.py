@@ -1,6 +1,6 @@
 """The only package that imports diffusers and transformers, with a module for each use of them.
 
-Both are pinned to exact versions. ``tests/fence/test_modules.py`` tests what Safelight relies on: skeletons
+Both are pinned to exact versions. ``tests/boundary/test_modules.py`` tests what Safelight relies on: skeletons
 built on meta have no real parameter and no persistent buffer; modules call the attention processor that was set;
 pipelines take embeddings and return latents without a text encoder or VAE.
 """

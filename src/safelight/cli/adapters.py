@@ -10,7 +10,7 @@ import typer
 from safelight.cli.common import Commands, JsonOption, RootOption, loaded, say_json, table
 
 if TYPE_CHECKING:
-    from safelight.library.adapters import Adapters
+    from safelight.catalog.adapters import Adapters
 
 app = typer.Typer(
     cls=Commands,
@@ -22,7 +22,7 @@ app = typer.Typer(
 
 
 def _adapters(context: typer.Context, root: Path | None) -> Adapters:
-    from safelight.library.adapters import Adapters
+    from safelight.catalog.adapters import Adapters
 
     return Adapters(loaded(context, root).settings.root)
 

@@ -33,10 +33,10 @@ def audit(
 ) -> None:
     """Request the same images from any image server in many orders, and say which differ. Exit code 1 if any does."""
     from safelight.cli.doctor import say_all
+    from safelight.diagnostics import audit as auditing
+    from safelight.diagnostics.audited_servers import APIS, Asked
+    from safelight.diagnostics.report import Report, in_order
     from safelight.errors import UnreadableFileError
-    from safelight.trust import audit as auditing
-    from safelight.trust.asked import APIS, Asked
-    from safelight.trust.report import Report, in_order
 
     if api not in APIS:
         raise InputError(f"--api {api}: must be one of {', '.join(APIS)}")

@@ -38,9 +38,9 @@ def demo(
 ) -> None:
     """Draw one prompt with the three starters, then with the first again: three styles; the last image equals the
     first."""
+    from safelight.catalog import starters
     from safelight.cli.sheet import Sheet
     from safelight.errors import InputError, IntegrityError
-    from safelight.library import starters
 
     engine = local(context, root)
     names = [model.name for model in starters.models()]

@@ -13,10 +13,10 @@ from safelight.cli.common import JsonOption, RootOption, bar, loaded, say_json
 from safelight.errors import InputError
 
 if TYPE_CHECKING:
-    from safelight.library.model import Model
-    from safelight.trust.doctor import Doctor
-    from safelight.trust.finding import Finding
-    from safelight.trust.report import Report
+    from safelight.catalog.model import Model
+    from safelight.diagnostics.doctor import Doctor
+    from safelight.diagnostics.finding import Finding
+    from safelight.diagnostics.report import Report
 
 EXAMPLES = (
     "Examples: `safelight doctor` · `safelight doctor my-model --json` · `safelight doctor --soak 2000` · "
@@ -69,8 +69,8 @@ def doctor(
     """Look for what spoils images here: loading, state, attention, memory, device. Exit code 1 if anything is wrong."""
     wanted = _soak_of(soak)
     settings = loaded(context, root).settings
-    from safelight.assemble import examining
-    from safelight.trust.report import Report, in_order, without_names
+    from safelight.assembly import doctor as examining
+    from safelight.diagnostics.report import Report, in_order, without_names
 
     if image is not None:
         if names or soak or since_upgrade:
@@ -106,8 +106,8 @@ def doctor(
 def _picture(context: typer.Context, root: Path | None, image: Path, save: Path | None, as_json: bool) -> None:
     from safelight.cli.remake import distrusted
     from safelight.devices import machine
-    from safelight.trust.distrusted import findings
-    from safelight.trust.report import Report
+    from safelight.diagnostics.report import Report
+    from safelight.diagnostics.suspect_picture import findings
 
     report = Report(findings(distrusted(context, root, image)), {"processor": machine.processor()})
     if as_json:
@@ -122,7 +122,7 @@ def _picture(context: typer.Context, root: Path | None, image: Path, save: Path 
 
 
 def _soaked(found: Doctor, models: list[Model], wanted: tuple[int, float], plot: Path) -> list[Finding]:
-    from safelight.trust import soak
+    from safelight.diagnostics import soak
 
     images, seconds = wanted
 

@@ -14,15 +14,15 @@ from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say, say_json
 from safelight.cli.options import MODEL_OPTION, Given, refuse_without_effect, takes_request, was_given
 from safelight.errors import RequestError
-from safelight.prompts.variants import has_choices
 from safelight.request.job import Job
+from safelight.request.prompts.variants import has_choices
 from safelight.request.results import Image, OnProgress, Progress
 from safelight.request.schema import MOST_PIXELS, Request
 
 if TYPE_CHECKING:
-    from safelight.engine.base import Engine
-    from safelight.engine.local import LocalEngine
     from safelight.request.run_settings import RunSettings
+    from safelight.workers.engine import Engine
+    from safelight.workers.local_engine import LocalEngine
 
 EXAMPLES = (
     'Examples: `safelight generate "red apple" -m starter-noto` · '
@@ -36,22 +36,22 @@ ModelsOption = Annotated[
 
 def local(context: typer.Context, root: Path | None) -> LocalEngine:
     """Open the engine of this process."""
-    from safelight.assemble.opening import open_engine
+    from safelight.assembly.importing import open_engine
 
     return open_engine(loaded(context, root).settings)
 
 
 def _engine(context: typer.Context, root: Path | None, server: str | None, key: str | None, isolate: bool) -> Engine:
     if server is None and (isolate or loaded(context, root).settings.isolate):
-        from safelight.assemble.serving import isolating
-        from safelight.engine.isolated import IsolatedEngine
-        from safelight.resolve.catalog import Catalog
+        from safelight.assembly.services import isolating
+        from safelight.catalog.catalog import Catalog
+        from safelight.workers.isolation import IsolatedEngine
 
         settings = loaded(context, root).settings
         return IsolatedEngine(Catalog.under(settings.root), isolating(settings))
     if server is None:
         return local(context, root)
-    from safelight.engine.client import ServerEngine
+    from safelight.workers.client import ServerEngine
 
     return ServerEngine(server, key)
 
@@ -124,7 +124,7 @@ def generate(
 
 def _expand(context: typer.Context, root: Path | None, requests: list[Request], every: bool) -> list[Request]:
     """Replace the choices and wildcards in the prompts. ``every``: return a request for each combination."""
-    from safelight.prompts import variants
+    from safelight.request.prompts import variants
 
     choose = variants.every if every else variants.chosen
     wildcards = loaded(context, root).settings.root / "wildcards"
@@ -153,7 +153,7 @@ def make(
     engine: Engine, requests: list[Request], out: Path, as_json: bool, most_pixels: int = MOST_PIXELS
 ) -> Iterator[Image]:
     """Make, save and report the images of all requests. Check every request before the first image begins."""
-    from safelight.storage.images import save
+    from safelight.queue.image_files import save
 
     work, notes = _resolve(engine, requests, most_pixels)
     for note in notes:

@@ -15,8 +15,8 @@ from safelight.cli.values import default_model, folder, seed_of
 from safelight.request.results import Image, Progress
 
 if TYPE_CHECKING:
-    from safelight.engine.local import LocalEngine
-    from safelight.jobs.grid import Cell
+    from safelight.request.grid import Cell
+    from safelight.workers.local_engine import LocalEngine
 
 EXAMPLES = (
     'Examples: `safelight grid "red apple" -m starter-noto --x lora=none,ink:0.5,ink:1 --y seed=0..2` · '
@@ -55,11 +55,11 @@ def grid(
 
     The command switches models as rarely as possible. After an interruption, the same command continues.
     """
-    from safelight.assemble.opening import open_engine
+    from safelight.assembly.importing import open_engine
     from safelight.cli.sheet import GridSheet
     from safelight.errors import RequestError
-    from safelight.jobs.grid import axis, cells
-    from safelight.prompts import variants
+    from safelight.request.grid import axis, cells
+    from safelight.request.prompts import variants
 
     refuse_without_effect(context)
     folder(out)
@@ -135,7 +135,7 @@ class _Maker:
 
     def _read(self) -> dict[str, dict[str, str]]:
         from safelight.errors import FileError
-        from safelight.formats.folder import read_json
+        from safelight.files.folder import read_json
 
         try:
             entries = read_json(self._out / DONE)
@@ -145,8 +145,8 @@ class _Maker:
 
     def make(self, cell: Cell, report: Any) -> tuple[Path, bool]:
         """Make the image of a cell if necessary. Returns its file, and whether an earlier run made it."""
-        from safelight.files import write_whole
-        from safelight.storage.images import save
+        from safelight.files.disk import write_whole
+        from safelight.queue.image_files import save
 
         key = self._keys[cell.column, cell.row]
         earlier = self._find_earlier(key)
@@ -168,7 +168,7 @@ class _Maker:
     def _find_earlier(self, key: str) -> Path | None:
         """The file that an earlier run made, if it still has the same pixels."""
         from safelight.errors import FileError
-        from safelight.metadata import chunks
+        from safelight.pictures import chunks
 
         known = self._known.get(key)
         if known is None:

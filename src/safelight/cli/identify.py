@@ -18,8 +18,8 @@ def identify(
     as_json: JsonOption = False,
 ) -> None:
     """Say what files are (base, kind, prediction type, dtype), and which rule decided it. Reads only file headers."""
+    from safelight.catalog.identify import identify as identified
     from safelight.errors import InputError
-    from safelight.library.identify import identify as identified
 
     failed = False
     for path in paths:

@@ -27,7 +27,7 @@ def memory(
     The command shows its own process. Without `-m` nothing is resident, and the budgets are those that a generation
     would have.
     """
-    from safelight.assemble.opening import open_engine
+    from safelight.assembly.importing import open_engine
 
     engine = open_engine(loaded(context, root).settings)
     for name in models or []:
@@ -68,7 +68,7 @@ def fits(
     """Say whether a model runs on this machine, by which plan, how much slower than if it were resident, and what
     would make it faster. Exit code 1 if it does not fit.
     """
-    from safelight.assemble.opening import open_engine
+    from safelight.assembly.importing import open_engine
     from safelight.request.schema import Request
 
     found = re.fullmatch(r"([0-9]+)x([0-9]+)", size) if size else None

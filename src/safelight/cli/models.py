@@ -11,9 +11,9 @@ import typer
 from safelight.cli.common import Commands, JsonOption, RootOption, byte_bar, loaded, say_json, table
 
 if TYPE_CHECKING:
+    from safelight.catalog.library import Library
+    from safelight.catalog.model import Model
     from safelight.cli.adding import Found
-    from safelight.library.library import Library
-    from safelight.library.model import Model
 
 app = typer.Typer(
     cls=Commands,
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 
 def _library(context: typer.Context, root: Path | None) -> Library:
-    from safelight.assemble.control import open_library
+    from safelight.assembly.catalog import open_library
 
     return open_library(loaded(context, root).settings)
 
@@ -203,7 +203,7 @@ def export(
         raise typer.BadParameter(f"{form!r}: must be diffusers", param_hint="--format")
     library = _library(context, root)
     model = library.checked(library.get(name))
-    from safelight.assemble.exporting import to_diffusers
+    from safelight.assembly.export import to_diffusers
 
     to_diffusers(model, out.expanduser())
     typer.echo(f"{out}: {name} as a diffusers folder")

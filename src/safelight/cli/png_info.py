@@ -20,10 +20,10 @@ def png_info(
     """Show the text that Safelight or another program wrote into an image file. Exit code 1 if there is none."""
     from PIL import Image as PILImage
 
+    from safelight.catalog.inputs import FORMATS
     from safelight.errors import CorruptFileError
-    from safelight.files import open_regular
-    from safelight.library.inputs import FORMATS
-    from safelight.metadata import infotext
+    from safelight.files.disk import open_regular
+    from safelight.pictures import infotext
 
     descriptor, _ = open_regular(path)
     with open(descriptor, "rb") as file:

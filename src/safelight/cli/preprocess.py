@@ -26,9 +26,9 @@ def preprocess(
     high: Annotated[int, typer.Option(help="The upper threshold.")] = 200,
 ) -> None:
     """Compute from a picture what a ControlNet reads, and save it as a picture."""
-    from safelight.adapters.preprocess import made
-    from safelight.files import open_regular, write_whole
-    from safelight.library.inputs import opened
+    from safelight.catalog.inputs import opened
+    from safelight.files.disk import open_regular, write_whole
+    from safelight.pipeline.preprocess import made
 
     control = Control(name, str(image), preprocessor=name, low=low, high=high)
     descriptor, _ = open_regular(image.expanduser())

@@ -15,9 +15,9 @@ from safelight.request.schema import Request
 from safelight.request.stored import read_request
 
 if TYPE_CHECKING:
-    from safelight.engine.local import LocalEngine
+    from safelight.diagnostics.suspect_picture import Remade
     from safelight.settings import Settings
-    from safelight.trust.distrusted import Remade
+    from safelight.workers.local_engine import LocalEngine
 
 EXAMPLES = "Example: `safelight remake out/starter-noto-0.png`"
 
@@ -31,9 +31,9 @@ def remake(
     root: RootOption = None,
 ) -> None:
     """Make an image again from its own metadata and say whether it is the same. Exit code 1 if it differs."""
-    from safelight.assemble.opening import open_engine
-    from safelight.metadata import chunks
-    from safelight.storage.images import save
+    from safelight.assembly.importing import open_engine
+    from safelight.pictures import chunks
+    from safelight.queue.image_files import save
 
     if out is not None:
         values.folder(out)
@@ -90,9 +90,9 @@ def request_of(path: Path, metadata: Any, model: str) -> Request:
 
 def distrusted(context: typer.Context, root: Path | None, path: Path) -> Remade:
     """Make a picture again as its metadata records, and collect what differs."""
-    from safelight.assemble.opening import open_engine
-    from safelight.metadata import chunks
-    from safelight.trust.distrusted import Remade
+    from safelight.assembly.importing import open_engine
+    from safelight.diagnostics.suspect_picture import Remade
+    from safelight.pictures import chunks
 
     metadata, held = chunks.read(path)
     recorded = metadata["run"]

@@ -37,10 +37,10 @@ def serve(
 
     import uvicorn
 
-    from safelight.assemble.serving import open_control
+    from safelight.assembly.services import open_control
     from safelight.server import app
     from safelight.server.connections import Numbered
-    from safelight.web import page
+    from safelight.server.page import page
 
     logs.to_stderr(settings.log_format)
     control = open_control(settings)

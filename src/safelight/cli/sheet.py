@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from safelight.files import write_new
+from safelight.files.disk import write_new
 from safelight.request.results import Image
 
 _TILE = 256

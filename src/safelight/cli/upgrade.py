@@ -13,7 +13,7 @@ import typer
 from safelight.cli.common import RootOption, loaded, table
 
 if TYPE_CHECKING:
-    from safelight.trust.environment import Environment
+    from safelight.diagnostics.environment import Environment
 
 UPGRADE_EXAMPLES = (
     "Examples: `safelight upgrade ~/safelight-0.2.0-py3-none-any.whl` · `safelight upgrade ~/src/safelight` · "
@@ -41,9 +41,9 @@ def upgrade(
 
     The name of a package is not enough: give the source, or leave it out to use the source of the running version.
     """
+    from safelight.diagnostics import sources
+    from safelight.diagnostics.environment import Environments
     from safelight.errors import InputError
-    from safelight.trust import sources
-    from safelight.trust.environment import Environments
 
     environments = Environments()
     wanted = sources.named(source, to or "") if source else sources.of_running()
@@ -73,8 +73,8 @@ def rollback(
 ) -> None:
     """Use the environment that the last upgrade replaced. Then draw each model's canary, a small test image, again and
     compare it."""
+    from safelight.diagnostics.environment import Environments
     from safelight.errors import InputError
-    from safelight.trust.environment import Environments
 
     environments = Environments()
     if listed:

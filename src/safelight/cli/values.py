@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import InputError, RequestError
-from safelight.prompts.loras import parsed
 from safelight.request.parts import Control, Lora
+from safelight.request.prompts.loras import parsed
 from safelight.request.schema import MOST_SEED
 
 SEED_HELP = (

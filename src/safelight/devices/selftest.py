@@ -14,7 +14,8 @@ from pathlib import Path
 import structlog
 import torch
 
-from safelight.devices import choice, kept, sums
+from safelight.devices import choice, sums
+from safelight.devices import measurements as kept
 from safelight.devices.base import Device
 from safelight.devices.transfer import Transfers
 from safelight.devices.verification import Verification

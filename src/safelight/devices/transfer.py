@@ -25,7 +25,7 @@ from safelight.devices import sums
 from safelight.devices.base import Device, Fence
 from safelight.devices.verification import Verification
 from safelight.errors import IntegrityError, TransferError
-from safelight.files import open_regular
+from safelight.files.disk import open_regular
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

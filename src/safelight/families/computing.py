@@ -19,7 +19,7 @@ from torch import nn
 from safelight.boundary import pictures
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.family import Config, Family, Latents
-from safelight.prompts.words import Words
+from safelight.request.prompts.words import Words
 from safelight.request.schema import Request
 
 Tensors = Mapping[str, torch.Tensor]

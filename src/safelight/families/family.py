@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Literal, Self
 from safelight.families.features import Feature
 from safelight.families.rules import KindRule
 from safelight.families.tables import Shapes, TensorRow
-from safelight.formats.folder import Folder
-from safelight.formats.header import Header
+from safelight.files.folder import Folder
+from safelight.files.header import Header
 from safelight.request.parts import Purpose
 from safelight.request.samplers import NoiseKind
 

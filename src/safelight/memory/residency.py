@@ -125,7 +125,7 @@ class Residency:
     ) -> Generator[Lease]:
         """Hold the component in ``dtype`` until the context ends.
 
-        ``favour``: this is a prefetch (:mod:`safelight.memory.filling`). It ends soon. Another lease that finds too
+        ``favour``: this is a prefetch (:mod:`safelight.memory.prefetch`). It ends soon. Another lease that finds too
         little room beside it waits for its end.
 
         Raises OutOfMemoryError if not even its largest segment fits beside the segments that other leases hold.

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from safelight.catalog.adapters import Adapters
+from safelight.catalog.model import Adapter, Model
 from safelight.errors import RequestError
 from safelight.families.family import CONTROLNET, Config, Family
 from safelight.families.registry import family
-from safelight.library.adapters import Adapters
-from safelight.library.model import Adapter, Model
 from safelight.request.parts import Lora
 from safelight.weights.adapter_file import INVERSION, VAE
 from safelight.weights.adapter_kinds import WEIGHTS

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from safelight.catalog.model import Model
 from safelight.errors import RequestError
 from safelight.families.features import Feature, first_missing
-from safelight.library.model import Model
-from safelight.prompts import compel_syntax
-from safelight.prompts.editing import of_request
-from safelight.prompts.tokens import NO_WORDS, chunks
-from safelight.prompts.words import Words
 from safelight.request.field import fields_of
+from safelight.request.prompts import compel_syntax
+from safelight.request.prompts.editing import of_request
+from safelight.request.prompts.tokens import NO_WORDS, chunks
+from safelight.request.prompts.words import Words
 from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import MOST_PIXELS, Request
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.library import Library
+from safelight.catalog.model import Adapter, Model
 from safelight.errors import IntegrityError
-from safelight.library.library import Library
-from safelight.library.model import Adapter, Model
 from safelight.request.job import Job, PartContent
 from safelight.request.schema import Request
 from safelight.resolve.adapters import ResolvedLora, resolve_lora
-from safelight.resolve.catalog import Catalog
 from safelight.resolve.inversions import Inversion, vectors_of
 from safelight.resolve.resolve import model_content
 from safelight.weights.manifest import ComponentManifest

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from safelight.catalog.adapters import Adapters
+from safelight.catalog.model import Adapter, Model
 from safelight.errors import RequestError
 from safelight.families.features import Feature
-from safelight.library.adapters import Adapters
-from safelight.library.model import Adapter, Model
-from safelight.prompts import words
-from safelight.prompts.editing import of_request
-from safelight.prompts.tokens import ROOM, tokens_of, used
 from safelight.request.parts import Embedding
+from safelight.request.prompts import words
+from safelight.request.prompts.editing import of_request
+from safelight.request.prompts.tokens import ROOM, tokens_of, used
 from safelight.request.schema import Request
 from safelight.weights.adapter_file import INVERSION
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from safelight.catalog.model import Model
 from safelight.errors import RequestError
-from safelight.library.model import Model
 from safelight.request.schema import Request
 
 

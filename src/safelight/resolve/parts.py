@@ -6,17 +6,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from safelight.catalog import paths
+from safelight.catalog.adapters import Adapters
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.library import Library
+from safelight.catalog.model import Adapter, Model
 from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
 from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
-from safelight.library import paths
-from safelight.library.adapters import Adapters
-from safelight.library.library import Library
-from safelight.library.model import Adapter, Model
 from safelight.request.job import PartContent
 from safelight.request.parts import Control
 from safelight.request.schema import Request
-from safelight.resolve.catalog import Catalog
 from safelight.weights.adapter_file import VAE
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from safelight.catalog.inputs import Inputs
 from safelight.errors import RequestError
-from safelight.library.inputs import Inputs
 from safelight.request.schema import MOST_PIXELS, Request
 
 _SHAPE = 0.03

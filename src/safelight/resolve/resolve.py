@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from safelight.library import paths
-from safelight.library.model import Model
-from safelight.prompts import loras, tags
+from safelight.catalog import paths
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.model import Model
 from safelight.request.job import Job, ModelContent, PartContent
+from safelight.request.prompts import loras, tags
 from safelight.request.schema import Request
 from safelight.resolve import inversions, parts
 from safelight.resolve.adapters import resolve_lora
-from safelight.resolve.catalog import Catalog
 from safelight.resolve.check import check
 from safelight.resolve.limits import NO_LIMITS, RequestLimits
 from safelight.resolve.pictures import resolve_pictures

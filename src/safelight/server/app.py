@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from safelight.assemble.serving import Services
+from safelight.assembly.services import Services
 from safelight.server import auth, bridge, problems
 from safelight.server.apis import a1111, added, native, openai
 from safelight.server.metrics import Metrics

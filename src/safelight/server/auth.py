@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
-from safelight.files import write_whole
+from safelight.files.disk import write_whole
 from safelight.settings import Settings
 
 OPEN_PATHS = ("/api/v1/health",)

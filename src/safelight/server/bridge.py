@@ -11,9 +11,9 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
-from safelight.engine.events import Event, Events
-from safelight.jobs.job import ENDED, QueuedJob
-from safelight.storage.db import Database
+from safelight.queue.database import Database
+from safelight.queue.events import Event, Events
+from safelight.queue.job import ENDED, QueuedJob
 
 T = TypeVar("T")
 

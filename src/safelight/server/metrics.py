@@ -11,9 +11,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from safelight.assemble.serving import Services
-from safelight.engine.events import Event
-from safelight.jobs.job import ENDED
+from safelight.assembly.services import Services
+from safelight.queue.events import Event
+from safelight.queue.job import ENDED
 
 
 class Metrics(Collector):

@@ -24,7 +24,7 @@ from safelight.errors import (
     StorageError,
     WorkerDiedError,
 )
-from safelight.jobs.job import Failure, QueuedJob
+from safelight.queue.job import Failure, QueuedJob
 
 
 class Problem(BaseModel):

@@ -8,7 +8,7 @@ from typing import Any, cast
 from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
-from safelight.formats.header import Header, TensorInfo
+from safelight.files.header import Header, TensorInfo
 from safelight.weights.adapter_kinds import WEIGHTS
 from safelight.weights.adapter_parts import NAMELESS, AdapterConfig
 from safelight.weights.layout import FLOATS, ComponentLayout, TensorPlace, alone

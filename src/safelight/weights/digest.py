@@ -14,7 +14,7 @@ import xxhash
 from blake3 import blake3
 
 from safelight.errors import CorruptFileError
-from safelight.formats.header import ITEM_BYTES
+from safelight.files.header import ITEM_BYTES
 from safelight.weights.layout import TensorPlace
 
 CHUNK_BYTES = 8 << 20

@@ -13,7 +13,7 @@ from pathlib import Path
 from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.families.family import Alone, Component, Config, Family
 from safelight.families.tables import NotThisArchitecture, TensorRow, TensorSource, squeezed
-from safelight.formats.header import Header, TensorInfo
+from safelight.files.header import Header, TensorInfo
 from safelight.request.parts import Purpose
 
 FLOATS = frozenset({"F32", "F16", "BF16"})

@@ -16,8 +16,8 @@ from typing import Any
 from safelight.errors import CorruptFileError
 from safelight.families.family import Config
 from safelight.families.registry import architectures
-from safelight.files import open_regular
-from safelight.formats.header import ITEM_BYTES
+from safelight.files.disk import open_regular
+from safelight.files.header import ITEM_BYTES
 from safelight.weights.adapter_parts import AdapterConfig
 from safelight.weights.digest import TensorDigester, named
 from safelight.weights.layout import ComponentLayout

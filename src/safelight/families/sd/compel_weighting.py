@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from safelight.families.sd.encoding import Read
-from safelight.prompts.tokens import END, POSITIONS, START, tokens_of, vocabulary
-from safelight.prompts.words import Words, cut
+from safelight.request.prompts.tokens import END, POSITIONS, START, tokens_of, vocabulary
+from safelight.request.prompts.words import Words, cut
 
 ReadTokens = Callable[[torch.Tensor, torch.Tensor | None], Read]
 

@@ -21,8 +21,8 @@ from safelight.families.sd.encoding import Read
 from safelight.families.sd.recognition import NORM_GROUPS, TIME_IDS_WIDTH, attention_heads
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.sd.vae import VAEConfig
-from safelight.prompts.tokens import END, START, VOCABULARY, Chunk, chunks
-from safelight.prompts.words import Words
+from safelight.request.prompts.tokens import END, START, VOCABULARY, Chunk, chunks
+from safelight.request.prompts.words import Words
 from safelight.request.schema import Request
 
 CHANNELS_PER_HEAD = 64

@@ -12,8 +12,8 @@ from safelight.families.sd.controlnet import ControlNetConfig
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.sd.vae import VAEConfig
 from safelight.families.tables import NotThisArchitecture
-from safelight.formats.folder import Folder
-from safelight.formats.header import Header
+from safelight.files.folder import Folder
+from safelight.files.header import Header
 
 INSTRUCTIONS = "instruct-pix2pix"
 """The variant that changes an image as the prompt says (Brooks et al. 2023, arXiv 2211.09800)."""

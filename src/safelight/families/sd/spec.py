@@ -28,7 +28,7 @@ from safelight.families.sd.recognition import POSITIONS, VOCABULARY
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.sd.vae import VAEConfig
 from safelight.families.tables import Shapes
-from safelight.formats.folder import Folder
+from safelight.files.folder import Folder
 from safelight.request.parts import Purpose
 
 ARCHITECTURES: tuple[type[Config], ...] = (CLIPConfig, UNetConfig, VAEConfig, ControlNetConfig)

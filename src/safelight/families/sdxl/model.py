@@ -13,7 +13,7 @@ from safelight.families.sd import encoding
 from safelight.families.sd.encoding import Read
 from safelight.families.sd.model import StableDiffusion
 from safelight.families.sd.spec import LATENT_SCALE
-from safelight.prompts.tokens import END
+from safelight.request.prompts.tokens import END
 
 
 class StableDiffusionXL(StableDiffusion):

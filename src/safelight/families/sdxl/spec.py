@@ -24,7 +24,7 @@ from safelight.families.sd.spec import (
 )
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.tables import NotThisArchitecture, Shapes
-from safelight.formats.folder import Folder
+from safelight.files.folder import Folder
 from safelight.request.parts import Purpose
 
 FACTOR = 0.13025

@@ -18,20 +18,20 @@ from fastapi import Request as HTTPRequest
 from PIL import Image as PILImage
 from pydantic import BaseModel
 
-from safelight.assemble.serving import Services
-from safelight.engine.dispatch import RunningJob
+from safelight.assembly.services import Services
+from safelight.catalog.index import Card
+from safelight.catalog.inputs import FORMATS
+from safelight.catalog.model import Model
 from safelight.errors import RequestError, WorkerDiedError
 from safelight.families.family import CONTROLNET
-from safelight.jobs.job import QueuedJob
-from safelight.library.index import Card
-from safelight.library.inputs import FORMATS
-from safelight.library.model import Model
-from safelight.metadata import infotext
-from safelight.metadata.chunks import parameters, schedule_label
+from safelight.pictures import infotext
+from safelight.pictures.chunks import parameters, schedule_label
+from safelight.queue.image_files import preview_png
+from safelight.queue.job import QueuedJob
 from safelight.request.parts import PREPROCESSORS
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, a1111_name
 from safelight.request.schema import MOST_PIXELS, UPSCALERS, Request
-from safelight.server import asking, auth, bridge
+from safelight.server import auth, bridge, intake
 from safelight.server.apis.a1111_fields import (
     AUTOMATIC,
     OPTIONS_DONE,
@@ -43,9 +43,9 @@ from safelight.server.apis.a1111_fields import (
 from safelight.server.apis.a1111_neutral import OPTIONS, refuse
 from safelight.server.clients import CHECKPOINT, Client, Clients, client_of
 from safelight.server.problems import RefusedError, of_job
-from safelight.storage.images import preview_png
 from safelight.weights.adapter_file import INVERSION, VAE
 from safelight.weights.adapter_kinds import WEIGHTS
+from safelight.workers.dispatcher import RunningJob
 
 OWN_VAE = ("Automatic", "None")
 """A1111's names for a checkpoint's own VAE."""
@@ -98,7 +98,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
 
     def current(client: Client) -> Model:
         chosen = clients.option(client, CHECKPOINT)
-        return asking.default_model(control) if chosen is None else by_title(control, chosen)
+        return intake.default_model(control) if chosen is None else by_title(control, chosen)
 
     def listed(*kinds: str) -> list[Card]:
         return [found for found in control.catalog.adapters.cards() if found.kind in kinds]
@@ -123,7 +123,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
         jobs = await bridge.run(queue_jobs, asked, client_of(http))
         siblings.update({job.id: [sibling.id for sibling in jobs] for job in jobs})
         try:
-            jobs = await asking.all_ended(control, jobs, http)
+            jobs = await intake.all_ended(control, jobs, http)
         finally:
             for job in jobs:
                 siblings.pop(job.id, None)
@@ -140,9 +140,9 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
             raise RefusedError(409, "which_model", message, "sd_checkpoint_hash")
         sampler, schedule = sampler_of(asked.sampler_name or asked.sampler_index or "Euler", asked.scheduler)
         count = asked.batch_size * asked.n_iter
-        seed = asked.seed if asked.seed is not None and asked.seed >= 0 else asking.some_seed(count)
+        seed = asked.seed if asked.seed is not None and asked.seed >= 0 else intake.some_seed(count)
         strength = asked.subseed_strength or 0.0
-        subseed = asked.subseed if asked.subseed is not None and asked.subseed >= 0 else asking.some_seed(count)
+        subseed = asked.subseed if asked.subseed is not None and asked.subseed >= 0 else intake.some_seed(count)
         vae = override.get("sd_vae") or clients.option(client, "sd_vae") or OWN_VAE[0]
         skip = _layers(asked, override) or clients.option(client, "CLIP_stop_at_last_layers") or 1
         if not model.family.clip_skip_in_a1111:
@@ -166,7 +166,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
             variation_strength=strength,
             **asked.given(),
         )
-        return asking.accept(control, request, client=f"a1111 {client.address}")
+        return intake.accept(control, request, client=f"a1111 {client.address}")
 
     @api.get("/sd-models")
     def sd_models() -> list[dict[str, Any]]:
@@ -252,7 +252,7 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
     def set_options(given: dict[str, Any], http: HTTPRequest) -> dict[str, Any]:
         """Set options for this client only. If one of them is not supported, answer with an error and set none."""
         client = client_of(http)
-        known = _options(current(client) if "sd_model_checkpoint" not in given else asking.default_model(control))
+        known = _options(current(client) if "sd_model_checkpoint" not in given else intake.default_model(control))
         for name, value in given.items():
             if name not in OPTIONS_DONE and known.get(name) != value:
                 refuse(OPTIONS, "", name, value)
@@ -358,7 +358,7 @@ def by_title(control: Services, title: str) -> Model:
     if len(found) > 1:
         names = ", ".join(card.name for card in found)
         raise RefusedError(409, "which_model", f"{name} can be {names}; send the model's name", "sd_model_checkpoint")
-    return asking.model_named(control, found[0].name if found else name)
+    return intake.model_named(control, found[0].name if found else name)
 
 
 def _layers(asked: TextToImage, override: dict[str, Any]) -> int | None:

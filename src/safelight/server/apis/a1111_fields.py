@@ -10,9 +10,9 @@ from PIL import Image as PILImage
 from PIL import ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
+from safelight.catalog.inputs import as_mask, opened
 from safelight.errors import RequestError
-from safelight.generate import sizes
-from safelight.library.inputs import as_mask, opened
+from safelight.pipeline import sizes
 from safelight.request.parts import PREPROCESSORS, Control, ControlMode, Resize
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
 from safelight.request.schema import MOST_SIDE, UPSCALERS

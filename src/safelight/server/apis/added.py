@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 import structlog
 from fastapi import APIRouter
 
-from safelight.assemble.serving import Services
+from safelight.assembly.services import Services
 from safelight.extensions import Extensible, extensions, function
 
 _log = structlog.get_logger(__name__)

@@ -14,14 +14,13 @@ from fastapi import Path as InPath
 from fastapi import Request as HTTPRequest
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from safelight.assemble.serving import Services
-from safelight.engine.dispatch import advanced, described, pictured
-from safelight.engine.events import Event
-from safelight.engine.messages import Question
+from safelight.assembly.services import Services
 from safelight.errors import IntegrityError, WorkerDiedError
-from safelight.jobs.job import QueuedJob, State
+from safelight.queue.database import StoredImage
+from safelight.queue.events import Event
+from safelight.queue.job import QueuedJob, State
 from safelight.request.schema import Request
-from safelight.server import asking, auth, bridge
+from safelight.server import auth, bridge, intake
 from safelight.server.apis.native_fields import (
     AdapterModel,
     Adding,
@@ -38,7 +37,8 @@ from safelight.server.apis.native_fields import (
     Verified,
 )
 from safelight.server.problems import RefusedError, documented
-from safelight.storage.db import StoredImage
+from safelight.workers.dispatcher import advanced, described, pictured
+from safelight.workers.messages import Question
 
 ALIVE_SECONDS = 15.0
 """Seconds between two comments in a stream of events. They show clients that the connection is alive."""
@@ -67,8 +67,8 @@ def router(control: Services) -> APIRouter:  # noqa: PLR0915 - a list of routes
         """
         fields = asked.model_dump(exclude={"priority"})
         if fields["seed"] is None:
-            fields["seed"] = asking.some_seed(fields["count"])
-        return _job(asking.accept(control, Request(**fields), client="api", priority=asked.priority)[0])
+            fields["seed"] = intake.some_seed(fields["count"])
+        return _job(intake.accept(control, Request(**fields), client="api", priority=asked.priority)[0])
 
     @api.get("/adapters", tags=["models"])
     def adapters() -> list[AdapterModel]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic import Field as FieldOf
 
-from safelight.jobs.job import State
+from safelight.queue.job import State
 from safelight.request.field import Field, fields_of
 from safelight.request.parts import Control, Embedding, Lora
 from safelight.request.schema import MOST_SEED, Request

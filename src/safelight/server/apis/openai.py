@@ -17,16 +17,16 @@ from PIL import ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import FormData
 
-from safelight.assemble.serving import Services
+from safelight.assembly.services import Services
+from safelight.catalog.inputs import opened
+from safelight.catalog.model import Model
 from safelight.errors import RequestError
-from safelight.jobs.job import QueuedJob
-from safelight.library.inputs import opened
-from safelight.library.model import Model
-from safelight.metadata import infotext
-from safelight.metadata.chunks import parameters
+from safelight.pictures import infotext
+from safelight.pictures.chunks import parameters
+from safelight.queue.job import QueuedJob
 from safelight.request.samplers import sampler_of
 from safelight.request.schema import Request
-from safelight.server import asking, bridge
+from safelight.server import bridge, intake
 from safelight.server.problems import of_job
 
 
@@ -195,7 +195,7 @@ def router(control: Services) -> APIRouter:
     async def generations(asked: ImageGeneration, http: HTTPRequest) -> Images:
         """Make images and return them."""
         jobs = await bridge.run(_queue, control, asked)
-        jobs = await asking.all_ended(control, jobs, http)
+        jobs = await intake.all_ended(control, jobs, http)
         return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
 
     @api.post("/images/edits", response_model_exclude_none=True)
@@ -230,7 +230,7 @@ def router(control: Services) -> APIRouter:
         elif mask is not None:
             raise RequestError("mask", mask.filename or "", "has no transparency: make the part to redraw transparent")
         jobs = await bridge.run(_queue, control, asked, start)
-        jobs = await asking.all_ended(control, jobs, http)
+        jobs = await intake.all_ended(control, jobs, http)
         return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
 
     return api
@@ -289,7 +289,7 @@ def _transparent(picture: bytes) -> bytes | None:
 
 def _queue(control: Services, asked: ImageGeneration, start: Mapping[str, Any] | None = None) -> list[QueuedJob]:
     asked.refuse_unknown()
-    model = control.library.get(asked.model) if asked.model else asking.default_model(control)
+    model = control.library.get(asked.model) if asked.model else intake.default_model(control)
     width, height = (None, None) if start and asked.size in (None, "auto") else _size(asked.size, model)
     count = asked.n or 1
     values = {name: asked.asked(name) for name in ("steps", "cfg", "negative", "sampler", "schedule", "strength")}
@@ -302,7 +302,7 @@ def _queue(control: Services, asked: ImageGeneration, start: Mapping[str, Any] |
         prompt=asked.prompt,
         model=model.name,
         negative=values["negative"] or "",
-        seed=asking.some_seed(count) if asked.seed is None else asked.seed,
+        seed=intake.some_seed(count) if asked.seed is None else asked.seed,
         steps=_steps(asked, values["steps"]),
         width=width,
         height=height,
@@ -311,7 +311,7 @@ def _queue(control: Services, asked: ImageGeneration, start: Mapping[str, Any] |
         **_sampler(values["sampler"], values["schedule"]),
         **more,
     )
-    return asking.accept(control, request, client=f"openai {asked.user or ''}".strip())
+    return intake.accept(control, request, client=f"openai {asked.user or ''}".strip())
 
 
 def _steps(asked: ImageGeneration, given: Any) -> int:

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
 import safelight
-from safelight.server import asking, bridge
+from safelight.server import bridge, intake
 from safelight.server.problems import of_job
 
 
@@ -14,10 +14,10 @@ def router(services):
     @api.get("/draw")
     async def draw(http: Request, prompt: str, steps: int = 20, seed: int = 0) -> FileResponse:
         """Make an image with the default model, and return it."""
-        model = await bridge.run(asking.default_model, services)
+        model = await bridge.run(intake.default_model, services)
         asked = safelight.Request(prompt, model.name, steps=steps, seed=seed)
-        [job] = await bridge.run(lambda: asking.accept(services, asked, client="curl"))
-        job = await asking.ended(services, job, http)
+        [job] = await bridge.run(lambda: intake.accept(services, asked, client="curl"))
+        job = await intake.ended(services, job, http)
         if job.state != "done":
             raise of_job(job)
         [image] = await bridge.run(lambda: services.database.images(1, job=job.id))

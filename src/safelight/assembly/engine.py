@@ -1,0 +1,164 @@
+"""Wires the engine of this process from the settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from safelight.assembly import memory_report as report
+from safelight.assembly.catalog import open_library
+from safelight.assembly.services import WORKER
+from safelight.catalog.inputs import Inputs
+from safelight.catalog.model import Model
+from safelight.devices import choice, machine, selftest
+from safelight.devices.base import Device
+from safelight.devices.cpu import CPU
+from safelight.devices.machine import Bound
+from safelight.devices.transfer import STAGING_BYTES, Transfers
+from safelight.devices.verification import Verification
+from safelight.diagnostics.canary import Canaries, after_switch
+from safelight.memory.budget import HOST, Ledger
+from safelight.memory.host_source import FromHost
+from safelight.memory.limits import GB, HOST_RESERVE, Limits
+from safelight.memory.residency import Residency
+from safelight.memory.source import FromFile
+from safelight.memory.working_memory import WorkingMemory
+from safelight.models.attention import Kernels
+from safelight.models.skeleton import SkeletonCache
+from safelight.pipeline.conditioning import KEPT_BYTES, Conditionings
+from safelight.pipeline.preview import Previews
+from safelight.pipeline.resources import TORCH_DTYPES, Resources
+from safelight.request.run_settings import Precision, RunSettings
+from safelight.settings import Settings
+from safelight.workers.fresh_process import Fresh
+from safelight.workers.local_engine import LocalEngine
+
+VERSIONS = ("safelight", "torch", "diffusers", "transformers", "compel", "opencv-python-headless", "pillow", "numpy")
+
+
+def open_engine(settings: Settings, device: Device | None = None, previews: bool = False) -> LocalEngine:
+    """Open an engine.
+
+    device: by default the one that the settings name or, with ``auto``, the best one of this machine.
+    previews: whether progress includes previews of unfinished images.
+    """
+    device = device or choice.device(settings.device)
+    threads = settings.threads or os.cpu_count() or 1
+    ledger = Ledger({HOST: 0} | ({device.name: 0} if device.separate else {}))
+    verification = Verification(settings.verify_transfers)
+    host = _host(settings, ledger, threads)
+    limits, tiers = [_host_limits(ledger, host)], [host]
+    host.before_planning = limits[0].follow
+    stage_bytes = selftest.copies(device, settings.root).stage_bytes if device.separate else 0
+    transfers = Transfers(device, verification, stage_bytes)
+    if device.separate:
+        limits.append(_device_limits(ledger, device))
+        tiers.append(
+            Residency(
+                device,
+                ledger,
+                device.name,
+                FromHost(tiers[0], transfers, settings.keep_ram_copy_of_weights),
+                partial=settings.enable_partial_loading,
+                most=_bytes(settings.max_cache_vram_gb),
+                before_planning=limits[1].follow,
+                log=settings.log_memory_usage,
+            )
+        )
+    for limit in limits:
+        limit.follow()
+    ledger.charge(HOST, threads * STAGING_BYTES, "readers", "buffers for reading files", stored=False, certain=True)
+    ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers for copies", stored=False, certain=True)
+    ledger.charge(HOST, KEPT_BYTES, "prompts", "cached text-encoder outputs", stored=False, certain=True)
+    working = WorkingMemory(settings.root / "working_memory.json")
+    promised = _bytes(settings.device_working_mem_gb) if device.separate else None
+    versions = {name: version(name) for name in VERSIONS}
+    hardware = choice.hardware(device)
+
+    kernels = Kernels(device, settings.root)
+
+    def decide(precision: Precision, model: Model | None) -> RunSettings:
+        wanted = precision if precision != "auto" else settings.precision
+        dtype = choice.precision(wanted, device)
+        # fp16 overflows in the VAEs of SDXL and of some other models. The VAE is small, so fp32 costs little.
+        vae_dtype = "fp32" if dtype == "fp16" else dtype
+        names = (model.name, model.base) if model is not None else ()
+        kind = next((settings.attention_types[n] for n in names if n in settings.attention_types), None)
+        slice_size = settings.attention_slice_size
+        attention = kernels.chosen(kind or settings.attention_type, TORCH_DTYPES[dtype], slice_size)
+        size = slice_size if attention == "sliced" else "auto"
+        return RunSettings(device.name, hardware, dtype, vae_dtype, attention, threads, versions, size)
+
+    def described() -> Mapping[str, Any]:
+        return report.memory(ledger, limits, tiers, transfers, verification)
+
+    resources = Resources(
+        device=device,
+        residency=tiers[-1],
+        skeletons=SkeletonCache(),
+        working=working,
+        computing=_computing(ledger, device),
+        run=decide("auto", None),
+        verification=verification,
+        inputs=Inputs(settings.root),
+        promised=promised,
+        conditionings=Conditionings(KEPT_BYTES),
+        previews=Previews() if previews else None,
+    )
+    engine = LocalEngine(open_library(settings), resources, decide, described, tiers)
+    if settings.canary == "switch":
+        fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
+        engine.on_switch = after_switch(Canaries(settings.root, fresh.made), engine.repairs)
+    return engine
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * GB)
+
+
+def _host(settings: Settings, ledger: Ledger, threads: int) -> Residency:
+    return Residency(
+        CPU(),
+        ledger,
+        HOST,
+        FromFile(threads, settings.root),
+        partial=settings.enable_partial_loading,
+        most=_bytes(settings.max_cache_ram_gb),
+        log=settings.log_memory_usage,
+    )
+
+
+def _host_limits(ledger: Ledger, host: Residency) -> Limits:
+    at_start = machine.anonymous_bytes()
+
+    def computing() -> int:
+        # The bytes of working memory that are in use already.
+        # At most the reserved bytes: anything above them is growth of the libraries.
+        # Negative while files are read into slabs whose pages the system has not allocated yet: those bytes are still
+        # available. Not below the size of these slabs: bytes that the libraries freed since the start are counted as
+        # available already.
+        used = machine.anonymous_bytes() - at_start - ledger.stored(HOST)
+        return max(-host.coming_bytes, min(used, ledger.reserved(HOST)))
+
+    return Limits(ledger, HOST, machine.tightest, computing, HOST_RESERVE)
+
+
+def _device_limits(ledger: Ledger, device: Device) -> Limits:
+    def bound() -> Bound:
+        return Bound(device.available(), f"the memory of {device.name}")
+
+    return Limits(ledger, device.name, bound, _computing(ledger, device))
+
+
+def _computing(ledger: Ledger, device: Device) -> Callable[[], int]:
+    """A function that returns the bytes in use in the memory of ``device``, less those that the ledger has stored."""
+
+    def host() -> int:
+        return machine.anonymous_bytes() - ledger.stored(HOST)
+
+    def own() -> int:
+        return max(0, (device.allocated() or 0) - ledger.stored(device.name))
+
+    return own if device.separate else host

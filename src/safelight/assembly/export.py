@@ -1,0 +1,112 @@
+"""Writes a model as a diffusers folder for other programs: the same bytes, under the names of diffusers' modules."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from safelight import boundary
+from safelight.boundary import exports
+from safelight.catalog.model import Model
+from safelight.errors import InputError
+from safelight.families.computing import computing, construct
+from safelight.families.family import Family
+from safelight.files import safetensors
+from safelight.files.disk import open_regular, settle, write_whole, written
+from safelight.files.header import TensorInfo
+from safelight.pipeline import samplers
+from safelight.weights.digest import read_exactly
+from safelight.weights.manifest import ComponentManifest, ManifestTensor
+
+_WORDS = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
+
+
+def to_diffusers(model: Model, folder: Path) -> None:
+    """Write ``model`` into the new folder ``folder``, completely or not at all.
+
+    Raises:
+        InputError: ``folder`` exists.
+        CorruptFileError: a file of the model ends too early.
+        UnreadableFileError: the folder cannot be written.
+    """
+    if os.path.lexists(folder):
+        raise InputError(f"{folder} already exists; choose another folder with --out")
+    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove, temporary)
+        for component in model.manifest.components:
+            _component(model, component, temporary / component.role)
+        roles = [component.role for component in model.manifest.components]
+        index: dict[str, Any] = {
+            "_class_name": model.family.saved_as,
+            "_diffusers_version": boundary.VERSION,
+            **dict.fromkeys(model.family.saved_empty, (None, None)),
+            "scheduler": ("diffusers", "EulerDiscreteScheduler"),
+        }
+        for role in roles:
+            module = _module(model.family, model.manifest.component(role))
+            index[role] = (exports.library_of(module), type(module).__name__)
+            saved = computing(model.family).save_tokenizer(model.family, role, temporary)
+            if saved is not None:
+                index[saved[0]] = ("transformers", saved[1])
+        schedule = samplers.make(model.family, "euler", "default", model.prediction_type, model.zero_terminal_snr, 0)
+        schedule.scheduler.save_pretrained(temporary / "scheduler")
+        write_whole(temporary / "model_index.json", json.dumps(index, indent=1).encode())
+        temporary.rename(folder)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _component(model: Model, component: ComponentManifest, folder: Path) -> None:
+    text = component.role in model.family.text_encoders
+    file_name = "model" if text else "diffusion_pytorch_model"
+    by_name = {_published(text, tensor.name): tensor for tensor in component.tensors}
+    with contextlib.ExitStack() as stack:
+        opened: dict[Path, int] = {}
+        for path in {tensor.path for tensor in component.tensors}:
+            opened[path] = open_regular(path)[0]
+            stack.callback(os.close, opened[path])
+        infos = [
+            TensorInfo(_published(text, t.name), t.dtype, t.shape, t.path, t.offset, t.nbytes)
+            for t in component.tensors
+        ]
+        with written(folder) as (file, temporary):
+            safetensors.write(file, infos, lambda info: _bytes(opened[info.path], by_name[info.name]))
+            settle(file, temporary)
+            os.replace(temporary, folder / f"{file_name}.safetensors")
+    settings = exports.settings_of(_module(model.family, component))
+    if component.role == model.family.denoiser:
+        settings["sample_size"] = model.resolution // model.family.latents.scale
+    write_whole(folder / "config.json", json.dumps(settings).encode())
+
+
+def _module(family: Family, component: ComponentManifest) -> Any:
+    with torch.device("meta"):
+        return construct(family, component.config)
+
+
+def _published(text: bool, name: str) -> str:
+    """Return a tensor's name in published checkpoints.
+
+    Before transformers 5 a text encoder had one more module around it. A program with an older version would ignore
+    unknown names and compute with random weights without a word.
+    """
+    inner = text and not name.startswith(("text_model.", "text_projection"))
+    return f"text_model.{name}" if inner else name
+
+
+def _bytes(descriptor: int, tensor: ManifestTensor) -> bytes:
+    data = read_exactly(descriptor, tensor.path, tensor.name, tensor.offset, tensor.nbytes)
+    if not tensor.transpose:
+        return data
+    return np.frombuffer(data, _WORDS[tensor.dtype]).reshape(tensor.shape[::-1]).T.tobytes()

@@ -1,0 +1,76 @@
+"""Shared by the worker and the isolated processes: their end of the pipe, and the execution of a job."""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from safelight.errors import Cancelled, DeviceLostError, InputError, SafelightError
+from safelight.request.results import Progress
+from safelight.workers.messages import Ended, FromWorker, Generate, Made, Progressed
+
+if TYPE_CHECKING:
+    from safelight.workers.local_engine import LocalEngine
+
+
+class Pipe:
+    """The process's end of the pipe. ``connection``: to the server or command.
+
+    When the other end is gone, the process exits at once.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+
+    def say(self, message: FromWorker) -> None:
+        """Send a message. Thread-safe."""
+        try:
+            with self._sending:
+                self._connection.send(message)
+        except OSError:
+            os._exit(0)
+
+    def hear(self) -> object:
+        """Wait for the next message and return it."""
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+def carried_out(engine: LocalEngine, job: Generate, pipe: Pipe, stopped: Callable[[], bool]) -> tuple[Ended, bool]:
+    """Make the images of a job and send each.
+
+    Returns how the job ended, and whether the process should exit: after an unexpected error, or when the device is
+    gone.
+    """
+
+    def on_progress(progress: Progress) -> None:
+        if stopped():
+            raise Cancelled
+        pipe.say(Progressed(job.job, progress))
+
+    kind, problem, must_exit = "done", "", False
+    try:
+        if stopped():
+            raise Cancelled
+        images = engine.run(job.content, on_progress, job.upcoming, job.first)
+        for place, image in enumerate(images, job.first):
+            pipe.say(Made(job.job, place, image))
+    except Cancelled:
+        kind = "cancelled"
+    except InputError as error:
+        kind, problem = "input", str(error)
+    except DeviceLostError as error:
+        kind, problem, must_exit = "device", str(error), True
+    except SafelightError as error:
+        kind, problem = "failed", str(error)
+    except Exception as error:  # noqa: BLE001 - the server must learn the reason
+        traceback.print_exc()
+        kind, problem, must_exit = "failed", f"{type(error).__name__}: {error}", True
+    return Ended(job.job, kind, problem, tuple(engine.resident())), must_exit

@@ -1,0 +1,134 @@
+"""Wires the parts of a server below HTTP: the library, the queue, the worker's supervisor. No torch."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass, field
+
+import structlog
+from filelock import FileLock, Timeout
+
+from safelight.assembly.catalog import open_library
+from safelight.catalog.adapters import Adapters
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.inputs import Inputs
+from safelight.catalog.library import Library
+from safelight.errors import InputError, SafelightError, UnreadableFileError
+from safelight.queue.database import Database
+from safelight.queue.events import Events
+from safelight.queue.image_files import Gallery
+from safelight.queue.order import Rules
+from safelight.request.job import Job
+from safelight.request.schema import Request
+from safelight.resolve.contents import find_model
+from safelight.resolve.resolve import resolve
+from safelight.settings import Settings
+from safelight.workers.dispatcher import Dispatcher
+from safelight.workers.fresh_process import Fresh
+from safelight.workers.isolation import Isolating, Isolator, Spawner, forks
+from safelight.workers.supervisor import Supervisor
+
+_log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS = 86_400
+"""Seconds between two sweeps of the unused input images."""
+
+WORKER = (sys.executable, "-P", "-m", "safelight.assembly.worker_main")
+ZYGOTE = (sys.executable, "-P", "-m", "safelight.assembly.zygote")
+"""The commands of both processes. With -P, Python imports no modules from the current folder."""
+
+
+def isolating(settings: Settings) -> Isolating:
+    """The object that runs jobs in isolated processes: by forks or, where the platform forbids them, new processes."""
+    return Isolator(ZYGOTE, settings) if forks() else Spawner(WORKER, settings)
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of a server below HTTP. ``lock``: the running server holds it, so that a root has only one server."""
+
+    settings: Settings
+    library: Library
+    catalog: Catalog
+    database: Database
+    gallery: Gallery
+    events: Events
+    supervisor: Supervisor
+    dispatcher: Dispatcher
+    fresh: Fresh
+    isolator: Isolating
+    lock: FileLock
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        """Start the queue, and once a day move the unused input images to the trash."""
+        self.dispatcher.start()
+        threading.Thread(target=self._sweep, name="safelight-sweep", daemon=True).start()
+
+    def _sweep(self) -> None:
+        while True:
+            try:
+                moved, removed = self.catalog.inputs.sweep(self.database.inputs(), self.settings.trash_days)
+                _log.info("input images", into_the_trash=moved, removed=removed)
+            except (SafelightError, OSError) as error:
+                _log.warning("input images were not swept", why=str(error))
+            if self.stopping.wait(SWEEP_SECONDS):
+                return
+
+    def stop(self) -> None:
+        """Finish the running job or put it back into the queue, end the processes, and unlock the root."""
+        self.stopping.set()
+        self.fresh.close()
+        self.dispatcher.stop(self.settings.shutdown_seconds)
+        self.supervisor.close()
+        self.isolator.close()
+        self.database.close()
+        self.lock.release()
+
+
+def open_control(settings: Settings) -> Services:
+    """Open everything that a server needs below HTTP. The worker starts to import.
+
+    Raises InputError when another server uses this root, UnreadableFileError when the root cannot be written, and the
+    errors of opening the database.
+    """
+    library = open_library(settings)
+    # Lock before opening the database: opening migrates it, which must not happen while another server uses it.
+    lock = FileLock(settings.root / ".serving")
+    try:
+        settings.root.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"another Safelight server uses {settings.root}; stop it, or choose another folder with --root"
+        ) from error
+    except OSError as error:
+        raise UnreadableFileError(settings.root, f"cannot be written: {error.strerror or error}") from error
+    database = Database(settings.root)
+    gallery, events = Gallery(settings.root), Events()
+    supervisor = Supervisor(WORKER, settings, settings.spare_worker)
+    rules = Rules(settings.queue_overtakes, settings.queue_delay_seconds)
+    isolator = isolating(settings)
+    catalog = Catalog(library, Adapters(settings.root), Inputs(settings.root))
+
+    def resolve_again(request: Request, digest: str) -> Job:
+        return resolve(request, catalog, by_path=False, model=find_model(request.model, digest, library))
+
+    dispatcher = Dispatcher(
+        database, gallery, supervisor, isolator, events, rules, settings.max_queue_size, resolve_again
+    )
+    fresh = Fresh(WORKER, settings, catalog)
+    return Services(
+        settings,
+        library,
+        catalog,
+        database,
+        gallery,
+        events,
+        supervisor,
+        dispatcher,
+        fresh,
+        isolator,
+        lock,
+    )

@@ -1,0 +1,126 @@
+"""The worker: the process that computes for a server.
+
+:mod:`safelight.workers.supervisor` starts it as ``python -m safelight.assembly.worker_main FD``; FD is the file
+descriptor of its pipe. One thread computes, another one reads messages. When the pipe closes, the server is gone and
+the worker exits at once. After an unexpected error, the worker reports it and exits, because a new process has the
+cleanest state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+import structlog
+
+from safelight import logs
+from safelight.assembly import importing as opening
+from safelight.assembly.pipe import Pipe, carried_out
+from safelight.errors import SafelightError
+from safelight.workers.messages import (
+    Answer,
+    Ask,
+    Cancel,
+    Generate,
+    Imported,
+    Open,
+    Ready,
+)
+
+if TYPE_CHECKING:
+    from safelight.workers.local_engine import LocalEngine
+
+
+class Worker:
+    """Serves one engine. ``connection``: to the server."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._pipe = Pipe(connection)
+        self._jobs: queue.SimpleQueue[Generate] = queue.SimpleQueue()
+        self._cancelled: set[str] = set()
+        self._engine: LocalEngine
+
+    def run(self) -> None:
+        """Run jobs until the server is gone."""
+        opening.imported()
+        self._pipe.say(Imported())
+        message = self._pipe.hear()
+        assert isinstance(message, Open)
+        logs.to_stderr(message.settings.log_format)
+        self._engine = opening.open_engine(message.settings, previews=True)
+        self._pipe.say(Ready(asdict(self._engine.resources.run)))
+        threading.Thread(target=self._listen, name="safelight-listen", daemon=True).start()
+        for name in message.pinned:
+            try:
+                self._engine.pin(name)
+            except SafelightError as error:
+                structlog.get_logger().warning("a model cannot be pinned", model=name, why=str(error))
+        while True:
+            self._work(self._jobs.get())
+
+    def _listen(self) -> None:
+        while True:
+            message = self._pipe.hear()
+            match message:
+                case Generate():
+                    self._jobs.put(message)
+                case Cancel(job):
+                    self._cancelled.add(job)
+                case Ask():
+                    # In another thread, so that this one can cancel a job while a model loads.
+                    threading.Thread(target=self._answer, args=(message,), daemon=True).start()
+                case _:
+                    raise AssertionError(message)
+
+    def _answer(self, ask: Ask) -> None:
+        try:
+            self._pipe.say(Answer(ask.tag, self._compute_answer(ask)))
+        except SafelightError as error:
+            self._pipe.say(Answer(ask.tag, None, str(error)))
+        except Exception as error:  # noqa: BLE001 - the server must learn of any error
+            traceback.print_exc()
+            self._pipe.say(Answer(ask.tag, None, f"{type(error).__name__}: {error}"))
+
+    def _compute_answer(self, ask: Ask) -> object:
+        engine = self._engine
+        if ask.what == "memory":
+            return engine.memory()
+        if ask.what == "prefetch":
+            return engine.prefetch(ask.model)
+        match ask.what:
+            case "load":
+                engine.make_resident(engine.library.resolve(ask.model))
+            case "pin":
+                engine.pin(ask.model)
+            case "unpin":
+                engine.unpin(ask.model)
+            case _:
+                engine.unload(ask.model or None)
+        return list(engine.resident())
+
+    def _work(self, job: Generate) -> None:
+        ended, must_exit = carried_out(self._engine, job, self._pipe, lambda: job.job in self._cancelled)
+        self._cancelled.discard(job.job)
+        self._pipe.say(ended)
+        if must_exit:
+            os._exit(1)
+
+
+def main() -> None:
+    # Ctrl-C reaches the server, which then stops the worker.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logs.to_stderr()
+    with contextlib.suppress(KeyboardInterrupt):
+        Worker(Connection(int(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The user's adapters. ``ROOT/adapters/NAME.json`` is the record of an adapter; the adapter's file stays where it is.
+
+Safelight converts a pickle once, into ``ROOT/adapters/converted``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from safelight.catalog import convert, paths, records, starters
+from safelight.catalog.identify import identify, read_header
+from safelight.catalog.index import Card, Index
+from safelight.catalog.lock import alone
+from safelight.catalog.model import Adapter, Origin
+from safelight.errors import (
+    FileError,
+    InputError,
+    IntegrityError,
+    ModelNotFoundError,
+    UnreadableFileError,
+    UnsupportedModelError,
+)
+from safelight.files.disk import settle, written
+from safelight.names import canonical, file_stem
+from safelight.weights import adapter_file as files
+from safelight.weights.digest import named
+from safelight.weights.manifest import FileHint, Manifest, measure, moved
+
+CONVERTED = "converted"
+"""The folder of converted pickles, in the folder of records."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inversions:
+    """The textual inversions of a library in one state.
+
+    ``generation``: the generation of the index from which they come.
+    ``shapes``: shapes of the tensors of each inversion, by its name.
+    ``fitting``: a cache of the inversions that fit given text encoders. It is part of this object, so that it never
+    belongs to another library or to an earlier state.
+    """
+
+    generation: int
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
+    fitting: dict[Hashable, tuple[str, ...]] = field(default_factory=dict[Hashable, tuple[str, ...]])
+
+
+class Adapters:
+    """The adapters under ``root``. The folder need not exist."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._records = root / "adapters"
+        self._index = Index(self._records, records.read_adapter, root / "index.db")
+        self._inversions = Inversions(-1, {})
+
+    def cards(self) -> list[Card]:
+        """Return the cards of all adapters by name, the user's own before the starters. Skips damaged records."""
+        own = [card for card in self._index.cards().values() if not card.problem]
+        taken = {card.name for card in own}
+        return [*own, *(card for card in starters.adapter_cards() if card.name not in taken)]
+
+    def inversions(self) -> Inversions:
+        """Return the present textual inversions. The object stays the same until an adapter is added or removed."""
+        # The generation is read before the cards. A change in between then costs one more look, and is never missed.
+        generation = self._index.generation
+        cards = self.cards()
+        if self._inversions.generation != self._index.generation:
+            found = {card.name: card.vectors for card in cards if card.vectors is not None}
+            self._inversions = Inversions(generation, found)
+        return self._inversions
+
+    def all(self) -> list[Adapter]:
+        """Return all adapters of :meth:`cards` with their tensors. Reads each record."""
+        own = [self._index.whole(card) for card in self._index.cards().values() if not card.problem]
+        taken = {adapter.name for adapter in own}
+        return [*own, *(adapter for adapter in starters.adapters() if adapter.name not in taken)]
+
+    def get(self, name: str) -> Adapter:
+        """Return the adapter of a name, or of its file's name.
+
+        Raises ModelNotFoundError, which lists the nearest names.
+        """
+        found = self._index.get(name) or next((item for item in starters.adapters() if item.name == name), None)
+        if found is not None:
+            return found
+        cards = self.cards()
+        fitting = [card for card in self._index.cards().values() if not card.problem and card.stem == canonical(name)]
+        if len(fitting) == 1:
+            # Prompts of other programs contain file names.
+            return self._index.whole(fitting[0])
+        raise ModelNotFoundError(name, paths.near(name, (card.name for card in cards)), "adapter")
+
+    def resolve(self, name_or_path: str) -> Adapter:
+        """Return an adapter by its name or by its path.
+
+        A file used by its path is read and hashed at its first use.
+        """
+        path = paths.user_path(name_or_path)
+        if not paths.is_path(name_or_path):
+            return self.get(name_or_path)
+        path = path.absolute()
+        if not os.path.lexists(path):
+            raise UnreadableFileError(path, f"does not exist{paths.beside(path)}")
+        seen = self.root / "seen" / "adapters" / f"{named(str(path))}.json"
+        with contextlib.suppress(FileError):
+            known = records.read_adapter(seen)
+            if not known.manifest.changed():
+                return known
+        found = self._describe(path, paths.stem(path), "path")
+        with alone(self.root):
+            records.write(seen, found)
+        return found
+
+    def used(self) -> Iterator[Adapter]:
+        """Yield the adapters that were used by their path."""
+        for path in sorted((self.root / "seen" / "adapters").glob("*.json")):
+            with contextlib.suppress(FileError):
+                yield records.read_adapter(path)
+
+    def find(self, name: str, digest: str, by_path: bool = True) -> Adapter:
+        """Return an adapter by its content. The one called ``name`` comes before others of the same content.
+
+        ``digest``: the content.
+        ``by_path``: ``name`` may be a path.
+        Raises IntegrityError when no adapter has this content.
+        """
+        with contextlib.suppress(InputError):
+            found = self.resolve(name) if by_path else self.get(name)
+            if found.digest == digest:
+                return self.checked(found)
+        for card in self.cards():
+            # A card is only a hint: it may belong to an earlier record.
+            if card.digest == digest and (found := self.get(card.name)).digest == digest:
+                return self.checked(found)
+        used = next((item for item in self.used() if item.digest == digest and not item.manifest.changed()), None)
+        if used is not None and by_path:
+            return used
+        raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]}")
+
+    def add(self, path: Path, name: str | None = None, base: str = "") -> Adapter:
+        """Identify an adapter, read and hash all of it, and store its record. The file stays where it is.
+
+        ``base``: the base set by the user; it overrides the file's.
+        Raises InputError when another file has the name, or when the name is not allowed.
+        Raises FileError for a bad file.
+        """
+        path = paths.user_path(str(path)).absolute()
+        chosen = paths.chosen(name, path)
+        found = self._describe(path, chosen, "added", base)
+        with alone(self.root):
+            others = self.cards()
+            taken = next((card for card in others if card.name.casefold() == chosen.casefold()), None)
+            if taken is not None and (taken.path != path or taken.name != chosen):
+                raise InputError(f"the name {chosen!r} is taken by {taken.path}; choose another with --name")
+            self._write(found)
+        return found
+
+    def _write(self, adapter: Adapter) -> None:
+        records.write(self._record(adapter.name), adapter)
+        self._index.changed()
+
+    def _record(self, name: str) -> Path:
+        """Return the path of an adapter's record, which need not exist."""
+        card = self._index.cards().get(canonical(name))
+        return card.record if card is not None else self._records / f"{file_stem(name)}.json"
+
+    def rename(self, name: str, new: str) -> Adapter:
+        """Rename an adapter.
+
+        Raises InputError when the name is taken or not allowed, and for a starter.
+        """
+        with alone(self.root):
+            adapter = self._index.get(name)
+            if adapter is None:
+                self._refuse_starter(name, "renamed")
+            assert adapter is not None
+            chosen = paths.chosen(new, adapter.path)
+            taken = next((card for card in self.cards() if card.name.casefold() == chosen.casefold()), None)
+            if taken is not None and taken.name != adapter.name:
+                raise InputError(f"the name {chosen!r} is taken by {taken.path}; choose another")
+            record, renamed = self._record(name), replace(adapter, name=chosen)
+            target = self._records / f"{file_stem(chosen)}.json"
+            records.write(target, renamed)
+            if not (record.exists() and target.samefile(record)):
+                record.unlink(missing_ok=True)
+            self._index.changed()
+            return renamed
+
+    def _refuse_starter(self, name: str, done: str) -> None:
+        adapter = self.get(name)
+        if adapter.origin == "starter":
+            raise InputError(f"{adapter.name!r} is a starter and part of the installation, so it cannot be {done}")
+        raise InputError(f"{name!r} is the file of the adapter {adapter.name!r}; use that name")
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter's record, even a damaged one. The adapter's file stays. Raises InputError for a starter."""
+        with alone(self.root):
+            card = self._index.cards().get(canonical(name))
+            if card is None:
+                self._refuse_starter(name, "removed")
+            assert card is not None
+            card.record.unlink(missing_ok=True)
+            self._index.changed()
+            needed = {f"{card.digest}.safetensors" for card in self.cards()}
+            for file in (self._records / CONVERTED).glob("*.safetensors"):
+                if file.name not in needed:
+                    file.unlink(missing_ok=True)
+
+    def checked(self, adapter: Adapter) -> Adapter:
+        """Return the adapter if its content is unchanged. Reads the file again only if its hint changed.
+
+        Raises IntegrityError when the content changed.
+        """
+        return adapter if not adapter.manifest.changed() else self.verify(adapter)
+
+    def verify(self, adapter: Adapter) -> Adapter:
+        """Read and hash all of an adapter again. Raises IntegrityError when its content changed."""
+        try:
+            user_base = adapter.base if adapter.told else ""
+            fresh = self._describe(adapter.path, adapter.name, adapter.origin, user_base)
+        except FileError as error:
+            raise IntegrityError(error.path, "", error.problem, "Put the right file back, or add it again.") from error
+        if fresh.digest != adapter.digest:
+            raise IntegrityError(adapter.path, "", "its content changed", "If you changed it, add it again.")
+        if adapter.origin == "added" and fresh.manifest != adapter.manifest:
+            self._refresh(adapter, fresh)
+        return replace(fresh, name=adapter.name)
+
+    def _refresh(self, adapter: Adapter, fresh: Adapter) -> None:
+        """Store the new manifest of an adapter, unless its record was removed or replaced while the file was read."""
+        with alone(self.root):
+            card = self._index.cards().get(canonical(adapter.name))
+            if card is not None and not card.problem and self._index.whole(card).manifest == adapter.manifest:
+                self._write(fresh)
+
+    def _describe(self, path: Path, name: str, origin: Origin, user_base: str = "") -> Adapter:
+        found = identify(path)
+        if not files.is_adapter(found.kind):
+            todo = "; use `safelight models add`" if found.kind == "checkpoint" else ""
+            raise UnsupportedModelError(path, f"is a {found.kind} ({found.rule}), not an adapter{todo}")
+        if found.format == "pickle":
+            manifest = self._converted(path, found.kind)
+        else:
+            manifest = measure((files.layout(read_header(path), found.kind),))
+        base = user_base or found.base or ""
+        rule = f"{found.rule}; the user set the base {user_base}" if user_base else found.rule
+        return Adapter(
+            canonical(name), path, found.kind, base, found.dtype, found.format, origin, rule, manifest, bool(user_base)
+        )
+
+    def _converted(self, path: Path, kind: str) -> Manifest:
+        """Convert a pickle and return the manifest of the conversion. Its files include the pickle, so that a change of
+        the pickle is noticed. The conversion is named after its content."""
+        home = self._records / CONVERTED
+        with written(home) as (file, temporary):
+            convert.to_safetensors(files.read_tensors(read_header(path), kind), file)
+            settle(file, temporary)
+            with convert.blamed(path, temporary):
+                manifest = measure((files.layout(read_header(temporary), kind),))
+            place = home / f"{manifest.digest}.safetensors"
+            os.replace(temporary, place)
+        manifest = moved(manifest, place)
+        return replace(manifest, files=(*manifest.files, FileHint.of(path)))

@@ -1,0 +1,165 @@
+"""Describes a file as a model: identifies it, reads and hashes all of it, and converts pickles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safelight import names
+from safelight.catalog import convert
+from safelight.catalog.identify import Identity, identify
+from safelight.catalog.model import Model, Origin
+from safelight.errors import CorruptFileError, FileError, InputError, IntegrityError, UnsupportedModelError
+from safelight.families.family import Family, PredictionType
+from safelight.files import folder, pickle
+from safelight.files.disk import settle, written
+from safelight.weights import adapter_file as adapter
+from safelight.weights.layout import CheckpointLayout
+from safelight.weights.manifest import FileHint, Manifest, measure, moved
+
+CONVERTED = frozenset({"pickle", "diffusers-pickle"})
+"""The formats that Safelight converts before use."""
+
+GONE = "Put it back, add it at its new path with `safelight models add PATH --name NAME`, or remove the model."
+
+OnBytes = Callable[[int, int], None]
+"""Called with (bytes read so far, bytes in total)."""
+
+
+def describe(
+    home: Path,
+    path: Path,
+    name: str,
+    origin: Origin,
+    prediction_type: PredictionType | None,
+    on_bytes: OnBytes | None = None,
+) -> Model:
+    """Identify a checkpoint, read and hash all of it.
+
+    ``home``: the folder of conversions, for pickles.
+    ``prediction_type``: set by the user; None for the file's own.
+    Raises FileError for a bad file, InputError when ``prediction_type`` does not fit.
+    """
+    found = identify(path, prediction_type)
+    if found.layout is None:
+        what = found.kind if found.base is None else f"{found.kind} for {found.base}"
+        todo = "; use `safelight adapters add`" if adapter.is_adapter(found.kind) else ""
+        raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a supported checkpoint{todo}")
+    if found.format in CONVERTED:
+        layout, manifest = _converted(home, path, found)
+    else:
+        layout = found.layout
+        manifest = _measured(path, layout, _counter(found.nbytes, on_bytes), found.watched)
+    return Model(
+        name=names.canonical(name),
+        path=path,
+        kind=found.kind,
+        base=layout.family.name,
+        variant=found.variant or "",
+        prediction_type=found.prediction_type or "",
+        zero_terminal_snr=found.zero_terminal_snr,
+        dtype=found.dtype,
+        format=found.format,
+        resolution=found.resolution or _native(layout.family, found.prediction_type),
+        origin=origin,
+        rule=found.rule,
+        told=found.told,
+        manifest=manifest,
+    )
+
+
+def read_again(home: Path, model: Model, on_bytes: OnBytes | None = None) -> Model:
+    """Read and hash a model again, and return it as its files are now.
+
+    Reads the conversion instead of its sources if these are unchanged.
+    Raises IntegrityError when a file is gone, or is no longer such a model.
+    """
+    try:
+        if model.format in CONVERTED:
+            conversion, *sources = model.manifest.files
+            if all(source.holds() for source in sources):
+                read = measure(layout_of(conversion.path).components, _counter(conversion.size, on_bytes))
+                return replace(model, manifest=replace(read, files=(*read.files, *sources)))
+        user_type: Any = model.prediction_type if model.told else None
+        return describe(home, model.path, model.name, model.origin, user_type, on_bytes)
+    except FileError as error:
+        remedy = GONE if not model.path.exists() else "Put the right file back, or add the model again."
+        raise IntegrityError(error.path, "", error.problem, remedy) from error
+    except InputError as error:
+        raise IntegrityError(model.path, "", str(error)) from error
+
+
+def refuse_other_content(model: Model, current: Manifest) -> None:
+    """Raise IntegrityError, with the first tensor that differs, if ``current`` and ``model`` differ in content."""
+    if current.digest == model.manifest.digest:
+        return
+    now = {(c.role, t.name): t.xxh3 for c in current.components for t in c.tensors}
+    for component in model.manifest.components:
+        for tensor in component.tensors:
+            if now.get((component.role, tensor.name)) != tensor.xxh3:
+                raise IntegrityError(tensor.path, f"{component.role}.{tensor.name}", "its content changed")
+    raise IntegrityError(model.path, "", "its content changed")
+
+
+def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:
+    """Convert pickles and return the layout and the manifest of the conversion. Its files include the pickles, so that
+    a change of theirs is noticed. The folder of the conversion is named after its digest."""
+    assert found.layout is not None
+    left_over, family = found.layout.left_over, found.layout.family
+    if found.format == "pickle":
+        tensors = list(pickle.read_header(path).tensors.values())
+    else:
+        parts = folder.read(path, family.roles).components
+        tensors = [replace(t, name=f"{role}.{t.name}") for role in parts for t in parts[role].tensors.values()]
+    tensors = [t for t in tensors if t.name not in left_over or family.keep(t.name)]
+    with written(home) as (file, temporary):
+        convert.to_safetensors(tensors, file)
+        settle(file, temporary)
+        with convert.blamed(path, temporary):
+            layout = layout_of(temporary)
+            manifest = measure(layout.components)
+        place = home / manifest.digest / "model.safetensors"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, place)
+    sources = sorted({tensor.path for tensor in tensors}.union(found.watched))
+    manifest = moved(manifest, place)
+    return layout, replace(manifest, files=(*manifest.files, *(FileHint.of(source) for source in sources)))
+
+
+def _measured(
+    path: Path, layout: CheckpointLayout, progress: Callable[[int], None] | None, watched: tuple[Path, ...]
+) -> Manifest:
+    """Return the manifest of a layout. Raises CorruptFileError if the headers changed while the bytes were read."""
+    manifest = measure(layout.components, progress, watched)
+    if identify(path).layout != layout:
+        raise CorruptFileError(path, "changed while it was read; try again when its download is complete")
+    return manifest
+
+
+def layout_of(path: Path) -> CheckpointLayout:
+    """Return the layout of a conversion. Raises CorruptFileError when the file is not a checkpoint."""
+    found = identify(path)
+    if found.layout is None:
+        raise CorruptFileError(path, "the converted file is not a checkpoint")
+    return found.layout
+
+
+def _counter(total: int, on_bytes: OnBytes | None) -> Callable[[int], None] | None:
+    if on_bytes is None:
+        return None
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        on_bytes(done, total)
+
+    return count
+
+
+def _native(family: Family, prediction_type: PredictionType | None) -> int:
+    own = family.native_size(prediction_type) if prediction_type is not None else None
+    return own or family.resolution

@@ -1,0 +1,277 @@
+"""Identifies a file or folder from its headers alone, and reports the rule that decided."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safelight.errors import CorruptFileError, UnsupportedModelError
+from safelight.families.family import AdapterSigns, Family, PredictionType
+from safelight.families.registry import families
+from safelight.families.rules import ADAPTER_RULES, NOT_SUPPORTED, PART_RULES, KindRule
+from safelight.files import folder, pickle, safetensors
+from safelight.files.disk import open_regular
+from safelight.files.folder import Folder
+from safelight.files.header import Header
+from safelight.weights import adapter_kinds, layout
+from safelight.weights.layout import CheckpointLayout
+
+_DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a file is.
+
+    ``nbytes``: bytes of its tensors.
+    ``format``: ``safetensors``, ``pickle``, ``diffusers``, or ``diffusers-pickle`` (a folder that contains pickles).
+    ``rule``: the sentences of the rules that decided.
+    ``resolution``: pixels per side; None if the metadata does not give it.
+    ``layout``, ``prediction_type``, ``variant``: None unless the file is a complete checkpoint.
+    ``told``: the user set the prediction type.
+    ``watched``: files and folders without tensors that influenced the decision. It holds only while they do not change.
+    """
+
+    path: Path
+    kind: str
+    base: str | None
+    variant: str | None
+    prediction_type: PredictionType | None
+    zero_terminal_snr: bool
+    dtype: str
+    nbytes: int
+    format: str
+    rule: str
+    layout: CheckpointLayout | None = None
+    resolution: int | None = None
+    told: bool = False
+    watched: tuple[Path, ...] = ()
+
+
+def identify(path: Path, prediction_type: PredictionType | None = None) -> Identity:
+    """Identify ``path``: a ``.safetensors`` file, a pickle, or a diffusers folder. Reads headers only.
+
+    ``prediction_type``: set by the user; it overrides every rule.
+    Raises FileError for a damaged or unreadable file.
+    Raises IncompleteModelError for an incomplete checkpoint.
+    """
+    if os.path.isdir(path):
+        identity = _folder(path)
+    else:
+        header = read_header(path)
+        identity = _single(header)
+    if prediction_type is not None and identity.kind == "checkpoint":
+        rule = f"{identity.rule}; but the user set {prediction_type}"
+        identity = replace(identity, prediction_type=prediction_type, rule=rule, told=True)
+    return identity
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a single file of any format. The first bytes decide the format.
+
+    A pickle's file suffix counts only if the first bytes decide nothing.
+    """
+    descriptor, _ = open_regular(path)
+    with open(descriptor, "rb") as file:
+        start = file.read(9)
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[8:9] != b"{":
+        return pickle.read_header(path)
+    if path.suffix in {".ckpt", ".pt", ".pth", ".bin"} and start[8:9] != b"{":
+        return pickle.read_header(path)
+    return safetensors.read_header(path)
+
+
+def _dtype(infos: Mapping[str, str]) -> str:
+    counted = Counter(infos.values())
+    floats = {dtype: n for dtype, n in counted.items() if dtype in _DTYPE_NAMES} or dict(counted)
+    if not floats:
+        return "none"
+    if len(floats) > 1 and max(floats.values()) < 0.9 * sum(floats.values()):
+        return "mixed"
+    most = max(floats, key=lambda dtype: floats[dtype])
+    return _DTYPE_NAMES.get(most, most.lower())
+
+
+def kind_rules() -> tuple[KindRule, ...]:
+    """Return all rules for single files, in the order in which they are tried."""
+    own = [rule for family in families().values() for rule in family.rules]
+    parts = [rule for family in families().values() for rule in family.part_rules]
+    return (*NOT_SUPPORTED, *ADAPTER_RULES, *adapter_kinds.rules(), *own, *parts, *PART_RULES)
+
+
+def _fire(header: Header) -> KindRule:
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    fired = next((rule for rule in kind_rules() if rule.fires(shapes)), None) or _lone_vectors(header)
+    if fired is None:
+        some = ", ".join(sorted(shapes)[:3]) or "none at all"
+        raise UnsupportedModelError(header.path, f"is an unknown kind of model ({len(shapes)} tensors: {some})")
+    return fired
+
+
+def _lone_vectors(header: Header) -> KindRule | None:
+    """Recognise a textual inversion with one tensor of any name: diffusers names the tensor by its placeholder."""
+    floats = [info for info in header.tensors.values() if info.dtype in layout.FLOATS]
+    if len(floats) == 1 and "." not in floats[0].name and len(floats[0].shape) in (1, 2) and floats[0].shape[-1] >= 32:
+        return KindRule("textual_inversion", None, "one tensor of vectors and nothing else", ())
+    return None
+
+
+def _single(header: Header) -> Identity:
+    fired = _fire(header)
+    rule = f"{fired.kind}: {fired.sentence}"
+    base = fired.base
+    dtype = _dtype({name: info.dtype for name, info in header.tensors.items()})
+    common = Identity(header.path, fired.kind, base, None, None, False, dtype, header.nbytes, header.format, rule)
+    if fired.kind != "checkpoint":
+        found = _inversion_base(header) if fired.kind == "textual_inversion" else _adapter_base(header)
+        return replace(common, base=found or base)
+    family = families().get(base or "")
+    if family is None:
+        return replace(common, rule=f"{rule}; this base is not supported yet")
+    parts = layout.split(header, family)
+    built = layout.build(header.path, family, parts, header.tensors)
+    training = family.training(header)
+    return replace(
+        common,
+        base=base,
+        variant=_variant(built),
+        prediction_type=training.prediction_type,
+        zero_terminal_snr=training.zero_terminal_snr,
+        dtype=_dtype_of(built),
+        rule=f"{rule}; {training.why}",
+        layout=built,
+        resolution=_resolution(header.metadata.get("modelspec.resolution", "")),
+    )
+
+
+def _resolution(text: str) -> int | None:
+    """Return pixels per side from ``modelspec.resolution``, such as ``1024x1024``; None for an impossible size."""
+    found = re.match(r"([0-9]{1,5})(x|$)", text)
+    pixels = int(found[1]) if found else 0
+    return pixels if 8 <= pixels <= 16384 and pixels % 8 == 0 else None
+
+
+def _folder(path: Path) -> Identity:
+    every = {role: None for family in families().values() for role in family.roles}
+    found = folder.read(path, tuple(every))
+    family, rule = _family_of(found)
+    absent = [role for role in family.roles if role not in found.components]
+    if absent:
+        raise CorruptFileError(path, f"model_index.json names no {absent[0]}, which {family.name} needs")
+    built = _folder_layout(found, family)
+    _refuse_other_settings(built)
+    assert family.folder_training is not None, family.name
+    training = family.folder_training(found)
+    formats = {found.components[role].format for role in family.roles}
+    return Identity(
+        path,
+        "checkpoint",
+        family.name,
+        _variant(built),
+        training.prediction_type,
+        training.zero_terminal_snr,
+        _dtype_of(built),
+        sum(component.nbytes for component in built.components),
+        "diffusers-pickle" if "pickle" in formats else "diffusers",
+        f"checkpoint: {found.pipeline}, {rule}; {training.why}",
+        built,
+        resolution=_sample_size(path, family),
+        watched=found.watched,
+    )
+
+
+def _family_of(found: Folder) -> tuple[Family, str]:
+    """Return the family of a folder, and the reason. Raises UnsupportedModelError for an unknown one."""
+    for family in families().values():
+        rule = family.recognise_folder(found)
+        if rule is not None:
+            return family, rule
+    held = ", ".join(found.components) or "no component"
+    raise UnsupportedModelError(found.path, f"is a {found.pipeline} of an unknown family (it has {held})")
+
+
+def _folder_layout(found: Folder, family: Family) -> CheckpointLayout:
+    parts = {role: found.components[role].tensors for role in family.roles}
+    names = [f"{role}.{name}" for role in family.roles for name in parts[role]]
+    renamed = {
+        role: {name: replace(info, name=f"{role}.{info.name}") for name, info in infos.items()}
+        for role, infos in parts.items()
+    }
+    return layout.build(found.path, family, renamed, names)
+
+
+def _sample_size(path: Path, family: Family) -> int | None:
+    """Return pixels per side, from the sample size in latents in the denoiser's settings; None if there is none."""
+    file = path / family.denoiser / "config.json"
+    said = folder.read_json(file).get("sample_size") if file.exists() else None
+    return _resolution(str(said * family.latents.scale)) if isinstance(said, int) else None
+
+
+def _refuse_other_settings(built: CheckpointLayout) -> None:
+    """Reject a folder whose settings differ from those of the family and of the tensors' shapes."""
+    configs = {component.role: component.config for component in built.components}
+    for role, name, value in built.family.folder_settings(configs):
+        file = built.path / role / "config.json"
+        said = folder.read_json(file).get(name) if file.exists() else None
+        same = said == value or (isinstance(value, list) and isinstance(said, int) and set(value) == {said})  # pyright: ignore[reportUnknownArgumentType]
+        if said is not None and not same:
+            problem = f"{role}/config.json says {name} = {said}; {built.family.name} has {value}"
+            raise UnsupportedModelError(built.path, problem)
+
+
+def _variant(built: CheckpointLayout) -> str:
+    found = built.family.variant({component.role: component.config for component in built.components})
+    if found is None:
+        denoiser = built.component(built.family.denoiser)
+        raise UnsupportedModelError(built.path, f"its {denoiser.role} is of no known variant ({denoiser.config.label})")
+    return found
+
+
+def _dtype_of(built: CheckpointLayout) -> str:
+    return _dtype({place.name: place.dtype for place in built.component(built.family.denoiser).tensors})
+
+
+def _adapter_base(header: Header) -> str | None:
+    """Return the family of an adapter, None if it is unknown.
+
+    These decide, in this order:
+    - the width of the text that the adapter's attention reads;
+    - names that only one family has;
+    - shapes that only one family has;
+    - the family that the metadata declares, if it is one of the known values.
+    """
+    signs = {family.name: family.adapter_signs for family in families().values()}
+    width = _text_width(header, frozenset(sign.text_width for sign in signs.values()))
+    declared = {
+        header.metadata.get(key, "").partition("/")[0].lower()
+        for key in ("ss_base_model_version", "modelspec.architecture")
+    }
+    rounds: tuple[Callable[[AdapterSigns], bool], ...] = (
+        lambda sign: width is not None and sign.text_width == width,
+        lambda sign: sign.names is not None and any(sign.names.search(name) for name in header.tensors),
+        lambda sign: sign.shapes is not None and sign.shapes(header),
+        lambda sign: not declared.isdisjoint(sign.declared),
+    )
+    return next((name for fits in rounds for name, sign in signs.items() if fits(sign)), None)
+
+
+def _text_width(header: Header, known: frozenset[int]) -> int | None:
+    """Return the width of the text that an adapter's attention reads, if some family reads text of that width."""
+    for name, info in header.tensors.items():
+        reads_text = "attn2" in name and any(part in name for part in ("to_k", "to_v"))
+        down = any(part in name for part in ("lora_down", "lora_A", "lora.down", "hada_w1_b"))
+        plain = name.endswith(("to_k.weight", "to_v.weight", "to_k.diff", "to_v.diff"))
+        if reads_text and (down or plain) and len(info.shape) >= 2 and info.shape[1] in known:
+            return info.shape[1]
+    return None
+
+
+def _inversion_base(header: Header) -> str | None:
+    """Return the family of a textual inversion, from the width of its vectors; None if it is unknown."""
+    widths = {info.shape[-1] for info in header.tensors.values() if info.shape and info.dtype in layout.FLOATS}
+    known = {family.adapter_signs.text_width: name for name, family in families().items()}
+    return known.get(widths.pop()) if len(widths) == 1 else None

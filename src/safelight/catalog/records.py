@@ -1,0 +1,61 @@
+"""Reads and writes records of models and adapters: JSON files with their own checksum, written atomically."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safelight.catalog.model import Adapter, Model
+from safelight.errors import CorruptFileError
+from safelight.files.disk import write_whole
+from safelight.files.folder import read_json
+from safelight.weights.digest import named
+from safelight.weights.manifest import from_json, to_json
+
+Kind = TypeVar("Kind", Model, Adapter)
+
+
+def write(path: Path, model: Model | Adapter) -> None:
+    """Write a record. Raises UnreadableFileError when it cannot be written."""
+    values: dict[str, Any] = {field.name: getattr(model, field.name) for field in fields(model)}
+    values["path"] = str(model.path)
+    values["manifest"] = to_json(model.manifest)
+    write_whole(path, encoded(values))
+
+
+def encoded(values: dict[str, Any]) -> bytes:
+    """Encode a record's values as JSON. Their checksum comes first."""
+    return json.dumps({"checksum": _checksum(values), **values}, indent=1).encode() + b"\n"
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return named(json.dumps(values, sort_keys=True))
+
+
+def read(path: Path, folder: Path | None = None) -> Model:
+    """Read a model's record.
+
+    ``folder``: base folder of relative paths in the manifest.
+    Raises CorruptFileError when the record is damaged.
+    """
+    return _read(path, Model, folder)
+
+
+def read_adapter(path: Path, folder: Path | None = None) -> Adapter:
+    """Read an adapter's record, as :func:`read` does."""
+    return _read(path, Adapter, folder)
+
+
+def _read(path: Path, kind: type[Kind], folder: Path | None) -> Kind:
+    values = read_json(path)
+    if values.pop("checksum", None) != _checksum(values):
+        raise CorruptFileError(path, "is damaged or was edited: its checksum does not match its content")
+    try:
+        manifest = from_json(path, values["manifest"], folder)
+        home = (folder or Path()) / values["path"]
+        known: dict[str, Any] = {**values, "path": home, "manifest": manifest}
+        return kind(**known)
+    except (KeyError, TypeError) as error:
+        raise CorruptFileError(path, f"is not a {kind.__name__.lower()}'s record ({error})") from error

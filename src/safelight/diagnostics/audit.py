@@ -1,0 +1,186 @@
+"""An audit makes the doctor's checks on any image server.
+
+It requests A twice, then A, B, A, C, A and so on, and compares with an earlier report after a restart of the server. It
+knows nothing of the server except the images from its API. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as PILImage
+
+from safelight.diagnostics.audited_servers import Asked, Server
+from safelight.diagnostics.finding import Finding
+from safelight.diagnostics.image_difference import difference
+from safelight.errors import SafelightError
+
+ROUNDS = 3
+"""How often the audit requests each model again."""
+
+
+@dataclass
+class AuditedImage:
+    """An image from a server: the SHA-256 of its pixels (hex), and the bytes of its file."""
+
+    sha256: str
+    png: bytes
+
+    @classmethod
+    def of(cls, data: bytes) -> AuditedImage:
+        """Decode an image file. Raises SafelightError if it is not an image."""
+        try:
+            with PILImage.open(io.BytesIO(data)) as image:
+                return cls(hashlib.sha256(image.convert("RGB").tobytes()).hexdigest(), data)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise SafelightError(f"the server's answer is not an image ({error})") from error
+
+    def apart(self, other: AuditedImage) -> str:
+        """Describe the difference to another image, for users."""
+        import numpy as np
+
+        def pixels(png: bytes) -> Any:
+            with PILImage.open(io.BytesIO(png)) as image:
+                return np.asarray(image.convert("RGB"))
+
+        one, two = pixels(self.png), pixels(other.png)
+        if one.shape != two.shape:
+            return f"{two.shape[1]}x{two.shape[0]} pixels instead of {one.shape[1]}x{one.shape[0]}"
+        return str(difference(one, two))
+
+
+@dataclass
+class Audited:
+    """The result of an audit.
+
+    ``first``: the first image of each model and adapter, by name.
+    ``differing``: the images that differ from the first, by name and number.
+    ``asked``: the number of requests.
+    """
+
+    findings: list[Finding] = field(default_factory=list[Finding])
+    first: dict[str, AuditedImage] = field(default_factory=dict[str, AuditedImage])
+    differing: dict[str, AuditedImage] = field(default_factory=dict[str, AuditedImage])
+    asked: int = 0
+
+    def save(self, folder: Path) -> None:
+        """Save the first images and those that differ as files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, pictures in (("first", self.first), ("differs", self.differing)):
+            for name, picture in pictures.items():
+                safe = "".join(c if c.isalnum() or c in "-." else "_" for c in name)
+                (folder / f"{kind}-{safe}.png").write_bytes(picture.png)
+
+    def digests(self) -> dict[str, str]:
+        """Return the digests of the first images, for comparison in a later audit."""
+        return {name: picture.sha256 for name, picture in self.first.items()}
+
+
+def audit(
+    server: Server,
+    models: Sequence[str],
+    asked: Asked,
+    rounds: int = ROUNDS,
+    before: Mapping[str, str] | None = None,
+    on_image: Callable[[int], None] = lambda _: None,
+) -> Audited:
+    """Request the same images from a server in many orders, and compare them.
+
+    ``rounds``: how often each model is requested again.
+    ``before``: digests from an audit before the server's restart.
+    ``on_image``: called with the number of each request.
+    """
+    audited = Audited()
+    repeats = True
+
+    def make(model: str, lora: str = "") -> AuditedImage | None:
+        audited.asked += 1
+        on_image(audited.asked)
+        try:
+            return AuditedImage.of(server.make(asked.by(model, lora)))
+        except SafelightError as error:
+            audited.findings.append(Finding("state", f"image {audited.asked}", False, f"{model}: {error}", ""))
+            return None
+
+    def visit(model: str, after: str, lora: str = "") -> bool:
+        """Return whether the image equals the first one."""
+        name = f"{model} with {lora}" if lora else model
+        picture = make(model, lora)
+        if picture is None:
+            return False
+        known = audited.first.setdefault(name, picture)
+        if picture.sha256 == known.sha256:
+            return True
+        audited.differing[f"{name} {audited.asked}"] = picture
+        evidence = f"{name}, image {audited.asked}, {after}: {known.apart(picture)}"
+        audited.findings.append(Finding("state", "the same image after other models", False, evidence, ""))
+        return False
+
+    begun = time.monotonic()
+    first = models[0]
+    adapters = server.loras(first)
+    one, two = make(first), make(first)
+    if one is not None and two is not None:
+        repeats = one.sha256 == two.sha256
+        evidence = f"{first} twice: " + ("the same" if repeats else f"not the same, {one.apart(two)}")
+        audited.findings.append(Finding("device", "the same image twice", repeats, evidence, ""))
+        audited.first[first] = one
+    right = total = 0
+    if repeats:
+        for _ in range(rounds):
+            for model in models[1:]:
+                right += visit(model, f"after {first}")
+                right += visit(first, f"after {model}")
+                total += 2
+            for lora in adapters[:2]:
+                visit(first, "with an adapter", lora)
+                right += visit(first, f"after the adapter {lora}")
+                total += 1
+    else:
+        todo = "This server never repeats an image, so the audit cannot detect differences after a switch."
+        audited.findings.append(Finding("state", "the same image after other models", True, "not tried", todo))
+    if total:
+        ok = right == total
+        evidence = f"{right} of {total} images after a switch equal the first ones"
+        audited.findings.append(Finding("state", "switches", ok, evidence, ""))
+    audited.findings += _distinct(audited, models)
+    audited.findings += [_restarted(name, digest, audited) for name, digest in (before or {}).items()]
+    seconds = time.monotonic() - begun
+    audited.findings.append(
+        Finding(
+            "device", "the audit", True, f"{audited.asked} images in {seconds:.0f} s, {len(adapters)} adapters listed"
+        )
+    )
+    return audited
+
+
+def _distinct(audited: Audited, models: Sequence[str]) -> list[Finding]:
+    """Check that each model makes a different image. Equal images mean that the server did not switch the model."""
+    seen: dict[str, str] = {}
+    found: list[Finding] = []
+    for name in models:
+        picture = audited.first.get(name)
+        if picture is None:
+            continue
+        other = seen.setdefault(picture.sha256, name)
+        if other != name:
+            evidence = f"{name} makes the same image as {other}"
+            found.append(Finding("loading", "each model's own image", False, evidence, ""))
+    if not found and len(seen) > 1:
+        found.append(Finding("loading", "each model's own image", True, f"{len(seen)} models, {len(seen)} images"))
+    return found
+
+
+def _restarted(name: str, digest: str, audited: Audited) -> Finding:
+    now = audited.first.get(name)
+    what = "the same image after a restart"
+    if now is None:
+        return Finding("state", what, False, f"{name}: this audit has no image of it")
+    ok = now.sha256 == digest
+    return Finding("state", what, ok, f"{name}: {'the same' if ok else 'differs from the one before the restart'}")

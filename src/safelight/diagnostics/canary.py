@@ -1,0 +1,146 @@
+"""Canaries: a tiny image by each model, made in a process that held no other model.
+
+A canary is stored with its run settings and versions. Safelight compares it after a switch, in the doctor, and after an
+upgrade. 264 × 264 pixels have 1,089 latents of Stable Diffusion, which is more than the 1,024 above which some kernels
+are known to break. Other families round the size up to their multiple.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+from safelight.catalog.model import Model
+from safelight.devices import measurements as kept
+from safelight.diagnostics.image_difference import Difference, difference
+from safelight.errors import CanaryError
+from safelight.pipeline import run
+from safelight.pipeline.repair import Repairs
+from safelight.pipeline.resources import Resources, computing_all
+from safelight.request.results import Image
+from safelight.request.schema import Request
+from safelight.resolve.contents import Contents
+
+SIDE = 264
+STEPS = 2
+PROMPT = "a red apple on a white table, photograph"
+SEED = 20_240_229
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A stored canary.
+
+    ``pixels_sha256``: SHA-256 of its pixels (hex).
+    ``run``: its run settings.
+    ``png``: the image as a PNG in base64, to measure differences.
+    ``made``: when it was made, in seconds since 1970.
+    """
+
+    pixels_sha256: str
+    run: Mapping[str, Any]
+    png: str
+    made: float
+
+    def pixels(self) -> np.ndarray[Any, Any]:
+        """Return the pixels, uint8 (h, w, 3)."""
+        with PILImage.open(io.BytesIO(base64.b64decode(self.png))) as image:
+            return np.asarray(image.convert("RGB"))
+
+
+def has_canary(model: Model) -> bool:
+    """Whether the model draws from text alone, as the request for a canary does."""
+    variant = model.family.variants.get(model.variant)
+    return variant is not None and not variant.inputs
+
+
+def request(model: Model, precision: str = "auto") -> Request:
+    """Return the request for a model's canary."""
+    wanted: Any = precision
+    multiple = model.family.latents.multiple
+    side = -(-SIDE // multiple) * multiple
+    return Request(PROMPT, model.name, seed=SEED, steps=STEPS, width=side, height=side, precision=wanted)
+
+
+class Canaries:
+    """The canaries under ``root``. ``fresh``: makes an image in a new process, from a request and a model's digest."""
+
+    def __init__(self, root: Path, fresh: Callable[[Request, str], Image]) -> None:
+        self._folder = root / "canaries"
+        self._fresh = fresh
+
+    def known(self, model: Model, settings: Mapping[str, Any]) -> Canary | None:
+        """Return a model's canary with the given run settings, None if there is none."""
+        return next((canary for canary in self.history(model) if dict(canary.run) == dict(settings)), None)
+
+    def history(self, model: Model) -> list[Canary]:
+        """Return all canaries of a model, of any run settings and versions, the newest last."""
+        values = kept.read(self._path(model), "canaries")
+        found = [Canary(**value) for value in values.values()]
+        return sorted(found, key=lambda canary: canary.made)
+
+    def keep(self, model: Model, image: Image) -> Canary:
+        """Store an image as the canary of its run settings."""
+        buffer = io.BytesIO()
+        PILImage.frombytes("RGB", (image.width, image.height), image.pixels).save(buffer, "PNG")
+        png = base64.b64encode(buffer.getvalue()).decode()
+        canary = Canary(image.pixels_sha256, image.metadata["run"], png, time.time())
+        others = kept.read(self._path(model), "canaries")
+        key = f"{canary.made:.3f} {canary.pixels_sha256[:16]}"
+        values = {"pixels_sha256": canary.pixels_sha256, "run": dict(canary.run), "png": png, "made": canary.made}
+        kept.keep(self._path(model), "canaries", {**others, key: values})
+        return canary
+
+    def made_fresh(self, model: Model, precision: str = "auto") -> Canary:
+        """Make a model's canary in a new process, and store it."""
+        return self.keep(model, self._fresh(request(model, precision), model.digest))
+
+    def compare(self, model: Model, make: Callable[[Request], Image], precision: str = "auto") -> Difference | None:
+        """Make a model's canary with ``make``, and compare it with the stored one. Return None if they are equal.
+
+        If there is no stored one, a new process makes it first.
+        """
+        image = make(request(model, precision))
+        known = self.known(model, image.metadata["run"]) or self.made_fresh(model, precision)
+        if known.pixels_sha256 == image.pixels_sha256:
+            return None
+        return difference(known.pixels(), pixels_of(image))
+
+    def _path(self, model: Model) -> Path:
+        return self._folder / f"{model.digest[:32]}.json"
+
+
+def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Resources], None]:
+    """Return a function for :attr:`safelight.workers.local_engine.LocalEngine.on_switch`.
+
+    It compares the new model's canary.
+
+    A model that needs an image has no canary. If the canary differs, the function checks the model's bytes in memory,
+    loads the model again, and compares once more. It raises CanaryError if the canary still differs.
+    """
+
+    def look(model: Model, resources: Resources) -> None:
+        def make(asked: Request) -> Image:
+            return run.image(Contents.plain(asked, model), model, computing_all(resources), 0, lambda _: None)
+
+        if not has_canary(model) or canaries.compare(model, make, resources.run.dtype) is None:
+            return
+        repairs.reload(model)
+        apart = canaries.compare(model, make, resources.run.dtype)
+        if apart is not None:
+            raise CanaryError(model.name, str(apart))
+
+    return look
+
+
+def pixels_of(image: Image) -> np.ndarray[Any, Any]:
+    """Return an image's pixels, uint8 (h, w, 3)."""
+    return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)

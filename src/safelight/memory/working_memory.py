@@ -1,0 +1,133 @@
+"""Working memory, which is what computing uses beside the weights: measured, stored, corrected by each run. No torch.
+
+Before a component runs for the first time with a given image size, dtype and attention, its need is estimated from
+shapes. After that, it is measured. The measurements are stored as JSON in the library's folder, for later processes.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from safelight.errors import CorruptFileError, FileError
+from safelight.files.disk import write_whole
+from safelight.files.folder import read_json
+
+_log = structlog.get_logger(__name__)
+
+MARGIN = 1.1
+"""A measured need is multiplied by this, because memory may be more fragmented at the next run."""
+
+LEAST = 16 << 20
+"""Bytes added to every estimate, for the buffers of libraries."""
+
+FORGETTING = 0.25
+"""A run that needed less lowers the record by this share of the difference. One that needed more replaces it."""
+
+EVERY_SECONDS = 0.004
+"""Seconds between two readings of the memory in use. The large tensors of a forward pass live longer than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A computation whose memory is estimated.
+
+    ``name``: component, widths, dtype, attention and device in one text.
+    ``pixels``: number of pixels of the image.
+    ``guess``: bytes computed from shapes, used until a run is measured.
+    ``quadratic``: the need grows with the square of the pixels (attention that stores all scores). If False, it grows
+    linearly.
+    """
+
+    name: str
+    pixels: int
+    guess: int
+    quadratic: bool = False
+
+
+class WorkingMemory:
+    """Estimates from measured runs. ``path``: the file that stores them, None to store them in this process only."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._measured: dict[str, dict[int, int]] = {}
+        if path is not None:
+            self._measured = _read_records(path)
+
+    def estimate(self, work: Work) -> int:
+        """Return the bytes to reserve for ``work``."""
+        with self._lock:
+            known = self._measured.get(work.name, {})
+        if work.pixels in known:
+            return int(known[work.pixels] * MARGIN) + LEAST
+        if not known:
+            return work.guess + LEAST
+        nearest = min(known, key=lambda pixels: abs(pixels - work.pixels))
+        grown = max(1.0, work.pixels / nearest) ** (2 if work.quadratic else 1)
+        return int(known[nearest] * grown * MARGIN) + LEAST
+
+    def knows(self, work: Work) -> bool:
+        """Whether this component was measured at any size."""
+        with self._lock:
+            return work.name in self._measured
+
+    def learn(self, work: Work, nbytes: int) -> None:
+        """Correct the record with ``nbytes``, the bytes that a run used."""
+        with self._lock:
+            known = self._measured.setdefault(work.name, {})
+            before = known.get(work.pixels)
+            after = nbytes if before is None or nbytes > before else int(before + (nbytes - before) * FORGETTING)
+            if after == before:
+                return
+            known[work.pixels] = after
+            if self._path is not None and (before is None or abs(after - before) > before * 0.02):
+                text = {name: {str(p): n for p, n in sizes.items()} for name, sizes in self._measured.items()}
+                try:
+                    write_whole(self._path, json.dumps(text, indent=1, sort_keys=True).encode())
+                except FileError as error:
+                    # This process has the record. The image matters more than the next process's estimate.
+                    _log.warning("cannot store the measured working memory", why=str(error))
+
+    def too_little(self, work: Work) -> None:
+        """Raise the record by half, after memory ran out within the estimate."""
+        self.learn(work, int(self.estimate(work) * 1.5))
+
+
+def _read_records(path: Path) -> dict[str, dict[int, int]]:
+    """Read the measurements of earlier processes. A damaged file gives none, and the need is measured again."""
+    if not path.exists():
+        return {}
+    try:
+        values: dict[str, Any] = read_json(path)
+        return {str(name): {int(p): int(n) for p, n in sizes.items()} for name, sizes in values.items()}
+    except (CorruptFileError, FileError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+@contextmanager
+def watched(used: Callable[[], int]) -> Generator[Callable[[], int]]:
+    """Poll ``used`` within the context. Yields a function that returns the highest increase since then, in bytes."""
+    start = used()
+    most = start
+    stop = threading.Event()
+
+    def look() -> None:
+        nonlocal most
+        while not stop.wait(EVERY_SECONDS):
+            most = max(most, used())
+
+    watcher = threading.Thread(target=look, name="safelight-memory", daemon=True)
+    watcher.start()
+    try:
+        yield lambda: max(0, most - start)
+    finally:
+        stop.set()
+        watcher.join()

@@ -1,0 +1,253 @@
+"""Tests attention kernels on a device, and chooses the fastest one that computes correctly.
+
+The test runs a UNet's attention module with a UNet's processor and compares the result with float64. It covers several
+head sizes and lengths, self and cross attention, inputs that are not contiguous, and new memory filled with NaN (rows
+ATTENTION 01 to 03 and 05 of ``docs/corruption.md``). A kernel that fails or is missing is rejected with an error, and
+never silently replaced. The choice depends on the device and the versions, never on the free memory (ATTENTION 07).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from safelight import boundary
+from safelight.boundary import kernels
+from safelight.boundary.kernels import KERNELS
+from safelight.devices import choice
+from safelight.devices import measurements as kept
+from safelight.devices.base import Device
+from safelight.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A shape to test. ``keys``: number of keys, None for self attention. ``strided``: the input is not contiguous."""
+
+    heads: int
+    head_size: int
+    tokens: int
+    keys: int | None = None
+    strided: bool = False
+    batch: int = 1
+
+
+SHAPES = (
+    Shape(8, 40, 64),
+    Shape(8, 40, 64, 77, strided=True, batch=2),
+    Shape(5, 64, 256, strided=True, batch=2),
+    Shape(2, 80, 1088),
+    Shape(2, 160, 320, 77),
+    Shape(1, 512, 256),
+    Shape(1, 64, 4100),
+)
+"""Head sizes of SD 1 (40, 80, 160), SD 2 and SDXL (64), and the VAE (512); token counts around 1,024 and 4,096."""
+
+TIMED = Shape(8, 40, 1024)
+
+TOLERANCE = 24
+"""The allowed error is this, times the dtype's epsilon, times the largest value. Rounding alone gives less."""
+
+FASTER = 0.8
+"""``auto`` prefers a later kernel only if its time is below this share of the best. So two measurements agree."""
+
+BLOCK = 512
+"""How many queries the reference computes at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """The test result of a kernel.
+
+    ``passed``: equal to float64 up to rounding, in every shape.
+    ``why``: the reason for the result, as text.
+    ``seconds``: time for :data:`TIMED`, 0 if it failed.
+    """
+
+    passed: bool
+    why: str
+    seconds: float
+
+
+class Kernels:
+    """Kernels on ``device``, tested at the first use in a dtype. ``attention.json`` in ``folder`` stores results."""
+
+    def __init__(self, device: Device, folder: Path) -> None:
+        self._device = device
+        self._path = folder / "attention.json"
+        versions = f"torch {torch.__version__}, diffusers {boundary.VERSION}"
+        self._machine = f"{device.name}, {choice.hardware(device)}, {versions}"
+
+    def chosen(self, wanted: str, dtype: torch.dtype, slice_size: str = "auto") -> str:
+        """Return the kernel to use: ``wanted``, or for ``auto`` the fastest that passed.
+
+        Raises SettingError with the reason if the kernel failed or is missing, or if no kernel passed.
+        """
+        if wanted != "auto":
+            tried = self.tried([wanted], dtype, slice_size)[wanted]
+            if not tried.passed:
+                raise SettingError("attention_type", wanted, "the settings", tried.why)
+            return wanted
+        passed = {name: tried for name, tried in self.tried(KERNELS, dtype).items() if tried.passed}
+        if not passed:
+            raise SettingError("attention_type", wanted, "the settings", f"no kernel is correct in {dtype} here")
+        best = next(iter(passed))
+        for name, tried in passed.items():
+            if tried.seconds < FASTER * passed[best].seconds:
+                best = name
+        return best
+
+    def tried(self, names: Sequence[str], dtype: torch.dtype, slice_size: str = "auto") -> dict[str, Tried]:
+        """Return the stored results of kernels, and test those that have none. Testing takes about a second."""
+        found: dict[str, Tried] = {}
+        for name in names:
+            why = kernels.missing_kernel(name, self._device.torch)
+            with suppress(TypeError):
+                found[name] = (
+                    Tried(False, why, 0.0)
+                    if why
+                    else Tried(**kept.read(self._path, self._key(name, dtype, slice_size)))
+                )
+        unknown = [name for name in names if name not in found]
+        for name, tried in try_out(unknown, dtype, self._device.torch, slice_size).items():
+            kept.keep(self._path, self._key(name, dtype, slice_size), asdict(tried))
+            found[name] = tried
+        return {name: found[name] for name in names}
+
+    def _key(self, name: str, dtype: torch.dtype, slice_size: str) -> str:
+        return f"{self._machine}, {dtype}, {name}" + (f" {slice_size}" if name == "sliced" else "")
+
+
+def try_out(
+    names: Sequence[str],
+    dtype: torch.dtype,
+    at: torch.device,
+    slice_size: str = "auto",
+    shapes: Sequence[Shape] = SHAPES,
+) -> dict[str, Tried]:
+    """Test kernels on a device in every shape."""
+    problems: dict[str, str] = {}
+    for number, shape in enumerate(shapes if names else ()):
+        with _seeded(number), torch.no_grad():
+            module = kernels.attention_module(shape.heads, shape.head_size).to(dtype).eval()
+            hidden, keys = _inputs(shape, dtype)
+            exact = _reference(module, shape, hidden, hidden if keys is None else keys)
+            allowed = TOLERANCE * torch.finfo(dtype).eps * float(exact.abs().max())
+            _put(module, at)
+            for name in names:
+                if name not in problems and (
+                    problem := _problem(module, name, slice_size, hidden, keys, exact, allowed)
+                ):
+                    problems[name] = f"{_describe(shape)}: {problem}"
+    return {
+        name: Tried(False, problems[name], 0.0)
+        if name in problems
+        else Tried(True, f"within rounding of float64 in {len(shapes)} shapes", _seconds(name, dtype, at, slice_size))
+        for name in names
+    }
+
+
+def _describe(shape: Shape) -> str:
+    what = f"attending to {shape.keys} keys" if shape.keys else "self attention"
+    return f"{what}, {shape.heads} heads of {shape.head_size}, {shape.tokens} tokens"
+
+
+def _put(module: nn.Module, at: torch.device) -> None:
+    """Move parameters to a device one by one, as binding does. ``Module.to`` refuses to change their backend."""
+    for child in module.modules():
+        for attribute, parameter in child._parameters.items():
+            if parameter is not None:
+                child._parameters[attribute] = nn.Parameter(parameter.to(at), requires_grad=False)
+
+
+def _inputs(shape: Shape, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    width = shape.heads * shape.head_size
+    # Twice as large as after a norm, because scores that are far apart can overflow.
+    hidden = (2 * torch.randn(shape.batch, shape.tokens, width)).to(dtype)
+    if shape.strided:
+        hidden = hidden.transpose(1, 2).contiguous().transpose(1, 2)
+    return hidden, None if shape.keys is None else torch.randn(shape.batch, shape.keys, width).to(dtype)
+
+
+def _problem(
+    module: nn.Module,
+    name: str,
+    slice_size: str,
+    hidden: torch.Tensor,
+    keys: torch.Tensor | None,
+    exact: torch.Tensor,
+    allowed: float,
+) -> str | None:
+    """Return why a kernel fails in one shape: it raises, or its error exceeds ``allowed``. None if it passes."""
+    at = next(module.parameters()).device
+    try:
+        kernels.set_attention(module, name, slice_size)
+        # Without ``preserve_format``, the copy to the device would make the tensor contiguous.
+        on_device = hidden.to(at, memory_format=torch.preserve_format)
+        with _poisoned_memory(at):
+            got = module(on_device, None if keys is None else keys.to(at)).cpu().double()
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        return str(error)
+    error = float((got - exact).abs().max())
+    # A NaN fails this comparison.
+    return None if error <= allowed else f"off by {error:.2g}; rounding explains at most {allowed:.2g}"
+
+
+def _reference(module: nn.Module, shape: Shape, hidden: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Compute softmax(q k^T / sqrt(d)) v in float64 on the CPU (Vaswani et al. 2017, 3.2.1)."""
+    weights = {name: tensor.detach().cpu().double() for name, tensor in module.state_dict().items()}
+
+    def heads(of: torch.Tensor, projection: str) -> torch.Tensor:
+        out = of.cpu().double() @ weights[f"{projection}.weight"].T
+        return out.unflatten(-1, (shape.heads, shape.head_size)).transpose(1, 2)
+
+    q, k, v = heads(hidden, "to_q"), heads(keys, "to_k"), heads(keys, "to_v")
+    scale = shape.head_size**-0.5
+    parts = [torch.softmax(part @ k.transpose(-1, -2) * scale, -1) @ v for part in q.split(BLOCK, 2)]
+    out = torch.cat(parts, 2).transpose(1, 2).flatten(2)
+    return out @ weights["to_out.0.weight"].T + weights["to_out.0.bias"]
+
+
+def _seconds(name: str, dtype: torch.dtype, at: torch.device, slice_size: str) -> float:
+    """Return the best of three times for :data:`TIMED`, in seconds."""
+    with _seeded(0), torch.no_grad():
+        module = kernels.attention_module(TIMED.heads, TIMED.head_size).to(dtype).eval()
+        _put(module, at)
+        kernels.set_attention(module, name, slice_size)
+        hidden = _inputs(TIMED, dtype)[0].to(at)
+        times: list[float] = []
+        for _ in range(3):
+            start = time.perf_counter()
+            float(module(hidden).sum())
+            times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@contextmanager
+def _poisoned_memory(at: torch.device) -> Generator[None]:
+    """Fill new memory with NaN within the context, where torch can, and recycled memory before it."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    # This tensor is freed at once. A caching allocator hands out its bytes next.
+    torch.full((1 << 20,), float("nan"), device=at)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@contextmanager
+def _seeded(seed: int) -> Generator[None]:
+    """Seed the global generator within the context, and restore its state afterwards."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

@@ -1,0 +1,146 @@
+"""Fingerprints of skeletons: every module's whole ``__dict__``, to find what a job left behind.
+
+Hooks, processors, a replaced ``forward``, a flag, a cached tensor: each is an entry of some module's ``__dict__``.
+Plain values are compared by value, others by identity. Containers and small objects (attention processors) are also
+compared entry by entry, one level deep. Of parameters, only the names count, and that each is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import is_
+from typing import Any
+
+import torch
+from torch import nn
+
+from safelight.models.absent import AbsentParameter
+
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
+_BOUND = frozenset({"_parameters", "_buffers"})
+
+
+class _Entry:
+    """A recorded value: the object itself and its entries."""
+
+    __slots__ = ("copy", "inner", "keys", "value", "values")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.inner = _inside(value)
+        self.keys = [] if self.inner is None else list(self.inner)
+        self.values = [] if self.inner is None else list(self.inner.values())
+        # The version counter does not count writes through ``.data``, so the bytes are copied. These tensors are small.
+        self.copy = value.detach().clone() if isinstance(value, torch.Tensor) and not value.is_meta else None
+
+    def untouched(self) -> bool:
+        """Whether the value still holds the identical objects. A quick check: True is certain, False may be wrong."""
+        if self.inner is None:
+            return False
+        held = self.value if isinstance(self.value, (dict, list, tuple)) else getattr(self.value, "__dict__", None)
+        if held is None or len(held) != len(self.keys):
+            return False
+        if isinstance(held, dict):
+            return list(held) == self.keys and all(map(is_, held.values(), self.values))
+        return all(map(is_, held, self.values))
+
+    def same(self, now: Any) -> bool:
+        if isinstance(self.value, _PLAIN):
+            return type(now) is type(self.value) and now == self.value
+        if now is not self.value:
+            return False
+        if isinstance(now, torch.Tensor):
+            return self.copy is None or torch.equal(now, self.copy)
+        held = _inside(now)
+        if held is None or self.inner is None:
+            return held is self.inner
+        return len(held) == len(self.inner) and all(
+            key in held and _identical(held[key], value) for key, value in self.inner.items()
+        )
+
+
+def _identical(now: Any, before: Any) -> bool:
+    return now is before or (isinstance(before, _PLAIN) and type(now) is type(before) and now == before)
+
+
+def _inside(value: Any) -> dict[Any, Any] | None:
+    """The entries of a container or small object. None for other values."""
+    if isinstance(value, (*_PLAIN, nn.Module, torch.Tensor)):
+        return None
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value))
+    if isinstance(value, (set, frozenset)):
+        return dict.fromkeys(value)
+    return dict(vars(value)) if hasattr(value, "__dict__") else None
+
+
+def _slots(module: nn.Module) -> dict[str, str]:
+    """The kind of each of a module's parameters, by name: ``absent``, ``none``, or ``foreign``."""
+    kinds: dict[type, str] = {AbsentParameter: "absent", type(None): "none"}
+    return {name: kinds.get(type(parameter), "foreign") for name, parameter in module._parameters.items()}
+
+
+class Fingerprint:
+    """Records the state of a module and its submodules."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = [_Module(name or "the module", child) for name, child in module.named_modules()]
+
+    def differences(self) -> list[str]:
+        """Return a phrase for each change since the recording. Empty if nothing changed."""
+        return [phrase for module in self._modules if not module.same() for phrase in module.differences()]
+
+
+class _Module:
+    """The recorded ``__dict__`` of one module."""
+
+    def __init__(self, label: str, module: nn.Module) -> None:
+        self._label = label
+        self._module = module
+        self._kind = type(module)
+        self._slots = _slots(module)
+        self._entries = {key: _Entry(value) for key, value in vars(module).items() if key not in _BOUND}
+        self._buffers = {key: _Entry(value) for key, value in module._buffers.items()}
+        # :meth:`same` uses these, to be quick: most entries are plain, and most containers are empty.
+        self._keys = list(vars(module))
+        self._values = list(vars(module).values())
+        self._names, self._types = list(module._parameters), list(map(type, module._parameters.values()))
+        self._deep = [entry for entry in self._entries.values() if not isinstance(entry.value, _PLAIN)]
+        self._empty = [entry.value for entry in self._deep if entry.inner == {} and hasattr(entry.value, "__len__")]
+        self._full = [e for e in self._deep if not (e.inner == {} and hasattr(e.value, "__len__"))]
+
+    def same(self) -> bool:
+        """Whether nothing changed. A quick and exact check."""
+        now = vars(self._module)
+        return (
+            type(self._module) is self._kind
+            and list(now) == self._keys
+            and (all(map(is_, now.values(), self._values)) or all(map(_identical, now.values(), self._values)))
+            and not any(self._empty)
+            and all(entry.untouched() or entry.same(entry.value) for entry in self._full)
+            and list(self._module._parameters) == self._names
+            and list(map(type, self._module._parameters.values())) == self._types
+            and self._module._buffers.keys() == self._buffers.keys()
+            and all(entry.same(self._module._buffers[key]) for key, entry in self._buffers.items())
+        )
+
+    def differences(self) -> list[str]:
+        """Return a phrase for each change. The caller knows that there is one."""
+        label, found = self._label, list[str]()
+        if _slots(self._module) != self._slots:
+            found.append(f"{label}: parameters are {sorted(_slots(self._module).items())}")
+        if type(self._module) is not self._kind:
+            found.append(f"{label}: type {type(self._module).__name__}, was {self._kind.__name__}")
+        for what, now, before in (
+            ("", {key: value for key, value in vars(self._module).items() if key not in _BOUND}, self._entries),
+            ("buffer ", self._module._buffers, self._buffers),
+        ):
+            found += [f"{label}: {what}{key} was added" for key in now.keys() - before.keys()]
+            for key, entry in before.items():
+                if key not in now:
+                    found.append(f"{label}: {what}{key} was removed")
+                elif not entry.same(now[key]):
+                    found.append(f"{label}: {what}{key} changed")
+        return found or [f"{label}: the order of its attributes changed"]

@@ -1,0 +1,155 @@
+"""Skeletons: modules without weights, one for each component configuration, ready to be bound.
+
+Building a skeleton takes tens of milliseconds, so skeletons are cached. A skeleton that a job changed is not repaired.
+It is discarded and built again, and the log lists the changes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import torch
+from torch import nn
+
+from safelight.boundary import modules
+from safelight.families.computing import computing
+from safelight.families.family import Config
+from safelight.families.registry import family
+from safelight.models.absent import AbsentParameter
+from safelight.models.fingerprint import Fingerprint
+
+_log = structlog.get_logger(__name__)
+
+CPU = torch.device("cpu")
+
+MOST_KEPT = 12
+"""How many skeletons are cached: the components of three or four architectures. Each is a few MB of Python objects."""
+
+
+@dataclass(frozen=True, slots=True)
+class SkeletonKey:
+    """The inputs from which a skeleton is built.
+
+    ``base``: decides settings that do not follow from shapes.
+    ``attention``: name of the attention kernel.
+    ``at``: the device that computes. It holds the real buffers.
+    ``slice_size``: for the kernel ``sliced``.
+    ``seamless``: axes along which convolutions wrap around to the opposite side.
+    """
+
+    base: str
+    role: str
+    config: Config
+    dtype: torch.dtype
+    attention: str
+    at: torch.device = CPU
+    slice_size: str = "auto"
+    seamless: str = ""
+
+
+Build = Callable[[SkeletonKey], nn.Module]
+"""Builds the module of a key. Only its buffers are not on meta."""
+
+
+def build(key: SkeletonKey) -> nn.Module:
+    """Build the component's module with diffusers or transformers."""
+    of = family(key.base)
+    model = computing(of)
+    return modules.build(
+        lambda: model.build(of, key.config, key.attention),
+        model.first_call,
+        model.buffer,
+        key.dtype,
+        key.attention,
+        key.at,
+        key.slice_size,
+        key.seamless,
+    )
+
+
+class Skeleton:
+    """A module with absent parameters and no persistent buffers. Other buffers (CLIP's ``position_ids``) are real.
+
+    ``places``: maps each tensor's name to its module and attribute.
+    ``shapes``: maps each tensor's name to its shape.
+    """
+
+    def __init__(self, key: SkeletonKey, build: Build = build) -> None:
+        self.key = key
+        self.module = build(key)
+        self.places: dict[str, tuple[nn.Module, str]] = {}
+        self._absent: dict[str, AbsentParameter] = {}
+        self.shapes: dict[str, torch.Size] = {}
+        for path, child in self.module.named_modules():
+            for attribute, parameter in child._parameters.items():
+                if parameter is not None:
+                    name = f"{path}.{attribute}" if path else attribute
+                    self.places[name] = (child, attribute)
+                    self.shapes[name] = parameter.shape
+                    self._absent[name] = AbsentParameter(name, parameter.shape, key.dtype)
+                    child._parameters[attribute] = self._absent[name]
+        self._fingerprint = Fingerprint(self.module)
+
+    def clear(self) -> None:
+        """Replace the bound parameters with the absent ones."""
+        for name, (child, attribute) in self.places.items():
+            child._parameters[attribute] = self._absent[name]
+
+    def differences(self) -> list[str]:
+        """Return the changes since it was built."""
+        return self._fingerprint.differences()
+
+
+class SkeletonCache:
+    """A cache of unbound skeletons by key. Thread-safe."""
+
+    def __init__(self, most: int = MOST_KEPT, build: Build = build) -> None:
+        self._build = build
+        self._free: OrderedDict[SkeletonKey, Skeleton] = OrderedDict()
+        self._most = most
+        self._lock = threading.Lock()
+
+    def take(self, key: SkeletonKey) -> Skeleton:
+        """Return a skeleton for exclusive use: an unchanged cached one, or a new one."""
+        with self._lock:
+            cached = self._free.pop(key, None)
+        if cached is not None and (changed := cached.differences()):
+            # Code that still has a reference to one of its modules changed it while it was in the cache.
+            self._log_discard(cached, changed)
+            cached = None
+        return cached if cached is not None else Skeleton(key, self._build)
+
+    def give(self, skeleton: Skeleton) -> list[str]:
+        """Put a skeleton back into the cache. If it changed, discard it and return the changes."""
+        changed = skeleton.differences()
+        if changed:
+            self._log_discard(skeleton, changed)
+            return changed
+        with self._lock:
+            self._free[skeleton.key] = skeleton
+            self._free.move_to_end(skeleton.key)
+            while len(self._free) > self._most:
+                self._free.popitem(last=False)
+        return []
+
+    def check(self) -> list[str]:
+        """Return the changes of all cached skeletons, and discard the changed ones."""
+        with self._lock:
+            cached = list(self._free.items())
+        found: list[str] = []
+        for key, skeleton in cached:
+            if changed := skeleton.differences():
+                with self._lock:
+                    self._free.pop(key, None)
+                self._log_discard(skeleton, changed)
+                found += [f"{key.base} {key.role}: {what}" for what in changed]
+        return found
+
+    @staticmethod
+    def _log_discard(skeleton: Skeleton, changed: list[str]) -> None:
+        event = "a skeleton changed since it was built; it is built again"
+        _log.warning(event, role=skeleton.key.role, changed=changed[:8])

@@ -1,0 +1,141 @@
+"""Stacks adapters over a component: which parts change which tensor, with which strength, in which order.
+
+Differences are computed in fp32 from the weight in its bound dtype. They are added in the order of the adapters'
+digests, and the sum is rounded once. So neither the order in the request nor earlier jobs change any bit. An adapter
+with strength 0 is left out. After that, the vectors of textual inversions replace whole rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from safelight.errors import IntegrityError
+from safelight.memory.lease import Lease
+from safelight.weights.adapter_formulas import add, reads_weight
+from safelight.weights.adapter_parts import Part
+from safelight.weights.digest import named
+from safelight.weights.manifest import ComponentManifest
+from safelight.weights.overlay import Overlay, adapted
+
+Leasing = Callable[[ComponentManifest], AbstractContextManager[Lease]]
+"""Leases an adapter's tensors in host memory, fp32."""
+
+TENSORS_AT_ONCE = 4
+"""How many fp32 tensors of the size of the largest weight exist while an overlay is computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One adapter over one component.
+
+    ``parts``: its parts and the strength of each.
+    ``scale``: see :func:`safelight.weights.adapter_formulas.difference`.
+    """
+
+    tensors: ComponentManifest
+    parts: tuple[tuple[Part, float], ...]
+    scale: float | None = None
+
+    @property
+    def content(self) -> str:
+        """A text that identifies the layer's effect: tensors, scale and strengths."""
+        strengths = sorted((part.target, strength) for part, strength in self.parts)
+        return json.dumps([self.tensors.digest, self.scale, strengths])
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """Vectors that replace rows of a weight, for textual inversion.
+
+    ``tensors``, ``source``: the component and the name of the vectors' tensor, (n, width).
+    ``target``, ``rows``: the weight, and the n rows to replace.
+    """
+
+    tensors: ComponentManifest
+    source: str
+    target: str
+    rows: tuple[int, ...]
+
+    @property
+    def content(self) -> str:
+        return json.dumps([self.tensors.digest, self.source, self.target, self.rows])
+
+
+def over(
+    base: ComponentManifest, layers: Sequence[Layer], leasing: Leasing, inserted: Sequence[Inserted] = ()
+) -> ComponentManifest:
+    """Return the base with ``layers`` added and ``inserted`` vectors. If they change nothing, return the base itself.
+
+    ``leasing``: leases the tensors of a layer or of inserted vectors while overlays are computed.
+    """
+    active = [Layer(layer.tensors, _active_parts(layer), layer.scale) for layer in layers]
+    active = sorted((layer for layer in active if layer.parts), key=lambda layer: layer.content)
+    if not active and not inserted:
+        return base
+    sums: dict[str, list[tuple[Layer, Part, float]]] = {}
+    for layer in active:
+        for part, strength in layer.parts:
+            sums.setdefault(part.target, []).append((layer, part, strength))
+    rows: dict[str, list[Inserted]] = {}
+    for insertion in sorted(inserted, key=lambda insertion: insertion.content):
+        rows.setdefault(insertion.target, []).append(insertion)
+    touched = sums.keys() | rows.keys()
+    largest = max(math.prod(tensor.shape) for tensor in base.tensors if tensor.name in touched)
+    tensors = {item.tensors.digest: item.tensors for item in (*active, *inserted)}
+
+    @contextmanager
+    def recipes() -> Generator[Mapping[str, Overlay]]:
+        with ExitStack() as stack:
+            leases = {digest: _VerifiedLease(stack.enter_context(leasing(held))) for digest, held in tensors.items()}
+            yield {name: Overlay(_recipe(sums.get(name, ()), rows.get(name, ()), leases)) for name in touched}
+
+    content = named(*(layer.content for layer in active), *sorted(insertion.content for insertion in inserted))
+    working = TENSORS_AT_ONCE * largest * torch.float32.itemsize
+    return adapted(base, content, frozenset(touched), recipes, working, tuple(sorted(tensors)))
+
+
+class _VerifiedLease:
+    """A lease whose bytes are verified once, before the first use."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease, self._verified = lease, False
+
+    def lease(self) -> Lease:
+        """Return the verified lease. Raises IntegrityError if bytes in memory differ from those that were read."""
+        if not self._verified:
+            for index, held in self._lease.residents.items():
+                if not self._lease.intact(index):
+                    first = held.target.segment.tensors[0]
+                    raise IntegrityError(first.path, first.name, "was corrupted in memory", "It will be read again.")
+            self._verified = True
+        return self._lease
+
+
+def _active_parts(layer: Layer) -> tuple[tuple[Part, float], ...]:
+    return tuple((part, strength) for part, strength in layer.parts if strength != 0)
+
+
+def _recipe(
+    what: Sequence[tuple[Layer, Part, float]], inserted: Sequence[Inserted], leases: Mapping[str, _VerifiedLease]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def apply(weight: torch.Tensor) -> torch.Tensor:
+        wide = weight.float()
+        total = wide.clone() if wide is weight or any(reads_weight(part) for _, part, _ in what) else wide
+        for layer, part, strength in what:
+            with leases[layer.tensors.digest].lease().pinned(list(part.slots.values())) as tensors:
+                slots = dict(zip(part.slots, tensors, strict=True))
+                tensors.clear()
+                add(total, part, slots, wide, strength, layer.scale)
+                slots.clear()
+        for insertion in inserted:
+            with leases[insertion.tensors.digest].lease().pinned([insertion.source]) as tensors:
+                total[list(insertion.rows)] = tensors.pop()
+        return total.to(weight.dtype)
+
+    return apply

@@ -1,0 +1,55 @@
+"""A model's components in memory, without computing: which they are, brought, and held."""
+
+from __future__ import annotations
+
+import contextlib
+
+from safelight.catalog.model import Model
+from safelight.errors import OutOfMemoryError
+from safelight.memory.prefetch import fill
+from safelight.memory.segments import component_key
+from safelight.pipeline.resources import Resources, dtype_of
+from safelight.pipeline.stages import skeleton_key
+from safelight.request.run_settings import RunSettings
+
+
+def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
+    """A model's components as the planner names them, in the order of use."""
+    family = model.family
+    return tuple(
+        component_key(model.manifest.component(role), dtype_of(settings, family, role)) for role in family.roles
+    )
+
+
+def prefetch(model: Model, resources: Resources) -> bool:
+    """Bring a model's components as far as there is room beside all that is there; whether all of it is there now."""
+    return all(
+        fill(resources.residency, model.manifest.component(role), dtype_of(resources.run, model.family, role))
+        for role in model.family.roles
+    )
+
+
+def pinned(model: Model, resources: Resources) -> contextlib.ExitStack:
+    """Leases of a model's components, whole and held until they are closed. Raises OutOfMemoryError."""
+    with contextlib.ExitStack() as stack:
+        for role in model.family.roles:
+            component, dtype = model.manifest.component(role), dtype_of(resources.run, model.family, role)
+            lease = stack.enter_context(resources.residency.lease(component, dtype))
+            if lease.ring is not None:
+                hint = "Held, it would leave no room for others."
+                raise OutOfMemoryError(f"The whole {role}", 0, 0, hint, final=True)
+        return stack.pop_all()
+
+
+def prepare(model: Model, resources: Resources, seamless: str = "") -> None:
+    """Build a model's skeletons, so that the first image need not."""
+    for component in model.manifest.components:
+        key = skeleton_key(model, component, dtype_of(resources.run, model.family, component.role), resources, seamless)
+        resources.skeletons.give(resources.skeletons.take(key))
+
+
+def preload(model: Model, resources: Resources) -> None:
+    """Make a model's components resident, the denoiser last, without computing."""
+    for component in sorted(model.manifest.components, key=lambda component: component.role == model.family.denoiser):
+        with resources.residency.lease(component, dtype_of(resources.run, model.family, component.role)):
+            pass

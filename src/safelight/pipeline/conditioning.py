@@ -1,0 +1,157 @@
+"""From prompts to the conditions of each step. A cache holds what text encoders returned, by a hash of all inputs."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from safelight.devices.transfer import digest_of
+from safelight.families.computing import PromptField, Tensors, TextInput, TextInputs, computing
+from safelight.families.family import Family
+from safelight.families.features import Feature
+from safelight.pipeline.denoise import Conditions
+from safelight.pipeline.guidance import Condition
+from safelight.request.prompts.editing import of_request
+from safelight.request.prompts.words import Words
+from safelight.request.run_settings import RunSettings
+from safelight.request.schema import Request
+from safelight.weights.digest import named
+from safelight.weights.manifest import ComponentManifest
+from safelight.weights.overlay import Adapted
+
+KEPT_BYTES = 24 << 20
+"""Most that is kept of what text encoders made, in host memory, where the ledger promises it: some forty prompts of
+SDXL's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The texts of each step, those of a second pass behind the first's: what is drawn, and what is kept out."""
+
+    prompt: Sequence[str]
+    negative: Sequence[str]
+
+    @classmethod
+    def of(cls, request: Request, family: Family) -> Prompts:
+        """Return the texts of a request. Raises RequestError for an edit that cannot be parsed."""
+        if request.prompt_syntax == "compel" or Feature.PROMPT_WEIGHTS not in family.features:
+            return cls([request.prompt] * request.steps_done, [request.negative] * request.steps_done)
+        return cls(of_request(request, request.prompt, "prompt"), of_request(request, request.negative, "negative"))
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The different ones, in the order of use."""
+        return list(dict.fromkeys(zip(self.prompt, self.negative, strict=True)))
+
+    @property
+    def at(self) -> list[int]:
+        """Which of the :attr:`pairs` holds at each step."""
+        place = {pair: number for number, pair in enumerate(self.pairs)}
+        return [place[pair] for pair in zip(self.prompt, self.negative, strict=True)]
+
+    @property
+    def texts(self) -> list[PromptField]:
+        """The different texts."""
+        both = [("prompt", text) for text in self.prompt] + [("negative", text) for text in self.negative]
+        return list(dict.fromkeys(both))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a text encoder reads: everything besides the text on which its output depends."""
+
+    family: Family
+    role: str
+    component: ComponentManifest
+    run: RunSettings
+    request: Request
+    words: Words
+
+    def key(self, text: TextInput) -> str:
+        """Hash everything that the output depends on (STATE 13 and 14)."""
+        run, over = self.run, self.component.over if isinstance(self.component, Adapted) else ""
+        how = [run.device, run.hardware, run.dtype, run.attention, run.attention_slice_size, run.threads]
+        what = [self.family.name, self.role, self.component.digest, over]
+        asked = [self.request.clip_skip, self.request.prompt_syntax]
+        return named(json.dumps([what, asked, how, dict(run.versions)]), text.key)
+
+    def inputs(self, texts: Sequence[PromptField]) -> TextInputs:
+        """Tokenize texts. Raises RequestError for what cannot be parsed."""
+        return computing(self.family).text_inputs(self.family, self.role, self.request, texts, self.words)
+
+    def encode(
+        self, inputs: Sequence[TextInput], device: torch.device, modules: Sequence[nn.Module], leases: object = None
+    ) -> list[Tensors]:
+        """Run the bound encoder, the only one of ``modules``, on each input."""
+        del leases
+        model = computing(self.family)
+        return model.encode_texts(self.family, self.role, modules[0], self.request, inputs, self.words, device)
+
+
+class Conditionings:
+    """A cache of what text encoders returned, by a hash of all inputs. Evicts the least recently used entries.
+
+    Each entry is compared with its checksums before it is used again.
+    """
+
+    def __init__(self, most: int = KEPT_BYTES) -> None:
+        self._cached: OrderedDict[str, tuple[Tensors, list[str]]] = OrderedDict()
+        self._most = most
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Tensors | None:
+        """Return the tensors, in host memory; None if there are none or they changed."""
+        with self._lock:
+            found = self._cached.get(key)
+            if found is None:
+                return None
+            if _sums(found[0]) != found[1]:
+                del self._cached[key]
+                return None
+            self._cached.move_to_end(key)
+            return found[0]
+
+    def put(self, key: str, encoded: Tensors) -> None:
+        """Store a copy, and evict the entries that were not used for the longest time."""
+        copy = {name: tensor.detach().cpu().clone() for name, tensor in encoded.items()}
+        with self._lock:
+            self._cached[key] = copy, _sums(copy)
+            while len(self._cached) > 1 and self.nbytes > self._most:
+                self._cached.popitem(last=False)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for encoded, _ in self._cached.values() for tensor in encoded.values())
+
+    def clear(self) -> None:
+        """Forget all entries, because something was computed that cannot be right."""
+        with self._lock:
+            self._cached.clear()
+
+
+def _sums(encoded: Tensors) -> list[str]:
+    return [str(digest_of(tensor)) for tensor in encoded.values()]
+
+
+def conditions(
+    family: Family, encoded: Mapping[str, Mapping[PromptField, Tensors]], prompts: Prompts, negative_too: bool
+) -> Conditions:
+    """Return the conditions of all steps, from what each text encoder returned for each text.
+
+    ``negative_too``: the guidance reads the negative prompt.
+    """
+    model = computing(family)
+    each = [
+        Condition(
+            model.condition(encoded, ("prompt", prompt)),
+            model.condition(encoded, ("negative", negative)) if negative_too else None,
+        )
+        for prompt, negative in prompts.pairs
+    ]
+    return Conditions(each, prompts.at)

@@ -1,0 +1,233 @@
+"""The denoising loop: the same for every family, sampler and task.
+
+Within a step the order is fixed: the prompts of the step, ControlNets, the denoiser, guidance, the sampler, the mask,
+and then whoever watches (gates, previews, memory). The parity tests compare the latents bit for bit with those of
+diffusers' pipelines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from PIL import Image as PILImage
+from torch import nn
+
+from safelight.boundary import pictures
+from safelight.boundary.pictures import EncodedPicture
+from safelight.families.computing import Call, FamilyModel
+from safelight.families.family import Family
+from safelight.pipeline import noise
+from safelight.pipeline.guidance import Condition, Guidance
+from safelight.pipeline.samplers import NoiseSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The conditions of a job's steps. ``each``: the different ones. ``at``: the index into ``each`` for each step."""
+
+    each: Sequence[Condition]
+    at: Sequence[int] = (0,)
+
+    def between(self, first: int, last: int) -> Conditions:
+        """Return the conditions for the steps ``first`` (from 0) up to, not including, ``last``."""
+        return Conditions(self.each, self.at[first:last])
+
+    def during(self, share: float) -> int:
+        """Return the index for a share of the steps. A sampler may call the denoiser several times per step."""
+        return self.at[min(len(self.at) - 1, int(share * len(self.at) + 1e-6))]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What denoising starts from instead of noise alone.
+
+    ``strength``: denoising strength, the share of the steps to run.
+    ``latents``: (1, channels, h, w), or None for ``encoded``.
+    ``encoded``: the encoded picture and, with a mask, the encoded picture where the mask is black.
+    ``mask``: white where the picture is drawn again.
+    """
+
+    strength: float
+    latents: torch.Tensor | None = None
+    encoded: Sequence[EncodedPicture] = ()
+    mask: PILImage.Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Controlled:
+    """A bound ControlNet and its picture.
+
+    ``picture``: of the image's size.
+    ``weight``: factor of its output.
+    ``start``, ``end``: the shares of the steps between which it is used.
+    ``soft``: reduce its output in the outer layers.
+    ``prompt_only``: do not use it for the negative prompt.
+    """
+
+    net: nn.Module
+    picture: PILImage.Image
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    soft: bool = False
+    prompt_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Denoising:
+    """Everything that the loop works with.
+
+    ``denoiser``: bound.
+    ``shape``: of the latents, (1, channels, h, w).
+    ``guidance``: the rows of each call of the denoiser, and how their predictions become one.
+    ``takes_mask``: the denoiser has the mask and the masked picture as inputs (a checkpoint for inpainting).
+    ``image``: the encoded picture whose latents the denoiser has as inputs; None if it has no such inputs.
+    ``vary``: changes the noise, for variations of a seed.
+    ``on_step``: called with each step's index (from 0) and latents. It may raise to stop.
+    """
+
+    family: Family
+    model: FamilyModel
+    denoiser: nn.Module
+    schedule: NoiseSchedule
+    conditions: Conditions
+    guidance: Guidance
+    steps: int
+    seed: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    on_step: Callable[[int, torch.Tensor], None]
+    start: Start | None = None
+    controls: Sequence[Controlled] = ()
+    takes_mask: bool = False
+    image: EncodedPicture | None = None
+    vary: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+def denoise(work: Denoising) -> torch.Tensor:
+    """Run the loop. Returns latents of ``work.shape``."""
+    with torch.no_grad():
+        generator = torch.Generator("cpu").manual_seed(work.seed)
+        timesteps = work.schedule.begin(work.steps, work.device, None if work.start is None else work.start.strength)
+        latents, mask = _first_latents(work, timesteps, generator)
+        guidance = work.guidance
+        controls = [(control, _shown(control, work)) for control in work.controls]
+        extra = guidance.inputs(_inputs(work, mask))
+        for index, timestep in enumerate(timesteps):
+            condition = work.conditions.each[work.conditions.during(index / len(timesteps))]
+            rows = work.schedule.scaled(guidance.latents(latents), timestep)
+            call = Call(rows, timestep, guidance.condition(condition), extra, (), guidance.scale)
+            for control, picture in controls:
+                if control.start <= index / len(timesteps) and (index + 1) / len(timesteps) <= control.end:
+                    call = replace(call, control=_added(call.control, _controlled(work, control, picture, call)))
+            prediction = guidance.combine(work.model.predict(work.denoiser, call))
+            latents = work.schedule.step(prediction, timestep, latents, generator)
+            if mask is not None and not work.takes_mask:
+                following = timesteps[index + 1] if index < len(timesteps) - 1 else None
+                latents = mask.blended(latents, work.schedule, following)
+            work.on_step(index, latents)
+        return latents
+
+
+@dataclass(frozen=True, slots=True)
+class _Mask:
+    """A mask in latents.
+
+    ``mask``: 1 where the picture is drawn again, (1, 1, h, w).
+    ``masked``: latents of the picture where the mask is black.
+    ``picture``: latents of the picture.
+    ``noise``: the noise that denoising started from.
+    """
+
+    mask: torch.Tensor
+    masked: torch.Tensor
+    picture: torch.Tensor | None
+    noise: torch.Tensor
+
+    def blended(self, latents: torch.Tensor, schedule: NoiseSchedule, following: torch.Tensor | None) -> torch.Tensor:
+        """Put the picture, with the noise of the ``following`` step, where the mask is black. None: the last step."""
+        assert self.picture is not None
+        picture = self.picture
+        if following is not None:
+            picture = schedule.noisy(picture, self.noise, torch.tensor([following]))
+        return (1 - self.mask) * picture + self.mask * latents
+
+
+def _inputs(work: Denoising, mask: _Mask | None) -> tuple[torch.Tensor, ...]:
+    """Return the inputs of the denoiser besides the latents, each with one row."""
+    if work.image is not None:
+        return (work.image.distribution.mode().to(work.dtype),)
+    return (mask.mask, mask.masked) if mask is not None and work.takes_mask else ()
+
+
+def _first_latents(
+    work: Denoising, timesteps: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, _Mask | None]:
+    """Return the latents of the first step. Random numbers are drawn in the order of diffusers' pipelines."""
+    start, vary = work.start, work.vary or _same
+    if start is None:
+        drawn = torch.randn(work.shape, generator=generator, dtype=torch.float32).to(work.dtype).to(work.device)
+        return work.schedule.pure(vary(drawn)), None
+    if start.mask is None:
+        picture = start.latents if start.latents is not None else _sampled(start.encoded[0], generator, work)
+        return work.schedule.noisy(picture, vary(_drawn(work, generator)), timesteps[:1]), None
+    picture = None
+    whole = start.strength == 1
+    if not work.takes_mask or not whole:
+        # Contiguous, as diffusers has them here: convolutions compute other bits for channels-last latents.
+        picture = _sampled(start.encoded[0], generator, work).contiguous()
+    if whole and work.vary is not None:
+        # Nothing of the picture is under the noise, so the noise is that of an image from text.
+        fresh = vary(noise.drawn(work.shape, work.seed, work.dtype, work.device))
+    else:
+        fresh = vary(_drawn(work, generator))
+    latents = work.schedule.pure(fresh)
+    if not whole:
+        assert picture is not None
+        latents = work.schedule.noisy(picture, fresh, timesteps[:1])
+    mask = F.interpolate(pictures.binary_mask(start.mask, work.family.latents.scale), size=work.shape[-2:])
+    masked = _sampled(start.encoded[1], generator, work)
+    return latents, _Mask(mask.to(device=work.device, dtype=work.dtype), masked, picture, fresh)
+
+
+def _same(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
+def _drawn(work: Denoising, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(work.shape, generator=generator, dtype=work.dtype).to(work.device)
+
+
+def _sampled(encoded: EncodedPicture, generator: torch.Generator, work: Denoising) -> torch.Tensor:
+    """Draw a picture's latents from the distribution that the VAE returned."""
+    form = work.family.latents
+    latents = encoded.distribution.sample(generator)
+    if form.cast_first:
+        latents = latents.to(work.dtype)
+    scaled = (latents - form.shift) * form.factor if form.shift else form.factor * latents
+    return scaled.to(work.dtype)
+
+
+def _shown(control: Controlled, work: Denoising) -> torch.Tensor:
+    shown = pictures.control_picture(control.picture, work.family.latents.scale)
+    return shown.to(device=work.device, dtype=work.dtype)
+
+
+def _controlled(work: Denoising, control: Controlled, picture: torch.Tensor, call: Call) -> tuple[torch.Tensor, ...]:
+    """Return what a ControlNet adds in this call."""
+    call = replace(call, control=(), extra=())
+    if not control.prompt_only:
+        return work.model.control(control.net, call, picture, control.weight, control.soft)
+    row = work.guidance.prompt_row
+    positive = {name: tensor[row] for name, tensor in call.condition.items()}
+    alone = replace(call, latents=call.latents[row], condition=positive)
+    added = work.model.control(control.net, alone, picture, control.weight, control.soft)
+    return tuple(work.guidance.prompt_only(tensor) for tensor in added)
+
+
+def _added(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True)) if one else other

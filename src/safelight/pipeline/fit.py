@@ -1,0 +1,89 @@
+"""Whether a model fits here, with what plan, and what it costs that it does not fit whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safelight.catalog.model import Model
+from safelight.devices import choice
+from safelight.errors import OutOfMemoryError
+from safelight.memory.plan import Refusal
+from safelight.memory.segments import cut
+from safelight.pipeline.resources import Resources, dtype_of
+from safelight.pipeline.stages import Task, uses_of, work_of
+from safelight.request.schema import Request
+
+BYTES_A_SECOND = 3e9
+"""At which a segment is read from a warm page cache, hashed and cast, roughly, on a few cores."""
+
+
+def fits(request: Request, model: Model, resources: Resources) -> dict[str, Any]:
+    """For each component, what would be resident and what streamed, and bytes for computing (measured or guessed).
+
+    ``seconds_more``: by how much a denoising step is longer than with everything resident, estimated.
+    """
+    width, height = request.width or model.resolution, request.height or model.resolution
+    components: list[dict[str, Any]] = []
+    refused: OutOfMemoryError | None = None
+    for role in model.family.roles:
+        component, dtype = model.manifest.component(role), dtype_of(resources.run, model.family, role)
+        task = Task("", width * height, request.steps)
+        work = work_of([(component, dtype)], resources.run, task)
+        [use] = uses_of(model, resources, [(component, dtype)], work, task)
+        total = sum(segment.nbytes for segment in cut(component, dtype))
+        decided = resources.residency.planned(component, dtype, use)
+        streamed = 0
+        if isinstance(decided, Refusal):
+            refused = refused or resources.residency.refused(component, dtype, use, decided)
+        else:
+            streamed = decided.nbytes("stream")
+        components.append(
+            {
+                "component": role,
+                "total": total,
+                "resident": 0 if isinstance(decided, Refusal) else total - streamed,
+                "streamed": streamed,
+                "working": use.working,
+                "source": "measured" if resources.working.knows(work) else "guessed from shapes",
+            }
+        )
+    streamed = next(c["streamed"] for c in components if c["component"] == model.family.denoiser)
+    seconds = streamed / BYTES_A_SECOND
+    if refused is not None:
+        summary = f"does not fit. {refused}"
+    elif any(c["streamed"] for c in components):
+        summary = f"fits in part; each denoising step takes about {seconds:.2f} s more than with everything resident"
+    else:
+        summary = "fits whole"
+    return {
+        "model": model.name,
+        "width": width,
+        "height": height,
+        "dtype": resources.run.dtype,
+        "fits": refused is None,
+        "summary": summary,
+        "seconds_more": seconds,
+        "components": components,
+        "advice": [
+            *filter(None, [choice.slow(resources.run.dtype, resources.run.device)]),
+            *_advice(resources, components),
+        ],
+    }
+
+
+def _advice(resources: Resources, components: list[dict[str, Any]]) -> list[str]:
+    if not any(c["streamed"] or not c["resident"] for c in components):
+        return []
+    most = resources.residency.most
+    budget = resources.residency.ledger.budget(resources.residency.place)
+    advice: list[str] = []
+    largest = max(c["total"] + (0 if most is not None else c["working"]) for c in components)
+    if most is not None and most < budget:
+        advice.append(f"max_cache_ram_gb of {largest / 2**30 + 0.001:.3f} would hold the largest component whole")
+    else:
+        advice.append(
+            f"{max(0, largest - budget) / 1e6:,.0f} MB more free memory would hold the largest component whole"
+        )
+    if resources.run.dtype == "fp32" and not choice.slow("bf16", resources.run.device):
+        advice.append("--precision bf16 takes half the memory")
+    return advice

@@ -1,0 +1,402 @@
+"""Jobs and images in SQLite. Several threads may use a database; each method is one transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, event, func, select, text, update
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.orm import Session
+
+from safelight.errors import CorruptFileError, RequestError, SafelightError, StorageError, UnreadableFileError
+from safelight.queue.job import ATTEMPTS, Failure, QueuedJob, State
+from safelight.queue.order import Waiting
+from safelight.queue.tables import ImageRow, JobRow
+from safelight.request.job import Job, is_resolved
+from safelight.request.schema import Request
+from safelight.request.stored import read_request
+
+FILE = "safelight.db"
+
+BUSY_SECONDS = 30.0
+"""Seconds for which one writer waits for another."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """A finished image; its fields are those of :class:`safelight.queue.tables.ImageRow`."""
+
+    id: str
+    job: str
+    place: int
+    file: str
+    width: int
+    height: int
+    seed: int
+    model: str
+    model_digest: str
+    pixels_sha256: str
+    created: float
+    metadata: dict[str, Any]
+
+
+class Database:
+    """The database in ``folder``. Opening it creates it, or migrates it to this version.
+
+    Raises UnreadableFileError when the folder cannot be written, or a newer version wrote the database.
+    Raises CorruptFileError when the file is not a database.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = path = folder / FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._engine = _open(path)
+        except OSError as error:
+            raise UnreadableFileError(folder, f"cannot be written: {error.strerror or error}") from error
+        except OperationalError as error:
+            raise UnreadableFileError(path, f"cannot be opened: {error.orig}") from error
+        except DatabaseError as error:
+            raise CorruptFileError(path, f"is not a readable database ({error.orig})") from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def accept(self, *wanted: Job, client: str = "", priority: int = 0) -> list[QueuedJob]:
+        """Append new jobs to the queue and return them; when one cannot be stored, none is.
+
+        ``wanted``: what the jobs make.
+        """
+        rows = [
+            JobRow(
+                id=uuid.uuid4().hex,
+                document=job.to_json(),
+                model_digest=job.model.digest,
+                client=client,
+                created=time.time(),
+                state="queued",
+                priority=priority,
+                overtaken=0,
+                delayed=0.0,
+                attempts=0,
+                images=0,
+                reason="",
+                failure="",
+            )
+            for job in wanted
+        ]
+        with self._session() as session, session.begin():
+            session.add_all(rows)
+            session.flush()
+            return [_job(row) for row in rows]
+
+    @contextlib.contextmanager
+    def _session(self) -> Generator[Session]:
+        """Open a session. Raises StorageError when the disk is full or cannot be written."""
+        try:
+            with Session(self._engine) as session:
+                yield session
+        except OperationalError as error:
+            raise StorageError(self._path, f"cannot be written: {error.orig}") from error
+
+    def job(self, job_id: str) -> QueuedJob | None:
+        with self._session() as session:
+            row = session.scalar(select(JobRow).where(JobRow.id == job_id))
+            return _job(row) if row is not None else None
+
+    def jobs(self, states: Sequence[State] = (), limit: int = 100, before: int | None = None) -> list[QueuedJob]:
+        """Return the newest jobs first; ``before``: only jobs with a smaller number than this one."""
+        query = select(JobRow).order_by(JobRow.number.desc()).limit(limit)
+        if states:
+            query = query.where(JobRow.state.in_(states))
+        if before is not None:
+            query = query.where(JobRow.number < before)
+        with self._session() as session:
+            return [_job(row) for row in session.scalars(query)]
+
+    def jobs_of(self, ids: Sequence[str]) -> dict[str, QueuedJob]:
+        """Return the jobs with these identifiers, by identifier; an unknown identifier is left out."""
+        with self._session() as session:
+            return {row.id: _job(row) for row in session.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
+
+    def queued(self) -> int:
+        """Return the number of jobs that wait."""
+        with self._session() as session:
+            return session.scalars(select(func.count()).where(JobRow.state == "queued")).one()
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of jobs in each state."""
+        with self._session() as session:
+            rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples()
+            return dict(list(rows))
+
+    def waiting(self, reach: int) -> list[Waiting]:
+        """Return the queued jobs that :mod:`safelight.queue.order` chooses from, in the order of arrival.
+
+        They are the ``reach`` oldest, and the ``reach`` first by priority and then by age.
+        """
+        columns = (
+            JobRow.id,
+            JobRow.number,
+            JobRow.model_digest,
+            JobRow.priority,
+            JobRow.overtaken,
+            JobRow.delayed,
+        )
+        query = select(*columns).where(JobRow.state == "queued").limit(reach)
+        orders = ((JobRow.number,), (JobRow.priority.desc(), JobRow.number))
+        with self._session() as session:
+            found = [row for by in orders for row in session.execute(query.order_by(*by)).tuples()]
+        return sorted((Waiting(*row) for row in set(found)), key=lambda job: job.number)
+
+    def start(self, job_id: str, reason: str) -> QueuedJob | None:
+        """Set a queued job to running, and count it as overtaking the earlier jobs that still wait.
+
+        Returns the job, or None when it is no longer queued.
+        """
+        with self._session() as session, session.begin():
+            changed = session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.state == "queued")
+                .values(state="running", started=time.time(), attempts=JobRow.attempts + 1, reason=reason)
+            )
+            if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
+                return None
+            row = session.scalars(select(JobRow).where(JobRow.id == job_id)).one()
+            session.execute(
+                update(JobRow)
+                .where(JobRow.state == "queued", JobRow.number < row.number)
+                .values(overtaken=JobRow.overtaken + 1)
+            )
+            return _job(row)
+
+    def end(
+        self,
+        job_id: str,
+        state: State,
+        reason: str = "",
+        was: Sequence[State] = ("running",),
+        seconds: float = 0.0,
+        failure: Failure = "",
+    ) -> bool:
+        """End a job, and return whether this call ended it: a job ends only once.
+
+        ``was``: the states from which the job may end.
+        ``seconds``: for how long it computed; this delayed the earlier jobs that still wait.
+        """
+        values = {"state": state, "ended": time.time(), "reason": reason, "failure": failure}
+        return self._leave(job_id, was, seconds, values)
+
+    def put_back(self, job_id: str, reason: str, free: bool = False, seconds: float = 0.0) -> bool:
+        """Queue a running job again, at its old place; return False when it does not run.
+
+        ``free``: this attempt does not count.
+        ``seconds``: as in :meth:`end`.
+        """
+        values: dict[str, Any] = {"state": "queued", "reason": reason, "started": None}
+        if free:
+            values["attempts"] = JobRow.attempts - 1
+        return self._leave(job_id, ("running",), seconds, values)
+
+    def _leave(self, job_id: str, was: Sequence[State], seconds: float, values: Mapping[str, Any]) -> bool:
+        with self._session() as session, session.begin():
+            changed = session.execute(update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values))
+            if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
+                return False
+            if seconds:
+                number = select(JobRow.number).where(JobRow.id == job_id).scalar_subquery()
+                session.execute(
+                    update(JobRow)
+                    .where(JobRow.state == "queued", JobRow.number < number)
+                    .values(delayed=JobRow.delayed + seconds)
+                )
+            return True
+
+    def recover(self) -> None:
+        """Queue the jobs again that ran when the server stopped; those without a further attempt fail.
+
+        The server calls it once, when it starts.
+        """
+        for job in self.jobs(("running",), limit=1000):
+            if job.attempts < ATTEMPTS:
+                self.put_back(job.id, "the server stopped while the job ran; it runs again")
+            else:
+                self.end(
+                    job.id, "failed", f"the server stopped {job.attempts} times while the job ran", failure="worker"
+                )
+
+    def add_image(self, image: StoredImage) -> bool:
+        """Add a finished image of a running job; return False when the job no longer runs.
+
+        The caller writes the image's file first.
+        """
+        values = asdict(image)
+        with self._session() as session, session.begin():
+            changed = session.execute(
+                update(JobRow).where(JobRow.id == image.job, JobRow.state == "running").values(images=image.place + 1)
+            )
+            if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
+                return False
+            session.add(ImageRow(told=values.pop("metadata"), **values))
+            return True
+
+    def inputs(self) -> set[str]:
+        """Return the digests of all input images that unfinished jobs and stored images name."""
+        found: set[str] = set()
+        with self._session() as session:
+            for table, column, where in (
+                ("jobs", "json_extract(document, '$.request')", "WHERE state IN ('queued', 'running')"),
+                ("images", "json_extract(metadata, '$.request')", ""),
+            ):
+                requests = f"SELECT {column} AS request FROM {table} {where}"
+                for name in ("image", "mask"):
+                    rows = session.execute(text(f"SELECT json_extract(request, '$.{name}') FROM ({requests})"))
+                    found |= {value for (value,) in rows if value}
+                controls = f"({requests}), json_each(request, '$.controls') AS control"
+                pictures = f"SELECT json_extract(control.value, '$.image') FROM {controls}"
+                found |= {value for (value,) in session.execute(text(pictures)) if value}
+        return found
+
+    def image(self, image_id: str) -> StoredImage | None:
+        with self._session() as session:
+            row = session.get(ImageRow, image_id)
+            return _image(row) if row is not None else None
+
+    def images(
+        self, limit: int = 100, before: float | None = None, job: str | None = None, model: str | None = None
+    ) -> list[StoredImage]:
+        """Return images, the newest first; those of one job in the order of their places.
+
+        ``before``: only images from before this time, in seconds since 1970.
+        """
+        query = select(ImageRow).limit(limit)
+        query = query.order_by(ImageRow.place) if job else query.order_by(ImageRow.created.desc(), ImageRow.id)
+        if job is not None:
+            query = query.where(ImageRow.job == job)
+        if before is not None:
+            query = query.where(ImageRow.created < before)
+        if model is not None:
+            query = query.where(ImageRow.model == model)
+        with self._session() as session:
+            return [_image(row) for row in session.scalars(query)]
+
+    def files(self) -> set[str]:
+        """Return the file names of all images."""
+        with self._session() as session:
+            return set(session.scalars(select(ImageRow.file)))
+
+    def forget_image(self, image_id: str) -> StoredImage | None:
+        """Remove the image's row, not its file; return the image, or None when there was none."""
+        with self._session() as session, session.begin():
+            row = session.get(ImageRow, image_id)
+            if row is None:
+                return None
+            session.delete(row)
+            return _image(row)
+
+
+def _open(path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+
+    def prepare(connection: DBAPIConnection, _: object) -> None:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    event.listen(engine, "connect", prepare)
+    try:
+        _migrate(engine, path)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _migrate(engine: Engine, path: Path) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    script = ScriptDirectory.from_config(config)
+    with engine.begin() as connection:
+        at = MigrationContext.configure(connection).get_current_revision()
+        if at == script.get_current_head():
+            return
+        if at is not None and at not in {revision.revision for revision in script.walk_revisions()}:
+            raise UnreadableFileError(
+                path, f"was written by a newer Safelight (revision {at}); use that, or another --root"
+            )
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _job(row: JobRow) -> QueuedJob:
+    request, content, unreadable = _read(row.document)
+    return QueuedJob(
+        id=row.id,
+        number=row.number,
+        request=request,
+        model_digest=row.model_digest,
+        content=content,
+        client=row.client,
+        created=row.created,
+        state=row.state,  # pyright: ignore[reportArgumentType]
+        priority=row.priority,
+        overtaken=row.overtaken,
+        delayed=row.delayed,
+        attempts=row.attempts,
+        images=row.images,
+        started=row.started,
+        ended=row.ended,
+        reason=row.reason,
+        failure=row.failure,  # pyright: ignore[reportArgumentType]
+        unreadable=unreadable,
+    )
+
+
+def _read(document: Mapping[str, Any]) -> tuple[Request, Job | None, str]:
+    """Return (the request, the job, ""), or (a stand-in with prompt and model, None, why this version cannot read it).
+
+    This version cannot read a job of a newer version, or one with a value that is no longer allowed. The job of a
+    version that stored only requests is None.
+    """
+    try:
+        if is_resolved(document):
+            job = Job.from_json(document)
+            return job.request, job, ""
+        return read_request(document["request"], document["version"]), None, ""
+    except (SafelightError, KeyError, TypeError, ValueError, AttributeError) as error:
+        stored: Any = document.get("request")
+        known = cast("Mapping[str, Any]", stored) if isinstance(stored, Mapping) else {}
+        prompt, model = (known.get(name) for name in ("prompt", "model"))
+        why = str(error) if isinstance(error, SafelightError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(RequestError):
+            return Request(str(prompt or ""), str(model or "")), None, why
+        return Request("", ""), None, why
+
+
+def _image(row: ImageRow) -> StoredImage:
+    return StoredImage(
+        id=row.id,
+        job=row.job,
+        place=row.place,
+        file=row.file,
+        width=row.width,
+        height=row.height,
+        seed=row.seed,
+        model=row.model,
+        model_digest=row.model_digest,
+        pixels_sha256=row.pixels_sha256,
+        created=row.created,
+        metadata=dict(row.told),
+    )

@@ -1,0 +1,152 @@
+"""Prompts that change between steps, in AUTOMATIC1111's syntax: ``[from:to:when]``, ``[to:when]`` (added),
+``[from::when]`` (removed), and ``[a|b]``, which switches to the next option at each step. Edits may be nested.
+
+``when`` is the number of steps with ``from``. If it has a decimal point, it is a fraction of all steps.
+https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#prompt-editing
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from safelight.errors import RequestError
+from safelight.request.prompts.emphasis import MOST_DEPTH
+from safelight.request.schema import Request
+
+_NUMBER = re.compile(r"\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*")
+
+_MARKS = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\", re.DOTALL)
+"""An escaped character, a mark, or the text between marks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Edited:
+    before: Sequence[_Node]
+    after: Sequence[_Node]
+    when: str
+
+    def last(self, steps: int) -> int:
+        """Return the last step with ``before``. Steps count from 1."""
+        share = float(self.when)
+        return int(min(steps, share * steps if "." in self.when else share))
+
+
+@dataclass(frozen=True, slots=True)
+class _Alternating:
+    options: Sequence[Sequence[_Node]]
+
+
+_Node = str | _Edited | _Alternating
+
+
+def schedule(field: str, text: str, steps: int, more: int = 0) -> list[str]:
+    """Return the text of each step.
+
+    ``steps``: steps of the first pass; fractions in edits refer to them.
+    ``more``: steps of a second pass. All edits end before it.
+    Raises RequestError, with the position, for a malformed edit.
+    """
+    if "[" not in text:
+        return [text] * (steps + more)
+    nodes = _Reader(field, text).read()
+    return [_at(nodes, step, steps) for step in range(1, steps + more + 1)]
+
+
+def of_request(request: Request, text: str, field: str) -> list[str]:
+    """Return the text of each computed step of both passes. Steps skipped because of an input image do not count."""
+    return schedule(field, text, request.first_steps, request.steps_done - request.first_steps)
+
+
+def _at(nodes: Sequence[_Node], step: int, steps: int) -> str:
+    out: list[str] = []
+    for node in nodes:
+        match node:
+            case _Edited():
+                out.append(_at(node.before if step <= node.last(steps) else node.after, step, steps))
+            case _Alternating():
+                out.append(_at(node.options[(step - 1) % len(node.options)], step, steps))
+            case str():
+                out.append(node)
+    return "".join(out)
+
+
+class _Reader:
+    """Reads a prompt from left to right. It leaves brackets without a match to the parser of weights."""
+
+    def __init__(self, field: str, text: str) -> None:
+        self._field, self._text, self._depth = field, text, 0
+        self._marks = list(_MARKS.finditer(text))
+        self._next = 0
+
+    def read(self) -> list[_Node]:
+        nodes: list[_Node] = []
+        while self._next < len(self._marks):
+            nodes += self._one()
+        return nodes
+
+    def _one(self) -> list[_Node]:
+        mark = self._marks[self._next]
+        self._next += 1
+        return self._bracket(mark.start()) if mark[0] == "[" else [mark[0]]
+
+    def _bracket(self, start: int) -> list[_Node]:
+        """Read what follows an opening bracket, up to the bracket that closes it."""
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            near = self._text[start : start + 30]
+            problem = f"at character {start}: more than {MOST_DEPTH} nested brackets"
+            raise RequestError(self._field, near, problem)
+        found = self._parts(start)
+        self._depth -= 1
+        return found
+
+    def _parts(self, start: int) -> list[_Node]:
+        parts: list[list[_Node]] = [[]]
+        marks: list[str] = []
+        depth = 0
+        while self._next < len(self._marks):
+            mark = self._marks[self._next][0]
+            if mark == "]" and depth == 0:
+                self._next += 1
+                return self._nodes(start, parts, marks)
+            if mark in (":", "|") and depth == 0:
+                self._next += 1
+                marks.append(mark)
+                parts.append([])
+                continue
+            depth += (mark == "(") - (mark == ")" and depth > 0)
+            parts[-1] += self._one()
+        return ["[", *_joined(parts, marks)]
+
+    def _nodes(self, start: int, parts: list[list[_Node]], marks: list[str]) -> list[_Node]:
+        if "|" in marks:
+            return [_Alternating(_split(parts, marks))]
+        last = "".join(part for part in parts[-1] if isinstance(part, str))
+        found = _NUMBER.fullmatch(last) if marks and len(parts[-1]) == 1 else None
+        if found is None:
+            return ["[", *_joined(parts, marks), "]"]
+        if len(marks) > 2:
+            near = self._text[start : start + 30]
+            problem = f"at character {start}: an edit is [from:to:when]; write \\[ for a plain bracket"
+            raise RequestError(self._field, near, problem)
+        return [_Edited(parts[0] if len(marks) == 2 else [], parts[-2], found[1])]
+
+
+def _joined(parts: list[list[_Node]], marks: list[str]) -> list[_Node]:
+    out = list(parts[0])
+    for mark, part in zip(marks, parts[1:], strict=True):
+        out += [mark, *part]
+    return out
+
+
+def _split(parts: list[list[_Node]], marks: list[str]) -> list[list[_Node]]:
+    """Split at bars into options. Colons in an option are plain text."""
+    options = [list(parts[0])]
+    for mark, part in zip(marks, parts[1:], strict=True):
+        if mark == "|":
+            options.append(list(part))
+        else:
+            options[-1] += [mark, *part]
+    return options

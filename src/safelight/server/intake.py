@@ -1,0 +1,145 @@
+"""From a client's request to a job: check the request against the model and the server's limits, then queue it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+from starlette.requests import Request as HTTPRequest
+
+from safelight.assembly.services import Services
+from safelight.catalog.model import Model
+from safelight.errors import ModelNotFoundError, StorageError
+from safelight.queue.job import QueuedJob
+from safelight.request.job import Job
+from safelight.request.prompts import variants
+from safelight.request.schema import MOST_SEED, Request
+from safelight.resolve.limits import RequestLimits
+from safelight.resolve.resolve import resolve
+from safelight.server import bridge
+from safelight.server.problems import RefusedError
+
+TROUBLE_SECONDS = 0.5
+"""Seconds between two checks of whether the queue waits."""
+
+
+def some_seed(count: int) -> int:
+    """Return a random seed, for a request without one; ``count`` is its number of images."""
+    return secrets.randbelow(max(1, MOST_SEED - count))
+
+
+def model_named(control: Services, name: str) -> Model:
+    """Return the model with this name. It must be a name: the server opens no path that a request contains.
+
+    Raises ModelNotFoundError.
+    """
+    return control.library.get(name)
+
+
+def default_model(control: Services) -> Model:
+    """Return the model for clients that name none: ``default_model``, else the library's first.
+
+    Raises ModelNotFoundError when the library is empty or has no model with the configured name.
+    """
+    wanted = control.settings.default_model
+    if wanted is not None:
+        return model_named(control, wanted)
+    cards = control.library.cards()
+    if not cards:
+        raise ModelNotFoundError("(any)", [])
+    return model_named(control, cards[0].name)
+
+
+def limits(control: Services) -> RequestLimits:
+    """Return what this server allows."""
+    settings = control.settings
+    return RequestLimits(settings.max_pixels, settings.max_steps, settings.max_images, settings.max_prompt_chars)
+
+
+def accept(control: Services, *requests: Request, client: str, priority: int = 0) -> list[QueuedJob]:
+    """Queue requests, all or none, and return their jobs. Each job uses the content that its model has now.
+
+    A request whose prompts contain choices becomes one job for each image.
+    Raises ModelNotFoundError, RequestError or QueueFullError.
+    """
+    return control.dispatcher.accept(
+        *(_resolve(control, variant) for request in requests for variant in _expand(control, request)),
+        client=client,
+        priority=priority,
+    )
+
+
+def wildcards(control: Services) -> Path:
+    """Return the folder with the wildcards of prompts."""
+    return control.settings.root / "wildcards"
+
+
+def _expand(control: Services, request: Request) -> list[Request]:
+    """Make the choices in the request's prompts; return one request for each image.
+
+    The limits come first, because they bound this work.
+    """
+    allowed = limits(control)
+    allowed.check_texts(request)
+    allowed.check_count(request)
+    return variants.chosen(request, wildcards(control))
+
+
+def _resolve(control: Services, request: Request) -> Job:
+    model = model_named(control, request.model)
+    request = replace(request, isolate=request.isolate or control.settings.isolate)
+    return resolve(request, control.catalog, limits(control), by_path=False, model=model)
+
+
+async def ended(control: Services, job: QueuedJob, http: HTTPRequest) -> QueuedJob:
+    """Wait until the job has ended, and return it. When the client disconnects, cancel the job.
+
+    Raises RefusedError when the client disconnects, or when the queue cannot continue.
+    """
+    waiting = asyncio.ensure_future(bridge.ended(control.database, control.events, job.id))
+    gone = asyncio.ensure_future(_wait_for_disconnect(http))
+    stuck = asyncio.ensure_future(_wait_for_trouble(control))
+    try:
+        await asyncio.wait((waiting, gone, stuck), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        if stuck.done():
+            raise RefusedError(507, "storage", f"the queue waits: {stuck.result()}")
+        raise RefusedError(400, "gone", "the client closed the connection")
+    finally:
+        gone.cancel()
+        stuck.cancel()
+        if not waiting.done():
+            waiting.cancel()
+            await _cancel(control, job)
+
+
+async def all_ended(control: Services, jobs: list[QueuedJob], http: HTTPRequest) -> list[QueuedJob]:
+    """Wait until all jobs have ended, and return them: see :func:`ended`."""
+    try:
+        return [await ended(control, job, http) for job in jobs]
+    finally:
+        for job in jobs:
+            # This does not change a job that has ended.
+            await _cancel(control, job)
+
+
+async def _cancel(control: Services, job: QueuedJob) -> None:
+    """Cancel a job for which no client waits. A full disk prevents this; then the worker makes its images anyway."""
+    with contextlib.suppress(StorageError):
+        await bridge.run(control.dispatcher.cancel, job.id)
+
+
+async def _wait_for_trouble(control: Services) -> str:
+    """Wait until the queue cannot continue, and return the reason."""
+    while not control.dispatcher.trouble:
+        await asyncio.sleep(TROUBLE_SECONDS)
+    return control.dispatcher.trouble
+
+
+async def _wait_for_disconnect(http: HTTPRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

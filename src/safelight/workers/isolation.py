@@ -1,0 +1,226 @@
+"""Makes images in a process that has never held another model, in about the time of a warm process. No torch.
+
+A *zygote* has imported everything and holds no model. For each model it forks a *keeper*, which reads the weights and
+protects their memory against writing. For each image the keeper forks a child. The child shares the keeper's memory
+pages, computes, and ends. So the child has never held another image or model, and there is no second copy of the
+weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Protocol
+
+import psutil
+
+from safelight.catalog.catalog import Catalog
+from safelight.errors import Cancelled, InputError, SafelightError, WorkerDiedError
+from safelight.request.job import Job
+from safelight.request.results import Image, OnProgress
+from safelight.request.schema import Request
+from safelight.resolve.resolve import resolve
+from safelight.workers.engine import ignore
+from safelight.workers.messages import Cancel, Ended, FromWorker, Generate, Made, Progressed, Working
+from safelight.workers.supervisor import Process
+
+
+class Isolator:
+    """Runs jobs in isolated processes, one after another.
+
+    command: starts a zygote. The first job starts it, and the next job after its death starts it again.
+    settings: the zygote opens its engines with them.
+    """
+
+    def __init__(self, command: Sequence[str], settings: object) -> None:
+        self._command = command
+        self._settings = settings
+        self._zygote: Process | None = None
+        self._closed = False
+        self._working: psutil.Process | None = None
+        self._job = ""
+
+    def start(self) -> None:
+        """Start a zygote if none is alive."""
+        if self._closed:
+            raise SafelightError("the server is stopping")
+        if self._zygote is None or not self._zygote.alive:
+            if self._zygote is not None:
+                # Its children may still be alive.
+                self._zygote.kill()
+            self._zygote = Process(self._command)
+            self._zygote.open(self._settings)
+
+    def run(self, wanted: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
+        """See :meth:`safelight.workers.supervisor.Supervisor.run`."""
+        self.start()
+        zygote = self._zygote
+        assert zygote is not None
+        zygote.send(wanted)
+        self._job, self._working = wanted.job, None
+        ended = False
+        try:
+            while not ended:
+                message = zygote.inbox.get()
+                if message is None:
+                    ended = True
+                    raise zygote.died()
+                if isinstance(message, Working):
+                    self._record_process(message.pid)
+                    if cancelled():
+                        self.cancel(wanted.job)
+                    continue
+                ended = isinstance(message, Ended)
+                yield message
+        finally:
+            if not ended:
+                # The caller stopped before the end. The next job must not receive the rest of these messages.
+                self.cancel(wanted.job)
+                self._skip_to_end(zygote)
+            self._job, self._working = "", None
+
+    def _skip_to_end(self, zygote: Process) -> None:
+        """Read the remaining messages of the cancelled job. It ends after one step at most."""
+        while True:
+            message = zygote.inbox.get()
+            if isinstance(message, Working):
+                self._record_process(message.pid)
+                self.cancel(self._job)
+            elif message is None or isinstance(message, Ended):
+                return
+
+    def cancel(self, job: str) -> None:
+        """Stop the job at its next step, if it is the one that runs."""
+        working = self._working
+        if self._job == job and working is not None:
+            # psutil compares start times, so a new process with the same pid gets no signal.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                working.send_signal(signal.SIGUSR1)
+
+    def _record_process(self, pid: int) -> None:
+        try:
+            self._working = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            self._working = None
+
+    def made(self, job: Job) -> Image:
+        """Make the first image of a job. Raises SafelightError if that fails."""
+        with contextlib.closing(self.run(Generate("isolated", job.image(0), 0, ()))) as messages:
+            image: Image | None = None
+            for message in messages:
+                if isinstance(message, Made):
+                    image = message.image
+                elif isinstance(message, Ended) and message.kind != "done":
+                    raise SafelightError(f"the isolated process failed: {message.problem}")
+        assert image is not None
+        return image
+
+    def close(self) -> None:
+        """End the zygote and its children."""
+        self._closed = True
+        if self._zygote is not None:
+            self._zygote.kill()
+
+
+class Spawner:
+    """Runs each job in a new process that ends with the job. It has the same methods as :class:`Isolator`.
+
+    It is for a Mac, where Accelerate and Metal do not survive a fork.
+
+    command: starts a worker.
+    settings: the worker opens its engine with them.
+    """
+
+    def __init__(self, command: Sequence[str], settings: object) -> None:
+        self._command = command
+        self._settings = settings
+        self._process: Process | None = None
+        self._closed = False
+        self._job = ""
+
+    def run(self, wanted: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
+        """See :meth:`safelight.workers.supervisor.Supervisor.run`."""
+        if self._closed:
+            raise SafelightError("the server is stopping")
+        process = self._process = Process(self._command)
+        self._job = wanted.job
+        try:
+            process.open(self._settings)
+            process.send(wanted)
+            if cancelled():
+                process.send(Cancel(wanted.job))
+            while (message := process.inbox.get()) is not None:
+                yield message
+                if isinstance(message, Ended):
+                    return
+            raise process.died()
+        finally:
+            process.kill()
+            self._process, self._job = None, ""
+
+    def cancel(self, job: str) -> None:
+        """Stop the job at its next step, if it is the one that runs."""
+        process = self._process
+        if self._job == job and process is not None:
+            with contextlib.suppress(WorkerDiedError):
+                process.send(Cancel(job))
+
+    def close(self) -> None:
+        """End the running process, and start no other."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
+
+class Isolating(Protocol):
+    """The protocol of :class:`Isolator` and :class:`Spawner`."""
+
+    def run(self, wanted: Generate, cancelled: Callable[[], bool] = ...) -> Generator[FromWorker]: ...
+
+    def cancel(self, job: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def forks(platform: str = sys.platform) -> bool:
+    """Whether a process of this platform may fork after it imported torch."""
+    return platform != "darwin"
+
+
+class IsolatedEngine:
+    """Makes each image in a process that has never held another model. See :class:`safelight.workers.engine.Engine`."""
+
+    def __init__(self, catalog: Catalog, isolator: Isolating) -> None:
+        self.catalog = catalog
+        self._isolator = isolator
+
+    def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
+        """See :class:`safelight.workers.engine.Engine`. The zygote stays alive for the next request."""
+        return self.run(resolve(request, self.catalog), on_progress)
+
+    def run(self, job: Job, on_progress: OnProgress = ignore) -> Iterator[Image]:
+        """Make the images of a job."""
+        with contextlib.closing(self._isolator.run(Generate("cli", job, 0, ()))) as messages:
+            for message in messages:
+                match message:
+                    case Progressed(_, progress):
+                        on_progress(progress)
+                    case Made(_, _, image):
+                        yield image
+                    case Ended(_, kind, problem, _) if kind != "done":
+                        raise _error(kind, problem)
+                    case _:
+                        pass
+
+    def close(self) -> None:
+        """End all isolated processes."""
+        self._isolator.close()
+
+
+def _error(kind: str, problem: str) -> SafelightError:
+    if kind == "cancelled":
+        return Cancelled()
+    return InputError(problem) if kind == "input" else SafelightError(problem)

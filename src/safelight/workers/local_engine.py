@@ -1,0 +1,252 @@
+"""The engine in this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from safelight.catalog.adapters import Adapters
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.library import Library
+from safelight.catalog.model import Model
+from safelight.errors import IntegrityError, RequestError
+from safelight.families.registry import families
+from safelight.memory.residency import Residency
+from safelight.pipeline import components, fit, run
+from safelight.pipeline.combine import combined
+from safelight.pipeline.repair import Repairs
+from safelight.pipeline.resources import Resources
+from safelight.request.job import Job
+from safelight.request.results import Image, OnProgress
+from safelight.request.run_settings import Precision, RunSettings
+from safelight.request.schema import Request
+from safelight.resolve.contents import Contents, find_contents
+from safelight.resolve.resolve import resolve
+from safelight.workers.engine import ignore
+
+OnSwitch = Callable[[Model, Resources], None]
+"""Called before an image whose model differs from that of the last image. If it raises, the job fails."""
+
+Decide = Callable[[Precision, Model], RunSettings]
+"""Returns the run settings for a precision and a model; the same ones for every job of this process."""
+
+
+class LocalEngine:
+    """Makes images in this process, one at a time. Thread-safe: threads wait for each other.
+
+    resources: the caches, the memory and the run settings; each job replaces the run settings.
+    decide: returns the run settings of a job.
+    report: returns the memory of each place, see :meth:`memory`.
+    tiers: all residencies, the host's first.
+
+    The attribute ``on_switch`` may be set, for example to a canary.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        resources: Resources,
+        decide: Decide,
+        report: Callable[[], Mapping[str, Any]],
+        tiers: Sequence[Residency],
+    ) -> None:
+        self.library = library
+        self.resources = replace(resources, report=report)
+        self._decide = decide
+        self._report = report
+        self.tiers = tuple(tiers)
+        self.catalog = Catalog(library, Adapters(library.root), resources.inputs)
+        self.repairs = Repairs(tiers, library.root, resources.conditionings)
+        self.on_switch: OnSwitch | None = None
+        self._last = ""
+        self._lock = threading.RLock()
+        self._pins: dict[str, ExitStack] = {}
+        self._used: dict[str, tuple[str, ...]] = {}
+
+    def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
+        """See :class:`safelight.workers.engine.Engine`. The request is resolved now, not when the iteration begins."""
+        model = self._check_files(self.library.resolve(request.model))
+        return self._start(resolve(request, self.catalog, model=model), model, on_progress)
+
+    def resolve(self, request: Request) -> Job:
+        """Resolve a request against this engine's library, whose models and adapters may be named by their paths."""
+        return resolve(request, self.catalog, model=self._check_files(self.library.resolve(request.model)))
+
+    def run(
+        self, job: Job, on_progress: OnProgress = ignore, upcoming: Sequence[str] = (), first: int = 0
+    ) -> Iterator[Image]:
+        """Make the images of a job.
+
+        upcoming: the names of the models of the next jobs, the soonest first.
+        first: the first image to make, counted from 0.
+
+        Raises IntegrityError if content of the job is gone or changed.
+        """
+        return self._start(job, self._find_model(job), on_progress, upcoming, first)
+
+    def _start(
+        self, job: Job, model: Model, on_progress: OnProgress, upcoming: Sequence[str] = (), first: int = 0
+    ) -> Iterator[Image]:
+        contents = find_contents(job, self.catalog, model)
+        settings = self._decide(job.request.precision, model)
+        resources = replace(self.resources, run=settings, upcoming=self._component_keys(upcoming, settings))
+        self._used.pop(model.digest, None)
+        self._used[model.digest] = components.component_keys(model, settings)
+        return self._images(contents, resources, on_progress, first)
+
+    def _find_model(self, job: Job) -> Model:
+        """Find the job's model by its content, also if it was renamed meanwhile. Raises IntegrityError."""
+        wanted = job.model
+        content = wanted.digest, wanted.prediction_type
+        found = self.library.find_named(wanted.name)
+        if found is None or (found.digest, found.prediction_type) != content or found.manifest.changed():
+            # The search reads the records of all files that were used by their path.
+            found = self.library.find(*content, wanted.name)
+        if found is None:
+            path = self.library.resolve(wanted.name).path
+            raise IntegrityError(path, "", "its content changed after the job was accepted")
+        return self._check_files(found)
+
+    def _images(self, contents: Contents, resources: Resources, on_progress: OnProgress, first: int) -> Iterator[Image]:
+        """Make the images. The lock is free between two of them, so that several jobs may take turns."""
+        for index in range(first, contents.job.request.count):
+            with self._lock:
+                self._call_on_switch(contents.model, resources)
+                model = self._combine(contents)
+                make = partial(run.image, contents, model, index=index, on_progress=on_progress)
+                try:
+                    image = self.repairs.made(make, model, resources)
+                except IntegrityError:
+                    # Either one read went wrong, or the files changed. If they changed, this raises and the model is
+                    # not used again.
+                    contents = self._read_again(contents)
+                    model = self._combine(contents)
+                    self.repairs.reload(model)
+                    resources.conditionings.clear()
+                    make = partial(run.image, contents, model, index=index, on_progress=on_progress)
+                    image = self.repairs.made(make, model, resources)
+            yield image
+
+    def _read_again(self, contents: Contents) -> Contents:
+        """Read and check the files of a job's contents again. Raises IntegrityError if they changed."""
+        model = self.library.mended(contents.model)
+        for adapter in contents.adapters:
+            self.catalog.adapters.verify(adapter)
+        return find_contents(contents.job, self.catalog, model)
+
+    def _call_on_switch(self, model: Model, resources: Resources) -> None:
+        """Call ``on_switch`` if another model made the last image."""
+        if model.digest != self._last and self.on_switch is not None:
+            self._last = ""
+            self.on_switch(model, resources)
+        self._last = model.digest
+
+    def _combine(self, contents: Contents) -> Model:
+        return combined(contents, lambda component: self.tiers[0].lease(component, torch.float32))
+
+    def _check_files(self, model: Model) -> Model:
+        """Check that the model's files are those that were added. If not, raise IntegrityError now and at each later
+        use."""
+        try:
+            return self.library.checked(model)
+        except IntegrityError:
+            return self.library.mended(model)
+
+    def _component_keys(self, names: Sequence[str], settings: RunSettings) -> tuple[str, ...]:
+        """The component keys of those named models that the library has, in the order of use."""
+        models = [self.library.find_named(name) for name in names]
+        known = [model for model in models if model is not None and model.base in families()]
+        return tuple(key for model in known for key in components.component_keys(model, settings))
+
+    def bench_for(self, model: Model, precision: Precision = "auto") -> Resources:
+        """The resources of a generation by ``model``, with its final run settings."""
+        return replace(self.resources, run=self._decide(precision, model))
+
+    def memory(self) -> Mapping[str, Any]:
+        """The state of memory as plain values; sizes in bytes.
+
+        For each place: the budget and its origin, the stored and the reserved bytes, what is resident and who holds
+        it. Also the ledger's entries.
+        """
+        return self._report()
+
+    def prefetch(self, name: str) -> bool:
+        """Load as much of a model as free memory allows; evict nothing. Returns whether all of it is resident."""
+        model = self.library.resolve(name)
+        return components.prefetch(model, self.bench_for(model))
+
+    def resident(self) -> list[str]:
+        """The digests of the used models that are completely resident on the computing device, the last used first."""
+        holdings = self.resources.residency.holdings()
+        whole = {holding.component for holding in holdings if holding.nbytes >= holding.total}
+        used = list(reversed(list(self._used.items())))
+        return [digest for digest, keys in used if whole.issuperset(keys)]
+
+    def pin(self, name: str) -> None:
+        """Load a model and keep it in memory until :meth:`unpin`.
+
+        Raises OutOfMemoryError when the complete model does not fit.
+        """
+        model = self.library.checked(self.library.resolve(name))
+        self.unpin(name)
+        self._pins[name] = components.pinned(model, self.bench_for(model))
+
+    def unpin(self, name: str) -> None:
+        """End the pin of a model; do nothing if it is not pinned."""
+        pin = self._pins.pop(name, None)
+        if pin is not None:
+            pin.close()
+
+    def unload(self, digest: str | None) -> None:
+        """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache."""
+        self.resources.conditionings.clear()
+        name = next((card.name for card in self.library.cards() if card.digest == digest), None)
+        model = None if name is None else self.library.find_named(name)
+        for tier in self.tiers:
+            if digest is None:
+                tier.drop()
+            elif model is not None:
+                for component in model.manifest.components:
+                    tier.drop(component.digest)
+
+    def make_resident(self, model: Model) -> None:
+        """Load as much of a model as fits, without making an image; evict other models if necessary."""
+        components.preload(self.library.checked(model), self.bench_for(model))
+
+    def share(self, job: Job) -> None:
+        """Prepare this process to fork children that make images of such jobs. Compute nothing.
+
+        Read the model's weights, protect them against writing, and build its skeletons.
+
+        Raises:
+            IntegrityError: the model's content is not that of the job.
+            RequestError: the device is not the CPU.
+        """
+        model = self._find_model(job)
+        if self.resources.device.separate:
+            name = self.resources.device.name
+            raise RequestError("isolate", True, f"processes can share weights only on the CPU, not on {name}")
+        resources = self.bench_for(model, job.request.precision)
+        model = self._combine(find_contents(job, self.catalog, model))
+        components.preload(model, resources)
+        components.prepare(model, resources, job.request.seamless)
+        for tier in self.tiers:
+            if not tier.device.separate:
+                tier.seal()
+
+    def fits(self, request: Request, model: Model) -> dict[str, Any]:
+        """Say whether ``model`` can make the requested image, and how: see :func:`safelight.pipeline.fit.fits`."""
+        return fit.fits(request, model, self.bench_for(model, request.precision))
+
+    def close(self) -> None:
+        """End all pins and evict all models."""
+        for name in list(self._pins):
+            self.unpin(name)
+        for tier in self.tiers:
+            tier.drop()

@@ -1,0 +1,142 @@
+"""Kernels are tried before they are used: what computes wrongly is refused, by name and with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import checkpoints
+from torch.nn import functional as F
+
+import safelight
+from safelight.boundary import kernels as processors
+from safelight.devices.cpu import CPU
+from safelight.errors import SettingError
+from safelight.models import attention
+from safelight.models.attention import Kernels, Shape, Tried, try_out
+from safelight.models.skeleton import SkeletonKey, build
+
+HERE = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["torch-sdp", "normal", "sliced"])
+def test_attention_05_every_kernel_is_within_rounding_of_float64(name: str, dtype: torch.dtype) -> None:
+    tried = try_out([name], dtype, HERE)[name]
+    assert tried.passed, tried.why
+    assert tried.seconds > 0
+
+
+@pytest.mark.parametrize("size", ["max", "balanced", "1", "3", "8"])
+def test_attention_01_every_slice_size_is_right(size: str) -> None:
+    tried = try_out(["sliced"], torch.float32, HERE, size)["sliced"]
+    assert tried.passed, tried.why
+
+
+def junk(above: int):
+    """A kernel that returns junk above so many tokens (ATTENTION 01, 05)."""
+    sound = processors.AttnProcessor2_0.__call__
+
+    def call(self, attn, hidden_states, *args, **kwargs):
+        out = sound(self, attn, hidden_states, *args, **kwargs)
+        return out.flip(1) if hidden_states.shape[1] > above else out
+
+    return call
+
+
+def uninitialised(self, attn, hidden_states, *args, **kwargs):
+    """ATTENTION 03: something of a fresh buffer stays in the result."""
+    return hidden_states + 0 * torch.empty_like(hidden_states)
+
+
+def contiguous_only(self, attn, hidden_states, *args, **kwargs):
+    """ATTENTION 02: what is not contiguous is read as if it were."""
+    sound = torch.as_strided(hidden_states, hidden_states.shape, torch.empty(hidden_states.shape).stride())
+    return processors.AttnProcessor()(attn, sound, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "says"),
+    [
+        (junk(1024), "1088 tokens"),
+        (junk(4096), "4100 tokens"),
+        (uninitialised, "off by nan"),
+        (contiguous_only, "77 keys"),
+    ],
+    ids=["attention_01", "attention_04", "attention_03", "attention_02"],
+)
+def test_a_kernel_that_computes_wrongly_is_refused(
+    kernel, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processors.AttnProcessor2_0, "__call__", kernel)
+    kernels = Kernels(CPU(), tmp_path)
+    with pytest.raises(SettingError, match=says):
+        kernels.chosen("torch-sdp", torch.float32)
+    assert kernels.chosen("auto", torch.float32) in ("normal", "sliced")
+    # What was seen is kept, for these versions.
+    monkeypatch.undo()
+    with pytest.raises(SettingError, match=says):
+        Kernels(CPU(), tmp_path).chosen("torch-sdp", torch.float32)
+
+
+def test_auto_takes_the_fastest_that_passed_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"torch-sdp": 1.0, "normal": 0.9, "sliced": 0.5}
+
+    def told(names: list[str], *_: object) -> dict[str, Tried]:
+        return {name: Tried(name != "sliced" or slow, "", seconds[name]) for name in names}
+
+    monkeypatch.setattr(attention, "try_out", told)
+    slow = False
+    assert Kernels(CPU(), tmp_path / "a").chosen("auto", torch.float32) == "torch-sdp"
+    slow = True
+    assert Kernels(CPU(), tmp_path / "b").chosen("auto", torch.float32) == "sliced"
+    slow = False
+    assert Kernels(CPU(), tmp_path / "b").chosen("auto", torch.float32) == "sliced"
+
+
+def test_attention_07_the_choice_does_not_depend_on_free_memory(tmp_path: Path) -> None:
+    full, small = tmp_path / "full", tmp_path / "small"
+    roomy = safelight.open_engine(full, attention_type="auto")
+    tight = safelight.open_engine(small, attention_type="auto", max_cache_ram_gb=0.03)
+    assert roomy.resources.run.attention == tight.resources.run.attention
+
+
+def test_what_is_not_installed_is_refused_with_the_reason(root: Path) -> None:
+    for name in ("xformers", "flash", "sage"):
+        with pytest.raises(SettingError, match="needs CUDA"):
+            safelight.open_engine(root, attention_type=name)
+
+
+def test_a_model_and_a_base_can_have_their_own(root: Path, ask) -> None:
+    engine = safelight.open_engine(root, attention_types={"sdxl": "sliced", "b": "normal"}, attention_slice_size="2")
+    made = {name: next(engine.generate(ask(f"{name}.safetensors"))).metadata["run"] for name in ("a", "b", "xl")}
+    assert [run["attention"] for run in made.values()] == ["torch-sdp", "normal", "sliced"]
+    assert [run["attention_slice_size"] for run in made.values()] == ["auto", "auto", "2"]
+
+
+def test_slices_are_of_the_size_that_is_asked_for() -> None:
+    config = checkpoints.configs("sd1")["unet"]
+    for size, expected in (("max", {1}), ("3", {3}), ("balanced", {1, 2, 4})):
+        built = build(SkeletonKey("sd1", "unet", config, torch.float32, "sliced", HERE, size))
+        assert {p.slice_size for p in built.attn_processors.values()} <= expected  # type: ignore[union-attr]
+
+
+def test_a_kernel_that_is_a_function_computes_what_torchs_processor_computes() -> None:
+    """What flash and sage are called by, bit for bit."""
+    for shape in ({"query_dim": 320, "heads": 8, "dim_head": 40}, {"query_dim": 64, "heads": 1, "dim_head": 64}):
+        more = {"norm_num_groups": 32, "residual_connection": True} if shape["heads"] == 1 else {}
+        module = processors.Attention(**shape, **more)
+        hidden = torch.randn(2, 64, 4, 4) if more else torch.randn(2, 9, 320)
+        with torch.no_grad():
+            module.set_processor(processors.AttnProcessor2_0())
+            right = module(hidden)
+            module.set_processor(processors.FunctionProcessor(F.scaled_dot_product_attention))
+            assert torch.equal(module(hidden), right)
+
+
+def test_shapes_go_beyond_what_is_known_to_break() -> None:
+    assert max(shape.tokens for shape in attention.SHAPES) > 4096
+    assert any(1024 < shape.tokens < 4096 for shape in attention.SHAPES)
+    assert any(shape.strided for shape in attention.SHAPES)
+    assert Shape(1, 512, 256) in attention.SHAPES

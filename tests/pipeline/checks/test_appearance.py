@@ -1,0 +1,173 @@
+"""What looks suspicious is marked, and what does not is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.scale import thinned
+
+import safelight
+from safelight.boundary import pictures
+from safelight.diagnostics.canary import Canaries, after_switch
+from safelight.errors import CanaryError
+from safelight.pipeline import drawing
+from safelight.pipeline.checks import appearance
+from safelight.pipeline.checks.appearance import Looks
+from safelight.pipeline.denoise import Denoising
+from safelight.workers.local_engine import LocalEngine
+
+PROMPTS = ("red apple", "octopus", "rocket", "cactus", "koala", "strawberry")
+
+
+def smooth(seed: int, side: int = 64) -> torch.Tensor:
+    """(1, 4, side, side) latents whose neighbours are alike."""
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.randn(1, 4, side // 8, side // 8, generator=generator)
+    return torch.nn.functional.interpolate(small, (side, side), mode="bicubic")
+
+
+def decoded(latents: torch.Tensor) -> torch.Tensor:
+    """As a VAE that is a linear map: uint8 (8h, 8w, 3)."""
+    basis = torch.tensor([[0.3, 0.2, 0.2], [0.2, 0.3, 0.17], [-0.16, 0.19, 0.26], [-0.18, -0.27, -0.47]]) * 0.4
+    colours = torch.einsum("nchw,cd->nhwd", latents, basis)[0] + 0.5
+    pixels = (colours.clamp(0, 1) * 255).to(torch.uint8)
+    return pixels.repeat_interleave(8, 0).repeat_interleave(8, 1)
+
+
+def never() -> torch.Tensor:
+    raise AssertionError("is not decoded again")
+
+
+def test_one_colour_is_marked() -> None:
+    latents = smooth(0)
+    for value in (0, 127, 255):
+        constant = torch.full((512, 512, 3), value, dtype=torch.uint8)
+        assert Looks().marks("v", latents, constant, never) == ["it has a single colour"]
+    assert Looks().marks("v", latents, decoded(latents), lambda: decoded(latents)) == []
+
+
+def test_noise_is_marked_and_fine_textures_are_not() -> None:
+    latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert Looks().marks("v", latents, decoded(latents), never) == ["it looks like noise"]
+    (mark,) = Looks().marks("v", latents * 30, decoded(latents), never)
+    assert "standard deviation of its latents is 30" in mark
+    # Gravel and grass have channels that go together.
+    texture = latents[:, :1].repeat(1, 4, 1, 1) + 0.3 * latents
+    assert Looks().marks("v", texture, decoded(texture), lambda: decoded(texture)) == []
+
+
+@pytest.mark.parametrize("spoil", ["another VAE's latents", "colours shifted", "one square"])
+def test_what_the_vae_does_not_make_again_is_marked(spoil: str) -> None:
+    looks = Looks()
+    for seed in range(appearance.FIRST + 20):
+        right = decoded(smooth(seed))
+        assert looks.marks("v", smooth(seed), right, lambda right=right: right) == []
+    marked = 0
+    for seed in range(200, 220):
+        right = decoded(smooth(seed))
+        wrong = {
+            "another VAE's latents": decoded(smooth(seed).flip(1)),
+            "colours shifted": right[..., [2, 0, 1]].contiguous(),
+            "one square": right.clone(),
+        }[spoil]
+        if spoil == "one square":
+            wrong[64:448, 64:448] = 255 - wrong[64:448, 64:448]
+        marked += looks.marks("v", smooth(seed), wrong, lambda right=right: right) == [
+            "its VAE decodes the same latents to a different picture"
+        ]
+        # What is marked teaches nothing.
+        assert looks.marks("v", smooth(seed), right, lambda right=right: right) == []
+    assert marked == 20
+
+
+def test_only_doubtful_images_are_decoded_again_once_a_vae_is_known() -> None:
+    looks, again = Looks(), 0
+
+    def look(seed: int) -> None:
+        nonlocal again
+        right = decoded(smooth(seed))
+
+        def once_more() -> torch.Tensor:
+            nonlocal again
+            again += 1
+            return right
+
+        assert looks.marks("v", smooth(seed), right, once_more) == []
+
+    for seed in range(appearance.FIRST):
+        look(seed)
+    assert again == appearance.FIRST
+    again = 0
+    for seed in range(1000, 1100):
+        look(seed)
+    assert again < 60
+
+
+def test_the_starters_images_are_not_marked(engine: LocalEngine) -> None:
+    for prompt in PROMPTS[:4]:
+        for model in ("starter-noto", "starter-twemoji", "starter-fluent"):
+            image = next(engine.generate(safelight.Request(prompt, model, steps=6)))
+            assert image.metadata["marks"] == []
+
+
+def shifting(times: int):
+    """A decoder whose first results have their colours exchanged."""
+    decode, left = pictures.decode, [times]
+
+    def wrong(vae, latents: torch.Tensor, scale: int, tile: int) -> torch.Tensor:
+        right = decode(vae, latents, scale, tile)
+        left[0] -= 1
+        return right.flip(1) if left[0] >= 0 else right
+
+    return wrong
+
+
+def test_a_decoder_that_shifts_colours_once_is_marked_and_the_image_given(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "decode", shifting(1))
+    image = next(engine.generate(safelight.Request("red apple", "starter-noto", steps=8)))
+    assert image.metadata["marks"] == ["its VAE decodes the same latents to a different picture"]
+    assert any("it can be right all the same" in warning for warning in image.warnings)
+    assert next(engine.generate(safelight.Request("red apple", "starter-noto", steps=8))).metadata["marks"] == []
+
+
+@pytest.mark.parametrize(
+    "fault", thinned(["colours shifted", "weights one channel off", "another VAE's latents", "attention"], 2)
+)
+def test_what_stays_wrong_is_found_by_the_canary_every_time(
+    fault: str, root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same wrong pixels come each time, so that no look at one image tells it; the canary is another process's."""
+    fresh = safelight.open_engine(root)
+    canaries = Canaries(root, lambda asked, _: next(fresh.generate(asked)))
+    engine = safelight.open_engine(root, verify_transfers="off")
+    engine.on_switch = after_switch(canaries, engine.repairs)
+    for name in "ab":
+        engine.library.add(tiny / f"{name}.safetensors", name)
+        next(engine.generate(ask(name)))
+    decode, denoise = pictures.decode, drawing.denoise
+    if fault == "colours shifted":
+        monkeypatch.setattr(pictures, "decode", lambda vae, *more: decode(vae, *more).flip(1))
+    elif fault == "another VAE's latents":
+        monkeypatch.setattr(pictures, "decode", lambda vae, latents, *more: decode(vae, latents.flip(1), *more))
+    else:
+        layer = "conv_in" if fault == "weights one channel off" else "conv_out"
+
+        def spoiled(work: Denoising) -> torch.Tensor:
+            roll = getattr(work.denoiser, layer).register_forward_hook(lambda _, __, out: out.roll(1, 1))
+            try:
+                return denoise(work)
+            finally:
+                roll.remove()
+
+        monkeypatch.setattr(drawing, "denoise", spoiled)
+    for name in "ab":
+        with pytest.raises(CanaryError):
+            next(engine.generate(ask(name)))
+
+
+def ask(name: str) -> safelight.Request:
+    return safelight.Request("red apple", name, steps=2, width=64, height=64)
