@@ -13,6 +13,7 @@ from support.comfy import How, comfy
 from typer.testing import CliRunner
 
 from safelight.cli.main import app
+from safelight.diagnostics import audited_servers
 from safelight.diagnostics.audit import Audited, audit
 from safelight.diagnostics.audited_servers import Asked, ComfyUI
 from safelight.errors import SafelightError
