@@ -1,0 +1,1 @@
+"""What the user has: models, adapters and input images. No torch."""

@@ -1,0 +1,1 @@
+"""Proves that images are right, and finds the causes of spoiled ones."""

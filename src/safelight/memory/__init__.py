@@ -1,0 +1,1 @@
+"""Where bytes are: the ledger, the plan, residency, leases, streaming."""

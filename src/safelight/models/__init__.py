@@ -1,0 +1,1 @@
+"""Skeletons, and binding them to weights."""

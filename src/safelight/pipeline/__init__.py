@@ -1,0 +1,1 @@
+"""How an image is made, stage by stage."""

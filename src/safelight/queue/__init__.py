@@ -1,0 +1,1 @@
+"""Jobs and images: the database, the order, image files, events. No torch."""

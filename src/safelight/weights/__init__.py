@@ -1,0 +1,1 @@
+"""Immutable weights: digests, manifests, slabs, overlays, adapters."""

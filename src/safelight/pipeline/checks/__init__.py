@@ -1,0 +1,1 @@
+"""Checks of latents and images."""

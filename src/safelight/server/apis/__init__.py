@@ -1,0 +1,1 @@
+"""The HTTP APIs: Safelight's own, OpenAI's, AUTOMATIC1111's, and added ones."""
