@@ -15,8 +15,8 @@ from torch import nn
 import safelight
 from safelight.devices import host
 from safelight.devices.cpu import CPU
-from safelight.pipeline import drawing
-from safelight.pipeline.denoise import Denoising
+from safelight.pipeline import model_stages
+from safelight.pipeline.denoise import Denoised, Denoising
 from safelight.workers.local_engine import LocalEngine
 
 NAMES = ("a.safetensors", "b.safetensors", "v2.safetensors", "xl.safetensors")
@@ -99,13 +99,13 @@ def test_state_24_with_old_work_referenced_and_global_state_shaken(
     engine: LocalEngine, ask, right: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    original = drawing.denoise
+    original = model_stages.denoise
 
-    def keeping(work: Denoising) -> torch.Tensor:
+    def keeping(work: Denoising) -> Denoised:
         kept.append(work)
         return original(work)
 
-    monkeypatch.setattr(drawing, "denoise", keeping)
+    monkeypatch.setattr(model_stages, "denoise", keeping)
     chance = random.Random(3)
     for _ in range(20):
         torch.manual_seed(chance.randrange(1000))

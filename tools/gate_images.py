@@ -21,8 +21,8 @@ from torch import nn
 import safelight
 from safelight.boundary import kernels, pictures
 from safelight.catalog.model import Model
-from safelight.pipeline import drawing, run
-from safelight.pipeline.denoise import Denoising
+from safelight.pipeline import model_stages, run
+from safelight.pipeline.denoise import Denoised, Denoising
 from safelight.resolve.contents import Contents
 from safelight.workers.local_engine import LocalEngine
 
@@ -60,9 +60,9 @@ class Maker:
         change: Callable[[torch.Tensor], torch.Tensor] = lambda latents: latents,
     ) -> np.ndarray:
         """uint8 (h, w, 3); ``hook`` spoils the UNet for this image, ``change`` what the VAE is given."""
-        denoise, decode = drawing.denoise, pictures.decode
+        denoise, decode = model_stages.denoise, pictures.decode
 
-        def denoising(work: Denoising) -> torch.Tensor:
+        def denoising(work: Denoising) -> Denoised:
             handles = hook(work.denoiser) if hook is not None else []
             try:
                 return denoise(work)
@@ -75,7 +75,7 @@ class Maker:
             return decode(vae, change(latents), scale, tile)
 
         request = safelight.Request(prompt, model.name, seed=seed, steps=STEPS)
-        with replaced(drawing, "denoise", denoising), replaced(pictures, "decode", decoding):
+        with replaced(model_stages, "denoise", denoising), replaced(pictures, "decode", decoding):
             image = run.image(Contents.plain(request, model), model, self.engine.resources, 0, lambda _: None)
         return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 

@@ -173,7 +173,7 @@ MUTANTS = (
         "pipeline/checks/latents.py",
         "    if not math.isfinite(found):\n",
         "    if False:\n",
-        "tests/gates tests/pipeline/test_repair.py tests/pipeline/test_run.py",
+        "tests/pipeline/checks tests/pipeline/test_repair.py tests/pipeline/test_run.py",
     ),
     Mutant(
         "repair proves what is in memory",

@@ -50,8 +50,8 @@ def lane(name: str, switches: int) -> dict[str, Any]:
     from torch import nn
 
     import safelight
-    from safelight.pipeline import drawing
-    from safelight.pipeline.denoise import Denoising
+    from safelight.pipeline import model_stages
+    from safelight.pipeline.denoise import Denoised, Denoising
 
     if name == "room for one":
         os.environ["SAFELIGHT_MAX_CACHE_RAM_GB"] = "0.064"
@@ -80,13 +80,13 @@ def lane(name: str, switches: int) -> dict[str, Any]:
 
         nn.Conv2d.forward = failing  # type: ignore[method-assign]
     if name == "old pipelines":
-        denoise = drawing.denoise
+        denoise = model_stages.denoise
 
-        def keeping(work: Denoising) -> torch.Tensor:
+        def keeping(work: Denoising) -> Denoised:
             kept.append(work)
             return denoise(work)
 
-        drawing.denoise = keeping
+        model_stages.denoise = keeping
     chance = random.Random(0)
     wrong, failed, at_20 = 0, 0, 0
     model = names[0]

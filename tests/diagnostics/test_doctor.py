@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support import adapters
 from support.scale import thinned
-from trust.faults import FAULTS, A, B, Fault, Scene
+from diagnostics.faults import FAULTS, A, B, Fault, Scene
 
 from safelight.assembly.engine import open_engine
 from safelight.assembly.services import WORKER

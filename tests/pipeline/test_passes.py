@@ -165,7 +165,9 @@ def test_large_images_are_tiled_by_rule_which_is_recorded(engine: LocalEngine, a
     def tile(**changes: Any) -> int:
         asked = ask(**changes)
         model = engine.library.resolve(asked.model)
-        return Drawing(resolve(asked, engine.catalog, model=model), model, engine.resources, 0, lambda _: None).tile
+        return Drawing(
+            resolve(asked, engine.catalog, model=model), model, None, engine.resources, 0, lambda _: None
+        ).tile
 
     assert tile(width=1536, height=1536) == 0
     assert tile(width=1544, height=1536) == 768

@@ -18,8 +18,8 @@ from safelight.assembly.engine import open_engine
 from safelight.boundary import kernels
 from safelight.devices.simulated import simulated
 from safelight.errors import NotFiniteError, StateLeftError
-from safelight.pipeline import drawing, run, stages
-from safelight.pipeline.denoise import Denoising
+from safelight.pipeline import model_stages, run, stages
+from safelight.pipeline.denoise import Denoised, Denoising
 from safelight.pipeline.repair import COUNTS
 from safelight.resolve.contents import Contents
 from safelight.settings_sources import load_settings
@@ -147,14 +147,14 @@ def test_state_23_what_is_left_on_a_model_while_it_computes_is_not_returned(
     engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = next(engine.generate(ask())).pixels_sha256
-    denoise, left = drawing.denoise, [True]
+    denoise, left = model_stages.denoise, [True]
 
-    def hooked(work: Denoising) -> torch.Tensor:
+    def hooked(work: Denoising) -> Denoised:
         if left.pop() if left else False:
             work.denoiser.register_forward_hook(lambda _, __, out: out)
         return denoise(work)
 
-    monkeypatch.setattr(drawing, "denoise", hooked)
+    monkeypatch.setattr(model_stages, "denoise", hooked)
     image = next(engine.generate(ask()))
     assert image.pixels_sha256 == right
     (repair,) = image.metadata["repairs"]

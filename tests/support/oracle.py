@@ -75,3 +75,17 @@ def pixels(pipe: Any, prompt: str, negative: str | None, steps: int, seed: int, 
         **{"width": 64, "height": 64, **call},
     ).images[0]
     return image.tobytes()
+
+
+def refiner(seed: int) -> Any:
+    """diffusers' pipeline for the refiner of SDXL, with the settings of its published ``model_index.json``."""
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        **{role: aligned(module) for role, module in checkpoints.modules("sdxl-refiner", seed).items()},
+        text_encoder=None,  # type: ignore[arg-type]
+        tokenizer=None,  # type: ignore[arg-type]
+        tokenizer_2=tokenizer("!"),
+        scheduler=diffusers.EulerDiscreteScheduler.from_config(SCHEDULE),  # type: ignore[arg-type]
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )

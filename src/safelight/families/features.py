@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 
 from safelight.request.field import fields_of
@@ -32,6 +32,7 @@ _CFG = fields_of(Request)["cfg"].default
 Asks = Callable[[Request], bool]
 
 ASKED: Mapping[Feature, tuple[str, Asks]] = {
+    Feature.TEXT_TO_IMAGE: ("image", lambda r: not r.image),
     Feature.IMAGE_TO_IMAGE: ("image", lambda r: bool(r.image)),
     Feature.INPAINTING: ("mask", lambda r: r.masked),
     Feature.NEGATIVE_PROMPT: ("negative", lambda r: bool(r.negative.strip())),
@@ -48,9 +49,11 @@ ASKED: Mapping[Feature, tuple[str, Asks]] = {
 """The request's field that asks for a feature, and whether it does. Weights of words are read, not asked for."""
 
 
-def first_missing(request: Request, features: frozenset[Feature]) -> tuple[str, Feature] | None:
+def first_missing(
+    request: Request, features: frozenset[Feature], ignored: Collection[Feature] = ()
+) -> tuple[str, Feature] | None:
     """Return the field and the feature that a request asks for and a family does not have; None if there is none."""
     for feature, (name, asks) in ASKED.items():
-        if feature not in features and asks(request):
+        if feature not in features and feature not in ignored and asks(request):
             return name, feature
     return None

@@ -21,7 +21,7 @@ from safelight.families.computing import Call, FamilyModel
 from safelight.families.family import Family
 from safelight.pipeline import noise
 from safelight.pipeline.guidance import Condition, Guidance
-from safelight.pipeline.samplers import NoiseSchedule
+from safelight.pipeline.samplers import WHOLE, NoiseSchedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,20 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Denoised:
+    """The result of the loop, and what another model needs to compute the steps after it.
+
+    ``latents``: (1, channels, h, w).
+    ``mask``: if the loop put the picture where a mask is black.
+    ``random``: the state of the generator of noise.
+    """
+
+    latents: torch.Tensor
+    mask: LatentMask | None
+    random: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Controlled:
     """A bound ControlNet and its picture.
 
@@ -86,6 +100,8 @@ class Denoising:
     ``takes_mask``: the denoiser has the mask and the masked picture as inputs (a checkpoint for inpainting).
     ``image``: the encoded picture whose latents the denoiser has as inputs; None if it has no such inputs.
     ``vary``: changes the noise, for variations of a seed.
+    ``part``: the part of the noise levels to run; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
+    ``calls``: calls of the denoiser in all parts, to which the shares of ControlNets refer; 0 for those of this part.
     ``on_step``: called with each step's index (from 0) and latents. It may raise to stop.
     """
 
@@ -101,28 +117,32 @@ class Denoising:
     dtype: torch.dtype
     device: torch.device
     on_step: Callable[[int, torch.Tensor], None]
-    start: Start | None = None
+    start: Start | Denoised | None = None
     controls: Sequence[Controlled] = ()
     takes_mask: bool = False
     image: EncodedPicture | None = None
     vary: Callable[[torch.Tensor], torch.Tensor] | None = None
+    part: tuple[float, float] = WHOLE
+    calls: int = 0
 
 
-def denoise(work: Denoising) -> torch.Tensor:
-    """Run the loop. Returns latents of ``work.shape``."""
+def denoise(work: Denoising) -> Denoised:
+    """Run the loop."""
     with torch.no_grad():
         generator = torch.Generator("cpu").manual_seed(work.seed)
-        timesteps = work.schedule.begin(work.steps, work.device, None if work.start is None else work.start.strength)
+        strength = work.start.strength if isinstance(work.start, Start) else None
+        timesteps = work.schedule.begin(work.steps, work.device, strength, work.part)
         latents, mask = _first_latents(work, timesteps, generator)
         guidance = work.guidance
         controls = [(control, _shown(control, work)) for control in work.controls]
         extra = guidance.inputs(_inputs(work, mask))
+        calls = work.calls or len(timesteps)
         for index, timestep in enumerate(timesteps):
             condition = work.conditions.each[work.conditions.during(index / len(timesteps))]
             rows = work.schedule.scaled(guidance.latents(latents), timestep)
             call = Call(rows, timestep, guidance.condition(condition), extra, (), guidance.scale)
             for control, picture in controls:
-                if control.start <= index / len(timesteps) and (index + 1) / len(timesteps) <= control.end:
+                if control.start <= index / calls and (index + 1) / calls <= control.end:
                     call = replace(call, control=_added(call.control, _controlled(work, control, picture, call)))
             prediction = guidance.combine(work.model.predict(work.denoiser, call))
             latents = work.schedule.step(prediction, timestep, latents, generator)
@@ -130,11 +150,11 @@ def denoise(work: Denoising) -> torch.Tensor:
                 following = timesteps[index + 1] if index < len(timesteps) - 1 else None
                 latents = mask.blended(latents, work.schedule, following)
             work.on_step(index, latents)
-        return latents
+        return Denoised(latents, None if work.takes_mask else mask, generator.get_state())
 
 
 @dataclass(frozen=True, slots=True)
-class _Mask:
+class LatentMask:
     """A mask in latents.
 
     ``mask``: 1 where the picture is drawn again, (1, 1, h, w).
@@ -157,7 +177,7 @@ class _Mask:
         return (1 - self.mask) * picture + self.mask * latents
 
 
-def _inputs(work: Denoising, mask: _Mask | None) -> tuple[torch.Tensor, ...]:
+def _inputs(work: Denoising, mask: LatentMask | None) -> tuple[torch.Tensor, ...]:
     """Return the inputs of the denoiser besides the latents, each with one row."""
     if work.image is not None:
         return (work.image.distribution.mode().to(work.dtype),)
@@ -166,9 +186,12 @@ def _inputs(work: Denoising, mask: _Mask | None) -> tuple[torch.Tensor, ...]:
 
 def _first_latents(
     work: Denoising, timesteps: torch.Tensor, generator: torch.Generator
-) -> tuple[torch.Tensor, _Mask | None]:
+) -> tuple[torch.Tensor, LatentMask | None]:
     """Return the latents of the first step. Random numbers are drawn in the order of diffusers' pipelines."""
     start, vary = work.start, work.vary or _same
+    if isinstance(start, Denoised):
+        generator.set_state(start.random)
+        return start.latents, start.mask
     if start is None:
         drawn = torch.randn(work.shape, generator=generator, dtype=torch.float32).to(work.dtype).to(work.device)
         return work.schedule.pure(vary(drawn)), None
@@ -191,7 +214,7 @@ def _first_latents(
         latents = work.schedule.noisy(picture, fresh, timesteps[:1])
     mask = F.interpolate(pictures.binary_mask(start.mask, work.family.latents.scale), size=work.shape[-2:])
     masked = _sampled(start.encoded[1], generator, work)
-    return latents, _Mask(mask.to(device=work.device, dtype=work.dtype), masked, picture, fresh)
+    return latents, LatentMask(mask.to(device=work.device, dtype=work.dtype), masked, picture, fresh)
 
 
 def _same(values: torch.Tensor) -> torch.Tensor:

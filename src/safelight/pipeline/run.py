@@ -38,7 +38,7 @@ def image(contents: Contents, model: Model, resources: Resources, index: int, on
     Raises NotFiniteError for what no gate lets pass.
     """
     job = contents.job.image(index)
-    drawing = Drawing(job, model, resources, index, on_progress)
+    drawing = Drawing(job, model, contents.refiner, resources, index, on_progress)
     try:
         with numerics.fixed(resources.run.threads, job.request.seed):
             pixels = drawing.pixels()
@@ -105,6 +105,7 @@ def _warnings(drawing: Drawing) -> tuple[str, ...]:
             for field, text in (("prompt", request.prompt), ("negative prompt", request.negative))
             for note in (unbalanced(text) if request.prompt_syntax == "a1111" else ())
         ),
+        *drawing.notes,
         *(f"marked: {mark}; it can be right all the same" for mark in drawing.marks),
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in drawing.repairs),
     )

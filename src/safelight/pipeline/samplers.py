@@ -11,6 +11,9 @@ from safelight.boundary import schedulers
 from safelight.families.family import Family
 from safelight.request.samplers import SAMPLERS, Schedule
 
+WHOLE = (0.0, 1.0)
+"""All noise levels."""
+
 
 class NoiseSchedule:
     """The sampler of one image. It counts its own steps, so it is never used twice.
@@ -24,15 +27,38 @@ class NoiseSchedule:
         self._eta: dict[str, Any] = {"eta": 0.0} if "eta" in known else {}
         self._takes_generator = "generator" in known
 
-    def begin(self, steps: int, device: torch.device, strength: float | None) -> torch.Tensor:
-        """Set the number of steps and return the timesteps to run. ``strength``: the share of them; None for all."""
+    def begin(
+        self, steps: int, device: torch.device, strength: float | None, part: tuple[float, float] = WHOLE
+    ) -> torch.Tensor:
+        """Set the number of steps and return the timesteps to run.
+
+        ``strength``: the share of the steps to run, counted from the end; None for all.
+        ``part``: the part of the noise levels to run, from 0 (pure noise) to 1 (none), as diffusers'
+        ``denoising_start`` and ``denoising_end``. With a start above 0, ``strength`` has no effect.
+        """
         self.scheduler.set_timesteps(steps, device=device)
-        if strength is None:
-            return self.scheduler.timesteps
-        first = max(steps - min(int(steps * strength), steps), 0) * self.scheduler.order
+        timesteps, (start, end) = self.scheduler.timesteps, part
+        if start > 0:
+            count = int((timesteps < self._timestep_at(start)).sum())
+            if self.scheduler.order == 2 and count % 2 == 0:
+                # Each timestep but the first is there twice; the first call of a pair comes before the second.
+                count += 1
+            timesteps = self._from(len(timesteps) - count)
+        elif strength is not None:
+            timesteps = self._from(max(steps - min(int(steps * strength), steps), 0) * self.scheduler.order)
+        if end < 1:
+            timesteps = timesteps[: int((timesteps >= self._timestep_at(end)).sum())]
+        return timesteps
+
+    def _from(self, first: int) -> torch.Tensor:
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(first)
         return self.scheduler.timesteps[first:]
+
+    def _timestep_at(self, share: float) -> int:
+        """Return the timestep of training that has a share of all timesteps above it."""
+        trained = self.scheduler.config.num_train_timesteps
+        return round(trained - share * trained)
 
     def pure(self, noise: torch.Tensor) -> torch.Tensor:
         """Scale noise to the level of the first timestep."""

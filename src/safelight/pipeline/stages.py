@@ -92,13 +92,13 @@ Compute = Callable[[list[nn.Module], list[Lease]], Result]
 
 
 class Stages:
-    """The stages of one image by ``model``. ``repairs``: what was found wrong, and helped."""
+    """The stages of one image by ``model``. ``clock``, ``repairs``: of the image."""
 
-    def __init__(self, model: Model, resources: Resources) -> None:
+    def __init__(self, model: Model, resources: Resources, clock: Clock, repairs: list[Repair]) -> None:
         self.model = model
         self.resources = resources
-        self.clock = Clock()
-        self.repairs: list[Repair] = []
+        self.clock = clock
+        self.repairs = repairs
 
     def run(
         self,

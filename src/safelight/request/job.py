@@ -51,6 +51,7 @@ class Job:
 
     ``request``: all names are those of the library, with digests; sizes and seed are filled in.
     ``parts``: components in place of the model's own.
+    ``refiner``: the model that computes the last steps; None without one.
     ``words``: words of the prompts that stand for vectors, and the tokens that the vectors replace.
     """
 
@@ -58,6 +59,7 @@ class Job:
     model: ModelContent
     parts: tuple[PartContent, ...] = ()
     words: Mapping[str, tuple[int, ...]] | None = None
+    refiner: ModelContent | None = None
 
     def image(self, index: int) -> Job:
         """Return the job of one image, counted from 0. Raises IndexError."""
@@ -69,6 +71,7 @@ class Job:
             "version": VERSION,
             "request": asdict(self.request),
             "model": asdict(self.model),
+            "refiner": None if self.refiner is None else asdict(self.refiner),
             "parts": [asdict(part) for part in self.parts],
             "words": {word: list(tokens) for word, tokens in (self.words or {}).items()},
         }
@@ -84,9 +87,10 @@ class Job:
             model = ModelContent(**stored["model"])
             parts = tuple(PartContent(**part) for part in stored["parts"])
             words = {word: tuple(tokens) for word, tokens in stored["words"].items()}
+            refiner = ModelContent(**stored["refiner"]) if stored.get("refiner") else None
         except (KeyError, TypeError, AttributeError) as error:
             raise RequestError("job", error, "is a field that this version cannot read") from error
-        return cls(request, model, parts, words)
+        return cls(request, model, parts, words, refiner)
 
 
 def is_resolved(stored: Mapping[str, Any]) -> bool:

@@ -55,7 +55,7 @@ VERSION = 2
 or when a default changes."""
 
 PROMPTS, SAMPLING, SIZE, START, VARIATION = "Prompts and models", "Sampling", "Size", "From an image", "Variations"
-HIRES, RUN = "High-resolution fix", "How it runs"
+HIRES, REFINER, RUN = "High-resolution fix", "Refiner", "How it runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,6 +406,32 @@ class Request:
             multiple=LEAST_TILE,
         ),
     ] = None
+    refiner: Annotated[
+        str,
+        Declared(
+            help="A second model that computes the last steps, such as SDXL's refiner: the name of a model with the"
+            " same latents. Adapters and ControlNets act on the first model alone.",
+            group=REFINER,
+            a1111="refiner_checkpoint",
+            since=2,
+        ),
+    ] = ""
+    refiner_digest: Annotated[
+        str,
+        Declared(help="The content that the refiner must have, empty for any.", group=REFINER, option=None, since=2),
+    ] = ""
+    refiner_start: Annotated[
+        float,
+        Declared(
+            help="The share of the noise levels from which on the refiner computes.",
+            group=REFINER,
+            above=0,
+            most=0.99,
+            needs=("refiner",),
+            a1111="refiner_switch_at",
+            since=2,
+        ),
+    ] = 0.8
     seamless: Annotated[
         Seamless,
         Declared(help="Axes along which the image can be repeated: x, y or xy.", group=SIZE, a1111="tiling"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from safelight.catalog.model import Model
 from safelight.errors import RequestError
+from safelight.families.family import Variant
 from safelight.families.features import Feature, first_missing
 from safelight.request.field import fields_of
 from safelight.request.prompts import compel_syntax
@@ -20,6 +21,9 @@ MOST_READ = 256
 
 
 _STRENGTH, _IMAGE_CFG = (fields_of(Request)[name] for name in ("strength", "image_cfg"))
+
+_FIRST_MODEL = (Feature.TEXT_TO_IMAGE, Feature.IMAGE_TO_IMAGE, Feature.CONTROLNET, Feature.OWN_TEXT_ENCODER)
+"""Features that only the first of two models needs."""
 
 FAR = 2.5
 """By which an image's pixels, or its sides' ratio, may differ from what a model was trained with before it is said."""
@@ -37,8 +41,6 @@ def far_from_trained(request: Request, model: Model) -> str:
 
 def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
     """Raise RequestError when this model cannot do what is asked. ``words``: of textual inversions."""
-    if Feature.TEXT_TO_IMAGE not in model.family.features:
-        raise RequestError("model", model.name, "is a refiner: it works on images, and cannot start from text")
     missing = first_missing(request, model.family.features)
     if missing is not None:
         problem = f"asks for {missing[1]}, which {model.name} ({model.base}) does not have"
@@ -65,6 +67,31 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
     layers = [c.config.encoder_layers for c in model.manifest.components if c.role in model.family.text_encoders]
     if request.clip_skip and request.clip_skip >= min(layers):
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {min(layers)} layers")
+
+
+def check_refiner(request: Request, model: Model, refiner: Model) -> None:
+    """Raise RequestError if the refiner cannot go on with the model's latents, or cannot do what is asked."""
+
+    def refuse(problem: str) -> RequestError:
+        return RequestError("refiner", refiner.name, problem)
+
+    one, other = model.family, refiner.family
+    vaes = [of.manifest.component(of.family.vae).config for of in (model, refiner)]
+    if one.kin != other.kin or one.noise != other.noise or not one.same_latents(*vaes):
+        raise refuse(f"is of {refiner.base}: it cannot go on with the latents of {model.name} ({model.base})")
+    if other.variants.get(refiner.variant) != Variant():
+        raise refuse(f"is a checkpoint for {refiner.variant}; a refiner works on latents alone")
+    if one.variants[model.variant].inputs == "image":
+        raise refuse(f"has no place behind {model.name}, a checkpoint for {model.variant}")
+    if request.embeddings:
+        word = request.embeddings[0].word
+        raise refuse(f"does not know the word {word}, which stands for a textual inversion of {model.name} alone")
+    missing = first_missing(request, other.features, _FIRST_MODEL)
+    if missing is not None:
+        raise refuse(f"does not have {missing[1]} ({missing[0]})")
+    layers = [refiner.manifest.component(role).config.encoder_layers for role in other.text_encoders]
+    if request.clip_skip and request.clip_skip >= min(layers):
+        raise refuse(f"has a text encoder of only {min(layers)} layers: clip_skip is too large")
 
 
 def _check_variant(request: Request, model: Model) -> None:

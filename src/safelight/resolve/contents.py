@@ -26,6 +26,7 @@ class Contents:
     ``own``: components in place of the model's own.
     ``controls``: ControlNets, in the order of the request's.
     ``inversions``: words of the prompts that stand for vectors.
+    ``refiner``: the model that computes the last steps; None without one.
     """
 
     job: Job
@@ -34,6 +35,7 @@ class Contents:
     own: tuple[ComponentManifest, ...] = ()
     controls: tuple[Adapter, ...] = ()
     inversions: tuple[Inversion, ...] = ()
+    refiner: Model | None = None
 
     @classmethod
     def plain(cls, request: Request, model: Model) -> Contents:
@@ -57,7 +59,10 @@ def find_contents(job: Job, catalog: Catalog, model: Model) -> Contents:
         for adapter in (catalog.adapters.find(embedding.name, embedding.digest),)
     )
     own = tuple(_find_part(part, catalog) for part in job.parts)
-    return Contents(job, model, loras, own, controls, inversions)
+    refiner = None
+    if job.refiner is not None:
+        refiner = catalog.library.checked(find_model(job.refiner.name, job.refiner.digest, catalog.library))
+    return Contents(job, model, loras, own, controls, inversions, refiner)
 
 
 def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:

@@ -129,6 +129,27 @@ def text_encoders(request: Request, model: Model, library: Library, by_path: boo
     return found
 
 
+def refiner(request: Request, library: Library, by_path: bool) -> Model | None:
+    """Return the model that computes the last steps; None without one.
+
+    Raises IntegrityError for other content than was asked for.
+    """
+    name, digest = request.refiner, request.refiner_digest
+    if not name:
+        return None
+    try:
+        found = library.resolve(name) if by_path else library.get(name)
+    except InputError:
+        found = next((one for one in library.used() if one.digest == digest), None) if digest and by_path else None
+        if found is None:
+            raise
+    if digest and found.digest != digest:
+        raise IntegrityError(found.path, "", f"the refiner {name} has other content than {digest[:10]}")
+    if found.base not in families():
+        raise RequestError("refiner", name, f"is a {found.base}, which this version cannot compute")
+    return library.checked(found)
+
+
 def _encoders_of(request: Request, library: Library, by_path: bool) -> Model:
     """The model of that name; where there is none, the one of that content that was used by its path."""
     name = request.text_encoder

@@ -13,7 +13,7 @@ from safelight.request.prompts import loras, tags
 from safelight.request.schema import Request
 from safelight.resolve import inversions, parts
 from safelight.resolve.adapters import resolve_lora
-from safelight.resolve.check import check
+from safelight.resolve.check import check, check_refiner
 from safelight.resolve.limits import NO_LIMITS, RequestLimits
 from safelight.resolve.pictures import resolve_pictures
 
@@ -59,6 +59,9 @@ def resolve(
         for control in request.controls
         for net in (parts.controlnet(control, model, catalog.adapters, by_path),)
     )
+    refiner = parts.refiner(request, catalog.library, by_path)
+    if refiner is not None:
+        named |= {"refiner": refiner.name, "refiner_digest": refiner.digest}
     given |= named | {"controls": controls, "loras": tuple(one.lora for one in adapters)}
     sides = {side: given.get(side) or getattr(request, side) or model.resolution for side in ("width", "height")}
     request = replace(request, model=model.name, prompt=prompt, negative=negative, **(given | sides))
@@ -68,7 +71,9 @@ def resolve(
     limits.check(request, model, catalog.inputs.size(request.image) if part else None)
     words = {one.embedding.word: one.tokens for one in found}
     check(request, model, words)
-    return Job(request, model_content(model), own, words)
+    if refiner is not None:
+        check_refiner(request, model, refiner)
+    return Job(request, model_content(model), own, words, None if refiner is None else model_content(refiner))
 
 
 def model_content(model: Model) -> ModelContent:

@@ -136,6 +136,8 @@ class LocalEngine:
     def _read_again(self, contents: Contents) -> Contents:
         """Read and check the files of a job's contents again. Raises IntegrityError if they changed."""
         model = self.library.mended(contents.model)
+        if contents.refiner is not None:
+            self.library.mended(contents.refiner)
         for adapter in contents.adapters:
             self.catalog.adapters.verify(adapter)
         return find_contents(contents.job, self.catalog, model)

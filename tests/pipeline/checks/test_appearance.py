@@ -12,10 +12,10 @@ import safelight
 from safelight.boundary import pictures
 from safelight.diagnostics.canary import Canaries, after_switch
 from safelight.errors import CanaryError
-from safelight.pipeline import drawing
+from safelight.pipeline import model_stages
 from safelight.pipeline.checks import appearance
 from safelight.pipeline.checks.appearance import Looks
-from safelight.pipeline.denoise import Denoising
+from safelight.pipeline.denoise import Denoised, Denoising
 from safelight.workers.local_engine import LocalEngine
 
 PROMPTS = ("red apple", "octopus", "rocket", "cactus", "koala", "strawberry")
@@ -148,7 +148,7 @@ def test_what_stays_wrong_is_found_by_the_canary_every_time(
     for name in "ab":
         engine.library.add(tiny / f"{name}.safetensors", name)
         next(engine.generate(ask(name)))
-    decode, denoise = pictures.decode, drawing.denoise
+    decode, denoise = pictures.decode, model_stages.denoise
     if fault == "colours shifted":
         monkeypatch.setattr(pictures, "decode", lambda vae, *more: decode(vae, *more).flip(1))
     elif fault == "another VAE's latents":
@@ -156,14 +156,14 @@ def test_what_stays_wrong_is_found_by_the_canary_every_time(
     else:
         layer = "conv_in" if fault == "weights one channel off" else "conv_out"
 
-        def spoiled(work: Denoising) -> torch.Tensor:
+        def spoiled(work: Denoising) -> Denoised:
             roll = getattr(work.denoiser, layer).register_forward_hook(lambda _, __, out: out.roll(1, 1))
             try:
                 return denoise(work)
             finally:
                 roll.remove()
 
-        monkeypatch.setattr(drawing, "denoise", spoiled)
+        monkeypatch.setattr(model_stages, "denoise", spoiled)
     for name in "ab":
         with pytest.raises(CanaryError):
             next(engine.generate(ask(name)))

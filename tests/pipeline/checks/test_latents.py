@@ -10,9 +10,9 @@ import torch
 import safelight
 from safelight.boundary import schedulers
 from safelight.errors import NotFiniteError
-from safelight.pipeline import drawing
+from safelight.pipeline import model_stages
 from safelight.pipeline.checks import latents
-from safelight.pipeline.denoise import Denoising
+from safelight.pipeline.denoise import Denoised, Denoising
 from safelight.request.samplers import SAMPLERS
 from safelight.workers.local_engine import LocalEngine
 
@@ -36,12 +36,12 @@ def test_right_latents_are_within_at_every_step(engine: LocalEngine, ask, sample
 def test_latents_that_grow_beyond_are_marked_and_not_failed(
     engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    denoise = drawing.denoise
+    denoise = model_stages.denoise
 
-    def grown(work: Denoising) -> torch.Tensor:
+    def grown(work: Denoising) -> Denoised:
         return denoise(replace(work, on_step=lambda n, x: work.on_step(n, x * 1e4)))
 
-    monkeypatch.setattr(drawing, "denoise", grown)
+    monkeypatch.setattr(model_stages, "denoise", grown)
     image = next(engine.generate(ask()))
     assert any("at step 1, where at most" in mark for mark in image.metadata["marks"])
     assert any("it can be right all the same" in warning for warning in image.warnings)

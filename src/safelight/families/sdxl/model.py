@@ -1,4 +1,4 @@
-"""What Stable Diffusion XL and its refiner compute."""
+"""What Stable Diffusion XL computes."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ class StableDiffusionXL(StableDiffusion):
 
 MODEL = StableDiffusionXL(
     heads={},
-    sizes={"sdxl": 128, "sdxl-refiner": 128},
-    pads={("sdxl", "text_encoder"): END, ("sdxl", "text_encoder_2"): 0, ("sdxl-refiner", "text_encoder_2"): 0},
+    sizes={"sdxl": 128},
+    pads={("sdxl", "text_encoder"): END, ("sdxl", "text_encoder_2"): 0},
 )

@@ -113,7 +113,7 @@ REFINER = stable_diffusion(
     latents=latents(FACTOR, cast_first=True),
     resolution=1024,
     features=FEATURES - {Feature.TEXT_TO_IMAGE},
-    computing="safelight.families.sdxl.model",
+    computing="safelight.families.sdxl.refiner",
     rules=(
         rule(
             "checkpoint",

@@ -1,0 +1,203 @@
+"""The stages of one model in an image: its text encoders, and its denoiser. An image with a refiner has two models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from PIL import Image as PILImage
+from torch import nn
+
+from safelight.boundary.pictures import EncodedPicture
+from safelight.catalog.model import Model
+from safelight.families.computing import PromptField, Tensors, computing
+from safelight.families.family import CONTROLNET
+from safelight.memory.lease import Lease
+from safelight.pipeline import conditioning, guidance, noise, samplers
+from safelight.pipeline.checks import latents
+from safelight.pipeline.conditioning import Prompts, Reading
+from safelight.pipeline.denoise import Conditions, Controlled, Denoised, Denoising, Start, denoise
+from safelight.pipeline.resources import TORCH_DTYPES, Resources
+from safelight.pipeline.samplers import WHOLE, NoiseSchedule
+from safelight.pipeline.stages import Clock, Stages, Task
+from safelight.request.job import Job
+from safelight.request.parts import Control
+from safelight.request.results import Repair
+from safelight.resolve.check import as_computed
+
+MOST_CALLS_A_STEP = 2
+"""Samplers of second order call the denoiser twice in a step."""
+
+USUAL_ROWS = 2
+"""Rows of a denoiser's call for which its memory is estimated. More rows count as more pixels."""
+
+OnStep = Callable[[int, torch.Tensor, float], None]
+"""Called after each call of the denoiser with its number (from 0), the latents, and the noise level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One run of the denoising loop.
+
+    ``width``, ``height``: pixels.
+    ``start``: what it starts from; None for noise.
+    ``steps``: of the schedule.
+    ``done``: how many of them this pass computes.
+    ``before``: steps of the image that were computed before.
+    ``part``: the part of the noise levels; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
+    ``calls``: calls of the denoiser in all parts; 0 for those of this part.
+    ``image``: the picture whose latents are inputs of the denoiser.
+    """
+
+    width: int
+    height: int
+    start: Start | Denoised | None
+    steps: int
+    done: int
+    before: int = 0
+    part: tuple[float, float] = WHOLE
+    calls: int = 0
+    image: EncodedPicture | None = None
+
+
+class ModelStages:
+    """``repairs``: the image's list, to which repairs are added."""
+
+    def __init__(self, job: Job, model: Model, resources: Resources, clock: Clock, repairs: list[Repair]) -> None:
+        request = job.request
+        self.model = model
+        self.family = model.family
+        self.stages = Stages(model, resources, clock, repairs)
+        self.computing = computing(model.family)
+        self.inputs = model.family.variants[model.variant].inputs
+        self._job = job
+        self._request = request
+        self._resources = resources
+        self._run = resources.run
+        self._dtype = TORCH_DTYPES[resources.run.dtype]
+        self._device = resources.device.torch
+        kind = model.family.guidance_of(model.variant)
+        self._guidance = guidance.of(kind, request.cfg, request.image_cfg)
+        self._negative_too = guidance.READS_NEGATIVE[kind]
+
+    def conditions(self, pixels: int) -> Conditions:
+        """Encode the prompts of all steps; all embeddings must be finite. ``pixels``: of the image."""
+        prompts = Prompts.of(as_computed(self._request, self.model), self.family)
+        encoded = {role: self._encode(role, prompts, pixels) for role in self.family.text_encoders}
+        found = conditioning.conditions(self.family, encoded, prompts, self._negative_too)
+        with self.stages.clock.gates():
+            for one in found.each:
+                for tensor in (*one.positive.values(), *(one.negative or {}).values()):
+                    latents.finite(tensor, "the text encoder", self._run.dtype)
+        return found
+
+    def _encode(self, role: str, prompts: Prompts, pixels: int) -> dict[PromptField, Tensors]:
+        """Return the output of a text encoder for each text: from the cache, or computed."""
+        cache = self._resources.conditionings
+        component = self.model.manifest.component(role)
+        reading = Reading(self.family, role, component, self._run, self._request, self._job.words or {})
+        texts = prompts.texts
+        if not self._negative_too:
+            texts = [pair for pair in texts if pair[0] == "prompt"]
+        inputs = reading.inputs(texts)
+        keys = {pair: reading.key(one) for pair, one in inputs.each.items()}
+        found = {key: cache.get(key) for key in set(keys.values())}
+        lacking = {key for key, one in found.items() if one is None}
+        if inputs.together and lacking:
+            lacking = set(found)
+        missing = {keys[pair]: one for pair, one in inputs.each.items() if keys[pair] in lacking}
+        if missing:
+            compute = partial(reading.encode, list(missing.values()), self._device)
+            task = Task("encode", pixels, sum(one.passes for one in missing.values()))
+            encoded = self.stages.run(task, self._run, [(component, self._dtype)], compute)
+            for key, one in zip(missing, encoded, strict=True):
+                cache.put(key, one)
+                found[key] = one
+        return {pair: self._on_device(found[key]) for pair, key in keys.items()}
+
+    def _on_device(self, encoded: Tensors | None) -> Tensors:
+        assert encoded is not None
+        return {name: tensor.to(self._device) for name, tensor in encoded.items()}
+
+    def calls(self, drawn: Pass) -> int:
+        """Return how often a pass calls the denoiser."""
+        strength = drawn.start.strength if isinstance(drawn.start, Start) else None
+        return len(self._schedule().begin(drawn.steps, torch.device("cpu"), strength, drawn.part))
+
+    def denoise(
+        self,
+        drawn: Pass,
+        conditions: Conditions,
+        controls: Sequence[tuple[Control, PILImage.Image]],
+        vary: noise.Variation | None,
+        on_step: OnStep,
+    ) -> Denoised:
+        """Run the denoising loop. ``controls``: the ControlNets of the model, each with its picture."""
+        form = self.family.latents
+
+        def compute(modules: list[nn.Module], leases: list[Lease]) -> Denoised:
+            schedule = self._schedule()
+
+            def after(step: int, values: torch.Tensor) -> None:
+                on_step(step, values, schedule.sigma)
+                for lease in leases:
+                    lease.adjust()
+
+            return denoise(
+                Denoising(
+                    self.family,
+                    self.computing,
+                    modules[0],
+                    schedule,
+                    conditions.between(drawn.before, drawn.before + drawn.done),
+                    self._guidance,
+                    drawn.steps,
+                    self._request.seed,
+                    (1, form.channels, drawn.height // form.scale, drawn.width // form.scale),
+                    self._dtype,
+                    self._device,
+                    after,
+                    drawn.start,
+                    [_controlled(net, *each) for net, each in zip(modules[1:], controls, strict=True)],
+                    self.inputs == "mask",
+                    drawn.image,
+                    vary,
+                    drawn.part,
+                    drawn.calls,
+                )
+            )
+
+        nets = [part for part in self.model.manifest.components if part.role == CONTROLNET]
+        parts = [(part, self._dtype) for part in (self.model.manifest.component(self.family.denoiser), *nets)]
+        return self.stages.run(self._task(drawn), self._run, parts, compute)
+
+    def _schedule(self) -> NoiseSchedule:
+        request, model = self._request, self.model
+        return samplers.make(
+            self.family,
+            request.sampler,
+            request.schedule,
+            model.prediction_type,
+            model.zero_terminal_snr,
+            request.seed,
+        )
+
+    def _task(self, drawn: Pass) -> Task:
+        pixels, rows, what = drawn.width * drawn.height, len(self._guidance.rows), ""
+        if rows > USUAL_ROWS:
+            pixels, what = pixels * rows // USUAL_ROWS, f"-{rows}rows"
+        return Task("denoise", pixels, MOST_CALLS_A_STEP * drawn.done, what, seamless=self._request.seamless)
+
+
+def _controlled(net: nn.Module, control: Control, picture: PILImage.Image) -> Controlled:
+    return Controlled(
+        net,
+        picture,
+        control.weight,
+        control.start,
+        control.end,
+        soft=control.mode in ("more_prompt", "more_control"),
+        prompt_only=control.mode in ("more_control", "unbalanced"),
+    )
