@@ -66,6 +66,14 @@ ROWS = (
         "tests/pipeline/test_instructions.py::test_a_prompt_that_changes_between_steps",
     ),
     Row(
+        "A refiner from a share of the noise levels on: samplers × shares; from a picture; the refiner alone",
+        "diffusers' `StableDiffusionXLPipeline` (or image to image), then its image-to-image pipeline with the refiner",
+        "bit for bit",
+        "tests/pipeline/test_refiner.py::test_pixels_are_those_of_diffusers "
+        "tests/pipeline/test_refiner.py::test_from_a_picture "
+        "tests/pipeline/test_refiner.py::test_a_refiner_alone_changes_a_picture",
+    ),
+    Row(
         "ControlNet: text, image, mask × bases; two at once; a part of the steps; guess mode",
         "diffusers' six ControlNet pipelines, `MultiControlNetModel`",
         "bit for bit",

@@ -10,9 +10,9 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from diagnostics.faults import FAULTS, A, B, Fault, Scene
 from support import adapters
 from support.scale import thinned
-from diagnostics.faults import FAULTS, A, B, Fault, Scene
 
 from safelight.assembly.engine import open_engine
 from safelight.assembly.services import WORKER

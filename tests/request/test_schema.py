@@ -72,6 +72,7 @@ def test_images_of_a_request_differ_by_one_of_their_seeds() -> None:
         ("strength", 0.04, WITH_IMAGE),
         ("mask", "mask.png", {}),
         ("image_cfg", 0.9, WITH_IMAGE),
+        ("refiner_start", 0, {"refiner": "b"}),
         ("mask_blur", -1, WITH_IMAGE),
         ("mask_padding", 5000, {**WITH_IMAGE, "mask": "mask.png"}),
         ("outpaint", (8, 8, 8), WITH_IMAGE),
@@ -172,6 +173,8 @@ requests = st.builds(
     hires_upscaler=st.sampled_from(sorted(UPSCALERS)),
     hires_strength=shares(),
     seamless=st.sampled_from(SEAMLESS),
+    refiner=names(),
+    refiner_start=st.floats(0.01, 0.99),
 )
 
 

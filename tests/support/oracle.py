@@ -79,12 +79,17 @@ def pixels(pipe: Any, prompt: str, negative: str | None, steps: int, seed: int, 
 
 def refiner(seed: int) -> Any:
     """diffusers' pipeline for the refiner of SDXL, with the settings of its published ``model_index.json``."""
+    built: dict[str, Any] = {
+        role: aligned(module) for role, module in checkpoints.modules("sdxl-refiner", seed).items()
+    }
+    absent: Any = None
+    scheduler: Any = diffusers.EulerDiscreteScheduler.from_config(SCHEDULE)
     return diffusers.StableDiffusionXLImg2ImgPipeline(
-        **{role: aligned(module) for role, module in checkpoints.modules("sdxl-refiner", seed).items()},
-        text_encoder=None,  # type: ignore[arg-type]
-        tokenizer=None,  # type: ignore[arg-type]
+        **built,
+        text_encoder=absent,
+        tokenizer=absent,
         tokenizer_2=tokenizer("!"),
-        scheduler=diffusers.EulerDiscreteScheduler.from_config(SCHEDULE),  # type: ignore[arg-type]
+        scheduler=scheduler,
         requires_aesthetics_score=True,
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,

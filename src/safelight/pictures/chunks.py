@@ -87,6 +87,9 @@ def _optional_fields(request: Mapping[str, Any]) -> dict[str, Any]:
         if request["hires_steps"]:
             out["Hires steps"] = request["hires_steps"]
         out["Hires upscaler"] = UPSCALERS[request["hires_upscaler"]]
+    if request.get("refiner"):
+        out["Refiner"] = f"{request['refiner']} [{request['refiner_digest'][:10]}]"
+        out["Refiner switch at"] = request["refiner_start"]
     if request.get("seamless"):
         out["Tiling"] = True
     for number, control in enumerate(request.get("controls", ())):

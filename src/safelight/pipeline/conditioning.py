@@ -135,6 +135,38 @@ class Conditionings:
             self._cached.clear()
 
 
+class TextOutputs:
+    """What a text encoder returns for texts: from the cache where that has it.
+
+    The attribute ``missing`` has, by cache key, the inputs that must be computed.
+    """
+
+    def __init__(self, reading: Reading, texts: Sequence[PromptField], cache: Conditionings) -> None:
+        inputs = reading.inputs(texts)
+        self._cache = cache
+        self._keys = {text: reading.key(one) for text, one in inputs.each.items()}
+        self._found = {key: cache.get(key) for key in self._keys.values()}
+        all_again = inputs.together and None in self._found.values()
+        self.missing = {
+            key: inputs.each[text] for text, key in self._keys.items() if all_again or self._found[key] is None
+        }
+
+    def add(self, computed: Sequence[Tensors]) -> None:
+        """Add the outputs for the missing inputs, in their order, and store them in the cache."""
+        for key, one in zip(self.missing, computed, strict=True):
+            self._cache.put(key, one)
+            self._found[key] = one
+
+    def on(self, device: torch.device) -> dict[PromptField, Tensors]:
+        """Return all outputs on a device, by text."""
+        outputs: dict[PromptField, Tensors] = {}
+        for text, key in self._keys.items():
+            found = self._found[key]
+            assert found is not None
+            outputs[text] = {name: tensor.to(device) for name, tensor in found.items()}
+        return outputs
+
+
 def _sums(encoded: Tensors) -> list[str]:
     return [str(digest_of(tensor)) for tensor in encoded.values()]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from safelight.pipeline import noise, preprocess, upscale
 from safelight.pipeline.canvas import canvas, shown
 from safelight.pipeline.checks import added, latents
 from safelight.pipeline.components import component_keys
-from safelight.pipeline.denoise import Conditions, Start
+from safelight.pipeline.denoise import Denoised, Start
 from safelight.pipeline.model_stages import ModelStages, Pass
 from safelight.pipeline.resources import TORCH_DTYPES, Resources
 from safelight.pipeline.sizes import enlarged
@@ -73,6 +73,7 @@ class Drawing:
         self.clock = Clock()
         self._index = index
         self._on_progress = on_progress
+        self._denoised: Denoised | None = None
         self._refiner: ModelStages | None = None
         if refiner is not None:
             refiner = _with_vae_of(model, refiner)
@@ -107,13 +108,47 @@ class Drawing:
         conditions = self._model.conditions(size)
         refined = conditions if self._refiner is None else self._refiner.conditions(size)
         self._report("encode", 1, 1)
-        if self.request.hires_scale > 1:
-            first = self._again(self._denoise(first, conditions))
-        denoised = self._denoise_to_end(first, conditions, refined)
+        for one in self._passes(first):
+            model = self._refiner if one.refines else self._model
+            assert model is not None
+            controls = () if one.refines else self._shown(one)
+            vary = self._vary if not isinstance(one.start, Denoised) else None
+            on_step = partial(self._after_step, one)
+            self._denoised = model.denoise(one, refined if one.refines else conditions, controls, vary, on_step)
         self._report("decode", 0, 1)
-        pixels = self._decode(denoised)
+        pixels = self._decode(self._result().latents)
         self._report("decode", 1, 1)
         return pixels if self._canvas is None else self._canvas.put_back(pixels)
+
+    def _passes(self, first: Pass) -> Iterator[Pass]:
+        """Return the runs of the denoising loop, in order. A run may start from the result of the run before."""
+        last = first
+        if self.request.hires_scale > 1:
+            yield first
+            last = self._again(self._result().latents)
+        if self._refiner is None:
+            yield last
+            return
+        share, calls = self.request.refiner_start, self._model.calls(last)
+        before = self._model.calls(replace(last, part=(0.0, share)))
+        if before == calls:
+            self.notes.append(f"refiner_start: no step comes after {share:g} of the noise levels, so none was refined")
+            yield last
+        elif not before:
+            # The picture has less noise than the refiner starts with: all steps are the refiner's.
+            yield replace(last, refines=True)
+        else:
+            done = max(1, min(last.done - 1, round(before / calls * last.done)))
+            rest = max(1, last.done - done)
+            yield replace(last, part=(0.0, share), done=done, calls=calls)
+            at = last.before + last.done - rest
+            part = (share, 1.0)
+            yield replace(last, start=self._result(), part=part, done=rest, before=at, refines=True)
+
+    def _result(self) -> Denoised:
+        """Return the result of the last run of the loop."""
+        assert self._denoised is not None
+        return self._denoised
 
     def _first(self) -> Pass:
         given, steps = self._canvas, self._computed.first_steps
@@ -160,35 +195,6 @@ class Drawing:
     def _report(self, stage: Stage, step: int, steps: int, preview: Preview | None = None) -> None:
         memory = self.resources.report() if stage in ("switch", "encode") or step == 1 else None
         self._on_progress(Progress(stage, self._index, step, steps, memory, preview))
-
-    def _denoise(self, drawn: Pass, conditions: Conditions) -> torch.Tensor:
-        """Run a pass by the model, with its ControlNets. Returns latents."""
-        return self._model.denoise(
-            drawn, conditions, self._shown(drawn), self._vary, partial(self._after_step, drawn)
-        ).latents
-
-    def _denoise_to_end(self, drawn: Pass, conditions: Conditions, refined: Conditions) -> torch.Tensor:
-        """Run the last pass: by the model, and from the request's share of the noise levels on by the refiner.
-
-        ``refined``: the conditions of the refiner.
-        """
-        refiner = self._refiner
-        if refiner is None:
-            return self._denoise(drawn, conditions)
-        share, calls = self.request.refiner_start, self._model.calls(drawn)
-        before = self._model.calls(replace(drawn, part=(0.0, share)))
-        if before == calls:
-            self.notes.append(f"refiner_start: no step comes after {share:g} of the noise levels, so none was refined")
-            return self._denoise(drawn, conditions)
-        if not before:
-            # The picture has less noise than the refiner starts with: all steps are the refiner's.
-            return refiner.denoise(drawn, refined, (), self._vary, partial(self._after_step, drawn)).latents
-        done = min(drawn.done - 1, max(1, round(before / calls * drawn.done)))
-        one = replace(drawn, part=(0.0, share), done=done, calls=calls)
-        on_step = partial(self._after_step, one)
-        denoised = self._model.denoise(one, conditions, self._shown(one), self._vary, on_step)
-        other = replace(drawn, start=denoised, part=(share, 1.0), done=drawn.done - done, before=drawn.before + done)
-        return refiner.denoise(other, refined, (), None, partial(self._after_step, other)).latents
 
     def _shown(self, drawn: Pass) -> list[tuple[Control, PILImage.Image]]:
         """Return the ControlNets, each with its picture in the size of a pass."""

@@ -17,7 +17,7 @@ from safelight.families.family import CONTROLNET
 from safelight.memory.lease import Lease
 from safelight.pipeline import conditioning, guidance, noise, samplers
 from safelight.pipeline.checks import latents
-from safelight.pipeline.conditioning import Prompts, Reading
+from safelight.pipeline.conditioning import Prompts, Reading, TextOutputs
 from safelight.pipeline.denoise import Conditions, Controlled, Denoised, Denoising, Start, denoise
 from safelight.pipeline.resources import TORCH_DTYPES, Resources
 from safelight.pipeline.samplers import WHOLE, NoiseSchedule
@@ -49,6 +49,7 @@ class Pass:
     ``part``: the part of the noise levels; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
     ``calls``: calls of the denoiser in all parts; 0 for those of this part.
     ``image``: the picture whose latents are inputs of the denoiser.
+    ``refines``: the refiner computes it.
     """
 
     width: int
@@ -60,6 +61,7 @@ class Pass:
     part: tuple[float, float] = WHOLE
     calls: int = 0
     image: EncodedPicture | None = None
+    refines: bool = False
 
 
 class ModelStages:
@@ -85,41 +87,23 @@ class ModelStages:
     def conditions(self, pixels: int) -> Conditions:
         """Encode the prompts of all steps; all embeddings must be finite. ``pixels``: of the image."""
         prompts = Prompts.of(as_computed(self._request, self.model), self.family)
-        encoded = {role: self._encode(role, prompts, pixels) for role in self.family.text_encoders}
+        texts = [pair for pair in prompts.texts if pair[0] == "prompt" or self._negative_too]
+        encoded: dict[str, dict[PromptField, Tensors]] = {}
+        for role in self.family.text_encoders:
+            component = self.model.manifest.component(role)
+            reading = Reading(self.family, role, component, self._run, self._request, self._job.words or {})
+            outputs = TextOutputs(reading, texts, self._resources.conditionings)
+            if outputs.missing:
+                task = Task("encode", pixels, sum(one.passes for one in outputs.missing.values()))
+                compute = partial(reading.encode, list(outputs.missing.values()), self._device)
+                outputs.add(self.stages.run(task, self._run, [(component, self._dtype)], compute))
+            encoded[role] = outputs.on(self._device)
         found = conditioning.conditions(self.family, encoded, prompts, self._negative_too)
         with self.stages.clock.gates():
             for one in found.each:
                 for tensor in (*one.positive.values(), *(one.negative or {}).values()):
                     latents.finite(tensor, "the text encoder", self._run.dtype)
         return found
-
-    def _encode(self, role: str, prompts: Prompts, pixels: int) -> dict[PromptField, Tensors]:
-        """Return the output of a text encoder for each text: from the cache, or computed."""
-        cache = self._resources.conditionings
-        component = self.model.manifest.component(role)
-        reading = Reading(self.family, role, component, self._run, self._request, self._job.words or {})
-        texts = prompts.texts
-        if not self._negative_too:
-            texts = [pair for pair in texts if pair[0] == "prompt"]
-        inputs = reading.inputs(texts)
-        keys = {pair: reading.key(one) for pair, one in inputs.each.items()}
-        found = {key: cache.get(key) for key in set(keys.values())}
-        lacking = {key for key, one in found.items() if one is None}
-        if inputs.together and lacking:
-            lacking = set(found)
-        missing = {keys[pair]: one for pair, one in inputs.each.items() if keys[pair] in lacking}
-        if missing:
-            compute = partial(reading.encode, list(missing.values()), self._device)
-            task = Task("encode", pixels, sum(one.passes for one in missing.values()))
-            encoded = self.stages.run(task, self._run, [(component, self._dtype)], compute)
-            for key, one in zip(missing, encoded, strict=True):
-                cache.put(key, one)
-                found[key] = one
-        return {pair: self._on_device(found[key]) for pair, key in keys.items()}
-
-    def _on_device(self, encoded: Tensors | None) -> Tensors:
-        assert encoded is not None
-        return {name: tensor.to(self._device) for name, tensor in encoded.items()}
 
     def calls(self, drawn: Pass) -> int:
         """Return how often a pass calls the denoiser."""

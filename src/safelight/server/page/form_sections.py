@@ -16,6 +16,7 @@ from safelight.server.page.picture_field import PictureField
 from safelight.weights.adapter_file import VAE
 
 OWN = "the model's own"
+NONE = "none"
 
 
 @contextmanager
@@ -57,6 +58,9 @@ class Further:
         with section("Other components"):
             self._vae = ui.select([OWN, *names[VAE], *models], label="VAE", value=OWN).props("outlined dense")
             self._encoder = ui.select([OWN, *models], label="Text encoder", value=OWN).props("outlined dense")
+            with ui.element("div").classes("sl-pair"):
+                self._refiner = ui.select([NONE, *models], label="Refiner", value=NONE).props("outlined dense")
+                self._refiner_start = number("Refiner from", 0.8, 0.01, 0.99)
             self._syntax = ui.select(list(PROMPT_SYNTAXES), label="Prompt syntax", value="a1111").props(
                 "outlined dense"
             )
@@ -78,7 +82,7 @@ class Further:
 
     def _controls(self, serving: Services, names: list[str]) -> None:
         with section("ControlNet") as self._control_section:
-            self._net = ui.select(["none", *names], label="ControlNet", value="none").props("outlined dense")
+            self._net = ui.select([NONE, *names], label="ControlNet", value=NONE).props("outlined dense")
             self._shown = PictureField(serving, "controls", "Picture")
             self._module = ui.select(list(PREPROCESSORS), label="Preprocessor", value="canny").props("outlined dense")
             self._mode = ui.select(list(CONTROL_MODES), label="Mode", value="balanced").props("outlined dense")
@@ -119,6 +123,8 @@ class Further:
             "text_encoder": "" if self._encoder.value == OWN else self._encoder.value,
             "prompt_syntax": self._syntax.value,
         }
+        if self._refiner.value != NONE:
+            values |= {"refiner": self._refiner.value, "refiner_start": self._refiner_start.value}
         if self._image.digest:
             outpaint = tuple(int(side.value or 0) for side in self._sides)
             values |= {"image": self._image.digest, "strength": self._strength.value, "mask": self._mask.digest}
@@ -127,7 +133,7 @@ class Further:
             if self._mask.digest or any(outpaint):
                 values["mask_blur"] = int(self._blur.value or 0)
                 values["mask_padding"] = None if self._padding.value is None else int(self._padding.value)
-        if self._net.value != "none":
+        if self._net.value != NONE:
             how = {name: field.value for name, field in self._control_fields().items()}
             how |= {"low": int(how["low"] or 0), "high": int(how["high"] or 0)}
             values["controls"] = (Control(self._net.value, self._shown.digest, **how), *self._others)
@@ -174,9 +180,11 @@ class Further:
         self._share.set_value(request.get("variation_strength", 0.0))
         self._vae.set_value(_among(self._vae, request.get("vae")))
         self._encoder.set_value(_among(self._encoder, request.get("text_encoder")))
+        self._refiner.set_value(_among(self._refiner, request.get("refiner"), NONE))
+        self._refiner_start.set_value(request.get("refiner_start", 0.8))
         self._syntax.set_value(request.get("prompt_syntax", "a1111"))
         first = next(iter(request.get("controls", ())), None)
-        self._net.set_value("none" if first is None else _among(self._net, first["name"], "none"))
+        self._net.set_value(NONE if first is None else _among(self._net, first["name"], NONE))
         self._set_others(tuple(Control(**one) for one in (request.get("controls") or ())[1:]))
         if first is not None:
             self._shown.set(inputs.known(first["image"]))

@@ -370,6 +370,8 @@ def _further(request: dict[str, Any]) -> dict[str, Any]:
         found["Hires fix"] = f"× {request['hires_scale']:g}, {UPSCALERS[request['hires_upscaler']]}"
     if request.get("variation_strength"):
         found["Variation"] = f"{request['variation_strength']:g} of seed {request['variation_seed']}"
+    if request.get("refiner"):
+        found["Refiner"] = f"{request['refiner']} from {request['refiner_start']:g}"
     for name, label in (("vae", "VAE"), ("text_encoder", "Text encoder"), ("seamless", "Seamless")):
         if request.get(name):
             found[label] = request[name]
