@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +25,8 @@ from safelight.errors import (
     WorkerDiedError,
 )
 from safelight.queue.job import Failure, QueuedJob
+
+T = TypeVar("T")
 
 
 class Problem(BaseModel):
@@ -68,6 +70,13 @@ FAILURES: Mapping[Failure, tuple[int, str]] = {
     "worker": (503, "worker_not_ready"),
 }
 """The status and kind for each kind of failure of a job; any other failure is 500."""
+
+
+def found(thing: T | None, what: str, name: str) -> T:
+    """Return ``thing``. Raises RefusedError (404) when it is None; ``what`` and ``name`` are for the message."""
+    if thing is None:
+        raise RefusedError(404, "not_found", f"there is no {what} {name}")
+    return thing
 
 
 def of_job(job: QueuedJob) -> RefusedError:

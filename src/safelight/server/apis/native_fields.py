@@ -1,9 +1,11 @@
-"""The requests and answers of Safelight's own API, as pydantic models."""
+"""The requests and answers of Safelight's own API, as pydantic models, and the parameters that its routes share."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+from fastapi import Path as InPath
+from fastapi import Query
 from pydantic import BaseModel, ConfigDict, create_model
 from pydantic import Field as FieldOf
 
@@ -11,6 +13,11 @@ from safelight.queue.job import State
 from safelight.request.field import Field, fields_of
 from safelight.request.parts import Control, Embedding, Lora
 from safelight.request.schema import MOST_SEED, Request
+
+JobId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", description="a job's identifier")]
+ImageId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", description="an image's identifier")]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+"""The most entries of a list."""
 
 
 def _model_of(kind: type, name: str, text: str) -> type[BaseModel]:

@@ -1,0 +1,117 @@
+"""Routes for jobs: queueing a request, the jobs and their order, and events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.responses import StreamingResponse
+
+from safelight.assembly.services import Services
+from safelight.queue.events import Event
+from safelight.queue.job import QueuedJob, State
+from safelight.request.schema import Request
+from safelight.server import bridge, intake
+from safelight.server.apis.native_fields import CancelledModel, Generation, JobId, JobModel, Limit, Place, Queue
+from safelight.server.problems import documented, found
+from safelight.workers.dispatcher import advanced, described
+
+ALIVE_SECONDS = 15.0
+"""Seconds between two comments in a stream of events. They show clients that the connection is alive."""
+
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "events"}
+}
+"""The description of a stream of events in the OpenAPI document."""
+
+
+class JobRoutes:
+    """The routes for jobs."""
+
+    def __init__(self, control: Services) -> None:
+        self._control = control
+        self._database, self._dispatcher = control.database, control.dispatcher
+
+    def add_to(self, api: APIRouter) -> None:
+        """Add the routes to a router."""
+        api.post("/generate", status_code=202, tags=["jobs"], responses=documented(404, 429))(self.generate)
+        api.get("/jobs", tags=["jobs"])(self.jobs)
+        api.get("/jobs/{job_id}", tags=["jobs"], responses=documented(404))(self.one_job)
+        api.post("/jobs/{job_id}/cancel", tags=["jobs"], responses=documented(404))(self.cancel)
+        api.get("/queue", tags=["jobs"])(self.queue)
+        api.get("/events", tags=["jobs"], response_class=StreamingResponse, responses=STREAM)(self.events)
+
+    def generate(self, asked: Generation) -> JobModel:
+        """Queue a request, and return the job at once.
+
+        If a prompt contains choices (``{a|b}``), each image is a job of its own, and the answer is the first job.
+        """
+        fields = asked.model_dump(exclude={"priority"})
+        if fields["seed"] is None:
+            fields["seed"] = intake.some_seed(fields["count"])
+        return _job(intake.accept(self._control, Request(**fields), client="api", priority=asked.priority)[0])
+
+    def jobs(
+        self,
+        state: Annotated[list[State] | None, Query()] = None,
+        limit: Limit = 100,
+        before: Annotated[int | None, Query(ge=0, le=2**53, description="only jobs with a smaller number")] = None,
+    ) -> list[JobModel]:
+        """List the jobs, the newest first."""
+        return [_job(job) for job in self._database.jobs(state or (), limit, before)]
+
+    def one_job(self, job_id: JobId) -> JobModel:
+        return _job(found(self._database.job(job_id), "job", job_id))
+
+    def cancel(self, job_id: JobId) -> CancelledModel:
+        """Cancel a job. A waiting job ends at once, a running one at its next step."""
+        found(self._database.job(job_id), "job", job_id)
+        return CancelledModel(cancelled=self._dispatcher.cancel(job_id))
+
+    def queue(self, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Queue:
+        """Return the running job, and the waiting jobs in their order, each with the reason for its place."""
+        state = self._dispatcher.state
+        return Queue(
+            running=_job(state.job) if state is not None else None,
+            progress=advanced(state.progress) if state is not None and state.progress is not None else None,
+            waiting=[Place(job=_job(job), reason=reason) for job, reason in self._dispatcher.queue(limit)],
+        )
+
+    async def events(self, job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None) -> StreamingResponse:
+        """Send server-sent events: ``job``, ``progress``, ``image``, ``removed`` (an image), ``memory``, ``worker``.
+
+        With ``job``, send the events of this job until it ends; otherwise send all events.
+        """
+        return StreamingResponse(_stream(self._control, job), media_type="text/event-stream")
+
+
+def _job(job: QueuedJob) -> JobModel:
+    return JobModel(**described(job))
+
+
+async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[str]:
+    async with bridge.listening(control.events, job_id) as arrived:
+        if job_id is not None:
+            job = await bridge.run(control.database.job, job_id)
+            if job is None:
+                return
+            yield _encode(Event("job", job.id, described(job)))
+            if job.ended is not None:
+                return
+        while True:
+            try:
+                event = await asyncio.wait_for(arrived.get(), ALIVE_SECONDS)
+            except TimeoutError:
+                yield ": still here\n\n"
+                continue
+            yield _encode(event)
+            if job_id is not None and event.kind == "job" and event.data["ended"] is not None:
+                return
+
+
+def _encode(event: Event) -> str:
+    data: Mapping[str, Any] = {"job": event.job, **event.data}
+    return f"event: {event.kind}\ndata: {json.dumps(data, ensure_ascii=False, default=str)}\n\n"

@@ -1,0 +1,69 @@
+"""Routes for the worker's memory: what it holds, and loading, evicting and pinning a model."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from fastapi import APIRouter
+
+from safelight.assembly.services import Services
+from safelight.errors import WorkerDiedError
+from safelight.server import bridge
+from safelight.server.apis.native_fields import ResidentModel
+from safelight.server.problems import RefusedError, documented
+from safelight.workers.messages import Question
+
+ANSWER_SECONDS = 120.0
+"""Seconds that the server waits for an answer of the worker, for example while it loads a model."""
+
+
+class MemoryRoutes:
+    """The routes for the worker's memory."""
+
+    def __init__(self, control: Services) -> None:
+        self._control = control
+
+    def add_to(self, api: APIRouter) -> None:
+        """Add the routes to a router."""
+        api.post("/models/{name}/load", tags=["models"], responses=documented(404, 409, 503))(self.load)
+        api.post("/models/{name}/unload", tags=["models"], responses=documented(404, 409, 503))(self.unload)
+        api.post("/models/{name}/pin", tags=["models"], responses=documented(404, 409, 503))(self.pin)
+        api.post("/models/{name}/unpin", tags=["models"], responses=documented(404, 409, 503))(self.unpin)
+        api.get("/memory", tags=["server"], responses=documented(409, 503))(self.memory)
+
+    async def load(self, name: str) -> ResidentModel:
+        """Load a model into memory, as far as it fits."""
+        return await self._ask("load", name)
+
+    async def unload(self, name: str) -> ResidentModel:
+        """Evict a model from memory, unless a job uses it."""
+        return await self._ask("unload", name)
+
+    async def pin(self, name: str) -> ResidentModel:
+        """Load a model into memory and keep it there between jobs."""
+        return await self._ask("pin", name)
+
+    async def unpin(self, name: str) -> ResidentModel:
+        return await self._ask("unpin", name)
+
+    async def memory(self) -> dict[str, Any]:
+        """Return the budgets, the resident models and their leases, and the last plan with its reasons.
+
+        Sizes are in bytes.
+        """
+        return dict(await bridge.long(_wait, self._control.supervisor.ask("memory")))
+
+    async def _ask(self, what: Question, name: str) -> ResidentModel:
+        model = await bridge.run(self._control.library.get, name)
+        argument = model.digest if what == "unload" else model.name
+        return ResidentModel(resident=await bridge.long(_wait, self._control.supervisor.ask(what, argument)))
+
+
+def _wait(future: Future[Any]) -> Any:
+    try:
+        return future.result(ANSWER_SECONDS)
+    except (WorkerDiedError, TimeoutError) as error:
+        raise RefusedError(503, "worker_not_ready", f"the worker did not answer: {error}") from error
+    except RuntimeError as error:
+        raise RefusedError(409, "failed", str(error)) from error

@@ -1,0 +1,75 @@
+"""Routes for the models and adapters of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+
+from safelight.assembly.services import Services
+from safelight.errors import IntegrityError
+from safelight.server import bridge
+from safelight.server.apis.native_fields import AdapterModel, Adding, ModelModel, Verified
+from safelight.server.problems import RefusedError, documented
+
+
+class ModelRoutes:
+    """The routes for models and adapters."""
+
+    def __init__(self, control: Services) -> None:
+        self._control, self._library = control, control.library
+
+    def add_to(self, api: APIRouter) -> None:
+        """Add the routes to a router."""
+        api.get("/adapters", tags=["models"])(self.adapters)
+        api.get("/models", tags=["models"])(self.models)
+        api.post("/models", tags=["models"], status_code=201, responses=documented())(self.add)
+        api.get("/models/{name}", tags=["models"], responses=documented(404))(self.one_model)
+        api.post("/models/{name}/verify", tags=["models"], responses=documented(404, 409))(self.verify)
+
+    def adapters(self) -> list[AdapterModel]:
+        """List the adapters: LoRAs and their relatives, VAEs, ControlNets and textual inversions.
+
+        LoRAs and their relatives are for ``loras``, and for ``<lora:name:strength>`` in a prompt.
+        """
+        return [AdapterModel(**card.summary) for card in self._control.catalog.adapters.cards()]
+
+    def models(self) -> list[ModelModel]:
+        return [self._describe(card.name, card.summary) for card in self._library.cards()]
+
+    async def add(self, adding: Adding) -> ModelModel:
+        """Add a checkpoint to the library: identify it, hash it and name it. Its file stays where it is."""
+        path = _within(Path(adding.path), self._control.settings.model_folders)
+        model = await bridge.long(self._library.add, path, adding.name, adding.prediction_type)
+        return self._describe(model.name, model.summary())
+
+    def one_model(self, name: str) -> ModelModel:
+        model = self._library.get(name)
+        return self._describe(model.name, model.summary())
+
+    async def verify(self, name: str) -> Verified:
+        """Read all bytes of the model's files again, and compare them with the manifest."""
+        try:
+            await bridge.long(self._library.verify, name)
+        except IntegrityError as error:
+            return Verified(ok=False, problem=str(error))
+        return Verified(ok=True)
+
+    def _describe(self, name: str, summary: Mapping[str, Any]) -> ModelModel:
+        shown = {key: value for key, value in summary.items() if key != "path"}
+        return ModelModel(**shown, pinned=name in self._control.supervisor.pinned)
+
+
+def _within(path: Path, folders: tuple[Path, ...]) -> Path:
+    """Return the resolved path. Raises RefusedError when it is in none of the folders."""
+    try:
+        real = path.expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RefusedError(422, "invalid_request", f"path: {error}", "path") from error
+    if not any(real.is_relative_to(folder.expanduser().resolve()) for folder in folders):
+        allowed = ", ".join(map(str, folders)) or "none; set model_folders"
+        message = f"{path} is in none of the folders from which models may be added: {allowed}"
+        raise RefusedError(403, "forbidden", message, "path")
+    return real
