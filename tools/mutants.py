@@ -352,7 +352,7 @@ MUTANTS = (
     ),
     Mutant(
         "a title's hash is its model's",
-        "server/apis/a1111.py",
+        "server/apis/a1111_titles.py",
         "        if not named.digest.startswith(mark):\n",
         "        if False:\n",
         "tests/server/test_a1111.py",

@@ -22,8 +22,9 @@ from safelight.request.results import Progress
 from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import Request
 from safelight.server.apis import a1111_neutral
-from safelight.server.apis.a1111 import _progress, by_title
 from safelight.server.apis.a1111_fields import ImageToImage, TextToImage, filled, refuse_unknown, sampler_of
+from safelight.server.apis.a1111_progress import describe_progress
+from safelight.server.apis.a1111_titles import by_title
 from safelight.server.clients import CLIENTS, Client, Clients
 from safelight.server.problems import RefusedError
 from safelight.workers.dispatcher import RunningJob
@@ -163,7 +164,7 @@ def test_image_cfg_scale(sent: float | None, used: float) -> None:
 def test_progress_goes_by_the_steps_that_the_model_computes() -> None:
     """A model that starts from noise computes 4 steps, where the request alone tells 3."""
     job: Any = SimpleNamespace(request=Request("x", "a", steps=4, image="in.png", count=2), id="1")
-    said = _progress(RunningJob(job, 0.0, Progress("denoise", 1, 2, 4)), skip_image=True)
+    said = describe_progress(RunningJob(job, 0.0, Progress("denoise", 1, 2, 4)), skip_image=True)
     assert (said["progress"], said["state"]["sampling_step"], said["state"]["sampling_steps"]) == (0.75, 2, 4)
 
 
