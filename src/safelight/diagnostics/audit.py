@@ -97,67 +97,80 @@ def audit(
     ``on_image``: called with the number of each request.
     """
     audited = Audited()
-    repeats = True
-
-    def make(model: str, lora: str = "") -> AuditedImage | None:
-        audited.asked += 1
-        on_image(audited.asked)
-        try:
-            return AuditedImage.of(server.make(asked.by(model, lora)))
-        except SafelightError as error:
-            audited.findings.append(Finding("state", f"image {audited.asked}", False, f"{model}: {error}", ""))
-            return None
-
-    def visit(model: str, after: str, lora: str = "") -> bool:
-        """Return whether the image equals the first one."""
-        name = f"{model} with {lora}" if lora else model
-        picture = make(model, lora)
-        if picture is None:
-            return False
-        known = audited.first.setdefault(name, picture)
-        if picture.sha256 == known.sha256:
-            return True
-        audited.differing[f"{name} {audited.asked}"] = picture
-        evidence = f"{name}, image {audited.asked}, {after}: {known.apart(picture)}"
-        audited.findings.append(Finding("state", "the same image after other models", False, evidence, ""))
-        return False
-
+    requests = _Requests(server, asked, audited, on_image)
     begun = time.monotonic()
-    first = models[0]
-    adapters = server.loras(first)
-    one, two = make(first), make(first)
-    if one is not None and two is not None:
-        repeats = one.sha256 == two.sha256
-        evidence = f"{first} twice: " + ("the same" if repeats else f"not the same, {one.apart(two)}")
-        audited.findings.append(Finding("device", "the same image twice", repeats, evidence, ""))
-        audited.first[first] = one
-    right = total = 0
-    if repeats:
-        for _ in range(rounds):
-            for model in models[1:]:
-                right += visit(model, f"after {first}")
-                right += visit(first, f"after {model}")
-                total += 2
-            for lora in adapters[:2]:
-                visit(first, "with an adapter", lora)
-                right += visit(first, f"after the adapter {lora}")
-                total += 1
+    adapters = server.loras(models[0])
+    if requests.repeats(models[0]):
+        requests.switch(models, adapters[:2], rounds)
     else:
         todo = "This server never repeats an image, so the audit cannot detect differences after a switch."
         audited.findings.append(Finding("state", "the same image after other models", True, "not tried", todo))
-    if total:
-        ok = right == total
-        evidence = f"{right} of {total} images after a switch equal the first ones"
-        audited.findings.append(Finding("state", "switches", ok, evidence, ""))
     audited.findings += _distinct(audited, models)
     audited.findings += [_restarted(name, digest, audited) for name, digest in (before or {}).items()]
     seconds = time.monotonic() - begun
-    audited.findings.append(
-        Finding(
-            "device", "the audit", True, f"{audited.asked} images in {seconds:.0f} s, {len(adapters)} adapters listed"
-        )
-    )
+    evidence = f"{audited.asked} images in {seconds:.0f} s, {len(adapters)} adapters listed"
+    audited.findings.append(Finding("device", "the audit", True, evidence))
     return audited
+
+
+@dataclass
+class _Requests:
+    """The requests of an audit. They add their findings and images to ``audited``."""
+
+    server: Server
+    request: Asked
+    audited: Audited
+    on_image: Callable[[int], None]
+
+    def make(self, model: str, lora: str = "") -> AuditedImage | None:
+        """Request an image. Returns None, and adds a finding, if the server fails."""
+        self.audited.asked += 1
+        self.on_image(self.audited.asked)
+        try:
+            return AuditedImage.of(self.server.make(self.request.by(model, lora)))
+        except SafelightError as error:
+            self.audited.findings.append(Finding("state", f"image {self.audited.asked}", False, f"{model}: {error}"))
+            return None
+
+    def repeats(self, model: str) -> bool:
+        """Request the same image twice. Returns False only if the server makes two images and they differ."""
+        one, two = self.make(model), self.make(model)
+        if one is None or two is None:
+            return True
+        same = one.sha256 == two.sha256
+        evidence = f"{model} twice: " + ("the same" if same else f"not the same, {one.apart(two)}")
+        self.audited.findings.append(Finding("device", "the same image twice", same, evidence))
+        self.audited.first[model] = one
+        return same
+
+    def switch(self, models: Sequence[str], adapters: Sequence[str], rounds: int) -> None:
+        """Request the first model after each other model and each adapter, and compare every image with its first."""
+        first = models[0]
+        equal: list[bool] = []
+        for _ in range(rounds):
+            for model in models[1:]:
+                equal.append(self.visit(model, f"after {first}"))
+                equal.append(self.visit(first, f"after {model}"))
+            for lora in adapters:
+                self.visit(first, "with an adapter", lora)
+                equal.append(self.visit(first, f"after the adapter {lora}"))
+        if equal:
+            evidence = f"{sum(equal)} of {len(equal)} images after a switch equal the first ones"
+            self.audited.findings.append(Finding("state", "switches", all(equal), evidence))
+
+    def visit(self, model: str, after: str, lora: str = "") -> bool:
+        """Request an image. Returns whether it equals the first one of the same model and adapter."""
+        name = f"{model} with {lora}" if lora else model
+        picture = self.make(model, lora)
+        if picture is None:
+            return False
+        known = self.audited.first.setdefault(name, picture)
+        if picture.sha256 == known.sha256:
+            return True
+        self.audited.differing[f"{name} {self.audited.asked}"] = picture
+        evidence = f"{name}, image {self.audited.asked}, {after}: {known.apart(picture)}"
+        self.audited.findings.append(Finding("state", "the same image after other models", False, evidence))
+        return False
 
 
 def _distinct(audited: Audited, models: Sequence[str]) -> list[Finding]:
