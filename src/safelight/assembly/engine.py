@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -46,40 +47,40 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
     """
     device = device or choice.device(settings.device)
     threads = settings.threads or os.cpu_count() or 1
-    ledger = Ledger({HOST: 0} | ({device.name: 0} if device.separate else {}))
-    verification = Verification(settings.verify_transfers)
-    host = _host(settings, ledger, threads)
-    limits, tiers = [_host_limits(ledger, host)], [host]
-    host.before_planning = limits[0].follow
-    stage_bytes = selftest.copies(device, settings.root).stage_bytes if device.separate else 0
-    transfers = Transfers(device, verification, stage_bytes)
-    if device.separate:
-        limits.append(_device_limits(ledger, device))
-        tiers.append(
-            Residency(
-                device,
-                ledger,
-                device.name,
-                FromHost(tiers[0], transfers, settings.keep_ram_copy_of_weights),
-                partial=settings.enable_partial_loading,
-                most=_bytes(settings.max_cache_vram_gb),
-                before_planning=limits[1].follow,
-                log=settings.log_memory_usage,
-            )
-        )
-    for limit in limits:
-        limit.follow()
-    ledger.charge(HOST, threads * STAGING_BYTES, "readers", "buffers for reading files", stored=False, certain=True)
-    ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers for copies", stored=False, certain=True)
-    ledger.charge(HOST, KEPT_BYTES, "prompts", "cached text-encoder outputs", stored=False, certain=True)
-    working = WorkingMemory(settings.root / "working_memory.json")
-    promised = _bytes(settings.device_working_mem_gb) if device.separate else None
-    versions = {name: version(name) for name in VERSIONS}
-    hardware = choice.hardware(device)
+    memory = _open_memory(settings, device, threads)
+    decide = _RunDecisions(settings, device, threads).decide
+    resources = Resources(
+        device=device,
+        residency=memory.tiers[-1],
+        skeletons=SkeletonCache(),
+        working=WorkingMemory(settings.root / "working_memory.json"),
+        computing=_computing(memory.ledger, device),
+        run=decide("auto", None),
+        verification=memory.verification,
+        inputs=Inputs(settings.root),
+        promised=_bytes(settings.device_working_mem_gb) if device.separate else None,
+        conditionings=Conditionings(KEPT_BYTES),
+        previews=Previews() if previews else None,
+    )
+    engine = LocalEngine(open_library(settings), resources, decide, memory.describe, memory.tiers)
+    if settings.canary == "switch":
+        fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
+        engine.on_switch = after_switch(Canaries(settings.root, fresh.made), engine.repairs)
+    return engine
 
-    kernels = Kernels(device, settings.root)
 
-    def decide(precision: Precision, model: Model | None) -> RunSettings:
+class _RunDecisions:
+    """What decides the run settings of a job: the settings and the hardware of this machine."""
+
+    def __init__(self, settings: Settings, device: Device, threads: int) -> None:
+        self._settings, self._device, self._threads = settings, device, threads
+        self._versions = {name: version(name) for name in VERSIONS}
+        self._hardware = choice.hardware(device)
+        self._kernels = Kernels(device, settings.root)
+
+    def decide(self, precision: Precision, model: Model | None) -> RunSettings:
+        """Decide the run settings of a job. ``model``: None for a job without a model of its own."""
+        settings, device = self._settings, self._device
         wanted = precision if precision != "auto" else settings.precision
         dtype = choice.precision(wanted, device)
         # fp16 overflows in the VAEs of SDXL and of some other models. The VAE is small, so fp32 costs little.
@@ -87,38 +88,54 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         names = (model.name, model.base) if model is not None else ()
         kind = next((settings.attention_types[n] for n in names if n in settings.attention_types), None)
         slice_size = settings.attention_slice_size
-        attention = kernels.chosen(kind or settings.attention_type, TORCH_DTYPES[dtype], slice_size)
+        attention = self._kernels.chosen(kind or settings.attention_type, TORCH_DTYPES[dtype], slice_size)
         size = slice_size if attention == "sliced" else "auto"
-        return RunSettings(device.name, hardware, dtype, vae_dtype, attention, threads, versions, size)
+        return RunSettings(
+            device.name, self._hardware, dtype, vae_dtype, attention, self._threads, self._versions, size
+        )
 
-    def described() -> Mapping[str, Any]:
-        return report.memory(ledger, limits, tiers, transfers, verification)
 
-    resources = Resources(
-        device=device,
-        residency=tiers[-1],
-        skeletons=SkeletonCache(),
-        working=working,
-        computing=_computing(ledger, device),
-        run=decide("auto", None),
-        verification=verification,
-        inputs=Inputs(settings.root),
-        promised=promised,
-        conditionings=Conditionings(KEPT_BYTES),
-        previews=Previews() if previews else None,
-    )
-    engine = LocalEngine(open_library(settings), resources, decide, described, tiers)
-    if settings.canary == "switch":
-        fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
-        engine.on_switch = after_switch(Canaries(settings.root, fresh.made), engine.repairs)
-    return engine
+@dataclass(frozen=True)
+class _Memory:
+    """The memory of an engine. ``tiers`` and ``limits``: of the host, and then of the device if it has its own."""
+
+    ledger: Ledger
+    verification: Verification
+    transfers: Transfers
+    tiers: list[Residency]
+    limits: list[Limits]
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return the budgets and what they hold."""
+        return report.memory(self.ledger, self.limits, self.tiers, self.transfers, self.verification)
+
+
+def _open_memory(settings: Settings, device: Device, threads: int) -> _Memory:
+    """Open the tiers with their budgets, and charge the buffers."""
+    ledger = Ledger({HOST: 0} | ({device.name: 0} if device.separate else {}))
+    verification = Verification(settings.verify_transfers)
+    host = _host_tier(settings, ledger, threads)
+    limits, tiers = [_host_limits(ledger, host)], [host]
+    host.before_planning = limits[0].follow
+    stage_bytes = selftest.copies(device, settings.root).stage_bytes if device.separate else 0
+    transfers = Transfers(device, verification, stage_bytes)
+    if device.separate:
+        limits.append(_device_limits(ledger, device))
+        source = FromHost(host, transfers, settings.keep_ram_copy_of_weights)
+        tiers.append(_device_tier(settings, ledger, device, source, limits[1]))
+    for limit in limits:
+        limit.follow()
+    ledger.charge(HOST, threads * STAGING_BYTES, "readers", "buffers for reading files", stored=False, certain=True)
+    ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers for copies", stored=False, certain=True)
+    ledger.charge(HOST, KEPT_BYTES, "prompts", "cached text-encoder outputs", stored=False, certain=True)
+    return _Memory(ledger, verification, transfers, tiers, limits)
 
 
 def _bytes(gigabytes: float | None) -> int | None:
     return None if gigabytes is None else int(gigabytes * GB)
 
 
-def _host(settings: Settings, ledger: Ledger, threads: int) -> Residency:
+def _host_tier(settings: Settings, ledger: Ledger, threads: int) -> Residency:
     return Residency(
         CPU(),
         ledger,
@@ -126,6 +143,19 @@ def _host(settings: Settings, ledger: Ledger, threads: int) -> Residency:
         FromFile(threads, settings.root),
         partial=settings.enable_partial_loading,
         most=_bytes(settings.max_cache_ram_gb),
+        log=settings.log_memory_usage,
+    )
+
+
+def _device_tier(settings: Settings, ledger: Ledger, device: Device, source: FromHost, limits: Limits) -> Residency:
+    return Residency(
+        device,
+        ledger,
+        device.name,
+        source,
+        partial=settings.enable_partial_loading,
+        most=_bytes(settings.max_cache_vram_gb),
+        before_planning=limits.follow,
         log=settings.log_memory_usage,
     )
 
