@@ -15,7 +15,10 @@ from safelight.cli.values import default_model, folder, seed_of
 from safelight.request.results import Image, Progress
 
 if TYPE_CHECKING:
-    from safelight.request.grid import Cell
+    from safelight.cli.sheet import GridSheet
+    from safelight.request.grid import Axis, Cell
+    from safelight.request.schema import Request
+    from safelight.settings import Settings
     from safelight.workers.local_engine import LocalEngine
 
 EXAMPLES = (
@@ -55,33 +58,48 @@ def grid(
 
     The command switches models as rarely as possible. After an interruption, the same command continues.
     """
-    from safelight.assembly.importing import open_engine
     from safelight.cli.sheet import GridSheet
-    from safelight.errors import RequestError
     from safelight.request.grid import axis, cells
     from safelight.request.prompts import variants
 
     refuse_without_effect(context)
     folder(out)
-    model: str | None = given["model"]
     settings = loaded(context, root).settings
     across, down = axis("x", x), axis("y", y) if y is not None else None
-    varied = (across.name, down.name if down else "")
-    if model is not None and "model" in varied:
-        raise RequestError("model", model, "varies along an axis; remove -m")
-    if "model" not in varied:
-        model = model or default_model(settings.default_model, None)
-    chosen_seed = seed_of(given["seed"], settings.default_seed, 1)
-    [request] = given.requests(
-        [model or (across if across.name == "model" or down is None else down).values[0]], chosen_seed
-    )
-    if not as_json and "seed" not in varied:
-        typer.echo(f"seed {chosen_seed}")
+    request = _request(given, settings, across, down)
+    if not as_json and "seed" not in (across.name, down.name if down else ""):
+        typer.echo(f"seed {request.seed}")
     all_cells = [
         replace(cell, request=variants.chosen(cell.request, settings.root / "wildcards")[0])
         for cell in cells(request, across, down)
     ]
     sheet = GridSheet(request.prompt, (across.name, across.values), None if down is None else (down.name, down.values))
+    maker = _draw(settings, all_cells, out, sheet, as_json)
+    saved = sheet.save(out)
+    if not as_json:
+        earlier = f", {maker.kept} of them from an earlier run" if maker.kept else ""
+        typer.echo(f"{saved}: {len(all_cells)} images{earlier}, {maker.switches} switches")
+
+
+def _request(given: Given, settings: Settings, across: Axis, down: Axis | None) -> Request:
+    """Return the request that the axes vary. Raises RequestError when both -m and an axis select the model."""
+    from safelight.errors import RequestError
+
+    model: str | None = given["model"]
+    model_axis = next((axis for axis in (across, down) if axis is not None and axis.name == "model"), None)
+    if model is not None and model_axis is not None:
+        raise RequestError("model", model, "varies along an axis; remove -m")
+    if model_axis is not None:
+        model = model_axis.values[0]
+    model = model or default_model(settings.default_model, None)
+    [request] = given.requests([model], seed_of(given["seed"], settings.default_seed, 1))
+    return request
+
+
+def _draw(settings: Settings, all_cells: list[Cell], out: Path, sheet: GridSheet, as_json: bool) -> _Maker:
+    """Make the image of each cell, and add it to the sheet. ``as_json``: also print a line for each."""
+    from safelight.assembly.importing import open_engine
+
     with bar("grid") as update:
         maker = _Maker(open_engine(settings), out, all_cells)
         for number, cell in enumerate(all_cells):
@@ -99,10 +117,7 @@ def grid(
             if as_json:
                 entry = {"column": cell.column, "row": cell.row, "path": str(path), "kept": kept}
                 say_json({**entry, "pixels_sha256": maker.pixels[path]})
-    saved = sheet.save(out)
-    if not as_json:
-        earlier = f", {maker.kept} of them from an earlier run" if maker.kept else ""
-        typer.echo(f"{saved}: {len(all_cells)} images{earlier}, {maker.switches} switches")
+    return maker
 
 
 _FIELDS = {"file", "pixels_sha256"}
