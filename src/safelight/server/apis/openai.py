@@ -181,25 +181,36 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def router(control: Services) -> APIRouter:
     """Return the router with OpenAI's routes."""
     api = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
+    OpenAIRoutes(control).add_to(api)
+    return api
 
-    @api.get("/models")
-    def models() -> ModelList:
-        return ModelList(data=[_card(card.name, card.record) for card in control.library.cards()])
 
-    @api.get("/models/{name}")
-    def one_model(name: str) -> ModelCard:
-        card = next((card for card in control.library.cards() if card.name == name), None)
-        return _card(name, card.record) if card is not None else ModelCard(id=control.library.get(name).name)
+class OpenAIRoutes:
+    """OpenAI's routes."""
 
-    @api.post("/images/generations", response_model_exclude_none=True)
-    async def generations(asked: ImageGeneration, http: HTTPRequest) -> Images:
+    def __init__(self, control: Services) -> None:
+        self._control = control
+
+    def add_to(self, api: APIRouter) -> None:
+        """Add the routes to a router."""
+        api.get("/models")(self.models)
+        api.get("/models/{name}")(self.one_model)
+        api.post("/images/generations", response_model_exclude_none=True)(self.generations)
+        api.post("/images/edits", response_model_exclude_none=True)(self.edits)
+
+    def models(self) -> ModelList:
+        return ModelList(data=[_card(card.name, card.record) for card in self._control.library.cards()])
+
+    def one_model(self, name: str) -> ModelCard:
+        card = next((card for card in self._control.library.cards() if card.name == name), None)
+        return _card(name, card.record) if card is not None else ModelCard(id=self._control.library.get(name).name)
+
+    async def generations(self, asked: ImageGeneration, http: HTTPRequest) -> Images:
         """Make images and return them."""
-        jobs = await bridge.run(_queue, control, asked)
-        jobs = await intake.all_ended(control, jobs, http)
-        return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
+        return await self._make_images(asked, http)
 
-    @api.post("/images/edits", response_model_exclude_none=True)
     async def edits(
+        self,
         http: HTTPRequest,
         prompt: Annotated[str, Form()],
         image: Annotated[list[UploadFile] | None, File(description="the picture to start from; exactly one")] = None,
@@ -221,7 +232,7 @@ def router(control: Services) -> APIRouter:
             problem = "an image is required" if not given else "only one picture is supported"
             raise RequestError("image", f"{len(given)} pictures", problem)
         asked = _read({"prompt": prompt, **_texts(await http.form())})
-        store = control.catalog.inputs.keep
+        store = self._control.catalog.inputs.keep
         picture = await given[0].read()
         start: dict[str, Any] = {"image": await bridge.run(store, "image", picture)}
         transparent = await bridge.run(_transparent, picture if mask is None else await mask.read())
@@ -229,11 +240,15 @@ def router(control: Services) -> APIRouter:
             start["mask"] = await bridge.run(store, "mask", transparent)
         elif mask is not None:
             raise RequestError("mask", mask.filename or "", "has no transparency: make the part to redraw transparent")
-        jobs = await bridge.run(_queue, control, asked, start)
-        jobs = await intake.all_ended(control, jobs, http)
-        return await bridge.run(_answer, control, jobs, asked, str(http.base_url).rstrip("/"))
+        return await self._make_images(asked, http, start)
 
-    return api
+    async def _make_images(
+        self, asked: ImageGeneration, http: HTTPRequest, start: Mapping[str, Any] | None = None
+    ) -> Images:
+        """Make images and return them. ``start``: the request's input image and mask."""
+        jobs = await bridge.run(_queue, self._control, asked, start)
+        jobs = await intake.all_ended(self._control, jobs, http)
+        return await bridge.run(_answer, self._control, jobs, asked, str(http.base_url).rstrip("/"))
 
 
 def _texts(form: FormData) -> dict[str, str]:
