@@ -13,6 +13,7 @@ import pytest
 
 from safelight.catalog import index, records
 from safelight.catalog.index import Index
+from safelight.catalog.index_file import IndexFile
 from safelight.catalog.library import Library
 from safelight.errors import CorruptFileError
 
@@ -30,7 +31,7 @@ def opened(home: Path, reads: list[Path]) -> Index:
         reads.append(path)
         return records.read(path)
 
-    return Index(home / "models", read, home / "index.db")
+    return Index(home / "models", read, IndexFile(home / "index.db"))
 
 
 def test_a_second_process_reads_no_record(home: Path) -> None:
@@ -77,7 +78,7 @@ def test_what_is_wrong_with_the_cache_costs_nothing_but_time(spoiled: bytes | No
         cache.write_bytes(spoiled)
     else:
         with sqlite3.connect(cache) as database:
-            database.execute("UPDATE cards SET card = '{}'")
+            database.execute("UPDATE records SET card = '{}'")
     (home / "models/b.json").touch()
     for _ in range(2):
         assert {n: c.digest for n, c in opened(home, reads).cards().items()} == {n: c.digest for n, c in right.items()}

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safelight.catalog import convert, paths, records, starters
+from safelight.catalog.cards import Card
 from safelight.catalog.identify import identify, read_header
-from safelight.catalog.index import Card, Index
+from safelight.catalog.index import Index
+from safelight.catalog.index_file import IndexFile
 from safelight.catalog.lock import alone
 from safelight.catalog.model import Adapter, Origin
 from safelight.errors import (
@@ -55,7 +57,9 @@ class Adapters:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._records = root / "adapters"
-        self._index = Index(self._records, records.read_adapter, root / "index.db")
+        file = IndexFile(root / "index.db")
+        self._index = Index(self._records, records.read_adapter, file)
+        self._seen = Index(root / "seen" / "adapters", records.read_adapter, file)
         self._inversions = Inversions(-1, {})
 
     def cards(self) -> list[Card]:
@@ -81,7 +85,7 @@ class Adapters:
         return [*own, *(adapter for adapter in starters.adapters() if adapter.name not in taken)]
 
     def get(self, name: str) -> Adapter:
-        """Return the adapter of a name, or of its file's name.
+        """Return the adapter of a name, of its file's name, or of a digest.
 
         Raises ModelNotFoundError, which lists the nearest names.
         """
@@ -89,20 +93,23 @@ class Adapters:
         if found is not None:
             return found
         cards = self.cards()
+        if paths.is_digest(name) and (card := next((card for card in cards if card.digest == name), None)):
+            return self.get(card.name)
         fitting = [card for card in self._index.cards().values() if not card.problem and card.stem == canonical(name)]
         if len(fitting) == 1:
             # Prompts of other programs contain file names.
             return self._index.whole(fitting[0])
         raise ModelNotFoundError(name, paths.near(name, (card.name for card in cards)), "adapter")
 
-    def resolve(self, name_or_path: str) -> Adapter:
-        """Return an adapter by its name or by its path.
+    def resolve(self, reference: str) -> Adapter:
+        """Return an adapter by its name, path or digest (:mod:`safelight.catalog.paths` says which of them a text is).
 
         A file used by its path is read and hashed at its first use.
         """
-        path = paths.user_path(name_or_path)
-        if not paths.is_path(name_or_path):
-            return self.get(name_or_path)
+        path = paths.user_path(reference)
+        if not paths.is_path(reference):
+            used = next(self.used(reference), None) if paths.is_digest(reference) else None
+            return self.get(reference) if used is None else used
         path = path.absolute()
         if not os.path.lexists(path):
             raise UnreadableFileError(path, f"does not exist{paths.beside(path)}")
@@ -114,13 +121,22 @@ class Adapters:
         found = self._describe(path, paths.stem(path), "path")
         with alone(self.root):
             records.write(seen, found)
+            self._seen.changed()
         return found
 
-    def used(self) -> Iterator[Adapter]:
-        """Yield the adapters that were used by their path."""
-        for path in sorted((self.root / "seen" / "adapters").glob("*.json")):
-            with contextlib.suppress(FileError):
-                yield records.read_adapter(path)
+    def seen_cards(self) -> list[Card]:
+        """Return the cards of the adapters that were used by their path."""
+        return [card for card in self._seen.all() if not card.problem]
+
+    def used(self, digest: str = "") -> Iterator[Adapter]:
+        """Yield the adapters that were used by their path and whose files are unchanged.
+
+        ``digest``: only adapters of this content; "" for all.
+        """
+        for card in self.seen_cards():
+            if digest in ("", card.digest) and card.state() == "there":
+                with contextlib.suppress(FileError):
+                    yield records.read_adapter(card.record)
 
     def find(self, name: str, digest: str, by_path: bool = True) -> Adapter:
         """Return an adapter by its content. The one called ``name`` comes before others of the same content.
@@ -137,7 +153,7 @@ class Adapters:
             # A card is only a hint: it may belong to an earlier record.
             if card.digest == digest and (found := self.get(card.name)).digest == digest:
                 return self.checked(found)
-        used = next((item for item in self.used() if item.digest == digest and not item.manifest.changed()), None)
+        used = next(self.used(digest), None)
         if used is not None and by_path:
             return used
         raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]}")

@@ -1,13 +1,19 @@
-"""What a user has: models, adapters, input images."""
+"""What a user has: models, adapters, input images, and the components of them all, by content."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from safelight.catalog import records, starters
 from safelight.catalog.adapters import Adapters
+from safelight.catalog.cards import Card
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.library import Library
+from safelight.catalog.model import Adapter, Model
+from safelight.errors import FileError
+from safelight.weights.manifest import ComponentManifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +27,43 @@ class Catalog:
     @classmethod
     def under(cls, root: Path) -> Catalog:
         return cls(Library(root), Adapters(root), Inputs(root))
+
+    def with_component(self, digest: str) -> list[Card]:
+        """Return the cards of the models and adapters that have a component, by its digest.
+
+        Those in the library come before files that were used by their path.
+        """
+        cards = (
+            *self.library.cards(),
+            *self.adapters.cards(),
+            *self.library.seen_cards(),
+            *self.adapters.seen_cards(),
+        )
+        return [card for card in cards if any(found == digest for _, found in card.components)]
+
+    def component(self, digest: str) -> ComponentManifest | None:
+        """Return a component by its digest, from any model or adapter with unchanged files; None if there is none."""
+        for owner in self._owners(digest):
+            found = next((part for part in owner.manifest.components if part.digest == digest), None)
+            if found is not None:
+                return found
+        return None
+
+    def _owners(self, digest: str) -> Iterator[Model | Adapter]:
+        for card in self.with_component(digest):
+            if card.state() != "there":
+                continue
+            owner = self._read(card)
+            if isinstance(owner, Model) and self.library.quarantined(owner) is None:
+                yield self.library.checked(owner)
+            elif isinstance(owner, Adapter):
+                yield self.adapters.checked(owner)
+
+    def _read(self, card: Card) -> Model | Adapter | None:
+        """Return the model or adapter of a card; None if its record is gone or damaged."""
+        starter = next((one for one in (*starters.models(), *starters.adapters()) if one.path == card.record), None)
+        read = records.read if card.kind == "checkpoint" else records.read_adapter
+        try:
+            return starter or read(card.record)
+        except FileError:
+            return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,25 @@ def _counter(total: int, on_bytes: OnBytes | None) -> Callable[[int], None] | No
 def _native(family: Family, prediction_type: PredictionType | None) -> int:
     own = family.native_size(prediction_type) if prediction_type is not None else None
     return own or family.resolution
+
+
+def find_bytes(conversions: Path, wanted: Model, on_bytes: OnBytes | None) -> Model | None:
+    """Find the content of an earlier record, and read and hash it: in its own files, in its conversion, or in a file of
+    the same size in the same folder. Returns None if it is gone."""
+    return next((model for model in _candidates(conversions, wanted, on_bytes) if model.digest == wanted.digest), None)
+
+
+def _candidates(conversions: Path, wanted: Model, on_bytes: OnBytes | None) -> Iterator[Model]:
+    """Yield models that may have the content of ``wanted``. Reads all their bytes."""
+    user_type: Any = wanted.prediction_type if wanted.told else None
+    beside: list[Path] = []
+    if wanted.path.parent.is_dir() and wanted.format not in CONVERTED:
+        size = sum(hint.size for hint in wanted.manifest.files if hint.path == wanted.path)
+        files = (path for path in sorted(wanted.path.parent.iterdir()) if path.is_file() and path != wanted.path)
+        beside = [path for path in files if path.stat().st_size == size]
+    if wanted.format in CONVERTED and wanted.manifest.files[0].holds():
+        read = measure(layout_of(wanted.manifest.files[0].path).components)
+        yield replace(wanted, manifest=replace(read, files=read.files))
+    for path in (wanted.path, *beside):
+        with contextlib.suppress(InputError):
+            yield describe(conversions, path, wanted.name, "added", user_type, on_bytes)

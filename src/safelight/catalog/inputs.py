@@ -22,6 +22,7 @@ from PIL import Image as PILImage
 from PIL import ImageChops, UnidentifiedImageError
 
 from safelight.catalog import paths
+from safelight.catalog.index_file import IndexFile, hint_of
 from safelight.errors import IntegrityError, RequestError
 from safelight.files.disk import open_regular, write_whole
 from safelight.request.schema import MOST_PIXELS
@@ -134,6 +135,7 @@ class Inputs:
     def __init__(self, root: Path) -> None:
         self._folder = root / "inputs"
         self._trash = root / "trash" / "inputs"
+        self._index = IndexFile(root / "index.db")
 
     def keep(self, field: str, data: bytes, name: str = "") -> str:
         """Store an image file and return its digest. If ``field`` is ``mask``, the file is decoded as a mask.
@@ -174,13 +176,24 @@ class Inputs:
             return self.keep(field, file.read(), value)
 
     def size(self, digest: str) -> tuple[int, int]:
-        """Return (width, height) of an image in pixels, from its header. Raises IntegrityError when it is gone."""
+        """Return (width, height) of an image in pixels, from the index or its header.
+
+        Raises IntegrityError when it is gone.
+        """
         self._there(digest)
+        path = self._path(digest)
+        hint = hint_of(path)
+        known = None if hint is None else self._index.input_size(digest, hint)
+        if known is not None:
+            return known
         try:
-            with PILImage.open(self._path(digest)) as opened:
-                return opened.size
+            with PILImage.open(path) as opened:
+                found = opened.size
         except (OSError, SyntaxError, ValueError) as error:
-            raise IntegrityError(self._path(digest), "", f"an input image cannot be read ({error})") from error
+            raise IntegrityError(path, "", f"an input image cannot be read ({error})") from error
+        if hint is not None:
+            self._index.store_input(digest, hint, found)
+        return found
 
     def known(self, digest: str) -> str:
         """Return the digest if its image is stored, "" otherwise."""
@@ -207,6 +220,7 @@ class Inputs:
         Returns (images moved, images deleted).
         """
         moved = removed = 0
+        gone: list[str] = []
         now = time.time()
         for path in self._folder.glob("*.png"):
             if path.stem not in named and _DIGEST.fullmatch(path.stem) and now - path.stat().st_mtime > YOUNG_SECONDS:
@@ -217,7 +231,9 @@ class Inputs:
         for path in self._trash.glob("*.png"):
             if now - path.stat().st_mtime > days * 86_400:
                 path.unlink(missing_ok=True)
+                gone.append(path.stem)
                 removed += 1
+        self._index.forget_inputs(gone)
         return moved, removed
 
     def open(self, digest: str) -> PILImage.Image:

@@ -1,9 +1,15 @@
-"""Paths and names that users write."""
+"""References to models and adapters that users write: a text is a path, a digest or a name, by one rule.
+
+- A **path** contains a slash, or has the suffix of a weight file (:data:`ENDINGS`).
+- A **digest** has 64 hexadecimal digits: the content of a model or adapter.
+- Every other text is a **name**: that of a model in the library, or of its file without the suffix.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,6 +53,14 @@ ENDINGS = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
 def is_path(text: str) -> bool:
     """Return whether a user's text is a path and not a name."""
     return "/" in text or os.sep in text or Path(text).suffix.lower() in ENDINGS
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def is_digest(text: str) -> bool:
+    """Return whether a user's text is the digest of a model or adapter."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def name_of(name_or_path: str) -> str:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from safelight.catalog import records
-from safelight.catalog.index import Card, card
+from safelight.catalog.cards import Card, card
 from safelight.catalog.model import Adapter, Model
 
 PACKAGE = "safelight_starter"
@@ -40,10 +40,15 @@ def models() -> tuple[Model, ...]:
     return tuple(records.read(path, home) for path in sorted(home.glob("*.json")))
 
 
+def model(name: str) -> Model | None:
+    """Return the starter of a name, None if there is none."""
+    return next((found for found in models() if found.name == name), None)
+
+
 @cache
 def cards() -> tuple[Card, ...]:
     """Return the cards of the starter models."""
-    return tuple(card(model.path, model) for model in models())
+    return tuple(card(one.path, one) for one in models())
 
 
 @cache

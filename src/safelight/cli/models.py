@@ -148,15 +148,28 @@ def show(
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Show everything that the library knows about a model."""
-    model = _library(context, root).get(name)
+    """Show everything that the library knows about a model, and which models share its components."""
+    from safelight.catalog.catalog import Catalog
+
+    library = _library(context, root)
+    model = library.get(name)
+    catalog = Catalog.under(library.root)
+    shared = {
+        part.role: sorted({card.name for card in catalog.with_component(part.digest)} - {model.name})
+        for part in model.manifest.components
+    }
     if as_json:
-        say_json(model.summary())
+        parts = [
+            {"role": part.role, "digest": part.digest, "elements": part.elements, "shared_with": shared[part.role]}
+            for part in model.manifest.components
+        ]
+        say_json({**model.summary(), "components": parts})
         return
     for key, value in model.summary().items():
         typer.echo(f"{key:16} {value}")
-    for component in model.manifest.components:
-        typer.echo(f"{component.role:16} {component.elements / 1e6:,.1f} M parameters, digest {component.digest[:16]}")
+    for part in model.manifest.components:
+        also = f", also in {', '.join(shared[part.role])}" if shared[part.role] else ""
+        typer.echo(f"{part.role:16} {part.elements / 1e6:,.1f} M parameters, digest {part.digest[:16]}{also}")
 
 
 @app.command(epilog="Examples: `safelight models verify` · `safelight models verify starter-noto`")

@@ -66,21 +66,18 @@ def find_contents(job: Job, catalog: Catalog, model: Model) -> Contents:
 
 
 def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:
-    if part.source == "adapter":
-        found = catalog.adapters.find("", part.source_digest).tensors
-    else:
-        model = catalog.library.checked(find_model("", part.source_digest, catalog.library))
-        found = model.manifest.component(part.role)
-    if found.digest != part.digest:
-        raise IntegrityError(found.tensors[0].path, part.role, f"has other content than {part.digest[:10]}")
+    found = catalog.component(part.digest)
+    if found is None:
+        problem = f"no model and no adapter has a component of the content {part.digest[:10]}"
+        raise IntegrityError(Path(part.role), "", f"{problem}; was it changed or removed?")
     return found
 
 
 def find_model(name: str, digest: str, library: Library) -> Model:
     """Find a model by its content; the one called ``name`` comes first. Raises IntegrityError if there is none."""
     named = (library.find_named(card.name) for card in library.cards() if card.digest == digest)
-    # One after another, because each record of a file that was used by its path is read for this.
-    for model in chain((library.find_named(name),), named, library.used()):
+    # One after another, because a record is read for each.
+    for model in chain((library.find_named(name),), named, library.used(digest)):
         if model is not None and model.digest == digest:
             return model
     raise IntegrityError(Path(name), "", f"no model has the content {digest[:10]}; was it changed or removed?")

@@ -140,7 +140,7 @@ def refiner(request: Request, library: Library, by_path: bool) -> Model | None:
     try:
         found = library.resolve(name) if by_path else library.get(name)
     except InputError:
-        found = next((one for one in library.used() if one.digest == digest), None) if digest and by_path else None
+        found = next(library.used(digest), None) if digest and by_path else None
         if found is None:
             raise
     if digest and found.digest != digest:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from safelight.assembly.services import Services
-from safelight.catalog.index import Card
+from safelight.catalog.cards import Card
 from safelight.server.apis.a1111_titles import title_of
 from safelight.weights.adapter_file import INVERSION, VAE
 from safelight.weights.adapter_kinds import WEIGHTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safelight.assembly.services import Services
-from safelight.catalog.index import Card
+from safelight.catalog.cards import Card
 from safelight.catalog.model import Model
 from safelight.server import intake
 from safelight.server.problems import RefusedError

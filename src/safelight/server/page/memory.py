@@ -8,7 +8,7 @@ from typing import Any
 
 from nicegui import ui
 
-from safelight.catalog.index import Card
+from safelight.catalog.cards import Card
 from safelight.weights.adapter_file import ROLE as ADAPTER
 
 COLOURS = ("#b5371f", "#8a6d3b", "#4d7358", "#4a6d8c", "#7a5a86", "#a0704f", "#5f7f7a", "#8c5a5a")

@@ -1,0 +1,147 @@
+"""The index file ``ROOT/index.db``: a cache of records, components, and sizes of input images, in SQLite.
+
+The records in the folders are the truth. The index may be deleted at any time; damage to it costs only time. Tables:
+
+- ``records``: the card of each record of a model or adapter, by folder and file
+- ``components``: the components of each record, by digest; several records may have the same component
+- ``inputs``: width and height of input images, by digest
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Collection, Generator, Mapping
+from pathlib import Path
+
+import structlog
+
+from safelight.catalog.cards import Card
+
+_log = structlog.get_logger(__name__)
+
+VERSION = 2
+"""Version of the tables. A file of another version is created again."""
+
+_TABLES = """
+DROP TABLE IF EXISTS cards;
+DROP TABLE IF EXISTS components;
+DROP TABLE IF EXISTS records;
+DROP TABLE IF EXISTS inputs;
+CREATE TABLE records (folder TEXT, file TEXT, hint TEXT, card TEXT, PRIMARY KEY (folder, file));
+CREATE TABLE components (
+    folder TEXT, file TEXT, place INTEGER, role TEXT, digest TEXT,
+    PRIMARY KEY (folder, file, place),
+    FOREIGN KEY (folder, file) REFERENCES records (folder, file) ON DELETE CASCADE
+);
+CREATE TABLE inputs (digest TEXT PRIMARY KEY, hint TEXT, width INTEGER, height INTEGER);
+"""
+
+Hint = tuple[int, int, int]
+"""(modification time in nanoseconds, size in bytes, inode) of a file."""
+
+
+def hint_of(path: Path) -> Hint | None:
+    """Return the hint of a file or folder; None if it does not exist."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+class IndexFile:
+    """``path``: of the file, which need not exist. Errors of the database are logged; the caller reads the files."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def cards(self, folder: Path) -> dict[str, tuple[Hint, Card]]:
+        """Return the stored cards of a folder, each with the hint of its record, by the record's file name."""
+        found: dict[str, tuple[Hint, Card]] = {}
+        with contextlib.suppress(sqlite3.Error, ValueError, KeyError, TypeError), self._database() as database:
+            parts: dict[str, list[tuple[str, str]]] = {}
+            query = "SELECT file, role, digest FROM components WHERE folder = ? ORDER BY file, place"
+            for file, role, digest in database.execute(query, (str(folder),)):
+                parts.setdefault(file, []).append((role, digest))
+            rows = database.execute("SELECT file, hint, card FROM records WHERE folder = ?", (str(folder),))
+            for file, hint, text in rows:
+                mtime, size, inode = json.loads(hint)
+                found[file] = (mtime, size, inode), _card(folder / file, text, tuple(parts.get(file, ())))
+        return found
+
+    def store(self, folder: Path, fresh: Mapping[str, tuple[Hint, Card]], there: Collection[str]) -> None:
+        """Store cards of a folder. ``there``: the file names of all its records; others are deleted."""
+        home = str(folder)
+        readable = {file: each for file, each in fresh.items() if not each[1].problem}
+        parts = [
+            (home, file, place, role, digest)
+            for file, (_, card) in readable.items()
+            for place, (role, digest) in enumerate(card.components)
+        ]
+        try:
+            with self._database() as database:
+                known = {file for (file,) in database.execute("SELECT file FROM records WHERE folder = ?", (home,))}
+                old = [(home, file) for file in (known - set(there)) | readable.keys()]
+                database.executemany("DELETE FROM records WHERE folder = ? AND file = ?", old)
+                database.executemany(
+                    "INSERT INTO records VALUES (?, ?, ?, ?)",
+                    [(home, file, json.dumps(hint), _text(card)) for file, (hint, card) in readable.items()],
+                )
+                database.executemany("INSERT INTO components VALUES (?, ?, ?, ?, ?)", parts)
+        except sqlite3.Error as error:
+            _log.warning("cannot store the index of records", file=str(self._path), why=str(error))
+
+    def input_size(self, digest: str, hint: Hint) -> tuple[int, int] | None:
+        """Return (width, height) of an input image in pixels; None if its file is not the one that was stored."""
+        query = "SELECT width, height FROM inputs WHERE digest = ? AND hint = ?"
+        with contextlib.suppress(sqlite3.Error), self._database() as database:
+            return database.execute(query, (digest, json.dumps(hint[1:]))).fetchone()
+        return None
+
+    def store_input(self, digest: str, hint: Hint, size: tuple[int, int]) -> None:
+        """Store (width, height) of an input image. Only size and inode of its file count: each use sets its time."""
+        row = (digest, json.dumps(hint[1:]), *size)
+        try:
+            with self._database() as database:
+                database.execute("INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?)", row)
+        except sqlite3.Error as error:
+            _log.warning("cannot store the size of an input image", file=str(self._path), why=str(error))
+
+    def forget_inputs(self, digests: Collection[str]) -> None:
+        """Delete the rows of input images that were removed."""
+        with contextlib.suppress(sqlite3.Error), self._database() as database:
+            database.executemany("DELETE FROM inputs WHERE digest = ?", [(digest,) for digest in digests])
+
+    @contextlib.contextmanager
+    def _database(self) -> Generator[sqlite3.Connection]:
+        """Open the file for one use. A file that is not a database, or has another version, is created again."""
+        database = sqlite3.connect(self._path, timeout=10)
+        try:
+            database.execute("PRAGMA foreign_keys = ON")
+            if database.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+                database.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
+            with database:
+                yield database
+        except sqlite3.DatabaseError as error:
+            if "not a database" in str(error) or "malformed" in str(error):
+                self._path.unlink(missing_ok=True)
+            raise
+        finally:
+            database.close()
+
+
+def _card(record: Path, text: str, components: tuple[tuple[str, str], ...]) -> Card:
+    values = json.loads(text)
+    files = tuple((path, size, mtime) for path, size, mtime in values.pop("files"))
+    vectors = values.pop("vectors")
+    shapes = None if vectors is None else {name: tuple(shape) for name, shape in vectors.items()}
+    return Card(record=record, files=files, components=components, vectors=shapes, **values)
+
+
+def _text(card: Card) -> str:
+    vectors = None if card.vectors is None else dict(card.vectors)
+    values = {"name": card.name, "summary": dict(card.summary), "files": card.files, "problem": card.problem}
+    return json.dumps({**values, "vectors": vectors})
