@@ -1,4 +1,4 @@
-"""The seam: the only place where the server's event loop and the threads meet."""
+"""The bridge: the only place where the server's event loop and the threads meet."""
 
 from __future__ import annotations
 
