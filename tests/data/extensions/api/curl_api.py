@@ -15,8 +15,8 @@ def router(services):
     async def draw(http: Request, prompt: str, steps: int = 20, seed: int = 0) -> FileResponse:
         """Make an image with the default model, and return it."""
         model = await bridge.run(intake.default_model, services)
-        asked = safelight.Request(prompt, model.name, steps=steps, seed=seed)
-        [job] = await bridge.run(lambda: intake.accept(services, asked, client="curl"))
+        request = safelight.Request(prompt, model.name, steps=steps, seed=seed)
+        [job] = await bridge.run(lambda: intake.accept(services, request, client="curl"))
         job = await intake.ended(services, job, http)
         if job.state != "done":
             raise of_job(job)

@@ -10,7 +10,7 @@ class Clipped:
     def __init__(self, num_train_timesteps, beta_start, beta_end, beta_schedule, prediction_type="epsilon"):
         assert beta_schedule == "scaled_linear"
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
-        self.signal = torch.cat([torch.ones(1), (1 - betas).cumprod(0)])  # at the timestep before the index
+        self.signal = torch.cat([torch.ones(1), (1 - betas).cumprod(0)])  # signal[i + 1] belongs to timestep i
         self.prediction_type = prediction_type
 
     def set_timesteps(self, steps, device):
