@@ -56,7 +56,7 @@ Inject = Callable[[LocalEngine], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Suspect:
-    """One suspect of the reports.
+    """One suspect that the reports name.
 
     ``what``: the fault that the program injects.
     ``rule``: what Safelight always does about this suspect.
@@ -174,8 +174,8 @@ SUSPECTS = (
         "State left over from the last model",
         "The last model leaves hooks on the blocks of the UNet, as extensions and merged LoRAs do. The next model "
         "uses the same modules.",
-        "Safelight compares each skeleton with its fingerprint before and after each job. It drops a skeleton that "
-        "differs, and builds a new one.",
+        "Safelight compares each skeleton (the module without weights) with its fingerprint before and after each job. "
+        "It drops a skeleton that differs, and builds a new one.",
         state_left_over,
         {},
         fingerprints_blinded,
@@ -187,8 +187,9 @@ SUSPECTS = (
         "In memory, pairs of the UNet's tensors that have the same shape change places. Every name and shape is "
         "still right.",
         "After a stage, Safelight computes checksums of the weights in memory and compares them with the checksums "
-        "of the bytes that it read. It does so the first time, and then as often as this takes less than 2 % of the "
-        "time. It reads wrong weights again and repeats the stage.",
+        "of the bytes that it read. It checks the weights after their first use. Later it checks them as often as "
+        "possible within 2 % of the computing time. It reads wrong weights again and repeats the stage. The messages "
+        "name each group of wrong weights by its first and its last module.",
         misplaced_tensors,
         {"verify_transfers": "off"},
         nothing,
@@ -197,12 +198,12 @@ SUSPECTS = (
     Suspect(
         "attention",
         "A broken attention kernel",
-        "The attention kernel begins to return its values in the wrong order. It has passed its self-test before, "
-        "as it would before a change of the driver.",
+        "The attention kernel begins to return its values in the wrong order. It passed its self-test earlier. This "
+        "simulates a driver update that breaks a kernel that used to work.",
         "Safelight compares each kernel with float64 before its first use on a device. With `canary: switch`, it "
         "makes a tiny image after each switch and compares it with the image of a fresh process. Without that "
-        "setting, Safelight delivers the wrong picture, until `safelight doctor` tests the kernel again. A kernel "
-        "that is broken in fresh processes too fails its self-test.",
+        "setting, Safelight delivers the wrong picture, until `safelight doctor` tests the kernel again. If a kernel "
+        "is also broken in fresh processes, the canary cannot find the fault, but the self-test does.",
         broken_kernel,
         {},
         nothing,
@@ -271,11 +272,20 @@ def attempt(engine: LocalEngine) -> tuple[Image | None, list[str]]:
         except SafelightError as error:
             image, said = None, [f"error: {error}"]
     logged = [
-        "log: " + entry["event"] + "".join(f", {k}: {v}" for k, v in entry.items() if k in ("why", "what", "changed"))
+        "log: "
+        + entry["event"]
+        + "".join(f", {k}: {_shown(v)}" for k, v in entry.items() if k in ("why", "what", "changed"))
         for entry in logs
         if entry["log_level"] != "info"
     ]
     return image, [*logged, *said]
+
+
+def _shown(value: Any) -> str:
+    """Return the first item of a list and the number of the others, or the value as text."""
+    if not isinstance(value, list) or len(value) < 2:
+        return str(value)
+    return f"{value[0]}, and {len(value) - 1} more"
 
 
 def examine(suspect: Suspect, root: Path) -> Outcome:
