@@ -116,19 +116,20 @@ def page(rows: list[tuple[str, int, int, int]], spoiled: list[tuple[str, int, in
         "The row *right* counts correct images. The rows from *noise* to *constant* count images with a fault. The",
         "last rows count other pictures of 512 by 512 pixels, which the starters' VAE encodes and decodes; the",
         "photographs come from three packages. *Decoded again* counts the images that the VAE decoded a second time,",
-        "to compare the pixels: the first 100 images of each VAE, and later those that fit least what is known of it.",
+        "to compare the pixels: the first 100 images of each VAE, and later only the most doubtful ones. An image is",
+        "doubtful if its colours fit its latents badly, or fit well with exchanged channels.",
         "",
-        "| images | | marked | | decoded again |",
+        "| images | number | marked | share marked | share decoded again |",
         "|---|---|---|---|---|",
         *(f"| {what} | {n} | {marked} | {marked / n:.1%} | {again / n:.1%} |" for what, n, marked, again in rows if n),
         "",
         f"Correct images that are marked: {right[2] / right[1]:.2%} (aim: at most 0.1 %). Images with a fault that are",
         f"marked: {found / total:.1%} (aim: 97 %, and at least 85 % of each fault).",
         "",
-        "These faults are faults of one decoding, or of the latents. A decoder that is wrong in the same way each time",
-        "decodes to the same pixels again, so a look at one image cannot find the fault. The canary (`canary: switch`,",
-        "`safelight doctor`) compares the image with one from another process, and finds the fault every time:",
-        "`tests/pipeline/checks/test_appearance.py`.",
+        "Marks find constant images, faults in the latents, and faults that differ between two decodings. If the",
+        "decoder is wrong in the same way each time, it gives the same pixels again, and no mark finds the fault. The canary",
+        "(`canary: switch`, `safelight doctor`) compares the image with one from another process, and finds this fault",
+        "every time: `tests/pipeline/checks/test_appearance.py`.",
     ]
 
 
@@ -162,7 +163,7 @@ def pictures_of() -> dict[str, list[Image.Image]]:
     return {
         "photographs": photographs(),
         "film grain over a gradient": [grain(amount) for amount in (2, 4, 8, 12, 16, 24, 32, 48)],
-        "QR codes (random modules)": [code(size) for size in (21, 25, 29, 33, 37, 41, 57, 77)],
+        "QR codes (random squares)": [code(size) for size in (21, 25, 29, 33, 37, 41, 57, 77)],
         "plain colours": plain,
         "a white disc on plain colours": cards,
     }
