@@ -127,9 +127,9 @@ def page(rows: list[tuple[str, int, int, int]], spoiled: list[tuple[str, int, in
         f"marked: {found / total:.1%} (aim: 97 %, and at least 85 % of each fault).",
         "",
         "Marks find constant images, faults in the latents, and faults that differ between two decodings. If the",
-        "decoder is wrong in the same way each time, it gives the same pixels again, and no mark finds the fault. The canary",
-        "(`canary: switch`, `safelight doctor`) compares the image with one from another process, and finds this fault",
-        "every time: `tests/pipeline/checks/test_appearance.py`.",
+        "decoder is wrong in the same way each time, it gives the same pixels again, and no mark finds the fault. The",
+        "canary (`canary: switch`, `safelight doctor`) compares the image with one from another process, and finds",
+        "this fault every time: `tests/pipeline/checks/test_appearance.py`.",
     ]
 
 

@@ -502,7 +502,7 @@ MUTANTS = (
         "boundary/pictures.py",
         "        for name, value in before.items():\n",
         "        for name, value in ():\n",
-        "tests/pipeline/test_passes.py::test_state_24_tiles_are_those_of_diffusers_and_leave_nothing",
+        "tests/pipeline/test_passes.py::test_state_24_decoding_in_tiles_equals_diffusers_and_changes_no_later_image",
     ),
     Mutant(
         "seamless convolutions are a skeleton of their own",

@@ -6,15 +6,22 @@ cases; it is written only if every case passes.
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.etree import ElementTree as ET
 
 HOME = Path(__file__).parents[1]
+LARGE = 9
+"""Number of cases from which the page shows a full matrix as a product."""
+
+_ROW = re.compile(r"(?<=^test_)(copy|state|load|memory|speed|attention)_\d\d_")
+"""The row of docs/corruption.md in the name of a test."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ ROWS = (
     ),
     Row(
         "LoRA and related adapters: kinds × tensor names × bases",
-        "diffusers with PEFT; PEFT's DoRA; LyCORIS' own modules; for whole differences, the sum",
+        "diffusers with PEFT; PEFT's DoRA; LyCORIS' own modules; for full-rank differences, weight + difference",
         "within the rounding of one fp32 sum",
         "tests/adapters/test_parity.py tests/weights/test_adapter_formulas.py",
     ),
@@ -58,7 +65,7 @@ ROWS = (
         "tests/pipeline/test_pictures.py::test_image_to_image tests/pipeline/test_pictures.py::test_inpainting",
     ),
     Row(
-        "An image changed as the prompt says (instruct-pix2pix): samplers × guidance scales; edits between steps",
+        "Instruct-pix2pix: samplers × guidance scales; a prompt that changes between steps",
         "diffusers' `StableDiffusionInstructPix2PixPipeline`",
         "bit for bit",
         "tests/pipeline/test_instructions.py::test_pixels_are_those_of_diffusers "
@@ -86,27 +93,27 @@ ROWS = (
         "Hires fix",
         "diffusers' text-to-image pipeline, then its image-to-image pipeline",
         "bit for bit",
-        "tests/pipeline/test_passes.py::test_high_resolution_fix_is_that_of_diffusers_in_two_steps",
+        "tests/pipeline/test_passes.py::test_hires_fix_equals_two_passes_of_diffusers",
     ),
     Row(
         "Decoding in tiles; the text encoder of another checkpoint",
         "diffusers' `enable_tiling`; its pipeline with that encoder",
         "bit for bit",
-        "tests/pipeline/test_passes.py::test_state_24_tiles_are_those_of_diffusers_and_leave_nothing "
-        "tests/pipeline/test_passes.py::test_state_15_text_encoders_of_another_checkpoint_and_its_own_again",
+        "tests/pipeline/test_passes.py::test_state_24_decoding_in_tiles_equals_diffusers_and_changes_no_later_image "
+        "tests/pipeline/test_passes.py::test_state_15_after_the_text_encoders_of_another_checkpoint_the_models_own_return",
     ),
     Row(
         "Prompts in compel's syntax: weights, `blend`, `and`, long prompts; SD 1 and SDXL",
-        "compel 2.5.1 with the same encoders (plus the attribute that transformers 5 lacks)",
+        "compel 2.5.1 with the same encoders (it needs an attribute that transformers 5 removed; the test adds it)",
         "bit for bit",
-        "tests/pipeline/test_prompts.py::test_compels_syntax_is_compels_own "
+        "tests/pipeline/test_prompts.py::test_prompts_in_compels_syntax_equal_those_of_compel "
         "tests/pipeline/test_prompts.py::test_compels_syntax_for_both_encoders_of_sdxl",
     ),
     Row(
         "Prompts that change between steps: images",
-        "diffusers' pipelines, whose step callback changes the embeddings",
+        "diffusers' pipelines with a step callback that changes the embeddings",
         "bit for bit",
-        "tests/pipeline/test_prompts.py::test_an_edit_is_diffusers_with_embeddings_changed_between_steps",
+        "tests/pipeline/test_prompts.py::test_a_changing_prompt_equals_diffusers_with_embeddings_that_change_between_steps",
     ),
     Row(
         "Prompts that change between steps: texts",
@@ -154,15 +161,25 @@ def cases(row: Row, every: list[tuple[str, str]]) -> dict[str, list[str]]:
     for test, name in every:
         if test in tests or test.partition("::")[0] in tests:
             function, _, case = name.partition("[")
-            words = function.removeprefix("test_").replace("_", " ")
-            found.setdefault(words, []).append(_readable(case.removesuffix("]")))
+            words = _ROW.sub("", function).removeprefix("test_").replace("_", " ")
+            found.setdefault(words, []).append(_readable(case.removesuffix("]")) if case else "")
     if not found:
         raise SystemExit(f"{row.what}: no test of {row.tests}")
     return found
 
 
 def _readable(case: str) -> str:
-    return re.sub(r"\.safetensors|-(expected|each)\d+$", "", case).replace("|", "\\|").replace("\n", " ")
+    text = re.sub(r"\.safetensors|-?(expected|each)\d+$", "", case).replace("|", "\\|").replace("\n", " ")
+    return text or "empty text"
+
+
+def listed(each: Sequence[str]) -> str:
+    """Return the cases of a test as text. A large matrix is a product of the values of its parameters."""
+    columns = [list(dict.fromkeys(column)) for column in zip(*(case.split("-") for case in each), strict=False)]
+    product = {"-".join(values) for values in itertools.product(*columns)}
+    if len(each) >= LARGE and len(columns) > 1 and product == set(each):
+        return " × ".join("(" + ", ".join(f"`{value}`" for value in values) + ")" for values in columns)
+    return "; ".join(f"`{case}`" for case in each if case)
 
 
 def main() -> None:
@@ -172,6 +189,7 @@ def main() -> None:
         "`python tools/parity.py docs/parity.md` runs the tests and writes this page. The tests use tiny random",
         "checkpoints, fp32 and one CPU thread. In each test, Safelight and the other program compute with the same",
         "weights, and the test compares the results. The sections below list all cases by the names of their tests.",
+        "A sign × between lists means that every combination is a case.",
         "",
         "| what | compared with | how exactly | cases (all are equal) |",
         "|---|---|---|---|",
@@ -184,8 +202,8 @@ def main() -> None:
     for row, found in every:
         lines += ["", f"## {row.what}", ""]
         for words, each in found.items():
-            named = "; ".join(f"`{case}`" for case in each if case)
-            lines.append(f"- {words}: {named}" if named else f"- {words}")
+            shown = listed(each)
+            lines.append(f"- {words}: {shown}" if shown else f"- {words}")
     Path(sys.argv[1]).write_text("\n".join(lines) + "\n")
     print(f"{sum(counts)} cases are equal")
 

@@ -380,8 +380,8 @@ def lanes() -> tuple[list[str], bool]:
     lines = [
         "Each row (*lane*) is one process that switches between the three starters, with two steps for each image.",
         "*Differ* counts the images that do not equal the first image of their model. *Thrown* counts the images that",
-        f"ended with the exception that the test raised. *MB* is resident memory. Growth of {GROWTH_MB} MB is a failure,",
-        "except in the lane *old pipelines*, which holds Python objects.",
+        f"ended with the exception that the test raised. *MB* is resident memory. Growth of {GROWTH_MB} MB is a",
+        "failure, except in the lane *old pipelines*, which holds Python objects.",
         "",
         "| lane | what happens | switches | differ | thrown | MB after switch 20 | MB after the last | s per image |",
         "|---|---|---|---|---|---|---|---|",

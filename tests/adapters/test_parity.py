@@ -39,7 +39,7 @@ def fused(pipe: Any, role: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("naming", NAMINGS)
 @pytest.mark.parametrize("base", ["sd1", "sd2", "sdxl"])
-def test_two_loras_are_what_diffusers_fuses(root: Path, tmp_path: Path, base: str, naming: str) -> None:
+def test_two_loras_equal_those_that_diffusers_fuses(root: Path, tmp_path: Path, base: str, naming: str) -> None:
     name = NAMINGS[naming] if (base, naming) != ("sdxl", "kohya") else adapters.kohya_two
     path = checkpoints.write_single(tmp_path / "m.safetensors", base, 3)
     alpha = None if naming == "peft" else 2.0
@@ -72,7 +72,7 @@ def test_two_loras_are_what_diffusers_fuses(root: Path, tmp_path: Path, base: st
     assert changed == len(list(adapters.modules(base)))
 
 
-def test_dora_is_what_peft_computes(root: Path, tmp_path: Path) -> None:
+def test_dora_equals_that_of_peft(root: Path, tmp_path: Path) -> None:
     """The UNet's linear layers, as diffusers loads no magnitudes for text encoders."""
     path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 3)
     generator = torch.Generator().manual_seed(9)

@@ -82,14 +82,18 @@ def ours(engine: LocalEngine, folder: Path, **changes: Any) -> np.ndarray:
     return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 
 
+CASES = [
+    *((sampler, *scales) for sampler in SCHEDULERS for scales in ((7.0, 1.5), (3.0, 1.2))),
+    ("euler", 5.0, 1.0),
+    ("euler", *OFF),
+    ("euler_a", *OFF),
+]
+
+
 @pytest.mark.parametrize(
     ("sampler", "cfg", "image_cfg"),
-    [
-        *((sampler, *scales) for sampler in SCHEDULERS for scales in ((7.0, 1.5), (3.0, 1.2))),
-        ("euler", 5.0, 1.0),
-        ("euler", *OFF),
-        ("euler_a", *OFF),
-    ],
+    CASES,
+    ids=[f"{sampler}, guidance {cfg:g}, image guidance {image_cfg:g}" for sampler, cfg, image_cfg in CASES],
 )
 def test_pixels_are_those_of_diffusers(
     engine: LocalEngine, folder: Path, pipe: Any, sampler: str, cfg: float, image_cfg: float

@@ -153,7 +153,7 @@ def test_requests(base: str, changes: dict[str, Any], engine: LocalEngine, tiny:
     assert ours(engine, tiny / name, "euler", **changes) == theirs
 
 
-def test_weights_and_further_chunks_are_what_diffusers_makes_of_those_embeddings(
+def test_prompts_with_weights_and_of_several_chunks_equal_diffusers_with_the_same_embeddings(
     engine: LocalEngine, tiny: Path, pipes: dict[str, Any]
 ) -> None:
     """``red (apple:1.3) BREAK blue [house]``, by hand: each chunk encoded alone, weighted, its mean as it was."""

@@ -74,8 +74,9 @@ def enlarged(pipe: Any, latents: torch.Tensor) -> PILImage.Image:
         ("sd1", "a.safetensors", "lanczos", enlarged),
         ("sdxl", "xl.safetensors", "latent", larger),
     ],
+    ids=["sd1, enlarges latents", "sd1, enlarges pixels", "sdxl, enlarges latents"],
 )
-def test_high_resolution_fix_is_that_of_diffusers_in_two_steps(
+def test_hires_fix_equals_two_passes_of_diffusers(
     engine: LocalEngine, ask: Ask, base: str, name: str, upscaler: str, upscale: Any
 ) -> None:
     asked = ask(
@@ -140,7 +141,7 @@ def test_noise_between_two_is_noise() -> None:
 # Tiled decoding
 
 
-def test_state_24_tiles_are_those_of_diffusers_and_leave_nothing(engine: LocalEngine, ask: Ask) -> None:
+def test_state_24_decoding_in_tiles_equals_diffusers_and_changes_no_later_image(engine: LocalEngine, ask: Ask) -> None:
     """A VAE's tiling flags are set for one call; what is decoded whole afterwards is as before."""
     wide: dict[str, Any] = {"width": 192, "height": 128, "seed": 2, "cfg": 5.0}
     before = next(engine.generate(ask(**wide)))
@@ -245,7 +246,7 @@ def test_outpainting_with_an_inpainting_checkpoint(engine: LocalEngine, ask: Ask
 # Components of other checkpoints
 
 
-def test_state_15_text_encoders_of_another_checkpoint_and_its_own_again(
+def test_state_15_after_the_text_encoders_of_another_checkpoint_the_models_own_return(
     engine: LocalEngine, ask: Ask, tiny: Path
 ) -> None:
     own = next(engine.generate(ask())).pixels_sha256

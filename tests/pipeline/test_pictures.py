@@ -76,9 +76,16 @@ def outside(made: np.ndarray, folder: Path) -> np.ndarray:
     return np.where(mask, made, np.asarray(opened(folder / "picture.png")))
 
 
+def _id(value: str | float) -> str | None:
+    if isinstance(value, float):
+        return f"strength {value}"
+    return "nine channels" if value == "nine" else None
+
+
 @pytest.mark.parametrize(
     ("base", "sampler", "strength"),
     [*(("sd1", sampler, strength) for sampler in SAMPLERS for strength in (0.4, 1.0)), ("sdxl", "euler_a", 0.75)],
+    ids=_id,
 )
 def test_image_to_image(
     engine: LocalEngine, tiny: Path, folder: Path, base: str, sampler: str, strength: float
@@ -96,6 +103,7 @@ def test_image_to_image(
         *((model, "euler", 1.0) for model in ("sd1", "nine", "sdxl")),
         ("sdxl", "dpmpp_2m", 0.6),
     ],
+    ids=_id,
 )
 def test_inpainting(engine: LocalEngine, tiny: Path, folder: Path, model: str, sampler: str, strength: float) -> None:
     paths = {"sd1": tiny / "a.safetensors", "sdxl": tiny / "xl.safetensors", "nine": folder / "nine.safetensors"}

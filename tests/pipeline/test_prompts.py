@@ -35,8 +35,10 @@ def array(image: Image) -> np.ndarray:
 # Prompts that change between steps
 
 
-@pytest.mark.parametrize(("base", "name", "seed"), [("sd1", "a.safetensors", 1), ("sdxl", "xl.safetensors", 4)])
-def test_an_edit_is_diffusers_with_embeddings_changed_between_steps(
+@pytest.mark.parametrize(
+    ("base", "name", "seed"), [("sd1", "a.safetensors", 1), ("sdxl", "xl.safetensors", 4)], ids=["sd1", "sdxl"]
+)
+def test_a_changing_prompt_equals_diffusers_with_embeddings_that_change_between_steps(
     engine: LocalEngine, ask: Ask, base: str, name: str, seed: int
 ) -> None:
     pipe = oracle.pipeline(base, seed)
@@ -117,8 +119,8 @@ PROMPTS = (
 )
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_compels_syntax_is_compels_own(engine: LocalEngine, ask: Ask, prompt: str) -> None:
+@pytest.mark.parametrize("prompt", PROMPTS, ids=[*PROMPTS[:-1], "60 words"])
+def test_prompts_in_compels_syntax_equal_those_of_compel(engine: LocalEngine, ask: Ask, prompt: str) -> None:
     pipe = oracle.pipeline("sd1", 1)
     theirs = Compel(tokenizer=pipe.tokenizer, text_encoder=Old(pipe.text_encoder), truncate_long_prompts=False)
     torch.set_num_threads(1)

@@ -25,7 +25,7 @@ FORMS = {
     "plain": {},
     "tucker": {"use_tucker": True},
     "dora": {"weight_decompose": True},
-    "dora on the input": {"weight_decompose": True, "wd_on_out": False},
+    "dora per input channel": {"weight_decompose": True, "wd_on_out": False},
 }
 
 
@@ -42,8 +42,8 @@ def parts_of(tensors: dict[str, torch.Tensor], weight: torch.Tensor) -> dict[str
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("alpha", [1.0, 3.0])
-def test_it_is_what_lycoris_computes(kind: str, layer: str, form: str, alpha: float) -> None:
+@pytest.mark.parametrize("alpha", [1.0, 3.0], ids=["alpha 1", "alpha 3"])
+def test_differences_equal_those_of_lycoris(kind: str, layer: str, form: str, alpha: float) -> None:
     torch.manual_seed(7)
     original = LAYERS[layer]()
     module = KINDS[kind]("x", original, 1.0, 2, alpha, **FORMS[form])
@@ -65,7 +65,7 @@ def test_it_is_what_lycoris_computes(kind: str, layer: str, form: str, alpha: fl
 
 
 @pytest.mark.parametrize(("of_weight", "of_bias"), [("w_norm", "b_norm"), ("diff", "diff_b")])
-def test_whole_differences_of_weights_and_biases(of_weight: str, of_bias: str) -> None:
+def test_full_rank_differences_of_weights_and_biases(of_weight: str, of_bias: str) -> None:
     weight = torch.zeros(32)
     tensors = {f"lora_unet_x.{of_weight}": torch.ones(32), f"lora_unet_x.{of_bias}": torch.full((32,), 2.0)}
     parts = parts_of(tensors, weight)

@@ -25,6 +25,7 @@ LONG = (
         (61, "fantasy landscape with an oak in background masterful"),
         (76, "fantasy landscape with a christmas tree in background masterful"),
     ],
+    ids=lambda value: f"step {value}" if isinstance(value, int) else None,
 )
 def test_the_documented_example(step: int, text: str) -> None:
     """At 100 steps: 25, 50, 60 and 75 are where it changes."""
@@ -53,6 +54,7 @@ def test_the_documented_example(step: int, text: str) -> None:
         ("[never closed", 1, ["[never closed"]),
         ("closed] before", 1, ["closed] before"]),
     ],
+    ids=lambda value: f"{value} steps" if isinstance(value, int) else None,
 )
 def test_every_form(text: str, steps: int, each: list[str]) -> None:
     assert schedule("prompt", text, steps) == each
