@@ -108,7 +108,7 @@ AnyDevice = Annotated[str, AfterValidator(_check_device)]
 AttentionTypes = Annotated[dict[str, AttentionType], BeforeValidator(_parse_yaml)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_folders)]
 
-_MACHINE = "by the machine"
+_MACHINE = "depends on the machine"
 
 
 class Settings(BaseSettings):
@@ -145,7 +145,7 @@ class Settings(BaseSettings):
         ge=0,
     )
     device: AnyDevice = _declare(
-        "This device computes. `auto` uses a GPU if there is one.",
+        "Safelight computes on this device. `auto` selects a GPU if there is one.",
         SettingDetails(
             group="Computing",
             allowed=f"one of {', '.join(DEVICES)}, or the device of an installed package",
@@ -155,8 +155,8 @@ class Settings(BaseSettings):
         default="auto",
     )
     precision: Precision = _declare(
-        "Models compute in this dtype. `auto` is fp32 on a CPU, and on other devices a dtype that they compute "
-        "correctly.",
+        "Models compute in this dtype. `auto` is fp32 on a CPU. On another device, it is a dtype in which that device "
+        "computes correctly.",
         SettingDetails(
             group="Computing",
             in_invokeai=True,
@@ -165,12 +165,12 @@ class Settings(BaseSettings):
         default="auto",
     )
     attention_type: AttentionType = _declare(
-        "This kernel computes attention. `auto` is the fastest kernel that computes correctly.",
+        "Safelight computes attention with this kernel. `auto` is the fastest kernel that computes correctly.",
         SettingDetails(group="Computing", in_invokeai=True),
         default="auto",
     )
     attention_types: AttentionTypes = _declare(
-        "Single models or bases use another attention_type.",
+        "Sets another attention_type for some models or bases.",
         SettingDetails(
             group="Computing",
             allowed="a mapping of names of models or bases to attention types, such as {sdxl: sliced}; "
@@ -194,8 +194,8 @@ class Settings(BaseSettings):
         le=1024,
     )
     max_cache_ram_gb: float | None = _declare(
-        "Models use at most this much host memory. By default, the limit is what the machine, containers and ulimit "
-        "allow.",
+        "Models use at most this much host memory. By default, the memory of the machine, containers and ulimit set the "
+        "limit.",
         SettingDetails(
             group="Memory",
             unit=GB,
@@ -240,8 +240,9 @@ class Settings(BaseSettings):
         default=False,
     )
     verify_transfers: Literal["auto", "always", "first", "sample", "off"] = _declare(
-        "Safelight checks these bytes in memory again. `auto` checks all bytes while that takes less than 2 % of the "
-        "time.",
+        "How often Safelight verifies weights in memory. `always`: after each use; `first`: after the first use; "
+        "`sample`: one use in 16; `off`: never; `auto`: the first use, then as often as possible within 2 % of the "
+        "computing time.",
         SettingDetails(group="Checks"),
         default="auto",
     )
@@ -256,7 +257,7 @@ class Settings(BaseSettings):
         default=False,
     )
     default_model: str | None = _declare(
-        "Commands, pages and clients that name no model use this model. By default, they use the first by name.",
+        "Requests without a model use this model. By default, they use the first model in alphabetical order.",
         SettingDetails(group="Requests", default_text="none"),
         default=None,
     )

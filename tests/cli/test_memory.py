@@ -73,7 +73,7 @@ def test_config_show_names_origins_and_what_was_ignored(run, tmp_path: Path) -> 
     assert {"name": "log_level", "ignored": "unknown setting"} in rows
     assert "log_level" in err
     code, out, _ = run("config", "show")
-    assert "by the machine" in out
+    assert "depends on the machine" in out
     code, _, err = run("--config", tmp_path / "none.yaml", "config", "show")
     assert (code, "cannot be read" in err) == (2, True)
 
