@@ -13,8 +13,9 @@ from safelight.request.schema import Request
 HEAD = """# The fields of a request
 
 `make fields` writes this page from `src/safelight/request/schema.py`, where each field is declared once. The native
-API takes each field under its name. The command line calls it by its option. The last columns have its names in
-AUTOMATIC1111's and OpenAI's APIs; a dash says that the API does not have the field.
+API takes each field under its name. The command line has an option for most fields. The last columns have the field's
+names in AUTOMATIC1111's and OpenAI's APIs (a dash: the API does not have the field), and the first version of the
+format of stored requests that has the field.
 """
 
 
@@ -24,7 +25,7 @@ def page() -> Iterator[str]:
     groups = dict.fromkeys(field.declared.group for field in fields_of(Request).values())
     for group in groups:
         yield f"## {group}\n"
-        yield "| field | default | allowed | what it does | command line | AUTOMATIC1111 | OpenAI | since |"
+        yield "| field | default | allowed | what it does | command line | AUTOMATIC1111 | OpenAI | since version |"
         yield "|---|---|---|---|---|---|---|---|"
         for field in fields_of(Request).values():
             if field.declared.group == group:
@@ -54,6 +55,8 @@ def _cell(text: str) -> str:
 def _default(field: Field) -> str:
     if field.required:
         return "(required)"
+    if field.name == "seed":
+        return f"random; in Python {_code(str(field.default))}"
     return "" if field.default in ("", (), None) else _code(str(field.default))
 
 
@@ -67,7 +70,8 @@ def _allowed(field: Field) -> str:
         return ""
     low = f"above {said.above:g}" if said.above is not None else f"{int(said.least or 0)}"
     multiple = f", a multiple of {said.multiple}" if said.multiple > 1 else ""
-    return f"{low} to {int(said.most)}{multiple}"
+    most = int(said.most) if said.most == int(said.most) else said.most
+    return f"{low} to {most}{multiple}"
 
 
 if __name__ == "__main__":

@@ -194,8 +194,8 @@ class Settings(BaseSettings):
         le=1024,
     )
     max_cache_ram_gb: float | None = _declare(
-        "Models use at most this much host memory. By default, the memory of the machine, containers and ulimit set the "
-        "limit.",
+        "Models use at most this much host memory. By default, the memory of the machine, containers and ulimit "
+        "set the limit.",
         SettingDetails(
             group="Memory",
             unit=GB,

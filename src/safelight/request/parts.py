@@ -36,20 +36,20 @@ class Lora:
     Raises RequestError for a value that is not allowed.
     """
 
-    name: Annotated[str, Declared(help="An adapter of the library, by its name.")]
-    strength: Annotated[float, Declared(help="Its strength.", least=-MOST_STRENGTH, most=MOST_STRENGTH)] = 1.0
+    name: Annotated[str, Declared(help="The name of an adapter in the library.")]
+    strength: Annotated[float, Declared(help="The strength.", least=-MOST_STRENGTH, most=MOST_STRENGTH)] = 1.0
     unet: Annotated[
-        float | None, Declared(help="Its own strength for the UNet.", least=-MOST_STRENGTH, most=MOST_STRENGTH)
+        float | None, Declared(help="Another strength for the UNet.", least=-MOST_STRENGTH, most=MOST_STRENGTH)
     ] = None
     text_encoder: Annotated[
         float | None,
-        Declared(help="Its own strength for the text encoders.", least=-MOST_STRENGTH, most=MOST_STRENGTH),
+        Declared(help="Another strength for the text encoders.", least=-MOST_STRENGTH, most=MOST_STRENGTH),
     ] = None
     blocks: Annotated[
         tuple[float, ...],
-        Declared(help="Factors by block of the UNet: 17 or 26 of them, 12 or 20 for SDXL.", most=26),
+        Declared(help="A factor for each block of the UNet: 17 or 26, for SDXL 12 or 20.", most=26),
     ] = ()
-    digest: Annotated[str, Declared(help="The content that it must have, empty for any.")] = ""
+    digest: Annotated[str, Declared(help="The digest that the adapter must have; empty for any.")] = ""
 
     def __post_init__(self) -> None:
         checks.named("loras", self.name)
@@ -118,20 +118,25 @@ class Control:
     content that it must have, "" for any. Raises RequestError for a value that is not allowed.
     """
 
-    name: Annotated[str, Declared(help="A ControlNet of the library, by its name.")]
-    image: Annotated[str, Declared(help="Its picture: data:image/png;base64,… or the digest of a stored image.")]
-    weight: Annotated[float, Declared(help="A factor for its output.", least=-MOST_STRENGTH, most=MOST_STRENGTH)] = 1.0
-    start: Annotated[float, Declared(help="The share of the steps from which on it counts.", least=0, most=1)] = 0.0
-    end: Annotated[float, Declared(help="The share of the steps up to which it counts.", least=0, most=1)] = 1.0
-    mode: Annotated[ControlMode, Declared(help="How it weighs against the prompts.")] = "balanced"
+    name: Annotated[str, Declared(help="The name of a ControlNet in the library.")]
+    image: Annotated[str, Declared(help="The picture: data:image/png;base64,… or the digest of a stored image.")]
+    weight: Annotated[float, Declared(help="A factor for the output.", least=-MOST_STRENGTH, most=MOST_STRENGTH)] = 1.0
+    start: Annotated[float, Declared(help="It starts at this share of the steps.", least=0, most=1)] = 0.0
+    end: Annotated[float, Declared(help="It ends at this share of the steps.", least=0, most=1)] = 1.0
+    mode: Annotated[
+        ControlMode,
+        Declared(
+            help="more_prompt weakens the outer layers; unbalanced leaves out the negative prompt; more_control: both."
+        ),
+    ] = "balanced"
     preprocessor: Annotated[
         str,
-        Declared(help="What is computed from the picture first.", values=PREPROCESSORS),
+        Declared(help="The preprocessor to apply to the picture first.", values=PREPROCESSORS),
     ] = "none"
     low: Annotated[int, Declared(help="The preprocessor's lower threshold.", least=0, most=255)] = 100
     high: Annotated[int, Declared(help="The preprocessor's upper threshold.", least=1, most=10000)] = 200
-    resize_mode: Annotated[Resize, Declared(help="How the picture is fitted to the size of the image.")] = "just_resize"
-    digest: Annotated[str, Declared(help="The content that it must have, empty for any.")] = ""
+    resize_mode: Annotated[Resize, Declared(help="How to fit the picture to the size of the image.")] = "just_resize"
+    digest: Annotated[str, Declared(help="The digest that the ControlNet must have; empty for any.")] = ""
 
     def __post_init__(self) -> None:
         checks.named("controls", self.name)
@@ -159,9 +164,9 @@ class Embedding:
     """A textual inversion for one request: ``word`` in a prompt stands for its vectors. ``name``: in the library, or a
     path; ``digest``: the content that it must have, "" for any."""
 
-    name: Annotated[str, Declared(help="A textual inversion of the library, by its name.")]
-    word: Annotated[str, Declared(help="The word of a prompt that stands for it.")]
-    digest: Annotated[str, Declared(help="The content that it must have, empty for any.")] = ""
+    name: Annotated[str, Declared(help="The name of a textual inversion in the library.")]
+    word: Annotated[str, Declared(help="The word in a prompt that stands for the inversion.")]
+    digest: Annotated[str, Declared(help="The digest that the inversion must have; empty for any.")] = ""
 
     def __post_init__(self) -> None:
         checks.named("embeddings", self.name)

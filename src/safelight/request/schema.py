@@ -73,7 +73,7 @@ class Request:
     model: Annotated[
         str,
         Declared(
-            help="A model of the library, by its name; on the command line also by a path.",
+            help="The name of a model in the library; on the command line also a path.",
             group=PROMPTS,
             a1111="override_settings.sd_model_checkpoint",
             openai="model",
@@ -92,7 +92,7 @@ class Request:
     seed: Annotated[
         int,
         Declared(
-            help="The first image's seed; each further image adds 1. Without one a random seed is chosen and recorded.",
+            help="The first image's seed; each further image adds 1. By default, a random seed, which is recorded.",
             group=SAMPLING,
             least=0,
             most=MOST_SEED,
@@ -107,7 +107,7 @@ class Request:
     width: Annotated[
         int | None,
         Declared(
-            help="Pixels, a multiple of 8; by default the model's own size, or that of the image to start from.",
+            help="Pixels, a multiple of 8; by default the model's own size, or the size of the input image.",
             group=SIZE,
             least=8,
             most=MOST_SIDE,
@@ -143,7 +143,7 @@ class Request:
     sampler: Annotated[
         str,
         Declared(
-            help="The sampler; AUTOMATIC1111's names are read too: DPM++ 2M Karras.",
+            help="The sampler; AUTOMATIC1111's names also work: DPM++ 2M Karras.",
             group=SAMPLING,
             values=SAMPLERS,
             a1111="sampler_name",
@@ -163,7 +163,7 @@ class Request:
     count: Annotated[
         int,
         Declared(
-            help="Images.",
+            help="Number of images.",
             label="Images",
             group=SAMPLING,
             least=1,
@@ -176,7 +176,7 @@ class Request:
     clip_skip: Annotated[
         int,
         Declared(
-            help="Layers of the text encoder to leave out, as diffusers counts them; AUTOMATIC1111 counts one more.",
+            help="Last layers of the text encoder to skip, as diffusers counts them; AUTOMATIC1111 counts one more.",
             label="CLIP skip",
             group=PROMPTS,
             least=0,
@@ -187,8 +187,8 @@ class Request:
     precision: Annotated[
         Precision,
         Declared(
-            help="The dtype that computes: fp32, bf16, fp16 (each gives other pixels), or auto: fp32 on a CPU,"
-            " elsewhere what the device computes best.",
+            help="The dtype for computing: fp32, bf16, fp16 (each gives other pixels), or auto: fp32 on a CPU,"
+            " elsewhere the best dtype of the device.",
             group=RUN,
         ),
     ] = "auto"
@@ -199,9 +199,9 @@ class Request:
     loras: Annotated[
         tuple[Lora, ...],
         Declared(
-            help="Adapters of the model's weights: LoRA and its kin. A prompt names them too: `<lora:NAME:STRENGTH>`."
-            " On the command line NAME:STRENGTH (style:0.8), with strengths of their own for the text encoder and the"
-            " denoiser (style:0.5:0.8), or style:te=0:unet=1:lbw=1,0,…; repeat for several.",
+            help="LoRAs and related adapters; also `<lora:NAME:STRENGTH>` in a prompt. On the command line:"
+            " NAME:STRENGTH (style:0.8), NAME:TEXT:UNET for two strengths (style:0.5:0.8), or"
+            " style:te=0:unet=1:lbw=1,0,…; repeat for several.",
             most=MOST_LORAS,
             group=PROMPTS,
             option="--lora",
@@ -209,24 +209,24 @@ class Request:
         ),
     ] = ()
     lenient: Annotated[
-        bool, Declared(help="Leave out the tensors of an adapter that fit nothing in the model.", group=PROMPTS)
+        bool, Declared(help="Ignore the tensors of an adapter that fit nothing in the model.", group=PROMPTS)
     ] = False
     vae: Annotated[
         str,
         Declared(
-            help="Another VAE than the model's own: the name of a VAE or of a model.",
+            help="A VAE in place of the model's own: the name of a VAE or of a model.",
             group=PROMPTS,
             a1111="override_settings.sd_vae",
         ),
     ] = ""
     vae_digest: Annotated[
-        str, Declared(help="The content that the VAE must have, empty for any.", group=PROMPTS, option=None)
+        str, Declared(help="The digest that the VAE must have; empty for any.", group=PROMPTS, option=None)
     ] = ""
     image: Annotated[
         str,
         Declared(
-            help="An image to start from: a file on the command line, data:image/png;base64,… or the digest of a stored"
-            " image in the API.",
+            help="The input image: a file on the command line; in the API, data:image/png;base64,… or the digest of a"
+            " stored image.",
             group=START,
             a1111="init_images",
             openai="image",
@@ -235,7 +235,7 @@ class Request:
     mask: Annotated[
         str,
         Declared(
-            help="Which part of that image is drawn again: white; black stays. Given as the image is.",
+            help="A picture in the same form as image. Its white part is drawn again, its black part stays.",
             group=START,
             a1111="mask",
             openai="mask",
@@ -244,7 +244,7 @@ class Request:
     strength: Annotated[
         float,
         Declared(
-            help="Denoising strength: the share of the steps that is done from the image; 1 leaves little of it.",
+            help="Denoising strength: the share of the steps to compute. At 1, little of the input image remains.",
             group=START,
             above=0,
             most=1,
@@ -256,8 +256,8 @@ class Request:
     image_cfg: Annotated[
         float,
         Declared(
-            help="Image guidance scale: how strongly the result follows the image. Only for checkpoints that change an"
-            " image as the prompt says (instruct-pix2pix).",
+            help="Image guidance scale: how strongly the result follows the input image. Only for instruct-pix2pix"
+            " checkpoints.",
             label="Image guidance",
             group=START,
             least=1,
@@ -270,7 +270,7 @@ class Request:
     mask_blur: Annotated[
         int,
         Declared(
-            help="Pixels over which the mask's border is softened.",
+            help="Width of the softened border of the mask, in pixels.",
             group=START,
             least=0,
             most=256,
@@ -281,7 +281,7 @@ class Request:
     mask_padding: Annotated[
         int | None,
         Declared(
-            help="Draw only the masked part, with this many pixels around it, at the whole size.",
+            help="Draw only the masked part, with this many pixels around it, at the full size.",
             group=START,
             least=0,
             most=4096,
@@ -291,7 +291,7 @@ class Request:
     outpaint: Annotated[
         tuple[int, ...],
         Declared(
-            help="Pixels by which the image is made larger, and which are drawn: left,top,right,bottom.",
+            help="Make the image larger and draw the new parts: left,top,right,bottom, in pixels.",
             most=4,
             group=START,
         ),
@@ -299,7 +299,7 @@ class Request:
     controls: Annotated[
         tuple[Control, ...],
         Declared(
-            help="ControlNets, each with a picture. On the command line NAME:IMAGE, with more behind it:"
+            help="ControlNets, each with a picture. On the command line: NAME:IMAGE, followed by options:"
             " edges:in.png:pre=canny:weight=0.8:start=0:end=0.6:mode=more_prompt. "
             f"pre: {', '.join(PREPROCESSORS.builtin)} (thresholds low=, high=). resize: {', '.join(RESIZES)}. "
             f"mode: {', '.join(CONTROL_MODES)}. Repeat for several.",
@@ -312,30 +312,29 @@ class Request:
     embeddings: Annotated[
         tuple[Embedding, ...] | None,
         Declared(
-            help="Textual inversions; by default those that a prompt names.",
+            help="Textual inversions; by default, those whose names are in a prompt.",
             most=MOST_LORAS,
             group=PROMPTS,
             option=None,
         ),
     ] = None
     text_encoder: Annotated[
-        str, Declared(help="Another model whose text encoders read the prompts, by its name.", group=PROMPTS)
+        str, Declared(help="The name of another model, whose text encoders encode the prompts.", group=PROMPTS)
     ] = ""
     text_encoder_digest: Annotated[
-        str, Declared(help="The content that those text encoders must have, empty for any.", group=PROMPTS, option=None)
+        str, Declared(help="The digest that those text encoders must have; empty for any.", group=PROMPTS, option=None)
     ] = ""
     prompt_syntax: Annotated[
         PromptSyntax,
         Declared(
-            help="In which syntax prompts are written: AUTOMATIC1111's, or compel (InvokeAI's: word++, (words)1.3,"
-            " .blend()).",
+            help="The syntax of the prompts: AUTOMATIC1111's, or compel (InvokeAI's: word++, (words)1.3, .blend()).",
             group=PROMPTS,
         ),
     ] = "a1111"
     variation_seed: Annotated[
         int,
         Declared(
-            help="Another seed, whose noise is mixed in; each further image adds 1 to it.",
+            help="A second seed, whose noise is mixed in; each further image adds 1 to it.",
             group=VARIATION,
             least=0,
             most=MOST_SEED,
@@ -346,7 +345,7 @@ class Request:
     variation_strength: Annotated[
         float,
         Declared(
-            help="The share of that noise. Above 0 all images of a request have the same seed.",
+            help="The share of the second seed's noise. Above 0, all images of a request have the same seed.",
             group=VARIATION,
             least=0,
             most=1,
@@ -356,7 +355,7 @@ class Request:
     hires_scale: Annotated[
         float,
         Declared(
-            help="Hires fix: draw, enlarge by this factor, and draw again from there; 1 turns it off.",
+            help="Hires fix: draw, enlarge by this factor, and draw the result again; 1 turns it off.",
             group=HIRES,
             least=1,
             most=MOST_HIRES,
@@ -366,7 +365,7 @@ class Request:
     hires_upscaler: Annotated[
         str,
         Declared(
-            help="What enlarges.",
+            help="The method that enlarges the first image.",
             group=HIRES,
             values=tuple(UPSCALERS),
             needs=("hires_scale",),
@@ -398,8 +397,8 @@ class Request:
     tile: Annotated[
         int | None,
         Declared(
-            help="Pixels a side of the squares by which the VAE works, a multiple of 64; 0 turns squares off; by"
-            " default 768 for images over 1536 times 1536 pixels that are not seamless.",
+            help="Size of the VAE's tiles in pixels, a multiple of 64; 0 turns tiling off. The default is 768 for"
+            " images over 1536 times 1536 pixels that are not seamless, else 0.",
             group=RUN,
             least=0,
             most=MOST_SIDE,
@@ -410,7 +409,7 @@ class Request:
         str,
         Declared(
             help="A second model that computes the last steps, such as SDXL's refiner: the name of a model with the"
-            " same latents. Adapters and ControlNets act on the first model alone.",
+            " same latents. Adapters and ControlNets change only the first model.",
             group=REFINER,
             a1111="refiner_checkpoint",
             since=2,
@@ -418,12 +417,12 @@ class Request:
     ] = ""
     refiner_digest: Annotated[
         str,
-        Declared(help="The content that the refiner must have, empty for any.", group=REFINER, option=None, since=2),
+        Declared(help="The digest that the refiner must have; empty for any.", group=REFINER, option=None, since=2),
     ] = ""
     refiner_start: Annotated[
         float,
         Declared(
-            help="The share of the noise levels from which on the refiner computes.",
+            help="The refiner starts at this share of the noise levels.",
             group=REFINER,
             above=0,
             most=0.99,
@@ -434,7 +433,7 @@ class Request:
     ] = 0.8
     seamless: Annotated[
         Seamless,
-        Declared(help="Axes along which the image can be repeated: x, y or xy.", group=SIZE, a1111="tiling"),
+        Declared(help="Axes along which the image repeats without a seam: x, y or xy.", group=SIZE, a1111="tiling"),
     ] = ""
 
     def __post_init__(self) -> None:
