@@ -73,7 +73,7 @@ ROWS = (
         "tests/pipeline/test_instructions.py::test_a_prompt_that_changes_between_steps",
     ),
     Row(
-        "A refiner from a share of the noise levels on: samplers × shares; from a picture; the refiner alone",
+        "Refiner for the last steps: samplers × shares of the noise levels; from a picture; the refiner alone",
         "diffusers' `StableDiffusionXLPipeline` (or image to image), then its image-to-image pipeline with the refiner",
         "bit for bit",
         "tests/pipeline/test_refiner.py::test_pixels_are_those_of_diffusers "

@@ -79,7 +79,11 @@ def theirs(pipes: tuple[Any, Any], sampler: str, steps: int, start: float, **cal
     return np.asarray(base.image_processor.postprocess(decoded, output_type="pil")[0])
 
 
-@pytest.mark.parametrize(("steps", "start"), [(4, 0.5), (7, 0.8), (3, 0.7)])
+@pytest.mark.parametrize(
+    ("steps", "start"),
+    [(4, 0.5), (7, 0.8), (3, 0.7)],
+    ids=["4 steps, refiner from 0.5", "7 steps, refiner from 0.8", "3 steps, refiner from 0.7"],
+)
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 def test_pixels_are_those_of_diffusers(
     engine: LocalEngine, folder: Path, pipes: tuple[Any, Any], sampler: str, steps: int, start: float
@@ -95,7 +99,7 @@ def test_from_a_picture(engine: LocalEngine, folder: Path, pipes: tuple[Any, Any
     assert np.array_equal(array(image), right)
 
 
-@pytest.mark.parametrize("negative", ["blue", ""])
+@pytest.mark.parametrize("negative", ["blue", ""], ids=["negative prompt", "none"])
 def test_a_refiner_alone_changes_a_picture(
     engine: LocalEngine, folder: Path, pipes: tuple[Any, Any], negative: str
 ) -> None:
