@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import safelight
+from safelight.request.bounds import MOST_SEED
 from safelight.request.field import Declared, Field, fields_of
 from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora, Purpose
 from safelight.request.run_settings import PRECISIONS
 from safelight.request.samplers import SAMPLERS, SCHEDULES
-from safelight.request.schema import MOST_SEED, SEAMLESS, UPSCALERS, Request
+from safelight.request.schema import SEAMLESS, UPSCALERS, Request
 from safelight.request.stored import read_request
 from safelight.server.apis.a1111_fields import ImageToImage
 from safelight.server.apis.openai import ALIASES, ImageGeneration

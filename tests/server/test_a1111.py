@@ -51,7 +51,6 @@ def test_state_19_a_name_is_never_another_models_file_name(tiny: Path, tmp_path:
 @pytest.mark.parametrize(
     ("field", "body"),
     [
-        ("refiner_checkpoint", {"refiner_checkpoint": "xl-refiner"}),
         ("hr_upscaler", {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}),
         ("hr_resize_y", {"enable_hr": True, "hr_resize_x": 128, "hr_resize_y": 256}),
         ("init_images", {"init_images": ["iVBORw0KGgo="]}),
@@ -68,7 +67,7 @@ def test_state_19_a_name_is_never_another_models_file_name(tiny: Path, tmp_path:
         ("override_settings.emphasis", {"override_settings": {"emphasis": "None"}}),
         ("override_settings.comma_padding_backtrack", {"override_settings": {"comma_padding_backtrack": 0}}),
         ("alwayson_scripts", {"alwayson_scripts": {"ADetailer": {"args": [{"ad_model": "face_yolov8n.pt"}]}}}),
-        ("alwayson_scripts", {"alwayson_scripts": {"Refiner": {"args": [True, "other", 0.8]}}}),
+        ("alwayson_scripts", {"alwayson_scripts": {"Refiner": {"args": [True, "other"]}}}),
         ("alwayson_scripts", {"alwayson_scripts": {"FreeU Integrated (SD 1.x, SD 2.x, SDXL)": {"args": [True, 1.01]}}}),
         ("alwayson_scripts", {"alwayson_scripts": {"Somebody's": {"args": [0]}}}),
         ("nonsense", {"nonsense": 0}),
@@ -159,6 +158,23 @@ def test_image_cfg_scale(sent: float | None, used: float) -> None:
     picture = base64.b64encode(_png(PILImage.new("RGB", (64, 64), "red"))).decode()
     asked = ImageToImage.model_validate({"init_images": [picture], "image_cfg_scale": sent})
     assert Request("x", "a", **asked.given()).image_cfg == used
+
+
+@pytest.mark.parametrize(
+    ("sent", "found"),
+    [
+        ({}, None),
+        ({"refiner_checkpoint": "", "refiner_switch_at": 0}, None),
+        ({"refiner_checkpoint": "xl", "refiner_switch_at": 1}, None),
+        ({"refiner_checkpoint": "xl [0123456789]", "refiner_switch_at": 0.8}, ("xl [0123456789]", 0.8)),
+        ({"alwayson_scripts": {"Refiner": {"args": [True, "xl", 0.6]}}}, ("xl", 0.6)),
+        ({"refiner_checkpoint": "xl", "alwayson_scripts": {"Refiner": {"args": [False, "xl", 0.6]}}}, None),
+    ],
+)
+def test_the_refiner_is_that_of_the_fields_or_of_the_script(sent: dict[str, Any], found: object) -> None:
+    asked = TextToImage.model_validate(sent)
+    refuse_unknown(asked)
+    assert asked.refiner() == found
 
 
 def test_progress_goes_by_the_steps_that_the_model_computes() -> None:

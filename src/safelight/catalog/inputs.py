@@ -25,7 +25,7 @@ from safelight.catalog import paths
 from safelight.catalog.index_file import IndexFile, hint_of
 from safelight.errors import IntegrityError, RequestError
 from safelight.files.disk import open_regular, write_whole
-from safelight.request.schema import MOST_PIXELS
+from safelight.request.bounds import MOST_PIXELS
 
 YOUNG_SECONDS = 86_400
 """Seconds: one day. A request may be about to name an image that was stored more recently."""

@@ -14,10 +14,11 @@ from safelight.cli import values
 from safelight.cli.common import JsonOption, RootOption, bar, byte_bar, loaded, say, say_json
 from safelight.cli.options import MODEL_OPTION, Given, refuse_without_effect, takes_request, was_given
 from safelight.errors import RequestError
+from safelight.request.bounds import MOST_PIXELS
 from safelight.request.job import Job
 from safelight.request.prompts.variants import has_choices
 from safelight.request.results import Image, OnProgress, Progress
-from safelight.request.schema import MOST_PIXELS, Request
+from safelight.request.schema import Request
 
 if TYPE_CHECKING:
     from safelight.request.run_settings import RunSettings

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import InputError, RequestError
+from safelight.request.bounds import MOST_SEED
 from safelight.request.parts import Control, Lora
 from safelight.request.prompts.loras import parsed
-from safelight.request.schema import MOST_SEED
 
 SEED_HELP = (
     f"The seed of the first image, 0 to {MOST_SEED}; each further image adds 1. random or -1: choose one and print it."

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from safelight.errors import RequestError
-from safelight.request import checks
+from safelight.request.bounds import LEAST_TILE, MOST_COUNT, MOST_HIRES, MOST_SEED, MOST_SIDE
 from safelight.request.field import Declared, fields_of
 from safelight.request.parts import (
     CONTROL_MODES,
@@ -20,13 +20,9 @@ from safelight.request.parts import (
     Lora,
     each,
 )
+from safelight.request.rules import check_together, read_outpaint
 from safelight.request.run_settings import Precision
 from safelight.request.samplers import MOST_STEPS, SAMPLERS, SCHEDULES, Schedule
-
-MOST_SEED = 2**32 - 1
-MOST_PIXELS = 4096 * 4096
-MOST_SIDE = 16384
-MOST_COUNT = 1000
 
 PromptSyntax = Literal["a1111", "compel"]
 PROMPT_SYNTAXES: tuple[PromptSyntax, ...] = ("a1111", "compel")
@@ -45,10 +41,6 @@ UPSCALERS: Mapping[str, str] = {
 
 FEW_SCHEDULES = tuple(name for name, sampler in SAMPLERS.builtin.items() if len(sampler.schedules) < len(SCHEDULES))
 """Built-in samplers for which not every schedule applies."""
-
-MOST_HIRES = 8.0
-LEAST_TILE = 64
-
 
 VERSION = 2
 """The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
@@ -447,52 +439,8 @@ class Request:
                 raise RequestError("embeddings", twice, "is a word of two embeddings")
         for field in fields_of(Request).values():
             field.check(getattr(self, field.name))
-        self._check_sampling()
-        self._check_image()
-        self._check_passes()
-
-    def _check_sampling(self) -> None:
-        sampler = SAMPLERS[self.sampler]
-        if self.schedule not in sampler.schedules:
-            problem = f"the sampler {self.sampler} has {', '.join(sampler.schedules)}"
-            raise RequestError("schedule", self.schedule, problem)
-        for name, steps in (("steps", self.steps), ("hires_steps", self.hires_steps)):
-            if steps > sampler.most_steps:
-                raise RequestError(name, steps, f"the sampler {self.sampler} has at most {sampler.most_steps} steps")
-        if (self.width or 0) * (self.height or 0) > MOST_PIXELS:
-            raise RequestError("width", self.width, f"times height {self.height} is over {MOST_PIXELS} pixels")
-        if self.seed + self.count - 1 > MOST_SEED:
-            raise RequestError("count", self.count, f"seeds would pass {MOST_SEED}")
-
-    def _check_passes(self) -> None:
-        if self.variation_strength and self.variation_seed + self.count - 1 > MOST_SEED:
-            raise RequestError("count", self.count, f"variation seeds would pass {MOST_SEED}")
-        if self.hires_scale > 1 and self.image:
-            raise RequestError("hires_scale", self.hires_scale, "is for images that start from noise")
-        if self.hires_scale > 1 and int((self.hires_steps or self.steps) * self.hires_strength) < 1:
-            raise RequestError("hires_strength", self.hires_strength, "of the steps is not one")
-        if self.tile and self.seamless:
-            raise RequestError("tile", self.tile, "and seamless: each tile would go on at its own other side")
-
-    def _check_image(self) -> None:
-        if not isinstance(self.outpaint, (tuple, list)):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise RequestError("outpaint", self.outpaint, "must be four numbers of pixels: left, top, right, bottom")
-        object.__setattr__(self, "outpaint", tuple(self.outpaint))
-        if self.outpaint and len(self.outpaint) != 4:
-            raise RequestError("outpaint", self.outpaint, "must be four numbers of pixels: left, top, right, bottom")
-        for pixels in self.outpaint:
-            checks.within("outpaint", pixels, 0, 4096)
-        if not any(self.outpaint):
-            object.__setattr__(self, "outpaint", ())
-        if self.outpaint and (not self.image or self.mask):
-            problem = "and a mask: give one of them" if self.mask else "there is no image that could be made larger"
-            raise RequestError("outpaint", self.outpaint, problem)
-        if self.mask_padding is not None and not self.masked:
-            raise RequestError("mask_padding", self.mask_padding, "there is no mask that it could be around")
-        if self.mask and not self.image:
-            raise RequestError("mask", self.mask[:40], "there is no image that it could be of")
-        if self.image and int(self.steps * self.strength) < 1:
-            raise RequestError("strength", self.strength, f"of {self.steps} steps is not one")
+        object.__setattr__(self, "outpaint", read_outpaint(self))
+        check_together(self)
 
     def for_image(self, index: int) -> Request:
         """The request for image ``index`` alone (it counts from 0): the only place that says how images of one request

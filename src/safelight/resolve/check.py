@@ -8,13 +8,14 @@ from safelight.catalog.model import Model
 from safelight.errors import RequestError
 from safelight.families.family import Variant
 from safelight.families.features import Feature, first_missing
+from safelight.request.bounds import MOST_PIXELS
 from safelight.request.field import fields_of
 from safelight.request.prompts import compel_syntax
 from safelight.request.prompts.editing import of_request
 from safelight.request.prompts.tokens import NO_WORDS, chunks
 from safelight.request.prompts.words import Words
 from safelight.request.samplers import SAMPLERS
-from safelight.request.schema import MOST_PIXELS, Request
+from safelight.request.schema import Request
 
 MOST_READ = 256
 """Chunks of all texts of a prompt that changes between steps: some 160 MB of SDXL's embeddings."""

@@ -6,7 +6,8 @@ from typing import Any
 
 from safelight.catalog.inputs import Inputs
 from safelight.errors import RequestError
-from safelight.request.schema import MOST_PIXELS, Request
+from safelight.request.bounds import MOST_PIXELS
+from safelight.request.schema import Request
 
 _SHAPE = 0.03
 """By how much a mask's aspect ratio may differ from the image's: a rounding of small ones."""

@@ -14,9 +14,10 @@ from safelight.assembly.services import Services
 from safelight.catalog.model import Model
 from safelight.errors import ModelNotFoundError, StorageError
 from safelight.queue.job import QueuedJob
+from safelight.request.bounds import MOST_SEED
 from safelight.request.job import Job
 from safelight.request.prompts import variants
-from safelight.request.schema import MOST_SEED, Request
+from safelight.request.schema import Request
 from safelight.resolve.limits import RequestLimits
 from safelight.resolve.resolve import resolve
 from safelight.server import bridge

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from safelight.catalog.inputs import as_mask, opened
 from safelight.errors import RequestError
 from safelight.pipeline import sizes
+from safelight.request.bounds import MOST_SIDE
 from safelight.request.parts import PREPROCESSORS, Control, ControlMode, Resize
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
-from safelight.request.schema import MOST_SIDE, UPSCALERS
+from safelight.request.schema import UPSCALERS
 from safelight.server.apis.a1111_neutral import FIELDS, OPTIONS, UNIT, refuse, refuse_script
 
 AUTOMATIC = "Automatic"
@@ -56,6 +57,8 @@ class TextToImage(BaseModel):
     hr_resize_y: int | None = Field(default=0, ge=0, le=MOST_SIDE)
     denoising_strength: float | None = None
     clip_skip: int | None = Field(default=None, ge=1, le=12)
+    refiner_checkpoint: str | None = None
+    refiner_switch_at: float | None = None
     alwayson_scripts: dict[str, Any] | None = None
     override_settings: dict[str, Any] | None = None
     send_images: bool = True
@@ -71,6 +74,26 @@ class TextToImage(BaseModel):
         if self.enable_hr:
             values |= self._high_resolution()
         return values
+
+    def refiner(self) -> tuple[str, float] | None:
+        """Return the title of the refiner and the share of the noise levels from which it computes; None without one.
+
+        The script *Refiner* overrides the two fields, as in A1111. Raises RequestError for other arguments than its
+        three: whether it is enabled, the title, and the share.
+        """
+        title, share = self.refiner_checkpoint, self.refiner_switch_at
+        for name, script in (self.alwayson_scripts or {}).items():
+            if name.lower() == REFINER_SCRIPT:
+                values: Any = script.get("args", []) if isinstance(script, dict) else script
+                if not values or not values[0]:
+                    return None
+                if not isinstance(values, list) or len(values) != 3:
+                    raise RequestError("alwayson_scripts", name, "has three args: enabled, checkpoint, switch at")
+                title, share = values[1], values[2]
+        if title in (None, "", "None", "none") or share is None or share >= 1:
+            # With a share of 1, A1111 never switches.
+            return None
+        return str(title), float(share)
 
     def _high_resolution(self) -> dict[str, Any]:
         width, height = self.width or 512, self.height or 512
@@ -95,6 +118,9 @@ def _upscaler(name: str) -> str:
         raise RequestError("hr_upscaler", name, f"must be one of {', '.join(UPSCALERS.values())}")
     return found
 
+
+REFINER_SCRIPT = "refiner"
+"""The title of A1111's script for the refiner, in lower case."""
 
 CONTROL_MODES: dict[str, ControlMode] = {
     "balanced": "balanced",

@@ -17,6 +17,7 @@ from safelight.errors import RequestError
 from safelight.pictures.chunks import parameters, schedule_label
 from safelight.queue.database import StoredImage
 from safelight.queue.job import QueuedJob
+from safelight.request.field import fields_of
 from safelight.request.samplers import a1111_name
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
@@ -26,6 +27,8 @@ from safelight.server.apis.a1111_progress import RunningRequests
 from safelight.server.apis.a1111_titles import by_title
 from safelight.server.clients import Client, Clients, client_of
 from safelight.server.problems import RefusedError, of_job
+
+_REFINER_START: float = fields_of(Request)["refiner_start"].default
 
 
 class GenerationAnswer(BaseModel):
@@ -76,6 +79,7 @@ class GenerationRoutes:
         if not model.family.clip_skip_in_a1111:
             # A1111 ignores this option for some families, such as SDXL.
             skip = 1
+        refiner = asked.refiner()
         request = Request(
             prompt=asked.prompt,
             model=model.name,
@@ -92,6 +96,8 @@ class GenerationRoutes:
             vae="" if vae in OWN_VAE else str(vae),
             variation_seed=subseed if strength else 0,
             variation_strength=strength,
+            refiner="" if refiner is None else by_title(self._control, refiner[0]).name,
+            refiner_start=_REFINER_START if refiner is None else refiner[1],
             **asked.given(),
         )
         return intake.accept(self._control, request, client=f"a1111 {client.address}")

@@ -45,7 +45,6 @@ FIELDS: Mapping[str, Rule] = {
     "force_task_id": anything,
     "override_settings_restore_afterwards": anything,
     "prompt_for_display": anything,
-    "refiner_switch_at": anything,  # has no effect, because refiner_checkpoint must be empty
     "save_images": anything,
     "script_args": anything,  # has no effect, because script_name must be empty
     "seed_enable_extras": one_of(True, False, 1, 0),
@@ -66,7 +65,6 @@ FIELDS: Mapping[str, Rule] = {
     "outpath_grids": EMPTY,
     "outpath_samples": EMPTY,
     "overlay_images": EMPTY,
-    "refiner_checkpoint": NO_NAME,
     "restore_faces": OFF,
     "s_churn": one_of(0),
     "s_min_uncond": one_of(0),
@@ -191,10 +189,6 @@ def _nothing(args: Args) -> bool:
     return all(arg in _FALSE for arg in args)
 
 
-def _refiner(args: Args) -> bool:
-    return _off(0)(args) or len(args) < 2 or args[1] in (None, "", "None")
-
-
 def _adetailer(args: Args) -> bool:
     """``args``: (enabled, skip_img2img, {ad_model, ad_tab_enable, …}, …); with dicts alone the script is enabled."""
     if args and args[0] is False:
@@ -208,7 +202,7 @@ SCRIPTS: Mapping[str, Callable[[Args], bool]] = {
     "comments": _nothing,
     "extra options": _nothing,
     "hypertile": _nothing,
-    "refiner": _refiner,
+    "refiner": anything,  # TextToImage.refiner reads it
     "sampler": anything,  # A1111's API reads the fields of the request instead
     "seed": anything,
     "soft inpainting": _off(0),

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from safelight.catalog.inputs import FORMATS
 from safelight.pictures import infotext
-from safelight.request.schema import MOST_PIXELS
+from safelight.request.bounds import MOST_PIXELS
 from safelight.server.problems import RefusedError
 
 

@@ -1,0 +1,69 @@
+"""Rules between the fields of a request. Rules of a single field are in its declaration (``schema.py``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from safelight.errors import RequestError
+from safelight.request import checks
+from safelight.request.bounds import MOST_PIXELS, MOST_SEED
+from safelight.request.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from safelight.request.schema import Request
+
+_SIDES = "must be four numbers of pixels: left, top, right, bottom"
+
+
+def read_outpaint(request: Request) -> tuple[int, ...]:
+    """Return the pixels by which the image is made larger, as a tuple; empty if all are 0. Raises RequestError."""
+    sides: Any = request.outpaint
+    if not isinstance(sides, tuple | list) or len(request.outpaint) not in (0, 4):
+        raise RequestError("outpaint", sides, _SIDES)
+    for pixels in request.outpaint:
+        checks.within("outpaint", pixels, 0, 4096)
+    return tuple(request.outpaint) if any(request.outpaint) else ()
+
+
+def check_together(request: Request) -> None:
+    """Raise RequestError for fields that do not go together."""
+    _check_sampling(request)
+    _check_image(request)
+    _check_passes(request)
+
+
+def _check_sampling(request: Request) -> None:
+    sampler = SAMPLERS[request.sampler]
+    if request.schedule not in sampler.schedules:
+        problem = f"the sampler {request.sampler} has {', '.join(sampler.schedules)}"
+        raise RequestError("schedule", request.schedule, problem)
+    for name, steps in (("steps", request.steps), ("hires_steps", request.hires_steps)):
+        if steps > sampler.most_steps:
+            raise RequestError(name, steps, f"the sampler {request.sampler} has at most {sampler.most_steps} steps")
+    if (request.width or 0) * (request.height or 0) > MOST_PIXELS:
+        raise RequestError("width", request.width, f"times height {request.height} is over {MOST_PIXELS} pixels")
+    if request.seed + request.count - 1 > MOST_SEED:
+        raise RequestError("count", request.count, f"seeds would pass {MOST_SEED}")
+
+
+def _check_image(request: Request) -> None:
+    if request.outpaint and (not request.image or request.mask):
+        problem = "and a mask: give one of them" if request.mask else "there is no image that could be made larger"
+        raise RequestError("outpaint", request.outpaint, problem)
+    if request.mask_padding is not None and not request.masked:
+        raise RequestError("mask_padding", request.mask_padding, "there is no mask that it could be around")
+    if request.mask and not request.image:
+        raise RequestError("mask", request.mask[:40], "there is no image that it could be of")
+    if request.image and int(request.steps * request.strength) < 1:
+        raise RequestError("strength", request.strength, f"of {request.steps} steps is not one")
+
+
+def _check_passes(request: Request) -> None:
+    if request.variation_strength and request.variation_seed + request.count - 1 > MOST_SEED:
+        raise RequestError("count", request.count, f"variation seeds would pass {MOST_SEED}")
+    if request.hires_scale > 1 and request.image:
+        raise RequestError("hires_scale", request.hires_scale, "is for images that start from noise")
+    if request.hires_scale > 1 and int((request.hires_steps or request.steps) * request.hires_strength) < 1:
+        raise RequestError("hires_strength", request.hires_strength, "of the steps is not one")
+    if request.tile and request.seamless:
+        raise RequestError("tile", request.tile, "and seamless: each tile would go on at its own other side")
