@@ -123,7 +123,7 @@ def test_attention_09_alignment_matters_and_is_kept(engine: LocalEngine, ask) ->
     for precision in ("fp32", "bf16"):
         next(engine.generate(ask(precision=precision)))
     seen = 0
-    for resident in engine.resources.residency._residents.values():
+    for resident in engine.resources.residency.table.residents.values():
         for tensor in resident.target.tensors.values():
             seen += 1
             assert tensor.data_ptr() % 64 == 0

@@ -212,7 +212,7 @@ MUTANTS = (
     ),
     Mutant(
         "a lease holds",
-        "memory/residency.py",
+        "memory/segment_table.py",
         "            held.leases += 1\n            lease.residents",
         "            lease.residents",
         "tests/memory/test_residency.py",
@@ -570,22 +570,22 @@ MUTANTS = (
     Mutant(
         "files are read without the lock",
         "memory/residency.py",
-        "            self._read(lease)\n            for over in awaited:",
-        "            with self._lock:\n                self._read(lease)\n            for over in awaited:",
+        "            self.read(lease)\n            for over in awaited:",
+        "            with self.lock:\n                self.read(lease)\n            for over in awaited:",
         "tests/memory/test_beside.py",
     ),
     Mutant(
         "what is being read counts as resident",
-        "memory/residency.py",
-        "return (*residents, *(Resident(piece, self._clock, reading) for piece in self._coming))",
+        "memory/segment_table.py",
+        "return (*residents, *(Resident(piece, self._clock, reading) for piece in self.coming))",
         "return tuple(residents)",
         "tests/memory/test_beside.py",
     ),
     Mutant(
         "an image waits for what is held as a favour",
-        "memory/residency.py",
-        "        temporary = self._coming or (self._favours and lease not in self._favours)\n",
-        "        temporary = self._coming\n",
+        "memory/planner.py",
+        "        temporary = self.table.coming or (self.table.favours and lease not in self.table.favours)\n",
+        "        temporary = self.table.coming\n",
         "tests/memory/test_beside.py::test_an_image_gets_its_room_on_the_host_beside_a_prefetch",
     ),
     Mutant(

@@ -154,7 +154,7 @@ def neighbour() -> list[tuple[str, str]]:
         used = machine.anonymous_bytes() + psutil.Process(other.pid).memory_info().rss
         return Bound(max(0, size - used), "a machine of this size")
 
-    residency.before_planning = Limits(residency.ledger, HOST, bound, lambda: 0, HOST_RESERVE).follow
+    residency.planner.before_planning = Limits(residency.ledger, HOST, bound, lambda: 0, HOST_RESERVE).follow
     resident: list[int] = []
 
     def send(word: str) -> None:

@@ -134,7 +134,7 @@ def misplaced_tensors(engine: LocalEngine) -> Generator[None]:
 def _exchange(engine: LocalEngine) -> None:
     """It is a separate function, so that no reference to the weights outlives it."""
     by_shape: dict[torch.Size, list[torch.Tensor]] = {}
-    for piece, held in engine.resources.residency._residents.items():
+    for piece, held in engine.resources.residency.table.residents.items():
         if piece.component.startswith("unet"):
             for tensor in held.target.tensors.values():
                 by_shape.setdefault(tensor.shape, []).append(tensor)

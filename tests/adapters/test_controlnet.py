@@ -244,7 +244,7 @@ def test_what_comes_beside_leaves_the_least_for_the_others(engine: LocalEngine, 
     parts = [(component, torch.float32) for component in (unet, net, net)]
     task = Task("denoise", 64 * 64, 2)
     uses = uses_of(model, engine.resources, parts, work_of(parts, engine.resources.run, task), task)
-    least = [engine.resources.residency.least(component, dtype) for component, dtype in parts]
+    least = [engine.resources.residency.planner.least(component, dtype) for component, dtype in parts]
     assert [use.leave for use in uses] == [0, least[0], least[0] + least[1]]
     assert [bool(use.working) for use in uses] == [False, False, True]
     assert uses[1].upcoming[0] == component_key(unet, torch.float32)

@@ -102,13 +102,13 @@ def test_state_36_the_tenth_run_is_the_first(root: Path, ask: Ask, style: Lora) 
 
 def test_speed_01_after_a_switch_each_model_is_read_once(root: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, read = safelight.open_engine(root), list[int]()
-    bring = Residency._read
+    bring = Residency.read
 
     def counted(self: Residency, lease: object) -> None:
         read.extend(coming.target.slab.nbytes for coming in lease.coming)  # type: ignore[attr-defined]
         bring(self, lease)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Residency, "_read", counted)
+    monkeypatch.setattr(Residency, "read", counted)
     for name in ("a.safetensors", "b.safetensors"):
         pixels(engine, ask(name))
     assert read

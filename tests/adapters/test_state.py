@@ -220,15 +220,15 @@ def test_what_was_spoiled_in_memory_is_computed_again(root: Path, ask: Ask, lora
     wanted = ask(loras=(lora(1),))
     right = pixels(engine, wanted)
     for mark in ("adapter ", " +"):
-        for piece, held in engine.resources.residency._residents.items():
+        for piece, held in engine.resources.residency.table.residents.items():
             if mark in piece.component:
                 for tensor in held.target.tensors.values():
                     # An adapter's bytes are finite all the same: no gate would see it.
                     tensor.mul_(1.5 if mark == "adapter " else float("nan"))
         if mark == "adapter ":
             # What is computed from it goes, so that it is computed again.
-            for piece in [p for p in engine.resources.residency._residents if " +" in p.component]:
-                engine.resources.residency._evict(piece)
+            for piece in [p for p in engine.resources.residency.table.residents if " +" in p.component]:
+                engine.resources.residency.table.evict(piece)
         assert pixels(engine, wanted) == right
 
 
@@ -268,7 +268,7 @@ def test_another_strength_is_not_made_of_spoiled_bytes(root: Path, ask: Ask, lor
     engine = safelight.open_engine(root, verify_transfers="off")
     right = pixels(safelight.open_engine(root), ask(loras=(lora(1, 0.5),)))
     pixels(engine, ask(loras=(lora(1),)))
-    for piece, held in engine.resources.residency._residents.items():
+    for piece, held in engine.resources.residency.table.residents.items():
         if piece.component.startswith("adapter "):
             for tensor in held.target.tensors.values():
                 tensor.mul_(1.5)

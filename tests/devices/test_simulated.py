@@ -252,7 +252,7 @@ def test_a_copy_in_host_memory_that_was_spoiled_is_read_again(component, right) 
         content(residency, component)
         residency.drop()
         host = residency.source.host  # type: ignore[attr-defined]
-        for held in host._residents.values():
+        for held in host.table.residents.values():
             next(iter(held.target.tensors.values())).data.view(-1)[0] += 1
         assert same(content(residency, component), right)
 

@@ -251,7 +251,8 @@ def few_keys(original: Any) -> Any:
 
 def resident(scene: Scene, role: str) -> torch.Tensor:
     """The bytes of a resident tensor; between tensors there are bytes that belong to none."""
-    held = [h for piece, h in scene.engine.resources.residency._residents.items() if piece.component.startswith(role)]
+    residents = scene.engine.resources.residency.table.residents
+    held = [h for piece, h in residents.items() if piece.component.startswith(role)]
     tensor = scene.chance.choice(list(scene.chance.choice(held).target.tensors.values()))
     return tensor.detach().view(-1).view(torch.uint8)
 
@@ -273,7 +274,8 @@ def zeros_in_memory(scene: Scene) -> None:
 
 
 def exchanged_in_memory(scene: Scene) -> None:
-    held = [h for piece, h in scene.engine.resources.residency._residents.items() if piece.component.startswith("unet")]
+    residents = scene.engine.resources.residency.table.residents
+    held = [h for piece, h in residents.items() if piece.component.startswith("unet")]
     for one in held:
         for two in held:
             if one is not two and one.target.segment.nbytes == two.target.segment.nbytes:
@@ -301,7 +303,7 @@ def phantom(scene: Scene) -> Generator[None]:
 def kept_reference(scene: Scene) -> Generator[None]:
     """Somebody keeps a tensor of a model that is dropped."""
     residency = scene.engine.resources.residency
-    held = next(iter(residency._residents.values()))
+    held = next(iter(residency.table.residents.values()))
     keeps = next(iter(held.target.tensors.values())).detach()
     scene.engine.unload(None)
     yield

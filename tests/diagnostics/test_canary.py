@@ -96,7 +96,7 @@ def test_images_of_two_jobs_in_turns_are_switches(engine: LocalEngine, canaries:
 def spoil(engine: LocalEngine) -> None:
     """Other numbers in a UNet, with a proof that agrees with them."""
     residency = engine.resources.residency
-    for piece, held in residency._residents.items():
+    for piece, held in residency.table.residents.items():
         if piece.component.startswith("unet"):
             for tensor in held.target.tensors.values():
                 tensor.mul_(1.5)

@@ -27,7 +27,7 @@ def test_the_hosts_copies_go_when_others_want_its_memory_and_come_back(tiny: Pat
         there = memory.on(device, budget=max(size // 2, largest * 4))
         host = memory.tiers(there)[1]
         free = [1 << 30]
-        host.before_planning = lambda: there.ledger.set_budget(HOST, free[0])
+        host.planner.before_planning = lambda: there.ledger.set_budget(HOST, free[0])
         with there.lease(component, torch.float32, Use(passes=9)) as lease:
 
             def used() -> int:
@@ -57,7 +57,7 @@ def test_what_nobody_holds_on_the_host_goes_first(tiny: Path) -> None:
         with there.lease(component, torch.float32):
             pass
         assert host.resident_bytes > 0
-        host.before_planning = lambda: there.ledger.set_budget(HOST, 0)
+        host.planner.before_planning = lambda: there.ledger.set_budget(HOST, 0)
         with there.lease(component, torch.float32) as lease:
             lease.adjust()
             assert host.resident_bytes == there.ledger.stored(HOST) == 0

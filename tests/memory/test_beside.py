@@ -88,7 +88,7 @@ def exact(residency: Residency) -> bool:
     """The ledger equals the slabs that live, and nothing is held or on its way."""
     pool = residency.pool
     there = pool.used_bytes + pool.kept_bytes + pool.lingering_bytes
-    quiet = not residency._coming and not any(holding.leases for holding in residency.holdings())
+    quiet = not residency.table.coming and not any(holding.leases for holding in residency.holdings())
     return residency.ledger.stored(residency.place) == there and quiet
 
 
@@ -110,7 +110,7 @@ def test_steps_and_questions_do_not_wait_for_what_is_read_ahead(two: tuple[Manif
         disk.rate, disk.reads = whole(coming) / 1.5, 0
         longest, steps = 0.0, 0
         with beside(lambda: fill(residency, coming, F32)):
-            while disk.reads == 0 or residency._coming:
+            while disk.reads == 0 or residency.table.coming:
                 start = time.perf_counter()
                 lease.adjust()
                 residency.holdings()
@@ -270,7 +270,7 @@ def test_who_waits_may_give_up(two: tuple[Manifest, Manifest], disk: Disk) -> No
         def interrupted(*_: object) -> bool:
             raise KeyboardInterrupt
 
-        for coming in residency._coming.values():
+        for coming in residency.table.coming.values():
             coming.over.wait = interrupted  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             held(residency, component, Use(working=1000))
@@ -328,7 +328,7 @@ def test_the_device_goes_on_while_its_host_reads(two: tuple[Manifest, Manifest],
             work = (lambda: held(host, coming)) if streamed else (lambda: fill(there, coming, F32))
             with beside(work) as raised:
                 assert disk.begun.wait(10)
-                while host._coming:
+                while host.table.coming:
                     taken.append(step())
             assert raised == []
             assert len(taken) > 3

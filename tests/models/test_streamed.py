@@ -71,7 +71,7 @@ def test_load_12_a_captured_or_wrapped_forward_streams_too(component, residency:
 
 def test_a_view_that_is_kept_keeps_its_bytes_and_not_the_slot(component, residency: Residency, state) -> None:
     residency.ledger.set_budget(HOST, 1 << 20)
-    residency.most = None
+    residency.planner.most = None
     small = memory.host(max(s.nbytes for s in cut(component, torch.float32)) * 3)
     with small.lease(component, torch.float32) as lease, bound(toy.skeletons(), toy.key(CPU), lease) as module:
         with torch.no_grad():

@@ -108,7 +108,7 @@ def test_the_budget_shrinks_and_grows_within_a_generation(root: Path, monkeypatc
         if progress.stage == "denoise":
             resident.append(residency.resident_bytes)
             bound = next(free)
-            residency.before_planning = lambda: residency.ledger.set_budget(HOST, bound)
+            residency.planner.before_planning = lambda: residency.ledger.set_budget(HOST, bound)
 
     assert next(engine.generate(ask(steps=6), look)).pixels_sha256 == pixels
     assert min(resident) < stored / 4
@@ -142,7 +142,7 @@ def test_weights_that_change_in_memory_never_make_an_image(root: Path, right: tu
     original, written = Drawing._decode, [0]
 
     def spoiling(self: Drawing, latents: torch.Tensor) -> torch.Tensor:
-        for held in list(engine.resources.residency._residents.values()):
+        for held in list(engine.resources.residency.table.residents.values()):
             if held.target.segment.label.startswith("vae") and not written[0]:
                 next(iter(held.target.tensors.values())).data.add_(0.5)
                 written[0] += 1

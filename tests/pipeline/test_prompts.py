@@ -268,7 +268,7 @@ def test_what_spoiled_weights_encoded_goes_with_them(root: Path, ask: Ask) -> No
     engine = safelight.open_engine(root, verify_transfers="off")
     right = {text: sha(engine, ask(prompt=text)) for text in ("blue house", "red apple")}
     engine.resources.conditionings.clear()
-    for piece, held in engine.resources.residency._residents.items():
+    for piece, held in engine.resources.residency.table.residents.items():
         if piece.component.startswith("text_encoder"):
             next(iter(held.target.tensors.values())).data.mul_(1.5)
     assert sha(engine, ask(prompt="blue house")) != right["blue house"]

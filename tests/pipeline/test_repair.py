@@ -35,7 +35,7 @@ def engine(root: Path) -> LocalEngine:
 def spoil(engine: LocalEngine, role: str, forge: bool = False) -> None:
     """Write NaN into the resident bytes of a role. ``forge``: replace its proof by that of the spoiled bytes."""
     residency = engine.resources.residency
-    for piece, held in residency._residents.items():
+    for piece, held in residency.table.residents.items():
         if piece.component.startswith(role):
             for tensor in held.target.tensors.values():
                 tensor.fill_(float("nan"))

@@ -49,7 +49,7 @@ class Generating(RuleBasedStateMachine):
             load_settings(FOLDER / "root", device_working_mem_gb=1e-6, verify_transfers="always"), self.device
         )
         self.residency = self.engine.resources.residency
-        self.follow = self.residency.before_planning
+        self.follow = self.residency.planner.before_planning
 
     @rule(name=st.sampled_from(NAMES), steps=st.integers(1, 2))
     def generate(self, name: str, steps: int) -> None:
@@ -83,7 +83,7 @@ class Generating(RuleBasedStateMachine):
     def budget(self, megabytes: int) -> None:
         """What others leave on the device."""
         nbytes = megabytes << 20
-        self.residency.before_planning = lambda: self.residency.ledger.set_budget(self.device.name, nbytes)
+        self.residency.planner.before_planning = lambda: self.residency.ledger.set_budget(self.device.name, nbytes)
 
     @rule(fault=st.sampled_from(["lost_waits", "early_frees", "failed_allocations"]), times=st.integers(1, 3))
     def fault(self, fault: str, times: int) -> None:
@@ -109,7 +109,7 @@ class Generating(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.no_more_faults()
-        self.residency.before_planning = self.follow
+        self.residency.planner.before_planning = self.follow
         self.generate("a", 1)
         self.engine.close()
         assert self.device.allocated() == 0

@@ -31,7 +31,7 @@ def memory(
             limit.place: {
                 "budget": ledger.budget(limit.place),
                 "set_by": limit.source,
-                "for_models": tiers[limit.place].most,
+                "for_models": tiers[limit.place].planner.most,
                 "stored": ledger.stored(limit.place),
                 "promised": ledger.reserved(limit.place),
                 "peak": ledger.peak(limit.place),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,7 +73,7 @@ class Use:
     ``passes``: number of forward passes.
     ``working``: bytes that computing uses beside the weights.
     ``upcoming``: the components (:func:`component_key`) wanted after it, the soonest first.
-    ``leave``: bytes to leave for the weights of components leased at the same time (:meth:`Residency.least`).
+    ``leave``: bytes to leave for the weights of components leased at the same time (:meth:`Planner.least`).
     """
 
     passes: int = 1
@@ -187,6 +187,11 @@ class Lease:
         Call it between two passes, while no tensor of this component is in use.
         """
         self._keeper.adjust(self)
+
+    def tell_change(self, indices: Collection[int], resident: bool) -> None:
+        """Call ``on_change`` for the tensors of some segments, which are resident or streamed from now on."""
+        if self.on_change is not None and indices:
+            self.on_change([t.name for i in sorted(indices) for t in self.segments[i].tensors], resident)
 
     def address(self, tensor: torch.Tensor) -> int:
         """Return a tensor's address, for checking its alignment. Only the remainder is meaningful."""

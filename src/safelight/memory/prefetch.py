@@ -6,7 +6,6 @@ import torch
 
 from safelight.devices.failures import translated
 from safelight.memory.lease import ONCE, Lease
-from safelight.memory.plan import Refusal, plan
 from safelight.memory.residency import Residency
 from safelight.memory.segments import Segment
 from safelight.weights.manifest import ComponentManifest
@@ -29,32 +28,30 @@ def fill(residency: Residency, component: ComponentManifest, dtype: torch.dtype)
             if not _begin(residency, lease):
                 break
             try:
-                residency._read(lease)
+                residency.read(lease)
             finally:
-                with residency._lock:
-                    residency._let_go(lease)
-    with residency._lock:
-        return all(piece in residency._residents for piece in lease.pieces)
+                with residency.lock:
+                    residency.table.release_all(lease)
+    with residency.lock:
+        return all(piece in residency.table.residents for piece in lease.pieces)
 
 
 def _begin(residency: Residency, lease: Lease) -> bool:
-    """Reserve slabs for the next batch of segments. False if none is missing, or no more room is free."""
-    with residency._lock:
-        residency._forget_spoiled(lease)
-        residency.before_planning()
-        outcome = plan(residency._situation(lease, True))
-        if residency.pressed or isinstance(outcome, Refusal) or outcome.pieces("drop") or outcome.slots:
+    """Take slabs for the next batch of segments. False if none is missing, or no more room is free."""
+    with residency.lock:
+        outcome = residency.planner.plan_prefetch(lease)
+        if outcome is None or residency.pressed:
             return False
-        lease.plan = residency._last = outcome
-        residency._note_totals(lease)
+        table = residency.table
+        table.adopt(lease, outcome)
         batch: list[Segment] = []
         for piece in outcome.pieces("load"):
             if batch and sum(segment.nbytes for segment in batch) + piece.nbytes > AT_ONCE:
                 break
             batch.append(lease.segments[piece.index])
         try:
-            residency._expect(lease, batch)
+            table.expect(lease, batch)
         except BaseException:
-            residency._let_go(lease)
+            table.release_all(lease)
             raise
         return bool(batch)

@@ -6,12 +6,19 @@ import math
 
 from safelight.errors import OutOfMemoryError
 from safelight.memory.budget import HOST
-from safelight.memory.lease import Lease
+from safelight.memory.lease import Use
 from safelight.memory.plan import Refusal
+from safelight.weights.manifest import ComponentManifest
 
 
 def too_large(
-    lease: Lease, refusal: Refusal, place: str, budget: int, most: int | None, partial: bool
+    component: ComponentManifest,
+    use: Use,
+    refusal: Refusal,
+    place: str,
+    budget: int,
+    most: int | None,
+    partial: bool,
 ) -> OutOfMemoryError:
     """Build the error for a lease that the planner refused. It names the least memory and the setting to change.
 
@@ -21,7 +28,7 @@ def too_large(
     ``partial``: whether a component may be resident in part.
     """
     setting = "max_cache_ram_gb" if place == HOST else "max_cache_vram_gb"
-    working, lacking = lease.use.working, refusal.least - refusal.available
+    working, lacking = use.working, refusal.least - refusal.available
     if most is not None and most < budget - working:
         hint = f"{setting} is {_gb(most)}; at least {_gb(most + lacking)} is needed"
     else:
@@ -32,7 +39,7 @@ def too_large(
     hint += f", because {refusal.reason}."
     if not partial:
         hint += " With enable_partial_loading: true it needs less."
-    role = lease.component.role.replace("_", " ")
+    role = component.role.replace("_", " ")
     return OutOfMemoryError(f"The {role}", refusal.least, max(0, refusal.available), hint, final=True)
 
 

@@ -1,5 +1,8 @@
 """Tracks the segments that are resident in one place and the leases that hold them.
 
+The residency owns the lock. Its :class:`SegmentTable` says what is in memory and who holds it; its :class:`Planner`
+decides what is to be in memory; the residency itself carries that out.
+
 A lease gets a component and holds it in one step. Leased segments are never evicted. Room is made before bytes are
 read, so memory use never exceeds the budget. Segments that do not fit are streamed (:mod:`safelight.memory.ring`).
 
@@ -19,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Generator
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -29,31 +31,19 @@ from safelight.devices import host
 from safelight.devices.base import Device
 from safelight.devices.failures import translated
 from safelight.devices.pool import SlabPool
-from safelight.errors import OutOfMemoryError
 from safelight.memory.account import Account
 from safelight.memory.budget import Ledger
 from safelight.memory.lease import ONCE, Coming, Held, Lease, Use
-from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
-from safelight.memory.refusal import too_large
+from safelight.memory.plan import Plan, Refusal
+from safelight.memory.planner import Planner
 from safelight.memory.ring import Ring
-from safelight.memory.segments import Segment, cut
-from safelight.memory.source import Source, Target
+from safelight.memory.segment_table import Holding, SegmentTable
+from safelight.memory.source import Source
 from safelight.weights.manifest import ComponentManifest
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A report line: ``nbytes`` of a component's ``total`` bytes are resident, and ``leases`` leases hold it."""
-
-    component: str
-    nbytes: int
-    total: int
-    leases: int
-
-
-@dataclass
 class Residency:
     """The segments that are resident on ``device``, within the ledger's budget for ``place``.
 
@@ -64,40 +54,43 @@ class Residency:
     ``log``: log each step of each plan.
 
     Thread-safe. One thread reads a segment, and only leases that need the segment wait for it.
+
+    ``lock`` guards ``table`` and the methods of ``planner`` that plan: whoever uses them holds it.
     """
 
-    device: Device
-    ledger: Ledger
-    place: str
-    source: Source
-    partial: bool = True
-    most: int | None = None
-    before_planning: Callable[[], None] = lambda: None
-    log: bool = False
-    pool: SlabPool = field(init=False)
-    _residents: dict[Piece, Held] = field(init=False, default_factory=dict[Piece, Held])
-    _coming: dict[Piece, Coming] = field(init=False, default_factory=dict[Piece, Coming])
-    _favours: dict[Lease, threading.Event] = field(init=False, default_factory=dict[Lease, threading.Event])
-    _pressed: int = field(init=False, default=0)
-    _totals: dict[str, int] = field(init=False, default_factory=dict[str, int])
-    _last: Plan = field(init=False, default=Plan(()))
-    _clock: int = field(init=False, default=0)
-    _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
-
-    def __post_init__(self) -> None:
-        self.pool = SlabPool(self.device, Account(self.ledger, self.place, self.most))
+    def __init__(
+        self,
+        device: Device,
+        ledger: Ledger,
+        place: str,
+        source: Source,
+        partial: bool = True,
+        most: int | None = None,
+        before_planning: Callable[[], None] = lambda: None,
+        log: bool = False,
+    ) -> None:
+        self.device = device
+        self.ledger = ledger
+        self.place = place
+        self.source = source
+        self.pool = SlabPool(device, Account(ledger, place, most))
+        self.lock = threading.RLock()
+        self.table = SegmentTable(self.pool)
+        self.planner = Planner(self.table, device, ledger, place, partial, most, before_planning)
+        self._log_plans = log
+        self._pressed = 0
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of slabs that hold resident segments, without ring slots."""
-        with self._lock:
-            return sum(held.target.slab.nbytes for held in self._residents.values())
+        """See :attr:`SegmentTable.resident_bytes`."""
+        with self.lock:
+            return self.table.resident_bytes
 
     @property
     def coming_bytes(self) -> int:
-        """Bytes of slabs into which segments are being read now."""
-        with self._lock:
-            return sum(coming.target.slab.nbytes for coming in self._coming.values())
+        """See :attr:`SegmentTable.coming_bytes`."""
+        with self.lock:
+            return self.table.coming_bytes
 
     @property
     def pressed(self) -> bool:
@@ -106,18 +99,12 @@ class Residency:
 
     def holdings(self) -> list[Holding]:
         """Return the resident bytes of each component."""
-        with self._lock:
-            keys = dict.fromkeys(piece.component for piece in self._residents)
-            found: list[Holding] = []
-            for key in keys:
-                held = [h for piece, h in self._residents.items() if piece.component == key]
-                nbytes, leases = sum(h.target.slab.nbytes for h in held), max(h.leases for h in held)
-                found.append(Holding(key, nbytes, self._totals[key], leases))
-            return found
+        with self.lock:
+            return self.table.holdings()
 
     def last_plan(self) -> list[dict[str, Any]]:
         """Return the steps of the last plan that was carried out."""
-        return self._last.described()
+        return self.table.last_plan.described()
 
     @contextlib.contextmanager
     def lease(
@@ -137,76 +124,46 @@ class Residency:
             lease.fetch = stack.enter_context(self.source.opened(component, dtype, favour))
             stack.callback(self._end, lease)
             if favour:
-                with self._lock:
-                    self._favours[lease] = threading.Event()
+                with self.lock:
+                    self.table.favours[lease] = threading.Event()
             with translated(f"Memory for the {component.role}"):
-                self._carry_out(lease, lambda: self._plan_new(lease))
+                self._carry_out(lease, lambda: self.planner.plan_new(lease))
             yield lease
-
-    def least(self, component: ComponentManifest, dtype: torch.dtype) -> int:
-        """Return the smallest number of bytes of weights with which a component can run, however slowly."""
-        pieces = [segment.nbytes for segment in cut(component, dtype)]
-        whole = sum(pieces)
-        return min(whole, (self.device.ahead + 1) * max(pieces)) if self.partial else whole
 
     def planned(self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> Plan | Refusal:
         """Plan a lease without carrying out the plan."""
-        with self._lock:
-            self.before_planning()
-            return plan(self._situation(Lease(component, dtype, use, self), False))
-
-    def refused(self, component: ComponentManifest, dtype: torch.dtype, use: Use, refusal: Refusal) -> OutOfMemoryError:
-        """Return the error that a lease would raise for ``refusal``."""
-        return self._refused(Lease(component, dtype, use, self), refusal)
+        with self.lock:
+            return self.planner.plan_later(Lease(component, dtype, use, self))
 
     def adjust(self, lease: Lease) -> None:
         """See :meth:`Lease.adjust`."""
         assert lease.fetch is not None
         self.source.follow(lease.fetch)
         before = set(lease.residents)
-        with self._lock:
-            new = self._plan_running(lease)
+        with self.lock:
+            new = self.planner.plan_running(lease)
             if new is not None and new.staying == before:
-                self._drop_all(new)
+                self.table.evict_dropped(new)
                 self.make_room(0)
                 return
         after = "decided after other reads" if new is None else len(new.staying)
         _log.info("memory changed", place=self.place, before=len(before), after=after, of=len(lease.segments))
-        self._carry_out(lease, lambda: self._plan_running(lease))
-        with self._lock:
-            self._notify(lease, lease.residents.keys() - before, True)
+        self._carry_out(lease, lambda: self.planner.plan_running(lease))
+        with self.lock:
+            lease.tell_change(lease.residents.keys() - before, True)
 
     def follow(self) -> None:
         """Adapt to the current budget: if it shrank, evict segments that no lease holds. Call it between two uses."""
-        with self._lock:
-            self.before_planning()
-            outcome = plan(Situation(self._for_weights(None), self._resident_pieces(None, True), ()))
-            if isinstance(outcome, Plan):
-                self._drop_all(outcome)
+        with self.lock:
+            eviction = self.planner.plan_eviction()
+            if eviction is not None:
+                self.table.evict_dropped(eviction)
             self.make_room(0)
-
-    def _drop_all(self, new_plan: Plan) -> None:
-        """Evict the pieces that a plan drops, if they are still resident and no lease holds them."""
-        for piece in new_plan.pieces("drop"):
-            held = self._residents.get(piece)
-            if held is not None and not held.leases:
-                self._evict(piece)
-
-    def _start_streaming(self, lease: Lease, indices: Collection[int]) -> None:
-        self._notify(lease, indices, False)
-        for index in indices:
-            held = lease.residents.pop(index)
-            held.leases -= 1
-
-    @staticmethod
-    def _notify(lease: Lease, indices: Collection[int], resident: bool) -> None:
-        if lease.on_change is not None and indices:
-            lease.on_change([t.name for i in sorted(indices) for t in lease.segments[i].tensors], resident)
 
     def seal(self) -> None:
         """Make the resident host segments read-only in the kernel, for this process and the processes it forks."""
-        with self._lock:
-            for held in self._residents.values():
+        with self.lock:
+            for held in self.table.residents.values():
                 if not held.target.slab.sealed:
                     host.make_unwritable(held.target.slab.base)
                     held.target.slab.sealed = True
@@ -216,19 +173,19 @@ class Residency:
 
         Wrong segments are evicted as soon as no lease holds them.
         """
-        with self._lock:
-            checked = [held for piece, held in self._residents.items() if piece.is_of(digests)]
+        with self.lock:
+            checked = [held for piece, held in self.table.residents.items() if piece.is_of(digests)]
             for held in checked:
                 held.leases += 1
         wrong: list[Held] = []
         try:
             wrong += [held for held in checked if not held.intact(self.source)]
         finally:
-            with self._lock:
+            with self.lock:
                 for held in wrong:
                     held.spoiled = True
                 for held in checked:
-                    self._release(held)
+                    self.table.release(held)
         return [held.target.segment.label for held in wrong]
 
     def drop(self, digest: str | None = None) -> None:
@@ -236,13 +193,8 @@ class Residency:
 
         Segments that are being read are evicted as soon as no lease holds them. With None, cached slabs are freed too.
         """
-        with self._lock:
-            digests = None if digest is None else (digest,)
-            for piece, held in list(self._residents.items()):
-                if not held.leases and piece.is_of(digests):
-                    self._evict(piece)
-            for piece, coming in self._coming.items():
-                coming.unwanted |= piece.is_of(digests)
+        with self.lock:
+            self.table.evict_free(None if digest is None else (digest,))
             if digest is None:
                 self.pool.trim(0)
             else:
@@ -252,83 +204,17 @@ class Residency:
         """Free cached slabs until the budget has room for ``promise`` more bytes, or no cached slab is left."""
         self.pool.trim(max(0, self.pool.kept_bytes + min(0, self.ledger.free(self.place) - promise)))
 
-    def _plan_running(self, lease: Lease) -> Plan | None:
-        """Plan again for a lease that runs. If the budget is below the least that works, the plan exceeds it.
+    def read(self, lease: Lease) -> None:
+        """Read the lease's coming segments. Then all leases that waited for them hold them.
 
-        None: the lease would lose pieces to segments that are being read now and soon released, so it must wait.
+        The caller does not hold the lock.
         """
-        self.before_planning()
-        situation = self._situation(lease, True)
-        outcome = plan(situation)
-        loses = isinstance(outcome, Refusal) or not outcome.staying.issuperset(lease.residents)
-        if loses and self._coming:
-            return None
-        if isinstance(outcome, Refusal):
-            lacking = outcome.least - outcome.available
-            if self.most is not None:
-                # The settings' limit must hold. The lease's current plan respects it.
-                return lease.plan
-            self.ledger.set_budget(self.place, self.ledger.budget(self.place) + lacking)
-            outcome = plan(replace(situation, budget=situation.budget + lacking))
-        if isinstance(outcome, Refusal):
-            raise self._refused(lease, outcome)
-        return outcome
-
-    def _plan_new(self, lease: Lease) -> Plan | None:
-        """Plan a new lease. None: too little room beside segments that are soon released, so it must wait."""
-        self._forget_spoiled(lease)
-        self.before_planning()
-        outcome = plan(self._situation(lease, True))
-        temporary = self._coming or (self._favours and lease not in self._favours)
-        if temporary and (isinstance(outcome, Refusal) or outcome.slots):
-            return None
-        if isinstance(outcome, Refusal):
-            # Tensors may be free by now, or only held by a reference cycle, such as an error and its frames.
-            self.pool.collect()
-            self.pool.trim()
-            outcome = plan(self._situation(lease, True))
-        if isinstance(outcome, Refusal):
-            raise self._refused(lease, outcome)
-        return outcome
-
-    def _situation(self, lease: Lease, reading: bool) -> Situation:
-        """``reading``: whether segments that are being read count as held. False: as if they were read already."""
-        return Situation(
-            budget=self._for_weights(lease),
-            residents=self._resident_pieces(lease, reading),
-            needed=tuple(segment.piece for segment in lease.segments),
-            passes=lease.use.passes,
-            upcoming=lease.use.upcoming,
-            partial=self.partial,
-            ahead=self.device.ahead,
-        )
-
-    def _resident_pieces(self, lease: Lease | None, reading: bool) -> tuple[Resident, ...]:
-        """Return all resident and coming segments, as the planner sees them for ``lease``."""
-        own = {} if lease is None else lease.residents
-        residents = [
-            Resident(piece, held.used, held.leases > (own.get(piece.index) is held))
-            for piece, held in self._residents.items()
-        ]
-        return (*residents, *(Resident(piece, self._clock, reading) for piece in self._coming))
-
-    def _for_weights(self, lease: Lease | None) -> int:
-        """Return the bytes for resident segments and the lease's ring.
-
-        That is the budget minus the bytes promised to computing, at most what the settings allow, minus other storage.
-        """
-        ring = lease.ring.nbytes if lease is not None and lease.ring is not None else 0
-        others = self.ledger.stored(self.place) - self.resident_bytes - self.coming_bytes - self.pool.kept_bytes - ring
-        promised = self.ledger.reserved(self.place)
-        if lease is not None and lease.reserved is None:
-            promised += lease.use.working
-        # Once they are leased, the components beside it hold their bytes themselves.
-        others += lease.use.leave if lease is not None and not lease.begun else 0
-        allowed = self.ledger.budget(self.place) - promised
-        return (allowed if self.most is None else min(allowed, self.most)) - others
-
-    def _refused(self, lease: Lease, refusal: Refusal) -> OutOfMemoryError:
-        return too_large(lease, refusal, self.place, self.ledger.budget(self.place), self.most, self.partial)
+        if not lease.coming:
+            return
+        assert lease.fetch is not None
+        proofs = lease.fetch([coming.target for coming in lease.coming])
+        with self.lock:
+            self.table.receive(lease, proofs)
 
     def _carry_out(self, lease: Lease, decide: Callable[[], Plan | None]) -> None:
         """Carry out the plan that ``decide`` returns, until all its pieces are resident.
@@ -340,34 +226,31 @@ class Residency:
             while not self._attempt(lease, decide):
                 pass
         except BaseException:
-            with self._lock:
-                self._abandon(lease)
+            with self.lock:
+                self.table.abandon(lease)
             raise
 
     def _attempt(self, lease: Lease, decide: Callable[[], Plan | None]) -> bool:
         presses = False
         try:
-            with self._lock:
+            with self.lock:
                 new_plan = decide()
                 if new_plan is None:
-                    presses, awaited = True, [coming.over for coming in self._coming.values()]
-                    awaited += [over for favour, over in self._favours.items() if favour is not lease]
+                    presses, awaited = True, self.table.ends_of_others(lease)
                     self._pressed += 1
                 else:
                     awaited = [coming.over for coming in self._reserve(lease, new_plan)]
-            self._read(lease)
+            self.read(lease)
             for over in awaited:
                 over.wait()
         finally:
             if presses:
-                with self._lock:
+                with self.lock:
                     self._pressed -= 1
-        with self._lock:
+        with self.lock:
             if new_plan is None or not new_plan.staying <= lease.residents.keys():
                 return False
-            self._clock += 1
-            for held in lease.residents.values():
-                held.used = self._clock
+            self.table.mark_used(lease)
             return True
 
     def _reserve(self, lease: Lease, new_plan: Plan) -> list[Coming]:
@@ -375,24 +258,26 @@ class Residency:
 
         Returns the segments that other leases are reading and this one needs. The caller has the lock.
         """
-        lease.plan = self._last = new_plan
-        self._note_totals(lease)
-        if self.log:
+        table = self.table
+        table.adopt(lease, new_plan)
+        if self._log_plans:
             for step in new_plan.steps:
                 _log.info("memory", place=self.place, action=step.action, piece=step.piece, reason=step.reason)
         if lease.ring is not None:
             lease.ring.close()
             lease.ring = None
-        self._start_streaming(lease, lease.residents.keys() - new_plan.staying)
-        self._drop_all(new_plan)
+        streaming = lease.residents.keys() - new_plan.staying
+        lease.tell_change(streaming, False)
+        table.stop_holding(lease, streaming)
+        table.evict_dropped(new_plan)
         awaited: list[Coming] = []
         for piece in new_plan.pieces("keep"):
-            if piece in self._coming:
-                self._coming[piece].waiting.append(lease)
-                awaited.append(self._coming[piece])
+            if piece in table.coming:
+                table.coming[piece].waiting.append(lease)
+                awaited.append(table.coming[piece])
             else:
-                self._hold(lease, self._residents[piece])
-        self._expect(lease, [lease.segments[piece.index] for piece in new_plan.pieces("load")])
+                table.hold(lease, table.residents[piece])
+        table.expect(lease, [lease.segments[piece.index] for piece in new_plan.pieces("load")])
         streamed = [lease.segments[piece.index] for piece in new_plan.pieces("stream")]
         if streamed:
             assert lease.fetch is not None
@@ -405,92 +290,17 @@ class Residency:
         lease.begun = True
         return awaited
 
-    def _note_totals(self, lease: Lease) -> None:
-        total = sum(segment.nbytes for segment in lease.segments)
-        self._totals |= {piece.component: total for piece in lease.pieces}
-        self._totals[lease.key] = sum(piece.nbytes for piece in lease.pieces if piece.component == lease.key)
-
-    @staticmethod
-    def _hold(lease: Lease, held: Held) -> None:
-        if held.target.segment.piece.index not in lease.residents:
-            held.leases += 1
-            lease.residents[held.target.segment.piece.index] = held
-
-    def _expect(self, lease: Lease, missing: list[Segment]) -> None:
-        """Take slabs for the segments that the lease will read. The caller has the lock."""
-        for segment in missing:
-            target = Target.of(segment, self.pool.take(segment.nbytes, lease.key, segment.label))
-            coming = Coming(target, [lease])
-            self._coming[segment.piece] = coming
-            lease.coming.append(coming)
-
-    def _read(self, lease: Lease) -> None:
-        """Read the lease's coming segments without the lock. Then all leases that waited for them hold them."""
-        if not lease.coming:
-            return
-        assert lease.fetch is not None
-        proofs = lease.fetch([coming.target for coming in lease.coming])
-        with self._lock:
-            for coming, proof in zip(lease.coming, proofs, strict=True):
-                piece = coming.target.segment.piece
-                held = Held(coming.target, proof, used=self._clock, unwanted=coming.unwanted)
-                self._residents[piece] = held
-                del self._coming[piece]
-                for waiting in coming.waiting:
-                    self._hold(waiting, held)
-                coming.over.set()
-            lease.coming = []
-
-    def _abandon(self, lease: Lease) -> None:
-        """Return the slabs of coming segments that the lease did not read. The caller has the lock."""
-        for coming in lease.coming:
-            piece = coming.target.segment.piece
-            if self._coming.get(piece) is coming:
-                del self._coming[piece]
-                coming.target.tensors.clear()
-                self.pool.give(coming.target.slab)
-            coming.over.set()
-        lease.coming = []
-
-    def _forget_spoiled(self, lease: Lease) -> None:
-        """Evict segments that are known to be wrong or unwanted, so that a new lease does not use them."""
-        for piece, held in list(self._residents.items()):
-            if held.passing and piece in lease.pieces:
-                self._evict(piece)
-
     def _end(self, lease: Lease) -> None:
         try:
             if lease.ring is not None:
                 lease.ring.close()
         finally:
-            with self._lock:
+            with self.lock:
                 lease.ring = None
-                self._let_go(lease)
-                favour = self._favours.pop(lease, None)
+                self.table.release_all(lease)
+                if lease.reserved is not None:
+                    self.ledger.credit(lease.reserved)
+                    lease.reserved = None
+                favour = self.table.favours.pop(lease, None)
                 if favour is not None:
                     favour.set()
-
-    def _let_go(self, lease: Lease) -> None:
-        self._abandon(lease)
-        for coming in self._coming.values():
-            if lease in coming.waiting:
-                coming.waiting.remove(lease)
-        for held in lease.residents.values():
-            self._release(held)
-        lease.residents = {}
-        if lease.reserved is not None:
-            self.ledger.credit(lease.reserved)
-            lease.reserved = None
-
-    def _release(self, held: Held) -> None:
-        held.leases -= 1
-        piece = held.target.segment.piece
-        if held.passing and self._residents.get(piece) is held:
-            self._evict(piece)
-
-    def _evict(self, piece: Piece) -> None:
-        held = self._residents.pop(piece)
-        held.target.tensors.clear()
-        if not self.pool.give(held.target.slab):
-            what = held.target.segment.label
-            _log.warning("a tensor is still referenced after its binding ended; its memory is not reused", what=what)

@@ -34,7 +34,7 @@ def fits(request: Request, model: Model, resources: Resources) -> dict[str, Any]
         decided = resources.residency.planned(component, dtype, use)
         streamed = 0
         if isinstance(decided, Refusal):
-            refused = refused or resources.residency.refused(component, dtype, use, decided)
+            refused = refused or resources.residency.planner.refused(component, use, decided)
         else:
             streamed = decided.nbytes("stream")
         components.append(
@@ -74,7 +74,7 @@ def fits(request: Request, model: Model, resources: Resources) -> dict[str, Any]
 def _advice(resources: Resources, components: list[dict[str, Any]]) -> list[str]:
     if not any(c["streamed"] or not c["resident"] for c in components):
         return []
-    most = resources.residency.most
+    most = resources.residency.planner.most
     budget = resources.residency.ledger.budget(resources.residency.place)
     advice: list[str] = []
     largest = max(c["total"] + (0 if most is not None else c["working"]) for c in components)

@@ -222,7 +222,7 @@ def uses_of(
     promised = resources.working.estimate(work) if resources.promised is None else resources.promised
     # What lies over weights is computed before they are used, never at the same time.
     promised = max(promised, *(c.working if isinstance(c, Adapted) else 0 for c, _ in components))
-    least = [resources.residency.least(component, dtype) for component, dtype in components]
+    least = [resources.residency.planner.least(component, dtype) for component, dtype in components]
     last = len(components) - 1
     return [
         Use(task.passes, promised if place == last else 0, (*keys[:place], *upcoming), sum(least[:place]))
