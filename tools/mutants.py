@@ -282,8 +282,8 @@ MUTANTS = (
     ),
     Mutant(
         "a cancel is known before the worker is told",
-        "workers/dispatcher.py",
-        "        self._cancelled.add(job_id)\n",
+        "workers/job_runner.py",
+        "        self.cancelled.add(job_id)\n",
         "        pass\n",
         "tests/workers/test_dispatcher.py",
     ),
@@ -297,14 +297,14 @@ MUTANTS = (
     Mutant(
         "an end that could not be written is written before the next job",
         "workers/dispatcher.py",
-        "        self._write()\n        choice",
-        "        choice",
+        "        self._write()\n        at_hand",
+        "        at_hand",
         "tests/workers/test_dispatcher.py",
     ),
     Mutant(
         "a cancel between two tries",
         "workers/dispatcher.py",
-        "            if job.id in self._cancelled:\n                # Since",
+        "            if job.id in self._runner.cancelled:\n                # Since",
         "            if False:\n                # Since",
         "tests/workers/test_dispatcher.py",
     ),

@@ -27,7 +27,7 @@ from safelight.server.apis.a1111_progress import describe_progress
 from safelight.server.apis.a1111_titles import by_title
 from safelight.server.clients import CLIENTS, Client, Clients
 from safelight.server.problems import RefusedError
-from safelight.workers.dispatcher import RunningJob
+from safelight.workers.job_runner import RunningJob
 
 
 def test_state_19_a_name_is_never_another_models_file_name(tiny: Path, tmp_path: Path) -> None:

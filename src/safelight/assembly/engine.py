@@ -116,7 +116,7 @@ def _open_memory(settings: Settings, device: Device, threads: int) -> _Memory:
     verification = Verification(settings.verify_transfers)
     host = _host_tier(settings, ledger, threads)
     limits, tiers = [_host_limits(ledger, host)], [host]
-    host.planner.planner.before_planning = limits[0].follow
+    host.planner.before_planning = limits[0].follow
     stage_bytes = selftest.copies(device, settings.root).stage_bytes if device.separate else 0
     transfers = Transfers(device, verification, stage_bytes)
     if device.separate:

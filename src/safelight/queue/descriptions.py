@@ -1,0 +1,64 @@
+"""What listeners and clients learn about jobs, images and progress, as plain values. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safelight.queue.database import Database, StoredImage
+from safelight.queue.events import Event, Events
+from safelight.queue.job import QueuedJob
+from safelight.request.results import Progress
+
+
+def tell_job(job_id: str, database: Database, events: Events) -> None:
+    """Tell the listeners the present state of a job."""
+    job = database.job(job_id)
+    if job is not None:
+        events.tell(Event("job", job_id, described(job)))
+
+
+def advanced(progress: Progress) -> dict[str, Any]:
+    """The progress of a job as plain values."""
+    return {"stage": progress.stage, "image": progress.image, "step": progress.step, "steps": progress.steps}
+
+
+def described(job: QueuedJob) -> dict[str, Any]:
+    """A job as plain values."""
+    request = job.request
+    return {
+        "id": job.id,
+        "number": job.number,
+        "state": job.state,
+        "model": request.model,
+        "model_digest": job.model_digest,
+        "request": {name: getattr(request, name) for name in request.__slots__},
+        "client": job.client,
+        "priority": job.priority,
+        "created": job.created,
+        "started": job.started,
+        "ended": job.ended,
+        "attempts": job.attempts,
+        "images": job.images,
+        "overtaken": job.overtaken,
+        "reason": job.reason,
+        "failure": job.failure,
+    }
+
+
+def pictured(image: StoredImage) -> dict[str, Any]:
+    """An image as plain values."""
+    return {
+        "id": image.id,
+        "job": image.job,
+        "place": image.place,
+        "width": image.width,
+        "height": image.height,
+        "seed": image.seed,
+        "model": image.model,
+        "model_digest": image.model_digest,
+        "pixels_sha256": image.pixels_sha256,
+        "created": image.created,
+        "metadata": dict(image.metadata),
+        "url": f"/api/v1/images/{image.id}/file",
+        "thumbnail": f"/api/v1/images/{image.id}/thumbnail",
+    }

@@ -1,0 +1,209 @@
+"""Runs a job: gives it to the worker, passes on its progress, stores its images, and says how it ended. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import structlog
+
+from safelight.errors import Cancelled, InputError, SafelightError, StorageError, WorkerDiedError
+from safelight.queue.database import Database
+from safelight.queue.descriptions import advanced, tell_job
+from safelight.queue.events import Event, Events
+from safelight.queue.image_files import preview_url
+from safelight.queue.image_store import ImageStore
+from safelight.queue.job import ATTEMPTS, Failure, QueuedJob
+from safelight.request.job import Job
+from safelight.request.results import Progress
+from safelight.request.schema import Request
+from safelight.workers.isolation import Isolating
+from safelight.workers.messages import Ended, Generate, Made, Progressed
+from safelight.workers.supervisor import Supervisor
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """The running job and its progress. ``since``: the time of its start, in seconds since 1970."""
+
+    job: QueuedJob
+    since: float
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The outcome of one attempt at a job.
+
+    state: ``queued`` if the job goes back into the queue.
+    free: whether the attempt does not count.
+    seconds: how long it ran.
+    """
+
+    state: Literal["queued", "done", "failed", "cancelled"]
+    reason: str = ""
+    failure: Failure = ""
+    free: bool = False
+    seconds: float = 0.0
+
+
+class JobRunner:
+    """Runs one job at a time, on the worker or, if the job asks for it, in an isolated process.
+
+    One thread calls :meth:`run`. Any thread may call the other methods and read the attributes.
+
+    resolve: resolves the request of a job that an earlier version stored, by the model with a digest.
+    upcoming: returns the models of the next jobs, the soonest first.
+    stopping: set when the server stops.
+
+    The attribute ``cancelled`` has the identifiers of the running jobs that somebody cancelled. ``at_hand`` has the
+    digests of the models in the worker's memory, that of the last job first. ``memory`` is the worker's last report of
+    its memory.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        images: ImageStore,
+        supervisor: Supervisor,
+        isolator: Isolating,
+        events: Events,
+        resolve: Callable[[Request, str], Job],
+        upcoming: Callable[[], tuple[str, ...]],
+        stopping: threading.Event,
+    ) -> None:
+        self._database = database
+        self._images = images
+        self._supervisor = supervisor
+        self._isolator = isolator
+        self._events = events
+        self._resolve = resolve
+        self._upcoming = upcoming
+        self._stopping = stopping
+        self._interrupted = False
+        self.state: RunningJob | None = None
+        self.cancelled: set[str] = set()
+        self.at_hand: tuple[str, ...] = ()
+        self.memory: Mapping[str, Any] = {}
+
+    def run(self, job: QueuedJob) -> Outcome:
+        """Run a job, until it ends or goes back into the queue."""
+        begun = time.time()
+        self.state = RunningJob(job, begun)
+        try:
+            outcome = self._attempt(job)
+        finally:
+            self.state = None
+        return replace(outcome, seconds=time.time() - begun)
+
+    def cancel(self, job_id: str) -> None:
+        """Stop a running job at its next step. It ends as cancelled."""
+        # Before the message to the worker: if the worker is still starting or dies now, no other worker gets the job.
+        self.cancelled.add(job_id)
+        self._supervisor.cancel(job_id)
+        self._isolator.cancel(job_id)
+
+    def interrupt(self) -> None:
+        """Stop the running job at its next step, and start no other. It goes back into the queue."""
+        self._interrupted = True
+        if (state := self.state) is not None:
+            self._supervisor.cancel(state.job.id)
+            self._isolator.cancel(state.job.id)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._supervisor.close()
+        self._isolator.close()
+
+    def _attempt(self, job: QueuedJob) -> Outcome:
+        """Run a job, and turn each error into an outcome."""
+        try:
+            tell_job(job.id, self._database, self._events)
+            if job.unreadable:
+                return Outcome("failed", f"this version cannot read its request: {job.unreadable}", "input")
+            if job.images >= job.request.count:
+                # An earlier server stopped between the job's last image and its end.
+                return Outcome("done")
+            return self._make_images(job)
+        except Cancelled:
+            return self._stopped_outcome(job)
+        except WorkerDiedError as error:
+            self.at_hand = ()
+            self._events.tell(Event("worker", job.id, {"died": str(error), "restarts": self._supervisor.restarts}))
+            return self._retry_or_fail(job, str(error))
+        except StorageError as error:
+            return Outcome("queued", str(error), "storage", free=True)
+        except InputError as error:
+            return Outcome("failed", str(error), "input")
+        except SafelightError as error:
+            return Outcome("failed", str(error), "failed")
+        except Exception as error:  # noqa: BLE001 - an error in one job must not stop the other jobs
+            _log.exception("an unexpected error in a job", job=job.id)
+            return Outcome("failed", f"{type(error).__name__}: {error}", "failed")
+
+    def _retry_or_fail(self, job: QueuedJob, why: str) -> Outcome:
+        if self._stopping.is_set() or job.id in self.cancelled:
+            return self._stopped_outcome(job)
+        if job.attempts < ATTEMPTS:
+            return Outcome("queued", f"{why}; Safelight tries the job again")
+        return Outcome("failed", f"{why}, {job.attempts} times", "worker")
+
+    def _stopped_outcome(self, job: QueuedJob) -> Outcome:
+        """The outcome of a job that a user cancelled, or that the stopping server interrupted."""
+        if job.id in self.cancelled:
+            return Outcome("cancelled", "cancelled while it ran")
+        return Outcome("queued", "the server was stopped while it ran", free=True)
+
+    def _make_images(self, job: QueuedJob) -> Outcome:
+        runner = self._isolator if job.request.isolate else self._supervisor
+        messages = runner.run(self._message_for(job), lambda: job.id in self.cancelled or self._interrupted)
+        with contextlib.closing(messages):
+            for message in messages:
+                match message:
+                    case Progressed(_, progress):
+                        self._report_progress(job, progress)
+                    case Made(_, place, image):
+                        self._images.add(job, place, image)
+                    case Ended(_, kind, problem, resident):
+                        if not job.request.isolate:
+                            self.at_hand = (job.group, *(digest for digest in resident if digest != job.group))
+                        self._supervisor.ask("memory").add_done_callback(self._store_memory)
+                        if kind == "cancelled":
+                            return self._stopped_outcome(job)
+                        return Outcome("done") if kind == "done" else Outcome("failed", problem, kind)
+                    case _:
+                        raise AssertionError(message)
+        raise AssertionError("the worker's messages end with Ended")
+
+    def _message_for(self, job: QueuedJob) -> Generate:
+        """The message that starts the job. It begins after the images that are already stored."""
+        content = job.content or self._resolve(job.request, job.model_digest)
+        return Generate(job.id, content, job.images, self._upcoming())
+
+    def _report_progress(self, job: QueuedJob, progress: Progress) -> None:
+        state = self.state
+        assert state is not None
+        self.state = RunningJob(job, state.since, progress)
+        if progress.memory is not None:
+            self.memory = progress.memory
+            self._events.tell(Event("memory", job.id, progress.memory))
+        preview = {} if progress.preview is None else {"preview": preview_url(progress.preview)}
+        self._events.tell(Event("progress", job.id, {**advanced(progress), **preview}))
+        if progress.stage == "denoise" and progress.step == 1:
+            upcoming = [name for name in self._upcoming() if name != job.request.model]
+            if upcoming:
+                # The next checkpoint loads while this one computes, if there is room.
+                self._supervisor.ask("prefetch", upcoming[0])
+
+    def _store_memory(self, memory: Future[Any]) -> None:
+        """Store the worker's memory report between two jobs. A worker that died meanwhile sends none."""
+        if memory.exception() is None:
+            self.memory = memory.result()
+            self._events.tell(Event("memory", "", self.memory))
