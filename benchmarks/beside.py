@@ -93,10 +93,10 @@ def steps(root: Path, names: tuple[str, str], size: int, count: int, times: int)
         return [after - before for (before, alive), (after, _) in itertools.pairwise(ends) if alive]
 
     def prefetch(taken: list[float]) -> None:
-        engine.unload(engine.library.get(names[1]).digest)
+        engine.loaded.unload(engine.library.get(names[1]).digest)
         with SlowDisk():
             start = time.perf_counter()
-            engine.prefetch(names[1])
+            engine.loaded.prefetch(names[1])
             taken.append(time.perf_counter() - start)
 
     alone: list[float] = []

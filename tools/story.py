@@ -159,7 +159,7 @@ def broken_kernel(_: LocalEngine) -> AbstractContextManager[None]:
 
 def memory_reused_early(engine: LocalEngine) -> AbstractContextManager[None]:
     """Make large copies to the device read their source after the next bytes have overwritten it."""
-    engine.unload(None)
+    engine.loaded.unload(None)
     push = engine.resources.device.push
 
     def late(source: torch.Tensor, target: torch.Tensor) -> Any:

@@ -54,7 +54,7 @@ def test_state_32_another_jobs_dtype_and_memory_are_its_own(root: Path, ask: Ask
     assert later.metadata["run"] == fresh.metadata["run"]
     assert later.metadata["run"]["dtype"] == "fp32"
     assert later.pixels_sha256 == fresh.pixels_sha256
-    engine.unload(None)
+    engine.loaded.unload(None)
     assert [tier.resident_bytes for tier in engine.tiers] == [0] * len(engine.tiers)
 
 

@@ -203,7 +203,7 @@ def test_state_29_when_memory_runs_out_the_adapter_is_not_lost(root: Path, ask: 
         plain, right = pixels(engine, ask()), pixels(engine, ask(loras=(lora(1),)))
         assert plain != right
         for failures in (1, 4):
-            engine.unload(None)
+            engine.loaded.unload(None)
             device.faults.failed_allocations = failures
             try:
                 assert pixels(engine, ask(loras=(lora(1),))) == right
@@ -286,7 +286,7 @@ def test_a_checkpoint_that_was_moved_is_read_where_it_is(
     places[0].write_bytes((tiny / "a.safetensors").read_bytes())
     right = pixels(engine, Request(model=str(places[0]), **asked))
     places[0].rename(places[1])
-    engine.unload(None)
+    engine.loaded.unload(None)
     assert pixels(engine, Request(model=str(places[1]), **asked)) == right
 
 

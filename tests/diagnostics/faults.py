@@ -305,7 +305,7 @@ def kept_reference(scene: Scene) -> Generator[None]:
     residency = scene.engine.resources.residency
     held = next(iter(residency.table.residents.values()))
     keeps = next(iter(held.target.tensors.values())).detach()
-    scene.engine.unload(None)
+    scene.engine.loaded.unload(None)
     yield
     del keeps, held
 

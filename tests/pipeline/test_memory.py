@@ -31,7 +31,7 @@ def ask(**more) -> safelight.Request:
 
 
 def whole(engine: LocalEngine) -> int:
-    engine.make_resident(engine.library.get(STARTER))
+    engine.loaded.load(engine.library.get(STARTER))
     return engine.resources.residency.resident_bytes
 
 

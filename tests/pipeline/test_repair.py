@@ -73,7 +73,7 @@ def test_copy_01_a_device_whose_asynchronous_copies_fail_makes_the_image_without
     with simulated() as device:
         engine = open_engine(load_settings(root, verify_transfers="off"), device)
         right = next(engine.generate(ask())).pixels_sha256
-        engine.unload(None)
+        engine.loaded.unload(None)
         device.faults.early_frees = 1 << 30
         image = next(engine.generate(ask()))
         assert image.pixels_sha256 == right
@@ -181,7 +181,7 @@ def test_load_07_a_file_that_is_spoiled_is_not_used_again(engine: LocalEngine, t
     engine.library.add(path)
     request = safelight.Request("x", "m", steps=1, width=64, height=64)
     right = next(engine.generate(request)).pixels_sha256
-    engine.unload(None)
+    engine.loaded.unload(None)
     spoiled = bytearray(sound)
     spoiled[-5000] ^= 1
     path.write_bytes(spoiled)
@@ -203,7 +203,7 @@ def test_a_conversion_that_is_spoiled_is_made_again(engine: LocalEngine, tiny: P
     model = engine.library.add(tiny / "old.ckpt", "old")
     request = safelight.Request("x", "old", steps=1, width=64, height=64)
     right = next(engine.generate(request)).pixels_sha256
-    engine.unload(None)
+    engine.loaded.unload(None)
     conversion = model.manifest.files[0].path
     data = bytearray(conversion.read_bytes())
     data[-5000] ^= 4

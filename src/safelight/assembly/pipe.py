@@ -73,4 +73,4 @@ def carried_out(engine: LocalEngine, job: Generate, pipe: Pipe, stopped: Callabl
     except Exception as error:  # noqa: BLE001 - the server must learn the reason
         traceback.print_exc()
         kind, problem, must_exit = "failed", f"{type(error).__name__}: {error}", True
-    return Ended(job.job, kind, problem, tuple(engine.resident())), must_exit
+    return Ended(job.job, kind, problem, tuple(engine.loaded.resident())), must_exit

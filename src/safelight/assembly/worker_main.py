@@ -60,7 +60,7 @@ class Worker:
         threading.Thread(target=self._listen, name="safelight-listen", daemon=True).start()
         for name in message.pinned:
             try:
-                self._engine.pin(name)
+                self._engine.loaded.pin(name)
             except SafelightError as error:
                 structlog.get_logger().warning("a model cannot be pinned", model=name, why=str(error))
         while True:
@@ -94,17 +94,17 @@ class Worker:
         if ask.what == "memory":
             return engine.memory()
         if ask.what == "prefetch":
-            return engine.prefetch(ask.model)
+            return engine.loaded.prefetch(ask.model)
         match ask.what:
             case "load":
-                engine.make_resident(engine.library.resolve(ask.model))
+                engine.loaded.load(engine.library.resolve(ask.model))
             case "pin":
-                engine.pin(ask.model)
+                engine.loaded.pin(ask.model)
             case "unpin":
-                engine.unpin(ask.model)
+                engine.loaded.unpin(ask.model)
             case _:
-                engine.unload(ask.model or None)
-        return list(engine.resident())
+                engine.loaded.unload(ask.model or None)
+        return list(engine.loaded.resident())
 
     def _work(self, job: Generate) -> None:
         ended, must_exit = carried_out(self._engine, job, self._pipe, lambda: job.job in self._cancelled)

@@ -32,7 +32,7 @@ def memory(
     engine = open_engine(loaded(context, root).settings)
     for name in models or []:
         with byte_bar(f"reading {name}") as on_bytes:
-            engine.make_resident(engine.library.resolve(name, on_bytes))
+            engine.loaded.load(engine.library.resolve(name, on_bytes))
     found = engine.memory()
     if as_json:
         say_json(found)

@@ -230,7 +230,7 @@ class Doctor:
         if self.engine.repairs.check(model):
             return "memory", READ_AGAIN
         known = {str(canary.run["attention"]): canary for canary in self._canaries.history(model)}
-        self.engine.unload(model.digest)
+        self.engine.loaded.unload(model.digest)
         image, _ = self._image(model)
         if image is None:
             return "state", "Restart Safelight, and report it with `safelight doctor --save FILE`."

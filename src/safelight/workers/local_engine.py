@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,6 +28,7 @@ from safelight.request.schema import Request
 from safelight.resolve.contents import Contents, find_contents
 from safelight.resolve.resolve import resolve
 from safelight.workers.engine import ignore
+from safelight.workers.loaded_models import LoadedModels
 
 OnSwitch = Callable[[Model, Resources], None]
 """Called before an image whose model differs from that of the last image. If it raises, the job fails."""
@@ -45,7 +45,8 @@ class LocalEngine:
     report: returns the memory of each place, see :meth:`memory`.
     tiers: all residencies, the host's first.
 
-    The attribute ``on_switch`` may be set, for example to a canary.
+    The attribute ``on_switch`` may be set, for example to a canary. The attribute ``loaded`` loads, pins and unloads
+    models.
     """
 
     def __init__(
@@ -66,8 +67,7 @@ class LocalEngine:
         self.on_switch: OnSwitch | None = None
         self._last = ""
         self._lock = threading.RLock()
-        self._pins: dict[str, ExitStack] = {}
-        self._used: dict[str, tuple[str, ...]] = {}
+        self.loaded = LoadedModels(library, self.resources, self.bench_for, self.tiers)
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """See :class:`safelight.workers.engine.Engine`. The request is resolved now, not when the iteration begins."""
@@ -96,8 +96,7 @@ class LocalEngine:
         contents = find_contents(job, self.catalog, model)
         settings = self._decide(job.request.precision, model)
         resources = replace(self.resources, run=settings, upcoming=self._component_keys(upcoming, settings))
-        self._used.pop(model.digest, None)
-        self._used[model.digest] = components.component_keys(model, settings)
+        self.loaded.mark_used(model, settings)
         return self._images(contents, resources, on_progress, first)
 
     def _find_model(self, job: Job) -> Model:
@@ -178,49 +177,6 @@ class LocalEngine:
         """
         return self._report()
 
-    def prefetch(self, name: str) -> bool:
-        """Load as much of a model as free memory allows; evict nothing. Returns whether all of it is resident."""
-        model = self.library.resolve(name)
-        return components.prefetch(model, self.bench_for(model))
-
-    def resident(self) -> list[str]:
-        """The digests of the used models that are completely resident on the computing device, the last used first."""
-        holdings = self.resources.residency.holdings()
-        whole = {holding.component for holding in holdings if holding.nbytes >= holding.total}
-        used = list(reversed(list(self._used.items())))
-        return [digest for digest, keys in used if whole.issuperset(keys)]
-
-    def pin(self, name: str) -> None:
-        """Load a model and keep it in memory until :meth:`unpin`.
-
-        Raises OutOfMemoryError when the complete model does not fit.
-        """
-        model = self.library.checked(self.library.resolve(name))
-        self.unpin(name)
-        self._pins[name] = components.pinned(model, self.bench_for(model))
-
-    def unpin(self, name: str) -> None:
-        """End the pin of a model; do nothing if it is not pinned."""
-        pin = self._pins.pop(name, None)
-        if pin is not None:
-            pin.close()
-
-    def unload(self, digest: str | None) -> None:
-        """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache."""
-        self.resources.conditionings.clear()
-        name = next((card.name for card in self.library.cards() if card.digest == digest), None)
-        model = None if name is None else self.library.find_named(name)
-        for tier in self.tiers:
-            if digest is None:
-                tier.drop()
-            elif model is not None:
-                for component in model.manifest.components:
-                    tier.drop(component.digest)
-
-    def make_resident(self, model: Model) -> None:
-        """Load as much of a model as fits, without making an image; evict other models if necessary."""
-        components.preload(self.library.checked(model), self.bench_for(model))
-
     def share(self, job: Job) -> None:
         """Prepare this process to fork children that make images of such jobs. Compute nothing.
 
@@ -248,7 +204,4 @@ class LocalEngine:
 
     def close(self) -> None:
         """End all pins and evict all models."""
-        for name in list(self._pins):
-            self.unpin(name)
-        for tier in self.tiers:
-            tier.drop()
+        self.loaded.close()

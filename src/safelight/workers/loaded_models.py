@@ -1,0 +1,90 @@
+"""The models in an engine's memory: loads, pins and unloads them, and says which ones are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from safelight.catalog.library import Library
+from safelight.catalog.model import Model
+from safelight.memory.residency import Residency
+from safelight.pipeline import components
+from safelight.pipeline.resources import Resources
+from safelight.request.run_settings import RunSettings
+
+
+class LoadedModels:
+    """The models in the memory of an engine.
+
+    bench_for: returns the resources of a generation by a model.
+    tiers: all residencies of the engine, the host's first.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        resources: Resources,
+        bench_for: Callable[[Model], Resources],
+        tiers: Sequence[Residency],
+    ) -> None:
+        self._library = library
+        self._resources = resources
+        self._bench_for = bench_for
+        self._tiers = tiers
+        self._pins: dict[str, ExitStack] = {}
+        self._used: dict[str, tuple[str, ...]] = {}
+
+    def mark_used(self, model: Model, settings: RunSettings) -> None:
+        """Make a model, which a job uses with these run settings, the last used one."""
+        self._used.pop(model.digest, None)
+        self._used[model.digest] = components.component_keys(model, settings)
+
+    def resident(self) -> list[str]:
+        """The digests of the used models that are completely resident on the computing device, the last used first."""
+        holdings = self._resources.residency.holdings()
+        whole = {holding.component for holding in holdings if holding.nbytes >= holding.total}
+        used = list(reversed(list(self._used.items())))
+        return [digest for digest, keys in used if whole.issuperset(keys)]
+
+    def prefetch(self, name: str) -> bool:
+        """Load as much of a model as free memory allows; evict nothing. Returns whether all of it is resident."""
+        model = self._library.resolve(name)
+        return components.prefetch(model, self._bench_for(model))
+
+    def load(self, model: Model) -> None:
+        """Load as much of a model as fits, without making an image; evict other models if necessary."""
+        components.preload(self._library.checked(model), self._bench_for(model))
+
+    def unload(self, digest: str | None) -> None:
+        """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache."""
+        self._resources.conditionings.clear()
+        name = next((card.name for card in self._library.cards() if card.digest == digest), None)
+        model = None if name is None else self._library.find_named(name)
+        for tier in self._tiers:
+            if digest is None:
+                tier.drop()
+            elif model is not None:
+                for component in model.manifest.components:
+                    tier.drop(component.digest)
+
+    def pin(self, name: str) -> None:
+        """Load a model and keep it in memory until :meth:`unpin`.
+
+        Raises OutOfMemoryError when the complete model does not fit.
+        """
+        model = self._library.checked(self._library.resolve(name))
+        self.unpin(name)
+        self._pins[name] = components.pinned(model, self._bench_for(model))
+
+    def unpin(self, name: str) -> None:
+        """End the pin of a model; do nothing if it is not pinned."""
+        pin = self._pins.pop(name, None)
+        if pin is not None:
+            pin.close()
+
+    def close(self) -> None:
+        """End all pins and evict all models."""
+        for name in list(self._pins):
+            self.unpin(name)
+        for tier in self._tiers:
+            tier.drop()
