@@ -297,7 +297,7 @@ def test_the_scanner_reads_what_the_machine_read(tmp_path: Path) -> None:
         program = archive.read("a/data.pkl")
     machine = inert.Machine(program + b"cos\nsystem\n.")
     pickles._load(tmp_path, machine)
-    assert machine.at == len(program)
+    assert machine.bytes.at == len(program)
     with pytest.raises(UnsafeFileError):
         pickles._load(tmp_path, machine)
     assert io.BytesIO(program).read() == program

@@ -121,48 +121,14 @@ class Tensor:
     strides: tuple[int, ...]
 
 
-class Machine:
-    """Reads one pickle after another from ``data``.
-
-    ``at``: bytes read so far.
-    ``storages``: all storages that the pickles name, by key.
-    ``wanted``: the names that weights do not need, in the order of their first use.
-    """
+class _Bytes:
+    """Reads numbers and strings from ``data``. ``at``: bytes read so far."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.at = 0
-        self.storages: dict[str, Storage] = {}
-        self.wanted: dict[str, None] = {}
-        self._left = MOST_INSTRUCTIONS
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
 
-    def load(self) -> Any:
-        """Read the next pickle. Return what it describes: plain values, and values of this module's classes.
-
-        Raises Unreadable.
-        """
-        self._stack, self._marks, self._memo = [], [], {}
-        while True:
-            self._spend(1)
-            code = self._bytes(1)
-            if code == pickle.STOP:
-                return self._pop()
-            step = _STEPS.get(code)
-            if step is None:
-                raise Unreadable(f"instruction {code!r} at byte {self.at - 1} does not occur in weights")
-            step(self)
-
-    def _spend(self, count: int) -> None:
-        self._left -= count
-        if self._left < 0:
-            raise Unreadable(f"more than {MOST_INSTRUCTIONS} instructions")
-
-    # The bytes.
-
-    def _bytes(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         end = self.at + count
         if count < 0 or end > len(self.data):
             raise Unreadable("it ends too early")
@@ -172,15 +138,19 @@ class Machine:
 
     def number(self, form: str) -> Any:
         """Read one number. ``form``: its format in :mod:`struct`."""
-        return struct.unpack(form, self._bytes(struct.calcsize(form)))[0]
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def long(self) -> int:
+        """Read an integer of any length that follows its length in bytes."""
+        return int.from_bytes(self.raw("<B"), "little", signed=True)
 
     def text(self, form: str) -> str:
         """Read a string that follows its length. ``form``: the length's format in :mod:`struct`."""
-        return _decoded(self._bytes(self.number(form)))
+        return _decoded(self.raw(form))
 
     def old_text(self, form: str) -> str | bytes:
         """Read a Python 2 string that follows its length. Return bytes if it is not valid UTF-8."""
-        raw = self._bytes(self.number(form))
+        raw = self.raw(form)
         try:
             return _decoded(raw)
         except Unreadable:
@@ -188,55 +158,104 @@ class Machine:
 
     def raw(self, form: str) -> bytes:
         """Read bytes that follow their length. ``form``: the length's format in :mod:`struct`."""
-        return self._bytes(self.number(form))
+        return self.take(self.number(form))
 
     def line(self) -> str:
         """Read a string up to the end of its line. Pickles store names in this form."""
         end = self.data.find(b"\n", self.at, self.at + MOST_NAME + 1)
         if end < 0:
             raise Unreadable("a name without an end")
-        found = self._bytes(end - self.at)
+        found = self.take(end - self.at)
         self.at += 1
         return _decoded(found)
 
-    # The stack and the memo.
+
+class _Stack:
+    """The values of the machine. No value below the last mark can be taken."""
+
+    def __init__(self) -> None:
+        self._values: list[Any] = []
+        self._marks: list[int] = []
 
     def push(self, value: Any) -> None:
-        self._stack.append(value)
+        self._values.append(value)
 
-    def _floor(self) -> int:
-        return self._marks[-1] if self._marks else 0
-
-    def _pop(self) -> Any:
-        if len(self._stack) <= self._floor():
+    def top(self) -> Any:
+        if len(self._values) <= (self._marks[-1] if self._marks else 0):
             raise Unreadable("it takes a value from an empty stack")
-        return self._stack.pop()
+        return self._values[-1]
 
-    def _top(self) -> Any:
-        if len(self._stack) <= self._floor():
-            raise Unreadable("it takes a value from an empty stack")
-        return self._stack[-1]
+    def pop(self) -> Any:
+        value = self.top()
+        self._values.pop()
+        return value
+
+    def pop_tuple(self, count: int) -> tuple[Any, ...]:
+        """Remove the last values. Return them in the order in which they were pushed."""
+        values = [self.pop() for _ in range(count)]
+        return tuple(reversed(values))
 
     def mark(self) -> None:
-        self._marks.append(len(self._stack))
+        self._marks.append(len(self._values))
 
-    def marked(self) -> list[Any]:
+    def pop_marked(self) -> list[Any]:
         """Remove the last mark and all values above it. Return these values."""
         if not self._marks:
             raise Unreadable("it uses a mark that it did not set")
         start = self._marks.pop()
-        found = self._stack[start:]
-        del self._stack[start:]
+        found = self._values[start:]
+        del self._values[start:]
         return found
 
     def drop(self) -> None:
-        if self._marks and len(self._stack) == self._marks[-1]:
+        """Remove the last value or, if the last mark is above it, that mark."""
+        if self._marks and len(self._values) == self._marks[-1]:
             self._marks.pop()
         else:
-            self._pop()
+            self.pop()
+
+
+class Machine:
+    """Reads one pickle after another from ``data``.
+
+    ``bytes``: the data, and how far it is read.
+    ``storages``: all storages that the pickles name, by key.
+    ``wanted``: the names that weights do not need, in the order of their first use.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.bytes = _Bytes(data)
+        self.storages: dict[str, Storage] = {}
+        self.wanted: dict[str, None] = {}
+        self.stack = _Stack()
+        self._left = MOST_INSTRUCTIONS
+        self._memo: dict[int, Any] = {}
+
+    def load(self) -> Any:
+        """Read the next pickle. Return what it describes: plain values, and values of this module's classes.
+
+        Raises Unreadable.
+        """
+        self.stack, self._memo = _Stack(), {}
+        while True:
+            self._spend(1)
+            code = self.bytes.take(1)
+            if code == pickle.STOP:
+                return self.stack.pop()
+            step = _STEPS.get(code)
+            if step is None:
+                raise Unreadable(f"instruction {code!r} at byte {self.bytes.at - 1} does not occur in weights")
+            step(self)
+
+    def _spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise Unreadable(f"more than {MOST_INSTRUCTIONS} instructions")
+
+    # The memo.
 
     def put(self, place: int) -> None:
-        self._memo[place] = self._top()
+        self._memo[place] = self.stack.top()
 
     def memoize(self) -> None:
         self.put(len(self._memo))
@@ -244,34 +263,30 @@ class Machine:
     def get(self, place: int) -> None:
         if place not in self._memo:
             raise Unreadable("it reads a memo entry that it did not write")
-        self.push(self._memo[place])
+        self.stack.push(self._memo[place])
 
     # Values.
 
-    def tupled(self, count: int) -> None:
-        values = [self._pop() for _ in range(count)]
-        self.push(tuple(reversed(values)))
-
     def append(self, values: list[Any]) -> None:
-        target = self._top()
+        target = self.stack.top()
         if type(target) is not list:
             raise Unreadable("it appends to a value that is not a list")
         cast("list[Any]", target).extend(values)
 
     def append_one(self) -> None:
-        value = self._pop()
+        value = self.stack.pop()
         self.append([value])
 
     def set_items(self, items: list[Any]) -> None:
-        target = self._top()
+        target = self.stack.top()
         if type(target) is not dict or len(items) % 2:
             raise Unreadable("it sets items of a value that is not a dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             cast("dict[Any, Any]", target)[_plain(key)] = value
 
     def set_item(self) -> None:
-        value = self._pop()
-        self.set_items([self._pop(), value])
+        value = self.stack.pop()
+        self.set_items([self.stack.pop(), value])
 
     def name(self, module: Any, name: Any) -> None:
         if not _importable(module) or not _importable(name):
@@ -279,30 +294,30 @@ class Machine:
         found = Name(module, name)
         if not found.known:
             self.wanted[f"{module}.{name}"] = None
-        self.push(found)
+        self.stack.push(found)
 
     def name_of_stack(self) -> None:
-        name = self._pop()
-        self.name(self._pop(), name)
+        name = self.stack.pop()
+        self.name(self.stack.pop(), name)
 
     def call(self) -> None:
         """Push the description of the object that a name would create from its arguments."""
-        arguments, name = self._pop(), self._pop()
+        arguments, name = self.stack.pop(), self.stack.pop()
         if type(name) is not Name or type(arguments) is not tuple:
             raise Unreadable("it calls a value that is not a name")
         given = cast("tuple[Any, ...]", arguments)
         match name.module, name.name:
             case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
-                self.push(_tensor(given))
+                self.stack.push(_tensor(given))
             case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state":
-                self.push(_parameter(given))
+                self.stack.push(_parameter(given))
             case "torch", "Size":
-                self.push(_sizes(given[0] if len(given) == 1 else None))
+                self.stack.push(_sizes(given[0] if len(given) == 1 else None))
             case _, "OrderedDict" | "AttributeDict":
-                self.push({})
+                self.stack.push({})
                 self._fill(given)
             case _:
-                self.push(Thing(name))
+                self.stack.push(Thing(name))
 
     def _fill(self, given: tuple[Any, ...]) -> None:
         """Fill a dictionary from pairs. Python 2 wrote ordered dictionaries in this form."""
@@ -320,7 +335,7 @@ class Machine:
 
         An ordered dictionary can have attributes as its state. They have no meaning for weights and are ignored.
         """
-        state, target = self._pop(), self._top()
+        state, target = self.stack.pop(), self.stack.top()
         if type(target) is Thing:
             target.state = state
         elif type(target) is not dict:
@@ -328,13 +343,13 @@ class Machine:
 
     def persistent(self) -> None:
         """Push the value of a persistent id: a storage, or (only in the old stream) a class with its source code."""
-        said = self._pop()
+        said = self.stack.pop()
         given = cast("tuple[Any, ...]", said) if type(said) is tuple else ()
         what = given[0] if given and type(given[0]) is str else ""
         if what == "module" and len(given) == 4 and type(given[1]) is Name:
-            self.push(given[1])
+            self.stack.push(given[1])
         elif what == "storage" and len(given) in (5, 6):
-            self.push(self._storage(*given[1:]))
+            self.stack.push(self._storage(*given[1:]))
         else:
             raise Unreadable("a persistent id that is not a storage")
 
@@ -397,60 +412,56 @@ def _parameter(given: tuple[Any, ...]) -> Tensor:
     return given[0]
 
 
-def _long(machine: Machine) -> int:
-    return int.from_bytes(machine.raw("<B"), "little", signed=True)
-
-
 def _protocol(machine: Machine) -> None:
-    if machine.number("<B") > pickle.HIGHEST_PROTOCOL:
+    if machine.bytes.number("<B") > pickle.HIGHEST_PROTOCOL:
         raise Unreadable("a newer protocol")
 
 
 _STEPS: Mapping[bytes, Callable[[Machine], object]] = {
     pickle.PROTO: _protocol,
-    pickle.FRAME: lambda m: m.number("<Q"),
-    pickle.MARK: Machine.mark,
-    pickle.POP: Machine.drop,
-    pickle.POP_MARK: Machine.marked,
-    pickle.NONE: lambda m: m.push(None),
-    pickle.NEWTRUE: lambda m: m.push(True),
-    pickle.NEWFALSE: lambda m: m.push(False),
-    pickle.BININT: lambda m: m.push(m.number("<i")),
-    pickle.BININT1: lambda m: m.push(m.number("<B")),
-    pickle.BININT2: lambda m: m.push(m.number("<H")),
-    pickle.LONG1: lambda m: m.push(_long(m)),
-    pickle.BINFLOAT: lambda m: m.push(m.number(">d")),
-    pickle.BINUNICODE: lambda m: m.push(m.text("<I")),
-    pickle.SHORT_BINUNICODE: lambda m: m.push(m.text("<B")),
-    pickle.BINSTRING: lambda m: m.push(m.old_text("<i")),
-    pickle.SHORT_BINSTRING: lambda m: m.push(m.old_text("<B")),
-    pickle.BINBYTES: lambda m: m.push(m.raw("<I")),
-    pickle.SHORT_BINBYTES: lambda m: m.push(m.raw("<B")),
-    pickle.EMPTY_TUPLE: lambda m: m.push(()),
-    pickle.TUPLE: lambda m: m.push(tuple(m.marked())),
-    pickle.TUPLE1: lambda m: m.tupled(1),
-    pickle.TUPLE2: lambda m: m.tupled(2),
-    pickle.TUPLE3: lambda m: m.tupled(3),
+    pickle.FRAME: lambda m: m.bytes.number("<Q"),
+    pickle.MARK: lambda m: m.stack.mark(),
+    pickle.POP: lambda m: m.stack.drop(),
+    pickle.POP_MARK: lambda m: m.stack.pop_marked(),
+    pickle.NONE: lambda m: m.stack.push(None),
+    pickle.NEWTRUE: lambda m: m.stack.push(True),
+    pickle.NEWFALSE: lambda m: m.stack.push(False),
+    pickle.BININT: lambda m: m.stack.push(m.bytes.number("<i")),
+    pickle.BININT1: lambda m: m.stack.push(m.bytes.number("<B")),
+    pickle.BININT2: lambda m: m.stack.push(m.bytes.number("<H")),
+    pickle.LONG1: lambda m: m.stack.push(m.bytes.long()),
+    pickle.BINFLOAT: lambda m: m.stack.push(m.bytes.number(">d")),
+    pickle.BINUNICODE: lambda m: m.stack.push(m.bytes.text("<I")),
+    pickle.SHORT_BINUNICODE: lambda m: m.stack.push(m.bytes.text("<B")),
+    pickle.BINSTRING: lambda m: m.stack.push(m.bytes.old_text("<i")),
+    pickle.SHORT_BINSTRING: lambda m: m.stack.push(m.bytes.old_text("<B")),
+    pickle.BINBYTES: lambda m: m.stack.push(m.bytes.raw("<I")),
+    pickle.SHORT_BINBYTES: lambda m: m.stack.push(m.bytes.raw("<B")),
+    pickle.EMPTY_TUPLE: lambda m: m.stack.push(()),
+    pickle.TUPLE: lambda m: m.stack.push(tuple(m.stack.pop_marked())),
+    pickle.TUPLE1: lambda m: m.stack.push(m.stack.pop_tuple(1)),
+    pickle.TUPLE2: lambda m: m.stack.push(m.stack.pop_tuple(2)),
+    pickle.TUPLE3: lambda m: m.stack.push(m.stack.pop_tuple(3)),
     # A set becomes a list, so that its items are not hashed.
-    pickle.EMPTY_SET: lambda m: m.push([]),
-    pickle.ADDITEMS: lambda m: m.append(m.marked()),
-    pickle.EMPTY_LIST: lambda m: m.push([]),
+    pickle.EMPTY_SET: lambda m: m.stack.push([]),
+    pickle.ADDITEMS: lambda m: m.append(m.stack.pop_marked()),
+    pickle.EMPTY_LIST: lambda m: m.stack.push([]),
     pickle.APPEND: Machine.append_one,
-    pickle.APPENDS: lambda m: m.append(m.marked()),
-    pickle.EMPTY_DICT: lambda m: m.push({}),
+    pickle.APPENDS: lambda m: m.append(m.stack.pop_marked()),
+    pickle.EMPTY_DICT: lambda m: m.stack.push({}),
     pickle.SETITEM: Machine.set_item,
-    pickle.SETITEMS: lambda m: m.set_items(m.marked()),
-    pickle.GLOBAL: lambda m: m.name(m.line(), m.line()),
+    pickle.SETITEMS: lambda m: m.set_items(m.stack.pop_marked()),
+    pickle.GLOBAL: lambda m: m.name(m.bytes.line(), m.bytes.line()),
     pickle.STACK_GLOBAL: Machine.name_of_stack,
     pickle.REDUCE: Machine.call,
     pickle.NEWOBJ: Machine.call,
     pickle.BUILD: Machine.state,
     pickle.BINPERSID: Machine.persistent,
-    pickle.BINPUT: lambda m: m.put(m.number("<B")),
-    pickle.LONG_BINPUT: lambda m: m.put(m.number("<I")),
+    pickle.BINPUT: lambda m: m.put(m.bytes.number("<B")),
+    pickle.LONG_BINPUT: lambda m: m.put(m.bytes.number("<I")),
     pickle.MEMOIZE: Machine.memoize,
-    pickle.BINGET: lambda m: m.get(m.number("<B")),
-    pickle.LONG_BINGET: lambda m: m.get(m.number("<I")),
+    pickle.BINGET: lambda m: m.get(m.bytes.number("<B")),
+    pickle.LONG_BINGET: lambda m: m.get(m.bytes.number("<I")),
 }
 """The instructions that occur in weights. Others (byte arrays of a claimed size, instances, extensions) mean that the
 file is damaged or malicious."""

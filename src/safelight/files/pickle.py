@@ -69,7 +69,7 @@ def _scan(path: Path, data: bytes) -> None:
 
 def _load(path: Path, machine: Machine) -> Any:
     """Read the machine's next pickle. Raises UnsafeFileError if it imports anything that weights do not need."""
-    start = machine.at
+    start = machine.bytes.at
     try:
         content = machine.load()
     except Unreadable as error:
@@ -78,7 +78,7 @@ def _load(path: Path, machine: Machine) -> Any:
         content = None
     if machine.wanted:
         raise UnsafeFileError(path, sorted(machine.wanted)[:20])
-    _scan(path, machine.data[start : machine.at])
+    _scan(path, machine.bytes.data[start : machine.bytes.at])
     return content
 
 
@@ -145,7 +145,7 @@ def _read_legacy(path: Path, file: io.BufferedReader, size: int) -> Header:
     _load(path, machine)
     content = _load(path, machine)
     keys = _load(path, machine)
-    file.seek(machine.at)
+    file.seek(machine.bytes.at)
     places: dict[str, tuple[int, int]] = {}
     if type(keys) is not list:
         raise CorruptFileError(path, "its list of storages is not a list")
