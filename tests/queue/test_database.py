@@ -11,7 +11,8 @@ import pytest
 from support.jobs import made_up
 
 from safelight.errors import CorruptFileError, StorageError, UnreadableFileError
-from safelight.queue.database import FILE, Database, StoredImage
+from safelight.queue.database import Database, StoredImage, recover
+from safelight.queue.database_file import FILE
 from safelight.queue.job import QueuedJob
 from safelight.request.schema import Request
 
@@ -92,12 +93,12 @@ def test_what_ran_when_the_server_stopped_is_tried_once_more(tmp_path: Path) -> 
     database.start(job.id, "")
     database.close()
     again = Database(tmp_path)
-    again.recover()
+    recover(again)
     found = again.job(job.id)
     assert found is not None
     assert (found.state, found.attempts) == ("queued", 1)
     again.start(job.id, "")
-    again.recover()
+    recover(again)
     found = again.job(job.id)
     assert found is not None
     assert found.state == "failed"
@@ -179,7 +180,7 @@ def test_several_are_accepted_together_or_not_at_all(database: Database, monkeyp
 def test_a_full_disk_is_said_as_one(database: Database, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / FILE) as other:
         pages = other.execute("PRAGMA page_count").fetchone()[0]
-    for connection in (database._engine.raw_connection(),):
+    for connection in (database._file._engine.raw_connection(),):
         connection.cursor().execute(f"PRAGMA max_page_count = {pages}")
         connection.close()
     with pytest.raises(StorageError, match="full"):

@@ -5,32 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event, func, select, text, update
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy import func, select, text, update
 
-from safelight.errors import CorruptFileError, RequestError, SafelightError, StorageError, UnreadableFileError
+from safelight.errors import RequestError, SafelightError
+from safelight.queue.database_file import DatabaseFile
 from safelight.queue.job import ATTEMPTS, Failure, QueuedJob, State
 from safelight.queue.order import Waiting
 from safelight.queue.tables import ImageRow, JobRow
 from safelight.request.job import Job, is_resolved
 from safelight.request.schema import Request
 from safelight.request.stored import read_request
-
-FILE = "safelight.db"
-
-BUSY_SECONDS = 30.0
-"""Seconds for which one writer waits for another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +41,16 @@ class StoredImage:
 
 
 class Database:
-    """The database in ``folder``. Opening it creates it, or migrates it to this version.
+    """The jobs and images of the server whose database is in ``folder``.
 
-    Raises UnreadableFileError when the folder cannot be written, or a newer version wrote the database.
-    Raises CorruptFileError when the file is not a database.
+    Raises the errors of :class:`DatabaseFile`.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = path = folder / FILE
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._engine = _open(path)
-        except OSError as error:
-            raise UnreadableFileError(folder, f"cannot be written: {error.strerror or error}") from error
-        except OperationalError as error:
-            raise UnreadableFileError(path, f"cannot be opened: {error.orig}") from error
-        except DatabaseError as error:
-            raise CorruptFileError(path, f"is not a readable database ({error.orig})") from error
+        self._file = DatabaseFile(folder)
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._file.close()
 
     def accept(self, *wanted: Job, client: str = "", priority: int = 0) -> list[QueuedJob]:
         """Append new jobs to the queue and return them; when one cannot be stored, none is.
@@ -96,22 +75,13 @@ class Database:
             )
             for job in wanted
         ]
-        with self._session() as session, session.begin():
+        with self._file.session() as session, session.begin():
             session.add_all(rows)
             session.flush()
             return [_job(row) for row in rows]
 
-    @contextlib.contextmanager
-    def _session(self) -> Generator[Session]:
-        """Open a session. Raises StorageError when the disk is full or cannot be written."""
-        try:
-            with Session(self._engine) as session:
-                yield session
-        except OperationalError as error:
-            raise StorageError(self._path, f"cannot be written: {error.orig}") from error
-
     def job(self, job_id: str) -> QueuedJob | None:
-        with self._session() as session:
+        with self._file.session() as session:
             row = session.scalar(select(JobRow).where(JobRow.id == job_id))
             return _job(row) if row is not None else None
 
@@ -122,22 +92,22 @@ class Database:
             query = query.where(JobRow.state.in_(states))
         if before is not None:
             query = query.where(JobRow.number < before)
-        with self._session() as session:
+        with self._file.session() as session:
             return [_job(row) for row in session.scalars(query)]
 
     def jobs_of(self, ids: Sequence[str]) -> dict[str, QueuedJob]:
         """Return the jobs with these identifiers, by identifier; an unknown identifier is left out."""
-        with self._session() as session:
+        with self._file.session() as session:
             return {row.id: _job(row) for row in session.scalars(select(JobRow).where(JobRow.id.in_(ids)))}
 
     def queued(self) -> int:
         """Return the number of jobs that wait."""
-        with self._session() as session:
+        with self._file.session() as session:
             return session.scalars(select(func.count()).where(JobRow.state == "queued")).one()
 
     def counts(self) -> dict[str, int]:
         """Return the number of jobs in each state."""
-        with self._session() as session:
+        with self._file.session() as session:
             rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples()
             return dict(list(rows))
 
@@ -156,7 +126,7 @@ class Database:
         )
         query = select(*columns).where(JobRow.state == "queued").limit(reach)
         orders = ((JobRow.number,), (JobRow.priority.desc(), JobRow.number))
-        with self._session() as session:
+        with self._file.session() as session:
             found = [row for by in orders for row in session.execute(query.order_by(*by)).tuples()]
         return sorted((Waiting(*row) for row in set(found)), key=lambda job: job.number)
 
@@ -165,7 +135,7 @@ class Database:
 
         Returns the job, or None when it is no longer queued.
         """
-        with self._session() as session, session.begin():
+        with self._file.session() as session, session.begin():
             changed = session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.state == "queued")
@@ -210,7 +180,7 @@ class Database:
         return self._leave(job_id, ("running",), seconds, values)
 
     def _leave(self, job_id: str, was: Sequence[State], seconds: float, values: Mapping[str, Any]) -> bool:
-        with self._session() as session, session.begin():
+        with self._file.session() as session, session.begin():
             changed = session.execute(update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values))
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
                 return False
@@ -223,26 +193,13 @@ class Database:
                 )
             return True
 
-    def recover(self) -> None:
-        """Queue the jobs again that ran when the server stopped; those without a further attempt fail.
-
-        The server calls it once, when it starts.
-        """
-        for job in self.jobs(("running",), limit=1000):
-            if job.attempts < ATTEMPTS:
-                self.put_back(job.id, "the server stopped while the job ran; it runs again")
-            else:
-                self.end(
-                    job.id, "failed", f"the server stopped {job.attempts} times while the job ran", failure="worker"
-                )
-
     def add_image(self, image: StoredImage) -> bool:
         """Add a finished image of a running job; return False when the job no longer runs.
 
         The caller writes the image's file first.
         """
         values = asdict(image)
-        with self._session() as session, session.begin():
+        with self._file.session() as session, session.begin():
             changed = session.execute(
                 update(JobRow).where(JobRow.id == image.job, JobRow.state == "running").values(images=image.place + 1)
             )
@@ -254,7 +211,7 @@ class Database:
     def inputs(self) -> set[str]:
         """Return the digests of all input images that unfinished jobs and stored images name."""
         found: set[str] = set()
-        with self._session() as session:
+        with self._file.session() as session:
             for table, column, where in (
                 ("jobs", "json_extract(document, '$.request')", "WHERE state IN ('queued', 'running')"),
                 ("images", "json_extract(metadata, '$.request')", ""),
@@ -269,7 +226,7 @@ class Database:
         return found
 
     def image(self, image_id: str) -> StoredImage | None:
-        with self._session() as session:
+        with self._file.session() as session:
             row = session.get(ImageRow, image_id)
             return _image(row) if row is not None else None
 
@@ -288,17 +245,17 @@ class Database:
             query = query.where(ImageRow.created < before)
         if model is not None:
             query = query.where(ImageRow.model == model)
-        with self._session() as session:
+        with self._file.session() as session:
             return [_image(row) for row in session.scalars(query)]
 
     def files(self) -> set[str]:
         """Return the file names of all images."""
-        with self._session() as session:
+        with self._file.session() as session:
             return set(session.scalars(select(ImageRow.file)))
 
     def forget_image(self, image_id: str) -> StoredImage | None:
         """Remove the image's row, not its file; return the image, or None when there was none."""
-        with self._session() as session, session.begin():
+        with self._file.session() as session, session.begin():
             row = session.get(ImageRow, image_id)
             if row is None:
                 return None
@@ -306,38 +263,17 @@ class Database:
             return _image(row)
 
 
-def _open(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+def recover(database: Database) -> None:
+    """Queue the jobs again that ran when the server stopped; those without a further attempt fail.
 
-    def prepare(connection: DBAPIConnection, _: object) -> None:
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    event.listen(engine, "connect", prepare)
-    try:
-        _migrate(engine, path)
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
-
-
-def _migrate(engine: Engine, path: Path) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    script = ScriptDirectory.from_config(config)
-    with engine.begin() as connection:
-        at = MigrationContext.configure(connection).get_current_revision()
-        if at == script.get_current_head():
-            return
-        if at is not None and at not in {revision.revision for revision in script.walk_revisions()}:
-            raise UnreadableFileError(
-                path, f"was written by a newer Safelight (revision {at}); use that, or another --root"
-            )
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    The server calls it once, when it starts.
+    """
+    for job in database.jobs(("running",), limit=1000):
+        if job.attempts < ATTEMPTS:
+            database.put_back(job.id, "the server stopped while the job ran; it runs again")
+        else:
+            reason = f"the server stopped {job.attempts} times while the job ran"
+            database.end(job.id, "failed", reason, failure="worker")
 
 
 def _job(row: JobRow) -> QueuedJob:

@@ -11,7 +11,7 @@ import structlog
 
 from safelight.errors import QueueFullError, SafelightError, StorageError
 from safelight.queue import order
-from safelight.queue.database import Database
+from safelight.queue.database import Database, recover
 from safelight.queue.descriptions import tell_job
 from safelight.queue.events import Events
 from safelight.queue.image_files import Gallery
@@ -118,7 +118,7 @@ class Dispatcher:
 
     def start(self) -> None:
         """Recover the jobs and files of an earlier server, and start the thread."""
-        self._database.recover()
+        recover(self._database)
         self._images.sweep()
         self._thread.start()
 
