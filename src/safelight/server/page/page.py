@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from safelight.queue.database import StoredImage
 from safelight.queue.image_files import preview_url
 from safelight.queue.job import QueuedJob
 from safelight.request.results import Preview
-from safelight.request.samplers import a1111_name
-from safelight.request.schema import UPSCALERS, Request
+from safelight.request.schema import Request
 from safelight.server import bridge, intake
 from safelight.server.page import memory
 from safelight.server.page.form import Form
+from safelight.server.page.image_dialog import ImageDialog
+from safelight.server.page.removals import Removals
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -43,7 +43,7 @@ def mount(app: FastAPI, control: Services) -> None:
     async def page() -> None:
         tab = Tab(control)
         tab.build()
-        ui.context.client.on_delete(tab.remove_all)
+        ui.context.client.on_delete(tab.close)
         await ui.context.client.connected(CONNECTED_SECONDS)
         await tab.restore()
 
@@ -64,9 +64,6 @@ KEPT = "safelight"
 MOST_KEPT = 200
 """The number of jobs on the sheet that the browser stores."""
 
-UNDO_SECONDS = 10.0
-"""Seconds for which the user can undo a removal."""
-
 
 class Tab:
     """The content of one browser tab: the form, the memory, the running job, the sheet and the gallery.
@@ -83,7 +80,6 @@ class Tab:
         self._stored = ""
         self._empty: dict[str, Any] = {}
         self._restored = False
-        self._removing: dict[str, float] = {}
 
     def build(self) -> None:
         """Create the elements, and start the timer that checks for changes."""
@@ -104,11 +100,8 @@ class Tab:
                     ui.label("Gallery").classes("sl-title").style("margin-bottom: 10px")
                     self._gallery = ui.element("div").classes("sl-grid")
                     self._more = ui.button("More", on_click=self._show_more).props("flat no-caps").classes("sl-soft")
-        self._dialogs = ui.element("div")
-        with ui.element("div").classes("sl-undo") as self._undo:
-            self._undo_says = ui.label("")
-            ui.button("Undo", on_click=self._restore_removed).props("flat no-caps dense")
-        self._undo.set_visibility(False)
+        self._removals = Removals(self._control, self._redraw_soon)
+        self._dialog = ImageDialog(self._control, self._form, self._removals.remove)
         self._running = _Running(self._now, self._control)
         self._empty = self._form.kept()
         ui.timer(EVERY_SECONDS, self._look)
@@ -125,8 +118,12 @@ class Tab:
         except (ValueError, KeyError, TypeError, AttributeError, InputError):
             # Another version or another program wrote it: the form stays as it is.
             ui.notify("The form that this browser has stored cannot be read.", type="warning")
-        self._seen = -1
+        self._redraw_soon()
         self._restored = True
+
+    async def close(self) -> None:
+        """Finish what the tab has begun, because the browser has closed it."""
+        await self._removals.finish_all()
 
     def _store(self) -> None:
         """Store the form and the sheet in the browser, if they have changed."""
@@ -156,13 +153,13 @@ class Tab:
             ui.notify(str(error), type="negative", multi_line=True, timeout=8000)
             return
         self._asked = [job.id for job in jobs]
-        self._seen = -1
+        self._redraw_soon()
         await self._look()
 
     async def _look(self) -> None:
         control = self._control
         self._store()
-        await self._remove_for_good()
+        await self._removals.finish_due()
         self._running.show(control.dispatcher.state)
         memory.show(self._memory, control.dispatcher.memory, self._library)
         run_settings = control.supervisor.run_settings(0.0)
@@ -172,10 +169,10 @@ class Tab:
         if changes == self._seen:
             return
         self._seen = changes
-        seen = await bridge.run(_seen, control, self._asked, self._shown + len(self._removing))
+        seen = await bridge.run(_seen, control, self._asked, self._shown + len(self._removals.hidden))
         self._running.queue(seen.queue)
         self._draw_sheet(seen.sheet)
-        self._draw_gallery([image for image in seen.gallery if image.id not in self._removing])
+        self._draw_gallery([image for image in seen.gallery if image.id not in self._removals.hidden])
 
     def _draw_sheet(self, sheet: list[tuple[QueuedJob, dict[int, StoredImage]]]) -> None:
         self._sheet.clear()
@@ -211,95 +208,19 @@ class Tab:
 
     def _show_more(self) -> None:
         self._shown += SHOWN
+        self._redraw_soon()
+
+    def _redraw_soon(self) -> None:
+        """Draw everything again at the next look, even if the server has not changed."""
         self._seen = -1
 
     def _shot(self, image: StoredImage) -> None:
         shot = ui.element("button").classes("sl-shot").props(f'aria-label="Image by {image.model}, seed {image.seed}"')
-        shot.on("click", lambda: self._open(image))
+        shot.on("click", lambda: self._dialog.open(image))
         with shot:
             if image.metadata.get("marks"):
                 ui.label("suspicious").classes("sl-mark").tooltip("; ".join(image.metadata["marks"]))
             ui.element("img").props(f'src="/api/v1/images/{image.id}/thumbnail" loading="lazy" alt=""')
-
-    def _open(self, image: StoredImage) -> None:
-        request: dict[str, Any] = image.metadata["request"]
-        # The dialog is outside the clicked element, because the gallery is redrawn when an image is finished.
-        with self._dialogs, ui.dialog(value=True) as dialog, ui.element("div").classes("sl-dialog q-card"):
-            dialog.on("hide", dialog.delete)
-            ui.element("img").props(f'src="/api/v1/images/{image.id}/file" alt=""').classes("sl-big")
-            with ui.element("div").style("display: flex; flex-direction: column; gap: 14px; min-width: 0"):
-                ui.label(request["prompt"]).style("font-size: 16px")
-                _facts(image)
-                verdict = ui.label("").classes("sl-quiet")
-                ui.button("Same as in a fresh process?", on_click=lambda: self._check(image, verdict)).props(
-                    "outline no-caps"
-                ).classes("sl-soft")
-                ui.button("Use these settings", on_click=lambda: self._use(request, dialog)).props(
-                    "outline no-caps"
-                ).classes("sl-soft")
-                ui.button("Start from this image", on_click=lambda: self._start_from(image, dialog)).props(
-                    "outline no-caps"
-                ).classes("sl-soft")
-                with ui.element("div").classes("sl-row"):
-                    ui.link("Download", f"/api/v1/images/{image.id}/file").props(
-                        f'download="{image.model}-{image.seed}.png"'
-                    ).style("color: var(--lamp)")
-                    ui.element("span").classes("sl-grow")
-                    ui.button("Remove", on_click=lambda: self._remove(image, dialog)).props(
-                        "flat no-caps dense"
-                    ).classes("sl-soft")
-
-    async def _check(self, image: StoredImage, verdict: ui.label) -> None:
-        verdict.classes(remove="sl-good sl-bad")
-        verdict.set_text("A fresh process is making the image again …")
-        try:
-            found = await bridge.run(self._control.fresh.compared, image)
-        except SafelightError as error:
-            verdict.set_text(str(error))
-            verdict.classes("sl-bad")
-            return
-        verdict.set_text("Yes: pixel for pixel the same." if found.same else "No: the pixels differ.")
-        verdict.classes("sl-good" if found.same else "sl-bad")
-
-    def _use(self, request: dict[str, Any], dialog: ui.dialog) -> None:
-        self._form.fill(request)
-        dialog.close()
-
-    async def _start_from(self, image: StoredImage, dialog: ui.dialog) -> None:
-        data = await bridge.run(self._control.gallery.path(image.file).read_bytes)
-        self._form.further.start_from(await bridge.run(self._control.catalog.inputs.keep, "image", data))
-        dialog.close()
-
-    def _remove(self, image: StoredImage, dialog: ui.dialog) -> None:
-        """Hide the image now, and remove it after ``UNDO_SECONDS`` unless the user undoes that."""
-        self._removing[image.id] = time.monotonic() + UNDO_SECONDS
-        self._say_removing()
-        dialog.close()
-
-    def _restore_removed(self) -> None:
-        self._removing.clear()
-        self._say_removing()
-
-    def _say_removing(self) -> None:
-        count = len(self._removing)
-        self._undo_says.set_text(f"{count} image{'s' if count > 1 else ''} removed")
-        self._undo.set_visibility(bool(count))
-        self._seen = -1
-
-    async def remove_all(self) -> None:
-        """Remove all hidden images now, because the tab is closed and the user cannot undo it any more."""
-        await self._forget(list(self._removing))
-
-    async def _remove_for_good(self) -> None:
-        over = [image for image, until in self._removing.items() if time.monotonic() > until]
-        await self._forget(over)
-        if over:
-            self._say_removing()
-
-    async def _forget(self, images: list[str]) -> None:
-        for image in images:
-            del self._removing[image]
-            await bridge.run(self._control.dispatcher.forget, image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,55 +248,6 @@ def _seen(control: Services, asked: list[str], shown: int) -> _Seen:
 
 def _queue(control: Services, requests: list[Request]) -> list[QueuedJob]:
     return intake.accept(control, *requests, client="page")
-
-
-def _facts(image: StoredImage) -> None:
-    request, settings = image.metadata["request"], image.metadata["run"]
-    marks: list[str] = image.metadata.get("marks", [])
-    facts = {
-        **({"Suspicious": "; ".join(marks) + ". The image can still be right."} if marks else {}),
-        "Model": image.model,
-        "Digest": image.model_digest[:12],
-        "Seed": image.seed,
-        "Size": f"{image.width} × {image.height}",
-        "Steps": request["steps"],
-        "Guidance": request["cfg"],
-        "CLIP skip": request["clip_skip"],
-        "Sampler": f"{a1111_name(request['sampler'])}, {request['schedule']}",
-        "Negative prompt": request["negative"] or "none",
-        **_further(request),
-        "Made on": f"{settings['device']}, {settings['dtype']}",
-        "Pixels": image.pixels_sha256[:16],
-    }
-    with ui.element("div").classes("sl-facts"):
-        for name, value in facts.items():
-            ui.html(f"<b>{name}</b>", sanitize=False)
-            ui.label(str(value))
-
-
-def _further(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts that most images do not have."""
-    found: dict[str, Any] = {}
-    if request.get("loras"):
-        found["Adapters"] = ", ".join(f"{lora['name']} {lora['strength']:g}" for lora in request["loras"])
-    if request.get("embeddings"):
-        found["Textual inversions"] = ", ".join(embedding["name"] for embedding in request["embeddings"])
-    if request.get("controls"):
-        found["ControlNet"] = ", ".join(f"{one['name']} {one['weight']:g}" for one in request["controls"])
-    if request.get("image"):
-        found["From an image"] = f"denoising strength {request['strength']:g}" + (
-            ", masked" if request.get("mask") else ""
-        )
-    if request.get("hires_scale", 1) > 1:
-        found["Hires fix"] = f"× {request['hires_scale']:g}, {UPSCALERS[request['hires_upscaler']]}"
-    if request.get("variation_strength"):
-        found["Variation"] = f"{request['variation_strength']:g} of seed {request['variation_seed']}"
-    if request.get("refiner"):
-        found["Refiner"] = f"{request['refiner']} from {request['refiner_start']:g}"
-    for name, label in (("vae", "VAE"), ("text_encoder", "Text encoder"), ("seamless", "Seamless")):
-        if request.get(name):
-            found[label] = request[name]
-    return found
 
 
 class _Running:
