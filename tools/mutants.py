@@ -198,7 +198,7 @@ MUTANTS = (
     ),
     Mutant(
         "quarantine",
-        "catalog/library.py",
+        "catalog/quarantine.py",
         "        if reason is not None:\n            remedy",
         "        if False:\n            remedy",
         "tests/pipeline/test_repair.py",

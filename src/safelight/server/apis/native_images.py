@@ -10,10 +10,10 @@ from starlette.responses import FileResponse, Response
 
 from safelight.assembly.services import Services
 from safelight.queue.database import StoredImage
+from safelight.queue.descriptions import pictured
 from safelight.server import bridge
 from safelight.server.apis.native_fields import Checked, ImageId, ImageModel, JobId, Limit
 from safelight.server.problems import RefusedError, documented, found
-from safelight.workers.dispatcher import pictured
 
 IMMUTABLE = "private, max-age=31536000, immutable"
 """The header ``Cache-Control`` of an image's files, which never change."""

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Query
 from starlette.responses import StreamingResponse
 
 from safelight.assembly.services import Services
+from safelight.queue.descriptions import advanced, described
 from safelight.queue.events import Event
 from safelight.queue.job import QueuedJob, State
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
 from safelight.server.apis.native_fields import CancelledModel, Generation, JobId, JobModel, Limit, Place, Queue
 from safelight.server.problems import documented, found
-from safelight.workers.dispatcher import advanced, described
 
 ALIVE_SECONDS = 15.0
 """Seconds between two comments in a stream of events. They show clients that the connection is alive."""
