@@ -36,7 +36,7 @@ class Catalog:
         cards = (
             *self.library.cards(),
             *self.adapters.cards(),
-            *self.library.seen_cards(),
+            *self.library.records.seen_cards(),
             *self.adapters.seen_cards(),
         )
         return [card for card in cards if any(found == digest for _, found in card.components)]

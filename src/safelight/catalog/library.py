@@ -32,8 +32,8 @@ class Library:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._records = ModelRecords(root)
-        self._conversions = self._records.conversions
+        self.records = ModelRecords(root)
+        self._conversions = self.records.conversions
         self._quarantine = Quarantine(root)
 
     def cards(self) -> list[Card]:
@@ -41,34 +41,34 @@ class Library:
 
         Skips damaged records; :meth:`damaged` returns these.
         """
-        own = [card for card in self._records.cards() if not card.problem]
+        own = [card for card in self.records.cards() if not card.problem]
         taken = {card.name for card in own}
         return [*own, *(card for card in starters.cards() if card.name not in taken)]
 
     def models(self) -> list[Model]:
         """Return all models of :meth:`cards` with their tensors. Reads each record."""
-        own = [self._records.read(card) for card in self._records.cards() if not card.problem]
+        own = [self.records.read(card) for card in self.records.cards() if not card.problem]
         taken = {model.name for model in own}
         return [*own, *(model for model in starters.models() if model.name not in taken)]
 
     def damaged(self) -> list[FileError]:
         """Return an error for each damaged record. Adding the model again replaces its record."""
-        return [CorruptFileError(card.record, card.problem) for card in self._records.cards() if card.problem]
+        return [CorruptFileError(card.record, card.problem) for card in self.records.cards() if card.problem]
 
     def find_named(self, name: str) -> Model | None:
         """Return the user's own model or the starter of a name, None if there is none or its record is damaged."""
-        return self._records.readable(name) or starters.model(name)
+        return self.records.readable(name) or starters.model(name)
 
     def get(self, name: str) -> Model:
         """Return the model of a name, of its file's name, or of a digest.
 
         Raises ModelNotFoundError, which lists the nearest names.
         """
-        found = self._records.get(name) or starters.model(name)
+        found = self.records.get(name) or starters.model(name)
         if found is None:
             cards = self.cards()
             # Prompts of other programs contain file names.
-            own = [card for card in cards if card.record.parent == self._records.folder]
+            own = [card for card in cards if card.record.parent == self.records.folder]
             fitting = [card for card in own if card.stem == names.canonical(name)]
             if paths.is_digest(name):
                 fitting = [card for card in cards if card.digest == name][:1]
@@ -90,7 +90,7 @@ class Library:
             try:
                 return self.get(reference)
             except ModelNotFoundError:
-                used = next(self._records.seen_models(reference), None) if paths.is_digest(reference) else None
+                used = next(self.records.seen_models(reference), None) if paths.is_digest(reference) else None
                 if used is not None:
                     return used
                 if is_path:
@@ -100,24 +100,20 @@ class Library:
                     raise InputError(f"no model named {reference!r}; {hint}") from None
                 raise
         path = path.absolute()
-        known = self._records.seen(path)
+        known = self.records.seen(path)
         if known is not None:
             return known
         model = describe(self._conversions, path, paths.stem(path), "path", None, on_bytes)
         with alone(self.root):
-            self._records.write_seen(model)
+            self.records.write_seen(model)
         return model
-
-    def seen_cards(self) -> list[Card]:
-        """Return the cards of the files that were used by their path."""
-        return self._records.seen_cards()
 
     def used(self, digest: str = "") -> Iterator[Model]:
         """Yield the models that were used by their path and whose files are unchanged.
 
         ``digest``: only models of this content; "" for all.
         """
-        return self._records.seen_models(digest)
+        return self.records.seen_models(digest)
 
     def find(self, digest: str, prediction_type: str, name: str = "") -> Model | None:
         """Return a model by its content (``digest``) and prediction type, None if there is none.
@@ -150,13 +146,13 @@ class Library:
         model = describe(self._conversions, path, chosen, "added", prediction_type, on_bytes)
         with alone(self.root):
             _refuse_taken(self.cards(), chosen, path)
-            self._records.replace(model)
+            self.records.replace(model)
             self._quarantine.end(model)
         return model
 
     def earlier(self, name: str) -> list[Model]:
         """Return the models that had this name before, the newest first."""
-        return self._records.earlier(name)
+        return self.records.earlier(name)
 
     def rename(self, name: str, new: str) -> Model:
         """Rename a model, with the earlier models of its name.
@@ -165,14 +161,14 @@ class Library:
         Raises ModelNotFoundError for an unknown name.
         """
         with alone(self.root):
-            model = self._records.get(name)
+            model = self.records.get(name)
             if model is None:
                 raise self._not_own(name, "renamed")
             chosen = paths.chosen(new, model.path)
             if chosen == model.name:
                 return model
             _refuse_taken((card for card in self.cards() if card.name != model.name), chosen, None)
-            renamed = self._records.rename(model, chosen)
+            renamed = self.records.rename(model, chosen)
             self._quarantine.rename(model, renamed)
             return renamed
 
@@ -199,7 +195,7 @@ class Library:
             )
         restored = replace(found, name=name, origin=current.origin)
         with alone(self.root):
-            self._records.replace(restored)
+            self.records.replace(restored)
             self._quarantine.end(restored)
         return self.get(name)
 
@@ -217,10 +213,10 @@ class Library:
         Raises InputError for a starter, ModelNotFoundError for an unknown name.
         """
         with alone(self.root):
-            card = self._records.card(name)
+            card = self.records.card(name)
             if card is None:
                 raise self._not_own(name, "removed")
-            self._records.remove(card)
+            self.records.remove(card)
 
     def verify(self, name: str, on_bytes: OnBytes | None = None) -> Model:
         """Read and hash all of a model again. Ends the model's quarantine if its content is right.
@@ -278,10 +274,10 @@ class Library:
                 raise IntegrityError(model.path, "", f"its {field} was {before}, its files now say {now}")
         if model.origin == "added" and fresh.manifest != model.manifest:
             with alone(self.root):
-                current = self._records.readable(model.name)
+                current = self.records.readable(model.name)
                 # Another process may have removed or replaced the record meanwhile.
                 if current is not None and current.manifest == model.manifest:
-                    self._records.write(fresh)
+                    self.records.write(fresh)
         return fresh
 
 
