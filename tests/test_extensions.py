@@ -26,6 +26,7 @@ from safelight.cli.main import app
 from safelight.errors import ExtensionError, RequestError, SettingError, UnsupportedModelError
 from safelight.extensions import Extensible, instance_of
 from safelight.families import registry
+from safelight.families.sd.spec import SD1
 from safelight.pictures import chunks
 from safelight.pipeline import preprocess
 from safelight.queue.database import Database
@@ -161,6 +162,31 @@ def test_a_family_of_a_package_that_fails_is_left_out(install: Install, tmp_path
         assert "sdxl" in registry.families()
     registry.families.cache_clear()
     assert "'bad' (group safelight.families) of the package bad-family 1.0: failed with" in logs[0]["event"]
+
+
+@pytest.mark.parametrize("taken", ["name", "architecture"])
+def test_a_family_with_a_taken_name_is_left_out_and_the_built_in_one_stays(
+    install: Install, tmp_path: Path, taken: str
+) -> None:
+    write_package(tmp_path / "p", "taken-family", "safelight.families", {"taken": f"taken_{taken}:FAMILIES"})
+    code = "from dataclasses import replace\nfrom safelight.families.sd.spec import SD1\n"
+    if taken == "name":
+        code += "FAMILIES = (replace(SD1, kin='other'),)\n"
+    else:
+        code += "class Same(SD1.architectures[0]): pass\n"
+        code += "FAMILIES = (replace(SD1, name='other', architectures=(Same,)),)\n"
+    (tmp_path / f"p/taken_{taken}.py").write_text(code)
+    install(tmp_path / "p")
+    registry.families.cache_clear()
+    registry.architectures.cache_clear()
+    with capture_logs() as logs:
+        assert registry.family("sd1") is SD1
+        assert "other" not in registry.families()
+        assert registry.architectures()
+    registry.families.cache_clear()
+    registry.architectures.cache_clear()
+    assert f"the {'family' if taken == 'name' else 'architecture'} name" in logs[0]["event"]
+    assert "is taken" in logs[0]["event"]
 
 
 def test_the_document_shows_the_examples() -> None:

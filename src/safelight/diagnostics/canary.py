@@ -22,6 +22,8 @@ from safelight.catalog.model import Model
 from safelight.devices import measurements as kept
 from safelight.diagnostics.image_difference import Difference, difference
 from safelight.errors import CanaryError
+from safelight.families.features import Feature
+from safelight.families.registry import families
 from safelight.pipeline import run
 from safelight.pipeline.repair import Repairs
 from safelight.pipeline.resources import Resources, computing_all
@@ -58,8 +60,10 @@ class Canary:
 
 def has_canary(model: Model) -> bool:
     """Whether the model draws from text alone, as the request for a canary does."""
+    if model.base not in families():
+        return False
     variant = model.family.variants.get(model.variant)
-    return variant is not None and not variant.inputs
+    return variant is not None and not variant.inputs and Feature.TEXT_TO_IMAGE in model.family.features
 
 
 def request(model: Model, precision: str = "auto") -> Request:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 
 from safelight import families as package
-from safelight.extensions import Extensible, instance_of
+from safelight.errors import ExtensionError
+from safelight.extensions import Extensible, extensions, instance_of
 from safelight.families.family import Config, Family
 
 GROUP = "safelight.families"
@@ -22,22 +23,35 @@ GROUP = "safelight.families"
 def families() -> Mapping[str, Family]:
     """Return every family by its name. Families of this package come first, in the order of their folders' names.
 
-    A package that does not load is left out, with a warning in the log.
-    Raises ValueError if two families have the same name.
+    A package that does not load, or whose family or architecture has a name that is taken, is left out with a warning
+    in the log.
     """
     found: dict[str, Family] = {}
-    for family in _all():
-        if found.setdefault(family.name, family) is not family:
-            raise ValueError(f"two families are named {family.name}")
+    for folder in sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg):
+        own: tuple[Family, ...] = importlib.import_module(f"{package.__name__}.{folder}.spec").FAMILIES
+        found |= {family.name: family for family in own}
+    added = Extensible[tuple[Family, ...]]({}, GROUP, instance_of(tuple))
+    for name, some in added.usable():
+        problem = _clash([*found.values(), *some])
+        if problem is None:
+            found |= {family.name: family for family in some}
+        else:
+            extensions(GROUP).warn(name, ExtensionError(GROUP, name, added.package(name), problem))
     return MappingProxyType(found)
 
 
-def _all() -> Iterator[Family]:
-    for folder in sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg):
-        yield from importlib.import_module(f"{package.__name__}.{folder}.spec").FAMILIES
-    added = Extensible[tuple[Family, ...]]({}, GROUP, instance_of(tuple))
-    for _, some in added.usable():
-        yield from some
+def _clash(some: Sequence[Family]) -> str | None:
+    """Return which name two families or two architectures have; None if there is none."""
+    names = [family.name for family in some]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        return f"the family name {twice} is taken"
+    known: dict[str, type[Config]] = {}
+    for family in some:
+        for config in family.architectures:
+            if known.setdefault(config.architecture, config) is not config:
+                return f"the architecture name {config.architecture} is taken"
+    return None
 
 
 def family(name: str) -> Family:
@@ -48,9 +62,4 @@ def family(name: str) -> Family:
 @cache
 def architectures() -> Mapping[str, type[Config]]:
     """Return the class of every component's settings, by its name in records."""
-    found: dict[str, type[Config]] = {}
-    for one in families().values():
-        for config in one.architectures:
-            if found.setdefault(config.architecture, config) is not config:
-                raise ValueError(f"two architectures are named {config.architecture}")
-    return MappingProxyType(found)
+    return MappingProxyType({c.architecture: c for family in families().values() for c in family.architectures})
