@@ -12,6 +12,8 @@ from support.scale import thinned
 import safelight
 from safelight.diagnostics import soak
 from safelight.diagnostics.soak import Soaked
+from safelight.errors import InputError
+from safelight.workers.local_engine import LocalEngine
 
 KINDS = 12
 RUNS = 100
@@ -86,3 +88,11 @@ def test_of_an_engine(root: Path, tmp_path: Path, leaks: bool) -> None:
     assert all(one != other for one, other in zip(soaked.models, soaked.models[1:], strict=False))
     finding = soaked.findings()[1]
     assert finding.ok == (not leaks), finding
+
+
+def test_models_that_need_an_image_are_left_out_and_named(engine: LocalEngine, tiny: Path) -> None:
+    refiner = engine.library.resolve(str(tiny / "refiner.safetensors"))
+    soaked = soak.soak(engine, [engine.library.get("starter-noto"), refiner], lambda count, _: count >= 1)
+    assert "(without refiner, which need an image)" in soaked.findings()[0].evidence
+    with pytest.raises(InputError, match="no model draws from text alone: refiner"):
+        soak.soak(engine, [refiner], lambda count, _: count >= 1)

@@ -26,8 +26,9 @@ from PIL import ImageDraw
 from safelight.catalog.model import Model
 from safelight.devices import machine
 from safelight.diagnostics import combinations
-from safelight.diagnostics.canary import PROMPT, SEED, STEPS
+from safelight.diagnostics.canary import PROMPT, SEED, STEPS, has_canary
 from safelight.diagnostics.finding import Finding
+from safelight.errors import InputError
 from safelight.memory.budget import HOST
 from safelight.request.parts import Lora
 from safelight.request.prompts.loras import written
@@ -93,6 +94,7 @@ class Soaked:
     ``megabytes``: unaccounted memory after the image.
     ``drifted``: numbers of the images that differ from the first of their kind.
     ``settled``: number of images until every kind had been made twice.
+    ``left_out``: models that were not used, because they need an image.
     """
 
     models: list[str] = field(default_factory=list[str])
@@ -100,12 +102,14 @@ class Soaked:
     megabytes: list[float] = field(default_factory=list[float])
     drifted: list[int] = field(default_factory=list[int])
     settled: int = 0
+    left_out: list[str] = field(default_factory=list[str])
 
     def findings(self) -> list[Finding]:
         """Return the results as the doctor's findings."""
         count = len(self.models)
         tenth = max(1, count // 10)
-        said = f"{count} images over {len(set(self.models))} models and combinations"
+        without = f" (without {', '.join(self.left_out)}, which need an image)" if self.left_out else ""
+        said = f"{count} images over {len(set(self.models))} models and combinations{without}"
         drift = Finding(
             "state",
             "images of a soak",
@@ -158,8 +162,15 @@ def soak(
     enough: Callable[[int, float], bool],
     on_image: Callable[[int], None] = lambda _: None,
 ) -> Soaked:
-    """Make images until ``enough`` returns True. It is called with the number of images and the seconds so far."""
-    soaked, right, chance, start = Soaked(), dict[str, str](), random.Random(0), time.perf_counter()
+    """Make images until ``enough`` returns True. It is called with the number of images and the seconds so far.
+
+    Models that need an image are left out. Raises InputError if no other model is there.
+    """
+    needy = [model.name for model in models if not has_canary(model)]
+    models = [model for model in models if model.name not in needy]
+    if not models:
+        raise InputError(f"no model draws from text alone: {', '.join(needy) or 'there is none'}")
+    soaked, right, chance, start = Soaked(left_out=needy), dict[str, str](), random.Random(0), time.perf_counter()
     over = {model.name: combinations.over(engine, model, PROMPT) for model in models}
     first = [(model, loras) for model in models for loras in over[model.name]] * TWICE
     chance.shuffle(first)
