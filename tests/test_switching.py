@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.scale import times
 from torch import nn
 
 import safelight
@@ -39,7 +40,7 @@ def right(root: Path, ask) -> dict[str, str]:
 
 def test_state_02_any_order_gives_the_same(engine: LocalEngine, ask, right: dict[str, str]) -> None:
     chance = random.Random(0)
-    for _ in range(40):
+    for _ in range(times(16, 40)):
         name = chance.choice(NAMES)
         assert next(engine.generate(ask(name))).pixels_sha256 == right[name]
 
@@ -48,7 +49,7 @@ def test_state_02_with_room_for_one(root: Path, ask, right: dict[str, str], monk
     monkeypatch.setenv("SAFELIGHT_MAX_CACHE_RAM_GB", "0.035")
     engine = safelight.open_engine(root)
     chance = random.Random(1)
-    for _ in range(30):
+    for _ in range(times(12, 30)):
         name = chance.choice(NAMES)
         assert next(engine.generate(ask(name))).pixels_sha256 == right[name]
         pool = engine.resources.residency.pool

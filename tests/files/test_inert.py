@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.scale import times
 
 from safelight.errors import CorruptFileError, FileError, UnsafeFileError
 from safelight.files import header, inert
@@ -145,7 +146,7 @@ def test_mutants_of_whole_files(tmp_path: Path, legacy: bool) -> None:
     weights = {"a": torch.ones(2, 3), "b": torch.ones(4, 2).t()}
     torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=not legacy)
     good = path.read_bytes()
-    for _ in range(1500):
+    for _ in range(times(400, 1500)):
         path.write_bytes(mutated(chance, good))
         try:
             found = read_header(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.scale import times
 
 from safelight.catalog.convert import to_safetensors
 from safelight.errors import CorruptFileError, FileError, UnsafeFileError
@@ -91,7 +92,7 @@ def test_mutations_and_truncations_give_only_clean_errors(tmp_path: Path, legacy
     torch.save({"state_dict": content()}, path, _use_new_zipfile_serialization=not legacy)
     good = path.read_bytes()
     chance = random.Random(7)
-    for _ in range(1500):
+    for _ in range(times(400, 1500)):
         data = bytearray(good)
         for _ in range(chance.randint(1, 3)):
             data[chance.randrange(len(data))] = chance.randrange(256)

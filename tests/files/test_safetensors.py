@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from support.scale import times
 
 from safelight.errors import CorruptFileError, FileError, UnreadableFileError
 from safelight.files.safetensors import MOST_TENSORS, read_header
@@ -134,11 +135,12 @@ def mutated(chance: random.Random, data: bytes) -> bytes:
     return bytes(out)
 
 
-def test_20000_mutations_give_only_clean_errors(tmp_path: Path) -> None:
+def test_mutations_give_only_clean_errors(tmp_path: Path) -> None:
     chance = random.Random(20)
     path = tmp_path / "mutated.safetensors"
     refused = 0
-    for _ in range(20_000):
+    count = times(4_000, 20_000)
+    for _ in range(count):
         path.write_bytes(mutated(chance, GOOD))
         try:
             header = read_header(path)
@@ -147,7 +149,7 @@ def test_20000_mutations_give_only_clean_errors(tmp_path: Path) -> None:
             continue
         size = path.stat().st_size
         assert all(info.offset + info.nbytes <= size for info in header.tensors.values())
-    assert refused > 15_000
+    assert refused > 0.75 * count
 
 
 @settings(max_examples=300, deadline=None)

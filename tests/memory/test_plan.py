@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.scale import times
 
 from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
 
@@ -39,7 +40,7 @@ def after(given_: Situation, decided: Plan) -> set[Piece]:
     return here - set(decided.pieces("drop")) | set(decided.pieces("load"))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=times(500, 1500), deadline=None)
 @given(situations())
 def test_within_the_budget_complete_and_nothing_useless(given_: Situation) -> None:
     decided = plan(given_)
@@ -64,7 +65,7 @@ def test_within_the_budget_complete_and_nothing_useless(given_: Situation) -> No
     assert all(step.reason for step in decided.steps)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=times(500, 1500), deadline=None)
 @given(situations(), st.integers(0, 200))
 def test_more_budget_never_costs_more_bytes(given_: Situation, more: int) -> None:
     less, richer = plan(given_), plan(replace(given_, budget=given_.budget + more))

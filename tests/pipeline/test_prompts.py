@@ -11,6 +11,7 @@ import pytest
 import torch
 from compel import Compel, ReturnedEmbeddingsType
 from support import adapters, controls, oracle
+from support.scale import thinned, times
 
 import safelight
 from safelight.errors import RequestError
@@ -70,7 +71,7 @@ def test_a_changing_prompt_equals_diffusers_with_embeddings_that_change_between_
     assert next(engine.generate(asked)).pixels == right
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm2", "pndm"])
+@pytest.mark.parametrize("sampler", thinned(["euler", "dpm2", "heun", "pndm"], 2))
 def test_edits_count_steps_whatever_the_sampler_calls(engine: LocalEngine, ask: Ask, sampler: str) -> None:
     """Where both texts are the same an edit changes nothing; at the ends it is one of them."""
     first, then = (sha(engine, ask(prompt=text, steps=4, sampler=sampler)) for text in ("red", "blue"))
@@ -227,9 +228,9 @@ def test_state_13_what_is_kept_is_known_by_everything_that_went_in(
     asked += [ask(prompt="a (thing:1.2)", embeddings=())]
     right = [sha(safelight.open_engine(engine.library.root), one) for one in asked]
     reads.clear()
-    for _ in range(2):
+    for _ in range(times(1, 2)):
         assert [sha(engine, one) for one in asked] == right
-    for at in (3, 0, 7, 1, 6, 2, 5, 4):
+    for at in (3, 0, 7, 1, 6, 2, 5, 4)[: times(4, 8)]:
         assert sha(engine, asked[at]) == right[at]
     assert len(set(right)) == len(right)
 

@@ -124,7 +124,7 @@ def run(count: int, steps: int) -> None:
 
 
 def test_sequences_of_generations_give_right_pixels() -> None:
-    run(times(4, 10), 6)
+    run(times(2, 10), 6)
 
 
 @pytest.mark.proof

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.scale import thinned
+from support.scale import thinned, times
 
 import safelight
 from safelight.boundary import pictures
@@ -106,7 +106,7 @@ def test_only_doubtful_images_are_decoded_again_once_a_vae_is_known() -> None:
 
 
 def test_the_starters_images_are_not_marked(engine: LocalEngine) -> None:
-    for prompt in PROMPTS[:4]:
+    for prompt in PROMPTS[: times(1, 4)]:
         for model in ("starter-noto", "starter-twemoji", "starter-fluent"):
             image = next(engine.generate(safelight.Request(prompt, model, steps=6)))
             assert image.metadata["marks"] == []
@@ -135,7 +135,7 @@ def test_a_decoder_that_shifts_colours_once_is_marked_and_the_image_given(
 
 
 @pytest.mark.parametrize(
-    "fault", thinned(["colours shifted", "weights one channel off", "another VAE's latents", "attention"], 2)
+    "fault", thinned(["weights one channel off", "colours shifted", "another VAE's latents", "attention"])
 )
 def test_what_stays_wrong_is_found_by_the_canary_every_time(
     fault: str, root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
