@@ -85,3 +85,12 @@ def test_open_clip_names_are_those_that_diffusers_converts() -> None:
     state = model.state_dict()
     ours = {name.removeprefix("text_model."): tensor for name, tensor in converted.items()}
     assert all(torch.equal(ours[name.removeprefix("text_model.")], t) for name, t in state.items())
+
+
+def test_parts_of_another_architecture_do_not_fit() -> None:
+    """A package's family may have the same kin, and components of its own."""
+    unet, vae = FULL["SD 1.5 UNet"][1], FULL["VAE"][1]
+    sd1 = family("sd1")
+    assert sd1.same_latents(vae, vae)
+    assert not sd1.same_latents(vae, unet)
+    assert sd1.control_discord(vae, unet) == "is a ControlNet of another architecture than {model}"

@@ -163,16 +163,17 @@ def _reads(name: str) -> bool:
 
 def same_latents(one: Config, other: Config) -> bool:
     """Whether the latents of two VAEs have as many channels and are as small."""
-    assert isinstance(one, VAEConfig)
-    assert isinstance(other, VAEConfig)
+    if not isinstance(one, VAEConfig) or not isinstance(other, VAEConfig):
+        # The VAE of a package's family that has the same kin.
+        return False
     form = one.latent_channels, len(one.block_out_channels)
     return form == (other.latent_channels, len(other.block_out_channels))
 
 
 def control_discord(control: Config, denoiser: Config) -> str | None:
     """Return why a ControlNet does not fit a UNet, None if it does."""
-    assert isinstance(control, ControlNetConfig)
-    assert isinstance(denoiser, UNetConfig)
+    if not isinstance(control, ControlNetConfig) or not isinstance(denoiser, UNetConfig):
+        return "is a ControlNet of another architecture than {model}"
     theirs = control.encoder
     for what, its, ours in (
         ("reads text of width", theirs.cross_attention_dim, denoiser.cross_attention_dim),
