@@ -39,6 +39,15 @@ CREATE TABLE components (
 CREATE TABLE inputs (digest TEXT PRIMARY KEY, hint TEXT, width INTEGER, height INTEGER);
 """
 
+_CARDS = """
+SELECT file, hint, card, (
+    SELECT json_group_array(json_array(role, digest)) FROM (
+        SELECT role, digest FROM components
+        WHERE components.folder = records.folder AND components.file = records.file ORDER BY place
+    )
+) FROM records WHERE folder = ?
+"""
+
 Hint = tuple[int, int, int]
 """(modification time in nanoseconds, size in bytes, inode) of a file."""
 
@@ -62,14 +71,10 @@ class IndexFile:
         """Return the stored cards of a folder, each with the hint of its record, by the record's file name."""
         found: dict[str, tuple[Hint, Card]] = {}
         with contextlib.suppress(sqlite3.Error, ValueError, KeyError, TypeError), self._database() as database:
-            parts: dict[str, list[tuple[str, str]]] = {}
-            query = "SELECT file, role, digest FROM components WHERE folder = ? ORDER BY file, place"
-            for file, role, digest in database.execute(query, (str(folder),)):
-                parts.setdefault(file, []).append((role, digest))
-            rows = database.execute("SELECT file, hint, card FROM records WHERE folder = ?", (str(folder),))
-            for file, hint, text in rows:
+            for file, hint, text, parts in database.execute(_CARDS, (str(folder),)):
                 mtime, size, inode = json.loads(hint)
-                found[file] = (mtime, size, inode), _card(folder / file, text, tuple(parts.get(file, ())))
+                components = tuple((role, digest) for role, digest in json.loads(parts))
+                found[file] = (mtime, size, inode), _card(folder / file, text, components)
         return found
 
     def store(self, folder: Path, fresh: Mapping[str, tuple[Hint, Card]], there: Collection[str]) -> None:
