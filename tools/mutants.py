@@ -43,7 +43,7 @@ MUTANTS = (
     Mutant(
         "a file that ends early",
         "devices/transfer.py",
-        'raise IntegrityError(read.path, read.name, "the file ends before the tensor does")',
+        'raise IntegrityError(read.path, read.name, "the file ends before the tensor does", _CHANGED_REMEDY)',
         "return",
         "tests/devices/test_transfer.py::test_load_06_a_short_file_is_an_error_never_zeros",
     ),

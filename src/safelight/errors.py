@@ -15,7 +15,7 @@
     │   │   ├── UnsafeFileError       a pickle that would run code
     │   │   └── UnsupportedModelError an intact file that is not a supported checkpoint
     │   └── IncompleteModelError  tensors are missing, have a wrong shape, or are unknown
-    ├── IntegrityError            bytes differ from the manifest: the file changed or is damaged
+    ├── IntegrityError            a file changed since it was added, or bytes were corrupted
     ├── TransferError             bytes were corrupted twice while being copied to a device
     ├── WorkerDiedError           the worker process ended
     ├── QueueFullError            too many jobs are waiting (HTTP 429)
@@ -177,19 +177,17 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
 
 
 class IntegrityError(SafelightError):
-    """Bytes differ from the manifest, which was written when the model was added.
+    """Bytes are not the expected ones: a file changed since it was added, or memory was corrupted.
 
     ``tensor``: the name of the tensor; empty for the whole file.
+    ``remedy``: a sentence that tells the user what to do.
     """
 
-    def __init__(self, path: Path, tensor: str, problem: str, remedy: str = "") -> None:
+    def __init__(self, path: Path, tensor: str, problem: str, remedy: str) -> None:
         where = f"{path}: tensor {tensor}" if tensor else f"{path}"
-        super().__init__(f"{where}: {problem}. {remedy or _CHANGED}")
+        super().__init__(f"{where}: {problem}. {remedy}")
         self.path = path
         self.tensor = tensor
-
-
-_CHANGED = "The file changed since it was added. If you changed it, add it again with `safelight models add`."
 
 
 class TransferError(SafelightError):
@@ -256,13 +254,15 @@ class CanaryError(SafelightError):
 class OutOfMemoryError(SafelightError):
     """There is not enough memory for a model or for computing.
 
+    ``what``: the subject of the message, such as "Loading the unet".
     ``needed``: bytes; 0 if unknown.
-    ``available``: bytes.
+    ``available``: bytes; None if unknown.
     ``final``: everything that could be evicted was evicted, so another attempt would not help.
     """
 
-    def __init__(self, what: str, needed: int, available: int, hint: str, final: bool = False) -> None:
-        sizes = f"needs {needed / 1e6:.1f} MB, {available / 1e6:.1f} MB are free" if needed else "ran out of memory"
+    def __init__(self, what: str, needed: int, available: int | None, hint: str, final: bool = False) -> None:
+        free = "less is free" if available is None else f"{available / 1e6:.1f} MB are free"
+        sizes = f"needs {needed / 1e6:.1f} MB, but {free}" if needed else "ran out of memory"
         super().__init__(f"{what} {sizes}. {hint}")
         self.needed = needed
         self.available = available

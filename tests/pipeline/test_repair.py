@@ -158,7 +158,7 @@ def test_state_23_what_is_left_on_a_model_while_it_computes_is_not_returned(
     image = next(engine.generate(ask()))
     assert image.pixels_sha256 == right
     (repair,) = image.metadata["repairs"]
-    assert (repair["suspect"], repair["helped"]) == ("state", "computed with a model built anew")
+    assert (repair["suspect"], repair["helped"]) == ("state", "computed with a newly built model")
     left += [True] * stages.ATTEMPTS
     with pytest.raises(StateLeftError, match="_forward_hooks"):
         next(engine.generate(ask()))

@@ -156,7 +156,8 @@ class Adapters:
         used = next(self.used(digest), None)
         if used is not None and by_path:
             return used
-        raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]}")
+        remedy = "Add the adapter with this content with `safelight adapters add`."
+        raise IntegrityError(Path(name), "", f"no adapter has the content {digest[:10]}", remedy)
 
     def add(self, path: Path, name: str | None = None, base: str = "") -> Adapter:
         """Identify an adapter, read and hash all of it, and store its record. The file stays where it is.

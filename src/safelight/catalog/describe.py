@@ -24,7 +24,11 @@ from safelight.weights.manifest import FileHint, Manifest, measure, moved
 CONVERTED = frozenset({"pickle", "diffusers-pickle"})
 """The formats that Safelight converts before use."""
 
-GONE = "Put it back, add it at its new path with `safelight models add PATH --name NAME`, or remove the model."
+MISSING_REMEDY = (
+    "Put it back, add it at its new path with `safelight models add PATH --name NAME`, or remove the model."
+)
+
+CHANGED_REMEDY = "The file changed since it was added. If you changed it, add it again with `safelight models add`."
 
 OnBytes = Callable[[int, int], None]
 """Called with (bytes read so far, bytes in total)."""
@@ -87,10 +91,10 @@ def read_again(home: Path, model: Model, on_bytes: OnBytes | None = None) -> Mod
         user_type: Any = model.prediction_type if model.told else None
         return describe(home, model.path, model.name, model.origin, user_type, on_bytes)
     except FileError as error:
-        remedy = GONE if not model.path.exists() else "Put the right file back, or add the model again."
+        remedy = MISSING_REMEDY if not model.path.exists() else "Put the right file back, or add the model again."
         raise IntegrityError(error.path, "", error.problem, remedy) from error
     except InputError as error:
-        raise IntegrityError(model.path, "", str(error)) from error
+        raise IntegrityError(model.path, "", str(error), CHANGED_REMEDY) from error
 
 
 def refuse_other_content(model: Model, current: Manifest) -> None:
@@ -101,8 +105,9 @@ def refuse_other_content(model: Model, current: Manifest) -> None:
     for component in model.manifest.components:
         for tensor in component.tensors:
             if now.get((component.role, tensor.name)) != tensor.xxh3:
-                raise IntegrityError(tensor.path, f"{component.role}.{tensor.name}", "its content changed")
-    raise IntegrityError(model.path, "", "its content changed")
+                name = f"{component.role}.{tensor.name}"
+                raise IntegrityError(tensor.path, name, "its content changed", CHANGED_REMEDY)
+    raise IntegrityError(model.path, "", "its content changed", CHANGED_REMEDY)
 
 
 def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:

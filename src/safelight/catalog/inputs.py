@@ -30,7 +30,9 @@ from safelight.request.bounds import MOST_PIXELS
 YOUNG_SECONDS = 86_400
 """Seconds: one day. A request may be about to name an image that was stored more recently."""
 
-GONE = "Safelight removes images that no waiting job and no stored picture uses (see the setting trash_days)"
+REMOVED_EXPLANATION = "Safelight removes images that no waiting job and no stored picture uses (setting trash_days)"
+
+SEND_AGAIN = "Send the input image again."
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -161,7 +163,7 @@ class Inputs:
         """
         if _DIGEST.fullmatch(value):
             if not self._there(value):
-                raise RequestError(field, value, f"this image is gone: {GONE}")
+                raise RequestError(field, value, f"this image is gone: {REMOVED_EXPLANATION}")
             return value
         found = _DATA.match(value)
         if found is not None:
@@ -190,7 +192,7 @@ class Inputs:
             with PILImage.open(path) as opened:
                 found = opened.size
         except (OSError, SyntaxError, ValueError) as error:
-            raise IntegrityError(path, "", f"an input image cannot be read ({error})") from error
+            raise IntegrityError(path, "", f"an input image cannot be read ({error})", SEND_AGAIN) from error
         if hint is not None:
             self._index.store_input(digest, hint, found)
         return found
@@ -243,9 +245,10 @@ class Inputs:
             with PILImage.open(self._path(digest)) as opened:
                 image = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
-            raise IntegrityError(self._path(digest), "", f"an input image cannot be read ({error})") from error
+            problem = f"an input image cannot be read ({error})"
+            raise IntegrityError(self._path(digest), "", problem, SEND_AGAIN) from error
         if _digest(image) != digest:
-            raise IntegrityError(self._path(digest), "", "the pixels of this input image changed")
+            raise IntegrityError(self._path(digest), "", "the pixels of this input image changed", SEND_AGAIN)
         return image
 
     def _path(self, digest: str) -> Path:

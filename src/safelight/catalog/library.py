@@ -11,7 +11,16 @@ from typing import Any
 from safelight import names
 from safelight.catalog import paths, starters
 from safelight.catalog.cards import Card
-from safelight.catalog.describe import CONVERTED, GONE, OnBytes, describe, find_bytes, read_again, refuse_other_content
+from safelight.catalog.describe import (
+    CHANGED_REMEDY,
+    CONVERTED,
+    MISSING_REMEDY,
+    OnBytes,
+    describe,
+    find_bytes,
+    read_again,
+    refuse_other_content,
+)
 from safelight.catalog.identify import PredictionType
 from safelight.catalog.lock import alone
 from safelight.catalog.model import Model
@@ -261,7 +270,7 @@ class Library:
             return model
         gone = next((path for path in changed if not path.exists()), None)
         if gone is not None:
-            raise IntegrityError(gone, "", f"the file of the model {model.name} is gone", GONE)
+            raise IntegrityError(gone, "", f"the file of the model {model.name} is gone", MISSING_REMEDY)
         return self._read_again(model, None)
 
     def _read_again(self, model: Model, on_bytes: OnBytes | None) -> Model:
@@ -271,7 +280,8 @@ class Library:
         for field in ("base", "prediction_type", "zero_terminal_snr"):
             before, now = getattr(model, field), getattr(fresh, field)
             if before != now:
-                raise IntegrityError(model.path, "", f"its {field} was {before}, its files now say {now}")
+                problem = f"its {field} was {before}, its files now say {now}"
+                raise IntegrityError(model.path, "", problem, CHANGED_REMEDY)
         if model.origin == "added" and fresh.manifest != model.manifest:
             with alone(self.root):
                 current = self.records.readable(model.name)

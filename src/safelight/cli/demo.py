@@ -73,5 +73,6 @@ def demo(
     first_pixels, last = digests[0], digests[-1]
     typer.echo(f"{path}")
     if first_pixels != last:
-        raise IntegrityError(out, "(pixels)", f"the last image {last[:16]} differs from the first {first_pixels[:16]}")
+        problem = f"the last image {last[:16]} differs from the first {first_pixels[:16]}"
+        raise IntegrityError(out, "", problem, "Run `safelight doctor` to find the cause.")
     typer.echo(f"identical: the first and the last image are the same, pixel for pixel ({first_pixels})")

@@ -11,7 +11,7 @@ import os
 import torch
 
 from safelight.devices.base import AHEAD, Fence
-from safelight.devices.failures import translated
+from safelight.devices.failures import translate_memory_errors
 
 ROUNDING = 512
 """Bytes: the granularity of PyTorch's caching allocator."""
@@ -58,7 +58,7 @@ class CUDA:
         return self._device
 
     def allocate(self, nbytes: int) -> torch.Tensor:
-        with translated("a model's weights", nbytes):
+        with translate_memory_errors("Allocating a model's weights", nbytes):
             return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
     def release(self, base: torch.Tensor) -> None:
@@ -100,5 +100,5 @@ class CUDA:
         return _Event(torch.cuda.current_stream(self._device))
 
     def staging(self, nbytes: int) -> torch.Tensor:
-        with translated("page-locked memory for copies", nbytes):
+        with translate_memory_errors("Allocating page-locked memory for copies", nbytes):
             return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)

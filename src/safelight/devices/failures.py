@@ -17,22 +17,22 @@ _PHRASES = ("can't allocate memory", "out of memory", "can't start new thread", 
 
 
 @contextlib.contextmanager
-def translated(what: str, needed: int = 0) -> Generator[None]:
+def translate_memory_errors(subject: str, needed: int = 0) -> Generator[None]:
     """Within the context, translate every out-of-memory error of the system and of torch to OutOfMemoryError.
 
-    ``what``: what the memory is for.
+    ``subject``: the subject of the message, such as "Loading the unet".
     ``needed``: bytes that were requested, 0 if unknown.
     """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemoryError(what, needed, 0, _HINT) from error
+        raise OutOfMemoryError(subject, needed, None, _HINT) from error
     except OSError as error:
         if error.errno != 12:
             raise
-        raise OutOfMemoryError(what, needed, 0, _HINT) from error
+        raise OutOfMemoryError(subject, needed, None, _HINT) from error
     except RuntimeError as error:
         # The CPU allocator has no error class of its own, so the message decides.
         if not any(phrase in str(error) for phrase in _PHRASES):
             raise
-        raise OutOfMemoryError(what, needed, 0, _HINT) from error
+        raise OutOfMemoryError(subject, needed, None, _HINT) from error

@@ -62,6 +62,12 @@ DTYPES = {
 """torch's dtypes by safetensors' names. Adapters also use F64 and integers."""
 
 
+_CHANGED_REMEDY = (
+    "The file changed since it was added. If you changed it, add it again with `safelight models add` or "
+    "`safelight adapters add`; if not, download it again."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Read:
     """Read ``nbytes`` bytes at ``offset`` of ``path`` into ``target`` and compare their XXH3-128 with ``xxh3`` (hex).
@@ -178,7 +184,7 @@ def _read(read: Read, descriptor: int) -> str:
                 produced.update(_bytes_of(target.view(torch.uint8)))
     digest = arrived.hexdigest()
     if digest != read.xxh3:
-        raise IntegrityError(read.path, read.name, "its bytes differ from the manifest")
+        raise IntegrityError(read.path, read.name, "its bytes differ from the manifest", _CHANGED_REMEDY)
     if read.transpose:
         read.target.copy_(flat.view(read.target.shape[::-1]).t())
         return digest_of(read.target) if read.prove else ""
@@ -201,7 +207,7 @@ def _fill(read: Read, descriptor: int, view: memoryview, offset: int) -> None:
     while view:
         got = os.preadv(descriptor, [view], offset)
         if got == 0:
-            raise IntegrityError(read.path, read.name, "the file ends before the tensor does")
+            raise IntegrityError(read.path, read.name, "the file ends before the tensor does", _CHANGED_REMEDY)
         view, offset = view[got:], offset + got
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from safelight.devices.failures import translated
+from safelight.devices.failures import translate_memory_errors
 from safelight.memory.lease import ONCE, Lease
 from safelight.memory.residency import Residency
 from safelight.memory.segments import Segment
@@ -23,7 +23,7 @@ def fill(residency: Residency, component: ComponentManifest, dtype: torch.dtype)
     while True:
         with (
             residency.source.opened(component, dtype, favour=True) as lease.fetch,
-            translated(f"Memory for the {component.role}"),
+            translate_memory_errors(f"Loading the {component.role}"),
         ):
             if not _begin(residency, lease):
                 break

@@ -29,7 +29,7 @@ import torch
 
 from safelight.devices import host
 from safelight.devices.base import Device
-from safelight.devices.failures import translated
+from safelight.devices.failures import translate_memory_errors
 from safelight.devices.pool import SlabPool
 from safelight.memory.account import Account
 from safelight.memory.budget import Ledger
@@ -126,7 +126,7 @@ class Residency:
             if favour:
                 with self.lock:
                     self.table.favours[lease] = threading.Event()
-            with translated(f"Memory for the {component.role}"):
+            with translate_memory_errors(f"Loading the {component.role}"):
                 self._carry_out(lease, lambda: self.planner.plan_new(lease))
             yield lease
 
@@ -146,8 +146,10 @@ class Residency:
                 self.table.evict_dropped(new)
                 self.make_room(0)
                 return
-        after = "decided after other reads" if new is None else len(new.staying)
-        _log.info("memory changed", place=self.place, before=len(before), after=after, of=len(lease.segments))
+        after = None if new is None else len(new.staying)
+        waiting = new is None
+        counts = {"before": len(before), "after": after, "of": len(lease.segments)}
+        _log.info("memory changed", place=self.place, waiting=waiting, **counts)
         self._carry_out(lease, lambda: self.planner.plan_running(lease))
         with self.lock:
             lease.tell_change(lease.residents.keys() - before, True)
@@ -262,7 +264,7 @@ class Residency:
         table.adopt(lease, new_plan)
         if self._log_plans:
             for step in new_plan.steps:
-                _log.info("memory", place=self.place, action=step.action, piece=step.piece, reason=step.reason)
+                _log.info("plan step", place=self.place, action=step.action, piece=step.piece, reason=step.reason)
         if lease.ring is not None:
             lease.ring.close()
             lease.ring = None

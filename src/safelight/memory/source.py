@@ -150,7 +150,9 @@ class FromFile:
         key, proof = (digest, target.segment.piece), self.proof(target)
         if self._proofs.setdefault(key, proof) != proof:
             what = f"{target.segment.label} with its overlay"
-            raise IntegrityError(target.segment.tensors[0].path, what, "differs from the first time it was computed")
+            problem = "differs from the first time it was computed"
+            remedy = "Test this machine's memory, for example with memtest86+."
+            raise IntegrityError(target.segment.tensors[0].path, what, problem, remedy)
         return proof
 
     def _fetch(self, digest: str, targets: Sequence[Target], favour: bool) -> list[Proof]:

@@ -36,8 +36,8 @@ def pinned(model: Model, resources: Resources) -> contextlib.ExitStack:
             component, dtype = model.manifest.component(role), dtype_of(resources.run, model.family, role)
             lease = stack.enter_context(resources.residency.lease(component, dtype))
             if lease.ring is not None:
-                hint = "Held, it would leave no room for others."
-                raise OutOfMemoryError(f"The whole {role}", 0, 0, hint, final=True)
+                hint = f"A pinned model is in memory as a whole, and its {role} does not fit beside what is in use."
+                raise OutOfMemoryError(f"Pinning {model.name}", 0, None, hint, final=True)
         return stack.pop_all()
 
 

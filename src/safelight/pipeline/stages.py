@@ -19,7 +19,7 @@ from torch import nn
 
 from safelight.catalog.model import Model
 from safelight.devices import machine
-from safelight.devices.failures import translated
+from safelight.devices.failures import translate_memory_errors
 from safelight.errors import IntegrityError, OutOfMemoryError, StateLeftError, shortened
 from safelight.families.family import CONTROLNET
 from safelight.memory.lease import Lease, Use
@@ -112,15 +112,16 @@ class Stages:
         role = components[0][0].role
         for attempt in range(ATTEMPTS):
             try:
-                with self.clock.stage(task.name), translated(f"The memory for {self.model.name}'s {role}"):
+                with self.clock.stage(task.name), translate_memory_errors(f"{self.model.name}'s {role}"):
                     return self._once(task, run, components, compute)
             except OutOfMemoryError as error:
                 if error.final or attempt == ATTEMPTS - 1:
                     raise
                 why = let_go(error)
-            except _SpoiledWeights as error:
+            except _CorruptedWeights as error:
                 if attempt == ATTEMPTS - 1:
-                    raise IntegrityError(self.model.path, error.labels[0], "was spoiled in memory, again") from error
+                    problem = f"{error}, in {ATTEMPTS} attempts"
+                    raise IntegrityError(self.model.path, "", problem, error.remedy) from error
                 why = let_go(error)
                 self.repairs.append(Repair("memory", why, "read again"))
                 self.resources.conditionings.clear()
@@ -128,9 +129,9 @@ class Stages:
                 if attempt == ATTEMPTS - 1:
                     raise
                 why = let_go(error)
-                self.repairs.append(Repair("state", why, "computed with a model built anew"))
+                self.repairs.append(Repair("state", why, "computed with a newly built model"))
                 self.resources.conditionings.clear()
-            _log.warning("a stage is done again", stage=task.name, role=role, why=why)
+            _log.warning("repeating a stage", stage=task.name, role=role, why=why)
             self.resources.residency.drop()
             machine.give_back()
         raise AssertionError
@@ -170,7 +171,7 @@ class Stages:
 
     def _prove(self, lease: Lease) -> None:
         if lease.written:
-            raise _SpoiledWeights(["written while they were bound"])
+            raise _CorruptedWeights(f"code wrote to the weights of the {lease.component.role}", _WRITTEN)
         verification = self.resources.verification
         # A copy that was not summed when it arrived is summed here, once, before its image is given to anybody.
         arrived = lease.unseen and verification.policy == "auto"
@@ -179,12 +180,18 @@ class Stages:
                 wrong = lease.verify()
             if wrong:
                 verification.found_wrong()
-                raise _SpoiledWeights(wrong)
+                raise _CorruptedWeights(f"weights were corrupted in memory: {shortened(wrong)}", self._memory_remedy())
+
+    def _memory_remedy(self) -> str:
+        device = self.resources.device
+        if device.separate:
+            return f"The memory of {device.name} or its driver is unreliable; use --device cpu to work without it."
+        return "Test this machine's memory, for example with memtest86+."
 
     @contextlib.contextmanager
     def _translated(self, work: Work) -> Generator[None]:
         try:
-            with translated(f"Computing an image by {self.model.name}"):
+            with translate_memory_errors(f"Computing an image by {self.model.name}"):
                 yield
         except OutOfMemoryError as error:
             # What failed to get a slab says how large; what failed within an operation does not.
@@ -250,9 +257,12 @@ def let_go(error: BaseException) -> str:
     return str(error)
 
 
-class _SpoiledWeights(Exception):
-    """Resident weights are not what was produced; ``labels`` names the segments."""
+_WRITTEN = "Look for an extension or a program that changes a model's weights in place."
 
-    def __init__(self, labels: list[str]) -> None:
-        super().__init__(f"weights were changed in memory: {shortened(labels)}")
-        self.labels = labels
+
+class _CorruptedWeights(Exception):
+    """Resident weights differ from the bytes that were read. ``remedy``: what to do if it happens again."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.remedy = remedy

@@ -69,7 +69,8 @@ def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:
     found = catalog.component(part.digest)
     if found is None:
         problem = f"no model and no adapter has a component of the content {part.digest[:10]}"
-        raise IntegrityError(Path(part.role), "", f"{problem}; was it changed or removed?")
+        remedy = "It was changed or removed. Add the file that has it with `safelight models add` or `adapters add`."
+        raise IntegrityError(Path(part.role), "", problem, remedy)
     return found
 
 
@@ -80,4 +81,5 @@ def find_model(name: str, digest: str, library: Library) -> Model:
     for model in chain((library.find_named(name),), named, library.used(digest)):
         if model is not None and model.digest == digest:
             return model
-    raise IntegrityError(Path(name), "", f"no model has the content {digest[:10]}; was it changed or removed?")
+    remedy = "It was changed or removed. Add the model with this content with `safelight models add`."
+    raise IntegrityError(Path(name), "", f"no model has the content {digest[:10]}", remedy)

@@ -21,6 +21,8 @@ from safelight.weights.adapter_file import VAE
 from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest
 
+_OTHER_CONTENT_REMEDY = "Put the file with the requested content back, or request it without a digest."
+
 
 @dataclass(frozen=True, slots=True)
 class OwnPart:
@@ -43,8 +45,8 @@ def vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> OwnP
             raise
     component = found.component
     if request.vae_digest and component.digest != request.vae_digest:
-        path = component.tensors[0].path
-        raise IntegrityError(path, "", f"the VAE {request.vae} has other content than {request.vae_digest[:10]}")
+        problem = f"the VAE {request.vae} has other content than {request.vae_digest[:10]}"
+        raise IntegrityError(component.tensors[0].path, "", problem, _OTHER_CONTENT_REMEDY)
     if not model.family.same_latents(component.config, model.manifest.component(model.family.vae).config):
         raise RequestError("vae", request.vae, f"its latents are not those of {model.name}")
     return found
@@ -125,7 +127,7 @@ def text_encoders(request: Request, model: Model, library: Library, by_path: boo
         raise RequestError("text_encoder", name, f"its {odd[0]} is not like that of {model.name}")
     if request.text_encoder_digest and digest_of(components) != request.text_encoder_digest:
         problem = f"the text encoders of {name} have other content than {request.text_encoder_digest[:10]}"
-        raise IntegrityError(of.path, "", problem)
+        raise IntegrityError(of.path, "", problem, _OTHER_CONTENT_REMEDY)
     return found
 
 
@@ -144,7 +146,8 @@ def refiner(request: Request, library: Library, by_path: bool) -> Model | None:
         if found is None:
             raise
     if digest and found.digest != digest:
-        raise IntegrityError(found.path, "", f"the refiner {name} has other content than {digest[:10]}")
+        problem = f"the refiner {name} has other content than {digest[:10]}"
+        raise IntegrityError(found.path, "", problem, _OTHER_CONTENT_REMEDY)
     if found.base not in families():
         raise RequestError("refiner", name, f"is a {found.base}, which this version cannot compute")
     return library.checked(found)

@@ -109,7 +109,8 @@ class LocalEngine:
             found = self.library.find(*content, wanted.name)
         if found is None:
             path = self.library.resolve(wanted.name).path
-            raise IntegrityError(path, "", "its content changed after the job was accepted")
+            remedy = "Send the request again to use the model as it is now."
+            raise IntegrityError(path, "", "its content changed after the job was accepted", remedy)
         return self._check_files(found)
 
     def _images(self, contents: Contents, resources: Resources, on_progress: OnProgress, first: int) -> Iterator[Image]:
