@@ -223,7 +223,7 @@ def test_a_preprocessor_that_returns_no_picture_is_named(install: Install, tmp_p
     (tmp_path / "p/half.py").write_text("def half(pixels, low, high):\n    return pixels[::2] / 2\n")
     install(tmp_path / "p")
     with pytest.raises(ExtensionError, match=r"half 1\.0: failed with ValueError: returned float64") as error:
-        preprocess.made(PILImage.new("RGB", (8, 8)), Control("net", "in.png", preprocessor="half"))
+        preprocess.preprocess(PILImage.new("RGB", (8, 8)), Control("net", "in.png", preprocessor="half"))
     assert "[4, 8, 3] for uint8 [8, 8, 3]" in str(error.value)
 
 

@@ -76,7 +76,7 @@ class Maker:
 
         request = safelight.Request(prompt, model.name, seed=seed, steps=STEPS)
         with replaced(model_stages, "denoise", denoising), replaced(pictures, "decode", decoding):
-            image = run.image(Contents.plain(request, model), model, self.engine.resources, 0, lambda _: None)
+            image = run.make_image(Contents.plain(request, model), model, self.engine.resources, 0, lambda _: None)
         return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 
 

@@ -23,7 +23,7 @@ import safelight
 from safelight.boundary import pictures
 from safelight.families.registry import family
 from safelight.models.bind import bound
-from safelight.pipeline.checks.appearance import Looks
+from safelight.pipeline.checks.appearance import AppearanceCheck
 from safelight.pipeline.stages import skeleton_key
 
 HOME = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ class Counting:
     """Examines images, and counts those that it decodes a second time."""
 
     def __init__(self, vae: Any) -> None:
-        self._vae, self._looks = vae, Looks()
+        self._vae, self._check = vae, AppearanceCheck()
         self.again = 0
 
     def marked(self, latents: torch.Tensor, pixels: torch.Tensor) -> bool:
@@ -69,7 +69,7 @@ class Counting:
             self.again += 1
             return self.decoded(latents)
 
-        return bool(self._looks.marks("vae", latents, pixels, again))
+        return bool(self._check.marks("vae", latents, pixels, again))
 
     def decoded(self, latents: torch.Tensor) -> torch.Tensor:
         return pictures.to_pixels(pictures.decode(self._vae, latents / family("sd1").latents.factor, 8))[0]

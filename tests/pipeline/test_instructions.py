@@ -213,7 +213,7 @@ def test_a_controlnet_that_ignores_the_negative_prompt_is_given_the_prompt(
 def test_memory_for_three_rows_is_measured_apart(engine: LocalEngine, tiny: Path, folder: Path) -> None:
     ours(engine, folder)
     ours(engine, folder, model=str(tiny / "a.safetensors"), image="", width=64, height=64)
-    measured = engine.resources.working._measured
+    measured = engine.resources.working_memory._measured
     sizes = {name.split()[0]: set(at) for name, at in measured.items() if name.startswith("unet")}
     assert sizes == {"unet-3rows": {64 * 64 * 3 // 2}, "unet": {64 * 64}}
 
@@ -228,9 +228,9 @@ def test_rows_of_each_guidance() -> None:
         ("image_and_text", 1.0, [1], [1], [1]),
         ("image_and_text", 7.0, [1, 2, 2], [1, 1, 0], [1, 0, 0]),
     ):
-        made = guidance.of(kind, scale, 1.5)  # type: ignore[arg-type]
+        made = guidance.make_guidance(kind, scale, 1.5)  # type: ignore[arg-type]
         rows = made.condition(condition)["hidden"]
         assert rows.flatten().tolist() == texts
         assert made.inputs([one])[0].flatten().tolist() == inputs
-        assert made.prompt_only(one).flatten().tolist() == alone
+        assert made.pad_to_rows(one).flatten().tolist() == alone
         assert rows[made.prompt_row].tolist() == [[1.0]]

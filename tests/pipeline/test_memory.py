@@ -20,7 +20,7 @@ from safelight.boundary import pictures
 from safelight.devices import machine
 from safelight.memory.budget import HOST
 from safelight.models.streamed import StreamedParameter
-from safelight.pipeline.drawing import Drawing
+from safelight.pipeline.drawing import ImagePipeline
 from safelight.settings_sources import load_settings
 from safelight.workers.local_engine import LocalEngine
 
@@ -140,9 +140,9 @@ def test_memory_ran_out_while_computing_is_tried_again(root: Path, right: tuple[
 def test_weights_that_change_in_memory_never_make_an_image(root: Path, right: tuple[str, int]) -> None:
     """Somebody writes into resident weights through ``.data``; the sum tells, and the stage is done again."""
     engine = open_engine(load_settings(root))
-    original, written = Drawing._decode, [0]
+    original, written = ImagePipeline._decode, [0]
 
-    def spoiling(self: Drawing, latents: torch.Tensor) -> torch.Tensor:
+    def spoiling(self: ImagePipeline, latents: torch.Tensor) -> torch.Tensor:
         for held in list(engine.resources.residency.table.residents.values()):
             if held.target.segment.label.startswith("vae") and not written[0]:
                 next(iter(held.target.tensors.values())).data.add_(0.5)
@@ -150,11 +150,11 @@ def test_weights_that_change_in_memory_never_make_an_image(root: Path, right: tu
         return original(self, latents)
 
     next(engine.generate(ask()))
-    Drawing._decode = spoiling  # type: ignore[method-assign]
+    ImagePipeline._decode = spoiling  # type: ignore[method-assign]
     try:
         assert next(engine.generate(ask())).pixels_sha256 == right[0]
     finally:
-        Drawing._decode = original  # type: ignore[method-assign]
+        ImagePipeline._decode = original  # type: ignore[method-assign]
     assert written[0] == 1
 
 

@@ -131,11 +131,11 @@ def test_variations_of_a_picture(engine: LocalEngine, ask: Ask, tmp_path: Path, 
 
 
 def test_noise_between_two_is_noise() -> None:
-    one, other = (noise.drawn((1, 4, 64, 64), seed, torch.float32, torch.device("cpu")) for seed in (1, 2))
+    one, other = (noise.draw_noise((1, 4, 64, 64), seed, torch.float32, torch.device("cpu")) for seed in (1, 2))
     for share in (0.0, 0.25, 0.5, 1.0):
-        assert abs(noise.between(one, other, share).std().item() - 1) < 0.02
-    assert torch.allclose(noise.between(one, other, 0.0), one)
-    assert torch.equal(noise.between(one, one, 0.3), one)
+        assert abs(noise.slerp(one, other, share).std().item() - 1) < 0.02
+    assert torch.allclose(noise.slerp(one, other, 0.0), one)
+    assert torch.equal(noise.slerp(one, one, 0.3), one)
 
 
 # Tiled decoding
@@ -160,13 +160,13 @@ def test_state_24_decoding_in_tiles_equals_diffusers_and_changes_no_later_image(
 
 
 def test_large_images_are_tiled_by_rule_which_is_recorded(engine: LocalEngine, ask: Ask) -> None:
-    from safelight.pipeline.drawing import Drawing
+    from safelight.pipeline.drawing import ImagePipeline
     from safelight.resolve.resolve import resolve
 
     def tile(**changes: Any) -> int:
         asked = ask(**changes)
         model = engine.library.resolve(asked.model)
-        return Drawing(
+        return ImagePipeline(
             resolve(asked, engine.catalog, model=model), model, None, engine.resources, 0, lambda _: None
         ).tile
 

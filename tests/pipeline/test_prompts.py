@@ -16,7 +16,7 @@ from support.scale import thinned, times
 import safelight
 from safelight.errors import RequestError
 from safelight.families.sd import encoding
-from safelight.pipeline.conditioning import Conditionings
+from safelight.pipeline.conditioning import EmbeddingCache
 from safelight.request.parts import Lora
 from safelight.request.results import Image
 from safelight.request.schema import Request
@@ -247,14 +247,14 @@ def test_state_14_the_empty_prompt_is_encoded_by_the_jobs_own_weights(
 
 def test_what_was_spoiled_is_encoded_again(engine: LocalEngine, ask: Ask, reads: list[int]) -> None:
     right = sha(engine, ask())
-    for encoded, _ in engine.resources.conditionings._cached.values():
+    for encoded, _ in engine.resources.embedding_cache._cached.values():
         encoded["hidden"].add_(1)
     assert sha(engine, ask()) == right
     assert len(reads) == 4
 
 
 def test_little_is_kept() -> None:
-    kept = Conditionings(most=1000)
+    kept = EmbeddingCache(most=1000)
     for number in range(10):
         kept.put(str(number), {"hidden": torch.full((1, 50), float(number))})
         assert kept.nbytes <= 1000
@@ -268,7 +268,7 @@ def test_what_spoiled_weights_encoded_goes_with_them(root: Path, ask: Ask) -> No
     """Weights are proven now and then: what was encoded before they were found to be spoiled is not kept."""
     engine = safelight.open_engine(root, verify_transfers="off")
     right = {text: sha(engine, ask(prompt=text)) for text in ("blue house", "red apple")}
-    engine.resources.conditionings.clear()
+    engine.resources.embedding_cache.clear()
     for piece, held in engine.resources.residency.table.residents.items():
         if piece.component.startswith("text_encoder"):
             next(iter(held.target.tensors.values())).data.mul_(1.5)
@@ -281,7 +281,7 @@ def test_a_compel_prompt_whose_other_half_was_let_go(engine: LocalEngine, ask: A
     long = ", ".join(f"word{n}" for n in range(60))
     asked = ask(prompt="red apple", negative=long, prompt_syntax="compel")
     right = sha(engine, asked)
-    engine.resources.conditionings._cached.popitem(last=False)
+    engine.resources.embedding_cache._cached.popitem(last=False)
     assert sha(engine, asked) == right
 
 

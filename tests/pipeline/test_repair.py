@@ -20,7 +20,7 @@ from safelight.devices.simulated import simulated
 from safelight.errors import NotFiniteError, StateLeftError
 from safelight.pipeline import model_stages, run, stages
 from safelight.pipeline.denoise import Denoised, Denoising
-from safelight.pipeline.repair import COUNTS
+from safelight.pipeline.repair import COUNTS_FILE
 from safelight.resolve.contents import Contents
 from safelight.settings_sources import load_settings
 from safelight.workers.local_engine import LocalEngine
@@ -48,7 +48,7 @@ def test_copy_10_bytes_that_were_spoiled_in_memory_are_read_again(engine: LocalE
     right = next(engine.generate(ask())).pixels_sha256
     spoil(engine, role)
     # The cached output of the text encoder would hide the spoiled weights.
-    engine.resources.conditionings.clear()
+    engine.resources.embedding_cache.clear()
     image = next(engine.generate(ask()))
     assert image.pixels_sha256 == right
     (repair,) = image.metadata["repairs"]
@@ -99,7 +99,7 @@ def test_attention_05_a_kernel_that_breaks_gives_way_to_the_reference(
         assert image.metadata["run"]["attention"] == "normal"
     reference = safelight.open_engine(root, attention_type="normal")
     assert image.pixels_sha256 == next(reference.generate(ask())).pixels_sha256
-    assert json.loads((root / COUNTS).read_text())["computed with attention_type: normal"]["times"] == 2
+    assert json.loads((root / COUNTS_FILE).read_text())["computed with attention_type: normal"]["times"] == 2
 
 
 def test_what_nothing_helps_fails_once_and_the_next_is_right(
@@ -134,9 +134,9 @@ def test_attention_06_a_half_precision_vae_that_overflows_decodes_again_in_fp32(
     model = engine.library.add(tmp_path / "m.safetensors")
     request = safelight.Request("x", "m", steps=1, width=64, height=64)
     resources = engine.bench_for(model)
-    right = run.image(Contents.plain(request, model), model, resources, 0, lambda _: None)
+    right = run.make_image(Contents.plain(request, model), model, resources, 0, lambda _: None)
     half = replace(resources, run=replace(resources.run, vae_dtype="fp16"))
-    image = run.image(Contents.plain(request, model), model, half, 0, lambda _: None)
+    image = run.make_image(Contents.plain(request, model), model, half, 0, lambda _: None)
     assert image.pixels_sha256 == right.pixels_sha256
     assert image.metadata["run"]["vae_dtype"] == "fp32"
     (repair,) = image.metadata["repairs"]

@@ -28,7 +28,7 @@ from safelight.memory.source import FromFile
 from safelight.memory.working_memory import WorkingMemory
 from safelight.models.attention import Kernels
 from safelight.models.skeleton import SkeletonCache
-from safelight.pipeline.conditioning import KEPT_BYTES, Conditionings
+from safelight.pipeline.conditioning import MAX_CACHE_BYTES, EmbeddingCache
 from safelight.pipeline.preview import Previews
 from safelight.pipeline.resources import TORCH_DTYPES, Resources
 from safelight.request.run_settings import Precision, RunSettings
@@ -53,13 +53,13 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         device=device,
         residency=memory.tiers[-1],
         skeletons=SkeletonCache(),
-        working=WorkingMemory(settings.root / "working_memory.json"),
-        computing=_computing(memory.ledger, device),
+        working_memory=WorkingMemory(settings.root / "working_memory.json"),
+        used_working_bytes=_computing(memory.ledger, device),
         run=decide("auto", None),
         verification=memory.verification,
         inputs=Inputs(settings.root),
-        promised=_bytes(settings.device_working_mem_gb) if device.separate else None,
-        conditionings=Conditionings(KEPT_BYTES),
+        reserve_bytes=_bytes(settings.device_working_mem_gb) if device.separate else None,
+        embedding_cache=EmbeddingCache(MAX_CACHE_BYTES),
         previews=Previews() if previews else None,
     )
     engine = LocalEngine(open_library(settings), resources, decide, memory.describe, memory.tiers)
@@ -127,7 +127,7 @@ def _open_memory(settings: Settings, device: Device, threads: int) -> _Memory:
         limit.follow()
     ledger.charge(HOST, threads * STAGING_BYTES, "readers", "buffers for reading files", stored=False, certain=True)
     ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers for copies", stored=False, certain=True)
-    ledger.charge(HOST, KEPT_BYTES, "prompts", "cached text-encoder outputs", stored=False, certain=True)
+    ledger.charge(HOST, MAX_CACHE_BYTES, "prompts", "cached text-encoder outputs", stored=False, certain=True)
     return _Memory(ledger, verification, transfers, tiers, limits)
 
 

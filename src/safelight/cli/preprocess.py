@@ -28,13 +28,13 @@ def preprocess(
     """Compute from a picture what a ControlNet reads, and save it as a picture."""
     from safelight.catalog.inputs import opened
     from safelight.files.disk import open_regular, write_whole
-    from safelight.pipeline.preprocess import made
+    from safelight.pipeline import preprocess as preprocessing
 
     control = Control(name, str(image), preprocessor=name, low=low, high=high)
     descriptor, _ = open_regular(image.expanduser())
     with open(descriptor, "rb") as file:
         picture = opened("image", file.read())
     buffer = io.BytesIO()
-    made(picture, control).save(buffer, "PNG")
+    preprocessing.preprocess(picture, control).save(buffer, "PNG")
     write_whole(out, buffer.getvalue())
     typer.echo(str(out))

@@ -14,8 +14,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from safelight.devices import choice, sums
-from safelight.devices import measurements as kept
+from safelight.devices import choice, measurements, sums
 from safelight.devices.base import Device
 from safelight.devices.transfer import Transfers
 from safelight.devices.verification import Verification
@@ -61,11 +60,11 @@ def copies(device: Device, folder: Path) -> Copies:
     path = folder / "devices.json"
     key = f"{device.name}, {choice.hardware(device)}, torch {torch.__version__}"
     try:
-        found = Copies(**kept.read(path, key))
+        found = Copies(**measurements.read(path, key))
     except TypeError:
         found = tried(device)
         _log.debug("tested the device's copies", device=device.name, **asdict(found))
-        kept.keep(path, key, asdict(found))
+        measurements.keep(path, key, asdict(found))
     device.asynchronous = found.asynchronous
     return found
 

@@ -19,14 +19,14 @@ import numpy as np
 from PIL import Image as PILImage
 
 from safelight.catalog.model import Model
-from safelight.devices import measurements as kept
+from safelight.devices import measurements
 from safelight.diagnostics.image_difference import Difference, difference
 from safelight.errors import CanaryError
 from safelight.families.features import Feature
 from safelight.families.registry import families
 from safelight.pipeline import run
 from safelight.pipeline.repair import Repairs
-from safelight.pipeline.resources import Resources, computing_all
+from safelight.pipeline.resources import Resources, without_text_cache
 from safelight.request.results import Image
 from safelight.request.schema import Request
 from safelight.resolve.contents import Contents
@@ -87,7 +87,7 @@ class Canaries:
 
     def history(self, model: Model) -> list[Canary]:
         """Return all canaries of a model, of any run settings and versions, the newest last."""
-        values = kept.read(self._path(model), "canaries")
+        values = measurements.read(self._path(model), "canaries")
         found = [Canary(**value) for value in values.values()]
         return sorted(found, key=lambda canary: canary.made)
 
@@ -97,10 +97,10 @@ class Canaries:
         PILImage.frombytes("RGB", (image.width, image.height), image.pixels).save(buffer, "PNG")
         png = base64.b64encode(buffer.getvalue()).decode()
         canary = Canary(image.pixels_sha256, image.metadata["run"], png, time.time())
-        others = kept.read(self._path(model), "canaries")
+        others = measurements.read(self._path(model), "canaries")
         key = f"{canary.made:.3f} {canary.pixels_sha256[:16]}"
         values = {"pixels_sha256": canary.pixels_sha256, "run": dict(canary.run), "png": png, "made": canary.made}
-        kept.keep(self._path(model), "canaries", {**others, key: values})
+        measurements.keep(self._path(model), "canaries", {**others, key: values})
         return canary
 
     def made_fresh(self, model: Model, precision: str = "auto") -> Canary:
@@ -133,7 +133,7 @@ def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Resou
 
     def look(model: Model, resources: Resources) -> None:
         def make(asked: Request) -> Image:
-            return run.image(Contents.plain(asked, model), model, computing_all(resources), 0, lambda _: None)
+            return run.make_image(Contents.plain(asked, model), model, without_text_cache(resources), 0, lambda _: None)
 
         if not has_canary(model) or canaries.compare(model, make, resources.run.dtype) is None:
             return

@@ -19,7 +19,7 @@ from safelight.diagnostics.report import A_THEN_A, ADAPTED, GROWN, SWITCHED
 from safelight.errors import SafelightError
 from safelight.pipeline import run
 from safelight.pipeline.repair import REFERENCE
-from safelight.pipeline.resources import computing_all
+from safelight.pipeline.resources import without_text_cache
 from safelight.request.results import Image
 from safelight.request.schema import Request
 from safelight.resolve.contents import Contents
@@ -144,7 +144,7 @@ class ImageChecks:
 
     def _generated(self, asked: Request) -> Iterator[Image]:
         """Generate images without the cache of text-encoder outputs, so that everything is computed."""
-        self.engine.resources.conditionings.clear()
+        self.engine.resources.embedding_cache.clear()
         return self.engine.generate(asked)
 
     def _image(self, model: Model) -> tuple[Image | None, str]:
@@ -169,8 +169,8 @@ class ImageChecks:
         if image.metadata["run"]["attention"] != REFERENCE:
             resources = self.engine.bench_for(model)
             with_reference = replace(resources, run=replace(resources.run, attention=REFERENCE))
-            reference = run.image(
-                Contents.plain(request(model), model), model, computing_all(with_reference), 0, lambda _: None
+            reference = run.make_image(
+                Contents.plain(request(model), model), model, without_text_cache(with_reference), 0, lambda _: None
             )
             if difference(pixels_of(image), pixels_of(reference)).similarity < ROUNDING:
                 return "attention", f"`safelight config set attention_type {REFERENCE}`"

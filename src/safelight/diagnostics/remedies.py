@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from safelight.devices import measurements as kept
+from safelight.devices import measurements
 from safelight.diagnostics.finding import Finding, Suspect
-from safelight.pipeline.repair import COUNTS, SETTINGS
+from safelight.pipeline.repair import COUNTS_FILE, SETTINGS
 
 OFTEN = 2
 
 
 def suggestions(root: Path) -> Iterator[Finding]:
     """Yield a finding for each repair that helped at least :data:`OFTEN` times."""
-    for helped, values in kept.everything(root / COUNTS).items():
+    for helped, values in measurements.everything(root / COUNTS_FILE).items():
         times = values.get("times", 0)
         if times < OFTEN:
             continue

@@ -223,7 +223,7 @@ def _unaccounted(engine: LocalEngine) -> int:
     gc.collect()
     machine.give_back()
     ledger = engine.resources.residency.ledger
-    return machine.anonymous_bytes() + _swapped() - ledger.stored(HOST) - engine.resources.conditionings.nbytes
+    return machine.anonymous_bytes() + _swapped() - ledger.stored(HOST) - engine.resources.embedding_cache.nbytes
 
 
 def _swapped() -> int:

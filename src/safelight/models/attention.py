@@ -20,8 +20,7 @@ from torch import nn
 from safelight import boundary
 from safelight.boundary import kernels
 from safelight.boundary.kernels import KERNELS
-from safelight.devices import choice
-from safelight.devices import measurements as kept
+from safelight.devices import choice, measurements
 from safelight.devices.base import Device
 from safelight.errors import SettingError
 
@@ -112,11 +111,11 @@ class Kernels:
                 found[name] = (
                     Tried(False, why, 0.0)
                     if why
-                    else Tried(**kept.read(self._path, self._key(name, dtype, slice_size)))
+                    else Tried(**measurements.read(self._path, self._key(name, dtype, slice_size)))
                 )
         unknown = [name for name in names if name not in found]
         for name, tried in try_out(unknown, dtype, self._device.torch, slice_size).items():
-            kept.keep(self._path, self._key(name, dtype, slice_size), asdict(tried))
+            measurements.keep(self._path, self._key(name, dtype, slice_size), asdict(tried))
             found[name] = tried
         return {name: found[name] for name in names}
 

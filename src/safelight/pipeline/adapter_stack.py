@@ -43,14 +43,14 @@ class Layer:
     scale: float | None = None
 
     @property
-    def content(self) -> str:
+    def content_key(self) -> str:
         """A text that identifies the layer's effect: tensors, scale and strengths."""
         strengths = sorted((part.target, strength) for part, strength in self.parts)
         return json.dumps([self.tensors.digest, self.scale, strengths])
 
 
 @dataclass(frozen=True, slots=True)
-class Inserted:
+class RowReplacement:
     """Vectors that replace rows of a weight, for textual inversion.
 
     ``tensors``, ``source``: the component and the name of the vectors' tensor, (n, width).
@@ -63,31 +63,31 @@ class Inserted:
     rows: tuple[int, ...]
 
     @property
-    def content(self) -> str:
+    def content_key(self) -> str:
         return json.dumps([self.tensors.digest, self.source, self.target, self.rows])
 
 
-def over(
-    base: ComponentManifest, layers: Sequence[Layer], leasing: Leasing, inserted: Sequence[Inserted] = ()
+def stack_adapters(
+    base: ComponentManifest, layers: Sequence[Layer], leasing: Leasing, replacements: Sequence[RowReplacement] = ()
 ) -> ComponentManifest:
-    """Return the base with ``layers`` added and ``inserted`` vectors. If they change nothing, return the base itself.
+    """Return the base with ``layers`` added and rows replaced. If they change nothing, return the base itself.
 
-    ``leasing``: leases the tensors of a layer or of inserted vectors while overlays are computed.
+    ``leasing``: leases the tensors of a layer or of replacing vectors while overlays are computed.
     """
     active = [Layer(layer.tensors, _active_parts(layer), layer.scale) for layer in layers]
-    active = sorted((layer for layer in active if layer.parts), key=lambda layer: layer.content)
-    if not active and not inserted:
+    active = sorted((layer for layer in active if layer.parts), key=lambda layer: layer.content_key)
+    if not active and not replacements:
         return base
     sums: dict[str, list[tuple[Layer, Part, float]]] = {}
     for layer in active:
         for part, strength in layer.parts:
             sums.setdefault(part.target, []).append((layer, part, strength))
-    rows: dict[str, list[Inserted]] = {}
-    for insertion in sorted(inserted, key=lambda insertion: insertion.content):
-        rows.setdefault(insertion.target, []).append(insertion)
+    rows: dict[str, list[RowReplacement]] = {}
+    for replacement in sorted(replacements, key=lambda replacement: replacement.content_key):
+        rows.setdefault(replacement.target, []).append(replacement)
     touched = sums.keys() | rows.keys()
     largest = max(math.prod(tensor.shape) for tensor in base.tensors if tensor.name in touched)
-    tensors = {item.tensors.digest: item.tensors for item in (*active, *inserted)}
+    tensors = {item.tensors.digest: item.tensors for item in (*active, *replacements)}
 
     @contextmanager
     def recipes() -> Generator[Mapping[str, Overlay]]:
@@ -95,7 +95,9 @@ def over(
             leases = {digest: _VerifiedLease(stack.enter_context(leasing(held))) for digest, held in tensors.items()}
             yield {name: Overlay(_recipe(sums.get(name, ()), rows.get(name, ()), leases)) for name in touched}
 
-    content = named(*(layer.content for layer in active), *sorted(insertion.content for insertion in inserted))
+    content = named(
+        *(layer.content_key for layer in active), *sorted(replacement.content_key for replacement in replacements)
+    )
     working = TENSORS_AT_ONCE * largest * torch.float32.itemsize
     return adapted(base, content, frozenset(touched), recipes, working, tuple(sorted(tensors)))
 
@@ -122,7 +124,9 @@ def _active_parts(layer: Layer) -> tuple[tuple[Part, float], ...]:
 
 
 def _recipe(
-    what: Sequence[tuple[Layer, Part, float]], inserted: Sequence[Inserted], leases: Mapping[str, _VerifiedLease]
+    what: Sequence[tuple[Layer, Part, float]],
+    replacements: Sequence[RowReplacement],
+    leases: Mapping[str, _VerifiedLease],
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def apply(weight: torch.Tensor) -> torch.Tensor:
         wide = weight.float()
@@ -133,9 +137,9 @@ def _recipe(
                 tensors.clear()
                 add(total, part, slots, wide, strength, layer.scale)
                 slots.clear()
-        for insertion in inserted:
-            with leases[insertion.tensors.digest].lease().pinned([insertion.source]) as tensors:
-                total[list(insertion.rows)] = tensors.pop()
+        for replacement in replacements:
+            with leases[replacement.tensors.digest].lease().pinned([replacement.source]) as tensors:
+                total[list(replacement.rows)] = tensors.pop()
         return total.to(weight.dtype)
 
     return apply

@@ -1,9 +1,9 @@
-"""What an image is made over: the picture that it starts from, the mask, and how the result is put back.
+"""The input picture and mask of an image, and pasting the result back into the picture.
 
-White in a mask is drawn anew. Outside of it the picture's own pixels stay, exactly, but for the border, which
-``mask_blur`` softens on both sides, as AUTOMATIC1111 does. A picture of another size than is drawn is scaled.
-With ``mask_padding`` only the masked part is drawn, with so many pixels around it, at the whole size. For outpainting
-the picture is made larger: what is new begins as its mirror image, and is what is masked.
+White areas of the mask are redrawn. All other pixels stay identical, except at the border, which ``mask_blur`` softens
+on both sides, as AUTOMATIC1111 does. A picture of a different size is scaled to the drawn size. With ``mask_padding``,
+only the masked area plus that many pixels around it is drawn, at full resolution (A1111's "only masked"). For
+outpainting, the picture is extended: the new area is filled with the mirrored picture and masked.
 """
 
 from __future__ import annotations
@@ -26,37 +26,43 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Canvas:
-    """``picture`` and ``mask`` as they are worked on, of the size that is drawn; ``whole``: what the result goes back
-    into, at ``box``, through ``soft``."""
+    """The pictures of an image that starts from a picture.
+
+    ``picture``, ``mask``: in the drawn size.
+    ``original``: the full picture.
+    ``paste_mask``: the blurred mask for pasting the result, None to use the result as it is.
+    ``box``: where the result is pasted into the original.
+    """
 
     picture: PILImage.Image
     mask: PILImage.Image | None
-    whole: PILImage.Image
-    soft: PILImage.Image | None
+    original: PILImage.Image
+    paste_mask: PILImage.Image | None
     box: Box
 
-    def part(self, picture: PILImage.Image) -> PILImage.Image:
-        """Of a picture that goes with the whole: what goes with the part that is worked on."""
-        if self.box == (0, 0, *self.whole.size):
+    def crop(self, picture: PILImage.Image) -> PILImage.Image:
+        """Crop a picture that belongs to the full picture (a ControlNet's) to the drawn part."""
+        if self.box == (0, 0, *self.original.size):
             return picture
-        return fitted(picture, self.whole.size).crop(self.box)
+        return resize(picture, self.original.size).crop(self.box)
 
-    def put_back(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (h, w, 3): the result, outside of the mask the picture itself."""
-        if self.soft is None:
+    def paste(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Paste the result into the original picture. Returns uint8 (h, w, 3)."""
+        if self.paste_mask is None:
             return pixels
         left, top, right, bottom = self.box
         drawn = PILImage.fromarray(pixels.numpy())
         if drawn.size != (right - left, bottom - top):
             drawn = drawn.resize((right - left, bottom - top), PILImage.Resampling.LANCZOS)
-        whole = self.whole.copy()
-        whole.paste(drawn, (left, top))
-        return torch.from_numpy(np.array(PILImage.composite(whole, self.whole, self.soft)))
+        pasted = self.original.copy()
+        pasted.paste(drawn, (left, top))
+        return torch.from_numpy(np.array(PILImage.composite(pasted, self.original, self.paste_mask)))
 
 
-def canvas(request: Request, inputs: Inputs, width: int, height: int) -> Canvas | None:
-    """What the request starts from, None when it starts from noise. ``width``, ``height``: pixels that are drawn.
+def make_canvas(request: Request, inputs: Inputs, width: int, height: int) -> Canvas | None:
+    """Return the canvas of a request, None if it starts from noise.
 
+    ``width``, ``height``: the drawn size in pixels.
     Raises RequestError for a mask in which nothing is white.
     """
     if not request.image:
@@ -64,42 +70,43 @@ def canvas(request: Request, inputs: Inputs, width: int, height: int) -> Canvas 
     size = width, height
     given = inputs.open(request.image)
     if not request.masked:
-        picture = fitted(given, size)
+        picture = resize(given, size)
         return Canvas(picture, None, picture, None, (0, 0, width, height))
-    given, mask = _larger(given, request.outpaint) if request.outpaint else (given, inputs.open(request.mask))
-    whole = fitted(given, size) if request.mask_padding is None else given
-    mask = _sharp(fitted(mask.convert("L"), whole.size))
+    given, mask = _extend(given, request.outpaint) if request.outpaint else (given, inputs.open(request.mask))
+    original = resize(given, size) if request.mask_padding is None else given
+    mask = _binarize(resize(mask.convert("L"), original.size))
     if mask.getbbox() is None:
         raise RequestError("mask", request.mask[:16], "nothing in it is white: nothing would be drawn")
-    soft = mask.filter(ImageFilter.GaussianBlur(request.mask_blur)) if request.mask_blur else mask
+    paste_mask = mask.filter(ImageFilter.GaussianBlur(request.mask_blur)) if request.mask_blur else mask
     if request.mask_padding is None:
-        return Canvas(whole, mask, whole, soft, (0, 0, width, height))
+        return Canvas(original, mask, original, paste_mask, (0, 0, width, height))
     box = pictures.crop_region(mask, width, height, request.mask_padding)
-    picture, part = (fitted(image.crop(box), size) for image in (whole, mask))
-    return Canvas(picture, part, whole, soft, box)
+    picture, part = (resize(image.crop(box), size) for image in (original, mask))
+    return Canvas(picture, part, original, paste_mask, box)
 
 
-def _larger(given: PILImage.Image, by: tuple[int, ...]) -> tuple[PILImage.Image, PILImage.Image]:
-    """The picture in the middle of its mirror images, and the mask of what is new."""
+def _extend(given: PILImage.Image, by: tuple[int, ...]) -> tuple[PILImage.Image, PILImage.Image]:
+    """Extend a picture by mirroring. Returns the picture and the mask of the new area."""
     left, top, right, bottom = by
     pixels = np.pad(np.asarray(given), ((top, bottom), (left, right), (0, 0)), mode="symmetric")
     new = np.pad(np.zeros((given.height, given.width), np.uint8), ((top, bottom), (left, right)), constant_values=255)
     return PILImage.fromarray(pixels), PILImage.fromarray(new)
 
 
-def shown(image: PILImage.Image, size: tuple[int, int], how: Resize) -> PILImage.Image:
-    """The image in that size, for a ControlNet."""
+def resize_for_control(image: PILImage.Image, size: tuple[int, int], how: Resize) -> PILImage.Image:
+    """Resize the picture of a ControlNet, in the way that the request asks for."""
     if how == "crop_resize":
         return ImageOps.fit(image, size, PILImage.Resampling.LANCZOS)
     if how == "fill_resize":
         return ImageOps.pad(image, size, PILImage.Resampling.LANCZOS)
-    return fitted(image, size)
+    return resize(image, size)
 
 
-def fitted(image: PILImage.Image, size: tuple[int, int]) -> PILImage.Image:
-    """The image in that size."""
+def resize(image: PILImage.Image, size: tuple[int, int]) -> PILImage.Image:
+    """Resize an image. Returns the image itself if it has the size already."""
     return image if image.size == size else image.resize(size, PILImage.Resampling.LANCZOS)
 
 
-def _sharp(mask: PILImage.Image) -> PILImage.Image:
+def _binarize(mask: PILImage.Image) -> PILImage.Image:
+    """Make each pixel of a mask black or white."""
     return mask.point([255 * (value >= 128) for value in range(256)])

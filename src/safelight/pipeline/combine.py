@@ -1,20 +1,26 @@
-"""A model in a combination: a model like any other, whose components are made when they are wanted."""
+"""Combines a model with adapters: replaces its components by components with overlays.
+
+The overlays are computed only when a segment is loaded.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from safelight.catalog.model import Model
-from safelight.pipeline.adapter_stack import Inserted, Layer, Leasing, over
+from safelight.pipeline.adapter_stack import Layer, Leasing, RowReplacement, stack_adapters
 from safelight.resolve.contents import Contents
 from safelight.weights.manifest import ComponentManifest
 
 _TOKENS = "token_embedding.weight"
 
 
-def combined(contents: Contents, leasing: Leasing) -> Model:
-    """The model with the components that were asked for in place of its own, under the adapters, and the ControlNets
-    behind them; the model itself when nothing changes it. ``leasing`` holds the adapters' tensors."""
+def combine(contents: Contents, leasing: Leasing) -> Model:
+    """Return the model with replaced components, overlays of the adapters, and ControlNets appended.
+
+    Returns an equal model if the request has none of them.
+    ``leasing``: leases the adapters' tensors while overlays are computed.
+    """
 
     def component(base: ComponentManifest) -> ComponentManifest:
         layers = [
@@ -25,12 +31,12 @@ def combined(contents: Contents, leasing: Leasing) -> Model:
             )
             for one in contents.loras
         ]
-        inserted = [
-            Inserted(one.adapter.tensors, one.vectors[base.role], _token_embedding(base), one.tokens)
+        replacements = [
+            RowReplacement(one.adapter.tensors, one.vectors[base.role], _token_embedding(base), one.tokens)
             for one in contents.inversions
             if base.role in one.vectors
         ]
-        return over(base, layers, leasing, inserted)
+        return stack_adapters(base, layers, leasing, replacements)
 
     model = contents.model
     own = {part.role: part for part in contents.own}

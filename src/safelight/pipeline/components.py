@@ -1,4 +1,4 @@
-"""A model's components in memory, without computing: which they are, brought, and held."""
+"""Loads and holds a model's components without computing an image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safelight.request.run_settings import RunSettings
 
 
 def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
-    """A model's components as the planner names them, in the order of use."""
+    """Return the planner's names of a model's components, in the order of use."""
     family = model.family
     return tuple(
         component_key(model.manifest.component(role), dtype_of(settings, family, role)) for role in family.roles
@@ -22,15 +22,18 @@ def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
 
 
 def prefetch(model: Model, resources: Resources) -> bool:
-    """Bring a model's components as far as there is room beside all that is there; whether all of it is there now."""
+    """Prefetch as much of a model as fits without evicting anything. Returns whether all of it is resident."""
     return all(
         fill(resources.residency, model.manifest.component(role), dtype_of(resources.run, model.family, role))
         for role in model.family.roles
     )
 
 
-def pinned(model: Model, resources: Resources) -> contextlib.ExitStack:
-    """Leases of a model's components, whole and held until they are closed. Raises OutOfMemoryError."""
+def pin(model: Model, resources: Resources) -> contextlib.ExitStack:
+    """Lease all components of a model as a whole. The leases end when the returned stack is closed.
+
+    Raises OutOfMemoryError if a component does not fit as a whole.
+    """
     with contextlib.ExitStack() as stack:
         for role in model.family.roles:
             component, dtype = model.manifest.component(role), dtype_of(resources.run, model.family, role)
@@ -41,7 +44,7 @@ def pinned(model: Model, resources: Resources) -> contextlib.ExitStack:
         return stack.pop_all()
 
 
-def prepare(model: Model, resources: Resources, seamless: str = "") -> None:
+def build_skeletons(model: Model, resources: Resources, seamless: str = "") -> None:
     """Build a model's skeletons, so that the first image need not."""
     for component in model.manifest.components:
         key = skeleton_key(model, component, dtype_of(resources.run, model.family, component.role), resources, seamless)

@@ -25,14 +25,13 @@ from safelight.weights.digest import named
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import Adapted
 
-KEPT_BYTES = 24 << 20
-"""Most that is kept of what text encoders made, in host memory, where the ledger promises it: some forty prompts of
-SDXL's."""
+MAX_CACHE_BYTES = 24 << 20
+"""Size limit of the cache in bytes of host memory, which the ledger reserves: about forty SDXL prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The texts of each step, those of a second pass behind the first's: what is drawn, and what is kept out."""
+    """The prompt and the negative prompt of each step. The steps of a second pass follow those of the first."""
 
     prompt: Sequence[str]
     negative: Sequence[str]
@@ -46,25 +45,25 @@ class Prompts:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The different ones, in the order of use."""
+        """The distinct (prompt, negative prompt) pairs, in the order of their first use."""
         return list(dict.fromkeys(zip(self.prompt, self.negative, strict=True)))
 
     @property
-    def at(self) -> list[int]:
-        """Which of the :attr:`pairs` holds at each step."""
+    def index_by_step(self) -> list[int]:
+        """The index into :attr:`pairs` for each step."""
         place = {pair: number for number, pair in enumerate(self.pairs)}
         return [place[pair] for pair in zip(self.prompt, self.negative, strict=True)]
 
     @property
     def texts(self) -> list[PromptField]:
-        """The different texts."""
+        """The distinct texts, each with the field that it comes from."""
         both = [("prompt", text) for text in self.prompt] + [("negative", text) for text in self.negative]
         return list(dict.fromkeys(both))
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """How a text encoder reads: everything besides the text on which its output depends."""
+class TextEncoderCall:
+    """A call of a text encoder: all inputs besides the text on which its output depends."""
 
     family: Family
     role: str
@@ -74,7 +73,7 @@ class Reading:
     words: Words
 
     def key(self, text: TextInput) -> str:
-        """Hash everything that the output depends on (STATE 13 and 14)."""
+        """Hash everything that the output depends on (rows STATE 13 and 14 of docs/corruption.md)."""
         run, over = self.run, self.component.over if isinstance(self.component, Adapted) else ""
         how = [run.device, run.hardware, run.dtype, run.attention, run.attention_slice_size, run.threads]
         what = [self.family.name, self.role, self.component.digest, over]
@@ -94,13 +93,13 @@ class Reading:
         return model.encode_texts(self.family, self.role, modules[0], self.request, inputs, self.words, device)
 
 
-class Conditionings:
+class EmbeddingCache:
     """A cache of what text encoders returned, by a hash of all inputs. Evicts the least recently used entries.
 
     Each entry is compared with its checksums before it is used again.
     """
 
-    def __init__(self, most: int = KEPT_BYTES) -> None:
+    def __init__(self, most: int = MAX_CACHE_BYTES) -> None:
         self._cached: OrderedDict[str, tuple[Tensors, list[str]]] = OrderedDict()
         self._most = most
         self._lock = threading.Lock()
@@ -136,15 +135,15 @@ class Conditionings:
 
 
 class TextOutputs:
-    """What a text encoder returns for texts: from the cache where that has it.
+    """The outputs of a text encoder for texts, taken from the cache if they are there.
 
     The attribute ``missing`` has, by cache key, the inputs that must be computed.
     """
 
-    def __init__(self, reading: Reading, texts: Sequence[PromptField], cache: Conditionings) -> None:
-        inputs = reading.inputs(texts)
+    def __init__(self, call: TextEncoderCall, texts: Sequence[PromptField], cache: EmbeddingCache) -> None:
+        inputs = call.inputs(texts)
         self._cache = cache
-        self._keys = {text: reading.key(one) for text, one in inputs.each.items()}
+        self._keys = {text: call.key(one) for text, one in inputs.each.items()}
         self._found = {key: cache.get(key) for key in self._keys.values()}
         all_again = inputs.together and None in self._found.values()
         self.missing = {
@@ -172,18 +171,18 @@ def _sums(encoded: Tensors) -> list[str]:
 
 
 def conditions(
-    family: Family, encoded: Mapping[str, Mapping[PromptField, Tensors]], prompts: Prompts, negative_too: bool
+    family: Family, encoded: Mapping[str, Mapping[PromptField, Tensors]], prompts: Prompts, reads_negative: bool
 ) -> Conditions:
     """Return the conditions of all steps, from what each text encoder returned for each text.
 
-    ``negative_too``: the guidance reads the negative prompt.
+    ``reads_negative``: the guidance reads the negative prompt.
     """
     model = computing(family)
     each = [
         Condition(
             model.condition(encoded, ("prompt", prompt)),
-            model.condition(encoded, ("negative", negative)) if negative_too else None,
+            model.condition(encoded, ("negative", negative)) if reads_negative else None,
         )
         for prompt, negative in prompts.pairs
     ]
-    return Conditions(each, prompts.at)
+    return Conditions(each, prompts.index_by_step)

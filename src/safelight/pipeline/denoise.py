@@ -26,18 +26,26 @@ from safelight.pipeline.samplers import WHOLE, NoiseSchedule
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """The conditions of a job's steps. ``each``: the different ones. ``at``: the index into ``each`` for each step."""
+    """The conditions of an image's steps.
+
+    ``each``: the distinct conditions.
+    ``index_by_step``: the index into ``each`` for each step.
+    """
 
     each: Sequence[Condition]
-    at: Sequence[int] = (0,)
+    index_by_step: Sequence[int] = (0,)
 
     def between(self, first: int, last: int) -> Conditions:
         """Return the conditions for the steps ``first`` (from 0) up to, not including, ``last``."""
-        return Conditions(self.each, self.at[first:last])
+        return Conditions(self.each, self.index_by_step[first:last])
 
-    def during(self, share: float) -> int:
-        """Return the index for a share of the steps. A sampler may call the denoiser several times per step."""
-        return self.at[min(len(self.at) - 1, int(share * len(self.at) + 1e-6))]
+    def index_at(self, share: float) -> int:
+        """Return the index into ``each`` after ``share`` (0 to 1) of the steps.
+
+        It takes a share, because a sampler may call the denoiser several times per step.
+        """
+        count = len(self.index_by_step)
+        return self.index_by_step[min(count - 1, int(share * count + 1e-6))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ class Denoised:
 
 
 @dataclass(frozen=True, slots=True)
-class Controlled:
+class BoundControlNet:
     """A bound ControlNet and its picture.
 
     ``picture``: of the image's size.
@@ -99,7 +107,7 @@ class Denoising:
     ``guidance``: the rows of each call of the denoiser, and how their predictions become one.
     ``takes_mask``: the denoiser has the mask and the masked picture as inputs (a checkpoint for inpainting).
     ``image``: the encoded picture whose latents the denoiser has as inputs; None if it has no such inputs.
-    ``vary``: changes the noise, for variations of a seed.
+    ``variation``: changes the noise, for variations of a seed.
     ``part``: the part of the noise levels to run; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
     ``calls``: calls of the denoiser in all parts, to which the shares of ControlNets refer; 0 for those of this part.
     ``on_step``: called with each step's index (from 0) and latents. It may raise to stop.
@@ -118,10 +126,10 @@ class Denoising:
     device: torch.device
     on_step: Callable[[int, torch.Tensor], None]
     start: Start | Denoised | None = None
-    controls: Sequence[Controlled] = ()
+    controls: Sequence[BoundControlNet] = ()
     takes_mask: bool = False
     image: EncodedPicture | None = None
-    vary: Callable[[torch.Tensor], torch.Tensor] | None = None
+    variation: Callable[[torch.Tensor], torch.Tensor] | None = None
     part: tuple[float, float] = WHOLE
     calls: int = 0
 
@@ -134,21 +142,23 @@ def denoise(work: Denoising) -> Denoised:
         timesteps = work.schedule.begin(work.steps, work.device, strength, work.part)
         latents, mask = _first_latents(work, timesteps, generator)
         guidance = work.guidance
-        controls = [(control, _shown(control, work)) for control in work.controls]
+        controls = [(control, _control_tensor(control, work)) for control in work.controls]
         extra = guidance.inputs(_inputs(work, mask))
         calls = work.calls or len(timesteps)
         for index, timestep in enumerate(timesteps):
-            condition = work.conditions.each[work.conditions.during(index / len(timesteps))]
-            rows = work.schedule.scaled(guidance.latents(latents), timestep)
+            condition = work.conditions.each[work.conditions.index_at(index / len(timesteps))]
+            rows = work.schedule.scale_input(guidance.latents(latents), timestep)
             call = Call(rows, timestep, guidance.condition(condition), extra, (), guidance.scale)
             for control, picture in controls:
                 if control.start <= index / calls and (index + 1) / calls <= control.end:
-                    call = replace(call, control=_added(call.control, _controlled(work, control, picture, call)))
+                    call = replace(
+                        call, control=_add_outputs(call.control, _control_outputs(work, control, picture, call))
+                    )
             prediction = guidance.combine(work.model.predict(work.denoiser, call))
             latents = work.schedule.step(prediction, timestep, latents, generator)
             if mask is not None and not work.takes_mask:
                 following = timesteps[index + 1] if index < len(timesteps) - 1 else None
-                latents = mask.blended(latents, work.schedule, following)
+                latents = mask.blend(latents, work.schedule, following)
             work.on_step(index, latents)
         return Denoised(latents, None if work.takes_mask else mask, generator.get_state())
 
@@ -168,12 +178,12 @@ class LatentMask:
     picture: torch.Tensor | None
     noise: torch.Tensor
 
-    def blended(self, latents: torch.Tensor, schedule: NoiseSchedule, following: torch.Tensor | None) -> torch.Tensor:
+    def blend(self, latents: torch.Tensor, schedule: NoiseSchedule, following: torch.Tensor | None) -> torch.Tensor:
         """Put the picture, with the noise of the ``following`` step, where the mask is black. None: the last step."""
         assert self.picture is not None
         picture = self.picture
         if following is not None:
-            picture = schedule.noisy(picture, self.noise, torch.tensor([following]))
+            picture = schedule.add_noise(picture, self.noise, torch.tensor([following]))
         return (1 - self.mask) * picture + self.mask * latents
 
 
@@ -188,44 +198,44 @@ def _first_latents(
     work: Denoising, timesteps: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, LatentMask | None]:
     """Return the latents of the first step. Random numbers are drawn in the order of diffusers' pipelines."""
-    start, vary = work.start, work.vary or _same
+    start, variation = work.start, work.variation or _identity
     if isinstance(start, Denoised):
         generator.set_state(start.random)
         return start.latents, start.mask
     if start is None:
         drawn = torch.randn(work.shape, generator=generator, dtype=torch.float32).to(work.dtype).to(work.device)
-        return work.schedule.pure(vary(drawn)), None
+        return work.schedule.initial_latents(variation(drawn)), None
     if start.mask is None:
-        picture = start.latents if start.latents is not None else _sampled(start.encoded[0], generator, work)
-        return work.schedule.noisy(picture, vary(_drawn(work, generator)), timesteps[:1]), None
+        picture = start.latents if start.latents is not None else _sample_latents(start.encoded[0], generator, work)
+        return work.schedule.add_noise(picture, variation(_draw_noise(work, generator)), timesteps[:1]), None
     picture = None
-    whole = start.strength == 1
-    if not work.takes_mask or not whole:
+    full_strength = start.strength == 1
+    if not work.takes_mask or not full_strength:
         # Contiguous, as diffusers has them here: convolutions compute other bits for channels-last latents.
-        picture = _sampled(start.encoded[0], generator, work).contiguous()
-    if whole and work.vary is not None:
-        # Nothing of the picture is under the noise, so the noise is that of an image from text.
-        fresh = vary(noise.drawn(work.shape, work.seed, work.dtype, work.device))
+        picture = _sample_latents(start.encoded[0], generator, work).contiguous()
+    if full_strength and work.variation is not None:
+        # At full strength nothing of the picture remains, so the noise is the same as for text-to-image.
+        fresh = variation(noise.draw_noise(work.shape, work.seed, work.dtype, work.device))
     else:
-        fresh = vary(_drawn(work, generator))
-    latents = work.schedule.pure(fresh)
-    if not whole:
+        fresh = variation(_draw_noise(work, generator))
+    latents = work.schedule.initial_latents(fresh)
+    if not full_strength:
         assert picture is not None
-        latents = work.schedule.noisy(picture, fresh, timesteps[:1])
+        latents = work.schedule.add_noise(picture, fresh, timesteps[:1])
     mask = F.interpolate(pictures.binary_mask(start.mask, work.family.latents.scale), size=work.shape[-2:])
-    masked = _sampled(start.encoded[1], generator, work)
+    masked = _sample_latents(start.encoded[1], generator, work)
     return latents, LatentMask(mask.to(device=work.device, dtype=work.dtype), masked, picture, fresh)
 
 
-def _same(values: torch.Tensor) -> torch.Tensor:
+def _identity(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _drawn(work: Denoising, generator: torch.Generator) -> torch.Tensor:
+def _draw_noise(work: Denoising, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(work.shape, generator=generator, dtype=work.dtype).to(work.device)
 
 
-def _sampled(encoded: EncodedPicture, generator: torch.Generator, work: Denoising) -> torch.Tensor:
+def _sample_latents(encoded: EncodedPicture, generator: torch.Generator, work: Denoising) -> torch.Tensor:
     """Draw a picture's latents from the distribution that the VAE returned."""
     form = work.family.latents
     latents = encoded.distribution.sample(generator)
@@ -235,12 +245,14 @@ def _sampled(encoded: EncodedPicture, generator: torch.Generator, work: Denoisin
     return scaled.to(work.dtype)
 
 
-def _shown(control: Controlled, work: Denoising) -> torch.Tensor:
-    shown = pictures.control_picture(control.picture, work.family.latents.scale)
-    return shown.to(device=work.device, dtype=work.dtype)
+def _control_tensor(control: BoundControlNet, work: Denoising) -> torch.Tensor:
+    tensor = pictures.control_picture(control.picture, work.family.latents.scale)
+    return tensor.to(device=work.device, dtype=work.dtype)
 
 
-def _controlled(work: Denoising, control: Controlled, picture: torch.Tensor, call: Call) -> tuple[torch.Tensor, ...]:
+def _control_outputs(
+    work: Denoising, control: BoundControlNet, picture: torch.Tensor, call: Call
+) -> tuple[torch.Tensor, ...]:
     """Return what a ControlNet adds in this call."""
     call = replace(call, control=(), extra=())
     if not control.prompt_only:
@@ -249,8 +261,8 @@ def _controlled(work: Denoising, control: Controlled, picture: torch.Tensor, cal
     positive = {name: tensor[row] for name, tensor in call.condition.items()}
     alone = replace(call, latents=call.latents[row], condition=positive)
     added = work.model.control(control.net, alone, picture, control.weight, control.soft)
-    return tuple(work.guidance.prompt_only(tensor) for tensor in added)
+    return tuple(work.guidance.pad_to_rows(tensor) for tensor in added)
 
 
-def _added(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _add_outputs(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(a + b for a, b in zip(one, other, strict=True)) if one else other

@@ -1,4 +1,4 @@
-"""One image: its stages, one after another. Each stage holds only the components that it needs."""
+"""Draws one image: runs its stages in order. Each stage leases only the components that it needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safelight.catalog.model import Model
 from safelight.errors import NotFiniteError
 from safelight.memory.lease import Lease
 from safelight.pipeline import noise, preprocess, upscale
-from safelight.pipeline.canvas import canvas, shown
+from safelight.pipeline.canvas import make_canvas, resize_for_control
 from safelight.pipeline.checks import added, latents
 from safelight.pipeline.components import component_keys
 from safelight.pipeline.denoise import Denoised, Start
@@ -34,7 +34,7 @@ WIDER = {"fp16": "fp32", "bf16": "fp32"}
 """The dtype in which a VAE decodes again after NaN or infinity."""
 
 TILED_ABOVE = 1536 * 1536
-"""Pixels above which the VAE decodes an image in tiles by default. The free memory has no influence."""
+"""An image with more pixels is decoded in tiles, unless the request sets ``tile``. Free memory has no influence."""
 
 TILE = 768
 """Pixels per side of such a tile."""
@@ -42,14 +42,14 @@ TILE = 768
 Result = TypeVar("Result")
 
 
-class Drawing:
-    """One image of a job.
+class ImagePipeline:
+    """Draws one image of a job.
 
-    ``model``: the job's model in its combination.
+    ``model``: the job's model with its adapters, ControlNets and replaced components.
     ``refiner``: the model that computes the last steps; None without one.
     ``index``: the number of the image in its job, for progress.
 
-    The attributes ``marks``, ``notes`` and ``repairs`` say afterwards what was noticed.
+    Afterwards, the attributes ``marks``, ``notes`` and ``repairs`` contain what was noticed.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Drawing:
         self._model = ModelStages(job, model, resources, self.clock, self.repairs)
         self._device = resources.device.torch
         self._family = model.family
-        # The recorded request stays as it was asked.
+        # The metadata records the user's request, not this computed one.
         self._computed = as_computed(request, model)
         self.width = request.width or model.resolution
         self.height = request.height or model.resolution
-        self._canvas = canvas(request, resources.inputs, self.width, self.height)
+        self._canvas = make_canvas(request, resources.inputs, self.width, self.height)
         self._vae = model.manifest.component(model.family.vae).digest
         multiple = model.family.latents.multiple
         large = (
@@ -97,35 +97,35 @@ class Drawing:
         large_enough = self._final[0] * self._final[1] > TILED_ABOVE
         by_rule = TILE if large_enough and not request.seamless else 0
         self.tile = by_rule if request.tile is None else request.tile
-        self._vary: noise.Variation | None = None
+        self._variation: noise.Variation | None = None
         if request.variation_strength:
-            self._vary = noise.Variation(request.variation_seed, request.variation_strength)
+            self._variation = noise.Variation(request.variation_seed, request.variation_strength)
 
-    def pixels(self) -> torch.Tensor:
+    def draw(self) -> torch.Tensor:
         """Make the image. Returns uint8 (h, w, 3), in host memory."""
         self._report("switch", 0, 1)
-        first, size = self._first(), self.width * self.height
+        first, size = self._first_pass(), self.width * self.height
         conditions = self._model.conditions(size)
         refined = conditions if self._refiner is None else self._refiner.conditions(size)
         self._report("encode", 1, 1)
         for one in self._passes(first):
             model = self._refiner if one.refines else self._model
             assert model is not None
-            controls = () if one.refines else self._shown(one)
-            vary = self._vary if not isinstance(one.start, Denoised) else None
+            controls = () if one.refines else self._control_pictures(one)
+            variation = self._variation if not isinstance(one.start, Denoised) else None
             on_step = partial(self._after_step, one)
-            self._denoised = model.denoise(one, refined if one.refines else conditions, controls, vary, on_step)
+            self._denoised = model.denoise(one, refined if one.refines else conditions, controls, variation, on_step)
         self._report("decode", 0, 1)
         pixels = self._decode(self._result().latents)
         self._report("decode", 1, 1)
-        return pixels if self._canvas is None else self._canvas.put_back(pixels)
+        return pixels if self._canvas is None else self._canvas.paste(pixels)
 
     def _passes(self, first: Pass) -> Iterator[Pass]:
         """Return the runs of the denoising loop, in order. A run may start from the result of the run before."""
         last = first
         if self.request.hires_scale > 1:
             yield first
-            last = self._again(self._result().latents)
+            last = self._hires_pass(self._result().latents)
         if self._refiner is None:
             yield last
             return
@@ -138,19 +138,19 @@ class Drawing:
             # The picture has less noise than the refiner starts with: all steps are the refiner's.
             yield replace(last, refines=True)
         else:
-            done = max(1, min(last.done - 1, round(before / calls * last.done)))
-            rest = max(1, last.done - done)
-            yield replace(last, part=(0.0, share), done=done, calls=calls)
-            at = last.before + last.done - rest
+            done = max(1, min(last.steps_to_run - 1, round(before / calls * last.steps_to_run)))
+            rest = max(1, last.steps_to_run - done)
+            yield replace(last, part=(0.0, share), steps_to_run=done, calls=calls)
+            at = last.earlier_steps + last.steps_to_run - rest
             part = (share, 1.0)
-            yield replace(last, start=self._result(), part=part, done=rest, before=at, refines=True)
+            yield replace(last, start=self._result(), part=part, steps_to_run=rest, earlier_steps=at, refines=True)
 
     def _result(self) -> Denoised:
         """Return the result of the last run of the loop."""
         assert self._denoised is not None
         return self._denoised
 
-    def _first(self) -> Pass:
+    def _first_pass(self) -> Pass:
         given, steps = self._canvas, self._computed.first_steps
         from_noise = Pass(self.width, self.height, None, self.request.steps, steps)
         if given is None:
@@ -160,22 +160,22 @@ class Drawing:
             return replace(from_noise, image=start.encoded[0])
         return replace(from_noise, start=start)
 
-    def _again(self, denoised: torch.Tensor) -> Pass:
+    def _hires_pass(self, denoised: torch.Tensor) -> Pass:
         """Return the second pass of the hires fix, which starts from the enlarged result of the first."""
         request, (width, height) = self.request, self._final
         if request.hires_upscaler in upscale.LATENT:
             scale = self._family.latents.scale
-            larger = upscale.latents(denoised, width // scale, height // scale, request.hires_upscaler)
+            larger = upscale.resize_latents(denoised, width // scale, height // scale, request.hires_upscaler)
             start = Start(request.hires_strength, latents=larger)
         else:
             drawn = PILImage.fromarray(self._decode(denoised).numpy())
-            picture = upscale.picture(drawn, width, height, request.hires_upscaler)
+            picture = upscale.resize_picture(drawn, width, height, request.hires_upscaler)
             start = self._start(picture, None, request.hires_strength)
         steps = request.hires_steps or request.steps
         return Pass(width, height, start, steps, int(steps * request.hires_strength), request.steps)
 
     def _start(self, picture: Any, mask: Any | None, strength: float) -> Start:
-        """Encode a picture to start from."""
+        """Encode a picture, and the masked picture if there is a mask, as the start of a pass."""
 
         def encoded(name: str) -> list[EncodedPicture]:
             def compute(modules: list[nn.Module], _: list[Lease]) -> list[EncodedPicture]:
@@ -183,63 +183,72 @@ class Drawing:
                 return encode(form, modules[0], picture, mask, self._device, self.tile)
 
             passes = 1 + (mask is not None)
-            task = self._vae_task("encode", picture.width * picture.height, "-encoder", passes, first=True)
+            task = self._vae_task("encode", picture.width * picture.height, "-encoder", passes, before_all_others=True)
             found = self._with_vae(task, name, compute)
             with self.clock.gates():
                 for one in found:
-                    latents.finite(one.numbers, "the VAE, encoding,", name)
+                    latents.require_finite(one.numbers, "the VAE, encoding,", name)
             return found
 
-        return Start(strength, encoded=self._by_vae(encoded), mask=mask)
+        return Start(strength, encoded=self._run_vae_widening(encoded), mask=mask)
 
     def _report(self, stage: Stage, step: int, steps: int, preview: Preview | None = None) -> None:
         memory = self.resources.report() if stage in ("switch", "encode") or step == 1 else None
         self._on_progress(Progress(stage, self._index, step, steps, memory, preview))
 
-    def _shown(self, drawn: Pass) -> list[tuple[Control, PILImage.Image]]:
-        """Return the ControlNets, each with its picture in the size of a pass."""
+    def _control_pictures(self, drawn: Pass) -> list[tuple[Control, PILImage.Image]]:
+        """Return the ControlNets, each with its picture: cropped, resized to a pass and preprocessed."""
 
         def prepared(control: Control) -> PILImage.Image:
             picture = self.resources.inputs.open(control.image)
-            picture = picture if self._canvas is None else self._canvas.part(picture)
-            return preprocess.made(shown(picture, (drawn.width, drawn.height), control.resize_mode), control)
+            picture = picture if self._canvas is None else self._canvas.crop(picture)
+            return preprocess.preprocess(
+                resize_for_control(picture, (drawn.width, drawn.height), control.resize_mode), control
+            )
 
         return [(control, prepared(control)) for control in self.request.controls]
 
     def _after_step(self, drawn: Pass, step: int, values: torch.Tensor, sigma: float) -> None:
-        """Check the latents of a step, mark them if they are larger than noise can be, and report progress."""
+        """Check the latents of a step and report progress.
+
+        Raises NotFiniteError for NaN or infinity. Marks the image if latents are larger than noise can be.
+        """
         form = self._family.latents
         with self.clock.gates():
-            highest = latents.finite(values, f"the denoiser, at step {step + 1},", self.run.dtype)
-            allowed = latents.allowed(sigma, form.largest)
+            highest = latents.require_finite(values, f"the denoiser, at step {step + 1},", self.run.dtype)
+            allowed = latents.largest_allowed(sigma, form.largest)
             if highest > allowed and not self.marks:
-                self.marks.append(f"latents of {highest:.0f} at step {step + 1}, where at most {allowed:.0f} fit")
+                self.marks.append(
+                    f"latents reached {highest:.0f} at step {step + 1}; at most {allowed:.0f} is plausible"
+                )
         previews = self.resources.previews
         preview = None if previews is None else previews.of(self._vae, values, form.colours)
-        self._report("denoise", drawn.before + min(step + 1, drawn.done), self._computed.steps_done, preview)
+        self._report(
+            "denoise", drawn.earlier_steps + min(step + 1, drawn.steps_to_run), self._computed.steps_done, preview
+        )
 
     def _decode(self, values: torch.Tensor) -> torch.Tensor:
-        decoded = self._by_vae(lambda name: self._decoded(values, name))
+        decoded = self._run_vae_widening(lambda name: self._decoded(values, name))
         pixels = pictures.to_pixels(decoded)[0]
 
         def again() -> torch.Tensor:
-            return pictures.to_pixels(self._by_vae(lambda name: self._decoded(values, name)))[0]
+            return pictures.to_pixels(self._run_vae_widening(lambda name: self._decoded(values, name)))[0]
 
         with self.clock.gates():
-            self.marks += self.resources.looks.marks(self._vae, values, pixels, again)
+            self.marks += self.resources.appearance_check.marks(self._vae, values, pixels, again)
             self.marks += added.marks(values, pixels)
         if self.resources.previews is not None:
             self.resources.previews.learn(self._vae, values, pixels)
         return pixels
 
-    def _by_vae(self, compute: Callable[[str], Result]) -> Result:
-        """Compute with the VAE in its dtype; if the result is not finite, in a wider one."""
+    def _run_vae_widening(self, compute: Callable[[str], Result]) -> Result:
+        """Run the VAE in its dtype. If the result is not finite, run it again in a wider dtype."""
         try:
             return compute(self.run.vae_dtype)
         except NotFiniteError as error:
             if self.run.vae_dtype not in WIDER:
                 raise
-            # A half-precision VAE overflows on some images (ATTENTION 06); a wider dtype has the room.
+            # A half-precision VAE overflows on some images (row ATTENTION 06 of docs/corruption.md).
             wider = WIDER[self.run.vae_dtype]
             found = compute(wider)
             self.repairs.append(Repair("numbers", str(error), f"decoded in {wider}"))
@@ -254,14 +263,14 @@ class Drawing:
         size = values.shape[-1] * values.shape[-2] * self._family.latents.scale**2
         decoded = self._with_vae(self._vae_task("decode", size, "", 1), name, compute)
         with self.clock.gates():
-            latents.finite(decoded, "the VAE", name)
+            latents.require_finite(decoded, "the VAE", name)
         return decoded
 
-    def _vae_task(self, name: str, size: int, what: str, passes: int, first: bool = False) -> Task:
-        """Return the task of the VAE for ``size`` pixels; with tiles, it computes one tile at a time."""
+    def _vae_task(self, name: str, size: int, variant: str, passes: int, before_all_others: bool = False) -> Task:
+        """Return the task of a VAE call on ``size`` pixels. With tiling, the VAE sees one tile at a time."""
         pixels = min(size, self.tile**2) if self.tile else size
-        what += f"-by{self.tile}" if self.tile else ""
-        return Task(name, pixels, passes, what, first, self.request.seamless)
+        variant += f"-by{self.tile}" if self.tile else ""
+        return Task(name, pixels, passes, variant, before_all_others, self.request.seamless)
 
     def _with_vae(self, task: Task, name: str, compute: Callable[[list[nn.Module], list[Lease]], Result]) -> Result:
         vae = self.model.manifest.component(self._family.vae)

@@ -1,4 +1,4 @@
-"""Whether a model fits here, with what plan, and what it costs that it does not fit whole."""
+"""Reports whether a model fits in memory, with which plan, and how much slower partial loading is."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from safelight.errors import OutOfMemoryError
 from safelight.memory.plan import Refusal
 from safelight.memory.segments import cut
 from safelight.pipeline.resources import Resources, dtype_of
-from safelight.pipeline.stages import Task, uses_of, work_of
+from safelight.pipeline.stages import Task, estimate_work, plan_uses
 from safelight.request.schema import Request
 
-BYTES_A_SECOND = 3e9
-"""At which a segment is read from a warm page cache, hashed and cast, roughly, on a few cores."""
+BYTES_PER_SECOND = 3e9
+"""Rough speed of reading, hashing and casting a segment from a warm page cache on a few cores, in bytes per second."""
 
 
-def fits(request: Request, model: Model, resources: Resources) -> dict[str, Any]:
-    """For each component, what would be resident and what streamed, and bytes for computing (measured or guessed).
+def describe_fit(request: Request, model: Model, resources: Resources) -> dict[str, Any]:
+    """Return, for each component, the resident bytes, the streamed bytes, and the bytes for computing.
 
-    ``seconds_more``: by how much a denoising step is longer than with everything resident, estimated.
+    ``seconds_more`` in the result: how much longer each denoising step takes than with everything resident (estimate).
     """
     width, height = request.width or model.resolution, request.height or model.resolution
     components: list[dict[str, Any]] = []
@@ -28,8 +28,8 @@ def fits(request: Request, model: Model, resources: Resources) -> dict[str, Any]
     for role in model.family.roles:
         component, dtype = model.manifest.component(role), dtype_of(resources.run, model.family, role)
         task = Task("", width * height, request.steps)
-        work = work_of([(component, dtype)], resources.run, task)
-        [use] = uses_of(model, resources, [(component, dtype)], work, task)
+        work = estimate_work([(component, dtype)], resources.run, task)
+        [use] = plan_uses(model, resources, [(component, dtype)], work, task)
         total = sum(segment.nbytes for segment in cut(component, dtype))
         decided = resources.residency.planned(component, dtype, use)
         streamed = 0
@@ -44,11 +44,11 @@ def fits(request: Request, model: Model, resources: Resources) -> dict[str, Any]
                 "resident": 0 if isinstance(decided, Refusal) else total - streamed,
                 "streamed": streamed,
                 "working": use.working,
-                "source": "measured" if resources.working.knows(work) else "guessed from shapes",
+                "source": "measured" if resources.working_memory.knows(work) else "guessed from shapes",
             }
         )
     streamed = next(c["streamed"] for c in components if c["component"] == model.family.denoiser)
-    seconds = streamed / BYTES_A_SECOND
+    seconds = streamed / BYTES_PER_SECOND
     if refused is not None:
         summary = f"does not fit. {refused}"
     elif any(c["streamed"] for c in components):

@@ -1,6 +1,6 @@
 """Guidance: which rows the denoiser computes in one call, and how their predictions become one prediction.
 
-The denoising loop knows no kind of guidance. :func:`of` returns the right object for a kind that a family names.
+The denoising loop knows no kind of guidance. A family names a kind, and :func:`make_guidance` returns its object.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Guidance(ABC):
 
     def latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Repeat latents (1, …) for all rows."""
-        return _joined([latents] * len(self.rows))
+        return _join([latents] * len(self.rows))
 
     def condition(self, condition: Condition) -> Tensors:
         """Return the text of all rows."""
@@ -58,11 +58,11 @@ class Guidance(ABC):
             text = condition.positive if row.prompt else condition.negative
             assert text is not None
             texts.append(text)
-        return {name: _joined([text[name] for text in texts]) for name in condition.positive}
+        return {name: _join([text[name] for text in texts]) for name in condition.positive}
 
     def inputs(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return the further input channels, each (1, …), for all rows."""
-        return tuple(_joined([one if row.inputs else torch.zeros_like(one) for row in self.rows]) for one in inputs)
+        return tuple(_join([one if row.inputs else torch.zeros_like(one) for row in self.rows]) for one in inputs)
 
     @property
     def prompt_row(self) -> slice:
@@ -70,9 +70,9 @@ class Guidance(ABC):
         at = next(at for at, row in enumerate(self.rows) if row.prompt)
         return slice(at, at + 1)
 
-    def prompt_only(self, added: torch.Tensor) -> torch.Tensor:
+    def pad_to_rows(self, added: torch.Tensor) -> torch.Tensor:
         """Return ``added``, which belongs to the row with the prompt, with zeros for the other rows."""
-        return _joined([added if row.prompt else torch.zeros_like(added) for row in self.rows])
+        return _join([added if row.prompt else torch.zeros_like(added) for row in self.rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,10 @@ class Unguided(Guidance):
 
 @dataclass(frozen=True, slots=True)
 class ClassifierFree(Guidance):
-    """Away from the prediction for the negative prompt (Ho and Salimans 2022, arXiv 2207.12598)."""
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
+
+    It moves the prediction away from that for the negative prompt.
+    """
 
     rows: ClassVar = (Row(prompt=False), Row())
 
@@ -121,7 +124,7 @@ READS_NEGATIVE: Mapping[GuidanceKind, bool] = {
 """Whether a kind of guidance reads the negative prompt."""
 
 
-def of(kind: GuidanceKind, scale: float, image_scale: float) -> Guidance:
+def make_guidance(kind: GuidanceKind, scale: float, image_scale: float) -> Guidance:
     """Return the guidance of a kind. A scale of 1 or less turns it off."""
     if scale > 1 and kind == "image_and_text":
         return ImageAndText(scale, image_scale)
@@ -130,5 +133,5 @@ def of(kind: GuidanceKind, scale: float, image_scale: float) -> Guidance:
     return Unguided(scale)
 
 
-def _joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+def _join(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(list(rows)) if len(rows) > 1 else rows[0]

@@ -17,8 +17,8 @@ from safelight.families.family import CONTROLNET
 from safelight.memory.lease import Lease
 from safelight.pipeline import conditioning, guidance, noise, samplers
 from safelight.pipeline.checks import latents
-from safelight.pipeline.conditioning import Prompts, Reading, TextOutputs
-from safelight.pipeline.denoise import Conditions, Controlled, Denoised, Denoising, Start, denoise
+from safelight.pipeline.conditioning import Prompts, TextEncoderCall, TextOutputs
+from safelight.pipeline.denoise import BoundControlNet, Conditions, Denoised, Denoising, Start, denoise
 from safelight.pipeline.resources import TORCH_DTYPES, Resources
 from safelight.pipeline.samplers import WHOLE, NoiseSchedule
 from safelight.pipeline.stages import Clock, Stages, Task
@@ -27,11 +27,12 @@ from safelight.request.parts import Control
 from safelight.request.results import Repair
 from safelight.resolve.check import as_computed
 
-MOST_CALLS_A_STEP = 2
+MAX_CALLS_PER_STEP = 2
 """Samplers of second order call the denoiser twice in a step."""
 
-USUAL_ROWS = 2
-"""Rows of a denoiser's call for which its memory is estimated. More rows count as more pixels."""
+ASSUMED_ROWS = 2
+"""Rows per denoiser call that the memory estimate assumes. A call with more rows is estimated as proportionally more
+pixels."""
 
 OnStep = Callable[[int, torch.Tensor, float], None]
 """Called after each call of the denoiser with its number (from 0), the latents, and the noise level."""
@@ -42,10 +43,10 @@ class Pass:
     """One run of the denoising loop.
 
     ``width``, ``height``: pixels.
-    ``start``: what it starts from; None for noise.
-    ``steps``: of the schedule.
-    ``done``: how many of them this pass computes.
-    ``before``: steps of the image that were computed before.
+    ``start``: variant it starts from; None for noise.
+    ``steps``: length of the schedule.
+    ``steps_to_run``: how many of these steps this pass runs.
+    ``earlier_steps``: steps of the image that earlier passes ran.
     ``part``: the part of the noise levels; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
     ``calls``: calls of the denoiser in all parts; 0 for those of this part.
     ``image``: the picture whose latents are inputs of the denoiser.
@@ -56,8 +57,8 @@ class Pass:
     height: int
     start: Start | Denoised | None
     steps: int
-    done: int
-    before: int = 0
+    steps_to_run: int
+    earlier_steps: int = 0
     part: tuple[float, float] = WHOLE
     calls: int = 0
     image: EncodedPicture | None = None
@@ -81,7 +82,7 @@ class ModelStages:
         self._dtype = TORCH_DTYPES[resources.run.dtype]
         self._device = resources.device.torch
         kind = model.family.guidance_of(model.variant)
-        self._guidance = guidance.of(kind, request.cfg, request.image_cfg)
+        self._guidance = guidance.make_guidance(kind, request.cfg, request.image_cfg)
         self._negative_too = guidance.READS_NEGATIVE[kind]
 
     def conditions(self, pixels: int) -> Conditions:
@@ -91,18 +92,18 @@ class ModelStages:
         encoded: dict[str, dict[PromptField, Tensors]] = {}
         for role in self.family.text_encoders:
             component = self.model.manifest.component(role)
-            reading = Reading(self.family, role, component, self._run, self._request, self._job.words or {})
-            outputs = TextOutputs(reading, texts, self._resources.conditionings)
+            call = TextEncoderCall(self.family, role, component, self._run, self._request, self._job.words or {})
+            outputs = TextOutputs(call, texts, self._resources.embedding_cache)
             if outputs.missing:
                 task = Task("encode", pixels, sum(one.passes for one in outputs.missing.values()))
-                compute = partial(reading.encode, list(outputs.missing.values()), self._device)
+                compute = partial(call.encode, list(outputs.missing.values()), self._device)
                 outputs.add(self.stages.run(task, self._run, [(component, self._dtype)], compute))
             encoded[role] = outputs.on(self._device)
         found = conditioning.conditions(self.family, encoded, prompts, self._negative_too)
         with self.stages.clock.gates():
             for one in found.each:
                 for tensor in (*one.positive.values(), *(one.negative or {}).values()):
-                    latents.finite(tensor, "the text encoder", self._run.dtype)
+                    latents.require_finite(tensor, "the text encoder", self._run.dtype)
         return found
 
     def calls(self, drawn: Pass) -> int:
@@ -115,7 +116,7 @@ class ModelStages:
         drawn: Pass,
         conditions: Conditions,
         controls: Sequence[tuple[Control, PILImage.Image]],
-        vary: noise.Variation | None,
+        variation: noise.Variation | None,
         on_step: OnStep,
     ) -> Denoised:
         """Run the denoising loop. ``controls``: the ControlNets of the model, each with its picture."""
@@ -135,7 +136,7 @@ class ModelStages:
                     self.computing,
                     modules[0],
                     schedule,
-                    conditions.between(drawn.before, drawn.before + drawn.done),
+                    conditions.between(drawn.earlier_steps, drawn.earlier_steps + drawn.steps_to_run),
                     self._guidance,
                     drawn.steps,
                     self._request.seed,
@@ -144,10 +145,10 @@ class ModelStages:
                     self._device,
                     after,
                     drawn.start,
-                    [_controlled(net, *each) for net, each in zip(modules[1:], controls, strict=True)],
+                    [_bound_control_net(net, *each) for net, each in zip(modules[1:], controls, strict=True)],
                     self.inputs == "mask",
                     drawn.image,
-                    vary,
+                    variation,
                     drawn.part,
                     drawn.calls,
                 )
@@ -169,14 +170,16 @@ class ModelStages:
         )
 
     def _task(self, drawn: Pass) -> Task:
-        pixels, rows, what = drawn.width * drawn.height, len(self._guidance.rows), ""
-        if rows > USUAL_ROWS:
-            pixels, what = pixels * rows // USUAL_ROWS, f"-{rows}rows"
-        return Task("denoise", pixels, MOST_CALLS_A_STEP * drawn.done, what, seamless=self._request.seamless)
+        pixels, rows, variant = drawn.width * drawn.height, len(self._guidance.rows), ""
+        if rows > ASSUMED_ROWS:
+            pixels, variant = pixels * rows // ASSUMED_ROWS, f"-{rows}rows"
+        return Task(
+            "denoise", pixels, MAX_CALLS_PER_STEP * drawn.steps_to_run, variant, seamless=self._request.seamless
+        )
 
 
-def _controlled(net: nn.Module, control: Control, picture: PILImage.Image) -> Controlled:
-    return Controlled(
+def _bound_control_net(net: nn.Module, control: Control, picture: PILImage.Image) -> BoundControlNet:
+    return BoundControlNet(
         net,
         picture,
         control.weight,

@@ -7,7 +7,7 @@ import math
 import torch
 
 
-def drawn(shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def draw_noise(shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Draw standard normal noise, in fp32 on the CPU, so that it is the same for every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype).to(device)
@@ -21,11 +21,11 @@ class Variation:
 
     def __call__(self, noise: torch.Tensor) -> torch.Tensor:
         """Return the interpolated noise, with the same shape, dtype and device."""
-        other = drawn(tuple(noise.shape), self._seed, torch.float32, torch.device("cpu"))
-        return between(noise.float().cpu(), other, self._strength).to(noise.dtype).to(noise.device)
+        other = draw_noise(tuple(noise.shape), self._seed, torch.float32, torch.device("cpu"))
+        return slerp(noise.float().cpu(), other, self._strength).to(noise.dtype).to(noise.device)
 
 
-def between(one: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:
+def slerp(one: torch.Tensor, other: torch.Tensor, share: float) -> torch.Tensor:
     """Interpolate spherically between two fp32 tensors (Shoemake 1985). The variance of noise stays 1.
 
     ``share``: 0 (``one``) to 1 (``other``).

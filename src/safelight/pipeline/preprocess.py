@@ -12,7 +12,7 @@ from safelight.extensions import Extensible, extensions, function
 from safelight.request.parts import PREPROCESSOR_GROUP, Control
 
 
-def made(picture: PILImage.Image, control: Control) -> PILImage.Image:
+def preprocess(picture: PILImage.Image, control: Control) -> PILImage.Image:
     """Preprocess a picture as ``control`` says. Returns an RGB image of the same size."""
     if control.preprocessor == "none":
         return picture.convert("RGB")

@@ -23,13 +23,12 @@ from typing import Literal
 import structlog
 
 from safelight.catalog.model import Model
-from safelight.devices import machine
-from safelight.devices import measurements as kept
+from safelight.devices import machine, measurements
 from safelight.errors import NotFiniteError, shortened
 from safelight.memory.residency import Residency
-from safelight.pipeline.conditioning import Conditionings
+from safelight.pipeline.conditioning import EmbeddingCache
 from safelight.pipeline.resources import Resources
-from safelight.pipeline.stages import let_go
+from safelight.pipeline.stages import clear_frames
 from safelight.request.results import Image, Repair
 from safelight.weights.overlay import digests
 
@@ -41,7 +40,7 @@ Make = Callable[[Resources], Image]
 REFERENCE = "normal"
 """The attention that uses only matrix products and a softmax."""
 
-COUNTS = "repairs.json"
+COUNTS_FILE = "repairs.json"
 
 SETTINGS: Mapping[str, str] = {
     "attention": "attention_type normal",
@@ -70,15 +69,15 @@ class Repairs:
 
     tiers: the residencies that hold models, the device's last.
     folder: for the file that counts what helped.
-    conditionings: the cache of text-encoder outputs; wrong weights may have produced some of them.
+    embedding_cache: the cache of text-encoder outputs; wrong weights may have produced some of them.
     """
 
-    def __init__(self, tiers: Sequence[Residency], folder: Path, conditionings: Conditionings) -> None:
+    def __init__(self, tiers: Sequence[Residency], folder: Path, embedding_cache: EmbeddingCache) -> None:
         self._tiers = tuple(tiers)
-        self._conditionings = conditionings
-        self._path = folder / COUNTS
+        self._conditionings = embedding_cache
+        self._path = folder / COUNTS_FILE
 
-    def made(self, make: Make, model: Model, resources: Resources) -> Image:
+    def make_and_repair(self, make: Make, model: Model, resources: Resources) -> Image:
         """Call ``make``, and repair the image if a gate stops it. Raises the first NotFiniteError if nothing helps."""
         try:
             image = make(resources)
@@ -88,13 +87,13 @@ class Repairs:
             for repair in image.metadata["repairs"]:
                 self._count(Repair(**repair))
             return image
-        let_go(first)
+        clear_frames(first)
         for attempt in self._attempts(model, resources):
-            _log.warning("an image is made again", why=str(first), suspect=attempt.suspect, helps=attempt.helped)
+            _log.warning("repairing an image", why=str(first), suspect=attempt.suspect, attempt=attempt.helped)
             try:
                 image = make(attempt.resources)
             except NotFiniteError as error:
-                let_go(error)
+                clear_frames(error)
                 continue
             return self._repaired(image, Repair(attempt.suspect, attempt.found or str(first), attempt.helped))
         raise first
@@ -152,11 +151,11 @@ class Repairs:
         )
 
     def _count(self, repair: Repair) -> None:
-        before = kept.read(self._path, repair.helped).get("times", 0)
+        before = measurements.read(self._path, repair.helped).get("times", 0)
         values = {"times": before + 1, "suspect": repair.suspect, "last": repair.wrong}
-        kept.keep(self._path, repair.helped, values)
+        measurements.keep(self._path, repair.helped, values)
 
 
 def _digests(model: Model) -> list[str]:
-    """The digests of everything in memory for a model: its components and their overlays."""
+    """Return the digests of everything in memory for a model: its components and the sources of their overlays."""
     return [digest for component in model.manifest.components for digest in digests(component)]

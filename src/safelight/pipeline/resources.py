@@ -1,4 +1,4 @@
-"""What a generation works with."""
+"""The caches, the memory and the run settings of one engine, which a generation uses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from safelight.families.family import Family
 from safelight.memory.residency import Residency
 from safelight.memory.working_memory import WorkingMemory
 from safelight.models.skeleton import SkeletonCache
-from safelight.pipeline.checks.appearance import Looks
-from safelight.pipeline.conditioning import Conditionings
+from safelight.pipeline.checks.appearance import AppearanceCheck
+from safelight.pipeline.conditioning import EmbeddingCache
 from safelight.pipeline.preview import Previews
 from safelight.request.run_settings import RunSettings
 
@@ -25,34 +25,39 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 
 @dataclass(frozen=True)
 class Resources:
-    """What a generation works with. ``upcoming``: components that the queue will want next, for planning.
+    """The resources of one engine.
 
-    ``working``: what computing takes beside weights; ``computing``: bytes that it takes now, for measuring.
-    ``promised``: bytes to promise to computing instead of what was measured, None to go by that.
-    ``verification``: which uses of resident weights are followed by summing them again. ``inputs``: the images that
-    requests start from. ``previews``: draws unfinished images, None to draw none. ``looks``: marks images whose look is
-    suspicious. ``conditionings``: what text encoders made of prompts before.
+    ``working_memory``: estimates of the working memory.
+    ``used_working_bytes``: returns the bytes that computing uses now beside the weights, for measuring.
+    ``verification``: decides after which uses resident weights are verified.
+    ``inputs``: the input images.
+    ``reserve_bytes``: bytes to reserve for computing; None to use the estimate.
+    ``upcoming``: the components that the queue will want next, for planning.
+    ``previews``: draws unfinished images; None to draw none.
+    ``appearance_check``: marks images that look suspicious.
+    ``embedding_cache``: the cache of text-encoder outputs.
+    ``report``: returns the memory report that progress messages contain.
     """
 
     device: Device
     residency: Residency
     skeletons: SkeletonCache
-    working: WorkingMemory
-    computing: Callable[[], int]
+    working_memory: WorkingMemory
+    used_working_bytes: Callable[[], int]
     run: RunSettings
     verification: Verification
     inputs: Inputs
-    promised: int | None = None
+    reserve_bytes: int | None = None
     upcoming: tuple[str, ...] = ()
     previews: Previews | None = None
-    looks: Looks = field(default_factory=Looks)
-    conditionings: Conditionings = field(default_factory=Conditionings)
+    appearance_check: AppearanceCheck = field(default_factory=AppearanceCheck)
+    embedding_cache: EmbeddingCache = field(default_factory=EmbeddingCache)
     report: Callable[[], Mapping[str, Any]] = dict[str, Any]
 
 
-def computing_all(resources: Resources) -> Resources:
-    """The same, with nothing kept of what text encoders made: what is proven is all computed."""
-    return replace(resources, conditionings=Conditionings())
+def without_text_cache(resources: Resources) -> Resources:
+    """Return the resources with an empty cache of text-encoder outputs, so that a check computes everything."""
+    return replace(resources, embedding_cache=EmbeddingCache())
 
 
 def dtype_of(settings: RunSettings, family: Family, role: str) -> torch.dtype:

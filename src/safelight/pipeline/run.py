@@ -18,7 +18,7 @@ from safelight.errors import NotFiniteError
 from safelight.extensions import Extensible
 from safelight.pipeline import numerics
 from safelight.pipeline.checks.added import CHECKS
-from safelight.pipeline.drawing import Drawing
+from safelight.pipeline.drawing import ImagePipeline
 from safelight.pipeline.resources import Resources
 from safelight.request.parts import PREPROCESSORS
 from safelight.request.prompts.emphasis import unbalanced
@@ -29,38 +29,39 @@ from safelight.resolve.contents import Contents
 from safelight.weights.adapter_kinds import WEIGHTS
 
 
-def image(contents: Contents, model: Model, resources: Resources, index: int, on_progress: OnProgress) -> Image:
-    """Make one image of a job: that of :meth:`safelight.request.job.Job.image`.
+def make_image(contents: Contents, model: Model, resources: Resources, index: int, on_progress: OnProgress) -> Image:
+    """Make image number ``index`` of a job.
 
-    ``model``: the job's model in its combination (:func:`safelight.pipeline.combine.combined`).
-    ``on_progress``: may raise to stop; nothing stays bound then.
+    ``model``: the job's model with its adapters, ControlNets and replaced components
+    (:func:`safelight.pipeline.combine.combine`).
+    ``on_progress``: may raise an error to stop; the weights are then unbound as usual.
 
-    Raises NotFiniteError for what no gate lets pass.
+    Raises NotFiniteError if embeddings, latents or pixels hold NaN or infinity.
     """
     job = contents.job.image(index)
-    drawing = Drawing(job, model, contents.refiner, resources, index, on_progress)
+    pipeline = ImagePipeline(job, model, contents.refiner, resources, index, on_progress)
     try:
         with numerics.fixed(resources.run.threads, job.request.seed):
-            pixels = drawing.pixels()
+            pixels = pipeline.draw()
             state = numerics.record()
     except NotFiniteError:
         # Wrong conditioning may be the cause.
-        resources.conditionings.clear()
+        resources.embedding_cache.clear()
         raise
-    return _finished(drawing, contents, pixels, state)
+    return _build_image(pipeline, contents, pixels, state)
 
 
-def _finished(drawing: Drawing, contents: Contents, pixels: torch.Tensor, state: Mapping[str, Any]) -> Image:
-    request, model = drawing.request, drawing.model
+def _build_image(pipeline: ImagePipeline, contents: Contents, pixels: torch.Tensor, state: Mapping[str, Any]) -> Image:
+    request, model = pipeline.request, pipeline.model
     height, width, _ = pixels.shape
     raw = pixels.contiguous().numpy().tobytes()
     sha256 = hashlib.sha256(raw).hexdigest()
-    metadata = _metadata(drawing) | {
-        "run": asdict(drawing.run),
+    metadata = _metadata(pipeline) | {
+        "run": asdict(pipeline.run),
         "numerics": dict(state),
-        "extensions": _packages(request, contents, drawing.run.device),
-        "marks": list(drawing.marks),
-        "repairs": [asdict(repair) for repair in drawing.repairs],
+        "extensions": _packages(request, contents, pipeline.run.device),
+        "marks": list(pipeline.marks),
+        "repairs": [asdict(repair) for repair in pipeline.repairs],
         "pixels_sha256": sha256,
     }
     return Image(
@@ -71,48 +72,48 @@ def _finished(drawing: Drawing, contents: Contents, pixels: torch.Tensor, state:
         model=model.name,
         model_digest=model.digest,
         pixels_sha256=sha256,
-        seconds=drawing.clock.seconds(),
+        seconds=pipeline.clock.seconds(),
         host_peak_bytes=peak_bytes(),
         metadata=metadata,
-        warnings=_warnings(drawing),
+        warnings=_warnings(pipeline),
     )
 
 
-def _metadata(drawing: Drawing) -> dict[str, Any]:
+def _metadata(pipeline: ImagePipeline) -> dict[str, Any]:
     """Return the image's job as JSON values, with the size and the tiles that were drawn."""
-    # Compared with what JSON gives back, so tuples become lists.
-    stored: dict[str, Any] = json.loads(json.dumps(drawing.job.to_json()))
+    # Metadata is later compared with parsed JSON, so it is converted the same way now: tuples become lists.
+    stored: dict[str, Any] = json.loads(json.dumps(pipeline.job.to_json()))
     stored["request"] |= {
-        "model": drawing.model.name,
-        # With a part of a picture, the size that was drawn differs from the picture's.
-        "width": drawing.width,
-        "height": drawing.height,
-        "tile": drawing.tile,
+        "model": pipeline.model.name,
+        # If only the masked part is drawn, the drawn size differs from the size of the picture.
+        "width": pipeline.width,
+        "height": pipeline.height,
+        "tile": pipeline.tile,
         "embeddings": stored["request"]["embeddings"] or [],
     }
-    # In which kind of process an image was made changes no pixel.
+    # The kind of process (isolated or not) changes no pixel, so it is not recorded.
     del stored["request"]["isolate"]
-    components = {role: drawing.model.manifest.component(role).digest for role in drawing.model.family.roles}
+    components = {role: pipeline.model.manifest.component(role).digest for role in pipeline.model.family.roles}
     stored["model"]["components"] = components
     return stored
 
 
-def _warnings(drawing: Drawing) -> tuple[str, ...]:
-    request = drawing.request
+def _warnings(pipeline: ImagePipeline) -> tuple[str, ...]:
+    request = pipeline.request
     return (
         *(
             f"{field}: {note}"
             for field, text in (("prompt", request.prompt), ("negative prompt", request.negative))
             for note in (unbalanced(text) if request.prompt_syntax == "a1111" else ())
         ),
-        *drawing.notes,
-        *(f"marked: {mark}; it can be right all the same" for mark in drawing.marks),
-        *(f"repaired: {repair.wrong}; {repair.helped}" for repair in drawing.repairs),
+        *pipeline.notes,
+        *(f"suspicious: {mark}; the image may still be correct" for mark in pipeline.marks),
+        *(f"repaired: {repair.wrong}; {repair.helped}" for repair in pipeline.repairs),
     )
 
 
 def _packages(request: Request, contents: Contents, device: str) -> dict[str, str]:
-    """Return the installed packages that an image uses, with their versions, by what they add."""
+    """Return the package and version of each extension that an image uses. The keys are "group: name"."""
     used: list[tuple[Extensible[Any], str]] = [(DEVICES, device), (SAMPLERS, request.sampler)]
     used += [(CHECKS, name) for name in CHECKS]
     used += [(PREPROCESSORS, control.preprocessor) for control in request.controls]
@@ -123,6 +124,6 @@ def _packages(request: Request, contents: Contents, device: str) -> dict[str, st
 
 
 def peak_bytes() -> int:
-    """The largest resident set of this process so far, in bytes (the system counts in other units on Linux)."""
+    """Return the largest resident set of this process so far, in bytes. Linux reports kilobytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -60,15 +60,15 @@ class NoiseSchedule:
         trained = self.scheduler.config.num_train_timesteps
         return round(trained - share * trained)
 
-    def pure(self, noise: torch.Tensor) -> torch.Tensor:
+    def initial_latents(self, noise: torch.Tensor) -> torch.Tensor:
         """Scale noise to the level of the first timestep."""
         return noise * self.scheduler.init_noise_sigma
 
-    def noisy(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Add noise of a timestep, of shape (1,), to latents."""
         return self.scheduler.add_noise(latents, noise, timestep)
 
-    def scaled(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def scale_input(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Scale latents as the denoiser wants them."""
         return self.scheduler.scale_model_input(latents, timestep)
 
@@ -88,13 +88,13 @@ class NoiseSchedule:
 class FlowSchedule(NoiseSchedule):
     """The sampler of a rectified flow: latents are a straight line between the image and noise."""
 
-    def pure(self, noise: torch.Tensor) -> torch.Tensor:
+    def initial_latents(self, noise: torch.Tensor) -> torch.Tensor:
         return noise
 
-    def noisy(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return self.scheduler.scale_noise(latents, timestep, noise)
 
-    def scaled(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def scale_input(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         del timestep
         return latents
 

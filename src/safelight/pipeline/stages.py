@@ -1,7 +1,8 @@
-"""A stage: components are leased and bound, something is computed with them, and what failed is tried again.
+"""Runs a stage: leases and binds its components, computes, and tries again after a failure.
 
-When memory runs out: leave the handler, let go of its frames, drop what nobody holds, promise more to computing. When
-weights turn out to be spoiled, they are read again; when something was left on a module, one is built anew.
+Before the next attempt, Safelight clears the error's frames and evicts all weights that no lease holds. If memory ran
+out, it reserves more working memory. If weights were corrupted, it reads them again. If a module was modified, it
+builds a new one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 
 ATTEMPTS = 3
-"""Of a stage, when memory runs out or weights were spoiled."""
+"""How often a stage is tried in all, if memory runs out, weights are corrupted or a module is modified."""
 
 
 class Clock:
@@ -51,7 +52,7 @@ class Clock:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Generator[None]:
-        """The time within is that stage's."""
+        """Add the time spent in the context to stage ``name``."""
         start = time.perf_counter()
         switched = self.spent["switch"]
         try:
@@ -61,7 +62,7 @@ class Clock:
 
     @contextlib.contextmanager
     def gates(self) -> Generator[None]:
-        """The time within is that of gates, which is part of the stages'."""
+        """Add the time spent in the context to the gates. It also counts for its stage."""
         start = time.perf_counter()
         try:
             yield
@@ -74,17 +75,21 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a stage does. ``name``: encode, denoise, decode. ``pixels``: of what its forward ``passes`` are shown.
+    """What a stage does.
 
-    ``what``: tells a component's several kinds of work. ``first``: it comes before all others of the job.
+    ``name``: encode, denoise or decode.
+    ``pixels``: size of the input of each forward pass.
+    ``passes``: number of forward passes.
+    ``variant``: distinguishes uses of one component, such as encoding and decoding by the VAE.
+    ``before_all_others``: it comes before all other stages of the job.
     ``seamless``: see :class:`safelight.models.skeleton.SkeletonKey`.
     """
 
     name: str
     pixels: int
     passes: int
-    what: str = ""
-    first: bool = False
+    variant: str = ""
+    before_all_others: bool = False
     seamless: str = ""
 
 
@@ -92,7 +97,11 @@ Compute = Callable[[list[nn.Module], list[Lease]], Result]
 
 
 class Stages:
-    """The stages of one image by ``model``. ``clock``, ``repairs``: of the image."""
+    """Runs the stages of one image that ``model`` computes.
+
+    ``clock``: adds up the image's seconds.
+    ``repairs``: the image's list, to which repairs are added: what was wrong, and what fixed it.
+    """
 
     def __init__(self, model: Model, resources: Resources, clock: Clock, repairs: list[Repair]) -> None:
         self.model = model
@@ -107,8 +116,10 @@ class Stages:
         components: Sequence[tuple[ComponentManifest, torch.dtype]],
         compute: Compute[Result],
     ) -> Result:
-        """What ``compute`` makes of the bound modules of ``components``, in their order; the first does the main work,
-        the others beside it."""
+        """Run ``compute`` with the bound modules and return its result.
+
+        ``components``: with their dtypes, in the order of the modules. The first is the main component.
+        """
         role = components[0][0].role
         for attempt in range(ATTEMPTS):
             try:
@@ -117,20 +128,20 @@ class Stages:
             except OutOfMemoryError as error:
                 if error.final or attempt == ATTEMPTS - 1:
                     raise
-                why = let_go(error)
+                why = clear_frames(error)
             except _CorruptedWeights as error:
                 if attempt == ATTEMPTS - 1:
                     problem = f"{error}, in {ATTEMPTS} attempts"
                     raise IntegrityError(self.model.path, "", problem, error.remedy) from error
-                why = let_go(error)
+                why = clear_frames(error)
                 self.repairs.append(Repair("memory", why, "read again"))
-                self.resources.conditionings.clear()
+                self.resources.embedding_cache.clear()
             except StateLeftError as error:
                 if attempt == ATTEMPTS - 1:
                     raise
-                why = let_go(error)
+                why = clear_frames(error)
                 self.repairs.append(Repair("state", why, "computed with a newly built model"))
-                self.resources.conditionings.clear()
+                self.resources.embedding_cache.clear()
             _log.warning("repeating a stage", stage=task.name, role=role, why=why)
             self.resources.residency.drop()
             machine.give_back()
@@ -145,11 +156,11 @@ class Stages:
     ) -> Result:
         resources = replace(self.resources, run=run)
         start = time.perf_counter()
-        work = work_of(components, run, task)
-        uses = uses_of(self.model, resources, components, work, task)
+        work = estimate_work(components, run, task)
+        uses = plan_uses(self.model, resources, components, work, task)
         with contextlib.ExitStack() as held:
             leases: list[Lease] = []
-            # What comes beside is leased first and leaves room for the main part, which takes what there is.
+            # The other components are leased first and leave room for the main component, which takes the rest.
             for (component, dtype), use in reversed(list(zip(components, uses, strict=True))):
                 leases.insert(0, held.enter_context(resources.residency.lease(component, dtype, use)))
             with contextlib.ExitStack() as binding:
@@ -158,22 +169,22 @@ class Stages:
                     key = skeleton_key(self.model, lease.component, lease.dtype, resources, task.seamless)
                     modules.append(binding.enter_context(bound(resources.skeletons, key, lease)))
                 self.clock.spent["switch"] += time.perf_counter() - start
-                with watched(resources.computing) as most, self._translated(work):
+                with watched(resources.used_working_bytes) as peak, self._translated(work):
                     result = compute(modules, leases)
-                    used = most()
+                    used = peak()
                 modules.clear()
             resources.verification.worked(time.perf_counter() - start)
             for lease in leases:
-                self._prove(lease)
-        resources.working.learn(work, used)
+                self._verify_weights(lease)
+        resources.working_memory.learn(work, used)
         machine.give_back()
         return result
 
-    def _prove(self, lease: Lease) -> None:
+    def _verify_weights(self, lease: Lease) -> None:
         if lease.written:
             raise _CorruptedWeights(f"code wrote to the weights of the {lease.component.role}", _WRITTEN)
         verification = self.resources.verification
-        # A copy that was not summed when it arrived is summed here, once, before its image is given to anybody.
+        # A copy that was not verified on arrival is verified here once, before the image is returned.
         arrived = lease.unseen and verification.policy == "auto"
         if verification.due(lease.key) or arrived:
             with verification.timed():
@@ -194,40 +205,43 @@ class Stages:
             with translate_memory_errors(f"Computing an image by {self.model.name}"):
                 yield
         except OutOfMemoryError as error:
-            # What failed to get a slab says how large; what failed within an operation does not.
+            # ``needed`` is set if allocating a slab failed, and 0 if an operation ran out of memory.
             if not error.needed:
-                self.resources.working.too_little(work)
+                self.resources.working_memory.too_little(work)
             raise
 
 
-def work_of(components: Sequence[tuple[ComponentManifest, torch.dtype]], run: RunSettings, task: Task) -> Work:
-    """What a stage computes: by its first component, and what those beside it take."""
+def estimate_work(components: Sequence[tuple[ComponentManifest, torch.dtype]], run: RunSettings, task: Task) -> Work:
+    """Return the memory work of a stage: that of its main component plus the estimates of the others."""
     (component, dtype), *beside = components
-    what = task.what + (f"+{len(beside)}" if beside else "")
-    work = workload.of(component, dtype, run, task.pixels, what)
-    more = sum(workload.of(other, kind, run, task.pixels).guess for other, kind in beside)
+    variant = task.variant + (f"+{len(beside)}" if beside else "")
+    work = workload.describe_work(component, dtype, run, task.pixels, variant)
+    more = sum(workload.describe_work(other, kind, run, task.pixels).guess for other, kind in beside)
     return replace(work, guess=work.guess + more)
 
 
-def uses_of(
+def plan_uses(
     model: Model,
     resources: Resources,
     components: Sequence[tuple[ComponentManifest, torch.dtype]],
     work: Work,
     task: Task,
 ) -> list[Use]:
-    """How a stage uses each of its components. The last, which is leased first, promises for all what computing takes,
-    and each leaves the others the least that they need."""
+    """Return how a stage uses each of its components.
+
+    The last component is leased first, and only it reserves the working memory of the stage. Each component leaves the
+    others the least bytes that they need.
+    """
     roles, role = model.family.roles, components[0][0].role
-    after = roles if task.first else roles[roles.index(role) + 1 :]
+    after = roles if task.before_all_others else roles[roles.index(role) + 1 :]
     rest = [component_key(model.manifest.component(r), dtype_of(resources.run, model.family, r)) for r in after]
     if model.family.denoiser in after:
         nets = [component for component in model.manifest.components if component.role == CONTROLNET]
         rest = [component_key(net, dtype_of(resources.run, model.family, CONTROLNET)) for net in nets] + rest
     upcoming = (*rest, *resources.upcoming)
     keys = [component_key(component, dtype) for component, dtype in components]
-    promised = resources.working.estimate(work) if resources.promised is None else resources.promised
-    # What lies over weights is computed before they are used, never at the same time.
+    promised = resources.working_memory.estimate(work) if resources.reserve_bytes is None else resources.reserve_bytes
+    # Overlays are computed before the stage computes, so the larger of both needs is enough.
     promised = max(promised, *(c.working if isinstance(c, Adapted) else 0 for c, _ in components))
     least = [resources.residency.planner.least(component, dtype) for component, dtype in components]
     last = len(components) - 1
@@ -240,7 +254,7 @@ def uses_of(
 def skeleton_key(
     model: Model, component: ComponentManifest, dtype: torch.dtype, resources: Resources, seamless: str
 ) -> SkeletonKey:
-    """Of the skeleton to which a component is bound."""
+    """Return the key of the skeleton to which a component is bound."""
     run, at = resources.run, resources.device.torch
     axes = "" if component.role in model.family.text_encoders else seamless
     return SkeletonKey(
@@ -248,8 +262,8 @@ def skeleton_key(
     )
 
 
-def let_go(error: BaseException) -> str:
-    """What it says, after its frames let go of their values: until then the tensors in them live."""
+def clear_frames(error: BaseException) -> str:
+    """Clear the frames of an error and of its causes, because frames keep tensors alive. Return the message."""
     chain: BaseException | None = error
     while chain is not None:
         traceback.clear_frames(chain.__traceback__)

@@ -1,4 +1,4 @@
-"""The work of a stage: a name under which its need of memory is remembered, and a first estimate from shapes."""
+"""Describes a stage for the memory estimate: a key for measurements, and a first guess from shapes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from safelight.memory.working_memory import Work
 from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
 
-LIBRARIES = 48 << 20
-"""Bytes that the kernels' own workspaces take."""
+KERNEL_WORKSPACE_BYTES = 48 << 20
+"""Bytes of the kernels' own workspaces."""
 
 
-def of(component: ComponentManifest, dtype: torch.dtype, run: RunSettings, pixels: int, task: str = "") -> Work:
+def describe_work(
+    component: ComponentManifest, dtype: torch.dtype, run: RunSettings, pixels: int, variant: str = ""
+) -> Work:
     """Return the work of one forward pass of a component.
 
     ``pixels``: of the image.
-    ``task``: tells a component's several kinds of work apart.
+    ``variant``: distinguishes uses of one component.
     """
     config = component.config
-    kind = component.role + task
+    kind = component.role + variant
     name = " ".join((kind, config.label, str(dtype).removeprefix("torch."), run.attention, run.device))
     quadratic = run.attention == "normal" and config.depends_on_size
-    guess = LIBRARIES + config.working_bytes(pixels, dtype.itemsize, quadratic)
+    guess = KERNEL_WORKSPACE_BYTES + config.working_bytes(pixels, dtype.itemsize, quadratic)
     return Work(name, pixels if config.depends_on_size else 1, guess, quadratic)

@@ -57,7 +57,7 @@ class LoadedModels:
 
     def unload(self, digest: str | None) -> None:
         """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache."""
-        self._resources.conditionings.clear()
+        self._resources.embedding_cache.clear()
         name = next((card.name for card in self._library.cards() if card.digest == digest), None)
         model = None if name is None else self._library.find_named(name)
         for tier in self._tiers:
@@ -74,7 +74,7 @@ class LoadedModels:
         """
         model = self._library.checked(self._library.resolve(name))
         self.unpin(name)
-        self._pins[name] = components.pinned(model, self._bench_for(model))
+        self._pins[name] = components.pin(model, self._bench_for(model))
 
     def unpin(self, name: str) -> None:
         """End the pin of a model; do nothing if it is not pinned."""

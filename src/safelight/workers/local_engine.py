@@ -18,7 +18,7 @@ from safelight.errors import IntegrityError, RequestError
 from safelight.families.registry import families
 from safelight.memory.residency import Residency
 from safelight.pipeline import components, fit, run
-from safelight.pipeline.combine import combined
+from safelight.pipeline.combine import combine
 from safelight.pipeline.repair import Repairs
 from safelight.pipeline.resources import Resources
 from safelight.request.job import Job
@@ -63,7 +63,7 @@ class LocalEngine:
         self._report = report
         self.tiers = tuple(tiers)
         self.catalog = Catalog(library, Adapters(library.root), resources.inputs)
-        self.repairs = Repairs(tiers, library.root, resources.conditionings)
+        self.repairs = Repairs(tiers, library.root, resources.embedding_cache)
         self.on_switch: OnSwitch | None = None
         self._last = ""
         self._lock = threading.RLock()
@@ -119,18 +119,18 @@ class LocalEngine:
             with self._lock:
                 self._call_on_switch(contents.model, resources)
                 model = self._combine(contents)
-                make = partial(run.image, contents, model, index=index, on_progress=on_progress)
+                make = partial(run.make_image, contents, model, index=index, on_progress=on_progress)
                 try:
-                    image = self.repairs.made(make, model, resources)
+                    image = self.repairs.make_and_repair(make, model, resources)
                 except IntegrityError:
                     # Either one read went wrong, or the files changed. If they changed, this raises and the model is
                     # not used again.
                     contents = self._read_again(contents)
                     model = self._combine(contents)
                     self.repairs.reload(model)
-                    resources.conditionings.clear()
-                    make = partial(run.image, contents, model, index=index, on_progress=on_progress)
-                    image = self.repairs.made(make, model, resources)
+                    resources.embedding_cache.clear()
+                    make = partial(run.make_image, contents, model, index=index, on_progress=on_progress)
+                    image = self.repairs.make_and_repair(make, model, resources)
             yield image
 
     def _read_again(self, contents: Contents) -> Contents:
@@ -150,7 +150,7 @@ class LocalEngine:
         self._last = model.digest
 
     def _combine(self, contents: Contents) -> Model:
-        return combined(contents, lambda component: self.tiers[0].lease(component, torch.float32))
+        return combine(contents, lambda component: self.tiers[0].lease(component, torch.float32))
 
     def _check_files(self, model: Model) -> Model:
         """Check that the model's files are those that were added. If not, raise IntegrityError now and at each later
@@ -194,14 +194,14 @@ class LocalEngine:
         resources = self.bench_for(model, job.request.precision)
         model = self._combine(find_contents(job, self.catalog, model))
         components.preload(model, resources)
-        components.prepare(model, resources, job.request.seamless)
+        components.build_skeletons(model, resources, job.request.seamless)
         for tier in self.tiers:
             if not tier.device.separate:
                 tier.seal()
 
     def fits(self, request: Request, model: Model) -> dict[str, Any]:
-        """Say whether ``model`` can make the requested image, and how: see :func:`safelight.pipeline.fit.fits`."""
-        return fit.fits(request, model, self.bench_for(model, request.precision))
+        """Report whether ``model`` can make the image, and how: see :func:`safelight.pipeline.fit.describe_fit`."""
+        return fit.describe_fit(request, model, self.bench_for(model, request.precision))
 
     def close(self) -> None:
         """End all pins and evict all models."""

@@ -1,4 +1,4 @@
-"""What looks suspicious is marked, and what does not is not."""
+"""What check suspicious is marked, and what does not is not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safelight.diagnostics.canary import Canaries, after_switch
 from safelight.errors import CanaryError
 from safelight.pipeline import model_stages
 from safelight.pipeline.checks import appearance
-from safelight.pipeline.checks.appearance import Looks
+from safelight.pipeline.checks.appearance import AppearanceCheck
 from safelight.pipeline.denoise import Denoised, Denoising
 from safelight.workers.local_engine import LocalEngine
 
@@ -44,26 +44,26 @@ def test_one_colour_is_marked() -> None:
     latents = smooth(0)
     for value in (0, 127, 255):
         constant = torch.full((512, 512, 3), value, dtype=torch.uint8)
-        assert Looks().marks("v", latents, constant, never) == ["it has a single colour"]
-    assert Looks().marks("v", latents, decoded(latents), lambda: decoded(latents)) == []
+        assert AppearanceCheck().marks("v", latents, constant, never) == ["it has a single colour"]
+    assert AppearanceCheck().marks("v", latents, decoded(latents), lambda: decoded(latents)) == []
 
 
 def test_noise_is_marked_and_fine_textures_are_not() -> None:
     latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert Looks().marks("v", latents, decoded(latents), never) == ["it looks like noise"]
-    (mark,) = Looks().marks("v", latents * 30, decoded(latents), never)
+    assert AppearanceCheck().marks("v", latents, decoded(latents), never) == ["it check like noise"]
+    (mark,) = AppearanceCheck().marks("v", latents * 30, decoded(latents), never)
     assert "standard deviation of its latents is 30" in mark
     # Gravel and grass have channels that go together.
     texture = latents[:, :1].repeat(1, 4, 1, 1) + 0.3 * latents
-    assert Looks().marks("v", texture, decoded(texture), lambda: decoded(texture)) == []
+    assert AppearanceCheck().marks("v", texture, decoded(texture), lambda: decoded(texture)) == []
 
 
 @pytest.mark.parametrize("spoil", ["another VAE's latents", "colours shifted", "one square"])
 def test_what_the_vae_does_not_make_again_is_marked(spoil: str) -> None:
-    looks = Looks()
-    for seed in range(appearance.FIRST + 20):
+    check = AppearanceCheck()
+    for seed in range(appearance.ALWAYS_CHECKED + 20):
         right = decoded(smooth(seed))
-        assert looks.marks("v", smooth(seed), right, lambda right=right: right) == []
+        assert check.marks("v", smooth(seed), right, lambda right=right: right) == []
     marked = 0
     for seed in range(200, 220):
         right = decoded(smooth(seed))
@@ -74,16 +74,16 @@ def test_what_the_vae_does_not_make_again_is_marked(spoil: str) -> None:
         }[spoil]
         if spoil == "one square":
             wrong[64:448, 64:448] = 255 - wrong[64:448, 64:448]
-        marked += looks.marks("v", smooth(seed), wrong, lambda right=right: right) == [
+        marked += check.marks("v", smooth(seed), wrong, lambda right=right: right) == [
             "its VAE decodes the same latents to a different picture"
         ]
         # What is marked teaches nothing.
-        assert looks.marks("v", smooth(seed), right, lambda right=right: right) == []
+        assert check.marks("v", smooth(seed), right, lambda right=right: right) == []
     assert marked == 20
 
 
 def test_only_doubtful_images_are_decoded_again_once_a_vae_is_known() -> None:
-    looks, again = Looks(), 0
+    check, again = AppearanceCheck(), 0
 
     def look(seed: int) -> None:
         nonlocal again
@@ -94,11 +94,11 @@ def test_only_doubtful_images_are_decoded_again_once_a_vae_is_known() -> None:
             again += 1
             return right
 
-        assert looks.marks("v", smooth(seed), right, once_more) == []
+        assert check.marks("v", smooth(seed), right, once_more) == []
 
-    for seed in range(appearance.FIRST):
+    for seed in range(appearance.ALWAYS_CHECKED):
         look(seed)
-    assert again == appearance.FIRST
+    assert again == appearance.ALWAYS_CHECKED
     again = 0
     for seed in range(1000, 1100):
         look(seed)
@@ -130,7 +130,7 @@ def test_a_decoder_that_shifts_colours_once_is_marked_and_the_image_given(
     monkeypatch.setattr(pictures, "decode", shifting(1))
     image = next(engine.generate(safelight.Request("red apple", "starter-noto", steps=8)))
     assert image.metadata["marks"] == ["its VAE decodes the same latents to a different picture"]
-    assert any("it can be right all the same" in warning for warning in image.warnings)
+    assert any("the image may still be correct" in warning for warning in image.warnings)
     assert next(engine.generate(safelight.Request("red apple", "starter-noto", steps=8))).metadata["marks"] == []
 
 

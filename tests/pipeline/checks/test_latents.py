@@ -22,10 +22,10 @@ from safelight.workers.local_engine import LocalEngine
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_value_is_enough(value: float, dtype: torch.dtype) -> None:
     values = torch.randn(1, 4, 8, 8).to(dtype)
-    assert latents.finite(values, "x", "fp32") < 10
+    assert latents.require_finite(values, "x", "fp32") < 10
     values[0, 3, 7, 7] = value
     with pytest.raises(NotFiniteError, match="the UNet computed NaN or infinity"):
-        latents.finite(values, "the UNet", "fp32")
+        latents.require_finite(values, "the UNet", "fp32")
 
 
 @pytest.mark.parametrize("sampler", thinned(sorted(SAMPLERS, key=lambda name: name != "dpmpp_sde"), 5))
@@ -44,8 +44,8 @@ def test_latents_that_grow_beyond_are_marked_and_not_failed(
 
     monkeypatch.setattr(model_stages, "denoise", grown)
     image = next(engine.generate(ask()))
-    assert any("at step 1, where at most" in mark for mark in image.metadata["marks"])
-    assert any("it can be right all the same" in warning for warning in image.warnings)
+    assert any("at step 1; at most" in mark for mark in image.metadata["marks"])
+    assert any("the image may still be correct" in warning for warning in image.warnings)
 
 
 def test_a_step_that_is_nan_is_the_last_one(engine: LocalEngine, ask, monkeypatch: pytest.MonkeyPatch) -> None:

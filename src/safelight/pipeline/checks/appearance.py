@@ -23,37 +23,38 @@ from itertools import permutations
 import torch
 from torch.nn import functional as F
 
-CONSTANT = 1.0
+MIN_CONTRAST = 1.0
 """Of 255. An image with less contrast than this has a single colour."""
 
-SPREAD = (0.15, 4.0)
+NORMAL_DEVIATION = (0.15, 4.0)
 """The normal range of the standard deviation of an image's latents. They are scaled to about 1."""
 
 NOISE = 0.1
-"""Correlation of neighbouring latents. Below it, an image with at least :data:`TELLING` latents looks like noise."""
+"""Correlation of neighbouring latents. Below it, an image of :data:`MIN_LATENTS` latents or more looks like noise."""
 
-APART = 0.5
+MAX_CHANNEL_CORRELATION = 0.5
 """Correlation of two channels. Above it an image is not noise but a fine texture (gravel, grass, a code)."""
 
-TELLING = 1024
+MIN_LATENTS = 1024
 """The number of latents from which these correlations are distinguishable from chance."""
 
-FIRST = 100
-"""The first so many images of a VAE are all decoded again. After that, only doubtful ones are."""
+ALWAYS_CHECKED = 100
+"""All images are decoded again until a VAE has made this many. After that, only doubtful ones are."""
 
-SURE = 50
-"""After so many images, a VAE's map is good enough that its scores are comparable with later ones."""
+MIN_MAP_IMAGES = 50
+"""After this many images, a VAE's map is good enough that its scores are comparable with later ones."""
 
-WINDOW = 200
-"""An image is doubtful in comparison with the scores of so many earlier images."""
+SCORE_WINDOW = 200
+"""How many earlier scores an image is compared with."""
 
-DOUBTED = (0.25, 0.05)
-"""Shares of a VAE's images that are decoded again: because exchanged colours fit well; because the map fits badly."""
+DOUBTFUL_SHARES = (0.25, 0.05)
+"""Shares of a VAE's images to decode again: those whose colours fit better if channels are exchanged, and those that
+fit the map worst."""
 
-FEW = 1024
-"""About so many latents of an image, evenly spaced, are used for the map."""
+MAP_SAMPLES = 1024
+"""About how many latents of an image, evenly spaced, the map uses."""
 
-DIFFERENT = 3.0
+MAX_COLOUR_DIFFERENCE = 3.0
 """Of 255. If the mean colour under one latent differs by more than this, the second decoding is different."""
 
 _EXCHANGED = [list(order) for order in permutations(range(3))][1:]
@@ -72,7 +73,7 @@ class _Map:
     products: torch.Tensor
     colours: torch.Tensor
     count: int = 0
-    scores: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    scores: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=SCORE_WINDOW))
 
     def learn(self, columns: torch.Tensor, colours: torch.Tensor) -> None:
         self.squares += columns.T @ columns / len(columns)
@@ -100,17 +101,17 @@ class _Map:
         return max(exchanged), float(own.mean())
 
     def doubts(self, scores: tuple[float, float]) -> bool:
-        """Whether an image with these scores is among the most doubtful. True for the first :data:`FIRST` images."""
-        if self.count < FIRST:
+        """Whether these scores are among the most doubtful. True for the first :data:`ALWAYS_CHECKED` images."""
+        if self.count < ALWAYS_CHECKED:
             return True
         before = torch.tensor(list(self.scores), dtype=torch.float64)
         return any(
             score >= float(before[:, number].quantile(1 - share))
-            for number, (score, share) in enumerate(zip(scores, DOUBTED, strict=True))
+            for number, (score, share) in enumerate(zip(scores, DOUBTFUL_SHARES, strict=True))
         )
 
 
-class Looks:
+class AppearanceCheck:
     """Checks finished images. It learns a map for each VAE from its unmarked images. Thread-safe."""
 
     def __init__(self) -> None:
@@ -130,23 +131,27 @@ class Looks:
         values = latents[0].detach().cpu().double().nan_to_num(0.0, 0.0, 0.0)
         height, width = values.shape[1:]
         spread = float(values.std())
-        if contrast(pixels) < CONSTANT:
+        if contrast(pixels) < MIN_CONTRAST:
             return ["it has a single colour"]
-        if not SPREAD[0] <= spread <= SPREAD[1]:
+        if not NORMAL_DEVIATION[0] <= spread <= NORMAL_DEVIATION[1]:
             return [f"the standard deviation of its latents is {spread:.2f}; about 1 is normal"]
-        if height * width >= TELLING and alike(values) < NOISE and related(values) < APART:
+        if (
+            height * width >= MIN_LATENTS
+            and neighbour_correlation(values) < NOISE
+            and channel_correlation(values) < MAX_CHANNEL_CORRELATION
+        ):
             return ["it looks like noise"]
-        every = max(1, height * width // FEW) | 1  # Odd, so that each row gives different columns.
-        columns, colours = _columns(values)[::every], small(pixels, height, width)[::every]
+        every = max(1, height * width // MAP_SAMPLES) | 1  # Odd, so that each row gives different columns.
+        columns, colours = _columns(values)[::every], mean_colours(pixels, height, width)[::every]
         with self._lock:
-            known = self._maps.setdefault(vae, _empty(columns.shape[1]))
+            known = self._maps.setdefault(vae, _empty_map(columns.shape[1]))
             scores = known.score(columns, colours)
             doubtful = known.doubts(scores)
-        if doubtful and differ(pixels, again(), height, width) > DIFFERENT:
+        if doubtful and largest_colour_difference(pixels, again(), height, width) > MAX_COLOUR_DIFFERENCE:
             return ["its VAE decodes the same latents to a different picture"]
         with self._lock:
             known.learn(columns, colours)
-            if known.count > SURE:
+            if known.count > MIN_MAP_IMAGES:
                 known.scores.append(scores)
         return []
 
@@ -156,7 +161,7 @@ def contrast(pixels: torch.Tensor) -> float:
     return float(pixels.float().std())
 
 
-def alike(latents: torch.Tensor) -> float:
+def neighbour_correlation(latents: torch.Tensor) -> float:
     """Return the correlation of latents (channels, h, w) with their right and lower neighbours.
 
     Noise: 0. Images: near 1.
@@ -170,25 +175,25 @@ def alike(latents: torch.Tensor) -> float:
     return (beside + below) / 2 / variance
 
 
-def related(latents: torch.Tensor) -> float:
+def channel_correlation(latents: torch.Tensor) -> float:
     """Return the largest absolute correlation of two channels of latents (channels, h, w). Noise: 0."""
     values = (latents - latents.mean((1, 2), keepdim=True)).flatten(1)
     values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-9)
     return float((values @ values.T).triu(1).abs().max())
 
 
-def small(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def mean_colours(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Return the mean colours under each latent, (h * w, 3), from 0 to 1."""
     planes = pixels.permute(2, 0, 1)[None].float() / 255
     return F.interpolate(planes, (height, width), mode="area")[0].flatten(1).T.double()
 
 
-def differ(one: torch.Tensor, other: torch.Tensor, height: int, width: int) -> float:
+def largest_colour_difference(one: torch.Tensor, other: torch.Tensor, height: int, width: int) -> float:
     """Return the largest difference, of 255, between two images' mean colours under a latent."""
-    return float((small(one, height, width) - small(other, height, width)).abs().max()) * 255
+    return float((mean_colours(one, height, width) - mean_colours(other, height, width)).abs().max()) * 255
 
 
-def _empty(count: int) -> _Map:
+def _empty_map(count: int) -> _Map:
     squares, products, colours = (
         torch.zeros(shape, dtype=torch.float64) for shape in ((count, count), (count, 3), (3, 3))
     )

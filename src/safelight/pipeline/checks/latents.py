@@ -15,23 +15,23 @@ NOISE = 12.0
 """The largest allowed noise, in standard deviations. The largest of a billion values is about 6."""
 
 
-def highest(values: torch.Tensor) -> float:
+def largest_magnitude(values: torch.Tensor) -> float:
     """Return the largest absolute value. It is NaN or infinity if any value is."""
     return float(values.detach().abs().amax())
 
 
-def finite(values: torch.Tensor, stage: str, dtype: str) -> float:
+def require_finite(values: torch.Tensor, stage: str, dtype: str) -> float:
     """Return the largest absolute value.
 
     Raises NotFiniteError, which names ``stage`` and ``dtype``, if it is NaN or infinity.
     """
-    found = highest(values)
+    found = largest_magnitude(values)
     if not math.isfinite(found):
         raise NotFiniteError(stage, dtype)
     return found
 
 
-def allowed(sigma: float, signal: float) -> float:
+def largest_allowed(sigma: float, signal: float) -> float:
     """Return the largest allowed latents at noise level ``sigma`` (1 for variance-preserving samplers).
 
     ``signal``: the largest allowed latents without noise; the family says it.
