@@ -62,7 +62,7 @@ def engine(**settings: Any) -> Any:
 
 def bind_all(made: Any, model: Any) -> float:
     """Seconds from asking for a model's components to having each bound, one after another."""
-    from safelight.models.bind import bound
+    from safelight.models.bind import bind
     from safelight.models.skeleton import SkeletonKey
     from safelight.pipeline.resources import dtype_of
 
@@ -71,7 +71,7 @@ def bind_all(made: Any, model: Any) -> float:
         dtype = dtype_of(made.resources.run, model.family, component.role)
         key = SkeletonKey(model.base, component.role, component.config, dtype, "torch-sdp")
         start = time.perf_counter()
-        with made.resources.residency.lease(component, dtype) as lease, bound(made.resources.skeletons, key, lease):
+        with made.resources.residency.lease(component, dtype) as lease, bind(made.resources.skeletons, key, lease):
             total += time.perf_counter() - start
     return total
 
@@ -138,15 +138,15 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
     from safelight.catalog.library import Library
     from safelight.devices.cpu import CPU
     from safelight.devices.simulated import Simulated
-    from safelight.devices.transfer import Transfers, digest_of
+    from safelight.devices.transfer import Transfers, checksum_of
     from safelight.devices.verification import Verification
     from safelight.memory.budget import HOST, Ledger
-    from safelight.memory.host_source import FromHost
+    from safelight.memory.host_source import HostSource
     from safelight.memory.lease import Use
     from safelight.memory.residency import Residency
     from safelight.memory.segments import cut
-    from safelight.memory.source import FromFile
-    from safelight.models.bind import bound
+    from safelight.memory.source import FileSource
+    from safelight.models.bind import bind
     from safelight.models.skeleton import SkeletonCache, SkeletonKey, build
     from safelight.weights.manifest import ComponentManifest, ManifestTensor
 
@@ -162,7 +162,7 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
         data = weight.view(torch.uint8).numpy().tobytes()
         path.write_bytes(data)
         tensors = tuple(
-            ManifestTensor(f"{n}.weight", "BF16", (width, width), path, 0, len(data), False, digest_of(weight))
+            ManifestTensor(f"{n}.weight", "BF16", (width, width), path, 0, len(data), False, checksum_of(weight))
             for n in range(count)
         )
         component = ComponentManifest("unet", component.config, tensors, "even")
@@ -177,16 +177,16 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
     largest = max(segment.nbytes for segment in cut(component, dtype))
 
     def run(bandwidth: float | None, budget: int, compute: bool) -> float:
-        device = Simulated(nbytes=8 << 30, bandwidth=bandwidth, stage_bytes=8 << 20)
+        device = Simulated(nbytes=8 << 30, bandwidth=bandwidth, staging_buffer_bytes=8 << 20)
         ledger = Ledger({HOST: 16 << 30, device.name: budget})
-        host = Residency(CPU(), ledger, HOST, FromFile(2))
-        there = Residency(device, ledger, device.name, FromHost(host, Transfers(device, Verification("off")), True))
+        host = Residency(CPU(), ledger, HOST, FileSource(2))
+        there = Residency(device, ledger, device.name, HostSource(host, Transfers(device, Verification("off")), True))
         key = SkeletonKey("sd1", "unet", component.config, dtype, "torch-sdp", device.torch)
         moved = [value.to(device.torch) for value in inputs]
         seconds = []
         with (
             there.lease(component, dtype, Use(passes=5)) as lease,
-            bound(SkeletonCache(build=make), key, lease) as module,
+            bind(SkeletonCache(build=make), key, lease) as module,
             torch.no_grad(),
         ):
             for _ in range(4):
@@ -195,7 +195,7 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
                     module(*moved)
                 else:
                     for segment in lease.segments:
-                        with lease.pinned([segment.tensors[0].name]):
+                        with lease.use_tensors([segment.tensors[0].name]):
                             pass
                 seconds.append(time.perf_counter() - start)
         device.close()
@@ -225,7 +225,7 @@ def slope() -> dict[str, Any]:
         bind_all(made, models[turn % 3])
         if turn >= 200 and turn % 20 == 0:
             gc.collect()
-            machine.give_back()
+            machine.trim_allocator()
             at.append(turn)
             sizes.append(machine.anonymous_bytes())
     x, y = np.array(at, float), np.array(sizes, float)

@@ -107,8 +107,8 @@ def safelight(dtype_name: str, suffix: str) -> Callable[[str], None]:
     from safelight.memory.budget import HOST, Ledger
     from safelight.memory.residency import Residency
     from safelight.memory.segments import cut
-    from safelight.memory.source import FromFile
-    from safelight.models.bind import bound
+    from safelight.memory.source import FileSource
+    from safelight.models.bind import bind
     from safelight.models.skeleton import SkeletonCache, SkeletonKey
     from safelight.pipeline.resources import TORCH_DTYPES
 
@@ -116,14 +116,14 @@ def safelight(dtype_name: str, suffix: str) -> Callable[[str], None]:
     library = Library(FOLDER / "root")
     models = {name: library.resolve(str(FOLDER / f"{name}{suffix}") + ("" if suffix else "/")) for name in "AB"}
     one = sum(segment.nbytes for c in models["A"].manifest.components for segment in cut(c, dtype))
-    residency = Residency(CPU(), Ledger({HOST: one}), HOST, FromFile(os.cpu_count() or 1))
+    residency = Residency(CPU(), Ledger({HOST: one}), HOST, FileSource(os.cpu_count() or 1))
     skeletons = SkeletonCache()
 
     def switch(name: str) -> None:
         model = library.checked(models[name])
         for component in model.manifest.components:
             key = SkeletonKey(model.base, component.role, component.config, dtype, "torch-sdp")
-            with residency.lease(component, dtype) as lease, bound(skeletons, key, lease):
+            with residency.lease(component, dtype) as lease, bind(skeletons, key, lease):
                 pass
 
     return switch

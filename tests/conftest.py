@@ -51,7 +51,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("measured")
     kernels = Kernels(CPU(), folder)
     for dtype in (torch.float32, torch.bfloat16):
-        assert kernels.tried(["torch-sdp"], dtype)["torch-sdp"].passed
+        assert kernels.test(["torch-sdp"], dtype)["torch-sdp"].passed
     return folder / "attention.json"
 
 

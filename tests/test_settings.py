@@ -91,7 +91,7 @@ def test_a_relative_root_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_devices() -> None:
     assert choice.device("cpu").torch == torch.device("cpu")
-    assert choice.device("simulated").separate
+    assert choice.device("simulated").has_own_memory
     absent = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(SettingError, match="no such device"):
         choice.device(absent)
@@ -101,8 +101,8 @@ def test_precision_is_tried_before_it_is_chosen() -> None:
     cpu = choice.device("cpu")
     assert choice.precision("auto", cpu) == "fp32"
     assert choice.precision("bf16", cpu) == "bf16"
-    assert choice.computes("bf16", cpu.torch)
-    assert choice.computes("fp16", cpu.torch)
+    assert choice.computes_correctly("bf16", cpu.torch)
+    assert choice.computes_correctly("fp16", cpu.torch)
 
 
 def test_flags_go_above_variables_above_the_file(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def test_state_02_with_room_for_one(root: Path, ask, right: dict[str, str], monk
         name = chance.choice(NAMES)
         assert next(engine.generate(ask(name))).pixels_sha256 == right[name]
         pool = engine.resources.residency.pool
-        assert pool.used_bytes + pool.kept_bytes <= 0.035 * 2**30
+        assert pool.used_bytes + pool.cached_bytes <= 0.035 * 2**30
 
 
 def test_attention_03_with_fresh_memory_poisoned(engine: LocalEngine, ask, right: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 import safelight
 from safelight.boundary import pictures
 from safelight.families.registry import family
-from safelight.models.bind import bound
+from safelight.models.bind import bind
 from safelight.pipeline.checks.appearance import AppearanceCheck
 from safelight.pipeline.stages import skeleton_key
 
@@ -51,7 +51,7 @@ def starters_vae() -> Generator[Any]:
         key = skeleton_key(model, component, torch.float32, resources, "")
         with (
             resources.residency.lease(component, torch.float32) as lease,
-            bound(resources.skeletons, key, lease) as module,
+            bind(resources.skeletons, key, lease) as module,
             torch.no_grad(),
         ):
             yield module

@@ -50,7 +50,7 @@ MUTANTS = (
     Mutant(
         "sum where a copy arrived",
         "devices/transfer.py",
-        "            return sums.of(target) == sent\n",
+        "            return sums.compute_sum(target) == sent\n",
         "            return True\n",
         "tests/devices/test_simulated.py::test_copy_rows_are_repaired",
     ),
@@ -64,7 +64,7 @@ MUTANTS = (
     Mutant(
         "mark before a copy",
         "devices/transfer.py",
-        "                target.fill_(MARKED)\n",
+        "                target.fill_(FILL_BYTE)\n",
         "                pass\n",
         "tests/devices/test_simulated.py",
     ),
@@ -100,7 +100,7 @@ MUTANTS = (
     Mutant(
         "bound weights that were written",
         "models/bind.py",
-        "                    self._lease.spoil(name)\n",
+        "                    self._lease.mark_corrupted(name)\n",
         "                    pass\n",
         "tests/models/test_bind.py::test_state_01_weights_that_were_written_are_read_again",
     ),
@@ -136,8 +136,8 @@ MUTANTS = (
     Mutant(
         "attention is part of a skeleton's key",
         "models/skeleton.py",
-        "    attention: str\n    at: torch.device = CPU\n",
-        "    attention: str = field(compare=False)\n    at: torch.device = CPU\n",
+        "    attention: str\n    device: torch.device = CPU\n",
+        "    attention: str = field(compare=False)\n    device: torch.device = CPU\n",
         "tests/models/test_attention.py::test_a_model_and_a_base_can_have_their_own tests/pipeline/test_repair.py",
     ),
     Mutant(
@@ -150,7 +150,7 @@ MUTANTS = (
     Mutant(
         "kernels are tried",
         "models/attention.py",
-        "            if not tried.passed:\n",
+        "            if not result.passed:\n",
         "            if False:\n",
         "tests/models/test_attention.py",
     ),
@@ -220,7 +220,7 @@ MUTANTS = (
     Mutant(
         "the budget is a bound",
         "memory/budget.py",
-        "            if nbytes > free and not certain:\n",
+        "            if nbytes > free and not already_used:\n",
         "            if False:\n",
         "tests/memory/test_budget.py tests/memory/test_residency.py",
     ),
@@ -232,9 +232,9 @@ MUTANTS = (
         "tests/devices/test_transfer.py tests/contracts/test_device.py",
     ),
     Mutant(
-        "a ring's slot that is pinned stays",
+        "a ring's slot that is in use stays",
         "memory/ring.py",
-        "idle = [slot for slot in self._slots if slot.pins == 0]",
+        "idle = [slot for slot in self._slots if slot.users == 0]",
         "idle = list(self._slots)",
         "tests/memory/test_ring.py",
     ),
@@ -395,7 +395,7 @@ MUTANTS = (
     Mutant(
         "adapters are summed in one order",
         "pipeline/adapter_stack.py",
-        "key=lambda layer: layer.content)",
+        "key=lambda layer: layer.content_key)",
         "key=lambda layer: 0)",
         "tests/adapters/test_state.py::test_neither_order_nor_a_strength_of_nothing_changes_a_bit",
     ),
@@ -458,8 +458,8 @@ MUTANTS = (
     Mutant(
         "what a mask leaves stays",
         "pipeline/canvas.py",
-        "PILImage.composite(whole, self.whole, self.soft)",
-        "whole",
+        "PILImage.composite(pasted, self.original, self.paste_mask)",
+        "pasted",
         "tests/pipeline/test_pictures.py::test_outside_of_the_mask_every_pixel_stays",
     ),
     Mutant(
@@ -528,8 +528,8 @@ MUTANTS = (
     Mutant(
         "conditions are those of the step",
         "pipeline/denoise.py",
-        "work.conditions.each[work.conditions.during(index / len(timesteps))]",
-        "work.conditions.each[work.conditions.at[0]]",
+        "work.conditions.each[work.conditions.index_at(index / len(timesteps))]",
+        "work.conditions.each[work.conditions.index_by_step[0]]",
         "tests/pipeline/test_prompts.py",
     ),
     Mutant(
@@ -570,28 +570,28 @@ MUTANTS = (
     Mutant(
         "files are read without the lock",
         "memory/residency.py",
-        "            self.read(lease)\n            for over in awaited:",
-        "            with self.lock:\n                self.read(lease)\n            for over in awaited:",
+        "            self.read(lease)\n            for finished in awaited:",
+        "            with self.lock:\n                self.read(lease)\n            for finished in awaited:",
         "tests/memory/test_beside.py",
     ),
     Mutant(
         "what is being read counts as resident",
         "memory/segment_table.py",
-        "return (*residents, *(Resident(piece, self._clock, reading) for piece in self.coming))",
+        "return (*residents, *(Resident(piece, self._clock, reading) for piece in self.pending))",
         "return tuple(residents)",
         "tests/memory/test_beside.py",
     ),
     Mutant(
-        "an image waits for what is held as a favour",
+        "an image waits for what is held as a prefetch",
         "memory/planner.py",
-        "        temporary = self.table.coming or (self.table.favours and lease not in self.table.favours)\n",
-        "        temporary = self.table.coming\n",
+        "        temporary = self.table.pending or (self.table.prefetches and lease not in self.table.prefetches)\n",
+        "        temporary = self.table.pending\n",
         "tests/memory/test_beside.py::test_an_image_gets_its_room_on_the_host_beside_a_prefetch",
     ),
     Mutant(
         "a copy that was not summed has a proof",
         "memory/host_source.py",
-        "return Unseen(self._sums.get(piece))",
+        "return Unverified(self._sums.get(piece))",
         "return None",
         "tests/memory/test_behind.py::test_a_copy_that_was_not_summed_is_known_wrong_later",
     ),

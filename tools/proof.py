@@ -137,7 +137,7 @@ def neighbour() -> list[tuple[str, str]]:
 
     import safelight
     from safelight.devices import machine
-    from safelight.devices.machine import Bound
+    from safelight.devices.machine import MemoryLimit
     from safelight.memory.budget import HOST
     from safelight.memory.limits import HOST_RESERVE, Limits
 
@@ -150,11 +150,11 @@ def neighbour() -> list[tuple[str, str]]:
     )
     size = machine.anonymous_bytes() + psutil.Process(other.pid).memory_info().rss + (4 << 30) + (40 << 20)
 
-    def bound() -> Bound:
+    def limit() -> MemoryLimit:
         used = machine.anonymous_bytes() + psutil.Process(other.pid).memory_info().rss
-        return Bound(max(0, size - used), "a machine of this size")
+        return MemoryLimit(max(0, size - used), "a machine of this size")
 
-    residency.planner.before_planning = Limits(residency.ledger, HOST, bound, lambda: 0, HOST_RESERVE).follow
+    residency.planner.before_planning = Limits(residency.ledger, HOST, limit, lambda: 0, HOST_RESERVE).update_budget
     resident: list[int] = []
 
     def send(word: str) -> None:

@@ -245,7 +245,7 @@ def test_what_comes_beside_leaves_the_least_for_the_others(engine: LocalEngine, 
     task = Task("denoise", 64 * 64, 2)
     uses = plan_uses(model, engine.resources, parts, estimate_work(parts, engine.resources.run, task), task)
     least = [engine.resources.residency.planner.least(component, dtype) for component, dtype in parts]
-    assert [use.leave for use in uses] == [0, least[0], least[0] + least[1]]
+    assert [use.spare_for_others for use in uses] == [0, least[0], least[0] + least[1]]
     assert [bool(use.working) for use in uses] == [False, False, True]
     assert uses[1].upcoming[0] == component_key(unet, torch.float32)
     small = memory.host(least[0] + least[1])

@@ -27,7 +27,7 @@ def leased(engine: Any, request: Any) -> dict[str, torch.Tensor]:
     for component in model.manifest.components:
         with engine.resources.residency.lease(component, torch.float32) as lease:
             for name in lease.shapes:
-                with lease.pinned([name]) as found:
+                with lease.use_tensors([name]) as found:
                     out[f"{component.role}.{name}"] = found.pop().clone()
     return out
 

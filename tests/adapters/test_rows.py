@@ -105,7 +105,7 @@ def test_speed_01_after_a_switch_each_model_is_read_once(root: Path, ask: Ask, m
     bring = Residency.read
 
     def counted(self: Residency, lease: object) -> None:
-        read.extend(coming.target.slab.nbytes for coming in lease.coming)  # type: ignore[attr-defined]
+        read.extend(coming.target.slab.nbytes for coming in lease.pending)  # type: ignore[attr-defined]
         bring(self, lease)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Residency, "read", counted)

@@ -32,10 +32,10 @@ def test_what_is_pushed_comes_back(device: Device, nbytes: int) -> None:
     assert base.shape == (nbytes,)
     assert device.address(base) % ALIGNMENT == 0
     device.push(source, base).wait()
-    device.mark().wait()
+    device.record_fence().wait()
     device.pull(base, back).wait()
     assert torch.equal(back, source)
-    assert sums.of(base) == sums.of(source)
+    assert sums.compute_sum(base) == sums.compute_sum(source)
     device.release(base)
 
 
@@ -70,7 +70,7 @@ def test_staging_is_host_memory(device: Device) -> None:
 def test_tensors_of_both_sides_do_not_mix(device: Device) -> None:
     """LOAD 11: a tensor on the wrong device is an error, not a silent copy."""
     here, there = torch.ones(3, 3), torch.ones(3, 3).to(device.torch)
-    if not device.separate:
+    if not device.has_own_memory:
         pytest.skip("its memory is the host's")
     for mix in (lambda: here + there, lambda: F.linear(there, here), lambda: torch.cat([here, there])):
         with pytest.raises(RuntimeError, match=r"device|simulated"):
@@ -86,14 +86,14 @@ def test_slabs_are_used_again_only_when_nobody_holds_them(device: Device) -> Non
     assert device.address(again.base) == address
     view = again.base[64:128]
     assert not pool.give(again)
-    assert (pool.kept_bytes, pool.lingering_bytes) == (0, 1 << 20)
+    assert (pool.cached_bytes, pool.lingering_bytes) == (0, 1 << 20)
     other = pool.take(1 << 20)
     assert device.address(other.base) != address
     del view
     assert pool.lingering_bytes == 0
     pool.give(other)
     pool.trim()
-    assert pool.kept_bytes == pool.used_bytes == 0
+    assert pool.cached_bytes == pool.used_bytes == 0
 
 
 @pytest.mark.parametrize("share", [2.0, 0.5])
@@ -103,11 +103,11 @@ def test_a_component_arrives_whole_or_streamed(device: Device, tiny: Path, share
         right = {name: lease.resident(name).clone() for name in lease.shapes}  # type: ignore[union-attr]
     size = sum(segment.nbytes for segment in cut(component, torch.float32))
     budget = int(size * share)
-    residency = memory.on(device, budget) if device.separate else memory.host(budget)
+    residency = memory.on(device, budget) if device.has_own_memory else memory.host(budget)
     with residency.lease(component, torch.float32, Use(passes=2)) as lease:
         for _ in range(2):
             for name, tensor in right.items():
-                with lease.pinned([name]) as found:
+                with lease.use_tensors([name]) as found:
                     assert found[0].device.type == device.torch.type
                     assert torch.equal(found.pop().cpu(), tensor)
         assert (lease.ring is None) == (share > 1)

@@ -39,37 +39,37 @@ def test_version_2_the_tightest_of_all_levels(kernel: tuple[Path, Path]) -> None
     (proc / "cgroup").write_text("0::/a/b\n")
     group(cgroups / "a", V2, 4 * GB, 3 * GB, f"inactive_file {GB}")
     group(cgroups / "a/b", V2, "max", GB, "inactive_file 0")
-    assert [bound.available for bound in machine.cgroup_bounds(proc, cgroups)] == [2 * GB]
-    assert "4.00 GB" in machine.tightest(proc, cgroups).source
+    assert [bound.available for bound in machine.cgroup_limits(proc, cgroups)] == [2 * GB]
+    assert "4.00 GB" in machine.tightest_limit(proc, cgroups).source
 
 
 def test_version_1_and_containers_that_see_only_their_root(kernel: tuple[Path, Path]) -> None:
     proc, cgroups = kernel
     (proc / "cgroup").write_text("12:cpu,memory:/docker/abc\n3:cpuset:/x\n")
     group(cgroups / "memory", V1, 2 * GB, GB, f"total_inactive_file {GB // 2}")
-    assert [bound.available for bound in machine.cgroup_bounds(proc, cgroups)] == [3 * GB // 2]
+    assert [bound.available for bound in machine.cgroup_limits(proc, cgroups)] == [3 * GB // 2]
 
 
 def test_no_cgroups_and_no_limit(kernel: tuple[Path, Path]) -> None:
     proc, cgroups = kernel
-    assert machine.cgroup_bounds(proc, cgroups) == []
+    assert machine.cgroup_limits(proc, cgroups) == []
     (proc / "cgroup").write_text("0::/\n")
     group(cgroups, V2, "max", GB, "")
-    assert machine.cgroup_bounds(proc, cgroups) == []
-    assert machine.tightest(proc, cgroups).available > 0
+    assert machine.cgroup_limits(proc, cgroups) == []
+    assert machine.tightest_limit(proc, cgroups).available > 0
 
 
 def test_usage_over_the_limit_leaves_nothing(kernel: tuple[Path, Path]) -> None:
     proc, cgroups = kernel
     (proc / "cgroup").write_text("0::/\n")
     group(cgroups, V2, GB, 2 * GB, "")
-    assert machine.tightest(proc, cgroups).available == 0
+    assert machine.tightest_limit(proc, cgroups).available == 0
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not enforce these limits")
 @pytest.mark.parametrize(("flag", "name"), [("-d", "ulimit -d"), ("-v", "ulimit -v")])
 def test_ulimit(flag: str, name: str) -> None:
-    code = "from safelight.devices.machine import tightest; b = tightest(); print(b.available, b.source)"
+    code = "from safelight.devices.machine import tightest_limit; b = tightest_limit(); print(b.available, b.source)"
     command = f"ulimit {flag} 500000; {sys.executable} -c '{code}'"
     done = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
     available, source = done.stdout.split(" ", 1)
@@ -97,12 +97,12 @@ def test_what_can_change_a_result_is_named(tmp_path: Path, monkeypatch: pytest.M
 def test_another_chip_or_system_is_tried_again(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a device was trusted with was seen of another machine."""
     tries: list[str] = []
-    right = selftest.tried
+    right = selftest.run_test
     monkeypatch.setattr(selftest, "tried", lambda device: tries.append(device.name) or right(device))
     device = choice.device("simulated")
     for value in ("one", "one", "other", "other", "one"):
         monkeypatch.setattr(machine, part, lambda value=value: value)
-        selftest.copies(device, tmp_path)
+        selftest.copy_test_result(device, tmp_path)
         kernels = Kernels(choice.device("cpu"), tmp_path)
         assert value in kernels._machine
     assert len(tries) == 2

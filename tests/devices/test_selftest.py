@@ -15,10 +15,10 @@ from safelight.devices.transfer import Transfers
 
 def test_sound_copies_may_be_asynchronous() -> None:
     with simulated(nbytes=1 << 28) as device:
-        found = selftest.tried(device)
+        found = selftest.run_test(device)
         assert found.asynchronous
         assert device.asynchronous
-        assert found.stage_bytes in selftest.STAGES
+        assert found.stage_bytes in selftest.BUFFER_SIZES
         assert device.allocated() == 0
 
 
@@ -29,7 +29,7 @@ def test_sound_copies_may_be_asynchronous() -> None:
 )
 def test_copy_01_what_went_wrong_once_is_never_asynchronous(faults: Faults) -> None:
     with simulated(nbytes=1 << 28, latency=0.002, faults=faults) as device:
-        found = selftest.tried(device)
+        found = selftest.run_test(device)
         assert not found.asynchronous
         assert not device.asynchronous
         assert "arrived corrupted" in found.why
@@ -42,33 +42,33 @@ def test_copy_07_the_synchronous_path_is_run_too() -> None:
         source = torch.arange(1 << 20, dtype=torch.int64).view(torch.uint8)
         target = device.allocate(source.numel())
         Transfers(device).push("a pattern", source, target)
-        assert sums.of(target) == sums.of(source)
+        assert sums.compute_sum(target) == sums.compute_sum(source)
         assert device.faults.early_frees == 5
 
 
 def test_slow_starts_ask_for_larger_buffers() -> None:
     """Each copy waits 2 ms before it begins: large buffers are better, and the test must see it."""
     with simulated(nbytes=1 << 28, latency=0.002) as slow:
-        assert selftest.tried(slow).stage_bytes > min(selftest.STAGES)
+        assert selftest.run_test(slow).stage_bytes > min(selftest.BUFFER_SIZES)
 
 
 def test_it_is_tried_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[str] = []
-    original = selftest.tried
+    original = selftest.run_test
 
-    def counted(device: Simulated) -> selftest.Copies:
+    def counted(device: Simulated) -> selftest.CopyTestResult:
         tries.append(device.name)
         return original(device)
 
     monkeypatch.setattr(selftest, "tried", counted)
     with simulated(nbytes=1 << 24) as device:
-        first = selftest.copies(device, tmp_path)
+        first = selftest.copy_test_result(device, tmp_path)
         device.asynchronous = False
-        assert selftest.copies(device, tmp_path) == first
+        assert selftest.copy_test_result(device, tmp_path) == first
         assert device.asynchronous == first.asynchronous
         assert len(tries) == 1
         (key,) = json.loads((tmp_path / "devices.json").read_text())
         assert torch.__version__ in key
         (tmp_path / "devices.json").write_text("{")
-        selftest.copies(device, tmp_path)
+        selftest.copy_test_result(device, tmp_path)
         assert len(tries) == 2

@@ -34,7 +34,7 @@ def content(residency: Residency, component, passes: int = 1) -> dict[str, torch
     with residency.lease(component, F32, Use(passes=passes)) as lease:
         for _ in range(passes):
             for name in lease.shapes:
-                with lease.pinned([name]) as found:
+                with lease.use_tensors([name]) as found:
                     out[name] = found.pop().cpu().clone()
     return out
 

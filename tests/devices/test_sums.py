@@ -17,26 +17,26 @@ def bytes_of(n: int, seed: int = 0) -> torch.Tensor:
 @given(st.integers(1, 40_000), st.data())
 def test_one_changed_bit_is_seen(n: int, data: st.DataObject) -> None:
     x = bytes_of(n)
-    before = sums.of(x)
+    before = sums.compute_sum(x)
     x[data.draw(st.integers(0, n - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    assert sums.of(x) != before
+    assert sums.compute_sum(x) != before
 
 
 def test_rows_that_changed_places_are_seen() -> None:
     x = bytes_of(sums.ROW_BYTES * 3)
     y = torch.cat([x[sums.ROW_BYTES : 2 * sums.ROW_BYTES], x[: sums.ROW_BYTES], x[2 * sums.ROW_BYTES :]])
-    assert sums.of(x)[0] == sums.of(y)[0]
-    assert sums.of(x)[1] != sums.of(y)[1]
+    assert sums.compute_sum(x)[0] == sums.compute_sum(y)[0]
+    assert sums.compute_sum(x)[1] != sums.compute_sum(y)[1]
 
 
 def test_piece_by_piece_is_the_same() -> None:
     x = bytes_of(sums.ROW_BYTES * 5 + 77)
-    running = sums.Running()
+    running = sums.RunningSum()
     running.add(x[: sums.ROW_BYTES * 2])
     running.add(x[sums.ROW_BYTES * 2 :])
-    assert running.value() == sums.of(x)
-    assert sums.of(x[1:]) == sums.of(x[1:].clone())
-    assert sums.of(torch.empty(0)) == (0, 0)
+    assert running.value() == sums.compute_sum(x)
+    assert sums.compute_sum(x[1:]) == sums.compute_sum(x[1:].clone())
+    assert sums.compute_sum(torch.empty(0)) == (0, 0)
 
 
 def test_against_plain_arithmetic() -> None:
@@ -44,4 +44,4 @@ def test_against_plain_arithmetic() -> None:
     words = [int.from_bytes(bytes(x[i : i + 8].tolist()), "little") for i in range(0, x.numel(), 8)]
     rows = [sum(words[i : i + 1024]) for i in range(0, len(words), 1024)]
     expected = sum(rows) % 2**64, sum((i + 1) * row for i, row in enumerate(rows)) % 2**64
-    assert sums.of(x) == expected
+    assert sums.compute_sum(x) == expected

@@ -91,7 +91,7 @@ def test_a_favour_leaves_the_cores_to_everybody_else(
     stored = torch.randn(1000)
     offset, nbytes, digest = write(tmp_path / "w", stored)
     read = transfer.Read("w", tmp_path / "w", offset, nbytes, "F32", False, digest, torch.empty(1000))
-    transfer.read_all([read], threads, favour=True)
+    transfer.read_all([read], threads, background=True)
     assert seen == {19}
     seen.clear()
     transfer.read_all([read], threads)
@@ -118,10 +118,10 @@ def test_slabs_are_used_again_only_when_nobody_holds_them() -> None:
     assert again.base.data_ptr() == address
     view = again.base[64:128]
     assert not pool.give(again)
-    assert pool.kept_bytes == 0
+    assert pool.cached_bytes == 0
     del view
     other = pool.take(1 << 20)
     assert pool.used_bytes == 1 << 20
     pool.give(other)
     pool.trim(0)
-    assert pool.kept_bytes == pool.used_bytes == 0
+    assert pool.cached_bytes == pool.used_bytes == 0

@@ -143,7 +143,7 @@ def test_after_an_upgrade_it_is_said_which_models_draw_otherwise(engine: LocalEn
     canaries.keep(models[1], replace(other, pixels=noise, pixels_sha256="0" * 64, metadata={"run": older}))
     same, changed = doctor.since_upgrade(models)
     assert same.ok
-    assert "the same as before torch 2.0.0 to" in same.evidence
+    assert "unchanged since the upgrade (torch 2.0.0 to" in same.evidence
     assert not changed.ok
     assert "structural similarity" in changed.evidence
     assert "safelight rollback" in changed.todo

@@ -12,7 +12,7 @@ from support import memory
 from safelight.devices.simulated import simulated
 from safelight.devices.verification import Verification
 from safelight.memory.budget import HOST
-from safelight.memory.host_source import FromHost
+from safelight.memory.host_source import HostSource
 from safelight.memory.lease import Use
 from safelight.memory.segments import cut
 
@@ -33,7 +33,7 @@ def test_the_hosts_copies_go_when_others_want_its_memory_and_come_back(tiny: Pat
             def used() -> int:
                 for segment in segments:
                     for tensor in segment.tensors:
-                        with lease.pinned([tensor.name]) as found:
+                        with lease.use_tensors([tensor.name]) as found:
                             assert torch.isfinite(found.pop().cpu()).all()
                 return host.resident_bytes
 
@@ -69,15 +69,15 @@ def test_a_copy_that_was_not_summed_is_known_wrong_later(tiny: Path, monkeypatch
     component = memory.manifest(tiny / "a.safetensors").component("unet")
     with simulated(nbytes=1 << 30) as device:
         there = memory.on(device)
-        source = cast("FromHost", there.source)
+        source = cast("HostSource", there.source)
         verification = source._transfers.verification = Verification("first")
         push = device.push
         for right in (True, False, True):
             if not right:
                 monkeypatch.setattr(device, "push", lambda given, target: push(given.roll(-64), target))
             with there.lease(component, torch.float32) as lease:
-                assert lease.unseen == (verification.uses > len(lease.segments))
+                assert lease.has_unverified == (verification.uses > len(lease.segments))
                 assert (lease.verify() == []) == right
-                assert not lease.unseen or not right
+                assert not lease.has_unverified or not right
             monkeypatch.undo()
             there.drop()

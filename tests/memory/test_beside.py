@@ -87,8 +87,8 @@ def beside(work: Callable[[], object]) -> Iterator[list[BaseException]]:
 def exact(residency: Residency) -> bool:
     """The ledger equals the slabs that live, and nothing is held or on its way."""
     pool = residency.pool
-    there = pool.used_bytes + pool.kept_bytes + pool.lingering_bytes
-    quiet = not residency.table.coming and not any(holding.leases for holding in residency.holdings())
+    there = pool.used_bytes + pool.cached_bytes + pool.lingering_bytes
+    quiet = not residency.table.pending and not any(holding.leases for holding in residency.holdings())
     return residency.ledger.stored(residency.place) == there and quiet
 
 
@@ -110,11 +110,11 @@ def test_steps_and_questions_do_not_wait_for_what_is_read_ahead(two: tuple[Manif
         disk.rate, disk.reads = whole(coming) / 1.5, 0
         longest, steps = 0.0, 0
         with beside(lambda: fill(residency, coming, F32)):
-            while disk.reads == 0 or residency.table.coming:
+            while disk.reads == 0 or residency.table.pending:
                 start = time.perf_counter()
                 lease.adjust()
                 residency.holdings()
-                residency.planned(coming, F32)
+                residency.plan_lease(coming, F32)
                 longest, steps = max(longest, time.perf_counter() - start), steps + 1
                 time.sleep(0.01)
         assert steps > 50
@@ -137,7 +137,7 @@ def test_other_leases_begin_and_end_meanwhile(two: tuple[Manifest, Manifest], di
         with residency.lease(other, F32, Use(working=1000)) as lease:
             assert lease.verify() == []
             assert residency.check() == []
-        residency.follow()
+        residency.adapt()
         residency.drop(other.digest)
         assert not disk.go_on.is_set()
         disk.go_on.set()
@@ -202,7 +202,7 @@ def test_what_is_dropped_while_it_is_read_goes_with_its_last_lease(two: tuple[Ma
 
 
 def test_who_needs_the_room_gets_it(two: tuple[Manifest, Manifest], disk: Disk) -> None:
-    """What is read as a favour never makes another lease fail or stream: it ends, and goes."""
+    """What is read as a prefetch never makes another lease fail or stream: it ends, and goes."""
     wanted, favour = two[0].component("unet"), two[1].component("unet")
     residency = memory.host(whole(wanted) * 3 // 2, partial=False)
     disk.rate = whole(favour) / 1.0
@@ -270,8 +270,8 @@ def test_who_waits_may_give_up(two: tuple[Manifest, Manifest], disk: Disk) -> No
         def interrupted(*_: object) -> bool:
             raise KeyboardInterrupt
 
-        for coming in residency.table.coming.values():
-            coming.over.wait = interrupted  # type: ignore[method-assign]
+        for coming in residency.table.pending.values():
+            coming.finished.wait = interrupted  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             held(residency, component, Use(working=1000))
         disk.go_on.set()
@@ -316,7 +316,7 @@ def test_the_device_goes_on_while_its_host_reads(two: tuple[Manifest, Manifest],
                 start = time.perf_counter()
                 lease.adjust()
                 for name in list(lease.shapes)[::4]:
-                    with lease.pinned([name]) as found:
+                    with lease.use_tensors([name]) as found:
                         found.clear()
                 there.holdings()
                 return time.perf_counter() - start
@@ -328,7 +328,7 @@ def test_the_device_goes_on_while_its_host_reads(two: tuple[Manifest, Manifest],
             work = (lambda: held(host, coming)) if streamed else (lambda: fill(there, coming, F32))
             with beside(work) as raised:
                 assert disk.begun.wait(10)
-                while host.table.coming:
+                while host.table.pending:
                     taken.append(step())
             assert raised == []
             assert len(taken) > 3
@@ -350,7 +350,7 @@ def test_many_threads_at_once(two: tuple[Manifest, Manifest]) -> None:
         with contextlib.suppress(OutOfMemoryError), residency.lease(component, F32, use) as lease:
             lease.adjust()
             for name in list(lease.shapes)[:: chance.randint(1, 60)]:
-                with lease.pinned([name]) as found:
+                with lease.use_tensors([name]) as found:
                     assert torch.isfinite(found[0]).all()
                     found.clear()
             assert lease.verify() == []
@@ -368,7 +368,7 @@ def test_many_threads_at_once(two: tuple[Manifest, Manifest]) -> None:
                     residency.drop(chance.choice((None, component.digest)))
                 case _:
                     residency.ledger.set_budget(HOST, room * chance.randint(8, 12) // 10)
-                    residency.follow()
+                    residency.adapt()
 
     with beside(lambda: busy(1)) as a, beside(lambda: busy(2)) as b, beside(lambda: busy(3)) as c:
         pass

@@ -11,38 +11,38 @@ import pytest
 
 from safelight.devices import machine
 from safelight.devices import verification as verification_module
-from safelight.devices.machine import Bound
+from safelight.devices.machine import MemoryLimit
 from safelight.devices.verification import SAMPLE, Verification
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.limits import Limits
-from safelight.memory.working_memory import Work, WorkingMemory, watched
+from safelight.memory.working_memory import Work, WorkingMemory, measure_peak
 
 
 def test_the_budget_shrinks_at_once_and_grows_by_steps() -> None:
     ledger, free = Ledger({HOST: 0}), [1000]
-    limits = Limits(ledger, HOST, lambda: Bound(free[0], "a test"), lambda: 0)
-    limits.follow()
+    limits = Limits(ledger, HOST, lambda: MemoryLimit(free[0], "a test"), lambda: 0)
+    limits.update_budget()
     assert ledger.budget(HOST) == 950
     assert limits.source == "a test"
     number = ledger.charge(HOST, 400, "x", "y")
     free[0] = 600
-    limits.follow()
+    limits.update_budget()
     assert ledger.budget(HOST) == 950, "what is stored is not lost to the budget"
     free[0] = 300
-    limits.follow()
+    limits.update_budget()
     assert ledger.budget(HOST) == 665
     free[0] = 320
-    limits.follow()
+    limits.update_budget()
     assert ledger.budget(HOST) == 665, "too little more to move bytes for"
     free[0] = 900
-    limits.follow()
+    limits.update_budget()
     assert ledger.budget(HOST) == 1235
     ledger.credit(number)
 
 
 def test_the_reserve_is_left_alone() -> None:
     ledger = Ledger({HOST: 0})
-    Limits(ledger, HOST, lambda: Bound(1000, "x"), lambda: 0, least_reserve=900).follow()
+    Limits(ledger, HOST, lambda: MemoryLimit(1000, "x"), lambda: 0, least_reserve=900).update_budget()
     assert ledger.budget(HOST) == 100
 
 
@@ -76,7 +76,7 @@ def test_working_memory_is_guessed_then_known_then_corrected(tmp_path: Path) -> 
     larger = Work("unet 320 fp32", 1024 * 1024, guess=0)
     assert again.estimate(larger) > 3 * again.estimate(work)
     assert again.estimate(Work("unet 320 fp32", 64 * 64, guess=0)) <= again.estimate(work)
-    again.too_little(work)
+    again.record_shortage(work)
     assert again.estimate(work) > 1.4 * memory.estimate(work)
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_record_is_measured_again(tmp_path: Path, text: str) -> None:
 
 def test_watching_finds_the_peak() -> None:
     used = [10]
-    with watched(lambda: used[0]) as most:
+    with measure_peak(lambda: used[0]) as most:
         used[0] = 70
         time.sleep(0.1)
         used[0] = 20
@@ -116,10 +116,10 @@ def test_auto_verifies_as_long_as_it_costs_little(monkeypatch: pytest.MonkeyPatc
     cheap, dear = Verification("auto"), Verification("auto")
     for verification, seconds in ((cheap, 0.0), (dear, 0.02)):
         for _ in range(20):
-            verification.worked(0.1)
+            verification.add_computing_time(0.1)
             if verification.due("x"):
                 with verification.timed():
                     now[0] += seconds
     assert cheap.verified == 20
     assert 1 <= dear.verified <= 4
-    assert "of 20 verified" in dear.says()
+    assert "of 20 verified" in dear.describe()

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.scale import times
 
-from safelight.memory.plan import Piece, Plan, Refusal, Resident, Situation, plan
+from safelight.memory.plan import Piece, Plan, PlanInput, Refusal, Resident, plan
 
 sizes = st.lists(st.integers(1, 50), min_size=1, max_size=8)
 
 
 @st.composite
-def situations(draw: st.DrawFn) -> Situation:
+def situations(draw: st.DrawFn) -> PlanInput:
     components = {name: [Piece(name, i, n) for i, n in enumerate(draw(sizes))] for name in "ABC"}
     held = {name: draw(st.booleans()) and name != "A" for name in components}
     residents = [
@@ -23,7 +23,7 @@ def situations(draw: st.DrawFn) -> Situation:
         for piece in pieces
         if draw(st.booleans())
     ]
-    return Situation(
+    return PlanInput(
         budget=draw(st.integers(0, 600)),
         residents=tuple(residents),
         needed=tuple(components["A"]),
@@ -34,7 +34,7 @@ def situations(draw: st.DrawFn) -> Situation:
     )
 
 
-def after(given_: Situation, decided: Plan) -> set[Piece]:
+def after(given_: PlanInput, decided: Plan) -> set[Piece]:
     """What is resident when the plan was carried out."""
     here = {resident.piece for resident in given_.residents}
     return here - set(decided.pieces("drop")) | set(decided.pieces("load"))
@@ -42,7 +42,7 @@ def after(given_: Situation, decided: Plan) -> set[Piece]:
 
 @settings(max_examples=times(500, 1500), deadline=None)
 @given(situations())
-def test_within_the_budget_complete_and_nothing_useless(given_: Situation) -> None:
+def test_within_the_budget_complete_and_nothing_useless(given_: PlanInput) -> None:
     decided = plan(given_)
     assert decided == plan(given_)
     if isinstance(decided, Refusal):
@@ -67,7 +67,7 @@ def test_within_the_budget_complete_and_nothing_useless(given_: Situation) -> No
 
 @settings(max_examples=times(500, 1500), deadline=None)
 @given(situations(), st.integers(0, 200))
-def test_more_budget_never_costs_more_bytes(given_: Situation, more: int) -> None:
+def test_more_budget_never_costs_more_bytes(given_: PlanInput, more: int) -> None:
     less, richer = plan(given_), plan(replace(given_, budget=given_.budget + more))
     if isinstance(less, Plan):
         assert isinstance(richer, Plan)
@@ -77,10 +77,10 @@ def test_more_budget_never_costs_more_bytes(given_: Situation, more: int) -> Non
 def test_what_is_wanted_last_goes_first() -> None:
     a, b, c, d = (Piece(name, 0, 10) for name in "ABCD")
     residents = (Resident(b, used=9), Resident(c, used=1), Resident(d, used=5))
-    decided = plan(Situation(30, residents, (a,), upcoming=("C",)))
+    decided = plan(PlanInput(30, residents, (a,), upcoming=("C",)))
     assert isinstance(decided, Plan)
     assert decided.pieces("drop") == (d,)
-    decided = plan(Situation(20, residents, (a,), upcoming=("C",)))
+    decided = plan(PlanInput(20, residents, (a,), upcoming=("C",)))
     assert isinstance(decided, Plan)
     assert set(decided.pieces("drop")) == {b, d}
     assert "wanted again only after 0" not in str(decided)
@@ -90,7 +90,7 @@ def test_the_half_that_the_next_step_needs_stays() -> None:
     """A component that is there in part keeps the part; only what lacks is brought."""
     pieces = tuple(Piece("A", i, 10) for i in range(4))
     other = Piece("B", 0, 20)
-    decided = plan(Situation(40, (Resident(pieces[3]), Resident(pieces[2]), Resident(other)), pieces))
+    decided = plan(PlanInput(40, (Resident(pieces[3]), Resident(pieces[2]), Resident(other)), pieces))
     assert isinstance(decided, Plan)
     assert decided.pieces("keep") == pieces[2:]
     assert decided.pieces("load") == pieces[:2]

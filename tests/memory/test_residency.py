@@ -34,7 +34,7 @@ def content(lease: Lease) -> dict[str, torch.Tensor]:
     """All tensors, copied one after another in the order of use, wherever they come from."""
     out = {}
     for name in lease.shapes:
-        with lease.pinned([name]) as tensors:
+        with lease.use_tensors([name]) as tensors:
             out[name] = tensors.pop().clone()
     return out
 
@@ -46,7 +46,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def exact(residency: Residency) -> bool:
     """The ledger equals the slabs that live."""
     pool = residency.pool
-    there = pool.used_bytes + pool.kept_bytes + pool.lingering_bytes
+    there = pool.used_bytes + pool.cached_bytes + pool.lingering_bytes
     return residency.ledger.stored(HOST) == there
 
 

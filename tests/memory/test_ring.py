@@ -13,17 +13,17 @@ from safelight.memory.account import Account
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.ring import Ring
 from safelight.memory.segments import cut
-from safelight.memory.source import FromFile
+from safelight.memory.source import FileSource
 
 
 def test_a_slab_that_is_held_is_not_filled_again(tiny: Path) -> None:
     """One slot, and it is held: another segment gets a slot of its own."""
     component = memory.manifest(tiny / "a.safetensors").component("unet")
-    with FromFile(1).opened(component, torch.float32) as fetch:
+    with FileSource(1).open(component, torch.float32) as fetch:
         ledger = Ledger({HOST: memory.PLENTY})
         ring = Ring(SlabPool(CPU(), Account(ledger, HOST, None)), fetch, cut(component, torch.float32), 1, 0, 1, "unet")
-        with ring.held(0) as slab:
+        with ring.slab_of(0) as slab:
             before = slab.base.clone()
-            with ring.pinned(1), ring.pinned(2):
+            with ring.use_tensors(1), ring.use_tensors(2):
                 assert torch.equal(slab.base, before)
         ring.close()

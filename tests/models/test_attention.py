@@ -14,7 +14,7 @@ from safelight.boundary import kernels as processors
 from safelight.devices.cpu import CPU
 from safelight.errors import SettingError
 from safelight.models import attention
-from safelight.models.attention import Kernels, Shape, Tried, try_out
+from safelight.models.attention import KernelResult, Kernels, Shape, try_out
 from safelight.models.skeleton import SkeletonKey, build
 
 HERE = torch.device("cpu")
@@ -72,27 +72,27 @@ def test_a_kernel_that_computes_wrongly_is_refused(
     monkeypatch.setattr(processors.AttnProcessor2_0, "__call__", kernel)
     kernels = Kernels(CPU(), tmp_path)
     with pytest.raises(SettingError, match=says):
-        kernels.chosen("torch-sdp", torch.float32)
-    assert kernels.chosen("auto", torch.float32) in ("normal", "sliced")
+        kernels.choose("torch-sdp", torch.float32)
+    assert kernels.choose("auto", torch.float32) in ("normal", "sliced")
     # What was seen is kept, for these versions.
     monkeypatch.undo()
     with pytest.raises(SettingError, match=says):
-        Kernels(CPU(), tmp_path).chosen("torch-sdp", torch.float32)
+        Kernels(CPU(), tmp_path).choose("torch-sdp", torch.float32)
 
 
 def test_auto_takes_the_fastest_that_passed_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"torch-sdp": 1.0, "normal": 0.9, "sliced": 0.5}
 
-    def told(names: list[str], *_: object) -> dict[str, Tried]:
-        return {name: Tried(name != "sliced" or slow, "", seconds[name]) for name in names}
+    def told(names: list[str], *_: object) -> dict[str, KernelResult]:
+        return {name: KernelResult(name != "sliced" or slow, "", seconds[name]) for name in names}
 
     monkeypatch.setattr(attention, "try_out", told)
     slow = False
-    assert Kernels(CPU(), tmp_path / "a").chosen("auto", torch.float32) == "torch-sdp"
+    assert Kernels(CPU(), tmp_path / "a").choose("auto", torch.float32) == "torch-sdp"
     slow = True
-    assert Kernels(CPU(), tmp_path / "b").chosen("auto", torch.float32) == "sliced"
+    assert Kernels(CPU(), tmp_path / "b").choose("auto", torch.float32) == "sliced"
     slow = False
-    assert Kernels(CPU(), tmp_path / "b").chosen("auto", torch.float32) == "sliced"
+    assert Kernels(CPU(), tmp_path / "b").choose("auto", torch.float32) == "sliced"
 
 
 def test_attention_07_the_choice_does_not_depend_on_free_memory(tmp_path: Path) -> None:

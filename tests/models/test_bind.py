@@ -15,7 +15,7 @@ from torch import nn
 
 from safelight.errors import AbsentTensorError, BindingError, StateLeftError
 from safelight.models.absent import AbsentParameter
-from safelight.models.bind import bound
+from safelight.models.bind import bind
 from safelight.models.skeleton import Skeleton, SkeletonCache, SkeletonKey
 from safelight.weights.manifest import ComponentManifest
 
@@ -54,7 +54,7 @@ def test_nothing_survives_whatever_is_kept(vae: ComponentManifest) -> None:
         raise Stop
 
     try:
-        with residency.lease(vae, torch.float32) as weights, bound(cache, key(vae), weights) as module:
+        with residency.lease(vae, torch.float32) as weights, bind(cache, key(vae), weights) as module:
             kept += [module, module.decoder, next(module.parameters())]  # type: ignore[union-attr]
             held = residency.pool.used_bytes
             assert held > 100_000
@@ -64,14 +64,14 @@ def test_nothing_survives_whatever_is_kept(vae: ComponentManifest) -> None:
         kept.append(sys.exc_info()[2])
     del weights
     residency.drop()
-    assert residency.pool.used_bytes == residency.pool.kept_bytes == 0
+    assert residency.pool.used_bytes == residency.pool.cached_bytes == 0
     assert live_bytes() - before < 20_000
     assert len(kept) == 4
 
 
 def test_a_module_that_is_kept_raises_when_it_is_used(vae: ComponentManifest) -> None:
     residency, cache = memory.host(), SkeletonCache()
-    with residency.lease(vae, torch.float32) as weights, bound(cache, key(vae), weights) as module:
+    with residency.lease(vae, torch.float32) as weights, bind(cache, key(vae), weights) as module:
         module.decode(torch.ones(1, 4, 8, 8))  # type: ignore[operator]
         parameter = module.decoder.conv_in.weight  # type: ignore[union-attr]
     with pytest.raises(AbsentTensorError):
@@ -82,9 +82,9 @@ def test_a_module_that_is_kept_raises_when_it_is_used(vae: ComponentManifest) ->
 def test_one_binding_at_a_time_gets_a_skeleton_of_its_own(vae: ComponentManifest) -> None:
     residency, cache = memory.host(), SkeletonCache()
     with residency.lease(vae, torch.float32) as weights:
-        with bound(cache, key(vae), weights) as first, bound(cache, key(vae), weights) as second:
+        with bind(cache, key(vae), weights) as first, bind(cache, key(vae), weights) as second:
             assert first is not second
-        with bound(cache, key(vae), weights) as third:
+        with bind(cache, key(vae), weights) as third:
             assert third in (first, second)
 
 
@@ -94,16 +94,16 @@ def test_weights_that_do_not_fit_are_refused(vae: ComponentManifest) -> None:
     with (
         residency.lease(lacking, torch.float32) as lease,
         pytest.raises(BindingError, match=r"quant_conv\.bias"),
-        bound(cache, key(vae), lease),
+        bind(cache, key(vae), lease),
     ):
         pass
     with (
         residency.lease(vae, torch.bfloat16) as lease,
         pytest.raises(BindingError, match="bfloat16"),
-        bound(cache, key(vae), lease),
+        bind(cache, key(vae), lease),
     ):
         pass
-    with residency.lease(vae, torch.float32) as lease, bound(cache, key(vae), lease) as module:
+    with residency.lease(vae, torch.float32) as lease, bind(cache, key(vae), lease) as module:
         assert not any(isinstance(p, AbsentParameter) for p in module.parameters())
 
 
@@ -155,9 +155,9 @@ def test_state_24_what_is_left_on_a_skeleton_is_seen_and_dropped(vae: ComponentM
     """STATE 23, 24: a hook, a flag, a replaced forward never reach the next image."""
     residency, cache = memory.host(), SkeletonCache()
     with residency.lease(vae, torch.float32) as weights:
-        with bound(cache, key(vae), weights) as clean:
+        with bind(cache, key(vae), weights) as clean:
             pass
-        binding = bound(cache, key(vae), weights)
+        binding = bind(cache, key(vae), weights)
         with structlog.testing.capture_logs() as logs:
             left = binding.__enter__()
             assert left is clean
@@ -165,7 +165,7 @@ def test_state_24_what_is_left_on_a_skeleton_is_seen_and_dropped(vae: ComponentM
             with pytest.raises(StateLeftError, match="the vae was changed while it computed"):
                 binding.__exit__(None, None, None)
         assert any("changed since it was built" in entry["event"] and entry["changed"] for entry in logs)
-        with bound(cache, key(vae), weights) as fresh:
+        with bind(cache, key(vae), weights) as fresh:
             assert fresh is not left
 
 
@@ -173,7 +173,7 @@ def test_state_01_weights_that_were_written_are_read_again(vae: ComponentManifes
     residency, cache = memory.host(), SkeletonCache()
     with residency.lease(vae, torch.float32) as weights:
         right = weights.resident("quant_conv.weight").clone()  # type: ignore[union-attr]
-        with bound(cache, key(vae), weights) as module, torch.no_grad():
+        with bind(cache, key(vae), weights) as module, torch.no_grad():
             module.quant_conv.weight.mul_(2)  # type: ignore[union-attr, operator]
     assert residency.resident_bytes < sum(segment.nbytes for segment in weights.segments)
     with residency.lease(vae, torch.float32) as weights:
@@ -199,7 +199,7 @@ def test_kept_skeletons_are_bounded() -> None:
     configs = checkpoints.configs("sdxl")
     keys = [SkeletonKey("sdxl", role, config, torch.float32, "torch-sdp") for role, config in configs.items()]
     for each in keys[:3]:
-        cache.give(cache.take(each))
+        cache.put_back(cache.take(each))
     assert len(cache._free) == 2
 
 

@@ -19,7 +19,7 @@ from safelight.memory.lease import Use
 from safelight.memory.residency import Residency
 from safelight.memory.scratch import Scratch
 from safelight.memory.segments import component_key, cut
-from safelight.models.bind import bound
+from safelight.models.bind import bind
 from safelight.models.streamed import StreamedParameter
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import Overlay, adapted
@@ -47,7 +47,7 @@ def residency(component: ComponentManifest) -> Residency:
 
 def test_outputs_are_equal_bit_for_bit(component, residency: Residency, state) -> None:
     right = toy.output(state, X)
-    with residency.lease(component, torch.float32) as lease, bound(toy.skeletons(), toy.key(CPU), lease) as module:
+    with residency.lease(component, torch.float32) as lease, bind(toy.skeletons(), toy.key(CPU), lease) as module:
         assert all(isinstance(p, StreamedParameter) for p in module.parameters())
         with torch.no_grad():
             for _ in range(3):
@@ -57,7 +57,7 @@ def test_outputs_are_equal_bit_for_bit(component, residency: Residency, state) -
 
 def test_load_12_a_captured_or_wrapped_forward_streams_too(component, residency: Residency, state) -> None:
     right = toy.output(state, X)
-    with residency.lease(component, torch.float32) as lease, bound(toy.skeletons(), toy.key(CPU), lease) as module:
+    with residency.lease(component, torch.float32) as lease, bind(toy.skeletons(), toy.key(CPU), lease) as module:
         captured = module.forward
         first = module.layers[0].forward  # type: ignore[index, union-attr]
         module.layers[0].forward = lambda x: first(x)  # type: ignore[index, union-attr]
@@ -71,9 +71,9 @@ def test_load_12_a_captured_or_wrapped_forward_streams_too(component, residency:
 
 def test_a_view_that_is_kept_keeps_its_bytes_and_not_the_slot(component, residency: Residency, state) -> None:
     residency.ledger.set_budget(HOST, 1 << 20)
-    residency.planner.most = None
+    residency.planner.max_bytes = None
     small = memory.host(max(s.nbytes for s in cut(component, torch.float32)) * 3)
-    with small.lease(component, torch.float32) as lease, bound(toy.skeletons(), toy.key(CPU), lease) as module:
+    with small.lease(component, torch.float32) as lease, bind(toy.skeletons(), toy.key(CPU), lease) as module:
         with torch.no_grad():
             kept = module.tied.weight.t()  # type: ignore[union-attr, operator]
             module(X)
@@ -82,7 +82,7 @@ def test_a_view_that_is_kept_keeps_its_bytes_and_not_the_slot(component, residen
 
 
 def test_what_may_be_asked_of_it_without_bringing_it(component, residency: Residency) -> None:
-    with residency.lease(component, torch.float32) as lease, bound(toy.skeletons(), toy.key(CPU), lease) as module:
+    with residency.lease(component, torch.float32) as lease, bind(toy.skeletons(), toy.key(CPU), lease) as module:
         weight = module.tied.weight  # type: ignore[union-attr]
         assert (weight.shape, weight.dtype, weight.device) == ((16, 16), torch.float32, CPU)
         assert "absent" in repr(weight)
@@ -90,7 +90,7 @@ def test_what_may_be_asked_of_it_without_bringing_it(component, residency: Resid
 
 
 def test_a_parameter_that_is_kept_raises_after_its_binding(component, residency: Residency) -> None:
-    with residency.lease(component, torch.float32) as lease, bound(toy.skeletons(), toy.key(CPU), lease) as module:
+    with residency.lease(component, torch.float32) as lease, bind(toy.skeletons(), toy.key(CPU), lease) as module:
         weight = module.tied.weight  # type: ignore[union-attr]
         weight + 1
     with pytest.raises(AbsentTensorError, match=r"tied\.weight"):
@@ -122,7 +122,7 @@ def test_overlays_take_the_weights_place_and_leave_them_alone(component, residen
         for what, right in ((under, changed), (component, state)):
             with (
                 place.lease(what, torch.float32, Use(passes=5)) as lease,
-                bound(skeletons, toy.key(CPU), lease) as made,
+                bind(skeletons, toy.key(CPU), lease) as made,
             ):
                 for _ in range(5):
                     with torch.no_grad():
@@ -201,6 +201,6 @@ def test_what_was_kept_on_disk_and_spoiled_there_is_computed_again(
     with residency.lease(under, torch.float32, Use(passes=4)) as lease:
         for _ in range(4):
             for name in lease.shapes:
-                with lease.pinned([name]) as found:
+                with lease.use_tensors([name]) as found:
                     assert torch.equal(found.pop(), state[name] + (name == "scale"))
     assert spoiled

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from support import checkpoints, memory
 
-from safelight.models.bind import bound
+from safelight.models.bind import bind
 from safelight.models.skeleton import Skeleton, SkeletonCache, SkeletonKey
 
 
@@ -29,7 +29,7 @@ def test_copy_12_building_a_model_never_meets_a_move(tiny: Path) -> None:
         with (
             torch.no_grad(),
             residency.lease(component, torch.float32) as lease,
-            bound(cache, key, lease) as module,
+            bind(cache, key, lease) as module,
         ):
             return module.decode(latents).sample  # type: ignore[operator]
 

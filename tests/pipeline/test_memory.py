@@ -164,7 +164,7 @@ def test_host_memory_stays_within_the_ledger(root: Path) -> None:
     for model in ("starter-noto", "starter-twemoji"):
         next(engine.generate(ask(model=model)))
     engine.close()
-    machine.give_back()
+    machine.trim_allocator()
     start = machine.anonymous_bytes()
     for model in ("starter-noto", "starter-twemoji", "starter-fluent", "starter-noto"):
         next(engine.generate(ask(model=model)))
@@ -217,15 +217,15 @@ def test_a_containers_limit_is_planned_for_beforehand(
     (proc / "cgroup").write_text("0::/\n")
     (group / "memory.stat").write_text("inactive_file 0\n")
     left = [0]
-    tightest = machine.tightest
+    tightest = machine.tightest_limit
 
-    def within() -> machine.Bound:
+    def within() -> machine.MemoryLimit:
         used = machine.anonymous_bytes()
         (group / "memory.current").write_text(str(used))
         (group / "memory.max").write_text(str(used + left[0]))
         return tightest(proc, group)
 
-    monkeypatch.setattr(machine, "tightest", within)
+    monkeypatch.setattr(machine, "tightest_limit", within)
     for megabytes, outcome in ((400, "whole"), (130, "part"), (66, "refused")):
         left[0] = megabytes << 20
         engine = open_engine(load_settings(root))

@@ -103,7 +103,7 @@ class Generating(RuleBasedStateMachine):
         for tier in self.engine.tiers:
             # Looking at what lingers drops what nobody holds any more.
             lingering = tier.pool.lingering_bytes
-            assert tier.ledger.stored(tier.place) == tier.pool.used_bytes + tier.pool.kept_bytes + lingering
+            assert tier.ledger.stored(tier.place) == tier.pool.used_bytes + tier.pool.cached_bytes + lingering
         assert self.residency.ledger.reserved(self.device.name) == 0
         assert self.residency.ledger.stored(self.device.name) == self.device.allocated()
 

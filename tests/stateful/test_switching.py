@@ -26,13 +26,13 @@ from hypothesis.stateful import (
 from support import memory, toy
 from support.scale import times
 
-from safelight.devices.base import AHEAD
+from safelight.devices.base import PREFETCH_DEPTH
 from safelight.devices.simulated import Faults, Simulated
 from safelight.errors import IntegrityError, OutOfMemoryError, SafelightError, TransferError
 from safelight.memory.budget import HOST
 from safelight.memory.lease import Use
 from safelight.memory.segments import cut
-from safelight.models.bind import bound
+from safelight.models.bind import bind
 
 NAMES = ("A", "B", "C")
 X = torch.randn(2, toy.WIDTH, generator=torch.Generator().manual_seed(9))
@@ -57,7 +57,7 @@ class Switching(RuleBasedStateMachine):
             self.models[name] = toy.manifest(self.paths[name], self.states[name], name)
         self.right = {name: toy.output(self.states[name], X) for name in NAMES}
         self.size = sum(segment.nbytes for segment in cut(self.models["A"], torch.float32))
-        self.least = max(segment.nbytes for segment in cut(self.models["A"], torch.float32)) * (AHEAD + 1)
+        self.least = max(segment.nbytes for segment in cut(self.models["A"], torch.float32)) * (PREFETCH_DEPTH + 1)
         self.device = Simulated(nbytes=1 << 20, latency=0.0)
         self.residency = memory.on(self.device, self.size * 2, self.size * 2)
         self.skeletons = toy.skeletons()
@@ -75,7 +75,7 @@ class Switching(RuleBasedStateMachine):
         try:
             with (
                 self.residency.lease(self.models[name], torch.float32, Use(passes=passes)) as lease,
-                bound(self.skeletons, toy.key(at), lease) as module,
+                bind(self.skeletons, toy.key(at), lease) as module,
                 torch.no_grad(),
             ):
                 for number in range(passes):
@@ -154,7 +154,7 @@ class Switching(RuleBasedStateMachine):
         with (
             contextlib.suppress(SafelightError),
             self.residency.lease(self.models[name], torch.float32) as lease,
-            bound(self.skeletons, toy.key(at), lease) as module,
+            bind(self.skeletons, toy.key(at), lease) as module,
         ):
             self.kept.append(module)
 
@@ -169,7 +169,7 @@ class Switching(RuleBasedStateMachine):
             pool = tier.pool
             # Looking at what lingers drops what nobody holds any more.
             lingering = pool.lingering_bytes
-            there = pool.used_bytes + pool.kept_bytes + lingering
+            there = pool.used_bytes + pool.cached_bytes + lingering
             assert tier.ledger.stored(tier.place) == there
             assert tier.ledger.reserved(tier.place) == 0
             assert all(holding.leases == 0 for holding in tier.holdings())

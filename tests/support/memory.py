@@ -9,9 +9,9 @@ from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
 from safelight.devices.transfer import Transfers
 from safelight.memory.budget import HOST, Ledger
-from safelight.memory.host_source import FromHost
+from safelight.memory.host_source import HostSource
 from safelight.memory.residency import Residency
-from safelight.memory.source import FromFile
+from safelight.memory.source import FileSource
 from safelight.weights.manifest import Manifest, measure
 
 PLENTY = 1 << 30
@@ -19,19 +19,19 @@ PLENTY = 1 << 30
 
 def host(budget: int = PLENTY, partial: bool = True) -> Residency:
     """A residency in host memory. ``budget``: bytes."""
-    return Residency(CPU(), Ledger({HOST: budget}), HOST, FromFile(1), partial)
+    return Residency(CPU(), Ledger({HOST: budget}), HOST, FileSource(1), partial)
 
 
 def on(device: Device, budget: int = PLENTY, host_budget: int = PLENTY, keep: bool = True) -> Residency:
     """A residency on a device that has memory of its own. ``budget``, ``host_budget``: bytes."""
     ledger = Ledger({HOST: host_budget, device.name: budget})
-    behind = Residency(CPU(), ledger, HOST, FromFile(1))
-    return Residency(device, ledger, device.name, FromHost(behind, Transfers(device), keep))
+    behind = Residency(CPU(), ledger, HOST, FileSource(1))
+    return Residency(device, ledger, device.name, HostSource(behind, Transfers(device), keep))
 
 
 def tiers(residency: Residency) -> list[Residency]:
     """The residency and, if it is on a device, the host's residency behind it."""
-    return [residency, residency.source.host] if isinstance(residency.source, FromHost) else [residency]
+    return [residency, residency.source.host] if isinstance(residency.source, HostSource) else [residency]
 
 
 def manifest(path: Path) -> Manifest:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from safelight.devices.transfer import digest_of
+from safelight.devices.transfer import checksum_of
 from safelight.families.sd.vae import VAEConfig
 from safelight.models.skeleton import SkeletonCache, SkeletonKey
 from safelight.weights.digest import named
@@ -58,7 +58,7 @@ def manifest(path: Path, state: dict[str, torch.Tensor], name: str) -> Component
     for key, tensor in state.items():
         nbytes = tensor.numel() * 4
         tensors.append(
-            ManifestTensor(key, "F32", tuple(tensor.shape), path, at, nbytes, False, digest_of(tensor.contiguous()))
+            ManifestTensor(key, "F32", tuple(tensor.shape), path, at, nbytes, False, checksum_of(tensor.contiguous()))
         )
         at += nbytes
     return ComponentManifest("vae", CONFIG, tuple(tensors), named(name))

@@ -162,7 +162,7 @@ def test_sealed_weights_are_not_used_again_as_memory(engine: LocalEngine, ask) -
     engine.resources.residency.seal()
     assert next(engine.generate(ask())).pixels_sha256 == right
     engine.loaded.unload(None)
-    assert engine.resources.residency.pool.kept_bytes == 0
+    assert engine.resources.residency.pool.cached_bytes == 0
     assert next(engine.generate(ask())).pixels_sha256 == right
     assert torch.zeros(1).sum() == 0
 

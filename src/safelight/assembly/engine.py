@@ -16,15 +16,15 @@ from safelight.catalog.model import Model
 from safelight.devices import choice, machine, selftest
 from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
-from safelight.devices.machine import Bound
+from safelight.devices.machine import MemoryLimit
 from safelight.devices.transfer import STAGING_BYTES, Transfers
 from safelight.devices.verification import Verification
 from safelight.diagnostics.canary import Canaries, after_switch
 from safelight.memory.budget import HOST, Ledger
-from safelight.memory.host_source import FromHost
+from safelight.memory.host_source import HostSource
 from safelight.memory.limits import GB, HOST_RESERVE, Limits
 from safelight.memory.residency import Residency
-from safelight.memory.source import FromFile
+from safelight.memory.source import FileSource
 from safelight.memory.working_memory import WorkingMemory
 from safelight.models.attention import Kernels
 from safelight.models.skeleton import SkeletonCache
@@ -58,7 +58,7 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         run=decide("auto", None),
         verification=memory.verification,
         inputs=Inputs(settings.root),
-        reserve_bytes=_bytes(settings.device_working_mem_gb) if device.separate else None,
+        reserve_bytes=_bytes(settings.device_working_mem_gb) if device.has_own_memory else None,
         embedding_cache=EmbeddingCache(MAX_CACHE_BYTES),
         previews=Previews() if previews else None,
     )
@@ -88,7 +88,7 @@ class _RunDecisions:
         names = (model.name, model.base) if model is not None else ()
         kind = next((settings.attention_types[n] for n in names if n in settings.attention_types), None)
         slice_size = settings.attention_slice_size
-        attention = self._kernels.chosen(kind or settings.attention_type, TORCH_DTYPES[dtype], slice_size)
+        attention = self._kernels.choose(kind or settings.attention_type, TORCH_DTYPES[dtype], slice_size)
         size = slice_size if attention == "sliced" else "auto"
         return RunSettings(
             device.name, self._hardware, dtype, vae_dtype, attention, self._threads, self._versions, size
@@ -112,22 +112,24 @@ class _Memory:
 
 def _open_memory(settings: Settings, device: Device, threads: int) -> _Memory:
     """Open the tiers with their budgets, and charge the buffers."""
-    ledger = Ledger({HOST: 0} | ({device.name: 0} if device.separate else {}))
+    ledger = Ledger({HOST: 0} | ({device.name: 0} if device.has_own_memory else {}))
     verification = Verification(settings.verify_transfers)
     host = _host_tier(settings, ledger, threads)
     limits, tiers = [_host_limits(ledger, host)], [host]
-    host.planner.before_planning = limits[0].follow
-    stage_bytes = selftest.copies(device, settings.root).stage_bytes if device.separate else 0
+    host.planner.before_planning = limits[0].update_budget
+    stage_bytes = selftest.copy_test_result(device, settings.root).stage_bytes if device.has_own_memory else 0
     transfers = Transfers(device, verification, stage_bytes)
-    if device.separate:
+    if device.has_own_memory:
         limits.append(_device_limits(ledger, device))
-        source = FromHost(host, transfers, settings.keep_ram_copy_of_weights)
+        source = HostSource(host, transfers, settings.keep_ram_copy_of_weights)
         tiers.append(_device_tier(settings, ledger, device, source, limits[1]))
     for limit in limits:
-        limit.follow()
-    ledger.charge(HOST, threads * STAGING_BYTES, "readers", "buffers for reading files", stored=False, certain=True)
-    ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers for copies", stored=False, certain=True)
-    ledger.charge(HOST, MAX_CACHE_BYTES, "prompts", "cached text-encoder outputs", stored=False, certain=True)
+        limit.update_budget()
+    ledger.charge(
+        HOST, threads * STAGING_BYTES, "readers", "buffers for reading files", stored=False, already_used=True
+    )
+    ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers for copies", stored=False, already_used=True)
+    ledger.charge(HOST, MAX_CACHE_BYTES, "prompts", "cached text-encoder outputs", stored=False, already_used=True)
     return _Memory(ledger, verification, transfers, tiers, limits)
 
 
@@ -140,22 +142,22 @@ def _host_tier(settings: Settings, ledger: Ledger, threads: int) -> Residency:
         CPU(),
         ledger,
         HOST,
-        FromFile(threads, settings.root),
+        FileSource(threads, settings.root),
         partial=settings.enable_partial_loading,
-        most=_bytes(settings.max_cache_ram_gb),
+        max_bytes=_bytes(settings.max_cache_ram_gb),
         log=settings.log_memory_usage,
     )
 
 
-def _device_tier(settings: Settings, ledger: Ledger, device: Device, source: FromHost, limits: Limits) -> Residency:
+def _device_tier(settings: Settings, ledger: Ledger, device: Device, source: HostSource, limits: Limits) -> Residency:
     return Residency(
         device,
         ledger,
         device.name,
         source,
         partial=settings.enable_partial_loading,
-        most=_bytes(settings.max_cache_vram_gb),
-        before_planning=limits.follow,
+        max_bytes=_bytes(settings.max_cache_vram_gb),
+        before_planning=limits.update_budget,
         log=settings.log_memory_usage,
     )
 
@@ -170,16 +172,16 @@ def _host_limits(ledger: Ledger, host: Residency) -> Limits:
         # available. Not below the size of these slabs: bytes that the libraries freed since the start are counted as
         # available already.
         used = machine.anonymous_bytes() - at_start - ledger.stored(HOST)
-        return max(-host.coming_bytes, min(used, ledger.reserved(HOST)))
+        return max(-host.pending_bytes, min(used, ledger.reserved(HOST)))
 
-    return Limits(ledger, HOST, machine.tightest, computing, HOST_RESERVE)
+    return Limits(ledger, HOST, machine.tightest_limit, computing, HOST_RESERVE)
 
 
 def _device_limits(ledger: Ledger, device: Device) -> Limits:
-    def bound() -> Bound:
-        return Bound(device.available(), f"the memory of {device.name}")
+    def limit() -> MemoryLimit:
+        return MemoryLimit(device.available(), f"the memory of {device.name}")
 
-    return Limits(ledger, device.name, bound, _computing(ledger, device))
+    return Limits(ledger, device.name, limit, _computing(ledger, device))
 
 
 def _computing(ledger: Ledger, device: Device) -> Callable[[], int]:
@@ -191,4 +193,4 @@ def _computing(ledger: Ledger, device: Device) -> Callable[[], int]:
     def own() -> int:
         return max(0, (device.allocated() or 0) - ledger.stored(device.name))
 
-    return own if device.separate else host
+    return own if device.has_own_memory else host

@@ -31,7 +31,7 @@ def memory(
             limit.place: {
                 "budget": ledger.budget(limit.place),
                 "set_by": limit.source,
-                "for_models": tiers[limit.place].planner.most,
+                "for_models": tiers[limit.place].planner.max_bytes,
                 "stored": ledger.stored(limit.place),
                 "promised": ledger.reserved(limit.place),
                 "peak": ledger.peak(limit.place),
@@ -42,5 +42,5 @@ def memory(
         },
         "entries": [asdict(entry) for entry in ledger.entries()],
         "transfers": asdict(transfers.counts),
-        "verification": verification.says(),
+        "verification": verification.describe(),
     }

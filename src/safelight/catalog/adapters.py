@@ -70,7 +70,7 @@ class Adapters:
 
     def inversions(self) -> Inversions:
         """Return the present textual inversions. The object stays the same until an adapter is added or removed."""
-        # The generation is read before the cards. A change in between then costs one more look, and is never missed.
+        # Read the generation first: a concurrent change then only causes one more rebuild, and is never missed.
         generation = self._index.generation
         cards = self.cards()
         if self._inversions.generation != self._index.generation:

@@ -111,8 +111,11 @@ def refuse_other_content(model: Model, current: Manifest) -> None:
 
 
 def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:
-    """Convert pickles and return the layout and the manifest of the conversion. Its files include the pickles, so that
-    a change of theirs is noticed. The folder of the conversion is named after its digest."""
+    """Convert pickles. Return the layout and the manifest of the conversion.
+
+    The manifest also lists the pickles, so that Safelight notices when they change. The folder of the conversion is
+    named after its digest.
+    """
     assert found.layout is not None
     left_over, family = found.layout.left_over, found.layout.family
     if found.format == "pickle":

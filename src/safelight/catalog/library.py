@@ -69,7 +69,7 @@ class Library:
         return self.records.readable(name) or starters.model(name)
 
     def get(self, name: str) -> Model:
-        """Return the model of a name, of its file's name, or of a digest.
+        """Return the model with this name or digest, or the only one whose file has this name.
 
         Raises ModelNotFoundError, which lists the nearest names.
         """

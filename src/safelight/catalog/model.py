@@ -74,7 +74,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A file that changes a checkpoint's weights.
+    """A file of its own beside checkpoints: a LoRA or relative, a VAE, a ControlNet, or a textual inversion.
 
     ``base``: the base of the checkpoints that it fits, from its names and shapes; "" if unknown.
     ``told``: the user set the base.

@@ -254,7 +254,7 @@ def _start(engine: Engine, work: Job | Request, on_progress: OnProgress) -> Iter
 def _slow(run: RunSettings) -> str:
     from safelight.devices import choice
 
-    return choice.slow(run.dtype, run.device)
+    return choice.slowness_warning(run.dtype, run.device)
 
 
 def _reported(image: Image) -> dict[str, Any]:

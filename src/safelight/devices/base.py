@@ -15,7 +15,7 @@ ALIGNMENT = 64
 """Bytes. fp32 results on a CPU depend on a weight's address modulo this. Every allocation starts at a multiple."""
 
 
-AHEAD = 2
+PREFETCH_DEPTH = 2
 """How many segments are prefetched. Segment sizes differ. With two, copying stays busy while a large one is used."""
 
 
@@ -56,12 +56,12 @@ class Device(Protocol):
         ...
 
     @property
-    def separate(self) -> bool:
+    def has_own_memory(self) -> bool:
         """Whether it has its own memory. Weights are then copied to it from host memory, else they are read into it."""
         ...
 
     @property
-    def ahead(self) -> int:
+    def prefetch_depth(self) -> int:
         """How many segments are prefetched while one is used.
 
         It is 0 if copying and computing share the cores, and more if the device computes while the host copies.
@@ -100,7 +100,7 @@ class Device(Protocol):
         """Copy host bytes to the device. May return before the copy is done.
 
         ``source``, ``target``: uint8, contiguous, of the same size.
-        The caller has waited for :meth:`mark`, so that no computation uses the target any more.
+        The caller has waited for :meth:`record_fence`, so that no computation uses the target any more.
         """
         ...
 
@@ -112,19 +112,19 @@ class Device(Protocol):
     """Whether copies may return before they are done. The self-test (:mod:`safelight.devices.selftest`) sets it from
     its result on this machine."""
 
-    def aside(self) -> AbstractContextManager[object]:
+    def copy_stream(self) -> AbstractContextManager[object]:
         """Within the context, submit work to the copy stream.
 
         It runs in order with the copies, and does not wait for computing.
         """
         ...
 
-    def mark(self) -> Fence:
+    def record_fence(self) -> Fence:
         """Return a fence that passes when all computing submitted so far is done."""
         ...
 
     @property
-    def stage_bytes(self) -> int:
+    def staging_buffer_bytes(self) -> int:
         """Default size in bytes of the staging buffers for pushes. The self-test may measure a better one.
 
         0: pushes are as fast from any host memory, so there are no buffers.

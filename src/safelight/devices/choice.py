@@ -95,7 +95,7 @@ def precision(wanted: Precision, on: Device) -> str:
         return wanted
     if on.name == "cpu":
         return "fp32"
-    return next((name for name in ("bf16", "fp16") if computes(name, on.torch)), "fp32")
+    return next((name for name in ("bf16", "fp16") if computes_correctly(name, on.torch)), "fp32")
 
 
 def native_bf16() -> bool:
@@ -104,14 +104,14 @@ def native_bf16() -> bool:
     return bool(supported())
 
 
-def slow(dtype: str, on: str) -> str:
+def slowness_warning(dtype: str, on: str) -> str:
     """Return a warning if the device has no instructions for the dtype, else ""."""
     if on == "cpu" and dtype == "bf16" and not native_bf16():
         return "this processor has no bf16 instructions: --precision bf16 is several times slower than fp32 here"
     return ""
 
 
-def computes(name: str, on: torch.device) -> bool:
+def computes_correctly(name: str, on: torch.device) -> bool:
     """Whether a matrix product in this dtype equals the float64 result up to rounding."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
     generator = torch.Generator().manual_seed(0)

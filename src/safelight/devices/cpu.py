@@ -14,9 +14,9 @@ class CPU:
     """See :class:`safelight.devices.base.Device`."""
 
     name = "cpu"
-    separate = False
-    ahead = 0
-    stage_bytes = 0
+    has_own_memory = False
+    prefetch_depth = 0
+    staging_buffer_bytes = 0
     asynchronous = False
 
     @property
@@ -42,7 +42,7 @@ class CPU:
         return None
 
     def available(self) -> int:
-        return machine.tightest().available
+        return machine.tightest_limit().available
 
     def push(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
         target.copy_(source)
@@ -52,10 +52,10 @@ class CPU:
         target.copy_(source)
         return PASSED
 
-    def aside(self) -> contextlib.AbstractContextManager[object]:
+    def copy_stream(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
 
-    def mark(self) -> Fence:
+    def record_fence(self) -> Fence:
         return PASSED
 
     def staging(self, nbytes: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from safelight.devices.base import AHEAD, Fence
+from safelight.devices.base import PREFETCH_DEPTH, Fence
 from safelight.devices.failures import translate_memory_errors
 
 ROUNDING = 512
@@ -43,9 +43,9 @@ class CUDA:
     """See :class:`safelight.devices.base.Device`."""
 
     name = "cuda"
-    separate = True
-    ahead = AHEAD
-    stage_bytes = STAGE_BYTES
+    has_own_memory = True
+    prefetch_depth = PREFETCH_DEPTH
+    staging_buffer_bytes = STAGE_BYTES
     asynchronous = True
 
     def __init__(self) -> None:
@@ -93,10 +93,10 @@ class CUDA:
             target.copy_(source, non_blocking=self.asynchronous)
         return _Event(self._copies, (source, target))
 
-    def aside(self) -> contextlib.AbstractContextManager[object]:
+    def copy_stream(self) -> contextlib.AbstractContextManager[object]:
         return torch.cuda.stream(self._copies)
 
-    def mark(self) -> Fence:
+    def record_fence(self) -> Fence:
         return _Event(torch.cuda.current_stream(self._device))
 
     def staging(self, nbytes: int) -> torch.Tensor:

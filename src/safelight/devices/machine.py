@@ -19,27 +19,27 @@ import psutil
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class MemoryLimit:
     """``available``: bytes that can still be allocated. ``source``: the limit that says so."""
 
     available: int
     source: str
 
 
-def tightest(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> Bound:
-    """Return the bound with the fewest available bytes. The folders are the kernel's; tests may pass others."""
-    found = [Bound(psutil.virtual_memory().available, "the machine's free memory")]
-    found += cgroup_bounds(proc, cgroups)
-    found += limit_bounds(proc)
-    return min(found, key=lambda bound: bound.available)
+def tightest_limit(proc: Path = Path("/proc/self"), cgroups: Path = Path("/sys/fs/cgroup")) -> MemoryLimit:
+    """Return the limit with the fewest available bytes. The folders are the kernel's; tests may pass others."""
+    found = [MemoryLimit(psutil.virtual_memory().available, "the machine's free memory")]
+    found += cgroup_limits(proc, cgroups)
+    found += ulimit_limits(proc)
+    return min(found, key=lambda limit: limit.available)
 
 
-def cgroup_bounds(proc: Path, cgroups: Path) -> list[Bound]:
-    """Return the bounds of this process's cgroups, version 2 and version 1, from the innermost to the root.
+def cgroup_limits(proc: Path, cgroups: Path) -> list[MemoryLimit]:
+    """Return the limits of this process's cgroups, version 2 and version 1, from the innermost to the root.
 
     Empty if there are no cgroups, or none has a limit.
     """
-    bounds: list[Bound] = []
+    limits: list[MemoryLimit] = []
     for line in _lines(proc / "cgroup"):
         number, controllers, path = line.split(":", 2)
         if number == "0":
@@ -56,11 +56,11 @@ def cgroup_bounds(proc: Path, cgroups: Path) -> list[Bound]:
         for group in (inner, *inner.parents) if inner.is_dir() else (home,):
             if group == home.parent:
                 break
-            bounds += _cgroup_bound(group, *files)
-    return bounds
+            limits += _cgroup_limit(group, *files)
+    return limits
 
 
-def _cgroup_bound(group: Path, limit_file: str, usage_file: str, reclaimable: str) -> list[Bound]:
+def _cgroup_limit(group: Path, limit_file: str, usage_file: str, reclaimable: str) -> list[MemoryLimit]:
     limit, usage = _number(group / limit_file), _number(group / usage_file)
     if limit is None or usage is None or limit >= 1 << 60:
         return []
@@ -68,13 +68,13 @@ def _cgroup_bound(group: Path, limit_file: str, usage_file: str, reclaimable: st
     for line in _lines(group / "memory.stat"):
         if line.startswith(f"{reclaimable} "):
             files = int(line.split()[1])
-    return [Bound(max(0, limit - usage + files), f"the cgroup's limit of {limit / 2**30:.2f} GB ({group})")]
+    return [MemoryLimit(max(0, limit - usage + files), f"the cgroup's limit of {limit / 2**30:.2f} GB ({group})")]
 
 
-def limit_bounds(proc: Path) -> list[Bound]:
-    """Return the bounds from ``ulimit -d`` and ``ulimit -v``, minus the bytes that this process has mapped."""
+def ulimit_limits(proc: Path) -> list[MemoryLimit]:
+    """Return the limits from ``ulimit -d`` and ``ulimit -v``, minus the bytes that this process has mapped."""
     status = {line.split(":")[0]: line for line in _lines(proc / "status")}
-    bounds: list[Bound] = []
+    limits: list[MemoryLimit] = []
     for kind, field, name in (
         (resource.RLIMIT_DATA, "VmData", "ulimit -d"),
         (resource.RLIMIT_AS, "VmSize", "ulimit -v"),
@@ -83,8 +83,8 @@ def limit_bounds(proc: Path) -> list[Bound]:
         if limit == resource.RLIM_INFINITY:
             continue
         used = int(status[field].split()[1]) * 1024 if field in status else 0
-        bounds.append(Bound(max(0, limit - used), f"{name} of {limit / 2**30:.2f} GB"))
-    return bounds
+        limits.append(MemoryLimit(max(0, limit - used), f"{name} of {limit / 2**30:.2f} GB"))
+    return limits
 
 
 def anonymous_bytes() -> int:
@@ -134,7 +134,7 @@ def nvidia_driver(version: Path = Path("/proc/driver/nvidia/version")) -> str:
     return ""
 
 
-def give_back() -> None:
+def trim_allocator() -> None:
     """Make the allocator return freed memory to the system. It works with glibc; elsewhere nothing happens."""
     if _TRIM is not None:
         _TRIM(0)

@@ -1,4 +1,4 @@
-"""A JSON file in the root folder that caches measurements of this machine, by key. No torch."""
+"""A JSON file of values by key, such as measurements of this machine. Losing it only costs time. No torch."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import contextlib
 import torch
 
 from safelight.devices import host, machine
-from safelight.devices.base import AHEAD, PASSED, Fence
+from safelight.devices.base import PASSED, PREFETCH_DEPTH, Fence
 from safelight.devices.failures import translate_memory_errors
 
 PIECE = 1 << 30
@@ -35,9 +35,9 @@ class MPS:
     """See :class:`safelight.devices.base.Device`. Its memory is host memory, but a tensor belongs to one side only."""
 
     name = "mps"
-    separate = True
-    ahead = AHEAD
-    stage_bytes = 0
+    has_own_memory = True
+    prefetch_depth = PREFETCH_DEPTH
+    staging_buffer_bytes = 0
     asynchronous = False
 
     @property
@@ -69,7 +69,7 @@ class MPS:
     def available(self) -> int:
         # Unified memory is one budget and is counted once. The driver recommends how much of it a process should use.
         recommended = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-        return max(0, min(recommended, machine.tightest().available))
+        return max(0, min(recommended, machine.tightest_limit().available))
 
     def push(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
         return self._copy(source, target)
@@ -85,10 +85,10 @@ class MPS:
         torch.mps.synchronize()
         return PASSED
 
-    def aside(self) -> contextlib.AbstractContextManager[object]:
+    def copy_stream(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
 
-    def mark(self) -> Fence:
+    def record_fence(self) -> Fence:
         return _Synchronize()
 
     def staging(self, nbytes: int) -> torch.Tensor:

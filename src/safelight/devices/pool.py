@@ -17,7 +17,10 @@ from safelight.errors import OutOfMemoryError
 
 
 class Book:
-    """Records allocations. This class ignores them; :class:`safelight.memory.account.Account` charges a ledger."""
+    """Interface for recording allocations. This base class records nothing.
+
+    :class:`safelight.memory.account.Account` charges a ledger.
+    """
 
     def charge(self, nbytes: int, owner: str, reason: str) -> int:
         del nbytes, owner, reason
@@ -65,7 +68,7 @@ class SlabPool:
     def __init__(self, device: Device, book: Book | None = None) -> None:
         self.device = device
         self._book = book or Book()
-        self._kept: list[Slab] = []
+        self._cached: list[Slab] = []
         self._used: list[Slab] = []
         self._lingering: list[Slab] = []
         self._lock = threading.RLock()
@@ -76,9 +79,9 @@ class SlabPool:
             return sum(slab.nbytes for slab in self._used)
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         with self._lock:
-            return sum(slab.nbytes for slab in self._kept)
+            return sum(slab.nbytes for slab in self._cached)
 
     @property
     def lingering_bytes(self) -> int:
@@ -94,14 +97,14 @@ class SlabPool:
         same segments. Otherwise it allocates a slab, and frees cached ones if it needs the room.
 
         ``owner``, ``reason``: for the book's entry.
-        Raises OutOfMemoryError, or the MemoryError with which the book refuses.
+        Raises OutOfMemoryError if the allocation fails, and OverBudget if the ledger's budget is exhausted.
         """
         size = max(aligned(nbytes), 1)
         with self._lock:
             self._free_lingering()
-            slab = next((slab for slab in self._kept if slab.nbytes == size), None)
+            slab = next((slab for slab in self._cached if slab.nbytes == size), None)
             if slab is not None:
-                self._kept.remove(slab)
+                self._cached.remove(slab)
                 self._book.rename(slab.number, owner, reason)
             else:
                 slab = self._new(size, owner, reason)
@@ -115,10 +118,10 @@ class SlabPool:
             try:
                 return self._allocate(size, owner, reason)
             except (MemoryError, OutOfMemoryError):
-                if not self._kept and not self.collect():
+                if not self._cached and not self.collect():
                     raise
-            if self._kept:
-                self._drop(self._kept.pop(0))
+            if self._cached:
+                self._drop(self._cached.pop(0))
 
     def collect(self) -> bool:
         """Run the garbage collector if slabs linger. Returns whether bytes were freed.
@@ -135,7 +138,7 @@ class SlabPool:
         try:
             base = self.device.allocate(size)
             # Submitted computations may still use these bytes, so nobody may write to them before the fence passes.
-            return Slab(base, size, number, self.device, self.device.mark())
+            return Slab(base, size, number, self.device, self.device.record_fence())
         except BaseException:
             self._book.credit(number)
             raise
@@ -154,20 +157,20 @@ class SlabPool:
                 self._book.rename(slab.number, "unknown", "tensors are still held after the slab was returned")
                 self._lingering.append(slab)
                 return False
-            slab.busy = self.device.mark()
+            slab.busy = self.device.record_fence()
             if keep and not slab.sealed:
                 self._book.rename(slab.number, "", "cached for reuse")
-                self._kept.append(slab)
+                self._cached.append(slab)
             else:
                 self._drop(slab)
             return True
 
-    def trim(self, kept_bytes: int = 0) -> None:
-        """Free cached slabs, the oldest first, until at most ``kept_bytes`` bytes are cached."""
+    def trim(self, cached_bytes: int = 0) -> None:
+        """Free cached slabs, the oldest first, until at most ``cached_bytes`` bytes are cached."""
         with self._lock:
             self._free_lingering()
-            while self._kept and self.kept_bytes > kept_bytes:
-                self._drop(self._kept.pop(0))
+            while self._cached and self.cached_bytes > cached_bytes:
+                self._drop(self._cached.pop(0))
 
     def _free_lingering(self) -> None:
         for slab in [slab for slab in self._lingering if slab.holders() == 0]:

@@ -2,7 +2,7 @@
 
 It measures whether copies may be asynchronous, and which size of staging buffers is best. It starts several copies of
 each size at once. Meanwhile it drops their sources and allocates new memory, which is how other programs lost bytes
-(row COPY 01). Then it compares the sums of targets and sources. The result is stored.
+(row COPY 01 of docs/corruption.md). Then it compares the sums of targets and sources. The result is stored.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ AT_ONCE = 6
 
 ROUNDS = 3
 
-STAGES = (1 << 20, 1 << 22, 1 << 23, 1 << 24, 1 << 25)
+BUFFER_SIZES = (1 << 20, 1 << 22, 1 << 23, 1 << 24, 1 << 25)
 """Sizes in bytes of the staging buffers that the test compares."""
 
 TIMED_BYTES = 1 << 26
 
-ENOUGH = 1.05
-"""The smallest buffers are chosen that are slower than the best by at most this factor."""
+MAX_SLOWDOWN = 1.05
+"""The test chooses the smallest buffer size that takes at most this factor of the best time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Copies:
+class CopyTestResult:
     """The test's result.
 
     ``asynchronous``: whether asynchronous copies were correct.
@@ -52,7 +52,7 @@ class Copies:
     stage_bytes: int
 
 
-def copies(device: Device, folder: Path) -> Copies:
+def copy_test_result(device: Device, folder: Path) -> CopyTestResult:
     """Return the result that is stored in ``devices.json`` of ``folder``, or run the test and store its result.
 
     Sets ``device.asynchronous``.
@@ -60,22 +60,22 @@ def copies(device: Device, folder: Path) -> Copies:
     path = folder / "devices.json"
     key = f"{device.name}, {choice.hardware(device)}, torch {torch.__version__}"
     try:
-        found = Copies(**measurements.read(path, key))
+        found = CopyTestResult(**measurements.read(path, key))
     except TypeError:
-        found = tried(device)
+        found = run_test(device)
         _log.debug("tested the device's copies", device=device.name, **asdict(found))
         measurements.keep(path, key, asdict(found))
     device.asynchronous = found.asynchronous
     return found
 
 
-def tried(device: Device) -> Copies:
+def run_test(device: Device) -> CopyTestResult:
     """Run the test. It takes less than a second. Sets ``device.asynchronous``."""
     device.asynchronous = True
     wrong = _first_wrong(device)
     device.asynchronous = wrong is None
     why = "copies of all sizes arrived unchanged" if wrong is None else wrong
-    return Copies(device.asynchronous, why, _best_stage(device) if device.stage_bytes else 0)
+    return CopyTestResult(device.asynchronous, why, _best_buffer_size(device) if device.staging_buffer_bytes else 0)
 
 
 def _first_wrong(device: Device) -> str | None:
@@ -87,33 +87,33 @@ def _first_wrong(device: Device) -> str | None:
         try:
             targets = [base[n * nbytes : (n + 1) * nbytes] for n in range(AT_ONCE)]
             sources = [torch.randint(0, 256, (nbytes,), dtype=torch.uint8, generator=generator) for _ in targets]
-            sent = [sums.of(source) for source in sources]
+            sent = [sums.compute_sum(source) for source in sources]
             fences = [device.push(source, target) for source, target in zip(sources, targets, strict=True)]
             # The fences keep the sources alive, so new memory must not overlap them.
             sources.clear()
             others = [torch.full((nbytes,), 0xFF, dtype=torch.uint8) for _ in targets]
             for fence in fences:
                 fence.wait()
-            arrived = [sums.of(target) for target in targets]
+            arrived = [sums.compute_sum(target) for target in targets]
             del others, targets
             if arrived != sent:
                 return f"an asynchronous copy of {nbytes} bytes arrived corrupted"
         finally:
-            device.mark().wait()
+            device.record_fence().wait()
             device.release(base)
     return None
 
 
-def _best_stage(device: Device) -> int:
+def _best_buffer_size(device: Device) -> int:
     """Return the smallest buffer size that copies about as fast as the best one."""
     nbytes = min(TIMED_BYTES, device.available() // 2)
     source, base = torch.zeros(nbytes, dtype=torch.uint8), device.allocate(nbytes)
     seconds: dict[int, float] = {}
-    for size in STAGES:
+    for size in BUFFER_SIZES:
         transfers = Transfers(device, Verification("off"), size)
         for _ in range(3):
             start = time.perf_counter()
             transfers.push("the self-test", source, base, verify=False)
             seconds[size] = min(seconds.get(size, 1e9), time.perf_counter() - start)
     device.release(base)
-    return min(size for size in STAGES if seconds[size] <= min(seconds.values()) * ENOUGH)
+    return min(size for size in BUFFER_SIZES if seconds[size] <= min(seconds.values()) * MAX_SLOWDOWN)

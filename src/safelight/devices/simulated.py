@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from safelight.devices import host
-from safelight.devices.base import AHEAD, PASSED, Fence
+from safelight.devices.base import PASSED, PREFETCH_DEPTH, Fence
 from safelight.errors import DeviceLostError, OutOfMemoryError
 
 ROUNDING = 512
@@ -93,14 +93,14 @@ class OnDevice(torch.Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run whole functions on the CPU tensors, so that they use the CPU's code paths and give its bits."""
+        """Run whole functions on the CPU tensors, so that the results are bit-identical to the CPU's."""
         kwargs = kwargs or {}
         if not all(issubclass(kind, OnDevice) for kind in types):
             # A streamed parameter is among the arguments. It fetches its tensor first, and then this is called again.
             return NotImplemented
         if func == _SET_DATA:
             # The wrapper's shape cannot change, so it stays. The old CPU tensor is released.
-            args[0].cpu_tensor = _open(args[1])
+            args[0].cpu_tensor = _unwrap(args[1])
             return None
         if func in _DEVICE_ITSELF or _moves(func, args, kwargs):
             with torch._C.DisableTorchFunctionSubclass():
@@ -120,7 +120,7 @@ class OnDevice(torch.Tensor):
             return _to_copy(args[0], kwargs)
         if func is torch.ops.aten.copy_.default:
             target, source = args[0], args[1]
-            _open(target).copy_(_open(source))
+            _unwrap(target).copy_(_unwrap(source))
             return target
         return _run(func, args, kwargs)
 
@@ -151,7 +151,7 @@ def _moves(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
     ) or (func is torch.Tensor.to and any(isinstance(value, torch.Tensor) for value in named))
 
 
-def _open(value: Any) -> Any:
+def _unwrap(value: Any) -> Any:
     if isinstance(value, OnDevice):
         return value.cpu_tensor
     if isinstance(value, torch.device) and value.type == _device().type:
@@ -170,7 +170,7 @@ def _run(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
         elif isinstance(value, torch.Tensor) and value.dim() > 0 and func is not torch.Tensor.__getitem__:
             name = getattr(func, "__name__", str(func))
             raise RuntimeError(f"{name}: expected all tensors on {_device()}, found one on {value.device}")
-    opened_args, opened_kwargs = pytree.tree_unflatten([_open(value) for value in flat], spec)
+    opened_args, opened_kwargs = pytree.tree_unflatten([_unwrap(value) for value in flat], spec)
     return pytree.tree_map_only(torch.Tensor, lambda result: _wrap(result, back), func(*opened_args, **opened_kwargs))
 
 
@@ -187,7 +187,7 @@ def _to_copy(tensor: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
     goal = kwargs.pop("device", None)
     kwargs.pop("non_blocking", None)
     here = isinstance(tensor, OnDevice) if goal is None else torch.device(goal).type == _device().type
-    copy = torch.ops.aten._to_copy.default(_open(tensor), **kwargs)
+    copy = torch.ops.aten._to_copy.default(_unwrap(tensor), **kwargs)
     return OnDevice(copy) if here else copy
 
 
@@ -207,7 +207,7 @@ class _Registered:
 
         def copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
             del non_blocking
-            _open(target).copy_(_open(source))
+            _unwrap(target).copy_(_unwrap(source))
             return target
 
         self.library.impl("empty.memory_format", empty, "PrivateUse1")
@@ -264,8 +264,8 @@ class Simulated:
     """
 
     name = "simulated"
-    separate = True
-    ahead = AHEAD
+    has_own_memory = True
+    prefetch_depth = PREFETCH_DEPTH
 
     def __init__(
         self,
@@ -274,12 +274,12 @@ class Simulated:
         latency: float = 0.0,
         seed: int = 0,
         faults: Faults | None = None,
-        stage_bytes: int = STAGE_BYTES,
+        staging_buffer_bytes: int = STAGE_BYTES,
     ) -> None:
         self.nbytes = nbytes
         self.bandwidth = bandwidth
         self.latency = latency
-        self.stage_bytes = stage_bytes
+        self.staging_buffer_bytes = staging_buffer_bytes
         self.faults = faults or Faults()
         self.asynchronous = True
         self._allocated = 0
@@ -312,15 +312,15 @@ class Simulated:
         return OnDevice(inner)
 
     def release(self, base: torch.Tensor) -> None:
-        _open(base).fill_(POISON)
+        _unwrap(base).fill_(POISON)
         with self._lock:
             self._allocated -= self.rounded(base.numel())
 
     def storage(self, base: torch.Tensor) -> torch.UntypedStorage:
-        return _open(base).untyped_storage()
+        return _unwrap(base).untyped_storage()
 
     def address(self, tensor: torch.Tensor) -> int:
-        return _open(tensor).data_ptr()
+        return _unwrap(tensor).data_ptr()
 
     def rounded(self, nbytes: int) -> int:
         return -(-nbytes // ROUNDING) * ROUNDING
@@ -332,15 +332,15 @@ class Simulated:
         return max(0, self.nbytes - self._allocated)
 
     def push(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
-        return self._submit(source, _open(target))
+        return self._submit(source, _unwrap(target))
 
     def pull(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
-        return self._submit(_open(source), target)
+        return self._submit(_unwrap(source), target)
 
-    def aside(self) -> contextlib.AbstractContextManager[object]:
+    def copy_stream(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
 
-    def mark(self) -> Fence:
+    def record_fence(self) -> Fence:
         return PASSED
 
     def staging(self, nbytes: int) -> torch.Tensor:
@@ -356,7 +356,7 @@ class Simulated:
             corrupt = self.faults.corrupted > 0 and above is not None and source.numel() > above
             self.faults.corrupted -= corrupt
         if early:
-            # As if the driver kept the address while the program took the copy for done and reused the memory.
+            # Simulates a program that reuses the source memory before the driver has copied it.
             source = torch.full_like(source, POISON)
         if not self.asynchronous:
             self._copy(source, target, corrupt)

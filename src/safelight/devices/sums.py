@@ -18,7 +18,7 @@ Sum = tuple[int, int]
 """(plain, weighted by row), each modulo 2^64."""
 
 
-class Running:
+class RunningSum:
     """Computes a sum piece by piece. Each piece except the last must be a whole number of rows."""
 
     def __init__(self) -> None:
@@ -49,9 +49,9 @@ class Running:
         return self._plain % _MODULUS, self._weighted % _MODULUS
 
 
-def of(tensor: torch.Tensor) -> Sum:
+def compute_sum(tensor: torch.Tensor) -> Sum:
     """Return the sum of a contiguous tensor's bytes, on any device."""
-    running = Running()
+    running = RunningSum()
     if tensor.numel():
         running.add(tensor.view(-1).view(torch.uint8))
     return running.value()

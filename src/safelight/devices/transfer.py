@@ -39,13 +39,13 @@ blocks), and large enough to keep the interpreter's overhead small."""
 PIECE_BYTES = 1 << 20
 """Bytes of each piece when a corrupted copy is repeated. They are small, because large copies are what fails."""
 
-LOWEST = 19
+LOWEST_PRIORITY = 19
 """The lowest thread priority: such a thread runs only if no other wants the core."""
 
-WAITS = 4
+FENCE_RETRIES = 4
 """How often a fence is waited for again before its copy is repeated."""
 
-MARKED = 0xA5
+FILL_BYTE = 0xA5
 """The byte that fills the target before a copy that will be verified."""
 
 DTYPES = {
@@ -103,12 +103,12 @@ STAGING_BYTES = CHUNK_ELEMENTS * 8
 _staging = _Staging()
 
 
-def read_all(reads: Sequence[Read], threads: int, favour: bool = False) -> list[str]:
+def read_all(reads: Sequence[Read], threads: int, background: bool = False) -> list[str]:
     """Do all reads on ``threads`` threads, and return each target's XXH3-128 (hex) in order, "" if not hashed.
 
     It returns when every byte has arrived and every hash is correct.
 
-    ``favour``: nobody waits for these reads, so the reader threads run only while no other thread wants the cores.
+    ``background``: nobody waits for these reads, so the reader threads run only while no other thread wants the cores.
     Raises IntegrityError if bytes differ from the manifest or a file is too short.
     """
     with contextlib.ExitStack() as stack:
@@ -116,29 +116,29 @@ def read_all(reads: Sequence[Read], threads: int, favour: bool = False) -> list[
         for path in {read.path for read in reads}:
             opened[path], _ = open_regular(path)
             stack.callback(os.close, opened[path])
-        if not favour and (threads == 1 or len(reads) == 1):
+        if not background and (threads == 1 or len(reads) == 1):
             return _run(reads, opened)
         # Each reader casts on one thread, because the OpenMP teams of several readers would compete for the cores. The
         # number of threads belongs to the thread that sets it. New threads inherit it, so it is restored.
         with (
-            numbered(torch.get_num_threads()),
-            ThreadPoolExecutor(threads, "safelight-read", _prepare, (favour,)) as pool,
+            torch_threads(torch.get_num_threads()),
+            ThreadPoolExecutor(threads, "safelight-read", _prepare, (background,)) as pool,
         ):
             futures = [pool.submit(_run, share, opened) for share in _shares(reads, threads)]
             return [digest for future in futures for digest in future.result()]
 
 
-def _prepare(favour: bool) -> None:
+def _prepare(background: bool) -> None:
     """Initialise a new reader thread."""
     torch.set_num_threads(1)
-    if favour and sys.platform == "linux":
+    if background and sys.platform == "linux":
         # All threads of a denoising step wait for the slowest one, so a reader on one core delays all cores. Only Linux
         # has priorities per thread. A thread cannot raise its priority again, so the caller's must never be lowered.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
 
 
 @contextlib.contextmanager
-def numbered(threads: int) -> Generator[None]:
+def torch_threads(threads: int) -> Generator[None]:
     """Compute on ``threads`` threads within the context, and restore the number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -187,11 +187,11 @@ def _read(read: Read, descriptor: int) -> str:
         raise IntegrityError(read.path, read.name, "its bytes differ from the manifest", _CHANGED_REMEDY)
     if read.transpose:
         read.target.copy_(flat.view(read.target.shape[::-1]).t())
-        return digest_of(read.target) if read.prove else ""
+        return checksum_of(read.target) if read.prove else ""
     return digest if direct else produced.hexdigest()
 
 
-def digest_of(tensor: torch.Tensor) -> str:
+def checksum_of(tensor: torch.Tensor) -> str:
     """Return the XXH3-128 (hex) of a contiguous tensor in host memory."""
     return xxhash.xxh3_128(_bytes_of(tensor.view(-1).view(torch.uint8))).hexdigest() if tensor.numel() else _EMPTY
 
@@ -227,7 +227,7 @@ class Counts:
     copies: int = 0
     nbytes: int = 0
     wrong: int = 0
-    again: int = 0
+    repaired: int = 0
 
 
 class Transfers:
@@ -236,23 +236,23 @@ class Transfers:
     If the device has staging buffers, bytes go through two of them: one is filled while the other is copied.
 
     ``verification``: decides which copies are verified.
-    ``stage_bytes``: bytes of each buffer, 0 for none, None for the device's default.
+    ``staging_buffer_bytes``: bytes of each buffer, 0 for none, None for the device's default.
     """
 
     def __init__(
-        self, device: Device, verification: Verification | None = None, stage_bytes: int | None = None
+        self, device: Device, verification: Verification | None = None, staging_buffer_bytes: int | None = None
     ) -> None:
         self.device = device
         self.verification = verification or Verification("always")
         self.counts = Counts()
-        size = device.stage_bytes if stage_bytes is None else stage_bytes
-        self._stages = [device.staging(size) for _ in range(2)] if size else []
+        size = device.staging_buffer_bytes if staging_buffer_bytes is None else staging_buffer_bytes
+        self._buffers = [device.staging(size) for _ in range(2)] if size else []
         self._lock = threading.Lock()
 
     @property
     def staging_bytes(self) -> int:
         """Bytes of host memory in the staging buffers."""
-        return sum(stage.numel() for stage in self._stages)
+        return sum(buffer.numel() for buffer in self._buffers)
 
     def push(self, what: str, source: torch.Tensor, target: torch.Tensor, verify: bool = True) -> sums.Sum | None:
         """Copy host bytes to the device, and return when they have arrived.
@@ -271,10 +271,10 @@ class Transfers:
                 self._copy(source, target)
                 return None
             # The target may hold the same bytes from before. Without the mark, a missing copy would look correct.
-            with self.device.aside():
-                target.fill_(MARKED)
+            with self.device.copy_stream():
+                target.fill_(FILL_BYTE)
             with self.verification.timed():
-                sent = sums.of(source)
+                sent = sums.compute_sum(source)
             fences = self._copy(source, target)
             if self._matches(target, sent):
                 return sent
@@ -282,7 +282,7 @@ class Transfers:
             self.verification.found_wrong()
             _log.warning("a copy arrived corrupted; repairing it", what=what, nbytes=source.numel())
             if self._arrives_late(fences, target, sent) or self._in_pieces(source, target, sent):
-                self.counts.again += 1
+                self.counts.repaired += 1
                 return sent
         raise TransferError(what, self.device.name, source.numel())
 
@@ -294,16 +294,16 @@ class Transfers:
         """
         fences: list[Fence] = []
         try:
-            if not self._stages:
+            if not self._buffers:
                 fences.append(self.device.push(source, target))
-            size = self._stages[0].numel() if self._stages else source.numel()
-            for number, at in enumerate(range(0, source.numel(), size) if self._stages else ()):
-                if number >= len(self._stages):
-                    fences[number - len(self._stages)].wait()
+            size = self._buffers[0].numel() if self._buffers else source.numel()
+            for number, at in enumerate(range(0, source.numel(), size) if self._buffers else ()):
+                if number >= len(self._buffers):
+                    fences[number - len(self._buffers)].wait()
                 part = source[at : at + size]
-                stage = self._stages[number % len(self._stages)][: part.numel()]
-                stage.copy_(part)
-                fences.append(self.device.push(stage, target[at : at + size]))
+                buffer = self._buffers[number % len(self._buffers)][: part.numel()]
+                buffer.copy_(part)
+                fences.append(self.device.push(buffer, target[at : at + size]))
             for fence in fences:
                 fence.wait()
         except BaseException:
@@ -314,12 +314,12 @@ class Transfers:
         return fences
 
     def _matches(self, target: torch.Tensor, sent: sums.Sum) -> bool:
-        with self.verification.timed(), self.device.aside():
-            return sums.of(target) == sent
+        with self.verification.timed(), self.device.copy_stream():
+            return sums.compute_sum(target) == sent
 
     def _arrives_late(self, fences: Sequence[Fence], target: torch.Tensor, sent: sums.Sum) -> bool:
         """Wait again, and return whether the bytes are correct then. If so, only the first wait had failed."""
-        for _ in range(WAITS):
+        for _ in range(FENCE_RETRIES):
             for fence in fences:
                 fence.wait()
             if self._matches(target, sent):

@@ -63,7 +63,7 @@ class Verification:
             with self._lock:
                 self._seconds += time.perf_counter() - start
 
-    def worked(self, seconds: float) -> None:
+    def add_computing_time(self, seconds: float) -> None:
         """Add seconds of computing time."""
         with self._lock:
             self._work += seconds
@@ -72,7 +72,7 @@ class Verification:
         with self._lock:
             self.wrong += 1
 
-    def says(self) -> str:
+    def describe(self) -> str:
         """Describe the policy, the counts and the cost, for reports."""
         cost = f", {self._seconds / self._work:.1%} of the time" if self._work else ""
         return f"{self.policy}: {self.verified} of {self.uses} verified{cost}, {self.wrong} found wrong"

@@ -1,7 +1,7 @@
 """An audit makes the doctor's checks on any image server.
 
-It requests A twice, then A, B, A, C, A and so on, and compares with an earlier report after a restart of the server. It
-knows nothing of the server except the images from its API. No torch.
+It requests an image by model A twice, then by A, B, A, C, A and so on. After a restart of the server, it compares with
+an earlier report. It knows nothing of the server except the images from its API. No torch.
 """
 
 from __future__ import annotations

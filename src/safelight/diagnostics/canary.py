@@ -125,10 +125,9 @@ class Canaries:
 def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Resources], None]:
     """Return a function for :attr:`safelight.workers.local_engine.LocalEngine.on_switch`.
 
-    It compares the new model's canary.
-
-    A model that needs an image has no canary. If the canary differs, the function checks the model's bytes in memory,
-    loads the model again, and compares once more. It raises CanaryError if the canary still differs.
+    The function compares the new model's canary with the stored one. If it differs, the function checks the model's
+    bytes in memory, loads the model again, and compares once more. It raises CanaryError if the canary still differs.
+    Models that need an input image are skipped.
     """
 
     def look(model: Model, resources: Resources) -> None:

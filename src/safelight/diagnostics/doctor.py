@@ -131,7 +131,7 @@ class Doctor:
         what = "the ledger"
         for tier in self.engine.tiers:
             pool = tier.pool
-            there = pool.used_bytes + pool.kept_bytes + pool.lingering_bytes
+            there = pool.used_bytes + pool.cached_bytes + pool.lingering_bytes
             if tier.ledger.stored(tier.place) != there:
                 evidence = f"{tier.place}: the ledger has {tier.ledger.stored(tier.place)} bytes, the pool has {there}"
                 return Finding("memory", what, False, evidence, "Restart Safelight, and report it with `--save FILE`.")
@@ -144,24 +144,24 @@ class Doctor:
                 todo = "Close other programs that use this memory, or restart Safelight."
                 return Finding("memory", what, False, evidence, todo)
         device = self.engine.resources.device
-        if device.separate:
+        if device.has_own_memory:
             own = self.engine.resources.residency.ledger.stored(device.name)
             allocated = device.allocated()
             if allocated is not None and abs(allocated - own) > GROWTH:
                 evidence = f"{device.name} has {allocated} bytes in use, the ledger has {own}"
                 todo = "Restart Safelight. Another program may use the device."
                 return Finding("memory", what, False, evidence, todo)
-        return Finding("memory", what, True, "it has every byte of weights, and is within the budget")
+        return Finding("memory", what, True, "it accounts for every byte of weights, and is within the budget")
 
     # Device
 
     def _device(self) -> Iterator[Finding]:
         device = self.engine.resources.device
         yield self._arithmetic(device)
-        if not device.separate:
+        if not device.has_own_memory:
             return
         before = device.asynchronous
-        seen = selftest.tried(device)
+        seen = selftest.run_test(device)
         device.asynchronous = before and seen.asynchronous
         trusted = seen.asynchronous or not before
         todo = "" if trusted else "Nothing: from now on Safelight copies synchronously to this device."
@@ -170,7 +170,7 @@ class Doctor:
     def _arithmetic(self, device: Device) -> Finding:
         settings = self.engine.resources.run
         what = f"{settings.dtype} on {settings.device}"
-        if settings.dtype != "fp32" and not choice.computes(settings.dtype, device.torch):
+        if settings.dtype != "fp32" and not choice.computes_correctly(settings.dtype, device.torch):
             evidence = "a matrix product differs from float64 by more than rounding"
             return Finding("device", what, False, evidence, "`safelight config set precision fp32`")
         return Finding("device", what, True, "a matrix product differs from float64 only by rounding")

@@ -61,7 +61,7 @@ class ImageChecks:
             if self._canaries.known(model, run) is None:
                 self._canaries.made_fresh(model)
             if not earlier:
-                yield Finding("device", what, True, "earlier versions made none; from now on there is one to compare")
+                yield Finding("device", what, True, "there is no canary from an earlier version; one is stored now")
                 continue
             yield _upgraded(what, earlier[-1], image)
 
@@ -155,7 +155,7 @@ class ImageChecks:
             return None, str(error)
 
     def _explained(self, model: Model) -> tuple[Suspect, str]:
-        """Return (suspect, what to do) for an image that differs. What repairs the image tells the suspect."""
+        """Return (suspect, what to do) for an image that differs. The step that fixes it identifies the suspect."""
         if self.engine.repairs.check(model):
             return "memory", READ_AGAIN
         known = {str(canary.run["attention"]): canary for canary in self._canaries.history(model)}
@@ -189,7 +189,7 @@ def _upgraded(what: str, before: Canary, image: Image) -> Finding:
     ]
     since = ", ".join(changed)
     if before.pixels_sha256 == image.pixels_sha256:
-        return Finding("device", what, True, f"the same as before {since}")
+        return Finding("device", what, True, f"unchanged since the upgrade ({since})")
     apart = difference(before.pixels(), pixels_of(image))
     ok = apart.similarity >= ROUNDING
     evidence = f"since {since}: {apart}" + ("; this is only rounding" if ok else "")

@@ -21,6 +21,6 @@ def suggestions(root: Path) -> Iterator[Finding]:
         suspect = values.get("suspect")
         setting = SETTINGS.get(str(suspect))
         todo = f"`safelight config set {setting}`" if setting else "If it continues, report it with `--save FILE`."
-        evidence = f"{times} images were repaired: {helped}; the last one as {values.get('last')}"
+        evidence = f"{times} images were repaired ({helped}). Last problem: {values.get('last')}"
         of: Suspect = suspect if suspect in ("loading", "state", "attention", "memory") else "device"
         yield Finding(of, "repairs so far", True, evidence, todo)

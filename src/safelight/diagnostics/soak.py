@@ -51,7 +51,8 @@ LEAST = 36
 """Images that are needed after that for a result."""
 
 PARTS = 3
-"""Number of parts of a soak. A leak grows in each part, a table that fills up stops, and a step is in one part only."""
+"""Number of parts of a soak. A leak grows in every part. A cache that fills up stops growing. A single jump appears in
+one part."""
 
 CALMER = 3.0
 """Factor. Memory that grows this much slower in one part than in another is a table that fills up."""
@@ -221,7 +222,7 @@ def _next(
 def _unaccounted(engine: LocalEngine) -> int:
     """Return the bytes of this process's memory that are in no account."""
     gc.collect()
-    machine.give_back()
+    machine.trim_allocator()
     ledger = engine.resources.residency.ledger
     return machine.anonymous_bytes() + _swapped() - ledger.stored(HOST) - engine.resources.embedding_cache.nbytes
 
@@ -241,8 +242,8 @@ Numbers = np.ndarray[tuple[int], np.dtype[Any]]
 def _levelled(kinds: Sequence[str], values: Numbers) -> Numbers:
     """Subtract from each value the constant level of its kind.
 
-    Differences between kinds look like growth. Therefore the growth that is removed to find the levels comes only from
-    images of the same kind.
+    Differences between kinds look like growth. Therefore the trend is estimated from pairs of the same kind only,
+    before the levels are computed.
     """
     at, names = np.arange(len(values)), np.array(kinds)
     slopes = [_slopes(at[names == name], values[names == name]) for name in dict.fromkeys(kinds)]

@@ -118,7 +118,8 @@ def _picture(remade: Remade, image: Image) -> Finding:
         "not the same, although model, adapters, settings, device, versions and numeric state are as recorded: "
         "something outside of its request spoiled the picture when it was made (leftover state, or wrong bytes in "
         "memory)",
-        "Keep the picture made again. `safelight doctor` looks for the cause; `canary: switch` watches for it.",
+        "Keep the picture made again. `safelight doctor` looks for the cause. Set `canary: switch` to detect it next "
+        "time.",
     )
 
 

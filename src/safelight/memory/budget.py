@@ -81,16 +81,16 @@ class Ledger:
         return self._peaks[place]
 
     def charge(
-        self, place: str, nbytes: int, owner: str, reason: str, stored: bool = True, certain: bool = False
+        self, place: str, nbytes: int, owner: str, reason: str, stored: bool = True, already_used: bool = False
     ) -> int:
         """Record that ``owner`` uses ``nbytes`` bytes, and return the entry's number.
 
-        ``certain``: record the bytes even if they exceed the budget, because they are in use already.
+        ``already_used``: record the bytes even if they exceed the budget, because they are in use already.
         Raises OverBudget, and records nothing, if the budget is too small.
         """
         with self._lock:
             free = self.free(place)
-            if nbytes > free and not certain:
+            if nbytes > free and not already_used:
                 raise OverBudget(place, nbytes, max(0, free))
             self._next += 1
             self._entries[self._next] = Entry(place, nbytes, owner, reason, stored)

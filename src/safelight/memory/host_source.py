@@ -16,7 +16,7 @@ from safelight.errors import TransferError
 from safelight.memory.lease import Lease
 from safelight.memory.plan import Piece
 from safelight.memory.residency import Residency
-from safelight.memory.source import Fetch, Proof, Target, Unseen
+from safelight.memory.source import Fetch, Proof, Target, Unverified
 from safelight.weights.manifest import ComponentManifest
 
 _log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ class _Copying:
     lease: Lease | None = None
 
 
-class FromHost:
+class HostSource:
     """Copies segments from host memory, where ``host`` caches or streams them, to a device.
 
     ``keep``: the host caches the weights as long as there is room (``keep_ram_copy_of_weights``).
@@ -48,12 +48,12 @@ class FromHost:
         self._sums: dict[Piece, sums.Sum] = {}
 
     @property
-    def pressed(self) -> bool:
+    def has_waiting_lease(self) -> bool:
         """See :class:`Source`."""
-        return self.host.pressed
+        return self.host.has_waiting_lease
 
     @contextlib.contextmanager
-    def opened(self, component: ComponentManifest, dtype: torch.dtype, favour: bool = False) -> Generator[Fetch]:
+    def open(self, component: ComponentManifest, dtype: torch.dtype, background: bool = False) -> Generator[Fetch]:
         """See :class:`Source`. The host leases the component at the first fetch.
 
         A component that is resident on the device already needs no host memory.
@@ -67,7 +67,7 @@ class FromHost:
             def copy(target: Target) -> Proof:
                 with copying.lock:
                     if copying.lease is None:
-                        copying.lease = stack.enter_context(self.host.lease(component, dtype, favour=favour))
+                        copying.lease = stack.enter_context(self.host.lease(component, dtype, background=background))
                     return self._push(copying.lease, target)
 
             self._copying[fetch] = copying
@@ -92,7 +92,7 @@ class FromHost:
             if again:
                 lease.renew(piece.index)
             try:
-                with lease.held(piece.index) as source:
+                with lease.slab_of(piece.index) as source:
                     arrived = self._transfers.push(
                         what,
                         source.base[: target.segment.nbytes],
@@ -100,8 +100,8 @@ class FromHost:
                         verify or again,
                     )
                 if arrived is None:
-                    # A piece always has the same bytes here, so the sum of an earlier verified copy is expected.
-                    return Unseen(self._sums.get(piece))
+                    # The bytes of a piece never change, so a later check compares with the sum of an earlier copy.
+                    return Unverified(self._sums.get(piece))
                 self._sums[piece] = arrived
                 return arrived
             except TransferError:
@@ -112,9 +112,9 @@ class FromHost:
 
     def proof(self, target: Target) -> Proof:
         """See :class:`Source`. The proof is the sum of the whole slab, computed on the device."""
-        return sums.of(target.slab.base[: target.segment.nbytes])
+        return sums.compute_sum(target.slab.base[: target.segment.nbytes])
 
-    def follow(self, fetch: Fetch) -> None:
+    def adapt(self, fetch: Fetch) -> None:
         """See :class:`Source`. The host evicts cached copies if others need the memory, and rereads them later."""
         for other, copying in list(self._copying.items()):
             # Another fetch may be reading from a slow disk. It is adapted at a later call, so that nobody waits for it.
@@ -124,4 +124,4 @@ class FromHost:
                         copying.lease.adjust()
                 finally:
                     copying.lock.release()
-        self.host.follow()
+        self.host.adapt()

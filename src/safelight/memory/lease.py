@@ -14,19 +14,19 @@ from safelight.devices.base import Device
 from safelight.devices.pool import Slab
 from safelight.memory.plan import Plan
 from safelight.memory.ring import Ring
-from safelight.memory.segments import component_key, cut, places
-from safelight.memory.source import Fetch, Proof, Source, Target, Unseen
+from safelight.memory.segments import component_key, cut, index_tensors
+from safelight.memory.source import Fetch, Proof, Source, Target, Unverified
 from safelight.weights.manifest import ComponentManifest
 
 
 @dataclass(eq=False)
-class Held:
+class ResidentSegment:
     """A resident segment.
 
     ``proof``: the proof of its bytes when they were produced.
     ``leases``: how many leases hold it.
     ``used``: clock count at its last use.
-    ``spoiled``: its bytes are wrong. It is evicted when its last lease ends.
+    ``corrupted``: its bytes are wrong. It is evicted when its last lease ends.
     ``unwanted``: somebody asked to evict it while a lease held it. It is evicted when its last lease ends.
     """
 
@@ -34,17 +34,17 @@ class Held:
     proof: Proof
     leases: int = 0
     used: int = 0
-    spoiled: bool = False
+    corrupted: bool = False
     unwanted: bool = False
 
     @property
-    def passing(self) -> bool:
-        """Whether the segment must be evicted now: no lease holds it, and it is spoiled or unwanted."""
-        return not self.leases and (self.spoiled or self.unwanted)
+    def must_evict(self) -> bool:
+        """Whether the segment must be evicted now: no lease holds it, and it is corrupted or unwanted."""
+        return not self.leases and (self.corrupted or self.unwanted)
 
     def intact(self, source: Source) -> bool:
         """Whether the bytes match the proof. True if no proof was computed."""
-        expected = self.proof.proof if isinstance(self.proof, Unseen) else self.proof
+        expected = self.proof.proof if isinstance(self.proof, Unverified) else self.proof
         if expected is not None and source.proof(self.target) != expected:
             return False
         self.proof = expected
@@ -52,18 +52,18 @@ class Held:
 
 
 @dataclass(eq=False)
-class Coming:
+class PendingRead:
     """A segment that is being read. Its slab is taken, and nobody uses it yet.
 
     ``waiting``: the leases that will hold it once it is read. The first of them reads it.
-    ``unwanted``: see :class:`Held`.
-    ``over``: set once it is read, or reading it failed.
+    ``unwanted``: see :class:`ResidentSegment`.
+    ``finished``: set once it is read, or reading it failed.
     """
 
     target: Target
     waiting: list[Lease]
     unwanted: bool = False
-    over: threading.Event = field(default_factory=threading.Event)
+    finished: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,13 @@ class Use:
     ``passes``: number of forward passes.
     ``working``: bytes that computing uses beside the weights.
     ``upcoming``: the components (:func:`component_key`) wanted after it, the soonest first.
-    ``leave``: bytes to leave for the weights of components leased at the same time (:meth:`Planner.least`).
+    ``spare_for_others``: bytes to leave for the weights of components leased at the same time (:meth:`Planner.least`).
     """
 
     passes: int = 1
     working: int = 0
     upcoming: tuple[str, ...] = ()
-    leave: int = 0
+    spare_for_others: int = 0
 
 
 ONCE = Use()
@@ -88,7 +88,7 @@ OnChange = Callable[[Sequence[str], bool], None]
 """Called with tensor names and whether they are resident (True) or streamed (False) from now on."""
 
 
-class Keeper(Protocol):
+class LeaseOwner(Protocol):
     """The part of the residency that a lease uses."""
 
     @property
@@ -105,23 +105,23 @@ class Keeper(Protocol):
 class Lease:
     """Holds a component until the lease ends. ``plan``: its steps and their reasons."""
 
-    def __init__(self, component: ComponentManifest, dtype: torch.dtype, use: Use, keeper: Keeper) -> None:
+    def __init__(self, component: ComponentManifest, dtype: torch.dtype, use: Use, owner: LeaseOwner) -> None:
         self.component = component
         self.dtype = dtype
         self.use = use
         self.segments = cut(component, dtype)
         self.pieces = frozenset(segment.piece for segment in self.segments)
         self.plan = Plan(())
-        self.residents: dict[int, Held] = {}
-        self.coming: list[Coming] = []
+        self.residents: dict[int, ResidentSegment] = {}
+        self.pending: list[PendingRead] = []
         self.ring: Ring | None = None
         self.fetch: Fetch | None = None
         self.reserved: int | None = None
         self.written = False
         self.begun = False
         self.on_change: OnChange | None = None
-        self._keeper = keeper
-        self._place, self.shapes = places(component, dtype)
+        self._owner = owner
+        self._segment_index, self.shapes = index_tensors(component, dtype)
 
     @property
     def key(self) -> str:
@@ -133,29 +133,31 @@ class Lease:
 
     def resident(self, name: str) -> torch.Tensor | None:
         """Return the tensor if it is resident, None if it is streamed."""
-        held = self.residents.get(self._place[name])
+        held = self.residents.get(self._segment_index[name])
         return held.target.tensors[name] if held is not None else None
 
     @contextlib.contextmanager
-    def pinned(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
+    def use_tensors(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
         """Yield the named tensors, resident or streamed, for use within the context."""
-        streamed = list(dict.fromkeys(self._place[n] for n in names if self._place[n] not in self.residents))
+        streamed = list(
+            dict.fromkeys(self._segment_index[n] for n in names if self._segment_index[n] not in self.residents)
+        )
         with contextlib.ExitStack() as stack:
             tensors = {index: held.target.tensors for index, held in self.residents.items()}
             if streamed:
                 assert self.ring is not None
-                tensors |= dict(zip(streamed, stack.enter_context(self.ring.pinned(*streamed)), strict=True))
-            yield [tensors[self._place[name]][name] for name in names]
+                tensors |= dict(zip(streamed, stack.enter_context(self.ring.use_tensors(*streamed)), strict=True))
+            yield [tensors[self._segment_index[name]][name] for name in names]
 
     @contextlib.contextmanager
-    def held(self, index: int) -> Generator[Slab]:
+    def slab_of(self, index: int) -> Generator[Slab]:
         """Yield the slab of a segment, resident or streamed."""
         held = self.residents.get(index)
         if held is not None:
             yield held.target.slab
             return
         assert self.ring is not None
-        with self.ring.held(index) as slab:
+        with self.ring.slab_of(index) as slab:
             yield slab
 
     def renew(self, index: int) -> None:
@@ -167,26 +169,26 @@ class Lease:
             return
         assert self.fetch is not None
         # Mark it as wrong until it has arrived, in case fetching fails.
-        held.spoiled = True
+        held.corrupted = True
         (held.proof,) = self.fetch([held.target])
-        held.spoiled = False
+        held.corrupted = False
 
     def intact(self, index: int) -> bool:
         """Whether a resident segment matches its proof. True for a streamed segment, because it was read just now."""
         held = self.residents.get(index)
-        return held is None or held.intact(self._keeper.source)
+        return held is None or held.intact(self._owner.source)
 
     @property
-    def unseen(self) -> bool:
+    def has_unverified(self) -> bool:
         """Whether a resident segment was not verified since it arrived."""
-        return any(isinstance(held.proof, Unseen) for held in self.residents.values())
+        return any(isinstance(held.proof, Unverified) for held in self.residents.values())
 
     def adjust(self) -> None:
         """Adapt the lease to the current budget, which may have shrunk or grown. It keeps at least the bytes it needs.
 
         Call it between two passes, while no tensor of this component is in use.
         """
-        self._keeper.adjust(self)
+        self._owner.adjust(self)
 
     def tell_change(self, indices: Collection[int], resident: bool) -> None:
         """Call ``on_change`` for the tensors of some segments, which are resident or streamed from now on."""
@@ -195,18 +197,18 @@ class Lease:
 
     def address(self, tensor: torch.Tensor) -> int:
         """Return a tensor's address, for checking its alignment. Only the remainder is meaningful."""
-        return self._keeper.device.address(tensor)
+        return self._owner.device.address(tensor)
 
-    def spoil(self, name: str) -> None:
+    def mark_corrupted(self, name: str) -> None:
         """Mark a tensor that was written to. Its segment is evicted when its last lease ends."""
         self.written = True
-        held = self.residents.get(self._place[name])
+        held = self.residents.get(self._segment_index[name])
         if held is not None:
-            held.spoiled = True
+            held.corrupted = True
 
     def verify(self) -> list[str]:
         """Return the labels of resident segments that differ from their proof. They are evicted when the lease ends."""
-        wrong = [held for held in self.residents.values() if not held.intact(self._keeper.source)]
+        wrong = [held for held in self.residents.values() if not held.intact(self._owner.source)]
         for held in wrong:
-            held.spoiled = True
+            held.corrupted = True
         return [held.target.segment.label for held in wrong]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from safelight.devices.machine import Bound
+from safelight.devices.machine import MemoryLimit
 from safelight.memory.budget import Ledger
 
 RESERVE_SHARE = 0.05
@@ -29,24 +29,24 @@ GB = 1 << 30
 class Limits:
     """Sets the ledger's budget for ``place`` to the memory that is available.
 
-    ``bound``: returns the bytes still available and the source of that limit.
-    ``computing``: returns the bytes that this process uses in the place beyond the stored ones.
+    ``limit``: returns the bytes still available and the source of that limit.
+    ``used_working_bytes``: returns the bytes that this process uses in the place beyond the stored ones.
     ``least_reserve``: minimum reserve in bytes.
     """
 
     ledger: Ledger
     place: str
-    bound: Callable[[], Bound]
-    computing: Callable[[], int]
+    limit: Callable[[], MemoryLimit]
+    used_working_bytes: Callable[[], int]
     least_reserve: int = 0
     source: str = field(init=False, default="")
 
-    def follow(self) -> None:
+    def update_budget(self) -> None:
         """Read the machine's available memory and set the budget."""
-        bound = self.bound()
-        usable = bound.available + self.ledger.stored(self.place) + self.computing()
+        limit = self.limit()
+        usable = limit.available + self.ledger.stored(self.place) + self.used_working_bytes()
         budget = max(0, usable - max(self.least_reserve, int(usable * RESERVE_SHARE)))
         now = self.ledger.budget(self.place)
         if budget < now or budget > now * GROWTH:
             self.ledger.set_budget(self.place, budget)
-            self.source = bound.source
+            self.source = limit.source

@@ -44,7 +44,7 @@ class Resident:
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
+class PlanInput:
     """The planner's input.
 
     ``budget``: bytes for weights, including the resident pieces.
@@ -102,7 +102,7 @@ class Plan:
         """Bytes that the plan moves in ``passes`` passes: each load once, each streamed piece at every pass."""
         return self.nbytes("load") + passes * self.nbytes("stream")
 
-    def described(self) -> list[dict[str, Any]]:
+    def describe(self) -> list[dict[str, Any]]:
         """Return the steps as plain values: action, segment, bytes, reason."""
         return [
             {
@@ -128,45 +128,45 @@ class Refusal:
     reason: str
 
 
-def plan(situation: Situation) -> Plan | Refusal:
-    """Plan the steps, or return why no plan is possible. The same situation always gives the same plan."""
-    in_memory = {resident.piece: resident for resident in situation.residents}
-    needed = set(situation.needed)
-    held = sum(r.piece.nbytes for r in situation.residents if r.held and r.piece not in needed)
-    available = situation.budget - held
-    total = sum(piece.nbytes for piece in situation.needed)
+def plan(plan_input: PlanInput) -> Plan | Refusal:
+    """Plan the steps, or return why no plan is possible. The same input always gives the same plan."""
+    in_memory = {resident.piece: resident for resident in plan_input.residents}
+    needed = set(plan_input.needed)
+    held = sum(r.piece.nbytes for r in plan_input.residents if r.held and r.piece not in needed)
+    available = plan_input.budget - held
+    total = sum(piece.nbytes for piece in plan_input.needed)
     slots, slot_bytes = 0, 0
-    if total <= available or not situation.needed:
-        staying = set(situation.needed)
+    if total <= available or not plan_input.needed:
+        staying = set(plan_input.needed)
     else:
-        slots, slot_bytes = situation.ahead + 1, max(piece.nbytes for piece in situation.needed)
-        fixed = [piece for piece in situation.needed if piece in in_memory and in_memory[piece].held]
+        slots, slot_bytes = plan_input.ahead + 1, max(piece.nbytes for piece in plan_input.needed)
+        fixed = [piece for piece in plan_input.needed if piece in in_memory and in_memory[piece].held]
         least = slots * slot_bytes + sum(piece.nbytes for piece in fixed)
-        refusal = _refusal(situation, total, available, least)
+        refusal = _refusal(plan_input, total, available, least)
         if refusal is not None:
             return refusal
         # Pieces that are resident already cost nothing to keep. The others follow in the order of use.
         ranked = sorted(needed.difference(fixed), key=lambda piece: (piece not in in_memory, piece.index))
         staying = {*fixed, *_fitting(ranked, available - least)}
     room = available - slots * slot_bytes - sum(piece.nbytes for piece in staying)
-    others = [r for r in situation.residents if not r.held and r.piece not in needed]
-    staying_others = set(_fitting(_by_worth(others, situation.upcoming), room))
+    others = [r for r in plan_input.residents if not r.held and r.piece not in needed]
+    staying_others = set(_fitting(_by_worth(others, plan_input.upcoming), room))
     steps = [
-        Step("drop", r.piece, _why_dropped(r, situation.upcoming))
+        Step("drop", r.piece, _why_dropped(r, plan_input.upcoming))
         for r in sorted(others, key=lambda r: (r.piece.component, r.piece.index))
         if r.piece not in staying_others
     ]
     steps += [
         Step("drop", piece, "does not fit beside the pieces used before it")
-        for piece in situation.needed
+        for piece in plan_input.needed
         if piece in in_memory and piece not in staying
     ]
-    steps += [_use(piece, in_memory, staying, total, available) for piece in situation.needed]
+    steps += [_use(piece, in_memory, staying, total, available) for piece in plan_input.needed]
     return Plan(tuple(steps), slots, slot_bytes)
 
 
-def _refusal(situation: Situation, total: int, available: int, least: int) -> Refusal | None:
-    if not situation.partial:
+def _refusal(plan_input: PlanInput, total: int, available: int, least: int) -> Refusal | None:
+    if not plan_input.partial:
         return Refusal(total, available, "partial loading is off, and the whole component must be in memory")
     if least > available:
         return Refusal(least, available, "weights are streamed in pieces, and the largest piece needs this much")

@@ -1,4 +1,4 @@
-"""The planner of one place: describes the situation to :func:`safelight.memory.plan.plan`, and answers refusals."""
+"""The planner of one place: describes the plan_input to :func:`safelight.memory.plan.plan`, and answers refusals."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from safelight.devices.base import Device
 from safelight.errors import OutOfMemoryError
 from safelight.memory.budget import Ledger
 from safelight.memory.lease import Lease, Use
-from safelight.memory.plan import Plan, Refusal, Situation, plan
-from safelight.memory.refusal import too_large
+from safelight.memory.plan import Plan, PlanInput, Refusal, plan
+from safelight.memory.refusal import refusal_error
 from safelight.memory.segment_table import SegmentTable
 from safelight.memory.segments import cut
 from safelight.weights.manifest import ComponentManifest
@@ -25,7 +25,7 @@ class Planner:
     It has no lock of its own: whoever plans holds the residency's lock, as for the table.
 
     ``partial``: whether a component may be resident in part.
-    ``most``: bytes that weights may use, None for the whole budget.
+    ``max_bytes``: bytes that weights may use, None for the whole budget.
     ``before_planning``: called before each plan; sets the ledger's budget to what the machine allows now.
     """
 
@@ -34,86 +34,89 @@ class Planner:
     ledger: Ledger
     place: str
     partial: bool
-    most: int | None
+    max_bytes: int | None
     before_planning: Callable[[], None]
 
     def plan_new(self, lease: Lease) -> Plan | None:
         """Plan a new lease. None: too little room beside segments that are soon released, so it must wait."""
-        self.table.evict_passing(lease)
+        self.table.evict_due(lease)
         self.before_planning()
-        outcome = plan(self._situation(lease, True))
-        temporary = self.table.coming or (self.table.favours and lease not in self.table.favours)
+        outcome = plan(self._plan_input(lease, True))
+        temporary = self.table.pending or (self.table.prefetches and lease not in self.table.prefetches)
         if temporary and (isinstance(outcome, Refusal) or outcome.slots):
             return None
         if isinstance(outcome, Refusal):
             # Tensors may be free by now, or only held by a reference cycle, such as an error and its frames.
             self.table.pool.collect()
             self.table.pool.trim()
-            outcome = plan(self._situation(lease, True))
+            outcome = plan(self._plan_input(lease, True))
         if isinstance(outcome, Refusal):
-            raise self.refused(lease.component, lease.use, outcome)
+            raise self.refusal_error(lease.component, lease.use, outcome)
         return outcome
 
     def plan_running(self, lease: Lease) -> Plan | None:
-        """Plan again for a lease that runs. If the budget is below the least that works, the plan exceeds it.
+        """Plan again for a lease that runs. If the budget is too small even for the minimum, the lease exceeds it.
 
-        None: the lease would lose pieces to segments that are being read now and soon released, so it must wait.
+        Returns None if the lease must wait: segments that are being read now would take its place, but are released
+        soon.
         """
         self.before_planning()
-        situation = self._situation(lease, True)
-        outcome = plan(situation)
+        plan_input = self._plan_input(lease, True)
+        outcome = plan(plan_input)
         loses = isinstance(outcome, Refusal) or not outcome.staying.issuperset(lease.residents)
-        if loses and self.table.coming:
+        if loses and self.table.pending:
             return None
         if isinstance(outcome, Refusal):
             lacking = outcome.least - outcome.available
-            if self.most is not None:
+            if self.max_bytes is not None:
                 # The settings' limit must hold. The lease's current plan respects it.
                 return lease.plan
             self.ledger.set_budget(self.place, self.ledger.budget(self.place) + lacking)
-            outcome = plan(replace(situation, budget=situation.budget + lacking))
+            outcome = plan(replace(plan_input, budget=plan_input.budget + lacking))
         if isinstance(outcome, Refusal):
-            raise self.refused(lease.component, lease.use, outcome)
+            raise self.refusal_error(lease.component, lease.use, outcome)
         return outcome
 
     def plan_prefetch(self, lease: Lease) -> Plan | None:
         """Plan a prefetch. None: it would evict something, or it does not fit."""
-        self.table.evict_passing(lease)
+        self.table.evict_due(lease)
         self.before_planning()
-        outcome = plan(self._situation(lease, True))
+        outcome = plan(self._plan_input(lease, True))
         return None if isinstance(outcome, Refusal) or outcome.pieces("drop") or outcome.slots else outcome
 
     def plan_later(self, lease: Lease) -> Plan | Refusal:
         """Plan a lease that begins when the current reads are over. Nobody carries this plan out."""
         self.before_planning()
-        return plan(self._situation(lease, False))
+        return plan(self._plan_input(lease, False))
 
     def plan_eviction(self) -> Plan | None:
         """Plan which pieces to evict so that the others fit in the budget. None: the pieces that are held do not."""
         self.before_planning()
-        outcome = plan(Situation(self._for_weights(None), self.table.pieces_for(None, True), ()))
+        outcome = plan(PlanInput(self._for_weights(None), self.table.pieces_for(None, True), ()))
         return outcome if isinstance(outcome, Plan) else None
 
     def least(self, component: ComponentManifest, dtype: torch.dtype) -> int:
         """Return the smallest number of bytes of weights with which a component can run, however slowly."""
         pieces = [segment.nbytes for segment in cut(component, dtype)]
         whole = sum(pieces)
-        return min(whole, (self.device.ahead + 1) * max(pieces)) if self.partial else whole
+        return min(whole, (self.device.prefetch_depth + 1) * max(pieces)) if self.partial else whole
 
-    def refused(self, component: ComponentManifest, use: Use, refusal: Refusal) -> OutOfMemoryError:
+    def refusal_error(self, component: ComponentManifest, use: Use, refusal: Refusal) -> OutOfMemoryError:
         """Return the error that a lease of the component would raise for ``refusal``."""
-        return too_large(component, use, refusal, self.place, self.ledger.budget(self.place), self.most, self.partial)
+        return refusal_error(
+            component, use, refusal, self.place, self.ledger.budget(self.place), self.max_bytes, self.partial
+        )
 
-    def _situation(self, lease: Lease, reading: bool) -> Situation:
+    def _plan_input(self, lease: Lease, reading: bool) -> PlanInput:
         """``reading``: see :meth:`SegmentTable.pieces_for`."""
-        return Situation(
+        return PlanInput(
             budget=self._for_weights(lease),
             residents=self.table.pieces_for(lease, reading),
             needed=tuple(segment.piece for segment in lease.segments),
             passes=lease.use.passes,
             upcoming=lease.use.upcoming,
             partial=self.partial,
-            ahead=self.device.ahead,
+            ahead=self.device.prefetch_depth,
         )
 
     def _for_weights(self, lease: Lease | None) -> int:
@@ -123,12 +126,12 @@ class Planner:
         """
         table = self.table
         ring = lease.ring.nbytes if lease is not None and lease.ring is not None else 0
-        others = self.ledger.stored(self.place) - table.resident_bytes - table.coming_bytes - table.pool.kept_bytes
+        others = self.ledger.stored(self.place) - table.resident_bytes - table.pending_bytes - table.pool.cached_bytes
         others -= ring
         promised = self.ledger.reserved(self.place)
         if lease is not None and lease.reserved is None:
             promised += lease.use.working
-        # Once they are leased, the components beside it hold their bytes themselves.
-        others += lease.use.leave if lease is not None and not lease.begun else 0
+        # After this lease began, the stage's other components account for their own bytes.
+        others += lease.use.spare_for_others if lease is not None and not lease.begun else 0
         allowed = self.ledger.budget(self.place) - promised
-        return (allowed if self.most is None else min(allowed, self.most)) - others
+        return (allowed if self.max_bytes is None else min(allowed, self.max_bytes)) - others

@@ -11,7 +11,7 @@ from safelight.memory.segments import Segment
 from safelight.weights.manifest import ComponentManifest
 
 AT_ONCE = 64 << 20
-"""Bytes that are loaded before the room is checked again. The source of the bytes is held only for as long."""
+"""Bytes of a batch. The free room is checked again after each batch. Host copies are held only during a batch."""
 
 
 def fill(residency: Residency, component: ComponentManifest, dtype: torch.dtype) -> bool:
@@ -22,7 +22,7 @@ def fill(residency: Residency, component: ComponentManifest, dtype: torch.dtype)
     lease = Lease(component, dtype, ONCE, residency)
     while True:
         with (
-            residency.source.opened(component, dtype, favour=True) as lease.fetch,
+            residency.source.open(component, dtype, background=True) as lease.fetch,
             translate_memory_errors(f"Loading the {component.role}"),
         ):
             if not _begin(residency, lease):
@@ -40,7 +40,7 @@ def _begin(residency: Residency, lease: Lease) -> bool:
     """Take slabs for the next batch of segments. False if none is missing, or no more room is free."""
     with residency.lock:
         outcome = residency.planner.plan_prefetch(lease)
-        if outcome is None or residency.pressed:
+        if outcome is None or residency.has_waiting_lease:
             return False
         table = residency.table
         table.adopt(lease, outcome)

@@ -11,26 +11,26 @@ from safelight.memory.plan import Refusal
 from safelight.weights.manifest import ComponentManifest
 
 
-def too_large(
+def refusal_error(
     component: ComponentManifest,
     use: Use,
     refusal: Refusal,
     place: str,
     budget: int,
-    most: int | None,
+    max_bytes: int | None,
     partial: bool,
 ) -> OutOfMemoryError:
     """Build the error for a lease that the planner refused. It names the least memory and the setting to change.
 
     ``place``: the ledger's name of the memory.
     ``budget``: bytes of that memory.
-    ``most``: bytes that the settings allow, None for all.
+    ``max_bytes``: bytes that the settings allow, None for all.
     ``partial``: whether a component may be resident in part.
     """
     setting = "max_cache_ram_gb" if place == HOST else "max_cache_vram_gb"
     working, lacking = use.working, refusal.least - refusal.available
-    if most is not None and most < budget - working:
-        hint = f"{setting} is {_gb(most)}; at least {_gb(most + lacking)} is needed"
+    if max_bytes is not None and max_bytes < budget - working:
+        hint = f"{setting} is {_gb(max_bytes)}; at least {_gb(max_bytes + lacking)} is needed"
     else:
         hint = (
             f"This process can use {_gb(budget)} GB, {_gb(working)} GB of it for computing; "

@@ -8,13 +8,13 @@ read, so memory use never exceeds the budget. Segments that do not fit are strea
 
 Decisions are made under the lock. Bytes are read without it:
 
-1. Under the lock, a lease takes a slab for the segment. The segment is now *coming*: it counts as resident and is not
+1. Under the lock, a lease takes a slab for the segment. The segment is now *pending*: it counts as resident and is not
    evicted.
 2. Without the lock, the lease reads the segment.
 3. Under the lock, the segment becomes resident. Its reader and all leases that waited for it hold it. If reading
    failed, the slab is returned, and the waiting leases plan again.
 
-A lease reads its own coming segments before it waits for those of others, so that leases never wait in a circle.
+A lease reads its own pending segments before it waits for those of others, so that leases never wait in a circle.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from safelight.devices.failures import translate_memory_errors
 from safelight.devices.pool import SlabPool
 from safelight.memory.account import Account
 from safelight.memory.budget import Ledger
-from safelight.memory.lease import ONCE, Coming, Held, Lease, Use
+from safelight.memory.lease import ONCE, Lease, PendingRead, ResidentSegment, Use
 from safelight.memory.plan import Plan, Refusal
 from safelight.memory.planner import Planner
 from safelight.memory.ring import Ring
@@ -65,7 +65,7 @@ class Residency:
         place: str,
         source: Source,
         partial: bool = True,
-        most: int | None = None,
+        max_bytes: int | None = None,
         before_planning: Callable[[], None] = lambda: None,
         log: bool = False,
     ) -> None:
@@ -73,12 +73,12 @@ class Residency:
         self.ledger = ledger
         self.place = place
         self.source = source
-        self.pool = SlabPool(device, Account(ledger, place, most))
+        self.pool = SlabPool(device, Account(ledger, place, max_bytes))
         self.lock = threading.RLock()
         self.table = SegmentTable(self.pool)
-        self.planner = Planner(self.table, device, ledger, place, partial, most, before_planning)
+        self.planner = Planner(self.table, device, ledger, place, partial, max_bytes, before_planning)
         self._log_plans = log
-        self._pressed = 0
+        self._waiting_leases = 0
 
     @property
     def resident_bytes(self) -> int:
@@ -87,15 +87,15 @@ class Residency:
             return self.table.resident_bytes
 
     @property
-    def coming_bytes(self) -> int:
-        """See :attr:`SegmentTable.coming_bytes`."""
+    def pending_bytes(self) -> int:
+        """See :attr:`SegmentTable.pending_bytes`."""
         with self.lock:
-            return self.table.coming_bytes
+            return self.table.pending_bytes
 
     @property
-    def pressed(self) -> bool:
+    def has_waiting_lease(self) -> bool:
         """Whether a lease waits for room, here or in the source. Prefetches then stop."""
-        return self._pressed > 0 or self.source.pressed
+        return self._waiting_leases > 0 or self.source.has_waiting_lease
 
     def holdings(self) -> list[Holding]:
         """Return the resident bytes of each component."""
@@ -104,16 +104,16 @@ class Residency:
 
     def last_plan(self) -> list[dict[str, Any]]:
         """Return the steps of the last plan that was carried out."""
-        return self.table.last_plan.described()
+        return self.table.last_plan.describe()
 
     @contextlib.contextmanager
     def lease(
-        self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE, favour: bool = False
+        self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE, background: bool = False
     ) -> Generator[Lease]:
         """Hold the component in ``dtype`` until the context ends.
 
-        ``favour``: this is a prefetch (:mod:`safelight.memory.prefetch`). It ends soon. Another lease that finds too
-        little room beside it waits for its end.
+        ``background``: this is a prefetch (:mod:`safelight.memory.prefetch`). A lease that lacks room because of a
+        prefetch waits until the prefetch ends.
 
         Raises OutOfMemoryError if not even its largest segment fits beside the segments that other leases hold.
         Raises IntegrityError if its bytes are wrong.
@@ -121,16 +121,16 @@ class Residency:
         """
         lease = Lease(component, dtype, use, self)
         with contextlib.ExitStack() as stack:
-            lease.fetch = stack.enter_context(self.source.opened(component, dtype, favour))
+            lease.fetch = stack.enter_context(self.source.open(component, dtype, background))
             stack.callback(self._end, lease)
-            if favour:
+            if background:
                 with self.lock:
-                    self.table.favours[lease] = threading.Event()
+                    self.table.prefetches[lease] = threading.Event()
             with translate_memory_errors(f"Loading the {component.role}"):
                 self._carry_out(lease, lambda: self.planner.plan_new(lease))
             yield lease
 
-    def planned(self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> Plan | Refusal:
+    def plan_lease(self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> Plan | Refusal:
         """Plan a lease without carrying out the plan."""
         with self.lock:
             return self.planner.plan_later(Lease(component, dtype, use, self))
@@ -138,7 +138,7 @@ class Residency:
     def adjust(self, lease: Lease) -> None:
         """See :meth:`Lease.adjust`."""
         assert lease.fetch is not None
-        self.source.follow(lease.fetch)
+        self.source.adapt(lease.fetch)
         before = set(lease.residents)
         with self.lock:
             new = self.planner.plan_running(lease)
@@ -154,7 +154,7 @@ class Residency:
         with self.lock:
             lease.tell_change(lease.residents.keys() - before, True)
 
-    def follow(self) -> None:
+    def adapt(self) -> None:
         """Adapt to the current budget: if it shrank, evict segments that no lease holds. Call it between two uses."""
         with self.lock:
             eviction = self.planner.plan_eviction()
@@ -179,13 +179,13 @@ class Residency:
             checked = [held for piece, held in self.table.residents.items() if piece.is_of(digests)]
             for held in checked:
                 held.leases += 1
-        wrong: list[Held] = []
+        wrong: list[ResidentSegment] = []
         try:
             wrong += [held for held in checked if not held.intact(self.source)]
         finally:
             with self.lock:
                 for held in wrong:
-                    held.spoiled = True
+                    held.corrupted = True
                 for held in checked:
                     self.table.release(held)
         return [held.target.segment.label for held in wrong]
@@ -204,17 +204,17 @@ class Residency:
 
     def make_room(self, promise: int) -> None:
         """Free cached slabs until the budget has room for ``promise`` more bytes, or no cached slab is left."""
-        self.pool.trim(max(0, self.pool.kept_bytes + min(0, self.ledger.free(self.place) - promise)))
+        self.pool.trim(max(0, self.pool.cached_bytes + min(0, self.ledger.free(self.place) - promise)))
 
     def read(self, lease: Lease) -> None:
-        """Read the lease's coming segments. Then all leases that waited for them hold them.
+        """Read the lease's pending segments. Then all leases that waited for them hold them.
 
         The caller does not hold the lock.
         """
-        if not lease.coming:
+        if not lease.pending:
             return
         assert lease.fetch is not None
-        proofs = lease.fetch([coming.target for coming in lease.coming])
+        proofs = lease.fetch([pending.target for pending in lease.pending])
         with self.lock:
             self.table.receive(lease, proofs)
 
@@ -233,29 +233,29 @@ class Residency:
             raise
 
     def _attempt(self, lease: Lease, decide: Callable[[], Plan | None]) -> bool:
-        presses = False
+        waits = False
         try:
             with self.lock:
                 new_plan = decide()
                 if new_plan is None:
-                    presses, awaited = True, self.table.ends_of_others(lease)
-                    self._pressed += 1
+                    waits, awaited = True, self.table.ends_of_others(lease)
+                    self._waiting_leases += 1
                 else:
-                    awaited = [coming.over for coming in self._reserve(lease, new_plan)]
+                    awaited = [pending.finished for pending in self._reserve(lease, new_plan)]
             self.read(lease)
-            for over in awaited:
-                over.wait()
+            for finished in awaited:
+                finished.wait()
         finally:
-            if presses:
+            if waits:
                 with self.lock:
-                    self._pressed -= 1
+                    self._waiting_leases -= 1
         with self.lock:
             if new_plan is None or not new_plan.staying <= lease.residents.keys():
                 return False
             self.table.mark_used(lease)
             return True
 
-    def _reserve(self, lease: Lease, new_plan: Plan) -> list[Coming]:
+    def _reserve(self, lease: Lease, new_plan: Plan) -> list[PendingRead]:
         """Do all steps of a plan except reading: evict, hold resident pieces, take slabs, reserve working memory.
 
         Returns the segments that other leases are reading and this one needs. The caller has the lock.
@@ -272,11 +272,11 @@ class Residency:
         lease.tell_change(streaming, False)
         table.stop_holding(lease, streaming)
         table.evict_dropped(new_plan)
-        awaited: list[Coming] = []
+        awaited: list[PendingRead] = []
         for piece in new_plan.pieces("keep"):
-            if piece in table.coming:
-                table.coming[piece].waiting.append(lease)
-                awaited.append(table.coming[piece])
+            if piece in table.pending:
+                table.pending[piece].waiting.append(lease)
+                awaited.append(table.pending[piece])
             else:
                 table.hold(lease, table.residents[piece])
         table.expect(lease, [lease.segments[piece.index] for piece in new_plan.pieces("load")])
@@ -303,6 +303,6 @@ class Residency:
                 if lease.reserved is not None:
                     self.ledger.credit(lease.reserved)
                     lease.reserved = None
-                favour = self.table.favours.pop(lease, None)
-                if favour is not None:
-                    favour.set()
+                ended = self.table.prefetches.pop(lease, None)
+                if ended is not None:
+                    ended.set()

@@ -26,11 +26,11 @@ class _Slot:
     slab: Slab
     index: int = -1
     tensors: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
-    pins: int = 0
+    users: int = 0
     used: int = 0
     aliased: bool = False
     busy: Fence = PASSED
-    coming: Future[None] | None = None
+    pending: Future[None] | None = None
 
 
 class Ring:
@@ -71,32 +71,32 @@ class Ring:
         return sum(slot.slab.nbytes for slot in self._slots)
 
     @contextmanager
-    def pinned(self, *indices: int) -> Generator[list[dict[str, torch.Tensor]]]:
+    def use_tensors(self, *indices: int) -> Generator[list[dict[str, torch.Tensor]]]:
         """Yield the tensors of several segments. Their slots are not filled again within the context."""
         with self._lock:
             slots: list[_Slot] = []
             try:
                 for index in indices:
                     slot = self._slot(index)
-                    slot.pins += 1
+                    slot.users += 1
                     slots.append(slot)
             except BaseException:
                 for slot in slots:
-                    slot.pins -= 1
+                    slot.users -= 1
                 raise
         try:
             yield [slot.tensors for slot in slots]
         finally:
             with self._lock:
                 for slot in slots:
-                    slot.busy = self._pool.device.mark()
+                    slot.busy = self._pool.device.record_fence()
                     slot.aliased |= slot.slab.holders() > len(slot.tensors)
-                    slot.pins -= 1
+                    slot.users -= 1
 
     @contextmanager
-    def held(self, index: int) -> Generator[Slab]:
+    def slab_of(self, index: int) -> Generator[Slab]:
         """Yield a segment's slab, so that the caller can copy it."""
-        with self.pinned(index):
+        with self.use_tensors(index):
             with self._lock:
                 slab = next(slot.slab for slot in self._slots if slot.index == index)
             yield slab
@@ -111,10 +111,10 @@ class Ring:
     def _slot(self, index: int) -> _Slot:
         """Return the slot that holds the segment, and start prefetching the next segments."""
         slot = next((slot for slot in self._slots if slot.index == index), None)
-        if slot is not None and slot.coming is not None:
-            coming, slot.coming = slot.coming, None
+        if slot is not None and slot.pending is not None:
+            pending, slot.pending = slot.pending, None
             try:
-                coming.result()
+                pending.result()
             except BaseException:
                 slot.tensors, slot.index = {}, -1
                 raise
@@ -126,25 +126,25 @@ class Ring:
         slot.used = self._clock
         if fresh:
             self._left -= 1
-            slot.pins += 1
+            slot.users += 1
             try:
-                self._bring_ahead(index)
+                self._read_ahead(index)
             finally:
-                slot.pins -= 1
+                slot.users -= 1
         return slot
 
-    def _bring_ahead(self, index: int) -> None:
+    def _read_ahead(self, index: int) -> None:
         number = self._place[index]
         for step in range(1, min(self._ahead, self._left) + 1):
             following = self._segments[(number + step) % len(self._segments)].piece.index
             if self._thread is None or any(slot.index == following for slot in self._slots):
                 continue
             # Prefetching is optional: it needs an idle slot.
-            if not any(slot.pins == 0 and slot.slab.holders() <= len(slot.tensors) for slot in self._slots):
+            if not any(slot.users == 0 and slot.slab.holders() <= len(slot.tensors) for slot in self._slots):
                 return
             slot = self._free_slot(following)
             try:
-                slot.coming = self._thread.submit(self._fill, slot, following)
+                slot.pending = self._thread.submit(self._fill, slot, following)
             except RuntimeError:
                 slot.index = -1
                 return
@@ -155,14 +155,14 @@ class Ring:
         If somebody still holds tensors of that slot, a new slot replaces it. If no slot is idle, because one operation
         uses tensors of more segments than there are slots, a slot is added.
         """
-        idle = [slot for slot in self._slots if slot.pins == 0]
-        slot = min(idle, key=lambda slot: (slot.coming is not None, slot.used), default=None)
+        idle = [slot for slot in self._slots if slot.users == 0]
+        slot = min(idle, key=lambda slot: (slot.pending is not None, slot.used), default=None)
         if slot is not None:
-            if slot.coming is not None:
-                slot.coming.exception()
-            slot.tensors, slot.coming = {}, None
+            if slot.pending is not None:
+                slot.pending.exception()
+            slot.tensors, slot.pending = {}, None
             # If a view of the slot outlived its operation, a later operation may have used it.
-            (self._pool.device.mark() if slot.aliased else slot.busy).wait()
+            (self._pool.device.record_fence() if slot.aliased else slot.busy).wait()
             if slot.slab.holders() > 0:
                 self._slots.remove(slot)
                 self._pool.give(slot.slab)
@@ -176,7 +176,7 @@ class Ring:
     def _take_slab(self) -> Slab:
         with translate_memory_errors(f"Streaming the {self._owner}", self._size):
             slab = self._pool.take(self._size, self._owner, "ring slot")
-        if not self._pool.device.separate:
+        if not self._pool.device.has_own_memory:
             # The system allocates memory when it is first written. If that happened while a stage runs, the measured
             # working memory would be too high.
             slab.base.fill_(0)
@@ -198,5 +198,5 @@ class Ring:
                 self._thread.shutdown(wait=True, cancel_futures=True)
             while self._slots:
                 slot = self._slots.pop()
-                slot.tensors, slot.coming = {}, None
+                slot.tensors, slot.pending = {}, None
                 self._pool.give(slot.slab)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from safelight.devices.pool import SlabPool
-from safelight.memory.lease import Coming, Held, Lease
+from safelight.memory.lease import Lease, PendingRead, ResidentSegment
 from safelight.memory.plan import Piece, Plan, Resident
 from safelight.memory.segments import Segment
 from safelight.memory.source import Proof, Target
@@ -31,21 +31,21 @@ class Holding:
 class SegmentTable:
     """The segments in one place, the slabs that they occupy, and the leases that hold them.
 
-    A segment is *coming* while a lease reads it, and then resident.
+    A segment is *pending* while a lease reads it, and then resident.
 
     The table has no lock of its own. The residency that owns it has a lock, and whoever uses the table holds that lock.
 
     ``pool``: the slabs.
     ``residents``: the resident segments.
-    ``coming``: the segments that leases are reading.
-    ``favours``: the leases of prefetches. The event of each is set when it ends.
+    ``pending``: the segments that leases are reading.
+    ``prefetches``: the leases of prefetches. The event of each is set when it ends.
     ``last_plan``: the last plan that a lease carried out.
     """
 
     pool: SlabPool
-    residents: dict[Piece, Held] = field(init=False, default_factory=dict[Piece, Held])
-    coming: dict[Piece, Coming] = field(init=False, default_factory=dict[Piece, Coming])
-    favours: dict[Lease, threading.Event] = field(init=False, default_factory=dict[Lease, threading.Event])
+    residents: dict[Piece, ResidentSegment] = field(init=False, default_factory=dict[Piece, ResidentSegment])
+    pending: dict[Piece, PendingRead] = field(init=False, default_factory=dict[Piece, PendingRead])
+    prefetches: dict[Lease, threading.Event] = field(init=False, default_factory=dict[Lease, threading.Event])
     last_plan: Plan = field(init=False, default=Plan(()))
     _totals: dict[str, int] = field(init=False, default_factory=dict[str, int])
     _clock: int = field(init=False, default=0)
@@ -56,9 +56,9 @@ class SegmentTable:
         return sum(held.target.slab.nbytes for held in self.residents.values())
 
     @property
-    def coming_bytes(self) -> int:
+    def pending_bytes(self) -> int:
         """Bytes of slabs into which segments are being read now."""
-        return sum(coming.target.slab.nbytes for coming in self.coming.values())
+        return sum(pending.target.slab.nbytes for pending in self.pending.values())
 
     def holdings(self) -> list[Holding]:
         """Return the resident bytes of each component."""
@@ -71,21 +71,21 @@ class SegmentTable:
         return found
 
     def pieces_for(self, lease: Lease | None, reading: bool) -> tuple[Resident, ...]:
-        """Return all resident and coming segments, as the planner sees them for ``lease``.
+        """Return all resident and pending segments, as the planner sees them for ``lease``.
 
-        ``reading``: whether segments that are being read count as held. False: as if they were read already.
+        ``reading``: treat segments that are being read as held (True), or as evictable residents (False).
         """
         own = {} if lease is None else lease.residents
         residents = [
             Resident(piece, held.used, held.leases > (own.get(piece.index) is held))
             for piece, held in self.residents.items()
         ]
-        return (*residents, *(Resident(piece, self._clock, reading) for piece in self.coming))
+        return (*residents, *(Resident(piece, self._clock, reading) for piece in self.pending))
 
     def ends_of_others(self, lease: Lease) -> list[threading.Event]:
         """Return the events that are set when the current reads, and the other leases' prefetches, are over."""
-        reads = [coming.over for coming in self.coming.values()]
-        return reads + [over for favour, over in self.favours.items() if favour is not lease]
+        reads = [pending.finished for pending in self.pending.values()]
+        return reads + [finished for prefetch, finished in self.prefetches.items() if prefetch is not lease]
 
     # What a lease does to the table, from its plan to its end.
 
@@ -97,7 +97,7 @@ class SegmentTable:
         self._totals[lease.key] = sum(piece.nbytes for piece in lease.pieces if piece.component == lease.key)
 
     @staticmethod
-    def hold(lease: Lease, held: Held) -> None:
+    def hold(lease: Lease, held: ResidentSegment) -> None:
         """Let a lease hold a resident segment."""
         if held.target.segment.piece.index not in lease.residents:
             held.leases += 1
@@ -111,35 +111,35 @@ class SegmentTable:
             held.leases -= 1
 
     def expect(self, lease: Lease, missing: Sequence[Segment]) -> None:
-        """Take slabs for the segments that the lease will read. They are coming from now on."""
+        """Take slabs for the segments that the lease will read. They are pending from now on."""
         for segment in missing:
             target = Target.of(segment, self.pool.take(segment.nbytes, lease.key, segment.label))
-            coming = Coming(target, [lease])
-            self.coming[segment.piece] = coming
-            lease.coming.append(coming)
+            pending = PendingRead(target, [lease])
+            self.pending[segment.piece] = pending
+            lease.pending.append(pending)
 
     def receive(self, lease: Lease, proofs: Sequence[Proof]) -> None:
         """Make the segments that the lease has read resident. All leases that waited for them hold them."""
-        for coming, proof in zip(lease.coming, proofs, strict=True):
-            piece = coming.target.segment.piece
-            held = Held(coming.target, proof, used=self._clock, unwanted=coming.unwanted)
+        for pending, proof in zip(lease.pending, proofs, strict=True):
+            piece = pending.target.segment.piece
+            held = ResidentSegment(pending.target, proof, used=self._clock, unwanted=pending.unwanted)
             self.residents[piece] = held
-            del self.coming[piece]
-            for waiting in coming.waiting:
+            del self.pending[piece]
+            for waiting in pending.waiting:
                 self.hold(waiting, held)
-            coming.over.set()
-        lease.coming = []
+            pending.finished.set()
+        lease.pending = []
 
     def abandon(self, lease: Lease) -> None:
-        """Return the slabs of coming segments that the lease did not read."""
-        for coming in lease.coming:
-            piece = coming.target.segment.piece
-            if self.coming.get(piece) is coming:
-                del self.coming[piece]
-                coming.target.tensors.clear()
-                self.pool.give(coming.target.slab)
-            coming.over.set()
-        lease.coming = []
+        """Return the slabs of pending segments that the lease did not read."""
+        for pending in lease.pending:
+            piece = pending.target.segment.piece
+            if self.pending.get(piece) is pending:
+                del self.pending[piece]
+                pending.target.tensors.clear()
+                self.pool.give(pending.target.slab)
+            pending.finished.set()
+        lease.pending = []
 
     def mark_used(self, lease: Lease) -> None:
         """Make the segments that a lease holds the most recently used ones."""
@@ -150,18 +150,18 @@ class SegmentTable:
     def release_all(self, lease: Lease) -> None:
         """End everything that a lease holds, reads or waits for."""
         self.abandon(lease)
-        for coming in self.coming.values():
-            if lease in coming.waiting:
-                coming.waiting.remove(lease)
+        for pending in self.pending.values():
+            if lease in pending.waiting:
+                pending.waiting.remove(lease)
         for held in lease.residents.values():
             self.release(held)
         lease.residents = {}
 
-    def release(self, held: Held) -> None:
+    def release(self, held: ResidentSegment) -> None:
         """Hold a segment once less. If it is wrong or unwanted and nobody holds it now, evict it."""
         held.leases -= 1
         piece = held.target.segment.piece
-        if held.passing and self.residents.get(piece) is held:
+        if held.must_evict and self.residents.get(piece) is held:
             self.evict(piece)
 
     # Evicting.
@@ -181,10 +181,10 @@ class SegmentTable:
             if held is not None and not held.leases:
                 self.evict(piece)
 
-    def evict_passing(self, lease: Lease) -> None:
+    def evict_due(self, lease: Lease) -> None:
         """Evict the lease's segments that are known to be wrong or unwanted, so that it does not use them."""
         for piece, held in list(self.residents.items()):
-            if held.passing and piece in lease.pieces:
+            if held.must_evict and piece in lease.pieces:
                 self.evict(piece)
 
     def evict_free(self, digests: Collection[str] | None) -> None:
@@ -195,5 +195,5 @@ class SegmentTable:
         for piece, held in list(self.residents.items()):
             if not held.leases and piece.is_of(digests):
                 self.evict(piece)
-        for piece, coming in self.coming.items():
-            coming.unwanted |= piece.is_of(digests)
+        for piece, pending in self.pending.items():
+            pending.unwanted |= piece.is_of(digests)

@@ -19,7 +19,7 @@ PARTS = 32
 """About how many segments a component is cut into. More would mean many small reads, fewer would mean large slots."""
 
 ROUNDING = 512
-"""Segment sizes are rounded up to a multiple of this, in bytes, as accelerators' allocators do: the ledger is exact."""
+"""Segment sizes are rounded up to a multiple of this, in bytes, as CUDA's allocator does. So the ledger is exact."""
 
 _BLOCK = re.compile(r"(.*\b(?:resnets|attentions|transformer_blocks|layers|downsamplers|upsamplers)\.\d+)\.")
 
@@ -89,7 +89,7 @@ def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]
 
 
 @lru_cache(maxsize=64)
-def places(component: ComponentManifest, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, torch.Size]]:
+def index_tensors(component: ComponentManifest, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, torch.Size]]:
     """Each tensor's segment index and shape, by name. The result is cached: do not modify it."""
     segments = cut(component, dtype)
     return (

@@ -17,7 +17,7 @@ import structlog
 import torch
 
 from safelight.devices.pool import Slab
-from safelight.devices.transfer import digest_of, numbered, read_all
+from safelight.devices.transfer import checksum_of, read_all, torch_threads
 from safelight.errors import IntegrityError
 from safelight.memory.plan import Piece
 from safelight.memory.scratch import Scratch
@@ -33,7 +33,7 @@ Proof = Hashable
 
 
 @dataclass(frozen=True, slots=True)
-class Unseen:
+class Unverified:
     """The expected ``proof`` of a segment that was not verified since it arrived."""
 
     proof: Proof
@@ -59,17 +59,17 @@ Fetch = Callable[[Sequence[Target]], list[Proof]]
 class Source(Protocol):
     """Fetches the segments of a component in a dtype."""
 
-    def opened(
-        self, component: ComponentManifest, dtype: torch.dtype, favour: bool = False
+    def open(
+        self, component: ComponentManifest, dtype: torch.dtype, background: bool = False
     ) -> AbstractContextManager[Fetch]:
         """Return a function that fetches the component's segments, any number of times, within the context.
 
-        ``favour``: this is a prefetch, and nobody needs the segments yet.
+        ``background``: this is a prefetch, and nobody needs the segments yet.
         """
         ...
 
     @property
-    def pressed(self) -> bool:
+    def has_waiting_lease(self) -> bool:
         """Whether a lease waits for room in the memory that the source itself uses."""
         ...
 
@@ -77,7 +77,7 @@ class Source(Protocol):
         """Compute the proof of the bytes that are in the target now."""
         ...
 
-    def follow(self, fetch: Fetch) -> None:
+    def adapt(self, fetch: Fetch) -> None:
         """Adapt the memory that the source itself uses to the machine's current limits.
 
         Call it between two uses of the segments that ``fetch`` fills.
@@ -85,7 +85,7 @@ class Source(Protocol):
         ...
 
 
-class FromFile:
+class FileSource:
     """Reads segments from the manifest's files into host memory. One pass reads, hashes and casts the bytes.
 
     Overlays are applied there, before anybody sees the weights. A segment in a dtype always has the same bytes, so its
@@ -101,31 +101,38 @@ class FromFile:
         self._proofs: dict[tuple[str, Piece], Proof] = {}
 
     @property
-    def pressed(self) -> bool:
+    def has_waiting_lease(self) -> bool:
         """See :class:`Source`. Always False: this source uses no memory of its own."""
         return False
 
     @contextlib.contextmanager
-    def opened(self, component: ComponentManifest, dtype: torch.dtype, favour: bool = False) -> Generator[Fetch]:
+    def open(self, component: ComponentManifest, dtype: torch.dtype, background: bool = False) -> Generator[Fetch]:
         """See :class:`Source`."""
         del dtype
         if not isinstance(component, Adapted):
-            yield lambda targets: self._fetch(component.digest, targets, favour)
+            yield lambda targets: self._fetch(component.digest, targets, background)
             return
         with component.recipes() as overlays, Scratch(self._folder) as scratch:
-            yield lambda targets: self._fetch_over(component.digest, targets, overlays, scratch, favour)
+            yield lambda targets: self._fetch_over(component.digest, targets, overlays, scratch, background)
 
     def _fetch_over(
-        self, digest: str, targets: Sequence[Target], overlays: Mapping[str, Overlay], scratch: Scratch, favour: bool
+        self,
+        digest: str,
+        targets: Sequence[Target],
+        overlays: Mapping[str, Overlay],
+        scratch: Scratch,
+        background: bool,
     ) -> list[Proof]:
         """Fetch segments with overlays: apply the overlays, or read the result that this lease stored before."""
         found = {target: self._read_scratch(digest, target, scratch) for target in targets}
         missing = [target for target, proof in found.items() if proof is None]
         read_all(
-            [r for m in missing for r in store.reads(m.segment.tensors, m.tensors, prove=False)], self._threads, favour
+            [r for m in missing for r in store.reads(m.segment.tensors, m.tensors, prove=False)],
+            self._threads,
+            background,
         )
         for target in missing:
-            with numbered(self._threads), torch.inference_mode():
+            with torch_threads(self._threads), torch.inference_mode():
                 for name, tensor in target.tensors.items():
                     if name in overlays:
                         tensor.copy_(overlays[name].applied(tensor))
@@ -155,14 +162,14 @@ class FromFile:
             raise IntegrityError(target.segment.tensors[0].path, what, problem, remedy)
         return proof
 
-    def _fetch(self, digest: str, targets: Sequence[Target], favour: bool) -> list[Proof]:
+    def _fetch(self, digest: str, targets: Sequence[Target], background: bool) -> list[Proof]:
         keys = [(digest, target.segment.piece) for target in targets]
         reads = [
             read
             for key, target in zip(keys, targets, strict=True)
             for read in store.reads(target.segment.tensors, target.tensors, key not in self._proofs)
         ]
-        produced = iter(read_all(reads, self._threads, favour))
+        produced = iter(read_all(reads, self._threads, background))
         for key, target in zip(keys, targets, strict=True):
             digests = tuple(next(produced) for _ in target.segment.tensors)
             self._proofs.setdefault(key, digests)
@@ -170,8 +177,8 @@ class FromFile:
 
     def proof(self, target: Target) -> Proof:
         """See :class:`Source`. The proof is the tensors' digests."""
-        return tuple(digest_of(tensor) for tensor in target.tensors.values())
+        return tuple(checksum_of(tensor) for tensor in target.tensors.values())
 
-    def follow(self, fetch: Fetch) -> None:
+    def adapt(self, fetch: Fetch) -> None:
         """See :class:`Source`. Nothing to do: this source uses no memory of its own."""
         del fetch

@@ -25,13 +25,13 @@ _log = structlog.get_logger(__name__)
 MARGIN = 1.1
 """A measured need is multiplied by this, because memory may be more fragmented at the next run."""
 
-LEAST = 16 << 20
+FIXED_BYTES = 16 << 20
 """Bytes added to every estimate, for the buffers of libraries."""
 
-FORGETTING = 0.25
+DECAY = 0.25
 """A run that needed less lowers the record by this share of the difference. One that needed more replaces it."""
 
-EVERY_SECONDS = 0.004
+POLL_SECONDS = 0.004
 """Seconds between two readings of the memory in use. The large tensors of a forward pass live longer than this."""
 
 
@@ -67,12 +67,12 @@ class WorkingMemory:
         with self._lock:
             known = self._measured.get(work.name, {})
         if work.pixels in known:
-            return int(known[work.pixels] * MARGIN) + LEAST
+            return int(known[work.pixels] * MARGIN) + FIXED_BYTES
         if not known:
-            return work.guess + LEAST
+            return work.guess + FIXED_BYTES
         nearest = min(known, key=lambda pixels: abs(pixels - work.pixels))
         grown = max(1.0, work.pixels / nearest) ** (2 if work.quadratic else 1)
-        return int(known[nearest] * grown * MARGIN) + LEAST
+        return int(known[nearest] * grown * MARGIN) + FIXED_BYTES
 
     def knows(self, work: Work) -> bool:
         """Whether this component was measured at any size."""
@@ -84,7 +84,7 @@ class WorkingMemory:
         with self._lock:
             known = self._measured.setdefault(work.name, {})
             before = known.get(work.pixels)
-            after = nbytes if before is None or nbytes > before else int(before + (nbytes - before) * FORGETTING)
+            after = nbytes if before is None or nbytes > before else int(before + (nbytes - before) * DECAY)
             if after == before:
                 return
             known[work.pixels] = after
@@ -96,7 +96,7 @@ class WorkingMemory:
                     # This process has the record. The image matters more than the next process's estimate.
                     _log.warning("cannot store the measured working memory", why=str(error))
 
-    def too_little(self, work: Work) -> None:
+    def record_shortage(self, work: Work) -> None:
         """Raise the record by half, after memory ran out within the estimate."""
         self.learn(work, int(self.estimate(work) * 1.5))
 
@@ -113,7 +113,7 @@ def _read_records(path: Path) -> dict[str, dict[int, int]]:
 
 
 @contextmanager
-def watched(used: Callable[[], int]) -> Generator[Callable[[], int]]:
+def measure_peak(used: Callable[[], int]) -> Generator[Callable[[], int]]:
     """Poll ``used`` within the context. Yields a function that returns the highest increase since then, in bytes."""
     start = used()
     most = start
@@ -121,7 +121,7 @@ def watched(used: Callable[[], int]) -> Generator[Callable[[], int]]:
 
     def look() -> None:
         nonlocal most
-        while not stop.wait(EVERY_SECONDS):
+        while not stop.wait(POLL_SECONDS):
             most = max(most, used())
 
     watcher = threading.Thread(target=look, name="safelight-memory", daemon=True)

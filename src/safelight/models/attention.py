@@ -3,7 +3,7 @@
 The test runs a UNet's attention module with a UNet's processor and compares the result with float64. It covers several
 head sizes and lengths, self and cross attention, inputs that are not contiguous, and new memory filled with NaN (rows
 ATTENTION 01 to 03 and 05 of ``docs/corruption.md``). A kernel that fails or is missing is rejected with an error, and
-never silently replaced. The choice depends on the device and the versions, never on the free memory (ATTENTION 07).
+never silently replaced. The choice depends on the device and the versions, never on the free memory (row ATTENTION 07).
 """
 
 from __future__ import annotations
@@ -48,25 +48,26 @@ SHAPES = (
 )
 """Head sizes of SD 1 (40, 80, 160), SD 2 and SDXL (64), and the VAE (512); token counts around 1,024 and 4,096."""
 
-TIMED = Shape(8, 40, 1024)
+TIMED_SHAPE = Shape(8, 40, 1024)
 
 TOLERANCE = 24
 """The allowed error is this, times the dtype's epsilon, times the largest value. Rounding alone gives less."""
 
-FASTER = 0.8
-"""``auto`` prefers a later kernel only if its time is below this share of the best. So two measurements agree."""
+MAX_TIME_SHARE = 0.8
+"""``auto`` prefers a later kernel only if its time is below this share of the best. This margin keeps the choice stable
+when timings fluctuate."""
 
-BLOCK = 512
+QUERY_BLOCK = 512
 """How many queries the reference computes at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class KernelResult:
     """The test result of a kernel.
 
     ``passed``: equal to float64 up to rounding, in every shape.
     ``why``: the reason for the result, as text.
-    ``seconds``: time for :data:`TIMED`, 0 if it failed.
+    ``seconds``: time for :data:`TIMED_SHAPE`, 0 if it failed.
     """
 
     passed: bool
@@ -83,40 +84,40 @@ class Kernels:
         versions = f"torch {torch.__version__}, diffusers {boundary.VERSION}"
         self._machine = f"{device.name}, {choice.hardware(device)}, {versions}"
 
-    def chosen(self, wanted: str, dtype: torch.dtype, slice_size: str = "auto") -> str:
+    def choose(self, wanted: str, dtype: torch.dtype, slice_size: str = "auto") -> str:
         """Return the kernel to use: ``wanted``, or for ``auto`` the fastest that passed.
 
         Raises SettingError with the reason if the kernel failed or is missing, or if no kernel passed.
         """
         if wanted != "auto":
-            tried = self.tried([wanted], dtype, slice_size)[wanted]
-            if not tried.passed:
-                raise SettingError("attention_type", wanted, "the settings", tried.why)
+            result = self.test([wanted], dtype, slice_size)[wanted]
+            if not result.passed:
+                raise SettingError("attention_type", wanted, "the settings", result.why)
             return wanted
-        passed = {name: tried for name, tried in self.tried(KERNELS, dtype).items() if tried.passed}
+        passed = {name: result for name, result in self.test(KERNELS, dtype).items() if result.passed}
         if not passed:
             raise SettingError("attention_type", wanted, "the settings", f"no kernel is correct in {dtype} here")
         best = next(iter(passed))
-        for name, tried in passed.items():
-            if tried.seconds < FASTER * passed[best].seconds:
+        for name, result in passed.items():
+            if result.seconds < MAX_TIME_SHARE * passed[best].seconds:
                 best = name
         return best
 
-    def tried(self, names: Sequence[str], dtype: torch.dtype, slice_size: str = "auto") -> dict[str, Tried]:
+    def test(self, names: Sequence[str], dtype: torch.dtype, slice_size: str = "auto") -> dict[str, KernelResult]:
         """Return the stored results of kernels, and test those that have none. Testing takes about a second."""
-        found: dict[str, Tried] = {}
+        found: dict[str, KernelResult] = {}
         for name in names:
             why = kernels.missing_kernel(name, self._device.torch)
             with suppress(TypeError):
                 found[name] = (
-                    Tried(False, why, 0.0)
+                    KernelResult(False, why, 0.0)
                     if why
-                    else Tried(**measurements.read(self._path, self._key(name, dtype, slice_size)))
+                    else KernelResult(**measurements.read(self._path, self._key(name, dtype, slice_size)))
                 )
         unknown = [name for name in names if name not in found]
-        for name, tried in try_out(unknown, dtype, self._device.torch, slice_size).items():
-            measurements.keep(self._path, self._key(name, dtype, slice_size), asdict(tried))
-            found[name] = tried
+        for name, result in try_out(unknown, dtype, self._device.torch, slice_size).items():
+            measurements.keep(self._path, self._key(name, dtype, slice_size), asdict(result))
+            found[name] = result
         return {name: found[name] for name in names}
 
     def _key(self, name: str, dtype: torch.dtype, slice_size: str) -> str:
@@ -129,7 +130,7 @@ def try_out(
     at: torch.device,
     slice_size: str = "auto",
     shapes: Sequence[Shape] = SHAPES,
-) -> dict[str, Tried]:
+) -> dict[str, KernelResult]:
     """Test kernels on a device in every shape."""
     problems: dict[str, str] = {}
     for number, shape in enumerate(shapes if names else ()):
@@ -145,9 +146,11 @@ def try_out(
                 ):
                     problems[name] = f"{_describe(shape)}: {problem}"
     return {
-        name: Tried(False, problems[name], 0.0)
+        name: KernelResult(False, problems[name], 0.0)
         if name in problems
-        else Tried(True, f"within rounding of float64 in {len(shapes)} shapes", _seconds(name, dtype, at, slice_size))
+        else KernelResult(
+            True, f"within rounding of float64 in {len(shapes)} shapes", _seconds(name, dtype, at, slice_size)
+        )
         for name in names
     }
 
@@ -208,18 +211,18 @@ def _reference(module: nn.Module, shape: Shape, hidden: torch.Tensor, keys: torc
 
     q, k, v = heads(hidden, "to_q"), heads(keys, "to_k"), heads(keys, "to_v")
     scale = shape.head_size**-0.5
-    parts = [torch.softmax(part @ k.transpose(-1, -2) * scale, -1) @ v for part in q.split(BLOCK, 2)]
+    parts = [torch.softmax(part @ k.transpose(-1, -2) * scale, -1) @ v for part in q.split(QUERY_BLOCK, 2)]
     out = torch.cat(parts, 2).transpose(1, 2).flatten(2)
     return out @ weights["to_out.0.weight"].T + weights["to_out.0.bias"]
 
 
 def _seconds(name: str, dtype: torch.dtype, at: torch.device, slice_size: str) -> float:
-    """Return the best of three times for :data:`TIMED`, in seconds."""
+    """Return the best of three times for :data:`TIMED_SHAPE`, in seconds."""
     with _seeded(0), torch.no_grad():
-        module = kernels.attention_module(TIMED.heads, TIMED.head_size).to(dtype).eval()
+        module = kernels.attention_module(TIMED_SHAPE.heads, TIMED_SHAPE.head_size).to(dtype).eval()
         _put(module, at)
         kernels.set_attention(module, name, slice_size)
-        hidden = _inputs(TIMED, dtype)[0].to(at)
+        hidden = _inputs(TIMED_SHAPE, dtype)[0].to(at)
         times: list[float] = []
         for _ in range(3):
             start = time.perf_counter()

@@ -44,7 +44,10 @@ class _Binding:
             self._place(name, self._stream(name) if tensor is None else self._hand_out(name, tensor))
 
     def change(self, names: Sequence[str], resident: bool) -> None:
-        """Switch tensors to resident or streamed. Tensors that become streamed are still resident in the lease now."""
+        """Switch tensors to resident or streamed.
+
+        Call it before the lease drops the tensors that become streamed.
+        """
         self._end(names)
         for name in names:
             tensor = self._lease.resident(name) if resident else None
@@ -70,29 +73,29 @@ class _Binding:
 
     def _stream(self, name: str) -> StreamedParameter:
         key = self._skeleton.key
-        parameter = StreamedParameter.of(name, self._lease.shapes[name], key.dtype, key.at, self._lease.pinned)
+        parameter = StreamedParameter.of(name, self._lease.shapes[name], key.dtype, key.device, self._lease.use_tensors)
         self._streamed[name] = parameter
         return parameter
 
     def _end(self, names: Sequence[str]) -> None:
         key = self._skeleton.key
-        nothing = torch.empty(0, dtype=key.dtype, device=key.at)
+        nothing = torch.empty(0, dtype=key.dtype, device=key.device)
         for name in names:
             streamed = self._streamed.pop(name, None)
             if streamed is not None:
-                streamed.pinned = None
+                streamed.access = None
             bound_parameter = self._resident.pop(name, None)
             if bound_parameter is not None:
                 parameter, version = bound_parameter
                 tensor = self._lease.resident(name)
                 if tensor is not None and tensor._version != version:
                     _log.warning("a bound weight was modified; it will be read again", role=key.role, name=name)
-                    self._lease.spoil(name)
+                    self._lease.mark_corrupted(name)
                 parameter.data = nothing
 
 
 @contextlib.contextmanager
-def bound(cache: SkeletonCache, key: SkeletonKey, lease: Lease) -> Generator[nn.Module]:
+def bind(cache: SkeletonCache, key: SkeletonKey, lease: Lease) -> Generator[nn.Module]:
     """Yield the module of ``key`` with the leased weights as its parameters.
 
     When the context ends, also by an error, the module's parameters are absent again, and the Parameter objects of this
@@ -112,9 +115,9 @@ def bound(cache: SkeletonCache, key: SkeletonKey, lease: Lease) -> Generator[nn.
     except BaseException:
         lease.on_change = None
         binding.end()
-        cache.give(skeleton)
+        cache.put_back(skeleton)
         raise
     lease.on_change = None
     binding.end()
-    if changed := cache.give(skeleton):
+    if changed := cache.put_back(skeleton):
         raise StateLeftError(key.role, changed)

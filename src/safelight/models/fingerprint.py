@@ -2,7 +2,8 @@
 
 Hooks, processors, a replaced ``forward``, a flag, a cached tensor: each is an entry of some module's ``__dict__``.
 Plain values are compared by value, others by identity. Containers and small objects (attention processors) are also
-compared entry by entry, one level deep. Of parameters, only the names count, and that each is absent.
+compared entry by entry, one level deep. For parameters, only the names are recorded, and that
+each is absent.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _inside(value: Any) -> dict[Any, Any] | None:
     return dict(vars(value)) if hasattr(value, "__dict__") else None
 
 
-def _slots(module: nn.Module) -> dict[str, str]:
+def _parameter_kinds(module: nn.Module) -> dict[str, str]:
     """The kind of each of a module's parameters, by name: ``absent``, ``none``, or ``foreign``."""
     kinds: dict[type, str] = {AbsentParameter: "absent", type(None): "none"}
     return {name: kinds.get(type(parameter), "foreign") for name, parameter in module._parameters.items()}
@@ -100,7 +101,7 @@ class _Module:
         self._label = label
         self._module = module
         self._kind = type(module)
-        self._slots = _slots(module)
+        self._parameter_kinds = _parameter_kinds(module)
         self._entries = {key: _Entry(value) for key, value in vars(module).items() if key not in _BOUND}
         self._buffers = {key: _Entry(value) for key, value in module._buffers.items()}
         # :meth:`same` uses these, to be quick: most entries are plain, and most containers are empty.
@@ -129,8 +130,8 @@ class _Module:
     def differences(self) -> list[str]:
         """Return a phrase for each change. The caller knows that there is one."""
         label, found = self._label, list[str]()
-        if _slots(self._module) != self._slots:
-            found.append(f"{label}: parameters are {sorted(_slots(self._module).items())}")
+        if _parameter_kinds(self._module) != self._parameter_kinds:
+            found.append(f"{label}: parameters are {sorted(_parameter_kinds(self._module).items())}")
         if type(self._module) is not self._kind:
             found.append(f"{label}: type {type(self._module).__name__}, was {self._kind.__name__}")
         for what, now, before in (

@@ -34,9 +34,9 @@ MOST_KEPT = 12
 class SkeletonKey:
     """The inputs from which a skeleton is built.
 
-    ``base``: decides settings that do not follow from shapes.
+    ``base``: name of the family, for settings that shapes do not determine.
     ``attention``: name of the attention kernel.
-    ``at``: the device that computes. It holds the real buffers.
+    ``device``: the device that computes. It holds the real buffers.
     ``slice_size``: for the kernel ``sliced``.
     ``seamless``: axes along which convolutions wrap around to the opposite side.
     """
@@ -46,13 +46,13 @@ class SkeletonKey:
     config: Config
     dtype: torch.dtype
     attention: str
-    at: torch.device = CPU
+    device: torch.device = CPU
     slice_size: str = "auto"
     seamless: str = ""
 
 
 Build = Callable[[SkeletonKey], nn.Module]
-"""Builds the module of a key. Only its buffers are not on meta."""
+"""Builds the module of a key. Its parameters are on the meta device, and its buffers are real."""
 
 
 def build(key: SkeletonKey) -> nn.Module:
@@ -65,7 +65,7 @@ def build(key: SkeletonKey) -> nn.Module:
         model.buffer,
         key.dtype,
         key.attention,
-        key.at,
+        key.device,
         key.slice_size,
         key.seamless,
     )
@@ -123,7 +123,7 @@ class SkeletonCache:
             cached = None
         return cached if cached is not None else Skeleton(key, self._build)
 
-    def give(self, skeleton: Skeleton) -> list[str]:
+    def put_back(self, skeleton: Skeleton) -> list[str]:
         """Put a skeleton back into the cache. If it changed, discard it and return the changes."""
         changed = skeleton.differences()
         if changed:

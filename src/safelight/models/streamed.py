@@ -17,24 +17,24 @@ from safelight.errors import AbsentTensorError
 from safelight.models.absent import DESCRIBING, AbsentParameter
 
 
-class Pinning(Protocol):
-    """Yields tensors by name within a context. See :meth:`safelight.memory.lease.Lease.pinned`."""
+class TensorAccess(Protocol):
+    """Yields tensors by name within a context. See :meth:`safelight.memory.lease.Lease.use_tensors`."""
 
     def __call__(self, names: Sequence[str]) -> Any: ...
 
 
 class StreamedParameter(AbsentParameter):
-    """Stands for the tensor ``label``. ``pinned`` fetches the tensor; ``at`` is its device."""
+    """Stands for the tensor ``label``. ``access`` fetches the tensor; ``at`` is its device."""
 
-    pinned: Pinning | None
+    access: TensorAccess | None
     at: torch.device
 
     @classmethod
     def of(
-        cls, label: str, shape: Sequence[int], dtype: torch.dtype, at: torch.device, pinned: Pinning
+        cls, label: str, shape: Sequence[int], dtype: torch.dtype, at: torch.device, access: TensorAccess
     ) -> StreamedParameter:
         parameter = cls(label, shape, dtype)
-        parameter.pinned, parameter.at = pinned, at
+        parameter.access, parameter.at = access, at
         return parameter
 
     @classmethod
@@ -54,10 +54,10 @@ class StreamedParameter(AbsentParameter):
             return super().__torch_function__(func, types, args, kwargs)
         flat, spec = pytree.tree_flatten((tuple(args), kwargs))
         streamed = [value for value in flat if isinstance(value, StreamedParameter)]
-        pinned = streamed[0].pinned if streamed else None
-        if pinned is None:
+        access = streamed[0].access if streamed else None
+        if access is None:
             raise AbsentTensorError(streamed[0].label if streamed else "", getattr(func, "__name__", str(func)))
-        with pinned([value.label for value in streamed]) as tensors:
+        with access([value.label for value in streamed]) as tensors:
             there = {id(value): tensor for value, tensor in zip(streamed, tensors, strict=True)}
             del tensors
             flat = [there.get(id(value), value) for value in flat]

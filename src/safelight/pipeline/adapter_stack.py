@@ -132,13 +132,13 @@ def _recipe(
         wide = weight.float()
         total = wide.clone() if wide is weight or any(reads_weight(part) for _, part, _ in what) else wide
         for layer, part, strength in what:
-            with leases[layer.tensors.digest].lease().pinned(list(part.slots.values())) as tensors:
+            with leases[layer.tensors.digest].lease().use_tensors(list(part.slots.values())) as tensors:
                 slots = dict(zip(part.slots, tensors, strict=True))
                 tensors.clear()
                 add(total, part, slots, wide, strength, layer.scale)
                 slots.clear()
         for replacement in replacements:
-            with leases[replacement.tensors.digest].lease().pinned([replacement.source]) as tensors:
+            with leases[replacement.tensors.digest].lease().use_tensors([replacement.source]) as tensors:
                 total[list(replacement.rows)] = tensors.pop()
         return total.to(weight.dtype)
 

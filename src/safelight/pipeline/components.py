@@ -48,7 +48,7 @@ def build_skeletons(model: Model, resources: Resources, seamless: str = "") -> N
     """Build a model's skeletons, so that the first image need not."""
     for component in model.manifest.components:
         key = skeleton_key(model, component, dtype_of(resources.run, model.family, component.role), resources, seamless)
-        resources.skeletons.give(resources.skeletons.take(key))
+        resources.skeletons.put_back(resources.skeletons.take(key))
 
 
 def preload(model: Model, resources: Resources) -> None:

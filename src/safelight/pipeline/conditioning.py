@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from safelight.devices.transfer import digest_of
+from safelight.devices.transfer import checksum_of
 from safelight.families.computing import PromptField, Tensors, TextInput, TextInputs, computing
 from safelight.families.family import Family
 from safelight.families.features import Feature
@@ -167,7 +167,7 @@ class TextOutputs:
 
 
 def _sums(encoded: Tensors) -> list[str]:
-    return [str(digest_of(tensor)) for tensor in encoded.values()]
+    return [str(checksum_of(tensor)) for tensor in encoded.values()]
 
 
 def conditions(

@@ -31,10 +31,10 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
         work = estimate_work([(component, dtype)], resources.run, task)
         [use] = plan_uses(model, resources, [(component, dtype)], work, task)
         total = sum(segment.nbytes for segment in cut(component, dtype))
-        decided = resources.residency.planned(component, dtype, use)
+        decided = resources.residency.plan_lease(component, dtype, use)
         streamed = 0
         if isinstance(decided, Refusal):
-            refused = refused or resources.residency.planner.refused(component, use, decided)
+            refused = refused or resources.residency.planner.refusal_error(component, use, decided)
         else:
             streamed = decided.nbytes("stream")
         components.append(
@@ -65,7 +65,7 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
         "seconds_more": seconds,
         "components": components,
         "advice": [
-            *filter(None, [choice.slow(resources.run.dtype, resources.run.device)]),
+            *filter(None, [choice.slowness_warning(resources.run.dtype, resources.run.device)]),
             *_advice(resources, components),
         ],
     }
@@ -74,7 +74,7 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
 def _advice(resources: Resources, components: list[dict[str, Any]]) -> list[str]:
     if not any(c["streamed"] or not c["resident"] for c in components):
         return []
-    most = resources.residency.planner.most
+    most = resources.residency.planner.max_bytes
     budget = resources.residency.ledger.budget(resources.residency.place)
     advice: list[str] = []
     largest = max(c["total"] + (0 if most is not None else c["working"]) for c in components)
@@ -84,6 +84,6 @@ def _advice(resources: Resources, components: list[dict[str, Any]]) -> list[str]
         advice.append(
             f"{max(0, largest - budget) / 1e6:,.0f} MB more free memory would hold the largest component whole"
         )
-    if resources.run.dtype == "fp32" and not choice.slow("bf16", resources.run.device):
+    if resources.run.dtype == "fp32" and not choice.slowness_warning("bf16", resources.run.device):
         advice.append("--precision bf16 takes half the memory")
     return advice

@@ -134,7 +134,7 @@ class Repairs:
         for tier in self._tiers:
             for digest in _digests(model):
                 tier.drop(digest)
-        machine.give_back()
+        machine.trim_allocator()
 
     @contextmanager
     def _synchronous(self, resources: Resources) -> Generator[None]:

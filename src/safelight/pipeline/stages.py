@@ -25,8 +25,8 @@ from safelight.errors import IntegrityError, OutOfMemoryError, StateLeftError, s
 from safelight.families.family import CONTROLNET
 from safelight.memory.lease import Lease, Use
 from safelight.memory.segments import component_key
-from safelight.memory.working_memory import Work, watched
-from safelight.models.bind import bound
+from safelight.memory.working_memory import Work, measure_peak
+from safelight.models.bind import bind
 from safelight.models.skeleton import SkeletonKey
 from safelight.pipeline import workload
 from safelight.pipeline.resources import Resources, dtype_of
@@ -144,7 +144,7 @@ class Stages:
                 self.resources.embedding_cache.clear()
             _log.warning("repeating a stage", stage=task.name, role=role, why=why)
             self.resources.residency.drop()
-            machine.give_back()
+            machine.trim_allocator()
         raise AssertionError
 
     def _once(
@@ -167,17 +167,17 @@ class Stages:
                 modules: list[nn.Module] = []
                 for lease in leases:
                     key = skeleton_key(self.model, lease.component, lease.dtype, resources, task.seamless)
-                    modules.append(binding.enter_context(bound(resources.skeletons, key, lease)))
+                    modules.append(binding.enter_context(bind(resources.skeletons, key, lease)))
                 self.clock.spent["switch"] += time.perf_counter() - start
-                with watched(resources.used_working_bytes) as peak, self._translated(work):
+                with measure_peak(resources.used_working_bytes) as peak, self._translated(work):
                     result = compute(modules, leases)
                     used = peak()
                 modules.clear()
-            resources.verification.worked(time.perf_counter() - start)
+            resources.verification.add_computing_time(time.perf_counter() - start)
             for lease in leases:
                 self._verify_weights(lease)
         resources.working_memory.learn(work, used)
-        machine.give_back()
+        machine.trim_allocator()
         return result
 
     def _verify_weights(self, lease: Lease) -> None:
@@ -185,7 +185,7 @@ class Stages:
             raise _CorruptedWeights(f"code wrote to the weights of the {lease.component.role}", _WRITTEN)
         verification = self.resources.verification
         # A copy that was not verified on arrival is verified here once, before the image is returned.
-        arrived = lease.unseen and verification.policy == "auto"
+        arrived = lease.has_unverified and verification.policy == "auto"
         if verification.due(lease.key) or arrived:
             with verification.timed():
                 wrong = lease.verify()
@@ -195,7 +195,7 @@ class Stages:
 
     def _memory_remedy(self) -> str:
         device = self.resources.device
-        if device.separate:
+        if device.has_own_memory:
             return f"The memory of {device.name} or its driver is unreliable; use --device cpu to work without it."
         return "Test this machine's memory, for example with memtest86+."
 
@@ -207,7 +207,7 @@ class Stages:
         except OutOfMemoryError as error:
             # ``needed`` is set if allocating a slab failed, and 0 if an operation ran out of memory.
             if not error.needed:
-                self.resources.working_memory.too_little(work)
+                self.resources.working_memory.record_shortage(work)
             raise
 
 

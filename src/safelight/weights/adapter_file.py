@@ -44,7 +44,7 @@ NUMBERS = FLOATS | {"F64", "I64", "I32", "I16", "I8", "U8"}
 
 
 def read_tensors(header: Header, kind: str) -> list[TensorInfo]:
-    """Return the tensors of an adapter file that have a meaning.
+    """Return the tensors of an adapter file to read. Skips the token of AUTOMATIC1111's embeddings.
 
     Raises UnsupportedModelError for a dtype that is not supported.
     """

@@ -36,8 +36,8 @@ def _read(given: object) -> AdapterKind | None:
 WEIGHTS: Extensible[AdapterKind | None] = Extensible(
     dict.fromkeys(("lora", "loha", "lokr", "full_difference", "diff")), GROUP, _read
 )
-"""Kinds that change a checkpoint's weights; None for the built-in ones. A request lists them as ``loras``. ``diff`` is
-the formula of ``full_difference``."""
+"""Kinds that change a checkpoint's weights; None for the built-in ones. A request lists them as ``loras``. Files of the
+kind ``full_difference`` use the formula ``diff``."""
 
 
 def added() -> Iterator[tuple[str, AdapterKind]]:

@@ -25,7 +25,7 @@ MOST_RANK = 8192
 """Limit of the rank. It is above the width of every layer, so a larger rank is not a low rank."""
 
 NAMELESS = "unet"
-"""The name under which the scale of modules without a component's name is recorded: those of any family's denoiser."""
+"""The role for PEFT's settings that name no component. They belong to the denoiser."""
 
 Shape = tuple[int, ...]
 

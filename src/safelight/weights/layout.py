@@ -159,7 +159,8 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
         config = part.infer({name: info.shape for name, info in infos.items()})
     except (NotThisArchitecture, KeyError) as error:
         missing = _missing(role, part.standard.rows(), infos) if part.standard is not None else ()
-        # First the tensor without which the architecture is unknown: the others may belong to another size.
+        # List first the tensor that the detection of the architecture lacked. The other names assume a default size,
+        # and may be wrong.
         cause = error if isinstance(error, KeyError) else error.__cause__
         lacked = cause.args[0] if isinstance(cause, KeyError) else ""
         missing = tuple(sorted(missing, key=lambda one: lacked not in one))

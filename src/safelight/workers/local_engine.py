@@ -188,7 +188,7 @@ class LocalEngine:
             RequestError: the device is not the CPU.
         """
         model = self._find_model(job)
-        if self.resources.device.separate:
+        if self.resources.device.has_own_memory:
             name = self.resources.device.name
             raise RequestError("isolate", True, f"processes can share weights only on the CPU, not on {name}")
         resources = self.bench_for(model, job.request.precision)
@@ -196,7 +196,7 @@ class LocalEngine:
         components.preload(model, resources)
         components.build_skeletons(model, resources, job.request.seamless)
         for tier in self.tiers:
-            if not tier.device.separate:
+            if not tier.device.has_own_memory:
                 tier.seal()
 
     def fits(self, request: Request, model: Model) -> dict[str, Any]:
