@@ -120,7 +120,7 @@ def safelight(dtype_name: str, suffix: str) -> Callable[[str], None]:
     skeletons = SkeletonCache()
 
     def switch(name: str) -> None:
-        model = library.checked(models[name])
+        model = library.ensure_unchanged(models[name])
         for component in model.manifest.components:
             key = SkeletonKey(model.base, component.role, component.config, dtype, "torch-sdp")
             with residency.lease(component, dtype) as lease, bind(skeletons, key, lease):

@@ -248,8 +248,8 @@ MUTANTS = (
     Mutant(
         "a file's hint is looked at",
         "catalog/library.py",
-        "        changed = model.manifest.changed()\n        if not changed:\n            return model\n        gone",
-        "        changed = []\n        if not changed:\n            return model\n        gone",
+        "        changed = model.manifest.changed_files()\n        if not changed:\n            return model\n",
+        "        changed = []\n        if not changed:\n            return model\n",
         "tests/catalog/test_library.py",
     ),
     Mutant(
@@ -437,7 +437,7 @@ MUTANTS = (
     Mutant(
         "an adapter's shapes are its model's",
         "resolve/adapters.py",
-        "    if found.odd or not found.count:\n",
+        "    if found.mismatched or not found.count:\n",
         "    if False:\n",
         "tests/adapters/test_state.py::test_what_is_wrong_is_said_and_the_next_is_right",
     ),
@@ -472,7 +472,7 @@ MUTANTS = (
     Mutant(
         "what text encoders made is kept by adapters' strengths",
         "pipeline/conditioning.py",
-        'self.component.over if isinstance(self.component, Adapted) else ""',
+        'self.component.overlay_digest if isinstance(self.component, OverlaidComponent) else ""',
         '""',
         "tests/pipeline/test_prompts.py",
     ),

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from recipe import data, model
 from safelight.catalog import records
-from safelight.catalog.describe import describe
+from safelight.catalog.describe import read_model
 from safelight.catalog.identify import identify
 from safelight.weights.manifest import to_json
 
@@ -83,7 +83,7 @@ def pack(style: str, source: Path) -> Path:
 
 def record(target: Path) -> None:
     """The record that every library shows: as if the file had been added, with a path relative to the package."""
-    described = describe(target.parent, target, target.stem, "starter", None)
+    described = read_model(target.parent, target, target.stem, "starter", None)
     values = {field.name: getattr(described, field.name) for field in fields(described)}
     manifest = to_json(described.manifest)
     manifest["files"] = [{"path": target.name}]

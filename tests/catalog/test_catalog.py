@@ -89,14 +89,14 @@ def test_files_used_by_their_path_are_in_the_index_and_read_once(
     model = first.library.resolve(str(files / "one.safetensors"))
     vae = first.adapters.resolve(str(files / "vae.safetensors"))
     assert [card.name for card in first.with_component(vae.tensors.digest)] == ["one", "vae"]
-    list(Catalog.under(root).library.used())
+    list(Catalog.under(root).library.models_used_by_path())
     reads: list[Path] = []
     read = records.read
     monkeypatch.setattr(records, "read", lambda path, folder=None: (reads.append(path), read(path, folder))[1])
     second = Catalog.under(root)
-    assert list(second.library.used("0" * 64)) == []
+    assert list(second.library.models_used_by_path("0" * 64)) == []
     assert reads == []
-    assert [found.digest for found in second.library.used(model.digest)] == [model.digest]
+    assert [found.digest for found in second.library.models_used_by_path(model.digest)] == [model.digest]
     assert len(reads) == 1
 
 
@@ -114,7 +114,7 @@ def test_one_rule_for_names_paths_and_digests(catalog: Catalog, tmp_path: Path) 
 
 def test_the_index_holds_records_components_and_inputs_and_may_be_deleted(catalog: Catalog, tmp_path: Path) -> None:
     PILImage.new("RGB", (24, 16), "red").save(tmp_path / "picture.png")
-    digest = catalog.inputs.keep("image", (tmp_path / "picture.png").read_bytes())
+    digest = catalog.inputs.store("image", (tmp_path / "picture.png").read_bytes())
     assert catalog.inputs.size(digest) == (24, 16)
     catalog.library.cards()
     catalog.adapters.cards()
@@ -153,6 +153,6 @@ def test_a_model_in_quarantine_gives_no_component(catalog: Catalog, tmp_path: Pa
     unet = one.manifest.component("unet").digest
     wrong = replace(one, manifest=replace(one.manifest, digest="0" * 64))
     with pytest.raises(IntegrityError):
-        catalog.library.mended(wrong)
-    assert catalog.library.quarantined(replace(one, manifest=wrong.manifest))
+        catalog.library.recheck_after_corruption(wrong)
+    assert catalog.library.quarantine_reason(replace(one, manifest=wrong.manifest))
     assert catalog.component(unet) is not None

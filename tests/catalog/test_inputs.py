@@ -16,7 +16,7 @@ import pytest
 from PIL import Image as PILImage
 from PIL import ImageCms, ImageOps
 
-from safelight.catalog.inputs import Inputs, as_mask, opened
+from safelight.catalog.inputs import Inputs, as_mask, decode_image
 from safelight.errors import RequestError
 
 
@@ -39,7 +39,7 @@ def test_pictures_are_upright(orientation: int) -> None:
     data = photograph(orientation)
     with PILImage.open(io.BytesIO(data)) as image:
         right = ImageOps.exif_transpose(image)
-    assert np.array_equal(np.asarray(opened("image", data)), np.asarray(right))
+    assert np.array_equal(np.asarray(decode_image("image", data)), np.asarray(right))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -52,7 +52,7 @@ def test_damaged_exif_gives_a_picture_or_an_error() -> None:
         for _ in range(chance.randint(1, 3)):
             spoiled[chance.randrange(begin, end)] = chance.randrange(256)
         with contextlib.suppress(RequestError):
-            read += opened("image", bytes(spoiled)).width > 0
+            read += decode_image("image", bytes(spoiled)).width > 0
     assert read > 1900
 
 
@@ -121,36 +121,36 @@ def test_masks_of_strokes_are_where_they_are_light() -> None:
 def test_what_is_wrong_names_the_file(root: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"12345")
     with pytest.raises(RequestError, match=r"bad\.png': is not an image in a supported format \(PNG, JPEG"):
-        Inputs(root).taken("image", str(tmp_path / "bad.png"), by_path=True)
+        Inputs(root).store_from_request("image", str(tmp_path / "bad.png"), by_path=True)
     with pytest.raises(Exception, match="nobody_at_all"):
-        Inputs(root).taken("image", "~nobody_at_all/x.png", by_path=True)
+        Inputs(root).store_from_request("image", "~nobody_at_all/x.png", by_path=True)
 
 
 def test_what_nothing_names_goes_to_the_trash_and_comes_back_when_it_is_named(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = Inputs(root)
-    digests = [inputs.keep("image", saved(PILImage.new("RGB", (8, 8), colour))) for colour in ("red", "green", "blue")]
+    digests = [inputs.store("image", saved(PILImage.new("RGB", (8, 8), colour))) for colour in ("red", "green", "blue")]
     assert inputs.sweep([], 30) == (0, 0)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 2 * 86_400)
     assert inputs.sweep([digests[0]], 30) == (2, 0)
     assert (root / f"trash/inputs/{digests[1]}.png").exists()
-    assert inputs.taken("image", digests[1], by_path=False) == digests[1]
+    assert inputs.store_from_request("image", digests[1], by_path=False) == digests[1]
     assert inputs.open(digests[1]).size == (8, 8)
     monkeypatch.setattr(time, "time", lambda: now + 40 * 86_400)
     moved, removed = inputs.sweep(digests[:2], 30)
     assert (moved, removed) == (0, 1)
     with pytest.raises(RequestError, match=f"{digests[2]}.*is gone"):
-        inputs.taken("image", digests[2], by_path=False)
+        inputs.store_from_request("image", digests[2], by_path=False)
 
 
 def test_an_image_that_a_request_is_about_to_use_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = Inputs(root)
-    digest = inputs.keep("image", saved(PILImage.new("RGB", (8, 4))))
+    digest = inputs.store("image", saved(PILImage.new("RGB", (8, 4))))
     old = time.time() - 3 * 86_400
     os.utime(root / f"inputs/{digest}.png", (old, old))
-    assert inputs.taken("image", digest, by_path=False) == digest
+    assert inputs.store_from_request("image", digest, by_path=False) == digest
     assert inputs.sweep([], 30) == (0, 0)
     os.utime(root / f"inputs/{digest}.png", (old, old))
     assert inputs.sweep([], 30) == (1, 0)

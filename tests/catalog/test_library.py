@@ -156,7 +156,7 @@ def test_load_03_and_05_a_replaced_file_is_seen_whatever_its_time(
     checkpoints.write_single(path, "sd1", 8)
     os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns + step))
     with pytest.raises(IntegrityError, match="its content changed"):
-        library.checked(model)
+        library.ensure_unchanged(model)
     with pytest.raises(IntegrityError, match="its content changed"):
         library.verify("model")
     assert library.add(path).digest != model.digest
@@ -166,14 +166,14 @@ def test_a_touched_file_with_the_same_content_is_accepted(library: Library, tmp_
     path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 1)
     model = library.add(path)
     os.utime(path, ns=(1, 1))
-    assert model.manifest.changed() == [path]
-    fresh = library.checked(model)
+    assert model.manifest.changed_files() == [path]
+    fresh = library.ensure_unchanged(model)
     assert fresh.digest == model.digest
-    assert fresh.manifest.changed() == []
-    assert library.get("m").manifest.changed() == []
+    assert fresh.manifest.changed_files() == []
+    assert library.get("m").manifest.changed_files() == []
     path.unlink()
     with pytest.raises(IntegrityError, match="gone"):
-        library.checked(model)
+        library.ensure_unchanged(model)
 
 
 def test_load_07_a_file_overwritten_in_place_gives_an_error_not_other_pixels(root: Path, tmp_path: Path) -> None:
@@ -268,10 +268,10 @@ def test_load_03_a_replaced_pickle_is_seen_although_its_conversion_is_used(libra
     path = checkpoints.write_single(tmp_path / "m.ckpt", "sd1", 1)
     model = library.add(path)
     by_path = library.resolve(str(path))
-    assert library.checked(model).digest == model.digest
+    assert library.ensure_unchanged(model).digest == model.digest
     checkpoints.write_single(path, "sd1", 2)
     with pytest.raises(IntegrityError, match="its content changed"):
-        library.checked(model)
+        library.ensure_unchanged(model)
     assert library.resolve(str(path)).digest != by_path.digest
     assert library.add(path).digest != model.digest
 
@@ -301,13 +301,13 @@ def test_a_damaged_record_is_named_and_can_be_removed(library: Library, root: Pa
 def test_a_folder_whose_settings_change_is_not_the_same_model(library: Library, tmp_path: Path) -> None:
     folder = checkpoints.write_folder(tmp_path / "m", "sd1", 1)
     model = library.add(folder)
-    assert library.checked(model) is model
+    assert library.ensure_unchanged(model) is model
     settings = folder / "scheduler/scheduler_config.json"
     settings.write_text(json.dumps({"prediction_type": "v_prediction"}))
     with pytest.raises(IntegrityError, match="prediction_type was epsilon, its files now say v_prediction"):
-        library.checked(model)
+        library.ensure_unchanged(model)
     settings.write_text(json.dumps({"prediction_type": "epsilon"}))
-    assert library.checked(model).digest == model.digest
+    assert library.ensure_unchanged(model).digest == model.digest
 
 
 def test_a_file_that_would_be_preferred_is_seen_when_it_comes_later(library: Library, tmp_path: Path) -> None:
@@ -317,9 +317,9 @@ def test_a_file_that_would_be_preferred_is_seen_when_it_comes_later(library: Lib
     name = "unet/diffusion_pytorch_model.safetensors"
     shutil.copy(other / name, folder / name)
     with pytest.raises(IntegrityError, match="its content changed"):
-        library.checked(model)
+        library.ensure_unchanged(model)
     (folder / name).unlink()
-    assert library.checked(model).digest == model.digest
+    assert library.ensure_unchanged(model).digest == model.digest
 
 
 def test_the_users_word_stays_the_users_word(library: Library, tiny: Path, tmp_path: Path) -> None:
@@ -327,14 +327,14 @@ def test_the_users_word_stays_the_users_word(library: Library, tiny: Path, tmp_p
     shutil.copy(tiny / "a.safetensors", path)
     model = library.add(path, prediction_type="v_prediction")
     os.utime(path, ns=(1, 1))
-    assert library.checked(model).prediction_type == "v_prediction"
+    assert library.ensure_unchanged(model).prediction_type == "v_prediction"
 
 
 def test_two_that_add_under_one_name_do_not_overwrite_each_other(
     library: Library, root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(home: Path, path: Path, *rest: Any) -> object:
-        described = describe.describe(home, path, *rest)
+        described = describe.read_model(home, path, *rest)
         if path.name == "a.safetensors":
             Library(root).add(tiny / "b.safetensors", "same")
         return described

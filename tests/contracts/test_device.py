@@ -17,7 +17,7 @@ from safelight.devices.pool import SlabPool
 from safelight.memory.lease import Use
 from safelight.memory.segments import cut
 from safelight.settings_sources import load_settings
-from safelight.weights import store
+from safelight.weights import slab_views
 from safelight.weights.manifest import ManifestTensor
 
 
@@ -145,7 +145,7 @@ def test_each_tensor_of_a_slab_holds_it_once(device: Device) -> None:
     """Else a slab that nobody uses would look as if somebody did, and nothing would be brought ahead into it."""
     slab = SlabPool(device).take(1 << 16)
     tensors = tuple(ManifestTensor(name, "F32", (8, 16), Path("x"), 0, 512, False, "") for name in "abc")
-    views = store.views(slab.base, tensors, torch.bfloat16)
+    views = slab_views.views(slab.base, tensors, torch.bfloat16)
     assert slab.holders() == len(views) == 3
     views.clear()
     assert slab.holders() == 0

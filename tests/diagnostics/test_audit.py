@@ -21,11 +21,11 @@ import safelight
 from safelight.catalog import starters
 from safelight.cli.main import app
 from safelight.diagnostics.audit import audit
-from safelight.diagnostics.audited_servers import APIS, Asked
+from safelight.diagnostics.audited_servers import APIS, ImageRequest
 from safelight.errors import SafelightError
 
 MODELS = ("starter-noto", "starter-twemoji")
-ASK = Asked("red apple", 7, 2, 64)
+ASK = ImageRequest("red apple", 7, 2, 64)
 
 
 @pytest.mark.parametrize("api", ["safelight", "a1111", "openai"])

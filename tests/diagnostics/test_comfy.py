@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from safelight.cli.main import app
 from safelight.diagnostics import audited_servers
-from safelight.diagnostics.audit import Audited, audit
-from safelight.diagnostics.audited_servers import Asked, ComfyUI
+from safelight.diagnostics.audit import AuditResult, audit
+from safelight.diagnostics.audited_servers import ComfyUI, ImageRequest
 from safelight.errors import SafelightError
 
-ASK = Asked("red apple", 7, 2, 64)
+ASK = ImageRequest("red apple", 7, 2, 64)
 CHANGED = "the same image after other models"
 
 
@@ -27,7 +27,7 @@ class Unchanged(ComfyUI):
 
     FRESH = frozenset()
 
-    def _graph(self, asked: Asked) -> dict[str, Any]:
+    def _graph(self, asked: ImageRequest) -> dict[str, Any]:
         graph = super()._graph(asked)
         for node in graph.values():
             node["inputs"].pop("audit", None)
@@ -37,7 +37,7 @@ class Unchanged(ComfyUI):
 class Freeing(ComfyUI):
     """Has the server empty its caches before every image."""
 
-    def make(self, asked: Asked) -> bytes:
+    def make(self, asked: ImageRequest) -> bytes:
         self._answer(lambda: self.client.post("/free", json={"unload_models": False, "free_memory": True}))
         # Its worker may take a job that comes at once before it looks at the flags.
         time.sleep(0.02)
@@ -49,20 +49,20 @@ class SamplerOnly(ComfyUI):
 
     FRESH = frozenset({"sampler", "decode", "image"})
 
-    def _graph(self, asked: Asked) -> dict[str, Any]:
+    def _graph(self, asked: ImageRequest) -> dict[str, Any]:
         graph = super()._graph(asked)
         graph["sampler"]["inputs"]["audit"] = graph["positive"]["inputs"].pop("audit")
         graph["negative"]["inputs"].pop("audit")
         return graph
 
 
-def audited(kind: type[ComfyUI], how: How) -> tuple[Audited, stand_in.Comfy]:
+def audited(kind: type[ComfyUI], how: How) -> tuple[AuditResult, stand_in.Comfy]:
     with comfy(how) as (url, inside):
         server = kind(url, None)
         return audit(server, server.models(), ASK, rounds=2), inside
 
 
-def wrong(found: Audited) -> set[str]:
+def wrong(found: AuditResult) -> set[str]:
     return {finding.what for finding in found.findings if not finding.ok}
 
 
@@ -134,7 +134,7 @@ def test_refusals_are_said() -> None:
         with pytest.raises(SafelightError, match="refused the graph: CheckpointLoaderSimple: Value not in list: ckpt"):
             server.make(ASK.by("C.safetensors", ""))
         with pytest.raises(SafelightError, match="EmptyLatentImage: Value 8 smaller than min of 16"):
-            server.make(Asked("red apple", 7, 2, 8, "A.safetensors"))
+            server.make(ImageRequest("red apple", 7, 2, 8, "A.safetensors"))
         with pytest.raises(SafelightError, match="the graph: Cannot execute because node Nothing does not exist"):
             server._queued({"x": {"class_type": "Nothing", "inputs": {}}})
         assert server._choices("Nothing", "name") == []

@@ -50,7 +50,7 @@ def prepared(tiny: Path, measured: Path, tmp_path_factory: pytest.TempPathFactor
     fresh = Fresh(WORKER, settings, Catalog.under(settings.root))
     canaries = Canaries(root, fresh.made)
     for name in (A, B):
-        canaries.made_fresh(engine.library.add(home / f"{name}.safetensors", name))
+        canaries.make_in_fresh_process(engine.library.add(home / f"{name}.safetensors", name))
     engine.close()
     return home
 

@@ -11,7 +11,7 @@ from support.scale import thinned
 
 import safelight
 from safelight.diagnostics import soak
-from safelight.diagnostics.soak import Soaked
+from safelight.diagnostics.soak import SoakResult
 from safelight.errors import InputError
 from safelight.workers.local_engine import LocalEngine
 
@@ -19,7 +19,7 @@ KINDS = 12
 RUNS = 100
 
 
-def series(count: int, seed: int, leak: float = 0.0, noise: float = 0.05, wild: str = "") -> Soaked:
+def series(count: int, seed: int, leak: float = 0.0, noise: float = 0.05, wild: str = "") -> SoakResult:
     """A soak of ``count`` images after everything was made twice: levels by kind, a breath that lasts, and ``leak``
     megabytes an image; ``wild``: what a busy machine or a library adds."""
     chance = np.random.default_rng(seed)
@@ -38,7 +38,7 @@ def series(count: int, seed: int, leak: float = 0.0, noise: float = 0.05, wild: 
     elif wild == "breathes":
         values += 3 * np.sin(at / count * 2 * np.pi * chance.uniform(1, 5) + chance.uniform(0, 6))
     values += leak * at
-    return Soaked([f"kind {n}" for n in kinds], [0.01] * count, list(values), [], 0)
+    return SoakResult([f"kind {n}" for n in kinds], [0.01] * count, list(values), [], 0)
 
 
 @pytest.mark.parametrize("wild", ["", "steps", "spikes", "fills", "breathes"])

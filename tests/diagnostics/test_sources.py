@@ -30,10 +30,10 @@ def checkout(folder: Path, name: str) -> Path:
 
 
 def test_a_wheel_a_checkout_or_an_index(tmp_path: Path) -> None:
-    of_wheel = sources.named(str(wheel(tmp_path, "safelight")))
+    of_wheel = sources.parse_source(str(wheel(tmp_path, "safelight")))
     assert (of_wheel.requirement, of_wheel.index) == (str(tmp_path / "safelight-9.0-py3-none-any.whl"), "")
-    assert sources.named(str(checkout(tmp_path / "src", "safelight"))).requirement == str(tmp_path / "src")
-    index = sources.named("https://packages.example.org/simple", "0.2.0")
+    assert sources.parse_source(str(checkout(tmp_path / "src", "safelight"))).requirement == str(tmp_path / "src")
+    index = sources.parse_source("https://packages.example.org/simple", "0.2.0")
     assert index.requirement == "safelight==0.2.0"
     assert index.options == ("--no-deps", "--index-url", "https://packages.example.org/simple")
 
@@ -48,9 +48,9 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
         ("http://packages.example.org/simple", "over https"),
     ):
         with pytest.raises(InputError, match=problem):
-            sources.named(text)
+            sources.parse_source(text)
     with pytest.raises(InputError, match="only an index has several versions"):
-        sources.named(str(wheel(tmp_path, "safelight")), "1.0")
+        sources.parse_source(str(wheel(tmp_path, "safelight")), "1.0")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from safelight.memory.lease import Lease, Use
 from safelight.memory.residency import Residency
 from safelight.memory.segments import cut
 from safelight.weights.manifest import ComponentManifest, Manifest
-from safelight.weights.store import resident_bytes
+from safelight.weights.slab_views import resident_bytes
 
 F32 = torch.float32
 

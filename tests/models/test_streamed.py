@@ -22,7 +22,7 @@ from safelight.memory.segments import component_key, cut
 from safelight.models.bind import bind
 from safelight.models.streamed import StreamedParameter
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import Overlay, adapted
+from safelight.weights.overlay import Overlay, with_overlays
 
 CPU = torch.device("cpu")
 X = torch.randn(2, toy.WIDTH, generator=torch.Generator().manual_seed(1))
@@ -117,7 +117,7 @@ def test_overlays_take_the_weights_place_and_leave_them_alone(component, residen
 
     touched = frozenset({"tied.weight", "scale"})
     changed = {name: tensor * 0.5 + 1 if name in touched else tensor for name, tensor in state.items()}
-    skeletons, under = toy.skeletons(), adapted(component, "f" * 64, touched, recipes)
+    skeletons, under = toy.skeletons(), with_overlays(component, "f" * 64, touched, recipes)
     for _ in range(2):
         for what, right in ((under, changed), (component, state)):
             with (
@@ -140,7 +140,7 @@ def test_overlays_that_do_not_fit_are_refused(component) -> None:
         def recipes(function=function) -> Generator[dict[str, Overlay]]:
             yield {"scale": Overlay(function)}
 
-        under = adapted(component, "f" * 64, frozenset({"scale"}), recipes)
+        under = with_overlays(component, "f" * 64, frozenset({"scale"}), recipes)
         with pytest.raises(BindingError), place.lease(under, torch.float32):
             pass
     place.drop()
@@ -154,7 +154,7 @@ def test_what_comes_out_otherwise_than_before_is_an_error(component) -> None:
     def recipes() -> Generator[dict[str, Overlay]]:
         yield {"scale": Overlay(lambda weight: weight + next(times))}
 
-    under, place = adapted(component, "f" * 64, frozenset({"scale"}), recipes), memory.host()
+    under, place = with_overlays(component, "f" * 64, frozenset({"scale"}), recipes), memory.host()
     for _ in range(2):
         with place.lease(under, torch.float32):
             pass
@@ -173,7 +173,7 @@ def test_what_is_not_streamed_is_never_kept_on_disk(component, monkeypatch: pyte
     def recipes() -> Generator[dict[str, Overlay]]:
         yield {"scale": Overlay(lambda weight: weight + 1)}
 
-    under, place = adapted(component, "f" * 64, frozenset({"scale"}), recipes), memory.host()
+    under, place = with_overlays(component, "f" * 64, frozenset({"scale"}), recipes), memory.host()
     for _ in range(3):
         with place.lease(under, torch.float32):
             pass
@@ -197,7 +197,7 @@ def test_what_was_kept_on_disk_and_spoiled_there_is_computed_again(
         yield {"scale": Overlay(lambda weight: weight + 1)}
 
     monkeypatch.setattr(Scratch, "read", spoiling)
-    under = adapted(component, "f" * 64, frozenset({"scale"}), recipes)
+    under = with_overlays(component, "f" * 64, frozenset({"scale"}), recipes)
     with residency.lease(under, torch.float32, Use(passes=4)) as lease:
         for _ in range(4):
             for name in lease.shapes:

@@ -97,7 +97,7 @@ def test_five_samplers_on_sd2(
     pipes["sd2"].scheduler = scheduler(sampler, prediction_type=prediction)
     theirs = oracle.pixels(pipes["sd2"], "red apple", "blue", 4, 11, 5.0)
     name = f"v2-{prediction}"
-    if engine.library.find_named(name) is None:
+    if engine.library.find_by_name(name) is None:
         engine.library.add(tiny / "v2.safetensors", name, prediction)  # type: ignore[arg-type]
     values = safelight.Request("red apple", name, "blue", 11, 4, 64, 64, 5.0, sampler)
     assert next(engine.generate(values)).pixels == theirs

@@ -200,10 +200,10 @@ def test_a_masks_faint_pixels_are_black(engine: LocalEngine, tiny: Path, folder:
 def test_pictures_of_16_bits_keep_their_greys_and_strange_formats_are_refused(root: Path) -> None:
     inputs, held = Inputs(root), io.BytesIO()
     PILImage.fromarray(np.full((8, 8), 20000, np.uint16)).save(held, "PNG")
-    assert np.asarray(inputs.open(inputs.keep("image", held.getvalue()))).max() == 20000 // 257
+    assert np.asarray(inputs.open(inputs.store("image", held.getvalue()))).max() == 20000 // 257
     for data in (b"DDS " + bytes(200), b"%!PS-Adobe-3.0 EPSF-3.0\n"):
         with pytest.raises(RequestError, match="not an image in a supported format"):
-            inputs.keep("image", data)
+            inputs.store("image", data)
 
 
 def test_a_checkpoint_for_inpainting_wants_a_mask(engine: LocalEngine, folder: Path) -> None:

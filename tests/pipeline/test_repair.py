@@ -188,7 +188,7 @@ def test_load_07_a_file_that_is_spoiled_is_not_used_again(engine: LocalEngine, t
     with pytest.raises(safelight.IntegrityError, match="its content changed"):
         next(engine.generate(request))
     model = engine.library.get("m")
-    assert "its content changed" in (engine.library.quarantined(model) or "")
+    assert "its content changed" in (engine.library.quarantine_reason(model) or "")
     with pytest.raises(safelight.IntegrityError, match="is in quarantine"):
         next(engine.generate(request))
     with pytest.raises(safelight.IntegrityError, match="its content changed"):
@@ -210,7 +210,7 @@ def test_a_conversion_that_is_spoiled_is_made_again(engine: LocalEngine, tiny: P
     conversion.write_bytes(data)
     assert next(engine.generate(request)).pixels_sha256 == right
     assert engine.library.verify("old").digest == model.digest
-    assert engine.library.quarantined(model) is None
+    assert engine.library.quarantine_reason(model) is None
 
 
 def test_a_repair_is_told_by_the_ledger_too(engine: LocalEngine, ask) -> None:

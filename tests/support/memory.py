@@ -12,7 +12,7 @@ from safelight.memory.budget import HOST, Ledger
 from safelight.memory.host_source import HostSource
 from safelight.memory.residency import Residency
 from safelight.memory.source import FileSource
-from safelight.weights.manifest import Manifest, measure
+from safelight.weights.manifest import Manifest, hash_components
 
 PLENTY = 1 << 30
 
@@ -37,4 +37,4 @@ def tiers(residency: Residency) -> list[Residency]:
 def manifest(path: Path) -> Manifest:
     layout = identify(path).layout
     assert layout is not None
-    return measure(layout.components)
+    return hash_components(layout.components)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from safelight.devices.transfer import checksum_of
 from safelight.families.sd.vae import VAEConfig
 from safelight.models.skeleton import SkeletonCache, SkeletonKey
-from safelight.weights.digest import named
+from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
 
 WIDTH = 16
@@ -61,7 +61,7 @@ def manifest(path: Path, state: dict[str, torch.Tensor], name: str) -> Component
             ManifestTensor(key, "F32", tuple(tensor.shape), path, at, nbytes, False, checksum_of(tensor.contiguous()))
         )
         at += nbytes
-    return ComponentManifest("vae", CONFIG, tuple(tensors), named(name))
+    return ComponentManifest("vae", CONFIG, tuple(tensors), hash_texts(name))
 
 
 def key(at: torch.device) -> SkeletonKey:

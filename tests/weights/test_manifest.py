@@ -13,14 +13,14 @@ from support import checkpoints
 from safelight.catalog.identify import identify
 from safelight.errors import CorruptFileError
 from safelight.weights import manifest as manifests
-from safelight.weights.manifest import Manifest, from_json, measure, to_json
+from safelight.weights.manifest import Manifest, from_json, hash_components, to_json
 
 
 @pytest.fixture
 def made(tiny: Path) -> Manifest:
     layout = identify(tiny / "xl.safetensors").layout
     assert layout is not None
-    return measure(layout.components)
+    return hash_components(layout.components)
 
 
 def test_json_and_back(made: Manifest) -> None:
@@ -59,7 +59,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
             path.touch()
 
     with pytest.raises(CorruptFileError, match="changed while it was read"):
-        measure(layout.components, change)
+        hash_components(layout.components, change)
 
 
 def test_load_06_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
@@ -69,17 +69,17 @@ def test_load_06_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path)
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
     with pytest.raises(CorruptFileError, match="cut off"):
-        measure(layout.components)
+        hash_components(layout.components)
 
 
 def test_hints_see_every_kind_of_change(tmp_path: Path) -> None:
     path = checkpoints.write_single(tmp_path / "m.safetensors", "sd1", 1)
     layout = identify(path).layout
     assert layout is not None
-    made = measure(layout.components)
-    assert made.changed() == []
+    made = hash_components(layout.components)
+    assert made.changed_files() == []
     data = path.read_bytes()
     path.unlink()
-    assert made.changed() == [path]
+    assert made.changed_files() == [path]
     path.write_bytes(data)
-    assert made.changed() == [path]
+    assert made.changed_files() == [path]

@@ -16,7 +16,7 @@ from safelight.catalog.cards import Card
 from safelight.catalog.identify import identify, read_header
 from safelight.catalog.index import Index
 from safelight.catalog.index_file import IndexFile
-from safelight.catalog.lock import alone
+from safelight.catalog.lock import library_lock
 from safelight.catalog.model import Adapter, Origin
 from safelight.errors import (
     FileError,
@@ -29,8 +29,8 @@ from safelight.errors import (
 from safelight.files.disk import settle, written
 from safelight.names import canonical, file_stem
 from safelight.weights import adapter_file as files
-from safelight.weights.digest import named
-from safelight.weights.manifest import FileHint, Manifest, measure, moved
+from safelight.weights.digest import hash_texts
+from safelight.weights.manifest import FileHint, Manifest, hash_components, relocate
 
 CONVERTED = "converted"
 """The folder of converted pickles, in the folder of records."""
@@ -99,7 +99,7 @@ class Adapters:
         if len(fitting) == 1:
             # Prompts of other programs contain file names.
             return self._index.whole(fitting[0])
-        raise ModelNotFoundError(name, paths.near(name, (card.name for card in cards)), "adapter")
+        raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)), "adapter")
 
     def resolve(self, reference: str) -> Adapter:
         """Return an adapter by its name, path or digest (:mod:`safelight.catalog.paths` says which of them a text is).
@@ -108,27 +108,27 @@ class Adapters:
         """
         path = paths.user_path(reference)
         if not paths.is_path(reference):
-            used = next(self.used(reference), None) if paths.is_digest(reference) else None
+            used = next(self.adapters_used_by_path(reference), None) if paths.is_digest(reference) else None
             return self.get(reference) if used is None else used
         path = path.absolute()
         if not os.path.lexists(path):
-            raise UnreadableFileError(path, f"does not exist{paths.beside(path)}")
-        seen = self.root / "seen" / "adapters" / f"{named(str(path))}.json"
+            raise UnreadableFileError(path, f"does not exist{paths.did_you_mean(path)}")
+        seen = self.root / "seen" / "adapters" / f"{hash_texts(str(path))}.json"
         with contextlib.suppress(FileError):
             known = records.read_adapter(seen)
-            if not known.manifest.changed():
+            if not known.manifest.changed_files():
                 return known
         found = self._describe(path, paths.stem(path), "path")
-        with alone(self.root):
+        with library_lock(self.root):
             records.write(seen, found)
-            self._seen.changed()
+            self._seen.invalidate()
         return found
 
     def seen_cards(self) -> list[Card]:
         """Return the cards of the adapters that were used by their path."""
         return [card for card in self._seen.all() if not card.problem]
 
-    def used(self, digest: str = "") -> Iterator[Adapter]:
+    def adapters_used_by_path(self, digest: str = "") -> Iterator[Adapter]:
         """Yield the adapters that were used by their path and whose files are unchanged.
 
         ``digest``: only adapters of this content; "" for all.
@@ -148,12 +148,12 @@ class Adapters:
         with contextlib.suppress(InputError):
             found = self.resolve(name) if by_path else self.get(name)
             if found.digest == digest:
-                return self.checked(found)
+                return self.ensure_unchanged(found)
         for card in self.cards():
             # A card is only a hint: it may belong to an earlier record.
             if card.digest == digest and (found := self.get(card.name)).digest == digest:
-                return self.checked(found)
-        used = next(self.used(digest), None)
+                return self.ensure_unchanged(found)
+        used = next(self.adapters_used_by_path(digest), None)
         if used is not None and by_path:
             return used
         remedy = "Add the adapter with this content with `safelight adapters add`."
@@ -167,9 +167,9 @@ class Adapters:
         Raises FileError for a bad file.
         """
         path = paths.user_path(str(path)).absolute()
-        chosen = paths.chosen(name, path)
+        chosen = paths.choose_name(name, path)
         found = self._describe(path, chosen, "added", base)
-        with alone(self.root):
+        with library_lock(self.root):
             others = self.cards()
             taken = next((card for card in others if card.name.casefold() == chosen.casefold()), None)
             if taken is not None and (taken.path != path or taken.name != chosen):
@@ -179,7 +179,7 @@ class Adapters:
 
     def _write(self, adapter: Adapter) -> None:
         records.write(self._record(adapter.name), adapter)
-        self._index.changed()
+        self._index.invalidate()
 
     def _record(self, name: str) -> Path:
         """Return the path of an adapter's record, which need not exist."""
@@ -191,12 +191,12 @@ class Adapters:
 
         Raises InputError when the name is taken or not allowed, and for a starter.
         """
-        with alone(self.root):
+        with library_lock(self.root):
             adapter = self._index.get(name)
             if adapter is None:
                 self._refuse_starter(name, "renamed")
             assert adapter is not None
-            chosen = paths.chosen(new, adapter.path)
+            chosen = paths.choose_name(new, adapter.path)
             taken = next((card for card in self.cards() if card.name.casefold() == chosen.casefold()), None)
             if taken is not None and taken.name != adapter.name:
                 raise InputError(f"the name {chosen!r} is taken by {taken.path}; choose another")
@@ -205,7 +205,7 @@ class Adapters:
             records.write(target, renamed)
             if not (record.exists() and target.samefile(record)):
                 record.unlink(missing_ok=True)
-            self._index.changed()
+            self._index.invalidate()
             return renamed
 
     def _refuse_starter(self, name: str, done: str) -> None:
@@ -216,24 +216,24 @@ class Adapters:
 
     def remove(self, name: str) -> None:
         """Remove an adapter's record, even a damaged one. The adapter's file stays. Raises InputError for a starter."""
-        with alone(self.root):
+        with library_lock(self.root):
             card = self._index.cards().get(canonical(name))
             if card is None:
                 self._refuse_starter(name, "removed")
             assert card is not None
             card.record.unlink(missing_ok=True)
-            self._index.changed()
+            self._index.invalidate()
             needed = {f"{card.digest}.safetensors" for card in self.cards()}
             for file in (self._records / CONVERTED).glob("*.safetensors"):
                 if file.name not in needed:
                     file.unlink(missing_ok=True)
 
-    def checked(self, adapter: Adapter) -> Adapter:
+    def ensure_unchanged(self, adapter: Adapter) -> Adapter:
         """Return the adapter if its content is unchanged. Reads the file again only if its hint changed.
 
         Raises IntegrityError when the content changed.
         """
-        return adapter if not adapter.manifest.changed() else self.verify(adapter)
+        return adapter if not adapter.manifest.changed_files() else self.verify(adapter)
 
     def verify(self, adapter: Adapter) -> Adapter:
         """Read and hash all of an adapter again. Raises IntegrityError when its content changed."""
@@ -250,7 +250,7 @@ class Adapters:
 
     def _refresh(self, adapter: Adapter, fresh: Adapter) -> None:
         """Store the new manifest of an adapter, unless its record was removed or replaced while the file was read."""
-        with alone(self.root):
+        with library_lock(self.root):
             card = self._index.cards().get(canonical(adapter.name))
             if card is not None and not card.problem and self._index.whole(card).manifest == adapter.manifest:
                 self._write(fresh)
@@ -263,7 +263,7 @@ class Adapters:
         if found.format == "pickle":
             manifest = self._converted(path, found.kind)
         else:
-            manifest = measure((files.layout(read_header(path), found.kind),))
+            manifest = hash_components((files.layout(read_header(path), found.kind),))
         base = user_base or found.base or ""
         rule = f"{found.rule}; the user set the base {user_base}" if user_base else found.rule
         return Adapter(
@@ -277,9 +277,9 @@ class Adapters:
         with written(home) as (file, temporary):
             convert.to_safetensors(files.read_tensors(read_header(path), kind), file)
             settle(file, temporary)
-            with convert.blamed(path, temporary):
-                manifest = measure((files.layout(read_header(temporary), kind),))
+            with convert.reporting_errors_for(path, temporary):
+                manifest = hash_components((files.layout(read_header(temporary), kind),))
             place = home / f"{manifest.digest}.safetensors"
             os.replace(temporary, place)
-        manifest = moved(manifest, place)
+        manifest = relocate(manifest, place)
         return replace(manifest, files=(*manifest.files, FileHint.of(path)))

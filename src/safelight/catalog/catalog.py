@@ -54,10 +54,10 @@ class Catalog:
             if card.state() != "there":
                 continue
             owner = self._read(card)
-            if isinstance(owner, Model) and self.library.quarantined(owner) is None:
-                yield self.library.checked(owner)
+            if isinstance(owner, Model) and self.library.quarantine_reason(owner) is None:
+                yield self.library.ensure_unchanged(owner)
             elif isinstance(owner, Adapter):
-                yield self.adapters.checked(owner)
+                yield self.adapters.ensure_unchanged(owner)
 
     def _read(self, card: Card) -> Model | Adapter | None:
         """Return the model or adapter of a card; None if its record is gone or damaged."""

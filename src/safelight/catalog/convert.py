@@ -18,7 +18,7 @@ from safelight.weights.digest import read_exactly
 
 
 @contextlib.contextmanager
-def blamed(path: Path, temporary: Path) -> Generator[None]:
+def reporting_errors_for(path: Path, temporary: Path) -> Generator[None]:
     """Raise errors about the conversion ``temporary`` as errors about the user's own file ``path``."""
     try:
         yield

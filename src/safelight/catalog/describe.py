@@ -19,7 +19,7 @@ from safelight.files import folder, pickle
 from safelight.files.disk import settle, written
 from safelight.weights import adapter_file as adapter
 from safelight.weights.layout import CheckpointLayout
-from safelight.weights.manifest import FileHint, Manifest, measure, moved
+from safelight.weights.manifest import FileHint, Manifest, hash_components, relocate
 
 CONVERTED = frozenset({"pickle", "diffusers-pickle"})
 """The formats that Safelight converts before use."""
@@ -34,7 +34,7 @@ OnBytes = Callable[[int, int], None]
 """Called with (bytes read so far, bytes in total)."""
 
 
-def describe(
+def read_model(
     home: Path,
     path: Path,
     name: str,
@@ -85,11 +85,11 @@ def read_again(home: Path, model: Model, on_bytes: OnBytes | None = None) -> Mod
     try:
         if model.format in CONVERTED:
             conversion, *sources = model.manifest.files
-            if all(source.holds() for source in sources):
-                read = measure(layout_of(conversion.path).components, _counter(conversion.size, on_bytes))
+            if all(source.is_unchanged() for source in sources):
+                read = hash_components(layout_of(conversion.path).components, _counter(conversion.size, on_bytes))
                 return replace(model, manifest=replace(read, files=(*read.files, *sources)))
         user_type: Any = model.prediction_type if model.told else None
-        return describe(home, model.path, model.name, model.origin, user_type, on_bytes)
+        return read_model(home, model.path, model.name, model.origin, user_type, on_bytes)
     except FileError as error:
         remedy = MISSING_REMEDY if not model.path.exists() else "Put the right file back, or add the model again."
         raise IntegrityError(error.path, "", error.problem, remedy) from error
@@ -127,14 +127,14 @@ def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayou
     with written(home) as (file, temporary):
         convert.to_safetensors(tensors, file)
         settle(file, temporary)
-        with convert.blamed(path, temporary):
+        with convert.reporting_errors_for(path, temporary):
             layout = layout_of(temporary)
-            manifest = measure(layout.components)
+            manifest = hash_components(layout.components)
         place = home / manifest.digest / "model.safetensors"
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, place)
     sources = sorted({tensor.path for tensor in tensors}.union(found.watched))
-    manifest = moved(manifest, place)
+    manifest = relocate(manifest, place)
     return layout, replace(manifest, files=(*manifest.files, *(FileHint.of(source) for source in sources)))
 
 
@@ -142,7 +142,7 @@ def _measured(
     path: Path, layout: CheckpointLayout, progress: Callable[[int], None] | None, watched: tuple[Path, ...]
 ) -> Manifest:
     """Return the manifest of a layout. Raises CorruptFileError if the headers changed while the bytes were read."""
-    manifest = measure(layout.components, progress, watched)
+    manifest = hash_components(layout.components, progress, watched)
     if identify(path).layout != layout:
         raise CorruptFileError(path, "changed while it was read; try again when its download is complete")
     return manifest
@@ -188,9 +188,9 @@ def _candidates(conversions: Path, wanted: Model, on_bytes: OnBytes | None) -> I
         size = sum(hint.size for hint in wanted.manifest.files if hint.path == wanted.path)
         files = (path for path in sorted(wanted.path.parent.iterdir()) if path.is_file() and path != wanted.path)
         beside = [path for path in files if path.stat().st_size == size]
-    if wanted.format in CONVERTED and wanted.manifest.files[0].holds():
-        read = measure(layout_of(wanted.manifest.files[0].path).components)
+    if wanted.format in CONVERTED and wanted.manifest.files[0].is_unchanged():
+        read = hash_components(layout_of(wanted.manifest.files[0].path).components)
         yield replace(wanted, manifest=replace(read, files=read.files))
     for path in (wanted.path, *beside):
         with contextlib.suppress(InputError):
-            yield describe(conversions, path, wanted.name, "added", user_type, on_bytes)
+            yield read_model(conversions, path, wanted.name, "added", user_type, on_bytes)

@@ -70,7 +70,7 @@ class Index(Generic[Kind]):
             if stamp is not None and stamp == self._stamp:
                 return
         young = stamp is None or time.time() - stamp[0] / 1e9 < SETTLED_SECONDS
-        known, changed = self._scanned()
+        known, changed = self._scan()
         with self._lock:
             if changed or known.keys() != self._known.keys():
                 self.generation += 1
@@ -97,18 +97,18 @@ class Index(Generic[Kind]):
                 self._whole.popitem(last=False)
         return record
 
-    def changed(self) -> None:
+    def invalidate(self) -> None:
         """Scan the folder at the next use, even if its modification time is unchanged."""
         with self._lock:
             self._stamp = None
 
-    def _scanned(self) -> tuple[dict[str, tuple[Hint, Card]], bool]:
+    def _scan(self) -> tuple[dict[str, tuple[Hint, Card]], bool]:
         """Scan the folder. Return all cards, and whether any record is new or changed."""
         with self._lock:
             known = dict(self._known)
         current: dict[str, tuple[Hint, Card]] = {}
         missing: list[tuple[str, Hint]] = []
-        for name, hint in _listed(self._folder):
+        for name, hint in _list(self._folder):
             if name in known and known[name][0] == hint:
                 current[name] = known[name]
             else:
@@ -131,7 +131,7 @@ class Index(Generic[Kind]):
             return Card(record.stem, record, {"path": str(record), "kind": "", "digest": ""}, problem=error.problem)
 
 
-def _listed(folder: Path) -> Iterator[tuple[str, Hint]]:
+def _list(folder: Path) -> Iterator[tuple[str, Hint]]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(".json") and not entry.name.startswith("."):

@@ -54,7 +54,7 @@ _ORIENTATION = 274
 _DATA = re.compile(r"data:image/[a-z+.-]+;base64,")
 
 
-def opened(field: str, data: bytes, transparent: bool = False, name: str = "") -> PILImage.Image:
+def decode_image(field: str, data: bytes, transparent: bool = False, name: str = "") -> PILImage.Image:
     """Decode an image file (PNG, JPEG, WebP, GIF, BMP, TIFF) into an upright picture of 8 bits per channel.
 
     ``field``, ``name``: the request's field and the file's name, for errors.
@@ -113,9 +113,9 @@ def as_mask(field: str, data: bytes, name: str = "") -> PILImage.Image:
     """Decode an image file into a mask (L). White areas are drawn again.
 
     The mask is the picture's lightness times its alpha, for any mode.
-    Raises RequestError as :func:`opened` does.
+    Raises RequestError as :func:`decode_image` does.
     """
-    picture = opened(field, data, transparent=True, name=name)
+    picture = decode_image(field, data, transparent=True, name=name)
     return ImageChops.multiply(picture.convert("RGB").convert("L"), picture.getchannel("A"))
 
 
@@ -139,12 +139,12 @@ class Inputs:
         self._trash = root / "trash" / "inputs"
         self._index = IndexFile(root / "index.db")
 
-    def keep(self, field: str, data: bytes, name: str = "") -> str:
+    def store(self, field: str, data: bytes, name: str = "") -> str:
         """Store an image file and return its digest. If ``field`` is ``mask``, the file is decoded as a mask.
 
-        Raises RequestError as :func:`opened` does.
+        Raises RequestError as :func:`decode_image` does.
         """
-        read = as_mask(field, data, name) if field == "mask" else opened(field, data, name=name)
+        read = as_mask(field, data, name) if field == "mask" else decode_image(field, data, name=name)
         image = read.convert("RGB")
         digest = _digest(image)
         try:
@@ -155,34 +155,34 @@ class Inputs:
             write_whole(self._path(digest), buffer.getvalue())
         return digest
 
-    def taken(self, field: str, value: str, by_path: bool) -> str:
+    def store_from_request(self, field: str, value: str, by_path: bool) -> str:
         """Return the digest of an image in a request, and store the image if needed.
 
         ``value``: a digest, ``data:image/…;base64,…``, or a path if ``by_path``.
         Raises RequestError for a value that is not an image, and for a digest whose image is gone.
         """
         if _DIGEST.fullmatch(value):
-            if not self._there(value):
+            if not self._restore_and_touch(value):
                 raise RequestError(field, value, f"this image is gone: {REMOVED_EXPLANATION}")
             return value
         found = _DATA.match(value)
         if found is not None:
             try:
-                return self.keep(field, base64.b64decode(value[found.end() :], validate=True))
+                return self.store(field, base64.b64decode(value[found.end() :], validate=True))
             except ValueError as error:
                 raise RequestError(field, value[:40], f"is not base64 ({error})") from error
         if not by_path:
             raise RequestError(field, value[:40], "must be an image in base64 (data:image/png;base64,…) or a digest")
         descriptor, _ = open_regular(paths.user_path(value))
         with open(descriptor, "rb") as file:
-            return self.keep(field, file.read(), value)
+            return self.store(field, file.read(), value)
 
     def size(self, digest: str) -> tuple[int, int]:
         """Return (width, height) of an image in pixels, from the index or its header.
 
         Raises IntegrityError when it is gone.
         """
-        self._there(digest)
+        self._restore_and_touch(digest)
         path = self._path(digest)
         hint = hint_of(path)
         known = None if hint is None else self._index.input_size(digest, hint)
@@ -197,11 +197,11 @@ class Inputs:
             self._index.store_input(digest, hint, found)
         return found
 
-    def known(self, digest: str) -> str:
+    def stored_digest(self, digest: str) -> str:
         """Return the digest if its image is stored, "" otherwise."""
-        return digest if _DIGEST.fullmatch(digest) and self._there(digest) else ""
+        return digest if _DIGEST.fullmatch(digest) and self._restore_and_touch(digest) else ""
 
-    def _there(self, digest: str) -> bool:
+    def _restore_and_touch(self, digest: str) -> bool:
         """Return whether an image is stored. Moves it out of the trash if needed.
 
         Sets its modification time to now, because a request is about to name it: :meth:`sweep` then leaves it.
@@ -240,7 +240,7 @@ class Inputs:
 
     def open(self, digest: str) -> PILImage.Image:
         """Return an image (RGB). Raises IntegrityError when it is gone, or when its pixels changed."""
-        self._there(digest)
+        self._restore_and_touch(digest)
         try:
             with PILImage.open(self._path(digest)) as opened:
                 image = opened.convert("RGB")

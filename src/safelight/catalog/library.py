@@ -16,13 +16,13 @@ from safelight.catalog.describe import (
     CONVERTED,
     MISSING_REMEDY,
     OnBytes,
-    describe,
     find_bytes,
     read_again,
+    read_model,
     refuse_other_content,
 )
 from safelight.catalog.identify import PredictionType
-from safelight.catalog.lock import alone
+from safelight.catalog.lock import library_lock
 from safelight.catalog.model import Model
 from safelight.catalog.model_records import ModelRecords
 from safelight.catalog.quarantine import Quarantine
@@ -64,7 +64,7 @@ class Library:
         """Return an error for each damaged record. Adding the model again replaces its record."""
         return [CorruptFileError(card.record, card.problem) for card in self.records.cards() if card.problem]
 
-    def find_named(self, name: str) -> Model | None:
+    def find_by_name(self, name: str) -> Model | None:
         """Return the user's own model or the starter of a name, None if there is none or its record is damaged."""
         return self.records.readable(name) or starters.model(name)
 
@@ -81,9 +81,9 @@ class Library:
             fitting = [card for card in own if card.stem == names.canonical(name)]
             if paths.is_digest(name):
                 fitting = [card for card in cards if card.digest == name][:1]
-            found = self.find_named(fitting[0].name) if len(fitting) == 1 else None
+            found = self.find_by_name(fitting[0].name) if len(fitting) == 1 else None
             if found is None:
-                raise ModelNotFoundError(name, paths.near(name, (card.name for card in cards)))
+                raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)))
         return found
 
     def resolve(self, reference: str, on_bytes: OnBytes | None = None) -> Model:
@@ -103,7 +103,7 @@ class Library:
                 if used is not None:
                     return used
                 if is_path:
-                    raise UnreadableFileError(path, f"does not exist{paths.beside(path)}") from None
+                    raise UnreadableFileError(path, f"does not exist{paths.did_you_mean(path)}") from None
                 if path.is_dir():
                     hint = "for the folder of that name write ./NAME, for a file in it ./NAME/FILE"
                     raise InputError(f"no model named {reference!r}; {hint}") from None
@@ -112,12 +112,12 @@ class Library:
         known = self.records.seen(path)
         if known is not None:
             return known
-        model = describe(self._conversions, path, paths.stem(path), "path", None, on_bytes)
-        with alone(self.root):
+        model = read_model(self._conversions, path, paths.stem(path), "path", None, on_bytes)
+        with library_lock(self.root):
             self.records.write_seen(model)
         return model
 
-    def used(self, digest: str = "") -> Iterator[Model]:
+    def models_used_by_path(self, digest: str = "") -> Iterator[Model]:
         """Yield the models that were used by their path and whose files are unchanged.
 
         ``digest``: only models of this content; "" for all.
@@ -132,9 +132,13 @@ class Library:
         """
         wanted = digest, prediction_type
         cards = [card for card in self.cards() if (card.digest, card.summary["prediction_type"]) == wanted]
-        own = [self.find_named(card.name) for card in cards]
-        fitting = [m for m in (*own, *self.used(digest)) if m is not None and (m.digest, m.prediction_type) == wanted]
-        return min(fitting, key=lambda m: (bool(m.manifest.changed()), m.name != name), default=None)
+        own = [self.find_by_name(card.name) for card in cards]
+        fitting = [
+            m
+            for m in (*own, *self.models_used_by_path(digest))
+            if m is not None and (m.digest, m.prediction_type) == wanted
+        ]
+        return min(fitting, key=lambda m: (bool(m.manifest.changed_files()), m.name != name), default=None)
 
     def add(
         self,
@@ -150,10 +154,10 @@ class Library:
         An error changes nothing.
         """
         path = paths.user_path(str(path)).absolute()
-        chosen = paths.chosen(name, path)
+        chosen = paths.choose_name(name, path)
         _refuse_taken(self.cards(), chosen, path)
-        model = describe(self._conversions, path, chosen, "added", prediction_type, on_bytes)
-        with alone(self.root):
+        model = read_model(self._conversions, path, chosen, "added", prediction_type, on_bytes)
+        with library_lock(self.root):
             _refuse_taken(self.cards(), chosen, path)
             self.records.replace(model)
             self._quarantine.end(model)
@@ -169,11 +173,11 @@ class Library:
         Raises InputError when the new name is taken or not allowed, and for a starter.
         Raises ModelNotFoundError for an unknown name.
         """
-        with alone(self.root):
+        with library_lock(self.root):
             model = self.records.get(name)
             if model is None:
                 raise self._not_own(name, "renamed")
-            chosen = paths.chosen(new, model.path)
+            chosen = paths.choose_name(new, model.path)
             if chosen == model.name:
                 return model
             _refuse_taken((card for card in self.cards() if card.name != model.name), chosen, None)
@@ -203,7 +207,7 @@ class Library:
                 f"size in {wanted.path.parent} has that content; put it back, then try again"
             )
         restored = replace(found, name=name, origin=current.origin)
-        with alone(self.root):
+        with library_lock(self.root):
             self.records.replace(restored)
             self._quarantine.end(restored)
         return self.get(name)
@@ -221,7 +225,7 @@ class Library:
 
         Raises InputError for a starter, ModelNotFoundError for an unknown name.
         """
-        with alone(self.root):
+        with library_lock(self.root):
             card = self.records.card(name)
             if card is None:
                 raise self._not_own(name, "removed")
@@ -236,7 +240,7 @@ class Library:
         self._quarantine.end(model)
         return model
 
-    def mended(self, model: Model) -> Model:
+    def recheck_after_corruption(self, model: Model) -> Model:
         """Read and hash all of a model again after some of its bytes were wrong. Repeats the conversion of a pickle.
 
         Raises IntegrityError when the content differs from the one that was added. The model then is in quarantine
@@ -244,9 +248,9 @@ class Library:
         """
         self._quarantine.refuse(model)
         try:
-            if model.format in CONVERTED and all(source.holds() for source in model.manifest.files[1:]):
+            if model.format in CONVERTED and all(source.is_unchanged() for source in model.manifest.files[1:]):
                 user_type: Any = model.prediction_type if model.told else None
-                fresh = describe(self._conversions, model.path, model.name, model.origin, user_type, None)
+                fresh = read_model(self._conversions, model.path, model.name, model.origin, user_type, None)
                 refuse_other_content(model, fresh.manifest)
                 return fresh
             return self._read_again(model, None)
@@ -254,18 +258,18 @@ class Library:
             self._quarantine.put(model, str(error))
             raise
 
-    def quarantined(self, model: Model) -> str | None:
+    def quarantine_reason(self, model: Model) -> str | None:
         """Return why a model is in quarantine; None if it is not, or if its files changed since."""
         return self._quarantine.reason(model)
 
-    def checked(self, model: Model) -> Model:
+    def ensure_unchanged(self, model: Model) -> Model:
         """Return the model if its content is unchanged. Reads the files again only if their times or sizes changed.
 
         Stores the new times and sizes if the content is the same.
         Raises IntegrityError when the content changed, a file is gone, or the model is in quarantine.
         """
         self._quarantine.refuse(model)
-        changed = model.manifest.changed()
+        changed = model.manifest.changed_files()
         if not changed:
             return model
         gone = next((path for path in changed if not path.exists()), None)
@@ -283,7 +287,7 @@ class Library:
                 problem = f"its {field} was {before}, its files now say {now}"
                 raise IntegrityError(model.path, "", problem, CHANGED_REMEDY)
         if model.origin == "added" and fresh.manifest != model.manifest:
-            with alone(self.root):
+            with library_lock(self.root):
                 current = self.records.readable(model.name)
                 # Another process may have removed or replaced the record meanwhile.
                 if current is not None and current.manifest == model.manifest:

@@ -12,7 +12,7 @@ from safelight.errors import UnreadableFileError
 
 
 @contextlib.contextmanager
-def alone(root: Path) -> Generator[None]:
+def library_lock(root: Path) -> Generator[None]:
     """Hold the lock of the library under ``root``. Creates the folder if needed.
 
     Raises UnreadableFileError when the folder cannot be written.

@@ -21,7 +21,7 @@ from safelight.catalog.index import Index
 from safelight.catalog.index_file import IndexFile
 from safelight.catalog.model import Model
 from safelight.errors import FileError
-from safelight.weights.digest import named
+from safelight.weights.digest import hash_texts
 
 _YOUNG_SECONDS = 86_400
 """Seconds: one day. No conversion takes so long."""
@@ -64,7 +64,7 @@ class ModelRecords:
     def write(self, model: Model) -> None:
         """Write the record of a model under its name."""
         records.write(self._path(model.name), model)
-        self._index.changed()
+        self._index.invalidate()
 
     def replace(self, model: Model) -> None:
         """Write the record of a model. A record of the same name with other content moves to the earlier ones."""
@@ -83,13 +83,13 @@ class ModelRecords:
             earlier.rename(self._earlier(new))
         if not (target.exists() and record.exists() and target.samefile(record)):
             record.unlink(missing_ok=True)
-        self._index.changed()
+        self._index.invalidate()
         return renamed
 
     def remove(self, card: Card) -> None:
         """Delete a record, and what only it needed."""
         card.record.unlink(missing_ok=True)
-        self._index.changed()
+        self._index.invalidate()
         self._sweep(card.digest)
 
     def earlier(self, name: str) -> list[Model]:
@@ -99,12 +99,12 @@ class ModelRecords:
     def seen(self, path: Path) -> Model | None:
         """Return the model of a file that was used by its path, if the file is unchanged; else None."""
         model = _read(self._seen_path(path))
-        return None if model is None or model.manifest.changed() else model
+        return None if model is None or model.manifest.changed_files() else model
 
     def write_seen(self, model: Model) -> None:
         """Write the record of a file that is used by its path."""
         records.write(self._seen_path(model.path), model)
-        self._seen.changed()
+        self._seen.invalidate()
         self._sweep()
 
     def seen_cards(self) -> list[Card]:
@@ -131,7 +131,7 @@ class ModelRecords:
         return self.folder / "earlier" / names.file_stem(name)
 
     def _seen_path(self, path: Path) -> Path:
-        return self._seen_folder / f"{named(str(path))}.json"
+        return self._seen_folder / f"{hash_texts(str(path))}.json"
 
     def _sweep(self, removed: str = "") -> None:
         """Delete the records of paths that are gone or changed, and conversions that no record needs.

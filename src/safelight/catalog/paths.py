@@ -25,7 +25,7 @@ def user_path(text: str) -> Path:
         raise InputError(f"{text}: {error}") from error
 
 
-def beside(path: Path) -> str:
+def did_you_mean(path: Path) -> str:
     """Return a hint for a missing path: the most similar name in its folder. Return "" if there is none."""
     try:
         found = [entry.name for entry in path.parent.iterdir()]
@@ -35,7 +35,7 @@ def beside(path: Path) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def near(name: str, known: Iterable[str]) -> list[str]:
+def similar_names(name: str, known: Iterable[str]) -> list[str]:
     """Return at most three of the known names that are similar to ``name``, the most similar first."""
     folded = {names.canonical(one).casefold(): one for one in known}
     return [folded[one] for one in difflib.get_close_matches(names.canonical(name).casefold(), folded, 3, 0.6)]
@@ -68,7 +68,7 @@ def name_of(name_or_path: str) -> str:
     return stem(user_path(name_or_path)) if is_path(name_or_path) else name_or_path
 
 
-def chosen(name: str | None, path: Path) -> str:
+def choose_name(name: str | None, path: Path) -> str:
     """Return the name for the file or folder at ``path``: the given name, or one made from the file's.
 
     Raises InputError for a name that is not allowed.

@@ -16,7 +16,7 @@ from safelight.catalog.model import Model
 from safelight.errors import FileError, IntegrityError
 from safelight.files.disk import write_whole
 from safelight.files.folder import read_json
-from safelight.weights.digest import named
+from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import FileHint
 
 
@@ -62,7 +62,7 @@ class Quarantine:
             path.rename(self._path(renamed))
 
     def _path(self, model: Model) -> Path:
-        name = named(str(model.path)) if model.origin == "path" else names.file_stem(model.name)
+        name = hash_texts(str(model.path)) if model.origin == "path" else names.file_stem(model.name)
         return self._folder / f"{name}.json"
 
 

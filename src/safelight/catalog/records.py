@@ -11,7 +11,7 @@ from safelight.catalog.model import Adapter, Model
 from safelight.errors import CorruptFileError
 from safelight.files.disk import write_whole
 from safelight.files.folder import read_json
-from safelight.weights.digest import named
+from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import from_json, to_json
 
 Kind = TypeVar("Kind", Model, Adapter)
@@ -31,7 +31,7 @@ def encoded(values: dict[str, Any]) -> bytes:
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    return named(json.dumps(values, sort_keys=True))
+    return hash_texts(json.dumps(values, sort_keys=True))
 
 
 def read(path: Path, folder: Path | None = None) -> Model:

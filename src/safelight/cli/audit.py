@@ -34,7 +34,7 @@ def audit(
     """Request the same images from any image server in many orders, and say which differ. Exit code 1 if any does."""
     from safelight.cli.doctor import say_all
     from safelight.diagnostics import audit as auditing
-    from safelight.diagnostics.audited_servers import APIS, Asked
+    from safelight.diagnostics.audited_servers import APIS, ImageRequest
     from safelight.diagnostics.report import Report, in_order
     from safelight.errors import UnreadableFileError
 
@@ -53,7 +53,7 @@ def audit(
         raise InputError(f"the server has no model {', '.join(missing)}; it has {', '.join(known) or 'none'}")
     if not chosen:
         raise InputError("the server lists no models")
-    asked = Asked(prompt, 7, steps, size)
+    asked = ImageRequest(prompt, 7, steps, size)
     with bar("auditing") as update:
         audited = auditing.audit(server, chosen, asked, rounds, earlier, lambda count: update(count, 0, "images"))
     audited.save(out)

@@ -131,7 +131,7 @@ class _Maker:
 
     def __init__(self, engine: LocalEngine, out: Path, all_cells: list[Cell]) -> None:
         from safelight.resolve.resolve import resolve
-        from safelight.weights.digest import named
+        from safelight.weights.digest import hash_texts
 
         self._engine = engine
         self._out = out
@@ -146,7 +146,7 @@ class _Maker:
             request = resolve(cell.request, engine.catalog, model=model).request
             content = asdict(replace(request, model=model.digest))
             run = asdict(engine.bench_for(model, request.precision).run)
-            self._keys[cell.column, cell.row] = named(json.dumps([content, run], sort_keys=True, default=str))
+            self._keys[cell.column, cell.row] = hash_texts(json.dumps([content, run], sort_keys=True, default=str))
 
     def _read(self) -> dict[str, dict[str, str]]:
         from safelight.errors import FileError

@@ -215,7 +215,7 @@ def export(
     if form != "diffusers":
         raise typer.BadParameter(f"{form!r}: must be diffusers", param_hint="--format")
     library = _library(context, root)
-    model = library.checked(library.get(name))
+    model = library.ensure_unchanged(library.get(name))
     from safelight.assembly.export import to_diffusers
 
     to_diffusers(model, out.expanduser())

@@ -26,14 +26,14 @@ def preprocess(
     high: Annotated[int, typer.Option(help="The upper threshold.")] = 200,
 ) -> None:
     """Compute from a picture what a ControlNet reads, and save it as a picture."""
-    from safelight.catalog.inputs import opened
+    from safelight.catalog.inputs import decode_image
     from safelight.files.disk import open_regular, write_whole
     from safelight.pipeline import preprocess as preprocessing
 
     control = Control(name, str(image), preprocessor=name, low=low, high=high)
     descriptor, _ = open_regular(image.expanduser())
     with open(descriptor, "rb") as file:
-        picture = opened("image", file.read())
+        picture = decode_image("image", file.read())
     buffer = io.BytesIO()
     preprocessing.preprocess(picture, control).save(buffer, "PNG")
     write_whole(out, buffer.getvalue())

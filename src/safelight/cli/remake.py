@@ -15,7 +15,7 @@ from safelight.request.schema import Request
 from safelight.request.stored import read_request
 
 if TYPE_CHECKING:
-    from safelight.diagnostics.suspect_picture import Remade
+    from safelight.diagnostics.suspect_picture import Reproduction
     from safelight.settings import Settings
     from safelight.workers.local_engine import LocalEngine
 
@@ -88,10 +88,10 @@ def request_of(path: Path, metadata: Any, model: str) -> Request:
         raise CorruptFileError(path, f"{problem}; use the version of Safelight that made the image") from error
 
 
-def distrusted(context: typer.Context, root: Path | None, path: Path) -> Remade:
+def distrusted(context: typer.Context, root: Path | None, path: Path) -> Reproduction:
     """Make a picture again as its metadata records, and collect what differs."""
     from safelight.assembly.importing import open_engine
-    from safelight.diagnostics.suspect_picture import Remade
+    from safelight.diagnostics.suspect_picture import Reproduction
     from safelight.pictures import chunks
 
     metadata, held = chunks.read(path)
@@ -110,12 +110,12 @@ def distrusted(context: typer.Context, root: Path | None, path: Path) -> Remade:
         image = next(engine.generate(request))
         again = next(engine.generate(request)).pixels_sha256
     except SafelightError as problem:
-        return Remade(path, metadata, held, model, problem=problem)
+        return Reproduction(path, metadata, held, model, problem=problem)
     finally:
         engine.close()
     other = _differences(metadata, image)
     versions = {name: other.pop(name) for name in recorded["versions"] if name in other}
-    return Remade(path, metadata, held, model, image, None, again, other, versions, _numerics(metadata, image))
+    return Reproduction(path, metadata, held, model, image, None, again, other, versions, _numerics(metadata, image))
 
 
 def _say(path: Path, image: Image, recorded: str, untouched: bool, other: dict[str, str]) -> None:

@@ -46,7 +46,7 @@ def upgrade(
     from safelight.errors import InputError
 
     environments = Environments()
-    wanted = sources.named(source, to or "") if source else sources.of_running()
+    wanted = sources.parse_source(source, to or "") if source else sources.of_running()
     if to and not wanted.index:
         raise InputError(f"--to {to}: needs a package index; {wanted} is a single version")
     if why := environments.refusal():

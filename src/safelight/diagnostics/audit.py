@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from safelight.diagnostics.audited_servers import Asked, Server
+from safelight.diagnostics.audited_servers import ImageRequest, Server
 from safelight.diagnostics.finding import Finding
 from safelight.diagnostics.image_difference import difference
 from safelight.errors import SafelightError
@@ -56,18 +56,18 @@ class AuditedImage:
 
 
 @dataclass
-class Audited:
+class AuditResult:
     """The result of an audit.
 
     ``first``: the first image of each model and adapter, by name.
     ``differing``: the images that differ from the first, by name and number.
-    ``asked``: the number of requests.
+    ``request_count``: the number of requests.
     """
 
     findings: list[Finding] = field(default_factory=list[Finding])
     first: dict[str, AuditedImage] = field(default_factory=dict[str, AuditedImage])
     differing: dict[str, AuditedImage] = field(default_factory=dict[str, AuditedImage])
-    asked: int = 0
+    request_count: int = 0
 
     def save(self, folder: Path) -> None:
         """Save the first images and those that differ as files."""
@@ -85,51 +85,53 @@ class Audited:
 def audit(
     server: Server,
     models: Sequence[str],
-    asked: Asked,
+    request: ImageRequest,
     rounds: int = ROUNDS,
     before: Mapping[str, str] | None = None,
     on_image: Callable[[int], None] = lambda _: None,
-) -> Audited:
+) -> AuditResult:
     """Request the same images from a server in many orders, and compare them.
 
     ``rounds``: how often each model is requested again.
     ``before``: digests from an audit before the server's restart.
     ``on_image``: called with the number of each request.
     """
-    audited = Audited()
-    requests = _Requests(server, asked, audited, on_image)
+    result = AuditResult()
+    requests = _Requests(server, request, result, on_image)
     begun = time.monotonic()
     adapters = server.loras(models[0])
     if requests.repeats(models[0]):
         requests.switch(models, adapters[:2], rounds)
     else:
         todo = "This server never repeats an image, so the audit cannot detect differences after a switch."
-        audited.findings.append(Finding("state", "the same image after other models", True, "not tried", todo))
-    audited.findings += _distinct(audited, models)
-    audited.findings += [_restarted(name, digest, audited) for name, digest in (before or {}).items()]
+        result.findings.append(Finding("state", "the same image after other models", True, "not tried", todo))
+    result.findings += _distinct(result, models)
+    result.findings += [_restarted(name, digest, result) for name, digest in (before or {}).items()]
     seconds = time.monotonic() - begun
-    evidence = f"{audited.asked} images in {seconds:.0f} s, {len(adapters)} adapters listed"
-    audited.findings.append(Finding("device", "the audit", True, evidence))
-    return audited
+    evidence = f"{result.request_count} images in {seconds:.0f} s, {len(adapters)} adapters listed"
+    result.findings.append(Finding("device", "the audit", True, evidence))
+    return result
 
 
 @dataclass
 class _Requests:
-    """The requests of an audit. They add their findings and images to ``audited``."""
+    """The requests of an audit. They add their findings and images to ``result``."""
 
     server: Server
-    request: Asked
-    audited: Audited
+    request: ImageRequest
+    result: AuditResult
     on_image: Callable[[int], None]
 
     def make(self, model: str, lora: str = "") -> AuditedImage | None:
         """Request an image. Returns None, and adds a finding, if the server fails."""
-        self.audited.asked += 1
-        self.on_image(self.audited.asked)
+        self.result.request_count += 1
+        self.on_image(self.result.request_count)
         try:
-            return AuditedImage.of(self.server.make(self.request.by(model, lora)))
+            return AuditedImage.of(self.server.make(self.request.for_model(model, lora)))
         except SafelightError as error:
-            self.audited.findings.append(Finding("state", f"image {self.audited.asked}", False, f"{model}: {error}"))
+            self.result.findings.append(
+                Finding("state", f"image {self.result.request_count}", False, f"{model}: {error}")
+            )
             return None
 
     def repeats(self, model: str) -> bool:
@@ -139,8 +141,8 @@ class _Requests:
             return True
         same = one.sha256 == two.sha256
         evidence = f"{model} twice: " + ("the same" if same else f"not the same, {one.apart(two)}")
-        self.audited.findings.append(Finding("device", "the same image twice", same, evidence))
-        self.audited.first[model] = one
+        self.result.findings.append(Finding("device", "the same image twice", same, evidence))
+        self.result.first[model] = one
         return same
 
     def switch(self, models: Sequence[str], adapters: Sequence[str], rounds: int) -> None:
@@ -156,7 +158,7 @@ class _Requests:
                 equal.append(self.visit(first, f"after the adapter {lora}"))
         if equal:
             evidence = f"{sum(equal)} of {len(equal)} images after a switch equal the first ones"
-            self.audited.findings.append(Finding("state", "switches", all(equal), evidence))
+            self.result.findings.append(Finding("state", "switches", all(equal), evidence))
 
     def visit(self, model: str, after: str, lora: str = "") -> bool:
         """Request an image. Returns whether it equals the first one of the same model and adapter."""
@@ -164,21 +166,21 @@ class _Requests:
         picture = self.make(model, lora)
         if picture is None:
             return False
-        known = self.audited.first.setdefault(name, picture)
+        known = self.result.first.setdefault(name, picture)
         if picture.sha256 == known.sha256:
             return True
-        self.audited.differing[f"{name} {self.audited.asked}"] = picture
-        evidence = f"{name}, image {self.audited.asked}, {after}: {known.apart(picture)}"
-        self.audited.findings.append(Finding("state", "the same image after other models", False, evidence))
+        self.result.differing[f"{name} {self.result.request_count}"] = picture
+        evidence = f"{name}, image {self.result.request_count}, {after}: {known.apart(picture)}"
+        self.result.findings.append(Finding("state", "the same image after other models", False, evidence))
         return False
 
 
-def _distinct(audited: Audited, models: Sequence[str]) -> list[Finding]:
+def _distinct(result: AuditResult, models: Sequence[str]) -> list[Finding]:
     """Check that each model makes a different image. Equal images mean that the server did not switch the model."""
     seen: dict[str, str] = {}
     found: list[Finding] = []
     for name in models:
-        picture = audited.first.get(name)
+        picture = result.first.get(name)
         if picture is None:
             continue
         other = seen.setdefault(picture.sha256, name)
@@ -190,8 +192,8 @@ def _distinct(audited: Audited, models: Sequence[str]) -> list[Finding]:
     return found
 
 
-def _restarted(name: str, digest: str, audited: Audited) -> Finding:
-    now = audited.first.get(name)
+def _restarted(name: str, digest: str, result: AuditResult) -> Finding:
+    now = result.first.get(name)
     what = "the same image after a restart"
     if now is None:
         return Finding("state", what, False, f"{name}: this audit has no image of it")

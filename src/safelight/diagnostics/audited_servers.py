@@ -13,14 +13,14 @@ from typing import Any, Protocol
 import httpx
 
 from safelight.errors import InputError, SafelightError
-from safelight.weights.adapter_kinds import WEIGHTS
+from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
 
 WAIT_SECONDS = 1800.0
 """Limit of seconds for one image."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ImageRequest:
     """A request for one image.
 
     ``size``: pixels per side.
@@ -34,7 +34,7 @@ class Asked:
     model: str = ""
     lora: str = ""
 
-    def by(self, model: str, lora: str) -> Asked:
+    def for_model(self, model: str, lora: str) -> ImageRequest:
         """Return the same request for another model and adapter."""
         return replace(self, model=model, lora=lora)
 
@@ -50,7 +50,7 @@ class Server(Protocol):
         """Return the names of the adapters for a model, or of all adapters if the API does not give their base."""
         ...
 
-    def make(self, asked: Asked) -> bytes:
+    def make(self, request: ImageRequest) -> bytes:
         """Make an image. Return the bytes of its file."""
         ...
 
@@ -90,7 +90,7 @@ class _HTTP:
             raise SafelightError(f"the server cannot be reached ({error})") from error
 
 
-class Safelight(_HTTP):
+class SafelightClient(_HTTP):
     """Safelight's own API."""
 
     def models(self) -> list[str]:
@@ -98,18 +98,18 @@ class Safelight(_HTTP):
 
     def loras(self, model: str) -> list[str]:
         bases = {known["name"]: known["base"] for known in self.get("/api/v1/models")}
-        found = [adapter for adapter in self.get("/api/v1/adapters") if adapter["kind"] in WEIGHTS]
+        found = [adapter for adapter in self.get("/api/v1/adapters") if adapter["kind"] in WEIGHT_ADAPTER_KINDS]
         return [adapter["name"] for adapter in found if adapter["base"] in ("", bases.get(model, ""))]
 
-    def make(self, asked: Asked) -> bytes:
+    def make(self, request: ImageRequest) -> bytes:
         body = {
-            "prompt": asked.prompt,
-            "model": asked.model,
-            "seed": asked.seed,
-            "steps": asked.steps,
-            "width": asked.size,
-            "height": asked.size,
-            "loras": [{"name": asked.lora}] if asked.lora else [],
+            "prompt": request.prompt,
+            "model": request.model,
+            "seed": request.seed,
+            "steps": request.steps,
+            "width": request.size,
+            "height": request.size,
+            "loras": [{"name": request.lora}] if request.lora else [],
         }
         job = self.post("/api/v1/generate", body)["id"]
         until = time.monotonic() + WAIT_SECONDS
@@ -122,7 +122,7 @@ class Safelight(_HTTP):
         return self.data(self.get(f"/api/v1/jobs/{job}/images")[0]["url"])
 
 
-class A1111(_HTTP):
+class A1111Client(_HTTP):
     """AUTOMATIC1111's API, which Forge, SD.Next and others have too."""
 
     def models(self) -> list[str]:
@@ -133,22 +133,22 @@ class A1111(_HTTP):
         del model
         return [lora["name"] for lora in self.get("/sdapi/v1/loras")]
 
-    def make(self, asked: Asked) -> bytes:
-        prompt = f"{asked.prompt} <lora:{asked.lora}:1>" if asked.lora else asked.prompt
+    def make(self, request: ImageRequest) -> bytes:
+        prompt = f"{request.prompt} <lora:{request.lora}:1>" if request.lora else request.prompt
         body = {
             "prompt": prompt,
-            "seed": asked.seed,
-            "steps": asked.steps,
-            "width": asked.size,
-            "height": asked.size,
+            "seed": request.seed,
+            "steps": request.steps,
+            "width": request.size,
+            "height": request.size,
             "sampler_name": "Euler",
-            "override_settings": {"sd_model_checkpoint": asked.model},
+            "override_settings": {"sd_model_checkpoint": request.model},
         }
         images = self.post("/sdapi/v1/txt2img", body)["images"]
         return base64.b64decode(images[0].rpartition(",")[2]) if images else b""
 
 
-class OpenAI(_HTTP):
+class OpenAIClient(_HTTP):
     """OpenAI's API for images. It has no seed, but local servers accept one."""
 
     def models(self) -> list[str]:
@@ -158,19 +158,19 @@ class OpenAI(_HTTP):
         del model
         return []
 
-    def make(self, asked: Asked) -> bytes:
+    def make(self, request: ImageRequest) -> bytes:
         body = {
-            "prompt": asked.prompt,
-            "model": asked.model,
-            "size": f"{asked.size}x{asked.size}",
+            "prompt": request.prompt,
+            "model": request.model,
+            "size": f"{request.size}x{request.size}",
             "response_format": "b64_json",
-            "seed": asked.seed,
-            "steps": asked.steps,
+            "seed": request.seed,
+            "steps": request.steps,
         }
         return base64.b64decode(self.post("/v1/images/generations", body)["data"][0]["b64_json"])
 
 
-class InvokeAI(_HTTP):
+class InvokeAIClient(_HTTP):
     """InvokeAI's API (6.x): puts a graph into its queue. Supports checkpoints of SD 1 and SD 2."""
 
     def models(self) -> list[str]:
@@ -187,8 +187,8 @@ class InvokeAI(_HTTP):
         found = next(model for model in self._listed(kind) if model["name"] == name)
         return {key: found[key] for key in ("key", "hash", "name", "base", "type")}
 
-    def make(self, asked: Asked) -> bytes:
-        queued = self.post("/api/v1/queue/default/enqueue_batch", {"batch": {"graph": self._graph(asked), "runs": 1}})
+    def make(self, request: ImageRequest) -> bytes:
+        queued = self.post("/api/v1/queue/default/enqueue_batch", {"batch": {"graph": self._graph(request), "runs": 1}})
         item = queued["item_ids"][0]
         until = time.monotonic() + WAIT_SECONDS
         while (now := self.get(f"/api/v1/queue/default/i/{item}"))["status"] in ("pending", "in_progress"):
@@ -201,21 +201,21 @@ class InvokeAI(_HTTP):
         name = next(result["image"]["image_name"] for result in results if result["type"] == "image_output")
         return self.data(f"/api/v1/images/i/{name}/full")
 
-    def _graph(self, asked: Asked) -> dict[str, Any]:
-        size = {"width": asked.size, "height": asked.size}
+    def _graph(self, request: ImageRequest) -> dict[str, Any]:
+        size = {"width": request.size, "height": request.size}
         nodes: dict[str, dict[str, Any]] = {
-            "model": {"type": "main_model_loader", "model": self._identifier("main", asked.model)},
-            "positive": {"type": "compel", "prompt": asked.prompt},
+            "model": {"type": "main_model_loader", "model": self._identifier("main", request.model)},
+            "positive": {"type": "compel", "prompt": request.prompt},
             "negative": {"type": "compel", "prompt": ""},
-            "noise": {"type": "noise", "seed": asked.seed, "use_cpu": True, **size},
-            "denoise": {"type": "denoise_latents", "steps": asked.steps, "cfg_scale": 7.0, "scheduler": "euler"},
+            "noise": {"type": "noise", "seed": request.seed, "use_cpu": True, **size},
+            "denoise": {"type": "denoise_latents", "steps": request.steps, "cfg_scale": 7.0, "scheduler": "euler"},
             "image": {"type": "l2i", "fp32": True, "is_intermediate": False},
         }
         clip = ("model", "clip")
         unet = ("model", "unet")
         edges: list[tuple[tuple[str, str], tuple[str, str]]] = []
-        if asked.lora:
-            nodes["lora"] = {"type": "lora_loader", "lora": self._identifier("lora", asked.lora), "weight": 1.0}
+        if request.lora:
+            nodes["lora"] = {"type": "lora_loader", "lora": self._identifier("lora", request.lora), "weight": 1.0}
             edges += [(unet, ("lora", "unet")), (clip, ("lora", "clip"))]
             clip, unet = ("lora", "clip"), ("lora", "unet")
         edges += [
@@ -241,7 +241,7 @@ class InvokeAI(_HTTP):
         }
 
 
-class ComfyUI(_HTTP):
+class ComfyUIClient(_HTTP):
     """ComfyUI's API: puts a graph of its own nodes into its queue. Supports checkpoints that contain all components.
 
     ComfyUI caches the output of each node as long as the node's inputs do not change. It would answer with an old image
@@ -272,8 +272,8 @@ class ComfyUI(_HTTP):
         # The list of names itself. In ComfyUI's third schema the word COMBO comes first.
         return list(kind if isinstance(kind, list) else more[0]["options"])
 
-    def make(self, asked: Asked) -> bytes:
-        done = self._ended(self._queued(self._graph(asked)))
+    def make(self, request: ImageRequest) -> bytes:
+        done = self._wait_for(self._enqueue(self._graph(request)))
         # Old versions have no status.
         status = done.get("status") or {}
         messages: dict[str, Any] = dict(status.get("messages") or [])
@@ -288,14 +288,14 @@ class ComfyUI(_HTTP):
         where = {key: images[0][key] for key in ("filename", "subfolder", "type")}
         return self.data(f"/view?{httpx.QueryParams(where)}")
 
-    def _queued(self, graph: dict[str, Any]) -> str:
+    def _enqueue(self, graph: dict[str, Any]) -> str:
         with self._transport_errors():
             answer = self.client.post("/prompt", json={"prompt": graph})
         if answer.status_code == 400:
             raise SafelightError(f"the server refused the graph: {_refusal(answer)[:400]}")
         return self._answer(lambda: answer).json()["prompt_id"]
 
-    def _ended(self, job: str) -> dict[str, Any]:
+    def _wait_for(self, job: str) -> dict[str, Any]:
         """Wait for the end of a job. Return its entry in the history, which ComfyUI writes at the job's end."""
         until = time.monotonic() + WAIT_SECONDS
         pause = 0.005
@@ -313,19 +313,19 @@ class ComfyUI(_HTTP):
             time.sleep(pause := min(1.5 * pause, 0.5))
         return history[job]
 
-    def _graph(self, asked: Asked) -> dict[str, Any]:
-        size = {"width": asked.size, "height": asked.size, "batch_size": 1}
+    def _graph(self, request: ImageRequest) -> dict[str, Any]:
+        size = {"width": request.size, "height": request.size, "batch_size": 1}
         word = uuid.uuid4().hex
         unet, clip = ["model", 0], ["model", 1]
         nodes: dict[str, tuple[str, dict[str, Any]]] = {
-            "model": ("CheckpointLoaderSimple", {"ckpt_name": asked.model}),
+            "model": ("CheckpointLoaderSimple", {"ckpt_name": request.model}),
         }
-        if asked.lora:
+        if request.lora:
             strengths = {"strength_model": 1.0, "strength_clip": 1.0}
-            nodes["lora"] = ("LoraLoader", {"model": unet, "clip": clip, "lora_name": asked.lora, **strengths})
+            nodes["lora"] = ("LoraLoader", {"model": unet, "clip": clip, "lora_name": request.lora, **strengths})
             unet, clip = ["lora", 0], ["lora", 1]
         nodes |= {
-            "positive": ("CLIPTextEncode", {"clip": clip, "text": asked.prompt, "audit": word}),
+            "positive": ("CLIPTextEncode", {"clip": clip, "text": request.prompt, "audit": word}),
             "negative": ("CLIPTextEncode", {"clip": clip, "text": "", "audit": word}),
             "latent": ("EmptyLatentImage", size),
             "sampler": (
@@ -335,8 +335,8 @@ class ComfyUI(_HTTP):
                     "positive": ["positive", 0],
                     "negative": ["negative", 0],
                     "latent_image": ["latent", 0],
-                    "seed": asked.seed,
-                    "steps": asked.steps,
+                    "seed": request.seed,
+                    "steps": request.steps,
                     "cfg": 7.0,
                     "sampler_name": "euler",
                     "scheduler": "normal",
@@ -370,10 +370,10 @@ def _failure(messages: dict[str, Any]) -> str:
     return f"{error.get('node_type', 'a node')}: {str(error.get('exception_message', 'no reason is given')).strip()}"
 
 
-APIS: Mapping[str, type[Safelight | A1111 | OpenAI | InvokeAI | ComfyUI]] = {
-    "safelight": Safelight,
-    "a1111": A1111,
-    "openai": OpenAI,
-    "invoke": InvokeAI,
-    "comfy": ComfyUI,
+APIS: Mapping[str, type[SafelightClient | A1111Client | OpenAIClient | InvokeAIClient | ComfyUIClient]] = {
+    "safelight": SafelightClient,
+    "a1111": A1111Client,
+    "openai": OpenAIClient,
+    "invoke": InvokeAIClient,
+    "comfy": ComfyUIClient,
 }

@@ -103,7 +103,7 @@ class Canaries:
         measurements.keep(self._path(model), "canaries", {**others, key: values})
         return canary
 
-    def made_fresh(self, model: Model, precision: str = "auto") -> Canary:
+    def make_in_fresh_process(self, model: Model, precision: str = "auto") -> Canary:
         """Make a model's canary in a new process, and store it."""
         return self.keep(model, self._fresh(request(model, precision), model.digest))
 
@@ -113,7 +113,7 @@ class Canaries:
         If there is no stored one, a new process makes it first.
         """
         image = make(request(model, precision))
-        known = self.known(model, image.metadata["run"]) or self.made_fresh(model, precision)
+        known = self.known(model, image.metadata["run"]) or self.make_in_fresh_process(model, precision)
         if known.pixels_sha256 == image.pixels_sha256:
             return None
         return difference(known.pixels(), pixels_of(image))

@@ -61,7 +61,7 @@ class Doctor:
         yield from self._adapters()
         yield from self._attention()
         yield from self._device()
-        usable = [model for model in models if self.engine.library.quarantined(model) is None]
+        usable = [model for model in models if self.engine.library.quarantine_reason(model) is None]
         yield from self._image_checks.compare_switches([model for model in usable if has_canary(model)])
         yield self._bytes_in_memory("after these images")
         yield self._books()

@@ -46,7 +46,7 @@ class ImageChecks:
     def __init__(self, engine: LocalEngine, canaries: Canaries) -> None:
         self.engine = engine
         self._canaries = canaries
-        self._spread: Difference | None = None
+        self._device_variation: Difference | None = None
 
     def since_upgrade(self, models: Sequence[Model]) -> Iterator[Finding]:
         """Yield for each model whether its canary equals the one of the previous versions, or how much it differs."""
@@ -59,7 +59,7 @@ class ImageChecks:
             run = image.metadata["run"]
             earlier = [canary for canary in self._canaries.history(model) if dict(canary.run) != dict(run)]
             if self._canaries.known(model, run) is None:
-                self._canaries.made_fresh(model)
+                self._canaries.make_in_fresh_process(model)
             if not earlier:
                 yield Finding("device", what, True, "there is no canary from an earlier version; one is stored now")
                 continue
@@ -76,22 +76,24 @@ class ImageChecks:
             there.append(model)
             if len(there) == 1:
                 yield self._twice(model, image)
-            yield from self._put_on_and_off(model, image)
-        before = machine.anonymous_bytes() - self._stored()
+            yield from self._check_adapters_leave_no_trace(model, image)
+        before = machine.anonymous_bytes() - self._stored_bytes()
         for model in [*there, *reversed(there[:-1])]:
             yield self._against_fresh(model)
         for _ in range(max(0, ROUNDS - 2 * len(there) + 1)):
             for model in there[:2]:
                 self._image(model)
         gc.collect()
-        grown = machine.anonymous_bytes() - self._stored() - before
+        grown = machine.anonymous_bytes() - self._stored_bytes() - before
         evidence = f"{grown / 1e6:+.0f} MB in addition to the models after {max(ROUNDS, 2 * len(there) - 1)} switches"
         ok = grown < GROWTH
         yield Finding("memory", GROWN, ok, evidence, "" if ok else "`safelight doctor --soak 2000` measures it.")
 
-    def _put_on_and_off(self, model: Model, plain: Image) -> Iterator[Finding]:
+    def _check_adapters_leave_no_trace(self, model: Model, plain: Image) -> Iterator[Finding]:
         """Make images with adapters that fit the model, and then without them again."""
-        combined = [loras for loras in combinations.over(self.engine, model, request(model).prompt) if loras]
+        combined = [
+            loras for loras in combinations.list_combinations(self.engine, model, request(model).prompt) if loras
+        ]
         if not combined:
             return
         try:
@@ -106,9 +108,9 @@ class ImageChecks:
             yield Finding("state", ADAPTED, False, f"{model.name}: {problem}", "See the other findings.")
             return
         same = image.pixels_sha256 == plain.pixels_sha256
-        if not same and self._spread is not None:
+        if not same and self._device_variation is not None:
             similar = difference(pixels_of(plain), pixels_of(image)).similarity
-            same = similar >= min(self._spread.similarity, ROUNDING)
+            same = similar >= min(self._device_variation.similarity, ROUNDING)
         result = "the same image as before" if same else "another image"
         evidence = f"{model.name}: after {len(combined)} combinations it makes {result}"
         todo = "" if same else "Restart Safelight, and report it with `safelight doctor --save FILE`."
@@ -121,9 +123,11 @@ class ImageChecks:
             return Finding("state", A_THEN_A, False, problem, "See the other findings.")
         if again.pixels_sha256 == first.pixels_sha256:
             return Finding("device", A_THEN_A, True, f"{model.name} twice: the same")
-        self._spread = apart = difference(pixels_of(first), pixels_of(again))
-        ok = apart.similarity >= ROUNDING
-        evidence = f"{model.name} twice: not the same, {apart}" + ("; comparisons allow this difference" if ok else "")
+        self._device_variation = image_difference = difference(pixels_of(first), pixels_of(again))
+        ok = image_difference.similarity >= ROUNDING
+        evidence = f"{model.name} twice: not the same, {image_difference}" + (
+            "; comparisons allow this difference" if ok else ""
+        )
         todo = "" if ok else "Run `safelight --device cpu doctor` to see whether the device is at fault."
         return Finding("device", A_THEN_A, ok, evidence, todo)
 
@@ -132,15 +136,19 @@ class ImageChecks:
             return next(self._generated(asked))
 
         try:
-            apart = self._canaries.compare(model, make)
+            image_difference = self._canaries.compare(model, make)
         except (SafelightError, RuntimeError) as error:
             return Finding("state", SWITCHED, False, f"{model.name}: {error}", "See the other findings.")
-        if apart is None:
+        if image_difference is None:
             return Finding("state", SWITCHED, True, f"{model.name}: the same as in a process that held no other model")
-        if self._spread is not None and apart.similarity >= min(self._spread.similarity, ROUNDING):
-            return Finding("state", SWITCHED, True, f"{model.name}: within this device's own variation, {apart}")
+        if self._device_variation is not None and image_difference.similarity >= min(
+            self._device_variation.similarity, ROUNDING
+        ):
+            return Finding(
+                "state", SWITCHED, True, f"{model.name}: within this device's own variation, {image_difference}"
+            )
         suspect, todo = self._explained(model)
-        return Finding(suspect, SWITCHED, False, f"{model.name}: {apart}", todo)
+        return Finding(suspect, SWITCHED, False, f"{model.name}: {image_difference}", todo)
 
     def _generated(self, asked: Request) -> Iterator[Image]:
         """Generate images without the cache of text-encoder outputs, so that everything is computed."""
@@ -176,7 +184,7 @@ class ImageChecks:
                 return "attention", f"`safelight config set attention_type {REFERENCE}`"
         return "state", "Restart Safelight, and report it with `safelight doctor --save FILE`."
 
-    def _stored(self) -> int:
+    def _stored_bytes(self) -> int:
         return sum(tier.ledger.stored(tier.place) for tier in self.engine.tiers if tier.place == "host")
 
 
@@ -190,9 +198,9 @@ def _upgraded(what: str, before: Canary, image: Image) -> Finding:
     since = ", ".join(changed)
     if before.pixels_sha256 == image.pixels_sha256:
         return Finding("device", what, True, f"unchanged since the upgrade ({since})")
-    apart = difference(before.pixels(), pixels_of(image))
-    ok = apart.similarity >= ROUNDING
-    evidence = f"since {since}: {apart}" + ("; this is only rounding" if ok else "")
+    image_difference = difference(before.pixels(), pixels_of(image))
+    ok = image_difference.similarity >= ROUNDING
+    evidence = f"since {since}: {image_difference}" + ("; this is only rounding" if ok else "")
     return Finding(
         "device", what, ok, evidence, "" if ok else "Run `safelight rollback` to return to the earlier versions."
     )

@@ -35,35 +35,35 @@ from safelight.request.prompts.loras import written
 from safelight.request.schema import Request
 from safelight.workers.local_engine import LocalEngine
 
-SIDE = 128
+MAX_SIDE = 128
 """Limit of pixels per side. A soak tests switching, not size."""
 
 LEAK = 0.1
 """Megabytes per image. A soak must find a leak of a megabyte in ten images."""
 
-HARMLESS = LEAK / 3
+MIN_LEAK = LEAK / 3
 """Megabytes per image. Slower growth cannot be distinguished from tables that fill up."""
 
-TWICE = 2
+WARM_UP_ROUNDS = 2
 """How often every kind of image is made before memory is measured."""
 
-LEAST = 36
+MIN_IMAGES = 36
 """Images that are needed after that for a result."""
 
 PARTS = 3
 """Number of parts of a soak. A leak grows in every part. A cache that fills up stops growing. A single jump appears in
 one part."""
 
-CALMER = 3.0
+MAX_RATE_RATIO = 3.0
 """Factor. Memory that grows this much slower in one part than in another is a table that fills up."""
 
-SURE = 2.33
+CONFIDENCE = 2.33
 """Standard deviations. The probability of growth by chance in a single part is 1 %."""
 
-MOST = 400
+MAX_VALUES = 400
 """Limit of values in a part that are compared with each other. Of a longer part, every n-th value is used."""
 
-SLOWER = 2.0
+MAX_SLOWDOWN = 2.0
 """Limit of the median switch time of the last tenth, as a factor of that of the first."""
 
 
@@ -83,11 +83,11 @@ class Growth:
 
     @property
     def leaks(self) -> bool:
-        return self.goes_on and self.low > HARMLESS
+        return self.goes_on and self.low > MIN_LEAK
 
 
 @dataclass
-class Soaked:
+class SoakResult:
     """The measurements of a soak. The first three lists have one entry per image.
 
     ``models``: name of the model and its adapters.
@@ -123,7 +123,7 @@ class Soaked:
         )
         leak = self._leak(said)
         first, last = _median(self.switch[tenth : 2 * tenth] or self.switch), _median(self.switch[-tenth:])
-        slow = last > SLOWER * first and last > 0.05
+        slow = last > MAX_SLOWDOWN * first and last > 0.05
         times = Finding(
             "memory",
             "switches over a soak",
@@ -135,24 +135,24 @@ class Soaked:
 
     def growth(self) -> Growth | None:
         """Return the growth of memory after every kind had been made twice; None for too few images."""
-        if len(self.megabytes) - self.settled < LEAST:
+        if len(self.megabytes) - self.settled < MIN_IMAGES:
             return None
-        values = _levelled(self.models[self.settled :], np.array(self.megabytes[self.settled :]))
+        values = _subtract_levels(self.models[self.settled :], np.array(self.megabytes[self.settled :]))
         rate, low, high = _slope(np.arange(len(values)), values)
         parts = [_slope(part, values[part]) for part in np.array_split(np.arange(len(values)), PARTS)]
         fastest = max(slope for slope, _, _ in parts)
-        goes_on = all(least > HARMLESS and slope > fastest / CALMER for slope, least, _ in parts)
+        goes_on = all(least > MIN_LEAK and slope > fastest / MAX_RATE_RATIO for slope, least, _ in parts)
         return Growth(rate, low, high, goes_on)
 
     def _leak(self, said: str) -> Finding:
         what, growth = "memory over a soak", self.growth()
         if growth is None:
-            need = self.settled + LEAST if self.settled else "more"
+            need = self.settled + MIN_IMAGES if self.settled else "more"
             return Finding("memory", what, True, f"{said}: too short to tell; it needs {need} images")
         shown = f"{said}: {growth.rate * 1e3:+.0f} kB per image, from number {self.settled + 1} on"
         if growth.leaks:
             return Finding("memory", what, False, f"{shown}, to the end", "Report it with `--save FILE`.")
-        if growth.high > HARMLESS:
+        if growth.high > MIN_LEAK:
             return Finding("memory", what, True, f"{shown}: too short to tell whether that continues")
         return Finding("memory", what, True, shown)
 
@@ -162,7 +162,7 @@ def soak(
     models: Sequence[Model],
     enough: Callable[[int, float], bool],
     on_image: Callable[[int], None] = lambda _: None,
-) -> Soaked:
+) -> SoakResult:
     """Make images until ``enough`` returns True. It is called with the number of images and the seconds so far.
 
     Models that need an image are left out. Raises InputError if no other model is there.
@@ -171,28 +171,28 @@ def soak(
     models = [model for model in models if model.name not in needy]
     if not models:
         raise InputError(f"no model draws from text alone: {', '.join(needy) or 'there is none'}")
-    soaked, right, chance, start = Soaked(left_out=needy), dict[str, str](), random.Random(0), time.perf_counter()
-    over = {model.name: combinations.over(engine, model, PROMPT) for model in models}
-    first = [(model, loras) for model in models for loras in over[model.name]] * TWICE
-    chance.shuffle(first)
+    result, right, rng, start = SoakResult(left_out=needy), dict[str, str](), random.Random(0), time.perf_counter()
+    loras_by_model = {model.name: combinations.list_combinations(engine, model, PROMPT) for model in models}
+    first = [(model, loras) for model in models for loras in loras_by_model[model.name]] * WARM_UP_ROUNDS
+    rng.shuffle(first)
     last = ""
-    while not enough(len(soaked.models), time.perf_counter() - start):
+    while not enough(len(result.models), time.perf_counter() - start):
         warming = bool(first)
-        model, loras = _next(first, models, over, last, chance)
-        side = min(SIDE, model.resolution)
+        model, loras = _next(first, models, loras_by_model, last, rng)
+        side = min(MAX_SIDE, model.resolution)
         request = Request(PROMPT, model.name, seed=SEED, steps=STEPS, width=side, height=side, loras=loras)
         image = next(engine.generate(request))
         name = " ".join([model.name, *(written(lora) for lora in loras)])
         if right.setdefault(name, image.pixels_sha256) != image.pixels_sha256:
-            soaked.drifted.append(len(soaked.models))
-        soaked.models.append(name)
-        soaked.switch.append(image.seconds.switch)
-        soaked.megabytes.append(_unaccounted(engine) / 1e6)
+            result.drifted.append(len(result.models))
+        result.models.append(name)
+        result.switch.append(image.seconds.switch)
+        result.megabytes.append(_unaccounted(engine) / 1e6)
         if warming:
-            soaked.settled = len(soaked.models) + len(first)
+            result.settled = len(result.models) + len(first)
         last = model.name
-        on_image(len(soaked.models))
-    return soaked
+        on_image(len(result.models))
+    return result
 
 
 Kind = tuple[Model, tuple[Lora, ...]]
@@ -201,9 +201,9 @@ Kind = tuple[Model, tuple[Lora, ...]]
 def _next(
     first: list[Kind],
     models: Sequence[Model],
-    over: Mapping[str, Sequence[tuple[Lora, ...]]],
+    loras_by_model: Mapping[str, Sequence[tuple[Lora, ...]]],
     last: str,
-    chance: random.Random,
+    rng: random.Random,
 ) -> Kind:
     """Choose the next image: what is left of ``first``, then anything.
 
@@ -215,8 +215,8 @@ def _next(
         return first.pop(next(place for place, (model, _) in enumerate(first) if model.name == name))
     if first and len(models) == 1:
         return first.pop()
-    model = chance.choice([m for m in models if m.name != last] or list(models))
-    return model, chance.choice(over[model.name])
+    model = rng.choice([m for m in models if m.name != last] or list(models))
+    return model, rng.choice(loras_by_model[model.name])
 
 
 def _unaccounted(engine: LocalEngine) -> int:
@@ -239,7 +239,7 @@ def _swapped() -> int:
 Numbers = np.ndarray[tuple[int], np.dtype[Any]]
 
 
-def _levelled(kinds: Sequence[str], values: Numbers) -> Numbers:
+def _subtract_levels(kinds: Sequence[str], values: Numbers) -> Numbers:
     """Subtract from each value the constant level of its kind.
 
     Differences between kinds look like growth. Therefore the trend is estimated from pairs of the same kind only,
@@ -264,9 +264,9 @@ def _slope(at: Numbers, values: Numbers) -> tuple[float, float, float]:
     The slope is the median of the slopes between any two values (Theil 1950, Sen 1968). Outliers and steps hardly
     change it. The bounds follow from the variance of Kendall's S.
     """
-    every = -(-len(at) // MOST)
+    every = -(-len(at) // MAX_VALUES)
     slopes, count = _slopes(at[::every], values[::every]), len(at[::every])
-    away = SURE * (count * (count - 1) * (2 * count + 5) / 18) ** 0.5 / 2
+    away = CONFIDENCE * (count * (count - 1) * (2 * count + 5) / 18) ** 0.5 / 2
     middle = (len(slopes) - 1) / 2
     low, high = (int(min(max(place, 0), len(slopes) - 1)) for place in (middle - away, middle + away))
     return float(np.median(slopes)), float(slopes[low]), float(slopes[high])
@@ -276,11 +276,11 @@ def _median(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2] if values else 0.0
 
 
-def plot(soaked: Soaked, path: Path) -> None:
+def plot(result: SoakResult, path: Path) -> None:
     """Plot memory and switch time by image into a PNG."""
     panels = (
-        ("unaccounted memory, MB", soaked.megabytes),
-        ("switch, ms", [seconds * 1e3 for seconds in soaked.switch]),
+        ("unaccounted memory, MB", result.megabytes),
+        ("switch, ms", [seconds * 1e3 for seconds in result.switch]),
     )
     width, height, margin = 1000, 260, 50
     image = PILImage.new("RGB", (width, height * len(panels)), "white")
@@ -294,7 +294,11 @@ def plot(soaked: Soaked, path: Path) -> None:
             for n, value in enumerate(values)
         ]
         draw.rectangle((margin, top, width - margin, top + inner_h), outline="#bbbbbb")
-        draw.text((margin, top - 16), f"{label}: {least:.1f} to {most:.1f}, over {len(values)} images", fill="#333333")
+        draw.text(
+            (margin, top - 16),
+            f"{label}: {least:.1f} to {most:.1f}, over {len(values)} images",
+            fill="#333333",
+        )
         if len(points) > 1:
             draw.line(points, fill="#b5371f", width=1)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ class PackageSource:
         return f"{self.requirement} from {self.index}" if self.index else self.requirement
 
 
-def named(text: str, version: str = "") -> PackageSource:
+def parse_source(text: str, version: str = "") -> PackageSource:
     """Return the source that a user names. Raises InputError if it is not a source, or belongs to another package."""
     parts = urlsplit(text)
     if parts.scheme in ("http", "https"):
@@ -74,7 +74,7 @@ def of_running(package: str = NAME) -> PackageSource:
         raise InputError(f"the running version is the checkout {path} itself: update it (`git pull`), or {_HOW}")
     if "dir_info" not in values:
         raise InputError(f"the running version came from {values['url']}, which is a single version; {_HOW}")
-    return named(str(path))
+    return parse_source(str(path))
 
 
 def _project_of(path: Path) -> str:

@@ -12,50 +12,50 @@ from safelight.diagnostics.finding import Finding, Suspect
 from safelight.errors import SafelightError
 from safelight.request.results import Image
 
-PLACES = ("device", "hardware")
+MACHINE_SETTINGS = ("device", "hardware")
 """Run settings that describe the machine on which an image was made."""
 
 
 @dataclass(frozen=True, slots=True)
-class Remade:
+class Reproduction:
     """A picture, and the same picture made again.
 
-    ``held``: digest of the pixels in the file.
+    ``file_digest``: digest of the pixels in the file.
     ``image``: the picture made again; None if that failed.
     ``problem``: why it failed.
-    ``again``: digest of a second repetition.
+    ``second_digest``: digest of a second repetition.
     ``changed``, ``versions``, ``numerics``: run settings, library versions, and rows of the numeric state that differ
     from the recorded ones.
     """
 
     path: Path
     metadata: Mapping[str, Any]
-    held: str
+    file_digest: str
     model: Model | None
     image: Image | None = None
     problem: SafelightError | None = None
-    again: str = ""
+    second_digest: str = ""
     changed: Mapping[str, str] = field(default_factory=dict[str, str])
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     numerics: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-def findings(remade: Remade) -> tuple[Finding, ...]:
+def findings(reproduction: Reproduction) -> tuple[Finding, ...]:
     """Return findings about the file, its model, its adapters, and the picture itself.
 
     The last one names the most likely cause of a difference.
     """
-    found = [_file(remade), _model(remade)]
-    if remade.image is None:
+    found = [_file(reproduction), _model(reproduction)]
+    if reproduction.image is None:
         model_is_there = found[-1].ok
         what = "its adapters and input images" if model_is_there else "the picture made again"
         todo = "Put back the named file, or add it again. Then try again."
-        return (*found, Finding("loading", what, False, f"it cannot be made again: {remade.problem}", todo))
-    return (*found, _picture(remade, remade.image))
+        return (*found, Finding("loading", what, False, f"it cannot be made again: {reproduction.problem}", todo))
+    return (*found, _picture(reproduction, reproduction.image))
 
 
-def _file(remade: Remade) -> Finding:
-    if remade.held == remade.metadata["pixels_sha256"]:
+def _file(reproduction: Reproduction) -> Finding:
+    if reproduction.file_digest == reproduction.metadata["pixels_sha256"]:
         return Finding("loading", "the picture's file", True, "its pixels are unchanged since it was saved")
     return Finding(
         "loading",
@@ -66,13 +66,15 @@ def _file(remade: Remade) -> Finding:
     )
 
 
-def _model(remade: Remade) -> Finding:
-    recorded = remade.metadata["model"]["digest"]
-    name = remade.metadata["request"]["model"]
-    if remade.model is not None and remade.model.digest == recorded:
-        changed = remade.model.manifest.changed()
+def _model(reproduction: Reproduction) -> Finding:
+    recorded = reproduction.metadata["model"]["digest"]
+    name = reproduction.metadata["request"]["model"]
+    if reproduction.model is not None and reproduction.model.digest == recorded:
+        changed = reproduction.model.manifest.changed_files()
         if not changed:
-            return Finding("loading", "its model", True, f"{remade.model.name} is unchanged since it made the picture")
+            return Finding(
+                "loading", "its model", True, f"{reproduction.model.name} is unchanged since it made the picture"
+            )
     return Finding(
         "loading",
         "its model",
@@ -83,11 +85,11 @@ def _model(remade: Remade) -> Finding:
     )
 
 
-def _picture(remade: Remade, image: Image) -> Finding:
+def _picture(reproduction: Reproduction, image: Image) -> Finding:
     what = "the picture made again in a fresh process"
-    if image.pixels_sha256 == remade.metadata["pixels_sha256"]:
+    if image.pixels_sha256 == reproduction.metadata["pixels_sha256"]:
         return Finding("state", what, True, "the same, pixel for pixel: it is the correct result of its request")
-    if remade.again != image.pixels_sha256:
+    if reproduction.second_digest != image.pixels_sha256:
         return Finding(
             "device",
             what,
@@ -96,16 +98,28 @@ def _picture(remade: Remade, image: Image) -> Finding:
             "`safelight doctor` tests the device and its memory.",
         )
     causes: tuple[tuple[Suspect, Mapping[str, str], str], ...] = (
-        ("loading", _only(remade.changed, "model"), "The model's content changed, so the picture cannot be the same."),
+        (
+            "loading",
+            _only(reproduction.changed, "model"),
+            "The model's content changed, so the picture cannot be the same.",
+        ),
         (
             "device",
-            remade.versions,
+            reproduction.versions,
             "Another version may round differently. `safelight rollback` returns to the old version.",
         ),
-        ("device", _only(remade.changed, *PLACES), "Another device rounds differently; use the one that made it."),
-        ("attention", _only(remade.changed, "attention"), "Set `attention_type` to the recorded value."),
-        ("device", remade.numerics, "The numeric state was different: find what sets it in that program or machine."),
-        ("device", remade.changed, "Set them to the recorded values, and try again."),
+        (
+            "device",
+            _only(reproduction.changed, *MACHINE_SETTINGS),
+            "Another device rounds differently; use the one that made it.",
+        ),
+        ("attention", _only(reproduction.changed, "attention"), "Set `attention_type` to the recorded value."),
+        (
+            "device",
+            reproduction.numerics,
+            "The numeric state was different: find what sets it in that program or machine.",
+        ),
+        ("device", reproduction.changed, "Set them to the recorded values, and try again."),
     )
     for suspect, changes, todo in causes:
         if changes:

@@ -1,4 +1,4 @@
-"""The planner of one place: describes the plan_input to :func:`safelight.memory.plan.plan`, and answers refusals."""
+"""The planner of one place: collects the input of :func:`safelight.memory.plan.plan`, and answers refusals."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from safelight.devices.base import aligned
 from safelight.memory.plan import Piece
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
-from safelight.weights.overlay import Adapted
+from safelight.weights.overlay import OverlaidComponent
 
 PARTS = 32
 """About how many segments a component is cut into. More would mean many small reads, fewer would mean large slots."""
@@ -40,7 +40,7 @@ class Segment:
 
 def component_key(component: ComponentManifest, dtype: torch.dtype) -> str:
     """Return the planner's name of a component in a dtype: the base's name, followed by the overlay's if it has one."""
-    over = f" +{component.over[:16]}" if isinstance(component, Adapted) else ""
+    over = f" +{component.overlay_digest[:16]}" if isinstance(component, OverlaidComponent) else ""
     return _base_key(component, dtype) + over
 
 
@@ -76,7 +76,7 @@ def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]
             parts[-1] = parts[-1] + run
         else:
             parts.append(run)
-    touched = component.touched if isinstance(component, Adapted) else frozenset[str]()
+    touched = component.overlaid_names if isinstance(component, OverlaidComponent) else frozenset[str]()
     own, base = component_key(component, dtype), _base_key(component, dtype)
 
     def key(part: list[ManifestTensor]) -> str:

@@ -22,9 +22,9 @@ from safelight.errors import IntegrityError
 from safelight.memory.plan import Piece
 from safelight.memory.scratch import Scratch
 from safelight.memory.segments import Segment
-from safelight.weights import store
+from safelight.weights import slab_views
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import Adapted, Overlay
+from safelight.weights.overlay import OverlaidComponent, Overlay
 
 _log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ class Target:
 
     @classmethod
     def of(cls, segment: Segment, slab: Slab) -> Target:
-        return cls(segment, slab, store.views(slab.base, segment.tensors, segment.dtype))
+        return cls(segment, slab, slab_views.views(slab.base, segment.tensors, segment.dtype))
 
 
 Fetch = Callable[[Sequence[Target]], list[Proof]]
@@ -109,7 +109,7 @@ class FileSource:
     def open(self, component: ComponentManifest, dtype: torch.dtype, background: bool = False) -> Generator[Fetch]:
         """See :class:`Source`."""
         del dtype
-        if not isinstance(component, Adapted):
+        if not isinstance(component, OverlaidComponent):
             yield lambda targets: self._fetch(component.digest, targets, background)
             return
         with component.recipes() as overlays, Scratch(self._folder) as scratch:
@@ -127,7 +127,7 @@ class FileSource:
         found = {target: self._read_scratch(digest, target, scratch) for target in targets}
         missing = [target for target, proof in found.items() if proof is None]
         read_all(
-            [r for m in missing for r in store.reads(m.segment.tensors, m.tensors, prove=False)],
+            [r for m in missing for r in slab_views.reads(m.segment.tensors, m.tensors, prove=False)],
             self._threads,
             background,
         )
@@ -135,7 +135,7 @@ class FileSource:
             with torch_threads(self._threads), torch.inference_mode():
                 for name, tensor in target.tensors.items():
                     if name in overlays:
-                        tensor.copy_(overlays[name].applied(tensor))
+                        tensor.copy_(overlays[name].apply(tensor))
             found[target] = self._checked_proof(digest, target)
             if any(name in overlays for name in target.tensors):
                 scratch.offer(target.segment.piece.index, target.slab.base[: target.segment.nbytes])
@@ -167,7 +167,7 @@ class FileSource:
         reads = [
             read
             for key, target in zip(keys, targets, strict=True)
-            for read in store.reads(target.segment.tensors, target.tensors, key not in self._proofs)
+            for read in slab_views.reads(target.segment.tensors, target.tensors, key not in self._proofs)
         ]
         produced = iter(read_all(reads, self._threads, background))
         for key, target in zip(keys, targets, strict=True):

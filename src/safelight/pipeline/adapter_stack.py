@@ -1,4 +1,4 @@
-"""Stacks adapters over a component: which parts change which tensor, with which strength, in which order.
+"""Stacks adapters over a component: which of their changes apply to a tensor, with which strength, in which order.
 
 Differences are computed in fp32 from the weight in its bound dtype. They are added in the order of the adapters'
 digests, and the sum is rounded once. So neither the order in the request nor earlier jobs change any bit. An adapter
@@ -18,10 +18,10 @@ import torch
 from safelight.errors import IntegrityError
 from safelight.memory.lease import Lease
 from safelight.weights.adapter_formulas import add, reads_weight
-from safelight.weights.adapter_parts import Part
-from safelight.weights.digest import named
+from safelight.weights.adapter_parts import WeightChange
+from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import Overlay, adapted
+from safelight.weights.overlay import Overlay, with_overlays
 
 Leasing = Callable[[ComponentManifest], AbstractContextManager[Lease]]
 """Leases an adapter's tensors in host memory, fp32."""
@@ -34,18 +34,18 @@ TENSORS_AT_ONCE = 4
 class Layer:
     """One adapter over one component.
 
-    ``parts``: its parts and the strength of each.
+    ``changes``: its changes and the strength of each.
     ``scale``: see :func:`safelight.weights.adapter_formulas.difference`.
     """
 
     tensors: ComponentManifest
-    parts: tuple[tuple[Part, float], ...]
+    changes: tuple[tuple[WeightChange, float], ...]
     scale: float | None = None
 
     @property
     def content_key(self) -> str:
         """A text that identifies the layer's effect: tensors, scale and strengths."""
-        strengths = sorted((part.target, strength) for part, strength in self.parts)
+        strengths = sorted((change.target, strength) for change, strength in self.changes)
         return json.dumps([self.tensors.digest, self.scale, strengths])
 
 
@@ -74,14 +74,14 @@ def stack_adapters(
 
     ``leasing``: leases the tensors of a layer or of replacing vectors while overlays are computed.
     """
-    active = [Layer(layer.tensors, _active_parts(layer), layer.scale) for layer in layers]
-    active = sorted((layer for layer in active if layer.parts), key=lambda layer: layer.content_key)
+    active = [Layer(layer.tensors, _active_changes(layer), layer.scale) for layer in layers]
+    active = sorted((layer for layer in active if layer.changes), key=lambda layer: layer.content_key)
     if not active and not replacements:
         return base
-    sums: dict[str, list[tuple[Layer, Part, float]]] = {}
+    sums: dict[str, list[tuple[Layer, WeightChange, float]]] = {}
     for layer in active:
-        for part, strength in layer.parts:
-            sums.setdefault(part.target, []).append((layer, part, strength))
+        for change, strength in layer.changes:
+            sums.setdefault(change.target, []).append((layer, change, strength))
     rows: dict[str, list[RowReplacement]] = {}
     for replacement in sorted(replacements, key=lambda replacement: replacement.content_key):
         rows.setdefault(replacement.target, []).append(replacement)
@@ -95,11 +95,11 @@ def stack_adapters(
             leases = {digest: _VerifiedLease(stack.enter_context(leasing(held))) for digest, held in tensors.items()}
             yield {name: Overlay(_recipe(sums.get(name, ()), rows.get(name, ()), leases)) for name in touched}
 
-    content = named(
+    content = hash_texts(
         *(layer.content_key for layer in active), *sorted(replacement.content_key for replacement in replacements)
     )
     working = TENSORS_AT_ONCE * largest * torch.float32.itemsize
-    return adapted(base, content, frozenset(touched), recipes, working, tuple(sorted(tensors)))
+    return with_overlays(base, content, frozenset(touched), recipes, working, tuple(sorted(tensors)))
 
 
 class _VerifiedLease:
@@ -119,23 +119,23 @@ class _VerifiedLease:
         return self._lease
 
 
-def _active_parts(layer: Layer) -> tuple[tuple[Part, float], ...]:
-    return tuple((part, strength) for part, strength in layer.parts if strength != 0)
+def _active_changes(layer: Layer) -> tuple[tuple[WeightChange, float], ...]:
+    return tuple((change, strength) for change, strength in layer.changes if strength != 0)
 
 
 def _recipe(
-    what: Sequence[tuple[Layer, Part, float]],
+    what: Sequence[tuple[Layer, WeightChange, float]],
     replacements: Sequence[RowReplacement],
     leases: Mapping[str, _VerifiedLease],
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def apply(weight: torch.Tensor) -> torch.Tensor:
         wide = weight.float()
-        total = wide.clone() if wide is weight or any(reads_weight(part) for _, part, _ in what) else wide
-        for layer, part, strength in what:
-            with leases[layer.tensors.digest].lease().use_tensors(list(part.slots.values())) as tensors:
-                slots = dict(zip(part.slots, tensors, strict=True))
+        total = wide.clone() if wide is weight or any(reads_weight(change) for _, change, _ in what) else wide
+        for layer, change, strength in what:
+            with leases[layer.tensors.digest].lease().use_tensors(list(change.slots.values())) as tensors:
+                slots = dict(zip(change.slots, tensors, strict=True))
                 tensors.clear()
-                add(total, part, slots, wide, strength, layer.scale)
+                add(total, change, slots, wide, strength, layer.scale)
                 slots.clear()
         for replacement in replacements:
             with leases[replacement.tensors.digest].lease().use_tensors([replacement.source]) as tensors:

@@ -21,9 +21,9 @@ from safelight.request.prompts.editing import of_request
 from safelight.request.prompts.words import Words
 from safelight.request.run_settings import RunSettings
 from safelight.request.schema import Request
-from safelight.weights.digest import named
+from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import Adapted
+from safelight.weights.overlay import OverlaidComponent
 
 MAX_CACHE_BYTES = 24 << 20
 """Size limit of the cache in bytes of host memory, which the ledger reserves: about forty SDXL prompts."""
@@ -74,11 +74,11 @@ class TextEncoderCall:
 
     def key(self, text: TextInput) -> str:
         """Hash everything that the output depends on (rows STATE 13 and 14 of docs/corruption.md)."""
-        run, over = self.run, self.component.over if isinstance(self.component, Adapted) else ""
+        run, over = self.run, self.component.overlay_digest if isinstance(self.component, OverlaidComponent) else ""
         how = [run.device, run.hardware, run.dtype, run.attention, run.attention_slice_size, run.threads]
         what = [self.family.name, self.role, self.component.digest, over]
         asked = [self.request.clip_skip, self.request.prompt_syntax]
-        return named(json.dumps([what, asked, how, dict(run.versions)]), text.key)
+        return hash_texts(json.dumps([what, asked, how, dict(run.versions)]), text.key)
 
     def inputs(self, texts: Sequence[PromptField]) -> TextInputs:
         """Tokenize texts. Raises RequestError for what cannot be parsed."""

@@ -43,7 +43,7 @@ class Pass:
     """One run of the denoising loop.
 
     ``width``, ``height``: pixels.
-    ``start``: variant it starts from; None for noise.
+    ``start``: what it starts from; None for noise.
     ``steps``: length of the schedule.
     ``steps_to_run``: how many of these steps this pass runs.
     ``earlier_steps``: steps of the image that earlier passes ran.

@@ -26,7 +26,7 @@ from safelight.request.results import Image, OnProgress
 from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import Request
 from safelight.resolve.contents import Contents
-from safelight.weights.adapter_kinds import WEIGHTS
+from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
 
 
 def make_image(contents: Contents, model: Model, resources: Resources, index: int, on_progress: OnProgress) -> Image:
@@ -117,8 +117,8 @@ def _packages(request: Request, contents: Contents, device: str) -> dict[str, st
     used: list[tuple[Extensible[Any], str]] = [(DEVICES, device), (SAMPLERS, request.sampler)]
     used += [(CHECKS, name) for name in CHECKS]
     used += [(PREPROCESSORS, control.preprocessor) for control in request.controls]
-    kinds = {part.kind for lora in contents.loras for parts in lora.fit.parts.values() for part in parts}
-    used += [(WEIGHTS, kind) for kind in sorted(kinds)]
+    kinds = {part.kind for lora in contents.loras for parts in lora.fit.changes.values() for part in parts}
+    used += [(WEIGHT_ADAPTER_KINDS, kind) for kind in sorted(kinds)]
     found = {f"{table.group}: {name}": table.package(name) for table, name in used}
     return {added: package for added, package in found.items() if package}
 

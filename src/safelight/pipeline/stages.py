@@ -33,7 +33,7 @@ from safelight.pipeline.resources import Resources, dtype_of
 from safelight.request.results import Repair, Seconds
 from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.overlay import Adapted
+from safelight.weights.overlay import OverlaidComponent
 
 _log = structlog.get_logger(__name__)
 
@@ -242,7 +242,7 @@ def plan_uses(
     keys = [component_key(component, dtype) for component, dtype in components]
     promised = resources.working_memory.estimate(work) if resources.reserve_bytes is None else resources.reserve_bytes
     # Overlays are computed before the stage computes, so the larger of both needs is enough.
-    promised = max(promised, *(c.working if isinstance(c, Adapted) else 0 for c, _ in components))
+    promised = max(promised, *(c.working if isinstance(c, OverlaidComponent) else 0 for c, _ in components))
     least = [resources.residency.planner.least(component, dtype) for component, dtype in components]
     last = len(components) - 1
     return [

@@ -13,8 +13,8 @@ from safelight.families.family import CONTROLNET, Config, Family
 from safelight.families.registry import family
 from safelight.request.parts import Lora
 from safelight.weights.adapter_file import INVERSION, VAE
-from safelight.weights.adapter_kinds import WEIGHTS
-from safelight.weights.adapter_parts import AdapterConfig, Fit, Module, fit, spellings
+from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
+from safelight.weights.adapter_parts import AdapterConfig, Fit, Module, fit, modules_by_name
 
 _ASKED = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in the prompt"}
 
@@ -53,14 +53,14 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
     if lora.digest:
         adapter = adapters.find(lora.name, lora.digest, by_path)
     else:
-        adapter = adapters.checked(adapters.resolve(lora.name) if by_path else adapters.get(lora.name))
-    if adapter.kind not in WEIGHTS:
+        adapter = adapters.ensure_unchanged(adapters.resolve(lora.name) if by_path else adapters.get(lora.name))
+    if adapter.kind not in WEIGHT_ADAPTER_KINDS:
         way = (
             f"ask for it as {_ASKED[adapter.kind]}" if adapter.kind in _ASKED else "no installed package has this kind"
         )
         raise RequestError("loras", lora.name, f"is a {adapter.kind}: {way}")
     # If the package of the kind does not load, its own error is clearer than that no tensor fits.
-    _ = WEIGHTS[adapter.kind]
+    _ = WEIGHT_ADAPTER_KINDS[adapter.kind]
     if adapter.base and adapter.base != model.base:
         raise RequestError("loras", lora.name, f"is a {adapter.kind} for {adapter.base}; {model.name} is {model.base}")
     of = model.family
@@ -69,8 +69,8 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
         raise RequestError("loras", lora.name, f"{len(lora.blocks)} block weights; {model.base} has {wanted}")
     shapes = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
     found = fit(shapes, _spelled(model.base, _configs(model)))
-    if found.odd or not found.count:
-        what = "; ".join(found.odd[:_SHOWN]) or f"none of its {len(found.unknown)} tensors"
+    if found.mismatched or not found.count:
+        what = "; ".join(found.mismatched[:_SHOWN]) or f"none of its {len(found.unknown)} tensors"
         raise RequestError("loras", lora.name, f"does not fit {model.name} ({model.base}): {what}")
     if found.unknown and not lenient:
         some = ", ".join(found.unknown[:_SHOWN]) + (", …" if len(found.unknown) > _SHOWN else "")
@@ -86,4 +86,4 @@ def _configs(model: Model) -> tuple[tuple[str, Config], ...]:
 @lru_cache(maxsize=16)
 def _spelled(base: str, configs: tuple[tuple[str, Config], ...]) -> Mapping[str, Module]:
     of = family(base)
-    return spellings((of.component(role), config.rows()) for role, config in configs if role in of.roles)
+    return modules_by_name((of.component(role), config.rows()) for role, config in configs if role in of.roles)

@@ -61,7 +61,7 @@ def find_contents(job: Job, catalog: Catalog, model: Model) -> Contents:
     own = tuple(_find_part(part, catalog) for part in job.parts)
     refiner = None
     if job.refiner is not None:
-        refiner = catalog.library.checked(find_model(job.refiner.name, job.refiner.digest, catalog.library))
+        refiner = catalog.library.ensure_unchanged(find_model(job.refiner.name, job.refiner.digest, catalog.library))
     return Contents(job, model, loras, own, controls, inversions, refiner)
 
 
@@ -76,9 +76,9 @@ def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:
 
 def find_model(name: str, digest: str, library: Library) -> Model:
     """Find a model by its content; the one called ``name`` comes first. Raises IntegrityError if there is none."""
-    named = (library.find_named(card.name) for card in library.cards() if card.digest == digest)
+    named = (library.find_by_name(card.name) for card in library.cards() if card.digest == digest)
     # One after another, because a record is read for each.
-    for model in chain((library.find_named(name),), named, library.used(digest)):
+    for model in chain((library.find_by_name(name),), named, library.models_used_by_path(digest)):
         if model is not None and model.digest == digest:
             return model
     remedy = "It was changed or removed. Add the model with this content with `safelight models add`."

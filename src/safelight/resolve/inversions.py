@@ -78,7 +78,7 @@ def _found(embedding: Embedding, adapters: Adapters, by_path: bool) -> Adapter:
     if embedding.digest:
         found = adapters.find(embedding.name, embedding.digest, by_path)
     else:
-        found = adapters.checked(adapters.resolve(embedding.name) if by_path else adapters.get(embedding.name))
+        found = adapters.ensure_unchanged(adapters.resolve(embedding.name) if by_path else adapters.get(embedding.name))
     if found.kind != INVERSION:
         raise RequestError("embeddings", embedding.name, f"is a {found.kind}, not a textual inversion")
     return found

@@ -18,7 +18,7 @@ from safelight.request.job import PartContent
 from safelight.request.parts import Control
 from safelight.request.schema import Request
 from safelight.weights.adapter_file import VAE
-from safelight.weights.digest import named
+from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest
 
 _OTHER_CONTENT_REMEDY = "Put the file with the requested content back, or request it without a digest."
@@ -68,11 +68,11 @@ def _vae_named(name: str, model: Model, catalog: Catalog, by_path: bool) -> OwnP
     if alone is not None:
         if alone.base and not _kin(alone.base, model):
             raise RequestError("vae", name, f"is a VAE for {alone.base}; {model.name} is {model.base}")
-        return _of_adapter(catalog.adapters.checked(alone))
+        return _of_adapter(catalog.adapters.ensure_unchanged(alone))
     of = _vae_of(name, catalog.library, catalog.adapters, by_path)
     if not _kin(of.base, model):
         raise RequestError("vae", name, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
-    return of_model(catalog.library.checked(of), of.family.vae)
+    return of_model(catalog.library.ensure_unchanged(of), of.family.vae)
 
 
 def _kin(base: str, model: Model) -> bool:
@@ -86,8 +86,8 @@ def _vae_of_content(digest: str, catalog: Catalog, by_path: bool) -> OwnPart | N
     if not digest or not by_path:
         return None
     adapters, library = catalog.adapters, catalog.library
-    alone = (_of_adapter(adapters.checked(one)) for one in adapters.used() if one.kind == VAE)
-    models = (of_model(one, one.family.vae) for one in library.used() if one.base in families())
+    alone = (_of_adapter(adapters.ensure_unchanged(one)) for one in adapters.adapters_used_by_path() if one.kind == VAE)
+    models = (of_model(one, one.family.vae) for one in library.models_used_by_path() if one.base in families())
     return next((part for part in (*alone, *models) if part.component.digest == digest), None)
 
 
@@ -96,7 +96,7 @@ def _vae_of(name: str, library: Library, adapters: Adapters, by_path: bool) -> M
         return library.resolve(name) if by_path else library.get(name)
     except ModelNotFoundError as error:
         known = [card.name for card in adapters.cards() if card.kind == VAE]
-        raise ModelNotFoundError(name, [*paths.near(name, known), *error.near], "VAE") from error
+        raise ModelNotFoundError(name, [*paths.similar_names(name, known), *error.near], "VAE") from error
 
 
 def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> Adapter | None:
@@ -117,7 +117,7 @@ def text_encoders(request: Request, model: Model, library: Library, by_path: boo
     asked for.
     """
     name = request.text_encoder
-    of = library.checked(_encoders_of(request, library, by_path))
+    of = library.ensure_unchanged(_encoders_of(request, library, by_path))
     if of.base != model.base:
         raise RequestError("text_encoder", name, f"is of {of.base}; {model.name} is {model.base}")
     found = tuple(of_model(of, role) for role in of.family.text_encoders)
@@ -142,7 +142,7 @@ def refiner(request: Request, library: Library, by_path: bool) -> Model | None:
     try:
         found = library.resolve(name) if by_path else library.get(name)
     except InputError:
-        found = next(library.used(digest), None) if digest and by_path else None
+        found = next(library.models_used_by_path(digest), None) if digest and by_path else None
         if found is None:
             raise
     if digest and found.digest != digest:
@@ -150,7 +150,7 @@ def refiner(request: Request, library: Library, by_path: bool) -> Model | None:
         raise IntegrityError(found.path, "", problem, _OTHER_CONTENT_REMEDY)
     if found.base not in families():
         raise RequestError("refiner", name, f"is a {found.base}, which this version cannot compute")
-    return library.checked(found)
+    return library.ensure_unchanged(found)
 
 
 def _encoders_of(request: Request, library: Library, by_path: bool) -> Model:
@@ -159,7 +159,7 @@ def _encoders_of(request: Request, library: Library, by_path: bool) -> Model:
     try:
         return library.resolve(name) if by_path else library.get(name)
     except InputError:
-        for one in library.used() if request.text_encoder_digest and by_path else ():
+        for one in library.models_used_by_path() if request.text_encoder_digest and by_path else ():
             if digest_of(_encoders(one)) == request.text_encoder_digest:
                 return one
         raise
@@ -171,7 +171,7 @@ def _encoders(model: Model) -> tuple[ComponentManifest, ...]:
 
 def digest_of(components: Sequence[ComponentManifest]) -> str:
     """Of several components together."""
-    return named(*(component.digest for component in components))
+    return hash_texts(*(component.digest for component in components))
 
 
 def controlnet(control: Control, model: Model, adapters: Adapters, by_path: bool) -> Adapter:
@@ -179,7 +179,7 @@ def controlnet(control: Control, model: Model, adapters: Adapters, by_path: bool
     if control.digest:
         found = adapters.find(control.name, control.digest, by_path)
     else:
-        found = adapters.checked(adapters.resolve(control.name) if by_path else adapters.get(control.name))
+        found = adapters.ensure_unchanged(adapters.resolve(control.name) if by_path else adapters.get(control.name))
     if found.kind != CONTROLNET:
         raise RequestError("controls", control.name, f"is a {found.kind}, not a ControlNet")
     problem = model.family.control_discord(found.tensors.config, model.manifest.component(model.family.denoiser).config)

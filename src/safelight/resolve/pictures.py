@@ -21,7 +21,7 @@ def resolve_pictures(request: Request, inputs: Inputs, by_path: bool, multiple: 
     Raises RequestError for what is no picture, or too large.
     """
     given: dict[str, Any] = {
-        field: inputs.taken(field, value, by_path)
+        field: inputs.store_from_request(field, value, by_path)
         for field, value in (("image", request.image), ("mask", request.mask))
         if value
     }

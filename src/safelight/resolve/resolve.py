@@ -53,7 +53,7 @@ def resolve(
         replace(
             control,
             name=net.name,
-            image=catalog.inputs.taken("controls", control.image, by_path),
+            image=catalog.inputs.store_from_request("controls", control.image, by_path),
             digest=net.digest,
         )
         for control in request.controls

@@ -9,22 +9,22 @@ from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
 from safelight.files.header import Header, TensorInfo
-from safelight.weights.adapter_kinds import WEIGHTS
+from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
 from safelight.weights.adapter_parts import NAMELESS, AdapterConfig
-from safelight.weights.layout import FLOATS, ComponentLayout, TensorPlace, alone
+from safelight.weights.layout import FLOATS, ComponentLayout, TensorPlace, single_component_layout
 
 VAE = "vae"
 
 INVERSION = "textual_inversion"
 
-OTHERS = frozenset({VAE, CONTROLNET, INVERSION})
+NON_WEIGHT_KINDS = frozenset({VAE, CONTROLNET, INVERSION})
 """Kinds that do not change weights: VAEs that replace a checkpoint's VAE, ControlNets that work beside its UNet, and
 textual inversions, which add words for its text encoders."""
 
 
 def is_adapter(kind: str) -> bool:
     """Return whether files of this kind are adapters."""
-    return kind in OTHERS or kind in WEIGHTS
+    return kind in NON_WEIGHT_KINDS or kind in WEIGHT_ADAPTER_KINDS
 
 
 ROLE = "adapter"
@@ -33,13 +33,13 @@ METADATA = "lora_adapter_metadata"
 """The metadata key under which diffusers writes PEFT's settings."""
 
 
-WHOLE = frozenset({VAE, CONTROLNET})
+COMPONENT_KINDS = frozenset({VAE, CONTROLNET})
 """Kinds of files that hold a whole component, under the names of its module."""
 
 _NUMBERED = "string_to_token."
 """AUTOMATIC1111's embeddings have a tensor of this name: the token that the embedding replaced in training."""
 
-NUMBERS = FLOATS | {"F64", "I64", "I32", "I16", "I8", "U8"}
+ALPHA_DTYPES = FLOATS | {"F64", "I64", "I32", "I16", "I8", "U8"}
 """Dtypes of alpha, which is a single number. Trainers use any of them."""
 
 
@@ -48,11 +48,11 @@ def read_tensors(header: Header, kind: str) -> list[TensorInfo]:
 
     Raises UnsupportedModelError for a dtype that is not supported.
     """
-    if kind in WHOLE:
+    if kind in COMPONENT_KINDS:
         return list(header.tensors.values())
     found = [i for i in header.tensors.values() if not (kind == INVERSION and i.name.startswith(_NUMBERED))]
     for info in found:
-        allowed = NUMBERS if info.elements == 1 and info.name.endswith("alpha") else FLOATS | {"F64"}
+        allowed = ALPHA_DTYPES if info.elements == 1 and info.name.endswith("alpha") else FLOATS | {"F64"}
         if info.dtype not in allowed:
             listed = ", ".join(sorted(allowed))
             raise UnsupportedModelError(header.path, f"tensor {info.name} is {info.dtype}; only {listed} are read")
@@ -67,7 +67,7 @@ def layout(header: Header, kind: str) -> ComponentLayout:
     Raises IncompleteModelError when tensors of the module are missing.
     """
     infos = read_tensors(header, kind)
-    if kind in WHOLE:
+    if kind in COMPONENT_KINDS:
         return _whole(header, kind, infos)
     places = tuple(TensorPlace(i.name, i.dtype, i.shape, i.path, i.offset, i.nbytes, source=i.name) for i in infos)
     scales = _scales(header)
@@ -81,7 +81,9 @@ def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayou
         for part in family.alone:
             if part.kind == kind:
                 try:
-                    return alone(header.path, part, family, {i.name.removeprefix(part.prefix): i for i in infos})
+                    return single_component_layout(
+                        header.path, part, family, {i.name.removeprefix(part.prefix): i for i in infos}
+                    )
                 except IncompleteModelError as error:
                     failed = error
     assert failed is not None, kind

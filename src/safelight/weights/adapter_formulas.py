@@ -12,23 +12,23 @@ from collections.abc import Mapping
 import torch
 
 from safelight.extensions import by_reference, extensions
-from safelight.weights.adapter_kinds import GROUP, WEIGHTS
-from safelight.weights.adapter_parts import Part, rank
+from safelight.weights.adapter_kinds import GROUP, WEIGHT_ADAPTER_KINDS
+from safelight.weights.adapter_parts import WeightChange, rank
 
 Tensors = Mapping[str, torch.Tensor]
 """An adapter's tensors by slot, fp32."""
 
 
-def difference(part: Part, slots: Tensors, weight: torch.Tensor, scale: float | None = None) -> torch.Tensor:
-    """Compute what ``part`` adds to ``weight`` at strength 1, as a new tensor of the weight's shape, fp32.
+def difference(change: WeightChange, slots: Tensors, weight: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    """Compute what ``change`` adds to ``weight`` at strength 1, as a new tensor of the weight's shape, fp32.
 
     ``weight``: fp32; only DoRA and formulas of packages read its values.
     ``scale``: factor of the product if the adapter has no alpha; None for 1.
     """
-    if WEIGHTS.get(part.kind) is not None:
-        return _by_package(part.kind, slots, weight)
-    added = _product(part, slots).reshape(weight.shape)
-    added = added * _scale(part, slots, scale)
+    if WEIGHT_ADAPTER_KINDS.get(change.kind) is not None:
+        return _by_package(change.kind, slots, weight)
+    added = _product(change, slots).reshape(weight.shape)
+    added = added * _scale(change, slots, scale)
     magnitude, on_output = slots.get("magnitude"), True
     if magnitude is None:
         magnitude = slots.get("dora_scale")
@@ -40,26 +40,33 @@ def difference(part: Part, slots: Tensors, weight: torch.Tensor, scale: float | 
 
 
 def add(
-    total: torch.Tensor, part: Part, slots: Tensors, weight: torch.Tensor, strength: float, scale: float | None = None
+    total: torch.Tensor,
+    change: WeightChange,
+    slots: Tensors,
+    weight: torch.Tensor,
+    strength: float,
+    scale: float | None = None,
 ) -> None:
-    """Add the :func:`difference` of ``part``, times ``strength``, to ``total`` (fp32, contiguous) in place."""
-    if part.kind == "lora" and slots.keys() <= {"down", "up", "alpha"}:
+    """Add the :func:`difference` of ``change``, times ``strength``, to ``total`` (fp32, contiguous) in place."""
+    if change.kind == "lora" and slots.keys() <= {"down", "up", "alpha"}:
         # This multiplies and adds in one pass over the weight.
-        factor = strength * _scale(part, slots, scale)
+        factor = strength * _scale(change, slots, scale)
         up, down = slots["up"].flatten(1), slots["down"].flatten(1)
         total.view(up.shape[0], down.shape[1]).addmm_(up, down, alpha=factor)
     else:
-        total.add_(difference(part, slots, weight, scale), alpha=strength)
+        total.add_(difference(change, slots, weight, scale), alpha=strength)
 
 
-def reads_weight(part: Part) -> bool:
-    """Return whether the part's difference depends on the weight's values."""
-    return "dora_scale" in part.slots or "magnitude" in part.slots or WEIGHTS.get(part.kind) is not None
+def reads_weight(change: WeightChange) -> bool:
+    """Return whether the change's difference depends on the weight's values."""
+    return (
+        "dora_scale" in change.slots or "magnitude" in change.slots or WEIGHT_ADAPTER_KINDS.get(change.kind) is not None
+    )
 
 
 def _by_package(kind: str, slots: Tensors, weight: torch.Tensor) -> torch.Tensor:
     """Compute a difference by a package's formula. Raises ExtensionError if it fails or returns something else."""
-    found = WEIGHTS[kind]
+    found = WEIGHT_ADAPTER_KINDS[kind]
     assert found is not None
     try:
         made: torch.Tensor = by_reference(found.difference)(slots, weight.clone())
@@ -70,8 +77,8 @@ def _by_package(kind: str, slots: Tensors, weight: torch.Tensor) -> torch.Tensor
     return made
 
 
-def _product(part: Part, slots: Tensors) -> torch.Tensor:
-    match part.kind:
+def _product(change: WeightChange, slots: Tensors) -> torch.Tensor:
+    match change.kind:
         case "diff":
             return slots["diff"] if "diff" in slots else slots["w_norm"]
         case "lora":
@@ -96,10 +103,10 @@ def _factor(slots: Tensors, name: str, core: str) -> torch.Tensor:
     return torch.einsum("ijkl,jr,ip->prkl", slots[core], b, a)
 
 
-def _scale(part: Part, slots: Tensors, scale: float | None) -> float:
+def _scale(change: WeightChange, slots: Tensors, scale: float | None) -> float:
     """Return alpha divided by the rank, ``scale`` if there is no alpha, and 1 if the kind has no rank."""
     shapes = {slot: tuple(tensor.shape) for slot, tensor in slots.items()}
-    dimension = rank(part.kind, shapes)
+    dimension = rank(change.kind, shapes)
     if not dimension:
         return 1.0
     if "alpha" in slots:

@@ -33,29 +33,34 @@ def _read(given: object) -> AdapterKind | None:
     return instance_of(AdapterKind)(given)
 
 
-WEIGHTS: Extensible[AdapterKind | None] = Extensible(
+WEIGHT_ADAPTER_KINDS: Extensible[AdapterKind | None] = Extensible(
     dict.fromkeys(("lora", "loha", "lokr", "full_difference", "diff")), GROUP, _read
 )
 """Kinds that change a checkpoint's weights; None for the built-in ones. A request lists them as ``loras``. Files of the
 kind ``full_difference`` use the formula ``diff``."""
 
 
-def added() -> Iterator[tuple[str, AdapterKind]]:
+def package_kinds() -> Iterator[tuple[str, AdapterKind]]:
     """Yield (name, kind) of what the installed packages add."""
-    yield from ((name, kind) for name, kind in WEIGHTS.usable() if kind is not None)
+    yield from ((name, kind) for name, kind in WEIGHT_ADAPTER_KINDS.usable() if kind is not None)
 
 
 def rules() -> list[KindRule]:
     """Return the rules that recognise files of the added kinds."""
     return [
-        rule(name, None, f"the names of {WEIGHTS.package(name)}", f".*({'|'.join(map(re.escape, kind.suffixes))})$")
-        for name, kind in added()
+        rule(
+            name,
+            None,
+            f"the names of {WEIGHT_ADAPTER_KINDS.package(name)}",
+            f".*({'|'.join(map(re.escape, kind.suffixes))})$",
+        )
+        for name, kind in package_kinds()
     ]
 
 
 def split_added(name: str) -> tuple[str, str] | None:
     """Split the name of a tensor into (module, slot). The slot is ``kind/role``. Return None for other tensors."""
-    for kind_name, kind in added():
+    for kind_name, kind in package_kinds():
         for suffix, role in kind.suffixes.items():
             if name.endswith(suffix):
                 return name.removesuffix(suffix), f"{kind_name}/{role}"
@@ -64,7 +69,7 @@ def split_added(name: str) -> tuple[str, str] | None:
 
 def fits(kind_name: str, shapes: Mapping[str, Shape], weight: Shape) -> bool:
     """Return whether tensors of an added kind can change a weight. Raises ExtensionError if the package fails."""
-    kind = WEIGHTS[kind_name]
+    kind = WEIGHT_ADAPTER_KINDS[kind_name]
     assert kind is not None
     try:
         return bool(kind.fits(shapes, weight))

@@ -52,7 +52,7 @@ class AdapterConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class WeightChange:
     """The change that an adapter makes to one tensor of a component.
 
     ``kind``: the formula: a :data:`Kind`, or one that a package adds.
@@ -72,18 +72,18 @@ class Part:
 class Fit:
     """How an adapter fits a checkpoint.
 
-    ``parts``: the changes of each component, by role.
+    ``changes``: the changes of each component, by role.
     ``unknown``: names of tensors that match no tensor of the checkpoint.
-    ``odd``: targets for which the adapter has the wrong shape, with both shapes.
+    ``mismatched``: targets for which the adapter has the wrong shape, with both shapes.
     """
 
-    parts: Mapping[str, tuple[Part, ...]]
+    changes: Mapping[str, tuple[WeightChange, ...]]
     unknown: tuple[str, ...] = ()
-    odd: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
-        return sum(len(parts) for parts in self.parts.values())
+        return sum(len(changes) for changes in self.changes.values())
 
 
 _LETTERS = {"A": "down", "B": "up"}
@@ -135,7 +135,7 @@ class Module:
     shapes: dict[str, Shape] = field(default_factory=dict[str, Shape])
 
 
-def spellings(components: Iterable[tuple[Component, Iterable[TensorRow]]]) -> Mapping[str, Module]:
+def modules_by_name(components: Iterable[tuple[Component, Iterable[TensorRow]]]) -> Mapping[str, Module]:
     """Return the modules of these components under every name that adapters use for them.
 
     ``components``: each component with its table. Adapters do not change VAEs.
@@ -183,7 +183,7 @@ def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
     """Match an adapter's tensors with the modules of a checkpoint.
 
     ``shapes``: the shapes of the adapter's tensors, by name.
-    ``known``: the checkpoint's modules, from :func:`spellings`.
+    ``known``: the checkpoint's modules, from :func:`modules_by_name`.
     """
     grouped: dict[tuple[str, str], dict[str, str]] = {}
     modules: dict[tuple[str, str], Module] = {}
@@ -200,8 +200,8 @@ def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
             unknown.append(name)
             continue
         grouped[key][parsed[1]] = name
-    parts: dict[str, list[Part]] = {}
-    odd: list[str] = []
+    changes: dict[str, list[WeightChange]] = {}
+    mismatched: list[str] = []
     for key, slots in grouped.items():
         module = modules[key]
         for leaf, kind, chosen in _formulas(slots):
@@ -212,14 +212,16 @@ def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
             sizes = {slot: shapes[name] for slot, name in chosen.items()}
             found = _shape(kind, sizes, shape)
             if found is None or not _same(found, shape):
-                odd.append(f"{module.role}.{target}: {list(found) if found else 'nothing'} instead of {list(shape)}")
+                mismatched.append(
+                    f"{module.role}.{target}: {list(found) if found else 'nothing'} instead of {list(shape)}"
+                )
                 continue
-            parts.setdefault(module.role, []).append(Part(kind, target, chosen, module.block))
-    return Fit({role: tuple(changes) for role, changes in parts.items()}, tuple(unknown), tuple(odd))
+            changes.setdefault(module.role, []).append(WeightChange(kind, target, chosen, module.block))
+    return Fit({role: tuple(changes) for role, changes in changes.items()}, tuple(unknown), tuple(mismatched))
 
 
 def _shape(kind: str, sizes: Mapping[str, Shape], weight: Shape) -> Shape | None:
-    """Return the shape of what a part adds to a weight, None if its tensors do not fit together."""
+    """Return the shape of what a change adds to a weight, None if its tensors do not fit together."""
     if kind not in get_args(Kind):
         return weight if adapter_kinds.fits(kind, sizes, weight) else None
     return _difference_shape(kind, sizes) if _scales_fit(sizes, weight) else None

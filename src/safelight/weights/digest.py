@@ -73,6 +73,6 @@ def read_exactly(descriptor: int, path: Path, name: str, offset: int, nbytes: in
     return data
 
 
-def named(*parts: str) -> str:
+def hash_texts(*parts: str) -> str:
     """Return the BLAKE3 (hex) of texts, each followed by a zero byte."""
     return blake3("".join(f"{part}\0" for part in parts).encode()).hexdigest()

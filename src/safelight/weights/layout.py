@@ -127,7 +127,9 @@ def build(
     return CheckpointLayout(path, family, tuple(components), {name: why or "" for name, why in left_over.items()})
 
 
-def alone(path: Path, part: Alone, family: Family, infos: Mapping[str, TensorInfo]) -> ComponentLayout:
+def single_component_layout(
+    path: Path, part: Alone, family: Family, infos: Mapping[str, TensorInfo]
+) -> ComponentLayout:
     """Return the layout of a component in a file of its own, such as a VAE or a ControlNet.
 
     Raises IncompleteModelError as :func:`build` does.

@@ -19,7 +19,7 @@ from safelight.families.registry import architectures
 from safelight.files.disk import open_regular
 from safelight.files.header import ITEM_BYTES
 from safelight.weights.adapter_parts import AdapterConfig
-from safelight.weights.digest import TensorDigester, named
+from safelight.weights.digest import TensorDigester, hash_texts
 from safelight.weights.layout import ComponentLayout
 
 VERSION = 1
@@ -38,7 +38,7 @@ class FileHint:
     ctime_ns: int
     inode: int
 
-    def holds(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether the file has the same size, times and inode as before."""
         try:
             return FileHint.of(self.path) == self
@@ -102,12 +102,12 @@ class Manifest:
     def component(self, role: str) -> ComponentManifest:
         return next(component for component in self.components if component.role == role)
 
-    def changed(self) -> list[Path]:
+    def changed_files(self) -> list[Path]:
         """Return the files that are missing, or whose size, times or inode changed. Empty if none did."""
-        return [hint.path for hint in self.files if not hint.holds()]
+        return [hint.path for hint in self.files if not hint.is_unchanged()]
 
 
-def moved(manifest: Manifest, place: Path) -> Manifest:
+def relocate(manifest: Manifest, place: Path) -> Manifest:
     """Return the manifest of a single file after that file was renamed to ``place``."""
     components = tuple(
         replace(c, tensors=tuple(replace(t, path=place) for t in c.tensors)) for c in manifest.components
@@ -115,7 +115,7 @@ def moved(manifest: Manifest, place: Path) -> Manifest:
     return Manifest(components, (FileHint.of(place),), manifest.digest)
 
 
-def measure(
+def hash_components(
     components: tuple[ComponentLayout, ...],
     progress: Callable[[int], None] | None = None,
     watched: tuple[Path, ...] = (),
@@ -133,11 +133,11 @@ def measure(
     try:
         for path in paths:
             opened[path] = open_regular(path)[0]
-        measured = tuple(_measure_component(component, opened, progress) for component in components)
+        measured = tuple(_hash_component(component, opened, progress) for component in components)
     finally:
         for descriptor in opened.values():
             os.close(descriptor)
-    changed = next((hint.path for hint in before if not hint.holds()), None)
+    changed = next((hint.path for hint in before if not hint.is_unchanged()), None)
     if changed is not None:
         raise CorruptFileError(changed, "changed while it was read; try again when its download has ended")
     return Manifest(measured, before, whole_digest(measured))
@@ -145,10 +145,10 @@ def measure(
 
 def whole_digest(components: tuple[ComponentManifest, ...]) -> str:
     """Compute a checkpoint's digest from its components' digests."""
-    return named(*(f"{component.role}={component.digest}" for component in components))
+    return hash_texts(*(f"{component.role}={component.digest}" for component in components))
 
 
-def _measure_component(
+def _hash_component(
     component: ComponentLayout, opened: Mapping[Path, int], progress: Callable[[int], None] | None
 ) -> ComponentManifest:
     digester = TensorDigester(progress)

@@ -23,7 +23,7 @@ class Overlay:
 
     function: Callable[[torch.Tensor], torch.Tensor]
 
-    def applied(self, weight: torch.Tensor) -> torch.Tensor:
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """Compute the new tensor. Raises BindingError if its shape, dtype or device differs from the weight's."""
         new = self.function(weight)
         if new.shape != weight.shape or new.dtype != weight.dtype or new.device != weight.device:
@@ -38,44 +38,49 @@ Recipes = Callable[[], AbstractContextManager[Mapping[str, Overlay]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Adapted(ComponentManifest):
+class OverlaidComponent(ComponentManifest):
     """A component with overlays. The inherited fields, ``digest`` too, are the base's.
 
-    ``over``: the overlays' content hash (BLAKE3, hex), strengths included.
-    ``touched``: names of the tensors with an overlay.
+    ``overlay_digest``: the overlays' content hash (BLAKE3, hex), strengths included.
+    ``overlaid_names``: names of the tensors with an overlay.
     ``recipes``: opens the overlays.
     ``working``: bytes needed to compute one overlaid tensor.
     ``sources``: digests of the components from which the overlays are computed.
     """
 
-    over: str
-    touched: frozenset[str]
+    overlay_digest: str
+    overlaid_names: frozenset[str]
     recipes: Recipes
     working: int
     sources: tuple[str, ...]
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Adapted) or (other.digest, other.over) != (self.digest, self.over):
+        if not isinstance(other, OverlaidComponent) or (other.digest, other.overlay_digest) != (
+            self.digest,
+            self.overlay_digest,
+        ):
             return False
         # The same content may be in another file by now.
         return other.tensors == self.tensors
 
     def __hash__(self) -> int:
-        return hash((self.role, self.digest, self.over))
+        return hash((self.role, self.digest, self.overlay_digest))
 
 
-def adapted(
+def with_overlays(
     base: ComponentManifest,
-    over: str,
-    touched: frozenset[str],
+    overlay_digest: str,
+    overlaid_names: frozenset[str],
     recipes: Recipes,
     working: int = 0,
     sources: tuple[str, ...] = (),
-) -> Adapted:
-    """Return the base with overlays. Arguments: see :class:`Adapted`."""
-    return Adapted(base.role, base.config, base.tensors, base.digest, over, touched, recipes, working, sources)
+) -> OverlaidComponent:
+    """Return the base with overlays. Arguments: see :class:`OverlaidComponent`."""
+    return OverlaidComponent(
+        base.role, base.config, base.tensors, base.digest, overlay_digest, overlaid_names, recipes, working, sources
+    )
 
 
 def digests(component: ComponentManifest) -> tuple[str, ...]:
     """Return the digests of a component and of all sources of its overlays."""
-    return (component.digest, *component.sources) if isinstance(component, Adapted) else (component.digest,)
+    return (component.digest, *component.sources) if isinstance(component, OverlaidComponent) else (component.digest,)

@@ -53,13 +53,13 @@ class LoadedModels:
 
     def load(self, model: Model) -> None:
         """Load as much of a model as fits, without making an image; evict other models if necessary."""
-        components.preload(self._library.checked(model), self._bench_for(model))
+        components.preload(self._library.ensure_unchanged(model), self._bench_for(model))
 
     def unload(self, digest: str | None) -> None:
         """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache."""
         self._resources.embedding_cache.clear()
         name = next((card.name for card in self._library.cards() if card.digest == digest), None)
-        model = None if name is None else self._library.find_named(name)
+        model = None if name is None else self._library.find_by_name(name)
         for tier in self._tiers:
             if digest is None:
                 tier.drop()
@@ -72,7 +72,7 @@ class LoadedModels:
 
         Raises OutOfMemoryError when the complete model does not fit.
         """
-        model = self._library.checked(self._library.resolve(name))
+        model = self._library.ensure_unchanged(self._library.resolve(name))
         self.unpin(name)
         self._pins[name] = components.pin(model, self._bench_for(model))
 

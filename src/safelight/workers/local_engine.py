@@ -103,8 +103,8 @@ class LocalEngine:
         """Find the job's model by its content, also if it was renamed meanwhile. Raises IntegrityError."""
         wanted = job.model
         content = wanted.digest, wanted.prediction_type
-        found = self.library.find_named(wanted.name)
-        if found is None or (found.digest, found.prediction_type) != content or found.manifest.changed():
+        found = self.library.find_by_name(wanted.name)
+        if found is None or (found.digest, found.prediction_type) != content or found.manifest.changed_files():
             # The search reads the records of all files that were used by their path.
             found = self.library.find(*content, wanted.name)
         if found is None:
@@ -135,9 +135,9 @@ class LocalEngine:
 
     def _read_again(self, contents: Contents) -> Contents:
         """Read and check the files of a job's contents again. Raises IntegrityError if they changed."""
-        model = self.library.mended(contents.model)
+        model = self.library.recheck_after_corruption(contents.model)
         if contents.refiner is not None:
-            self.library.mended(contents.refiner)
+            self.library.recheck_after_corruption(contents.refiner)
         for adapter in contents.adapters:
             self.catalog.adapters.verify(adapter)
         return find_contents(contents.job, self.catalog, model)
@@ -156,13 +156,13 @@ class LocalEngine:
         """Check that the model's files are those that were added. If not, raise IntegrityError now and at each later
         use."""
         try:
-            return self.library.checked(model)
+            return self.library.ensure_unchanged(model)
         except IntegrityError:
-            return self.library.mended(model)
+            return self.library.recheck_after_corruption(model)
 
     def _component_keys(self, names: Sequence[str], settings: RunSettings) -> tuple[str, ...]:
         """The component keys of those named models that the library has, in the order of use."""
-        models = [self.library.find_named(name) for name in names]
+        models = [self.library.find_by_name(name) for name in names]
         known = [model for model in models if model is not None and model.base in families()]
         return tuple(key for model in known for key in components.component_keys(model, settings))
 

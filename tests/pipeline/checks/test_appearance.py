@@ -50,7 +50,7 @@ def test_one_colour_is_marked() -> None:
 
 def test_noise_is_marked_and_fine_textures_are_not() -> None:
     latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert AppearanceCheck().marks("v", latents, decoded(latents), never) == ["it check like noise"]
+    assert AppearanceCheck().marks("v", latents, decoded(latents), never) == ["it looks like noise"]
     (mark,) = AppearanceCheck().marks("v", latents * 30, decoded(latents), never)
     assert "standard deviation of its latents is 30" in mark
     # Gravel and grass have channels that go together.

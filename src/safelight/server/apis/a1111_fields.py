@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from PIL import ImageFilter, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
-from safelight.catalog.inputs import as_mask, opened
+from safelight.catalog.inputs import as_mask, decode_image
 from safelight.errors import RequestError
 from safelight.pipeline import sizes
 from safelight.request.bounds import MOST_SIDE
@@ -258,7 +258,9 @@ class ImageToImage(TextToImage):
             mask = as_mask("mask", _bytes("mask", self.mask))
             mask = ImageOps.invert(mask) if self.inpainting_mask_invert else mask
             if self.inpainting_fill == 0:
-                values["image"] = _png(filled(opened("init_images", _bytes("init_images", self.init_images[0])), mask))
+                values["image"] = _png(
+                    filled(decode_image("init_images", _bytes("init_images", self.init_images[0])), mask)
+                )
             values |= {"mask": _png(mask), "mask_blur": self._blur()}
             values["mask_padding"] = (self.inpaint_full_res_padding or 0) if self.inpaint_full_res else None
         return values

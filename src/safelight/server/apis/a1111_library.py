@@ -10,7 +10,7 @@ from safelight.assembly.services import Services
 from safelight.catalog.cards import Card
 from safelight.server.apis.a1111_titles import title_of
 from safelight.weights.adapter_file import INVERSION, VAE
-from safelight.weights.adapter_kinds import WEIGHTS
+from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
 
 
 class LibraryRoutes:
@@ -46,7 +46,7 @@ class LibraryRoutes:
                 "path": found.path.name,
                 "metadata": {**found.summary, "path": found.path.name},
             }
-            for found in self._cards(*WEIGHTS)
+            for found in self._cards(*WEIGHT_ADAPTER_KINDS)
         ]
 
     def embeddings(self) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ def by_title(control: Services, title: str) -> Model:
     Raises RefusedError when the title has another model's hash, or several models have this file name.
     """
     name, _, mark = title.removesuffix("]").rpartition(" [") if title.endswith("]") else (title, "", "")
-    named = control.library.find_named(name)
+    named = control.library.find_by_name(name)
     if named is not None:
         if not named.digest.startswith(mark):
             message = f"the model {name} now has the hash {named.digest[:10]}, not {mark}"

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starlette.datastructures import FormData
 
 from safelight.assembly.services import Services
-from safelight.catalog.inputs import opened
+from safelight.catalog.inputs import decode_image
 from safelight.catalog.model import Model
 from safelight.errors import RequestError
 from safelight.pictures import infotext
@@ -232,7 +232,7 @@ class OpenAIRoutes:
             problem = "an image is required" if not given else "only one picture is supported"
             raise RequestError("image", f"{len(given)} pictures", problem)
         asked = _read({"prompt": prompt, **_texts(await http.form())})
-        store = self._control.catalog.inputs.keep
+        store = self._control.catalog.inputs.store
         picture = await given[0].read()
         start: dict[str, Any] = {"image": await bridge.run(store, "image", picture)}
         transparent = await bridge.run(_transparent, picture if mask is None else await mask.read())
@@ -294,7 +294,7 @@ def _transparent(picture: bytes) -> bytes | None:
 
     Raises RequestError when ``picture`` is not an image.
     """
-    alpha = opened("mask", picture, transparent=True).getchannel("A")
+    alpha = decode_image("mask", picture, transparent=True).getchannel("A")
     if alpha.getextrema() == (255, 255):
         return None
     file = io.BytesIO()

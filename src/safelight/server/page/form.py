@@ -20,7 +20,7 @@ from safelight.request.schema import Request
 from safelight.server import intake
 from safelight.server.page.form_sections import Further, section
 from safelight.weights.adapter_file import INVERSION
-from safelight.weights.adapter_kinds import WEIGHTS
+from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
 
 LABELS = {name: field.label for name, field in fields_of(Request).items()}
 
@@ -52,7 +52,7 @@ class Form:
     def _adapters(self) -> None:
         """Add a list of adapters. A choice adds the adapter's tag or word to the prompt; a tag has the strength."""
         kinds = {adapter.name: adapter.kind for adapter in self._control.catalog.adapters.cards()}
-        names = [name for name, kind in kinds.items() if kind in WEIGHTS or kind == INVERSION]
+        names = [name for name, kind in kinds.items() if kind in WEIGHT_ADAPTER_KINDS or kind == INVERSION]
         if not names:
             return
         chosen = ui.select(names, label="Add an adapter").props("outlined dense options-dense")

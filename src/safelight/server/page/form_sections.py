@@ -161,8 +161,8 @@ class Further:
     def fill(self, request: dict[str, Any]) -> None:
         """Set every field to its value in an image's request. Pictures and adapters that are gone are left out."""
         inputs = self._serving.catalog.inputs
-        self._image.set(inputs.known(request.get("image", "")))
-        self._mask.set(inputs.known(request.get("mask", "")))
+        self._image.set(inputs.stored_digest(request.get("image", "")))
+        self._mask.set(inputs.stored_digest(request.get("mask", "")))
         self._strength.set_value(request.get("strength", 0.75))
         self._image_cfg.set_value(request.get("image_cfg", 1.5))
         self._blur.set_value(request.get("mask_blur", 4))
@@ -187,7 +187,7 @@ class Further:
         self._net.set_value(NONE if first is None else _among(self._net, first["name"], NONE))
         self._set_others(tuple(Control(**one) for one in (request.get("controls") or ())[1:]))
         if first is not None:
-            self._shown.set(inputs.known(first["image"]))
+            self._shown.set(inputs.stored_digest(first["image"]))
             for name, field in self._control_fields().items():
                 field.set_value(first[name])
         for opened, wanted in ((self._image_section, self._image.digest), (self._control_section, first)):

@@ -76,7 +76,7 @@ class ImageDialog:
 
     async def _start_from(self, image: StoredImage, dialog: ui.dialog) -> None:
         data = await bridge.run(self._control.gallery.path(image.file).read_bytes)
-        self._form.further.start_from(await bridge.run(self._control.catalog.inputs.keep, "image", data))
+        self._form.further.start_from(await bridge.run(self._control.catalog.inputs.store, "image", data))
         dialog.close()
 
     def _remove(self, image: StoredImage, dialog: ui.dialog) -> None:

@@ -40,7 +40,7 @@ class PictureField:
 
     async def take(self, data: bytes) -> None:
         """Store a picture's file and choose it. Raises RequestError when it is not a picture."""
-        self.set(await bridge.run(self._control.catalog.inputs.keep, self._field, data))
+        self.set(await bridge.run(self._control.catalog.inputs.store, self._field, data))
 
     def set(self, digest: str) -> None:
         """Choose a stored picture; "" for none."""
