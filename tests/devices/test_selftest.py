@@ -60,7 +60,7 @@ def test_it_is_tried_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         tries.append(device.name)
         return original(device)
 
-    monkeypatch.setattr(selftest, "tried", counted)
+    monkeypatch.setattr(selftest, "run_test", counted)
     with simulated(nbytes=1 << 24) as device:
         first = selftest.copy_test_result(device, tmp_path)
         device.asynchronous = False
