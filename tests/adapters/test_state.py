@@ -303,7 +303,7 @@ def test_what_peft_says_of_its_scale_is_part_of_the_content(root: Path, files: P
         save_file(bare if "r" in settings else tensors, path, {"lora_adapter_metadata": json.dumps(settings)})
         found.append(shelf.resolve(str(path)))
     assert found[0].digest != found[1].digest
-    assert [one.tensors.config.scale(SD1.component("unet")) for one in found] == [2.0, 4.0, 2.0]
+    assert [one.component.config.scale(SD1.component("unet")) for one in found] == [2.0, 4.0, 2.0]
 
 
 def test_strengths_are_read_as_automatic1111_reads_them() -> None:

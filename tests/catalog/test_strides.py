@@ -54,7 +54,7 @@ def test_adapters_of_every_stride_are_what_they_are(kind: str, tmp_path: Path) -
         torch.save(changed, tmp_path / "odd.pt")
         save_file({name: t.contiguous() for name, t in changed.items()}, tmp_path / "plain.safetensors")
         odd_one, plain = (library.add(tmp_path / name) for name in ("odd.pt", "plain.safetensors"))
-        content = [{(t.name, t.dtype, t.shape, t.xxh3) for t in one.tensors.tensors} for one in (odd_one, plain)]
+        content = [{(t.name, t.dtype, t.shape, t.xxh3) for t in one.component.tensors} for one in (odd_one, plain)]
         assert content[0] == content[1], label
 
 

@@ -195,7 +195,7 @@ def test_use_leaves_no_trace(tiny: Path) -> None:
 
 
 def test_kept_skeletons_are_bounded() -> None:
-    cache = SkeletonCache(most=2)
+    cache = SkeletonCache(max_count=2)
     configs = checkpoints.configs("sdxl")
     keys = [SkeletonKey("sdxl", role, config, torch.float32, "torch-sdp") for role, config in configs.items()]
     for each in keys[:3]:

@@ -254,7 +254,7 @@ def test_what_was_spoiled_is_encoded_again(engine: LocalEngine, ask: Ask, reads:
 
 
 def test_little_is_kept() -> None:
-    kept = EmbeddingCache(most=1000)
+    kept = EmbeddingCache(max_bytes=1000)
     for number in range(10):
         kept.put(str(number), {"hidden": torch.full((1, 50), float(number))})
         assert kept.nbytes <= 1000

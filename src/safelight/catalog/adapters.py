@@ -138,7 +138,7 @@ class Adapters:
                 with contextlib.suppress(FileError):
                     yield records.read_adapter(card.record)
 
-    def find(self, name: str, digest: str, by_path: bool = True) -> Adapter:
+    def find_by_digest(self, name: str, digest: str, by_path: bool = True) -> Adapter:
         """Return an adapter by its content. The one called ``name`` comes before others of the same content.
 
         ``digest``: the content.
@@ -271,8 +271,11 @@ class Adapters:
         )
 
     def _converted(self, path: Path, kind: str) -> Manifest:
-        """Convert a pickle and return the manifest of the conversion. Its files include the pickle, so that a change of
-        the pickle is noticed. The conversion is named after its content."""
+        """Convert a pickle and return the manifest of the conversion.
+
+        The manifest also lists the pickle, so that Safelight notices when it changes. The conversion is named after its
+        content.
+        """
         home = self._records / CONVERTED
         with written(home) as (file, temporary):
             convert.to_safetensors(files.read_tensors(read_header(path), kind), file)

@@ -67,6 +67,6 @@ def card(record: Path, found: Model | Adapter) -> Card:
     hints = tuple((str(hint.path), hint.size, hint.mtime_ns) for hint in found.manifest.files)
     vectors = None
     if isinstance(found, Adapter) and found.kind == "textual_inversion":
-        vectors = {tensor.name: tensor.shape for tensor in found.tensors.tensors}
+        vectors = {tensor.name: tensor.shape for tensor in found.component.tensors}
     components = tuple((component.role, component.digest) for component in found.manifest.components)
     return Card(found.name, record, found.summary(), hints, components, vectors)

@@ -124,7 +124,7 @@ class Library:
         """
         return self.records.seen_models(digest)
 
-    def find(self, digest: str, prediction_type: str, name: str = "") -> Model | None:
+    def find_by_digest(self, digest: str, prediction_type: str, name: str = "") -> Model | None:
         """Return a model by its content (``digest``) and prediction type, None if there is none.
 
         Models with unchanged files come first; among those, the one called ``name``. Models that were used by their

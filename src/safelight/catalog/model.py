@@ -96,7 +96,7 @@ class Adapter:
         return self.manifest.digest
 
     @property
-    def tensors(self) -> ComponentManifest:
+    def component(self) -> ComponentManifest:
         return self.manifest.components[0]
 
     def summary(self) -> dict[str, Any]:
@@ -111,5 +111,5 @@ class Adapter:
             "origin": self.origin,
             "rule": self.rule,
             "format": self.format,
-            "bytes": sum(tensor.nbytes for tensor in self.tensors.tensors),
+            "bytes": sum(tensor.nbytes for tensor in self.component.tensors),
         }

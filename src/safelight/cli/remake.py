@@ -102,7 +102,7 @@ def distrusted(context: typer.Context, root: Path | None, path: Path) -> Reprodu
     except InputError:
         # This machine lacks the recorded device or kernel. Use the machine's own ones; the comparison reports them.
         engine = open_engine(settings)
-    model = engine.library.find(
+    model = engine.library.find_by_digest(
         metadata["model"]["digest"], metadata["model"].get("prediction_type", ""), metadata["request"]["model"]
     )
     try:
@@ -169,7 +169,7 @@ def _numerics(metadata: Any, image: Image) -> dict[str, str]:
 def _model_of(engine: LocalEngine, metadata: Any) -> str:
     """The name or path of the recorded model. If the name has another content now, any model with the same content
     whose files exist."""
-    found = engine.library.find(
+    found = engine.library.find_by_digest(
         metadata["model"]["digest"], metadata["model"].get("prediction_type", ""), metadata["request"]["model"]
     )
     if found is None:

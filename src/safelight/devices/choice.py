@@ -64,11 +64,11 @@ def _of_package(name: str) -> Device:
     return made
 
 
-def hardware(on: Device) -> str:
+def hardware(device: Device) -> str:
     """Describe the hardware as far as it can change a result: the chip, its driver, on a Mac the system's build."""
-    if on.name == "cuda":
-        major, minor = torch.cuda.get_device_capability(on.torch)
-        facts = (torch.cuda.get_device_name(on.torch), f"compute {major}.{minor}", f"CUDA {torch.version.cuda}")
+    if device.name == "cuda":
+        major, minor = torch.cuda.get_device_capability(device.torch)
+        facts = (torch.cuda.get_device_name(device.torch), f"compute {major}.{minor}", f"CUDA {torch.version.cuda}")
         driver = machine.nvidia_driver() or str(_cuda_driver())
         return ", ".join([*facts, f"driver {driver}", f"cuDNN {torch.backends.cudnn.version()}"])
     limits = [f"{name}={os.environ[name]}" for name in _ISA_LIMITS if os.environ.get(name)]
@@ -86,16 +86,16 @@ _ISA_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCT
 """Variables that restrict libraries to older instruction sets. This changes how results are rounded."""
 
 
-def precision(wanted: Precision, on: Device) -> str:
+def precision(wanted: Precision, device: Device) -> str:
     """Return the dtype for text encoders and UNet.
 
     ``auto`` is fp32 on a CPU. On other devices it is the first of bf16, fp16 and fp32 that computes correctly.
     """
     if wanted != "auto":
         return wanted
-    if on.name == "cpu":
+    if device.name == "cpu":
         return "fp32"
-    return next((name for name in ("bf16", "fp16") if computes_correctly(name, on.torch)), "fp32")
+    return next((name for name in ("bf16", "fp16") if computes_correctly(name, device.torch)), "fp32")
 
 
 def native_bf16() -> bool:
@@ -104,21 +104,21 @@ def native_bf16() -> bool:
     return bool(supported())
 
 
-def slowness_warning(dtype: str, on: str) -> str:
+def slowness_warning(dtype: str, device_name: str) -> str:
     """Return a warning if the device has no instructions for the dtype, else ""."""
-    if on == "cpu" and dtype == "bf16" and not native_bf16():
+    if device_name == "cpu" and dtype == "bf16" and not native_bf16():
         return "this processor has no bf16 instructions: --precision bf16 is several times slower than fp32 here"
     return ""
 
 
-def computes_correctly(name: str, on: torch.device) -> bool:
+def computes_correctly(name: str, device: torch.device) -> bool:
     """Whether a matrix product in this dtype equals the float64 result up to rounding."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(64, 64, generator=generator).to(dtype) for _ in range(2))
     exact = a.double() @ b.double()
     try:
-        got = (a.to(on) @ b.to(on)).cpu().double()
+        got = (a.to(device) @ b.to(device)).cpu().double()
     except RuntimeError:
         return False
     return bool((got - exact).abs().max() < 64 * torch.finfo(dtype).eps * exact.abs().max())

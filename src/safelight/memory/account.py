@@ -9,18 +9,18 @@ from safelight.memory.budget import Ledger, OverBudget
 
 
 class Account(Book):
-    """Records a pool's allocations as ledger entries, at most ``most`` bytes in total (None: no limit)."""
+    """Records a pool's allocations as ledger entries, at most ``max_bytes`` bytes in total (None: no limit)."""
 
-    def __init__(self, ledger: Ledger, place: str, most: int | None) -> None:
+    def __init__(self, ledger: Ledger, place: str, max_bytes: int | None) -> None:
         self._ledger = ledger
         self._place = place
-        self._most = most
+        self._max_bytes = max_bytes
         self._sizes: dict[int, int] = {}
         self._lock = threading.Lock()
 
     def charge(self, nbytes: int, owner: str, reason: str) -> int:
         with self._lock:
-            free = None if self._most is None else self._most - sum(self._sizes.values())
+            free = None if self._max_bytes is None else self._max_bytes - sum(self._sizes.values())
             if free is not None and nbytes > free:
                 raise OverBudget(self._place, nbytes, max(0, free))
             number = self._ledger.charge(self._place, nbytes, owner, reason)

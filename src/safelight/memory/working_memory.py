@@ -36,7 +36,7 @@ POLL_SECONDS = 0.004
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Workload:
     """A computation whose memory is estimated.
 
     ``name``: component, widths, dtype, attention and device in one text.
@@ -62,32 +62,32 @@ class WorkingMemory:
         if path is not None:
             self._measured = _read_records(path)
 
-    def estimate(self, work: Work) -> int:
-        """Return the bytes to reserve for ``work``."""
+    def estimate(self, workload: Workload) -> int:
+        """Return the bytes to reserve for ``workload``."""
         with self._lock:
-            known = self._measured.get(work.name, {})
-        if work.pixels in known:
-            return int(known[work.pixels] * MARGIN) + FIXED_BYTES
+            known = self._measured.get(workload.name, {})
+        if workload.pixels in known:
+            return int(known[workload.pixels] * MARGIN) + FIXED_BYTES
         if not known:
-            return work.guess + FIXED_BYTES
-        nearest = min(known, key=lambda pixels: abs(pixels - work.pixels))
-        grown = max(1.0, work.pixels / nearest) ** (2 if work.quadratic else 1)
+            return workload.guess + FIXED_BYTES
+        nearest = min(known, key=lambda pixels: abs(pixels - workload.pixels))
+        grown = max(1.0, workload.pixels / nearest) ** (2 if workload.quadratic else 1)
         return int(known[nearest] * grown * MARGIN) + FIXED_BYTES
 
-    def knows(self, work: Work) -> bool:
+    def knows(self, workload: Workload) -> bool:
         """Whether this component was measured at any size."""
         with self._lock:
-            return work.name in self._measured
+            return workload.name in self._measured
 
-    def learn(self, work: Work, nbytes: int) -> None:
+    def learn(self, workload: Workload, nbytes: int) -> None:
         """Correct the record with ``nbytes``, the bytes that a run used."""
         with self._lock:
-            known = self._measured.setdefault(work.name, {})
-            before = known.get(work.pixels)
+            known = self._measured.setdefault(workload.name, {})
+            before = known.get(workload.pixels)
             after = nbytes if before is None or nbytes > before else int(before + (nbytes - before) * DECAY)
             if after == before:
                 return
-            known[work.pixels] = after
+            known[workload.pixels] = after
             if self._path is not None and (before is None or abs(after - before) > before * 0.02):
                 text = {name: {str(p): n for p, n in sizes.items()} for name, sizes in self._measured.items()}
                 try:
@@ -96,9 +96,9 @@ class WorkingMemory:
                     # This process has the record. The image matters more than the next process's estimate.
                     _log.warning("cannot store the measured working memory", why=str(error))
 
-    def record_shortage(self, work: Work) -> None:
+    def record_shortage(self, workload: Workload) -> None:
         """Raise the record by half, after memory ran out within the estimate."""
-        self.learn(work, int(self.estimate(work) * 1.5))
+        self.learn(workload, int(self.estimate(workload) * 1.5))
 
 
 def _read_records(path: Path) -> dict[str, dict[int, int]]:

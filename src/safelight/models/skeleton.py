@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 CPU = torch.device("cpu")
 
-MOST_KEPT = 12
+MAX_CACHED = 12
 """How many skeletons are cached: the components of three or four architectures. Each is a few MB of Python objects."""
 
 
@@ -107,10 +107,10 @@ class Skeleton:
 class SkeletonCache:
     """A cache of unbound skeletons by key. Thread-safe."""
 
-    def __init__(self, most: int = MOST_KEPT, build: Build = build) -> None:
+    def __init__(self, max_count: int = MAX_CACHED, build: Build = build) -> None:
         self._build = build
         self._free: OrderedDict[SkeletonKey, Skeleton] = OrderedDict()
-        self._most = most
+        self._max_count = max_count
         self._lock = threading.Lock()
 
     def take(self, key: SkeletonKey) -> Skeleton:
@@ -132,7 +132,7 @@ class SkeletonCache:
         with self._lock:
             self._free[skeleton.key] = skeleton
             self._free.move_to_end(skeleton.key)
-            while len(self._free) > self._most:
+            while len(self._free) > self._max_count:
                 self._free.popitem(last=False)
         return []
 

@@ -25,14 +25,14 @@ def combine(contents: Contents, leasing: Leasing) -> Model:
     def component(base: ComponentManifest) -> ComponentManifest:
         layers = [
             Layer(
-                one.adapter.tensors,
+                one.adapter.component,
                 tuple((part, one.strength(base.role, part.block)) for part in one.fit.changes.get(base.role, ())),
                 one.scale(base.role),
             )
             for one in contents.loras
         ]
         replacements = [
-            RowReplacement(one.adapter.tensors, one.vectors[base.role], _token_embedding(base), one.tokens)
+            RowReplacement(one.adapter.component, one.vectors[base.role], _token_embedding(base), one.tokens)
             for one in contents.inversions
             if base.role in one.vectors
         ]
@@ -41,7 +41,7 @@ def combine(contents: Contents, leasing: Leasing) -> Model:
     model = contents.model
     own = {part.role: part for part in contents.own}
     parts = [own.get(part.role, part) for part in model.manifest.components]
-    components = (*(component(part) for part in parts), *(control.tensors for control in contents.controls))
+    components = (*(component(part) for part in parts), *(control.component for control in contents.controls))
     return replace(model, manifest=replace(model.manifest, components=components))
 
 

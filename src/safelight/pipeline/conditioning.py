@@ -99,9 +99,9 @@ class EmbeddingCache:
     Each entry is compared with its checksums before it is used again.
     """
 
-    def __init__(self, most: int = MAX_CACHE_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self._cached: OrderedDict[str, tuple[Tensors, list[str]]] = OrderedDict()
-        self._most = most
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Tensors | None:
@@ -121,7 +121,7 @@ class EmbeddingCache:
         copy = {name: tensor.detach().cpu().clone() for name, tensor in encoded.items()}
         with self._lock:
             self._cached[key] = copy, _sums(copy)
-            while len(self._cached) > 1 and self.nbytes > self._most:
+            while len(self._cached) > 1 and self.nbytes > self._max_bytes:
                 self._cached.popitem(last=False)
 
     @property

@@ -10,7 +10,7 @@ from safelight.errors import OutOfMemoryError
 from safelight.memory.plan import Refusal
 from safelight.memory.segments import cut
 from safelight.pipeline.resources import Resources, dtype_of
-from safelight.pipeline.stages import Task, estimate_work, plan_uses
+from safelight.pipeline.stages import Task, describe_stage, plan_uses
 from safelight.request.schema import Request
 
 BYTES_PER_SECOND = 3e9
@@ -28,8 +28,8 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
     for role in model.family.roles:
         component, dtype = model.manifest.component(role), dtype_of(resources.run, model.family, role)
         task = Task("", width * height, request.steps)
-        work = estimate_work([(component, dtype)], resources.run, task)
-        [use] = plan_uses(model, resources, [(component, dtype)], work, task)
+        workload = describe_stage([(component, dtype)], resources.run, task)
+        [use] = plan_uses(model, resources, [(component, dtype)], workload, task)
         total = sum(segment.nbytes for segment in cut(component, dtype))
         decided = resources.residency.plan_lease(component, dtype, use)
         streamed = 0
@@ -44,7 +44,7 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
                 "resident": 0 if isinstance(decided, Refusal) else total - streamed,
                 "streamed": streamed,
                 "working": use.working,
-                "source": "measured" if resources.working_memory.knows(work) else "guessed from shapes",
+                "source": "measured" if resources.working_memory.knows(workload) else "guessed from shapes",
             }
         )
     streamed = next(c["streamed"] for c in components if c["component"] == model.family.denoiser)

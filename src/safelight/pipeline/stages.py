@@ -25,11 +25,11 @@ from safelight.errors import IntegrityError, OutOfMemoryError, StateLeftError, s
 from safelight.families.family import CONTROLNET
 from safelight.memory.lease import Lease, Use
 from safelight.memory.segments import component_key
-from safelight.memory.working_memory import Work, measure_peak
+from safelight.memory.working_memory import Workload, measure_peak
 from safelight.models.bind import bind
 from safelight.models.skeleton import SkeletonKey
-from safelight.pipeline import workload
 from safelight.pipeline.resources import Resources, dtype_of
+from safelight.pipeline.workload import describe_workload
 from safelight.request.results import Repair, Seconds
 from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
@@ -156,8 +156,8 @@ class Stages:
     ) -> Result:
         resources = replace(self.resources, run=run)
         start = time.perf_counter()
-        work = estimate_work(components, run, task)
-        uses = plan_uses(self.model, resources, components, work, task)
+        workload = describe_stage(components, run, task)
+        uses = plan_uses(self.model, resources, components, workload, task)
         with contextlib.ExitStack() as held:
             leases: list[Lease] = []
             # The other components are leased first and leave room for the main component, which takes the rest.
@@ -169,14 +169,14 @@ class Stages:
                     key = skeleton_key(self.model, lease.component, lease.dtype, resources, task.seamless)
                     modules.append(binding.enter_context(bind(resources.skeletons, key, lease)))
                 self.clock.spent["switch"] += time.perf_counter() - start
-                with measure_peak(resources.used_working_bytes) as peak, self._translated(work):
+                with measure_peak(resources.used_working_bytes) as peak, self._translated(workload):
                     result = compute(modules, leases)
                     used = peak()
                 modules.clear()
             resources.verification.add_computing_time(time.perf_counter() - start)
             for lease in leases:
                 self._verify_weights(lease)
-        resources.working_memory.learn(work, used)
+        resources.working_memory.learn(workload, used)
         machine.trim_allocator()
         return result
 
@@ -200,31 +200,33 @@ class Stages:
         return "Test this machine's memory, for example with memtest86+."
 
     @contextlib.contextmanager
-    def _translated(self, work: Work) -> Generator[None]:
+    def _translated(self, workload: Workload) -> Generator[None]:
         try:
             with translate_memory_errors(f"Computing an image by {self.model.name}"):
                 yield
         except OutOfMemoryError as error:
             # ``needed`` is set if allocating a slab failed, and 0 if an operation ran out of memory.
             if not error.needed:
-                self.resources.working_memory.record_shortage(work)
+                self.resources.working_memory.record_shortage(workload)
             raise
 
 
-def estimate_work(components: Sequence[tuple[ComponentManifest, torch.dtype]], run: RunSettings, task: Task) -> Work:
-    """Return the memory work of a stage: that of its main component plus the estimates of the others."""
+def describe_stage(
+    components: Sequence[tuple[ComponentManifest, torch.dtype]], run: RunSettings, task: Task
+) -> Workload:
+    """Return the workload of a stage: that of its main component plus the estimates of the others."""
     (component, dtype), *beside = components
     variant = task.variant + (f"+{len(beside)}" if beside else "")
-    work = workload.describe_work(component, dtype, run, task.pixels, variant)
-    more = sum(workload.describe_work(other, kind, run, task.pixels).guess for other, kind in beside)
-    return replace(work, guess=work.guess + more)
+    workload = describe_workload(component, dtype, run, task.pixels, variant)
+    more = sum(describe_workload(other, kind, run, task.pixels).guess for other, kind in beside)
+    return replace(workload, guess=workload.guess + more)
 
 
 def plan_uses(
     model: Model,
     resources: Resources,
     components: Sequence[tuple[ComponentManifest, torch.dtype]],
-    work: Work,
+    workload: Workload,
     task: Task,
 ) -> list[Use]:
     """Return how a stage uses each of its components.
@@ -240,7 +242,9 @@ def plan_uses(
         rest = [component_key(net, dtype_of(resources.run, model.family, CONTROLNET)) for net in nets] + rest
     upcoming = (*rest, *resources.upcoming)
     keys = [component_key(component, dtype) for component, dtype in components]
-    promised = resources.working_memory.estimate(work) if resources.reserve_bytes is None else resources.reserve_bytes
+    promised = (
+        resources.working_memory.estimate(workload) if resources.reserve_bytes is None else resources.reserve_bytes
+    )
     # Overlays are computed before the stage computes, so the larger of both needs is enough.
     promised = max(promised, *(c.working if isinstance(c, OverlaidComponent) else 0 for c, _ in components))
     least = [resources.residency.planner.least(component, dtype) for component, dtype in components]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from safelight.memory.working_memory import Work
+from safelight.memory.working_memory import Workload
 from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
 
@@ -12,10 +12,10 @@ KERNEL_WORKSPACE_BYTES = 48 << 20
 """Bytes of the kernels' own workspaces."""
 
 
-def describe_work(
+def describe_workload(
     component: ComponentManifest, dtype: torch.dtype, run: RunSettings, pixels: int, variant: str = ""
-) -> Work:
-    """Return the work of one forward pass of a component.
+) -> Workload:
+    """Return the workload of one forward pass of a component.
 
     ``pixels``: of the image.
     ``variant``: distinguishes uses of one component.
@@ -25,4 +25,4 @@ def describe_work(
     name = " ".join((kind, config.label, str(dtype).removeprefix("torch."), run.attention, run.device))
     quadratic = run.attention == "normal" and config.depends_on_size
     guess = KERNEL_WORKSPACE_BYTES + config.working_bytes(pixels, dtype.itemsize, quadratic)
-    return Work(name, pixels if config.depends_on_size else 1, guess, quadratic)
+    return Workload(name, pixels if config.depends_on_size else 1, guess, quadratic)

@@ -38,7 +38,7 @@ class ResolvedLora:
         return self.lora.on(self.family.purpose(role)) * (1.0 if factors is None else factors.get(block, 0.0))
 
     def scale(self, role: str) -> float | None:
-        config = self.adapter.tensors.config
+        config = self.adapter.component.config
         assert isinstance(config, AdapterConfig)
         return config.scale(self.family.component(role))
 
@@ -51,7 +51,7 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
     Raises RequestError, which names what fits nothing; ModelNotFoundError; IntegrityError for other content.
     """
     if lora.digest:
-        adapter = adapters.find(lora.name, lora.digest, by_path)
+        adapter = adapters.find_by_digest(lora.name, lora.digest, by_path)
     else:
         adapter = adapters.ensure_unchanged(adapters.resolve(lora.name) if by_path else adapters.get(lora.name))
     if adapter.kind not in WEIGHT_ADAPTER_KINDS:
@@ -67,7 +67,7 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
     if lora.blocks and len(lora.blocks) not in of.block_counts:
         wanted = " or ".join(map(str, sorted(of.block_counts))) or "none"
         raise RequestError("loras", lora.name, f"{len(lora.blocks)} block weights; {model.base} has {wanted}")
-    shapes = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in adapter.component.tensors}
     found = fit(shapes, _spelled(model.base, _configs(model)))
     if found.mismatched or not found.count:
         what = "; ".join(found.mismatched[:_SHOWN]) or f"none of its {len(found.unknown)} tensors"

@@ -52,11 +52,11 @@ def find_contents(job: Job, catalog: Catalog, model: Model) -> Contents:
     """Find the contents of a job. ``model``: with the job's digest. Raises IntegrityError for content that is gone."""
     request = job.request
     loras = tuple(resolve_lora(lora, model, catalog.adapters, True, request.lenient) for lora in request.loras)
-    controls = tuple(catalog.adapters.find(control.name, control.digest) for control in request.controls)
+    controls = tuple(catalog.adapters.find_by_digest(control.name, control.digest) for control in request.controls)
     inversions = tuple(
         Inversion(adapter, embedding, (job.words or {})[embedding.word], vectors_of(embedding, adapter, model))
         for embedding in request.embeddings or ()
-        for adapter in (catalog.adapters.find(embedding.name, embedding.digest),)
+        for adapter in (catalog.adapters.find_by_digest(embedding.name, embedding.digest),)
     )
     own = tuple(_find_part(part, catalog) for part in job.parts)
     refiner = None

@@ -76,7 +76,7 @@ def _used(request: Request, counted: Mapping[str, int]) -> set[int]:
 
 def _found(embedding: Embedding, adapters: Adapters, by_path: bool) -> Adapter:
     if embedding.digest:
-        found = adapters.find(embedding.name, embedding.digest, by_path)
+        found = adapters.find_by_digest(embedding.name, embedding.digest, by_path)
     else:
         found = adapters.ensure_unchanged(adapters.resolve(embedding.name) if by_path else adapters.get(embedding.name))
     if found.kind != INVERSION:
@@ -125,7 +125,7 @@ def _odd(tensors: Mapping[str, tuple[int, ...]], model: Model) -> str:
 
 def vectors_of(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str, str]:
     """Return the tensor of each text encoder. Raises RequestError for an inversion that does not fit."""
-    tensors = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
+    tensors = {tensor.name: tensor.shape for tensor in adapter.component.tensors}
     problem = _odd(tensors, model)
     if problem:
         raise RequestError("embeddings", embedding.name, f"{problem} ({model.name})")
@@ -133,7 +133,7 @@ def vectors_of(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str
 
 
 def _count(embedding: Embedding, adapter: Adapter, vectors: Mapping[str, str]) -> int:
-    shapes = {tensor.name: tensor.shape for tensor in adapter.tensors.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in adapter.component.tensors}
     counts = {shapes[name][0] if len(shapes[name]) == 2 else 1 for name in vectors.values()}
     if len(counts) != 1 or not 1 <= max(counts) <= ROOM:
         problem = f"has {' and '.join(map(str, sorted(counts)))} vectors; it needs 1 to {ROOM}, as many in each encoder"

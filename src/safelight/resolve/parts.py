@@ -53,7 +53,7 @@ def vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> OwnP
 
 
 def _of_adapter(adapter: Adapter) -> OwnPart:
-    part = adapter.tensors
+    part = adapter.component
     return OwnPart(part, PartContent(part.role, part.digest, "adapter", adapter.digest))
 
 
@@ -177,12 +177,14 @@ def digest_of(components: Sequence[ComponentManifest]) -> str:
 def controlnet(control: Control, model: Model, adapters: Adapters, by_path: bool) -> Adapter:
     """The ControlNet that a request names. Raises RequestError for one over another UNet than the model's."""
     if control.digest:
-        found = adapters.find(control.name, control.digest, by_path)
+        found = adapters.find_by_digest(control.name, control.digest, by_path)
     else:
         found = adapters.ensure_unchanged(adapters.resolve(control.name) if by_path else adapters.get(control.name))
     if found.kind != CONTROLNET:
         raise RequestError("controls", control.name, f"is a {found.kind}, not a ControlNet")
-    problem = model.family.control_discord(found.tensors.config, model.manifest.component(model.family.denoiser).config)
+    problem = model.family.control_discord(
+        found.component.config, model.manifest.component(model.family.denoiser).config
+    )
     if problem:
         raise RequestError("controls", control.name, problem.replace("{model}", f"{model.name} ({model.base})"))
     return found

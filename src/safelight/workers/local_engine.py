@@ -106,7 +106,7 @@ class LocalEngine:
         found = self.library.find_by_name(wanted.name)
         if found is None or (found.digest, found.prediction_type) != content or found.manifest.changed_files():
             # The search reads the records of all files that were used by their path.
-            found = self.library.find(*content, wanted.name)
+            found = self.library.find_by_digest(*content, wanted.name)
         if found is None:
             path = self.library.resolve(wanted.name).path
             remedy = "Send the request again to use the model as it is now."
