@@ -240,7 +240,7 @@ def test_what_comes_beside_leaves_the_least_for_the_others(engine: LocalEngine, 
     """A ControlNet is leased first; were it to take all room, the UNet could not be leased at all."""
     model = engine.library.resolve(str(tiny / "a.safetensors"))
     unet = model.manifest.component("unet")
-    net = engine.catalog.adapters.resolve(str(folder / "sd1.safetensors")).tensors
+    net = engine.catalog.adapters.resolve(str(folder / "sd1.safetensors")).component
     parts = [(component, torch.float32) for component in (unet, net, net)]
     task = Task("denoise", 64 * 64, 2)
     uses = plan_uses(model, engine.resources, parts, describe_stage(parts, engine.resources.run, task), task)
@@ -249,7 +249,7 @@ def test_what_comes_beside_leaves_the_least_for_the_others(engine: LocalEngine, 
     assert [bool(use.working) for use in uses] == [False, False, True]
     assert uses[1].upcoming[0] == component_key(unet, torch.float32)
     small = memory.host(least[0] + least[1])
-    with small.lease(net, torch.float32, Use(leave=least[0])), small.lease(unet, torch.float32) as lease:
+    with small.lease(net, torch.float32, Use(spare_for_others=least[0])), small.lease(unet, torch.float32) as lease:
         assert lease.ring is not None
     with pytest.raises(OutOfMemoryError), small.lease(net, torch.float32), small.lease(unet, torch.float32):
         pass

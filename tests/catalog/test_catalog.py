@@ -88,7 +88,7 @@ def test_files_used_by_their_path_are_in_the_index_and_read_once(
     first = Catalog.under(root)
     model = first.library.resolve(str(files / "one.safetensors"))
     vae = first.adapters.resolve(str(files / "vae.safetensors"))
-    assert [card.name for card in first.with_component(vae.tensors.digest)] == ["one", "vae"]
+    assert [card.name for card in first.with_component(vae.component.digest)] == ["one", "vae"]
     list(Catalog.under(root).library.models_used_by_path())
     reads: list[Path] = []
     read = records.read

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 from safelight.cli.main import app
 from safelight.diagnostics import audited_servers
 from safelight.diagnostics.audit import AuditResult, audit
-from safelight.diagnostics.audited_servers import ComfyUI, ImageRequest
+from safelight.diagnostics.audited_servers import ComfyUIClient, ImageRequest
 from safelight.errors import SafelightError
 
 ASK = ImageRequest("red apple", 7, 2, 64)
 CHANGED = "the same image after other models"
 
 
-class Unchanged(ComfyUI):
+class Unchanged(ComfyUIClient):
     """Asks for the same graph every time, and believes what it gets."""
 
     FRESH = frozenset()
@@ -34,7 +34,7 @@ class Unchanged(ComfyUI):
         return graph
 
 
-class Freeing(ComfyUI):
+class Freeing(ComfyUIClient):
     """Has the server empty its caches before every image."""
 
     def make(self, asked: ImageRequest) -> bytes:
@@ -44,7 +44,7 @@ class Freeing(ComfyUI):
         return super().make(asked)
 
 
-class SamplerOnly(ComfyUI):
+class SamplerOnly(ComfyUIClient):
     """Has the sampler alone run again, as another seed would."""
 
     FRESH = frozenset({"sampler", "decode", "image"})
@@ -56,7 +56,7 @@ class SamplerOnly(ComfyUI):
         return graph
 
 
-def audited(kind: type[ComfyUI], how: How) -> tuple[AuditResult, stand_in.Comfy]:
+def audited(kind: type[ComfyUIClient], how: How) -> tuple[AuditResult, stand_in.Comfy]:
     with comfy(how) as (url, inside):
         server = kind(url, None)
         return audit(server, server.models(), ASK, rounds=2), inside
@@ -102,7 +102,7 @@ def test_a_sound_one_passes_and_every_image_is_made(cache: str, third: bool, tmp
 )
 def test_spoiled_ones_are_found_out(how: How, what: str, cache: str) -> None:
     how.cache = cache
-    found, _ = audited(ComfyUI, how)
+    found, _ = audited(ComfyUIClient, how)
     assert what in wrong(found)
     if how.sample is stand_in.fails:
         assert any("its job failed: KSampler: CUDA error" in finding.evidence for finding in found.findings)
@@ -120,7 +120,7 @@ def test_without_care_a_spoiled_one_would_pass() -> None:
 
 
 def test_one_that_gives_kept_images_nevertheless_is_said() -> None:
-    found, _ = audited(ComfyUI, How(stand_in.noise_after_switches, strict=True))
+    found, _ = audited(ComfyUIClient, How(stand_in.noise_after_switches, strict=True))
     kept = "not made again: the server used its cache of decode, image, negative, positive, sampler"
     assert any(kept in finding.evidence for finding in found.findings if not finding.ok)
     # Of the versions that leave kept images out of the history.
@@ -130,9 +130,9 @@ def test_one_that_gives_kept_images_nevertheless_is_said() -> None:
 
 def test_refusals_are_said() -> None:
     with comfy() as (url, _):
-        server = ComfyUI(url, None)
+        server = ComfyUIClient(url, None)
         with pytest.raises(SafelightError, match="refused the graph: CheckpointLoaderSimple: Value not in list: ckpt"):
-            server.make(ASK.by("C.safetensors", ""))
+            server.make(ASK.for_model("C.safetensors", ""))
         with pytest.raises(SafelightError, match="EmptyLatentImage: Value 8 smaller than min of 16"):
             server.make(ImageRequest("red apple", 7, 2, 8, "A.safetensors"))
         with pytest.raises(SafelightError, match="the graph: Cannot execute because node Nothing does not exist"):
@@ -142,17 +142,17 @@ def test_refusals_are_said() -> None:
 
 def test_jobs_that_vanish_or_never_end_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with comfy(How(drops=True)) as (url, _), pytest.raises(SafelightError, match="its job is gone"):
-        ComfyUI(url, None).make(ASK.by("A.safetensors", ""))
+        ComfyUIClient(url, None).make(ASK.for_model("A.safetensors", ""))
     monkeypatch.setattr(audited_servers, "WAIT_SECONDS", 0.3)
     with comfy(How(slow=True)) as (url, inside):
-        server = ComfyUI(url, None)
+        server = ComfyUIClient(url, None)
         with pytest.raises(SafelightError, match="no image after 0 s"):
-            server.make(ASK.by("A.safetensors", ""))
+            server.make(ASK.for_model("A.safetensors", ""))
         # It was interrupted, so that the next is not held up.
         monkeypatch.setattr(audited_servers, "WAIT_SECONDS", 10)
         while inside.running:
             time.sleep(0.01)
         inside.how.slow = False
-        assert server.make(ASK.by("A.safetensors", ""))
+        assert server.make(ASK.for_model("A.safetensors", ""))
         told = [job["status"]["messages"][-1][0] for job in inside.history.values()]
     assert told == ["execution_interrupted", "execution_success"]
