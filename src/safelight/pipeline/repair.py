@@ -99,8 +99,8 @@ class Repairs:
         raise first
 
     def _attempts(self, model: Model, resources: Resources) -> Iterator[_Try]:
-        if spoiled := self.check(model):
-            yield _Try("memory", resources, "read again", f"bytes in memory had changed: {shortened(spoiled)}")
+        if corrupted := self.check(model):
+            yield _Try("memory", resources, "read again", f"bytes in memory had changed: {shortened(corrupted)}")
         self._drop(model)
         yield _Try("loading", resources, "read again from its file")
         if resources.device.asynchronous:
@@ -126,8 +126,8 @@ class Repairs:
 
     def reload(self, model: Model) -> None:
         """Check a model's bytes in memory, count what was wrong, and drop them. The next use reads them again."""
-        if spoiled := self.check(model):
-            self._count(Repair("memory", f"bytes in memory had changed: {shortened(spoiled)}", "read again"))
+        if corrupted := self.check(model):
+            self._count(Repair("memory", f"bytes in memory had changed: {shortened(corrupted)}", "read again"))
         self._drop(model)
 
     def _drop(self, model: Model) -> None:
