@@ -178,8 +178,8 @@ MUTANTS = (
     Mutant(
         "repair proves what is in memory",
         "pipeline/repair.py",
-        "        if spoiled := self.check(model):\n            yield",
-        "        if spoiled := []:\n            yield",
+        "        if corrupted := self.check(model):\n            yield",
+        "        if corrupted := []:\n            yield",
         "tests/pipeline/test_repair.py",
     ),
     Mutant(

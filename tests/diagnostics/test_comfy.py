@@ -136,7 +136,7 @@ def test_refusals_are_said() -> None:
         with pytest.raises(SafelightError, match="EmptyLatentImage: Value 8 smaller than min of 16"):
             server.make(ImageRequest("red apple", 7, 2, 8, "A.safetensors"))
         with pytest.raises(SafelightError, match="the graph: Cannot execute because node Nothing does not exist"):
-            server._queued({"x": {"class_type": "Nothing", "inputs": {}}})
+            server._enqueue({"x": {"class_type": "Nothing", "inputs": {}}})
         assert server._choices("Nothing", "name") == []
 
 
