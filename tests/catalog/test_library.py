@@ -339,7 +339,7 @@ def test_two_that_add_under_one_name_do_not_overwrite_each_other(
             Library(root).add(tiny / "b.safetensors", "same")
         return described
 
-    monkeypatch.setattr("safelight.catalog.library.describe", slow)
+    monkeypatch.setattr("safelight.catalog.library.read_model", slow)
     with pytest.raises(InputError, match="taken"):
         library.add(tiny / "a.safetensors", "same")
     assert library.get("same").path.name == "b.safetensors"

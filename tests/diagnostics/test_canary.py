@@ -134,7 +134,7 @@ def test_after_an_upgrade_it_is_said_which_models_draw_otherwise(engine: LocalEn
     models = [engine.library.get(name) for name in "ab"]
     doctor = Doctor(engine, canaries)
     first = list(doctor.since_upgrade(models))
-    assert all(finding.ok and "from now on" in finding.evidence for finding in first)
+    assert all(finding.ok and "one is stored now" in finding.evidence for finding in first)
     image = next(engine.generate(request(models[0])))
     older = {**image.metadata["run"], "versions": {**image.metadata["run"]["versions"], "torch": "2.0.0"}}
     canaries.keep(models[0], replace(image, metadata={**image.metadata, "run": older}))
