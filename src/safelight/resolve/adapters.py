@@ -14,7 +14,7 @@ from safelight.families.registry import family
 from safelight.request.parts import Lora
 from safelight.weights.adapter_file import INVERSION, VAE
 from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
-from safelight.weights.adapter_parts import AdapterConfig, Fit, Module, fit, modules_by_name
+from safelight.weights.adapter_parts import AdapterConfig, Fit, Module, Shape, fit, modules_by_name
 
 _ASKED = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in the prompt"}
 
@@ -67,8 +67,8 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
     if lora.blocks and len(lora.blocks) not in of.block_counts:
         wanted = " or ".join(map(str, sorted(of.block_counts))) or "none"
         raise RequestError("loras", lora.name, f"{len(lora.blocks)} block weights; {model.base} has {wanted}")
-    shapes = {tensor.name: tensor.shape for tensor in adapter.component.tensors}
-    found = fit(shapes, _spelled(model.base, _configs(model)))
+    shapes = tuple((tensor.name, tensor.shape) for tensor in adapter.component.tensors)
+    found = fit_adapter(shapes, model.base, _configs(model))
     if found.mismatched or not found.count:
         what = "; ".join(found.mismatched[:_SHOWN]) or f"none of its {len(found.unknown)} tensors"
         raise RequestError("loras", lora.name, f"does not fit {model.name} ({model.base}): {what}")
@@ -81,6 +81,16 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
 
 def _configs(model: Model) -> tuple[tuple[str, Config], ...]:
     return tuple((component.role, component.config) for component in model.manifest.components)
+
+
+@lru_cache(maxsize=32)
+def fit_adapter(shapes: tuple[tuple[str, Shape], ...], base: str, configs: tuple[tuple[str, Config], ...]) -> Fit:
+    """Match an adapter's tensors with the modules of a checkpoint; the last results are cached.
+
+    ``shapes``: (name, shape) of each tensor of the adapter.
+    ``configs``: (role, settings) of each component of the checkpoint.
+    """
+    return fit(dict(shapes), _spelled(base, configs))
 
 
 @lru_cache(maxsize=16)
