@@ -201,7 +201,7 @@ def test_what_cannot_be_is_refused(
 
 
 def test_a_refiner_needs_an_image(engine: LocalEngine, folder: Path) -> None:
-    with pytest.raises(RequestError, match="images from text alone"):
+    with pytest.raises(RequestError, match="makes no images from text alone"):
         next(engine.generate(ask(folder, model=str(folder / "refiner.safetensors"), refiner="")))
 
 

@@ -172,7 +172,8 @@ def test_what_an_image_says_is_what_made_it(engine: LocalEngine, ask, tiny: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("inpaint.safetensors", "inpainting"), ("refiner.safetensors", "images from text alone")]
+    ("name", "message"),
+    [("inpaint.safetensors", "inpainting"), ("refiner.safetensors", "makes no images from text alone")],
 )
 def test_load_02_a_checkpoint_for_something_else_is_refused(name: str, message: str, engine: LocalEngine, ask) -> None:
     with pytest.raises(safelight.RequestError, match=message):

@@ -43,6 +43,9 @@ def far_from_trained(request: Request, model: Model) -> str:
 def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
     """Raise RequestError when this model cannot do what is asked. ``words``: of textual inversions."""
     missing = first_missing(request, model.family.features)
+    if missing is not None and missing[1] is Feature.TEXT_TO_IMAGE:
+        problem = f"is missing: {model.name} ({model.base}) makes no images from text alone"
+        raise RequestError("image", request.image, problem)
     if missing is not None:
         problem = f"asks for {missing[1]}, which {model.name} ({model.base}) does not have"
         raise RequestError(missing[0], getattr(request, missing[0]), problem)
