@@ -78,7 +78,9 @@ def grid(
     saved = sheet.save(out)
     if not as_json:
         earlier = f", {maker.kept} of them from an earlier run" if maker.kept else ""
-        typer.echo(f"{saved}: {len(all_cells)} images{earlier}, {maker.switches} switches")
+        typer.echo(
+            f"{saved}: {len(all_cells)} images{earlier}, {maker.switches} switch{'' if maker.switches == 1 else 'es'}"
+        )
 
 
 def _request(given: Given, settings: Settings, across: Axis, down: Axis | None) -> Request:
