@@ -184,7 +184,7 @@ SUSPECTS = (
     Suspect(
         "loading",
         "A misplaced tensor",
-        "In memory, pairs of the UNet's tensors that have the same shape change places. Every name and shape is "
+        "The program exchanges tensors of the UNet in memory, in pairs of the same shape. Every name and shape is "
         "still right.",
         "After a stage, Safelight computes checksums of the weights in memory and compares them with the checksums "
         "of the bytes that it read. It checks the weights after their first use. Later it checks them as often as "
@@ -213,11 +213,11 @@ SUSPECTS = (
     Suspect(
         "memory",
         "Memory that is reused too early",
-        "Large copies to the accelerator read their source after other weights have already overwritten it. The "
-        "accelerator is simulated.",
-        "Safelight waits for each copy. It computes the checksum of the bytes where they arrive, or after the first "
-        "stage that uses them. After one wrong copy, it checks every further copy where it arrives, and repeats a "
-        "wrong one.",
+        "Large copies to the accelerator read their source too late: other weights have already overwritten it. The "
+        "accelerator, which is simulated, reports these copies as done.",
+        "Safelight waits for each copy. Here that is not enough, so it also computes the checksum of the bytes on the "
+        "accelerator: when they arrive, or after the first stage that uses them. After one wrong copy, it checks every "
+        "further copy when it arrives, and repeats a wrong one.",
         memory_reused_early,
         {"verify_transfers": "off"},
         nothing,
@@ -331,7 +331,8 @@ def chapter(suspect: Suspect, outcome: Outcome, picture: str) -> list[str]:
         f"![{suspect.title}: the right picture, the wrong one, and Safelight's]({picture})",
         "",
         "Left: the right picture. "
-        f"Middle: the same request with the fault and without the check (difference: {apart}). "
+        f"Middle: the same request with the fault and without the check that is described below "
+        f"(difference: {apart}). "
         f"Right: the same request with the fault and {settings}{'' if same else '; there is no picture'}.",
         "",
         suspect.rule,

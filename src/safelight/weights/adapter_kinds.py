@@ -17,11 +17,12 @@ GROUP = "safelight.adapters"
 class AdapterKind:
     """A kind of adapters that a package adds. Each adapter changes weights of modules.
 
-    ``suffixes``: what follows the module's name in the name of a tensor (``.ia3_scale``), with the tensor's role in the
+    ``suffixes``: what follows the module's name in the name of a tensor (``.ia3_scale``), with the tensor's name in the
     formula (``scale``).
-    ``fits``: whether tensors of these shapes, by role, can change a weight of that shape. False if one is missing.
-    ``difference``: the formula, as ``package.module:function``. The function takes the tensors by role and the weight,
-    all fp32, and returns what is added to the weight at strength 1: a new tensor of the weight's shape, fp32.
+    ``fits``: whether tensors of these shapes, by these names, can change a weight of that shape. False if one is
+    missing.
+    ``difference``: the formula, as ``package.module:function``. The function takes the tensors by these names and the
+    weight, all fp32, and returns what is added to the weight at strength 1: a new tensor of the weight's shape, fp32.
     """
 
     suffixes: Mapping[str, str]

@@ -3,8 +3,8 @@
 from safelight.weights.adapter_kinds import AdapterKind
 
 
-def fits(shapes, weight):
-    return shapes.get("scale") == weight[:1]
+def fits(shapes, weight_shape):
+    return shapes.get("scale") == weight_shape[:1]
 
 
 def difference(tensors, weight):
