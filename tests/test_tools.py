@@ -16,6 +16,8 @@ def test_every_mutant_has_its_place_and_its_tests() -> None:
     for mutant in mutants.MUTANTS:
         text = (HOME / "src/safelight" / mutant.file).read_text()
         assert text.count(mutant.old) == 1, mutant.name
+        # A mutant that is no Python turns every test red, or none.
+        compile(text.replace(mutant.old, mutant.new), mutant.file, "exec")
         assert_there(mutant.tests)
 
 

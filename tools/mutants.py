@@ -661,8 +661,8 @@ MUTANTS = (
     Mutant(
         "each image of jobs in turns is a switch",
         "workers/local_engine.py",
-        "            self._call_on_switch(contents.model, resources)\n",
-        "            if index == first:\n                self._call_on_switch(contents.model, resources)\n",
+        "                self._call_on_switch(contents.model, resources)\n",
+        "                if index == first:\n                    self._call_on_switch(contents.model, resources)\n",
         "tests/diagnostics/test_canary.py::test_images_of_two_jobs_in_turns_are_switches",
     ),
     Mutant(
