@@ -666,6 +666,27 @@ MUTANTS = (
         "tests/diagnostics/test_canary.py::test_images_of_two_jobs_in_turns_are_switches",
     ),
     Mutant(
+        "a refiner continues the random numbers of the model",
+        "pipeline/denoise.py",
+        "        generator.set_state(start.random)\n",
+        "        pass\n",
+        "tests/pipeline/test_refiner.py::test_pixels_are_those_of_diffusers",
+    ),
+    Mutant(
+        "a refiner has the latents of the model",
+        "resolve/check.py",
+        "    if one.kin != other.kin or one.noise != other.noise or not one.same_latents(*vaes):\n",
+        "    if False:\n",
+        "tests/pipeline/test_refiner.py::test_what_cannot_be_is_refused",
+    ),
+    Mutant(
+        "a component comes from files that are unchanged",
+        "catalog/catalog.py",
+        '            if card.state() != "there":\n                continue\n',
+        "",
+        "tests/catalog/test_catalog.py::test_a_component_is_used_from_another_file_when_its_own_is_gone",
+    ),
+    Mutant(
         "a client compares the pixels that arrive",
         "workers/client.py",
         '        if received != entry["pixels_sha256"]:\n',
