@@ -99,6 +99,16 @@ def engine(root: Path) -> Iterator[LocalEngine]:
     opened.close()
 
 
+@pytest.fixture(scope="module")
+def shared_engine(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEngine]:
+    """One engine for all tests of a module: what it has made before must change nothing."""
+    place = tmp_path_factory.mktemp("root")
+    shutil.copy(measured, place)
+    opened = safelight.open_engine(place)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
 def ask(tiny: Path):
     """A small request for one of the tiny checkpoints."""

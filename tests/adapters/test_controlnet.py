@@ -34,6 +34,11 @@ PIPELINES: dict[tuple[str, str], Any] = {
 FILES = {"sd1": ("a.safetensors", 1), "sdxl": ("xl.safetensors", 4)}
 
 
+@pytest.fixture
+def engine(shared_engine: LocalEngine) -> LocalEngine:
+    return shared_engine
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("controls")

@@ -33,6 +33,11 @@ OFF = (1.0, 1.5)
 """With a guidance scale of 1, diffusers computes one row: the prompt and the image."""
 
 
+@pytest.fixture
+def engine(shared_engine: LocalEngine) -> LocalEngine:
+    return shared_engine
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of eight channels, a picture, and a mask."""

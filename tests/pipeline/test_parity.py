@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +41,9 @@ def scheduler(name: str, **changes: Any) -> Any:
     return kind.from_config({**oracle.SCHEDULE, **settings, **changes})
 
 
-@pytest.fixture(scope="module")
-def engine(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[LocalEngine]:
-    """One for all tests: what it has made before must change nothing."""
-    place = tmp_path_factory.mktemp("root")
-    shutil.copy(measured, place)
-    opened = safelight.open_engine(place)
-    yield opened
-    opened.close()
+@pytest.fixture
+def engine(shared_engine: LocalEngine) -> LocalEngine:
+    return shared_engine
 
 
 @pytest.fixture(scope="module")

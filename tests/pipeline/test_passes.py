@@ -23,6 +23,11 @@ from safelight.workers.local_engine import LocalEngine
 Ask = Callable[..., Request]
 
 
+@pytest.fixture
+def engine(shared_engine: LocalEngine) -> LocalEngine:
+    return shared_engine
+
+
 def array(image: Image) -> np.ndarray:
     return np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
 

@@ -31,6 +31,11 @@ SCHEDULERS = {
 }
 
 
+@pytest.fixture
+def engine(shared_engine: LocalEngine) -> LocalEngine:
+    return shared_engine
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A picture, a mask of its middle, and an inpainting checkpoint of nine channels."""
@@ -128,9 +133,8 @@ def test_outside_of_the_mask_every_pixel_stays(engine: LocalEngine, tiny: Path, 
         assert not np.array_equal(made[soft == 255], picture[soft == 255])
 
 
-def test_an_image_is_kept_by_its_content_and_made_again(
-    engine: LocalEngine, tiny: Path, folder: Path, root: Path
-) -> None:
+def test_an_image_is_kept_by_its_content_and_made_again(tiny: Path, folder: Path, root: Path) -> None:
+    engine = safelight.open_engine(root)
     image = next(engine.generate(safelight.Request("x", str(tiny / "a.safetensors"), steps=2, seed=1,
                                                    image=str(folder / "picture.png"))))  # fmt: skip
     assert (image.width, image.height) == (64, 64)

@@ -18,6 +18,11 @@ from safelight.request.samplers import SAMPLERS
 from safelight.workers.local_engine import LocalEngine
 
 
+@pytest.fixture
+def engine(shared_engine: LocalEngine) -> LocalEngine:
+    return shared_engine
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_value_is_enough(value: float, dtype: torch.dtype) -> None:
