@@ -25,6 +25,11 @@ from safelight.workers.local_engine import LocalEngine
 Ask = Callable[..., Request]
 
 
+@pytest.fixture
+def engine(shared_engine: LocalEngine) -> LocalEngine:
+    return shared_engine
+
+
 def sha(engine: LocalEngine, request: Request) -> str:
     return next(engine.generate(request)).pixels_sha256
 
@@ -210,9 +215,10 @@ def test_what_was_encoded_is_not_encoded_again(engine: LocalEngine, ask: Ask, re
 
 
 def test_state_13_what_is_kept_is_known_by_everything_that_went_in(
-    engine: LocalEngine, ask: Ask, reads: list[int], tmp_path: Path
+    root: Path, ask: Ask, reads: list[int], tmp_path: Path
 ) -> None:
     """Checkpoint, CLIP skip, adapters and their strengths, words: each makes another."""
+    engine = safelight.open_engine(root)
     lora = str(adapters.write(tmp_path / "one.safetensors"))
     engine.catalog.adapters.add(controls.inversion(tmp_path / "thing.safetensors"))
     kinds: list[dict[str, Any]] = [
@@ -245,7 +251,8 @@ def test_state_14_the_empty_prompt_is_encoded_by_the_jobs_own_weights(
         assert sha(engine, ask(loras=(lora,) if with_it else ())) == right[with_it]
 
 
-def test_what_was_spoiled_is_encoded_again(engine: LocalEngine, ask: Ask, reads: list[int]) -> None:
+def test_what_was_spoiled_is_encoded_again(root: Path, ask: Ask, reads: list[int]) -> None:
+    engine = safelight.open_engine(root)
     right = sha(engine, ask())
     for encoded, _ in engine.resources.embedding_cache._cached.values():
         encoded["hidden"].add_(1)

@@ -24,6 +24,11 @@ from safelight.resolve.check import check
 from safelight.workers.local_engine import LocalEngine
 
 
+@pytest.fixture
+def engine(shared_engine: LocalEngine) -> LocalEngine:
+    return shared_engine
+
+
 def test_image_k_of_a_batch_is_that_of_its_seed_alone(engine: LocalEngine, ask) -> None:
     for sampler in ("euler", "euler_a", "dpmpp_sde"):
         batch = list(engine.generate(ask(seed=5, count=3, sampler=sampler)))
