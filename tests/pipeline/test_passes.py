@@ -16,6 +16,7 @@ from support import checkpoints, controls, oracle
 
 from safelight.errors import RequestError
 from safelight.pipeline import noise
+from safelight.pipeline.checks import latents
 from safelight.request.results import Image
 from safelight.request.schema import Request
 from safelight.workers.local_engine import LocalEngine
@@ -92,6 +93,27 @@ def test_hires_fix_equals_two_passes_of_diffusers(
     image = next(engine.generate(asked, lambda p: seen.append((p.step, p.steps)) if p.stage == "denoise" else None))
     assert np.array_equal(array(image), twice(base, {"sd1": 1, "sdxl": 4}[base], upscale))
     assert seen == [(step, 7) for step in range(1, 8)]
+
+
+def test_progress_and_messages_count_steps_not_calls_of_the_denoiser(
+    engine: LocalEngine, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heun's sampler calls the denoiser twice in each step but the last."""
+    checked: list[str] = []
+    require_finite = latents.require_finite
+
+    def record(values: torch.Tensor, what: str, dtype: str) -> float:
+        checked.append(what)
+        return require_finite(values, what, dtype)
+
+    monkeypatch.setattr(latents, "require_finite", record)
+    seen: list[tuple[int, int]] = []
+    asked = ask(sampler="heun", steps=4, hires_scale=1.5, hires_strength=0.5)
+    next(engine.generate(asked, lambda p: seen.append((p.step, p.steps)) if p.stage == "denoise" else None))
+    steps = (1, 1, 2, 2, 3, 3, 4, 5, 5, 6)
+    assert seen == [(step, 6) for step in steps]
+    named = [what for what in checked if what.startswith("the denoiser")]
+    assert named == [f"the denoiser, at step {step}," for step in steps]
 
 
 def test_high_resolution_fix_is_refused_where_it_means_nothing(ask: Ask) -> None:

@@ -113,7 +113,7 @@ class ImagePipeline:
             assert model is not None
             controls = () if one.refines else self._control_pictures(one)
             variation = self._variation if not isinstance(one.start, Denoised) else None
-            on_step = partial(self._after_step, one)
+            on_step = partial(self._after_call, one, model.calls(one))
             self._denoised = model.denoise(one, refined if one.refines else conditions, controls, variation, on_step)
         self._report("decode", 0, 1)
         pixels = self._decode(self._result().latents)
@@ -208,24 +208,23 @@ class ImagePipeline:
 
         return [(control, prepared(control)) for control in self.request.controls]
 
-    def _after_step(self, drawn: Pass, step: int, values: torch.Tensor, sigma: float) -> None:
-        """Check the latents of a step and report progress.
+    def _after_call(self, drawn: Pass, calls: int, call: int, values: torch.Tensor, sigma: float) -> None:
+        """Check the latents after call number ``call`` (from 0) of the denoiser, and report progress.
 
+        ``calls``: the number of calls in this pass. It is larger than the number of steps if the sampler calls the
+        denoiser twice in a step.
         Raises NotFiniteError for NaN or infinity. Marks the image if latents are larger than noise can be.
         """
+        step = drawn.earlier_steps + call * drawn.steps_to_run // calls + 1
         form = self._family.latents
         with self.clock.gates():
-            highest = latents.require_finite(values, f"the denoiser, at step {step + 1},", self.run.dtype)
+            highest = latents.require_finite(values, f"the denoiser, at step {step},", self.run.dtype)
             allowed = latents.largest_allowed(sigma, form.largest)
             if highest > allowed and not self.marks:
-                self.marks.append(
-                    f"latents reached {highest:.0f} at step {step + 1}; at most {allowed:.0f} is plausible"
-                )
+                self.marks.append(f"latents reached {highest:.0f} at step {step}; at most {allowed:.0f} is plausible")
         previews = self.resources.previews
         preview = None if previews is None else previews.of(self._vae, values, form.colours)
-        self._report(
-            "denoise", drawn.earlier_steps + min(step + 1, drawn.steps_to_run), self._computed.steps_done, preview
-        )
+        self._report("denoise", step, self._computed.steps_done, preview)
 
     def _decode(self, values: torch.Tensor) -> torch.Tensor:
         decoded = self._run_vae_widening(lambda name: self._decoded(values, name))
