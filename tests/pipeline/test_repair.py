@@ -140,7 +140,7 @@ def test_attention_06_a_half_precision_vae_that_overflows_decodes_again_in_fp32(
     assert image.pixels_sha256 == right.pixels_sha256
     assert image.metadata["run"]["vae_dtype"] == "fp32"
     (repair,) = image.metadata["repairs"]
-    assert (repair["suspect"], repair["helped"]) == ("numbers", "decoded in fp32")
+    assert (repair["suspect"], repair["helped"]) == ("numbers", "the VAE computed in fp32")
 
 
 def test_state_23_what_is_left_on_a_model_while_it_computes_is_not_returned(

@@ -54,7 +54,8 @@ class Start:
 
     ``strength``: denoising strength, the share of the steps to run.
     ``latents``: (1, channels, h, w), or None for ``encoded``.
-    ``encoded``: the encoded picture and, with a mask, the encoded picture where the mask is black.
+    ``encoded``: the encoded picture. With a mask also the encoding of the masked picture, of which only the part where
+    the mask is black is left.
     ``mask``: white where the picture is drawn again.
     """
 
@@ -69,7 +70,7 @@ class Denoised:
     """The result of the loop, and what another model needs to compute the steps after it.
 
     ``latents``: (1, channels, h, w).
-    ``mask``: if the loop put the picture where a mask is black.
+    ``mask``: the mask, if the loop kept the input picture where it is black; else None.
     ``random``: the state of the generator of noise.
     """
 
@@ -109,8 +110,9 @@ class Denoising:
     ``image``: the encoded picture whose latents the denoiser has as inputs; None if it has no such inputs.
     ``variation``: changes the noise, for variations of a seed.
     ``part``: the part of the noise levels to run; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
-    ``calls``: calls of the denoiser in all parts, to which the shares of ControlNets refer; 0 for those of this part.
-    ``on_step``: called with each step's index (from 0) and latents. It may raise to stop.
+    ``calls``: the number of calls of the denoiser in all parts together, to which the shares of ControlNets refer; 0 if
+    there is only this part.
+    ``on_call``: called after each call of the denoiser with its index (from 0) and the latents. It may raise to stop.
     """
 
     family: Family
@@ -124,7 +126,7 @@ class Denoising:
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    on_step: Callable[[int, torch.Tensor], None]
+    on_call: Callable[[int, torch.Tensor], None]
     start: Start | Denoised | None = None
     controls: Sequence[BoundControlNet] = ()
     takes_mask: bool = False
@@ -159,7 +161,7 @@ def denoise(work: Denoising) -> Denoised:
             if mask is not None and not work.takes_mask:
                 following = timesteps[index + 1] if index < len(timesteps) - 1 else None
                 latents = mask.blend(latents, work.schedule, following)
-            work.on_step(index, latents)
+            work.on_call(index, latents)
         return Denoised(latents, None if work.takes_mask else mask, generator.get_state())
 
 

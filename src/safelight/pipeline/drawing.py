@@ -31,7 +31,7 @@ from safelight.request.results import OnProgress, Preview, Progress, Repair, Sta
 from safelight.resolve.check import as_computed
 
 WIDER = {"fp16": "fp32", "bf16": "fp32"}
-"""The dtype in which a VAE decodes again after NaN or infinity."""
+"""The dtype in which a VAE computes again after NaN or infinity."""
 
 TILED_ABOVE = 1536 * 1536
 """An image with more pixels is decoded in tiles, unless the request sets ``tile``. Free memory has no influence."""
@@ -49,7 +49,8 @@ class ImagePipeline:
     ``refiner``: the model that computes the last steps; None without one.
     ``index``: the number of the image in its job, for progress.
 
-    Afterwards, the attributes ``marks``, ``notes`` and ``repairs`` contain what was noticed.
+    The attribute ``run`` has the run settings; :meth:`draw` draws. Afterwards, the attributes ``marks``, ``notes`` and
+    ``repairs`` contain what was noticed.
     """
 
     def __init__(
@@ -113,8 +114,8 @@ class ImagePipeline:
             assert model is not None
             controls = () if one.refines else self._control_pictures(one)
             variation = self._variation if not isinstance(one.start, Denoised) else None
-            on_step = partial(self._after_call, one, model.calls(one))
-            self._denoised = model.denoise(one, refined if one.refines else conditions, controls, variation, on_step)
+            on_call = partial(self._after_call, one, model.calls(one))
+            self._denoised = model.denoise(one, refined if one.refines else conditions, controls, variation, on_call)
         self._report("decode", 0, 1)
         pixels = self._decode(self._result().latents)
         self._report("decode", 1, 1)
@@ -156,7 +157,7 @@ class ImagePipeline:
         if given is None:
             return from_noise
         start = self._start(given.picture, given.mask, self.request.strength)
-        if self._model.inputs == "image":
+        if self._model.denoiser_inputs == "image":
             return replace(from_noise, image=start.encoded[0])
         return replace(from_noise, start=start)
 
@@ -197,7 +198,7 @@ class ImagePipeline:
         self._on_progress(Progress(stage, self._index, step, steps, memory, preview))
 
     def _control_pictures(self, drawn: Pass) -> list[tuple[Control, PILImage.Image]]:
-        """Return the ControlNets, each with its picture: cropped, resized to a pass and preprocessed."""
+        """Return the ControlNets, each with its picture: cropped, resized to the size of the pass, and preprocessed."""
 
         def prepared(control: Control) -> PILImage.Image:
             picture = self.resources.inputs.open(control.image)
@@ -250,7 +251,7 @@ class ImagePipeline:
             # A half-precision VAE overflows on some images (row ATTENTION 06 of docs/corruption.md).
             wider = WIDER[self.run.vae_dtype]
             found = compute(wider)
-            self.repairs.append(Repair("numbers", str(error), f"decoded in {wider}"))
+            self.repairs.append(Repair("numbers", str(error), f"the VAE computed in {wider}"))
             self.run = replace(self.run, vae_dtype=wider)
             return found
 

@@ -34,8 +34,8 @@ ASSUMED_ROWS = 2
 """Rows per denoiser call that the memory estimate assumes. A call with more rows is estimated as proportionally more
 pixels."""
 
-OnStep = Callable[[int, torch.Tensor, float], None]
-"""Called after each call of the denoiser with its number (from 0), the latents, and the noise level."""
+OnCall = Callable[[int, torch.Tensor, float], None]
+"""Called after each call of the denoiser with its index (from 0), the latents, and the noise level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Pass:
     ``steps_to_run``: how many of these steps this pass runs.
     ``earlier_steps``: steps of the image that earlier passes ran.
     ``part``: the part of the noise levels; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
-    ``calls``: calls of the denoiser in all parts; 0 for those of this part.
+    ``calls``: the number of calls of the denoiser in all parts together; 0 if there is only this part.
     ``image``: the picture whose latents are inputs of the denoiser.
     ``refines``: the refiner computes it.
     """
@@ -66,7 +66,13 @@ class Pass:
 
 
 class ModelStages:
-    """``repairs``: the image's list, to which repairs are added."""
+    """Runs the text encoders and the denoiser of one model.
+
+    ``repairs``: the image's list, to which repairs are added.
+
+    The attribute ``denoiser_inputs`` says what the denoiser reads besides the latents: ``mask`` (the mask and the
+    masked picture), ``image``, or "" for nothing.
+    """
 
     def __init__(self, job: Job, model: Model, resources: Resources, clock: Clock, repairs: list[Repair]) -> None:
         request = job.request
@@ -74,7 +80,7 @@ class ModelStages:
         self.family = model.family
         self.stages = Stages(model, resources, clock, repairs)
         self.computing = computing(model.family)
-        self.inputs = model.family.variants[model.variant].inputs
+        self.denoiser_inputs = model.family.variants[model.variant].inputs
         self._job = job
         self._request = request
         self._resources = resources
@@ -117,7 +123,7 @@ class ModelStages:
         conditions: Conditions,
         controls: Sequence[tuple[Control, PILImage.Image]],
         variation: noise.Variation | None,
-        on_step: OnStep,
+        on_call: OnCall,
     ) -> Denoised:
         """Run the denoising loop. ``controls``: the ControlNets of the model, each with its picture."""
         form = self.family.latents
@@ -125,8 +131,8 @@ class ModelStages:
         def compute(modules: list[nn.Module], leases: list[Lease]) -> Denoised:
             schedule = self._schedule()
 
-            def after(step: int, values: torch.Tensor) -> None:
-                on_step(step, values, schedule.sigma)
+            def after(call: int, values: torch.Tensor) -> None:
+                on_call(call, values, schedule.sigma)
                 for lease in leases:
                     lease.adjust()
 
@@ -146,7 +152,7 @@ class ModelStages:
                     after,
                     drawn.start,
                     [_bound_control_net(net, *each) for net, each in zip(modules[1:], controls, strict=True)],
-                    self.inputs == "mask",
+                    self.denoiser_inputs == "mask",
                     drawn.image,
                     variation,
                     drawn.part,

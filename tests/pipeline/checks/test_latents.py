@@ -45,7 +45,7 @@ def test_latents_that_grow_beyond_are_marked_and_not_failed(
     denoise = model_stages.denoise
 
     def grown(work: Denoising) -> Denoised:
-        return denoise(replace(work, on_step=lambda n, x: work.on_step(n, x * 1e4)))
+        return denoise(replace(work, on_call=lambda n, x: work.on_call(n, x * 1e4)))
 
     monkeypatch.setattr(model_stages, "denoise", grown)
     image = next(engine.generate(ask()))
