@@ -388,8 +388,8 @@ MUTANTS = (
     Mutant(
         "an adapter's strengths are in its name",
         "pipeline/adapter_stack.py",
-        "return json.dumps([self.tensors.digest, self.scale, strengths])",
-        "return json.dumps([self.tensors.digest, self.scale])",
+        "return json.dumps([self.source.digest, self.scale, strengths])",
+        "return json.dumps([self.source.digest, self.scale])",
         "tests/adapters/test_state.py::test_state_07_every_strength_is_part_of_the_key",
     ),
     Mutant(

@@ -31,14 +31,15 @@ TENSORS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """One adapter over one component.
+class AdapterLayer:
+    """The changes of one adapter to one component.
 
-    ``changes``: its changes and the strength of each.
-    ``scale``: see :func:`safelight.weights.adapter_formulas.difference`.
+    ``source``: the adapter's component, which has the tensors.
+    ``changes``: each change with its strength.
+    ``scale``: factor for an adapter without an alpha; None for 1.
     """
 
-    tensors: ComponentManifest
+    source: ComponentManifest
     changes: tuple[tuple[WeightChange, float], ...]
     scale: float | None = None
 
@@ -46,39 +47,43 @@ class Layer:
     def content_key(self) -> str:
         """A text that identifies the layer's effect: tensors, scale and strengths."""
         strengths = sorted((change.target, strength) for change, strength in self.changes)
-        return json.dumps([self.tensors.digest, self.scale, strengths])
+        return json.dumps([self.source.digest, self.scale, strengths])
 
 
 @dataclass(frozen=True, slots=True)
 class RowReplacement:
     """Vectors that replace rows of a weight, for textual inversion.
 
-    ``tensors``, ``source``: the component and the name of the vectors' tensor, (n, width).
+    ``source``: the adapter's component, which has the vectors.
+    ``vectors``: the name of their tensor, (n, width).
     ``target``, ``rows``: the weight, and the n rows to replace.
     """
 
-    tensors: ComponentManifest
-    source: str
+    source: ComponentManifest
+    vectors: str
     target: str
     rows: tuple[int, ...]
 
     @property
     def content_key(self) -> str:
-        return json.dumps([self.tensors.digest, self.source, self.target, self.rows])
+        return json.dumps([self.source.digest, self.vectors, self.target, self.rows])
 
 
 def stack_adapters(
-    base: ComponentManifest, layers: Sequence[Layer], leasing: Leasing, replacements: Sequence[RowReplacement] = ()
+    base: ComponentManifest,
+    layers: Sequence[AdapterLayer],
+    leasing: Leasing,
+    replacements: Sequence[RowReplacement] = (),
 ) -> ComponentManifest:
     """Return the base with ``layers`` added and rows replaced. If they change nothing, return the base itself.
 
     ``leasing``: leases the tensors of a layer or of replacing vectors while overlays are computed.
     """
-    active = [Layer(layer.tensors, _active_changes(layer), layer.scale) for layer in layers]
+    active = [AdapterLayer(layer.source, _active_changes(layer), layer.scale) for layer in layers]
     active = sorted((layer for layer in active if layer.changes), key=lambda layer: layer.content_key)
     if not active and not replacements:
         return base
-    sums: dict[str, list[tuple[Layer, WeightChange, float]]] = {}
+    sums: dict[str, list[tuple[AdapterLayer, WeightChange, float]]] = {}
     for layer in active:
         for change, strength in layer.changes:
             sums.setdefault(change.target, []).append((layer, change, strength))
@@ -87,19 +92,19 @@ def stack_adapters(
         rows.setdefault(replacement.target, []).append(replacement)
     touched = sums.keys() | rows.keys()
     largest = max(math.prod(tensor.shape) for tensor in base.tensors if tensor.name in touched)
-    tensors = {item.tensors.digest: item.tensors for item in (*active, *replacements)}
+    sources = {item.source.digest: item.source for item in (*active, *replacements)}
 
     @contextmanager
     def recipes() -> Generator[Mapping[str, Overlay]]:
         with ExitStack() as stack:
-            leases = {digest: _VerifiedLease(stack.enter_context(leasing(held))) for digest, held in tensors.items()}
+            leases = {digest: _VerifiedLease(stack.enter_context(leasing(held))) for digest, held in sources.items()}
             yield {name: Overlay(_recipe(sums.get(name, ()), rows.get(name, ()), leases)) for name in touched}
 
     content = hash_texts(
         *(layer.content_key for layer in active), *sorted(replacement.content_key for replacement in replacements)
     )
     working = TENSORS_AT_ONCE * largest * torch.float32.itemsize
-    return with_overlays(base, content, frozenset(touched), recipes, working, tuple(sorted(tensors)))
+    return with_overlays(base, content, frozenset(touched), recipes, working, tuple(sorted(sources)))
 
 
 class _VerifiedLease:
@@ -119,12 +124,12 @@ class _VerifiedLease:
         return self._lease
 
 
-def _active_changes(layer: Layer) -> tuple[tuple[WeightChange, float], ...]:
+def _active_changes(layer: AdapterLayer) -> tuple[tuple[WeightChange, float], ...]:
     return tuple((change, strength) for change, strength in layer.changes if strength != 0)
 
 
 def _recipe(
-    what: Sequence[tuple[Layer, WeightChange, float]],
+    what: Sequence[tuple[AdapterLayer, WeightChange, float]],
     replacements: Sequence[RowReplacement],
     leases: Mapping[str, _VerifiedLease],
 ) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -132,13 +137,13 @@ def _recipe(
         wide = weight.float()
         total = wide.clone() if wide is weight or any(reads_weight(change) for _, change, _ in what) else wide
         for layer, change, strength in what:
-            with leases[layer.tensors.digest].lease().use_tensors(list(change.slots.values())) as tensors:
+            with leases[layer.source.digest].lease().use_tensors(list(change.slots.values())) as tensors:
                 slots = dict(zip(change.slots, tensors, strict=True))
                 tensors.clear()
                 add(total, change, slots, wide, strength, layer.scale)
                 slots.clear()
         for replacement in replacements:
-            with leases[replacement.tensors.digest].lease().use_tensors([replacement.source]) as tensors:
+            with leases[replacement.source.digest].lease().use_tensors([replacement.vectors]) as tensors:
                 total[list(replacement.rows)] = tensors.pop()
         return total.to(weight.dtype)
 

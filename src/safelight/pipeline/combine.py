@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from safelight.catalog.model import Model
-from safelight.pipeline.adapter_stack import Layer, Leasing, RowReplacement, stack_adapters
+from safelight.pipeline.adapter_stack import AdapterLayer, Leasing, RowReplacement, stack_adapters
 from safelight.resolve.contents import Contents
 from safelight.weights.manifest import ComponentManifest
 
@@ -24,7 +24,7 @@ def combine(contents: Contents, leasing: Leasing) -> Model:
 
     def component(base: ComponentManifest) -> ComponentManifest:
         layers = [
-            Layer(
+            AdapterLayer(
                 one.adapter.component,
                 tuple((part, one.strength(base.role, part.block)) for part in one.fit.changes.get(base.role, ())),
                 one.scale(base.role),
