@@ -63,7 +63,7 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class TextEncoderCall:
-    """A call of a text encoder: all inputs besides the text on which its output depends."""
+    """A call of a text encoder: everything that its output depends on, except the text."""
 
     family: Family
     role: str

@@ -18,7 +18,7 @@ from safelight.families.family import GuidanceKind
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What the denoiser is told in a step. ``negative``: None if the guidance does not read the negative prompt."""
+    """What steers the denoiser in a step. ``negative``: None if the guidance does not read the negative prompt."""
 
     positive: Tensors
     negative: Tensors | None
@@ -52,13 +52,13 @@ class Guidance(ABC):
         return _join([latents] * len(self.rows))
 
     def condition(self, condition: Condition) -> Tensors:
-        """Return the text of all rows."""
-        texts: list[Tensors] = []
+        """Join the conditioning of all rows."""
+        found: list[Tensors] = []
         for row in self.rows:
-            text = condition.positive if row.prompt else condition.negative
-            assert text is not None
-            texts.append(text)
-        return {name: _join([text[name] for text in texts]) for name in condition.positive}
+            tensors = condition.positive if row.prompt else condition.negative
+            assert tensors is not None
+            found.append(tensors)
+        return {name: _join([tensors[name] for tensors in found]) for name in condition.positive}
 
     def inputs(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return the further input channels, each (1, …), for all rows."""

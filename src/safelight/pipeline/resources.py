@@ -29,6 +29,7 @@ class Resources:
 
     ``working_memory``: estimates of the working memory.
     ``used_working_bytes``: returns the bytes that computing uses now beside the weights, for measuring.
+    ``run``: the run settings.
     ``verification``: decides after which uses resident weights are verified.
     ``inputs``: the input images.
     ``reserve_bytes``: bytes to reserve for computing; None to use the estimate.

@@ -16,9 +16,9 @@ WHOLE = (0.0, 1.0)
 
 
 class NoiseSchedule:
-    """The sampler of one image. It counts its own steps, so it is never used twice.
+    """A sampler with its schedule, for one image. It counts its own steps, so it is never used twice.
 
-    ``scheduler``: an object of diffusers.
+    ``scheduler``: diffusers' object, which computes the noise levels and the steps.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -41,7 +41,8 @@ class NoiseSchedule:
         if start > 0:
             count = int((timesteps < self._timestep_at(start)).sum())
             if self.scheduler.order == 2 and count % 2 == 0:
-                # Each timestep but the first is there twice; the first call of a pair comes before the second.
+                # Each timestep but the first is there twice: for the second call of a step, and for the first call of
+                # the next step. An even count would start with a second call, so take one more.
                 count += 1
             timesteps = self._from(len(timesteps) - count)
         elif strength is not None:
@@ -81,12 +82,12 @@ class NoiseSchedule:
 
     @property
     def sigma(self) -> float:
-        """The noise level after the last step, in the sampler's scale."""
+        """The noise level after the latest step, in the sampler's scale."""
         return schedulers.sigma(self.scheduler)
 
 
 class FlowSchedule(NoiseSchedule):
-    """The sampler of a rectified flow: latents are a straight line between the image and noise."""
+    """A sampler with its schedule for a rectified flow: latents are a straight line between the image and noise."""
 
     def initial_latents(self, noise: torch.Tensor) -> torch.Tensor:
         return noise

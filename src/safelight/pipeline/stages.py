@@ -44,7 +44,7 @@ ATTEMPTS = 3
 
 
 class Clock:
-    """Adds up a stage's seconds, apart from those spent on making weights resident and binding them."""
+    """Adds up the seconds of each stage. Seconds for making weights resident and binding them count as ``switch``."""
 
     def __init__(self) -> None:
         self.spent = {"switch": 0.0, "encode": 0.0, "denoise": 0.0, "decode": 0.0}
@@ -79,7 +79,7 @@ class Task:
 
     ``name``: encode, denoise or decode.
     ``pixels``: size of the input of each forward pass.
-    ``passes``: number of forward passes.
+    ``forward_passes``: their number.
     ``variant``: distinguishes uses of one component, such as encoding and decoding by the VAE.
     ``before_all_others``: it comes before all other stages of the job.
     ``seamless``: see :class:`safelight.models.skeleton.SkeletonKey`.
@@ -87,7 +87,7 @@ class Task:
 
     name: str
     pixels: int
-    passes: int
+    forward_passes: int
     variant: str = ""
     before_all_others: bool = False
     seamless: str = ""
@@ -118,6 +118,7 @@ class Stages:
     ) -> Result:
         """Run ``compute`` with the bound modules and return its result.
 
+        ``run``: the run settings.
         ``components``: with their dtypes, in the order of the modules. The first is the main component.
         """
         role = components[0][0].role
@@ -231,8 +232,8 @@ def plan_uses(
 ) -> list[Use]:
     """Return how a stage uses each of its components.
 
-    The last component is leased first, and only it reserves the working memory of the stage. Each component leaves the
-    others the least bytes that they need.
+    The last component is leased first, and only it reserves the working memory of the stage. Each component leaves
+    those that are leased after it the least bytes that they need.
     """
     roles, role = model.family.roles, components[0][0].role
     after = roles if task.before_all_others else roles[roles.index(role) + 1 :]
@@ -250,7 +251,7 @@ def plan_uses(
     least = [resources.residency.planner.least(component, dtype) for component, dtype in components]
     last = len(components) - 1
     return [
-        Use(task.passes, promised if place == last else 0, (*keys[:place], *upcoming), sum(least[:place]))
+        Use(task.forward_passes, promised if place == last else 0, (*keys[:place], *upcoming), sum(least[:place]))
         for place in range(last + 1)
     ]
 
