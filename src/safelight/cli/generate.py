@@ -221,7 +221,7 @@ def _resolve(engine: Engine, requests: list[Request], most_pixels: int) -> tuple
     A server resolves its requests itself; they are returned as they are. Raises the errors of
     :func:`safelight.resolve.resolve.resolve`.
     """
-    from safelight.resolve.check import check_texts, far_from_trained
+    from safelight.resolve.check import check_texts, find_size_warning
     from safelight.resolve.limits import RequestLimits
     from safelight.resolve.resolve import resolve
 
@@ -237,7 +237,7 @@ def _resolve(engine: Engine, requests: list[Request], most_pixels: int) -> tuple
             model = catalog.library.resolve(request.model, on_bytes)
         job = resolve(request, catalog, RequestLimits(max_pixels=most_pixels), model=model)
         jobs.append(job)
-        notes |= dict.fromkeys(filter(None, [far_from_trained(job.request, model)]))
+        notes |= dict.fromkeys(filter(None, [find_size_warning(job.request, model)]))
         decide = getattr(engine, "bench_for", None)
         if decide is not None:
             notes |= dict.fromkeys(filter(None, [_slow(decide(model, request.precision).run)]))

@@ -39,8 +39,8 @@ def combine(contents: Contents, leasing: Leasing) -> Model:
         return stack_adapters(base, layers, leasing, replacements)
 
     model = contents.model
-    own = {part.role: part for part in contents.own}
-    parts = [own.get(part.role, part) for part in model.manifest.components]
+    by_role = {part.role: part for part in contents.replacements}
+    parts = [by_role.get(part.role, part) for part in model.manifest.components]
     components = (*(component(part) for part in parts), *(control.component for control in contents.controls))
     return replace(model, manifest=replace(model.manifest, components=components))
 

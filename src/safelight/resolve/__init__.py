@@ -1,1 +1,1 @@
-"""From a request to a job: every name becomes content, once. No torch."""
+"""Turns a request into a job: replaces every name by a digest, once. No torch."""

@@ -1,4 +1,4 @@
-"""Adapters of weights that a request names: found, and compared with its model. No torch."""
+"""Finds the LoRAs and relatives that a request names, and compares them with its model. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class ResolvedLora:
-    """An adapter of a request, and what it does to the request's model."""
+    """A LoRA or relative that a request names, and what it changes in the request's model."""
 
     adapter: Adapter
     lora: Lora
@@ -34,21 +34,24 @@ class ResolvedLora:
         """Return the strength on a component, in a block of the denoiser."""
         counted = self.family.block_counts.get(len(self.lora.blocks), ())
         factors = dict(zip(counted, self.lora.blocks, strict=True)) if self.lora.blocks else None
-        # Blocks that the block weights do not count get none.
+        # If there are block weights, a block without one gets strength 0.
         return self.lora.on(self.family.purpose(role)) * (1.0 if factors is None else factors.get(block, 0.0))
 
     def scale(self, role: str) -> float | None:
+        """Return the factor for a component if the file has no alpha; None for 1."""
         config = self.adapter.component.config
         assert isinstance(config, AdapterConfig)
         return config.scale(self.family.component(role))
 
 
 def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, lenient: bool) -> ResolvedLora:
-    """Find an adapter of weights and compare it with the model.
+    """Find a LoRA or relative and compare it with the model.
 
-    ``by_path``: the adapter may be named by its path.
+    ``by_path``: the request may name the adapter by its path.
     ``lenient``: leave out tensors that fit nothing in the model.
-    Raises RequestError, which names what fits nothing; ModelNotFoundError; IntegrityError for other content.
+    Raises RequestError if the adapter does not fit; the error names the tensors. Raises ModelNotFoundError if no
+    adapter has the name. Raises IntegrityError if its content changed, or if no adapter has the digest that the request
+    gives.
     """
     if lora.digest:
         adapter = adapters.find_by_digest(lora.name, lora.digest, by_path)

@@ -1,4 +1,4 @@
-"""What a model can and cannot do, told before a job is queued. No torch."""
+"""Checks before a job is queued whether the model can do what the request asks for. No torch."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from safelight.request.prompts.words import Words
 from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import Request
 
-MOST_READ = 256
-"""Chunks of all texts of a prompt that changes between steps: some 160 MB of SDXL's embeddings."""
-
+MAX_CHUNKS = 256
+"""The most chunks (of 75 tokens) that all texts of one prompt may have together: some 160 MB of SDXL's embeddings."""
 
 _STRENGTH, _IMAGE_CFG = (fields_of(Request)[name] for name in ("strength", "image_cfg"))
 
 _FIRST_MODEL = (Feature.TEXT_TO_IMAGE, Feature.IMAGE_TO_IMAGE, Feature.CONTROLNET, Feature.OWN_TEXT_ENCODER)
-"""Features that only the first of two models needs."""
+"""Features that the model needs but its refiner does not."""
 
-FAR = 2.5
-"""By which an image's pixels, or its sides' ratio, may differ from what a model was trained with before it is said."""
+MAX_RATIO = 2.5
+"""Factor. The user gets a warning if the number of pixels differs by more than this from that of the training, or if
+one side is longer than the other by more than this."""
 
 
-def far_from_trained(request: Request, model: Model) -> str:
-    """What is to be said of a size that the model was not trained for, "" where it is near."""
+def find_size_warning(request: Request, model: Model) -> str:
+    """Return a warning if the size is far from the one that the model was trained with; else ""."""
     width, height = request.width or model.resolution, request.height or model.resolution
     pixels = width * height / model.resolution**2
-    if max(pixels, 1 / pixels) <= FAR and max(width / height, height / width) <= FAR:
+    if max(pixels, 1 / pixels) <= MAX_RATIO and max(width / height, height / width) <= MAX_RATIO:
         return ""
     trained = f"{model.resolution}x{model.resolution}"
     return f"{model.name} was trained at {trained}: at {width}x{height} expect repeated shapes or noise"
 
 
 def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
-    """Raise RequestError when this model cannot do what is asked. ``words``: of textual inversions."""
+    """Raise RequestError if the model cannot do what the request asks for. ``words``: those of textual inversions."""
     missing = first_missing(request, model.family.features)
     if missing is not None and missing[1] is Feature.TEXT_TO_IMAGE:
         problem = f"is missing: {model.name} ({model.base}) makes no images from text alone"
@@ -74,7 +74,7 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
 
 
 def check_refiner(request: Request, model: Model, refiner: Model) -> None:
-    """Raise RequestError if the refiner cannot go on with the model's latents, or cannot do what is asked."""
+    """Raise RequestError if the refiner cannot continue with the model's latents or do what the request asks for."""
 
     def refuse(problem: str) -> RequestError:
         return RequestError("refiner", refiner.name, problem)
@@ -86,7 +86,7 @@ def check_refiner(request: Request, model: Model, refiner: Model) -> None:
     if other.variants.get(refiner.variant) != Variant():
         raise refuse(f"is a checkpoint for {refiner.variant}; a refiner works on latents alone")
     if one.variants[model.variant].inputs == "image":
-        raise refuse(f"has no place behind {model.name}, a checkpoint for {model.variant}")
+        raise refuse(f"cannot follow {model.name}, a checkpoint for {model.variant}")
     if request.embeddings:
         word = request.embeddings[0].word
         raise refuse(f"does not know the word {word}, which stands for a textual inversion of {model.name} alone")
@@ -120,23 +120,26 @@ def _check_variant(request: Request, model: Model) -> None:
 
 
 def as_computed(request: Request, model: Model) -> Request:
-    """Return the request whose ``first_steps`` and ``steps_done`` are those that the model computes.
+    """Return the request with the strength that the model uses.
 
-    A model that has the image as an input starts from noise, so that no step is left out.
+    A model that reads the image as an input starts from noise and computes all steps, so its strength is 1.
     """
     from_noise = model.family.variants[model.variant].inputs == "image"
     return replace(request, strength=1.0) if from_noise else request
 
 
 def check_texts(request: Request, words: Words = NO_WORDS) -> None:
-    """Raise RequestError for prompts that cannot be read or are too long, which needs no model. ``words``: of textual
-    inversions."""
+    """Raise RequestError for prompts that cannot be parsed or are too long. This check needs no model.
+
+    ``words``: those of textual inversions.
+    """
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
         if request.prompt_syntax == "compel":
             compel_syntax.check(field, text)
             continue
         texts = dict.fromkeys(of_request(request, text, field))
         read = [len(chunks(field, one, 0, words)) for one in texts]
-        if len(read) * max(read) > MOST_READ:
-            problem = f"{len(read)} texts of {max(read)} chunks between its steps; at most {MOST_READ} in all"
+        if len(read) * max(read) > MAX_CHUNKS:
+            many = f"has {len(read)} texts of up to {max(read)} chunks (75 tokens each)"
+            problem = f"{many} for its steps: {len(read) * max(read)} chunks; at most {MAX_CHUNKS}"
             raise RequestError(field, f"{text[:20]}…", problem)

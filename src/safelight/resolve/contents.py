@@ -1,4 +1,4 @@
-"""What a job needs to be computed: its contents, found by their digests alone. No torch."""
+"""Finds the contents of a job, which computing it needs, by their digests alone. No torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from safelight.weights.manifest import ComponentManifest
 class Contents:
     """The contents of a job.
 
-    ``loras``: adapters of weights, and what they change.
-    ``own``: components in place of the model's own.
-    ``controls``: ControlNets, in the order of the request's.
+    ``loras``: LoRAs and relatives, and what they change.
+    ``replacements``: components that replace the model's own.
+    ``controls``: ControlNets, in the order of the request.
     ``inversions``: words of the prompts that stand for vectors.
     ``refiner``: the model that computes the last steps; None without one.
     """
@@ -32,7 +32,7 @@ class Contents:
     job: Job
     model: Model
     loras: tuple[ResolvedLora, ...] = ()
-    own: tuple[ComponentManifest, ...] = ()
+    replacements: tuple[ComponentManifest, ...] = ()
     controls: tuple[Adapter, ...] = ()
     inversions: tuple[Inversion, ...] = ()
     refiner: Model | None = None
@@ -44,12 +44,12 @@ class Contents:
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
-        """All adapters whose files this depends on."""
+        """All adapters whose files the job needs."""
         return (*(one.adapter for one in self.loras), *self.controls, *(one.adapter for one in self.inversions))
 
 
 def find_contents(job: Job, catalog: Catalog, model: Model) -> Contents:
-    """Find the contents of a job. ``model``: with the job's digest. Raises IntegrityError for content that is gone."""
+    """Find the contents of a job. ``model``: has the job's digest. Raises IntegrityError if any content is gone."""
     request = job.request
     loras = tuple(resolve_lora(lora, model, catalog.adapters, True, request.lenient) for lora in request.loras)
     controls = tuple(catalog.adapters.find_by_digest(control.name, control.digest) for control in request.controls)
@@ -58,11 +58,11 @@ def find_contents(job: Job, catalog: Catalog, model: Model) -> Contents:
         for embedding in request.embeddings or ()
         for adapter in (catalog.adapters.find_by_digest(embedding.name, embedding.digest),)
     )
-    own = tuple(_find_part(part, catalog) for part in job.parts)
+    replacements = tuple(_find_part(part, catalog) for part in job.parts)
     refiner = None
     if job.refiner is not None:
         refiner = catalog.library.ensure_unchanged(find_model(job.refiner.name, job.refiner.digest, catalog.library))
-    return Contents(job, model, loras, own, controls, inversions, refiner)
+    return Contents(job, model, loras, replacements, controls, inversions, refiner)
 
 
 def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:
@@ -77,7 +77,7 @@ def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:
 def find_model(name: str, digest: str, library: Library) -> Model:
     """Find a model by its content; the one called ``name`` comes first. Raises IntegrityError if there is none."""
     named = (library.find_by_name(card.name) for card in library.cards() if card.digest == digest)
-    # One after another, because a record is read for each.
+    # One after another, because finding each reads a record.
     for model in chain((library.find_by_name(name),), named, library.models_used_by_path(digest)):
         if model is not None and model.digest == digest:
             return model

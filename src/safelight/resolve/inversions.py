@@ -38,16 +38,18 @@ class Inversion:
 def resolve_inversions(request: Request, model: Model, adapters: Adapters, by_path: bool) -> tuple[Inversion, ...]:
     """Return the textual inversions that a request lists. If it has no list, return those that its prompts name.
 
-    ``by_path``: an inversion may be given by its path.
+    ``by_path``: the request may name an inversion by its path.
     Raises RequestError for an inversion that does not fit the model.
-    Raises ModelNotFoundError for a marked word that is not the name of an inversion.
+    Raises ModelNotFoundError for a word that is written as ``<word>`` or ``embedding:word`` and is not the name of an
+    inversion.
     """
     if Feature.TEXTUAL_INVERSION not in model.family.features:
         return ()
     texts = request.prompt, request.negative
     asked = request.embeddings
     if asked is None:
-        # As in A1111, a plain word names an inversion only if that fits the model. A marked word must fit.
+        # As in A1111, a plain word names an inversion only if the inversion fits the model. For a word written as
+        # <word> or embedding:word, an inversion that does not fit is an error.
         known = _fitting(adapters, model)
         asked = tuple(Embedding(name, word) for word, name in sorted(words.named(texts, known).items()))
     found = [(embedding, _found(embedding, adapters, by_path)) for embedding in asked]

@@ -1,4 +1,4 @@
-"""What a server allows. RequestLimits may refuse a request; they never change one."""
+"""The limits of a server. They may refuse a request, and never change one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safelight.request.schema import Request
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """The most that is allowed; None for no limit. Each is a setting of the same name.
+    """The largest allowed values; None for no limit. Each is a setting of the same name.
 
     ``max_pixels``: width times height of an image, after the hires fix.
     ``max_steps``: denoising steps.
@@ -61,7 +61,7 @@ class RequestLimits:
         if width * height > most:
             raise RequestError("width", f"{width:g}", f"times height {height:g} is over {most} pixels (max_pixels)")
         if picture is not None:
-            # What is drawn goes back into the whole.
+            # The drawn part is pasted into the whole picture, so the whole picture counts too.
             left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
             whole = picture[0] + left + right, picture[1] + top + bottom
             if whole[0] * whole[1] > most:

@@ -1,5 +1,5 @@
-"""Whole components that a request names in place of its model's own, or beside them: VAEs, text encoders, ControlNets.
-No torch."""
+"""Finds the whole components that a request names in place of its model's own or beside them: VAEs, text encoders,
+ControlNets. Also finds its refiner. No torch."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _OTHER_CONTENT_REMEDY = "Put the file with the requested content back, or reques
 
 
 @dataclass(frozen=True, slots=True)
-class OwnPart:
-    """A component that a request names in place of its model's own, and where it is."""
+class ReplacementPart:
+    """A component that replaces the model's own. ``content``: tells which file has it."""
 
     component: ComponentManifest
     content: PartContent
 
 
-def vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> OwnPart:
-    """Return the VAE that a request names: in a file of its own, or of another model of a kindred family.
+def vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
+    """Return the VAE that a request names. It is in a file of its own, or in another model of a kindred family.
 
-    Raises RequestError for a VAE with other latents, IntegrityError for other content than was asked for.
+    Raises RequestError for a VAE with other latents, and IntegrityError if its digest is not the requested one.
     """
     try:
         found = _vae_named(request.vae, model, catalog, by_path)
@@ -52,18 +52,18 @@ def vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> OwnP
     return found
 
 
-def _of_adapter(adapter: Adapter) -> OwnPart:
+def _of_adapter(adapter: Adapter) -> ReplacementPart:
     part = adapter.component
-    return OwnPart(part, PartContent(part.role, part.digest, "adapter", adapter.digest))
+    return ReplacementPart(part, PartContent(part.role, part.digest, "adapter", adapter.digest))
 
 
-def of_model(model: Model, role: str) -> OwnPart:
+def of_model(model: Model, role: str) -> ReplacementPart:
     """Return a component of another model."""
     part = model.manifest.component(role)
-    return OwnPart(part, PartContent(part.role, part.digest, "model", model.digest))
+    return ReplacementPart(part, PartContent(part.role, part.digest, "model", model.digest))
 
 
-def _vae_named(name: str, model: Model, catalog: Catalog, by_path: bool) -> OwnPart:
+def _vae_named(name: str, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
     alone = _vae_alone(name, catalog.adapters, by_path)
     if alone is not None:
         if alone.base and not _kin(alone.base, model):
@@ -76,13 +76,16 @@ def _vae_named(name: str, model: Model, catalog: Catalog, by_path: bool) -> OwnP
 
 
 def _kin(base: str, model: Model) -> bool:
-    """Whether VAEs of a family have the latents of the model's family."""
+    """Return whether VAEs of the family ``base`` have the latents of the model's family."""
     other = families().get(base)
     return other is not None and other.kin == model.family.kin
 
 
-def _vae_of_content(digest: str, catalog: Catalog, by_path: bool) -> OwnPart | None:
-    """Return the VAE of that content among those that were used by their path, which an image does not name."""
+def _vae_of_content(digest: str, catalog: Catalog, by_path: bool) -> ReplacementPart | None:
+    """Return the VAE with this digest among the files that were used by their paths; None if there is none.
+
+    The metadata of an image contains the names of files, but not their paths.
+    """
     if not digest or not by_path:
         return None
     adapters, library = catalog.adapters, catalog.library
@@ -100,7 +103,7 @@ def _vae_of(name: str, library: Library, adapters: Adapters, by_path: bool) -> M
 
 
 def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> Adapter | None:
-    """The VAE of that name or path that has a file of its own, None when there is none."""
+    """Return the VAE with this name or path that has a file of its own; None if there is none."""
     try:
         found = adapters.resolve(name) if by_path else adapters.get(name)
     except (ModelNotFoundError, UnsupportedModelError):
@@ -110,11 +113,11 @@ def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> Adapter | None:
     return found
 
 
-def text_encoders(request: Request, model: Model, library: Library, by_path: bool) -> tuple[OwnPart, ...]:
-    """Return the text encoders of the model that a request names for them.
+def text_encoders(request: Request, model: Model, library: Library, by_path: bool) -> tuple[ReplacementPart, ...]:
+    """Return the text encoders of the model that the request names as ``text_encoder``.
 
-    Raises RequestError for a model of another family or of other widths, IntegrityError for other content than was
-    asked for.
+    Raises RequestError for a model of another family or of other widths, and IntegrityError if the digest of its text
+    encoders is not the requested one.
     """
     name = request.text_encoder
     of = library.ensure_unchanged(_encoders_of(request, library, by_path))
@@ -134,7 +137,7 @@ def text_encoders(request: Request, model: Model, library: Library, by_path: boo
 def refiner(request: Request, library: Library, by_path: bool) -> Model | None:
     """Return the model that computes the last steps; None without one.
 
-    Raises IntegrityError for other content than was asked for.
+    Raises IntegrityError if its digest is not the requested one.
     """
     name, digest = request.refiner, request.refiner_digest
     if not name:
@@ -154,7 +157,10 @@ def refiner(request: Request, library: Library, by_path: bool) -> Model | None:
 
 
 def _encoders_of(request: Request, library: Library, by_path: bool) -> Model:
-    """The model of that name; where there is none, the one of that content that was used by its path."""
+    """Return the model with the requested name.
+
+    If there is none, return the one that was used by its path and whose text encoders have the requested digest.
+    """
     name = request.text_encoder
     try:
         return library.resolve(name) if by_path else library.get(name)
@@ -170,12 +176,12 @@ def _encoders(model: Model) -> tuple[ComponentManifest, ...]:
 
 
 def digest_of(components: Sequence[ComponentManifest]) -> str:
-    """Of several components together."""
+    """Return one digest for several components."""
     return hash_texts(*(component.digest for component in components))
 
 
 def controlnet(control: Control, model: Model, adapters: Adapters, by_path: bool) -> Adapter:
-    """The ControlNet that a request names. Raises RequestError for one over another UNet than the model's."""
+    """Return the ControlNet that a request names. Raises RequestError if it was made for another kind of UNet."""
     if control.digest:
         found = adapters.find_by_digest(control.name, control.digest, by_path)
     else:

@@ -1,4 +1,4 @@
-"""Pictures that a request starts from: stored by content, and the size that is drawn. No torch."""
+"""Stores the pictures that a request starts from, and finds the size to draw. No torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from safelight.request.bounds import MOST_PIXELS
 from safelight.request.schema import Request
 
 _SHAPE = 0.03
-"""By how much a mask's aspect ratio may differ from the image's: a rounding of small ones."""
+"""By how much a mask's aspect ratio may differ from the image's: rounding changes the ratio of small pictures."""
 
 
 def resolve_pictures(request: Request, inputs: Inputs, by_path: bool, multiple: int) -> dict[str, Any]:
-    """Return the fields of a request that its pictures decide: digests of image and mask, and the size that is drawn.
+    """Return the fields of a request that its pictures decide: digests of image and mask, and the size to draw.
 
-    ``by_path``: pictures may be named by their paths.
-    ``multiple``: sides are multiples of so many pixels.
-    Raises RequestError for what is no picture, or too large.
+    ``by_path``: the request may name pictures by their paths.
+    ``multiple``: the sides of the image are multiples of this, in pixels.
+    Raises RequestError for a file that is not a picture or is too large.
     """
     given: dict[str, Any] = {
         field: inputs.store_from_request(field, value, by_path)
@@ -32,7 +32,7 @@ def resolve_pictures(request: Request, inputs: Inputs, by_path: bool, multiple: 
         _refuse_other_shape(request.mask, inputs.size(given["mask"]), (width, height))
     left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
     if request.outpaint:
-        # In whole latents, so that the picture itself is not scaled.
+        # The sides grow to whole latents, so that the picture itself is not scaled.
         right, bottom = right + -(left + width + right) % multiple, bottom + -(top + height + bottom) % multiple
         given["outpaint"] = (left, top, right, bottom)
     whole = left + width + right, top + height + bottom
@@ -45,7 +45,10 @@ def resolve_pictures(request: Request, inputs: Inputs, by_path: bool, multiple: 
 
 
 def _refuse_other_shape(name: str, mask: tuple[int, int], image: tuple[int, int]) -> None:
-    """A mask may be smaller or larger than the image; of another shape, it is another image's."""
+    """Raise RequestError for a mask with another aspect ratio than the image: it probably belongs to another image.
+
+    Another size is allowed.
+    """
     if abs(mask[0] * image[1] - mask[1] * image[0]) > _SHAPE * mask[1] * image[0]:
         problem = f"is {mask[0]}x{mask[1]}, which is not the shape of the image, {image[0]}x{image[1]}"
         raise RequestError("mask", name[:80], problem)

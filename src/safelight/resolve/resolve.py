@@ -1,4 +1,4 @@
-"""From a request to a job: every name becomes content, and everything that is left out is filled in. No torch."""
+"""Turns a request into a job: replaces every name by a digest, and fills in everything that is left out. No torch."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ def resolve(
     by_path: bool = True,
     model: Model | None = None,
 ) -> Job:
-    """Resolve a request: the only place where names become content.
+    """Resolve a request: the only place where digests replace names.
 
-    Adapters that its prompts name become its ``loras``; its images are stored and named by their digests.
+    LoRAs that its prompts name are added to its ``loras``. Its images are stored, and their digests replace their
+    names.
 
     ``limits``: may refuse a request; they never change one.
-    ``by_path``: whether models, adapters, VAEs and images may be named by a path.
+    ``by_path``: whether the request may name models, adapters, VAEs and images by their paths.
     ``model``: the request's model, if the caller has found it already.
 
-    Raises RequestError for what the model cannot do or what does not fit it; ModelNotFoundError; IntegrityError for
-    other content than was asked for.
+    Raises RequestError if the model cannot do what the request asks for, or if an adapter or component does not fit it.
+    Raises ModelNotFoundError for an unknown name, and IntegrityError if a digest is not the requested one.
     """
     limits.check_texts(request)
     if model is None:
@@ -48,7 +49,7 @@ def resolve(
         for lora in (*request.loras, *inside, *also)
     ]
     given: dict[str, Any] = resolve_pictures(request, catalog.inputs, by_path, model.family.latents.multiple)
-    own, named = _own_parts(request, model, catalog, by_path)
+    replacements, named = _find_replacements(request, model, catalog, by_path)
     controls = tuple(
         replace(
             control,
@@ -73,30 +74,30 @@ def resolve(
     check(request, model, words)
     if refiner is not None:
         check_refiner(request, model, refiner)
-    return Job(request, model_content(model), own, words, None if refiner is None else model_content(refiner))
+    return Job(request, model_content(model), replacements, words, None if refiner is None else model_content(refiner))
 
 
 def model_content(model: Model) -> ModelContent:
-    """Return what a job says about its model."""
+    """Return the values by which a job identifies its model."""
     components = {role: model.manifest.component(role).digest for role in model.family.roles}
     return ModelContent(
         model.name, model.digest, model.base, model.prediction_type, model.zero_terminal_snr, components
     )
 
 
-def _own_parts(
+def _find_replacements(
     request: Request, model: Model, catalog: Catalog, by_path: bool
 ) -> tuple[tuple[PartContent, ...], dict[str, Any]]:
-    """Return the components in place of the model's own, and the request's fields that name them."""
-    own: list[PartContent] = []
+    """Find the components that replace the model's own. Return them and the request's fields that name them."""
+    replacements: list[PartContent] = []
     named: dict[str, Any] = {}
     if request.vae:
         vae = parts.vae(request, model, catalog, by_path)
-        own.append(vae.content)
+        replacements.append(vae.content)
         named |= {"vae": paths.name_of(request.vae), "vae_digest": vae.component.digest}
     if request.text_encoder:
         encoders = parts.text_encoders(request, model, catalog.library, by_path)
-        own += [one.content for one in encoders]
+        replacements += [one.content for one in encoders]
         named["text_encoder"] = paths.name_of(request.text_encoder)
         named["text_encoder_digest"] = parts.digest_of([one.component for one in encoders])
-    return tuple(own), named
+    return tuple(replacements), named
