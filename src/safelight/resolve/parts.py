@@ -32,15 +32,15 @@ class ReplacementPart:
     content: PartContent
 
 
-def vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
+def find_vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
     """Return the VAE that a request names. It is in a file of its own, or in another model of a kindred family.
 
     Raises RequestError for a VAE with other latents, and IntegrityError if its digest is not the requested one.
     """
     try:
-        found = _vae_named(request.vae, model, catalog, by_path)
+        found = _find_vae_by_name(request.vae, model, catalog, by_path)
     except InputError:
-        found = _vae_of_content(request.vae_digest, catalog, by_path)
+        found = _find_vae_by_digest(request.vae_digest, catalog, by_path)
         if found is None:
             raise
     component = found.component
@@ -52,36 +52,36 @@ def vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> Repl
     return found
 
 
-def _of_adapter(adapter: Adapter) -> ReplacementPart:
+def _part_of_adapter(adapter: Adapter) -> ReplacementPart:
     part = adapter.component
     return ReplacementPart(part, PartContent(part.role, part.digest, "adapter", adapter.digest))
 
 
-def of_model(model: Model, role: str) -> ReplacementPart:
+def part_of_model(model: Model, role: str) -> ReplacementPart:
     """Return a component of another model."""
     part = model.manifest.component(role)
     return ReplacementPart(part, PartContent(part.role, part.digest, "model", model.digest))
 
 
-def _vae_named(name: str, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
-    alone = _vae_alone(name, catalog.adapters, by_path)
+def _find_vae_by_name(name: str, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
+    alone = _find_vae_file(name, catalog.adapters, by_path)
     if alone is not None:
-        if alone.base and not _kin(alone.base, model):
+        if alone.base and not _is_kin(alone.base, model):
             raise RequestError("vae", name, f"is a VAE for {alone.base}; {model.name} is {model.base}")
-        return _of_adapter(catalog.adapters.ensure_unchanged(alone))
-    of = _vae_of(name, catalog.library, catalog.adapters, by_path)
-    if not _kin(of.base, model):
+        return _part_of_adapter(catalog.adapters.ensure_unchanged(alone))
+    of = _find_model_with_vae(name, catalog.library, catalog.adapters, by_path)
+    if not _is_kin(of.base, model):
         raise RequestError("vae", name, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
-    return of_model(catalog.library.ensure_unchanged(of), of.family.vae)
+    return part_of_model(catalog.library.ensure_unchanged(of), of.family.vae)
 
 
-def _kin(base: str, model: Model) -> bool:
+def _is_kin(base: str, model: Model) -> bool:
     """Return whether VAEs of the family ``base`` have the latents of the model's family."""
     other = families().get(base)
     return other is not None and other.kin == model.family.kin
 
 
-def _vae_of_content(digest: str, catalog: Catalog, by_path: bool) -> ReplacementPart | None:
+def _find_vae_by_digest(digest: str, catalog: Catalog, by_path: bool) -> ReplacementPart | None:
     """Return the VAE with this digest among the files that were used by their paths; None if there is none.
 
     The metadata of an image contains the names of files, but not their paths.
@@ -89,12 +89,14 @@ def _vae_of_content(digest: str, catalog: Catalog, by_path: bool) -> Replacement
     if not digest or not by_path:
         return None
     adapters, library = catalog.adapters, catalog.library
-    alone = (_of_adapter(adapters.ensure_unchanged(one)) for one in adapters.adapters_used_by_path() if one.kind == VAE)
-    models = (of_model(one, one.family.vae) for one in library.models_used_by_path() if one.base in families())
+    alone = (
+        _part_of_adapter(adapters.ensure_unchanged(one)) for one in adapters.adapters_used_by_path() if one.kind == VAE
+    )
+    models = (part_of_model(one, one.family.vae) for one in library.models_used_by_path() if one.base in families())
     return next((part for part in (*alone, *models) if part.component.digest == digest), None)
 
 
-def _vae_of(name: str, library: Library, adapters: Adapters, by_path: bool) -> Model:
+def _find_model_with_vae(name: str, library: Library, adapters: Adapters, by_path: bool) -> Model:
     try:
         return library.resolve(name) if by_path else library.get(name)
     except ModelNotFoundError as error:
@@ -102,7 +104,7 @@ def _vae_of(name: str, library: Library, adapters: Adapters, by_path: bool) -> M
         raise ModelNotFoundError(name, [*paths.similar_names(name, known), *error.near], "VAE") from error
 
 
-def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> Adapter | None:
+def _find_vae_file(name: str, adapters: Adapters, by_path: bool) -> Adapter | None:
     """Return the VAE with this name or path that has a file of its own; None if there is none."""
     try:
         found = adapters.resolve(name) if by_path else adapters.get(name)
@@ -113,28 +115,28 @@ def _vae_alone(name: str, adapters: Adapters, by_path: bool) -> Adapter | None:
     return found
 
 
-def text_encoders(request: Request, model: Model, library: Library, by_path: bool) -> tuple[ReplacementPart, ...]:
+def find_text_encoders(request: Request, model: Model, library: Library, by_path: bool) -> tuple[ReplacementPart, ...]:
     """Return the text encoders of the model that the request names as ``text_encoder``.
 
     Raises RequestError for a model of another family or of other widths, and IntegrityError if the digest of its text
     encoders is not the requested one.
     """
     name = request.text_encoder
-    of = library.ensure_unchanged(_encoders_of(request, library, by_path))
+    of = library.ensure_unchanged(_find_encoder_model(request, library, by_path))
     if of.base != model.base:
         raise RequestError("text_encoder", name, f"is of {of.base}; {model.name} is {model.base}")
-    found = tuple(of_model(of, role) for role in of.family.text_encoders)
+    found = tuple(part_of_model(of, role) for role in of.family.text_encoders)
     components = [part.component for part in found]
     odd = [c.role for c in components if c.config != model.manifest.component(c.role).config]
     if odd:
         raise RequestError("text_encoder", name, f"its {odd[0]} is not like that of {model.name}")
-    if request.text_encoder_digest and digest_of(components) != request.text_encoder_digest:
+    if request.text_encoder_digest and hash_components(components) != request.text_encoder_digest:
         problem = f"the text encoders of {name} have other content than {request.text_encoder_digest[:10]}"
         raise IntegrityError(of.path, "", problem, _OTHER_CONTENT_REMEDY)
     return found
 
 
-def refiner(request: Request, library: Library, by_path: bool) -> Model | None:
+def find_refiner(request: Request, library: Library, by_path: bool) -> Model | None:
     """Return the model that computes the last steps; None without one.
 
     Raises IntegrityError if its digest is not the requested one.
@@ -156,7 +158,7 @@ def refiner(request: Request, library: Library, by_path: bool) -> Model | None:
     return library.ensure_unchanged(found)
 
 
-def _encoders_of(request: Request, library: Library, by_path: bool) -> Model:
+def _find_encoder_model(request: Request, library: Library, by_path: bool) -> Model:
     """Return the model with the requested name.
 
     If there is none, return the one that was used by its path and whose text encoders have the requested digest.
@@ -166,7 +168,7 @@ def _encoders_of(request: Request, library: Library, by_path: bool) -> Model:
         return library.resolve(name) if by_path else library.get(name)
     except InputError:
         for one in library.models_used_by_path() if request.text_encoder_digest and by_path else ():
-            if digest_of(_encoders(one)) == request.text_encoder_digest:
+            if hash_components(_encoders(one)) == request.text_encoder_digest:
                 return one
         raise
 
@@ -175,12 +177,12 @@ def _encoders(model: Model) -> tuple[ComponentManifest, ...]:
     return tuple(model.manifest.component(role) for role in model.family.text_encoders)
 
 
-def digest_of(components: Sequence[ComponentManifest]) -> str:
+def hash_components(components: Sequence[ComponentManifest]) -> str:
     """Return one digest for several components."""
     return hash_texts(*(component.digest for component in components))
 
 
-def controlnet(control: Control, model: Model, adapters: Adapters, by_path: bool) -> Adapter:
+def find_controlnet(control: Control, model: Model, adapters: Adapters, by_path: bool) -> Adapter:
     """Return the ControlNet that a request names. Raises RequestError if it was made for another kind of UNet."""
     if control.digest:
         found = adapters.find_by_digest(control.name, control.digest, by_path)

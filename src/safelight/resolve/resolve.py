@@ -58,9 +58,9 @@ def resolve(
             digest=net.digest,
         )
         for control in request.controls
-        for net in (parts.controlnet(control, model, catalog.adapters, by_path),)
+        for net in (parts.find_controlnet(control, model, catalog.adapters, by_path),)
     )
-    refiner = parts.refiner(request, catalog.library, by_path)
+    refiner = parts.find_refiner(request, catalog.library, by_path)
     if refiner is not None:
         named |= {"refiner": refiner.name, "refiner_digest": refiner.digest}
     given |= named | {"controls": controls, "loras": tuple(one.lora for one in adapters)}
@@ -92,12 +92,12 @@ def _find_replacements(
     replacements: list[PartContent] = []
     named: dict[str, Any] = {}
     if request.vae:
-        vae = parts.vae(request, model, catalog, by_path)
+        vae = parts.find_vae(request, model, catalog, by_path)
         replacements.append(vae.content)
         named |= {"vae": paths.name_of(request.vae), "vae_digest": vae.component.digest}
     if request.text_encoder:
-        encoders = parts.text_encoders(request, model, catalog.library, by_path)
+        encoders = parts.find_text_encoders(request, model, catalog.library, by_path)
         replacements += [one.content for one in encoders]
         named["text_encoder"] = paths.name_of(request.text_encoder)
-        named["text_encoder_digest"] = parts.digest_of([one.component for one in encoders])
+        named["text_encoder_digest"] = parts.hash_components([one.component for one in encoders])
     return tuple(replacements), named
