@@ -251,7 +251,7 @@ def opened(suspect: Suspect, root: Path, blind: bool) -> Generator[LocalEngine]:
     engine = open_engine(settings, device)
     if suspect.canary and not blind:
         fresh = Fresh(WORKER, settings, engine.catalog)
-        engine.on_switch = after_switch(Canaries(root, fresh.made), engine.repairs)
+        engine.on_switch = after_switch(Canaries(root, fresh.make_first), engine.repairs)
     try:
         for name in (MODEL, BEFORE):
             draw(engine, name)

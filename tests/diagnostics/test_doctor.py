@@ -48,7 +48,7 @@ def prepared(tiny: Path, measured: Path, tmp_path_factory: pytest.TempPathFactor
     settings = load_settings(root)
     engine = open_engine(settings)
     fresh = Fresh(WORKER, settings, Catalog.under(settings.root))
-    canaries = Canaries(root, fresh.made)
+    canaries = Canaries(root, fresh.make_first)
     for name in (A, B):
         canaries.make_in_fresh_process(engine.library.add(home / f"{name}.safetensors", name))
     engine.close()
@@ -67,7 +67,7 @@ def scene(prepared: Path, home: Path, seed: int, device: str = "cpu") -> Generat
         shutil.copy(prepared / path.name, path)
         engine.library.remove(name)
         engine.library.add(path, name)
-    canaries = Canaries(home / "root", Fresh(WORKER, settings, Catalog.under(settings.root)).made)
+    canaries = Canaries(home / "root", Fresh(WORKER, settings, Catalog.under(settings.root)).make_first)
     try:
         yield Scene(engine, files, random.Random(seed)), Doctor(engine, canaries)
     finally:

@@ -133,7 +133,7 @@ def test_attention_06_a_half_precision_vae_that_overflows_decodes_again_in_fp32(
     save_file(tensors, tmp_path / "m.safetensors")
     model = engine.library.add(tmp_path / "m.safetensors")
     request = safelight.Request("x", "m", steps=1, width=64, height=64)
-    resources = engine.bench_for(model)
+    resources = engine.resources_for(model)
     right = run.make_image(Contents.plain(request, model), model, resources, 0, lambda _: None)
     half = replace(resources, run=replace(resources.run, vae_dtype="fp16"))
     image = run.make_image(Contents.plain(request, model), model, half, 0, lambda _: None)

@@ -193,7 +193,7 @@ def test_a_job_is_cancelled_while_its_worker_still_starts(tmp_path: Path) -> Non
     queue = Queue(tmp_path, supervisor)
     job = queue.accept()
     queue.dispatcher.start()
-    while queue.dispatcher.state is None:
+    while queue.dispatcher.running is None:
         time.sleep(0.005)
     assert supervisor.run_settings(0.0) is None
     assert queue.dispatcher.cancel(job.id)

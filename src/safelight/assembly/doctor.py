@@ -19,7 +19,7 @@ def doctor(settings: Settings) -> Generator[Doctor]:
     engine = opening.open_engine(settings)
     fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
     try:
-        yield Doctor(engine, Canaries(settings.root, fresh.made))
+        yield Doctor(engine, Canaries(settings.root, fresh.make_first))
     finally:
         engine.close()
         fresh.close()

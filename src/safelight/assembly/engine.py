@@ -65,7 +65,7 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
     engine = LocalEngine(open_library(settings), resources, decide, memory.describe, memory.tiers)
     if settings.canary == "switch":
         fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
-        engine.on_switch = after_switch(Canaries(settings.root, fresh.made), engine.repairs)
+        engine.on_switch = after_switch(Canaries(settings.root, fresh.make_first), engine.repairs)
     return engine
 
 

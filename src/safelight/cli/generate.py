@@ -238,7 +238,7 @@ def _resolve(engine: Engine, requests: list[Request], most_pixels: int) -> tuple
         job = resolve(request, catalog, RequestLimits(max_pixels=most_pixels), model=model)
         jobs.append(job)
         notes |= dict.fromkeys(filter(None, [find_size_warning(job.request, model)]))
-        decide = getattr(engine, "bench_for", None)
+        decide = getattr(engine, "resources_for", None)
         if decide is not None:
             notes |= dict.fromkeys(filter(None, [_slow(decide(model, request.precision).run)]))
     return jobs, list(notes)

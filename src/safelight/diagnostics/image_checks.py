@@ -175,7 +175,7 @@ class ImageChecks:
         if now is not None and now.pixels_sha256 == image.pixels_sha256:
             return "loading", "Nothing: Safelight read it again. If it happens again, report it with `--save`."
         if image.metadata["run"]["attention"] != REFERENCE:
-            resources = self.engine.bench_for(model)
+            resources = self.engine.resources_for(model)
             with_reference = replace(resources, run=replace(resources.run, attention=REFERENCE))
             reference = run.make_image(
                 Contents.plain(request(model), model), model, without_text_cache(with_reference), 0, lambda _: None

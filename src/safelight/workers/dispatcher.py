@@ -66,7 +66,8 @@ class Dispatcher:
 
     rules: limit how far the order may differ from the order of arrival.
     most: the number of jobs that may wait.
-    resolve: resolves the request of a job that an earlier version stored, by the model with a digest.
+    resolve: called with a stored request and the digest of its model, for a job that an earlier version stored
+        unresolved; returns the job.
     """
 
     def __init__(
@@ -97,9 +98,9 @@ class Dispatcher:
         self._thread = threading.Thread(target=self._run, name="safelight-dispatch", daemon=True)
 
     @property
-    def state(self) -> RunningJob | None:
-        """The running job, None if none is running."""
-        return self._runner.state
+    def running(self) -> RunningJob | None:
+        """The running job; None if no job is running."""
+        return self._runner.running
 
     @property
     def trouble(self) -> str:
@@ -156,8 +157,8 @@ class Dispatcher:
 
         Returns each job with the reason for its position.
         """
-        state = self._runner.state
-        current = state.job.group if state is not None else None
+        running = self._runner.running
+        current = running.job.group if running is not None else None
         at_hand = tuple(dict.fromkeys(group for group in (current, *self._runner.at_hand) if group is not None))
         choices = order.in_order(self._database.waiting(order.reached(self._rules, limit)), at_hand, self._rules, limit)
         jobs = self._database.jobs_of([choice.id for choice in choices])
@@ -233,7 +234,8 @@ class Dispatcher:
         else:
             self._database.put_back(job.id, outcome.reason, outcome.free, outcome.seconds)
             if job.id in self._runner.cancelled:
-                # Since the outcome was known, somebody cancelled the job. A later cancel finds it queued.
+                # Somebody cancelled the job after its outcome was known, so end it here. From now on, cancel() finds
+                # it in the queue.
                 self._database.end(job.id, "cancelled", "cancelled while it ran", was=("queued",))
         self._tell(job.id)
         self._unwritten = None

@@ -43,7 +43,7 @@ class Fresh:
         self._process: Process | None = None
         self._closed = False
 
-    def compared(self, image: StoredImage) -> Compared:
+    def compare(self, image: StoredImage) -> Compared:
         """Make the image again from its metadata, in a new process, and compare the pixels.
 
         Raises:
@@ -57,10 +57,10 @@ class Fresh:
             raise RequestError(
                 "image", image.id, f"this version cannot read the request in its metadata ({error})"
             ) from error
-        pixels = self.made(request, image.model_digest).pixels_sha256
+        pixels = self.make_first(request, image.model_digest).pixels_sha256
         return Compared(pixels == image.pixels_sha256, pixels)
 
-    def made(self, request: Request, digest: str) -> Image:
+    def make_first(self, request: Request, digest: str) -> Image:
         """Make the first image of a request in a new process, by the model with that digest.
 
         Raises:
@@ -107,4 +107,4 @@ def _first_image(process: Process, settings: object, job: Generate) -> Image:
             if message.kind != "done" or image is None:
                 raise SafelightError(f"the fresh process failed: {message.problem}")
             return image
-    raise process.died()
+    raise process.death_error()

@@ -66,7 +66,7 @@ class Isolator:
                 message = zygote.inbox.get()
                 if message is None:
                     ended = True
-                    raise zygote.died()
+                    raise zygote.death_error()
                 if isinstance(message, Working):
                     self._record_process(message.pid)
                     if cancelled():
@@ -105,18 +105,6 @@ class Isolator:
         except psutil.NoSuchProcess:
             self._working = None
 
-    def made(self, job: Job) -> Image:
-        """Make the first image of a job. Raises SafelightError if that fails."""
-        with contextlib.closing(self.run(Generate("isolated", job.image(0), 0, ()))) as messages:
-            image: Image | None = None
-            for message in messages:
-                if isinstance(message, Made):
-                    image = message.image
-                elif isinstance(message, Ended) and message.kind != "done":
-                    raise SafelightError(f"the isolated process failed: {message.problem}")
-        assert image is not None
-        return image
-
     def close(self) -> None:
         """End the zygote and its children."""
         self._closed = True
@@ -125,7 +113,7 @@ class Isolator:
 
 
 class Spawner:
-    """Runs each job in a new process that ends with the job. It has the same methods as :class:`Isolator`.
+    """Runs each job in a new process that ends with the job. It, too, follows the protocol :class:`Isolating`.
 
     It is for a Mac, where Accelerate and Metal do not survive a fork.
 
@@ -155,7 +143,7 @@ class Spawner:
                 yield message
                 if isinstance(message, Ended):
                     return
-            raise process.died()
+            raise process.death_error()
         finally:
             process.kill()
             self._process, self._job = None, ""

@@ -59,13 +59,14 @@ class JobRunner:
 
     One thread calls :meth:`run`. Any thread may call the other methods and read the attributes.
 
-    resolve: resolves the request of a job that an earlier version stored, by the model with a digest.
+    resolve: called with a stored request and the digest of its model, for a job that an earlier version stored
+        unresolved; returns the job.
     upcoming: returns the models of the next jobs, the soonest first.
     stopping: set when the server stops.
 
-    The attribute ``cancelled`` has the identifiers of the running jobs that somebody cancelled. ``at_hand`` has the
-    digests of the models in the worker's memory, that of the last job first. ``memory`` is the worker's last report of
-    its memory.
+    The attribute ``running`` is the running job; None if no job is running. ``cancelled`` has the identifiers of the
+    running jobs that somebody cancelled. ``at_hand`` has the digests of the models in the worker's memory, that of the
+    last job first. ``memory`` is the worker's last report of its memory.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class JobRunner:
         self._upcoming = upcoming
         self._stopping = stopping
         self._interrupted = False
-        self.state: RunningJob | None = None
+        self.running: RunningJob | None = None
         self.cancelled: set[str] = set()
         self.at_hand: tuple[str, ...] = ()
         self.memory: Mapping[str, Any] = {}
@@ -96,11 +97,11 @@ class JobRunner:
     def run(self, job: QueuedJob) -> Outcome:
         """Run a job, until it ends or goes back into the queue."""
         begun = time.time()
-        self.state = RunningJob(job, begun)
+        self.running = RunningJob(job, begun)
         try:
             outcome = self._attempt(job)
         finally:
-            self.state = None
+            self.running = None
         return replace(outcome, seconds=time.time() - begun)
 
     def cancel(self, job_id: str) -> None:
@@ -113,9 +114,9 @@ class JobRunner:
     def interrupt(self) -> None:
         """Stop the running job at its next step, and start no other. It goes back into the queue."""
         self._interrupted = True
-        if (state := self.state) is not None:
-            self._supervisor.cancel(state.job.id)
-            self._isolator.cancel(state.job.id)
+        if (running := self.running) is not None:
+            self._supervisor.cancel(running.job.id)
+            self._isolator.cancel(running.job.id)
 
     def close(self) -> None:
         """End the processes."""
@@ -188,9 +189,9 @@ class JobRunner:
         return Generate(job.id, content, job.images, self._upcoming())
 
     def _report_progress(self, job: QueuedJob, progress: Progress) -> None:
-        state = self.state
-        assert state is not None
-        self.state = RunningJob(job, state.since, progress)
+        running = self.running
+        assert running is not None
+        self.running = RunningJob(job, running.since, progress)
         if progress.memory is not None:
             self.memory = progress.memory
             self._events.tell(Event("memory", job.id, progress.memory))

@@ -16,7 +16,7 @@ from safelight.request.run_settings import RunSettings
 class LoadedModels:
     """The models in the memory of an engine.
 
-    bench_for: returns the resources of a generation by a model.
+    resources_for: returns the resources of a generation by a model.
     tiers: all residencies of the engine, the host's first.
     """
 
@@ -24,23 +24,24 @@ class LoadedModels:
         self,
         library: Library,
         resources: Resources,
-        bench_for: Callable[[Model], Resources],
+        resources_for: Callable[[Model], Resources],
         tiers: Sequence[Residency],
     ) -> None:
         self._library = library
         self._resources = resources
-        self._bench_for = bench_for
+        self._resources_for = resources_for
         self._tiers = tiers
         self._pins: dict[str, ExitStack] = {}
         self._used: dict[str, tuple[str, ...]] = {}
 
     def mark_used(self, model: Model, settings: RunSettings) -> None:
-        """Make a model, which a job uses with these run settings, the last used one."""
+        """Record that a job uses a model with these run settings. It is now the most recently used one."""
         self._used.pop(model.digest, None)
         self._used[model.digest] = components.component_keys(model, settings)
 
     def resident(self) -> list[str]:
-        """The digests of the used models that are completely resident on the computing device, the last used first."""
+        """Return the digests of the models that are completely resident on the computing device, the most recently used
+        first."""
         holdings = self._resources.residency.holdings()
         whole = {holding.component for holding in holdings if holding.nbytes >= holding.total}
         used = list(reversed(list(self._used.items())))
@@ -49,11 +50,11 @@ class LoadedModels:
     def prefetch(self, name: str) -> bool:
         """Load as much of a model as free memory allows; evict nothing. Returns whether all of it is resident."""
         model = self._library.resolve(name)
-        return components.prefetch(model, self._bench_for(model))
+        return components.prefetch(model, self._resources_for(model))
 
     def load(self, model: Model) -> None:
         """Load as much of a model as fits, without making an image; evict other models if necessary."""
-        components.preload(self._library.ensure_unchanged(model), self._bench_for(model))
+        components.preload(self._library.ensure_unchanged(model), self._resources_for(model))
 
     def unload(self, digest: str | None) -> None:
         """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache."""
@@ -74,7 +75,7 @@ class LoadedModels:
         """
         model = self._library.ensure_unchanged(self._library.resolve(name))
         self.unpin(name)
-        self._pins[name] = components.pin(model, self._bench_for(model))
+        self._pins[name] = components.pin(model, self._resources_for(model))
 
     def unpin(self, name: str) -> None:
         """End the pin of a model; do nothing if it is not pinned."""

@@ -67,7 +67,7 @@ class LocalEngine:
         self.on_switch: OnSwitch | None = None
         self._last = ""
         self._lock = threading.RLock()
-        self.loaded = LoadedModels(library, self.resources, self.bench_for, self.tiers)
+        self.loaded = LoadedModels(library, self.resources, self.resources_for, self.tiers)
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """See :class:`safelight.workers.engine.Engine`. The request is resolved now, not when the iteration begins."""
@@ -166,8 +166,8 @@ class LocalEngine:
         known = [model for model in models if model is not None and model.base in families()]
         return tuple(key for model in known for key in components.component_keys(model, settings))
 
-    def bench_for(self, model: Model, precision: Precision = "auto") -> Resources:
-        """The resources of a generation by ``model``, with its final run settings."""
+    def resources_for(self, model: Model, precision: Precision = "auto") -> Resources:
+        """Return the resources of a generation by ``model``, with its final run settings."""
         return replace(self.resources, run=self._decide(precision, model))
 
     def memory(self) -> Mapping[str, Any]:
@@ -191,7 +191,7 @@ class LocalEngine:
         if self.resources.device.has_own_memory:
             name = self.resources.device.name
             raise RequestError("isolate", True, f"processes can share weights only on the CPU, not on {name}")
-        resources = self.bench_for(model, job.request.precision)
+        resources = self.resources_for(model, job.request.precision)
         model = self._combine(find_contents(job, self.catalog, model))
         components.preload(model, resources)
         components.build_skeletons(model, resources, job.request.seamless)
@@ -201,7 +201,7 @@ class LocalEngine:
 
     def fits(self, request: Request, model: Model) -> dict[str, Any]:
         """Report whether ``model`` can make the image, and how: see :func:`safelight.pipeline.fit.describe_fit`."""
-        return fit.describe_fit(request, model, self.bench_for(model, request.precision))
+        return fit.describe_fit(request, model, self.resources_for(model, request.precision))
 
     def close(self) -> None:
         """End all pins and evict all models."""

@@ -94,9 +94,9 @@ class Made:
 class Ended:
     """Worker to server: a job ended.
 
-    kind: how it ended; ``input``, ``failed`` and ``device`` are failures.
+    kind: how it ended. For ``input``, ``failed`` and ``device`` see :data:`safelight.queue.job.Failure`.
     problem: the reason of a failure, else empty.
-    resident: the digests of the models in memory, the last used first.
+    resident: the digests of the models in memory, the most recently used first.
     """
 
     job: str

@@ -98,7 +98,7 @@ class Process:
             with self._sending:
                 self._connection.send(message)
         except OSError as error:
-            raise self.died() from error
+            raise self.death_error() from error
 
     def open(self, settings: object, pinned: Sequence[str] = ()) -> None:
         """Tell the process to open its engine. Raises WorkerDiedError."""
@@ -112,10 +112,10 @@ class Process:
             self.send(Ask(tag, what, model))
         # The thread that pops a future also sets it. The reading thread may have popped its last one already.
         if self._dead and self._answers.pop(tag, None) is not None:
-            future.set_exception(self.died())
+            future.set_exception(self.death_error())
         return future
 
-    def died(self) -> WorkerDiedError:
+    def death_error(self) -> WorkerDiedError:
         """Wait for the end of the process, and return an error that says how it ended."""
         with self._reaping:
             code = self._process.wait()
@@ -173,7 +173,7 @@ class Process:
                     self.inbox.put(message)
         # The worker's end of the pipe closes when it dies. If it closed the pipe and lives, it is useless.
         self._process.kill()
-        error = self.died()
+        error = self.death_error()
         self._dead = True
         self._connection.close()
         while self._answers:
@@ -255,7 +255,7 @@ class Supervisor:
             if process is self._spare:
                 self._spare = self._start_process()
             elif process is self._active and process.came_up:
-                self._replace(process, process.died())
+                self._replace(process, process.death_error())
 
     def _wait_until_ready(self, cancelled: Callable[[], bool]) -> Process:
         """Return a worker whose engine is open.
@@ -277,7 +277,7 @@ class Supervisor:
             else:
                 if worker.alive:
                     return worker
-                last = worker.died()
+                last = worker.death_error()
             self._replace(worker, last)
         raise WorkerDiedError(f"cannot be started; the last of {DEATHS} {last.how}")
 
@@ -308,7 +308,7 @@ class Supervisor:
             while True:
                 message = worker.inbox.get()
                 if message is None:
-                    raise worker.died()
+                    raise worker.death_error()
                 if getattr(message, "job", wanted.job) != wanted.job:
                     # It belongs to an earlier job, whose messages the caller did not read to the end.
                     continue

@@ -53,7 +53,7 @@ class ProgressRoutes:
 
     def progress(self, skip_current_image: bool = False) -> dict[str, Any]:
         """Return the progress of the running job, whichever client sent it."""
-        return describe_progress(self._dispatcher.state, skip_current_image)
+        return describe_progress(self._dispatcher.running, skip_current_image)
 
     def interrupt(self, http: HTTPRequest) -> dict[str, Any]:
         """Cancel all jobs of the running request, if it came from this address."""
@@ -71,17 +71,17 @@ class ProgressRoutes:
 
     def _own_job(self, http: HTTPRequest) -> QueuedJob | None:
         """Return the running job if it came from this address."""
-        state = self._dispatcher.state
-        if state is None or state.job.client != f"a1111 {client_of(http).address}":
+        running = self._dispatcher.running
+        if running is None or running.job.client != f"a1111 {client_of(http).address}":
             return None
-        return state.job
+        return running.job
 
 
-def describe_progress(state: RunningJob | None, skip_image: bool) -> dict[str, Any]:
+def describe_progress(running: RunningJob | None, skip_image: bool) -> dict[str, Any]:
     """Describe the running job in A1111's form. ``skip_image``: leave out the preview."""
     empty = {"skipped": False, "interrupted": False, "stopping_generation": False, "job": "", "job_count": 0}
     steps = {"job_timestamp": "0", "job_no": 0, "sampling_step": 0, "sampling_steps": 0}
-    if state is None or state.progress is None:
+    if running is None or running.progress is None:
         return {
             "progress": 0.0,
             "eta_relative": 0.0,
@@ -89,14 +89,14 @@ def describe_progress(state: RunningJob | None, skip_image: bool) -> dict[str, A
             "current_image": None,
             "textinfo": None,
         }
-    job, now = state.job, state.progress
+    job, now = running.job, running.progress
     # The worker knows how many steps the model computes; without a model, the request only tells the usual number.
     steps = now.steps if now.stage == "denoise" else job.request.steps_done
     done = now.image * steps + (now.step if now.stage == "denoise" else 0)
     done += steps if now.stage == "decode" else 0
     share = done / (steps * job.request.count)
-    spent = time.time() - state.since
-    stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(state.since))
+    spent = time.time() - running.since
+    stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(running.since))
     count = {"job": job.id, "job_count": job.request.count, "job_timestamp": stamp, "job_no": now.image}
     at = {"sampling_step": now.step if now.stage == "denoise" else 0, "sampling_steps": steps}
     preview = now.preview if not skip_image else None

@@ -60,7 +60,7 @@ class ImageRoutes:
     async def check(self, image_id: ImageId) -> Checked:
         """Make the image again in a fresh process, which has held no other model, and compare the pixels."""
         image = await bridge.run(self._find, image_id)
-        compared = await bridge.long(self._control.fresh.compared, image)
+        compared = await bridge.long(self._control.fresh.compare, image)
         return Checked(same=compared.same, pixels_sha256=compared.pixels_sha256)
 
     def forget(self, image_id: ImageId) -> Response:

@@ -73,10 +73,10 @@ class JobRoutes:
 
     def queue(self, limit: Annotated[int, Query(ge=1, le=200)] = 50) -> Queue:
         """Return the running job, and the waiting jobs in their order, each with the reason for its place."""
-        state = self._dispatcher.state
+        running = self._dispatcher.running
         return Queue(
-            running=_job(state.job) if state is not None else None,
-            progress=advanced(state.progress) if state is not None and state.progress is not None else None,
+            running=_job(running.job) if running is not None else None,
+            progress=advanced(running.progress) if running is not None and running.progress is not None else None,
             waiting=[Place(job=_job(job), reason=reason) for job, reason in self._dispatcher.queue(limit)],
         )
 

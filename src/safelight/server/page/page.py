@@ -160,7 +160,7 @@ class Tab:
         control = self._control
         self._store()
         await self._removals.finish_due()
-        self._running.show(control.dispatcher.state)
+        self._running.show(control.dispatcher.running)
         memory.show(self._memory, control.dispatcher.memory, self._library)
         run_settings = control.supervisor.run_settings(0.0)
         where = f"{run_settings['device']}, {run_settings['dtype']}" if run_settings is not None else "starting …"
