@@ -229,8 +229,9 @@ class Adapters:
                     file.unlink(missing_ok=True)
 
     def ensure_unchanged(self, adapter: Adapter) -> Adapter:
-        """Return the adapter if its content is unchanged. Reads the file again only if its hint changed.
+        """Return the adapter if its content is unchanged.
 
+        Reads the file again only if its size, times or inode changed.
         Raises IntegrityError when the content changed.
         """
         return adapter if not adapter.manifest.changed_files() else self.verify(adapter)

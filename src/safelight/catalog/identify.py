@@ -31,6 +31,7 @@ class Identity:
     ``format``: ``safetensors``, ``pickle``, ``diffusers``, or ``diffusers-pickle`` (a folder that contains pickles).
     ``rule``: the sentences of the rules that decided.
     ``resolution``: pixels per side; None if the metadata does not give it.
+    ``variant``: see :class:`safelight.catalog.model.Model`.
     ``layout``, ``prediction_type``, ``variant``: None unless the file is a complete checkpoint.
     ``told``: the user set the prediction type.
     ``watched``: files and folders without tensors that influenced the decision. It holds only while they do not change.

@@ -2,7 +2,8 @@
 
 A record lists every tensor of a file. A card has only the values that lists show. Cards are cached in memory, and for
 the next process in the index file (:mod:`safelight.catalog.index_file`). A record counts as changed if the size,
-modification time or inode of its file changed. The folder is scanned again if its own changed.
+modification time or inode of its file changed. The folder is scanned again if one of these changed for the folder
+itself.
 """
 
 from __future__ import annotations

@@ -62,7 +62,11 @@ def hint_of(path: Path) -> Hint | None:
 
 
 class IndexFile:
-    """``path``: of the file, which need not exist. Errors of the database are logged; the caller reads the files."""
+    """The index file at ``path``. It need not exist.
+
+    If the database fails, reading methods find nothing, so that the caller reads the records and images instead.
+    ``store`` and ``store_input`` log a warning.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -78,7 +82,10 @@ class IndexFile:
         return found
 
     def store(self, folder: Path, fresh: Mapping[str, tuple[Hint, Card]], there: Collection[str]) -> None:
-        """Store cards of a folder. ``there``: the file names of all its records; others are deleted."""
+        """Store cards of a folder.
+
+        ``there``: the file names of all its records; rows of other files are deleted from the index.
+        """
         home = str(folder)
         readable = {file: each for file, each in fresh.items() if not each[1].problem}
         parts = [

@@ -28,7 +28,7 @@ from safelight.files.disk import open_regular, write_whole
 from safelight.request.bounds import MOST_PIXELS
 
 YOUNG_SECONDS = 86_400
-"""Seconds: one day. A request may be about to name an image that was stored more recently."""
+"""Seconds: one day. Younger images stay, because a request may be about to name them."""
 
 REMOVED_EXPLANATION = "Safelight removes images that no waiting job and no stored picture uses (setting trash_days)"
 

@@ -20,6 +20,7 @@ class Model:
     """A complete checkpoint.
 
     ``path``: the file or folder that the user gave. The bytes may be elsewhere: the manifest has their paths.
+    ``variant``: what the checkpoint was trained for: ``text-to-image``, ``inpainting`` and so on.
     ``resolution``: pixels per side at which the model makes its best images.
     ``rule``: the sentences of the rules that identified it.
     ``told``: the user set the prediction type.
