@@ -304,8 +304,8 @@ MUTANTS = (
     Mutant(
         "a cancel between two tries",
         "workers/dispatcher.py",
-        "            if job.id in self._runner.cancelled:\n                # Since",
-        "            if False:\n                # Since",
+        "            if job.id in self._runner.cancelled:\n                # Somebody",
+        "            if False:\n                # Somebody",
         "tests/workers/test_dispatcher.py",
     ),
     Mutant(
