@@ -1,4 +1,4 @@
-"""Finds the contents of a job, which computing it needs, by their digests alone. No torch."""
+"""Finds the contents of a job by their digests alone. No torch."""
 
 from __future__ import annotations
 
