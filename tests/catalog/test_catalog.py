@@ -72,7 +72,7 @@ def test_a_job_finds_its_vae_by_content_after_its_source_was_removed(catalog: Ca
     job = resolve(Request("x", "other", vae="one"), catalog)
     model = catalog.library.get("other")
     catalog.library.remove("one")
-    (part,) = find_contents(job, catalog, model).own
+    (part,) = find_contents(job, catalog, model).replacements
     assert part.digest == job.parts[0].digest
     assert part.tensors[0].path.stem == "two"
     catalog.library.remove("two")
