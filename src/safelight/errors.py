@@ -92,15 +92,23 @@ class ExtensionError(InputError):
         self.package = package
 
 
-class ModelNotFoundError(InputError):
-    """No model, adapter or VAE (``what``) has this name. ``near``: the most similar names."""
+_EMPTY = "the library has no model; add one with `safelight models add FILE`"
+_VAES = "the VAEs that have a file of their own; the name of a model selects that model's VAE"
 
-    def __init__(self, name: str, near: Sequence[str], what: str = "model") -> None:
+
+class ModelNotFoundError(InputError):
+    """No model, adapter or VAE (``what``) has this name. ``near``: the most similar names.
+
+    ``name``: None if no name was asked for, and the library has no model.
+    """
+
+    def __init__(self, name: str | None, near: Sequence[str], what: str = "model") -> None:
         hint = f" Did you mean {', '.join(near)}?" if near else ""
-        lists = f"`safelight {'model' if what == 'model' else 'adapter'}s list` shows all"
-        also = " in files of their own; a model's name selects the VAE of that model" if what == "VAE" else ""
-        super().__init__(f"no {what} named {name!r} in the library.{hint} {lists}{also}.")
-        self.name = name
+        lists = f"`safelight {'model' if what == 'model' else 'adapter'}s list`"
+        shown = _VAES if what == "VAE" else "all"
+        missing = f"no {what} named {name!r} in the library.{hint} {lists} shows {shown}."
+        super().__init__(_EMPTY if name is None else missing)
+        self.name = name or ""
         self.near = tuple(near)
 
 
@@ -141,6 +149,9 @@ class UnsupportedModelError(FileError):
 class IncompleteModelError(InputError):
     """A checkpoint lacks tensors, or has tensors of a wrong shape or unknown ones.
 
+    Another download can help if tensors are missing or have a wrong shape. It cannot help if the file only has tensors
+    that Safelight does not know.
+
     ``missing``, ``mismatched``, ``unexpected``: the names of these tensors.
     """
 
@@ -161,8 +172,13 @@ class IncompleteModelError(InputError):
             )
             if names
         ]
-        lacks = "a complete" if missing or mismatched else "only a"
-        super().__init__(f"{path}: not {lacks} {what}; tensors " + "; ".join(parts) + ". Download it again.")
+        problem = f"not a complete {what}; tensors {'; '.join(parts)}. Download it again."
+        if not missing and not mismatched:
+            problem = (
+                f"this {what} has unknown tensors: {len(unexpected)} ({shortened(unexpected)}). Safelight leaves no "
+                "tensor out, so it does not support the file; look for a version without these tensors."
+            )
+        super().__init__(f"{path}: {problem}")
         self.path = path
         self.what = what
         self.missing = tuple(missing)

@@ -50,7 +50,7 @@ def default_model(control: Services) -> Model:
         return model_named(control, wanted)
     cards = control.library.cards()
     if not cards:
-        raise ModelNotFoundError("(any)", [])
+        raise ModelNotFoundError(None, [])
     return model_named(control, cards[0].name)
 
 
