@@ -379,6 +379,7 @@ def test_a_device_with_another_name_is_refused(install: Install, root: Path, tmp
     (tmp_path / "p/bad_device.py").write_text("from safelight.devices.cpu import CPU\n")
     install(tmp_path / "p")
     with pytest.raises(
-        ExtensionError, match=r"bad-device 1\.0: failed with ValueError: made a device with the name 'cpu'"
+        ExtensionError,
+        match=r"bad-device 1\.0: failed with ValueError: made a device named 'cpu'; its name must be 'odd'",
     ):
         safelight.open_engine(root, device="odd")

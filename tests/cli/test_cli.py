@@ -110,7 +110,7 @@ BAD = {
     "out is a picture": (("generate", "x", "-m", "starter-noto", "--out", "x.png"), "must be a folder"),
     "seed": (("generate", "x", "-m", "starter-noto", "--seed", "any"), "or random"),
     "a long prompt": (("generate", "word, " * 2000, "-m", "nothing"), "at most 32"),
-    "pixels": (("generate", "x", "-m", "starter-noto", "--width", "16384", "--height", "8192"), "16777216 pixels"),
+    "pixels": (("generate", "x", "-m", "starter-noto", "--width", "16384", "--height", "8192"), "at most 16777216"),
     "two paths, one name": (("models", "add", "a", "b", "--name", "c"), "--name"),
     "no image": (("remake", "none.png"), "does not exist"),
     "not a number": (("generate", "x", "-m", "a", "--steps", "many"), "--steps"),

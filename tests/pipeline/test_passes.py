@@ -122,7 +122,7 @@ def test_high_resolution_fix_is_refused_where_it_means_nothing(ask: Ask) -> None
             ask(**values)
     with pytest.raises(RequestError, match="start from noise"):
         ask(hires_scale=2, image="x.png")
-    with pytest.raises(RequestError, match="is not one"):
+    with pytest.raises(RequestError, match="computes less than one step of 1; use at least 1"):
         ask(hires_scale=2, hires_steps=1, hires_strength=0.5)
 
 

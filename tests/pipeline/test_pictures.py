@@ -153,9 +153,9 @@ def test_an_image_is_kept_by_its_content_and_made_again(tiny: Path, folder: Path
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"mask": "mask.png", "image": ""}, "no image that it could be of"),
+        ({"mask": "mask.png", "image": ""}, "needs an image"),
         ({"strength": 0.0}, "must be above 0"),
-        ({"strength": 0.1}, "is not one"),
+        ({"strength": 0.1}, "computes less than one step of"),
         ({"mask": "black.png"}, "nothing in it is white"),
         ({"image": "nothing.png"}, "not an image in a supported format"),
         ({"image": "absent.png"}, "absent.png"),

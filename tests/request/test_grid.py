@@ -66,7 +66,7 @@ def test_every_kind_of_value() -> None:
     [
         ("steps=many", "must be a number"),
         ("sampler=euler_x", "must be one of"),
-        ("prompt=pear,fig", "is not in the prompt"),
+        ("prompt=pear,fig", "must be a part of the prompt"),
         ("lora=a:b", "is not a number"),
         ("steps=0", "steps"),
     ],

@@ -104,7 +104,10 @@ def generate(
     isolate: bool = given["isolate"]
     requests = given.requests(models, seed, server)
     if prove and (isolate or settings.isolate):
-        raise RequestError("prove", True, "compares with isolated images itself; remove --isolate or the setting")
+        problem = (
+            "makes the isolated images itself; remove --isolate, or the setting (`safelight config unset isolate`)"
+        )
+        raise RequestError("prove", True, problem)
     requests = _expand(context, root, requests, every)
     from safelight.cli.sheet import Sheet
 

@@ -58,7 +58,7 @@ def _of_package(name: str) -> Device:
     try:
         made = make()
         if made.name != name:
-            raise ValueError(f"made a device with the name {made.name!r}")
+            raise ValueError(f"made a device named {made.name!r}; its name must be {name!r}")
     except Exception as error:
         raise extensions(GROUP).error(name, error) from error
     return made

@@ -217,7 +217,8 @@ def _header(path: Path, content: Any, places: Mapping[str, tuple[int, int]], siz
         tensors[name] = info
         written += max(info.nbytes, info.elements * ITEM_BYTES[info.dtype])
         if written > MOST_REPEATED * size + FREELY_REPEATED:
-            raise CorruptFileError(path, f"its tensors, such as {name!r}, repeat the same numbers far beyond its size")
+            problem = "use the same stored numbers again and again, and would need far more memory than the file's size"
+            raise CorruptFileError(path, f"its tensors, such as {name!r}, {problem}")
     return Header(path, "pickle", tensors)
 
 

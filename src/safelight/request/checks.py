@@ -14,8 +14,12 @@ def named(field_name: str, name: object) -> None:
 
 
 def text(field_name: str, text: object) -> None:
-    if not isinstance(text, str) or "\0" in text or not _encodes(text):
-        raise RequestError(field_name, text, "must be text without zero characters")
+    if not isinstance(text, str):
+        raise RequestError(field_name, text, "must be text")
+    if "\0" in text:
+        raise RequestError(field_name, text, "must be text without NUL characters")
+    if not _encodes(text):
+        raise RequestError(field_name, text, "must be text that UTF-8 can encode")
 
 
 def number(field_name: str, value: object, low: float, high: float, what: str) -> None:
@@ -47,8 +51,9 @@ def one_of(field_name: str, value: object, allowed: Collection[str], what: str =
     if value not in allowed:
         near = difflib.get_close_matches(str(value), allowed, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        listed = ", ".join(one or "nothing" for one in allowed)
-        raise RequestError(field_name, value, f"{what} must be one of {listed}{hint}".strip())
+        listed = ", ".join(one for one in allowed if one)
+        empty = "empty, or " if "" in allowed else ""
+        raise RequestError(field_name, value, f"{what} must be {empty}one of {listed}{hint}".strip())
 
 
 def within(field_name: str, value: object, low: int, high: int, multiple: int = 1) -> None:

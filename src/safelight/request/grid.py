@@ -151,7 +151,9 @@ def _part(request: Request, value: str, first: str) -> Request:
     """Replace ``first``, the axis's first value, in the prompt by ``value``."""
     if first not in request.prompt:
         raise RequestError(
-            "prompt", first, "is not in the prompt; each value of this axis replaces the first value in the prompt"
+            "prompt",
+            first,
+            "the first value of a prompt axis must be a part of the prompt; each other value replaces it there",
         )
     return replace(request, prompt=request.prompt.replace(first, value))
 

@@ -89,7 +89,8 @@ class Job:
             words = {word: tuple(tokens) for word, tokens in stored["words"].items()}
             refiner = ModelContent(**stored["refiner"]) if stored.get("refiner") else None
         except (KeyError, TypeError, AttributeError) as error:
-            raise RequestError("job", error, "is a field that this version cannot read") from error
+            problem = f"its field {error} is missing" if isinstance(error, KeyError) else f"cannot be read ({error})"
+            raise RequestError("job", f"version {stored['version']}", problem) from error
         return cls(request, model, parts, words, refiner)
 
 

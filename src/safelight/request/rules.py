@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from safelight.errors import RequestError
@@ -40,22 +41,24 @@ def _check_sampling(request: Request) -> None:
     for name, steps in (("steps", request.steps), ("hires_steps", request.hires_steps)):
         if steps > sampler.most_steps:
             raise RequestError(name, steps, f"the sampler {request.sampler} has at most {sampler.most_steps} steps")
-    if (request.width or 0) * (request.height or 0) > MOST_PIXELS:
-        raise RequestError("width", request.width, f"times height {request.height} is over {MOST_PIXELS} pixels")
+    pixels = (request.width or 0) * (request.height or 0)
+    if pixels > MOST_PIXELS:
+        problem = f"with height {request.height} the image has {pixels} pixels; at most {MOST_PIXELS} are allowed"
+        raise RequestError("width", request.width, problem)
     if request.seed + request.count - 1 > MOST_SEED:
         raise RequestError("count", request.count, f"seeds would pass {MOST_SEED}")
 
 
 def _check_image(request: Request) -> None:
     if request.outpaint and (not request.image or request.mask):
-        problem = "and a mask: give one of them" if request.mask else "there is no image that could be made larger"
+        problem = "cannot be combined with a mask; leave one out" if request.mask else "needs an image"
         raise RequestError("outpaint", request.outpaint, problem)
     if request.mask_padding is not None and not request.masked:
-        raise RequestError("mask_padding", request.mask_padding, "there is no mask that it could be around")
+        raise RequestError("mask_padding", request.mask_padding, "needs a mask or outpaint")
     if request.mask and not request.image:
-        raise RequestError("mask", request.mask[:40], "there is no image that it could be of")
+        raise RequestError("mask", request.mask[:40], "needs an image")
     if request.image and int(request.steps * request.strength) < 1:
-        raise RequestError("strength", request.strength, f"of {request.steps} steps is not one")
+        raise RequestError("strength", request.strength, _too_few(request.steps))
 
 
 def _check_passes(request: Request) -> None:
@@ -63,7 +66,14 @@ def _check_passes(request: Request) -> None:
         raise RequestError("count", request.count, f"variation seeds would pass {MOST_SEED}")
     if request.hires_scale > 1 and request.image:
         raise RequestError("hires_scale", request.hires_scale, "is for images that start from noise")
-    if request.hires_scale > 1 and int((request.hires_steps or request.steps) * request.hires_strength) < 1:
-        raise RequestError("hires_strength", request.hires_strength, "of the steps is not one")
+    again = request.hires_steps or request.steps
+    if request.hires_scale > 1 and int(again * request.hires_strength) < 1:
+        raise RequestError("hires_strength", request.hires_strength, _too_few(again))
     if request.tile and request.seamless:
-        raise RequestError("tile", request.tile, "and seamless: each tile would go on at its own other side")
+        problem = "cannot be combined with seamless, because each tile would wrap around at its own edges"
+        raise RequestError("tile", request.tile, f"{problem}; leave one out")
+
+
+def _too_few(steps: int) -> str:
+    """Return the problem of a denoising strength with which not one of ``steps`` is computed."""
+    return f"computes less than one step of {steps}; use at least {math.ceil(1000 / steps) / 1000:g}"

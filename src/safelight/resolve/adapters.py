@@ -73,7 +73,10 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
     shapes = tuple((tensor.name, tensor.shape) for tensor in adapter.component.tensors)
     found = fit_adapter(shapes, model.base, _configs(model))
     if found.mismatched or not found.count:
-        what = "; ".join(found.mismatched[:_SHOWN]) or f"none of its {len(found.unknown)} tensors"
+        what = (
+            "; ".join(found.mismatched[:_SHOWN])
+            or f"none of its {len(found.unknown)} tensors belongs to a weight of the model"
+        )
         raise RequestError("loras", lora.name, f"does not fit {model.name} ({model.base}): {what}")
     if found.unknown and not lenient:
         some = ", ".join(found.unknown[:_SHOWN]) + (", …" if len(found.unknown) > _SHOWN else "")

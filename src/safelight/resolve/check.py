@@ -58,9 +58,12 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         if side % multiple:
             raise RequestError(name, side, f"must be a multiple of {multiple} for {model.base}")
     if width * height > MOST_PIXELS:
-        raise RequestError("width", width, f"times height {height} is over {MOST_PIXELS} pixels")
+        problem = f"with height {height} the image has {width * height} pixels; at most {MOST_PIXELS} are allowed"
+        raise RequestError("width", width, problem)
     if width * height * request.hires_scale**2 > MOST_PIXELS:
-        raise RequestError("hires_scale", request.hires_scale, f"makes {width}x{height} over {MOST_PIXELS} pixels")
+        large = f"{width * request.hires_scale:.0f}x{height * request.hires_scale:.0f}"
+        problem = f"enlarges {width}x{height} to {large}, which is over {MOST_PIXELS} pixels"
+        raise RequestError("hires_scale", request.hires_scale, problem)
     _check_variant(request, model)
     if model.zero_terminal_snr and not SAMPLERS[request.sampler].from_noise:
         able = ", ".join(name for name, sampler in SAMPLERS.usable() if sampler.from_noise)
@@ -86,10 +89,11 @@ def check_refiner(request: Request, model: Model, refiner: Model) -> None:
     if other.variants.get(refiner.variant) != Variant():
         raise refuse(f"is a checkpoint for {refiner.variant}; a refiner works on latents alone")
     if one.variants[model.variant].inputs == "image":
-        raise refuse(f"cannot follow {model.name}, a checkpoint for {model.variant}")
+        raise refuse(f"cannot follow {model.name}: a checkpoint for {model.variant} has no refiner")
     if request.embeddings:
         word = request.embeddings[0].word
-        raise refuse(f"does not know the word {word}, which stands for a textual inversion of {model.name} alone")
+        problem = f"the word {word} stands for a textual inversion, which a refiner cannot use; remove one of them"
+        raise refuse(problem)
     missing = first_missing(request, other.features, _FIRST_MODEL)
     if missing is not None:
         raise refuse(f"does not have {missing[1]} ({missing[0]})")

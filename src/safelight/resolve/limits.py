@@ -59,7 +59,8 @@ class RequestLimits:
         scale = request.hires_scale
         width, height = ((side or model.resolution) * scale for side in (request.width, request.height))
         if width * height > most:
-            raise RequestError("width", f"{width:g}", f"times height {height:g} is over {most} pixels (max_pixels)")
+            pixels = f"with height {height:g} the image has {width * height:.0f} pixels"
+            raise RequestError("width", f"{width:g}", f"{pixels}; at most {most} are allowed (max_pixels)")
         if picture is not None:
             # The drawn part is pasted into the whole picture, so the whole picture counts too.
             left, top, right, bottom = request.outpaint or (0, 0, 0, 0)

@@ -279,7 +279,7 @@ class Supervisor:
                     return worker
                 last = worker.death_error()
             self._replace(worker, last)
-        raise WorkerDiedError(f"cannot be started; the last of {DEATHS} {last.how}")
+        raise WorkerDiedError(f"cannot be started: {DEATHS} attempts failed, the last one {last.how}")
 
     def _replace(self, worker: Process, why: WorkerDiedError) -> None:
         with self._lock:
