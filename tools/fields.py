@@ -13,9 +13,10 @@ from safelight.request.schema import Request
 HEAD = """# The fields of a request
 
 `make fields` writes this page from `src/safelight/request/schema.py`, where each field is declared once. The native
-API takes each field under its name. The command line has an option for most fields. The last columns have the field's
-names in AUTOMATIC1111's and OpenAI's APIs (a dash: the API does not have the field), and the first version of the
-format of stored requests that has the field.
+API takes each field under its name. The command line has an option for most fields. The next two columns have the
+field's name in Safelight's AUTOMATIC1111 and OpenAI APIs; the OpenAI API also takes fields that OpenAI's own API lacks.
+A dash means that the API does not have the field. The last column is the version of stored requests in which the field
+first appeared.
 """
 
 

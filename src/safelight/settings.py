@@ -180,8 +180,8 @@ class Settings(BaseSettings):
         default={},
     )
     attention_slice_size: Annotated[SliceSize, BeforeValidator(_number_to_text)] = _declare(
-        "The kernel `sliced` computes this number of heads at once. `balanced` and `auto` are half of the heads, and "
-        "`max` is one head.",
+        "The kernel `sliced` computes this number of heads at once. `balanced` and `auto` are half of the heads. "
+        "`max` slices most: one head at once.",
         SettingDetails(group="Computing", unit="heads", in_invokeai=True),
         default="auto",
     )

@@ -106,7 +106,7 @@ def test_what_cannot_be_is_refused_by_its_field(field: str, value: object, more:
         (Lora, {"name": ""}, "loras"),
         (Lora, {"name": "ink", "strength": 101}, "a strength goes from"),
         (Lora, {"name": "ink", "unet": float("nan")}, "a strength goes from"),
-        (Lora, {"name": "ink", "blocks": (1.0,) * 5}, "as many block weights"),
+        (Lora, {"name": "ink", "blocks": (1.0,) * 5}, "has 5 block weights; it must have 12, 17, 20 or 26"),
         (Control, {"name": "edges", "image": ""}, "has no picture"),
         (Control, {"name": "edges", "image": "a", "weight": "much"}, "its weight"),
         (Control, {"name": "edges", "image": "a", "start": 0.5, "end": 0.5}, "not before its end"),

@@ -33,7 +33,7 @@ def add(
     paths: Annotated[list[Path], typer.Argument(help="Adapter files, or folders of them.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="Its name in the library; the file's name by default.")] = None,
     base: Annotated[
-        str, typer.Option(help="The family of models that the adapter is for, if its file is wrong, such as sdxl.")
+        str, typer.Option(help="The family that the adapter is for, such as sdxl, if its file names a wrong one.")
     ] = "",
     as_json: JsonOption = False,
     root: RootOption = None,

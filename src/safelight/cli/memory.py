@@ -24,8 +24,8 @@ def memory(
 ) -> None:
     """Show the memory budgets and their origin, what is resident, and the last plan with its reasons.
 
-    The command shows its own process. Without `-m` nothing is resident, and the budgets are those that a generation
-    would have.
+    It shows the memory of this command's process, not that of a running server. Without `-m` nothing is resident, and
+    the budgets are those that a generation would have.
     """
     from safelight.assembly.importing import open_engine
 
@@ -65,7 +65,7 @@ def fits(
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
-    """Say whether a model runs on this machine, by which plan, how much slower than if it were resident, and what
+    """Say whether a model fits in this machine's memory, how much of it is streamed, how much slower that is, and what
     would make it faster. Exit code 1 if it does not fit.
     """
     from safelight.assembly.importing import open_engine

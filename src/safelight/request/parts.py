@@ -47,7 +47,11 @@ class Lora:
     ] = None
     blocks: Annotated[
         tuple[float, ...],
-        Declared(help="A factor for each block of the UNet: 17 or 26, for SDXL 12 or 20.", most=26),
+        Declared(
+            help="A list of factors: the first for the text encoders, then one for each block of the UNet; 17 or 26 in"
+            " all, for SDXL 12 or 20.",
+            most=26,
+        ),
     ] = ()
     digest: Annotated[str, Declared(help="The digest that the adapter must have; empty for any.")] = ""
 
@@ -60,8 +64,8 @@ class Lora:
                 problem = f"{self.name}: a strength goes from -{MOST_STRENGTH:.0f} to {MOST_STRENGTH:.0f}"
                 raise RequestError("loras", value, problem)
         if len(self.blocks) not in (0, *BLOCK_COUNTS):
-            counts = ", ".join(map(str, BLOCK_COUNTS))
-            raise RequestError("loras", len(self.blocks), f"{self.name}: as many block weights as one of {counts}")
+            counts = f"{', '.join(map(str, BLOCK_COUNTS[:-1]))} or {BLOCK_COUNTS[-1]}"
+            raise RequestError("loras", self.name, f"has {len(self.blocks)} block weights; it must have {counts}")
 
     def on(self, purpose: Purpose) -> float:
         """Return the strength for components of a purpose."""
@@ -79,14 +83,14 @@ CONTROL_MODES: tuple[ControlMode, ...] = ("balanced", "more_prompt", "more_contr
 
 _PREPROCESSORS: Mapping[str, str] = {
     "none": "the picture is what the ControlNet reads already",
-    "canny": "white edges on black (Canny 1986), by the thresholds low and high",
+    "canny": "white edges on black (Canny 1986), by the thresholds `low` and `high`",
     "invert": "black for white: for drawings with dark lines",
     "lineart": "lines, by a difference of Gaussians",
     "scribble": "a thick drawing, by an extended difference of Gaussians (Winnemöller 2012)",
     "softedge": "soft edges (Scharr)",
     "grayscale": "without colours",
-    "threshold": "white where it is at least low, else black",
-    "blur": "blurred, by high hundredths of pixels",
+    "threshold": "white where it is at least `low`, else black",
+    "blur": "blurred, with a radius (Gaussian sigma) of `high` / 100 pixels",
     "color": "colours in squares of an eighth of the side",
 }
 
@@ -126,7 +130,9 @@ class Control:
     mode: Annotated[
         ControlMode,
         Declared(
-            help="more_prompt weakens the outer layers; unbalanced leaves out the negative prompt; more_control: both."
+            help="balanced: the same effect everywhere. more_prompt: the ControlNet's outer layers have less effect."
+            " unbalanced: the ControlNet does not change the prediction for the negative prompt. more_control: the last"
+            " two together."
         ),
     ] = "balanced"
     preprocessor: Annotated[

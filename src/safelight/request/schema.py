@@ -39,8 +39,19 @@ UPSCALERS: Mapping[str, str] = {
 }
 """How a first pass is enlarged for high-resolution fix: its latents, or its pixels. A1111's names beside ours."""
 
-FEW_SCHEDULES = tuple(name for name, sampler in SAMPLERS.builtin.items() if len(sampler.schedules) < len(SCHEDULES))
-"""Built-in samplers for which not every schedule applies."""
+
+def _few_schedules() -> str:
+    """Return which built-in samplers have only some schedules, as a sentence."""
+    few: dict[tuple[Schedule, ...], list[str]] = {}
+    for name, sampler in SAMPLERS.builtin.items():
+        if len(sampler.schedules) < len(SCHEDULES):
+            few.setdefault(sampler.schedules, []).append(name)
+    parts = (
+        f"{', '.join(names[:-1])} and {names[-1]} have only {' and '.join(schedules)}"
+        for schedules, names in few.items()
+    )
+    return "; ".join(parts) + "."
+
 
 VERSION = 2
 """The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
@@ -145,8 +156,7 @@ class Request:
     schedule: Annotated[
         Schedule,
         Declared(
-            help="How the noise levels are spread over the steps. "
-            f"{', '.join(FEW_SCHEDULES)} have only default and sgm_uniform, or only default.",
+            help=f"How the noise levels are spread over the steps. {_few_schedules()}",
             group=SAMPLING,
             a1111="scheduler",
             openai="schedule",
@@ -293,7 +303,9 @@ class Request:
         Declared(
             help="ControlNets, each with a picture. On the command line: NAME:IMAGE, followed by options:"
             " edges:in.png:pre=canny:weight=0.8:start=0:end=0.6:mode=more_prompt. "
-            f"pre: {', '.join(PREPROCESSORS.builtin)} (thresholds low=, high=). resize: {', '.join(RESIZES)}. "
+            f"pre: {', '.join(PREPROCESSORS.builtin)}. low= and high= are the preprocessor's thresholds (canny: both;"
+            " threshold: low; blur: high, in hundredths of a pixel). "
+            f"resize: {', '.join(RESIZES)}. "
             f"mode: {', '.join(CONTROL_MODES)}. Repeat for several.",
             most=MOST_CONTROLS,
             group=START,
