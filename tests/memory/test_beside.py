@@ -137,7 +137,7 @@ def test_other_leases_begin_and_end_meanwhile(two: tuple[Manifest, Manifest], di
         with residency.lease(other, F32, Use(working=1000)) as lease:
             assert lease.verify() == []
             assert residency.check() == []
-        residency.adapt()
+        residency.shrink_to_budget()
         residency.drop(other.digest)
         assert not disk.go_on.is_set()
         disk.go_on.set()
@@ -368,7 +368,7 @@ def test_many_threads_at_once(two: tuple[Manifest, Manifest]) -> None:
                     residency.drop(chance.choice((None, component.digest)))
                 case _:
                     residency.ledger.set_budget(HOST, room * chance.randint(8, 12) // 10)
-                    residency.adapt()
+                    residency.shrink_to_budget()
 
     with beside(lambda: busy(1)) as a, beside(lambda: busy(2)) as b, beside(lambda: busy(3)) as c:
         pass

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from support import memory, toy
 from support.scale import times
 
-from safelight.devices.base import PREFETCH_DEPTH
+from safelight.devices.base import READ_AHEAD
 from safelight.devices.simulated import Faults, Simulated
 from safelight.errors import IntegrityError, OutOfMemoryError, SafelightError, TransferError
 from safelight.memory.budget import HOST
@@ -57,7 +57,7 @@ class Switching(RuleBasedStateMachine):
             self.models[name] = toy.manifest(self.paths[name], self.states[name], name)
         self.right = {name: toy.output(self.states[name], X) for name in NAMES}
         self.size = sum(segment.nbytes for segment in cut(self.models["A"], torch.float32))
-        self.least = max(segment.nbytes for segment in cut(self.models["A"], torch.float32)) * (PREFETCH_DEPTH + 1)
+        self.least = max(segment.nbytes for segment in cut(self.models["A"], torch.float32)) * (READ_AHEAD + 1)
         self.device = Simulated(nbytes=1 << 20, latency=0.0)
         self.residency = memory.on(self.device, self.size * 2, self.size * 2)
         self.skeletons = toy.skeletons()

@@ -15,8 +15,8 @@ ALIGNMENT = 64
 """Bytes. fp32 results on a CPU depend on a weight's address modulo this. Every allocation starts at a multiple."""
 
 
-PREFETCH_DEPTH = 2
-"""How many segments are prefetched. Segment sizes differ. With two, copying stays busy while a large one is used."""
+READ_AHEAD = 2
+"""How many segments the ring reads ahead. With two, copying stays busy while a large one is used: sizes differ."""
 
 
 def aligned(nbytes: int) -> int:
@@ -57,12 +57,15 @@ class Device(Protocol):
 
     @property
     def has_own_memory(self) -> bool:
-        """Whether it has its own memory. Weights are then copied to it from host memory, else they are read into it."""
+        """Whether it has its own memory.
+
+        If True, weights are copied to it from host memory. If False, it computes with the weights in host memory.
+        """
         ...
 
     @property
-    def prefetch_depth(self) -> int:
-        """How many segments are prefetched while one is used.
+    def read_ahead(self) -> int:
+        """How many segments the ring reads ahead while one is used.
 
         It is 0 if copying and computing share the cores, and more if the device computes while the host copies.
         """

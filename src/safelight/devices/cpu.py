@@ -15,7 +15,7 @@ class CPU:
 
     name = "cpu"
     has_own_memory = False
-    prefetch_depth = 0
+    read_ahead = 0
     staging_buffer_bytes = 0
     asynchronous = False
 

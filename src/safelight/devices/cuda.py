@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from safelight.devices.base import PREFETCH_DEPTH, Fence
+from safelight.devices.base import READ_AHEAD, Fence
 from safelight.devices.failures import translate_memory_errors
 
 ROUNDING = 512
@@ -44,7 +44,7 @@ class CUDA:
 
     name = "cuda"
     has_own_memory = True
-    prefetch_depth = PREFETCH_DEPTH
+    read_ahead = READ_AHEAD
     staging_buffer_bytes = STAGE_BYTES
     asynchronous = True
 

@@ -1,4 +1,7 @@
-"""Host memory from its own memory maps. It is aligned, and the system gets it back at once when it is freed."""
+"""Allocates host memory with a separate anonymous mmap for each slab.
+
+So the memory is aligned, and returns to the system as soon as it is freed.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import contextlib
 import torch
 
 from safelight.devices import host, machine
-from safelight.devices.base import PASSED, PREFETCH_DEPTH, Fence
+from safelight.devices.base import PASSED, READ_AHEAD, Fence
 from safelight.devices.failures import translate_memory_errors
 
 PIECE = 1 << 30
@@ -36,7 +36,7 @@ class MPS:
 
     name = "mps"
     has_own_memory = True
-    prefetch_depth = PREFETCH_DEPTH
+    read_ahead = READ_AHEAD
     staging_buffer_bytes = 0
     asynchronous = False
 

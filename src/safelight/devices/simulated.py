@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from safelight.devices import host
-from safelight.devices.base import PASSED, PREFETCH_DEPTH, Fence
+from safelight.devices.base import PASSED, READ_AHEAD, Fence
 from safelight.errors import DeviceLostError, OutOfMemoryError
 
 ROUNDING = 512
@@ -265,7 +265,7 @@ class Simulated:
 
     name = "simulated"
     has_own_memory = True
-    prefetch_depth = PREFETCH_DEPTH
+    read_ahead = READ_AHEAD
 
     def __init__(
         self,

@@ -222,7 +222,12 @@ def _cast(chunk: torch.Tensor, target: torch.Tensor) -> None:
 
 @dataclass
 class Counts:
-    """Counts of copies: ``wrong`` arrived corrupted; ``again`` of these were correct after a repair."""
+    """Counts of copies.
+
+    ``copies``, ``nbytes``: all copies, and their bytes.
+    ``wrong``: how many arrived corrupted.
+    ``repaired``: how many of these were correct after a repair.
+    """
 
     copies: int = 0
     nbytes: int = 0

@@ -114,7 +114,7 @@ class HostSource:
         """See :class:`Source`. The proof is the sum of the whole slab, computed on the device."""
         return sums.compute_sum(target.slab.base[: target.segment.nbytes])
 
-    def adapt(self, fetch: Fetch) -> None:
+    def follow_budget(self, fetch: Fetch) -> None:
         """See :class:`Source`. The host evicts cached copies if others need the memory, and rereads them later."""
         for other, copying in list(self._copying.items()):
             # Another fetch may be reading from a slow disk. It is adapted at a later call, so that nobody waits for it.
@@ -124,4 +124,4 @@ class HostSource:
                         copying.lease.adjust()
                 finally:
                     copying.lock.release()
-        self.host.adapt()
+        self.host.shrink_to_budget()

@@ -25,7 +25,7 @@ class ResidentSegment:
 
     ``proof``: the proof of its bytes when they were produced.
     ``leases``: how many leases hold it.
-    ``used``: clock count at its last use.
+    ``used``: a counter's value at its last use (not a time); a larger one is more recent.
     ``corrupted``: its bytes are wrong. It is evicted when its last lease ends.
     ``unwanted``: somebody asked to evict it while a lease held it. It is evicted when its last lease ends.
     """
@@ -196,7 +196,7 @@ class Lease:
             self.on_change([t.name for i in sorted(indices) for t in self.segments[i].tensors], resident)
 
     def address(self, tensor: torch.Tensor) -> int:
-        """Return a tensor's address, for checking its alignment. Only the remainder is meaningful."""
+        """Return a tensor's address, for checking its alignment. Only its remainder modulo ALIGNMENT is meaningful."""
         return self._owner.device.address(tensor)
 
     def mark_corrupted(self, name: str) -> None:

@@ -36,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A piece in memory. ``used``: clock count at its last use. ``held``: another lease holds it."""
+    """A piece in memory. ``used``: a counter's value at its last use. ``held``: another lease holds it."""
 
     piece: Piece
     used: int = 0
@@ -53,7 +53,7 @@ class PlanInput:
     ``passes``: how often the needed pieces are used.
     ``upcoming``: the components wanted after this one, the soonest first.
     ``partial``: whether the component may be resident in part.
-    ``ahead``: how many pieces are prefetched while another is used.
+    ``ahead``: how many pieces are read ahead while another is used.
     """
 
     budget: int

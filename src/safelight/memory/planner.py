@@ -1,4 +1,7 @@
-"""The planner of one place: collects the input of :func:`safelight.memory.plan.plan`, and answers refusals."""
+"""The planner of one place.
+
+It collects the input of :func:`safelight.memory.plan.plan`, and turns a refusal into an error or a smaller plan.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from safelight.weights.manifest import ComponentManifest
 class Planner:
     """Plans the segments in ``place``, within the ledger's budget for it.
 
-    It has no lock of its own: whoever plans holds the residency's lock, as for the table.
+    It has no lock of its own. Hold the residency's lock when you call it; the same lock guards the table.
 
     ``partial``: whether a component may be resident in part.
     ``max_bytes``: bytes that weights may use, None for the whole budget.
@@ -38,7 +41,11 @@ class Planner:
     before_planning: Callable[[], None]
 
     def plan_new(self, lease: Lease) -> Plan | None:
-        """Plan a new lease. None: too little room beside segments that are soon released, so it must wait."""
+        """Plan a new lease.
+
+        Returns None if the lease must wait: there is too little room now, but segments that others hold are released
+        soon.
+        """
         self.table.evict_due(lease)
         self.before_planning()
         outcome = plan(self._plan_input(lease, True))
@@ -90,7 +97,10 @@ class Planner:
         return plan(self._plan_input(lease, False))
 
     def plan_eviction(self) -> Plan | None:
-        """Plan which pieces to evict so that the others fit in the budget. None: the pieces that are held do not."""
+        """Plan which pieces to evict so that the others fit in the budget.
+
+        Returns None if the held pieces alone exceed the budget.
+        """
         self.before_planning()
         outcome = plan(PlanInput(self._for_weights(None), self.table.pieces_for(None, True), ()))
         return outcome if isinstance(outcome, Plan) else None
@@ -99,7 +109,7 @@ class Planner:
         """Return the smallest number of bytes of weights with which a component can run, however slowly."""
         pieces = [segment.nbytes for segment in cut(component, dtype)]
         whole = sum(pieces)
-        return min(whole, (self.device.prefetch_depth + 1) * max(pieces)) if self.partial else whole
+        return min(whole, (self.device.read_ahead + 1) * max(pieces)) if self.partial else whole
 
     def refusal_error(self, component: ComponentManifest, use: Use, refusal: Refusal) -> OutOfMemoryError:
         """Return the error that a lease of the component would raise for ``refusal``."""
@@ -116,7 +126,7 @@ class Planner:
             passes=lease.use.passes,
             upcoming=lease.use.upcoming,
             partial=self.partial,
-            ahead=self.device.prefetch_depth,
+            ahead=self.device.read_ahead,
         )
 
     def _for_weights(self, lease: Lease | None) -> int:

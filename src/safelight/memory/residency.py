@@ -138,7 +138,7 @@ class Residency:
     def adjust(self, lease: Lease) -> None:
         """See :meth:`Lease.adjust`."""
         assert lease.fetch is not None
-        self.source.adapt(lease.fetch)
+        self.source.follow_budget(lease.fetch)
         before = set(lease.residents)
         with self.lock:
             new = self.planner.plan_running(lease)
@@ -154,8 +154,8 @@ class Residency:
         with self.lock:
             lease.tell_change(lease.residents.keys() - before, True)
 
-    def adapt(self) -> None:
-        """Adapt to the current budget: if it shrank, evict segments that no lease holds. Call it between two uses."""
+    def shrink_to_budget(self) -> None:
+        """If the budget shrank, evict segments that no lease holds. Call it between two uses."""
         with self.lock:
             eviction = self.planner.plan_eviction()
             if eviction is not None:

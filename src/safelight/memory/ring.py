@@ -36,9 +36,9 @@ class _Slot:
 class Ring:
     """Streams ``segments`` (in the order of use) through slabs of the pool.
 
-    ``ahead``: how many segments a separate thread prefetches while another is used. With 0, the caller's thread reads
+    ``ahead``: how many segments a separate thread reads ahead while another is used. With 0, the caller's thread reads
     each segment when the caller asks for it.
-    ``passes``: how often all segments are used. Nothing is prefetched after the last pass.
+    ``passes``: how often all segments are used. Nothing is read ahead after the last pass.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Ring:
                     slot.tensors, slot.index = {}, -1
 
     def _slot(self, index: int) -> _Slot:
-        """Return the slot that holds the segment, and start prefetching the next segments."""
+        """Return the slot that holds the segment, and start reading the next segments ahead."""
         slot = next((slot for slot in self._slots if slot.index == index), None)
         if slot is not None and slot.pending is not None:
             pending, slot.pending = slot.pending, None
@@ -139,7 +139,7 @@ class Ring:
             following = self._segments[(number + step) % len(self._segments)].piece.index
             if self._thread is None or any(slot.index == following for slot in self._slots):
                 continue
-            # Prefetching is optional: it needs an idle slot.
+            # Reading ahead is optional: it needs an idle slot.
             if not any(slot.users == 0 and slot.slab.holders() <= len(slot.tensors) for slot in self._slots):
                 return
             slot = self._free_slot(following)
@@ -192,7 +192,7 @@ class Ring:
         slot.tensors = target.tensors
 
     def close(self) -> None:
-        """Wait for running prefetches and return all slots to the pool."""
+        """Wait until nothing is read ahead any more, and return all slots to the pool."""
         with self._lock:
             if self._thread is not None:
                 self._thread.shutdown(wait=True, cancel_futures=True)

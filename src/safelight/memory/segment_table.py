@@ -158,7 +158,7 @@ class SegmentTable:
         lease.residents = {}
 
     def release(self, held: ResidentSegment) -> None:
-        """Hold a segment once less. If it is wrong or unwanted and nobody holds it now, evict it."""
+        """Remove one hold of a segment. If it is wrong or unwanted and nobody holds it now, evict it."""
         held.leases -= 1
         piece = held.target.segment.piece
         if held.must_evict and self.residents.get(piece) is held:

@@ -39,7 +39,11 @@ class Segment:
 
 
 def component_key(component: ComponentManifest, dtype: torch.dtype) -> str:
-    """Return the planner's name of a component in a dtype: the base's name, followed by the overlay's if it has one."""
+    """Return the planner's name of a component in a dtype.
+
+    It consists of role, digest and dtype of the underlying component, followed by the digest of its overlays if it has
+    any.
+    """
     over = f" +{component.overlay_digest[:16]}" if isinstance(component, OverlaidComponent) else ""
     return _base_key(component, dtype) + over
 
@@ -52,9 +56,9 @@ def _base_key(component: ComponentManifest, dtype: torch.dtype) -> str:
 def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]:
     """Cut a component into segments, in the order in which a forward pass uses them.
 
-    Segments without an overlay are shared with the base component. Tensors of one leaf module stay together. A segment
-    is at most 1/32 of the component or as large as its largest leaf module, whichever is larger. Larger blocks are
-    split, and smaller neighbours are merged.
+    Segments without an overlay are shared with the underlying component. Tensors of one leaf module stay together. A
+    segment has at most 1/32 of the component's bytes, or those of the component's largest leaf module if that is more.
+    Larger blocks are split, and smaller neighbours are merged.
     """
 
     def nbytes(tensors: list[ManifestTensor]) -> int:

@@ -77,7 +77,7 @@ class Source(Protocol):
         """Compute the proof of the bytes that are in the target now."""
         ...
 
-    def adapt(self, fetch: Fetch) -> None:
+    def follow_budget(self, fetch: Fetch) -> None:
         """Adapt the memory that the source itself uses to the machine's current limits.
 
         Call it between two uses of the segments that ``fetch`` fills.
@@ -179,6 +179,6 @@ class FileSource:
         """See :class:`Source`. The proof is the tensors' digests."""
         return tuple(checksum_of(tensor) for tensor in target.tensors.values())
 
-    def adapt(self, fetch: Fetch) -> None:
+    def follow_budget(self, fetch: Fetch) -> None:
         """See :class:`Source`. Nothing to do: this source uses no memory of its own."""
         del fetch
