@@ -16,7 +16,7 @@ from safelight.memory.lease import Lease, Use
 from safelight.memory.residency import Residency
 from safelight.memory.segments import cut
 from safelight.weights.manifest import ComponentManifest, Manifest
-from safelight.weights.slab_views import resident_bytes
+from safelight.weights.slab_views import bytes_needed
 
 F32 = torch.float32
 
@@ -258,7 +258,7 @@ def test_memory_05_one_evicted_segment_is_all_that_is_read_again(
 
 def test_resident_bytes_of_a_component(two: tuple[Manifest, Manifest]) -> None:
     component = two[0].component("vae")
-    assert resident_bytes(component, F32) <= whole(component) < resident_bytes(component, F32) * 1.1
+    assert bytes_needed(component, F32) <= whole(component) < bytes_needed(component, F32) * 1.1
 
 
 def test_other_models_go_first_when_the_budget_shrinks_meanwhile(two: tuple[Manifest, Manifest]) -> None:

@@ -54,8 +54,8 @@ TOLERANCE = 24
 """The allowed error is this, times the dtype's epsilon, times the largest value. Rounding alone gives less."""
 
 MAX_TIME_SHARE = 0.8
-"""``auto`` prefers a later kernel only if its time is below this share of the best. This margin keeps the choice stable
-when timings fluctuate."""
+"""``auto`` goes through the kernels in order. It prefers the next one only if its time is below this share of the best
+time so far. This margin keeps the choice stable when timings fluctuate."""
 
 QUERY_BLOCK = 512
 """How many queries the reference computes at once."""

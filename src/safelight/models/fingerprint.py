@@ -2,8 +2,7 @@
 
 Hooks, processors, a replaced ``forward``, a flag, a cached tensor: each is an entry of some module's ``__dict__``.
 Plain values are compared by value, others by identity. Containers and small objects (attention processors) are also
-compared entry by entry, one level deep. For parameters, only the names are recorded, and that
-each is absent.
+compared entry by entry, one level deep. Of parameters, only the names are recorded, and whether each is absent.
 """
 
 from __future__ import annotations

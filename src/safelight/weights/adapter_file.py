@@ -44,7 +44,7 @@ ALPHA_DTYPES = FLOATS | {"F64", "I64", "I32", "I16", "I8", "U8"}
 
 
 def read_tensors(header: Header, kind: str) -> list[TensorInfo]:
-    """Return the tensors of an adapter file to read. Skips the token of AUTOMATIC1111's embeddings.
+    """Return the tensors of an adapter file that Safelight reads: all but the token of AUTOMATIC1111's embeddings.
 
     Raises UnsupportedModelError for a dtype that is not supported.
     """
@@ -63,7 +63,7 @@ def layout(header: Header, kind: str) -> ComponentLayout:
     """Return the layout of an adapter file.
 
     The tensors of a VAE or a ControlNet get the module's names. All other adapters keep the names of the file.
-    Raises UnsupportedModelError when the file cannot be read exactly.
+    Raises UnsupportedModelError when a tensor has a dtype, or PEFT's settings have a value, that is not supported.
     Raises IncompleteModelError when tensors of the module are missing.
     """
     infos = read_tensors(header, kind)

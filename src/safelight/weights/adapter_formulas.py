@@ -16,7 +16,7 @@ from safelight.weights.adapter_kinds import GROUP, WEIGHT_ADAPTER_KINDS
 from safelight.weights.adapter_parts import WeightChange, rank
 
 Tensors = Mapping[str, torch.Tensor]
-"""An adapter's tensors by slot, fp32."""
+"""An adapter's tensors by slot, which is their role in the formula (``down``, ``up``, …); fp32."""
 
 
 def difference(change: WeightChange, slots: Tensors, weight: torch.Tensor, scale: float | None = None) -> torch.Tensor:

@@ -37,8 +37,8 @@ def _read(given: object) -> AdapterKind | None:
 WEIGHT_ADAPTER_KINDS: Extensible[AdapterKind | None] = Extensible(
     dict.fromkeys(("lora", "loha", "lokr", "full_difference", "diff")), GROUP, _read
 )
-"""Kinds that change a checkpoint's weights; None for the built-in ones. A request lists them as ``loras``. Files of the
-kind ``full_difference`` use the formula ``diff``."""
+"""The kinds that change a checkpoint's weights, by name. The value is the package's kind, and None for a built-in one.
+A request lists them as ``loras``. ``full_difference`` is the kind of a file, and ``diff`` the formula that it uses."""
 
 
 def package_kinds() -> Iterator[tuple[str, AdapterKind]]:
@@ -60,7 +60,10 @@ def rules() -> list[KindRule]:
 
 
 def split_added(name: str) -> tuple[str, str] | None:
-    """Split the name of a tensor into (module, slot). The slot is ``kind/role``. Return None for other tensors."""
+    """Split the name of a tensor into (module, slot). Return None for other tensors.
+
+    The slot is ``kind/role``, with the tensor's role in the formula of the kind.
+    """
     for kind_name, kind in package_kinds():
         for suffix, role in kind.suffixes.items():
             if name.endswith(suffix):

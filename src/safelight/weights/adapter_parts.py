@@ -83,6 +83,7 @@ class Fit:
 
     @property
     def count(self) -> int:
+        """The number of changes in all components."""
         return sum(len(changes) for changes in self.changes.values())
 
 
@@ -106,7 +107,10 @@ _OF_BIAS = frozenset({"bias", "diff_b", "b_norm"})
 
 
 def split(name: str) -> tuple[str, str] | None:
-    """Split the name of an adapter's tensor into (module, slot). Return None if the form of the name is unknown."""
+    """Split the name of an adapter's tensor into (module, slot). Return None if the form of the name is unknown.
+
+    ``slot``: the tensor's role in the formula (:class:`WeightChange`).
+    """
     for pattern, fixed in _SUFFIXES:
         found = pattern.fullmatch(name)
         if found is None:

@@ -32,7 +32,7 @@ _WORDS = {
 class TensorDigester:
     """Digests tensors in one pass: an XXH3 for each, and one BLAKE3 for all. It also checks for NaN and infinity.
 
-    ``progress``: called with the number of bytes after each chunk.
+    ``progress``: called after each chunk with the number of its bytes.
     """
 
     def __init__(self, progress: Callable[[int], None] | None = None) -> None:

@@ -28,8 +28,8 @@ class TensorPlace:
     ``transpose``: the file stores the matrix transposed.
     ``source``: the tensor's name in the file.
 
-    The places of a pickle only prove that it is complete. Safelight converts pickles before it reads their bytes, and
-    takes each tensor's offset from the pickle's own header.
+    For a pickle, the places only serve to check that no tensor is missing; do not read bytes with them. Safelight reads
+    the safetensors copy.
     """
 
     name: str

@@ -122,7 +122,7 @@ def hash_components(
 ) -> Manifest:
     """Read every tensor once and build the manifest.
 
-    ``progress``: called with the number of bytes after each chunk.
+    ``progress``: called after each chunk with the number of its bytes.
     ``watched``: more files and folders to record, whose changes mean that the checkpoint may have changed.
 
     Raises CorruptFileError if a file is cut off, holds NaN or infinity, or changes while it is read.

@@ -1,8 +1,9 @@
 """Overlays: tensors that are computed from weights and used in their place. The weights themselves are never written.
 
-A component with overlays is a separate component, identified by the content of the base and of the overlays. Its
-segments are computed from the base's bytes when they are needed, and cached and evicted like all others. Segments
-without an overlay are shared with the base. To remove an adapter, use the base again.
+A component with overlays is a separate component, identified by the content of the underlying component and of the
+overlays. Its segments are computed from the underlying component's bytes when they are needed, and cached and evicted
+like all others. Segments without an overlay are shared with the underlying component. To remove an adapter, use the
+underlying component again.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Recipes = Callable[[], AbstractContextManager[Mapping[str, Overlay]]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OverlaidComponent(ComponentManifest):
-    """A component with overlays. The inherited fields, ``digest`` too, are the base's.
+    """A component with overlays. The inherited fields, also ``digest``, are those of the underlying component.
 
     ``overlay_digest``: the overlays' content hash (BLAKE3, hex), strengths included.
     ``overlaid_names``: names of the tensors with an overlay.
@@ -68,16 +69,24 @@ class OverlaidComponent(ComponentManifest):
 
 
 def with_overlays(
-    base: ComponentManifest,
+    component: ComponentManifest,
     overlay_digest: str,
     overlaid_names: frozenset[str],
     recipes: Recipes,
     working: int = 0,
     sources: tuple[str, ...] = (),
 ) -> OverlaidComponent:
-    """Return the base with overlays. Arguments: see :class:`OverlaidComponent`."""
+    """Return a component with overlays. Arguments: see :class:`OverlaidComponent`."""
     return OverlaidComponent(
-        base.role, base.config, base.tensors, base.digest, overlay_digest, overlaid_names, recipes, working, sources
+        component.role,
+        component.config,
+        component.tensors,
+        component.digest,
+        overlay_digest,
+        overlaid_names,
+        recipes,
+        working,
+        sources,
     )
 
 

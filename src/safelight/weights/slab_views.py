@@ -11,7 +11,7 @@ from safelight.devices.transfer import Read
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
 
 
-def resident_bytes(component: ComponentManifest, dtype: torch.dtype) -> int:
+def bytes_needed(component: ComponentManifest, dtype: torch.dtype) -> int:
     """Return the bytes that a component needs in ``dtype``."""
     return sum(aligned(torch.Size(tensor.shape).numel() * dtype.itemsize) for tensor in component.tensors)
 
