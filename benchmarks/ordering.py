@@ -81,10 +81,10 @@ def ours(overtakes: int) -> Rule:
 RULES: dict[str, Rule] = {
     "first come, first served": first_come,
     "SwarmUI's rule": swarm,
-    "InvokeAI's rule, 32 ahead": invoke,
-    "Safelight, bound 32": ours(32),
-    "Safelight, bound 64": ours(64),
-    "Safelight, bound 128": ours(128),
+    "InvokeAI's rule": invoke,
+    "Safelight, `queue_overtakes: 32`": ours(32),
+    "Safelight, `queue_overtakes: 64`": ours(64),
+    "Safelight, `queue_overtakes: 128`": ours(128),
 }
 
 

@@ -108,7 +108,7 @@ def page(rows: list[tuple[str, int, int, int]], spoiled: list[tuple[str, int, in
     total, found = sum(row[1] for row in spoiled), sum(row[2] for row in spoiled)
     right = rows[0]
     return [
-        "# Gates: how often a mark is right",
+        "# Marks: how often they are right",
         "",
         "`python tools/gates.py` writes this page. It reads images of the starters, which",
         "`python tools/gate_images.py report` makes. A mark never fails a job.",
@@ -117,7 +117,7 @@ def page(rows: list[tuple[str, int, int, int]], spoiled: list[tuple[str, int, in
         "last rows count other pictures of 512 by 512 pixels, which the starters' VAE encodes and decodes; the",
         "photographs come from three packages. *Decoded again* counts the images that the VAE decoded a second time,",
         "to compare the pixels: the first 100 images of each VAE, and later only the most doubtful ones. An image is",
-        "doubtful if its colours fit its latents badly, or fit well with exchanged channels.",
+        "doubtful if its colours do not fit its latents, or fit them better when the colour channels are exchanged.",
         "",
         "| images | number | marked | share marked | share decoded again |",
         "|---|---|---|---|---|",

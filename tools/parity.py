@@ -189,7 +189,7 @@ def main() -> None:
         "`python tools/parity.py docs/parity.md` runs the tests and writes this page. The tests use tiny random",
         "checkpoints, fp32 and one CPU thread. In each test, Safelight and the other program compute with the same",
         "weights, and the test compares the results. The sections below list all cases by the names of their tests.",
-        "A sign × between lists means that every combination is a case.",
+        "In the lists, a sign × means that every combination is a case; in the headings it only names what varies.",
         "",
         "| what | compared with | how exactly | cases (all are equal) |",
         "|---|---|---|---|",

@@ -231,7 +231,8 @@ COMBINATIONS = {
     "tests/stateful/test_combinations.py::test_a_thousand_jobs_are_those_of_fresh_processes": (
         "1000",
         "random jobs in one process, with memory for about two models: each image equals the image from a forked "
-        "process that has loaded no model before; 10 of them also equal the image of a new process",
+        "process that has loaded no model before; 10 of them were also compared with the image of a new process, and "
+        "are equal",
     ),
     "tests/stateful/test_combinations.py::test_a_thousand_jobs_with_the_least_memory_are_too": (
         "1000",
@@ -448,8 +449,8 @@ def _with_rows(lines: list[str], given: dict[str, tuple[str, str]]) -> tuple[lis
 def whole() -> tuple[list[str], bool]:
     rows = processes()
     lines = [
-        "The times are medians of five runs, and of three for the first step. The first step was timed in other runs,",
-        "and times vary between runs; so it can take longer than a whole process.",
+        "The times are medians of five runs, and of three for the first step. The time of the first step comes from",
+        "other runs, so it can be above the time of a whole process, the row before it.",
         "",
         "| whole processes | |",
         "|---|---|",

@@ -106,7 +106,16 @@ def test_five_samplers_on_sdxl(
     assert ours(engine, tiny / "xl.safetensors", sampler, negative=negative) == theirs
 
 
-@pytest.mark.parametrize("form", thinned(["ldm", "folder", "diffusers", "bin", "ckpt"], 2))
+FORMS = {
+    "ldm": "one file with LDM's names",
+    "folder": "diffusers folder",
+    "diffusers": "one file with diffusers' names",
+    "bin": "diffusers folder of .bin",
+    "ckpt": ".ckpt",
+}
+
+
+@pytest.mark.parametrize("form", thinned(FORMS, 2), ids=FORMS.values())
 @pytest.mark.parametrize("base", ["sd1", "sd2", "sdxl"])
 def test_every_form_of_every_base(
     base: str, form: str, engine: LocalEngine, tmp_path: Path, pipes: dict[str, Any]
