@@ -212,7 +212,7 @@ class Adapters:
         adapter = self.get(name)
         if adapter.origin == "starter":
             raise InputError(f"{adapter.name!r} is a starter and part of the installation, so it cannot be {done}")
-        raise InputError(f"{name!r} is the file of the adapter {adapter.name!r}; use that name")
+        raise InputError(f"{name!r} is the file name of an adapter; use the adapter's name, {adapter.name!r}")
 
     def remove(self, name: str) -> None:
         """Remove an adapter's record, even a damaged one. The adapter's file stays. Raises InputError for a starter."""

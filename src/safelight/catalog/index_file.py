@@ -114,7 +114,10 @@ class IndexFile:
         return None
 
     def store_input(self, digest: str, hint: Hint, size: tuple[int, int]) -> None:
-        """Store (width, height) of an input image. Only size and inode of its file count: each use sets its time."""
+        """Store (width, height) of an input image.
+
+        The file is recognised by size and inode only, because each use of an image sets its file's modification time.
+        """
         row = (digest, json.dumps(hint[1:]), *size)
         try:
             with self._database() as database:

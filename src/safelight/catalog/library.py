@@ -37,7 +37,7 @@ from safelight.errors import (
 
 
 class Library:
-    """The models under ``root``, which need not exist, and the starters if they are installed."""
+    """The models under ``root``, which need not exist, and the starters if they are installed. Without adapters."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -218,7 +218,7 @@ class Library:
         model = self.get(name)
         if model.origin == "starter":
             return InputError(f"{model.name!r} is a starter and part of the installation, so it cannot be {done}")
-        return InputError(f"{name!r} is the file of the model {model.name!r}; use that name")
+        return InputError(f"{name!r} is the file name of a model; use the model's name, {model.name!r}")
 
     def remove(self, name: str) -> None:
         """Remove a model's record, even a damaged one, and its conversion. The model's own file stays.

@@ -28,7 +28,7 @@ _YOUNG_SECONDS = 86_400
 
 
 class ModelRecords:
-    """``root``: of the library. Callers hold the library's lock while they write."""
+    """The records of models under ``root``, the library's root. Callers hold the library's lock while they write."""
 
     def __init__(self, root: Path) -> None:
         file = IndexFile(root / "index.db")

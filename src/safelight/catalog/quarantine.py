@@ -21,7 +21,7 @@ from safelight.weights.manifest import FileHint
 
 
 class Quarantine:
-    """``root``: of the library."""
+    """The quarantine of the library under ``root``."""
 
     def __init__(self, root: Path) -> None:
         self._folder = root / "quarantine"

@@ -54,8 +54,8 @@ class Start:
 
     ``strength``: denoising strength, the share of the steps to run.
     ``latents``: (1, channels, h, w), or None for ``encoded``.
-    ``encoded``: the encoded picture. With a mask also the encoding of the masked picture, of which only the part where
-    the mask is black is left.
+    ``encoded``: the encoded picture. With a mask, a second one follows: the picture without the part under the white of
+    the mask.
     ``mask``: white where the picture is drawn again.
     """
 
@@ -70,7 +70,7 @@ class Denoised:
     """The result of the loop, and what another model needs to compute the steps after it.
 
     ``latents``: (1, channels, h, w).
-    ``mask``: the mask, if the loop kept the input picture where it is black; else None.
+    ``mask``: the mask, if the loop kept the input picture where the mask is black; else None.
     ``random``: the state of the generator of noise.
     """
 
@@ -110,8 +110,7 @@ class Denoising:
     ``image``: the encoded picture whose latents the denoiser has as inputs; None if it has no such inputs.
     ``variation``: changes the noise, for variations of a seed.
     ``part``: the part of the noise levels to run; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
-    ``calls``: the number of calls of the denoiser in all parts together, to which the shares of ControlNets refer; 0 if
-    there is only this part.
+    ``calls``: the number of denoiser calls to which the shares of ControlNets refer; 0 for those of this loop.
     ``on_call``: called after each call of the denoiser with its index (from 0) and the latents. It may raise to stop.
     """
 

@@ -48,7 +48,8 @@ class Pass:
     ``steps_to_run``: how many of these steps this pass runs.
     ``earlier_steps``: steps of the image that earlier passes ran.
     ``part``: the part of the noise levels; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
-    ``calls``: the number of calls of the denoiser in all parts together; 0 if there is only this part.
+    ``calls``: the number of denoiser calls of the model and its refiner together, for the shares of ControlNets; 0 for
+    a pass that the model runs alone, and for the refiner's, which has no ControlNets.
     ``image``: the picture whose latents are inputs of the denoiser.
     ``refines``: the refiner computes it.
     """
@@ -92,7 +93,11 @@ class ModelStages:
         self._negative_too = guidance.READS_NEGATIVE[kind]
 
     def conditions(self, pixels: int) -> Conditions:
-        """Encode the prompts of all steps; all embeddings must be finite. ``pixels``: of the image."""
+        """Encode the prompts of all steps.
+
+        ``pixels``: of the image, for the estimate of the working memory.
+        Raises NotFiniteError if an embedding has NaN or infinity.
+        """
         prompts = Prompts.of(as_computed(self._request, self.model), self.family)
         texts = [pair for pair in prompts.texts if pair[0] == "prompt" or self._negative_too]
         encoded: dict[str, dict[PromptField, Tensors]] = {}

@@ -57,7 +57,7 @@ class NoiseSchedule:
         return self.scheduler.timesteps[first:]
 
     def _timestep_at(self, share: float) -> int:
-        """Return the timestep of training that has a share of all timesteps above it."""
+        """Return the training timestep above which a ``share`` of all training timesteps lies."""
         trained = self.scheduler.config.num_train_timesteps
         return round(trained - share * trained)
 
@@ -66,7 +66,7 @@ class NoiseSchedule:
         return noise * self.scheduler.init_noise_sigma
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Add noise of a timestep, of shape (1,), to latents."""
+        """Add noise to latents, at the level of ``timestep``, a tensor of shape (1,)."""
         return self.scheduler.add_noise(latents, noise, timestep)
 
     def scale_input(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

@@ -233,7 +233,7 @@ def plan_uses(
     """Return how a stage uses each of its components.
 
     The last component is leased first, and only it reserves the working memory of the stage. Each component leaves
-    those that are leased after it the least bytes that they need.
+    room for those that are leased after it: the fewest bytes with which they can work.
     """
     roles, role = model.family.roles, components[0][0].role
     after = roles if task.before_all_others else roles[roles.index(role) + 1 :]

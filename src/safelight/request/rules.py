@@ -75,5 +75,5 @@ def _check_passes(request: Request) -> None:
 
 
 def _too_few(steps: int) -> str:
-    """Return the problem of a denoising strength with which not one of ``steps`` is computed."""
+    """Return the message for a denoising strength so small that none of the ``steps`` is computed."""
     return f"computes less than one step of {steps}; use at least {math.ceil(1000 / steps) / 1000:g}"

@@ -38,7 +38,7 @@ class ResolvedLora:
         return self.lora.on(self.family.purpose(role)) * (1.0 if factors is None else factors.get(block, 0.0))
 
     def scale(self, role: str) -> float | None:
-        """Return the factor for a component if the file has no alpha; None for 1."""
+        """Return the factor that the file's metadata gives for a component in place of alpha; None if it gives none."""
         config = self.adapter.component.config
         assert isinstance(config, AdapterConfig)
         return config.scale(self.family.component(role))
@@ -62,7 +62,7 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
             f"ask for it as {_ASKED[adapter.kind]}" if adapter.kind in _ASKED else "no installed package has this kind"
         )
         raise RequestError("loras", lora.name, f"is a {adapter.kind}: {way}")
-    # If the package of the kind does not load, its own error is clearer than that no tensor fits.
+    # Load the package of the kind now: if that fails, its error is clearer than "no tensor fits".
     _ = WEIGHT_ADAPTER_KINDS[adapter.kind]
     if adapter.base and adapter.base != model.base:
         raise RequestError("loras", lora.name, f"is a {adapter.kind} for {adapter.base}; {model.name} is {model.base}")

@@ -18,7 +18,8 @@ from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import Request
 
 MAX_CHUNKS = 256
-"""The most chunks (of 75 tokens) that all texts of one prompt may have together: some 160 MB of SDXL's embeddings."""
+"""A prompt that changes between steps has several texts. They may have this many chunks (of 75 tokens) together: some
+160 MB of SDXL's embeddings."""
 
 _STRENGTH, _IMAGE_CFG = (fields_of(Request)[name] for name in ("strength", "image_cfg"))
 
@@ -26,8 +27,8 @@ _FIRST_MODEL = (Feature.TEXT_TO_IMAGE, Feature.IMAGE_TO_IMAGE, Feature.CONTROLNE
 """Features that the model needs but its refiner does not."""
 
 MAX_RATIO = 2.5
-"""Factor. The user gets a warning if the number of pixels differs by more than this from that of the training, or if
-one side is longer than the other by more than this."""
+"""The user gets a warning if the image has more than this many times the pixels of the training images, or fewer than
+one part in this many, or if one side is more than this many times as long as the other."""
 
 
 def find_size_warning(request: Request, model: Model) -> str:

@@ -103,7 +103,7 @@ def _widths(model: Model) -> tuple[tuple[str, int], ...]:
 
 
 def _slots(tensors: Collection[str], model: Model) -> dict[str, str]:
-    """Return the tensor of each text encoder, by role."""
+    """Return for each text encoder (by role) the name of the tensor that has its vectors."""
     if len(tensors) == 1:
         return dict.fromkeys(model.family.text_encoders[:1], next(iter(tensors)))
     names = model.family.embedding_names

@@ -1,5 +1,5 @@
-"""Finds the whole components that a request names in place of its model's own or beside them: VAEs, text encoders,
-ControlNets. Also finds its refiner. No torch."""
+"""Finds the components that a request names: VAEs and text encoders, which replace those of the model, and ControlNets,
+which are added to it. Also finds the refiner. No torch."""
 
 from __future__ import annotations
 
