@@ -215,7 +215,8 @@ def test_a_controlnet_that_ignores_the_negative_prompt_is_given_the_prompt(
     assert not torch.equal(given[0], given[4])
 
 
-def test_memory_for_three_rows_is_measured_apart(engine: LocalEngine, tiny: Path, folder: Path) -> None:
+def test_memory_for_three_rows_is_measured_apart(root: Path, tiny: Path, folder: Path) -> None:
+    engine = safelight.open_engine(root)
     ours(engine, folder)
     ours(engine, folder, model=str(tiny / "a.safetensors"), image="", width=64, height=64)
     measured = engine.resources.working_memory._measured

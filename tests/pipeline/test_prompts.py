@@ -205,7 +205,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_what_was_encoded_is_not_encoded_again(engine: LocalEngine, ask: Ask, reads: list[int]) -> None:
+def test_what_was_encoded_is_not_encoded_again(root: Path, ask: Ask, reads: list[int]) -> None:
+    engine = safelight.open_engine(root)
     right = sha(engine, ask(prompt="red", negative="dark"))
     assert len(reads) == 2
     assert sha(engine, ask(prompt="red", negative="dark")) == right
