@@ -25,11 +25,6 @@ from safelight.workers.local_engine import LocalEngine
 Ask = Callable[..., Request]
 
 
-@pytest.fixture
-def engine(shared_engine: LocalEngine) -> LocalEngine:
-    return shared_engine
-
-
 def sha(engine: LocalEngine, request: Request) -> str:
     return next(engine.generate(request)).pixels_sha256
 
