@@ -315,3 +315,13 @@ def test_an_option_that_is_no_vae_is_refused(http: httpx.Client) -> None:
     assert (answer.status_code, "not a VAE" in answer.json()["detail"]) == (422, True)
     metadata = http.get("/sdapi/v1/loras").json()[0]["metadata"]
     assert "/" not in metadata["path"]
+
+
+def test_an_unknown_refiner_is_a_wrong_value_of_its_field(http: httpx.Client) -> None:
+    for body in (
+        {"refiner_checkpoint": "nobody", "refiner_switch_at": 0.8},
+        {"alwayson_scripts": {"Refiner": {"args": [True, "nobody", 0.8]}}},
+    ):
+        answer = http.post("/sdapi/v1/txt2img", json={"prompt": "x", "steps": 2, "width": 64, "height": 64, **body})
+        assert answer.status_code == 422
+        assert "refiner_checkpoint='nobody'" in answer.json()["detail"]

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from safelight.assembly.services import Services
 from safelight.catalog.model import Model
-from safelight.errors import RequestError
+from safelight.errors import ModelNotFoundError, RequestError
 from safelight.pictures.chunks import parameters, schedule_label
 from safelight.queue.database import StoredImage
 from safelight.queue.job import QueuedJob
@@ -96,11 +96,18 @@ class GenerationRoutes:
             vae="" if vae in OWN_VAE else str(vae),
             variation_seed=subseed if strength else 0,
             variation_strength=strength,
-            refiner="" if refiner is None else by_title(self._control, refiner[0]).name,
+            refiner="" if refiner is None else self._refiner(refiner[0]),
             refiner_start=_REFINER_START if refiner is None else refiner[1],
             **asked.given(),
         )
         return intake.accept(self._control, request, client=f"a1111 {client.address}")
+
+    def _refiner(self, title: str) -> str:
+        """Return the name of the refiner with a title. Raises RequestError if there is no such model."""
+        try:
+            return by_title(self._control, title).name
+        except ModelNotFoundError as error:
+            raise RequestError("refiner_checkpoint", title, f"is not the title of a model: {error}") from error
 
     def _model(self, override: dict[str, Any], client: Client) -> Model:
         """Return the model of ``override_settings``, or else the client's current one."""
