@@ -90,3 +90,22 @@ def test_the_story(suspect: str, tmp_path: Path) -> None:
 
 def test_the_soak_of_random_sequences() -> None:
     assert "sequences" in run("tools/soak.py", "1", "--sequences", "2")
+
+
+def test_versions(tmp_path: Path) -> None:
+    """The earlier version's files are there, and what benchmarks print is read."""
+    sys.path.insert(0, str(HOME / "benchmarks"))
+    try:
+        import versions
+    finally:
+        sys.path.remove(str(HOME / "benchmarks"))
+    before = versions.checkout("HEAD", tmp_path)
+    assert before.run(("-c", "import json, safelight; print(json.dumps({'right': 1.0, 'seconds': [1, 2, 9]}))")) == {
+        "right": 1.0,
+        "median s": 2.0,
+    }
+    assert (tmp_path / "benchmarks/library.py").exists()
+    assert versions.values("| what | | |\n|---|---|---|\n| starter | median s, warm | 0.50 |\n| share | 4.3% |\n") == {
+        "median s, warm": 0.5,
+        "share": 4.3,
+    }
