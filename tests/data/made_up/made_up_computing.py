@@ -29,24 +29,23 @@ class Transformer(nn.Module):
     def forward(self, latents, time, text):
         x = self.enter(latents.flatten(2).transpose(1, 2)) + self.time(time.reshape(1, 1, 1))
         for block in self.blocks:
-            seen = block["qkv"](x) + block["text"](text)
-            x = x + block["out"](nn.functional.scaled_dot_product_attention(seen, seen, x))
+            y = block["qkv"](x) + block["text"](text)
+            x = x + block["out"](nn.functional.scaled_dot_product_attention(y, y, x))
         return self.leave(x).transpose(1, 2).reshape(latents.shape)
 
 
 class AutoEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.encoder = nn.Conv2d(3, CHANNELS, SCALE, SCALE)
-        self.decoder = nn.Conv2d(CHANNELS, 3 * SCALE**2, 1)
+        self.encoder, self.decoder = nn.Conv2d(3, CHANNELS, SCALE, SCALE), nn.Conv2d(CHANNELS, 3 * SCALE**2, 1)
 
     @property
     def dtype(self):
         return self.encoder.weight.dtype
 
     def encode(self, pixels):
-        mean = self.encoder(pixels)
-        return SimpleNamespace(latent_dist=SimpleNamespace(parameters=mean, sample=lambda generator: mean))
+        distribution = SimpleNamespace(parameters=(mean := self.encoder(pixels)), sample=lambda generator: mean)
+        return SimpleNamespace(latent_dist=distribution)
 
     def decode(self, latents, return_dict):
         return (nn.functional.pixel_shuffle(torch.tanh(self.decoder(latents)), SCALE),)
@@ -61,15 +60,13 @@ class MadeUp(FamilyModel):
         return TextInputs({pair: TextInput(values, json.dumps(values)) for pair, values in counts.items()})
 
     def encode_texts(self, family, role, module, request, inputs, words, device):
-        dtype = next(module.parameters()).dtype
-        return [{"text": module(torch.tensor([[one.value]], dtype=dtype, device=device))} for one in inputs]
+        return [{"text": module(torch.tensor([[one.value]]).to(device, module.first.weight.dtype))} for one in inputs]
 
     def condition(self, encoded, text):
         return encoded["letters"][text]
 
     def predict(self, denoiser, call):
-        time = (call.timestep / 1000).to(call.latents.dtype)
-        return denoiser(call.latents, time, call.condition["text"])
+        return denoiser(call.latents, (call.timestep / 1000).to(call.latents.dtype), call.condition["text"])
 
 
 MODEL = MadeUp()

@@ -1,7 +1,5 @@
 """A made-up family: a small transformer over 16 channels of latents that are 16 times smaller than the image, trained
-as a rectified flow, without classifier-free guidance, with a tokenizer and a text encoder of its own.
-
-This module imports no torch, because the server and the command line load it for their lists."""
+as a rectified flow, without classifier-free guidance, with a tokenizer and a text encoder of its own. No torch here."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -51,8 +49,7 @@ class Pixels(Width):
     architecture: ClassVar[str] = "made-up-pixels"
 
     def layers(self):
-        side = (SCALE, SCALE)
-        return [("encoder", (CHANNELS, 3, *side)), ("decoder", (3 * SCALE**2, CHANNELS, 1, 1))]
+        return [("encoder", (CHANNELS, 3, SCALE, SCALE)), ("decoder", (3 * SCALE**2, CHANNELS, 1, 1))]
 
 
 def infer(kind, name):
