@@ -598,7 +598,7 @@ MUTANTS = (
     Mutant(
         "what fits a model is not the process's",
         "catalog/adapters.py",
-        "        if self._inversions.generation != self._index.generation:\n",
+        "        if self._inversions.generation != self.index.generation:\n",
         "        if self._inversions.generation < 0:\n",
         "tests/adapters/test_inversion.py",
     ),

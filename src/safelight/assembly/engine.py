@@ -185,7 +185,7 @@ def _device_limits(ledger: Ledger, device: Device) -> Limits:
 
 
 def _computing(ledger: Ledger, device: Device) -> Callable[[], int]:
-    """A function that returns the bytes in use in the memory of ``device``, less those that the ledger has stored."""
+    """Return a function that returns the bytes in use on ``device`` minus the stored bytes of the ledger."""
 
     def host() -> int:
         return machine.anonymous_bytes() - ledger.stored(HOST)

@@ -58,29 +58,29 @@ class Adapters:
         self.root = root
         self._records = root / "adapters"
         file = IndexFile(root / "index.db")
-        self._index = Index(self._records, records.read_adapter, file)
+        self.index = Index(self._records, records.read_adapter, file)
         self._seen = Index(root / "seen" / "adapters", records.read_adapter, file)
         self._inversions = Inversions(-1, {})
 
     def cards(self) -> list[Card]:
         """Return the cards of all adapters by name, the user's own before the starters. Skips damaged records."""
-        own = [card for card in self._index.cards().values() if not card.problem]
+        own = [card for card in self.index.cards().values() if not card.problem]
         taken = {card.name for card in own}
         return [*own, *(card for card in starters.adapter_cards() if card.name not in taken)]
 
     def inversions(self) -> Inversions:
         """Return the present textual inversions. The object stays the same until an adapter is added or removed."""
         # Read the generation first: a concurrent change then only causes one more rebuild, and is never missed.
-        generation = self._index.generation
+        generation = self.index.generation
         cards = self.cards()
-        if self._inversions.generation != self._index.generation:
+        if self._inversions.generation != self.index.generation:
             found = {card.name: card.vectors for card in cards if card.vectors is not None}
             self._inversions = Inversions(generation, found)
         return self._inversions
 
     def all(self) -> list[Adapter]:
         """Return all adapters of :meth:`cards` with their tensors. Reads each record."""
-        own = [self._index.whole(card) for card in self._index.cards().values() if not card.problem]
+        own = [self.index.whole(card) for card in self.index.cards().values() if not card.problem]
         taken = {adapter.name for adapter in own}
         return [*own, *(adapter for adapter in starters.adapters() if adapter.name not in taken)]
 
@@ -89,16 +89,16 @@ class Adapters:
 
         Raises ModelNotFoundError, which lists the nearest names.
         """
-        found = self._index.get(name) or next((item for item in starters.adapters() if item.name == name), None)
+        found = self.index.get(name) or next((item for item in starters.adapters() if item.name == name), None)
         if found is not None:
             return found
         cards = self.cards()
         if paths.is_digest(name) and (card := next((card for card in cards if card.digest == name), None)):
             return self.get(card.name)
-        fitting = [card for card in self._index.cards().values() if not card.problem and card.stem == canonical(name)]
+        fitting = [card for card in self.index.cards().values() if not card.problem and card.stem == canonical(name)]
         if len(fitting) == 1:
             # Prompts of other programs contain file names.
-            return self._index.whole(fitting[0])
+            return self.index.whole(fitting[0])
         raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)), "adapter")
 
     def resolve(self, reference: str) -> Adapter:
@@ -179,11 +179,11 @@ class Adapters:
 
     def _write(self, adapter: Adapter) -> None:
         records.write(self._record(adapter.name), adapter)
-        self._index.invalidate()
+        self.index.invalidate()
 
     def _record(self, name: str) -> Path:
         """Return the path of an adapter's record, which need not exist."""
-        card = self._index.cards().get(canonical(name))
+        card = self.index.cards().get(canonical(name))
         return card.record if card is not None else self._records / f"{file_stem(name)}.json"
 
     def rename(self, name: str, new: str) -> Adapter:
@@ -192,7 +192,7 @@ class Adapters:
         Raises InputError when the name is taken or not allowed, and for a starter.
         """
         with library_lock(self.root):
-            adapter = self._index.get(name)
+            adapter = self.index.get(name)
             if adapter is None:
                 self._refuse_starter(name, "renamed")
             assert adapter is not None
@@ -205,7 +205,7 @@ class Adapters:
             records.write(target, renamed)
             if not (record.exists() and target.samefile(record)):
                 record.unlink(missing_ok=True)
-            self._index.invalidate()
+            self.index.invalidate()
             return renamed
 
     def _refuse_starter(self, name: str, done: str) -> None:
@@ -217,12 +217,12 @@ class Adapters:
     def remove(self, name: str) -> None:
         """Remove an adapter's record, even a damaged one. The adapter's file stays. Raises InputError for a starter."""
         with library_lock(self.root):
-            card = self._index.cards().get(canonical(name))
+            card = self.index.cards().get(canonical(name))
             if card is None:
                 self._refuse_starter(name, "removed")
             assert card is not None
             card.record.unlink(missing_ok=True)
-            self._index.invalidate()
+            self.index.invalidate()
             needed = {f"{card.digest}.safetensors" for card in self.cards()}
             for file in (self._records / CONVERTED).glob("*.safetensors"):
                 if file.name not in needed:
@@ -252,8 +252,8 @@ class Adapters:
     def _refresh(self, adapter: Adapter, fresh: Adapter) -> None:
         """Store the new manifest of an adapter, unless its record was removed or replaced while the file was read."""
         with library_lock(self.root):
-            card = self._index.cards().get(canonical(adapter.name))
-            if card is not None and not card.problem and self._index.whole(card).manifest == adapter.manifest:
+            card = self.index.cards().get(canonical(adapter.name))
+            if card is not None and not card.problem and self.index.whole(card).manifest == adapter.manifest:
                 self._write(fresh)
 
     def _describe(self, path: Path, name: str, origin: Origin, user_base: str = "") -> Adapter:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safelight.catalog import records, starters
+from safelight.catalog import starters
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.cards import Card
 from safelight.catalog.inputs import Inputs
@@ -62,8 +62,9 @@ class Catalog:
     def _read(self, card: Card) -> Model | Adapter | None:
         """Return the model or adapter of a card; None if its record is gone or damaged."""
         starter = next((one for one in (*starters.models(), *starters.adapters()) if one.path == card.record), None)
-        read = records.read if card.kind == "checkpoint" else records.read_adapter
         try:
-            return starter or read(card.record)
+            if starter is not None:
+                return starter
+            return self.library.records.read(card) if card.kind == "checkpoint" else self.adapters.index.whole(card)
         except FileError:
             return None

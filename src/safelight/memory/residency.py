@@ -55,7 +55,7 @@ class Residency:
 
     Thread-safe. One thread reads a segment, and only leases that need the segment wait for it.
 
-    ``lock`` guards ``table`` and the methods of ``planner`` that plan: whoever uses them holds it.
+    ``lock`` guards ``table`` and the methods of ``planner`` that plan. Hold it when you use them.
     """
 
     def __init__(

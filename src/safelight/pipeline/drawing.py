@@ -114,7 +114,7 @@ class ImagePipeline:
             assert model is not None
             controls = () if one.refines else self._control_pictures(one)
             variation = self._variation if not isinstance(one.start, Denoised) else None
-            on_call = partial(self._after_call, one, model.calls(one))
+            on_call = partial(self._after_call, one)
             self._denoised = model.denoise(one, refined if one.refines else conditions, controls, variation, on_call)
         self._report("decode", 0, 1)
         pixels = self._decode(self._result().latents)
@@ -209,7 +209,7 @@ class ImagePipeline:
 
         return [(control, prepared(control)) for control in self.request.controls]
 
-    def _after_call(self, drawn: Pass, calls: int, call: int, values: torch.Tensor, sigma: float) -> None:
+    def _after_call(self, drawn: Pass, call: int, calls: int, values: torch.Tensor, sigma: float) -> None:
         """Check the latents after call number ``call`` (from 0) of the denoiser, and report progress.
 
         ``calls``: the number of calls in this pass. It is larger than the number of steps if the sampler calls the

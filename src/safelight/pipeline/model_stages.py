@@ -34,8 +34,9 @@ ASSUMED_ROWS = 2
 """Rows per denoiser call that the memory estimate assumes. A call with more rows is estimated as proportionally more
 pixels."""
 
-OnCall = Callable[[int, torch.Tensor, float], None]
-"""Called after each call of the denoiser with its index (from 0), the latents, and the noise level."""
+OnCall = Callable[[int, int, torch.Tensor, float], None]
+"""Called after each call of the denoiser with its index (from 0), the number of calls, the latents, and the noise
+level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class ModelStages:
             schedule = self._schedule()
 
             def after(call: int, values: torch.Tensor) -> None:
-                on_call(call, values, schedule.sigma)
+                on_call(call, schedule.calls, values, schedule.sigma)
                 for lease in leases:
                     lease.adjust()
 

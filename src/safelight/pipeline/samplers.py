@@ -19,10 +19,12 @@ class NoiseSchedule:
     """A sampler with its schedule, for one image. It counts its own steps, so it is never used twice.
 
     ``scheduler``: diffusers' object, which computes the noise levels and the steps.
+    ``calls``: the number of calls of the denoiser, after :meth:`begin`.
     """
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
+        self.calls = 0
         known = inspect.signature(scheduler.step).parameters
         self._eta: dict[str, Any] = {"eta": 0.0} if "eta" in known else {}
         self._takes_generator = "generator" in known
@@ -49,6 +51,7 @@ class NoiseSchedule:
             timesteps = self._from(max(steps - min(int(steps * strength), steps), 0) * self.scheduler.order)
         if end < 1:
             timesteps = timesteps[: int((timesteps >= self._timestep_at(end)).sum())]
+        self.calls = len(timesteps)
         return timesteps
 
     def _from(self, first: int) -> torch.Tensor:
