@@ -68,7 +68,7 @@ def bind_all(made: Any, model: Any) -> float:
 
     total = 0.0
     for component in model.manifest.components:
-        dtype = dtype_of(made.resources.run, model.family, component.role)
+        dtype = dtype_of(made.resources.run_settings, model.family, component.role)
         key = SkeletonKey(model.base, component.role, component.config, dtype, "torch-sdp")
         start = time.perf_counter()
         with made.resources.residency.lease(component, dtype) as lease, bind(made.resources.skeletons, key, lease):

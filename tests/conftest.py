@@ -18,9 +18,9 @@ os.environ["SAFELIGHT_ATTENTION_TYPE"] = "torch-sdp"
 
 import httpx
 import pytest
-from support import extensions, forking
+from support import extensions, forking, serving
 from support.scale import ALL
-from support.serving import Server, serving
+from support.serving import Server
 
 import safelight
 
@@ -38,6 +38,28 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_skeletons() -> Generator[None]:
+    """Engines share their skeletons in `make test`. In `make test-all` each builds its own, as for users."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not ALL:
+            from support.skeletons import SharedSkeletons
+
+            from safelight.assembly import engine
+
+            patch.setattr(engine, "SkeletonCache", SharedSkeletons)
+        yield
+
+
+@pytest.fixture
+def own_skeletons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that change or count skeletons: engines build their own."""
+    from safelight.assembly import engine
+    from safelight.models.skeleton import SkeletonCache
+
+    monkeypatch.setattr(engine, "SkeletonCache", SkeletonCache)
+
+
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is measured once of a machine."""
@@ -52,7 +74,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kernels = Kernels(CPU(), folder)
     for dtype in (torch.float32, torch.bfloat16):
         assert kernels.test(["torch-sdp"], dtype)["torch-sdp"].passed
-    return folder / "attention.json"
+    measured_file = folder / "attention.json"
+    serving.MEASURED[:] = [measured_file]
+    return measured_file
 
 
 @pytest.fixture(autouse=True)
@@ -113,17 +137,16 @@ def shared_engine(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def ask(tiny: Path):
     """A small request for one of the tiny checkpoints."""
 
-    def make(name: str = "a.safetensors", **changes: object) -> safelight.Request:
-        values: dict[str, object] = {"prompt": "red apple", "steps": 2, "width": 64, "height": 64, **changes}
-        return safelight.Request(model=str(tiny / name), **values)  # type: ignore[arg-type]
+    from support.jobs import small
 
-    return make
+    return lambda name="a.safetensors", **changes: small(tiny / name, **changes)
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+def server(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
     """One server for all tests of a process that do no harm to it."""
-    with serving(tmp_path_factory.mktemp("server")) as made:
+    del measured
+    with serving.serving(tmp_path_factory.mktemp("server")) as made:
         made.ready()
         yield made
 

@@ -248,7 +248,7 @@ def test_what_comes_beside_leaves_the_least_for_the_others(engine: LocalEngine, 
     net = engine.catalog.adapters.resolve(str(folder / "sd1.safetensors")).component
     parts = [(component, torch.float32) for component in (unet, net, net)]
     task = Task("denoise", 64 * 64, 2)
-    uses = plan_uses(model, engine.resources, parts, describe_stage(parts, engine.resources.run, task), task)
+    uses = plan_uses(model, engine.resources, parts, describe_stage(parts, engine.resources.run_settings, task), task)
     least = [engine.resources.residency.planner.least(component, dtype) for component, dtype in parts]
     assert [use.spare_for_others for use in uses] == [0, least[0], least[0] + least[1]]
     assert [bool(use.working) for use in uses] == [False, False, True]

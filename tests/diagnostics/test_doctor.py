@@ -27,6 +27,8 @@ from safelight.settings_sources import load_settings
 from safelight.workers.fresh_process import Fresh
 from safelight.workers.local_engine import LocalEngine
 
+pytestmark = pytest.mark.usefixtures("own_skeletons")
+
 SHORT = (
     "the text encoder of another checkpoint",
     "a hook left on the UNet",

@@ -99,7 +99,7 @@ def test_attention_07_the_choice_does_not_depend_on_free_memory(tmp_path: Path) 
     full, small = tmp_path / "full", tmp_path / "small"
     roomy = safelight.open_engine(full, attention_type="auto")
     tight = safelight.open_engine(small, attention_type="auto", max_cache_ram_gb=0.03)
-    assert roomy.resources.run.attention == tight.resources.run.attention
+    assert roomy.resources.run_settings.attention == tight.resources.run_settings.attention
 
 
 def test_what_is_not_installed_is_refused_with_the_reason(root: Path) -> None:

@@ -25,6 +25,8 @@ from safelight.resolve.contents import Contents
 from safelight.settings_sources import load_settings
 from safelight.workers.local_engine import LocalEngine
 
+pytestmark = pytest.mark.usefixtures("own_skeletons")
+
 
 @pytest.fixture
 def engine(root: Path) -> LocalEngine:
@@ -135,7 +137,7 @@ def test_attention_06_a_half_precision_vae_that_overflows_decodes_again_in_fp32(
     request = safelight.Request("x", "m", steps=1, width=64, height=64)
     resources = engine.resources_for(model)
     right = run.make_image(Contents.plain(request, model), model, resources, 0, lambda _: None)
-    half = replace(resources, run=replace(resources.run, vae_dtype="fp16"))
+    half = replace(resources, run_settings=replace(resources.run_settings, vae_dtype="fp16"))
     image = run.make_image(Contents.plain(request, model), model, half, 0, lambda _: None)
     assert image.pixels_sha256 == right.pixels_sha256
     assert image.metadata["run"]["vae_dtype"] == "fp32"

@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
@@ -76,6 +77,7 @@ def begin(number: int) -> None:
     opening.imported()
     for name in IMPORTED:
         importlib.import_module(name)
+    _make_first_image()
     gc.collect()
     gc.freeze()
     # Before a fork the libraries end the threads which they began when they were imported; a bare clone tells nobody.
@@ -85,6 +87,26 @@ def begin(number: int) -> None:
     os.waitpid(child, 0)
     assert len(_numbers("/proc/self/task")) == 1
     _serve(socket.socket(fileno=number))
+
+
+def _make_first_image() -> None:
+    """Make an image by a starter: what is built and read only once is there in what is forked."""
+    import torch
+    from support.skeletons import SharedSkeletons
+
+    from safelight.assembly import engine
+    from safelight.request.schema import Request
+    from safelight.settings_sources import load_settings
+
+    engine.SkeletonCache = SharedSkeletons  # type: ignore[misc]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # A thread of torch's would not be there in what is forked.
+    with tempfile.TemporaryDirectory() as root:
+        opened = engine.open_engine(load_settings(Path(root)))
+        for _ in opened.generate(Request("red apple", "starter-noto", steps=1)):
+            pass
+        opened.close()
+    torch.set_num_threads(threads)
 
 
 def _serve(asked: socket.socket) -> NoReturn:

@@ -56,7 +56,7 @@ class Worker:
         assert isinstance(message, Open)
         logs.to_stderr(message.settings.log_format)
         self._engine = opening.open_engine(message.settings, previews=True)
-        self._pipe.say(Ready(asdict(self._engine.resources.run)))
+        self._pipe.say(Ready(asdict(self._engine.resources.run_settings)))
         threading.Thread(target=self._listen, name="safelight-listen", daemon=True).start()
         for name in message.pinned:
             try:

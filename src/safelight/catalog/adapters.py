@@ -279,7 +279,7 @@ class Adapters:
         """
         home = self._records / CONVERTED
         with written(home) as (file, temporary):
-            convert.to_safetensors(files.read_tensors(read_header(path), kind), file)
+            convert.to_safetensors(files.tensors_to_read(read_header(path), kind), file)
             settle(file, temporary)
             with convert.reporting_errors_for(path, temporary):
                 manifest = hash_components((files.layout(read_header(temporary), kind),))

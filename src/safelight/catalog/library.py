@@ -66,7 +66,7 @@ class Library:
 
     def find_by_name(self, name: str) -> Model | None:
         """Return the user's own model or the starter of a name, None if there is none or its record is damaged."""
-        return self.records.readable(name) or starters.model(name)
+        return self.records.get_if_readable(name) or starters.model(name)
 
     def get(self, name: str) -> Model:
         """Return the model with this name or digest, or the only one whose file has this name.
@@ -288,7 +288,7 @@ class Library:
                 raise IntegrityError(model.path, "", problem, CHANGED_REMEDY)
         if model.origin == "added" and fresh.manifest != model.manifest:
             with library_lock(self.root):
-                current = self.records.readable(model.name)
+                current = self.records.get_if_readable(model.name)
                 # Another process may have removed or replaced the record meanwhile.
                 if current is not None and current.manifest == model.manifest:
                     self.records.write(fresh)

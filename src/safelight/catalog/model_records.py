@@ -50,7 +50,7 @@ class ModelRecords:
         """Return the model of a name, None if there is none. Raises CorruptFileError when its record is damaged."""
         return self._index.get(name)
 
-    def readable(self, name: str) -> Model | None:
+    def get_if_readable(self, name: str) -> Model | None:
         """Return the model of a name, None if there is none or its record is damaged."""
         try:
             return self._index.get(name)
@@ -68,7 +68,7 @@ class ModelRecords:
 
     def replace(self, model: Model) -> None:
         """Write the record of a model. A record of the same name with other content moves to the earlier ones."""
-        before = self.readable(model.name)
+        before = self.get_if_readable(model.name)
         if before is not None and before.digest != model.digest:
             records.write(self._earlier(model.name) / f"{time.time():.3f}.json", before)
         self.write(model)

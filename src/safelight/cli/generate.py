@@ -243,7 +243,7 @@ def _resolve(engine: Engine, requests: list[Request], most_pixels: int) -> tuple
         notes |= dict.fromkeys(filter(None, [find_size_warning(job.request, model)]))
         decide = getattr(engine, "resources_for", None)
         if decide is not None:
-            notes |= dict.fromkeys(filter(None, [_slow(decide(model, request.precision).run)]))
+            notes |= dict.fromkeys(filter(None, [_slow(decide(model, request.precision).run_settings)]))
     return jobs, list(notes)
 
 

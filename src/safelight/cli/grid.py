@@ -147,7 +147,7 @@ class _Maker:
             model = engine.library.resolve(cell.request.model)
             request = resolve(cell.request, engine.catalog, model=model).request
             content = asdict(replace(request, model=model.digest))
-            run = asdict(engine.resources_for(model, request.precision).run)
+            run = asdict(engine.resources_for(model, request.precision).run_settings)
             self._keys[cell.column, cell.row] = hash_texts(json.dumps([content, run], sort_keys=True, default=str))
 
     def _read(self) -> dict[str, dict[str, str]]:

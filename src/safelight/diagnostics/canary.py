@@ -134,10 +134,10 @@ def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Resou
         def make(asked: Request) -> Image:
             return run.make_image(Contents.plain(asked, model), model, without_text_cache(resources), 0, lambda _: None)
 
-        if not has_canary(model) or canaries.compare(model, make, resources.run.dtype) is None:
+        if not has_canary(model) or canaries.compare(model, make, resources.run_settings.dtype) is None:
             return
         repairs.reload(model)
-        apart = canaries.compare(model, make, resources.run.dtype)
+        apart = canaries.compare(model, make, resources.run_settings.dtype)
         if apart is not None:
             raise CanaryError(model.name, str(apart))
 

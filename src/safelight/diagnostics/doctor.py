@@ -65,7 +65,7 @@ class Doctor:
         yield from self._image_checks.compare_switches([model for model in usable if has_canary(model)])
         yield self._bytes_in_memory("after these images")
         yield self._books()
-        yield from advisories(self.engine.resources.run)
+        yield from advisories(self.engine.resources.run_settings)
         yield from suggestions(self.engine.library.root)
 
     # Loading
@@ -107,7 +107,7 @@ class Doctor:
     # Attention
 
     def _attention(self) -> Iterator[Finding]:
-        settings = self.engine.resources.run
+        settings = self.engine.resources.run_settings
         dtype, at = TORCH_DTYPES[settings.dtype], self.engine.resources.device.torch
         name = settings.attention
         tried = attention.try_out([name], dtype, at, settings.attention_slice_size)[name]
@@ -168,7 +168,7 @@ class Doctor:
         yield Finding("device", f"copies to {device.name}", trusted, seen.why, todo)
 
     def _arithmetic(self, device: Device) -> Finding:
-        settings = self.engine.resources.run
+        settings = self.engine.resources.run_settings
         what = f"{settings.dtype} on {settings.device}"
         if settings.dtype != "fp32" and not choice.computes_correctly(settings.dtype, device.torch):
             evidence = "a matrix product differs from float64 by more than rounding"
@@ -177,7 +177,7 @@ class Doctor:
 
     def machine(self) -> dict[str, str]:
         """Return a description of the machine, its settings and its library versions."""
-        settings = self.engine.resources.run
+        settings = self.engine.resources.run_settings
         return {
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
             "python": platform.python_version(),

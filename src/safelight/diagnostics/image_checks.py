@@ -176,7 +176,7 @@ class ImageChecks:
             return "loading", "Nothing: Safelight read it again. If it happens again, report it with `--save`."
         if image.metadata["run"]["attention"] != REFERENCE:
             resources = self.engine.resources_for(model)
-            with_reference = replace(resources, run=replace(resources.run, attention=REFERENCE))
+            with_reference = replace(resources, run_settings=replace(resources.run_settings, attention=REFERENCE))
             reference = run.make_image(
                 Contents.plain(request(model), model), model, without_text_cache(with_reference), 0, lambda _: None
             )

@@ -101,15 +101,19 @@ class _Module:
         self._module = module
         self._kind = type(module)
         self._parameter_kinds = _parameter_kinds(module)
-        self._entries = {key: _Entry(value) for key, value in vars(module).items() if key not in _BOUND}
-        self._buffers = {key: _Entry(value) for key, value in module._buffers.items()}
-        # :meth:`same` uses these, to be quick: most entries are plain, and most containers are empty.
-        self._keys = list(vars(module))
-        self._values = list(vars(module).values())
         self._names, self._types = list(module._parameters), list(map(type, module._parameters.values()))
-        self._deep = [entry for entry in self._entries.values() if not isinstance(entry.value, _PLAIN)]
-        self._empty = [entry.value for entry in self._deep if entry.inner == {} and hasattr(entry.value, "__len__")]
-        self._full = [e for e in self._deep if not (e.inner == {} and hasattr(e.value, "__len__"))]
+        self._buffers = {key: _Entry(value) for key, value in module._buffers.items()}
+        self._keys, self._values = list(vars(module)), list(vars(module).values())
+        # Most values are plain, and most containers are empty. Only the others need an entry.
+        self._empty: list[Any] = []
+        self._entries: dict[str, _Entry] = {}
+        for key, value in vars(module).items():
+            if isinstance(value, _PLAIN) or key in _BOUND:
+                continue
+            if isinstance(value, (dict, set)) and not value:
+                self._empty.append(value)
+            else:
+                self._entries[key] = _Entry(value)
 
     def same(self) -> bool:
         """Whether nothing changed. A quick and exact check."""
@@ -119,7 +123,7 @@ class _Module:
             and list(now) == self._keys
             and (all(map(is_, now.values(), self._values)) or all(map(_identical, now.values(), self._values)))
             and not any(self._empty)
-            and all(entry.untouched() or entry.same(entry.value) for entry in self._full)
+            and all(entry.untouched() or entry.same(entry.value) for entry in self._entries.values())
             and list(self._module._parameters) == self._names
             and list(map(type, self._module._parameters.values())) == self._types
             and self._module._buffers.keys() == self._buffers.keys()
@@ -133,14 +137,29 @@ class _Module:
             found.append(f"{label}: parameters are {sorted(_parameter_kinds(self._module).items())}")
         if type(self._module) is not self._kind:
             found.append(f"{label}: type {type(self._module).__name__}, was {self._kind.__name__}")
-        for what, now, before in (
-            ("", {key: value for key, value in vars(self._module).items() if key not in _BOUND}, self._entries),
-            ("buffer ", self._module._buffers, self._buffers),
-        ):
-            found += [f"{label}: {what}{key} was added" for key in now.keys() - before.keys()]
-            for key, entry in before.items():
-                if key not in now:
-                    found.append(f"{label}: {what}{key} was removed")
-                elif not entry.same(now[key]):
-                    found.append(f"{label}: {what}{key} changed")
+        now = vars(self._module)
+        before = dict(zip(self._keys, self._values, strict=True))
+        found += _compare(label, "", now, {key: self._unchanged(key, now.get(key), before[key]) for key in before})
+        buffers = self._module._buffers
+        same = {key: entry.same(buffers.get(key)) for key, entry in self._buffers.items()}
+        found += _compare(label, "buffer ", buffers, same)
         return found or [f"{label}: the order of its attributes changed"]
+
+    def _unchanged(self, key: str, now: Any, before: Any) -> bool:
+        """Whether an attribute is what it was. Parameters and buffers are compared elsewhere."""
+        if key in _BOUND:
+            return True
+        if key in self._entries:
+            return self._entries[key].same(now)
+        return _identical(now, before) and (isinstance(before, _PLAIN) or not before)
+
+
+def _compare(label: str, what: str, now: Mapping[str, Any], unchanged: Mapping[str, bool]) -> list[str]:
+    """Return a phrase for each change of names. ``unchanged``: whether each recorded name has its value."""
+    found = [f"{label}: {what}{key} was added" for key in now.keys() - unchanged.keys()]
+    for key, same in unchanged.items():
+        if key not in now:
+            found.append(f"{label}: {what}{key} was removed")
+        elif not same:
+            found.append(f"{label}: {what}{key} changed")
+    return found

@@ -55,18 +55,18 @@ class RowReplacement:
     """Vectors that replace rows of a weight, for textual inversion.
 
     ``source``: the adapter's component, which has the vectors.
-    ``vectors``: the name of their tensor, (n, width).
+    ``tensor_name``: the name of their tensor, (n, width).
     ``target``, ``rows``: the weight, and the n rows to replace.
     """
 
     source: ComponentManifest
-    vectors: str
+    tensor_name: str
     target: str
     rows: tuple[int, ...]
 
     @property
     def content_key(self) -> str:
-        return json.dumps([self.source.digest, self.vectors, self.target, self.rows])
+        return json.dumps([self.source.digest, self.tensor_name, self.target, self.rows])
 
 
 def stack_adapters(
@@ -143,7 +143,7 @@ def _recipe(
                 add(total, change, slots, wide, strength, layer.scale)
                 slots.clear()
         for replacement in replacements:
-            with leases[replacement.source.digest].lease().use_tensors([replacement.vectors]) as tensors:
+            with leases[replacement.source.digest].lease().use_tensors([replacement.tensor_name]) as tensors:
                 total[list(replacement.rows)] = tensors.pop()
         return total.to(weight.dtype)
 

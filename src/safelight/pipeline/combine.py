@@ -32,9 +32,9 @@ def combine(contents: Contents, leasing: Leasing) -> Model:
             for one in contents.loras
         ]
         replacements = [
-            RowReplacement(one.adapter.component, one.vectors[base.role], _token_embedding(base), one.tokens)
+            RowReplacement(one.adapter.component, one.tensor_names[base.role], _token_embedding(base), one.tokens)
             for one in contents.inversions
-            if base.role in one.vectors
+            if base.role in one.tensor_names
         ]
         return stack_adapters(base, layers, leasing, replacements)
 

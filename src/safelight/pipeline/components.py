@@ -24,7 +24,7 @@ def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
 def prefetch(model: Model, resources: Resources) -> bool:
     """Prefetch as much of a model as fits without evicting anything. Returns whether all of it is resident."""
     return all(
-        fill(resources.residency, model.manifest.component(role), dtype_of(resources.run, model.family, role))
+        fill(resources.residency, model.manifest.component(role), dtype_of(resources.run_settings, model.family, role))
         for role in model.family.roles
     )
 
@@ -36,7 +36,7 @@ def pin(model: Model, resources: Resources) -> contextlib.ExitStack:
     """
     with contextlib.ExitStack() as stack:
         for role in model.family.roles:
-            component, dtype = model.manifest.component(role), dtype_of(resources.run, model.family, role)
+            component, dtype = model.manifest.component(role), dtype_of(resources.run_settings, model.family, role)
             lease = stack.enter_context(resources.residency.lease(component, dtype))
             if lease.ring is not None:
                 hint = f"A pinned model is in memory as a whole, and its {role} does not fit beside what is in use."
@@ -47,12 +47,14 @@ def pin(model: Model, resources: Resources) -> contextlib.ExitStack:
 def build_skeletons(model: Model, resources: Resources, seamless: str = "") -> None:
     """Build a model's skeletons, so that the first image need not."""
     for component in model.manifest.components:
-        key = skeleton_key(model, component, dtype_of(resources.run, model.family, component.role), resources, seamless)
+        key = skeleton_key(
+            model, component, dtype_of(resources.run_settings, model.family, component.role), resources, seamless
+        )
         resources.skeletons.put_back(resources.skeletons.take(key))
 
 
 def preload(model: Model, resources: Resources) -> None:
     """Make a model's components resident, the denoiser last, without computing."""
     for component in sorted(model.manifest.components, key=lambda component: component.role == model.family.denoiser):
-        with resources.residency.lease(component, dtype_of(resources.run, model.family, component.role)):
+        with resources.residency.lease(component, dtype_of(resources.run_settings, model.family, component.role)):
             pass

@@ -21,7 +21,7 @@ from safelight.families.computing import Call, FamilyModel
 from safelight.families.family import Family
 from safelight.pipeline import noise
 from safelight.pipeline.guidance import Condition, Guidance
-from safelight.pipeline.samplers import WHOLE, NoiseSchedule
+from safelight.pipeline.samplers import WHOLE, SamplerRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Denoising:
     ``takes_mask``: the denoiser has the mask and the masked picture as inputs (a checkpoint for inpainting).
     ``image``: the encoded picture whose latents the denoiser has as inputs; None if it has no such inputs.
     ``variation``: changes the noise, for variations of a seed.
-    ``part``: the part of the noise levels to run; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
+    ``part``: the part of the noise levels to run; see :meth:`safelight.pipeline.samplers.SamplerRun.begin`.
     ``calls``: the number of denoiser calls to which the shares of ControlNets refer; 0 for those of this loop.
     ``on_call``: called after each call of the denoiser with its index (from 0) and the latents. It may raise to stop.
     """
@@ -117,7 +117,7 @@ class Denoising:
     family: Family
     model: FamilyModel
     denoiser: nn.Module
-    schedule: NoiseSchedule
+    sampler: SamplerRun
     conditions: Conditions
     guidance: Guidance
     steps: int
@@ -140,7 +140,7 @@ def denoise(work: Denoising) -> Denoised:
     with torch.no_grad():
         generator = torch.Generator("cpu").manual_seed(work.seed)
         strength = work.start.strength if isinstance(work.start, Start) else None
-        timesteps = work.schedule.begin(work.steps, work.device, strength, work.part)
+        timesteps = work.sampler.begin(work.steps, work.device, strength, work.part)
         latents, mask = _first_latents(work, timesteps, generator)
         guidance = work.guidance
         controls = [(control, _control_tensor(control, work)) for control in work.controls]
@@ -148,7 +148,7 @@ def denoise(work: Denoising) -> Denoised:
         calls = work.calls or len(timesteps)
         for index, timestep in enumerate(timesteps):
             condition = work.conditions.each[work.conditions.index_at(index / len(timesteps))]
-            rows = work.schedule.scale_input(guidance.latents(latents), timestep)
+            rows = work.sampler.scale_input(guidance.latents(latents), timestep)
             call = Call(rows, timestep, guidance.condition(condition), extra, (), guidance.scale)
             for control, picture in controls:
                 if control.start <= index / calls and (index + 1) / calls <= control.end:
@@ -156,10 +156,10 @@ def denoise(work: Denoising) -> Denoised:
                         call, control=_add_outputs(call.control, _control_outputs(work, control, picture, call))
                     )
             prediction = guidance.combine(work.model.predict(work.denoiser, call))
-            latents = work.schedule.step(prediction, timestep, latents, generator)
+            latents = work.sampler.step(prediction, timestep, latents, generator)
             if mask is not None and not work.takes_mask:
                 following = timesteps[index + 1] if index < len(timesteps) - 1 else None
-                latents = mask.blend(latents, work.schedule, following)
+                latents = mask.blend(latents, work.sampler, following)
             work.on_call(index, latents)
         return Denoised(latents, None if work.takes_mask else mask, generator.get_state())
 
@@ -179,12 +179,12 @@ class LatentMask:
     picture: torch.Tensor | None
     noise: torch.Tensor
 
-    def blend(self, latents: torch.Tensor, schedule: NoiseSchedule, following: torch.Tensor | None) -> torch.Tensor:
+    def blend(self, latents: torch.Tensor, sampler: SamplerRun, following: torch.Tensor | None) -> torch.Tensor:
         """Put the picture, with the noise of the ``following`` step, where the mask is black. None: the last step."""
         assert self.picture is not None
         picture = self.picture
         if following is not None:
-            picture = schedule.add_noise(picture, self.noise, torch.tensor([following]))
+            picture = sampler.add_noise(picture, self.noise, torch.tensor([following]))
         return (1 - self.mask) * picture + self.mask * latents
 
 
@@ -205,10 +205,10 @@ def _first_latents(
         return start.latents, start.mask
     if start is None:
         drawn = torch.randn(work.shape, generator=generator, dtype=torch.float32).to(work.dtype).to(work.device)
-        return work.schedule.initial_latents(variation(drawn)), None
+        return work.sampler.initial_latents(variation(drawn)), None
     if start.mask is None:
         picture = start.latents if start.latents is not None else _sample_latents(start.encoded[0], generator, work)
-        return work.schedule.add_noise(picture, variation(_draw_noise(work, generator)), timesteps[:1]), None
+        return work.sampler.add_noise(picture, variation(_draw_noise(work, generator)), timesteps[:1]), None
     picture = None
     full_strength = start.strength == 1
     if not work.takes_mask or not full_strength:
@@ -219,10 +219,10 @@ def _first_latents(
         fresh = variation(noise.draw_noise(work.shape, work.seed, work.dtype, work.device))
     else:
         fresh = variation(_draw_noise(work, generator))
-    latents = work.schedule.initial_latents(fresh)
+    latents = work.sampler.initial_latents(fresh)
     if not full_strength:
         assert picture is not None
-        latents = work.schedule.add_noise(picture, fresh, timesteps[:1])
+        latents = work.sampler.add_noise(picture, fresh, timesteps[:1])
     mask = F.interpolate(pictures.binary_mask(start.mask, work.family.latents.scale), size=work.shape[-2:])
     masked = _sample_latents(start.encoded[1], generator, work)
     return latents, LatentMask(mask.to(device=work.device, dtype=work.dtype), masked, picture, fresh)

@@ -49,8 +49,8 @@ class ImagePipeline:
     ``refiner``: the model that computes the last steps; None without one.
     ``index``: the number of the image in its job, for progress.
 
-    The attribute ``run`` has the run settings; :meth:`draw` draws. Afterwards, the attributes ``marks``, ``notes`` and
-    ``repairs`` contain what was noticed.
+    :meth:`draw` draws. Afterwards, the attributes ``marks``, ``notes`` and ``repairs`` contain what was noticed, and
+    ``run_settings`` the settings that were used.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ImagePipeline:
         self.request = request
         self.model = model
         self.resources = resources
-        self.run = resources.run
+        self.run_settings = resources.run_settings
         self.marks: list[str] = []
         self.notes: list[str] = []
         self.repairs: list[Repair] = []
@@ -79,7 +79,9 @@ class ImagePipeline:
         if refiner is not None:
             refiner = _with_vae_of(model, refiner)
             self._refiner = ModelStages(job, refiner, resources, self.clock, self.repairs)
-            resources = replace(resources, upcoming=(*component_keys(refiner, resources.run), *resources.upcoming))
+            resources = replace(
+                resources, upcoming=(*component_keys(refiner, resources.run_settings), *resources.upcoming)
+            )
         self._model = ModelStages(job, model, resources, self.clock, self.repairs)
         self._device = resources.device.torch
         self._family = model.family
@@ -109,13 +111,15 @@ class ImagePipeline:
         conditions = self._model.conditions(size)
         refined = conditions if self._refiner is None else self._refiner.conditions(size)
         self._report("encode", 1, 1)
-        for one in self._passes(first):
-            model = self._refiner if one.refines else self._model
+        for this_pass in self._passes(first):
+            model = self._refiner if this_pass.refines else self._model
             assert model is not None
-            controls = () if one.refines else self._control_pictures(one)
-            variation = self._variation if not isinstance(one.start, Denoised) else None
-            on_call = partial(self._after_call, one)
-            self._denoised = model.denoise(one, refined if one.refines else conditions, controls, variation, on_call)
+            controls = () if this_pass.refines else self._control_pictures(this_pass)
+            variation = self._variation if not isinstance(this_pass.start, Denoised) else None
+            on_call = partial(self._after_call, this_pass)
+            self._denoised = model.denoise(
+                this_pass, refined if this_pass.refines else conditions, controls, variation, on_call
+            )
         self._report("decode", 0, 1)
         pixels = self._decode(self._result().latents)
         self._report("decode", 1, 1)
@@ -197,29 +201,29 @@ class ImagePipeline:
         memory = self.resources.report() if stage in ("switch", "encode") or step == 1 else None
         self._on_progress(Progress(stage, self._index, step, steps, memory, preview))
 
-    def _control_pictures(self, drawn: Pass) -> list[tuple[Control, PILImage.Image]]:
+    def _control_pictures(self, this_pass: Pass) -> list[tuple[Control, PILImage.Image]]:
         """Return the ControlNets, each with its picture: cropped, resized to the size of the pass, and preprocessed."""
 
         def prepared(control: Control) -> PILImage.Image:
             picture = self.resources.inputs.open(control.image)
             picture = picture if self._canvas is None else self._canvas.crop(picture)
             return preprocess.preprocess(
-                resize_for_control(picture, (drawn.width, drawn.height), control.resize_mode), control
+                resize_for_control(picture, (this_pass.width, this_pass.height), control.resize_mode), control
             )
 
         return [(control, prepared(control)) for control in self.request.controls]
 
-    def _after_call(self, drawn: Pass, call: int, calls: int, values: torch.Tensor, sigma: float) -> None:
+    def _after_call(self, this_pass: Pass, call: int, calls: int, values: torch.Tensor, sigma: float) -> None:
         """Check the latents after call number ``call`` (from 0) of the denoiser, and report progress.
 
         ``calls``: the number of calls in this pass. It is larger than the number of steps if the sampler calls the
         denoiser twice in a step.
         Raises NotFiniteError for NaN or infinity. Marks the image if latents are larger than noise can be.
         """
-        step = drawn.earlier_steps + call * drawn.steps_to_run // calls + 1
+        step = this_pass.earlier_steps + call * this_pass.steps_to_run // calls + 1
         form = self._family.latents
         with self.clock.gates():
-            highest = latents.require_finite(values, f"the denoiser, at step {step},", self.run.dtype)
+            highest = latents.require_finite(values, f"the denoiser, at step {step},", self.run_settings.dtype)
             allowed = latents.largest_allowed(sigma, form.largest)
             if highest > allowed and not self.marks:
                 self.marks.append(f"latents reached {highest:.0f} at step {step}; at most {allowed:.0f} is plausible")
@@ -244,15 +248,15 @@ class ImagePipeline:
     def _run_vae_widening(self, compute: Callable[[str], Result]) -> Result:
         """Run the VAE in its dtype. If the result is not finite, run it again in a wider dtype."""
         try:
-            return compute(self.run.vae_dtype)
+            return compute(self.run_settings.vae_dtype)
         except NotFiniteError as error:
-            if self.run.vae_dtype not in WIDER:
+            if self.run_settings.vae_dtype not in WIDER:
                 raise
             # A half-precision VAE overflows on some images (row ATTENTION 06 of docs/corruption.md).
-            wider = WIDER[self.run.vae_dtype]
+            wider = WIDER[self.run_settings.vae_dtype]
             found = compute(wider)
             self.repairs.append(Repair("numbers", str(error), f"the VAE computed in {wider}"))
-            self.run = replace(self.run, vae_dtype=wider)
+            self.run_settings = replace(self.run_settings, vae_dtype=wider)
             return found
 
     def _decoded(self, values: torch.Tensor, name: str) -> torch.Tensor:
@@ -274,7 +278,7 @@ class ImagePipeline:
 
     def _with_vae(self, task: Task, name: str, compute: Callable[[list[nn.Module], list[Lease]], Result]) -> Result:
         vae = self.model.manifest.component(self._family.vae)
-        return self._model.stages.run(task, self.run, [(vae, TORCH_DTYPES[name])], compute)
+        return self._model.stages.run(task, self.run_settings, [(vae, TORCH_DTYPES[name])], compute)
 
 
 def _with_vae_of(model: Model, refiner: Model) -> Model:

@@ -26,9 +26,9 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
     components: list[dict[str, Any]] = []
     refused: OutOfMemoryError | None = None
     for role in model.family.roles:
-        component, dtype = model.manifest.component(role), dtype_of(resources.run, model.family, role)
+        component, dtype = model.manifest.component(role), dtype_of(resources.run_settings, model.family, role)
         task = Task("", width * height, request.steps)
-        workload = describe_stage([(component, dtype)], resources.run, task)
+        workload = describe_stage([(component, dtype)], resources.run_settings, task)
         [use] = plan_uses(model, resources, [(component, dtype)], workload, task)
         total = sum(segment.nbytes for segment in cut(component, dtype))
         decided = resources.residency.plan_lease(component, dtype, use)
@@ -59,13 +59,13 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
         "model": model.name,
         "width": width,
         "height": height,
-        "dtype": resources.run.dtype,
+        "dtype": resources.run_settings.dtype,
         "fits": refused is None,
         "summary": summary,
         "seconds_more": seconds,
         "components": components,
         "advice": [
-            *filter(None, [choice.slowness_warning(resources.run.dtype, resources.run.device)]),
+            *filter(None, [choice.slowness_warning(resources.run_settings.dtype, resources.run_settings.device)]),
             *_advice(resources, components),
         ],
     }
@@ -84,6 +84,6 @@ def _advice(resources: Resources, components: list[dict[str, Any]]) -> list[str]
         advice.append(
             f"{max(0, largest - budget) / 1e6:,.0f} MB more free memory would hold the largest component whole"
         )
-    if resources.run.dtype == "fp32" and not choice.slowness_warning("bf16", resources.run.device):
+    if resources.run_settings.dtype == "fp32" and not choice.slowness_warning("bf16", resources.run_settings.device):
         advice.append("--precision bf16 takes half the memory")
     return advice

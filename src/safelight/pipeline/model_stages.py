@@ -20,7 +20,7 @@ from safelight.pipeline.checks import latents
 from safelight.pipeline.conditioning import Prompts, TextEncoderCall, TextOutputs
 from safelight.pipeline.denoise import BoundControlNet, Conditions, Denoised, Denoising, Start, denoise
 from safelight.pipeline.resources import TORCH_DTYPES, Resources
-from safelight.pipeline.samplers import WHOLE, NoiseSchedule
+from safelight.pipeline.samplers import WHOLE, SamplerRun
 from safelight.pipeline.stages import Clock, Stages, Task
 from safelight.request.job import Job
 from safelight.request.parts import Control
@@ -48,7 +48,7 @@ class Pass:
     ``steps``: length of the schedule.
     ``steps_to_run``: how many of these steps this pass runs.
     ``earlier_steps``: steps of the image that earlier passes ran.
-    ``part``: the part of the noise levels; see :meth:`safelight.pipeline.samplers.NoiseSchedule.begin`.
+    ``part``: the part of the noise levels; see :meth:`safelight.pipeline.samplers.SamplerRun.begin`.
     ``calls``: the number of denoiser calls of the model and its refiner together, for the shares of ControlNets; 0 for
     a pass that the model runs alone, and for the refiner's, which has no ControlNets.
     ``image``: the picture whose latents are inputs of the denoiser.
@@ -86,8 +86,8 @@ class ModelStages:
         self._job = job
         self._request = request
         self._resources = resources
-        self._run = resources.run
-        self._dtype = TORCH_DTYPES[resources.run.dtype]
+        self._run = resources.run_settings
+        self._dtype = TORCH_DTYPES[resources.run_settings.dtype]
         self._device = resources.device.torch
         kind = model.family.guidance_of(model.variant)
         self._guidance = guidance.make_guidance(kind, request.cfg, request.image_cfg)
@@ -118,14 +118,14 @@ class ModelStages:
                     latents.require_finite(tensor, "the text encoder", self._run.dtype)
         return found
 
-    def calls(self, drawn: Pass) -> int:
+    def calls(self, this_pass: Pass) -> int:
         """Return how often a pass calls the denoiser."""
-        strength = drawn.start.strength if isinstance(drawn.start, Start) else None
-        return len(self._schedule().begin(drawn.steps, torch.device("cpu"), strength, drawn.part))
+        strength = this_pass.start.strength if isinstance(this_pass.start, Start) else None
+        return len(self._sampler_run().begin(this_pass.steps, torch.device("cpu"), strength, this_pass.part))
 
     def denoise(
         self,
-        drawn: Pass,
+        this_pass: Pass,
         conditions: Conditions,
         controls: Sequence[tuple[Control, PILImage.Image]],
         variation: noise.Variation | None,
@@ -135,10 +135,10 @@ class ModelStages:
         form = self.family.latents
 
         def compute(modules: list[nn.Module], leases: list[Lease]) -> Denoised:
-            schedule = self._schedule()
+            sampler = self._sampler_run()
 
             def after(call: int, values: torch.Tensor) -> None:
-                on_call(call, schedule.calls, values, schedule.sigma)
+                on_call(call, sampler.calls, values, sampler.sigma)
                 for lease in leases:
                     lease.adjust()
 
@@ -147,30 +147,30 @@ class ModelStages:
                     self.family,
                     self.computing,
                     modules[0],
-                    schedule,
-                    conditions.between(drawn.earlier_steps, drawn.earlier_steps + drawn.steps_to_run),
+                    sampler,
+                    conditions.between(this_pass.earlier_steps, this_pass.earlier_steps + this_pass.steps_to_run),
                     self._guidance,
-                    drawn.steps,
+                    this_pass.steps,
                     self._request.seed,
-                    (1, form.channels, drawn.height // form.scale, drawn.width // form.scale),
+                    (1, form.channels, this_pass.height // form.scale, this_pass.width // form.scale),
                     self._dtype,
                     self._device,
                     after,
-                    drawn.start,
+                    this_pass.start,
                     [_bound_control_net(net, *each) for net, each in zip(modules[1:], controls, strict=True)],
                     self.denoiser_inputs == "mask",
-                    drawn.image,
+                    this_pass.image,
                     variation,
-                    drawn.part,
-                    drawn.calls,
+                    this_pass.part,
+                    this_pass.calls,
                 )
             )
 
         nets = [part for part in self.model.manifest.components if part.role == CONTROLNET]
         parts = [(part, self._dtype) for part in (self.model.manifest.component(self.family.denoiser), *nets)]
-        return self.stages.run(self._task(drawn), self._run, parts, compute)
+        return self.stages.run(self._task(this_pass), self._run, parts, compute)
 
-    def _schedule(self) -> NoiseSchedule:
+    def _sampler_run(self) -> SamplerRun:
         request, model = self._request, self.model
         return samplers.make(
             self.family,
@@ -181,12 +181,12 @@ class ModelStages:
             request.seed,
         )
 
-    def _task(self, drawn: Pass) -> Task:
-        pixels, rows, variant = drawn.width * drawn.height, len(self._guidance.rows), ""
+    def _task(self, this_pass: Pass) -> Task:
+        pixels, rows, variant = this_pass.width * this_pass.height, len(self._guidance.rows), ""
         if rows > ASSUMED_ROWS:
             pixels, variant = pixels * rows // ASSUMED_ROWS, f"-{rows}rows"
         return Task(
-            "denoise", pixels, MAX_CALLS_PER_STEP * drawn.steps_to_run, variant, seamless=self._request.seamless
+            "denoise", pixels, MAX_CALLS_PER_STEP * this_pass.steps_to_run, variant, seamless=self._request.seamless
         )
 
 

@@ -107,9 +107,10 @@ class Repairs:
             with self._synchronous(resources):
                 self._drop(model)
                 yield _Try("memory", resources, "copied without asynchronous copies")
-        if resources.run.attention != REFERENCE:
+        if resources.run_settings.attention != REFERENCE:
             with_reference = replace(
-                resources, run=replace(resources.run, attention=REFERENCE, attention_slice_size="auto")
+                resources,
+                run_settings=replace(resources.run_settings, attention=REFERENCE, attention_slice_size="auto"),
             )
             yield _Try("attention", with_reference, f"computed with attention_type: {REFERENCE}")
 

@@ -29,7 +29,7 @@ class Resources:
 
     ``working_memory``: estimates of the working memory.
     ``used_working_bytes``: returns the bytes that computing uses now beside the weights, for measuring.
-    ``run``: the run settings.
+    ``run_settings``: the run settings.
     ``verification``: decides after which uses resident weights are verified.
     ``inputs``: the input images.
     ``reserve_bytes``: bytes to reserve for computing; None to use the estimate.
@@ -45,7 +45,7 @@ class Resources:
     skeletons: SkeletonCache
     working_memory: WorkingMemory
     used_working_bytes: Callable[[], int]
-    run: RunSettings
+    run_settings: RunSettings
     verification: Verification
     inputs: Inputs
     reserve_bytes: int | None = None

@@ -41,7 +41,7 @@ def make_image(contents: Contents, model: Model, resources: Resources, index: in
     job = contents.job.image(index)
     pipeline = ImagePipeline(job, model, contents.refiner, resources, index, on_progress)
     try:
-        with numerics.fixed(resources.run.threads, job.request.seed):
+        with numerics.fixed(resources.run_settings.threads, job.request.seed):
             pixels = pipeline.draw()
             state = numerics.record()
     except NotFiniteError:
@@ -57,9 +57,9 @@ def _build_image(pipeline: ImagePipeline, contents: Contents, pixels: torch.Tens
     raw = pixels.contiguous().numpy().tobytes()
     sha256 = hashlib.sha256(raw).hexdigest()
     metadata = _metadata(pipeline) | {
-        "run": asdict(pipeline.run),
+        "run": asdict(pipeline.run_settings),
         "numerics": dict(state),
-        "extensions": _packages(request, contents, pipeline.run.device),
+        "extensions": _packages(request, contents, pipeline.run_settings.device),
         "marks": list(pipeline.marks),
         "repairs": [asdict(repair) for repair in pipeline.repairs],
         "pixels_sha256": sha256,

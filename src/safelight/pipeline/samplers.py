@@ -15,7 +15,7 @@ WHOLE = (0.0, 1.0)
 """All noise levels."""
 
 
-class NoiseSchedule:
+class SamplerRun:
     """A sampler with its schedule, for one image. It counts its own steps, so it is never used twice.
 
     ``scheduler``: diffusers' object, which computes the noise levels and the steps.
@@ -89,7 +89,7 @@ class NoiseSchedule:
         return schedulers.sigma(self.scheduler)
 
 
-class FlowSchedule(NoiseSchedule):
+class FlowSamplerRun(SamplerRun):
     """A sampler with its schedule for a rectified flow: latents are a straight line between the image and noise."""
 
     def initial_latents(self, noise: torch.Tensor) -> torch.Tensor:
@@ -105,7 +105,7 @@ class FlowSchedule(NoiseSchedule):
 
 def make(
     family: Family, sampler: str, schedule: Schedule, prediction_type: str, zero_terminal_snr: bool, seed: int
-) -> NoiseSchedule:
+) -> SamplerRun:
     """Create the sampler of one image.
 
     ``seed``: for samplers that draw noise from their own Brownian tree (``dpmpp_sde``) instead of the generator.
@@ -113,7 +113,7 @@ def make(
     chosen = SAMPLERS[sampler]
     if family.noise.kind == "flow":
         assert chosen.flow is not None
-        return FlowSchedule(schedulers.scheduler(chosen.flow, dict(family.noise.settings), seed))
+        return FlowSamplerRun(schedulers.scheduler(chosen.flow, dict(family.noise.settings), seed))
     settings: dict[str, Any] = {**family.noise.settings, "prediction_type": prediction_type, **chosen.settings}
     if schedule == "karras":
         settings["use_karras_sigmas"] = True
@@ -124,4 +124,4 @@ def make(
     if zero_terminal_snr:
         settings["timestep_spacing"] = "trailing"
         settings["rescale_betas_zero_snr"] = True
-    return NoiseSchedule(schedulers.scheduler(chosen.scheduler, settings, seed))
+    return SamplerRun(schedulers.scheduler(chosen.scheduler, settings, seed))

@@ -155,7 +155,7 @@ class Stages:
         components: Sequence[tuple[ComponentManifest, torch.dtype]],
         compute: Compute[Result],
     ) -> Result:
-        resources = replace(self.resources, run=run)
+        resources = replace(self.resources, run_settings=run)
         start = time.perf_counter()
         workload = describe_stage(components, run, task)
         uses = plan_uses(self.model, resources, components, workload, task)
@@ -237,10 +237,12 @@ def plan_uses(
     """
     roles, role = model.family.roles, components[0][0].role
     after = roles if task.before_all_others else roles[roles.index(role) + 1 :]
-    rest = [component_key(model.manifest.component(r), dtype_of(resources.run, model.family, r)) for r in after]
+    rest = [
+        component_key(model.manifest.component(r), dtype_of(resources.run_settings, model.family, r)) for r in after
+    ]
     if model.family.denoiser in after:
         nets = [component for component in model.manifest.components if component.role == CONTROLNET]
-        rest = [component_key(net, dtype_of(resources.run, model.family, CONTROLNET)) for net in nets] + rest
+        rest = [component_key(net, dtype_of(resources.run_settings, model.family, CONTROLNET)) for net in nets] + rest
     upcoming = (*rest, *resources.upcoming)
     keys = [component_key(component, dtype) for component, dtype in components]
     promised = (
@@ -260,7 +262,7 @@ def skeleton_key(
     model: Model, component: ComponentManifest, dtype: torch.dtype, resources: Resources, seamless: str
 ) -> SkeletonKey:
     """Return the key of the skeleton to which a component is bound."""
-    run, at = resources.run, resources.device.torch
+    run, at = resources.run_settings, resources.device.torch
     axes = "" if component.role in model.family.text_encoders else seamless
     return SkeletonKey(
         model.base, component.role, component.config, dtype, run.attention, at, run.attention_slice_size, axes

@@ -15,7 +15,7 @@ from safelight.request.stored import read_request
 
 
 @dataclass(frozen=True, slots=True)
-class ModelContent:
+class ModelReference:
     """The model of a job.
 
     ``digest``: of its content.
@@ -31,7 +31,7 @@ class ModelContent:
 
 
 @dataclass(frozen=True, slots=True)
-class PartContent:
+class ComponentReference:
     """A component that takes the place of the model's own.
 
     ``digest``: of the component.
@@ -56,10 +56,10 @@ class Job:
     """
 
     request: Request
-    model: ModelContent
-    parts: tuple[PartContent, ...] = ()
+    model: ModelReference
+    parts: tuple[ComponentReference, ...] = ()
     words: Mapping[str, tuple[int, ...]] | None = None
-    refiner: ModelContent | None = None
+    refiner: ModelReference | None = None
 
     def image(self, index: int) -> Job:
         """Return the job of one image, counted from 0. Raises IndexError."""
@@ -84,10 +84,10 @@ class Job:
         """
         request = read_request(stored["request"], stored["version"])
         try:
-            model = ModelContent(**stored["model"])
-            parts = tuple(PartContent(**part) for part in stored["parts"])
+            model = ModelReference(**stored["model"])
+            parts = tuple(ComponentReference(**part) for part in stored["parts"])
             words = {word: tuple(tokens) for word, tokens in stored["words"].items()}
-            refiner = ModelContent(**stored["refiner"]) if stored.get("refiner") else None
+            refiner = ModelReference(**stored["refiner"]) if stored.get("refiner") else None
         except (KeyError, TypeError, AttributeError) as error:
             problem = f"its field {error} is missing" if isinstance(error, KeyError) else f"cannot be read ({error})"
             raise RequestError("job", f"version {stored['version']}", problem) from error

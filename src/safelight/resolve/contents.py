@@ -10,11 +10,11 @@ from safelight.catalog.catalog import Catalog
 from safelight.catalog.library import Library
 from safelight.catalog.model import Adapter, Model
 from safelight.errors import IntegrityError
-from safelight.request.job import Job, PartContent
+from safelight.request.job import ComponentReference, Job
 from safelight.request.schema import Request
 from safelight.resolve.adapters import ResolvedLora, resolve_lora
 from safelight.resolve.inversions import Inversion, vectors_of
-from safelight.resolve.resolve import model_content
+from safelight.resolve.resolve import model_reference
 from safelight.weights.manifest import ComponentManifest
 
 
@@ -40,7 +40,7 @@ class Contents:
     @classmethod
     def plain(cls, request: Request, model: Model) -> Contents:
         """Return the contents of a request that names nothing but its model."""
-        return cls(Job(request, model_content(model)), model)
+        return cls(Job(request, model_reference(model)), model)
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -65,7 +65,7 @@ def find_contents(job: Job, catalog: Catalog, model: Model) -> Contents:
     return Contents(job, model, loras, replacements, controls, inversions, refiner)
 
 
-def _find_part(part: PartContent, catalog: Catalog) -> ComponentManifest:
+def _find_part(part: ComponentReference, catalog: Catalog) -> ComponentManifest:
     found = catalog.component(part.digest)
     if found is None:
         problem = f"no model and no adapter has a component of the content {part.digest[:10]}"

@@ -26,13 +26,13 @@ class Inversion:
     """A textual inversion in a job.
 
     ``tokens``: the tokens that the vectors replace, in this job only.
-    ``vectors``: name of the adapter's tensor, of shape (n, width), by text encoder.
+    ``tensor_names``: name of the adapter's tensor, of shape (n, width), by text encoder.
     """
 
     adapter: Adapter
     embedding: Embedding
     tokens: tuple[int, ...]
-    vectors: Mapping[str, str]
+    tensor_names: Mapping[str, str]
 
 
 def resolve_inversions(request: Request, model: Model, adapters: Adapters, by_path: bool) -> tuple[Inversion, ...]:

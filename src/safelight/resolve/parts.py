@@ -14,7 +14,7 @@ from safelight.catalog.model import Adapter, Model
 from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
 from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
-from safelight.request.job import PartContent
+from safelight.request.job import ComponentReference
 from safelight.request.parts import Control
 from safelight.request.schema import Request
 from safelight.weights.adapter_file import VAE
@@ -26,10 +26,10 @@ _OTHER_CONTENT_REMEDY = "Put the file with the requested content back, or reques
 
 @dataclass(frozen=True, slots=True)
 class ReplacementPart:
-    """A component that replaces the model's own. ``content``: tells which file has it."""
+    """A component that replaces the model's own. ``reference``: tells which file has it."""
 
     component: ComponentManifest
-    content: PartContent
+    reference: ComponentReference
 
 
 def find_vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
@@ -54,13 +54,13 @@ def find_vae(request: Request, model: Model, catalog: Catalog, by_path: bool) ->
 
 def _part_of_adapter(adapter: Adapter) -> ReplacementPart:
     part = adapter.component
-    return ReplacementPart(part, PartContent(part.role, part.digest, "adapter", adapter.digest))
+    return ReplacementPart(part, ComponentReference(part.role, part.digest, "adapter", adapter.digest))
 
 
 def part_of_model(model: Model, role: str) -> ReplacementPart:
     """Return a component of another model."""
     part = model.manifest.component(role)
-    return ReplacementPart(part, PartContent(part.role, part.digest, "model", model.digest))
+    return ReplacementPart(part, ComponentReference(part.role, part.digest, "model", model.digest))
 
 
 def _find_vae_by_name(name: str, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:

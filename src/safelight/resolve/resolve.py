@@ -8,7 +8,7 @@ from typing import Any
 from safelight.catalog import paths
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.model import Model
-from safelight.request.job import Job, ModelContent, PartContent
+from safelight.request.job import ComponentReference, Job, ModelReference
 from safelight.request.prompts import loras, tags
 from safelight.request.schema import Request
 from safelight.resolve import inversions, parts
@@ -74,30 +74,32 @@ def resolve(
     check(request, model, words)
     if refiner is not None:
         check_refiner(request, model, refiner)
-    return Job(request, model_content(model), replacements, words, None if refiner is None else model_content(refiner))
+    return Job(
+        request, model_reference(model), replacements, words, None if refiner is None else model_reference(refiner)
+    )
 
 
-def model_content(model: Model) -> ModelContent:
+def model_reference(model: Model) -> ModelReference:
     """Return the values by which a job identifies its model."""
     components = {role: model.manifest.component(role).digest for role in model.family.roles}
-    return ModelContent(
+    return ModelReference(
         model.name, model.digest, model.base, model.prediction_type, model.zero_terminal_snr, components
     )
 
 
 def _find_replacements(
     request: Request, model: Model, catalog: Catalog, by_path: bool
-) -> tuple[tuple[PartContent, ...], dict[str, Any]]:
+) -> tuple[tuple[ComponentReference, ...], dict[str, Any]]:
     """Find the components that replace the model's own. Return them and the request's fields that name them."""
-    replacements: list[PartContent] = []
+    replacements: list[ComponentReference] = []
     named: dict[str, Any] = {}
     if request.vae:
         vae = parts.find_vae(request, model, catalog, by_path)
-        replacements.append(vae.content)
+        replacements.append(vae.reference)
         named |= {"vae": paths.name_of(request.vae), "vae_digest": vae.component.digest}
     if request.text_encoder:
         encoders = parts.find_text_encoders(request, model, catalog.library, by_path)
-        replacements += [one.content for one in encoders]
+        replacements += [one.reference for one in encoders]
         named["text_encoder"] = paths.name_of(request.text_encoder)
         named["text_encoder_digest"] = parts.hash_components([one.component for one in encoders])
     return tuple(replacements), named

@@ -43,7 +43,7 @@ ALPHA_DTYPES = FLOATS | {"F64", "I64", "I32", "I16", "I8", "U8"}
 """Dtypes of alpha, which is a single number. Trainers use any of them."""
 
 
-def read_tensors(header: Header, kind: str) -> list[TensorInfo]:
+def tensors_to_read(header: Header, kind: str) -> list[TensorInfo]:
     """Return the tensors of an adapter file that Safelight reads: all but the token of AUTOMATIC1111's embeddings.
 
     Raises UnsupportedModelError for a dtype that is not supported.
@@ -66,7 +66,7 @@ def layout(header: Header, kind: str) -> ComponentLayout:
     Raises UnsupportedModelError when a tensor has a dtype, or PEFT's settings have a value, that is not supported.
     Raises IncompleteModelError when tensors of the module are missing.
     """
-    infos = read_tensors(header, kind)
+    infos = tensors_to_read(header, kind)
     if kind in COMPONENT_KINDS:
         return _whole(header, kind, infos)
     places = tuple(TensorPlace(i.name, i.dtype, i.shape, i.path, i.offset, i.nbytes, source=i.name) for i in infos)

@@ -95,7 +95,7 @@ class LocalEngine:
     ) -> Iterator[Image]:
         contents = find_contents(job, self.catalog, model)
         settings = self._decide(job.request.precision, model)
-        resources = replace(self.resources, run=settings, upcoming=self._component_keys(upcoming, settings))
+        resources = replace(self.resources, run_settings=settings, upcoming=self._component_keys(upcoming, settings))
         self.loaded.mark_used(model, settings)
         return self._images(contents, resources, on_progress, first)
 
@@ -168,7 +168,7 @@ class LocalEngine:
 
     def resources_for(self, model: Model, precision: Precision = "auto") -> Resources:
         """Return the resources of a generation by ``model``, with its final run settings."""
-        return replace(self.resources, run=self._decide(precision, model))
+        return replace(self.resources, run_settings=self._decide(precision, model))
 
     def memory(self) -> Mapping[str, Any]:
         """The state of memory as plain values; sizes in bytes.

@@ -1,0 +1,24 @@
+"""Skeletons that all engines of a test process share: building them takes longer than most images of the tests.
+
+A skeleton is compared with what it was whenever it is taken and put back, so what one test did to it is no other's. On
+a simulated device every engine builds its own: their buffers are in that device's memory.
+"""
+
+from __future__ import annotations
+
+from safelight.models.skeleton import Skeleton, SkeletonCache, SkeletonKey
+
+_COMMON = SkeletonCache(max_count=48)
+
+
+class SharedSkeletons(SkeletonCache):
+    """The cache of one engine. Its skeletons on the CPU are those of all engines."""
+
+    def take(self, key: SkeletonKey) -> Skeleton:
+        return _COMMON.take(key) if key.device.type == "cpu" else super().take(key)
+
+    def put_back(self, skeleton: Skeleton) -> list[str]:
+        return _COMMON.put_back(skeleton) if skeleton.key.device.type == "cpu" else super().put_back(skeleton)
+
+    def check(self) -> list[str]:
+        return _COMMON.check() + super().check()
