@@ -58,6 +58,7 @@ def create(control: Services) -> FastAPI:
     def describe() -> dict[str, object]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
+            schema["components"]["schemas"] |= problems.schemas(Problem, openai.OpenAIError, a1111.A1111Error)
             schema["components"]["securitySchemes"] = {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "basic": {"type": "http", "scheme": "basic"},

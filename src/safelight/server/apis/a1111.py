@@ -21,6 +21,7 @@ from safelight.server.apis.a1111_png_info import png_info
 from safelight.server.apis.a1111_progress import ProgressRoutes, RunningRequests
 from safelight.server.apis.a1111_server import ServerRoutes
 from safelight.server.clients import Clients
+from safelight.server.problems import response
 
 
 class A1111Error(BaseModel):
@@ -33,7 +34,7 @@ class A1111Error(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": A1111Error, "description": "an error in AUTOMATIC1111's form"}
+    status: response(A1111Error, "an error in AUTOMATIC1111's form")
     for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507)
 }
 

@@ -27,7 +27,7 @@ from safelight.queue.job import QueuedJob
 from safelight.request.samplers import sampler_of
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
-from safelight.server.problems import of_job
+from safelight.server.problems import of_job, response
 
 
 class ModelCard(BaseModel):
@@ -173,7 +173,7 @@ class OpenAIError(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": OpenAIError, "description": "an error in OpenAI's form"}
+    status: response(OpenAIError, "an error in OpenAI's form")
     for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507)
 }
 
