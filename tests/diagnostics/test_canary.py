@@ -175,7 +175,8 @@ def test_differences_are_measured() -> None:
     assert difference(image, 255 - image).similarity < 0
 
 
-def test_on_the_command_line(root: Path, tiny: Path, tmp_path: Path) -> None:
+def test_on_the_command_line(root: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canary, "SIDE", 64)
     shutil.copy(tiny / "a.safetensors", tmp_path / "mine.safetensors")
     runner = CliRunner()
     assert runner.invoke(app, ["models", "add", str(tmp_path / "mine.safetensors")]).exit_code == 0

@@ -6,19 +6,21 @@ import contextlib
 import json
 import random
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from diagnostics.faults import FAULTS, A, B, Fault, Scene
 from support import adapters
-from support.scale import thinned
+from support.scale import ALL, thinned
 
 from safelight.assembly.engine import open_engine
 from safelight.assembly.services import WORKER
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.library import Library
 from safelight.devices.simulated import Simulated
+from safelight.diagnostics import canary
 from safelight.diagnostics.canary import Canaries, request
 from safelight.diagnostics.doctor import Doctor
 from safelight.diagnostics.finding import Finding
@@ -38,10 +40,21 @@ SHORT = (
 """Faults that `make test` tries; `make proof` tries all."""
 
 
+@pytest.fixture
+def prepared(homes: Callable[[int], Path], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two models with their canaries: copied for each test. In `make test`, the canaries are small."""
+    if not (ALL or request.node.get_closest_marker("proof")):
+        monkeypatch.setattr(canary, "SIDE", 64)
+    return homes(canary.SIDE)
+
+
 @pytest.fixture(scope="session")
-def prepared(tiny: Path, measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models with their canaries, made in fresh processes: copied for each test."""
-    home = tmp_path_factory.mktemp("prepared")
+def homes(tiny: Path, measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Returns the folder of two models with canaries of that many pixels per side, made in fresh processes."""
+    return cache(lambda _: prepare(tiny, measured, tmp_path_factory.mktemp("prepared")))
+
+
+def prepare(tiny: Path, measured: Path, home: Path) -> Path:
     root = home / "root"
     root.mkdir()
     shutil.copy(measured, root)

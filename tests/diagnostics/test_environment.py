@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -42,13 +43,19 @@ def install(prefix: Path, *requirements: Path) -> None:
     subprocess.run([*pip, *requirements], check=True)
 
 
-@pytest.fixture
-def prefix(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def first_lamp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with the first lamp, as a user made it."""
-    prefix = tmp_path / "installed"
-    subprocess.run([sys.executable, "-m", "venv", str(prefix)], check=True)
-    install(prefix, lamp(tmp_path, "1.0"))
-    return prefix
+    folder = tmp_path_factory.mktemp("first")
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "installed")], check=True)
+    install(folder / "installed", lamp(folder, "1.0"))
+    return folder / "installed"
+
+
+@pytest.fixture
+def prefix(first_lamp: Path, tmp_path: Path) -> Path:
+    """A copy of that environment. Its interpreter is a link, so it works at any place."""
+    return shutil.copytree(first_lamp, tmp_path / "installed", symlinks=True)
 
 
 def said(environment: Environment) -> str:

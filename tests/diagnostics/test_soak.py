@@ -77,7 +77,8 @@ def test_too_short_says_so() -> None:
 
 
 @pytest.mark.parametrize("leaks", thinned([True, False]))
-def test_of_an_engine(root: Path, tmp_path: Path, leaks: bool) -> None:
+def test_of_an_engine(root: Path, tmp_path: Path, leaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "MAX_SIDE", 64)
     engine = safelight.open_engine(root)
     for seed in (1, 2):
         engine.library.add(checkpoints.write_single(tmp_path / f"{seed}.safetensors", "sd1", seed), f"m{seed}")

@@ -6,12 +6,12 @@ import json
 import os
 import random
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.forking import python
 from support.scale import times
 
 import safelight
@@ -199,7 +199,8 @@ def test_under_ulimit_it_runs_or_says_the_least(root: Path, right: tuple[str, in
         "print(json.dumps([limited(150 << 20), limited(70 << 20), limited(400 << 20)]))\n"
     )
     environment = {**os.environ, "SAFELIGHT_ROOT": str(root)}
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment)
+    done = python("-c", program, environment=environment)
+    assert done.returncode == 0, done.stderr
     some, none, plenty = json.loads(done.stdout.splitlines()[-1])
     assert plenty == right[0]
     assert some == right[0]

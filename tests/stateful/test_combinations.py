@@ -39,11 +39,11 @@ def tried(root: Path, tiny: Path, folder: Path, jobs: int, kinds: int, new: int,
 
 
 def test_every_job_is_that_of_a_fresh_process(root: Path, tiny: Path, tmp_path: Path) -> None:
-    tried(root, tiny, tmp_path, jobs=times(12, 80), kinds=times(4, 8), new=1)
+    tried(root, tiny, tmp_path, jobs=times(8, 80), kinds=times(3, 8), new=1)
 
 
 def test_every_job_is_the_same_with_the_least_memory(root: Path, tiny: Path, tmp_path: Path) -> None:
-    tried(root, tiny, tmp_path, jobs=times(6, 20), kinds=times(3, 6), new=0, least=True)
+    tried(root, tiny, tmp_path, jobs=times(4, 20), kinds=times(2, 6), new=0, least=True)
 
 
 @pytest.mark.proof

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -59,7 +60,7 @@ def children(pid: int) -> list[int]:
 
 def start(root: Path, *options: str, key: str | None = None, spare: bool = False, says: Path | None = None) -> Server:
     """Start a server on a free port, and return when it answers. ``spare``: with a spare worker. ``says``: it and its
-    worker are processes from their first instruction, as users have them, and write their messages there."""
+    worker write their messages there."""
     root.mkdir(exist_ok=True)
     if MEASURED and not (root / MEASURED[0].name).exists():
         shutil.copy(MEASURED[0], root)
@@ -67,11 +68,8 @@ def start(root: Path, *options: str, key: str | None = None, spare: bool = False
     if key is not None:
         command += ["--api-key", key]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "SAFELIGHT_SPARE_WORKER": str(spare).lower()}
-    if says is None:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    else:
-        with says.open("w") as file:
-            process = forking.REAL(command, stdout=subprocess.PIPE, stderr=file, text=True, env=environment)
+    with says.open("w") if says is not None else contextlib.nullcontext() as messages:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=environment)
     assert process.stdout is not None
     line = process.stdout.readline()
     found = re.search(r"http://\S+", line)
