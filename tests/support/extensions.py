@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from safelight.extensions import extensions
+from safelight.families import registry
 from safelight.resolve.adapters import fit_adapter
 
 HOME = Path(__file__).parents[1] / "data/extensions"
@@ -38,8 +39,13 @@ class Packages:
         self._monkeypatch.setattr(sys, "path", [*self._folders, *self._path])
         self._monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*self._folders, self._variable]))
         importlib.invalidate_caches()
-        extensions.cache_clear()
-        fit_adapter.cache_clear()
+        forget()
+
+
+def forget() -> None:
+    """Forget what this process knows of installed packages."""
+    for cached in (extensions, fit_adapter, registry.families, registry.architectures):
+        cached.cache_clear()
 
 
 def write_package(folder: Path, name: str, group: str, entries: Mapping[str, str]) -> None:

@@ -92,6 +92,7 @@ def begin(number: int) -> None:
 def _make_first_image() -> None:
     """Make an image by a starter: what is built and read only once is there in what is forked."""
     import torch
+    from support.extensions import forget
     from support.skeletons import SharedSkeletons
 
     from safelight.assembly import engine
@@ -107,6 +108,8 @@ def _make_first_image() -> None:
             pass
         opened.close()
     torch.set_num_threads(threads)
+    # What is forked may have other packages.
+    forget()
 
 
 def _serve(asked: socket.socket) -> NoReturn:

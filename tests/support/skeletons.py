@@ -14,11 +14,19 @@ _COMMON = SkeletonCache(max_count=48)
 class SharedSkeletons(SkeletonCache):
     """The cache of one engine. Its skeletons on the CPU are those of all engines."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._free = _COMMON._free
+        self._own = SkeletonCache()
+
+    def _of(self, key: SkeletonKey) -> SkeletonCache:
+        return _COMMON if key.device.type == "cpu" else self._own
+
     def take(self, key: SkeletonKey) -> Skeleton:
-        return _COMMON.take(key) if key.device.type == "cpu" else super().take(key)
+        return self._of(key).take(key)
 
     def put_back(self, skeleton: Skeleton) -> list[str]:
-        return _COMMON.put_back(skeleton) if skeleton.key.device.type == "cpu" else super().put_back(skeleton)
+        return self._of(skeleton.key).put_back(skeleton)
 
     def check(self) -> list[str]:
-        return _COMMON.check() + super().check()
+        return _COMMON.check() + self._own.check()
