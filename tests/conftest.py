@@ -39,25 +39,22 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_skeletons() -> Generator[None]:
-    """Engines share their skeletons in `make test`. In `make test-all` each builds its own, as for users."""
+def lighter() -> Generator[None]:
+    """See :mod:`support.lighter`."""
     with pytest.MonkeyPatch.context() as patch:
         if not ALL:
-            from support.skeletons import SharedSkeletons
+            from support.lighter import make_lighter
 
-            from safelight.assembly import engine
-
-            patch.setattr(engine, "SkeletonCache", SharedSkeletons)
+            make_lighter(patch)
         yield
 
 
 @pytest.fixture
-def own_skeletons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that change or count skeletons: engines build their own."""
-    from safelight.assembly import engine
-    from safelight.models.skeleton import SkeletonCache
+def as_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what `make test` makes cheaper: it is as for users."""
+    from support import lighter
 
-    monkeypatch.setattr(engine, "SkeletonCache", SkeletonCache)
+    lighter.as_for_users(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from safelight.settings_sources import load_settings
 from safelight.workers.fresh_process import Fresh
 from safelight.workers.local_engine import LocalEngine
 
-pytestmark = pytest.mark.usefixtures("own_skeletons")
+pytestmark = pytest.mark.usefixtures("as_for_users")
 
 SHORT = (
     "the text encoder of another checkpoint",

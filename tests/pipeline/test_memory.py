@@ -172,7 +172,7 @@ def test_host_memory_stays_within_the_ledger(root: Path) -> None:
         assert machine.anonymous_bytes() - start < stored + (64 << 20)
 
 
-@pytest.mark.usefixtures("own_skeletons")
+@pytest.mark.usefixtures("as_for_users")
 def test_stream_parameters_are_gone_after_the_image(root: Path, right: tuple[str, int]) -> None:
     engine = open_engine(load_settings(root, max_cache_ram_gb=right[1] * 0.3 / 2**30))
     next(engine.generate(ask()))

@@ -25,7 +25,7 @@ from safelight.resolve.contents import Contents
 from safelight.settings_sources import load_settings
 from safelight.workers.local_engine import LocalEngine
 
-pytestmark = pytest.mark.usefixtures("own_skeletons")
+pytestmark = pytest.mark.usefixtures("as_for_users")
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def anew(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Server, Pa
     """A server and a worker that have imported what they need themselves, and where their messages are."""
     root, says = tmp_path_factory.mktemp("anew"), tmp_path_factory.mktemp("says") / "err"
     (root / "safelight.yaml").write_text("log_format: json\n")
-    with serving.serving(root, says=says) as made:
+    with serving.serving(root, says=says, real=True) as made:
         made.ready()
         yield made, says
 

@@ -91,15 +91,16 @@ def begin(number: int) -> None:
 
 def _make_first_image() -> None:
     """Make an image by a starter: what is built and read only once is there in what is forked."""
+    import pytest
     import torch
     from support.extensions import forget
-    from support.skeletons import SharedSkeletons
+    from support.lighter import make_lighter
 
     from safelight.assembly import engine
     from safelight.request.schema import Request
     from safelight.settings_sources import load_settings
 
-    engine.SkeletonCache = SharedSkeletons  # type: ignore[misc]
+    make_lighter(pytest.MonkeyPatch())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # A thread of torch's would not be there in what is forked.
     with tempfile.TemporaryDirectory() as root:

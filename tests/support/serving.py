@@ -58,9 +58,11 @@ def children(pid: int) -> list[int]:
     return [child.pid for child in sorted(found, key=lambda child: (child.create_time(), child.pid))]
 
 
-def start(root: Path, *options: str, key: str | None = None, spare: bool = False, says: Path | None = None) -> Server:
+def start(
+    root: Path, *options: str, key: str | None = None, spare: bool = False, says: Path | None = None, real: bool = False
+) -> Server:
     """Start a server on a free port, and return when it answers. ``spare``: with a spare worker. ``says``: it and its
-    worker write their messages there."""
+    worker write their messages there. ``real``: they are processes from their first instruction, as for users."""
     root.mkdir(exist_ok=True)
     if MEASURED and not (root / MEASURED[0].name).exists():
         shutil.copy(MEASURED[0], root)
@@ -69,7 +71,8 @@ def start(root: Path, *options: str, key: str | None = None, spare: bool = False
         command += ["--api-key", key]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "SAFELIGHT_SPARE_WORKER": str(spare).lower()}
     with says.open("w") if says is not None else contextlib.nullcontext() as messages:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=environment)
+        begin = forking.REAL if real else subprocess.Popen
+        process = begin(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=environment)
     assert process.stdout is not None
     line = process.stdout.readline()
     found = re.search(r"http://\S+", line)
@@ -98,9 +101,9 @@ def stop(server: Server) -> int:
 
 @contextmanager
 def serving(
-    root: Path, *options: str, key: str | None = None, spare: bool = False, says: Path | None = None
+    root: Path, *options: str, key: str | None = None, spare: bool = False, says: Path | None = None, real: bool = False
 ) -> Generator[Server]:
-    server = start(root, *options, key=key, spare=spare, says=says)
+    server = start(root, *options, key=key, spare=spare, says=says, real=real)
     try:
         yield server
     finally:

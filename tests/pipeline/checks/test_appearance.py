@@ -18,6 +18,8 @@ from safelight.pipeline.checks.appearance import AppearanceCheck
 from safelight.pipeline.denoise import Denoised, Denoising
 from safelight.workers.local_engine import LocalEngine
 
+pytestmark = pytest.mark.usefixtures("as_for_users")
+
 PROMPTS = ("red apple", "octopus", "rocket", "cactus", "koala", "strawberry")
 
 
