@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from safelight.extensions import extensions
-from safelight.resolve.adapters import fit_adapter
+from safelight.resolve.adapters import match_cached
 
 HOME = Path(__file__).parents[1] / "data/extensions"
 """A folder for each example of ``docs/extending.md``, which stands for an installed package."""
@@ -39,7 +39,7 @@ class Packages:
         self._monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*self._folders, self._variable]))
         importlib.invalidate_caches()
         extensions.cache_clear()
-        fit_adapter.cache_clear()
+        match_cached.cache_clear()
 
 
 def write_package(folder: Path, name: str, group: str, entries: Mapping[str, str]) -> None:
