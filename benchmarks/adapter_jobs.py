@@ -200,7 +200,7 @@ def invokeai(limit: str) -> Make:
 
 def safelight(dtype: str) -> Make:
     import safelight as ours
-    from safelight.request.parts import Lora
+    from safelight.request.adapters import Lora
 
     opened: list[Any] = []
 

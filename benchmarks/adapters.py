@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import safelight
-from safelight.request.parts import Lora
+from safelight.request.adapters import Lora
 
 FOLDER = Path(__file__).parents[1] / "build/bench"
 RANK = 16
@@ -167,10 +167,10 @@ def theirs(folder: Path, paths: list[Path], way: str) -> dict[str, float]:
 def prepared() -> tuple[Any, list[Path]]:
     """The model A and the two LoRAs, made where they are not there."""
     engine = safelight.open_engine(FOLDER / "root")
-    model = engine.library.resolve(str(FOLDER / "A.safetensors"))
+    model = engine.library.find(str(FOLDER / "A.safetensors"))
     paths = [write(FOLDER / f"lora{n}.safetensors", model, n) for n in (1, 2)]
     for path in paths:
-        engine.catalog.adapters.resolve(str(path))
+        engine.catalog.adapters.find(str(path))
     engine.close()
     return model, paths
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from safelight.families.computing import construct
 from safelight.families.family import Config
+from safelight.families.family_model import construct
 from safelight.families.registry import family
 from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.unet import UNetConfig

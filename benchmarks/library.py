@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from safelight.assembly.services import open_control
+from safelight.assembly.services import open_services
 from safelight.catalog import records, starters
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.library import Library
@@ -68,7 +68,7 @@ def main() -> None:
             Adapters(root).cards()
 
         rows = {"first look, without the index": seconds(look, 1), "first look, with the index": seconds(look, 3)}
-        control = open_control(Settings(root=root, spare_worker=False))
+        control = open_services(Settings(root=root, spare_worker=False))
         try:
             request = Request("red apple", "m", loras=(Lora("style", 1.0),))
             rows["models list"] = seconds(control.library.cards)

@@ -78,7 +78,7 @@ def bind_all(made: Any, model: Any) -> float:
 
 def both_fit() -> dict[str, Any]:
     made = engine(precision="bf16")
-    models = [made.library.resolve(str(FOLDER / f"{name}.safetensors")) for name in "AB"]
+    models = [made.library.find(str(FOLDER / f"{name}.safetensors")) for name in "AB"]
     for model in models * 2:
         bind_all(made, model)
     stored = made.memory()["places"]["host"]["stored"]
@@ -144,7 +144,7 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
     from safelight.memory.host_source import HostSource
     from safelight.memory.lease import Use
     from safelight.memory.residency import Residency
-    from safelight.memory.segments import cut
+    from safelight.memory.segments import split_into_segments
     from safelight.memory.source import FileSource
     from safelight.models.bind import bind
     from safelight.models.skeleton import SkeletonCache, SkeletonKey, build
@@ -153,7 +153,7 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
     # One core computes, as an accelerator would by itself; the other is left to the copies.
     torch.set_num_threads(1)
     dtype = torch.bfloat16
-    component = Library(FOLDER / "root").resolve(str(FOLDER / "A.safetensors")).manifest.component("unet")
+    component = Library(FOLDER / "root").find(str(FOLDER / "A.safetensors")).manifest.component("unet")
     inputs = (torch.randn(2, 4, 32, 32).to(dtype), torch.tensor(500), torch.randn(2, 77, 768).to(dtype))
     make = build
     if even:
@@ -173,8 +173,8 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
                 layers = [nn.Linear(width, width, bias=False, dtype=dtype) for _ in range(count)]
                 return nn.Sequential(*layers).requires_grad_(False)
 
-    size = sum(segment.nbytes for segment in cut(component, dtype))
-    largest = max(segment.nbytes for segment in cut(component, dtype))
+    size = sum(segment.nbytes for segment in split_into_segments(component, dtype))
+    largest = max(segment.nbytes for segment in split_into_segments(component, dtype))
 
     def run(bandwidth: float | None, budget: int, compute: bool) -> float:
         device = Simulated(nbytes=8 << 30, bandwidth=bandwidth, staging_buffer_bytes=8 << 20)
@@ -185,7 +185,7 @@ def overlap(even: bool) -> dict[str, Any]:  # noqa: PLR0915
         moved = [value.to(device.torch) for value in inputs]
         seconds = []
         with (
-            there.lease(component, dtype, Use(passes=5)) as lease,
+            there.lease(component, dtype, Use(forward_passes=5)) as lease,
             bind(SkeletonCache(build=make), key, lease) as module,
             torch.no_grad(),
         ):
@@ -238,7 +238,7 @@ def slope() -> dict[str, Any]:
 def process() -> dict[str, Any]:
     """A new process for each switch: forked from one that has imported everything and holds no model."""
     made = engine(precision="bf16")
-    models = [made.library.resolve(str(FOLDER / f"{name}.safetensors")) for name in "AB"]
+    models = [made.library.find(str(FOLDER / f"{name}.safetensors")) for name in "AB"]
     seconds = []
     for turn in range(6):
         start = time.perf_counter()

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from safelight.queue.order import Rules, Waiting, choose, passed
+from safelight.queue.order import OvertakeLimits, Waiting, choose, overtaken_once
 
 JOBS, MODELS, LOAD, BURST = 10_000, 20, 0.9, 200
 
@@ -39,7 +39,7 @@ class Moment:
     """What a rule chooses from: what waits, the models at hand (the last used first), the time, when each arrived."""
 
     waiting: list[Waiting]
-    at_hand: list[str]
+    resident: list[str]
     now: float
     came: dict[int, float]
 
@@ -53,7 +53,7 @@ def first_come(given: Moment) -> int:
 
 
 def swarm(given: Moment) -> int:
-    same = [job.number for job in given.waiting if job.group in given.at_hand[:1]]
+    same = [job.number for job in given.waiting if job.group in given.resident[:1]]
     if same:
         return min(same)
     counts = Counter(job.group for job in given.waiting)
@@ -64,14 +64,14 @@ def swarm(given: Moment) -> int:
 
 def invoke(given: Moment) -> int:
     window = sorted(given.waiting, key=lambda job: job.number)[:32]
-    return next((job.number for job in window if job.group in given.at_hand), window[0].number)
+    return next((job.number for job in window if job.group in given.resident), window[0].number)
 
 
 def ours(overtakes: int) -> Rule:
-    rules = Rules(overtakes, float("inf"))
+    rules = OvertakeLimits(overtakes, float("inf"))
 
     def rule(given: Moment) -> int:
-        choice = choose(given.waiting, given.at_hand, rules)
+        choice = choose(given.waiting, given.resident, rules)
         assert choice is not None
         return int(choice.id)
 
@@ -107,7 +107,7 @@ def simulate(rule: Rule, coming: list[Arrival], job: float, switch: float, room:
     came = {arrival.number: arrival.at for arrival in coming}
     waiting: list[Waiting] = []
     now, switches, at = 0.0, 0, 0
-    at_hand: list[str] = []
+    resident: list[str] = []
     waits, overtaken = [], [0]
     while at < len(coming) or waiting:
         if not waiting:
@@ -115,16 +115,16 @@ def simulate(rule: Rule, coming: list[Arrival], job: float, switch: float, room:
         while at < len(coming) and coming[at].at <= now:
             waiting.append(Waiting(str(coming[at].number), coming[at].number, coming[at].group))
             at += 1
-        number = rule(Moment(waiting, at_hand, now, came))
+        number = rule(Moment(waiting, resident, now, came))
         chosen = next(one for one in waiting if one.number == number)
         waits.append(now - came[number])
         overtaken.append(chosen.overtaken)
-        switched = chosen.group not in at_hand
+        switched = chosen.group not in resident
         took = job + (switch if switched else 0.0)
         switches += switched
         now += took
-        at_hand = [chosen.group, *(group for group in at_hand if group != chosen.group)][:room]
-        waiting = [passed(one, took) if one.number < number else one for one in waiting if one is not chosen]
+        resident = [chosen.group, *(group for group in resident if group != chosen.group)][:room]
+        waiting = [overtaken_once(one, took) if one.number < number else one for one in waiting if one is not chosen]
     waits.sort()
     return {
         "switches": switches,

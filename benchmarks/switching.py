@@ -106,7 +106,7 @@ def safelight(dtype_name: str, suffix: str) -> Callable[[str], None]:
     from safelight.devices.cpu import CPU
     from safelight.memory.budget import HOST, Ledger
     from safelight.memory.residency import Residency
-    from safelight.memory.segments import cut
+    from safelight.memory.segments import split_into_segments
     from safelight.memory.source import FileSource
     from safelight.models.bind import bind
     from safelight.models.skeleton import SkeletonCache, SkeletonKey
@@ -114,8 +114,8 @@ def safelight(dtype_name: str, suffix: str) -> Callable[[str], None]:
 
     dtype = TORCH_DTYPES[dtype_name]
     library = Library(FOLDER / "root")
-    models = {name: library.resolve(str(FOLDER / f"{name}{suffix}") + ("" if suffix else "/")) for name in "AB"}
-    one = sum(segment.nbytes for c in models["A"].manifest.components for segment in cut(c, dtype))
+    models = {name: library.find(str(FOLDER / f"{name}{suffix}") + ("" if suffix else "/")) for name in "AB"}
+    one = sum(segment.nbytes for c in models["A"].manifest.components for segment in split_into_segments(c, dtype))
     residency = Residency(CPU(), Ledger({HOST: one}), HOST, FileSource(os.cpu_count() or 1))
     skeletons = SkeletonCache()
 

@@ -21,7 +21,7 @@ from safelight.catalog.catalog import Catalog
 from safelight.request.results import Progress
 from safelight.request.schema import Request
 from safelight.settings_sources import load_settings
-from safelight.workers.isolation import IsolatedEngine, Isolator
+from safelight.workers.isolation import ForkingRunner, IsolatedEngine
 
 FOLDER = Path(__file__).parents[1] / "build/bench"
 
@@ -44,8 +44,8 @@ def family(pid: int) -> set[int]:
 def compared(root: Path, request: Request, count: int) -> list[tuple[str, str]]:
     warm = safelight.open_engine(root)
     settings = load_settings(root)
-    isolator = Isolator(ZYGOTE, settings)
-    alone = IsolatedEngine(Catalog.under(settings.root), isolator)
+    isolated_runner = ForkingRunner(ZYGOTE, settings)
+    alone = IsolatedEngine(Catalog.under(settings.root), isolated_runner)
     peak = {"warm": 0.0, "alone": 0.0}
     seconds: dict[str, list[float]] = {"warm": [], "alone": []}
     differ = 0
@@ -54,7 +54,7 @@ def compared(root: Path, request: Request, count: int) -> list[tuple[str, str]]:
     def watching(way: str):
         def on_progress(progress: Progress) -> None:
             if progress.stage == "decode":
-                pids = {psutil.Process().pid} if way == "warm" else family(isolator._zygote.pid)  # type: ignore[union-attr]
+                pids = {psutil.Process().pid} if way == "warm" else family(isolated_runner._zygote.pid)  # type: ignore[union-attr]
                 peak[way] = max(peak[way], pss(pids))
 
         return on_progress

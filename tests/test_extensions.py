@@ -30,7 +30,7 @@ from safelight.families.sd.spec import SD1
 from safelight.pictures import chunks
 from safelight.pipeline import preprocess
 from safelight.queue.database import Database
-from safelight.request.parts import Control, Lora
+from safelight.request.adapters import Control, Lora
 from safelight.request.samplers import SAMPLERS
 from safelight.request.stored import read_request
 from safelight.workers.local_engine import LocalEngine
@@ -171,7 +171,7 @@ def test_a_family_with_a_taken_name_is_left_out_and_the_built_in_one_stays(
     write_package(tmp_path / "p", "taken-family", "safelight.families", {"taken": f"taken_{taken}:FAMILIES"})
     code = "from dataclasses import replace\nfrom safelight.families.sd.spec import SD1\n"
     if taken == "name":
-        code += "FAMILIES = (replace(SD1, kin='other'),)\n"
+        code += "FAMILIES = (replace(SD1, latent_space='other'),)\n"
     else:
         code += "class Same(SD1.architectures[0]): pass\n"
         code += "FAMILIES = (replace(SD1, name='other', architectures=(Same,)),)\n"

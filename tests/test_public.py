@@ -32,7 +32,7 @@ def test_all_is_complete_and_sorted() -> None:
     [
         "import safelight",
         "from safelight.cli import main",
-        "import safelight.assembly.catalog",
+        "import safelight.assembly.library",
         "import safelight.cli.main as m; m.app(['models', 'list'], standalone_mode=False)",
     ],
 )

@@ -13,7 +13,7 @@ SOURCE = Path(safelight.__file__).parent
 MOST_LINES = 500
 MOST_FUNCTION_LINES = 60
 TABLES = {
-    "pipeline/numerics/table.py: rows": "a row for each numeric state, in the order in which a job sets them",
+    "pipeline/numerics/table.py: numeric_settings": "an entry for each setting, in the order in which a job sets them",
 }
 """Functions that may be longer because they are tables, each with what a reader finds in it."""
 MOST_METHODS = 20

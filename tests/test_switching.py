@@ -19,7 +19,7 @@ import safelight
 from safelight.devices import host
 from safelight.devices.cpu import CPU
 from safelight.pipeline import model_stages
-from safelight.pipeline.denoise import Denoised, Denoising
+from safelight.pipeline.denoise import Denoised, DenoiseInputs
 from safelight.workers.local_engine import LocalEngine
 
 NAMES = ("a.safetensors", "b.safetensors", "v2.safetensors", "xl.safetensors")
@@ -102,7 +102,7 @@ def test_state_24_with_old_work_referenced_and_global_state_shaken(
     kept = []
     original = model_stages.denoise
 
-    def keeping(work: Denoising) -> Denoised:
+    def keeping(work: DenoiseInputs) -> Denoised:
         kept.append(work)
         return original(work)
 
@@ -125,7 +125,7 @@ def test_attention_09_alignment_matters_and_is_kept(engine: LocalEngine, ask) ->
         next(engine.generate(ask(precision=precision)))
     seen = 0
     for resident in engine.resources.residency.table.residents.values():
-        for tensor in resident.target.tensors.values():
+        for tensor in resident.buffer.tensors.values():
             seen += 1
             assert tensor.data_ptr() % 64 == 0
     assert seen > 300

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from safelight.request.adapters import Control, Embedding, Lora
 from safelight.request.field import Field, fields_of
-from safelight.request.parts import Control, Embedding, Lora
 from safelight.request.schema import Request
 
 HEAD = """# The fields of a request

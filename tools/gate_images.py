@@ -22,7 +22,7 @@ import safelight
 from safelight.boundary import kernels, pictures
 from safelight.catalog.model import Model
 from safelight.pipeline import model_stages, run
-from safelight.pipeline.denoise import Denoised, Denoising
+from safelight.pipeline.denoise import Denoised, DenoiseInputs
 from safelight.resolve.contents import Contents
 from safelight.workers.local_engine import LocalEngine
 
@@ -62,7 +62,7 @@ class Maker:
         """uint8 (h, w, 3); ``hook`` spoils the UNet for this image, ``change`` what the VAE is given."""
         denoise, decode = model_stages.denoise, pictures.decode
 
-        def denoising(work: Denoising) -> Denoised:
+        def denoising(work: DenoiseInputs) -> Denoised:
             handles = hook(work.denoiser) if hook is not None else []
             try:
                 return denoise(work)

@@ -204,16 +204,17 @@ MUTANTS = (
         "tests/pipeline/test_repair.py",
     ),
     Mutant(
-        "weights in memory are proven again",
+        "weights in memory are verified again",
         "memory/lease.py",
-        "        if expected is not None and source.proof(self.target) != expected:\n            return False\n",
+        "        if expected is not None and source.compute_checksums(self.buffer) != expected:\n"
+        "            return False\n",
         "        if False:\n            return False\n",
         "tests/pipeline/test_memory.py tests/memory/test_residency.py",
     ),
     Mutant(
         "a lease holds",
         "memory/segment_table.py",
-        "            held.leases += 1\n            lease.residents",
+        "            resident.leases += 1\n            lease.residents",
         "            lease.residents",
         "tests/memory/test_residency.py",
     ),
@@ -262,8 +263,8 @@ MUTANTS = (
     Mutant(
         "a job is pinned to its content",
         "workers/local_engine.py",
-        "        if found is None:\n            path = self.library.resolve(wanted.name).path\n",
-        "        if found is None:\n            return self.library.resolve(wanted.name)\n",
+        "        if found is None:\n            path = self.library.find(reference.name).path\n",
+        "        if found is None:\n            return self.library.find(reference.name)\n",
         "tests/workers/test_supervisor.py::test_other_content_than_was_accepted_is_refused",
     ),
     Mutant(
@@ -276,7 +277,7 @@ MUTANTS = (
     Mutant(
         "threads belong to the job",
         "pipeline/numerics/table.py",
-        '        NumericRow("threads", torch.get_num_threads, torch.set_num_threads, threads, required=True),\n',
+        '        NumericSetting("threads", torch.get_num_threads, torch.set_num_threads, threads, required=True),\n',
         "",
         "tests/test_switching.py tests/pipeline/test_run.py",
     ),
@@ -297,8 +298,8 @@ MUTANTS = (
     Mutant(
         "an end that could not be written is written before the next job",
         "workers/dispatcher.py",
-        "        self._write()\n        at_hand",
-        "        at_hand",
+        "        self._write()\n        resident",
+        "        resident",
         "tests/workers/test_dispatcher.py",
     ),
     Mutant(
@@ -318,7 +319,7 @@ MUTANTS = (
     Mutant(
         "several jobs or none",
         "workers/dispatcher.py",
-        "        if waiting + len(wanted) > self._most:\n",
+        "        if waiting + len(jobs) > self._most:\n",
         "        if waiting >= self._most:\n",
         "tests/workers/test_dispatcher.py",
     ),
@@ -402,7 +403,7 @@ MUTANTS = (
     Mutant(
         "what lies over weights comes out as before",
         "memory/source.py",
-        "        if self._proofs.setdefault(key, proof) != proof:\n",
+        "        if self._checksums.setdefault(key, checksums) != checksums:\n",
         "        if False:\n",
         "tests/models/test_streamed.py::test_what_comes_out_otherwise_than_before_is_an_error",
     ),
@@ -416,7 +417,7 @@ MUTANTS = (
     Mutant(
         "what was kept on disk is known again",
         "memory/source.py",
-        "        if self.proof(target) == known:\n",
+        "        if self.compute_checksums(buffer) == known:\n",
         "        if True:\n",
         "tests/models/test_streamed.py::test_what_was_kept_on_disk_and_spoiled_there_is_computed_again",
     ),
@@ -430,14 +431,14 @@ MUTANTS = (
     Mutant(
         "what fits nothing is refused",
         "resolve/adapters.py",
-        "    if found.unknown and not lenient:\n",
+        "    if match.unknown and not lenient:\n",
         "    if False:\n",
         "tests/adapters/test_state.py::test_what_is_wrong_is_said_and_the_next_is_right",
     ),
     Mutant(
         "an adapter's shapes are its model's",
         "resolve/adapters.py",
-        "    if found.mismatched or not found.count:\n",
+        "    if match.mismatched or not match.count:\n",
         "    if False:\n",
         "tests/adapters/test_state.py::test_what_is_wrong_is_said_and_the_next_is_right",
     ),
@@ -514,8 +515,8 @@ MUTANTS = (
     Mutant(
         "a ControlNet leaves room for the UNet beside it",
         "pipeline/stages.py",
-        "(*keys[:place], *upcoming), sum(least[:place]))",
-        "(*keys[:place], *upcoming), 0)",
+        "            sum(least[:place]),\n",
+        "            0,\n",
         "tests/adapters/test_controlnet.py::test_what_comes_beside_leaves_the_least_for_the_others",
     ),
     Mutant(
@@ -535,7 +536,7 @@ MUTANTS = (
     Mutant(
         "a pickled adapter is watched",
         "catalog/adapters.py",
-        "files=(*manifest.files, FileHint.of(path))",
+        "files=(*manifest.files, FileStamp.of(path))",
         "files=manifest.files",
         "tests/adapters/test_inversion.py::test_a_pickle_is_converted_once_and_watched",
     ),
@@ -556,14 +557,14 @@ MUTANTS = (
     Mutant(
         "a changed record has a new card",
         "catalog/index.py",
-        "if name in known and known[name][0] == hint:",
+        "if name in known and known[name][0] == stamp:",
         "if name in known:",
         "tests/catalog/test_index.py::test_another_content_under_the_same_name_is_seen",
     ),
     Mutant(
         "a stored card belongs to the record as it is now",
         "catalog/index.py",
-        "if name in stored and stored[name][0] == hint:",
+        "if name in stored and stored[name][0] == stamp:",
         "if name in stored:",
         "tests/catalog/test_index.py",
     ),
@@ -589,7 +590,7 @@ MUTANTS = (
         "tests/memory/test_beside.py::test_an_image_gets_its_room_on_the_host_beside_a_prefetch",
     ),
     Mutant(
-        "a copy that was not summed has a proof",
+        "a copy that was not summed has checksums",
         "memory/host_source.py",
         "return Unverified(self._sums.get(piece))",
         "return None",
@@ -640,7 +641,7 @@ MUTANTS = (
     Mutant(
         "an input image that something names stays",
         "catalog/inputs.py",
-        "if path.stem not in named and _DIGEST",
+        "if path.stem not in in_use and _DIGEST",
         "if _DIGEST",
         "tests/catalog/test_inputs.py::test_what_nothing_names_goes_to_the_trash_and_comes_back_when_it_is_named",
     ),
@@ -668,14 +669,14 @@ MUTANTS = (
     Mutant(
         "a refiner continues the random numbers of the model",
         "pipeline/denoise.py",
-        "        generator.set_state(start.random)\n",
+        "        generator.set_state(start.generator_state)\n",
         "        pass\n",
         "tests/pipeline/test_refiner.py::test_pixels_are_those_of_diffusers",
     ),
     Mutant(
         "a refiner has the latents of the model",
         "resolve/check.py",
-        "    if one.kin != other.kin or one.noise != other.noise or not one.same_latents(*vaes):\n",
+        "    if one.latent_space != other.latent_space or one.noise != other.noise or not one.same_latents(*vaes):\n",
         "    if False:\n",
         "tests/pipeline/test_refiner.py::test_what_cannot_be_is_refused",
     ),

@@ -51,7 +51,7 @@ def lane(name: str, switches: int) -> dict[str, Any]:
 
     import safelight
     from safelight.pipeline import model_stages
-    from safelight.pipeline.denoise import Denoised, Denoising
+    from safelight.pipeline.denoise import Denoised, DenoiseInputs
 
     if name == "room for one":
         os.environ["SAFELIGHT_MAX_CACHE_RAM_GB"] = "0.064"
@@ -82,7 +82,7 @@ def lane(name: str, switches: int) -> dict[str, Any]:
     if name == "old pipelines":
         denoise = model_stages.denoise
 
-        def keeping(work: Denoising) -> Denoised:
+        def keeping(work: DenoiseInputs) -> Denoised:
             kept.append(work)
             return denoise(work)
 
@@ -139,7 +139,7 @@ def neighbour() -> list[tuple[str, str]]:
     from safelight.devices import machine
     from safelight.devices.machine import MemoryLimit
     from safelight.memory.budget import HOST
-    from safelight.memory.limits import HOST_RESERVE, Limits
+    from safelight.memory.limits import HOST_RESERVE, BudgetUpdater
 
     engine = safelight.open_engine()
     residency = engine.resources.residency
@@ -154,7 +154,9 @@ def neighbour() -> list[tuple[str, str]]:
         used = machine.anonymous_bytes() + psutil.Process(other.pid).memory_info().rss
         return MemoryLimit(max(0, size - used), "a machine of this size")
 
-    residency.planner.before_planning = Limits(residency.ledger, HOST, limit, lambda: 0, HOST_RESERVE).update_budget
+    residency.planner.before_planning = BudgetUpdater(
+        residency.ledger, HOST, limit, lambda: 0, HOST_RESERVE
+    ).update_budget
     resident: list[int] = []
 
     def send(word: str) -> None:

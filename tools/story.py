@@ -33,7 +33,7 @@ from safelight.errors import SafelightError
 from safelight.models.fingerprint import Fingerprint
 from safelight.request.results import Image
 from safelight.settings_sources import load_settings
-from safelight.workers.fresh_process import Fresh
+from safelight.workers.fresh_process import FreshProcesses
 from safelight.workers.local_engine import LocalEngine
 
 BEFORE, MODEL = "starter-twemoji", "starter-fluent"
@@ -135,8 +135,8 @@ def _exchange(engine: LocalEngine) -> None:
     """It is a separate function, so that no reference to the weights outlives it."""
     by_shape: dict[torch.Size, list[torch.Tensor]] = {}
     for piece, held in engine.resources.residency.table.residents.items():
-        if piece.component.startswith("unet"):
-            for tensor in held.target.tensors.values():
+        if piece.component_key.startswith("unet"):
+            for tensor in held.buffer.tensors.values():
                 by_shape.setdefault(tensor.shape, []).append(tensor)
     with torch.inference_mode():
         for tensors in by_shape.values():
@@ -250,7 +250,7 @@ def opened(suspect: Suspect, root: Path, blind: bool) -> Generator[LocalEngine]:
     device = Simulated(nbytes=512 << 20) if suspect.simulated else None
     engine = open_engine(settings, device)
     if suspect.canary and not blind:
-        fresh = Fresh(WORKER, settings, engine.catalog)
+        fresh = FreshProcesses(WORKER, settings, engine.catalog)
         engine.on_switch = after_switch(Canaries(root, fresh.make_first), engine.repairs)
     try:
         for name in (MODEL, BEFORE):

@@ -69,7 +69,7 @@ def open_engine(root: Path | str | None = None, **settings: Any) -> LocalEngine:
     from safelight.assembly.importing import open_engine as wired
     from safelight.settings_sources import load_settings
 
-    return wired(load_settings(Path(root) if root is not None else None, **settings), ours=False)
+    return wired(load_settings(Path(root) if root is not None else None, **settings), own_process=False)
 
 
 def save(image: Image, folder: Path | str) -> Path:

@@ -247,7 +247,10 @@ class BindingError(SafelightError):
 
 
 class StateLeftError(SafelightError):
-    """A model was changed while it computed. ``changed``: the hooks, processors or flags that changed."""
+    """Code changed a module while it computed, and left it changed, so the result cannot be trusted.
+
+    ``changed``: the hooks, processors or flags that differ from those of the newly built module.
+    """
 
     def __init__(self, role: str, changed: Sequence[str]) -> None:
         super().__init__(f"the {role} was changed while it computed: {shortened(changed)}")

@@ -7,7 +7,6 @@ on two cores; continues where it was stopped.
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from recipe.export import PACKAGE
 from recipe.train import Stage, train_unet
 from safelight.catalog import records, starters
 from safelight.catalog.adapters import Adapters
-from safelight.weights.manifest import ComponentManifest, to_json
+from safelight.weights.manifest import ComponentManifest
 
 LOOKS = ("ink", "turned")
 RANK = 8
@@ -114,8 +113,8 @@ def pack(look: str, state: dict[str, torch.Tensor], kind: str) -> None:
     }
     save_file(state, target, metadata)
     described = Adapters(PACKAGE)._describe(target, look, "starter")
-    values = {field.name: getattr(described, field.name) for field in fields(described)}
-    manifest = to_json(described.manifest)
+    values = records.stored_values(described)
+    manifest = values["manifest"]
     manifest["files"] = [{"path": target.name}]
     target.with_suffix(".json").write_bytes(records.encoded(values | {"path": target.name, "manifest": manifest}))
     print(target.name, target.stat().st_size, described.digest, flush=True)

@@ -7,7 +7,6 @@ set to zero: an unknown word is then neutral instead of random.
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -17,7 +16,6 @@ from recipe import data, model
 from safelight.catalog import records
 from safelight.catalog.describe import read_model
 from safelight.catalog.identify import identify
-from safelight.weights.manifest import to_json
 
 PACKAGE = Path(__file__).parents[1] / "safelight_starter"
 MOST_BYTES = 32_000_000
@@ -84,8 +82,8 @@ def pack(style: str, source: Path) -> Path:
 def record(target: Path) -> None:
     """The record that every library shows: as if the file had been added, with a path relative to the package."""
     described = read_model(target.parent, target, target.stem, "starter", None)
-    values = {field.name: getattr(described, field.name) for field in fields(described)}
-    manifest = to_json(described.manifest)
+    values = records.stored_values(described)
+    manifest = values["manifest"]
     manifest["files"] = [{"path": target.name}]
     data = records.encoded(values | {"path": target.name, "manifest": manifest})
     target.with_suffix(".json").write_bytes(data)

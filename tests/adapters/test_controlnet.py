@@ -19,7 +19,7 @@ from safelight.memory.budget import HOST
 from safelight.memory.lease import Use
 from safelight.memory.segments import component_key
 from safelight.pipeline.stages import Task, describe_stage, plan_uses
-from safelight.request.parts import Control
+from safelight.request.adapters import Control
 from safelight.request.schema import Request
 from safelight.workers.local_engine import LocalEngine
 
@@ -150,7 +150,7 @@ def test_streamed_through_little_memory_it_is_the_same(
     standing = held.ledger.reserved(HOST)
     assert np.array_equal(ours(small, tiny, "sd1", "text", folder, one(folder, "sd1")), right)
     assert held.ledger.reserved(HOST) == standing
-    assert all(holding.leases == 0 for holding in held.holdings())
+    assert all(usage.leases == 0 for usage in held.usage_by_component())
 
 
 def test_one_that_leaves_is_gone(engine: LocalEngine, tiny: Path, folder: Path) -> None:
@@ -243,18 +243,21 @@ def test_checkpoints_are_tiny() -> None:
 
 def test_what_comes_beside_leaves_the_least_for_the_others(engine: LocalEngine, tiny: Path, folder: Path) -> None:
     """A ControlNet is leased first; were it to take all room, the UNet could not be leased at all."""
-    model = engine.library.resolve(str(tiny / "a.safetensors"))
+    model = engine.library.find(str(tiny / "a.safetensors"))
     unet = model.manifest.component("unet")
-    net = engine.catalog.adapters.resolve(str(folder / "sd1.safetensors")).component
+    net = engine.catalog.adapters.find(str(folder / "sd1.safetensors")).component
     parts = [(component, torch.float32) for component in (unet, net, net)]
     task = Task("denoise", 64 * 64, 2)
     uses = plan_uses(model, engine.resources, parts, describe_stage(parts, engine.resources.run_settings, task), task)
-    least = [engine.resources.residency.planner.least(component, dtype) for component, dtype in parts]
-    assert [use.spare_for_others for use in uses] == [0, least[0], least[0] + least[1]]
+    least = [engine.resources.residency.planner.min_weight_bytes(component, dtype) for component, dtype in parts]
+    assert [use.min_bytes_of_later_leases for use in uses] == [0, least[0], least[0] + least[1]]
     assert [bool(use.working) for use in uses] == [False, False, True]
     assert uses[1].upcoming[0] == component_key(unet, torch.float32)
     small = memory.host(least[0] + least[1])
-    with small.lease(net, torch.float32, Use(spare_for_others=least[0])), small.lease(unet, torch.float32) as lease:
+    with (
+        small.lease(net, torch.float32, Use(min_bytes_of_later_leases=least[0])),
+        small.lease(unet, torch.float32) as lease,
+    ):
         assert lease.ring is not None
     with pytest.raises(OutOfMemoryError), small.lease(net, torch.float32), small.lease(unet, torch.float32):
         pass

@@ -12,7 +12,7 @@ from support import adapters, controls, oracle
 
 import safelight
 from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError
-from safelight.request.parts import Embedding, Lora
+from safelight.request.adapters import Embedding, Lora
 from safelight.request.schema import Request
 from safelight.workers.local_engine import LocalEngine
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from support import adapters
 
-from safelight.request.parts import Lora
+from safelight.request.adapters import Lora
 from safelight.request.schema import Request
 from safelight.workers.local_engine import LocalEngine
 
@@ -80,7 +80,7 @@ def test_the_users_word_goes_above_what_a_file_says(engine: LocalEngine, ask: As
     save_file(unclear, tmp_path / "style.safetensors", wrong)
     assert library.add(tmp_path / "style.safetensors").base == "sdxl"
     added = library.add(tmp_path / "style.safetensors", base="sd1")
-    assert (added.base, added.told) == ("sd1", True)
+    assert (added.base, added.base_from_user) == ("sd1", True)
     assert "the user set" in added.rule
     assert library.verify(library.get("style")).base == "sd1"
     assert sha(engine, ask(loras=(Lora("style"),))) != sha(engine, ask())

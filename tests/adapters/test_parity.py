@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from support import adapters, checkpoints, oracle
 
 import safelight
-from safelight.request.parts import Lora
+from safelight.request.adapters import Lora
 
 NAMINGS = {"kohya": adapters.kohya, "peft": adapters.peft}
 
@@ -21,7 +21,7 @@ def leased(engine: Any, request: Any) -> dict[str, torch.Tensor]:
     """Every weight of the model under the request's adapters, by role and name."""
     from safelight.resolve.contents import find_contents
 
-    plain = engine.library.resolve(request.model)
+    plain = engine.library.find(request.model)
     model = engine._combine(find_contents(engine.resolve(request), engine.catalog, plain))
     out: dict[str, torch.Tensor] = {}
     for component in model.manifest.components:

@@ -16,7 +16,7 @@ from safelight.assembly.engine import open_engine
 from safelight.devices.simulated import simulated
 from safelight.errors import InputError
 from safelight.memory.residency import Residency
-from safelight.request.parts import Lora
+from safelight.request.adapters import Lora
 from safelight.request.schema import Request
 from safelight.settings_sources import load_settings
 from safelight.workers.local_engine import LocalEngine
@@ -37,11 +37,11 @@ def pixels(engine: LocalEngine, request: Request) -> str:
 def test_state_31_what_is_in_memory_is_as_it_was_read_while_adapters_are_on(root: Path, ask: Ask, style: Lora) -> None:
     engine = safelight.open_engine(root)
     plain = pixels(engine, ask())
-    held = {h.component: h.nbytes for tier in engine.tiers for h in tier.holdings()}
+    held = {h.component: h.nbytes for tier in engine.tiers for h in tier.usage_by_component()}
     for _ in range(3):
         assert pixels(engine, ask(loras=(style,))) != plain
         assert [tier.check() for tier in engine.tiers] == [[]] * len(engine.tiers)
-    now = {h.component: h.nbytes for tier in engine.tiers for h in tier.holdings()}
+    now = {h.component: h.nbytes for tier in engine.tiers for h in tier.usage_by_component()}
     assert held.items() <= now.items()
     assert pixels(engine, ask()) == plain
 
@@ -105,7 +105,7 @@ def test_speed_01_after_a_switch_each_model_is_read_once(root: Path, ask: Ask, m
     bring = Residency.read
 
     def counted(self: Residency, lease: object) -> None:
-        read.extend(coming.target.slab.nbytes for coming in lease.pending)  # type: ignore[attr-defined]
+        read.extend(coming.buffer.slab.nbytes for coming in lease.pending)  # type: ignore[attr-defined]
         bring(self, lease)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Residency, "read", counted)

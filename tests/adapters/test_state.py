@@ -18,7 +18,7 @@ from safelight.assembly.engine import open_engine
 from safelight.devices.simulated import simulated
 from safelight.errors import CorruptFileError, IntegrityError, OutOfMemoryError, RequestError
 from safelight.families.sd.spec import SD1
-from safelight.request.parts import Lora, Purpose
+from safelight.request.adapters import Lora, Purpose
 from safelight.request.prompts import loras
 from safelight.request.results import Progress
 from safelight.request.schema import Request
@@ -223,13 +223,13 @@ def test_what_was_spoiled_in_memory_is_computed_again(root: Path, ask: Ask, lora
     right = pixels(engine, wanted)
     for mark in ("adapter ", " +"):
         for piece, held in engine.resources.residency.table.residents.items():
-            if mark in piece.component:
-                for tensor in held.target.tensors.values():
+            if mark in piece.component_key:
+                for tensor in held.buffer.tensors.values():
                     # An adapter's bytes are finite all the same: no gate would see it.
                     tensor.mul_(1.5 if mark == "adapter " else float("nan"))
         if mark == "adapter ":
             # What is computed from it goes, so that it is computed again.
-            for piece in [p for p in engine.resources.residency.table.residents if " +" in p.component]:
+            for piece in [p for p in engine.resources.residency.table.residents if " +" in p.component_key]:
                 engine.resources.residency.table.evict(piece)
         assert pixels(engine, wanted) == right
 
@@ -271,8 +271,8 @@ def test_another_strength_is_not_made_of_spoiled_bytes(root: Path, ask: Ask, lor
     right = pixels(safelight.open_engine(root), ask(loras=(lora(1, 0.5),)))
     pixels(engine, ask(loras=(lora(1),)))
     for piece, held in engine.resources.residency.table.residents.items():
-        if piece.component.startswith("adapter "):
-            for tensor in held.target.tensors.values():
+        if piece.component_key.startswith("adapter "):
+            for tensor in held.buffer.tensors.values():
                 tensor.mul_(1.5)
     assert pixels(engine, ask(loras=(lora(1, 0.5),))) == right
 
@@ -301,7 +301,7 @@ def test_what_peft_says_of_its_scale_is_part_of_the_content(root: Path, files: P
     for number, settings in enumerate(said):
         path = tmp_path / f"{number}.safetensors"
         save_file(bare if "r" in settings else tensors, path, {"lora_adapter_metadata": json.dumps(settings)})
-        found.append(shelf.resolve(str(path)))
+        found.append(shelf.find(str(path)))
     assert found[0].digest != found[1].digest
     assert [one.component.config.scale(SD1.component("unet")) for one in found] == [2.0, 4.0, 2.0]
 
@@ -318,12 +318,12 @@ def test_strengths_are_read_as_automatic1111_reads_them() -> None:
     for text, (te, unet) in expected.items():
         found = loras.parsed(text)
         assert (found.on(Purpose.TEXT_ENCODER), found.on(Purpose.DENOISER)) == (te, unet), text
-        again = loras.taken("prompt", loras.written(found))[1][0]
+        again = loras.extract_lora_tags("prompt", loras.written(found))[1][0]
         assert (again.on(Purpose.TEXT_ENCODER), again.on(Purpose.DENOISER)) == (te, unet), text
     with pytest.raises(RequestError, match="inside another"):
-        loras.taken("prompt", "a <lo<lora:ink:0>ra:/etc/hostname:1>")
+        loras.extract_lora_tags("prompt", "a <lo<lora:ink:0>ra:/etc/hostname:1>")
     with pytest.raises(RequestError, match="at most 50"):
-        loras.taken("prompt", "<lora:x>" * 51)
+        loras.extract_lora_tags("prompt", "<lora:x>" * 51)
 
 
 def test_a_checkpoint_is_no_adapter_and_an_adapter_no_checkpoint(root: Path, tiny: Path, files: Path) -> None:

@@ -35,7 +35,7 @@ def test_state_16_the_checkpoints_own_comes_back(root: Path, ask: Ask, tiny: Pat
     for way in (str(vae), str(tiny / "b.safetensors")):
         assert next(engine.generate(ask(vae=way))).pixels_sha256 == other.pixels_sha256
     assert next(engine.generate(ask())).pixels_sha256 == own
-    b = engine.library.resolve(str(tiny / "b.safetensors"))
+    b = engine.library.find(str(tiny / "b.safetensors"))
     assert other.metadata["model"]["components"]["vae"] == b.manifest.component("vae").digest
     assert other.metadata["request"]["vae_digest"] == b.manifest.component("vae").digest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import safelight
-from safelight.assembly.pipe import carried_out
+from safelight.assembly.pipe import run_job
 from safelight.workers.local_engine import LocalEngine
 from safelight.workers.messages import FromWorker, Generate, Made, Progressed
 
@@ -27,10 +27,10 @@ def test_a_batch_that_is_resumed_has_the_images_of_the_whole_one(engine: LocalEn
     job = engine.resolve(request)
     for first in (1, 2, 3):
         pipe = Heard()
-        ended, _ = carried_out(engine, Generate("job", job, first, ()), pipe, lambda: False)  # type: ignore[arg-type]
+        ended, _ = run_job(engine, Generate("job", job, first, ()), pipe, lambda: False)  # type: ignore[arg-type]
         assert ended.kind == "done"
         made = [message for message in pipe.messages if isinstance(message, Made)]
-        assert [message.place for message in made] == list(range(first, 4))
+        assert [message.index for message in made] == list(range(first, 4))
         assert [message.image.pixels for message in made] == [image.pixels for image in whole[first:]]
         assert [message.image.metadata["request"] for message in made] == [
             image.metadata["request"] for image in whole[first:]

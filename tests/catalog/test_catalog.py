@@ -86,8 +86,8 @@ def test_files_used_by_their_path_are_in_the_index_and_read_once(
 ) -> None:
     root = tmp_path / "root"
     first = Catalog.under(root)
-    model = first.library.resolve(str(files / "one.safetensors"))
-    vae = first.adapters.resolve(str(files / "vae.safetensors"))
+    model = first.library.find(str(files / "one.safetensors"))
+    vae = first.adapters.find(str(files / "vae.safetensors"))
     assert [card.name for card in first.with_component(vae.component.digest)] == ["one", "vae"]
     list(Catalog.under(root).library.models_used_by_path())
     reads: list[Path] = []
@@ -103,13 +103,13 @@ def test_files_used_by_their_path_are_in_the_index_and_read_once(
 def test_one_rule_for_names_paths_and_digests(catalog: Catalog, tmp_path: Path) -> None:
     one = catalog.library.get("one")
     for reference in ("one", str(tmp_path / "one.safetensors"), one.digest):
-        assert catalog.library.resolve(reference).digest == one.digest
+        assert catalog.library.find(reference).digest == one.digest
     vae = catalog.adapters.get("vae")
-    assert catalog.adapters.resolve(vae.digest).name == "vae"
+    assert catalog.adapters.find(vae.digest).name == "vae"
     assert (paths.is_path("a/b"), paths.is_path("b.safetensors"), paths.is_path("b.v2")) == (True, True, False)
     assert (paths.is_digest(one.digest), paths.is_digest(one.digest[:10])) == (True, False)
     with pytest.raises(ModelNotFoundError):
-        catalog.library.resolve("0" * 64)
+        catalog.library.find("0" * 64)
 
 
 def test_the_index_holds_records_components_and_inputs_and_may_be_deleted(catalog: Catalog, tmp_path: Path) -> None:

@@ -139,10 +139,10 @@ def test_state_30_an_unknown_model_is_never_another_one(library: Library, tiny: 
     library.add(tiny / "a.safetensors")
     for name in ("~nobody-of-that-name/x.safetensors", "x" * 5000 + ".safetensors", "a\0.safetensors"):
         with pytest.raises(InputError):
-            library.resolve(name)
+            library.find(name)
     for name in ("A", "a.safetensors", str(tiny / "none.safetensors"), "../models/a", ""):
         with pytest.raises(InputError):
-            library.resolve(name)
+            library.find(name)
 
 
 @pytest.mark.parametrize("step", [-1_000_000_000, 0, 1_000_000_000])
@@ -259,7 +259,7 @@ def test_load_10_a_damaged_record_stops_nobody_else(library: Library, root: Path
     (root / "models/a.json").write_text("{")
     assert own(library) == ["b"]
     assert [error.path.name for error in library.damaged()] == ["a.json"]
-    assert library.resolve("b").name == "b"
+    assert library.find("b").name == "b"
     assert library.add(tiny / "a.safetensors").name == "a"
     assert library.damaged() == []
 
@@ -267,12 +267,12 @@ def test_load_10_a_damaged_record_stops_nobody_else(library: Library, root: Path
 def test_load_03_a_replaced_pickle_is_seen_although_its_conversion_is_used(library: Library, tmp_path: Path) -> None:
     path = checkpoints.write_single(tmp_path / "m.ckpt", "sd1", 1)
     model = library.add(path)
-    by_path = library.resolve(str(path))
+    by_path = library.find(str(path))
     assert library.ensure_unchanged(model).digest == model.digest
     checkpoints.write_single(path, "sd1", 2)
     with pytest.raises(IntegrityError, match="its content changed"):
         library.ensure_unchanged(model)
-    assert library.resolve(str(path)).digest != by_path.digest
+    assert library.find(str(path)).digest != by_path.digest
     assert library.add(path).digest != model.digest
 
 
@@ -347,21 +347,21 @@ def test_two_that_add_under_one_name_do_not_overwrite_each_other(
 
 def test_conversions_that_nobody_needs_are_swept(library: Library, root: Path, tmp_path: Path) -> None:
     path = checkpoints.write_single(tmp_path / "m.ckpt", "sd1", 1)
-    model = library.resolve(str(path))
+    model = library.find(str(path))
     kept = root / "converted" / model.digest
     os.utime(kept, (1, 1))
-    library.resolve(str(checkpoints.write_single(tmp_path / "n.safetensors", "sd1", 2)))
+    library.find(str(checkpoints.write_single(tmp_path / "n.safetensors", "sd1", 2)))
     assert kept.exists()
     path.unlink()
-    library.resolve(str(checkpoints.write_single(tmp_path / "o.safetensors", "sd1", 3)))
+    library.find(str(checkpoints.write_single(tmp_path / "o.safetensors", "sd1", 3)))
     assert not kept.exists()
 
 
 def test_paths_are_measured_once(library: Library, tiny: Path, root: Path) -> None:
     first: list[int] = []
-    library.resolve(str(tiny / "a.safetensors"), lambda done, _: first.append(done))
+    library.find(str(tiny / "a.safetensors"), lambda done, _: first.append(done))
     again: list[int] = []
-    library.resolve(str(tiny / "a.safetensors"), lambda done, _: again.append(done))
+    library.find(str(tiny / "a.safetensors"), lambda done, _: again.append(done))
     assert first
     assert not again
     assert own(library) == []

@@ -36,7 +36,7 @@ def test_memory_says_what_is_resident_and_why(run) -> None:
     assert "is needed and fits" in out
     code, out, _ = run("memory", "-m", "starter-noto", "--json")
     host = json.loads(out)["places"]["host"]
-    assert host["stored"] == sum(holding["nbytes"] for holding in host["resident"])
+    assert host["stored"] == sum(usage["nbytes"] for usage in host["resident"])
     assert {step["action"] for step in host["last_plan"]} == {"load"}
 
 
@@ -61,6 +61,15 @@ def test_fits_says_whole_in_part_or_not_at_all(run, monkeypatch: pytest.MonkeyPa
     assert "; at least " in answer["summary"]
     code, _, err = run("fits", "starter-noto", "--size", "big")
     assert (code, "WIDTHxHEIGHT" in err) == (2, True)
+
+
+def test_fits_names_the_setting_of_the_memory_that_is_too_small(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_MAX_CACHE_RAM_GB", "0.03")
+    _, out, _ = run("fits", "starter-noto", "--json")
+    assert json.loads(out)["advice"][0].startswith("max_cache_ram_gb of ")
+    monkeypatch.setenv("SAFELIGHT_MAX_CACHE_VRAM_GB", "0.012")
+    _, out, _ = run("--device", "simulated", "fits", "starter-noto", "--json")
+    assert json.loads(out)["advice"][0].startswith("max_cache_vram_gb of ")
 
 
 def test_config_show_names_origins_and_what_was_ignored(run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safelight.devices import choice, sums
 from safelight.devices.base import ALIGNMENT, Device
 from safelight.devices.pool import SlabPool
 from safelight.memory.lease import Use
-from safelight.memory.segments import cut
+from safelight.memory.segments import split_into_segments
 from safelight.settings_sources import load_settings
 from safelight.weights import slab_views
 from safelight.weights.manifest import ManifestTensor
@@ -101,10 +101,10 @@ def test_a_component_arrives_whole_or_streamed(device: Device, tiny: Path, share
     component = memory.manifest(tiny / "a.safetensors").component("unet")
     with memory.host().lease(component, torch.float32) as lease:
         right = {name: lease.resident(name).clone() for name in lease.shapes}  # type: ignore[union-attr]
-    size = sum(segment.nbytes for segment in cut(component, torch.float32))
+    size = sum(segment.nbytes for segment in split_into_segments(component, torch.float32))
     budget = int(size * share)
     residency = memory.on(device, budget) if device.has_own_memory else memory.host(budget)
-    with residency.lease(component, torch.float32, Use(passes=2)) as lease:
+    with residency.lease(component, torch.float32, Use(forward_passes=2)) as lease:
         for _ in range(2):
             for name, tensor in right.items():
                 with lease.use_tensors([name]) as found:

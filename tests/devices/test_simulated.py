@@ -22,7 +22,7 @@ from safelight.devices.verification import Verification
 from safelight.errors import DeviceLostError, TransferError
 from safelight.memory.lease import Use
 from safelight.memory.residency import Residency
-from safelight.memory.segments import cut
+from safelight.memory.segments import split_into_segments
 from safelight.settings_sources import load_settings
 from safelight.workers.local_engine import LocalEngine
 
@@ -31,7 +31,7 @@ F32 = torch.float32
 
 def content(residency: Residency, component, passes: int = 1) -> dict[str, torch.Tensor]:
     out = {}
-    with residency.lease(component, F32, Use(passes=passes)) as lease:
+    with residency.lease(component, F32, Use(forward_passes=passes)) as lease:
         for _ in range(passes):
             for name in lease.shapes:
                 with lease.use_tensors([name]) as found:
@@ -54,7 +54,7 @@ def right(component) -> dict[str, torch.Tensor]:
 
 
 def budgets(component) -> tuple[int, int]:
-    size = sum(segment.nbytes for segment in cut(component, F32))
+    size = sum(segment.nbytes for segment in split_into_segments(component, F32))
     return 2 * size, size // 2
 
 
@@ -253,7 +253,7 @@ def test_a_copy_in_host_memory_that_was_spoiled_is_read_again(component, right) 
         residency.drop()
         host = residency.source.host  # type: ignore[attr-defined]
         for held in host.table.residents.values():
-            next(iter(held.target.tensors.values())).data.view(-1)[0] += 1
+            next(iter(held.buffer.tensors.values())).data.view(-1)[0] += 1
         assert same(content(residency, component), right)
 
 

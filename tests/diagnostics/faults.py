@@ -252,8 +252,8 @@ def few_keys(original: Any) -> Any:
 def resident(scene: Scene, role: str) -> torch.Tensor:
     """The bytes of a resident tensor; between tensors there are bytes that belong to none."""
     residents = scene.engine.resources.residency.table.residents
-    held = [h for piece, h in residents.items() if piece.component.startswith(role)]
-    tensor = scene.chance.choice(list(scene.chance.choice(held).target.tensors.values()))
+    held = [h for piece, h in residents.items() if piece.component_key.startswith(role)]
+    tensor = scene.chance.choice(list(scene.chance.choice(held).buffer.tensors.values()))
     return tensor.detach().view(-1).view(torch.uint8)
 
 
@@ -275,15 +275,15 @@ def zeros_in_memory(scene: Scene) -> None:
 
 def exchanged_in_memory(scene: Scene) -> None:
     residents = scene.engine.resources.residency.table.residents
-    held = [h for piece, h in residents.items() if piece.component.startswith("unet")]
+    held = [h for piece, h in residents.items() if piece.component_key.startswith("unet")]
     for one in held:
         for two in held:
-            if one is not two and one.target.segment.nbytes == two.target.segment.nbytes:
-                size = one.target.segment.nbytes
-                before = one.target.slab.base[:size].clone()
-                if not torch.equal(before, two.target.slab.base[:size]):
-                    one.target.slab.base[:size] = two.target.slab.base[:size]
-                    two.target.slab.base[:size] = before
+            if one is not two and one.buffer.segment.nbytes == two.buffer.segment.nbytes:
+                size = one.buffer.segment.nbytes
+                before = one.buffer.slab.base[:size].clone()
+                if not torch.equal(before, two.buffer.slab.base[:size]):
+                    one.buffer.slab.base[:size] = two.buffer.slab.base[:size]
+                    two.buffer.slab.base[:size] = before
                     return
     raise AssertionError("no two segments of one size")
 
@@ -304,7 +304,7 @@ def kept_reference(scene: Scene) -> Generator[None]:
     """Somebody keeps a tensor of a model that is dropped."""
     residency = scene.engine.resources.residency
     held = next(iter(residency.table.residents.values()))
-    keeps = next(iter(held.target.tensors.values())).detach()
+    keeps = next(iter(held.buffer.tensors.values())).detach()
     scene.engine.loaded.unload(None)
     yield
     del keeps, held

@@ -97,10 +97,10 @@ def spoil(engine: LocalEngine) -> None:
     """Other numbers in a UNet, with a proof that agrees with them."""
     residency = engine.resources.residency
     for piece, held in residency.table.residents.items():
-        if piece.component.startswith("unet"):
-            for tensor in held.target.tensors.values():
+        if piece.component_key.startswith("unet"):
+            for tensor in held.buffer.tensors.values():
                 tensor.mul_(1.5)
-            held.proof = residency.source.proof(held.target)
+            held.checksums = residency.source.compute_checksums(held.buffer)
 
 
 def test_state_15_weights_of_another_model_are_found_by_the_canary(engine: LocalEngine, canaries: Canaries) -> None:

@@ -26,7 +26,7 @@ from safelight.diagnostics.doctor import Doctor
 from safelight.diagnostics.finding import Finding
 from safelight.diagnostics.report import ADAPTED, Report, without_names
 from safelight.settings_sources import load_settings
-from safelight.workers.fresh_process import Fresh
+from safelight.workers.fresh_process import FreshProcesses
 from safelight.workers.local_engine import LocalEngine
 
 pytestmark = pytest.mark.usefixtures("as_for_users")
@@ -62,7 +62,7 @@ def prepare(tiny: Path, measured: Path, home: Path) -> Path:
     shutil.copy(tiny / "b.safetensors", home / f"{B}.safetensors")
     settings = load_settings(root)
     engine = open_engine(settings)
-    fresh = Fresh(WORKER, settings, Catalog.under(settings.root))
+    fresh = FreshProcesses(WORKER, settings, Catalog.under(settings.root))
     canaries = Canaries(root, fresh.make_first)
     for name in (A, B):
         canaries.make_in_fresh_process(engine.library.add(home / f"{name}.safetensors", name))
@@ -82,7 +82,7 @@ def scene(prepared: Path, home: Path, seed: int, device: str = "cpu") -> Generat
         shutil.copy(prepared / path.name, path)
         engine.library.remove(name)
         engine.library.add(path, name)
-    canaries = Canaries(home / "root", Fresh(WORKER, settings, Catalog.under(settings.root)).make_first)
+    canaries = Canaries(home / "root", FreshProcesses(WORKER, settings, Catalog.under(settings.root)).make_first)
     try:
         yield Scene(engine, files, random.Random(seed)), Doctor(engine, canaries)
     finally:

@@ -92,7 +92,7 @@ def test_of_an_engine(root: Path, tmp_path: Path, leaks: bool, monkeypatch: pyte
 
 
 def test_models_that_need_an_image_are_left_out_and_named(engine: LocalEngine, tiny: Path) -> None:
-    refiner = engine.library.resolve(str(tiny / "refiner.safetensors"))
+    refiner = engine.library.find(str(tiny / "refiner.safetensors"))
     soaked = soak.soak(engine, [engine.library.get("starter-noto"), refiner], lambda count, _: count >= 1)
     assert "(without refiner, which need an image)" in soaked.findings()[0].evidence
     with pytest.raises(InputError, match="no model draws from text alone: refiner"):

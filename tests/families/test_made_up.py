@@ -15,10 +15,10 @@ from safelight.assembly.services import WORKER
 from safelight.catalog.identify import identify
 from safelight.diagnostics.canary import Canaries, request
 from safelight.errors import RequestError
-from safelight.families import computing, registry
-from safelight.request.parts import Lora
+from safelight.families import family_model, registry
+from safelight.request.adapters import Lora
 from safelight.settings_sources import load_settings
-from safelight.workers.fresh_process import Fresh
+from safelight.workers.fresh_process import FreshProcesses
 from safelight.workers.local_engine import LocalEngine
 
 HOME = Path(__file__).parents[1] / "data/made_up"
@@ -30,7 +30,7 @@ def installed(install: Install) -> Generator[None]:
     """The package of the family is installed, also for processes that the test starts."""
 
     def forget() -> None:
-        for cached in (registry.families, registry.architectures, computing._model):
+        for cached in (registry.families, registry.architectures, family_model._model):
             cached.cache_clear()
 
     install(HOME)
@@ -83,7 +83,7 @@ def test_it_is_the_same_whatever_memory_there_is_and_whatever_came_before(
 ) -> None:
     right = next(engine(tmp_path / "one").generate(ask(file))).pixels_sha256
     made = engine(tmp_path / "two", max_cache_ram_gb=0.002)
-    assert any(part["streamed"] for part in made.fits(ask(file), made.library.resolve(str(file)))["components"])
+    assert any(part["streamed"] for part in made.fits(ask(file), made.library.find(str(file)))["components"])
     sd = ask(tiny / "a.safetensors", width=64, height=64)
     seen = {next(made.generate(ask(file))).pixels_sha256}
     made = engine(tmp_path / "three")
@@ -117,7 +117,9 @@ def test_its_canary_is_that_of_a_fresh_process(file: Path, tmp_path: Path) -> No
     made = engine(tmp_path / "root")
     model = made.library.add(file, "made-up")
     next(made.generate(ask(file)))
-    fresh = Fresh(WORKER, load_settings(tmp_path / "root", threads=1, attention_type="torch-sdp"), made.catalog)
+    fresh = FreshProcesses(
+        WORKER, load_settings(tmp_path / "root", threads=1, attention_type="torch-sdp"), made.catalog
+    )
     canaries = Canaries(tmp_path / "root", fresh.make_first)
     assert request(model).width == 272
     assert canaries.compare(model, lambda asked: next(made.generate(asked))) is None

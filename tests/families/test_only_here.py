@@ -16,12 +16,12 @@ ROLES = frozenset(role for family in families().values() for role in family.role
 EXEMPT = {
     "families/": "here",
     "boundary/": "names the libraries' classes, which families choose",
-    "request/parts.py": "users' syntax: strengths of a LoRA for the UNet and for the text encoders",
+    "request/adapters.py": "users' syntax: strengths of a LoRA for the UNet and for the text encoders",
     "request/schema.py": "users' syntax: text_encoder names another model's text encoders",
     "request/prompts/loras.py": "users' syntax: unet= and te= in a LoRA's tag",
     "resolve/resolve.py": "the request's field text_encoder",
     "resolve/parts.py": "the request's field text_encoder",
-    "weights/adapter_parts.py": "PEFT's name for modules without a component's name, in files",
+    "weights/adapter_mapping.py": "PEFT's name for modules without a component's name, in files",
     "diagnostics/audited_servers.py": "ComfyUI's names of outputs",
     "server/": "the request's field text_encoder",
 }

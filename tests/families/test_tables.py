@@ -6,8 +6,8 @@ import pytest
 import torch
 from support import checkpoints
 
-from safelight.families.computing import construct
 from safelight.families.family import Config
+from safelight.families.family_model import construct
 from safelight.families.registry import family
 from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.unet import UNetConfig, infer
@@ -88,9 +88,9 @@ def test_open_clip_names_are_those_that_diffusers_converts() -> None:
 
 
 def test_parts_of_another_architecture_do_not_fit() -> None:
-    """A package's family may have the same kin, and components of its own."""
+    """A package's family may have the same latent space, and components of its own."""
     unet, vae = FULL["SD 1.5 UNet"][1], FULL["VAE"][1]
     sd1 = family("sd1")
     assert sd1.same_latents(vae, vae)
     assert not sd1.same_latents(vae, unet)
-    assert sd1.control_discord(vae, unet) == "is a ControlNet of another architecture than {model}"
+    assert sd1.find_controlnet_mismatch(vae, unet) == "is a ControlNet of another architecture than {model}"

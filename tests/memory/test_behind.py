@@ -14,12 +14,12 @@ from safelight.devices.verification import Verification
 from safelight.memory.budget import HOST
 from safelight.memory.host_source import HostSource
 from safelight.memory.lease import Use
-from safelight.memory.segments import cut
+from safelight.memory.segments import split_into_segments
 
 
 def test_the_hosts_copies_go_when_others_want_its_memory_and_come_back(tiny: Path) -> None:
     component = memory.manifest(tiny / "a.safetensors").component("unet")
-    segments = cut(component, torch.float32)
+    segments = split_into_segments(component, torch.float32)
     size = sum(segment.nbytes for segment in segments)
     largest = max(segment.nbytes for segment in segments)
     with simulated(nbytes=1 << 30) as device:
@@ -28,7 +28,7 @@ def test_the_hosts_copies_go_when_others_want_its_memory_and_come_back(tiny: Pat
         host = memory.tiers(there)[1]
         free = [1 << 30]
         host.planner.before_planning = lambda: there.ledger.set_budget(HOST, free[0])
-        with there.lease(component, torch.float32, Use(passes=9)) as lease:
+        with there.lease(component, torch.float32, Use(forward_passes=9)) as lease:
 
             def used() -> int:
                 for segment in segments:

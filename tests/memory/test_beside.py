@@ -21,9 +21,9 @@ from safelight.devices.transfer import Transfers
 from safelight.errors import IntegrityError, OutOfMemoryError
 from safelight.memory.budget import HOST
 from safelight.memory.lease import ONCE, Use
-from safelight.memory.prefetch import fill
+from safelight.memory.prefetch import prefetch_component
 from safelight.memory.residency import Residency
-from safelight.memory.segments import cut
+from safelight.memory.segments import split_into_segments
 from safelight.weights.manifest import ComponentManifest, Manifest
 
 F32 = torch.float32
@@ -35,7 +35,7 @@ def two(tiny: Path) -> tuple[Manifest, Manifest]:
 
 
 def whole(component: ComponentManifest) -> int:
-    return sum(segment.nbytes for segment in cut(component, F32))
+    return sum(segment.nbytes for segment in split_into_segments(component, F32))
 
 
 class Disk:
@@ -88,7 +88,7 @@ def exact(residency: Residency) -> bool:
     """The ledger equals the slabs that live, and nothing is held or on its way."""
     pool = residency.pool
     there = pool.used_bytes + pool.cached_bytes + pool.lingering_bytes
-    quiet = not residency.table.pending and not any(holding.leases for holding in residency.holdings())
+    quiet = not residency.table.pending and not any(usage.leases for usage in residency.usage_by_component())
     return residency.ledger.stored(residency.place) == there and quiet
 
 
@@ -109,11 +109,11 @@ def test_steps_and_questions_do_not_wait_for_what_is_read_ahead(two: tuple[Manif
     with residency.lease(running, F32) as lease:
         disk.rate, disk.reads = whole(coming) / 1.5, 0
         longest, steps = 0.0, 0
-        with beside(lambda: fill(residency, coming, F32)):
+        with beside(lambda: prefetch_component(residency, coming, F32)):
             while disk.reads == 0 or residency.table.pending:
                 start = time.perf_counter()
                 lease.adjust()
-                residency.holdings()
+                residency.usage_by_component()
                 residency.plan_lease(coming, F32)
                 longest, steps = max(longest, time.perf_counter() - start), steps + 1
                 time.sleep(0.01)
@@ -131,7 +131,7 @@ def test_other_leases_begin_and_end_meanwhile(two: tuple[Manifest, Manifest], di
     held(residency, other)
     disk.begun.clear()
     disk.go_on.clear()
-    work = (lambda: fill(residency, coming, F32)) if by == "fill" else (lambda: held(residency, coming))
+    work = (lambda: prefetch_component(residency, coming, F32)) if by == "fill" else (lambda: held(residency, coming))
     with beside(work) as raised:
         assert disk.begun.wait(10)
         with residency.lease(other, F32, Use(working=1000)) as lease:
@@ -154,9 +154,9 @@ def test_what_another_reads_is_waited_for_and_read_once(two: tuple[Manifest, Man
 
     def hold() -> None:
         with residency.lease(component, F32) as lease:
-            leases.append(frozenset(h.target.slab.base.data_ptr() for h in lease.residents.values()))
+            leases.append(frozenset(h.buffer.slab.base.data_ptr() for h in lease.residents.values()))
 
-    with beside(hold), beside(hold), beside(lambda: fill(residency, component, F32)):
+    with beside(hold), beside(hold), beside(lambda: prefetch_component(residency, component, F32)):
         assert disk.begun.wait(10)
         time.sleep(0.1)
         disk.go_on.set()
@@ -173,7 +173,11 @@ def test_when_the_reader_fails_who_waits_reads_itself(two: tuple[Manifest, Manif
     disk.rate = 1e12
     disk.fail = {component.tensors[len(component.tensors) // 2].name}
     disk.go_on.clear()
-    work = (lambda: fill(residency, component, F32)) if by == "fill" else (lambda: held(residency, component))
+    work = (
+        (lambda: prefetch_component(residency, component, F32))
+        if by == "fill"
+        else (lambda: held(residency, component))
+    )
     with beside(work) as first:
         assert disk.begun.wait(10)
         with beside(lambda: held(residency, component)) as second:
@@ -206,7 +210,7 @@ def test_who_needs_the_room_gets_it(two: tuple[Manifest, Manifest], disk: Disk) 
     wanted, favour = two[0].component("unet"), two[1].component("unet")
     residency = memory.host(whole(wanted) * 3 // 2, partial=False)
     disk.rate = whole(favour) / 1.0
-    with beside(lambda: fill(residency, favour, F32)) as raised:
+    with beside(lambda: prefetch_component(residency, favour, F32)) as raised:
         assert disk.begun.wait(10)
         with residency.lease(wanted, F32) as lease:
             assert lease.ring is None
@@ -224,7 +228,7 @@ def test_the_budget_shrinks_while_another_is_read(two: tuple[Manifest, Manifest]
     with residency.lease(running, F32) as lease:
         disk.rate = whole(coming) / 0.5
         disk.begun.clear()
-        with beside(lambda: fill(residency, coming, F32)):
+        with beside(lambda: prefetch_component(residency, coming, F32)):
             assert disk.begun.wait(10)
             residency.ledger.set_budget(HOST, whole(running) + 1000)
             lease.adjust()
@@ -253,7 +257,7 @@ def test_an_image_gets_its_room_on_the_host_beside_a_prefetch(
     monkeypatch.setattr(Transfers, "push", slowly)
     with simulated(nbytes=1 << 30) as device:
         there = memory.on(device, 1 << 30, whole(wanted))
-        with beside(lambda: fill(there, favour, F32)) as raised:
+        with beside(lambda: prefetch_component(there, favour, F32)) as raised:
             assert begun.wait(30)
             held(there, wanted)
         assert not raised
@@ -309,7 +313,7 @@ def test_the_device_goes_on_while_its_host_reads(two: tuple[Manifest, Manifest],
     with simulated(nbytes=1 << 30) as device:
         there = memory.on(device, whole(running) // 2 if streamed else memory.PLENTY)
         host = memory.tiers(there)[1]
-        with there.lease(running, F32, Use(passes=99)) as lease:
+        with there.lease(running, F32, Use(forward_passes=99)) as lease:
             assert (lease.ring is not None) == streamed
 
             def step() -> float:
@@ -318,14 +322,14 @@ def test_the_device_goes_on_while_its_host_reads(two: tuple[Manifest, Manifest],
                 for name in list(lease.shapes)[::4]:
                     with lease.use_tensors([name]) as found:
                         found.clear()
-                there.holdings()
+                there.usage_by_component()
                 return time.perf_counter() - start
 
             alone = max(step() for _ in range(5))
             disk.rate = whole(coming) / 2.0
             disk.begun.clear()
             taken: list[float] = []
-            work = (lambda: held(host, coming)) if streamed else (lambda: fill(there, coming, F32))
+            work = (lambda: held(host, coming)) if streamed else (lambda: prefetch_component(there, coming, F32))
             with beside(work) as raised:
                 assert disk.begun.wait(10)
                 while host.table.pending:
@@ -346,7 +350,7 @@ def test_many_threads_at_once(two: tuple[Manifest, Manifest]) -> None:
     ends = time.monotonic() + 4
 
     def used(component: ComponentManifest, chance: random.Random) -> None:
-        use = Use(passes=2, working=chance.choice((0, 9999)))
+        use = Use(forward_passes=2, working=chance.choice((0, 9999)))
         with contextlib.suppress(OutOfMemoryError), residency.lease(component, F32, use) as lease:
             lease.adjust()
             for name in list(lease.shapes)[:: chance.randint(1, 60)]:
@@ -363,7 +367,7 @@ def test_many_threads_at_once(two: tuple[Manifest, Manifest]) -> None:
                 case 0 | 1 | 2:
                     used(component, chance)
                 case 3:
-                    fill(residency, component, F32)
+                    prefetch_component(residency, component, F32)
                 case 4:
                     residency.drop(chance.choice((None, component.digest)))
                 case _:

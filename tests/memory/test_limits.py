@@ -14,35 +14,35 @@ from safelight.devices import verification as verification_module
 from safelight.devices.machine import MemoryLimit
 from safelight.devices.verification import SAMPLE, Verification
 from safelight.memory.budget import HOST, Ledger
-from safelight.memory.limits import Limits
+from safelight.memory.limits import BudgetUpdater
 from safelight.memory.working_memory import WorkingMemory, Workload, measure_peak
 
 
 def test_the_budget_shrinks_at_once_and_grows_by_steps() -> None:
     ledger, free = Ledger({HOST: 0}), [1000]
-    limits = Limits(ledger, HOST, lambda: MemoryLimit(free[0], "a test"), lambda: 0)
-    limits.update_budget()
+    updater = BudgetUpdater(ledger, HOST, lambda: MemoryLimit(free[0], "a test"), lambda: 0)
+    updater.update_budget()
     assert ledger.budget(HOST) == 950
-    assert limits.source == "a test"
+    assert updater.source == "a test"
     number = ledger.charge(HOST, 400, "x", "y")
     free[0] = 600
-    limits.update_budget()
+    updater.update_budget()
     assert ledger.budget(HOST) == 950, "what is stored is not lost to the budget"
     free[0] = 300
-    limits.update_budget()
+    updater.update_budget()
     assert ledger.budget(HOST) == 665
     free[0] = 320
-    limits.update_budget()
+    updater.update_budget()
     assert ledger.budget(HOST) == 665, "too little more to move bytes for"
     free[0] = 900
-    limits.update_budget()
+    updater.update_budget()
     assert ledger.budget(HOST) == 1235
     ledger.credit(number)
 
 
 def test_the_reserve_is_left_alone() -> None:
     ledger = Ledger({HOST: 0})
-    Limits(ledger, HOST, lambda: MemoryLimit(1000, "x"), lambda: 0, least_reserve=900).update_budget()
+    BudgetUpdater(ledger, HOST, lambda: MemoryLimit(1000, "x"), lambda: 0, least_reserve=900).update_budget()
     assert ledger.budget(HOST) == 100
 
 

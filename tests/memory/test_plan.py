@@ -27,7 +27,7 @@ def situations(draw: st.DrawFn) -> PlanInput:
         budget=draw(st.integers(0, 600)),
         residents=tuple(residents),
         needed=tuple(components["A"]),
-        passes=draw(st.integers(1, 5)),
+        forward_passes=draw(st.integers(1, 5)),
         upcoming=tuple(draw(st.permutations("BC"))[: draw(st.integers(0, 2))]),
         partial=draw(st.booleans()),
         ahead=draw(st.integers(0, 2)),
@@ -71,12 +71,12 @@ def test_more_budget_never_costs_more_bytes(given_: PlanInput, more: int) -> Non
     less, richer = plan(given_), plan(replace(given_, budget=given_.budget + more))
     if isinstance(less, Plan):
         assert isinstance(richer, Plan)
-        assert richer.moved(given_.passes) <= less.moved(given_.passes)
+        assert richer.moved(given_.forward_passes) <= less.moved(given_.forward_passes)
 
 
 def test_what_is_wanted_last_goes_first() -> None:
     a, b, c, d = (Piece(name, 0, 10) for name in "ABCD")
-    residents = (Resident(b, used=9), Resident(c, used=1), Resident(d, used=5))
+    residents = (Resident(b, last_used=9), Resident(c, last_used=1), Resident(d, last_used=5))
     decided = plan(PlanInput(30, residents, (a,), upcoming=("C",)))
     assert isinstance(decided, Plan)
     assert decided.pieces("drop") == (d,)

@@ -14,7 +14,7 @@ from safelight.errors import IntegrityError, OutOfMemoryError
 from safelight.memory.budget import HOST
 from safelight.memory.lease import Lease, Use
 from safelight.memory.residency import Residency
-from safelight.memory.segments import cut
+from safelight.memory.segments import split_into_segments
 from safelight.weights.manifest import ComponentManifest, Manifest
 from safelight.weights.slab_views import bytes_needed
 
@@ -27,7 +27,7 @@ def two(tiny: Path) -> tuple[Manifest, Manifest]:
 
 
 def whole(component: ComponentManifest) -> int:
-    return sum(segment.nbytes for segment in cut(component, F32))
+    return sum(segment.nbytes for segment in split_into_segments(component, F32))
 
 
 def content(lease: Lease) -> dict[str, torch.Tensor]:
@@ -66,7 +66,7 @@ def test_slabs_are_reused_from_switch_to_switch(two: tuple[Manifest, Manifest]) 
     addresses = set()
     for turn in range(4):
         with residency.lease(two[turn % 2].component("unet"), F32) as lease:
-            addresses.add(frozenset(held.target.slab.base.data_ptr() for held in lease.residents.values()))
+            addresses.add(frozenset(held.buffer.slab.base.data_ptr() for held in lease.residents.values()))
     assert len(addresses) == 1
 
 
@@ -89,7 +89,7 @@ def test_a_component_larger_than_the_budget_is_streamed(two: tuple[Manifest, Man
     with memory.host().lease(component, F32) as lease:
         right = content(lease)
     residency = memory.host(int(whole(component) * share))
-    with residency.lease(component, F32, Use(passes=3)) as lease:
+    with residency.lease(component, F32, Use(forward_passes=3)) as lease:
         assert 0 < lease.resident_bytes < whole(component)
         for _ in range(3):
             assert same(content(lease), right)
@@ -127,7 +127,7 @@ def test_the_budget_shrinks_and_grows_in_the_middle(two: tuple[Manifest, Manifes
     size = whole(component)
     residency = memory.host(size * 2)
     changes: list[tuple[bool, int]] = []
-    with residency.lease(two[1].component("vae"), F32), residency.lease(component, F32, Use(passes=4)) as lease:
+    with residency.lease(two[1].component("vae"), F32), residency.lease(component, F32, Use(forward_passes=4)) as lease:
         lease.on_change = lambda names, resident: changes.append((resident, len(names)))
         right = content(lease)
         held = residency.ledger.stored(HOST) - size
@@ -160,7 +160,7 @@ def test_memory_06_two_threads_share_one_load(two: tuple[Manifest, Manifest]) ->
     def hold() -> None:
         for _ in range(20):
             with residency.lease(component, F32) as lease:
-                seen.append(frozenset(held.target.slab.base.data_ptr() for held in lease.residents.values()))
+                seen.append(frozenset(held.buffer.slab.base.data_ptr() for held in lease.residents.values()))
 
     threads = [threading.Thread(target=hold) for _ in range(4)]
     for thread in threads:
@@ -288,15 +288,15 @@ def test_a_load_that_fails_does_not_spoil_what_is_said_of_memory(two: tuple[Mani
     residency.pool.take = fail  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt), residency.lease(component, F32):
         pass
-    assert all(0 < holding.nbytes <= holding.total for holding in residency.holdings())
-    assert all(holding.leases == 0 for holding in residency.holdings())
+    assert all(0 < usage.nbytes <= usage.total for usage in residency.usage_by_component())
+    assert all(usage.leases == 0 for usage in residency.usage_by_component())
 
 
 def test_a_circle_of_references_does_not_keep_a_model_out(two: tuple[Manifest, Manifest]) -> None:
     """MEMORY 03: an error and its frames hold a tensor of the last model until garbage is collected; a lease that would
     be refused for that collects it."""
     first, second = (manifest.component("unet") for manifest in two)
-    size = sum(segment.nbytes for segment in cut(first, torch.float32))
+    size = sum(segment.nbytes for segment in split_into_segments(first, torch.float32))
     residency = memory.host(size, partial=False)
     circle: list[object] = []
     with residency.lease(first, torch.float32) as lease:

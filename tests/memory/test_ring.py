@@ -12,7 +12,7 @@ from safelight.devices.pool import SlabPool
 from safelight.memory.account import Account
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.ring import Ring
-from safelight.memory.segments import cut
+from safelight.memory.segments import split_into_segments
 from safelight.memory.source import FileSource
 
 
@@ -21,7 +21,15 @@ def test_a_slab_that_is_held_is_not_filled_again(tiny: Path) -> None:
     component = memory.manifest(tiny / "a.safetensors").component("unet")
     with FileSource(1).open(component, torch.float32) as fetch:
         ledger = Ledger({HOST: memory.PLENTY})
-        ring = Ring(SlabPool(CPU(), Account(ledger, HOST, None)), fetch, cut(component, torch.float32), 1, 0, 1, "unet")
+        ring = Ring(
+            SlabPool(CPU(), Account(ledger, HOST, None)),
+            fetch,
+            split_into_segments(component, torch.float32),
+            1,
+            0,
+            1,
+            "unet",
+        )
         with ring.slab_of(0) as slab:
             before = slab.base.clone()
             with ring.use_tensors(1), ring.use_tensors(2):

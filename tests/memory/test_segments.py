@@ -9,24 +9,24 @@ import torch
 from support import memory
 
 from safelight.devices.base import ALIGNMENT
-from safelight.memory.segments import PARTS, ROUNDING, component_key, cut
+from safelight.memory.segments import PARTS, ROUNDING, component_key, split_into_segments
 
 
 @pytest.mark.parametrize("name", ["a", "v2", "xl"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_tensor_once_and_in_order(tiny: Path, name: str, dtype: torch.dtype) -> None:
     for component in memory.manifest(tiny / f"{name}.safetensors").components:
-        segments = cut(component, dtype)
+        segments = split_into_segments(component, dtype)
         assert [t.name for segment in segments for t in segment.tensors] == [t.name for t in component.tensors]
         assert [segment.piece.index for segment in segments] == list(range(len(segments)))
-        assert {segment.piece.component for segment in segments} == {component_key(component, dtype)}
+        assert {segment.piece.component_key for segment in segments} == {component_key(component, dtype)}
         assert all(segment.nbytes % ROUNDING == 0 for segment in segments)
         assert ROUNDING % ALIGNMENT == 0
 
 
 def test_no_segment_is_larger_than_it_must_be(tiny: Path) -> None:
     component = memory.manifest(tiny / "a.safetensors").component("unet")
-    segments = cut(component, torch.float32)
+    segments = split_into_segments(component, torch.float32)
     total = sum(segment.nbytes for segment in segments)
     largest = max(t.nbytes for t in component.tensors)
     assert max(segment.nbytes for segment in segments) <= max(total // PARTS, largest * 1.05 + 2 * ROUNDING)
@@ -36,7 +36,7 @@ def test_no_segment_is_larger_than_it_must_be(tiny: Path) -> None:
 def test_a_leaf_module_is_never_cut_and_labels_name_blocks(tiny: Path) -> None:
     component = memory.manifest(tiny / "xl.safetensors").component("unet")
     where: dict[str, int] = {}
-    for segment in cut(component, torch.float32):
+    for segment in split_into_segments(component, torch.float32):
         assert segment.label.startswith("unet ")
         for tensor in segment.tensors:
             leaf = tensor.name.rpartition(".")[0]

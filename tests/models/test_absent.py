@@ -67,7 +67,7 @@ def test_load_14_one_tensor_of_each_kind_left_out_of_each_component(base: str) -
         skeleton = Skeleton(key)
         real = checkpoints.modules(base)[role].state_dict()
         kinds: set[tuple[type, str, str]] = set()
-        for name, (owner, attribute) in skeleton.places.items():
+        for name, (owner, attribute) in skeleton.parameter_owners.items():
             owner._parameters[attribute] = nn.Parameter(real[name], requires_grad=False)
         calls = inputs.get(role)
         extra = {}
@@ -78,7 +78,7 @@ def test_load_14_one_tensor_of_each_kind_left_out_of_each_component(base: str) -
                 extra = {"added_cond_kwargs": {"text_embeds": torch.ones(1, 64), "time_ids": torch.ones(1, 6)}}
         with torch.no_grad():
             skeleton.module(*calls, **extra)
-            for name, (owner, attribute) in skeleton.places.items():
+            for name, (owner, attribute) in skeleton.parameter_owners.items():
                 kind = (type(owner), attribute, name.split(".")[0])
                 if kind in kinds:
                     continue
@@ -112,7 +112,9 @@ def test_skeletons_hold_no_weights() -> None:
             skeleton = Skeleton(SkeletonKey(base, role, config, torch.float32, "torch-sdp"))
             assert all(isinstance(p, AbsentParameter) for p in skeleton.module.parameters())
             assert all(b.device.type == "cpu" and b.numel() < 1000 for b in skeleton.module.buffers())
-            assert not [name for name in skeleton.module.state_dict(keep_vars=True) if name not in skeleton.places]
+            assert not [
+                name for name in skeleton.module.state_dict(keep_vars=True) if name not in skeleton.parameter_owners
+            ]
             assert skeleton.differences() == []
 
 

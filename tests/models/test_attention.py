@@ -14,7 +14,7 @@ from safelight.boundary import kernels as processors
 from safelight.devices.cpu import CPU
 from safelight.errors import SettingError
 from safelight.models import attention
-from safelight.models.attention import KernelResult, Kernels, Shape, try_out
+from safelight.models.attention import KernelResult, Kernels, Shape, check_kernels
 from safelight.models.skeleton import SkeletonKey, build
 
 HERE = torch.device("cpu")
@@ -23,14 +23,14 @@ HERE = torch.device("cpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["torch-sdp", "normal", "sliced"])
 def test_attention_05_every_kernel_is_within_rounding_of_float64(name: str, dtype: torch.dtype) -> None:
-    tried = try_out([name], dtype, HERE)[name]
+    tried = check_kernels([name], dtype, HERE)[name]
     assert tried.passed, tried.why
     assert tried.seconds > 0
 
 
 @pytest.mark.parametrize("size", ["max", "balanced", "1", "3", "8"])
 def test_attention_01_every_slice_size_is_right(size: str) -> None:
-    tried = try_out(["sliced"], torch.float32, HERE, size)["sliced"]
+    tried = check_kernels(["sliced"], torch.float32, HERE, size)["sliced"]
     assert tried.passed, tried.why
 
 
@@ -86,7 +86,7 @@ def test_auto_takes_the_fastest_that_passed_and_keeps_it(tmp_path: Path, monkeyp
     def told(names: list[str], *_: object) -> dict[str, KernelResult]:
         return {name: KernelResult(name != "sliced" or slow, "", seconds[name]) for name in names}
 
-    monkeypatch.setattr(attention, "try_out", told)
+    monkeypatch.setattr(attention, "check_kernels", told)
     slow = False
     assert Kernels(CPU(), tmp_path / "a").choose("auto", torch.float32) == "torch-sdp"
     slow = True

@@ -187,7 +187,7 @@ def test_use_leaves_no_trace(tiny: Path) -> None:
             if role.startswith("text"):
                 skeleton = Skeleton(SkeletonKey(base, role, config, torch.float32, "torch-sdp"))
                 real = checkpoints.modules(base)[role].state_dict()
-                for name, (owner, attribute) in skeleton.places.items():
+                for name, (owner, attribute) in skeleton.parameter_owners.items():
                     owner._parameters[attribute] = nn.Parameter(real[name], requires_grad=False)
                 skeleton.module(torch.zeros(1, 77, dtype=torch.long), output_hidden_states=True)
                 skeleton.clear()

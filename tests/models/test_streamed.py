@@ -18,7 +18,7 @@ from safelight.memory.budget import HOST
 from safelight.memory.lease import Use
 from safelight.memory.residency import Residency
 from safelight.memory.scratch import Scratch
-from safelight.memory.segments import component_key, cut
+from safelight.memory.segments import component_key, split_into_segments
 from safelight.models.bind import bind
 from safelight.models.streamed import StreamedParameter
 from safelight.weights.manifest import ComponentManifest
@@ -42,7 +42,7 @@ def component(state: dict[str, torch.Tensor], tmp_path: Path) -> ComponentManife
 @pytest.fixture
 def residency(component: ComponentManifest) -> Residency:
     """Room for one segment: everything is streamed."""
-    return memory.host(max(segment.nbytes for segment in cut(component, torch.float32)))
+    return memory.host(max(segment.nbytes for segment in split_into_segments(component, torch.float32)))
 
 
 def test_outputs_are_equal_bit_for_bit(component, residency: Residency, state) -> None:
@@ -72,7 +72,7 @@ def test_load_12_a_captured_or_wrapped_forward_streams_too(component, residency:
 def test_a_view_that_is_kept_keeps_its_bytes_and_not_the_slot(component, residency: Residency, state) -> None:
     residency.ledger.set_budget(HOST, 1 << 20)
     residency.planner.max_bytes = None
-    small = memory.host(max(s.nbytes for s in cut(component, torch.float32)) * 3)
+    small = memory.host(max(s.nbytes for s in split_into_segments(component, torch.float32)) * 3)
     with small.lease(component, torch.float32) as lease, bind(toy.skeletons(), toy.key(CPU), lease) as module:
         with torch.no_grad():
             kept = module.tied.weight.t()  # type: ignore[union-attr, operator]
@@ -112,23 +112,23 @@ def test_overlays_take_the_weights_place_and_leave_them_alone(component, residen
         return Overlay(function)
 
     @contextlib.contextmanager
-    def recipes() -> Generator[dict[str, Overlay]]:
+    def open_overlays() -> Generator[dict[str, Overlay]]:
         yield {name: over(name) for name in touched}
 
     touched = frozenset({"tied.weight", "scale"})
     changed = {name: tensor * 0.5 + 1 if name in touched else tensor for name, tensor in state.items()}
-    skeletons, under = toy.skeletons(), with_overlays(component, "f" * 64, touched, recipes)
+    skeletons, under = toy.skeletons(), with_overlays(component, "f" * 64, touched, open_overlays)
     for _ in range(2):
         for what, right in ((under, changed), (component, state)):
             with (
-                place.lease(what, torch.float32, Use(passes=5)) as lease,
+                place.lease(what, torch.float32, Use(forward_passes=5)) as lease,
                 bind(skeletons, toy.key(CPU), lease) as made,
             ):
                 for _ in range(5):
                     with torch.no_grad():
                         assert torch.equal(made(X), toy.output(right, X))
     assert len(computed) == 2 if whole else len(computed) <= 8
-    own = {piece.component for piece in (segment.piece for segment in cut(under, torch.float32))}
+    own = {piece.component_key for piece in (segment.piece for segment in split_into_segments(under, torch.float32))}
     assert own == {component_key(component, torch.float32), component_key(under, torch.float32)}
 
 
@@ -137,10 +137,10 @@ def test_overlays_that_do_not_fit_are_refused(component) -> None:
     for function in (lambda w: w.bfloat16(), lambda w: w[:3].clone()):
 
         @contextlib.contextmanager
-        def recipes(function=function) -> Generator[dict[str, Overlay]]:
+        def open_overlays(function=function) -> Generator[dict[str, Overlay]]:
             yield {"scale": Overlay(function)}
 
-        under = with_overlays(component, "f" * 64, frozenset({"scale"}), recipes)
+        under = with_overlays(component, "f" * 64, frozenset({"scale"}), open_overlays)
         with pytest.raises(BindingError), place.lease(under, torch.float32):
             pass
     place.drop()
@@ -151,10 +151,10 @@ def test_what_comes_out_otherwise_than_before_is_an_error(component) -> None:
     times = iter((1.0, 1.0, 1.5))
 
     @contextlib.contextmanager
-    def recipes() -> Generator[dict[str, Overlay]]:
+    def open_overlays() -> Generator[dict[str, Overlay]]:
         yield {"scale": Overlay(lambda weight: weight + next(times))}
 
-    under, place = with_overlays(component, "f" * 64, frozenset({"scale"}), recipes), memory.host()
+    under, place = with_overlays(component, "f" * 64, frozenset({"scale"}), open_overlays), memory.host()
     for _ in range(2):
         with place.lease(under, torch.float32):
             pass
@@ -170,10 +170,10 @@ def test_what_is_not_streamed_is_never_kept_on_disk(component, monkeypatch: pyte
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: pytest.fail("written"))
 
     @contextlib.contextmanager
-    def recipes() -> Generator[dict[str, Overlay]]:
+    def open_overlays() -> Generator[dict[str, Overlay]]:
         yield {"scale": Overlay(lambda weight: weight + 1)}
 
-    under, place = with_overlays(component, "f" * 64, frozenset({"scale"}), recipes), memory.host()
+    under, place = with_overlays(component, "f" * 64, frozenset({"scale"}), open_overlays), memory.host()
     for _ in range(3):
         with place.lease(under, torch.float32):
             pass
@@ -193,12 +193,12 @@ def test_what_was_kept_on_disk_and_spoiled_there_is_computed_again(
         return there
 
     @contextlib.contextmanager
-    def recipes() -> Generator[dict[str, Overlay]]:
+    def open_overlays() -> Generator[dict[str, Overlay]]:
         yield {"scale": Overlay(lambda weight: weight + 1)}
 
     monkeypatch.setattr(Scratch, "read", spoiling)
-    under = with_overlays(component, "f" * 64, frozenset({"scale"}), recipes)
-    with residency.lease(under, torch.float32, Use(passes=4)) as lease:
+    under = with_overlays(component, "f" * 64, frozenset({"scale"}), open_overlays)
+    with residency.lease(under, torch.float32, Use(forward_passes=4)) as lease:
         for _ in range(4):
             for name in lease.shapes:
                 with lease.use_tensors([name]) as found:

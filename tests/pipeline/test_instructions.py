@@ -14,11 +14,11 @@ from support import checkpoints, controls, oracle
 
 import safelight
 from safelight.errors import RequestError
-from safelight.families.computing import Call, computing
+from safelight.families.family_model import Call, family_model
 from safelight.families.registry import family
 from safelight.pictures import chunks
 from safelight.pipeline import guidance
-from safelight.request.parts import Control
+from safelight.request.adapters import Control
 from safelight.request.results import Progress
 from safelight.workers.local_engine import LocalEngine
 
@@ -200,7 +200,7 @@ def test_a_controlnet_that_ignores_the_negative_prompt_is_given_the_prompt(
     net = controls.write(folder / "other.safetensors", "sd1", 31)
     control = Control(str(net), str(folder / "picture.png"), mode="unbalanced")
     given: list[torch.Tensor] = []
-    model = computing(family("sd1"))
+    model = family_model(family("sd1"))
     right = model.control
 
     def watched(bound: Any, call: Call, *more: Any) -> tuple[torch.Tensor, ...]:

@@ -144,8 +144,8 @@ def test_weights_that_change_in_memory_never_make_an_image(root: Path, right: tu
 
     def spoiling(self: ImagePipeline, latents: torch.Tensor) -> torch.Tensor:
         for held in list(engine.resources.residency.table.residents.values()):
-            if held.target.segment.label.startswith("vae") and not written[0]:
-                next(iter(held.target.tensors.values())).data.add_(0.5)
+            if held.buffer.segment.label.startswith("vae") and not written[0]:
+                next(iter(held.buffer.tensors.values())).data.add_(0.5)
                 written[0] += 1
         return original(self, latents)
 

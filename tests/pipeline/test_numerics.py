@@ -21,7 +21,7 @@ from support.scale import thinned, times
 
 from safelight.pipeline import numerics
 from safelight.pipeline.numerics import fp32, table
-from safelight.pipeline.numerics.row import NumericRow
+from safelight.pipeline.numerics.setting import NumericSetting
 
 _C: Any = torch._C
 THREADS = 2
@@ -74,7 +74,7 @@ ELSEWHERE = {
     "sdp.flash.implementation": "needs CUDA",
 }
 
-ROWS = {row.name: row for row in table.rows(THREADS)}
+ROWS = {row.name: row for row in table.numeric_settings(THREADS)}
 
 
 def test_every_row_is_tested_or_said_not_to_be() -> None:
@@ -83,7 +83,7 @@ def test_every_row_is_tested_or_said_not_to_be() -> None:
 
 
 @pytest.fixture(params=[name for name in ROWS if name in OTHER])
-def changed(request: pytest.FixtureRequest) -> Iterator[NumericRow]:
+def changed(request: pytest.FixtureRequest) -> Iterator[NumericSetting]:
     """A row at which a host has set another value than a job wants."""
     row = ROWS[request.param]
     before = row.read()
@@ -92,23 +92,23 @@ def changed(request: pytest.FixtureRequest) -> Iterator[NumericRow]:
     row.put(before)
 
 
-def test_a_job_has_what_it_wants_and_the_host_has_its_own_again(changed: NumericRow) -> None:
+def test_a_job_has_what_it_wants_and_the_host_has_its_own_again(changed: NumericSetting) -> None:
     theirs = changed.read()
-    assert theirs == OTHER[changed.name] != changed.aim(theirs)
+    assert theirs == OTHER[changed.name] != changed.wanted_value(theirs)
     with numerics.fixed(THREADS, 7):
-        assert changed.read() == changed.aim(theirs)
+        assert changed.read() == changed.wanted_value(theirs)
         assert numerics.record()["differs"] == {}
     assert changed.read() == theirs
 
 
-def test_also_when_the_job_fails(changed: NumericRow) -> None:
+def test_also_when_the_job_fails(changed: NumericSetting) -> None:
     theirs = changed.read()
     with pytest.raises(ZeroDivisionError), numerics.fixed(THREADS, 7):
         raise ZeroDivisionError
     assert changed.read() == theirs
 
 
-def test_also_when_a_library_within_sets_it(changed: NumericRow) -> None:
+def test_also_when_a_library_within_sets_it(changed: NumericSetting) -> None:
     theirs = changed.read()
     with numerics.fixed(THREADS, 7):
         changed.put(theirs)
@@ -122,8 +122,8 @@ def test_what_cannot_be_entered_leaves_all_as_it_was(monkeypatch: pytest.MonkeyP
         raise RuntimeError("no")
 
     before = [row.read() for row in ROWS.values()]
-    row = NumericRow("broken", lambda: 0, fails, 1)
-    monkeypatch.setattr(numerics, "rows", lambda threads: [*ROWS.values(), row])
+    row = NumericSetting("broken", lambda: 0, fails, 1)
+    monkeypatch.setattr(numerics, "numeric_settings", lambda threads: [*ROWS.values(), row])
     with pytest.raises(RuntimeError, match="broken cannot be set to 1"), numerics.fixed(1, 7):
         pytest.fail("entered")
     assert [row.read() for row in ROWS.values()] == before
@@ -334,7 +334,7 @@ def test_workers_that_flush_are_told() -> None:
     def host() -> None:
         torch.set_num_threads(2)
         torch.set_flush_denormal(True)
-        table.flushing(2)
+        table.flushed_share(2)
         with numerics.fixed(2, 7):
             told.append(numerics.record()["differs"])
         told.append(table.flushes_denormals())

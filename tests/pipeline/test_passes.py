@@ -192,7 +192,7 @@ def test_large_images_are_tiled_by_rule_which_is_recorded(engine: LocalEngine, a
 
     def tile(**changes: Any) -> int:
         asked = ask(**changes)
-        model = engine.library.resolve(asked.model)
+        model = engine.library.find(asked.model)
         return ImagePipeline(
             resolve(asked, engine.catalog, model=model), model, None, engine.resources, 0, lambda _: None
         ).tile
@@ -283,7 +283,7 @@ def test_state_15_after_the_text_encoders_of_another_checkpoint_the_models_own_r
     other = checkpoints.modules("sd1", 2)["text_encoder"].half().float()
     pipe.text_encoder = oracle.aligned(other)
     assert mixed.pixels == oracle.pixels(pipe, "red apple", "", 2, 0, 7.0)
-    b = engine.library.resolve(str(tiny / "b.safetensors"))
+    b = engine.library.find(str(tiny / "b.safetensors"))
     recorded = mixed.metadata["model"]["components"]["text_encoder"]
     assert recorded == b.manifest.component("text_encoder").digest
     with pytest.raises(RequestError, match="is of sdxl"):

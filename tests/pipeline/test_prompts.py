@@ -17,7 +17,7 @@ import safelight
 from safelight.errors import RequestError
 from safelight.families.sd import encoding
 from safelight.pipeline.conditioning import EmbeddingCache
-from safelight.request.parts import Lora
+from safelight.request.adapters import Lora
 from safelight.request.results import Image
 from safelight.request.schema import Request
 from safelight.workers.local_engine import LocalEngine
@@ -273,8 +273,8 @@ def test_what_spoiled_weights_encoded_goes_with_them(root: Path, ask: Ask) -> No
     right = {text: sha(engine, ask(prompt=text)) for text in ("blue house", "red apple")}
     engine.resources.embedding_cache.clear()
     for piece, held in engine.resources.residency.table.residents.items():
-        if piece.component.startswith("text_encoder"):
-            next(iter(held.target.tensors.values())).data.mul_(1.5)
+        if piece.component_key.startswith("text_encoder"):
+            next(iter(held.buffer.tensors.values())).data.mul_(1.5)
     assert sha(engine, ask(prompt="blue house")) != right["blue house"]
     assert engine.repairs.check()
     assert sha(engine, ask(prompt="blue house")) == right["blue house"]

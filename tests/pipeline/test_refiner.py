@@ -173,7 +173,7 @@ def test_any_model_with_the_same_latents_can_refine(engine: LocalEngine, folder:
 
 def test_too_late_a_start_is_said(engine: LocalEngine, folder: Path) -> None:
     image = next(engine.generate(ask(folder, steps=2, refiner_start=0.99, schedule="sgm_uniform")))
-    assert any(one.startswith("refiner_start: no step") for one in image.warnings)
+    assert any(one.startswith("refiner_start 0.99 leaves no step") for one in image.warnings)
 
 
 def test_the_job_holds_the_refiner_by_content_and_the_picture_can_be_made_again(

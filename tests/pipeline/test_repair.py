@@ -19,7 +19,7 @@ from safelight.boundary import kernels
 from safelight.devices.simulated import simulated
 from safelight.errors import NotFiniteError, StateLeftError
 from safelight.pipeline import model_stages, run, stages
-from safelight.pipeline.denoise import Denoised, Denoising
+from safelight.pipeline.denoise import Denoised, DenoiseInputs
 from safelight.pipeline.repair import COUNTS_FILE
 from safelight.resolve.contents import Contents
 from safelight.settings_sources import load_settings
@@ -38,11 +38,11 @@ def spoil(engine: LocalEngine, role: str, forge: bool = False) -> None:
     """Write NaN into the resident bytes of a role. ``forge``: replace its proof by that of the spoiled bytes."""
     residency = engine.resources.residency
     for piece, held in residency.table.residents.items():
-        if piece.component.startswith(role):
-            for tensor in held.target.tensors.values():
+        if piece.component_key.startswith(role):
+            for tensor in held.buffer.tensors.values():
                 tensor.fill_(float("nan"))
             if forge:
-                held.proof = residency.source.proof(held.target)
+                held.checksums = residency.source.compute_checksums(held.buffer)
 
 
 @pytest.mark.parametrize("role", ["text_encoder", "unet", "vae"])
@@ -151,7 +151,7 @@ def test_state_23_what_is_left_on_a_model_while_it_computes_is_not_returned(
     right = next(engine.generate(ask())).pixels_sha256
     denoise, left = model_stages.denoise, [True]
 
-    def hooked(work: Denoising) -> Denoised:
+    def hooked(work: DenoiseInputs) -> Denoised:
         if left.pop() if left else False:
             work.denoiser.register_forward_hook(lambda _, __, out: out)
         return denoise(work)

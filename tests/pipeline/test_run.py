@@ -200,7 +200,7 @@ def test_two_engines_of_a_process_and_a_default_device_do_not_meet(root: Path, a
 
 
 def test_zero_terminal_snr_wants_a_sampler_that_begins_with_noise(engine: LocalEngine, ask) -> None:
-    model = replace(engine.library.resolve(ask().model), zero_terminal_snr=True)
+    model = replace(engine.library.find(ask().model), zero_terminal_snr=True)
     check(ask(sampler="euler"), model)
     with pytest.raises(safelight.RequestError, match=r"zero terminal SNR\); these can: ddim"):
         check(ask(sampler="heun"), model)

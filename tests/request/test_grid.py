@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from safelight.errors import RequestError
+from safelight.request.adapters import Lora
 from safelight.request.grid import Axis, axis, cells
-from safelight.request.parts import Lora
 from safelight.request.schema import Request
 
 ASKED = Request("red apple", "a", loras=(Lora("base", 0.5),))

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import safelight
+from safelight.request.adapters import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora, Purpose
 from safelight.request.bounds import MOST_SEED
 from safelight.request.field import Declared, Field, fields_of
-from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora, Purpose
 from safelight.request.run_settings import PRECISIONS
 from safelight.request.samplers import SAMPLERS, SCHEDULES
 from safelight.request.schema import SEAMLESS, UPSCALERS, Request
@@ -190,7 +190,7 @@ def test_steps_that_are_computed_are_counted(request: Request, scale: float) -> 
     if not request.image:
         assert request.first_steps == request.steps
         twice = replace(request, hires_scale=scale)
-        assert twice.steps_done == request.steps + (int(request.steps * request.hires_strength) if scale > 1 else 0)
+        assert twice.computed_steps == request.steps + (int(request.steps * request.hires_strength) if scale > 1 else 0)
 
 
 def test_every_sampler_has_schedules_that_requests_may_name() -> None:

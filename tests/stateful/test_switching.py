@@ -31,7 +31,7 @@ from safelight.devices.simulated import Faults, Simulated
 from safelight.errors import IntegrityError, OutOfMemoryError, SafelightError, TransferError
 from safelight.memory.budget import HOST
 from safelight.memory.lease import Use
-from safelight.memory.segments import cut
+from safelight.memory.segments import split_into_segments
 from safelight.models.bind import bind
 
 NAMES = ("A", "B", "C")
@@ -56,8 +56,10 @@ class Switching(RuleBasedStateMachine):
             toy.write(self.paths[name], self.states[name])
             self.models[name] = toy.manifest(self.paths[name], self.states[name], name)
         self.right = {name: toy.output(self.states[name], X) for name in NAMES}
-        self.size = sum(segment.nbytes for segment in cut(self.models["A"], torch.float32))
-        self.least = max(segment.nbytes for segment in cut(self.models["A"], torch.float32)) * (READ_AHEAD + 1)
+        self.size = sum(segment.nbytes for segment in split_into_segments(self.models["A"], torch.float32))
+        self.least = max(segment.nbytes for segment in split_into_segments(self.models["A"], torch.float32)) * (
+            READ_AHEAD + 1
+        )
         self.device = Simulated(nbytes=1 << 20, latency=0.0)
         self.residency = memory.on(self.device, self.size * 2, self.size * 2)
         self.skeletons = toy.skeletons()
@@ -74,7 +76,7 @@ class Switching(RuleBasedStateMachine):
         before = vars(self.device.faults).copy()
         try:
             with (
-                self.residency.lease(self.models[name], torch.float32, Use(passes=passes)) as lease,
+                self.residency.lease(self.models[name], torch.float32, Use(forward_passes=passes)) as lease,
                 bind(self.skeletons, toy.key(at), lease) as module,
                 torch.no_grad(),
             ):
@@ -172,7 +174,7 @@ class Switching(RuleBasedStateMachine):
             there = pool.used_bytes + pool.cached_bytes + lingering
             assert tier.ledger.stored(tier.place) == there
             assert tier.ledger.reserved(tier.place) == 0
-            assert all(holding.leases == 0 for holding in tier.holdings())
+            assert all(usage.leases == 0 for usage in tier.usage_by_component())
         assert self.residency.ledger.stored(self.device.name) == self.device.allocated()
 
     def teardown(self) -> None:

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from safelight.families.computing import construct
 from safelight.families.family import Config
+from safelight.families.family_model import construct
 from safelight.families.registry import family
 from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.unet import UNetConfig
@@ -80,7 +80,7 @@ def ldm_tensors(base: str, built: dict[str, nn.Module]) -> dict[str, torch.Tenso
                 out[prefixes[role] + name] = tensor
                 continue
             source = row.sources[min(1, len(row.sources) - 1)] if role in ("unet", "vae") else row.sources[-1]
-            if source.part is not None:
+            if source.chunk is not None:
                 fused.setdefault(prefixes[role] + source.name, []).append(tensor)
             elif source.transpose:
                 out[prefixes[role] + source.name] = tensor.t().contiguous()

@@ -21,7 +21,7 @@ from support import adapters, controls, forking
 
 import safelight
 from safelight.errors import OutOfMemoryError
-from safelight.request.parts import Control, Lora
+from safelight.request.adapters import Control, Lora
 from safelight.request.schema import Request
 
 PROMPTS = (

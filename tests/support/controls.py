@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from support import checkpoints
 from torch import nn
 
-from safelight.families.computing import construct
+from safelight.families.family_model import construct
 from safelight.families.registry import family
 from safelight.families.sd import controlnet
 from safelight.families.sd.controlnet import ControlNetConfig

@@ -12,7 +12,7 @@ import pytest
 
 from safelight.extensions import extensions
 from safelight.families import registry
-from safelight.resolve.adapters import fit_adapter
+from safelight.resolve.adapters import match_cached
 
 HOME = Path(__file__).parents[1] / "data/extensions"
 """A folder for each example of ``docs/extending.md``, which stands for an installed package."""
@@ -44,7 +44,7 @@ class Packages:
 
 def forget() -> None:
     """Forget what this process knows of installed packages."""
-    for cached in (extensions, fit_adapter, registry.families, registry.architectures):
+    for cached in (extensions, match_cached, registry.families, registry.architectures):
         cached.cache_clear()
 
 

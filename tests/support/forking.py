@@ -72,9 +72,9 @@ _asking = threading.Lock()
 def begin(number: int) -> None:
     """Import everything and be a nursery, which is asked at the socket of that number."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from safelight.assembly import importing as opening
+    from safelight.assembly import importing
 
-    opening.imported()
+    importing.import_engine()
     for name in IMPORTED:
         importlib.import_module(name)
     _make_first_image()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from safelight.families.sd.spec import SD1
 from safelight.families.tables import row
 from safelight.weights.adapter_formulas import difference
-from safelight.weights.adapter_parts import WeightChange, fit, modules_by_name
+from safelight.weights.adapter_mapping import WeightChange, match_adapter, modules_by_name
 
 KINDS = {"lora": LoConModule, "loha": LohaModule, "lokr": LokrModule}
 LAYERS = {
@@ -33,7 +33,7 @@ def parts_of(tensors: dict[str, torch.Tensor], weight: torch.Tensor) -> dict[str
     known = modules_by_name(
         [(SD1.component("unet"), [row("x.weight", tuple(weight.shape)), row("x.bias", (weight.shape[0],))])]
     )
-    found = fit({name: tuple(tensor.shape) for name, tensor in tensors.items()}, known)
+    found = match_adapter({name: tuple(tensor.shape) for name, tensor in tensors.items()}, known)
     assert not found.unknown
     assert not found.mismatched
     return {part.target: part for part in found.changes["unet"]}

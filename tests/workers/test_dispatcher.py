@@ -21,13 +21,13 @@ from safelight.queue.database import Database
 from safelight.queue.events import Event, Events
 from safelight.queue.image_files import Gallery
 from safelight.queue.job import QueuedJob
-from safelight.queue.order import Rules
+from safelight.queue.order import OvertakeLimits
 from safelight.request.job import Job
 from safelight.request.schema import Request
 from safelight.server import problems
 from safelight.settings_sources import load_settings
 from safelight.workers.dispatcher import Dispatcher
-from safelight.workers.isolation import Isolator
+from safelight.workers.isolation import ForkingRunner
 from safelight.workers.messages import Ended, FromWorker, Generate
 from safelight.workers.supervisor import Supervisor
 
@@ -59,7 +59,7 @@ class Told:
 
 
 def done(wanted: Generate) -> Generator[FromWorker]:
-    yield Ended(wanted.job, "done", "", ())
+    yield Ended(wanted.job_id, "done", "", ())
 
 
 def died(_: Generate) -> Generator[FromWorker]:
@@ -80,9 +80,9 @@ class Queue:
             self.database,
             Gallery(folder),
             supervisor,
-            Isolator(ZYGOTE, None),
+            ForkingRunner(ZYGOTE, None),
             self.events,
-            Rules(),
+            OvertakeLimits(),
             3,
             _resolve,
         )
@@ -137,7 +137,7 @@ def test_an_end_that_cannot_be_written_is_written_later(queue: Queue, monkeypatc
 
 def test_a_cancel_is_kept_when_the_worker_dies_after_it(queue: Queue) -> None:
     def cancelled_and_died(wanted: Generate) -> Generator[FromWorker]:
-        assert queue.dispatcher.cancel(wanted.job)
+        assert queue.dispatcher.cancel(wanted.job_id)
         yield from died(wanted)
 
     queue.supervisor.script = cancelled_and_died
@@ -173,7 +173,7 @@ def test_when_the_server_stops_a_job_is_put_back_unless_it_was_cancelled(
     def waits(wanted: Generate) -> Generator[FromWorker]:
         runs.set()
         go.wait(10)
-        yield Ended(wanted.job, "cancelled", "", ())
+        yield Ended(wanted.job_id, "cancelled", "", ())
 
     queue.supervisor.script = waits
     job = queue.accept()
@@ -215,7 +215,7 @@ def test_what_nobody_foresaw_fails_its_job_and_no_other(queue: Queue) -> None:
     def stumbles(wanted: Generate) -> Generator[FromWorker]:
         queue.supervisor.script = done
         raise ZeroDivisionError("by zero")
-        yield Ended(wanted.job, "done", "", ())
+        yield Ended(wanted.job_id, "done", "", ())
 
     queue.supervisor.script = stumbles
     first, second = queue.accept(), queue.accept()
@@ -269,7 +269,7 @@ def test_with_a_full_disk_nothing_is_lost_and_it_is_said_once(queue: Queue, monk
 @pytest.mark.parametrize("kind", ["input", "failed", "device"])
 def test_why_a_job_failed_is_kept(queue: Queue, kind: str) -> None:
     def ends(wanted: Generate) -> Generator[FromWorker]:
-        yield Ended(wanted.job, kind, "because", ())  # type: ignore[arg-type]
+        yield Ended(wanted.job_id, kind, "because", ())  # type: ignore[arg-type]
 
     queue.supervisor.script = ends
     queue.dispatcher.start()

@@ -26,7 +26,7 @@ from safelight.errors import SafelightError, WorkerDiedError
 from safelight.request.schema import Request
 from safelight.resolve.resolve import resolve
 from safelight.settings_sources import load_settings
-from safelight.workers.isolation import IsolatedEngine, Isolator, Spawner, forks
+from safelight.workers.isolation import ForkingRunner, IsolatedEngine, SpawningRunner, forks
 from safelight.workers.local_engine import LocalEngine
 from safelight.workers.messages import Ended, Generate, Progressed
 
@@ -36,7 +36,7 @@ NAMES = ("starter-noto", "starter-fluent", "starter-noto")
 @pytest.fixture(scope="module")
 def isolated(tmp_path_factory: pytest.TempPathFactory) -> Generator[IsolatedEngine]:
     settings = load_settings(tmp_path_factory.mktemp("root"))
-    made = IsolatedEngine(Catalog.under(settings.root), Isolator(ZYGOTE, settings))
+    made = IsolatedEngine(Catalog.under(settings.root), ForkingRunner(ZYGOTE, settings))
     yield made
     made.close()
 
@@ -57,7 +57,7 @@ def test_each_image_is_made_by_a_process_of_its_own(isolated: IsolatedEngine) ->
 
     def look(progress: safelight.Progress) -> None:
         if progress.step == 1:
-            pids.add(isolated._isolator._working.pid)
+            pids.add(isolated._isolated_runner._working.pid)
 
     for _ in range(3):
         list(isolated.generate(Request("x", "starter-noto", steps=2), look))
@@ -66,31 +66,33 @@ def test_each_image_is_made_by_a_process_of_its_own(isolated: IsolatedEngine) ->
 
 def test_who_takes_one_image_leaves_all_ready_for_the_next(isolated: IsolatedEngine) -> None:
     next(isolated.generate(Request("x", "starter-noto", steps=1)))
-    assert isolated._isolator._zygote is not None
-    before = isolated._isolator._zygote.pid
+    assert isolated._isolated_runner._zygote is not None
+    before = isolated._isolated_runner._zygote.pid
     first = next(isolated.generate(Request("x", "starter-noto", steps=60, count=3)))
     second = next(isolated.generate(Request("x", "starter-noto", steps=2, seed=9)))
     assert (first.seed, second.seed) == (0, 9)
-    assert isolated._isolator._zygote.pid == before
+    assert isolated._isolated_runner._zygote.pid == before
 
 
 def test_it_can_be_cancelled_at_a_step(isolated: IsolatedEngine) -> None:
     with contextlib.closing(
-        isolated._isolator.run(Generate("j", resolve(Request("x", "starter-noto", steps=150), isolated.catalog), 0, ()))
+        isolated._isolated_runner.run(
+            Generate("j", resolve(Request("x", "starter-noto", steps=150), isolated.catalog), 0, ())
+        )
     ) as messages:
         for message in messages:
             if isinstance(message, Progressed) and message.progress.step == 2:
-                isolated._isolator.cancel("j")
+                isolated._isolated_runner.cancel("j")
     assert isinstance(message, Ended)
     assert message.kind == "cancelled"
 
 
 def test_a_child_that_dies_fails_its_job_only(isolated: IsolatedEngine) -> None:
     wanted = Generate("j", resolve(Request("x", "starter-noto", steps=150), isolated.catalog), 0, ())
-    with contextlib.closing(isolated._isolator.run(wanted)) as messages:
+    with contextlib.closing(isolated._isolated_runner.run(wanted)) as messages:
         for message in messages:
             if isinstance(message, Progressed) and message.progress.step == 2:
-                isolated._isolator._working.kill()
+                isolated._isolated_runner._working.kill()
     assert isinstance(message, Ended)
     assert (message.kind, "SIGKILL" in message.problem) == ("failed", True)
     assert next(isolated.generate(Request("x", "starter-noto", steps=1))).width == 64
@@ -98,8 +100,8 @@ def test_a_child_that_dies_fails_its_job_only(isolated: IsolatedEngine) -> None:
 
 def test_a_zygote_that_dies_with_all_of_its_own_is_said_and_replaced(isolated: IsolatedEngine) -> None:
     next(isolated.generate(Request("x", "starter-noto", steps=1)))
-    assert isolated._isolator._zygote is not None
-    group = isolated._isolator._zygote.pid
+    assert isolated._isolated_runner._zygote is not None
+    group = isolated._isolated_runner._zygote.pid
 
     def kill(progress: safelight.Progress) -> None:
         if progress.step == 2:
@@ -115,7 +117,7 @@ def test_errors_mean_what_they_mean(isolated: IsolatedEngine, engine: LocalEngin
         next(isolated.generate(Request("x", "starter-nto")))
     root = isolated.catalog.library.root
     wanted = Generate("j", resolved(root, Request("x", "starter-noto"), "0" * 64), 0, ())
-    (end,) = isolated._isolator.run(wanted)
+    (end,) = isolated._isolated_runner.run(wanted)
     assert isinstance(end, Ended)
     assert "its content changed after the job was accepted" in end.problem
     assert next(isolated.generate(Request("x", "starter-noto", steps=1))).width == 64
@@ -123,10 +125,10 @@ def test_errors_mean_what_they_mean(isolated: IsolatedEngine, engine: LocalEngin
 
 def test_nothing_is_left_when_it_is_closed(tmp_path: Path) -> None:
     settings = load_settings(tmp_path)
-    made = IsolatedEngine(Catalog.under(settings.root), Isolator(ZYGOTE, settings))
+    made = IsolatedEngine(Catalog.under(settings.root), ForkingRunner(ZYGOTE, settings))
     next(made.generate(Request("x", "starter-noto", steps=1)))
-    assert made._isolator._zygote is not None
-    group = made._isolator._zygote.pid
+    assert made._isolated_runner._zygote is not None
+    group = made._isolated_runner._zygote.pid
     made.close()
     until = time.monotonic() + 5
     while any(_group(p) == group for p in psutil.process_iter()):
@@ -187,7 +189,7 @@ def test_where_nothing_may_fork_each_job_has_a_new_process(engine: LocalEngine, 
     """For a Mac, where Accelerate and Metal do not survive a fork."""
     assert [forks(platform) for platform in ("linux", "darwin")] == [True, False]
     settings = load_settings(root)
-    spawner = Spawner(WORKER, settings)
+    spawner = SpawningRunner(WORKER, settings)
     made = IsolatedEngine(Catalog.under(settings.root), spawner)
     request = Request("red apple", "starter-noto", steps=3, seed=5, count=2)
     pids: list[int] = []

@@ -46,20 +46,20 @@ def wanted(steps: int = 2, job: str = "j", **more) -> Generate:
 
 def test_a_job_reports_and_ends(supervisor: Supervisor) -> None:
     messages = list(supervisor.run(wanted(count=2)))
-    assert [m.place for m in messages if isinstance(m, Made)] == [0, 1]
+    assert [m.index for m in messages if isinstance(m, Made)] == [0, 1]
     previews = [m.progress.preview for m in messages if isinstance(m, Progressed) and m.progress.stage == "denoise"]
     assert all(preview is not None and len(preview.pixels) == 8 * 8 * 3 for preview in previews)
     end = messages[-1]
     assert isinstance(end, Ended)
     assert (end.kind, end.problem) == ("done", "")
-    assert end.resident == (wanted().content.model.digest,)
+    assert end.resident == (wanted().job.model.digest,)
 
 
 def test_only_images_that_are_not_there_yet_are_made(calm: Supervisor) -> None:
     both = [m for m in calm.run(wanted(count=2)) if isinstance(m, Made)]
     ask = wanted(count=2)
-    rest = [m for m in calm.run(Generate("j", ask.content, 1, ())) if isinstance(m, Made)]
-    assert [(m.place, m.image.pixels_sha256) for m in rest] == [(1, both[1].image.pixels_sha256)]
+    rest = [m for m in calm.run(Generate("j", ask.job, 1, ())) if isinstance(m, Made)]
+    assert [(m.index, m.image.pixels_sha256) for m in rest] == [(1, both[1].image.pixels_sha256)]
 
 
 def test_other_content_than_was_accepted_is_refused(calm: Supervisor) -> None:
@@ -108,12 +108,12 @@ def test_questions_are_answered_while_a_job_runs(calm: Supervisor) -> None:
                 calm.ask("load", "nobody").result(20)
     assert seen
     resident = calm.ask("load", "starter-fluent").result(20)
-    assert wanted().content.model.digest in resident
+    assert wanted().job.model.digest in resident
 
 
 def test_what_is_pinned_is_pinned_in_the_next_worker_too(supervisor: Supervisor) -> None:
     list(supervisor.run(wanted()))
-    digest = wanted().content.model.digest
+    digest = wanted().job.model.digest
     assert digest in supervisor.ask("pin", STARTER).result(30)
     assert digest in supervisor.ask("unload", digest).result(30)
     os.kill(supervisor.pid, signal.SIGKILL)
@@ -134,7 +134,7 @@ def test_an_idle_worker_and_a_spare_that_die_are_replaced(supervisor: Supervisor
     while supervisor.pid == first:
         assert time.monotonic() < until
         time.sleep(0.02)
-    assert wanted().content.model.digest in supervisor_loaded(supervisor)
+    assert wanted().job.model.digest in supervisor_loaded(supervisor)
     assert supervisor.spare_is_ready(60)
     spare = supervisor._spare
     assert spare is not None
@@ -157,7 +157,7 @@ def test_what_an_abandoned_job_still_says_is_not_the_next_jobs(calm: Supervisor)
     with contextlib.closing(calm.run(wanted(count=2, job="first"))) as messages:
         next(messages)
     told = list(calm.run(wanted(job="second", seed=9)))
-    assert {message.job for message in told} == {"second"}  # type: ignore[union-attr]
+    assert {message.job_id for message in told} == {"second"}  # type: ignore[union-attr]
     assert [message.image.seed for message in told if isinstance(message, Made)] == [9]
 
 

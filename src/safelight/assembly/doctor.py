@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from safelight.assembly import importing as opening
+from safelight.assembly import importing
 from safelight.assembly.services import WORKER
 from safelight.diagnostics.canary import Canaries
 from safelight.diagnostics.doctor import Doctor
 from safelight.settings import Settings
-from safelight.workers.fresh_process import Fresh
+from safelight.workers.fresh_process import FreshProcesses
 
 
 @contextmanager
 def doctor(settings: Settings) -> Generator[Doctor]:
     """Open a doctor with an engine of its own. Closes the engine at the end of the context."""
-    engine = opening.open_engine(settings)
-    fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
+    engine = importing.open_engine(settings)
+    fresh = FreshProcesses(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
     try:
         yield Doctor(engine, Canaries(settings.root, fresh.make_first))
     finally:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from safelight.assembly import memory_report as report
-from safelight.assembly.catalog import open_library
+from safelight.assembly.library import open_library
 from safelight.assembly.services import WORKER
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.model import Model
@@ -22,7 +22,7 @@ from safelight.devices.verification import Verification
 from safelight.diagnostics.canary import Canaries, after_switch
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.host_source import HostSource
-from safelight.memory.limits import GB, HOST_RESERVE, Limits
+from safelight.memory.limits import GB, HOST_RESERVE, BudgetUpdater
 from safelight.memory.residency import Residency
 from safelight.memory.source import FileSource
 from safelight.memory.working_memory import WorkingMemory
@@ -33,7 +33,7 @@ from safelight.pipeline.preview import Previews
 from safelight.pipeline.resources import TORCH_DTYPES, Resources
 from safelight.request.run_settings import Precision, RunSettings
 from safelight.settings import Settings
-from safelight.workers.fresh_process import Fresh
+from safelight.workers.fresh_process import FreshProcesses
 from safelight.workers.local_engine import LocalEngine
 
 VERSIONS = ("safelight", "torch", "diffusers", "transformers", "compel", "opencv-python-headless", "pillow", "numpy")
@@ -54,18 +54,18 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         residency=memory.tiers[-1],
         skeletons=SkeletonCache(),
         working_memory=WorkingMemory(settings.root / "working_memory.json"),
-        used_working_bytes=_computing(memory.ledger, device),
+        used_working_bytes=_working_bytes_in_use(memory.ledger, device),
         run_settings=decide("auto", None),
         verification=memory.verification,
         inputs=Inputs(settings.root),
-        reserve_bytes=_bytes(settings.device_working_mem_gb) if device.has_own_memory else None,
+        working_memory_bytes=_bytes(settings.device_working_mem_gb) if device.has_own_memory else None,
         embedding_cache=EmbeddingCache(MAX_CACHE_BYTES),
         previews=Previews() if previews else None,
     )
     engine = LocalEngine(open_library(settings), resources, decide, memory.describe, memory.tiers)
     if settings.canary == "switch":
-        fresh = Fresh(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
-        engine.on_switch = after_switch(Canaries(settings.root, fresh.make_first), engine.repairs)
+        fresh_processes = FreshProcesses(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
+        engine.on_switch = after_switch(Canaries(settings.root, fresh_processes.make_first), engine.repairs)
     return engine
 
 
@@ -97,17 +97,17 @@ class _RunDecisions:
 
 @dataclass(frozen=True)
 class _Memory:
-    """The memory of an engine. ``tiers`` and ``limits``: of the host, and then of the device if it has its own."""
+    """The memory of an engine. ``tiers`` and ``updaters``: of the host, and then of the device if it has its own."""
 
     ledger: Ledger
     verification: Verification
     transfers: Transfers
     tiers: list[Residency]
-    limits: list[Limits]
+    updaters: list[BudgetUpdater]
 
     def describe(self) -> Mapping[str, Any]:
         """Return the budgets and what they hold."""
-        return report.memory(self.ledger, self.limits, self.tiers, self.transfers, self.verification)
+        return report.memory(self.ledger, self.updaters, self.tiers, self.transfers, self.verification)
 
 
 def _open_memory(settings: Settings, device: Device, threads: int) -> _Memory:
@@ -115,22 +115,22 @@ def _open_memory(settings: Settings, device: Device, threads: int) -> _Memory:
     ledger = Ledger({HOST: 0} | ({device.name: 0} if device.has_own_memory else {}))
     verification = Verification(settings.verify_transfers)
     host = _host_tier(settings, ledger, threads)
-    limits, tiers = [_host_limits(ledger, host)], [host]
-    host.planner.before_planning = limits[0].update_budget
+    updaters, tiers = [_host_budget_updater(ledger, host)], [host]
+    host.planner.before_planning = updaters[0].update_budget
     stage_bytes = selftest.copy_test_result(device, settings.root).stage_bytes if device.has_own_memory else 0
     transfers = Transfers(device, verification, stage_bytes)
     if device.has_own_memory:
-        limits.append(_device_limits(ledger, device))
+        updaters.append(_device_budget_updater(ledger, device))
         source = HostSource(host, transfers, settings.keep_ram_copy_of_weights)
-        tiers.append(_device_tier(settings, ledger, device, source, limits[1]))
-    for limit in limits:
-        limit.update_budget()
+        tiers.append(_device_tier(settings, ledger, device, source, updaters[1]))
+    for updater in updaters:
+        updater.update_budget()
     ledger.charge(
         HOST, threads * STAGING_BYTES, "readers", "buffers for reading files", stored=False, already_used=True
     )
     ledger.charge(HOST, transfers.staging_bytes, "transfers", "buffers for copies", stored=False, already_used=True)
     ledger.charge(HOST, MAX_CACHE_BYTES, "prompts", "cached text-encoder outputs", stored=False, already_used=True)
-    return _Memory(ledger, verification, transfers, tiers, limits)
+    return _Memory(ledger, verification, transfers, tiers, updaters)
 
 
 def _bytes(gigabytes: float | None) -> int | None:
@@ -149,7 +149,9 @@ def _host_tier(settings: Settings, ledger: Ledger, threads: int) -> Residency:
     )
 
 
-def _device_tier(settings: Settings, ledger: Ledger, device: Device, source: HostSource, limits: Limits) -> Residency:
+def _device_tier(
+    settings: Settings, ledger: Ledger, device: Device, source: HostSource, updater: BudgetUpdater
+) -> Residency:
     return Residency(
         device,
         ledger,
@@ -157,34 +159,33 @@ def _device_tier(settings: Settings, ledger: Ledger, device: Device, source: Hos
         source,
         partial=settings.enable_partial_loading,
         max_bytes=_bytes(settings.max_cache_vram_gb),
-        before_planning=limits.update_budget,
+        before_planning=updater.update_budget,
         log=settings.log_memory_usage,
     )
 
 
-def _host_limits(ledger: Ledger, host: Residency) -> Limits:
+def _host_budget_updater(ledger: Ledger, host: Residency) -> BudgetUpdater:
     at_start = machine.anonymous_bytes()
 
-    def computing() -> int:
-        # The bytes of working memory that are in use already.
-        # At most the reserved bytes: anything above them is growth of the libraries.
-        # Negative while files are read into slabs whose pages the system has not allocated yet: those bytes are still
-        # available. Not below the size of these slabs: bytes that the libraries freed since the start are counted as
-        # available already.
+    def working_bytes_in_use() -> int:
+        # Working memory in use = anonymous bytes since the start minus stored weights.
+        # Upper limit: what exceeds the reservation is growth of libraries.
+        # Negative while slabs fill: the ledger counts them, but the operating system has not allocated their pages.
+        # Lower limit: memory that libraries freed must not be counted as available twice.
         used = machine.anonymous_bytes() - at_start - ledger.stored(HOST)
         return max(-host.pending_bytes, min(used, ledger.reserved(HOST)))
 
-    return Limits(ledger, HOST, machine.tightest_limit, computing, HOST_RESERVE)
+    return BudgetUpdater(ledger, HOST, machine.tightest_limit, working_bytes_in_use, HOST_RESERVE)
 
 
-def _device_limits(ledger: Ledger, device: Device) -> Limits:
-    def limit() -> MemoryLimit:
+def _device_budget_updater(ledger: Ledger, device: Device) -> BudgetUpdater:
+    def read_available() -> MemoryLimit:
         return MemoryLimit(device.available(), f"the memory of {device.name}")
 
-    return Limits(ledger, device.name, limit, _computing(ledger, device))
+    return BudgetUpdater(ledger, device.name, read_available, _working_bytes_in_use(ledger, device))
 
 
-def _computing(ledger: Ledger, device: Device) -> Callable[[], int]:
+def _working_bytes_in_use(ledger: Ledger, device: Device) -> Callable[[], int]:
     """Return a function that returns the bytes in use on ``device`` minus the stored bytes of the ledger."""
 
     def host() -> int:

@@ -15,8 +15,8 @@ from safelight import boundary
 from safelight.boundary import exports
 from safelight.catalog.model import Model
 from safelight.errors import InputError
-from safelight.families.computing import computing, construct
 from safelight.families.family import Family
+from safelight.families.family_model import construct, family_model
 from safelight.files import safetensors
 from safelight.files.disk import open_regular, settle, write_whole, written
 from safelight.files.header import TensorInfo
@@ -52,7 +52,7 @@ def to_diffusers(model: Model, folder: Path) -> None:
         for role in roles:
             module = _module(model.family, model.manifest.component(role))
             index[role] = (exports.library_of(module), type(module).__name__)
-            saved = computing(model.family).save_tokenizer(model.family, role, temporary)
+            saved = family_model(model.family).save_tokenizer(model.family, role, temporary)
             if saved is not None:
                 index[saved[0]] = ("transformers", saved[1])
         schedule = samplers.make(model.family, "euler", "default", model.prediction_type, model.zero_terminal_snr, 0)

@@ -14,25 +14,27 @@ if TYPE_CHECKING:
     from safelight.workers.local_engine import LocalEngine
 
 
-def imported(ours: bool = True) -> ModuleType:
+def import_engine(own_process: bool = True) -> ModuleType:
     """Import :mod:`safelight.assembly.engine` and return it.
 
-    ours: the process is Safelight's own. Then the garbage collector is off while torch, diffusers and transformers are
-    imported, and never examines their objects (none is garbage, and examining them takes a sixth of the time); and
-    these libraries log errors only. Otherwise Safelight is a library in a host process, whose state stays the same.
+    own_process: the process is Safelight's own, and not a host process that uses Safelight as a library.
+
+    In a process of its own, the garbage collector is off while torch, diffusers and transformers are imported. It never
+    examines their objects: none is garbage, and examining them takes a sixth of the time. These libraries log errors
+    only. In a host process, the import changes no state.
     """
-    if not ours:
+    if not own_process:
         # During their import, libraries draw random numbers and add warning filters.
         random_state = random.getstate()
         with warnings.catch_warnings():
-            from safelight.assembly import engine as worker
+            from safelight.assembly import engine as engine_module
 
         random.setstate(random_state)
-        return worker
+        return engine_module
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        from safelight.assembly import engine as worker
+        from safelight.assembly import engine as engine_module
         from safelight.boundary import quiet
 
         quiet()
@@ -40,9 +42,9 @@ def imported(ours: bool = True) -> ModuleType:
     finally:
         if was_enabled:
             gc.enable()
-    return worker
+    return engine_module
 
 
-def open_engine(settings: Settings, previews: bool = False, ours: bool = True) -> LocalEngine:
-    """Open the engine of this process, see :func:`safelight.assembly.engine.open_engine` and :func:`imported`."""
-    return imported(ours).open_engine(settings, previews=previews)
+def open_engine(settings: Settings, previews: bool = False, own_process: bool = True) -> LocalEngine:
+    """Open the engine of this process, see :func:`safelight.assembly.engine.open_engine` and :func:`import_engine`."""
+    return import_engine(own_process).open_engine(settings, previews=previews)

@@ -9,13 +9,13 @@ from typing import Any
 from safelight.devices.transfer import Transfers
 from safelight.devices.verification import Verification
 from safelight.memory.budget import Ledger
-from safelight.memory.limits import Limits
+from safelight.memory.limits import BudgetUpdater
 from safelight.memory.residency import Residency
 
 
 def memory(
     ledger: Ledger,
-    limits: Sequence[Limits],
+    updaters: Sequence[BudgetUpdater],
     residencies: Sequence[Residency],
     transfers: Transfers,
     verification: Verification,
@@ -28,17 +28,17 @@ def memory(
     tiers = {tier.place: tier for tier in residencies}
     return {
         "places": {
-            limit.place: {
-                "budget": ledger.budget(limit.place),
-                "set_by": limit.source,
-                "for_models": tiers[limit.place].planner.max_bytes,
-                "stored": ledger.stored(limit.place),
-                "promised": ledger.reserved(limit.place),
-                "peak": ledger.peak(limit.place),
-                "resident": [asdict(holding) for holding in tiers[limit.place].holdings()],
-                "last_plan": tiers[limit.place].last_plan(),
+            updater.place: {
+                "budget": ledger.budget(updater.place),
+                "set_by": updater.source,
+                "for_models": tiers[updater.place].planner.max_bytes,
+                "stored": ledger.stored(updater.place),
+                "promised": ledger.reserved(updater.place),
+                "peak": ledger.peak(updater.place),
+                "resident": [asdict(usage) for usage in tiers[updater.place].usage_by_component()],
+                "last_plan": tiers[updater.place].last_plan(),
             }
-            for limit in limits
+            for updater in updaters
         },
         "entries": [asdict(entry) for entry in ledger.entries()],
         "transfers": asdict(transfers.counts),

@@ -43,7 +43,7 @@ class Pipe:
             os._exit(0)
 
 
-def carried_out(engine: LocalEngine, job: Generate, pipe: Pipe, stopped: Callable[[], bool]) -> tuple[Ended, bool]:
+def run_job(engine: LocalEngine, message: Generate, pipe: Pipe, stopped: Callable[[], bool]) -> tuple[Ended, bool]:
     """Make the images of a job and send each.
 
     Returns how the job ended, and whether the process should exit: after an unexpected error, or when the device is
@@ -53,15 +53,15 @@ def carried_out(engine: LocalEngine, job: Generate, pipe: Pipe, stopped: Callabl
     def on_progress(progress: Progress) -> None:
         if stopped():
             raise Cancelled
-        pipe.say(Progressed(job.job, progress))
+        pipe.say(Progressed(message.job_id, progress))
 
     kind, problem, must_exit = "done", "", False
     try:
         if stopped():
             raise Cancelled
-        images = engine.run(job.content, on_progress, job.upcoming, job.first)
-        for place, image in enumerate(images, job.first):
-            pipe.say(Made(job.job, place, image))
+        images = engine.run(message.job, on_progress, message.upcoming, message.first)
+        for index, image in enumerate(images, message.first):
+            pipe.say(Made(message.job_id, index, image))
     except Cancelled:
         kind = "cancelled"
     except InputError as error:
@@ -73,4 +73,4 @@ def carried_out(engine: LocalEngine, job: Generate, pipe: Pipe, stopped: Callabl
     except Exception as error:  # noqa: BLE001 - the server must learn the reason
         traceback.print_exc()
         kind, problem, must_exit = "failed", f"{type(error).__name__}: {error}", True
-    return Ended(job.job, kind, problem, tuple(engine.loaded.resident())), must_exit
+    return Ended(message.job_id, kind, problem, tuple(engine.loaded.resident())), must_exit

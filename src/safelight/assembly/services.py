@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import structlog
 from filelock import FileLock, Timeout
 
-from safelight.assembly.catalog import open_library
+from safelight.assembly.library import open_library
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.inputs import Inputs
@@ -18,15 +18,15 @@ from safelight.errors import InputError, SafelightError, UnreadableFileError
 from safelight.queue.database import Database
 from safelight.queue.events import Events
 from safelight.queue.image_files import Gallery
-from safelight.queue.order import Rules
+from safelight.queue.order import OvertakeLimits
 from safelight.request.job import Job
 from safelight.request.schema import Request
 from safelight.resolve.contents import find_model
 from safelight.resolve.resolve import resolve
 from safelight.settings import Settings
 from safelight.workers.dispatcher import Dispatcher
-from safelight.workers.fresh_process import Fresh
-from safelight.workers.isolation import Isolating, Isolator, Spawner, forks
+from safelight.workers.fresh_process import FreshProcesses
+from safelight.workers.isolation import ForkingRunner, IsolatedRunner, SpawningRunner, forks
 from safelight.workers.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
@@ -39,9 +39,9 @@ ZYGOTE = (sys.executable, "-P", "-m", "safelight.assembly.zygote")
 """The commands of both processes. With -P, Python imports no modules from the current folder."""
 
 
-def isolating(settings: Settings) -> Isolating:
+def open_isolated_runner(settings: Settings) -> IsolatedRunner:
     """The object that runs jobs in isolated processes: by forks or, where the platform forbids them, new processes."""
-    return Isolator(ZYGOTE, settings) if forks() else Spawner(WORKER, settings)
+    return ForkingRunner(ZYGOTE, settings) if forks() else SpawningRunner(WORKER, settings)
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Services:
     events: Events
     supervisor: Supervisor
     dispatcher: Dispatcher
-    fresh: Fresh
-    isolator: Isolating
+    fresh_processes: FreshProcesses
+    isolated_runner: IsolatedRunner
     lock: FileLock
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -79,15 +79,15 @@ class Services:
     def stop(self) -> None:
         """Finish the running job or put it back into the queue, end the processes, and unlock the root."""
         self.stopping.set()
-        self.fresh.close()
+        self.fresh_processes.close()
         self.dispatcher.stop(self.settings.shutdown_seconds)
         self.supervisor.close()
-        self.isolator.close()
+        self.isolated_runner.close()
         self.database.close()
         self.lock.release()
 
 
-def open_control(settings: Settings) -> Services:
+def open_services(settings: Settings) -> Services:
     """Open everything that a server needs below HTTP. The worker starts to import.
 
     Raises InputError when another server uses this root, UnreadableFileError when the root cannot be written, and the
@@ -108,17 +108,17 @@ def open_control(settings: Settings) -> Services:
     database = Database(settings.root)
     gallery, events = Gallery(settings.root), Events()
     supervisor = Supervisor(WORKER, settings, settings.spare_worker)
-    rules = Rules(settings.queue_overtakes, settings.queue_delay_seconds)
-    isolator = isolating(settings)
+    overtake_limits = OvertakeLimits(settings.queue_overtakes, settings.queue_delay_seconds)
+    isolated_runner = open_isolated_runner(settings)
     catalog = Catalog(library, Adapters(settings.root), Inputs(settings.root))
 
     def resolve_again(request: Request, digest: str) -> Job:
         return resolve(request, catalog, by_path=False, model=find_model(request.model, digest, library))
 
     dispatcher = Dispatcher(
-        database, gallery, supervisor, isolator, events, rules, settings.max_queue_size, resolve_again
+        database, gallery, supervisor, isolated_runner, events, overtake_limits, settings.max_queue_size, resolve_again
     )
-    fresh = Fresh(WORKER, settings, catalog)
+    fresh_processes = FreshProcesses(WORKER, settings, catalog)
     return Services(
         settings,
         library,
@@ -128,7 +128,7 @@ def open_control(settings: Settings) -> Services:
         events,
         supervisor,
         dispatcher,
-        fresh,
-        isolator,
+        fresh_processes,
+        isolated_runner,
         lock,
     )

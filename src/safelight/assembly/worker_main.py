@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING
 import structlog
 
 from safelight import logs
-from safelight.assembly import importing as opening
-from safelight.assembly.pipe import Pipe, carried_out
+from safelight.assembly import importing
+from safelight.assembly.pipe import Pipe, run_job
 from safelight.errors import SafelightError
 from safelight.workers.messages import (
-    Answer,
-    Ask,
     Cancel,
     Generate,
     Imported,
     Open,
     Ready,
+    Reply,
+    RunCommand,
 )
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ class Worker:
 
     def run(self) -> None:
         """Run jobs until the server is gone."""
-        opening.imported()
+        importing.import_engine()
         self._pipe.say(Imported())
         message = self._pipe.hear()
         assert isinstance(message, Open)
         logs.to_stderr(message.settings.log_format)
-        self._engine = opening.open_engine(message.settings, previews=True)
+        self._engine = importing.open_engine(message.settings, previews=True)
         self._pipe.say(Ready(asdict(self._engine.resources.run_settings)))
         threading.Thread(target=self._listen, name="safelight-listen", daemon=True).start()
         for name in message.pinned:
@@ -72,43 +72,43 @@ class Worker:
             match message:
                 case Generate():
                     self._jobs.put(message)
-                case Cancel(job):
-                    self._cancelled.add(job)
-                case Ask():
+                case Cancel(job_id):
+                    self._cancelled.add(job_id)
+                case RunCommand():
                     # In another thread, so that this one can cancel a job while a model loads.
-                    threading.Thread(target=self._answer, args=(message,), daemon=True).start()
+                    threading.Thread(target=self._reply, args=(message,), daemon=True).start()
                 case _:
                     raise AssertionError(message)
 
-    def _answer(self, ask: Ask) -> None:
+    def _reply(self, call: RunCommand) -> None:
         try:
-            self._pipe.say(Answer(ask.tag, self._compute_answer(ask)))
+            self._pipe.say(Reply(call.tag, self._run_command(call)))
         except SafelightError as error:
-            self._pipe.say(Answer(ask.tag, None, str(error)))
+            self._pipe.say(Reply(call.tag, None, str(error)))
         except Exception as error:  # noqa: BLE001 - the server must learn of any error
             traceback.print_exc()
-            self._pipe.say(Answer(ask.tag, None, f"{type(error).__name__}: {error}"))
+            self._pipe.say(Reply(call.tag, None, f"{type(error).__name__}: {error}"))
 
-    def _compute_answer(self, ask: Ask) -> object:
+    def _run_command(self, call: RunCommand) -> object:
         engine = self._engine
-        if ask.what == "memory":
+        if call.command == "memory":
             return engine.memory()
-        if ask.what == "prefetch":
-            return engine.loaded.prefetch(ask.model)
-        match ask.what:
+        if call.command == "prefetch":
+            return engine.loaded.prefetch(call.model)
+        match call.command:
             case "load":
-                engine.loaded.load(engine.library.resolve(ask.model))
+                engine.loaded.load(engine.library.find(call.model))
             case "pin":
-                engine.loaded.pin(ask.model)
+                engine.loaded.pin(call.model)
             case "unpin":
-                engine.loaded.unpin(ask.model)
+                engine.loaded.unpin(call.model)
             case _:
-                engine.loaded.unload(ask.model or None)
+                engine.loaded.unload(call.model or None)
         return list(engine.loaded.resident())
 
-    def _work(self, job: Generate) -> None:
-        ended, must_exit = carried_out(self._engine, job, self._pipe, lambda: job.job in self._cancelled)
-        self._cancelled.discard(job.job)
+    def _work(self, message: Generate) -> None:
+        ended, must_exit = run_job(self._engine, message, self._pipe, lambda: message.job_id in self._cancelled)
+        self._cancelled.discard(message.job_id)
         self._pipe.say(ended)
         if must_exit:
             os._exit(1)

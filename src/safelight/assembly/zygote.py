@@ -18,11 +18,11 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from safelight import logs
-from safelight.assembly import importing as opening
-from safelight.assembly.pipe import Pipe, carried_out
+from safelight.assembly import importing
+from safelight.assembly.pipe import Pipe, run_job
 from safelight.errors import InputError, SafelightError
 from safelight.workers.isolation import forks
-from safelight.workers.messages import Ended, Generate, Imported, Open, Ready, Working
+from safelight.workers.messages import Ended, Generate, Imported, JobStarted, Open, Ready
 
 if TYPE_CHECKING:
     from safelight.workers.local_engine import LocalEngine
@@ -37,27 +37,27 @@ class _Zygote:
 
     def run(self) -> None:
         """Run jobs until the other end of the pipe is gone."""
-        opening.imported()
+        importing.import_engine()
         self._pipe.say(Imported())
         message = self._pipe.hear()
         assert isinstance(message, Open)
         self._settings = message.settings
         logs.to_stderr(message.settings.log_format)
         self._pipe.say(Ready({}))
-        job: Generate | None = None
+        returned: Generate | None = None
         while True:
-            wanted = job or self._pipe.hear()
-            assert isinstance(wanted, Generate)
-            job = self._fork_keeper(wanted)
+            message = returned or self._pipe.hear()
+            assert isinstance(message, Generate)
+            returned = self._fork_keeper(message)
 
-    def _fork_keeper(self, wanted: Generate) -> Generate | None:
+    def _fork_keeper(self, message: Generate) -> Generate | None:
         """Fork a keeper, which runs jobs until one needs another model. Returns that job, None if the keeper died."""
         ours, theirs = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(ours)
             with contextlib.suppress(BaseException):
-                self._run_keeper(wanted, theirs)
+                self._run_keeper(message, theirs)
             os._exit(1)
         os.close(theirs)
         with open(ours, "rb") as pipe:
@@ -65,46 +65,50 @@ class _Zygote:
         _, status = os.waitpid(pid, 0)
         if next_job:
             return pickle.loads(next_job)
-        self._pipe.say(Ended(wanted.job, "failed", f"the process that holds the weights ended ({_how(status)})", ()))
+        self._pipe.say(
+            Ended(message.job_id, "failed", f"the process that holds the weights ended ({_how(status)})", ())
+        )
         return None
 
-    def _run_keeper(self, wanted: Generate, pipe: int) -> None:
+    def _run_keeper(self, message: Generate, pipe: int) -> None:
         import torch
 
         torch.set_num_threads(1)
-        engine = opening.open_engine(self._settings)
-        kept = _weights_of(wanted)
+        engine = importing.open_engine(self._settings)
+        kept = _weights_of(message)
         try:
-            engine.share(wanted.content)
+            engine.prepare_to_fork(message.job)
         except SafelightError as error:
-            self._pipe.say(Ended(wanted.job, "input" if isinstance(error, InputError) else "failed", str(error), ()))
+            self._pipe.say(
+                Ended(message.job_id, "input" if isinstance(error, InputError) else "failed", str(error), ())
+            )
             # The zygote starts a new keeper for the next job: it may use another model, or the file may be right by
             # then.
             self._hand_on(self._pipe.hear(), pipe)
         gc.freeze()
-        while _weights_of(wanted) == kept:
-            self._fork_child(engine, wanted)
-            message = self._pipe.hear()
-            assert isinstance(message, Generate)
-            wanted = message
-        self._hand_on(wanted, pipe)
+        while _weights_of(message) == kept:
+            self._fork_child(engine, message)
+            following = self._pipe.hear()
+            assert isinstance(following, Generate)
+            message = following
+        self._hand_on(message, pipe)
 
     @staticmethod
-    def _hand_on(wanted: object, pipe: int) -> None:
+    def _hand_on(message: object, pipe: int) -> None:
         with open(pipe, "wb") as file:
-            file.write(pickle.dumps(wanted))
+            file.write(pickle.dumps(message))
         os._exit(0)
 
-    def _fork_child(self, engine: LocalEngine, wanted: Generate) -> None:
+    def _fork_child(self, engine: LocalEngine, message: Generate) -> None:
         pid = os.fork()
         if pid == 0:
-            self._run_child(engine, wanted)
+            self._run_child(engine, message)
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         if status:
-            self._pipe.say(Ended(wanted.job, "failed", f"the process that computed ended ({_how(status)})", ()))
+            self._pipe.say(Ended(message.job_id, "failed", f"the process that computed ended ({_how(status)})", ()))
 
-    def _run_child(self, engine: LocalEngine, wanted: Generate) -> None:
+    def _run_child(self, engine: LocalEngine, message: Generate) -> None:
         stopped = threading.Event()
 
         def stop(number: int, frame: object) -> None:
@@ -112,15 +116,15 @@ class _Zygote:
             stopped.set()
 
         signal.signal(signal.SIGUSR1, stop)
-        self._pipe.say(Working(os.getpid()))
+        self._pipe.say(JobStarted(os.getpid()))
 
-        ended, _ = carried_out(engine, wanted, self._pipe, stopped.is_set)
+        ended, _ = run_job(engine, message, self._pipe, stopped.is_set)
         self._pipe.say(ended)
 
 
-def _weights_of(wanted: Generate) -> tuple[str, str]:
+def _weights_of(message: Generate) -> tuple[str, str]:
     """What the weights that a keeper holds depend on."""
-    return wanted.content.model.digest, wanted.content.request.precision
+    return message.job.model.digest, message.job.request.precision
 
 
 def _how(status: int) -> str:
@@ -131,7 +135,7 @@ def _how(status: int) -> str:
 
 def main() -> None:
     if not forks():
-        raise SystemExit("Safelight does not fork on this system: see safelight.workers.isolation.Spawner")
+        raise SystemExit("Safelight does not fork on this system: see safelight.workers.isolation.SpawningRunner")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logs.to_stderr()
     _Zygote(Connection(int(sys.argv[1]))).run()

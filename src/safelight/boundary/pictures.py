@@ -24,7 +24,7 @@ class EncodedPicture:
     distribution: Any
 
     @property
-    def numbers(self) -> torch.Tensor:
+    def values(self) -> torch.Tensor:
         return self.distribution.parameters
 
 

@@ -30,7 +30,7 @@ from safelight.files.disk import settle, written
 from safelight.names import canonical, file_stem
 from safelight.weights import adapter_file as files
 from safelight.weights.digest import hash_texts
-from safelight.weights.manifest import FileHint, Manifest, hash_components, relocate
+from safelight.weights.manifest import FileStamp, Manifest, hash_components, relocate
 
 CONVERTED = "converted"
 """The folder of converted pickles, in the folder of records."""
@@ -59,7 +59,7 @@ class Adapters:
         self._records = root / "adapters"
         file = IndexFile(root / "index.db")
         self.index = Index(self._records, records.read_adapter, file)
-        self._seen = Index(root / "seen" / "adapters", records.read_adapter, file)
+        self._used_by_path = Index(root / "seen" / "adapters", records.read_adapter, file)
         self._inversions = Inversions(-1, {})
 
     def cards(self) -> list[Card]:
@@ -101,7 +101,7 @@ class Adapters:
             return self.index.whole(fitting[0])
         raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)), "adapter")
 
-    def resolve(self, reference: str) -> Adapter:
+    def find(self, reference: str) -> Adapter:
         """Return an adapter by its name, path or digest (:mod:`safelight.catalog.paths` says which of them a text is).
 
         A file used by its path is read and hashed at its first use.
@@ -113,30 +113,30 @@ class Adapters:
         path = path.absolute()
         if not os.path.lexists(path):
             raise UnreadableFileError(path, f"does not exist{paths.did_you_mean(path)}")
-        seen = self.root / "seen" / "adapters" / f"{hash_texts(str(path))}.json"
+        record_path = self.root / "seen" / "adapters" / f"{hash_texts(str(path))}.json"
         with contextlib.suppress(FileError):
-            known = records.read_adapter(seen)
+            known = records.read_adapter(record_path)
             if not known.manifest.changed_files():
                 return known
         found = self._describe(path, paths.stem(path), "path")
         with library_lock(self.root):
-            records.write(seen, found)
-            self._seen.invalidate()
+            records.write(record_path, found)
+            self._used_by_path.invalidate()
         return found
 
-    def seen_cards(self) -> list[Card]:
+    def cards_used_by_path(self) -> list[Card]:
         """Return the cards of the adapters that were used by their path."""
-        return [card for card in self._seen.all() if not card.problem]
+        return [card for card in self._used_by_path.all() if not card.problem]
 
     def adapters_used_by_path(self, digest: str = "") -> Iterator[Adapter]:
         """Yield the adapters that were used by their path and whose files are unchanged.
 
         ``digest``: only adapters of this content; "" for all.
         """
-        for card in self.seen_cards():
+        for card in self.cards_used_by_path():
             if digest in ("", card.digest) and card.state() == "there":
                 with contextlib.suppress(FileError):
-                    yield records.read_adapter(card.record)
+                    yield records.read_adapter(card.record_path)
 
     def find_by_digest(self, name: str, digest: str, by_path: bool = True) -> Adapter:
         """Return an adapter by its content. The one called ``name`` comes before others of the same content.
@@ -146,7 +146,7 @@ class Adapters:
         Raises IntegrityError when no adapter has this content.
         """
         with contextlib.suppress(InputError):
-            found = self.resolve(name) if by_path else self.get(name)
+            found = self.find(name) if by_path else self.get(name)
             if found.digest == digest:
                 return self.ensure_unchanged(found)
         for card in self.cards():
@@ -184,7 +184,7 @@ class Adapters:
     def _record(self, name: str) -> Path:
         """Return the path of an adapter's record, which need not exist."""
         card = self.index.cards().get(canonical(name))
-        return card.record if card is not None else self._records / f"{file_stem(name)}.json"
+        return card.record_path if card is not None else self._records / f"{file_stem(name)}.json"
 
     def rename(self, name: str, new: str) -> Adapter:
         """Rename an adapter.
@@ -221,7 +221,7 @@ class Adapters:
             if card is None:
                 self._refuse_starter(name, "removed")
             assert card is not None
-            card.record.unlink(missing_ok=True)
+            card.record_path.unlink(missing_ok=True)
             self.index.invalidate()
             needed = {f"{card.digest}.safetensors" for card in self.cards()}
             for file in (self._records / CONVERTED).glob("*.safetensors"):
@@ -239,7 +239,7 @@ class Adapters:
     def verify(self, adapter: Adapter) -> Adapter:
         """Read and hash all of an adapter again. Raises IntegrityError when its content changed."""
         try:
-            user_base = adapter.base if adapter.told else ""
+            user_base = adapter.base if adapter.base_from_user else ""
             fresh = self._describe(adapter.path, adapter.name, adapter.origin, user_base)
         except FileError as error:
             raise IntegrityError(error.path, "", error.problem, "Put the right file back, or add it again.") from error
@@ -283,7 +283,7 @@ class Adapters:
             settle(file, temporary)
             with convert.reporting_errors_for(path, temporary):
                 manifest = hash_components((files.layout(read_header(temporary), kind),))
-            place = home / f"{manifest.digest}.safetensors"
-            os.replace(temporary, place)
-        manifest = relocate(manifest, place)
-        return replace(manifest, files=(*manifest.files, FileHint.of(path)))
+            converted = home / f"{manifest.digest}.safetensors"
+            os.replace(temporary, converted)
+        manifest = relocate(manifest, converted)
+        return replace(manifest, files=(*manifest.files, FileStamp.of(path)))

@@ -16,7 +16,7 @@ from safelight.catalog.model import Adapter, Model
 class Card:
     """A model or adapter without its tensors.
 
-    ``record``: the file of its record.
+    ``record_path``: the file of its record.
     ``summary``: the values that ``--json`` prints.
     ``files``: (path, size in bytes, modification time in nanoseconds) of its files, to notice changes.
     ``components``: (role, digest) of each component.
@@ -25,7 +25,7 @@ class Card:
     """
 
     name: str
-    record: Path
+    record_path: Path
     summary: Mapping[str, Any]
     files: tuple[tuple[str, int, int], ...] = ()
     components: tuple[tuple[str, str], ...] = ()
@@ -64,9 +64,9 @@ class Card:
 
 def card(record: Path, found: Model | Adapter) -> Card:
     """Return the card of a record."""
-    hints = tuple((str(hint.path), hint.size, hint.mtime_ns) for hint in found.manifest.files)
+    stamps = tuple((str(stamp.path), stamp.size, stamp.mtime_ns) for stamp in found.manifest.files)
     vectors = None
     if isinstance(found, Adapter) and found.kind == "textual_inversion":
         vectors = {tensor.name: tensor.shape for tensor in found.component.tensors}
     components = tuple((component.role, component.digest) for component in found.manifest.components)
-    return Card(found.name, record, found.summary(), hints, components, vectors)
+    return Card(found.name, record, found.summary(), stamps, components, vectors)

@@ -36,8 +36,8 @@ class Catalog:
         cards = (
             *self.library.cards(),
             *self.adapters.cards(),
-            *self.library.records.seen_cards(),
-            *self.adapters.seen_cards(),
+            *self.library.records.cards_used_by_path(),
+            *self.adapters.cards_used_by_path(),
         )
         return [card for card in cards if any(found == digest for _, found in card.components)]
 
@@ -61,7 +61,9 @@ class Catalog:
 
     def _read(self, card: Card) -> Model | Adapter | None:
         """Return the model or adapter of a card; None if its record is gone or damaged."""
-        starter = next((one for one in (*starters.models(), *starters.adapters()) if one.path == card.record), None)
+        starter = next(
+            (one for one in (*starters.models(), *starters.adapters()) if one.path == card.record_path), None
+        )
         try:
             if starter is not None:
                 return starter

@@ -19,7 +19,7 @@ from safelight.files import folder, pickle
 from safelight.files.disk import settle, written
 from safelight.weights import adapter_file as adapter
 from safelight.weights.layout import CheckpointLayout
-from safelight.weights.manifest import FileHint, Manifest, hash_components, relocate
+from safelight.weights.manifest import FileStamp, Manifest, hash_components, relocate
 
 CONVERTED = frozenset({"pickle", "diffusers-pickle"})
 """The formats that Safelight converts before use."""
@@ -71,7 +71,7 @@ def read_model(
         resolution=found.resolution or _native(layout.family, found.prediction_type),
         origin=origin,
         rule=found.rule,
-        told=found.told,
+        prediction_type_from_user=found.prediction_type_from_user,
         manifest=manifest,
     )
 
@@ -88,7 +88,7 @@ def read_again(home: Path, model: Model, on_bytes: OnBytes | None = None) -> Mod
             if all(source.is_unchanged() for source in sources):
                 read = hash_components(layout_of(conversion.path).components, _counter(conversion.size, on_bytes))
                 return replace(model, manifest=replace(read, files=(*read.files, *sources)))
-        user_type: Any = model.prediction_type if model.told else None
+        user_type: Any = model.prediction_type if model.prediction_type_from_user else None
         return read_model(home, model.path, model.name, model.origin, user_type, on_bytes)
     except FileError as error:
         remedy = MISSING_REMEDY if not model.path.exists() else "Put the right file back, or add the model again."
@@ -130,12 +130,12 @@ def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayou
         with convert.reporting_errors_for(path, temporary):
             layout = layout_of(temporary)
             manifest = hash_components(layout.components)
-        place = home / manifest.digest / "model.safetensors"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(temporary, place)
+        converted = home / manifest.digest / "model.safetensors"
+        converted.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, converted)
     sources = sorted({tensor.path for tensor in tensors}.union(found.watched))
-    manifest = relocate(manifest, place)
-    return layout, replace(manifest, files=(*manifest.files, *(FileHint.of(source) for source in sources)))
+    manifest = relocate(manifest, converted)
+    return layout, replace(manifest, files=(*manifest.files, *(FileStamp.of(source) for source in sources)))
 
 
 def _measured(
@@ -174,23 +174,25 @@ def _native(family: Family, prediction_type: PredictionType | None) -> int:
     return own or family.resolution
 
 
-def find_bytes(conversions: Path, wanted: Model, on_bytes: OnBytes | None) -> Model | None:
+def find_earlier_content(conversions: Path, earlier: Model, on_bytes: OnBytes | None) -> Model | None:
     """Find the content of an earlier record, and read and hash it: in its own files, in its conversion, or in a file of
     the same size in the same folder. Returns None if it is gone."""
-    return next((model for model in _candidates(conversions, wanted, on_bytes) if model.digest == wanted.digest), None)
+    return next(
+        (model for model in _candidates(conversions, earlier, on_bytes) if model.digest == earlier.digest), None
+    )
 
 
-def _candidates(conversions: Path, wanted: Model, on_bytes: OnBytes | None) -> Iterator[Model]:
-    """Yield models that may have the content of ``wanted``. Reads all their bytes."""
-    user_type: Any = wanted.prediction_type if wanted.told else None
+def _candidates(conversions: Path, earlier: Model, on_bytes: OnBytes | None) -> Iterator[Model]:
+    """Yield models that may have the content of ``earlier``. Reads all their bytes."""
+    user_type: Any = earlier.prediction_type if earlier.prediction_type_from_user else None
     beside: list[Path] = []
-    if wanted.path.parent.is_dir() and wanted.format not in CONVERTED:
-        size = sum(hint.size for hint in wanted.manifest.files if hint.path == wanted.path)
-        files = (path for path in sorted(wanted.path.parent.iterdir()) if path.is_file() and path != wanted.path)
+    if earlier.path.parent.is_dir() and earlier.format not in CONVERTED:
+        size = sum(stamp.size for stamp in earlier.manifest.files if stamp.path == earlier.path)
+        files = (path for path in sorted(earlier.path.parent.iterdir()) if path.is_file() and path != earlier.path)
         beside = [path for path in files if path.stat().st_size == size]
-    if wanted.format in CONVERTED and wanted.manifest.files[0].is_unchanged():
-        read = hash_components(layout_of(wanted.manifest.files[0].path).components)
-        yield replace(wanted, manifest=replace(read, files=read.files))
-    for path in (wanted.path, *beside):
+    if earlier.format in CONVERTED and earlier.manifest.files[0].is_unchanged():
+        read = hash_components(layout_of(earlier.manifest.files[0].path).components)
+        yield replace(earlier, manifest=replace(read, files=read.files))
+    for path in (earlier.path, *beside):
         with contextlib.suppress(InputError):
-            yield read_model(conversions, path, wanted.name, "added", user_type, on_bytes)
+            yield read_model(conversions, path, earlier.name, "added", user_type, on_bytes)

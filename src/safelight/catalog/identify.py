@@ -33,8 +33,9 @@ class Identity:
     ``resolution``: pixels per side; None if the metadata does not give it.
     ``variant``: see :class:`safelight.catalog.model.Model`.
     ``layout``, ``prediction_type``, ``variant``: None unless the file is a complete checkpoint.
-    ``told``: the user set the prediction type.
-    ``watched``: files and folders without tensors that influenced the decision. It holds only while they do not change.
+    ``prediction_type_from_user``: the user set the prediction type.
+    ``watched``: files and folders without tensors that influenced the decision. The identification is valid only while
+    these are unchanged.
     """
 
     path: Path
@@ -49,7 +50,7 @@ class Identity:
     rule: str
     layout: CheckpointLayout | None = None
     resolution: int | None = None
-    told: bool = False
+    prediction_type_from_user: bool = False
     watched: tuple[Path, ...] = ()
 
 
@@ -67,7 +68,7 @@ def identify(path: Path, prediction_type: PredictionType | None = None) -> Ident
         identity = _single(header)
     if prediction_type is not None and identity.kind == "checkpoint":
         rule = f"{identity.rule}; but the user set {prediction_type}"
-        identity = replace(identity, prediction_type=prediction_type, rule=rule, told=True)
+        identity = replace(identity, prediction_type=prediction_type, rule=rule, prediction_type_from_user=True)
     return identity
 
 
@@ -135,7 +136,7 @@ def _single(header: Header) -> Identity:
         return replace(common, rule=f"{rule}; this base is not supported yet")
     parts = layout.split(header, family)
     built = layout.build(header.path, family, parts, header.tensors)
-    training = family.training(header)
+    training = family.detect_training(header)
     return replace(
         common,
         base=base,
@@ -165,8 +166,8 @@ def _folder(path: Path) -> Identity:
         raise CorruptFileError(path, f"model_index.json names no {absent[0]}, which {family.name} needs")
     built = _folder_layout(found, family)
     _refuse_other_settings(built)
-    assert family.folder_training is not None, family.name
-    training = family.folder_training(found)
+    assert family.detect_folder_training is not None, family.name
+    training = family.detect_folder_training(found)
     formats = {found.components[role].format for role in family.roles}
     return Identity(
         path,
@@ -225,7 +226,7 @@ def _refuse_other_settings(built: CheckpointLayout) -> None:
 
 
 def _variant(built: CheckpointLayout) -> str:
-    found = built.family.variant({component.role: component.config for component in built.components})
+    found = built.family.detect_variant({component.role: component.config for component in built.components})
     if found is None:
         denoiser = built.component(built.family.denoiser)
         raise UnsupportedModelError(built.path, f"its {denoiser.role} is of no known variant ({denoiser.config.label})")
@@ -246,13 +247,13 @@ def _adapter_base(header: Header) -> str | None:
     - the family that the metadata declares, if it is one of the known values.
     """
     signs = {family.name: family.adapter_signs for family in families().values()}
-    width = _text_width(header, frozenset(sign.text_width for sign in signs.values()))
+    width = _cross_attention_dim(header, frozenset(sign.cross_attention_dim for sign in signs.values()))
     declared = {
         header.metadata.get(key, "").partition("/")[0].lower()
         for key in ("ss_base_model_version", "modelspec.architecture")
     }
     rounds: tuple[Callable[[AdapterSigns], bool], ...] = (
-        lambda sign: width is not None and sign.text_width == width,
+        lambda sign: width is not None and sign.cross_attention_dim == width,
         lambda sign: sign.names is not None and any(sign.names.search(name) for name in header.tensors),
         lambda sign: sign.shapes is not None and sign.shapes(header),
         lambda sign: not declared.isdisjoint(sign.declared),
@@ -260,8 +261,8 @@ def _adapter_base(header: Header) -> str | None:
     return next((name for fits in rounds for name, sign in signs.items() if fits(sign)), None)
 
 
-def _text_width(header: Header, known: frozenset[int]) -> int | None:
-    """Return the width of the text that an adapter's attention reads, if some family reads text of that width."""
+def _cross_attention_dim(header: Header, known: frozenset[int]) -> int | None:
+    """Return the width of the embeddings that an adapter's cross-attention reads; None if no family has that width."""
     for name, info in header.tensors.items():
         reads_text = "attn2" in name and any(part in name for part in ("to_k", "to_v"))
         down = any(part in name for part in ("lora_down", "lora_A", "lora.down", "hada_w1_b"))
@@ -274,5 +275,5 @@ def _text_width(header: Header, known: frozenset[int]) -> int | None:
 def _inversion_base(header: Header) -> str | None:
     """Return the family of a textual inversion, from the width of its vectors; None if it is unknown."""
     widths = {info.shape[-1] for info in header.tensors.values() if info.shape and info.dtype in layout.FLOATS}
-    known = {family.adapter_signs.text_width: name for name, family in families().items()}
+    known = {family.adapter_signs.cross_attention_dim: name for name, family in families().items()}
     return known.get(widths.pop()) if len(widths) == 1 else None

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from safelight import names
 from safelight.catalog.cards import Card, card
-from safelight.catalog.index_file import Hint, IndexFile, hint_of
+from safelight.catalog.index_file import IndexFile, Stamp, stamp_of
 from safelight.catalog.model import Adapter, Model
 from safelight.errors import FileError
 
@@ -44,10 +44,10 @@ class Index(Generic[Kind]):
     def __init__(self, folder: Path, read: Callable[[Path], Kind], file: IndexFile) -> None:
         self._folder, self._read, self._file = folder, read, file
         self._lock = threading.Lock()
-        self._stamp: Hint | None = None
-        self._known: dict[str, tuple[Hint, Card]] = {}
+        self._stamp: Stamp | None = None
+        self._known: dict[str, tuple[Stamp, Card]] = {}
         self._cards: Mapping[str, Card] = {}
-        self._whole: OrderedDict[tuple[str, Hint], Kind] = OrderedDict()
+        self._whole: OrderedDict[tuple[str, Stamp], Kind] = OrderedDict()
         self.generation = 0
 
     def cards(self) -> Mapping[str, Card]:
@@ -66,7 +66,7 @@ class Index(Generic[Kind]):
 
     def _look(self) -> None:
         """Scan the folder if it changed."""
-        stamp = hint_of(self._folder)
+        stamp = stamp_of(self._folder)
         with self._lock:
             if stamp is not None and stamp == self._stamp:
                 return
@@ -86,12 +86,12 @@ class Index(Generic[Kind]):
 
     def whole(self, found: Card) -> Kind:
         """Return the whole record of a card. Raises CorruptFileError, UnreadableFileError."""
-        key = str(found.record), hint_of(found.record) or (0, 0, 0)
+        key = str(found.record_path), stamp_of(found.record_path) or (0, 0, 0)
         with self._lock:
             if key in self._whole:
                 self._whole.move_to_end(key)
                 return self._whole[key]
-        record = self._read(found.record)
+        record = self._read(found.record_path)
         with self._lock:
             self._whole[key] = record
             while len(self._whole) > KEPT_RECORDS:
@@ -103,24 +103,24 @@ class Index(Generic[Kind]):
         with self._lock:
             self._stamp = None
 
-    def _scan(self) -> tuple[dict[str, tuple[Hint, Card]], bool]:
+    def _scan(self) -> tuple[dict[str, tuple[Stamp, Card]], bool]:
         """Scan the folder. Return all cards, and whether any record is new or changed."""
         with self._lock:
             known = dict(self._known)
-        current: dict[str, tuple[Hint, Card]] = {}
-        missing: list[tuple[str, Hint]] = []
-        for name, hint in _list(self._folder):
-            if name in known and known[name][0] == hint:
+        current: dict[str, tuple[Stamp, Card]] = {}
+        missing: list[tuple[str, Stamp]] = []
+        for name, stamp in _list(self._folder):
+            if name in known and known[name][0] == stamp:
                 current[name] = known[name]
             else:
-                missing.append((name, hint))
+                missing.append((name, stamp))
         stored = self._file.cards(self._folder) if missing else {}
-        fresh: dict[str, tuple[Hint, Card]] = {}
-        for name, hint in missing:
-            if name in stored and stored[name][0] == hint:
+        fresh: dict[str, tuple[Stamp, Card]] = {}
+        for name, stamp in missing:
+            if name in stored and stored[name][0] == stamp:
                 current[name] = stored[name]
             else:
-                current[name] = fresh[name] = hint, self._card_of(self._folder / name)
+                current[name] = fresh[name] = stamp, self._card_of(self._folder / name)
         if fresh:
             self._file.store(self._folder, fresh, current)
         return current, bool(missing)
@@ -132,7 +132,7 @@ class Index(Generic[Kind]):
             return Card(record.stem, record, {"path": str(record), "kind": "", "digest": ""}, problem=error.problem)
 
 
-def _list(folder: Path) -> Iterator[tuple[str, Hint]]:
+def _list(folder: Path) -> Iterator[tuple[str, Stamp]]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(".json") and not entry.name.startswith("."):

@@ -48,12 +48,12 @@ SELECT file, hint, card, (
 ) FROM records WHERE folder = ?
 """
 
-Hint = tuple[int, int, int]
+Stamp = tuple[int, int, int]
 """(modification time in nanoseconds, size in bytes, inode) of a file."""
 
 
-def hint_of(path: Path) -> Hint | None:
-    """Return the hint of a file or folder; None if it does not exist."""
+def stamp_of(path: Path) -> Stamp | None:
+    """Return the stamp of a file or folder; None if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:
@@ -71,17 +71,17 @@ class IndexFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def cards(self, folder: Path) -> dict[str, tuple[Hint, Card]]:
-        """Return the stored cards of a folder, each with the hint of its record, by the record's file name."""
-        found: dict[str, tuple[Hint, Card]] = {}
+    def cards(self, folder: Path) -> dict[str, tuple[Stamp, Card]]:
+        """Return the stored cards of a folder, each with the stamp of its record, by the record's file name."""
+        found: dict[str, tuple[Stamp, Card]] = {}
         with contextlib.suppress(sqlite3.Error, ValueError, KeyError, TypeError), self._database() as database:
-            for file, hint, text, parts in database.execute(_CARDS, (str(folder),)):
-                mtime, size, inode = json.loads(hint)
+            for file, stamp, text, parts in database.execute(_CARDS, (str(folder),)):
+                mtime, size, inode = json.loads(stamp)
                 components = tuple((role, digest) for role, digest in json.loads(parts))
                 found[file] = (mtime, size, inode), _card(folder / file, text, components)
         return found
 
-    def store(self, folder: Path, fresh: Mapping[str, tuple[Hint, Card]], there: Collection[str]) -> None:
+    def store(self, folder: Path, fresh: Mapping[str, tuple[Stamp, Card]], there: Collection[str]) -> None:
         """Store cards of a folder.
 
         ``there``: the file names of all its records; rows of other files are deleted from the index.
@@ -89,9 +89,9 @@ class IndexFile:
         home = str(folder)
         readable = {file: each for file, each in fresh.items() if not each[1].problem}
         parts = [
-            (home, file, place, role, digest)
+            (home, file, index, role, digest)
             for file, (_, card) in readable.items()
-            for place, (role, digest) in enumerate(card.components)
+            for index, (role, digest) in enumerate(card.components)
         ]
         try:
             with self._database() as database:
@@ -100,25 +100,25 @@ class IndexFile:
                 database.executemany("DELETE FROM records WHERE folder = ? AND file = ?", old)
                 database.executemany(
                     "INSERT INTO records VALUES (?, ?, ?, ?)",
-                    [(home, file, json.dumps(hint), _text(card)) for file, (hint, card) in readable.items()],
+                    [(home, file, json.dumps(stamp), _text(card)) for file, (stamp, card) in readable.items()],
                 )
                 database.executemany("INSERT INTO components VALUES (?, ?, ?, ?, ?)", parts)
         except sqlite3.Error as error:
             _log.warning("cannot store the index of records", file=str(self._path), why=str(error))
 
-    def input_size(self, digest: str, hint: Hint) -> tuple[int, int] | None:
+    def input_size(self, digest: str, stamp: Stamp) -> tuple[int, int] | None:
         """Return (width, height) of an input image in pixels; None if its file is not the one that was stored."""
         query = "SELECT width, height FROM inputs WHERE digest = ? AND hint = ?"
         with contextlib.suppress(sqlite3.Error), self._database() as database:
-            return database.execute(query, (digest, json.dumps(hint[1:]))).fetchone()
+            return database.execute(query, (digest, json.dumps(stamp[1:]))).fetchone()
         return None
 
-    def store_input(self, digest: str, hint: Hint, size: tuple[int, int]) -> None:
+    def store_input(self, digest: str, stamp: Stamp, size: tuple[int, int]) -> None:
         """Store (width, height) of an input image.
 
         The file is recognised by size and inode only, because each use of an image sets its file's modification time.
         """
-        row = (digest, json.dumps(hint[1:]), *size)
+        row = (digest, json.dumps(stamp[1:]), *size)
         try:
             with self._database() as database:
                 database.execute("INSERT OR REPLACE INTO inputs VALUES (?, ?, ?, ?)", row)
@@ -153,7 +153,7 @@ def _card(record: Path, text: str, components: tuple[tuple[str, str], ...]) -> C
     files = tuple((path, size, mtime) for path, size, mtime in values.pop("files"))
     vectors = values.pop("vectors")
     shapes = None if vectors is None else {name: tuple(shape) for name, shape in vectors.items()}
-    return Card(record=record, files=files, components=components, vectors=shapes, **values)
+    return Card(record_path=record, files=files, components=components, vectors=shapes, **values)
 
 
 def _text(card: Card) -> str:

@@ -22,7 +22,7 @@ from PIL import Image as PILImage
 from PIL import ImageChops, UnidentifiedImageError
 
 from safelight.catalog import paths
-from safelight.catalog.index_file import IndexFile, hint_of
+from safelight.catalog.index_file import IndexFile, stamp_of
 from safelight.errors import IntegrityError, RequestError
 from safelight.files.disk import open_regular, write_whole
 from safelight.request.bounds import MOST_PIXELS
@@ -85,9 +85,9 @@ def decode_image(field: str, data: bytes, transparent: bool = False, name: str =
 
 
 def _mend_transparency(field: str, image: PILImage.Image, data: bytes) -> None:
-    """Convert a PNG's transparent value to Pillow's pixel values.
+    """Rescale the PNG's tRNS value as Pillow rescales pixels.
 
-    Pillow widens pixels of 2 and 4 bits to 8 bits, and keeps only the upper half of those of 16 bits, but leaves the
+    Pillow widens pixels of 2 and 4 bits to 8 bits, and keeps only the upper byte of those of 16 bits, but leaves the
     transparent value as it is. Raises RequestError where the converted value would be ambiguous.
     """
     hidden = image.info.get("transparency")
@@ -184,8 +184,8 @@ class Inputs:
         """
         self._restore_and_touch(digest)
         path = self._path(digest)
-        hint = hint_of(path)
-        known = None if hint is None else self._index.input_size(digest, hint)
+        stamp = stamp_of(path)
+        known = None if stamp is None else self._index.input_size(digest, stamp)
         if known is not None:
             return known
         try:
@@ -193,8 +193,8 @@ class Inputs:
                 found = opened.size
         except (OSError, SyntaxError, ValueError) as error:
             raise IntegrityError(path, "", f"an input image cannot be read ({error})", SEND_AGAIN) from error
-        if hint is not None:
-            self._index.store_input(digest, hint, found)
+        if stamp is not None:
+            self._index.store_input(digest, stamp, found)
         return found
 
     def stored_digest(self, digest: str) -> str:
@@ -214,10 +214,10 @@ class Inputs:
             return True
         return path.exists()
 
-    def sweep(self, named: Collection[str], days: float) -> tuple[int, int]:
+    def sweep(self, in_use: Collection[str], days: float) -> tuple[int, int]:
         """Move unused images older than a day into the trash, and delete old images from the trash.
 
-        ``named``: digests in use.
+        ``in_use``: digests in use.
         ``days``: age in the trash after which an image is deleted.
         Returns (images moved, images deleted).
         """
@@ -225,7 +225,7 @@ class Inputs:
         gone: list[str] = []
         now = time.time()
         for path in self._folder.glob("*.png"):
-            if path.stem not in named and _DIGEST.fullmatch(path.stem) and now - path.stat().st_mtime > YOUNG_SECONDS:
+            if path.stem not in in_use and _DIGEST.fullmatch(path.stem) and now - path.stat().st_mtime > YOUNG_SECONDS:
                 self._trash.mkdir(parents=True, exist_ok=True)
                 os.utime(path, (now, now))
                 os.replace(path, self._trash / path.name)

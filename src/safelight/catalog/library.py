@@ -16,7 +16,7 @@ from safelight.catalog.describe import (
     CONVERTED,
     MISSING_REMEDY,
     OnBytes,
-    find_bytes,
+    find_earlier_content,
     read_again,
     read_model,
     refuse_other_content,
@@ -62,7 +62,7 @@ class Library:
 
     def damaged(self) -> list[FileError]:
         """Return an error for each damaged record. Adding the model again replaces its record."""
-        return [CorruptFileError(card.record, card.problem) for card in self.records.cards() if card.problem]
+        return [CorruptFileError(card.record_path, card.problem) for card in self.records.cards() if card.problem]
 
     def find_by_name(self, name: str) -> Model | None:
         """Return the user's own model or the starter of a name, None if there is none or its record is damaged."""
@@ -77,7 +77,7 @@ class Library:
         if found is None:
             cards = self.cards()
             # Prompts of other programs contain file names.
-            own = [card for card in cards if card.record.parent == self.records.folder]
+            own = [card for card in cards if card.record_path.parent == self.records.folder]
             fitting = [card for card in own if card.stem == names.canonical(name)]
             if paths.is_digest(name):
                 fitting = [card for card in cards if card.digest == name][:1]
@@ -86,7 +86,7 @@ class Library:
                 raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)))
         return found
 
-    def resolve(self, reference: str, on_bytes: OnBytes | None = None) -> Model:
+    def find(self, reference: str, on_bytes: OnBytes | None = None) -> Model:
         """Return a model by its name, path or digest (:mod:`safelight.catalog.paths` says which of them a text is).
 
         A file used by its path is read and hashed in whole at its first use. Its record is then stored.
@@ -99,7 +99,7 @@ class Library:
             try:
                 return self.get(reference)
             except ModelNotFoundError:
-                used = next(self.records.seen_models(reference), None) if paths.is_digest(reference) else None
+                used = next(self.records.used_by_path(reference), None) if paths.is_digest(reference) else None
                 if used is not None:
                     return used
                 if is_path:
@@ -109,12 +109,12 @@ class Library:
                     raise InputError(f"no model named {reference!r}; {hint}") from None
                 raise
         path = path.absolute()
-        known = self.records.seen(path)
+        known = self.records.find_used_by_path(path)
         if known is not None:
             return known
         model = read_model(self._conversions, path, paths.stem(path), "path", None, on_bytes)
         with library_lock(self.root):
-            self.records.write_seen(model)
+            self.records.write_used_by_path(model)
         return model
 
     def models_used_by_path(self, digest: str = "") -> Iterator[Model]:
@@ -122,7 +122,7 @@ class Library:
 
         ``digest``: only models of this content; "" for all.
         """
-        return self.records.seen_models(digest)
+        return self.records.used_by_path(digest)
 
     def find_by_digest(self, digest: str, prediction_type: str, name: str = "") -> Model | None:
         """Return a model by its content (``digest``) and prediction type, None if there is none.
@@ -193,18 +193,18 @@ class Library:
         Raises InputError when there is no earlier model, or when its bytes do not exist any more.
         """
         current = self.get(name)
-        earlier = [model for model in self.earlier(name) if model.digest.startswith(digest)]
-        if not earlier:
+        earlier_models = [model for model in self.earlier(name) if model.digest.startswith(digest)]
+        if not earlier_models:
             which = f" whose digest begins with {digest}" if digest else ""
             raise InputError(
                 f"{name} has no earlier content{which}; only content that `safelight models add` replaced is stored"
             )
-        wanted = earlier[0]
-        found = find_bytes(self._conversions, wanted, on_bytes)
+        earlier = earlier_models[0]
+        found = find_earlier_content(self._conversions, earlier, on_bytes)
         if found is None:
             raise InputError(
-                f"{wanted.path}: the file with the earlier content {wanted.digest[:10]} is gone, and no file of its "
-                f"size in {wanted.path.parent} has that content; put it back, then try again"
+                f"{earlier.path}: the file with the earlier content {earlier.digest[:10]} is gone, and no file of its "
+                f"size in {earlier.path.parent} has that content; put it back, then try again"
             )
         restored = replace(found, name=name, origin=current.origin)
         with library_lock(self.root):
@@ -249,7 +249,7 @@ class Library:
         self._quarantine.refuse(model)
         try:
             if model.format in CONVERTED and all(source.is_unchanged() for source in model.manifest.files[1:]):
-                user_type: Any = model.prediction_type if model.told else None
+                user_type: Any = model.prediction_type if model.prediction_type_from_user else None
                 fresh = read_model(self._conversions, model.path, model.name, model.origin, user_type, None)
                 refuse_other_content(model, fresh.manifest)
                 return fresh

@@ -23,7 +23,7 @@ class Model:
     ``variant``: what the checkpoint was trained for: ``text-to-image``, ``inpainting`` and so on.
     ``resolution``: pixels per side at which the model makes its best images.
     ``rule``: the sentences of the rules that identified it.
-    ``told``: the user set the prediction type.
+    ``prediction_type_from_user``: the user set the prediction type.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Model:
     resolution: int
     origin: Origin
     rule: str
-    told: bool
+    prediction_type_from_user: bool
     manifest: Manifest
 
     @property
@@ -78,7 +78,7 @@ class Adapter:
     """A file of its own beside checkpoints: a LoRA or relative, a VAE, a ControlNet, or a textual inversion.
 
     ``base``: the base of the checkpoints that it fits, from its names and shapes; "" if unknown.
-    ``told``: the user set the base.
+    ``base_from_user``: the user set the base.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Adapter:
     origin: Origin
     rule: str
     manifest: Manifest
-    told: bool = False
+    base_from_user: bool = False
 
     @property
     def digest(self) -> str:

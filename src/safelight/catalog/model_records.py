@@ -34,9 +34,9 @@ class ModelRecords:
         file = IndexFile(root / "index.db")
         self.folder = root / "models"
         self.conversions = root / "converted"
-        self._seen_folder = root / "seen"
+        self._used_by_path_folder = root / "seen"
         self._index = Index(self.folder, records.read, file)
-        self._seen = Index(self._seen_folder, records.read, file)
+        self._used_by_path = Index(self._used_by_path_folder, records.read, file)
 
     def cards(self) -> list[Card]:
         """Return the cards of all records in the order of their names; those of damaged records too."""
@@ -88,7 +88,7 @@ class ModelRecords:
 
     def remove(self, card: Card) -> None:
         """Delete a record, and what only it needed."""
-        card.record.unlink(missing_ok=True)
+        card.record_path.unlink(missing_ok=True)
         self._index.invalidate()
         self._sweep(card.digest)
 
@@ -96,42 +96,42 @@ class ModelRecords:
         """Return the models that had a name before, the newest first."""
         return _records_in(self._earlier(name))
 
-    def seen(self, path: Path) -> Model | None:
+    def find_used_by_path(self, path: Path) -> Model | None:
         """Return the model of a file that was used by its path, if the file is unchanged; else None."""
-        model = _read(self._seen_path(path))
+        model = _read(self._used_by_path_record(path))
         return None if model is None or model.manifest.changed_files() else model
 
-    def write_seen(self, model: Model) -> None:
+    def write_used_by_path(self, model: Model) -> None:
         """Write the record of a file that is used by its path."""
-        records.write(self._seen_path(model.path), model)
-        self._seen.invalidate()
+        records.write(self._used_by_path_record(model.path), model)
+        self._used_by_path.invalidate()
         self._sweep()
 
-    def seen_cards(self) -> list[Card]:
+    def cards_used_by_path(self) -> list[Card]:
         """Return the cards of the files that were used by their path."""
-        return [card for card in self._seen.all() if not card.problem]
+        return [card for card in self._used_by_path.all() if not card.problem]
 
-    def seen_models(self, digest: str = "") -> Iterator[Model]:
+    def used_by_path(self, digest: str = "") -> Iterator[Model]:
         """Yield the models that were used by their path and whose files are unchanged.
 
         ``digest``: only models of this content; "" for all.
         """
-        for card in self.seen_cards():
+        for card in self.cards_used_by_path():
             if digest in ("", card.digest) and card.state() == "there":
-                model = _read(card.record)
+                model = _read(card.record_path)
                 if model is not None:
                     yield model
 
     def _path(self, name: str) -> Path:
         """Return the path of a record, which need not exist."""
         card = self.card(name)
-        return card.record if card is not None else self.folder / f"{names.file_stem(name)}.json"
+        return card.record_path if card is not None else self.folder / f"{names.file_stem(name)}.json"
 
     def _earlier(self, name: str) -> Path:
         return self.folder / "earlier" / names.file_stem(name)
 
-    def _seen_path(self, path: Path) -> Path:
-        return self._seen_folder / f"{hash_texts(str(path))}.json"
+    def _used_by_path_record(self, path: Path) -> Path:
+        return self._used_by_path_folder / f"{hash_texts(str(path))}.json"
 
     def _sweep(self, removed: str = "") -> None:
         """Delete the records of paths that are gone or changed, and conversions that no record needs.
@@ -142,9 +142,9 @@ class ModelRecords:
         needed = {card.digest for card in self.cards() if not card.problem}
         earlier = (self.folder / "earlier").glob("*")
         needed |= {model.digest for folder in earlier for model in _records_in(folder)}
-        for card in self._seen.all():
+        for card in self._used_by_path.all():
             if card.problem or card.state() != "there":
-                card.record.unlink(missing_ok=True)
+                card.record_path.unlink(missing_ok=True)
             else:
                 needed.add(card.digest)
         for home in self.conversions.glob("*"):

@@ -17,7 +17,7 @@ from safelight.errors import FileError, IntegrityError
 from safelight.files.disk import write_whole
 from safelight.files.folder import read_json
 from safelight.weights.digest import hash_texts
-from safelight.weights.manifest import FileHint
+from safelight.weights.manifest import FileStamp
 
 
 class Quarantine:
@@ -69,8 +69,8 @@ class Quarantine:
 def _files(model: Model) -> list[dict[str, Any]]:
     """Return the present sizes and times of a model's files."""
     found: list[dict[str, Any]] = []
-    for hint in model.manifest.files:
-        there = hint.path.is_file()
-        look = asdict(FileHint.of(hint.path)) if there else {}
-        found.append({**look, "path": str(hint.path), "there": there})
+    for stamp in model.manifest.files:
+        there = stamp.path.is_file()
+        look = asdict(FileStamp.of(stamp.path)) if there else {}
+        found.append({**look, "path": str(stamp.path), "there": there})
     return found

@@ -16,13 +16,22 @@ from safelight.weights.manifest import from_json, to_json
 
 Kind = TypeVar("Kind", Model, Adapter)
 
+_USER_SET = {Model: "prediction_type_from_user", Adapter: "base_from_user"}
+"""The field of each class that records store under the name :data:`_STORED_USER_SET`."""
+
+_STORED_USER_SET = "told"
+
 
 def write(path: Path, model: Model | Adapter) -> None:
     """Write a record. Raises UnreadableFileError when it cannot be written."""
-    values: dict[str, Any] = {field.name: getattr(model, field.name) for field in fields(model)}
-    values["path"] = str(model.path)
-    values["manifest"] = to_json(model.manifest)
-    write_whole(path, encoded(values))
+    write_whole(path, encoded(stored_values(model)))
+
+
+def stored_values(model: Model | Adapter) -> dict[str, Any]:
+    """Return the values that a record stores, as JSON values by their stored names."""
+    stored_names = {_USER_SET[type(model)]: _STORED_USER_SET}
+    values: dict[str, Any] = {stored_names.get(f.name, f.name): getattr(model, f.name) for f in fields(model)}
+    return values | {"path": str(model.path), "manifest": to_json(model.manifest)}
 
 
 def encoded(values: dict[str, Any]) -> bytes:
@@ -56,6 +65,8 @@ def _read(path: Path, kind: type[Kind], folder: Path | None) -> Kind:
         manifest = from_json(path, values["manifest"], folder)
         home = (folder or Path()) / values["path"]
         known: dict[str, Any] = {**values, "path": home, "manifest": manifest}
+        if _STORED_USER_SET in known:
+            known[_USER_SET[kind]] = known.pop(_STORED_USER_SET)
         return kind(**known)
     except (KeyError, TypeError) as error:
         raise CorruptFileError(path, f"is not a {kind.__name__.lower()}'s record ({error})") from error

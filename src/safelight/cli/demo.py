@@ -10,7 +10,7 @@ import typer
 
 from safelight.cli.common import RootOption
 from safelight.cli.generate import local, make
-from safelight.request.parts import Control, Lora
+from safelight.request.adapters import Control, Lora
 from safelight.request.results import Image
 from safelight.request.schema import Request
 

@@ -44,12 +44,12 @@ def local(context: typer.Context, root: Path | None) -> LocalEngine:
 
 def _engine(context: typer.Context, root: Path | None, server: str | None, key: str | None, isolate: bool) -> Engine:
     if server is None and (isolate or loaded(context, root).settings.isolate):
-        from safelight.assembly.services import isolating
+        from safelight.assembly.services import open_isolated_runner
         from safelight.catalog.catalog import Catalog
         from safelight.workers.isolation import IsolatedEngine
 
         settings = loaded(context, root).settings
-        return IsolatedEngine(Catalog.under(settings.root), isolating(settings))
+        return IsolatedEngine(Catalog.under(settings.root), open_isolated_runner(settings))
     if server is None:
         return local(context, root)
     from safelight.workers.client import ServerEngine
@@ -162,17 +162,17 @@ def make(
     work, notes = _resolve(engine, requests, most_pixels)
     for note in notes:
         say(f"safelight: {note}", err=True)
-    total = sum(request.steps_done * request.count for request in requests)
+    total = sum(request.computed_steps * request.count for request in requests)
     done = 0
     pace = Pace(total)
     with bar("making") as update:
         for request, one in zip(requests, work, strict=True):
 
             def report(progress: Progress, request: Request = request, before: int = done) -> None:
-                at = before + progress.image * request.steps_done
+                at = before + progress.image * request.computed_steps
                 if progress.stage == "denoise":
                     # Some models compute more steps than the request alone tells.
-                    at += progress.step * request.steps_done // progress.steps
+                    at += progress.step * request.computed_steps // progress.steps
                 update(at, total, f"{Path(request.model).stem}: {progress.stage}")
                 if progress.stage == "denoise" and (estimate := pace.at(at)):
                     say(f"safelight: {estimate}", err=True)
@@ -187,7 +187,7 @@ def make(
                     seconds = f"{saved.seconds.total:.2f} s"
                     say(f"{saved.path}  {saved.pixels_sha256[:16]}  {seconds}  seed {saved.seed}{_marks(saved)}")
                 yield saved
-            done += request.steps_done * request.count
+            done += request.computed_steps * request.count
 
 
 def _marks(image: Image) -> str:
@@ -237,7 +237,7 @@ def _resolve(engine: Engine, requests: list[Request], most_pixels: int) -> tuple
     jobs: list[Job | Request] = []
     for request in requests:
         with byte_bar(f"reading {Path(request.model).name}") as on_bytes:
-            model = catalog.library.resolve(request.model, on_bytes)
+            model = catalog.library.find(request.model, on_bytes)
         job = resolve(request, catalog, RequestLimits(max_pixels=most_pixels), model=model)
         jobs.append(job)
         notes |= dict.fromkeys(filter(None, [find_size_warning(job.request, model)]))

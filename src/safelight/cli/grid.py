@@ -144,7 +144,7 @@ class _Maker:
         self._keys: dict[tuple[int, int], str] = {}
         # Check everything before the first image begins.
         for cell in all_cells:
-            model = engine.library.resolve(cell.request.model)
+            model = engine.library.find(cell.request.model)
             request = resolve(cell.request, engine.catalog, model=model).request
             content = asdict(replace(request, model=model.digest))
             run = asdict(engine.resources_for(model, request.precision).run_settings)

@@ -32,7 +32,7 @@ def memory(
     engine = open_engine(loaded(context, root).settings)
     for name in models or []:
         with byte_bar(f"reading {name}") as on_bytes:
-            engine.loaded.load(engine.library.resolve(name, on_bytes))
+            engine.loaded.load(engine.library.find(name, on_bytes))
     found = engine.memory()
     if as_json:
         say_json(found)
@@ -76,7 +76,7 @@ def fits(
         raise InputError(f"--size {size!r}: must be WIDTHxHEIGHT in pixels, such as 512x512")
     engine = open_engine(loaded(context, root).settings)
     with byte_bar(f"reading {model}") as on_bytes:
-        resolved = engine.library.resolve(model, on_bytes)
+        resolved = engine.library.find(model, on_bytes)
     width, height = (int(found[1]), int(found[2])) if found else (None, None)
     answer = engine.fits(
         Request("", model, width=width, height=height, precision=precision),  # pyright: ignore[reportArgumentType]

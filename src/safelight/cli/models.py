@@ -24,7 +24,7 @@ app = typer.Typer(
 
 
 def _library(context: typer.Context, root: Path | None) -> Library:
-    from safelight.assembly.catalog import open_library
+    from safelight.assembly.library import open_library
 
     return open_library(loaded(context, root).settings)
 

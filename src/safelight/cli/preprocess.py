@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from safelight.request.parts import PREPROCESSORS, Control
+from safelight.request.adapters import PREPROCESSORS, Control
 
 EXAMPLES = "Example: `safelight preprocess canny photo.png --out edges.png`"
 

@@ -37,13 +37,13 @@ def serve(
 
     import uvicorn
 
-    from safelight.assembly.services import open_control
+    from safelight.assembly.services import open_services
     from safelight.server import app
     from safelight.server.connections import Numbered
     from safelight.server.page import page
 
     logs.to_stderr(settings.log_format)
-    control = open_control(settings)
+    control = open_services(settings)
     application = app.create(control)
     page.mount(application, control)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host

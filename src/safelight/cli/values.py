@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import InputError, RequestError
+from safelight.request.adapters import Control, Lora
 from safelight.request.bounds import MOST_SEED
-from safelight.request.parts import Control, Lora
 from safelight.request.prompts.loras import parsed
 
 SEED_HELP = (

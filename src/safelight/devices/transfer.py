@@ -75,7 +75,7 @@ class Read:
     ``dtype``: the dtype in the file, by safetensors' name.
     ``transpose``: the file stores the transposed matrix.
     ``target``: in host memory, with the shape that the module expects and the final dtype.
-    ``prove``: whether to hash the target's final bytes too.
+    ``hash_result``: whether to hash the target's final bytes too.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Read:
     transpose: bool
     xxh3: str
     target: torch.Tensor
-    prove: bool = True
+    hash_result: bool = True
 
 
 class _Staging(threading.local):
@@ -180,14 +180,14 @@ def _read(read: Read, descriptor: int) -> str:
         arrived.update(view)
         if not direct:
             _cast(chunk.view(source), target)
-            if read.prove:
+            if read.hash_result:
                 produced.update(_bytes_of(target.view(torch.uint8)))
     digest = arrived.hexdigest()
     if digest != read.xxh3:
         raise IntegrityError(read.path, read.name, "its bytes differ from the manifest", _CHANGED_REMEDY)
     if read.transpose:
         read.target.copy_(flat.view(read.target.shape[::-1]).t())
-        return checksum_of(read.target) if read.prove else ""
+        return checksum_of(read.target) if read.hash_result else ""
     return digest if direct else produced.hexdigest()
 
 

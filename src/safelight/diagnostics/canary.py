@@ -63,7 +63,7 @@ def has_canary(model: Model) -> bool:
     if model.base not in families():
         return False
     variant = model.family.variants.get(model.variant)
-    return variant is not None and not variant.inputs and Feature.TEXT_TO_IMAGE in model.family.features
+    return variant is not None and not variant.extra_input_channels and Feature.TEXT_TO_IMAGE in model.family.features
 
 
 def request(model: Model, precision: str = "auto") -> Request:
@@ -136,7 +136,7 @@ def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Resou
 
         if not has_canary(model) or canaries.compare(model, make, resources.run_settings.dtype) is None:
             return
-        repairs.reload(model)
+        repairs.verify_and_evict(model)
         apart = canaries.compare(model, make, resources.run_settings.dtype)
         if apart is not None:
             raise CanaryError(model.name, str(apart))

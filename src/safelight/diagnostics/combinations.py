@@ -6,7 +6,7 @@ import contextlib
 
 from safelight.catalog.model import Model
 from safelight.errors import InputError, IntegrityError
-from safelight.request.parts import Lora
+from safelight.request.adapters import Lora
 from safelight.request.schema import Request
 from safelight.resolve.resolve import resolve
 from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS

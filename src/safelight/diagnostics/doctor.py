@@ -110,7 +110,7 @@ class Doctor:
         settings = self.engine.resources.run_settings
         dtype, at = TORCH_DTYPES[settings.dtype], self.engine.resources.device.torch
         name = settings.attention
-        tried = attention.try_out([name], dtype, at, settings.attention_slice_size)[name]
+        tried = attention.check_kernels([name], dtype, at, settings.attention_slice_size)[name]
         what = f"the kernel {name} in {settings.dtype}"
         todo = (
             "" if tried.passed else f"`safelight config set attention_type {REFERENCE}`, until a fixed version is out."

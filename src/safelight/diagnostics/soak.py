@@ -30,7 +30,7 @@ from safelight.diagnostics.canary import PROMPT, SEED, STEPS, has_canary
 from safelight.diagnostics.finding import Finding
 from safelight.errors import InputError
 from safelight.memory.budget import HOST
-from safelight.request.parts import Lora
+from safelight.request.adapters import Lora
 from safelight.request.prompts.loras import written
 from safelight.request.schema import Request
 from safelight.workers.local_engine import LocalEngine

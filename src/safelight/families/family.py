@@ -2,7 +2,7 @@
 
 A family is data: its components with their tables of tensors, its latents, its noise, its features, and how its files
 are recognised. :mod:`safelight.families.registry` finds all families. What computes is in the module that
-:attr:`Family.computing` names, and is imported only where something is computed. No torch here.
+:attr:`Family.model_module` names, and is imported only where something is computed. No torch here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safelight.families.rules import KindRule
 from safelight.families.tables import Shapes, TensorRow
 from safelight.files.folder import Folder
 from safelight.files.header import Header
-from safelight.request.parts import Purpose
+from safelight.request.adapters import Purpose
 from safelight.request.samplers import NoiseKind
 
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
@@ -32,11 +32,11 @@ GuidanceKind = Literal["classifier_free", "image_and_text", "distilled", "none"]
 ``none``: there is no guidance.
 """
 
-Inputs = Literal["", "mask", "image"]
+ExtraInputChannels = Literal["", "mask", "image"]
 """What a denoiser has as input channels besides the latents.
 
-``mask``: a mask, and the latents of the picture where the mask is black.
-``image``: the latents of the input image, without the factor. Denoising then starts from noise alone.
+``mask``: mask and masked-image latents, as in diffusers' inpainting.
+``image``: the latents of the input image, not multiplied by ``scaling_factor``. Denoising then starts from noise alone.
 """
 
 CONTROLNET = "controlnet"
@@ -74,8 +74,8 @@ class Config:
         raise NotImplementedError(type(self).__name__)
 
     @property
-    def text_width(self) -> int:
-        """Width of a text encoder's token embeddings; 0 for other components."""
+    def hidden_size(self) -> int:
+        """Width of a text encoder's hidden states and token embeddings; 0 for other components."""
         return 0
 
     @property
@@ -99,7 +99,7 @@ class Component:
     ``standard``: the published settings. They name the missing tensors of a file whose settings cannot be inferred.
     ``lora_prefixes``: prefixes of its modules in files of adapters that write ``_`` for ``.`` (kohya's scripts).
     ``lora_paths``: prefixes of its modules in files of adapters that keep the dots (ComfyUI).
-    ``optional``: a prefix that names of its modules may have or lack.
+    ``optional_prefix``: a prefix that names of its modules may have or lack.
     ``block_of``: names the block that contains a module, from the module's names in files; for block weights.
     """
 
@@ -110,7 +110,7 @@ class Component:
     standard: Config | None = None
     lora_prefixes: tuple[str, ...] = ()
     lora_paths: tuple[str, ...] = ()
-    optional: str = ""
+    optional_prefix: str = ""
     block_of: Callable[[Iterable[str]], str] | None = None
 
 
@@ -122,7 +122,8 @@ class Latents:
     ``multiple``: width and height of an image are multiples of so many pixels.
     ``factor``, ``shift``: latents are (what the VAE encodes - shift) * factor.
     ``cast_first``: encoded pictures are cast to the denoiser's dtype before they are scaled, not afterwards.
-    ``colours``: red, green and blue from 0 to 1 for one of each channel, and a row for the constant; for previews.
+    ``latent_rgb_factors``: linear latent-to-RGB map for previews: one (r, g, b) row of factors per latent channel, then
+    a row with the bias.
     ``largest``: the largest absolute value of latents without noise, above which they are marked as suspicious.
     """
 
@@ -132,7 +133,7 @@ class Latents:
     factor: float
     shift: float = 0.0
     cast_first: bool = False
-    colours: tuple[tuple[float, float, float], ...] = ()
+    latent_rgb_factors: tuple[tuple[float, float, float], ...] = ()
     largest: float = 150.0
     """Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
 
@@ -162,7 +163,7 @@ class Training:
 class Variant:
     """How the checkpoints of a variant are used. ``guidance``: None for that of the family."""
 
-    inputs: Inputs = ""
+    extra_input_channels: ExtraInputChannels = ""
     guidance: GuidanceKind | None = None
 
 
@@ -174,20 +175,20 @@ VARIANTS: Mapping[str, Variant] = {"text-to-image": Variant(), "inpainting": Var
 class AdapterSigns:
     """By what an adapter for this family is recognised, from the most to the least certain.
 
-    ``text_width``: width of the text that the denoiser's attention reads.
+    ``cross_attention_dim``: width of the embeddings that the denoiser's cross-attention reads.
     ``names``: a pattern of names that only this family has.
     ``shapes``: whether the shapes are this family's.
     ``declared``: values of ``ss_base_model_version`` and ``modelspec.architecture``, in lower case.
     """
 
-    text_width: int = 0
+    cross_attention_dim: int = 0
     names: re.Pattern[str] | None = None
     shapes: Callable[[Header], bool] | None = None
     declared: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
+class SingleFileComponent:
     """A component in a file of its own. ``prefix``: what names may begin with. ``what``: its name in messages."""
 
     kind: str
@@ -206,28 +207,30 @@ class Family:
     ``resolution``: pixels per side of its training images.
     ``guidance``: how its denoisers are made to follow the prompt.
     ``features``: what it can do. A request for another feature is refused by name.
-    ``computing``: name of the module that computes; its ``MODEL`` is a ``FamilyModel`` (``computing.py``).
+    ``model_module``: name of the module that computes; its ``MODEL`` is a ``FamilyModel`` (``family_model.py``).
     ``rules``: recognise its single files; they are tried in the order of the families.
     ``recognise_folder``: returns the reason if a diffusers folder is of this family, else None.
     ``folder_settings``: (role, setting, value) that the folder's settings must have if they have the setting at all.
-    ``training``: says what a single file was trained to predict. Raises UnsupportedModelError.
-    ``folder_training``: the same from a folder's scheduler settings; None if ``recognise_folder`` recognises none.
-    ``variant``: names a checkpoint's variant from its configurations; None for an unknown one.
+    ``detect_training``: says what a single file was trained to predict. Raises UnsupportedModelError.
+    ``detect_folder_training``: the same from a folder's scheduler settings; None for a family without folders.
+    ``detect_variant``: names a checkpoint's variant from its configurations; None for an unknown one.
     ``variants``: how the checkpoints of each variant are used. Checkpoints of other variants are refused.
-    ``discord``: says why complete components do not fit together, None if they do.
+    ``find_mismatch``: says why complete components do not fit together, None if they do.
     ``left_over``: says why a checkpoint may have a tensor that no module needs; None if it may not.
-    ``keep``: names of left-over tensors that a conversion keeps, because recognition counts them.
+    ``keep``: left-over tensors that a conversion keeps, because the number of layers is inferred from them.
     ``native_size``: pixels per side for checkpoints of a prediction type; None for ``resolution``.
-    ``block_counts``: block weights: the blocks that each count of numbers stands for.
-    ``kin``: families of the same word have the same latents.
-    ``same_latents``: whether two VAEs of kindred families have latents of the same form.
-    ``control_discord``: says why a ControlNet does not fit a denoiser, with ``{model}`` for its name; None if it does.
-    ``embedding_names``: the text encoder of each tensor in a textual inversion for several encoders.
+    ``block_counts``: the block names of a LoRA block-weight list, by the list's length.
+    ``latent_space``: a name; families with the same one have the same latents.
+    ``same_latents``: whether two VAEs of families with the same ``latent_space`` have latents of the same form.
+    ``find_controlnet_mismatch``: says why a ControlNet does not fit a denoiser, with ``{model}`` for the model's name;
+    None if it does.
+    ``embedding_names``: maps tensor names of a multi-encoder inversion (``clip_l``, ``clip_g``) to text-encoder roles.
     ``clip_skip_in_a1111``: whether A1111's option for CLIP skip changes anything.
-    ``alone``: components that it shares with other programs as single files: VAEs, ControlNets.
+    ``single_file_components``: components that also exist as files of their own: VAEs, ControlNets.
     ``part_rules``: recognise its parts in files of their own, after all checkpoints.
     ``saved_as``: class of diffusers' pipeline in an exported folder.
-    ``saved_empty``: components of that class which an exported folder names as absent.
+    ``saved_empty``: optional pipeline components (``safety_checker``, …) that ``model_index.json`` lists as
+    ``[null, null]``.
     """
 
     name: str
@@ -238,26 +241,28 @@ class Family:
     resolution: int
     guidance: GuidanceKind
     features: frozenset[Feature]
-    computing: str
+    model_module: str
     rules: tuple[KindRule, ...]
-    training: Callable[[Header], Training]
-    variant: Callable[[Mapping[str, Config]], str | None]
+    detect_training: Callable[[Header], Training]
+    detect_variant: Callable[[Mapping[str, Config]], str | None]
     variants: Mapping[str, Variant] = field(default_factory=lambda: VARIANTS)
     recognise_folder: Callable[[Folder], str | None] = lambda _: None
-    folder_training: Callable[[Folder], Training] | None = None
-    discord: Callable[[Mapping[str, Config]], str | None] = lambda _: None
+    detect_folder_training: Callable[[Folder], Training] | None = None
+    find_mismatch: Callable[[Mapping[str, Config]], str | None] = lambda _: None
     folder_settings: Callable[[Mapping[str, Config]], Iterable[tuple[str, str, object]]] = lambda _: ()
     left_over: Callable[[str], str | None] = lambda _: None
     keep: Callable[[str], bool] = lambda _: False
     native_size: Callable[[PredictionType], int | None] = lambda _: None
     block_counts: Mapping[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
-    kin: str = ""
+    latent_space: str = ""
     same_latents: Callable[[Config, Config], bool] = lambda one, other: one == other
-    control_discord: Callable[[Config, Config], str | None] = lambda _, __: "is a ControlNet, which {model} has not"
+    find_controlnet_mismatch: Callable[[Config, Config], str | None] = lambda _, __: (
+        "is a ControlNet, but {model} does not support ControlNets"
+    )
     adapter_signs: AdapterSigns = AdapterSigns()
     embedding_names: Mapping[str, str] = field(default_factory=dict[str, str])
     clip_skip_in_a1111: bool = True
-    alone: tuple[Alone, ...] = ()
+    single_file_components: tuple[SingleFileComponent, ...] = ()
     part_rules: tuple[KindRule, ...] = ()
     saved_as: str = ""
     saved_empty: tuple[str, ...] = ()

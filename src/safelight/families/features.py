@@ -23,11 +23,11 @@ class Feature(StrEnum):
     SEAMLESS = "seamless images"
     TILED_VAE = "decoding in tiles"
     CONTROLNET = "ControlNet"
-    OWN_TEXT_ENCODER = "another model's text encoders"
+    TEXT_ENCODER_OVERRIDE = "another model's text encoders"
 
 
 _CFG = fields_of(Request)["cfg"].default
-"""What a request has that says nothing of guidance."""
+"""The default guidance scale; a request with it does not ask for guidance."""
 
 Asks = Callable[[Request], bool]
 
@@ -44,9 +44,12 @@ ASKED: Mapping[Feature, tuple[str, Asks]] = {
     Feature.SEAMLESS: ("seamless", lambda r: bool(r.seamless)),
     Feature.TILED_VAE: ("tile", lambda r: bool(r.tile)),
     Feature.CONTROLNET: ("controls", lambda r: bool(r.controls)),
-    Feature.OWN_TEXT_ENCODER: ("text_encoder", lambda r: bool(r.text_encoder)),
+    Feature.TEXT_ENCODER_OVERRIDE: ("text_encoder", lambda r: bool(r.text_encoder)),
 }
-"""The request's field that asks for a feature, and whether it does. Weights of words are read, not asked for."""
+"""The request's field that asks for a feature, and whether it does.
+
+``PROMPT_WEIGHTS`` has no entry: it depends on the prompt's text, not on a field.
+"""
 
 
 def first_missing(

@@ -20,7 +20,7 @@ class KindRule:
     ``base``: the family; None if the names do not decide it.
     ``patterns``: each matches the start of some tensor's name.
     ``absent``: none of them matches the start of any tensor's name.
-    ``axes``: tensors, by name, that have so many axes.
+    ``axes``: required ``ndim`` of tensors, by name.
     """
 
     kind: str
@@ -80,7 +80,7 @@ ADAPTER_RULES = (
     rule("textual_inversion", "sdxl", "an embedding for each of two encoders", r"clip_l$", r"clip_g$"),
     rule("textual_inversion", None, "an embedding and nothing else", r"(emb_params|string_to_param\..*|<.*>)$"),
 )
-"""Adapters, in every program's names. They come before checkpoints, whose names some of them contain."""
+"""Adapters, in every program's names; tried before checkpoint rules, because some adapters also match those."""
 
 PART_RULES = (
     rule(

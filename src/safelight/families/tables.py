@@ -22,14 +22,14 @@ class NotThisArchitecture(Exception):
 class TensorSource:
     """A name under which files store a tensor.
 
-    ``part``: (index, count) if the tensor is one of ``count`` equal parts of the source's rows (a fused projection).
+    ``chunk``: (index, count) if the tensor is one of ``count`` equal parts of the source's rows (a fused projection).
     ``transpose``: the file stores the matrix transposed.
 
     Shapes that differ only in axes of size 1 count as equal: a 1×1 convolution and a linear layer have the same bytes.
     """
 
     name: str
-    part: tuple[int, int] | None = None
+    chunk: tuple[int, int] | None = None
     transpose: bool = False
 
 

@@ -16,7 +16,7 @@ from safelight.errors import TransferError
 from safelight.memory.lease import Lease
 from safelight.memory.plan import Piece
 from safelight.memory.residency import Residency
-from safelight.memory.source import Fetch, Proof, Target, Unverified
+from safelight.memory.source import Checksums, Fetch, SegmentBuffer, Unverified
 from safelight.weights.manifest import ComponentManifest
 
 _log = structlog.get_logger(__name__)
@@ -56,19 +56,19 @@ class HostSource:
     def open(self, component: ComponentManifest, dtype: torch.dtype, background: bool = False) -> Generator[Fetch]:
         """See :class:`Source`. The host leases the component at the first fetch.
 
-        A component that is resident on the device already needs no host memory.
+        A component that is already resident on the device needs no host memory.
         """
         copying = _Copying()
         with contextlib.ExitStack() as stack:
 
-            def fetch(targets: Sequence[Target]) -> list[Proof]:
-                return [copy(target) for target in targets]
+            def fetch(buffers: Sequence[SegmentBuffer]) -> list[Checksums]:
+                return [copy(buffer) for buffer in buffers]
 
-            def copy(target: Target) -> Proof:
+            def copy(buffer: SegmentBuffer) -> Checksums:
                 with copying.lock:
                     if copying.lease is None:
                         copying.lease = stack.enter_context(self.host.lease(component, dtype, background=background))
-                    return self._push(copying.lease, target)
+                    return self._push(copying.lease, buffer)
 
             self._copying[fetch] = copying
             try:
@@ -81,22 +81,22 @@ class HostSource:
                 if copied and not self._keep:
                     self.host.drop(component.digest)
 
-    def _push(self, lease: Lease, target: Target) -> Proof:
-        piece, what = target.segment.piece, target.segment.label
+    def _push(self, lease: Lease, buffer: SegmentBuffer) -> Checksums:
+        piece, what = buffer.segment.piece, buffer.segment.label
         # The key is the piece, because labels do not name the model.
-        verify = self._transfers.verification.due(f"{piece.component} {piece.index}")
+        verify = self._transfers.verification.due(f"{piece.component_key} {piece.index}")
         if verify and not lease.intact(piece.index):
             _log.warning("weights in host memory were corrupted; reading them again", what=what)
-            lease.renew(piece.index)
+            lease.refetch_segment(piece.index)
         for again in (False, True):
             if again:
-                lease.renew(piece.index)
+                lease.refetch_segment(piece.index)
             try:
                 with lease.slab_of(piece.index) as source:
                     arrived = self._transfers.push(
                         what,
-                        source.base[: target.segment.nbytes],
-                        target.slab.base[: target.segment.nbytes],
+                        source.base[: buffer.segment.nbytes],
+                        buffer.slab.base[: buffer.segment.nbytes],
                         verify or again,
                     )
                 if arrived is None:
@@ -110,9 +110,9 @@ class HostSource:
                 _log.warning("a copy to the device stayed corrupted; reading its source again", what=what)
         raise AssertionError
 
-    def proof(self, target: Target) -> Proof:
-        """See :class:`Source`. The proof is the sum of the whole slab, computed on the device."""
-        return sums.compute_sum(target.slab.base[: target.segment.nbytes])
+    def compute_checksums(self, buffer: SegmentBuffer) -> Checksums:
+        """See :class:`Source`. There is one sum, of the whole segment, computed on the device."""
+        return sums.compute_sum(buffer.slab.base[: buffer.segment.nbytes])
 
     def follow_budget(self, fetch: Fetch) -> None:
         """See :class:`Source`. The host evicts cached copies if others need the memory, and rereads them later."""

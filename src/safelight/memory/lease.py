@@ -14,8 +14,8 @@ from safelight.devices.base import Device
 from safelight.devices.pool import Slab
 from safelight.memory.plan import Plan
 from safelight.memory.ring import Ring
-from safelight.memory.segments import component_key, cut, index_tensors
-from safelight.memory.source import Fetch, Proof, Source, Target, Unverified
+from safelight.memory.segments import component_key, index_tensors, split_into_segments
+from safelight.memory.source import Checksums, Fetch, SegmentBuffer, Source, Unverified
 from safelight.weights.manifest import ComponentManifest
 
 
@@ -23,17 +23,17 @@ from safelight.weights.manifest import ComponentManifest
 class ResidentSegment:
     """A resident segment.
 
-    ``proof``: the proof of its bytes when they were produced.
+    ``checksums``: those of its bytes when they were produced.
     ``leases``: how many leases hold it.
-    ``used``: a counter's value at its last use (not a time); a larger one is more recent.
+    ``last_used``: when it was last used: a counter, not a time.
     ``corrupted``: its bytes are wrong. It is evicted when its last lease ends.
     ``unwanted``: somebody asked to evict it while a lease held it. It is evicted when its last lease ends.
     """
 
-    target: Target
-    proof: Proof
+    buffer: SegmentBuffer
+    checksums: Checksums
     leases: int = 0
-    used: int = 0
+    last_used: int = 0
     corrupted: bool = False
     unwanted: bool = False
 
@@ -43,11 +43,11 @@ class ResidentSegment:
         return not self.leases and (self.corrupted or self.unwanted)
 
     def intact(self, source: Source) -> bool:
-        """Whether the bytes match the proof. True if no proof was computed."""
-        expected = self.proof.proof if isinstance(self.proof, Unverified) else self.proof
-        if expected is not None and source.proof(self.target) != expected:
+        """Whether the bytes match the checksums. True if none were computed."""
+        expected = self.checksums.expected if isinstance(self.checksums, Unverified) else self.checksums
+        if expected is not None and source.compute_checksums(self.buffer) != expected:
             return False
-        self.proof = expected
+        self.checksums = expected
         return True
 
 
@@ -60,7 +60,7 @@ class PendingRead:
     ``finished``: set once it is read, or reading it failed.
     """
 
-    target: Target
+    buffer: SegmentBuffer
     waiting: list[Lease]
     unwanted: bool = False
     finished: threading.Event = field(default_factory=threading.Event)
@@ -70,16 +70,17 @@ class PendingRead:
 class Use:
     """How a component will be used.
 
-    ``passes``: number of forward passes.
+    ``forward_passes``: number of forward passes.
     ``working``: bytes that computing uses beside the weights.
     ``upcoming``: the components (:func:`component_key`) wanted after it, the soonest first.
-    ``spare_for_others``: bytes to leave for the weights of components leased at the same time (:meth:`Planner.least`).
+    ``min_bytes_of_later_leases``: bytes to leave for the weights of components that the stage leases after this one:
+    :meth:`Planner.min_weight_bytes`.
     """
 
-    passes: int = 1
+    forward_passes: int = 1
     working: int = 0
     upcoming: tuple[str, ...] = ()
-    spare_for_others: int = 0
+    min_bytes_of_later_leases: int = 0
 
 
 ONCE = Use()
@@ -103,21 +104,26 @@ class LeaseOwner(Protocol):
 
 
 class Lease:
-    """Holds a component until the lease ends. ``plan``: its steps and their reasons."""
+    """Holds a component until the lease ends.
+
+    ``plan``: its steps and their reasons.
+    ``reservation_entry``: the ledger's entry for the working memory; None before it is reserved, or if none is needed.
+    ``weights_modified``: code wrote to the weights.
+    """
 
     def __init__(self, component: ComponentManifest, dtype: torch.dtype, use: Use, owner: LeaseOwner) -> None:
         self.component = component
         self.dtype = dtype
         self.use = use
-        self.segments = cut(component, dtype)
+        self.segments = split_into_segments(component, dtype)
         self.pieces = frozenset(segment.piece for segment in self.segments)
         self.plan = Plan(())
         self.residents: dict[int, ResidentSegment] = {}
         self.pending: list[PendingRead] = []
         self.ring: Ring | None = None
         self.fetch: Fetch | None = None
-        self.reserved: int | None = None
-        self.written = False
+        self.reservation_entry: int | None = None
+        self.weights_modified = False
         self.begun = False
         self.on_change: OnChange | None = None
         self._owner = owner
@@ -129,12 +135,12 @@ class Lease:
 
     @property
     def resident_bytes(self) -> int:
-        return sum(held.target.segment.nbytes for held in self.residents.values())
+        return sum(resident.buffer.segment.nbytes for resident in self.residents.values())
 
     def resident(self, name: str) -> torch.Tensor | None:
         """Return the tensor if it is resident, None if it is streamed."""
-        held = self.residents.get(self._segment_index[name])
-        return held.target.tensors[name] if held is not None else None
+        resident = self.residents.get(self._segment_index[name])
+        return resident.buffer.tensors[name] if resident is not None else None
 
     @contextlib.contextmanager
     def use_tensors(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
@@ -143,7 +149,7 @@ class Lease:
             dict.fromkeys(self._segment_index[n] for n in names if self._segment_index[n] not in self.residents)
         )
         with contextlib.ExitStack() as stack:
-            tensors = {index: held.target.tensors for index, held in self.residents.items()}
+            tensors = {index: resident.buffer.tensors for index, resident in self.residents.items()}
             if streamed:
                 assert self.ring is not None
                 tensors |= dict(zip(streamed, stack.enter_context(self.ring.use_tensors(*streamed)), strict=True))
@@ -152,41 +158,41 @@ class Lease:
     @contextlib.contextmanager
     def slab_of(self, index: int) -> Generator[Slab]:
         """Yield the slab of a segment, resident or streamed."""
-        held = self.residents.get(index)
-        if held is not None:
-            yield held.target.slab
+        resident = self.residents.get(index)
+        if resident is not None:
+            yield resident.buffer.slab
             return
         assert self.ring is not None
         with self.ring.slab_of(index) as slab:
             yield slab
 
-    def renew(self, index: int) -> None:
+    def refetch_segment(self, index: int) -> None:
         """Fetch a segment again from its source."""
-        held = self.residents.get(index)
-        if held is None:
+        resident = self.residents.get(index)
+        if resident is None:
             assert self.ring is not None
             self.ring.forget(index)
             return
         assert self.fetch is not None
         # Mark it as wrong until it has arrived, in case fetching fails.
-        held.corrupted = True
-        (held.proof,) = self.fetch([held.target])
-        held.corrupted = False
+        resident.corrupted = True
+        (resident.checksums,) = self.fetch([resident.buffer])
+        resident.corrupted = False
 
     def intact(self, index: int) -> bool:
-        """Whether a resident segment matches its proof. True for a streamed segment, because it was read just now."""
-        held = self.residents.get(index)
-        return held is None or held.intact(self._owner.source)
+        """Whether a resident segment matches its checksums. True for a streamed segment: it was read just now."""
+        resident = self.residents.get(index)
+        return resident is None or resident.intact(self._owner.source)
 
     @property
     def has_unverified(self) -> bool:
         """Whether a resident segment was not verified since it arrived."""
-        return any(isinstance(held.proof, Unverified) for held in self.residents.values())
+        return any(isinstance(resident.checksums, Unverified) for resident in self.residents.values())
 
     def adjust(self) -> None:
         """Adapt the lease to the current budget, which may have shrunk or grown. It keeps at least the bytes it needs.
 
-        Call it between two passes, while no tensor of this component is in use.
+        Call it between two forward passes, while no tensor of this component is in use.
         """
         self._owner.adjust(self)
 
@@ -201,14 +207,14 @@ class Lease:
 
     def mark_corrupted(self, name: str) -> None:
         """Mark a tensor that was written to. Its segment is evicted when its last lease ends."""
-        self.written = True
-        held = self.residents.get(self._segment_index[name])
-        if held is not None:
-            held.corrupted = True
+        self.weights_modified = True
+        resident = self.residents.get(self._segment_index[name])
+        if resident is not None:
+            resident.corrupted = True
 
     def verify(self) -> list[str]:
-        """Return the labels of resident segments that differ from their proof. They are evicted when the lease ends."""
-        wrong = [held for held in self.residents.values() if not held.intact(self._owner.source)]
-        for held in wrong:
-            held.corrupted = True
-        return [held.target.segment.label for held in wrong]
+        """Return the labels of resident segments that do not match their checksums. The lease's end evicts them."""
+        wrong = [resident for resident in self.residents.values() if not resident.intact(self._owner.source)]
+        for resident in wrong:
+            resident.corrupted = True
+        return [resident.buffer.segment.label for resident in wrong]

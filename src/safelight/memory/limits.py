@@ -1,8 +1,8 @@
 """Memory budgets that follow the machine: its free memory, other processes' use, and the settings. No torch.
 
 The budget of a place is the bytes stored there, plus the bytes that computing uses there, plus the bytes still
-available, minus a reserve. It is updated before every plan. It shrinks at once. It grows only by a step that is worth
-moving bytes for.
+available, minus a reserve. It is updated before every plan. It shrinks at once. It grows only by at least 5 %; less
+is not worth loading weights for.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ GB = 1 << 30
 
 
 @dataclass
-class Limits:
+class BudgetUpdater:
     """Sets the ledger's budget for ``place`` to the memory that is available.
 
-    ``limit``: returns the bytes still available and the source of that limit.
+    ``read_available``: returns the bytes still available and the source of that limit.
     ``used_working_bytes``: returns the bytes that this process uses in the place beyond the stored ones.
     ``least_reserve``: minimum reserve in bytes.
     """
 
     ledger: Ledger
     place: str
-    limit: Callable[[], MemoryLimit]
+    read_available: Callable[[], MemoryLimit]
     used_working_bytes: Callable[[], int]
     least_reserve: int = 0
     source: str = field(init=False, default="")
 
     def update_budget(self) -> None:
         """Read the machine's available memory and set the budget."""
-        limit = self.limit()
+        limit = self.read_available()
         usable = limit.available + self.ledger.stored(self.place) + self.used_working_bytes()
         budget = max(0, usable - max(self.least_reserve, int(usable * RESERVE_SHARE)))
         now = self.ledger.budget(self.place)

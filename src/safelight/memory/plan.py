@@ -1,7 +1,7 @@
-"""Plans memory: from resident pieces, needed pieces and a budget, to steps with reasons.
+"""Decides, from resident pieces, needed pieces and a budget, which pieces to keep, load, stream or evict.
 
-:func:`plan` is a pure function, without torch and without I/O. It decides where bytes are. It never decides how
-results are computed.
+:func:`plan` is a pure function, without torch and without I/O. It gives a reason for each step. It decides where bytes
+are, and never how results are computed.
 
 A component that fits is loaded whole. A component that does not fit is loaded in part: some pieces are resident, and
 the others are *streamed*, which means that they are copied into a slot of a small ring each time they are used.
@@ -9,7 +9,7 @@ the others are *streamed*, which means that they are copied into a slot of a sma
 Pieces that the component does not need are evicted in this order:
 
 1. pieces that no known job wants, the least recently used first;
-2. pieces that the rest of the job or the queue wants, the latest wanted first.
+2. pieces that the rest of the job or the queue wants, those needed furthest in the future first.
 """
 
 from __future__ import annotations
@@ -23,23 +23,30 @@ Action = Literal["keep", "load", "stream", "drop"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A segment as the planner sees it: ``nbytes`` bytes, at position ``index`` in ``component``'s order of use."""
+    """A segment as the planner sees it: ``nbytes`` bytes, at position ``index`` in its component's order of use.
 
-    component: str
+    ``component_key``: see :func:`safelight.memory.segments.component_key`.
+    """
+
+    component_key: str
     index: int
     nbytes: int
 
     def is_of(self, digests: Collection[str] | None) -> bool:
         """Whether the piece belongs to a component with one of ``digests``. None means every component."""
-        return digests is None or any(f" {digest[:16]} " in self.component for digest in digests)
+        return digests is None or any(f" {digest[:16]} " in self.component_key for digest in digests)
 
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A piece in memory. ``used``: a counter's value at its last use. ``held``: another lease holds it."""
+    """A piece in memory.
+
+    ``last_used``: when it was last used: a counter, not a time.
+    ``held``: another lease holds it.
+    """
 
     piece: Piece
-    used: int = 0
+    last_used: int = 0
     held: bool = False
 
 
@@ -50,7 +57,7 @@ class PlanInput:
     ``budget``: bytes for weights, including the resident pieces.
     ``residents``: all pieces in memory.
     ``needed``: the pieces of one component in the order of use. Empty: only make room.
-    ``passes``: how often the needed pieces are used.
+    ``forward_passes``: how often the needed pieces are used.
     ``upcoming``: the components wanted after this one, the soonest first.
     ``partial``: whether the component may be resident in part.
     ``ahead``: how many pieces are read ahead while another is used.
@@ -59,7 +66,7 @@ class PlanInput:
     budget: int
     residents: tuple[Resident, ...]
     needed: tuple[Piece, ...]
-    passes: int = 1
+    forward_passes: int = 1
     upcoming: tuple[str, ...] = ()
     partial: bool = True
     ahead: int = 0
@@ -98,16 +105,16 @@ class Plan:
     def nbytes(self, action: Action) -> int:
         return sum(piece.nbytes for piece in self.pieces(action))
 
-    def moved(self, passes: int) -> int:
-        """Bytes that the plan moves in ``passes`` passes: each load once, each streamed piece at every pass."""
-        return self.nbytes("load") + passes * self.nbytes("stream")
+    def moved(self, forward_passes: int) -> int:
+        """Bytes that the plan moves in ``forward_passes`` passes: each load once, each streamed piece at each pass."""
+        return self.nbytes("load") + forward_passes * self.nbytes("stream")
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the steps as plain values: action, segment, bytes, reason."""
         return [
             {
                 "action": step.action,
-                "segment": f"{step.piece.component} {step.piece.index}",
+                "segment": f"{step.piece.component_key} {step.piece.index}",
                 "nbytes": step.piece.nbytes,
                 "reason": step.reason,
             }
@@ -132,8 +139,8 @@ def plan(plan_input: PlanInput) -> Plan | Refusal:
     """Plan the steps, or return why no plan is possible. The same input always gives the same plan."""
     in_memory = {resident.piece: resident for resident in plan_input.residents}
     needed = set(plan_input.needed)
-    held = sum(r.piece.nbytes for r in plan_input.residents if r.held and r.piece not in needed)
-    available = plan_input.budget - held
+    held_bytes = sum(r.piece.nbytes for r in plan_input.residents if r.held and r.piece not in needed)
+    available = plan_input.budget - held_bytes
     total = sum(piece.nbytes for piece in plan_input.needed)
     slots, slot_bytes = 0, 0
     if total <= available or not plan_input.needed:
@@ -153,7 +160,7 @@ def plan(plan_input: PlanInput) -> Plan | Refusal:
     staying_others = set(_fitting(_by_worth(others, plan_input.upcoming), room))
     steps = [
         Step("drop", r.piece, _why_dropped(r, plan_input.upcoming))
-        for r in sorted(others, key=lambda r: (r.piece.component, r.piece.index))
+        for r in sorted(others, key=lambda r: (r.piece.component_key, r.piece.index))
         if r.piece not in staying_others
     ]
     steps += [
@@ -194,14 +201,15 @@ def _by_worth(residents: Sequence[Resident], upcoming: Sequence[str]) -> list[Pi
 
     def worth(resident: Resident) -> tuple[int, int, str, int]:
         piece = resident.piece
-        return place.get(piece.component, never), -resident.used, piece.component, piece.index
+        return place.get(piece.component_key, never), -resident.last_used, piece.component_key, piece.index
 
     return [resident.piece for resident in sorted(residents, key=worth)]
 
 
 def _why_dropped(resident: Resident, upcoming: Sequence[str]) -> str:
-    if resident.piece.component in upcoming:
-        return f"evicted to make room; {upcoming.index(resident.piece.component)} other components are wanted before it"
+    if resident.piece.component_key in upcoming:
+        earlier = upcoming.index(resident.piece.component_key)
+        return f"evicted to make room; {earlier} other components are wanted before it"
     return "evicted to make room; no known job wants it"
 
 

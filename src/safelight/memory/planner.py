@@ -17,7 +17,7 @@ from safelight.memory.lease import Lease, Use
 from safelight.memory.plan import Plan, PlanInput, Refusal, plan
 from safelight.memory.refusal import refusal_error
 from safelight.memory.segment_table import SegmentTable
-from safelight.memory.segments import cut
+from safelight.memory.segments import split_into_segments
 from safelight.weights.manifest import ComponentManifest
 
 
@@ -28,7 +28,7 @@ class Planner:
     It has no lock of its own. Hold the residency's lock when you call it; the same lock guards the table.
 
     ``partial``: whether a component may be resident in part.
-    ``max_bytes``: bytes that weights may use, None for the whole budget.
+    ``max_bytes``: upper limit for weights; None for the whole budget.
     ``before_planning``: called before each plan; sets the ledger's budget to what the machine allows now.
     """
 
@@ -62,10 +62,13 @@ class Planner:
         return outcome
 
     def plan_running(self, lease: Lease) -> Plan | None:
-        """Plan again for a lease that runs. If the budget is too small even for the minimum, the lease exceeds it.
+        """Plan again for a lease that runs.
 
-        Returns None if the lease must wait: segments that are being read now would take its place, but are released
-        soon.
+        If the budget is too small even for the minimum, the lease keeps its plan if ``max_bytes`` is set. Otherwise
+        this raises the budget to the minimum.
+
+        Returns None (wait, then plan again) if the lease would lose resident segments only because of reads in
+        progress.
         """
         self.before_planning()
         plan_input = self._plan_input(lease, True)
@@ -91,7 +94,7 @@ class Planner:
         outcome = plan(self._plan_input(lease, True))
         return None if isinstance(outcome, Refusal) or outcome.pieces("drop") or outcome.slots else outcome
 
-    def plan_later(self, lease: Lease) -> Plan | Refusal:
+    def plan_dry_run(self, lease: Lease) -> Plan | Refusal:
         """Plan a lease that begins when the current reads are over. Nobody carries this plan out."""
         self.before_planning()
         return plan(self._plan_input(lease, False))
@@ -102,12 +105,12 @@ class Planner:
         Returns None if the held pieces alone exceed the budget.
         """
         self.before_planning()
-        outcome = plan(PlanInput(self._for_weights(None), self.table.pieces_for(None, True), ()))
+        outcome = plan(PlanInput(self._weight_budget(None), self.table.pieces_for(None, True), ()))
         return outcome if isinstance(outcome, Plan) else None
 
-    def least(self, component: ComponentManifest, dtype: torch.dtype) -> int:
+    def min_weight_bytes(self, component: ComponentManifest, dtype: torch.dtype) -> int:
         """Return the smallest number of bytes of weights with which a component can run, however slowly."""
-        pieces = [segment.nbytes for segment in cut(component, dtype)]
+        pieces = [segment.nbytes for segment in split_into_segments(component, dtype)]
         whole = sum(pieces)
         return min(whole, (self.device.read_ahead + 1) * max(pieces)) if self.partial else whole
 
@@ -120,28 +123,29 @@ class Planner:
     def _plan_input(self, lease: Lease, reading: bool) -> PlanInput:
         """``reading``: see :meth:`SegmentTable.pieces_for`."""
         return PlanInput(
-            budget=self._for_weights(lease),
+            budget=self._weight_budget(lease),
             residents=self.table.pieces_for(lease, reading),
             needed=tuple(segment.piece for segment in lease.segments),
-            passes=lease.use.passes,
+            forward_passes=lease.use.forward_passes,
             upcoming=lease.use.upcoming,
             partial=self.partial,
             ahead=self.device.read_ahead,
         )
 
-    def _for_weights(self, lease: Lease | None) -> int:
+    def _weight_budget(self, lease: Lease | None) -> int:
         """Return the bytes for resident segments and the lease's ring.
 
-        That is the budget minus the bytes promised to computing, at most what the settings allow, minus other storage.
+        That is min(budget - reserved working memory, ``max_bytes``) - bytes stored for anything but weights.
         """
         table = self.table
         ring = lease.ring.nbytes if lease is not None and lease.ring is not None else 0
         others = self.ledger.stored(self.place) - table.resident_bytes - table.pending_bytes - table.pool.cached_bytes
         others -= ring
-        promised = self.ledger.reserved(self.place)
-        if lease is not None and lease.reserved is None:
-            promised += lease.use.working
-        # After this lease began, the stage's other components account for their own bytes.
-        others += lease.use.spare_for_others if lease is not None and not lease.begun else 0
-        allowed = self.ledger.budget(self.place) - promised
+        reserved = self.ledger.reserved(self.place)
+        if lease is not None and lease.reservation_entry is None:
+            reserved += lease.use.working
+        # Until the lease has begun, leave room for the stage's other components. After that, the table has their
+        # segments.
+        others += lease.use.min_bytes_of_later_leases if lease is not None and not lease.begun else 0
+        allowed = self.ledger.budget(self.place) - reserved
         return (allowed if self.max_bytes is None else min(allowed, self.max_bytes)) - others

@@ -14,7 +14,7 @@ AT_ONCE = 64 << 20
 """Bytes of a batch. The free room is checked again after each batch. Host copies are held only during a batch."""
 
 
-def fill(residency: Residency, component: ComponentManifest, dtype: torch.dtype) -> bool:
+def prefetch_component(residency: Residency, component: ComponentManifest, dtype: torch.dtype) -> bool:
     """Load as much of a component as fits without evicting anything, and return whether all of it is resident.
 
     Nothing is held afterwards. Loading stops as soon as another lease waits for room.
@@ -50,7 +50,7 @@ def _begin(residency: Residency, lease: Lease) -> bool:
                 break
             batch.append(lease.segments[piece.index])
         try:
-            table.expect(lease, batch)
+            table.begin_reads(lease, batch)
         except BaseException:
             table.release_all(lease)
             raise

@@ -11,6 +11,11 @@ from safelight.memory.plan import Refusal
 from safelight.weights.manifest import ComponentManifest
 
 
+def cache_setting(place: str) -> str:
+    """Return the name of the setting that limits the weights in ``place``."""
+    return "max_cache_ram_gb" if place == HOST else "max_cache_vram_gb"
+
+
 def refusal_error(
     component: ComponentManifest,
     use: Use,
@@ -27,7 +32,7 @@ def refusal_error(
     ``max_bytes``: bytes that the settings allow, None for all.
     ``partial``: whether a component may be resident in part.
     """
-    setting = "max_cache_ram_gb" if place == HOST else "max_cache_vram_gb"
+    setting = cache_setting(place)
     working, lacking = use.working, refusal.least - refusal.available
     if max_bytes is not None and max_bytes < budget - working:
         hint = f"{setting} is {_gb(max_bytes)}; at least {_gb(max_bytes + lacking)} is needed"

@@ -37,7 +37,7 @@ from safelight.memory.lease import ONCE, Lease, PendingRead, ResidentSegment, Us
 from safelight.memory.plan import Plan, Refusal
 from safelight.memory.planner import Planner
 from safelight.memory.ring import Ring
-from safelight.memory.segment_table import Holding, SegmentTable
+from safelight.memory.segment_table import ComponentUsage, SegmentTable
 from safelight.memory.source import Source
 from safelight.weights.manifest import ComponentManifest
 
@@ -49,7 +49,7 @@ class Residency:
 
     ``source``: fetches the segments.
     ``partial``: whether a component may be resident in part (``enable_partial_loading``).
-    ``most``: bytes that weights may use (``max_cache_ram_gb``, ``max_cache_vram_gb``), None for the whole budget.
+    ``max_bytes``: upper limit for weights (``max_cache_ram_gb``, ``max_cache_vram_gb``); None for the whole budget.
     ``before_planning``: called before each plan; sets the ledger's budget to what the machine allows now.
     ``log``: log each step of each plan.
 
@@ -97,10 +97,10 @@ class Residency:
         """Whether a lease waits for room, here or in the source. Prefetches then stop."""
         return self._waiting_leases > 0 or self.source.has_waiting_lease
 
-    def holdings(self) -> list[Holding]:
+    def usage_by_component(self) -> list[ComponentUsage]:
         """Return the resident bytes of each component."""
         with self.lock:
-            return self.table.holdings()
+            return self.table.usage_by_component()
 
     def last_plan(self) -> list[dict[str, Any]]:
         """Return the steps of the last plan that was carried out."""
@@ -133,7 +133,7 @@ class Residency:
     def plan_lease(self, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> Plan | Refusal:
         """Plan a lease without carrying out the plan."""
         with self.lock:
-            return self.planner.plan_later(Lease(component, dtype, use, self))
+            return self.planner.plan_dry_run(Lease(component, dtype, use, self))
 
     def adjust(self, lease: Lease) -> None:
         """See :meth:`Lease.adjust`."""
@@ -163,12 +163,12 @@ class Residency:
             self.make_room(0)
 
     def seal(self) -> None:
-        """Make the resident host segments read-only in the kernel, for this process and the processes it forks."""
+        """Write-protect the resident host segments in the operating system. Forked processes inherit the protection."""
         with self.lock:
-            for held in self.table.residents.values():
-                if not held.target.slab.sealed:
-                    host.make_unwritable(held.target.slab.base)
-                    held.target.slab.sealed = True
+            for resident in self.table.residents.values():
+                if not resident.buffer.slab.sealed:
+                    host.make_unwritable(resident.buffer.slab.base)
+                    resident.buffer.slab.sealed = True
 
     def check(self, digests: Collection[str] | None = None) -> list[str]:
         """Verify the resident segments of the components with ``digests`` (None: all). Return the labels of wrong ones.
@@ -176,19 +176,19 @@ class Residency:
         Wrong segments are evicted as soon as no lease holds them.
         """
         with self.lock:
-            checked = [held for piece, held in self.table.residents.items() if piece.is_of(digests)]
-            for held in checked:
-                held.leases += 1
+            checked = [resident for piece, resident in self.table.residents.items() if piece.is_of(digests)]
+            for resident in checked:
+                resident.leases += 1
         wrong: list[ResidentSegment] = []
         try:
-            wrong += [held for held in checked if not held.intact(self.source)]
+            wrong += [resident for resident in checked if not resident.intact(self.source)]
         finally:
             with self.lock:
-                for held in wrong:
-                    held.corrupted = True
-                for held in checked:
-                    self.table.release(held)
-        return [held.target.segment.label for held in wrong]
+                for resident in wrong:
+                    resident.corrupted = True
+                for resident in checked:
+                    self.table.release(resident)
+        return [resident.buffer.segment.label for resident in wrong]
 
     def drop(self, digest: str | None = None) -> None:
         """Evict the segments of the component with ``digest`` (None: all components) that no lease holds.
@@ -214,9 +214,9 @@ class Residency:
         if not lease.pending:
             return
         assert lease.fetch is not None
-        proofs = lease.fetch([pending.target for pending in lease.pending])
+        checksums_by_segment = lease.fetch([pending.buffer for pending in lease.pending])
         with self.lock:
-            self.table.receive(lease, proofs)
+            self.table.finish_reads(lease, checksums_by_segment)
 
     def _carry_out(self, lease: Lease, decide: Callable[[], Plan | None]) -> None:
         """Carry out the plan that ``decide`` returns, until all its pieces are resident.
@@ -238,10 +238,10 @@ class Residency:
             with self.lock:
                 new_plan = decide()
                 if new_plan is None:
-                    waits, awaited = True, self.table.ends_of_others(lease)
+                    waits, awaited = True, self.table.events_to_wait_for(lease)
                     self._waiting_leases += 1
                 else:
-                    awaited = [pending.finished for pending in self._reserve(lease, new_plan)]
+                    awaited = [pending.finished for pending in self._apply_plan(lease, new_plan)]
             self.read(lease)
             for finished in awaited:
                 finished.wait()
@@ -255,7 +255,7 @@ class Residency:
             self.table.mark_used(lease)
             return True
 
-    def _reserve(self, lease: Lease, new_plan: Plan) -> list[PendingRead]:
+    def _apply_plan(self, lease: Lease, new_plan: Plan) -> list[PendingRead]:
         """Do all steps of a plan except reading: evict, hold resident pieces, take slabs, reserve working memory.
 
         Returns the segments that other leases are reading and this one needs. The caller has the lock.
@@ -279,16 +279,20 @@ class Residency:
                 awaited.append(table.pending[piece])
             else:
                 table.hold(lease, table.residents[piece])
-        table.expect(lease, [lease.segments[piece.index] for piece in new_plan.pieces("load")])
+        table.begin_reads(lease, [lease.segments[piece.index] for piece in new_plan.pieces("load")])
         streamed = [lease.segments[piece.index] for piece in new_plan.pieces("stream")]
         if streamed:
             assert lease.fetch is not None
             ahead = new_plan.slots - 1
-            lease.ring = Ring(self.pool, lease.fetch, streamed, new_plan.slots, ahead, lease.use.passes, lease.key)
-        promise = lease.use.working if lease.reserved is None else 0
+            lease.ring = Ring(
+                self.pool, lease.fetch, streamed, new_plan.slots, ahead, lease.use.forward_passes, lease.key
+            )
+        promise = lease.use.working if lease.reservation_entry is None else 0
         self.make_room(promise)
         if promise:
-            lease.reserved = self.ledger.charge(self.place, lease.use.working, lease.key, "computing", stored=False)
+            lease.reservation_entry = self.ledger.charge(
+                self.place, lease.use.working, lease.key, "computing", stored=False
+            )
         lease.begun = True
         return awaited
 
@@ -300,9 +304,9 @@ class Residency:
             with self.lock:
                 lease.ring = None
                 self.table.release_all(lease)
-                if lease.reserved is not None:
-                    self.ledger.credit(lease.reserved)
-                    lease.reserved = None
+                if lease.reservation_entry is not None:
+                    self.ledger.credit(lease.reservation_entry)
+                    lease.reservation_entry = None
                 ended = self.table.prefetches.pop(lease, None)
                 if ended is not None:
                     ended.set()

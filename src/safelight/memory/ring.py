@@ -18,18 +18,20 @@ from safelight.devices.base import PASSED, Fence
 from safelight.devices.failures import translate_memory_errors
 from safelight.devices.pool import Slab, SlabPool
 from safelight.memory.segments import Segment
-from safelight.memory.source import Fetch, Target
+from safelight.memory.source import Fetch, SegmentBuffer
 
 
 @dataclass(eq=False)
 class _Slot:
+    """A slot. ``last_used``: a counter, not a time; 0 before the first use. ``fence``: of the work that used it."""
+
     slab: Slab
     index: int = -1
     tensors: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     users: int = 0
-    used: int = 0
+    last_used: int = 0
     aliased: bool = False
-    busy: Fence = PASSED
+    fence: Fence = PASSED
     pending: Future[None] | None = None
 
 
@@ -38,17 +40,24 @@ class Ring:
 
     ``ahead``: how many segments a separate thread reads ahead while another is used. With 0, the caller's thread reads
     each segment when the caller asks for it.
-    ``passes``: how often all segments are used. Nothing is read ahead after the last pass.
+    ``forward_passes``: how often all segments are used. Nothing is read ahead after the last pass.
     """
 
     def __init__(
-        self, pool: SlabPool, fetch: Fetch, segments: Sequence[Segment], slots: int, ahead: int, passes: int, owner: str
+        self,
+        pool: SlabPool,
+        fetch: Fetch,
+        segments: Sequence[Segment],
+        slots: int,
+        ahead: int,
+        forward_passes: int,
+        owner: str,
     ) -> None:
         self._pool = pool
         self._fetch = fetch
         self._segments = list(segments)
-        self._place = {segment.piece.index: number for number, segment in enumerate(self._segments)}
-        self._left = passes * len(self._segments)
+        self._position_by_index = {segment.piece.index: position for position, segment in enumerate(self._segments)}
+        self._uses_left = forward_passes * len(self._segments)
         self._ahead = min(ahead, len(self._segments) - 1)
         self._owner = owner
         self._size = max(segment.nbytes for segment in self._segments)
@@ -64,7 +73,7 @@ class Ring:
             raise
 
     def __contains__(self, index: int) -> bool:
-        return index in self._place
+        return index in self._position_by_index
 
     @property
     def nbytes(self) -> int:
@@ -89,7 +98,7 @@ class Ring:
         finally:
             with self._lock:
                 for slot in slots:
-                    slot.busy = self._pool.device.record_fence()
+                    slot.fence = self._pool.device.record_fence()
                     slot.aliased |= slot.slab.holders() > len(slot.tensors)
                     slot.users -= 1
 
@@ -122,10 +131,10 @@ class Ring:
             slot = self._free_slot(index)
             self._fill(slot, index)
         self._clock += 1
-        fresh = slot.used == 0
-        slot.used = self._clock
+        fresh = slot.last_used == 0
+        slot.last_used = self._clock
         if fresh:
-            self._left -= 1
+            self._uses_left -= 1
             slot.users += 1
             try:
                 self._read_ahead(index)
@@ -134,9 +143,9 @@ class Ring:
         return slot
 
     def _read_ahead(self, index: int) -> None:
-        number = self._place[index]
-        for step in range(1, min(self._ahead, self._left) + 1):
-            following = self._segments[(number + step) % len(self._segments)].piece.index
+        position = self._position_by_index[index]
+        for step in range(1, min(self._ahead, self._uses_left) + 1):
+            following = self._segments[(position + step) % len(self._segments)].piece.index
             if self._thread is None or any(slot.index == following for slot in self._slots):
                 continue
             # Reading ahead is optional: it needs an idle slot.
@@ -156,13 +165,13 @@ class Ring:
         uses tensors of more segments than there are slots, a slot is added.
         """
         idle = [slot for slot in self._slots if slot.users == 0]
-        slot = min(idle, key=lambda slot: (slot.pending is not None, slot.used), default=None)
+        slot = min(idle, key=lambda slot: (slot.pending is not None, slot.last_used), default=None)
         if slot is not None:
             if slot.pending is not None:
                 slot.pending.exception()
             slot.tensors, slot.pending = {}, None
             # If a view of the slot outlived its operation, a later operation may have used it.
-            (self._pool.device.record_fence() if slot.aliased else slot.busy).wait()
+            (self._pool.device.record_fence() if slot.aliased else slot.fence).wait()
             if slot.slab.holders() > 0:
                 self._slots.remove(slot)
                 self._pool.give(slot.slab)
@@ -170,7 +179,7 @@ class Ring:
         if slot is None:
             slot = _Slot(self._take_slab())
             self._slots.append(slot)
-        slot.index, slot.used, slot.busy, slot.aliased = index, 0, PASSED, False
+        slot.index, slot.last_used, slot.fence, slot.aliased = index, 0, PASSED, False
         return slot
 
     def _take_slab(self) -> Slab:
@@ -183,13 +192,13 @@ class Ring:
         return slab
 
     def _fill(self, slot: _Slot, index: int) -> None:
-        target = Target.of(self._segments[self._place[index]], slot.slab)
+        buffer = SegmentBuffer.of(self._segments[self._position_by_index[index]], slot.slab)
         try:
-            self._fetch([target])
+            self._fetch([buffer])
         except BaseException:
             slot.index = -1
             raise
-        slot.tensors = target.tensors
+        slot.tensors = buffer.tensors
 
     def close(self) -> None:
         """Wait until nothing is read ahead any more, and return all slots to the pool."""

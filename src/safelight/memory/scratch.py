@@ -1,4 +1,6 @@
-"""A scratch file for finished segments: a streamed segment is computed once, and read from disk after that.
+"""A temporary file for segments with overlays (LoRA etc.) applied.
+
+A streamed segment is merged once and then read back.
 
 The file has no name, so it never outlives the process. It only saves time: if it cannot be written (for example, the
 disk is full), the segments are computed again.

@@ -16,7 +16,7 @@ from safelight.weights.manifest import ComponentManifest, ManifestTensor
 from safelight.weights.overlay import OverlaidComponent
 
 PARTS = 32
-"""About how many segments a component is cut into. More would mean many small reads, fewer would mean large slots."""
+"""About how many segments a component is split into. More would mean many small reads, fewer would mean large slots."""
 
 ROUNDING = 512
 """Segment sizes are rounded up to a multiple of this, in bytes, as CUDA's allocator does. So the ledger is exact."""
@@ -53,8 +53,8 @@ def _base_key(component: ComponentManifest, dtype: torch.dtype) -> str:
 
 
 @lru_cache(maxsize=64)
-def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]:
-    """Cut a component into segments, in the order in which a forward pass uses them.
+def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]:
+    """Split a component into segments, in the order in which a forward pass uses them.
 
     Segments without an overlay are shared with the underlying component. Tensors of one leaf module stay together. A
     segment has at most 1/32 of the component's bytes, or those of the component's largest leaf module if that is more.
@@ -95,7 +95,7 @@ def cut(component: ComponentManifest, dtype: torch.dtype) -> tuple[Segment, ...]
 @lru_cache(maxsize=64)
 def index_tensors(component: ComponentManifest, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, torch.Size]]:
     """Each tensor's segment index and shape, by name. The result is cached: do not modify it."""
-    segments = cut(component, dtype)
+    segments = split_into_segments(component, dtype)
     return (
         {t.name: segment.piece.index for segment in segments for t in segment.tensors},
         {t.name: torch.Size(t.shape) for t in component.tensors},

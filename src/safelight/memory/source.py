@@ -1,7 +1,7 @@
 """Sources of a segment's bytes and how to verify them, and the source that reads files.
 
-A *proof* is a checksum of a segment, computed when its bytes are produced. Computing it again from the bytes in memory
-verifies them.
+A segment's checksums are computed when its bytes are produced. Computing them again from the bytes in memory verifies
+the bytes.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from safelight.weights.overlay import OverlaidComponent, Overlay
 
 _log = structlog.get_logger(__name__)
 
-Proof = Hashable
-"""Two proofs of a segment are equal if and only if its bytes are equal. None if no proof was computed."""
+Checksums = Hashable
+"""The checksums of a segment: equal if and only if the bytes are equal. None if they were not computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unverified:
-    """The expected ``proof`` of a segment that was not verified since it arrived."""
+    """The ``expected`` checksums of a segment that was not verified since it arrived."""
 
-    proof: Proof
+    expected: Checksums
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
-    """A segment, the slab to read it into, and the views of its tensors in that slab."""
+class SegmentBuffer:
+    """A segment, the slab that holds or will hold its bytes, and the views of its tensors in that slab."""
 
     segment: Segment
     slab: Slab
     tensors: dict[str, torch.Tensor]
 
     @classmethod
-    def of(cls, segment: Segment, slab: Slab) -> Target:
+    def of(cls, segment: Segment, slab: Slab) -> SegmentBuffer:
         return cls(segment, slab, slab_views.views(slab.base, segment.tensors, segment.dtype))
 
 
-Fetch = Callable[[Sequence[Target]], list[Proof]]
-"""Fills the targets and returns a proof for each, once all bytes have arrived and are verified."""
+Fetch = Callable[[Sequence[SegmentBuffer]], list[Checksums]]
+"""Fills the buffers and returns the checksums of each, once all bytes have arrived and are verified."""
 
 
 class Source(Protocol):
@@ -73,8 +73,8 @@ class Source(Protocol):
         """Whether a lease waits for room in the memory that the source itself uses."""
         ...
 
-    def proof(self, target: Target) -> Proof:
-        """Compute the proof of the bytes that are in the target now."""
+    def compute_checksums(self, buffer: SegmentBuffer) -> Checksums:
+        """Compute the checksums of the bytes that are in the buffer now."""
         ...
 
     def follow_budget(self, fetch: Fetch) -> None:
@@ -89,7 +89,7 @@ class FileSource:
     """Reads segments from the manifest's files into host memory. One pass reads, hashes and casts the bytes.
 
     Overlays are applied there, before anybody sees the weights. A segment in a dtype always has the same bytes, so its
-    proof is computed at the first read and is valid for all later reads.
+    checksums are computed at the first read and are valid for all later reads.
 
     ``threads``: threads for reading and for applying overlays. The last bits of an overlaid weight depend on it.
     ``scratch``: folder for finished segments of a lease that streams them.
@@ -98,7 +98,7 @@ class FileSource:
     def __init__(self, threads: int, scratch: Path | None = None) -> None:
         self._threads = threads
         self._folder = scratch
-        self._proofs: dict[tuple[str, Piece], Proof] = {}
+        self._checksums: dict[tuple[str, Piece], Checksums] = {}
 
     @property
     def has_waiting_lease(self) -> bool:
@@ -110,74 +110,76 @@ class FileSource:
         """See :class:`Source`."""
         del dtype
         if not isinstance(component, OverlaidComponent):
-            yield lambda targets: self._fetch(component.digest, targets, background)
+            yield lambda buffers: self._fetch(component.digest, buffers, background)
             return
-        with component.recipes() as overlays, Scratch(self._folder) as scratch:
-            yield lambda targets: self._fetch_over(component.digest, targets, overlays, scratch, background)
+        with component.open_overlays() as overlays, Scratch(self._folder) as scratch:
+            yield lambda buffers: self._fetch_over(component.digest, buffers, overlays, scratch, background)
 
     def _fetch_over(
         self,
         digest: str,
-        targets: Sequence[Target],
+        buffers: Sequence[SegmentBuffer],
         overlays: Mapping[str, Overlay],
         scratch: Scratch,
         background: bool,
-    ) -> list[Proof]:
+    ) -> list[Checksums]:
         """Fetch segments with overlays: apply the overlays, or read the result that this lease stored before."""
-        found = {target: self._read_scratch(digest, target, scratch) for target in targets}
-        missing = [target for target, proof in found.items() if proof is None]
+        found = {buffer: self._read_scratch(digest, buffer, scratch) for buffer in buffers}
+        missing = [buffer for buffer, checksums in found.items() if checksums is None]
         read_all(
-            [r for m in missing for r in slab_views.reads(m.segment.tensors, m.tensors, prove=False)],
+            [r for m in missing for r in slab_views.reads(m.segment.tensors, m.tensors, hash_result=False)],
             self._threads,
             background,
         )
-        for target in missing:
+        for buffer in missing:
             with torch_threads(self._threads), torch.inference_mode():
-                for name, tensor in target.tensors.items():
+                for name, tensor in buffer.tensors.items():
                     if name in overlays:
                         tensor.copy_(overlays[name].apply(tensor))
-            found[target] = self._checked_proof(digest, target)
-            if any(name in overlays for name in target.tensors):
-                scratch.offer(target.segment.piece.index, target.slab.base[: target.segment.nbytes])
-        return [found[target] for target in targets]
+            found[buffer] = self._compute_and_compare(digest, buffer)
+            if any(name in overlays for name in buffer.tensors):
+                scratch.offer(buffer.segment.piece.index, buffer.slab.base[: buffer.segment.nbytes])
+        return [found[buffer] for buffer in buffers]
 
-    def _read_scratch(self, digest: str, target: Target, scratch: Scratch) -> Proof:
-        """Read a segment from scratch and return its proof. None if it is missing or corrupted."""
-        known = self._proofs.get((digest, target.segment.piece))
-        if known is None or not scratch.read(target.segment.piece.index, target.slab.base):
+    def _read_scratch(self, digest: str, buffer: SegmentBuffer, scratch: Scratch) -> Checksums:
+        """Read a segment from scratch and return its checksums. None if the segment is missing or corrupted."""
+        known = self._checksums.get((digest, buffer.segment.piece))
+        if known is None or not scratch.read(buffer.segment.piece.index, buffer.slab.base):
             return None
-        if self.proof(target) == known:
+        if self.compute_checksums(buffer) == known:
             return known
-        what = target.segment.label
+        what = buffer.segment.label
         _log.warning("a scratch file's weights were corrupted on disk; computing them again", what=what)
         return None
 
-    def _checked_proof(self, digest: str, target: Target) -> Proof:
-        """The proof of a segment that was just computed. Raises IntegrityError if it differs from the first result."""
-        key, proof = (digest, target.segment.piece), self.proof(target)
-        if self._proofs.setdefault(key, proof) != proof:
-            what = f"{target.segment.label} with its overlay"
+    def _compute_and_compare(self, digest: str, buffer: SegmentBuffer) -> Checksums:
+        """Return the checksums of a segment that was just computed.
+
+        Raises IntegrityError if they differ from those of the first time."""
+        key, checksums = (digest, buffer.segment.piece), self.compute_checksums(buffer)
+        if self._checksums.setdefault(key, checksums) != checksums:
+            what = f"{buffer.segment.label} with its overlay"
             problem = "differs from the first time it was computed"
             remedy = "Test this machine's memory, for example with memtest86+."
-            raise IntegrityError(target.segment.tensors[0].path, what, problem, remedy)
-        return proof
+            raise IntegrityError(buffer.segment.tensors[0].path, what, problem, remedy)
+        return checksums
 
-    def _fetch(self, digest: str, targets: Sequence[Target], background: bool) -> list[Proof]:
-        keys = [(digest, target.segment.piece) for target in targets]
+    def _fetch(self, digest: str, buffers: Sequence[SegmentBuffer], background: bool) -> list[Checksums]:
+        keys = [(digest, buffer.segment.piece) for buffer in buffers]
         reads = [
             read
-            for key, target in zip(keys, targets, strict=True)
-            for read in slab_views.reads(target.segment.tensors, target.tensors, key not in self._proofs)
+            for key, buffer in zip(keys, buffers, strict=True)
+            for read in slab_views.reads(buffer.segment.tensors, buffer.tensors, key not in self._checksums)
         ]
         produced = iter(read_all(reads, self._threads, background))
-        for key, target in zip(keys, targets, strict=True):
-            digests = tuple(next(produced) for _ in target.segment.tensors)
-            self._proofs.setdefault(key, digests)
-        return [self._proofs[key] for key in keys]
+        for key, buffer in zip(keys, buffers, strict=True):
+            checksums = tuple(next(produced) for _ in buffer.segment.tensors)
+            self._checksums.setdefault(key, checksums)
+        return [self._checksums[key] for key in keys]
 
-    def proof(self, target: Target) -> Proof:
-        """See :class:`Source`. The proof is the tensors' digests."""
-        return tuple(checksum_of(tensor) for tensor in target.tensors.values())
+    def compute_checksums(self, buffer: SegmentBuffer) -> Checksums:
+        """See :class:`Source`. There is one for each tensor."""
+        return tuple(checksum_of(tensor) for tensor in buffer.tensors.values())
 
     def follow_budget(self, fetch: Fetch) -> None:
         """See :class:`Source`. Nothing to do: this source uses no memory of its own."""

@@ -115,7 +115,7 @@ class Kernels:
                     else KernelResult(**measurements.read(self._path, self._key(name, dtype, slice_size)))
                 )
         unknown = [name for name in names if name not in found]
-        for name, result in try_out(unknown, dtype, self._device.torch, slice_size).items():
+        for name, result in check_kernels(unknown, dtype, self._device.torch, slice_size).items():
             measurements.keep(self._path, self._key(name, dtype, slice_size), asdict(result))
             found[name] = result
         return {name: found[name] for name in names}
@@ -124,10 +124,10 @@ class Kernels:
         return f"{self._machine}, {dtype}, {name}" + (f" {slice_size}" if name == "sliced" else "")
 
 
-def try_out(
+def check_kernels(
     names: Sequence[str],
     dtype: torch.dtype,
-    at: torch.device,
+    device: torch.device,
     slice_size: str = "auto",
     shapes: Sequence[Shape] = SHAPES,
 ) -> dict[str, KernelResult]:
@@ -139,7 +139,7 @@ def try_out(
             hidden, keys = _inputs(shape, dtype)
             exact = _reference(module, shape, hidden, hidden if keys is None else keys)
             allowed = TOLERANCE * torch.finfo(dtype).eps * float(exact.abs().max())
-            _put(module, at)
+            _put(module, device)
             for name in names:
                 if name not in problems and (
                     problem := _problem(module, name, slice_size, hidden, keys, exact, allowed)
@@ -149,7 +149,7 @@ def try_out(
         name: KernelResult(False, problems[name], 0.0)
         if name in problems
         else KernelResult(
-            True, f"within rounding of float64 in {len(shapes)} shapes", _seconds(name, dtype, at, slice_size)
+            True, f"within rounding of float64 in {len(shapes)} shapes", _seconds(name, dtype, device, slice_size)
         )
         for name in names
     }
@@ -160,12 +160,12 @@ def _describe(shape: Shape) -> str:
     return f"{what}, {shape.heads} heads of {shape.head_size}, {shape.tokens} tokens"
 
 
-def _put(module: nn.Module, at: torch.device) -> None:
+def _put(module: nn.Module, device: torch.device) -> None:
     """Move parameters to a device one by one, as binding does. ``Module.to`` refuses to change their backend."""
     for child in module.modules():
         for attribute, parameter in child._parameters.items():
             if parameter is not None:
-                child._parameters[attribute] = nn.Parameter(parameter.to(at), requires_grad=False)
+                child._parameters[attribute] = nn.Parameter(parameter.to(device), requires_grad=False)
 
 
 def _inputs(shape: Shape, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -187,13 +187,13 @@ def _problem(
     allowed: float,
 ) -> str | None:
     """Return why a kernel fails in one shape: it raises, or its error exceeds ``allowed``. None if it passes."""
-    at = next(module.parameters()).device
+    device = next(module.parameters()).device
     try:
         kernels.set_attention(module, name, slice_size)
         # Without ``preserve_format``, the copy to the device would make the tensor contiguous.
-        on_device = hidden.to(at, memory_format=torch.preserve_format)
-        with _poisoned_memory(at):
-            got = module(on_device, None if keys is None else keys.to(at)).cpu().double()
+        on_device = hidden.to(device, memory_format=torch.preserve_format)
+        with _poisoned_memory(device):
+            got = module(on_device, None if keys is None else keys.to(device)).cpu().double()
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return str(error)
     error = float((got - exact).abs().max())
@@ -216,13 +216,13 @@ def _reference(module: nn.Module, shape: Shape, hidden: torch.Tensor, keys: torc
     return out @ weights["to_out.0.weight"].T + weights["to_out.0.bias"]
 
 
-def _seconds(name: str, dtype: torch.dtype, at: torch.device, slice_size: str) -> float:
+def _seconds(name: str, dtype: torch.dtype, device: torch.device, slice_size: str) -> float:
     """Return the best of three times for :data:`TIMED_SHAPE`, in seconds."""
     with _seeded(0), torch.no_grad():
         module = kernels.attention_module(TIMED_SHAPE.heads, TIMED_SHAPE.head_size).to(dtype).eval()
-        _put(module, at)
+        _put(module, device)
         kernels.set_attention(module, name, slice_size)
-        hidden = _inputs(TIMED_SHAPE, dtype)[0].to(at)
+        hidden = _inputs(TIMED_SHAPE, dtype)[0].to(device)
         times: list[float] = []
         for _ in range(3):
             start = time.perf_counter()
@@ -232,11 +232,14 @@ def _seconds(name: str, dtype: torch.dtype, at: torch.device, slice_size: str) -
 
 
 @contextmanager
-def _poisoned_memory(at: torch.device) -> Generator[None]:
-    """Fill new memory with NaN within the context, where torch can, and recycled memory before it."""
+def _poisoned_memory(device: torch.device) -> Generator[None]:
+    """Make uninitialised memory contain NaN within the context.
+
+    Torch fills new allocations if it can. A NaN tensor that was freed before covers the blocks that a caching allocator
+    reuses.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    # This tensor is freed at once. A caching allocator hands out its bytes next.
-    torch.full((1 << 20,), float("nan"), device=at)
+    torch.full((1 << 20,), float("nan"), device=device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield

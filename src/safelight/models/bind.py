@@ -38,8 +38,8 @@ class _Binding:
             raise BindingError(f"weights in {self._lease.dtype} do not fit a {role} in {self._skeleton.key.dtype}")
 
     def begin(self) -> None:
-        """Set a parameter in each place of the skeleton."""
-        for name in self._skeleton.places:
+        """Give every module its parameters: resident or streamed."""
+        for name in self._skeleton.parameter_owners:
             tensor = self._lease.resident(name)
             self._place(name, self._stream(name) if tensor is None else self._hand_out(name, tensor))
 
@@ -54,12 +54,12 @@ class _Binding:
             self._place(name, self._stream(name) if tensor is None else self._hand_out(name, tensor))
 
     def end(self) -> None:
-        """Set every place to its absent parameter, and empty the parameters of this binding."""
+        """Give every module its absent parameters again, and empty the parameters of this binding."""
         self._skeleton.clear()
         self._end([*self._resident, *self._streamed])
 
     def _place(self, name: str, parameter: nn.Parameter) -> None:
-        owner, attribute = self._skeleton.places[name]
+        owner, attribute = self._skeleton.parameter_owners[name]
         owner._parameters[attribute] = parameter
 
     def _hand_out(self, name: str, tensor: torch.Tensor) -> nn.Parameter:

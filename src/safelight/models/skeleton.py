@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from safelight.boundary import modules
-from safelight.families.computing import computing
 from safelight.families.family import Config
+from safelight.families.family_model import family_model
 from safelight.families.registry import family
 from safelight.models.absent import AbsentParameter
 from safelight.models.fingerprint import Fingerprint
@@ -34,7 +34,7 @@ MAX_CACHED = 12
 class SkeletonKey:
     """The inputs from which a skeleton is built.
 
-    ``base``: name of the family, for settings that shapes do not determine.
+    ``base``: family name. Some module settings follow from the family, not from tensor shapes.
     ``attention``: name of the attention kernel.
     ``device``: the device that computes. It holds the real buffers.
     ``slice_size``: for the kernel ``sliced``.
@@ -57,10 +57,10 @@ Build = Callable[[SkeletonKey], nn.Module]
 
 def build(key: SkeletonKey) -> nn.Module:
     """Build the component's module with diffusers or transformers."""
-    of = family(key.base)
-    model = computing(of)
+    model_family = family(key.base)
+    model = family_model(model_family)
     return modules.build(
-        lambda: model.build(of, key.config, key.attention),
+        lambda: model.build(model_family, key.config, key.attention),
         model.first_call,
         model.buffer,
         key.dtype,
@@ -74,21 +74,21 @@ def build(key: SkeletonKey) -> nn.Module:
 class Skeleton:
     """A module with absent parameters and no persistent buffers. Other buffers (CLIP's ``position_ids``) are real.
 
-    ``places``: maps each tensor's name to its module and attribute.
+    ``parameter_owners``: maps each tensor's name to its module and attribute.
     ``shapes``: maps each tensor's name to its shape.
     """
 
     def __init__(self, key: SkeletonKey, build: Build = build) -> None:
         self.key = key
         self.module = build(key)
-        self.places: dict[str, tuple[nn.Module, str]] = {}
+        self.parameter_owners: dict[str, tuple[nn.Module, str]] = {}
         self._absent: dict[str, AbsentParameter] = {}
         self.shapes: dict[str, torch.Size] = {}
         for path, child in self.module.named_modules():
             for attribute, parameter in child._parameters.items():
                 if parameter is not None:
                     name = f"{path}.{attribute}" if path else attribute
-                    self.places[name] = (child, attribute)
+                    self.parameter_owners[name] = (child, attribute)
                     self.shapes[name] = parameter.shape
                     self._absent[name] = AbsentParameter(name, parameter.shape, key.dtype)
                     child._parameters[attribute] = self._absent[name]
@@ -96,7 +96,7 @@ class Skeleton:
 
     def clear(self) -> None:
         """Replace the bound parameters with the absent ones."""
-        for name, (child, attribute) in self.places.items():
+        for name, (child, attribute) in self.parameter_owners.items():
             child._parameters[attribute] = self._absent[name]
 
     def differences(self) -> list[str]:

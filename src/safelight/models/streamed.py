@@ -24,17 +24,17 @@ class TensorAccess(Protocol):
 
 
 class StreamedParameter(AbsentParameter):
-    """Stands for the tensor ``label``. ``access`` fetches the tensor; ``at`` is its device."""
+    """Stands for the tensor ``label``. ``access`` fetches the tensor to ``compute_device``."""
 
     access: TensorAccess | None
-    at: torch.device
+    compute_device: torch.device
 
     @classmethod
     def of(
-        cls, label: str, shape: Sequence[int], dtype: torch.dtype, at: torch.device, access: TensorAccess
+        cls, label: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, access: TensorAccess
     ) -> StreamedParameter:
         parameter = cls(label, shape, dtype)
-        parameter.access, parameter.at = access, at
+        parameter.access, parameter.compute_device = access, device
         return parameter
 
     @classmethod
@@ -50,7 +50,7 @@ class StreamedParameter(AbsentParameter):
             first = args[0]
             # Each access creates a new getter. Getters are equal, not identical.
             if func == _DEVICE and isinstance(first, StreamedParameter):
-                return first.at
+                return first.compute_device
             return super().__torch_function__(func, types, args, kwargs)
         flat, spec = pytree.tree_flatten((tuple(args), kwargs))
         streamed = [value for value in flat if isinstance(value, StreamedParameter)]

@@ -14,8 +14,8 @@ from PIL import PngImagePlugin
 
 from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.files.disk import open_regular
+from safelight.request.adapters import Lora
 from safelight.request.field import fields_of
-from safelight.request.parts import Lora
 from safelight.request.prompts.loras import taggable, written
 from safelight.request.results import Image
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, a1111_name

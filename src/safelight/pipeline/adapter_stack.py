@@ -1,8 +1,8 @@
 """Stacks adapters over a component: which of their changes apply to a tensor, with which strength, in which order.
 
-Differences are computed in fp32 from the weight in its bound dtype. They are added in the order of the adapters'
-digests, and the sum is rounded once. So neither the order in the request nor earlier jobs change any bit. An adapter
-with strength 0 is left out. After that, the vectors of textual inversions replace whole rows.
+Differences are computed in fp32 from the weight in the dtype in which the model runs. They are added in the order of
+the adapters' digests, and the sum is rounded once. So neither the order in the request nor earlier jobs change any bit.
+An adapter with strength 0 is left out. After that, the vectors of textual inversions replace whole rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from safelight.errors import IntegrityError
 from safelight.memory.lease import Lease
 from safelight.weights.adapter_formulas import add, reads_weight
-from safelight.weights.adapter_parts import WeightChange
+from safelight.weights.adapter_mapping import WeightChange
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import Overlay, with_overlays
@@ -83,28 +83,31 @@ def stack_adapters(
     active = sorted((layer for layer in active if layer.changes), key=lambda layer: layer.content_key)
     if not active and not replacements:
         return base
-    sums: dict[str, list[tuple[AdapterLayer, WeightChange, float]]] = {}
+    changes_by_weight: dict[str, list[tuple[AdapterLayer, WeightChange, float]]] = {}
     for layer in active:
         for change, strength in layer.changes:
-            sums.setdefault(change.target, []).append((layer, change, strength))
+            changes_by_weight.setdefault(change.target, []).append((layer, change, strength))
     rows: dict[str, list[RowReplacement]] = {}
     for replacement in sorted(replacements, key=lambda replacement: replacement.content_key):
         rows.setdefault(replacement.target, []).append(replacement)
-    touched = sums.keys() | rows.keys()
+    touched = changes_by_weight.keys() | rows.keys()
     largest = max(math.prod(tensor.shape) for tensor in base.tensors if tensor.name in touched)
     sources = {item.source.digest: item.source for item in (*active, *replacements)}
 
     @contextmanager
-    def recipes() -> Generator[Mapping[str, Overlay]]:
+    def open_overlays() -> Generator[Mapping[str, Overlay]]:
         with ExitStack() as stack:
             leases = {digest: _VerifiedLease(stack.enter_context(leasing(held))) for digest, held in sources.items()}
-            yield {name: Overlay(_recipe(sums.get(name, ()), rows.get(name, ()), leases)) for name in touched}
+            yield {
+                name: Overlay(_overlay_function(changes_by_weight.get(name, ()), rows.get(name, ()), leases))
+                for name in touched
+            }
 
     content = hash_texts(
         *(layer.content_key for layer in active), *sorted(replacement.content_key for replacement in replacements)
     )
-    working = TENSORS_AT_ONCE * largest * torch.float32.itemsize
-    return with_overlays(base, content, frozenset(touched), recipes, working, tuple(sorted(sources)))
+    working_bytes = TENSORS_AT_ONCE * largest * torch.float32.itemsize
+    return with_overlays(base, content, frozenset(touched), open_overlays, working_bytes, tuple(sorted(sources)))
 
 
 class _VerifiedLease:
@@ -116,9 +119,9 @@ class _VerifiedLease:
     def lease(self) -> Lease:
         """Return the verified lease. Raises IntegrityError if bytes in memory differ from those that were read."""
         if not self._verified:
-            for index, held in self._lease.residents.items():
+            for index, resident in self._lease.residents.items():
                 if not self._lease.intact(index):
-                    first = held.target.segment.tensors[0]
+                    first = resident.buffer.segment.tensors[0]
                     raise IntegrityError(first.path, first.name, "was corrupted in memory", "It will be read again.")
             self._verified = True
         return self._lease
@@ -128,15 +131,15 @@ def _active_changes(layer: AdapterLayer) -> tuple[tuple[WeightChange, float], ..
     return tuple((change, strength) for change, strength in layer.changes if strength != 0)
 
 
-def _recipe(
-    what: Sequence[tuple[AdapterLayer, WeightChange, float]],
+def _overlay_function(
+    changes: Sequence[tuple[AdapterLayer, WeightChange, float]],
     replacements: Sequence[RowReplacement],
     leases: Mapping[str, _VerifiedLease],
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def apply(weight: torch.Tensor) -> torch.Tensor:
         wide = weight.float()
-        total = wide.clone() if wide is weight or any(reads_weight(change) for _, change, _ in what) else wide
-        for layer, change, strength in what:
+        total = wide.clone() if wide is weight or any(reads_weight(change) for _, change, _ in changes) else wide
+        for layer, change, strength in changes:
             with leases[layer.source.digest].lease().use_tensors(list(change.slots.values())) as tensors:
                 slots = dict(zip(change.slots, tensors, strict=True))
                 tensors.clear()

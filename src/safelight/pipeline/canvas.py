@@ -18,7 +18,7 @@ from PIL import ImageFilter, ImageOps
 from safelight.boundary import pictures
 from safelight.catalog.inputs import Inputs
 from safelight.errors import RequestError
-from safelight.request.parts import Resize
+from safelight.request.adapters import Resize
 from safelight.request.schema import Request
 
 Box = tuple[int, int, int, int]

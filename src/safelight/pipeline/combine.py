@@ -26,7 +26,7 @@ def combine(contents: Contents, leasing: Leasing) -> Model:
         layers = [
             AdapterLayer(
                 one.adapter.component,
-                tuple((part, one.strength(base.role, part.block)) for part in one.fit.changes.get(base.role, ())),
+                tuple((part, one.strength(base.role, part.block)) for part in one.match.changes.get(base.role, ())),
                 one.scale(base.role),
             )
             for one in contents.loras

@@ -6,7 +6,7 @@ import contextlib
 
 from safelight.catalog.model import Model
 from safelight.errors import OutOfMemoryError
-from safelight.memory.prefetch import fill
+from safelight.memory.prefetch import prefetch_component
 from safelight.memory.segments import component_key
 from safelight.pipeline.resources import Resources, dtype_of
 from safelight.pipeline.stages import skeleton_key
@@ -24,7 +24,9 @@ def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
 def prefetch(model: Model, resources: Resources) -> bool:
     """Prefetch as much of a model as fits without evicting anything. Returns whether all of it is resident."""
     return all(
-        fill(resources.residency, model.manifest.component(role), dtype_of(resources.run_settings, model.family, role))
+        prefetch_component(
+            resources.residency, model.manifest.component(role), dtype_of(resources.run_settings, model.family, role)
+        )
         for role in model.family.roles
     )
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from safelight.devices.transfer import checksum_of
-from safelight.families.computing import PromptField, Tensors, TextInput, TextInputs, computing
 from safelight.families.family import Family
+from safelight.families.family_model import PromptField, Tensors, TextInput, TextInputs, family_model
 from safelight.families.features import Feature
-from safelight.pipeline.denoise import Conditions
+from safelight.pipeline.denoise import ConditionsByStep
 from safelight.pipeline.guidance import Condition
-from safelight.request.prompts.editing import of_request
+from safelight.request.prompts.editing import prompt_per_step_of
 from safelight.request.prompts.words import Words
 from safelight.request.run_settings import RunSettings
 from safelight.request.schema import Request
@@ -40,8 +40,11 @@ class Prompts:
     def of(cls, request: Request, family: Family) -> Prompts:
         """Return the texts of a request. Raises RequestError for an edit that cannot be parsed."""
         if request.prompt_syntax == "compel" or Feature.PROMPT_WEIGHTS not in family.features:
-            return cls([request.prompt] * request.steps_done, [request.negative] * request.steps_done)
-        return cls(of_request(request, request.prompt, "prompt"), of_request(request, request.negative, "negative"))
+            return cls([request.prompt] * request.computed_steps, [request.negative] * request.computed_steps)
+        return cls(
+            prompt_per_step_of(request, request.prompt, "prompt"),
+            prompt_per_step_of(request, request.negative, "negative"),
+        )
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -68,13 +71,16 @@ class TextEncoderCall:
     family: Family
     role: str
     component: ComponentManifest
-    run: RunSettings
+    run_settings: RunSettings
     request: Request
     words: Words
 
     def key(self, text: TextInput) -> str:
         """Hash everything that the output depends on (rows STATE 13 and 14 of docs/corruption.md)."""
-        run, over = self.run, self.component.overlay_digest if isinstance(self.component, OverlaidComponent) else ""
+        run, over = (
+            self.run_settings,
+            self.component.overlay_digest if isinstance(self.component, OverlaidComponent) else "",
+        )
         how = [run.device, run.hardware, run.dtype, run.attention, run.attention_slice_size, run.threads]
         what = [self.family.name, self.role, self.component.digest, over]
         asked = [self.request.clip_skip, self.request.prompt_syntax]
@@ -82,14 +88,14 @@ class TextEncoderCall:
 
     def inputs(self, texts: Sequence[PromptField]) -> TextInputs:
         """Tokenize texts. Raises RequestError for what cannot be parsed."""
-        return computing(self.family).text_inputs(self.family, self.role, self.request, texts, self.words)
+        return family_model(self.family).text_inputs(self.family, self.role, self.request, texts, self.words)
 
     def encode(
         self, inputs: Sequence[TextInput], device: torch.device, modules: Sequence[nn.Module], leases: object = None
     ) -> list[Tensors]:
         """Run the bound encoder, the only one of ``modules``, on each input."""
         del leases
-        model = computing(self.family)
+        model = family_model(self.family)
         return model.encode_texts(self.family, self.role, modules[0], self.request, inputs, self.words, device)
 
 
@@ -172,12 +178,12 @@ def _sums(encoded: Tensors) -> list[str]:
 
 def conditions(
     family: Family, encoded: Mapping[str, Mapping[PromptField, Tensors]], prompts: Prompts, reads_negative: bool
-) -> Conditions:
+) -> ConditionsByStep:
     """Return the conditions of all steps, from what each text encoder returned for each text.
 
     ``reads_negative``: the guidance reads the negative prompt.
     """
-    model = computing(family)
+    model = family_model(family)
     each = [
         Condition(
             model.condition(encoded, ("prompt", prompt)),
@@ -185,4 +191,4 @@ def conditions(
         )
         for prompt, negative in prompts.pairs
     ]
-    return Conditions(each, prompts.index_by_step)
+    return ConditionsByStep(each, prompts.index_by_step)

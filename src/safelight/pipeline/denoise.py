@@ -1,7 +1,7 @@
 """The denoising loop: the same for every family, sampler and task.
 
 Within a step the order is fixed: the prompts of the step, ControlNets, the denoiser, guidance, the sampler, the mask,
-and then whoever watches (gates, previews, memory). The parity tests compare the latents bit for bit with those of
+and last ``on_call`` (gates, previews, memory). The parity tests compare the latents bit for bit with those of
 diffusers' pipelines.
 """
 
@@ -17,16 +17,16 @@ from torch import nn
 
 from safelight.boundary import pictures
 from safelight.boundary.pictures import EncodedPicture
-from safelight.families.computing import Call, FamilyModel
 from safelight.families.family import Family
+from safelight.families.family_model import Call, FamilyModel
 from safelight.pipeline import noise
 from safelight.pipeline.guidance import Condition, Guidance
 from safelight.pipeline.samplers import WHOLE, SamplerRun
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
-    """The conditions of an image's steps.
+class ConditionsByStep:
+    """The condition of each step of an image.
 
     ``each``: the distinct conditions.
     ``index_by_step``: the index into ``each`` for each step.
@@ -35,9 +35,9 @@ class Conditions:
     each: Sequence[Condition]
     index_by_step: Sequence[int] = (0,)
 
-    def between(self, first: int, last: int) -> Conditions:
+    def between(self, first: int, last: int) -> ConditionsByStep:
         """Return the conditions for the steps ``first`` (from 0) up to, not including, ``last``."""
-        return Conditions(self.each, self.index_by_step[first:last])
+        return ConditionsByStep(self.each, self.index_by_step[first:last])
 
     def index_at(self, share: float) -> int:
         """Return the index into ``each`` after ``share`` (0 to 1) of the steps.
@@ -54,8 +54,7 @@ class Start:
 
     ``strength``: denoising strength, the share of the steps to run.
     ``latents``: (1, channels, h, w), or None for ``encoded``.
-    ``encoded``: the encoded picture. With a mask, a second one follows: the picture without the part under the white of
-    the mask.
+    ``encoded``: the encoded picture. With a mask, a second one follows: the masked image, diffusers' ``masked_image``.
     ``mask``: white where the picture is drawn again.
     """
 
@@ -71,12 +70,12 @@ class Denoised:
 
     ``latents``: (1, channels, h, w).
     ``mask``: the mask, if the loop kept the input picture where the mask is black; else None.
-    ``random``: the state of the generator of noise.
+    ``generator_state``: the state of the generator of noise.
     """
 
     latents: torch.Tensor
     mask: LatentMask | None
-    random: torch.Tensor
+    generator_state: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class BoundControlNet:
 
 
 @dataclass(frozen=True, slots=True)
-class Denoising:
+class DenoiseInputs:
     """Everything that the loop works with.
 
     ``denoiser``: bound.
@@ -109,8 +108,9 @@ class Denoising:
     ``takes_mask``: the denoiser has the mask and the masked picture as inputs (a checkpoint for inpainting).
     ``image``: the encoded picture whose latents the denoiser has as inputs; None if it has no such inputs.
     ``variation``: changes the noise, for variations of a seed.
-    ``part``: the part of the noise levels to run; see :meth:`safelight.pipeline.samplers.SamplerRun.begin`.
-    ``calls``: the number of denoiser calls to which the shares of ControlNets refer; 0 for those of this loop.
+    ``denoising_range``: the range of noise levels to run; see :meth:`safelight.pipeline.samplers.SamplerRun.begin`.
+    ``total_denoiser_calls``: of base and refiner together. The start and end of a ControlNet are shares of it. 0: this
+    loop's own number.
     ``on_call``: called after each call of the denoiser with its index (from 0) and the latents. It may raise to stop.
     """
 
@@ -118,7 +118,7 @@ class Denoising:
     model: FamilyModel
     denoiser: nn.Module
     sampler: SamplerRun
-    conditions: Conditions
+    conditions: ConditionsByStep
     guidance: Guidance
     steps: int
     seed: int
@@ -131,21 +131,21 @@ class Denoising:
     takes_mask: bool = False
     image: EncodedPicture | None = None
     variation: Callable[[torch.Tensor], torch.Tensor] | None = None
-    part: tuple[float, float] = WHOLE
-    calls: int = 0
+    denoising_range: tuple[float, float] = WHOLE
+    total_denoiser_calls: int = 0
 
 
-def denoise(work: Denoising) -> Denoised:
+def denoise(work: DenoiseInputs) -> Denoised:
     """Run the loop."""
     with torch.no_grad():
         generator = torch.Generator("cpu").manual_seed(work.seed)
         strength = work.start.strength if isinstance(work.start, Start) else None
-        timesteps = work.sampler.begin(work.steps, work.device, strength, work.part)
+        timesteps = work.sampler.begin(work.steps, work.device, strength, work.denoising_range)
         latents, mask = _first_latents(work, timesteps, generator)
         guidance = work.guidance
         controls = [(control, _control_tensor(control, work)) for control in work.controls]
         extra = guidance.inputs(_inputs(work, mask))
-        calls = work.calls or len(timesteps)
+        calls = work.total_denoiser_calls or len(timesteps)
         for index, timestep in enumerate(timesteps):
             condition = work.conditions.each[work.conditions.index_at(index / len(timesteps))]
             rows = work.sampler.scale_input(guidance.latents(latents), timestep)
@@ -169,39 +169,42 @@ class LatentMask:
     """A mask in latents.
 
     ``mask``: 1 where the picture is drawn again, (1, 1, h, w).
-    ``masked``: latents of the picture where the mask is black.
-    ``picture``: latents of the picture.
+    ``masked_image_latents``: latents of the masked image.
+    ``image_latents``: latents of the picture; None for an inpainting checkpoint at denoising strength 1.
     ``noise``: the noise that denoising started from.
     """
 
     mask: torch.Tensor
-    masked: torch.Tensor
-    picture: torch.Tensor | None
+    masked_image_latents: torch.Tensor
+    image_latents: torch.Tensor | None
     noise: torch.Tensor
 
     def blend(self, latents: torch.Tensor, sampler: SamplerRun, following: torch.Tensor | None) -> torch.Tensor:
-        """Put the picture, with the noise of the ``following`` step, where the mask is black. None: the last step."""
-        assert self.picture is not None
-        picture = self.picture
+        """Restore the image latents where the mask is black, noised to timestep ``following``.
+
+        ``following``: None after the last step: no noise.
+        """
+        assert self.image_latents is not None
+        image_latents = self.image_latents
         if following is not None:
-            picture = sampler.add_noise(picture, self.noise, torch.tensor([following]))
-        return (1 - self.mask) * picture + self.mask * latents
+            image_latents = sampler.add_noise(image_latents, self.noise, torch.tensor([following]))
+        return (1 - self.mask) * image_latents + self.mask * latents
 
 
-def _inputs(work: Denoising, mask: LatentMask | None) -> tuple[torch.Tensor, ...]:
+def _inputs(work: DenoiseInputs, mask: LatentMask | None) -> tuple[torch.Tensor, ...]:
     """Return the inputs of the denoiser besides the latents, each with one row."""
     if work.image is not None:
         return (work.image.distribution.mode().to(work.dtype),)
-    return (mask.mask, mask.masked) if mask is not None and work.takes_mask else ()
+    return (mask.mask, mask.masked_image_latents) if mask is not None and work.takes_mask else ()
 
 
 def _first_latents(
-    work: Denoising, timesteps: torch.Tensor, generator: torch.Generator
+    work: DenoiseInputs, timesteps: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, LatentMask | None]:
     """Return the latents of the first step. Random numbers are drawn in the order of diffusers' pipelines."""
     start, variation = work.start, work.variation or _identity
     if isinstance(start, Denoised):
-        generator.set_state(start.random)
+        generator.set_state(start.generator_state)
         return start.latents, start.mask
     if start is None:
         drawn = torch.randn(work.shape, generator=generator, dtype=torch.float32).to(work.dtype).to(work.device)
@@ -232,27 +235,31 @@ def _identity(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _draw_noise(work: Denoising, generator: torch.Generator) -> torch.Tensor:
+def _draw_noise(work: DenoiseInputs, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(work.shape, generator=generator, dtype=work.dtype).to(work.device)
 
 
-def _sample_latents(encoded: EncodedPicture, generator: torch.Generator, work: Denoising) -> torch.Tensor:
+def _sample_latents(encoded: EncodedPicture, generator: torch.Generator, work: DenoiseInputs) -> torch.Tensor:
     """Draw a picture's latents from the distribution that the VAE returned."""
-    form = work.family.latents
+    latent_format = work.family.latents
     latents = encoded.distribution.sample(generator)
-    if form.cast_first:
+    if latent_format.cast_first:
         latents = latents.to(work.dtype)
-    scaled = (latents - form.shift) * form.factor if form.shift else form.factor * latents
+    scaled = (
+        (latents - latent_format.shift) * latent_format.factor
+        if latent_format.shift
+        else latent_format.factor * latents
+    )
     return scaled.to(work.dtype)
 
 
-def _control_tensor(control: BoundControlNet, work: Denoising) -> torch.Tensor:
+def _control_tensor(control: BoundControlNet, work: DenoiseInputs) -> torch.Tensor:
     tensor = pictures.control_picture(control.picture, work.family.latents.scale)
     return tensor.to(device=work.device, dtype=work.dtype)
 
 
 def _control_outputs(
-    work: Denoising, control: BoundControlNet, picture: torch.Tensor, call: Call
+    work: DenoiseInputs, control: BoundControlNet, picture: torch.Tensor, call: Call
 ) -> tuple[torch.Tensor, ...]:
     """Return what a ControlNet adds in this call."""
     call = replace(call, control=(), extra=())

@@ -18,17 +18,18 @@ from safelight.errors import NotFiniteError
 from safelight.memory.lease import Lease
 from safelight.pipeline import noise, preprocess, upscale
 from safelight.pipeline.canvas import make_canvas, resize_for_control
-from safelight.pipeline.checks import added, latents
+from safelight.pipeline.checks import added as extension_checks
+from safelight.pipeline.checks import latents as latent_checks
 from safelight.pipeline.components import component_keys
 from safelight.pipeline.denoise import Denoised, Start
 from safelight.pipeline.model_stages import ModelStages, Pass
 from safelight.pipeline.resources import TORCH_DTYPES, Resources
 from safelight.pipeline.sizes import enlarged
 from safelight.pipeline.stages import Clock, Task
+from safelight.request.adapters import Control
 from safelight.request.job import Job
-from safelight.request.parts import Control
 from safelight.request.results import OnProgress, Preview, Progress, Repair, Stage
-from safelight.resolve.check import as_computed
+from safelight.resolve.check import with_effective_strength
 
 WIDER = {"fp16": "fp32", "bf16": "fp32"}
 """The dtype in which a VAE computes again after NaN or infinity."""
@@ -75,18 +76,18 @@ class ImagePipeline:
         self._index = index
         self._on_progress = on_progress
         self._denoised: Denoised | None = None
-        self._refiner: ModelStages | None = None
+        self._refiner_stages: ModelStages | None = None
         if refiner is not None:
             refiner = _with_vae_of(model, refiner)
-            self._refiner = ModelStages(job, refiner, resources, self.clock, self.repairs)
+            self._refiner_stages = ModelStages(job, refiner, resources, self.clock, self.repairs)
             resources = replace(
                 resources, upcoming=(*component_keys(refiner, resources.run_settings), *resources.upcoming)
             )
-        self._model = ModelStages(job, model, resources, self.clock, self.repairs)
+        self._model_stages = ModelStages(job, model, resources, self.clock, self.repairs)
         self._device = resources.device.torch
         self._family = model.family
         # The metadata records the user's request, not this computed one.
-        self._computed = as_computed(request, model)
+        self._effective_request = with_effective_strength(request, model)
         self.width = request.width or model.resolution
         self.height = request.height or model.resolution
         self._canvas = make_canvas(request, resources.inputs, self.width, self.height)
@@ -108,11 +109,11 @@ class ImagePipeline:
         """Make the image. Returns uint8 (h, w, 3), in host memory."""
         self._report("switch", 0, 1)
         first, size = self._first_pass(), self.width * self.height
-        conditions = self._model.conditions(size)
-        refined = conditions if self._refiner is None else self._refiner.conditions(size)
+        conditions = self._model_stages.conditions(size)
+        refined = conditions if self._refiner_stages is None else self._refiner_stages.conditions(size)
         self._report("encode", 1, 1)
         for this_pass in self._passes(first):
-            model = self._refiner if this_pass.refines else self._model
+            model = self._refiner_stages if this_pass.refines else self._model_stages
             assert model is not None
             controls = () if this_pass.refines else self._control_pictures(this_pass)
             variation = self._variation if not isinstance(this_pass.start, Denoised) else None
@@ -131,13 +132,13 @@ class ImagePipeline:
         if self.request.hires_scale > 1:
             yield first
             last = self._hires_pass(self._result().latents)
-        if self._refiner is None:
+        if self._refiner_stages is None:
             yield last
             return
-        share, calls = self.request.refiner_start, self._model.calls(last)
-        before = self._model.calls(replace(last, part=(0.0, share)))
+        share, calls = self.request.refiner_start, self._model_stages.count_denoiser_calls(last)
+        before = self._model_stages.count_denoiser_calls(replace(last, denoising_range=(0.0, share)))
         if before == calls:
-            self.notes.append(f"refiner_start: no step comes after {share:g} of the noise levels, so none was refined")
+            self.notes.append(f"refiner_start {share:g} leaves no step for the refiner; it was not used")
             yield last
         elif not before:
             # The picture has less noise than the refiner starts with: all steps are the refiner's.
@@ -145,10 +146,17 @@ class ImagePipeline:
         else:
             done = max(1, min(last.steps_to_run - 1, round(before / calls * last.steps_to_run)))
             rest = max(1, last.steps_to_run - done)
-            yield replace(last, part=(0.0, share), steps_to_run=done, calls=calls)
+            yield replace(last, denoising_range=(0.0, share), steps_to_run=done, total_denoiser_calls=calls)
             at = last.earlier_steps + last.steps_to_run - rest
-            part = (share, 1.0)
-            yield replace(last, start=self._result(), part=part, steps_to_run=rest, earlier_steps=at, refines=True)
+            denoising_range = (share, 1.0)
+            yield replace(
+                last,
+                start=self._result(),
+                denoising_range=denoising_range,
+                steps_to_run=rest,
+                earlier_steps=at,
+                refines=True,
+            )
 
     def _result(self) -> Denoised:
         """Return the result of the last run of the loop."""
@@ -156,12 +164,12 @@ class ImagePipeline:
         return self._denoised
 
     def _first_pass(self) -> Pass:
-        given, steps = self._canvas, self._computed.first_steps
+        given, steps = self._canvas, self._effective_request.first_steps
         from_noise = Pass(self.width, self.height, None, self.request.steps, steps)
         if given is None:
             return from_noise
         start = self._start(given.picture, given.mask, self.request.strength)
-        if self._model.denoiser_inputs == "image":
+        if self._model_stages.denoiser_inputs == "image":
             return replace(from_noise, image=start.encoded[0])
         return replace(from_noise, start=start)
 
@@ -182,20 +190,22 @@ class ImagePipeline:
     def _start(self, picture: Any, mask: Any | None, strength: float) -> Start:
         """Encode a picture, and the masked picture if there is a mask, as the start of a pass."""
 
-        def encoded(name: str) -> list[EncodedPicture]:
+        def encoded(dtype_name: str) -> list[EncodedPicture]:
             def compute(modules: list[nn.Module], _: list[Lease]) -> list[EncodedPicture]:
-                form, encode = self._family.latents, self._model.computing.encode_picture
-                return encode(form, modules[0], picture, mask, self._device, self.tile)
+                latent_format, encode = self._family.latents, self._model_stages.family_model.encode_picture
+                return encode(latent_format, modules[0], picture, mask, self._device, self.tile)
 
-            passes = 1 + (mask is not None)
-            task = self._vae_task("encode", picture.width * picture.height, "-encoder", passes, before_all_others=True)
-            found = self._with_vae(task, name, compute)
+            forward_passes = 1 + (mask is not None)
+            task = self._vae_task(
+                "encode", picture.width * picture.height, "-encoder", forward_passes, is_first_stage=True
+            )
+            found = self._with_vae(task, dtype_name, compute)
             with self.clock.gates():
                 for one in found:
-                    latents.require_finite(one.numbers, "the VAE, encoding,", name)
+                    latent_checks.require_finite(one.values, "the VAE, encoding,", dtype_name)
             return found
 
-        return Start(strength, encoded=self._run_vae_widening(encoded), mask=mask)
+        return Start(strength, encoded=self._run_vae_with_fp32_fallback(encoded), mask=mask)
 
     def _report(self, stage: Stage, step: int, steps: int, preview: Preview | None = None) -> None:
         memory = self.resources.report() if stage in ("switch", "encode") or step == 1 else None
@@ -221,32 +231,34 @@ class ImagePipeline:
         Raises NotFiniteError for NaN or infinity. Marks the image if latents are larger than noise can be.
         """
         step = this_pass.earlier_steps + call * this_pass.steps_to_run // calls + 1
-        form = self._family.latents
+        latent_format = self._family.latents
         with self.clock.gates():
-            highest = latents.require_finite(values, f"the denoiser, at step {step},", self.run_settings.dtype)
-            allowed = latents.largest_allowed(sigma, form.largest)
+            highest = latent_checks.require_finite(values, f"the denoiser, at step {step},", self.run_settings.dtype)
+            allowed = latent_checks.largest_allowed(sigma, latent_format.largest)
             if highest > allowed and not self.marks:
                 self.marks.append(f"latents reached {highest:.0f} at step {step}; at most {allowed:.0f} is plausible")
         previews = self.resources.previews
-        preview = None if previews is None else previews.of(self._vae, values, form.colours)
-        self._report("denoise", step, self._computed.steps_done, preview)
+        preview = None if previews is None else previews.of(self._vae, values, latent_format.latent_rgb_factors)
+        self._report("denoise", step, self._effective_request.computed_steps, preview)
 
     def _decode(self, values: torch.Tensor) -> torch.Tensor:
-        decoded = self._run_vae_widening(lambda name: self._decoded(values, name))
+        decoded = self._run_vae_with_fp32_fallback(lambda dtype_name: self._decoded(values, dtype_name))
         pixels = pictures.to_pixels(decoded)[0]
 
         def again() -> torch.Tensor:
-            return pictures.to_pixels(self._run_vae_widening(lambda name: self._decoded(values, name)))[0]
+            return pictures.to_pixels(
+                self._run_vae_with_fp32_fallback(lambda dtype_name: self._decoded(values, dtype_name))
+            )[0]
 
         with self.clock.gates():
             self.marks += self.resources.appearance_check.marks(self._vae, values, pixels, again)
-            self.marks += added.marks(values, pixels)
+            self.marks += extension_checks.marks(values, pixels)
         if self.resources.previews is not None:
             self.resources.previews.learn(self._vae, values, pixels)
         return pixels
 
-    def _run_vae_widening(self, compute: Callable[[str], Result]) -> Result:
-        """Run the VAE in its dtype. If the result is not finite, run it again in a wider dtype."""
+    def _run_vae_with_fp32_fallback(self, compute: Callable[[str], Result]) -> Result:
+        """Run the VAE in its dtype. If the result is not finite, run it again in fp32."""
         try:
             return compute(self.run_settings.vae_dtype)
         except NotFiniteError as error:
@@ -259,26 +271,28 @@ class ImagePipeline:
             self.run_settings = replace(self.run_settings, vae_dtype=wider)
             return found
 
-    def _decoded(self, values: torch.Tensor, name: str) -> torch.Tensor:
+    def _decoded(self, values: torch.Tensor, dtype_name: str) -> torch.Tensor:
         def compute(modules: list[nn.Module], _: list[Lease]) -> torch.Tensor:
-            form, decode = self._family.latents, self._model.computing.decode
-            return decode(form, modules[0], values.to(TORCH_DTYPES[name]), self.tile)
+            latent_format, decode = self._family.latents, self._model_stages.family_model.decode
+            return decode(latent_format, modules[0], values.to(TORCH_DTYPES[dtype_name]), self.tile)
 
         size = values.shape[-1] * values.shape[-2] * self._family.latents.scale**2
-        decoded = self._with_vae(self._vae_task("decode", size, "", 1), name, compute)
+        decoded = self._with_vae(self._vae_task("decode", size, "", 1), dtype_name, compute)
         with self.clock.gates():
-            latents.require_finite(decoded, "the VAE", name)
+            latent_checks.require_finite(decoded, "the VAE", dtype_name)
         return decoded
 
-    def _vae_task(self, name: str, size: int, variant: str, passes: int, before_all_others: bool = False) -> Task:
+    def _vae_task(self, name: str, size: int, variant: str, forward_passes: int, is_first_stage: bool = False) -> Task:
         """Return the task of a VAE call on ``size`` pixels. With tiling, the VAE sees one tile at a time."""
         pixels = min(size, self.tile**2) if self.tile else size
         variant += f"-by{self.tile}" if self.tile else ""
-        return Task(name, pixels, passes, variant, before_all_others, self.request.seamless)
+        return Task(name, pixels, forward_passes, variant, is_first_stage, self.request.seamless)
 
-    def _with_vae(self, task: Task, name: str, compute: Callable[[list[nn.Module], list[Lease]], Result]) -> Result:
+    def _with_vae(
+        self, task: Task, dtype_name: str, compute: Callable[[list[nn.Module], list[Lease]], Result]
+    ) -> Result:
         vae = self.model.manifest.component(self._family.vae)
-        return self._model.stages.run(task, self.run_settings, [(vae, TORCH_DTYPES[name])], compute)
+        return self._model_stages.stages.run(task, self.run_settings, [(vae, TORCH_DTYPES[dtype_name])], compute)
 
 
 def _with_vae_of(model: Model, refiner: Model) -> Model:

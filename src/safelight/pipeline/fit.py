@@ -8,7 +8,8 @@ from safelight.catalog.model import Model
 from safelight.devices import choice
 from safelight.errors import OutOfMemoryError
 from safelight.memory.plan import Refusal
-from safelight.memory.segments import cut
+from safelight.memory.refusal import cache_setting
+from safelight.memory.segments import split_into_segments
 from safelight.pipeline.resources import Resources, dtype_of
 from safelight.pipeline.stages import Task, describe_stage, plan_uses
 from safelight.request.schema import Request
@@ -30,7 +31,7 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
         task = Task("", width * height, request.steps)
         workload = describe_stage([(component, dtype)], resources.run_settings, task)
         [use] = plan_uses(model, resources, [(component, dtype)], workload, task)
-        total = sum(segment.nbytes for segment in cut(component, dtype))
+        total = sum(segment.nbytes for segment in split_into_segments(component, dtype))
         decided = resources.residency.plan_lease(component, dtype, use)
         streamed = 0
         if isinstance(decided, Refusal):
@@ -79,7 +80,8 @@ def _advice(resources: Resources, components: list[dict[str, Any]]) -> list[str]
     advice: list[str] = []
     largest = max(c["total"] + (0 if most is not None else c["working"]) for c in components)
     if most is not None and most < budget:
-        advice.append(f"max_cache_ram_gb of {largest / 2**30 + 0.001:.3f} would hold the largest component whole")
+        setting = cache_setting(resources.residency.place)
+        advice.append(f"{setting} of {largest / 2**30 + 0.001:.3f} would hold the largest component whole")
     else:
         advice.append(
             f"{max(0, largest - budget) / 1e6:,.0f} MB more free memory would hold the largest component whole"

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import torch
 
-from safelight.families.computing import Tensors
 from safelight.families.family import GuidanceKind
+from safelight.families.family_model import Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Condition:
 class Row:
     """What the denoiser sees in one row of a call.
 
-    ``prompt``: the prompt; if False, the negative prompt.
-    ``inputs``: the further input channels; if False, zeros.
+    ``prompt``: True for the prompt, False for the negative prompt.
+    ``inputs``: whether this batch entry gets the extra input channels (image latents) or zeros.
     """
 
     prompt: bool = True
@@ -38,7 +38,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Guidance(ABC):
-    """``scale``: how strongly the image follows the prompt. Subclasses list their rows; one row has the prompt."""
+    """Builds the batch for one denoiser call and combines its predictions.
+
+    ``scale``: how strongly the image follows the prompt.
+    ``rows``: the batch entries of the subclass; one has the prompt.
+    """
 
     rows: ClassVar[tuple[Row, ...]]
     scale: float

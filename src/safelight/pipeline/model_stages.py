@@ -12,20 +12,20 @@ from torch import nn
 
 from safelight.boundary.pictures import EncodedPicture
 from safelight.catalog.model import Model
-from safelight.families.computing import PromptField, Tensors, computing
 from safelight.families.family import CONTROLNET
+from safelight.families.family_model import PromptField, Tensors, family_model
 from safelight.memory.lease import Lease
 from safelight.pipeline import conditioning, guidance, noise, samplers
-from safelight.pipeline.checks import latents
+from safelight.pipeline.checks import latents as latent_checks
 from safelight.pipeline.conditioning import Prompts, TextEncoderCall, TextOutputs
-from safelight.pipeline.denoise import BoundControlNet, Conditions, Denoised, Denoising, Start, denoise
+from safelight.pipeline.denoise import BoundControlNet, ConditionsByStep, Denoised, DenoiseInputs, Start, denoise
 from safelight.pipeline.resources import TORCH_DTYPES, Resources
 from safelight.pipeline.samplers import WHOLE, SamplerRun
 from safelight.pipeline.stages import Clock, Stages, Task
+from safelight.request.adapters import Control
 from safelight.request.job import Job
-from safelight.request.parts import Control
 from safelight.request.results import Repair
-from safelight.resolve.check import as_computed
+from safelight.resolve.check import with_effective_strength
 
 MAX_CALLS_PER_STEP = 2
 """Samplers of second order call the denoiser twice in a step."""
@@ -48,9 +48,9 @@ class Pass:
     ``steps``: length of the schedule.
     ``steps_to_run``: how many of these steps this pass runs.
     ``earlier_steps``: steps of the image that earlier passes ran.
-    ``part``: the part of the noise levels; see :meth:`safelight.pipeline.samplers.SamplerRun.begin`.
-    ``calls``: the number of denoiser calls of the model and its refiner together, for the shares of ControlNets; 0 for
-    a pass that the model runs alone, and for the refiner's, which has no ControlNets.
+    ``denoising_range``: the range of noise levels; see :meth:`safelight.pipeline.samplers.SamplerRun.begin`.
+    ``total_denoiser_calls``: the number for base and refiner together, of which the start and end of a ControlNet are
+    shares; 0 for this pass's own number. It is set only if a refiner follows: the refiner's pass has no ControlNets.
     ``image``: the picture whose latents are inputs of the denoiser.
     ``refines``: the refiner computes it.
     """
@@ -61,8 +61,8 @@ class Pass:
     steps: int
     steps_to_run: int
     earlier_steps: int = 0
-    part: tuple[float, float] = WHOLE
-    calls: int = 0
+    denoising_range: tuple[float, float] = WHOLE
+    total_denoiser_calls: int = 0
     image: EncodedPicture | None = None
     refines: bool = False
 
@@ -81,58 +81,60 @@ class ModelStages:
         self.model = model
         self.family = model.family
         self.stages = Stages(model, resources, clock, repairs)
-        self.computing = computing(model.family)
-        self.denoiser_inputs = model.family.variants[model.variant].inputs
+        self.family_model = family_model(model.family)
+        self.denoiser_inputs = model.family.variants[model.variant].extra_input_channels
         self._job = job
         self._request = request
         self._resources = resources
-        self._run = resources.run_settings
+        self._run_settings = resources.run_settings
         self._dtype = TORCH_DTYPES[resources.run_settings.dtype]
         self._device = resources.device.torch
         kind = model.family.guidance_of(model.variant)
         self._guidance = guidance.make_guidance(kind, request.cfg, request.image_cfg)
         self._negative_too = guidance.READS_NEGATIVE[kind]
 
-    def conditions(self, pixels: int) -> Conditions:
+    def conditions(self, pixels: int) -> ConditionsByStep:
         """Encode the prompts of all steps.
 
         ``pixels``: of the image, for the estimate of the working memory.
         Raises NotFiniteError if an embedding has NaN or infinity.
         """
-        prompts = Prompts.of(as_computed(self._request, self.model), self.family)
+        prompts = Prompts.of(with_effective_strength(self._request, self.model), self.family)
         texts = [pair for pair in prompts.texts if pair[0] == "prompt" or self._negative_too]
         encoded: dict[str, dict[PromptField, Tensors]] = {}
         for role in self.family.text_encoders:
             component = self.model.manifest.component(role)
-            call = TextEncoderCall(self.family, role, component, self._run, self._request, self._job.words or {})
+            call = TextEncoderCall(
+                self.family, role, component, self._run_settings, self._request, self._job.words or {}
+            )
             outputs = TextOutputs(call, texts, self._resources.embedding_cache)
             if outputs.missing:
-                task = Task("encode", pixels, sum(one.passes for one in outputs.missing.values()))
+                task = Task("encode", pixels, sum(one.forward_passes for one in outputs.missing.values()))
                 compute = partial(call.encode, list(outputs.missing.values()), self._device)
-                outputs.add(self.stages.run(task, self._run, [(component, self._dtype)], compute))
+                outputs.add(self.stages.run(task, self._run_settings, [(component, self._dtype)], compute))
             encoded[role] = outputs.on(self._device)
         found = conditioning.conditions(self.family, encoded, prompts, self._negative_too)
         with self.stages.clock.gates():
             for one in found.each:
                 for tensor in (*one.positive.values(), *(one.negative or {}).values()):
-                    latents.require_finite(tensor, "the text encoder", self._run.dtype)
+                    latent_checks.require_finite(tensor, "the text encoder", self._run_settings.dtype)
         return found
 
-    def calls(self, this_pass: Pass) -> int:
+    def count_denoiser_calls(self, this_pass: Pass) -> int:
         """Return how often a pass calls the denoiser."""
         strength = this_pass.start.strength if isinstance(this_pass.start, Start) else None
-        return len(self._sampler_run().begin(this_pass.steps, torch.device("cpu"), strength, this_pass.part))
+        return len(self._sampler_run().begin(this_pass.steps, torch.device("cpu"), strength, this_pass.denoising_range))
 
     def denoise(
         self,
         this_pass: Pass,
-        conditions: Conditions,
+        conditions: ConditionsByStep,
         controls: Sequence[tuple[Control, PILImage.Image]],
         variation: noise.Variation | None,
         on_call: OnCall,
     ) -> Denoised:
         """Run the denoising loop. ``controls``: the ControlNets of the model, each with its picture."""
-        form = self.family.latents
+        latent_format = self.family.latents
 
         def compute(modules: list[nn.Module], leases: list[Lease]) -> Denoised:
             sampler = self._sampler_run()
@@ -143,16 +145,21 @@ class ModelStages:
                     lease.adjust()
 
             return denoise(
-                Denoising(
+                DenoiseInputs(
                     self.family,
-                    self.computing,
+                    self.family_model,
                     modules[0],
                     sampler,
                     conditions.between(this_pass.earlier_steps, this_pass.earlier_steps + this_pass.steps_to_run),
                     self._guidance,
                     this_pass.steps,
                     self._request.seed,
-                    (1, form.channels, this_pass.height // form.scale, this_pass.width // form.scale),
+                    (
+                        1,
+                        latent_format.channels,
+                        this_pass.height // latent_format.scale,
+                        this_pass.width // latent_format.scale,
+                    ),
                     self._dtype,
                     self._device,
                     after,
@@ -161,14 +168,14 @@ class ModelStages:
                     self.denoiser_inputs == "mask",
                     this_pass.image,
                     variation,
-                    this_pass.part,
-                    this_pass.calls,
+                    this_pass.denoising_range,
+                    this_pass.total_denoiser_calls,
                 )
             )
 
         nets = [part for part in self.model.manifest.components if part.role == CONTROLNET]
         parts = [(part, self._dtype) for part in (self.model.manifest.component(self.family.denoiser), *nets)]
-        return self.stages.run(self._task(this_pass), self._run, parts, compute)
+        return self.stages.run(self._task(this_pass), self._run_settings, parts, compute)
 
     def _sampler_run(self) -> SamplerRun:
         request, model = self._request, self.model

@@ -1,4 +1,4 @@
-"""Noise from one CPU generator per image, and noise between that of two seeds."""
+"""Noise from one CPU generator per image, and noise interpolated between two seeds."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from safelight.extensions import Extensible, extensions, function
-from safelight.request.parts import PREPROCESSOR_GROUP, Control
+from safelight.request.adapters import PREPROCESSOR_GROUP, Control
 
 
 def preprocess(picture: PILImage.Image, control: Control) -> PILImage.Image:

@@ -19,17 +19,17 @@ class Previews:
     def __init__(self) -> None:
         self._maps: dict[str, torch.Tensor] = {}
 
-    def of(self, vae: str, latents: torch.Tensor, colours: Sequence[Sequence[float]]) -> Preview:
+    def of(self, vae: str, latents: torch.Tensor, latent_rgb_factors: Sequence[Sequence[float]]) -> Preview:
         """Draw a preview.
 
         ``vae``: the VAE's digest.
         ``latents``: (1, channels, h, w), on any device.
-        ``colours``: the family's map, :attr:`safelight.families.family.Latents.colours`.
+        ``latent_rgb_factors``: the family's map, :attr:`safelight.families.family.Latents.latent_rgb_factors`.
         """
         values = _columns(latents)
         _, channels, height, width = latents.shape
         known = self._maps.get(vae)
-        painted = values @ (_first(colours, channels) if known is None else known)
+        painted = values @ (_first(latent_rgb_factors, channels) if known is None else known)
         pixels = painted.clamp(0, 1).mul(255).round().to(torch.uint8)
         return Preview(pixels.contiguous().numpy().tobytes(), width, height)
 
@@ -43,10 +43,10 @@ class Previews:
         self._maps[vae] = torch.linalg.lstsq(_columns(latents), wanted, driver="gelsd").solution
 
 
-def _first(colours: Sequence[Sequence[float]], channels: int) -> torch.Tensor:
+def _first(latent_rgb_factors: Sequence[Sequence[float]], channels: int) -> torch.Tensor:
     """Return the family's map; without one, grey that follows the mean of the channels."""
-    if colours:
-        return torch.tensor(colours)
+    if latent_rgb_factors:
+        return torch.tensor(latent_rgb_factors)
     return torch.cat([torch.full((channels, 3), 0.5 / channels), torch.full((1, 3), 0.5)])
 
 

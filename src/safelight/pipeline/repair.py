@@ -2,7 +2,7 @@
 
 The cheapest attempt comes first:
 
-1. Compare the bytes in memory with their proofs.
+1. Compare the bytes in memory with their checksums.
 2. Read the weights from the file again.
 3. Copy synchronously.
 4. Compute with the reference attention.
@@ -53,14 +53,14 @@ SETTINGS: Mapping[str, str] = {
 class _Try:
     """One attempt.
 
-    resources: the attempt uses it.
-    helped: what helped, if the image passes.
-    found: the evidence against the suspect, if there is any.
+    ``resources``: for this attempt.
+    ``remedy``: the text that is recorded if this attempt succeeds.
+    ``found``: the evidence against the suspect, if there is any.
     """
 
     suspect: Suspect
     resources: Resources
-    helped: str
+    remedy: str
     found: str = ""
 
 
@@ -74,7 +74,7 @@ class Repairs:
 
     def __init__(self, tiers: Sequence[Residency], folder: Path, embedding_cache: EmbeddingCache) -> None:
         self._tiers = tuple(tiers)
-        self._conditionings = embedding_cache
+        self._embedding_cache = embedding_cache
         self._path = folder / COUNTS_FILE
 
     def make_and_repair(self, make: Make, model: Model, resources: Resources) -> Image:
@@ -89,13 +89,13 @@ class Repairs:
             return image
         clear_frames(first)
         for attempt in self._attempts(model, resources):
-            _log.warning("repairing an image", why=str(first), suspect=attempt.suspect, attempt=attempt.helped)
+            _log.warning("repairing an image", why=str(first), suspect=attempt.suspect, attempt=attempt.remedy)
             try:
                 image = make(attempt.resources)
             except NotFiniteError as error:
                 clear_frames(error)
                 continue
-            return self._repaired(image, Repair(attempt.suspect, attempt.found or str(first), attempt.helped))
+            return self._repaired(image, Repair(attempt.suspect, attempt.found or str(first), attempt.remedy))
         raise first
 
     def _attempts(self, model: Model, resources: Resources) -> Iterator[_Try]:
@@ -115,18 +115,18 @@ class Repairs:
             yield _Try("attention", with_reference, f"computed with attention_type: {REFERENCE}")
 
     def check(self, model: Model | None = None) -> list[str]:
-        """Compare the bytes in memory with their proofs, for one model or for all.
+        """Compare the bytes in memory with their checksums, for one model or for all.
 
         Returns the names of what was wrong; the next use reads it again.
         """
         known = None if model is None else _digests(model)
         wrong = [label for tier in self._tiers for label in tier.check(known)]
         if wrong:
-            self._conditionings.clear()
+            self._embedding_cache.clear()
         return wrong
 
-    def reload(self, model: Model) -> None:
-        """Check a model's bytes in memory, count what was wrong, and drop them. The next use reads them again."""
+    def verify_and_evict(self, model: Model) -> None:
+        """Verify a model's bytes in memory, count what was wrong, and evict them. The next use reads them again."""
         if corrupted := self.check(model):
             self._count(Repair("memory", f"bytes in memory had changed: {shortened(corrupted)}", "read again"))
         self._drop(model)

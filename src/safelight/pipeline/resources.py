@@ -32,7 +32,7 @@ class Resources:
     ``run_settings``: the run settings.
     ``verification``: decides after which uses resident weights are verified.
     ``inputs``: the input images.
-    ``reserve_bytes``: bytes to reserve for computing; None to use the estimate.
+    ``working_memory_bytes``: working memory to reserve, in bytes; None to use the estimate.
     ``upcoming``: the components that the queue will want next, for planning.
     ``previews``: draws unfinished images; None to draw none.
     ``appearance_check``: marks images that look suspicious.
@@ -48,7 +48,7 @@ class Resources:
     run_settings: RunSettings
     verification: Verification
     inputs: Inputs
-    reserve_bytes: int | None = None
+    working_memory_bytes: int | None = None
     upcoming: tuple[str, ...] = ()
     previews: Previews | None = None
     appearance_check: AppearanceCheck = field(default_factory=AppearanceCheck)

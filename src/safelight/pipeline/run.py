@@ -20,7 +20,7 @@ from safelight.pipeline import numerics
 from safelight.pipeline.checks.added import CHECKS
 from safelight.pipeline.drawing import ImagePipeline
 from safelight.pipeline.resources import Resources
-from safelight.request.parts import PREPROCESSORS
+from safelight.request.adapters import PREPROCESSORS
 from safelight.request.prompts.emphasis import unbalanced
 from safelight.request.results import Image, OnProgress
 from safelight.request.samplers import SAMPLERS
@@ -117,7 +117,7 @@ def _packages(request: Request, contents: Contents, device: str) -> dict[str, st
     used: list[tuple[Extensible[Any], str]] = [(DEVICES, device), (SAMPLERS, request.sampler)]
     used += [(CHECKS, name) for name in CHECKS]
     used += [(PREPROCESSORS, control.preprocessor) for control in request.controls]
-    kinds = {part.kind for lora in contents.loras for parts in lora.fit.changes.values() for part in parts}
+    kinds = {part.kind for lora in contents.loras for parts in lora.match.changes.values() for part in parts}
     used += [(WEIGHT_ADAPTER_KINDS, kind) for kind in sorted(kinds)]
     found = {f"{table.group}: {name}": table.package(name) for table, name in used}
     return {added: package for added, package in found.items() if package}

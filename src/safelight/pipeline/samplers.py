@@ -30,16 +30,16 @@ class SamplerRun:
         self._takes_generator = "generator" in known
 
     def begin(
-        self, steps: int, device: torch.device, strength: float | None, part: tuple[float, float] = WHOLE
+        self, steps: int, device: torch.device, strength: float | None, denoising_range: tuple[float, float] = WHOLE
     ) -> torch.Tensor:
         """Set the number of steps and return the timesteps to run.
 
         ``strength``: the share of the steps to run, counted from the end; None for all.
-        ``part``: the part of the noise levels to run, from 0 (pure noise) to 1 (none), as diffusers'
+        ``denoising_range``: the range of noise levels to run, from 0 (pure noise) to 1 (none), as diffusers'
         ``denoising_start`` and ``denoising_end``. With a start above 0, ``strength`` has no effect.
         """
         self.scheduler.set_timesteps(steps, device=device)
-        timesteps, (start, end) = self.scheduler.timesteps, part
+        timesteps, (start, end) = self.scheduler.timesteps, denoising_range
         if start > 0:
             count = int((timesteps < self._timestep_at(start)).sum())
             if self.scheduler.order == 2 and count % 2 == 0:
@@ -60,7 +60,7 @@ class SamplerRun:
         return self.scheduler.timesteps[first:]
 
     def _timestep_at(self, share: float) -> int:
-        """Return the training timestep above which a ``share`` of all training timesteps lies."""
+        """Return the cutoff timestep for diffusers' ``denoising_start`` or ``denoising_end`` of ``share``."""
         trained = self.scheduler.config.num_train_timesteps
         return round(trained - share * trained)
 

@@ -81,7 +81,7 @@ class Task:
     ``pixels``: size of the input of each forward pass.
     ``forward_passes``: their number.
     ``variant``: distinguishes uses of one component, such as encoding and decoding by the VAE.
-    ``before_all_others``: it comes before all other stages of the job.
+    ``is_first_stage``: no stage of the job comes before it.
     ``seamless``: see :class:`safelight.models.skeleton.SkeletonKey`.
     """
 
@@ -89,7 +89,7 @@ class Task:
     pixels: int
     forward_passes: int
     variant: str = ""
-    before_all_others: bool = False
+    is_first_stage: bool = False
     seamless: str = ""
 
 
@@ -112,20 +112,20 @@ class Stages:
     def run(
         self,
         task: Task,
-        run: RunSettings,
+        run_settings: RunSettings,
         components: Sequence[tuple[ComponentManifest, torch.dtype]],
         compute: Compute[Result],
     ) -> Result:
         """Run ``compute`` with the bound modules and return its result.
 
-        ``run``: the run settings.
+        ``run_settings``: those of the stage.
         ``components``: with their dtypes, in the order of the modules. The first is the main component.
         """
         role = components[0][0].role
         for attempt in range(ATTEMPTS):
             try:
                 with self.clock.stage(task.name), translate_memory_errors(f"{self.model.name}'s {role}"):
-                    return self._once(task, run, components, compute)
+                    return self._once(task, run_settings, components, compute)
             except OutOfMemoryError as error:
                 if error.final or attempt == ATTEMPTS - 1:
                     raise
@@ -151,17 +151,17 @@ class Stages:
     def _once(
         self,
         task: Task,
-        run: RunSettings,
+        run_settings: RunSettings,
         components: Sequence[tuple[ComponentManifest, torch.dtype]],
         compute: Compute[Result],
     ) -> Result:
-        resources = replace(self.resources, run_settings=run)
+        resources = replace(self.resources, run_settings=run_settings)
         start = time.perf_counter()
-        workload = describe_stage(components, run, task)
+        workload = describe_stage(components, run_settings, task)
         uses = plan_uses(self.model, resources, components, workload, task)
         with contextlib.ExitStack() as held:
             leases: list[Lease] = []
-            # The other components are leased first and leave room for the main component, which takes the rest.
+            # The main component is leased last and takes the room that is left.
             for (component, dtype), use in reversed(list(zip(components, uses, strict=True))):
                 leases.insert(0, held.enter_context(resources.residency.lease(component, dtype, use)))
             with contextlib.ExitStack() as binding:
@@ -182,7 +182,7 @@ class Stages:
         return result
 
     def _verify_weights(self, lease: Lease) -> None:
-        if lease.written:
+        if lease.weights_modified:
             raise _CorruptedWeights(f"code wrote to the weights of the {lease.component.role}", _WRITTEN)
         verification = self.resources.verification
         # A copy that was not verified on arrival is verified here once, before the image is returned.
@@ -213,13 +213,13 @@ class Stages:
 
 
 def describe_stage(
-    components: Sequence[tuple[ComponentManifest, torch.dtype]], run: RunSettings, task: Task
+    components: Sequence[tuple[ComponentManifest, torch.dtype]], run_settings: RunSettings, task: Task
 ) -> Workload:
     """Return the workload of a stage: that of its main component plus the estimates of the others."""
     (component, dtype), *beside = components
     variant = task.variant + (f"+{len(beside)}" if beside else "")
-    workload = describe_workload(component, dtype, run, task.pixels, variant)
-    more = sum(describe_workload(other, kind, run, task.pixels).guess for other, kind in beside)
+    workload = describe_workload(component, dtype, run_settings, task.pixels, variant)
+    more = sum(describe_workload(other, kind, run_settings, task.pixels).guess for other, kind in beside)
     return replace(workload, guess=workload.guess + more)
 
 
@@ -232,11 +232,11 @@ def plan_uses(
 ) -> list[Use]:
     """Return how a stage uses each of its components.
 
-    The last component is leased first, and only it reserves the working memory of the stage. Each component leaves
-    room for those that are leased after it: the fewest bytes with which they can work.
+    Components are leased in reverse order, the main one last. The first lease reserves the working memory of the stage.
+    Each lease leaves room for the minimum of the components still to come.
     """
     roles, role = model.family.roles, components[0][0].role
-    after = roles if task.before_all_others else roles[roles.index(role) + 1 :]
+    after = roles if task.is_first_stage else roles[roles.index(role) + 1 :]
     rest = [
         component_key(model.manifest.component(r), dtype_of(resources.run_settings, model.family, r)) for r in after
     ]
@@ -245,15 +245,24 @@ def plan_uses(
         rest = [component_key(net, dtype_of(resources.run_settings, model.family, CONTROLNET)) for net in nets] + rest
     upcoming = (*rest, *resources.upcoming)
     keys = [component_key(component, dtype) for component, dtype in components]
-    promised = (
-        resources.working_memory.estimate(workload) if resources.reserve_bytes is None else resources.reserve_bytes
+    working_memory_bytes = (
+        resources.working_memory.estimate(workload)
+        if resources.working_memory_bytes is None
+        else resources.working_memory_bytes
     )
     # Overlays are computed before the stage computes, so the larger of both needs is enough.
-    promised = max(promised, *(c.working if isinstance(c, OverlaidComponent) else 0 for c, _ in components))
-    least = [resources.residency.planner.least(component, dtype) for component, dtype in components]
+    working_memory_bytes = max(
+        working_memory_bytes, *(c.working_bytes if isinstance(c, OverlaidComponent) else 0 for c, _ in components)
+    )
+    least = [resources.residency.planner.min_weight_bytes(component, dtype) for component, dtype in components]
     last = len(components) - 1
     return [
-        Use(task.forward_passes, promised if place == last else 0, (*keys[:place], *upcoming), sum(least[:place]))
+        Use(
+            task.forward_passes,
+            working_memory_bytes if place == last else 0,
+            (*keys[:place], *upcoming),
+            sum(least[:place]),
+        )
         for place in range(last + 1)
     ]
 
@@ -262,10 +271,17 @@ def skeleton_key(
     model: Model, component: ComponentManifest, dtype: torch.dtype, resources: Resources, seamless: str
 ) -> SkeletonKey:
     """Return the key of the skeleton to which a component is bound."""
-    run, at = resources.run_settings, resources.device.torch
+    run_settings, device = resources.run_settings, resources.device.torch
     axes = "" if component.role in model.family.text_encoders else seamless
     return SkeletonKey(
-        model.base, component.role, component.config, dtype, run.attention, at, run.attention_slice_size, axes
+        model.base,
+        component.role,
+        component.config,
+        dtype,
+        run_settings.attention,
+        device,
+        run_settings.attention_slice_size,
+        axes,
     )
 
 

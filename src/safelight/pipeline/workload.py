@@ -13,7 +13,7 @@ KERNEL_WORKSPACE_BYTES = 48 << 20
 
 
 def describe_workload(
-    component: ComponentManifest, dtype: torch.dtype, run: RunSettings, pixels: int, variant: str = ""
+    component: ComponentManifest, dtype: torch.dtype, run_settings: RunSettings, pixels: int, variant: str = ""
 ) -> Workload:
     """Return the workload of one forward pass of a component.
 
@@ -22,7 +22,9 @@ def describe_workload(
     """
     config = component.config
     kind = component.role + variant
-    name = " ".join((kind, config.label, str(dtype).removeprefix("torch."), run.attention, run.device))
-    quadratic = run.attention == "normal" and config.depends_on_size
+    name = " ".join(
+        (kind, config.label, str(dtype).removeprefix("torch."), run_settings.attention, run_settings.device)
+    )
+    quadratic = run_settings.attention == "normal" and config.depends_on_size
     guess = KERNEL_WORKSPACE_BYTES + config.working_bytes(pixels, dtype.itemsize, quadratic)
     return Workload(name, pixels if config.depends_on_size else 1, guess, quadratic)

@@ -52,11 +52,8 @@ class Database:
     def close(self) -> None:
         self._file.close()
 
-    def accept(self, *wanted: Job, client: str = "", priority: int = 0) -> list[QueuedJob]:
-        """Append new jobs to the queue and return them; when one cannot be stored, none is.
-
-        ``wanted``: what the jobs make.
-        """
+    def accept(self, *jobs: Job, client: str = "", priority: int = 0) -> list[QueuedJob]:
+        """Append new jobs to the queue and return them; when one cannot be stored, none is."""
         rows = [
             JobRow(
                 id=uuid.uuid4().hex,
@@ -73,7 +70,7 @@ class Database:
                 reason="",
                 failure="",
             )
-            for job in wanted
+            for job in jobs
         ]
         with self._file.session() as session, session.begin():
             session.add_all(rows)
@@ -168,14 +165,14 @@ class Database:
         values = {"state": state, "ended": time.time(), "reason": reason, "failure": failure}
         return self._leave(job_id, was, seconds, values)
 
-    def put_back(self, job_id: str, reason: str, free: bool = False, seconds: float = 0.0) -> bool:
+    def put_back(self, job_id: str, reason: str, counts_as_attempt: bool = True, seconds: float = 0.0) -> bool:
         """Queue a running job again, at its old place; return False when it does not run.
 
-        ``free``: this attempt does not count.
+        ``counts_as_attempt``: whether this attempt counts.
         ``seconds``: as in :meth:`end`.
         """
         values: dict[str, Any] = {"state": "queued", "reason": reason, "started": None}
-        if free:
+        if not counts_as_attempt:
             values["attempts"] = JobRow.attempts - 1
         return self._leave(job_id, ("running",), seconds, values)
 
@@ -205,7 +202,7 @@ class Database:
             )
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]
                 return False
-            session.add(ImageRow(told=values.pop("metadata"), **values))
+            session.add(ImageRow(image_metadata=values.pop("metadata"), **values))
             return True
 
     def inputs(self) -> set[str]:
@@ -277,13 +274,13 @@ def recover(database: Database) -> None:
 
 
 def _job(row: JobRow) -> QueuedJob:
-    request, content, unreadable = _read(row.document)
+    request, job, unreadable = _read(row.document)
     return QueuedJob(
         id=row.id,
         number=row.number,
         request=request,
         model_digest=row.model_digest,
-        content=content,
+        job=job,
         client=row.client,
         created=row.created,
         state=row.state,  # pyright: ignore[reportArgumentType]
@@ -334,5 +331,5 @@ def _image(row: ImageRow) -> StoredImage:
         model_digest=row.model_digest,
         pixels_sha256=row.pixels_sha256,
         created=row.created,
-        metadata=dict(row.told),
+        metadata=dict(row.image_metadata),
     )

@@ -14,15 +14,15 @@ def tell_job(job_id: str, database: Database, events: Events) -> None:
     """Tell the listeners the present state of a job."""
     job = database.job(job_id)
     if job is not None:
-        events.tell(Event("job", job_id, described(job)))
+        events.tell(Event("job", job_id, job_to_dict(job)))
 
 
-def advanced(progress: Progress) -> dict[str, Any]:
+def progress_to_dict(progress: Progress) -> dict[str, Any]:
     """The progress of a job as plain values."""
     return {"stage": progress.stage, "image": progress.image, "step": progress.step, "steps": progress.steps}
 
 
-def described(job: QueuedJob) -> dict[str, Any]:
+def job_to_dict(job: QueuedJob) -> dict[str, Any]:
     """A job as plain values."""
     request = job.request
     return {
@@ -45,7 +45,7 @@ def described(job: QueuedJob) -> dict[str, Any]:
     }
 
 
-def pictured(image: StoredImage) -> dict[str, Any]:
+def image_to_dict(image: StoredImage) -> dict[str, Any]:
     """An image as plain values."""
     return {
         "id": image.id,

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import asdict
 
 from safelight.queue.database import Database, StoredImage
-from safelight.queue.descriptions import pictured
+from safelight.queue.descriptions import image_to_dict
 from safelight.queue.events import Event, Events
 from safelight.queue.image_files import Gallery
 from safelight.queue.job import QueuedJob
@@ -22,7 +22,7 @@ class ImageStore:
         self._gallery = gallery
         self._events = events
 
-    def add(self, job: QueuedJob, place: int, image: Image) -> None:
+    def add(self, job: QueuedJob, index: int, image: Image) -> None:
         """Store an image of a running job; do nothing if the job no longer runs.
 
         Write the file first, then the row. So every row has its file, and the next start removes files without a row.
@@ -31,7 +31,7 @@ class ImageStore:
         stored = StoredImage(
             id=image_id,
             job=job.id,
-            place=place,
+            place=index,
             file=self._gallery.put(image, image_id),
             width=image.width,
             height=image.height,
@@ -57,7 +57,7 @@ class ImageStore:
         if not added:
             self._gallery.remove(stored.file)
             return
-        self._events.tell(Event("image", job.id, pictured(stored)))
+        self._events.tell(Event("image", job.id, image_to_dict(stored)))
 
     def forget(self, image_id: str) -> bool:
         """Remove an image and its files. Returns whether it existed."""

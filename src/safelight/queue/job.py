@@ -33,7 +33,7 @@ class QueuedJob:
 
     ``number``: the order of arrival.
     ``model_digest``: the digest of the model when the server accepted the job; with other content the job fails.
-    ``content``: the resolved request; None for a job that a version before 2 stored, which resolves it when it starts.
+    ``job``: the resolved request. None for a job stored by schema version 1; it is resolved when it starts.
     ``client``: the client that sent the request.
     ``overtaken``: the number of later jobs that started before this one.
     ``delayed``: the seconds for which those later jobs computed while this one waited.
@@ -48,7 +48,7 @@ class QueuedJob:
     number: int
     request: Request
     model_digest: str
-    content: Job | None
+    job: Job | None
     client: str
     created: float
     state: State = "queued"

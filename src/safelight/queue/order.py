@@ -1,11 +1,11 @@
 """Choose the next job: jobs that need the same weights run together, within a bound. No torch, no I/O.
 
 1. The bound: a job is next when ``overtakes`` later jobs started before it, or when later jobs computed for ``seconds``
-   seconds while it waited. So at most ``overtakes`` later jobs overtake a job. And a job waits at most ``seconds``,
-   plus the rest of the job that passed the limit, longer than in the order of arrival.
+   seconds while it waited. So at most ``overtakes`` later jobs overtake a job. Compared with first come, first
+   served, a job waits at most ``seconds`` longer, plus the rest of the job that was running when the limit was reached.
 2. The highest priority. It counts as overtaking.
-3. A job that needs no switch. Only the oldest jobs are candidates: a larger window reaches the bound sooner, and then
-   each job needs a switch.
+3. A job that needs no switch. Only the oldest jobs are candidates. With a larger window, old jobs would reach the bound
+   sooner. They would then run in order of arrival, often with a switch for each.
 4. The oldest job.
 """
 
@@ -23,7 +23,7 @@ AHEAD = 1.25
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class OvertakeLimits:
     """The bound.
 
     ``overtakes``: how many later jobs may overtake a job; 0 is first come, first served.
@@ -36,7 +36,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A waiting job; its fields are those of :class:`safelight.queue.job.Job`."""
+    """A waiting job; its fields are those of :class:`safelight.queue.job.QueuedJob`."""
 
     id: str
     number: int
@@ -54,60 +54,57 @@ class Choice:
     reason: str
 
 
-def choose(waiting: Sequence[Waiting], at_hand: Sequence[str], rules: Rules) -> Choice | None:
+def choose(waiting: Sequence[Waiting], resident: Sequence[str], limits: OvertakeLimits) -> Choice | None:
     """Return the next job of ``waiting``, or None when no job waits.
 
-    ``at_hand``: the groups whose weights are in memory, the most recently used first.
+    ``resident``: the groups whose weights are in memory, the most recently used first.
     The same arguments always give the same choice.
     """
     if not waiting:
         return None
     oldest = min(waiting, key=lambda job: job.number)
     # A job that overtakes one job also overtakes all older ones, so the oldest job has the highest counts.
-    if oldest.overtaken >= rules.overtakes:
+    if oldest.overtaken >= limits.overtakes:
         return Choice(oldest.id, f"{oldest.overtaken} later jobs overtook it, and no more may")
-    if oldest.delayed >= rules.seconds:
+    if oldest.delayed >= limits.seconds:
         return Choice(oldest.id, f"later jobs delayed it by {oldest.delayed:.0f} s, and no more may")
     most = max(job.priority for job in waiting)
     first = (job for job in waiting if job.priority == most)
-    ranked = heapq.nsmallest(_window(rules), first, key=lambda job: job.number)
-    place = {group: number for number, group in reversed(list(enumerate(at_hand)))}
-    first = min(ranked, key=lambda job: (place.get(job.group, len(place)), job.number))
-    if first.group in place:
+    ranked = heapq.nsmallest(_window(limits), first, key=lambda job: job.number)
+    rank = {group: number for number, group in reversed(list(enumerate(resident)))}
+    first = min(ranked, key=lambda job: (rank.get(job.group, len(rank)), job.number))
+    if first.group in rank:
         return Choice(first.id, "its model is in memory")
     return Choice(first.id, "it has waited longest")
 
 
-def in_order(waiting: Sequence[Waiting], at_hand: Sequence[str], rules: Rules, limit: int) -> list[Choice]:
+def in_order(waiting: Sequence[Waiting], resident: Sequence[str], limits: OvertakeLimits, limit: int) -> list[Choice]:
     """Return the first ``limit`` jobs of ``waiting`` in the order in which they start if no other job arrives.
 
     The order does not foresee delays by time. The cost grows with ``limit``, not with the number of waiting jobs.
     """
     # Each choice is the oldest job, or one of the window of the oldest jobs with the highest priority.
-    reach = reached(rules, limit)
+    reach = reached(limits, limit)
     by_age = heapq.nsmallest(reach, waiting, key=lambda job: job.number)
     by_rank = heapq.nsmallest(reach, waiting, key=lambda job: (-job.priority, job.number))
     left, order = list({job.id: job for job in (*by_age, *by_rank)}.values()), list[Choice]()
-    while len(order) < limit and (choice := choose(left, at_hand, rules)) is not None:
+    while len(order) < limit and (choice := choose(left, resident, limits)) is not None:
         order.append(choice)
         chosen = next(job for job in left if job.id == choice.id)
-        at_hand = (chosen.group, *(group for group in at_hand if group != chosen.group))
-        left = [passed(job, 0.0) if job.number < chosen.number else job for job in left if job is not chosen]
+        resident = (chosen.group, *(group for group in resident if group != chosen.group))
+        left = [overtaken_once(job, 0.0) if job.number < chosen.number else job for job in left if job is not chosen]
     return order
 
 
-def reached(rules: Rules, limit: int) -> int:
-    """Return how many of the oldest jobs the first ``limit`` choices can come from.
-
-    The same number holds for the oldest jobs with the highest priority.
-    """
-    return limit + _window(rules)
+def reached(limits: OvertakeLimits, limit: int) -> int:
+    """Return n: the first ``limit`` choices are all among the n oldest jobs or the n oldest of the highest priority."""
+    return limit + _window(limits)
 
 
-def _window(rules: Rules) -> int:
-    return max(1, int(rules.overtakes * AHEAD))
+def _window(limits: OvertakeLimits) -> int:
+    return max(1, int(limits.overtakes * AHEAD))
 
 
-def passed(job: Waiting, seconds: float) -> Waiting:
+def overtaken_once(job: Waiting, seconds: float) -> Waiting:
     """Return the job with counts that include one more later job, which computed for ``seconds`` before it."""
     return Waiting(job.id, job.number, job.group, job.priority, job.overtaken + 1, job.delayed + seconds)

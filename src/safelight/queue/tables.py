@@ -65,4 +65,4 @@ class ImageRow(Table):
     pixels_sha256: Mapped[str]
     created: Mapped[float]
     # SQLAlchemy reserves the attribute name ``metadata``.
-    told: Mapped[dict[str, Any]] = mapped_column("metadata")
+    image_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from safelight.errors import RequestError
 
 
-def named(field_name: str, name: object) -> None:
+def check_name(field_name: str, name: object) -> None:
     if not isinstance(name, str) or not name or "\0" in name or not _encodes(name):
         raise RequestError(field_name, name, "must be a name or a path")
 
@@ -32,7 +32,7 @@ def above(field_name: str, value: object, low: float, high: float, what: str = "
         raise RequestError(field_name, value, f"{what} must be above {low:g}, and at most {high:g}".strip())
 
 
-def switch(field_name: str, value: object) -> None:
+def boolean(field_name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise RequestError(field_name, value, "must be true or false")
 
@@ -47,7 +47,7 @@ def _encodes(text: str) -> bool:
 
 
 def one_of(field_name: str, value: object, allowed: Collection[str], what: str = "") -> None:
-    """``what``: of the field this is about, where that is only a part."""
+    """``what``: names the part of the field that is checked, for the error; "" for the whole field."""
     if value not in allowed:
         near = difflib.get_close_matches(str(value), allowed, 1)
         hint = f"; did you mean {near[0]}?" if near else ""

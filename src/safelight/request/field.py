@@ -24,12 +24,12 @@ class Declared:
     ``most`` of a list: how many items it may have.
     ``multiple``: a whole number is a multiple of this.
     ``values``: the words that a text may be, where its type does not list them; a table if packages can add some.
-    ``needs``: names of fields without any of which this one has no effect.
-    ``a1111``, ``openai``: where those APIs have the same, "" where they do not have it.
+    ``needs``: names of fields; this field has an effect only if at least one of them is set.
+    ``a1111``, ``openai``: the field's name in those APIs; "" if they lack it.
     ``option``: how the command line calls it, several names with a space between them; "" for its own name; None where
     the command line does not have it.
     ``since``: the version of stored requests that first had it (:data:`safelight.request.schema.VERSION`).
-    ``earlier``: the default in stored requests up to a version, by that version, where the default has changed.
+    ``earlier``: old defaults: {the last version of stored requests that had it: the default}.
     """
 
     help: str
@@ -104,7 +104,7 @@ class Field:
         elif self.type is str:
             checks.text(name, value)
         elif self.type is bool:
-            checks.switch(name, value)
+            checks.boolean(name, value)
         elif self.type is int:
             checks.within(name, value, int(said.least or 0), int(said.most or 0), said.multiple)
         elif self.type is float and said.above is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from safelight.errors import RequestError
-from safelight.request.parts import Lora
+from safelight.request.adapters import Lora
 from safelight.request.prompts.loras import parsed, written
 from safelight.request.samplers import SAMPLERS, sampler_by_name
 from safelight.request.schema import Request

@@ -52,7 +52,8 @@ class Job:
     ``request``: all names are those of the library, with digests; sizes and seed are filled in.
     ``parts``: components in place of the model's own.
     ``refiner``: the model that computes the last steps; None without one.
-    ``words``: words of the prompts that stand for vectors, and the tokens that the vectors replace.
+    ``words``: words of the prompts that name textual inversions. Each word gets rare, unused CLIP token ids; the
+    inversion's vectors overwrite the embeddings of these ids.
     """
 
     request: Request

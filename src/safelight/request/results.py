@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Where an image's time went, in seconds. ``switch``: making the model's weights resident and binding them;
-    ``gates``: looking at what was computed, which is part of the other stages."""
+    """Where an image's time went, in seconds. ``switch``: making the model's weights resident and binding them.
+    ``gates``: time of the gates; it is already included in the other stages."""
 
     switch: float
     encode: float
@@ -26,7 +26,10 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What was wrong while an image was made, and what helped. ``suspect``: which of the usual ones it was."""
+    """What was wrong while an image was made, and what helped.
+
+    ``suspect``: the class of the cause (see the glossary).
+    """
 
     suspect: Literal["loading", "state", "attention", "memory", "numbers"]
     wrong: str

@@ -18,7 +18,8 @@ NoiseKind = Literal["discrete", "flow"]
 
 SCHEDULES: tuple[Schedule, ...] = ("default", "karras", "exponential", "sgm_uniform")
 MOST_STEPS = 999
-"""One fewer than the steps of training: with all of them, the first would be one that was never trained."""
+"""One less than ``num_train_timesteps``: with ``steps_offset=1``, 1000 steps would start at timestep 1000, which was
+never trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,9 @@ class Sampler:
 
     ``scheduler``: the name of a class of diffusers, or ``package.module:Class`` for one with the same interface.
     ``most_steps``: the most steps that it supports.
-    ``from_noise``: whether it can start from pure noise, for which checkpoints of zero terminal signal-to-noise ratio
-    were trained (Lin et al. 2024).
-    ``automatic``: A1111's schedule for it, if that is not the default.
+    ``supports_zero_terminal_snr``: whether it can start from pure noise, as checkpoints with a terminal
+    signal-to-noise ratio of zero need it (Lin et al. 2024).
+    ``automatic``: the schedule that A1111's "Automatic" selects.
     ``flow``: the scheduler class for rectified flows, in the same form, None if there is none.
     """
 
@@ -38,7 +39,7 @@ class Sampler:
     schedules: tuple[Schedule, ...] = SCHEDULES
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     most_steps: int = MOST_STEPS
-    from_noise: bool = False
+    supports_zero_terminal_snr: bool = False
     automatic: Schedule = "default"
     flow: str | None = None
 
@@ -55,28 +56,41 @@ SCHEDULE_LABELS: Mapping[Schedule, str] = {
 }
 """AUTOMATIC1111's schedule types by ours."""
 
-_SPACED: tuple[Schedule, ...] = ("default", "sgm_uniform")
+_WITHOUT_SIGMA_SCHEDULES: tuple[Schedule, ...] = ("default", "sgm_uniform")
 _DISTILLED = 50
-"""Steps that distilled models were trained with: latent consistency (Luo et al. 2023) and its trajectories."""
+"""Steps that LCM (Luo et al. 2023) and TCD (trajectory consistency distillation, Zheng et al. 2024) were distilled
+with: diffusers' ``original_inference_steps``."""
 
 _BUILTIN: Mapping[str, Sampler] = {
     "ddim": Sampler(
-        "DDIMScheduler", "DDIM", _SPACED, {"clip_sample": False, "set_alpha_to_one": False}, from_noise=True
+        "DDIMScheduler",
+        "DDIM",
+        _WITHOUT_SIGMA_SCHEDULES,
+        {"clip_sample": False, "set_alpha_to_one": False},
+        supports_zero_terminal_snr=True,
     ),
-    "ddpm": Sampler("DDPMScheduler", "DDPM", _SPACED, {"clip_sample": False}, from_noise=True),
-    "pndm": Sampler("PNDMScheduler", "PLMS", _SPACED, {"skip_prk_steps": True, "set_alpha_to_one": False}),
+    "ddpm": Sampler(
+        "DDPMScheduler", "DDPM", _WITHOUT_SIGMA_SCHEDULES, {"clip_sample": False}, supports_zero_terminal_snr=True
+    ),
+    "pndm": Sampler(
+        "PNDMScheduler", "PLMS", _WITHOUT_SIGMA_SCHEDULES, {"skip_prk_steps": True, "set_alpha_to_one": False}
+    ),
     "lms": Sampler("LMSDiscreteScheduler", "LMS"),
-    "euler": Sampler("EulerDiscreteScheduler", "Euler", from_noise=True, flow="FlowMatchEulerDiscreteScheduler"),
-    "euler_a": Sampler("EulerAncestralDiscreteScheduler", "Euler a", _SPACED, from_noise=True),
+    "euler": Sampler(
+        "EulerDiscreteScheduler", "Euler", supports_zero_terminal_snr=True, flow="FlowMatchEulerDiscreteScheduler"
+    ),
+    "euler_a": Sampler(
+        "EulerAncestralDiscreteScheduler", "Euler a", _WITHOUT_SIGMA_SCHEDULES, supports_zero_terminal_snr=True
+    ),
     "heun": Sampler("HeunDiscreteScheduler", "Heun", flow="FlowMatchHeunDiscreteScheduler"),
     "dpm2": Sampler("KDPM2DiscreteScheduler", "DPM2", automatic="karras"),
     "dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", "DPM2 a", automatic="karras"),
-    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M", from_noise=True, automatic="karras"),
+    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M", supports_zero_terminal_snr=True, automatic="karras"),
     "dpmpp_2m_sde": Sampler(
         "DPMSolverMultistepScheduler",
         "DPM++ 2M SDE",
         settings={"algorithm_type": "sde-dpmsolver++"},
-        from_noise=True,
+        supports_zero_terminal_snr=True,
         automatic="exponential",
     ),
     "dpmpp_sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE", automatic="karras"),
@@ -84,13 +98,17 @@ _BUILTIN: Mapping[str, Sampler] = {
         "DPMSolverMultistepScheduler",
         "DPM++ 3M SDE",
         settings={"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
-        from_noise=True,
+        supports_zero_terminal_snr=True,
         automatic="exponential",
     ),
-    "unipc": Sampler("UniPCMultistepScheduler", "UniPC", from_noise=True),
+    "unipc": Sampler("UniPCMultistepScheduler", "UniPC", supports_zero_terminal_snr=True),
     "deis": Sampler("DEISMultistepScheduler", "DEIS"),
-    "lcm": Sampler("LCMScheduler", "LCM", ("default",), {"clip_sample": False}, _DISTILLED, from_noise=True),
-    "tcd": Sampler("TCDScheduler", "TCD", ("default",), {"clip_sample": False}, _DISTILLED, from_noise=True),
+    "lcm": Sampler(
+        "LCMScheduler", "LCM", ("default",), {"clip_sample": False}, _DISTILLED, supports_zero_terminal_snr=True
+    ),
+    "tcd": Sampler(
+        "TCDScheduler", "TCD", ("default",), {"clip_sample": False}, _DISTILLED, supports_zero_terminal_snr=True
+    ),
 }
 
 SAMPLERS: Extensible[Sampler] = Extensible(_BUILTIN, "safelight.samplers", instance_of(Sampler))
@@ -106,8 +124,10 @@ def a1111_name(name: str) -> str:
 
 
 def sampler_by_name(name: str) -> tuple[str, Schedule | None] | None:
-    """(the sampler, the schedule that the name has behind it) by our name or AUTOMATIC1111's, in any case: ``Euler-A``,
-    ``dpmpp_2m``, ``DPM++ 2M``, ``DPM++ 2M Karras``. None for one that there is not."""
+    """Parse a sampler's name, ours or A1111's, ignoring upper and lower case: ``Euler-A``, ``DPM++ 2M Karras``.
+
+    Return (sampler, schedule suffix or None); None if the sampler is unknown.
+    """
     found = _sampler(name)
     if found is not None:
         return found, None

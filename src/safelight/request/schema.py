@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from safelight.errors import RequestError
-from safelight.request.bounds import LEAST_TILE, MOST_COUNT, MOST_HIRES, MOST_SEED, MOST_SIDE
-from safelight.request.field import Declared, fields_of
-from safelight.request.parts import (
+from safelight.request.adapters import (
     CONTROL_MODES,
     MOST_CONTROLS,
     MOST_LORAS,
@@ -18,8 +16,10 @@ from safelight.request.parts import (
     Control,
     Embedding,
     Lora,
-    each,
+    parse_items,
 )
+from safelight.request.bounds import LEAST_TILE, MOST_COUNT, MOST_HIRES, MOST_SEED, MOST_SIDE
+from safelight.request.field import Declared, fields_of
 from safelight.request.rules import check_together, read_outpaint
 from safelight.request.run_settings import Precision
 from safelight.request.samplers import MOST_STEPS, SAMPLERS, SCHEDULES, Schedule
@@ -441,10 +441,10 @@ class Request:
     ] = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loras", each("loras", self.loras, Lora, MOST_LORAS))
-        object.__setattr__(self, "controls", each("controls", self.controls, Control, MOST_CONTROLS))
+        object.__setattr__(self, "loras", parse_items("loras", self.loras, Lora, MOST_LORAS))
+        object.__setattr__(self, "controls", parse_items("controls", self.controls, Control, MOST_CONTROLS))
         if self.embeddings is not None:
-            object.__setattr__(self, "embeddings", each("embeddings", self.embeddings, Embedding, MOST_LORAS))
+            object.__setattr__(self, "embeddings", parse_items("embeddings", self.embeddings, Embedding, MOST_LORAS))
             words = [embedding.word for embedding in self.embeddings]
             twice = next((word for word in words if words.count(word) > 1), None)
             if twice is not None:
@@ -469,8 +469,8 @@ class Request:
         return min(self.steps, int(self.steps * self.strength)) if self.image else self.steps
 
     @property
-    def steps_done(self) -> int:
-        """How many of the steps are computed, in both passes."""
+    def computed_steps(self) -> int:
+        """How many steps are computed, in both passes."""
         again = int((self.hires_steps or self.steps) * self.hires_strength) if self.hires_scale > 1 else 0
         return self.first_steps + again
 

@@ -11,10 +11,10 @@ from safelight.catalog.model import Adapter, Model
 from safelight.errors import RequestError
 from safelight.families.family import CONTROLNET, Config, Family
 from safelight.families.registry import family
-from safelight.request.parts import Lora
+from safelight.request.adapters import Lora
 from safelight.weights.adapter_file import INVERSION, VAE
 from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
-from safelight.weights.adapter_parts import AdapterConfig, Fit, Module, Shape, fit, modules_by_name
+from safelight.weights.adapter_mapping import AdapterConfig, AdapterMatch, Module, Shape, match_adapter, modules_by_name
 
 _ASKED = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in the prompt"}
 
@@ -27,7 +27,7 @@ class ResolvedLora:
 
     adapter: Adapter
     lora: Lora
-    fit: Fit
+    match: AdapterMatch
     family: Family
 
     def strength(self, role: str, block: str) -> float:
@@ -38,7 +38,7 @@ class ResolvedLora:
         return self.lora.on(self.family.purpose(role)) * (1.0 if factors is None else factors.get(block, 0.0))
 
     def scale(self, role: str) -> float | None:
-        """Return the factor that the file's metadata gives for a component in place of alpha; None if it gives none."""
+        """Return the LoRA scale from the metadata, which is used instead of alpha/rank; None if absent."""
         config = self.adapter.component.config
         assert isinstance(config, AdapterConfig)
         return config.scale(self.family.component(role))
@@ -56,7 +56,7 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
     if lora.digest:
         adapter = adapters.find_by_digest(lora.name, lora.digest, by_path)
     else:
-        adapter = adapters.ensure_unchanged(adapters.resolve(lora.name) if by_path else adapters.get(lora.name))
+        adapter = adapters.ensure_unchanged(adapters.find(lora.name) if by_path else adapters.get(lora.name))
     if adapter.kind not in WEIGHT_ADAPTER_KINDS:
         way = (
             f"ask for it as {_ASKED[adapter.kind]}" if adapter.kind in _ASKED else "no installed package has this kind"
@@ -66,23 +66,22 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
     _ = WEIGHT_ADAPTER_KINDS[adapter.kind]
     if adapter.base and adapter.base != model.base:
         raise RequestError("loras", lora.name, f"is a {adapter.kind} for {adapter.base}; {model.name} is {model.base}")
-    of = model.family
-    if lora.blocks and len(lora.blocks) not in of.block_counts:
-        wanted = " or ".join(map(str, sorted(of.block_counts))) or "none"
+    if lora.blocks and len(lora.blocks) not in model.family.block_counts:
+        wanted = " or ".join(map(str, sorted(model.family.block_counts))) or "none"
         raise RequestError("loras", lora.name, f"{len(lora.blocks)} block weights; {model.base} has {wanted}")
     shapes = tuple((tensor.name, tensor.shape) for tensor in adapter.component.tensors)
-    found = fit_adapter(shapes, model.base, _configs(model))
-    if found.mismatched or not found.count:
+    match = match_cached(shapes, model.base, _configs(model))
+    if match.mismatched or not match.count:
         what = (
-            "; ".join(found.mismatched[:_SHOWN])
-            or f"none of its {len(found.unknown)} tensors belongs to a weight of the model"
+            "; ".join(match.mismatched[:_SHOWN])
+            or f"none of its {len(match.unknown)} tensors belongs to a weight of the model"
         )
         raise RequestError("loras", lora.name, f"does not fit {model.name} ({model.base}): {what}")
-    if found.unknown and not lenient:
-        some = ", ".join(found.unknown[:_SHOWN]) + (", …" if len(found.unknown) > _SHOWN else "")
-        problem = f"{len(found.unknown)} of its tensors fit nothing in {model.name}: {some}"
+    if match.unknown and not lenient:
+        some = ", ".join(match.unknown[:_SHOWN]) + (", …" if len(match.unknown) > _SHOWN else "")
+        problem = f"{len(match.unknown)} of its tensors fit nothing in {model.name}: {some}"
         raise RequestError("loras", lora.name, f"{problem} (lenient leaves them out)")
-    return ResolvedLora(adapter, replace(lora, name=adapter.name, digest=adapter.digest), found, of)
+    return ResolvedLora(adapter, replace(lora, name=adapter.name, digest=adapter.digest), match, model.family)
 
 
 def _configs(model: Model) -> tuple[tuple[str, Config], ...]:
@@ -90,16 +89,20 @@ def _configs(model: Model) -> tuple[tuple[str, Config], ...]:
 
 
 @lru_cache(maxsize=32)
-def fit_adapter(shapes: tuple[tuple[str, Shape], ...], base: str, configs: tuple[tuple[str, Config], ...]) -> Fit:
+def match_cached(
+    shapes: tuple[tuple[str, Shape], ...], base: str, configs: tuple[tuple[str, Config], ...]
+) -> AdapterMatch:
     """Match an adapter's tensors with the modules of a checkpoint; the last results are cached.
 
     ``shapes``: (name, shape) of each tensor of the adapter.
     ``configs``: (role, settings) of each component of the checkpoint.
     """
-    return fit(dict(shapes), _spelled(base, configs))
+    return match_adapter(dict(shapes), _modules_of_checkpoint(base, configs))
 
 
 @lru_cache(maxsize=16)
-def _spelled(base: str, configs: tuple[tuple[str, Config], ...]) -> Mapping[str, Module]:
-    of = family(base)
-    return modules_by_name((of.component(role), config.rows()) for role, config in configs if role in of.roles)
+def _modules_of_checkpoint(base: str, configs: tuple[tuple[str, Config], ...]) -> Mapping[str, Module]:
+    model_family = family(base)
+    return modules_by_name(
+        (model_family.component(role), config.rows()) for role, config in configs if role in model_family.roles
+    )

@@ -11,7 +11,7 @@ from safelight.families.features import Feature, first_missing
 from safelight.request.bounds import MOST_PIXELS
 from safelight.request.field import fields_of
 from safelight.request.prompts import compel_syntax
-from safelight.request.prompts.editing import of_request
+from safelight.request.prompts.editing import prompt_per_step_of
 from safelight.request.prompts.tokens import NO_WORDS, chunks
 from safelight.request.prompts.words import Words
 from safelight.request.samplers import SAMPLERS
@@ -23,12 +23,12 @@ MAX_CHUNKS = 256
 
 _STRENGTH, _IMAGE_CFG = (fields_of(Request)[name] for name in ("strength", "image_cfg"))
 
-_FIRST_MODEL = (Feature.TEXT_TO_IMAGE, Feature.IMAGE_TO_IMAGE, Feature.CONTROLNET, Feature.OWN_TEXT_ENCODER)
+_FIRST_MODEL = (Feature.TEXT_TO_IMAGE, Feature.IMAGE_TO_IMAGE, Feature.CONTROLNET, Feature.TEXT_ENCODER_OVERRIDE)
 """Features that the model needs but its refiner does not."""
 
 MAX_RATIO = 2.5
 """The user gets a warning if the image has more than this many times the pixels of the training images, or fewer than
-one part in this many, or if one side is more than this many times as long as the other."""
+1/2.5 of them, or if one side is more than this many times as long as the other."""
 
 
 def find_size_warning(request: Request, model: Model) -> str:
@@ -66,12 +66,12 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         problem = f"enlarges {width}x{height} to {large}, which is over {MOST_PIXELS} pixels"
         raise RequestError("hires_scale", request.hires_scale, problem)
     _check_variant(request, model)
-    if model.zero_terminal_snr and not SAMPLERS[request.sampler].from_noise:
-        able = ", ".join(name for name, sampler in SAMPLERS.usable() if sampler.from_noise)
+    if model.zero_terminal_snr and not SAMPLERS[request.sampler].supports_zero_terminal_snr:
+        able = ", ".join(name for name, sampler in SAMPLERS.usable() if sampler.supports_zero_terminal_snr)
         problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
         raise RequestError("sampler", request.sampler, problem)
     if Feature.PROMPT_WEIGHTS in model.family.features:
-        check_texts(as_computed(request, model), words)
+        check_texts(with_effective_strength(request, model), words)
     layers = [c.config.encoder_layers for c in model.manifest.components if c.role in model.family.text_encoders]
     if request.clip_skip and request.clip_skip >= min(layers):
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {min(layers)} layers")
@@ -85,11 +85,11 @@ def check_refiner(request: Request, model: Model, refiner: Model) -> None:
 
     one, other = model.family, refiner.family
     vaes = [of.manifest.component(of.family.vae).config for of in (model, refiner)]
-    if one.kin != other.kin or one.noise != other.noise or not one.same_latents(*vaes):
+    if one.latent_space != other.latent_space or one.noise != other.noise or not one.same_latents(*vaes):
         raise refuse(f"is of {refiner.base}: it cannot go on with the latents of {model.name} ({model.base})")
     if other.variants.get(refiner.variant) != Variant():
         raise refuse(f"is a checkpoint for {refiner.variant}; a refiner works on latents alone")
-    if one.variants[model.variant].inputs == "image":
+    if one.variants[model.variant].extra_input_channels == "image":
         raise refuse(f"cannot follow {model.name}: a checkpoint for {model.variant} has no refiner")
     if request.embeddings:
         word = request.embeddings[0].word
@@ -108,9 +108,9 @@ def _check_variant(request: Request, model: Model) -> None:
     what = f"{model.name} is a checkpoint for {model.variant}"
     if variant is None:
         raise RequestError("model", model.name, f"is a checkpoint for {model.variant}, which cannot be run yet")
-    if variant.inputs == "mask" and not request.masked:
+    if variant.extra_input_channels == "mask" and not request.masked:
         raise RequestError("model", model.name, f"is a checkpoint for {model.variant}: it needs an image and a mask")
-    if variant.inputs == "image":
+    if variant.extra_input_channels == "image":
         if not request.image:
             raise RequestError("image", "", f"is missing: {what}, which needs an image")
         if request.masked:
@@ -124,13 +124,13 @@ def _check_variant(request: Request, model: Model) -> None:
         raise RequestError("image_cfg", request.image_cfg, problem)
 
 
-def as_computed(request: Request, model: Model) -> Request:
+def with_effective_strength(request: Request, model: Model) -> Request:
     """Return the request with the strength that the model uses.
 
     A model that reads the image as an input starts from noise and computes all steps, so its strength is 1.
     """
-    from_noise = model.family.variants[model.variant].inputs == "image"
-    return replace(request, strength=1.0) if from_noise else request
+    starts_from_noise = model.family.variants[model.variant].extra_input_channels == "image"
+    return replace(request, strength=1.0) if starts_from_noise else request
 
 
 def check_texts(request: Request, words: Words = NO_WORDS) -> None:
@@ -142,7 +142,7 @@ def check_texts(request: Request, words: Words = NO_WORDS) -> None:
         if request.prompt_syntax == "compel":
             compel_syntax.check(field, text)
             continue
-        texts = dict.fromkeys(of_request(request, text, field))
+        texts = dict.fromkeys(prompt_per_step_of(request, text, field))
         read = [len(chunks(field, one, 0, words)) for one in texts]
         if len(read) * max(read) > MAX_CHUNKS:
             many = f"has {len(read)} texts of up to {max(read)} chunks (75 tokens each)"

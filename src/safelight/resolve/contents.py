@@ -13,7 +13,7 @@ from safelight.errors import IntegrityError
 from safelight.request.job import ComponentReference, Job
 from safelight.request.schema import Request
 from safelight.resolve.adapters import ResolvedLora, resolve_lora
-from safelight.resolve.inversions import Inversion, vectors_of
+from safelight.resolve.inversions import Inversion, tensor_names_by_encoder
 from safelight.resolve.resolve import model_reference
 from safelight.weights.manifest import ComponentManifest
 
@@ -54,7 +54,9 @@ def find_contents(job: Job, catalog: Catalog, model: Model) -> Contents:
     loras = tuple(resolve_lora(lora, model, catalog.adapters, True, request.lenient) for lora in request.loras)
     controls = tuple(catalog.adapters.find_by_digest(control.name, control.digest) for control in request.controls)
     inversions = tuple(
-        Inversion(adapter, embedding, (job.words or {})[embedding.word], vectors_of(embedding, adapter, model))
+        Inversion(
+            adapter, embedding, (job.words or {})[embedding.word], tensor_names_by_encoder(embedding, adapter, model)
+        )
         for embedding in request.embeddings or ()
         for adapter in (catalog.adapters.find_by_digest(embedding.name, embedding.digest),)
     )

@@ -13,10 +13,10 @@ from safelight.catalog.adapters import Adapters
 from safelight.catalog.model import Adapter, Model
 from safelight.errors import RequestError
 from safelight.families.features import Feature
-from safelight.request.parts import Embedding
+from safelight.request.adapters import Embedding
 from safelight.request.prompts import words
-from safelight.request.prompts.editing import of_request
-from safelight.request.prompts.tokens import ROOM, tokens_of, used
+from safelight.request.prompts.editing import prompt_per_step_of
+from safelight.request.prompts.tokens import TOKENS_PER_CHUNK, token_ids_of_prompt, tokens_of
 from safelight.request.schema import Request
 from safelight.weights.adapter_file import INVERSION
 
@@ -51,15 +51,15 @@ def resolve_inversions(request: Request, model: Model, adapters: Adapters, by_pa
         # As in A1111, a plain word names an inversion only if the inversion fits the model. For a word written as
         # <word> or embedding:word, an inversion that does not fit is an error.
         known = _fitting(adapters, model)
-        asked = tuple(Embedding(name, word) for word, name in sorted(words.named(texts, known).items()))
+        asked = tuple(Embedding(name, word) for word, name in sorted(words.find_embeddings(texts, known).items()))
     found = [(embedding, _found(embedding, adapters, by_path)) for embedding in asked]
-    vectors = [vectors_of(embedding, adapter, model) for embedding, adapter in found]
+    vectors = [tensor_names_by_encoder(embedding, adapter, model) for embedding, adapter in found]
     counts = {e.word: _count(e, a, v) for (e, a), v in zip(found, vectors, strict=True)}
     if not counts:
         return ()
-    places = words.places(counts, _used(request, counts))
+    tokens = words.assign_tokens(counts, _used(request, counts))
     return tuple(
-        Inversion(a, Embedding(a.name, e.word, a.digest), places[e.word], v)
+        Inversion(a, Embedding(a.name, e.word, a.digest), tokens[e.word], v)
         for (e, a), v in zip(found, vectors, strict=True)
     )
 
@@ -71,8 +71,8 @@ def _used(request: Request, counted: Mapping[str, int]) -> set[int]:
     return {
         token
         for field, text in (("prompt", request.prompt), ("negative", request.negative))
-        for variant in dict.fromkeys(of_request(request, text, field))
-        for token in used(field, variant, counted)
+        for variant in dict.fromkeys(prompt_per_step_of(request, text, field))
+        for token in token_ids_of_prompt(field, variant, counted)
     }
 
 
@@ -80,7 +80,7 @@ def _found(embedding: Embedding, adapters: Adapters, by_path: bool) -> Adapter:
     if embedding.digest:
         found = adapters.find_by_digest(embedding.name, embedding.digest, by_path)
     else:
-        found = adapters.ensure_unchanged(adapters.resolve(embedding.name) if by_path else adapters.get(embedding.name))
+        found = adapters.ensure_unchanged(adapters.find(embedding.name) if by_path else adapters.get(embedding.name))
     if found.kind != INVERSION:
         raise RequestError("embeddings", embedding.name, f"is a {found.kind}, not a textual inversion")
     return found
@@ -92,14 +92,14 @@ def _fitting(adapters: Adapters, model: Model) -> tuple[str, ...]:
     known = adapters.inversions()
     widths = _widths(model)
     if widths not in known.fitting:
-        known.fitting[widths] = tuple(n for n, shapes in known.shapes.items() if not _odd(shapes, model))
+        known.fitting[widths] = tuple(n for n, shapes in known.shapes.items() if not _find_mismatch(shapes, model))
     return known.fitting[widths]
 
 
 def _widths(model: Model) -> tuple[tuple[str, int], ...]:
     """Return the width of the token embeddings of each text encoder."""
     encoders = (model.manifest.component(role) for role in model.family.text_encoders)
-    return tuple((one.role, one.config.text_width) for one in encoders)
+    return tuple((one.role, one.config.hidden_size) for one in encoders)
 
 
 def _slots(tensors: Collection[str], model: Model) -> dict[str, str]:
@@ -110,7 +110,7 @@ def _slots(tensors: Collection[str], model: Model) -> dict[str, str]:
     return {names.get(name, ""): name for name in tensors}
 
 
-def _odd(tensors: Mapping[str, tuple[int, ...]], model: Model) -> str:
+def _find_mismatch(tensors: Mapping[str, tuple[int, ...]], model: Model) -> str:
     """Return why vectors of these shapes do not fit these text encoders; "" if they do.
 
     They fit if each text encoder has vectors of its own width.
@@ -125,10 +125,10 @@ def _odd(tensors: Mapping[str, tuple[int, ...]], model: Model) -> str:
     return ""
 
 
-def vectors_of(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str, str]:
+def tensor_names_by_encoder(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str, str]:
     """Return the tensor of each text encoder. Raises RequestError for an inversion that does not fit."""
     tensors = {tensor.name: tensor.shape for tensor in adapter.component.tensors}
-    problem = _odd(tensors, model)
+    problem = _find_mismatch(tensors, model)
     if problem:
         raise RequestError("embeddings", embedding.name, f"{problem} ({model.name})")
     return _slots(tensors, model)
@@ -137,7 +137,8 @@ def vectors_of(embedding: Embedding, adapter: Adapter, model: Model) -> dict[str
 def _count(embedding: Embedding, adapter: Adapter, vectors: Mapping[str, str]) -> int:
     shapes = {tensor.name: tensor.shape for tensor in adapter.component.tensors}
     counts = {shapes[name][0] if len(shapes[name]) == 2 else 1 for name in vectors.values()}
-    if len(counts) != 1 or not 1 <= max(counts) <= ROOM:
-        problem = f"has {' and '.join(map(str, sorted(counts)))} vectors; it needs 1 to {ROOM}, as many in each encoder"
+    if len(counts) != 1 or not 1 <= max(counts) <= TOKENS_PER_CHUNK:
+        found = " and ".join(map(str, sorted(counts)))
+        problem = f"has {found} vectors; it needs 1 to {TOKENS_PER_CHUNK}, as many in each encoder"
         raise RequestError("embeddings", embedding.name, problem)
     return counts.pop()

@@ -14,8 +14,8 @@ from safelight.catalog.model import Adapter, Model
 from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
 from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
+from safelight.request.adapters import Control
 from safelight.request.job import ComponentReference
-from safelight.request.parts import Control
 from safelight.request.schema import Request
 from safelight.weights.adapter_file import VAE
 from safelight.weights.digest import hash_texts
@@ -33,7 +33,7 @@ class ReplacementPart:
 
 
 def find_vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
-    """Return the VAE that a request names. It is in a file of its own, or in another model of a kindred family.
+    """Return the VAE that a request names. It is in a file of its own, or in another model with the same latent space.
 
     Raises RequestError for a VAE with other latents, and IntegrityError if its digest is not the requested one.
     """
@@ -69,16 +69,16 @@ def _find_vae_by_name(name: str, model: Model, catalog: Catalog, by_path: bool) 
         if alone.base and not _is_kin(alone.base, model):
             raise RequestError("vae", name, f"is a VAE for {alone.base}; {model.name} is {model.base}")
         return _part_of_adapter(catalog.adapters.ensure_unchanged(alone))
-    of = _find_model_with_vae(name, catalog.library, catalog.adapters, by_path)
-    if not _is_kin(of.base, model):
-        raise RequestError("vae", name, f"is the VAE of a {of.base} model; {model.name} is {model.base}")
-    return part_of_model(catalog.library.ensure_unchanged(of), of.family.vae)
+    source_model = _find_model_with_vae(name, catalog.library, catalog.adapters, by_path)
+    if not _is_kin(source_model.base, model):
+        raise RequestError("vae", name, f"is the VAE of a {source_model.base} model; {model.name} is {model.base}")
+    return part_of_model(catalog.library.ensure_unchanged(source_model), source_model.family.vae)
 
 
 def _is_kin(base: str, model: Model) -> bool:
     """Return whether VAEs of the family ``base`` have the latents of the model's family."""
     other = families().get(base)
-    return other is not None and other.kin == model.family.kin
+    return other is not None and other.latent_space == model.family.latent_space
 
 
 def _find_vae_by_digest(digest: str, catalog: Catalog, by_path: bool) -> ReplacementPart | None:
@@ -98,7 +98,7 @@ def _find_vae_by_digest(digest: str, catalog: Catalog, by_path: bool) -> Replace
 
 def _find_model_with_vae(name: str, library: Library, adapters: Adapters, by_path: bool) -> Model:
     try:
-        return library.resolve(name) if by_path else library.get(name)
+        return library.find(name) if by_path else library.get(name)
     except ModelNotFoundError as error:
         known = [card.name for card in adapters.cards() if card.kind == VAE]
         raise ModelNotFoundError(name, [*paths.similar_names(name, known), *error.near], "VAE") from error
@@ -107,7 +107,7 @@ def _find_model_with_vae(name: str, library: Library, adapters: Adapters, by_pat
 def _find_vae_file(name: str, adapters: Adapters, by_path: bool) -> Adapter | None:
     """Return the VAE with this name or path that has a file of its own; None if there is none."""
     try:
-        found = adapters.resolve(name) if by_path else adapters.get(name)
+        found = adapters.find(name) if by_path else adapters.get(name)
     except (ModelNotFoundError, UnsupportedModelError):
         return None
     if found.kind != VAE:
@@ -122,17 +122,17 @@ def find_text_encoders(request: Request, model: Model, library: Library, by_path
     encoders is not the requested one.
     """
     name = request.text_encoder
-    of = library.ensure_unchanged(_find_encoder_model(request, library, by_path))
-    if of.base != model.base:
-        raise RequestError("text_encoder", name, f"is of {of.base}; {model.name} is {model.base}")
-    found = tuple(part_of_model(of, role) for role in of.family.text_encoders)
+    source_model = library.ensure_unchanged(_find_encoder_model(request, library, by_path))
+    if source_model.base != model.base:
+        raise RequestError("text_encoder", name, f"is of {source_model.base}; {model.name} is {model.base}")
+    found = tuple(part_of_model(source_model, role) for role in source_model.family.text_encoders)
     components = [part.component for part in found]
     odd = [c.role for c in components if c.config != model.manifest.component(c.role).config]
     if odd:
         raise RequestError("text_encoder", name, f"its {odd[0]} is not like that of {model.name}")
     if request.text_encoder_digest and hash_components(components) != request.text_encoder_digest:
         problem = f"the text encoders of {name} have other content than {request.text_encoder_digest[:10]}"
-        raise IntegrityError(of.path, "", problem, _OTHER_CONTENT_REMEDY)
+        raise IntegrityError(source_model.path, "", problem, _OTHER_CONTENT_REMEDY)
     return found
 
 
@@ -145,7 +145,7 @@ def find_refiner(request: Request, library: Library, by_path: bool) -> Model | N
     if not name:
         return None
     try:
-        found = library.resolve(name) if by_path else library.get(name)
+        found = library.find(name) if by_path else library.get(name)
     except InputError:
         found = next(library.models_used_by_path(digest), None) if digest and by_path else None
         if found is None:
@@ -165,7 +165,7 @@ def _find_encoder_model(request: Request, library: Library, by_path: bool) -> Mo
     """
     name = request.text_encoder
     try:
-        return library.resolve(name) if by_path else library.get(name)
+        return library.find(name) if by_path else library.get(name)
     except InputError:
         for one in library.models_used_by_path() if request.text_encoder_digest and by_path else ():
             if hash_components(_encoders(one)) == request.text_encoder_digest:
@@ -187,10 +187,10 @@ def find_controlnet(control: Control, model: Model, adapters: Adapters, by_path:
     if control.digest:
         found = adapters.find_by_digest(control.name, control.digest, by_path)
     else:
-        found = adapters.ensure_unchanged(adapters.resolve(control.name) if by_path else adapters.get(control.name))
+        found = adapters.ensure_unchanged(adapters.find(control.name) if by_path else adapters.get(control.name))
     if found.kind != CONTROLNET:
         raise RequestError("controls", control.name, f"is a {found.kind}, not a ControlNet")
-    problem = model.family.control_discord(
+    problem = model.family.find_controlnet_mismatch(
         found.component.config, model.manifest.component(model.family.denoiser).config
     )
     if problem:

@@ -9,7 +9,7 @@ from safelight.errors import RequestError
 from safelight.request.bounds import MOST_PIXELS
 from safelight.request.schema import Request
 
-_SHAPE = 0.03
+MAX_ASPECT_RATIO_DIFFERENCE = 0.03
 """By how much a mask's aspect ratio may differ from the image's: rounding changes the ratio of small pictures."""
 
 
@@ -32,7 +32,7 @@ def resolve_pictures(request: Request, inputs: Inputs, by_path: bool, multiple: 
         _refuse_other_shape(request.mask, inputs.size(given["mask"]), (width, height))
     left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
     if request.outpaint:
-        # The sides grow to whole latents, so that the picture itself is not scaled.
+        # Extend right and bottom to a multiple of ``multiple``, so that the input image is not resized.
         right, bottom = right + -(left + width + right) % multiple, bottom + -(top + height + bottom) % multiple
         given["outpaint"] = (left, top, right, bottom)
     whole = left + width + right, top + height + bottom
@@ -49,6 +49,6 @@ def _refuse_other_shape(name: str, mask: tuple[int, int], image: tuple[int, int]
 
     Another size is allowed.
     """
-    if abs(mask[0] * image[1] - mask[1] * image[0]) > _SHAPE * mask[1] * image[0]:
+    if abs(mask[0] * image[1] - mask[1] * image[0]) > MAX_ASPECT_RATIO_DIFFERENCE * mask[1] * image[0]:
         problem = f"is {mask[0]}x{mask[1]}, which is not the shape of the image, {image[0]}x{image[1]}"
         raise RequestError("mask", name[:80], problem)

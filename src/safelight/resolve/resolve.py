@@ -39,11 +39,11 @@ def resolve(
     """
     limits.check_texts(request)
     if model is None:
-        model = catalog.library.resolve(request.model) if by_path else catalog.library.get(request.model)
+        model = catalog.library.find(request.model) if by_path else catalog.library.get(request.model)
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
         tags.refuse_unknown(field, text, request.prompt_syntax)
-    prompt, inside = loras.taken("prompt", request.prompt)
-    negative, also = loras.taken("negative", request.negative)
+    prompt, inside = loras.extract_lora_tags("prompt", request.prompt)
+    negative, also = loras.extract_lora_tags("negative", request.negative)
     adapters = [
         resolve_lora(lora, model, catalog.adapters, by_path, request.lenient)
         for lora in (*request.loras, *inside, *also)

@@ -10,8 +10,8 @@ from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
 from safelight.files.header import Header, TensorInfo
 from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
-from safelight.weights.adapter_parts import NAMELESS, AdapterConfig
-from safelight.weights.layout import FLOATS, ComponentLayout, TensorPlace, single_component_layout
+from safelight.weights.adapter_mapping import NAMELESS, AdapterConfig
+from safelight.weights.layout import FLOATS, ComponentLayout, TensorLocation, single_component_layout
 
 VAE = "vae"
 
@@ -36,7 +36,7 @@ METADATA = "lora_adapter_metadata"
 COMPONENT_KINDS = frozenset({VAE, CONTROLNET})
 """Kinds of files that hold a whole component, under the names of its module."""
 
-_NUMBERED = "string_to_token."
+_TOKEN_PREFIX = "string_to_token."
 """AUTOMATIC1111's embeddings have a tensor of this name: the token that the embedding replaced in training."""
 
 ALPHA_DTYPES = FLOATS | {"F64", "I64", "I32", "I16", "I8", "U8"}
@@ -50,7 +50,7 @@ def tensors_to_read(header: Header, kind: str) -> list[TensorInfo]:
     """
     if kind in COMPONENT_KINDS:
         return list(header.tensors.values())
-    found = [i for i in header.tensors.values() if not (kind == INVERSION and i.name.startswith(_NUMBERED))]
+    found = [i for i in header.tensors.values() if not (kind == INVERSION and i.name.startswith(_TOKEN_PREFIX))]
     for info in found:
         allowed = ALPHA_DTYPES if info.elements == 1 and info.name.endswith("alpha") else FLOATS | {"F64"}
         if info.dtype not in allowed:
@@ -69,16 +69,18 @@ def layout(header: Header, kind: str) -> ComponentLayout:
     infos = tensors_to_read(header, kind)
     if kind in COMPONENT_KINDS:
         return _whole(header, kind, infos)
-    places = tuple(TensorPlace(i.name, i.dtype, i.shape, i.path, i.offset, i.nbytes, source=i.name) for i in infos)
+    locations = tuple(
+        TensorLocation(i.name, i.dtype, i.shape, i.path, i.offset, i.nbytes, source=i.name) for i in infos
+    )
     scales = _scales(header)
-    return ComponentLayout(ROLE, AdapterConfig(kind, tuple(scales), tuple(scales.values())), places)
+    return ComponentLayout(ROLE, AdapterConfig(kind, tuple(scales), tuple(scales.values())), locations)
 
 
 def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayout:
-    """Return the layout by the first family that can read it; the error of the last one if none can."""
+    """Return the layout by the first family that can read it. Raises the last family's error if none can."""
     failed: IncompleteModelError | None = None
     for family in families().values():
-        for part in family.alone:
+        for part in family.single_file_components:
             if part.kind == kind:
                 try:
                     return single_component_layout(

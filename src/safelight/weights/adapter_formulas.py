@@ -13,7 +13,7 @@ import torch
 
 from safelight.extensions import by_reference, extensions
 from safelight.weights.adapter_kinds import GROUP, WEIGHT_ADAPTER_KINDS
-from safelight.weights.adapter_parts import WeightChange, rank
+from safelight.weights.adapter_mapping import WeightChange, rank
 
 Tensors = Mapping[str, torch.Tensor]
 """An adapter's tensors by slot, which is their role in the formula (``down``, ``up``, …); fp32."""

@@ -17,8 +17,7 @@ GROUP = "safelight.adapters"
 class AdapterKind:
     """A kind of adapters that a package adds. Each adapter changes weights of modules.
 
-    ``suffixes``: what follows the module's name in the name of a tensor (``.ia3_scale``), with the tensor's name in the
-    formula (``scale``).
+    ``suffixes``: maps a tensor-name suffix (``.ia3_scale``) to the tensor's slot in the formula (``scale``).
     ``fits``: whether tensors of these shapes, by these names, can change a weight of that shape. False if one is
     missing.
     ``difference``: the formula, as ``package.module:function``. The function takes the tensors by these names and the
@@ -37,8 +36,10 @@ def _read(given: object) -> AdapterKind | None:
 WEIGHT_ADAPTER_KINDS: Extensible[AdapterKind | None] = Extensible(
     dict.fromkeys(("lora", "loha", "lokr", "full_difference", "diff")), GROUP, _read
 )
-"""The kinds that change a checkpoint's weights, by name. The value is the package's kind, and None for a built-in one.
-A request lists them as ``loras``. ``full_difference`` is the kind of a file, and ``diff`` the formula that it uses."""
+"""The kinds that change a checkpoint's weights; a request lists them as ``loras``.
+
+Keys are file kinds, plus ``diff``, the formula of ``full_difference``. Built-in kinds have the value None.
+"""
 
 
 def package_kinds() -> Iterator[tuple[str, AdapterKind]]:
@@ -71,7 +72,7 @@ def split_added(name: str) -> tuple[str, str] | None:
     return None
 
 
-def fits(kind_name: str, shapes: Mapping[str, Shape], weight: Shape) -> bool:
+def shapes_match(kind_name: str, shapes: Mapping[str, Shape], weight: Shape) -> bool:
     """Return whether tensors of an added kind can change a weight. Raises ExtensionError if the package fails."""
     kind = WEIGHT_ADAPTER_KINDS[kind_name]
     assert kind is not None

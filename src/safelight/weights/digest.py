@@ -1,6 +1,6 @@
 """Content hashes. BLAKE3 identifies a model; XXH3-128 (33 GB/s) verifies every load.
 
-XXH3 finds damage, but it does not resist an attacker. Its values are in a manifest that BLAKE3 identifies.
+XXH3 detects accidental damage, not tampering; BLAKE3 over the same tensors is the identity.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from safelight.errors import CorruptFileError
 from safelight.files.header import ITEM_BYTES
-from safelight.weights.layout import TensorPlace
+from safelight.weights.layout import TensorLocation
 
 CHUNK_BYTES = 8 << 20
 """Bytes per read. It is large enough for BLAKE3 to use two cores."""
@@ -39,24 +39,26 @@ class TensorDigester:
         self.blake3 = blake3(max_threads=blake3.AUTO)
         self._progress = progress
 
-    def tensor(self, descriptor: int, place: TensorPlace) -> str:
+    def tensor(self, descriptor: int, location: TensorLocation) -> str:
         """Return the XXH3-128 (hex) of the tensor's bytes in the file, and update the BLAKE3.
 
         BLAKE3 hashes the bytes in the module's layout, so a matrix that is stored transposed has the same hash.
         Raises CorruptFileError if the file is too short, or the tensor holds NaN or infinity.
         """
-        self.blake3.update(f"{place.name}\0{place.dtype}\0{','.join(map(str, place.shape))}\0".encode())
+        self.blake3.update(f"{location.name}\0{location.dtype}\0{','.join(map(str, location.shape))}\0".encode())
         fast = xxhash.xxh3_128()
-        word, exponent = _WORDS.get(place.dtype, (np.dtype(f"V{ITEM_BYTES[place.dtype]}"), None))
+        word, exponent = _WORDS.get(location.dtype, (np.dtype(f"V{ITEM_BYTES[location.dtype]}"), None))
         # A chunk holds whole elements. A transposed matrix is read as one chunk, because it is transposed as a whole.
-        chunk = place.nbytes if place.transpose else CHUNK_BYTES
-        for at in range(0, place.nbytes, max(chunk, 1)):
-            data = read_exactly(descriptor, place.path, place.label, place.offset + at, min(chunk, place.nbytes - at))
+        chunk = location.nbytes if location.transpose else CHUNK_BYTES
+        for at in range(0, location.nbytes, max(chunk, 1)):
+            data = read_exactly(
+                descriptor, location.path, location.label, location.offset + at, min(chunk, location.nbytes - at)
+            )
             fast.update(data)
             words = np.frombuffer(data, word)
             if exponent is not None and ((words & exponent) == exponent).any():
-                raise CorruptFileError(place.path, f"tensor {place.label} holds NaN or infinity")
-            self.blake3.update(words.reshape(place.shape[::-1]).T.tobytes() if place.transpose else data)
+                raise CorruptFileError(location.path, f"tensor {location.label} holds NaN or infinity")
+            self.blake3.update(words.reshape(location.shape[::-1]).T.tobytes() if location.transpose else data)
             if self._progress is not None:
                 self._progress(len(data))
         return fast.hexdigest()

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safelight.errors import IncompleteModelError, UnsupportedModelError
-from safelight.families.family import Alone, Component, Config, Family
+from safelight.families.family import Component, Config, Family, SingleFileComponent
 from safelight.families.tables import NotThisArchitecture, TensorRow, TensorSource, squeezed
 from safelight.files.header import Header, TensorInfo
-from safelight.request.parts import Purpose
+from safelight.request.adapters import Purpose
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True, slots=True)
-class TensorPlace:
+class TensorLocation:
     """A tensor under its module's name, and where its bytes are.
 
     ``shape``: the shape in the module.
@@ -28,8 +28,8 @@ class TensorPlace:
     ``transpose``: the file stores the matrix transposed.
     ``source``: the tensor's name in the file.
 
-    For a pickle, the places only serve to check that no tensor is missing; do not read bytes with them. Safelight reads
-    the safetensors copy.
+    For a pickle, the locations only serve to check that no tensor is missing; do not read bytes with them. Safelight
+    reads the safetensors copy.
     """
 
     name: str
@@ -62,11 +62,11 @@ class ComponentLayout:
 
     role: str
     config: Config
-    tensors: tuple[TensorPlace, ...]
+    tensors: tuple[TensorLocation, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(place.nbytes for place in self.tensors)
+        return sum(location.nbytes for location in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def build(
     what = f"{family.name} checkpoint"
     built = [_built(path, what, component, parts[component.role]) for component in family.components]
     components = [part.component for part in built]
-    used = {place for part in built for place in part.used}
+    used = {location for part in built for location in part.used}
     missing = [name for part in built for name in part.missing]
     mismatched = [name for part in built for name in part.mismatched]
     seen = {name for _, name in used}
@@ -121,14 +121,14 @@ def build(
     unexpected = [name for name, why in left_over.items() if why is None]
     if missing or mismatched or unexpected:
         raise IncompleteModelError(path, what, missing, mismatched, unexpected)
-    problem = family.discord({component.role: component.config for component in components})
+    problem = family.find_mismatch({component.role: component.config for component in components})
     if problem is not None:
         raise UnsupportedModelError(path, f"its components do not fit together: {problem}")
     return CheckpointLayout(path, family, tuple(components), {name: why or "" for name, why in left_over.items()})
 
 
 def single_component_layout(
-    path: Path, part: Alone, family: Family, infos: Mapping[str, TensorInfo]
+    path: Path, part: SingleFileComponent, family: Family, infos: Mapping[str, TensorInfo]
 ) -> ComponentLayout:
     """Return the layout of a component in a file of its own, such as a VAE or a ControlNet.
 
@@ -136,6 +136,7 @@ def single_component_layout(
     """
     component = next((one for one in family.components if one.role == part.kind), None)
     standard = None if component is None else component.standard
+    # ``_built`` does not read the purpose, so the same one serves for ControlNets and VAEs.
     one = _built(path, part.what, Component(part.kind, Purpose.CONTROL, (), part.infer, standard), infos)
     used = {name for _, name in one.used}
     unexpected = [info.name for info in infos.values() if info.name not in used and family.left_over(info.name) is None]
@@ -161,13 +162,12 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
         config = part.infer({name: info.shape for name, info in infos.items()})
     except (NotThisArchitecture, KeyError) as error:
         missing = _missing(role, part.standard.rows(), infos) if part.standard is not None else ()
-        # List first the tensor that the detection of the architecture lacked. The other names assume a default size,
-        # and may be wrong.
+        # List first the tensor whose absence made inference fail; the others assume the published size.
         cause = error if isinstance(error, KeyError) else error.__cause__
         lacked = cause.args[0] if isinstance(cause, KeyError) else ""
         missing = tuple(sorted(missing, key=lambda one: lacked not in one))
         raise IncompleteModelError(path, what, missing=missing or (f"{role}: {error}",)) from error
-    places: list[TensorPlace] = []
+    locations: list[TensorLocation] = []
     table = list(config.rows())
     for row in table:
         source = next((source for source in row.sources if source.name in infos), None)
@@ -175,21 +175,21 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
             continue
         info = infos[source.name]
         used.add((info.path, info.name))
-        place = _place(row, source, info)
-        if place is None:
+        location = _location(row, source, info)
+        if location is None:
             sizes = f"{list(info.shape)} instead of {_in_file(row, source)}"
             mismatched.append(f"{labelled(info.name, f'{role}.{row.name}')}: {sizes}")
-        elif place.dtype not in FLOATS:
+        elif location.dtype not in FLOATS:
             raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read")
         else:
-            places.append(place)
+            locations.append(location)
     missing = _missing(role, table, infos)
-    return _Built(ComponentLayout(role, config, tuple(places)), frozenset(used), missing, tuple(mismatched))
+    return _Built(ComponentLayout(role, config, tuple(locations)), frozenset(used), missing, tuple(mismatched))
 
 
 def _in_file(row: TensorRow, source: TensorSource) -> list[int]:
     """Return the shape of a row's tensor in a file."""
-    count = 1 if source.part is None else source.part[1]
+    count = 1 if source.chunk is None else source.chunk[1]
     shape = row.shape[::-1] if source.transpose else row.shape
     return [shape[0] * count, *shape[1:]]
 
@@ -215,11 +215,11 @@ def _missing(role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorIn
     return tuple(dict.fromkeys(labelled(name, f"{role}.{row.name}") for name, row in zip(names, absent, strict=True)))
 
 
-def _place(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorPlace | None:
+def _location(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorLocation | None:
     """Return where a row's bytes are, or None if the shape in the file does not fit."""
     shape, offset, nbytes = info.shape, info.offset, info.nbytes
-    if source.part is not None:
-        index, count = source.part
+    if source.chunk is not None:
+        index, count = source.chunk
         if not shape or shape[0] != row.shape[0] * count:
             return None
         shape = (row.shape[0], *shape[1:])
@@ -230,4 +230,4 @@ def _place(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorPlac
             return None
     elif squeezed(shape) != squeezed(row.shape):
         return None
-    return TensorPlace(row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, info.name)
+    return TensorLocation(row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, info.name)

@@ -1,4 +1,4 @@
-"""A checkpoint's manifest: each tensor's name, dtype, shape, place in a file and digest, and the digest of the whole.
+"""A checkpoint's manifest: each tensor's name, dtype, shape, location and checksum, and the digest of the whole.
 
 A component's digest is a hash of its tensors' names, dtypes, shapes and bytes. So the same weights have the same digest
 in any file and any order. Manifests are stored as JSON; :func:`from_json` computes the checkpoint's digest again and
@@ -18,7 +18,7 @@ from safelight.families.family import Config
 from safelight.families.registry import architectures
 from safelight.files.disk import open_regular
 from safelight.files.header import ITEM_BYTES
-from safelight.weights.adapter_parts import AdapterConfig
+from safelight.weights.adapter_mapping import AdapterConfig
 from safelight.weights.digest import TensorDigester, hash_texts
 from safelight.weights.layout import ComponentLayout
 
@@ -26,7 +26,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class FileHint:
+class FileStamp:
     """A file's size in bytes, its times in nanoseconds and its inode.
 
     They are only a hint: a changed file may have equal values, and an unchanged file may have different ones.
@@ -41,19 +41,19 @@ class FileHint:
     def is_unchanged(self) -> bool:
         """Whether the file has the same size, times and inode as before."""
         try:
-            return FileHint.of(self.path) == self
+            return FileStamp.of(self.path) == self
         except OSError:
             return False
 
     @classmethod
-    def of(cls, path: Path) -> FileHint:
+    def of(cls, path: Path) -> FileStamp:
         status = path.stat()
         return cls(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestTensor:
-    """A tensor's place in a file, and its hash.
+    """A tensor's location in a file, and its hash.
 
     ``dtype``: the dtype in the file, by safetensors' name.
     ``shape``: the module's shape.
@@ -96,7 +96,7 @@ class Manifest:
     """A checkpoint. ``digest``: BLAKE3 in hex of its components' digests."""
 
     components: tuple[ComponentManifest, ...]
-    files: tuple[FileHint, ...]
+    files: tuple[FileStamp, ...]
     digest: str
 
     def component(self, role: str) -> ComponentManifest:
@@ -104,15 +104,13 @@ class Manifest:
 
     def changed_files(self) -> list[Path]:
         """Return the files that are missing, or whose size, times or inode changed. Empty if none did."""
-        return [hint.path for hint in self.files if not hint.is_unchanged()]
+        return [stamp.path for stamp in self.files if not stamp.is_unchanged()]
 
 
-def relocate(manifest: Manifest, place: Path) -> Manifest:
-    """Return the manifest of a single file after that file was renamed to ``place``."""
-    components = tuple(
-        replace(c, tensors=tuple(replace(t, path=place) for t in c.tensors)) for c in manifest.components
-    )
-    return Manifest(components, (FileHint.of(place),), manifest.digest)
+def relocate(manifest: Manifest, path: Path) -> Manifest:
+    """Return the manifest of a single file after that file was renamed to ``path``."""
+    components = tuple(replace(c, tensors=tuple(replace(t, path=path) for t in c.tensors)) for c in manifest.components)
+    return Manifest(components, (FileStamp.of(path),), manifest.digest)
 
 
 def hash_components(
@@ -127,8 +125,8 @@ def hash_components(
 
     Raises CorruptFileError if a file is cut off, holds NaN or infinity, or changes while it is read.
     """
-    paths = sorted({place.path for component in components for place in component.tensors})
-    before = tuple(FileHint.of(path) for path in (*paths, *watched))
+    paths = sorted({tensor.path for component in components for tensor in component.tensors})
+    before = tuple(FileStamp.of(path) for path in (*paths, *watched))
     opened: dict[Path, int] = {}
     try:
         for path in paths:
@@ -137,7 +135,7 @@ def hash_components(
     finally:
         for descriptor in opened.values():
             os.close(descriptor)
-    changed = next((hint.path for hint in before if not hint.is_unchanged()), None)
+    changed = next((stamp.path for stamp in before if not stamp.is_unchanged()), None)
     if changed is not None:
         raise CorruptFileError(changed, "changed while it was read; try again when its download has ended")
     return Manifest(measured, before, whole_digest(measured))
@@ -173,11 +171,11 @@ def _hash_component(
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
     """Convert a manifest to JSON values. Paths become strings, and tensors refer to files by index."""
-    number = {hint.path: i for i, hint in enumerate(manifest.files)}
+    number = {stamp.path: i for i, stamp in enumerate(manifest.files)}
     return {
         "version": VERSION,
         "digest": manifest.digest,
-        "files": [asdict(hint) | {"path": str(hint.path)} for hint in manifest.files],
+        "files": [asdict(stamp) | {"path": str(stamp.path)} for stamp in manifest.files],
         "components": [
             {
                 "role": c.role,
@@ -207,7 +205,7 @@ def from_json(source: Path, data: Any, folder: Path | None = None) -> Manifest:
         if data["version"] > VERSION:
             raise CorruptFileError(source, f"was written by a newer Safelight (manifest version {data['version']})")
         root = folder or Path()
-        files = tuple(_hint(root, hint) for hint in data["files"])
+        files = tuple(_read_stamp(root, stamp) for stamp in data["files"])
         components = tuple(_component_from_json(c, files) for c in data["components"])
         manifest = Manifest(components, files, data["digest"])
     except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
@@ -217,13 +215,13 @@ def from_json(source: Path, data: Any, folder: Path | None = None) -> Manifest:
     return manifest
 
 
-def _hint(root: Path, data: Any) -> FileHint:
-    """Read a hint. If it has only a path (a packed file's hint), the file's current values are used."""
+def _read_stamp(root: Path, data: Any) -> FileStamp:
+    """Read a stamp. If it has only a path, as in starters' records, use the file's current size, times and inode."""
     path = root / data["path"]
-    return FileHint(**{**data, "path": path}) if "size" in data else FileHint.of(path)
+    return FileStamp(**{**data, "path": path}) if "size" in data else FileStamp.of(path)
 
 
-def _component_from_json(data: Any, files: tuple[FileHint, ...]) -> ComponentManifest:
+def _component_from_json(data: Any, files: tuple[FileStamp, ...]) -> ComponentManifest:
     tensors = tuple(
         ManifestTensor(name, dtype, tuple(shape), files[at].path, offset, nbytes, transpose, xxh3)
         for name, dtype, shape, at, offset, nbytes, transpose, xxh3 in data["tensors"]

@@ -20,7 +20,7 @@ from safelight.weights.manifest import ComponentManifest
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """A recipe. ``function`` computes a new tensor of a weight's shape and dtype, and must not change the weight."""
+    """``function`` computes a new tensor of a weight's shape and dtype, and must not change the weight."""
 
     function: Callable[[torch.Tensor], torch.Tensor]
 
@@ -34,7 +34,7 @@ class Overlay:
         return new if new.untyped_storage() is not weight.untyped_storage() else new.clone()
 
 
-Recipes = Callable[[], AbstractContextManager[Mapping[str, Overlay]]]
+OpenOverlays = Callable[[], AbstractContextManager[Mapping[str, Overlay]]]
 """Opens the sources of the overlays, and yields the overlays by the name of their weight."""
 
 
@@ -44,15 +44,15 @@ class OverlaidComponent(ComponentManifest):
 
     ``overlay_digest``: the overlays' content hash (BLAKE3, hex), strengths included.
     ``overlaid_names``: names of the tensors with an overlay.
-    ``recipes``: opens the overlays.
-    ``working``: bytes needed to compute one overlaid tensor.
+    ``open_overlays``: opens the overlays.
+    ``working_bytes``: bytes needed to compute one overlaid tensor.
     ``sources``: digests of the components from which the overlays are computed.
     """
 
     overlay_digest: str
     overlaid_names: frozenset[str]
-    recipes: Recipes
-    working: int
+    open_overlays: OpenOverlays
+    working_bytes: int
     sources: tuple[str, ...]
 
     def __eq__(self, other: object) -> bool:
@@ -72,8 +72,8 @@ def with_overlays(
     component: ComponentManifest,
     overlay_digest: str,
     overlaid_names: frozenset[str],
-    recipes: Recipes,
-    working: int = 0,
+    open_overlays: OpenOverlays,
+    working_bytes: int = 0,
     sources: tuple[str, ...] = (),
 ) -> OverlaidComponent:
     """Return a component with overlays. Arguments: see :class:`OverlaidComponent`."""
@@ -84,8 +84,8 @@ def with_overlays(
         component.digest,
         overlay_digest,
         overlaid_names,
-        recipes,
-        working,
+        open_overlays,
+        working_bytes,
         sources,
     )
 

@@ -19,7 +19,8 @@ def bytes_needed(component: ComponentManifest, dtype: torch.dtype) -> int:
 def views(base: torch.Tensor, tensors: Iterable[ManifestTensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Create views of ``base`` (uint8, aligned) for consecutive tensors, by the module's names.
 
-    The views are detached. Otherwise autograd's references would count as more holders of the storage.
+    The views are detached. Otherwise autograd's references would count in ``Slab.holders``, and the slab would seem to
+    be in use.
     """
     out: dict[str, torch.Tensor] = {}
     at = 0
@@ -30,8 +31,9 @@ def views(base: torch.Tensor, tensors: Iterable[ManifestTensor], dtype: torch.dt
     return out
 
 
-def reads(tensors: Iterable[ManifestTensor], targets: dict[str, torch.Tensor], prove: bool) -> list[Read]:
-    """Return the reads that fill ``targets`` from files and verify them. ``prove``: see :class:`Read`."""
+def reads(tensors: Iterable[ManifestTensor], targets: dict[str, torch.Tensor], hash_result: bool) -> list[Read]:
+    """Return the reads that fill ``targets`` from files and verify them. ``hash_result``: see :class:`Read`."""
     return [
-        Read(t.name, t.path, t.offset, t.nbytes, t.dtype, t.transpose, t.xxh3, targets[t.name], prove) for t in tensors
+        Read(t.name, t.path, t.offset, t.nbytes, t.dtype, t.transpose, t.xxh3, targets[t.name], hash_result)
+        for t in tensors
     ]

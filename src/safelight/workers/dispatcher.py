@@ -17,10 +17,10 @@ from safelight.queue.events import Events
 from safelight.queue.image_files import Gallery
 from safelight.queue.image_store import ImageStore
 from safelight.queue.job import QueuedJob
-from safelight.queue.order import Rules
+from safelight.queue.order import OvertakeLimits
 from safelight.request.job import Job
 from safelight.request.schema import Request
-from safelight.workers.isolation import Isolating
+from safelight.workers.isolation import IsolatedRunner
 from safelight.workers.job_runner import JobRunner, Outcome, RunningJob
 from safelight.workers.supervisor import Supervisor
 
@@ -64,7 +64,7 @@ class Dispatcher:
 
     Every accepted job ends exactly once: done, failed with a reason, or cancelled.
 
-    rules: limit how far the order may differ from the order of arrival.
+    overtake_limits: limit how far the order may differ from the order of arrival.
     most: the number of jobs that may wait.
     resolve: called with a stored request and the digest of its model, for a job that an earlier version stored
         unresolved; returns the job.
@@ -75,20 +75,20 @@ class Dispatcher:
         database: Database,
         gallery: Gallery,
         supervisor: Supervisor,
-        isolator: Isolating,
+        isolated_runner: IsolatedRunner,
         events: Events,
-        rules: Rules,
+        overtake_limits: OvertakeLimits,
         most: int,
         resolve: Callable[[Request, str], Job],
     ) -> None:
         self._database = database
         self._events = events
-        self._rules = rules
+        self._overtake_limits = overtake_limits
         self._most = most
         self._stopping = threading.Event()
         self._images = ImageStore(database, gallery, events)
         self._runner = JobRunner(
-            database, self._images, supervisor, isolator, events, resolve, self._upcoming, self._stopping
+            database, self._images, supervisor, isolated_runner, events, resolve, self._upcoming, self._stopping
         )
         self._changed = threading.Condition()
         self._news = False
@@ -123,19 +123,19 @@ class Dispatcher:
         self._images.sweep()
         self._thread.start()
 
-    def accept(self, *wanted: Job, client: str = "", priority: int = 0) -> list[QueuedJob]:
+    def accept(self, *jobs: Job, client: str = "", priority: int = 0) -> list[QueuedJob]:
         """Queue resolved requests.
 
         Raises QueueFullError if not all of them fit; then none is queued.
         """
         waiting = self._database.queued()
-        if waiting + len(wanted) > self._most:
+        if waiting + len(jobs) > self._most:
             raise QueueFullError(waiting)
-        jobs = self._database.accept(*wanted, client=client, priority=priority)
-        for job in jobs:
+        queued = self._database.accept(*jobs, client=client, priority=priority)
+        for job in queued:
             self._tell(job.id)
         self._wake()
-        return jobs
+        return queued
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job; a running one stops at its next step. Returns whether it was queued or running."""
@@ -159,8 +159,10 @@ class Dispatcher:
         """
         running = self._runner.running
         current = running.job.group if running is not None else None
-        at_hand = tuple(dict.fromkeys(group for group in (current, *self._runner.at_hand) if group is not None))
-        choices = order.in_order(self._database.waiting(order.reached(self._rules, limit)), at_hand, self._rules, limit)
+        resident = tuple(dict.fromkeys(group for group in (current, *self._runner.resident) if group is not None))
+        choices = order.in_order(
+            self._database.waiting(order.reached(self._overtake_limits, limit)), resident, self._overtake_limits, limit
+        )
         jobs = self._database.jobs_of([choice.id for choice in choices])
         return [(jobs[choice.id], choice.reason) for choice in choices if choice.id in jobs]
 
@@ -205,14 +207,16 @@ class Dispatcher:
     def _next(self) -> bool:
         """Run the next job. Returns whether there was one."""
         self._write()
-        at_hand = self._runner.at_hand
-        choice = order.choose(self._database.waiting(order.reached(self._rules, 1)), at_hand, self._rules)
+        resident = self._runner.resident
+        choice = order.choose(
+            self._database.waiting(order.reached(self._overtake_limits, 1)), resident, self._overtake_limits
+        )
         if choice is None:
             return False
         job = self._database.start(choice.id, choice.reason)
         if job is None:
             return True
-        if at_hand[:1] != (job.group,):
+        if resident[:1] != (job.group,):
             self._switches += 1
         outcome = self._runner.run(job)
         self._unwritten = job, outcome
@@ -232,7 +236,7 @@ class Dispatcher:
             self._database.end(job.id, outcome.state, outcome.reason, seconds=outcome.seconds, failure=failure)
             self._runner.cancelled.discard(job.id)
         else:
-            self._database.put_back(job.id, outcome.reason, outcome.free, outcome.seconds)
+            self._database.put_back(job.id, outcome.reason, outcome.counts_as_attempt, outcome.seconds)
             if job.id in self._runner.cancelled:
                 # Somebody cancelled the job after its outcome was known, so end it here. From now on, cancel() finds
                 # it in the queue.

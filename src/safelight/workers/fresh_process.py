@@ -19,14 +19,14 @@ from safelight.workers.supervisor import Process
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class Comparison:
     """The result of a comparison. ``same``: the pixels are equal. ``pixels_sha256``: of the fresh process's image."""
 
     same: bool
     pixels_sha256: str
 
 
-class Fresh:
+class FreshProcesses:
     """Makes images in fresh processes, one at a time, because each process holds its own copy of a model.
 
     command: starts a process.
@@ -43,7 +43,7 @@ class Fresh:
         self._process: Process | None = None
         self._closed = False
 
-    def compare(self, image: StoredImage) -> Compared:
+    def compare(self, image: StoredImage) -> Comparison:
         """Make the image again from its metadata, in a new process, and compare the pixels.
 
         Raises:
@@ -58,7 +58,7 @@ class Fresh:
                 "image", image.id, f"this version cannot read the request in its metadata ({error})"
             ) from error
         pixels = self.make_first(request, image.model_digest).pixels_sha256
-        return Compared(pixels == image.pixels_sha256, pixels)
+        return Comparison(pixels == image.pixels_sha256, pixels)
 
     def make_first(self, request: Request, digest: str) -> Image:
         """Make the first image of a request in a new process, by the model with that digest.
@@ -96,9 +96,9 @@ class Fresh:
                 self._process.kill()
 
 
-def _first_image(process: Process, settings: object, job: Generate) -> Image:
+def _first_image(process: Process, settings: object, generate: Generate) -> Image:
     process.open(settings)
-    process.send(job)
+    process.send(generate)
     image: Image | None = None
     while (message := process.inbox.get()) is not None:
         if isinstance(message, Made) and image is None:

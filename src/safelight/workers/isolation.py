@@ -23,11 +23,11 @@ from safelight.request.results import Image, OnProgress
 from safelight.request.schema import Request
 from safelight.resolve.resolve import resolve
 from safelight.workers.engine import ignore
-from safelight.workers.messages import Cancel, Ended, FromWorker, Generate, Made, Progressed, Working
+from safelight.workers.messages import Cancel, Ended, FromWorker, Generate, JobStarted, Made, Progressed
 from safelight.workers.supervisor import Process
 
 
-class Isolator:
+class ForkingRunner:
     """Runs jobs in isolated processes, one after another.
 
     command: starts a zygote. The first job starts it, and the next job after its death starts it again.
@@ -53,13 +53,13 @@ class Isolator:
             self._zygote = Process(self._command)
             self._zygote.open(self._settings)
 
-    def run(self, wanted: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
+    def run(self, generate: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
         """See :meth:`safelight.workers.supervisor.Supervisor.run`."""
         self.start()
         zygote = self._zygote
         assert zygote is not None
-        zygote.send(wanted)
-        self._job, self._working = wanted.job, None
+        zygote.send(generate)
+        self._job, self._working = generate.job_id, None
         ended = False
         try:
             while not ended:
@@ -67,17 +67,17 @@ class Isolator:
                 if message is None:
                     ended = True
                     raise zygote.death_error()
-                if isinstance(message, Working):
+                if isinstance(message, JobStarted):
                     self._record_process(message.pid)
                     if cancelled():
-                        self.cancel(wanted.job)
+                        self.cancel(generate.job_id)
                     continue
                 ended = isinstance(message, Ended)
                 yield message
         finally:
             if not ended:
                 # The caller stopped before the end. The next job must not receive the rest of these messages.
-                self.cancel(wanted.job)
+                self.cancel(generate.job_id)
                 self._skip_to_end(zygote)
             self._job, self._working = "", None
 
@@ -85,7 +85,7 @@ class Isolator:
         """Read the remaining messages of the cancelled job. It ends after one step at most."""
         while True:
             message = zygote.inbox.get()
-            if isinstance(message, Working):
+            if isinstance(message, JobStarted):
                 self._record_process(message.pid)
                 self.cancel(self._job)
             elif message is None or isinstance(message, Ended):
@@ -112,8 +112,8 @@ class Isolator:
             self._zygote.kill()
 
 
-class Spawner:
-    """Runs each job in a new process that ends with the job. It, too, follows the protocol :class:`Isolating`.
+class SpawningRunner:
+    """Runs each job in a new process that ends with the job. It, too, follows the protocol :class:`IsolatedRunner`.
 
     It is for a Mac, where Accelerate and Metal do not survive a fork.
 
@@ -128,17 +128,17 @@ class Spawner:
         self._closed = False
         self._job = ""
 
-    def run(self, wanted: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
+    def run(self, generate: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
         """See :meth:`safelight.workers.supervisor.Supervisor.run`."""
         if self._closed:
             raise SafelightError("the server is stopping")
         process = self._process = Process(self._command)
-        self._job = wanted.job
+        self._job = generate.job_id
         try:
             process.open(self._settings)
-            process.send(wanted)
+            process.send(generate)
             if cancelled():
-                process.send(Cancel(wanted.job))
+                process.send(Cancel(generate.job_id))
             while (message := process.inbox.get()) is not None:
                 yield message
                 if isinstance(message, Ended):
@@ -163,10 +163,10 @@ class Spawner:
             process.kill()
 
 
-class Isolating(Protocol):
-    """The protocol of :class:`Isolator` and :class:`Spawner`."""
+class IsolatedRunner(Protocol):
+    """The protocol of :class:`ForkingRunner` and :class:`SpawningRunner`."""
 
-    def run(self, wanted: Generate, cancelled: Callable[[], bool] = ...) -> Generator[FromWorker]: ...
+    def run(self, generate: Generate, cancelled: Callable[[], bool] = ...) -> Generator[FromWorker]: ...
 
     def cancel(self, job: str) -> None: ...
 
@@ -181,9 +181,9 @@ def forks(platform: str = sys.platform) -> bool:
 class IsolatedEngine:
     """Makes each image in a process that has never held another model. See :class:`safelight.workers.engine.Engine`."""
 
-    def __init__(self, catalog: Catalog, isolator: Isolating) -> None:
+    def __init__(self, catalog: Catalog, isolated_runner: IsolatedRunner) -> None:
         self.catalog = catalog
-        self._isolator = isolator
+        self._isolated_runner = isolated_runner
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """See :class:`safelight.workers.engine.Engine`. The zygote stays alive for the next request."""
@@ -191,7 +191,7 @@ class IsolatedEngine:
 
     def run(self, job: Job, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """Make the images of a job."""
-        with contextlib.closing(self._isolator.run(Generate("cli", job, 0, ()))) as messages:
+        with contextlib.closing(self._isolated_runner.run(Generate("cli", job, 0, ()))) as messages:
             for message in messages:
                 match message:
                     case Progressed(_, progress):
@@ -205,7 +205,7 @@ class IsolatedEngine:
 
     def close(self) -> None:
         """End all isolated processes."""
-        self._isolator.close()
+        self._isolated_runner.close()
 
 
 def _error(kind: str, problem: str) -> SafelightError:

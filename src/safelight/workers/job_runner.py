@@ -14,7 +14,7 @@ import structlog
 
 from safelight.errors import Cancelled, InputError, SafelightError, StorageError, WorkerDiedError
 from safelight.queue.database import Database
-from safelight.queue.descriptions import advanced, tell_job
+from safelight.queue.descriptions import progress_to_dict, tell_job
 from safelight.queue.events import Event, Events
 from safelight.queue.image_files import preview_url
 from safelight.queue.image_store import ImageStore
@@ -22,7 +22,7 @@ from safelight.queue.job import ATTEMPTS, Failure, QueuedJob
 from safelight.request.job import Job
 from safelight.request.results import Progress
 from safelight.request.schema import Request
-from safelight.workers.isolation import Isolating
+from safelight.workers.isolation import IsolatedRunner
 from safelight.workers.messages import Ended, Generate, Made, Progressed
 from safelight.workers.supervisor import Supervisor
 
@@ -43,14 +43,14 @@ class Outcome:
     """The outcome of one attempt at a job.
 
     state: ``queued`` if the job goes back into the queue.
-    free: whether the attempt does not count.
+    counts_as_attempt: whether the attempt counts.
     seconds: how long it ran.
     """
 
     state: Literal["queued", "done", "failed", "cancelled"]
     reason: str = ""
     failure: Failure = ""
-    free: bool = False
+    counts_as_attempt: bool = True
     seconds: float = 0.0
 
 
@@ -65,7 +65,7 @@ class JobRunner:
     stopping: set when the server stops.
 
     The attribute ``running`` is the running job; None if no job is running. ``cancelled`` has the identifiers of the
-    running jobs that somebody cancelled. ``at_hand`` has the digests of the models in the worker's memory, that of the
+    running jobs that somebody cancelled. ``resident`` has the digests of the models in the worker's memory, that of the
     last job first. ``memory`` is the worker's last report of its memory.
     """
 
@@ -74,7 +74,7 @@ class JobRunner:
         database: Database,
         images: ImageStore,
         supervisor: Supervisor,
-        isolator: Isolating,
+        isolated_runner: IsolatedRunner,
         events: Events,
         resolve: Callable[[Request, str], Job],
         upcoming: Callable[[], tuple[str, ...]],
@@ -83,7 +83,7 @@ class JobRunner:
         self._database = database
         self._images = images
         self._supervisor = supervisor
-        self._isolator = isolator
+        self._isolated_runner = isolated_runner
         self._events = events
         self._resolve = resolve
         self._upcoming = upcoming
@@ -91,7 +91,7 @@ class JobRunner:
         self._interrupted = False
         self.running: RunningJob | None = None
         self.cancelled: set[str] = set()
-        self.at_hand: tuple[str, ...] = ()
+        self.resident: tuple[str, ...] = ()
         self.memory: Mapping[str, Any] = {}
 
     def run(self, job: QueuedJob) -> Outcome:
@@ -106,22 +106,22 @@ class JobRunner:
 
     def cancel(self, job_id: str) -> None:
         """Stop a running job at its next step. It ends as cancelled."""
-        # Before the message to the worker: if the worker is still starting or dies now, no other worker gets the job.
+        # Record the cancellation first, so that a worker that starts or restarts now does not get the job.
         self.cancelled.add(job_id)
         self._supervisor.cancel(job_id)
-        self._isolator.cancel(job_id)
+        self._isolated_runner.cancel(job_id)
 
     def interrupt(self) -> None:
         """Stop the running job at its next step, and start no other. It goes back into the queue."""
         self._interrupted = True
         if (running := self.running) is not None:
             self._supervisor.cancel(running.job.id)
-            self._isolator.cancel(running.job.id)
+            self._isolated_runner.cancel(running.job.id)
 
     def close(self) -> None:
         """End the processes."""
         self._supervisor.close()
-        self._isolator.close()
+        self._isolated_runner.close()
 
     def _attempt(self, job: QueuedJob) -> Outcome:
         """Run a job, and turn each error into an outcome."""
@@ -136,11 +136,11 @@ class JobRunner:
         except Cancelled:
             return self._stopped_outcome(job)
         except WorkerDiedError as error:
-            self.at_hand = ()
+            self.resident = ()
             self._events.tell(Event("worker", job.id, {"died": str(error), "restarts": self._supervisor.restarts}))
             return self._retry_or_fail(job, str(error))
         except StorageError as error:
-            return Outcome("queued", str(error), "storage", free=True)
+            return Outcome("queued", str(error), "storage", counts_as_attempt=False)
         except InputError as error:
             return Outcome("failed", str(error), "input")
         except SafelightError as error:
@@ -160,21 +160,21 @@ class JobRunner:
         """The outcome of a job that a user cancelled, or that the stopping server interrupted."""
         if job.id in self.cancelled:
             return Outcome("cancelled", "cancelled while it ran")
-        return Outcome("queued", "the server was stopped while it ran", free=True)
+        return Outcome("queued", "the server was stopped while it ran", counts_as_attempt=False)
 
     def _make_images(self, job: QueuedJob) -> Outcome:
-        runner = self._isolator if job.request.isolate else self._supervisor
+        runner = self._isolated_runner if job.request.isolate else self._supervisor
         messages = runner.run(self._message_for(job), lambda: job.id in self.cancelled or self._interrupted)
         with contextlib.closing(messages):
             for message in messages:
                 match message:
                     case Progressed(_, progress):
                         self._report_progress(job, progress)
-                    case Made(_, place, image):
-                        self._images.add(job, place, image)
+                    case Made(_, index, image):
+                        self._images.add(job, index, image)
                     case Ended(_, kind, problem, resident):
                         if not job.request.isolate:
-                            self.at_hand = (job.group, *(digest for digest in resident if digest != job.group))
+                            self.resident = (job.group, *(digest for digest in resident if digest != job.group))
                         self._supervisor.ask("memory").add_done_callback(self._store_memory)
                         if kind == "cancelled":
                             return self._stopped_outcome(job)
@@ -185,8 +185,8 @@ class JobRunner:
 
     def _message_for(self, job: QueuedJob) -> Generate:
         """The message that starts the job. It begins after the images that are already stored."""
-        content = job.content or self._resolve(job.request, job.model_digest)
-        return Generate(job.id, content, job.images, self._upcoming())
+        resolved = job.job or self._resolve(job.request, job.model_digest)
+        return Generate(job.id, resolved, job.images, self._upcoming())
 
     def _report_progress(self, job: QueuedJob, progress: Progress) -> None:
         running = self.running
@@ -196,7 +196,7 @@ class JobRunner:
             self.memory = progress.memory
             self._events.tell(Event("memory", job.id, progress.memory))
         preview = {} if progress.preview is None else {"preview": preview_url(progress.preview)}
-        self._events.tell(Event("progress", job.id, {**advanced(progress), **preview}))
+        self._events.tell(Event("progress", job.id, {**progress_to_dict(progress), **preview}))
         if progress.stage == "denoise" and progress.step == 1:
             upcoming = [name for name in self._upcoming() if name != job.request.model]
             if upcoming:

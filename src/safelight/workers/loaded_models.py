@@ -42,14 +42,14 @@ class LoadedModels:
     def resident(self) -> list[str]:
         """Return the digests of the models that are completely resident on the computing device, the most recently used
         first."""
-        holdings = self._resources.residency.holdings()
-        whole = {holding.component for holding in holdings if holding.nbytes >= holding.total}
+        usages = self._resources.residency.usage_by_component()
+        whole = {usage.component for usage in usages if usage.nbytes >= usage.total}
         used = list(reversed(list(self._used.items())))
         return [digest for digest, keys in used if whole.issuperset(keys)]
 
     def prefetch(self, name: str) -> bool:
         """Load as much of a model as free memory allows; evict nothing. Returns whether all of it is resident."""
-        model = self._library.resolve(name)
+        model = self._library.find(name)
         return components.prefetch(model, self._resources_for(model))
 
     def load(self, model: Model) -> None:
@@ -73,7 +73,7 @@ class LoadedModels:
 
         Raises OutOfMemoryError when the complete model does not fit.
         """
-        model = self._library.ensure_unchanged(self._library.resolve(name))
+        model = self._library.ensure_unchanged(self._library.find(name))
         self.unpin(name)
         self._pins[name] = components.pin(model, self._resources_for(model))
 

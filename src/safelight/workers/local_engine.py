@@ -71,12 +71,12 @@ class LocalEngine:
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """See :class:`safelight.workers.engine.Engine`. The request is resolved now, not when the iteration begins."""
-        model = self._check_files(self.library.resolve(request.model))
+        model = self._check_files(self.library.find(request.model))
         return self._start(resolve(request, self.catalog, model=model), model, on_progress)
 
     def resolve(self, request: Request) -> Job:
         """Resolve a request against this engine's library, whose models and adapters may be named by their paths."""
-        return resolve(request, self.catalog, model=self._check_files(self.library.resolve(request.model)))
+        return resolve(request, self.catalog, model=self._check_files(self.library.find(request.model)))
 
     def run(
         self, job: Job, on_progress: OnProgress = ignore, upcoming: Sequence[str] = (), first: int = 0
@@ -101,14 +101,14 @@ class LocalEngine:
 
     def _find_model(self, job: Job) -> Model:
         """Find the job's model by its content, also if it was renamed meanwhile. Raises IntegrityError."""
-        wanted = job.model
-        content = wanted.digest, wanted.prediction_type
-        found = self.library.find_by_name(wanted.name)
+        reference = job.model
+        content = reference.digest, reference.prediction_type
+        found = self.library.find_by_name(reference.name)
         if found is None or (found.digest, found.prediction_type) != content or found.manifest.changed_files():
             # The search reads the records of all files that were used by their path.
-            found = self.library.find_by_digest(*content, wanted.name)
+            found = self.library.find_by_digest(*content, reference.name)
         if found is None:
-            path = self.library.resolve(wanted.name).path
+            path = self.library.find(reference.name).path
             remedy = "Send the request again to use the model as it is now."
             raise IntegrityError(path, "", "its content changed after the job was accepted", remedy)
         return self._check_files(found)
@@ -127,7 +127,7 @@ class LocalEngine:
                     # not used again.
                     contents = self._read_again(contents)
                     model = self._combine(contents)
-                    self.repairs.reload(model)
+                    self.repairs.verify_and_evict(model)
                     resources.embedding_cache.clear()
                     make = partial(run.make_image, contents, model, index=index, on_progress=on_progress)
                     image = self.repairs.make_and_repair(make, model, resources)
@@ -178,7 +178,7 @@ class LocalEngine:
         """
         return self._report()
 
-    def share(self, job: Job) -> None:
+    def prepare_to_fork(self, job: Job) -> None:
         """Prepare this process to fork children that make images of such jobs. Compute nothing.
 
         Read the model's weights, protect them against writing, and build its skeletons.

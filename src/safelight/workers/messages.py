@@ -9,7 +9,7 @@ from typing import Any, Literal
 from safelight.request.job import Job
 from safelight.request.results import Image, Progress
 
-Question = Literal["memory", "prefetch", "load", "unload", "pin", "unpin"]
+Command = Literal["memory", "prefetch", "load", "unload", "pin", "unpin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,13 @@ class Open:
 class Generate:
     """Server to worker: make the images of a job.
 
-    job: the identifier that all messages about it repeat.
+    job_id: the identifier that all messages about the job repeat.
     first: the first image to make, counted from 0; the server has stored the earlier ones.
     upcoming: the names of the models of the next jobs.
     """
 
-    job: str
-    content: Job
+    job_id: str
+    job: Job
     first: int
     upcoming: tuple[str, ...]
 
@@ -40,14 +40,14 @@ class Generate:
 class Cancel:
     """Server to worker: stop the job at its next step."""
 
-    job: str
+    job_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """Server to worker: a question. The worker answers it even while a job runs. The answer repeats ``tag``.
+class RunCommand:
+    """Server to worker: a command. The worker replies to it even while a job runs. The reply repeats ``tag``.
 
-    ``what`` is one of:
+    ``command`` is one of:
     ``memory``: report the memory of each place.
     ``prefetch``: load the model into free memory; evict nothing.
     ``load``: load the model; evict other models if necessary.
@@ -57,7 +57,7 @@ class Ask:
     """
 
     tag: int
-    what: Question
+    command: Command
     model: str = ""
 
 
@@ -77,16 +77,16 @@ class Ready:
 class Progressed:
     """Worker to server: the progress of a job."""
 
-    job: str
+    job_id: str
     progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Worker to server: an image of a job is finished. ``place``: its number within the job, from 0."""
+    """Worker to server: an image of a job is finished. ``index``: its number within the job, from 0."""
 
-    job: str
-    place: int
+    job_id: str
+    index: int
     image: Image
 
 
@@ -99,15 +99,15 @@ class Ended:
     resident: the digests of the models in memory, the most recently used first.
     """
 
-    job: str
+    job_id: str
     kind: Literal["done", "cancelled", "input", "failed", "device"]
     problem: str
     resident: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Worker to server: the answer to a question: its ``value``, or the ``problem`` if it failed."""
+class Reply:
+    """Worker to server: the reply to a call: its ``value``, or the ``problem`` if the command failed."""
 
     tag: int
     value: Any
@@ -115,11 +115,11 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Working:
+class JobStarted:
     """Isolated process to server: process ``pid`` has begun the job. SIGUSR1 stops it at its next step."""
 
     pid: int
 
 
-ToWorker = Open | Generate | Cancel | Ask
-FromWorker = Imported | Ready | Progressed | Made | Ended | Answer | Working
+ToWorker = Open | Generate | Cancel | RunCommand
+FromWorker = Imported | Ready | Progressed | Made | Ended | Reply | JobStarted

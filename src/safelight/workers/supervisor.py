@@ -24,16 +24,16 @@ import structlog
 
 from safelight.errors import Cancelled, WorkerDiedError
 from safelight.workers.messages import (
-    Answer,
-    Ask,
     Cancel,
+    Command,
     Ended,
     FromWorker,
     Generate,
     Imported,
     Open,
-    Question,
     Ready,
+    Reply,
+    RunCommand,
     ToWorker,
 )
 
@@ -104,13 +104,13 @@ class Process:
         """Tell the process to open its engine. Raises WorkerDiedError."""
         self.send(Open(settings, tuple(pinned)))
 
-    def ask(self, what: Question, model: str) -> Future[Any]:
+    def ask(self, command: Command, model: str) -> Future[Any]:
         """See :meth:`Supervisor.ask`."""
         tag, future = next(self._tags), Future[Any]()
         self._answers[tag] = future
         with contextlib.suppress(WorkerDiedError):
-            self.send(Ask(tag, what, model))
-        # The thread that pops a future also sets it. The reading thread may have popped its last one already.
+            self.send(RunCommand(tag, command, model))
+        # The reader may have drained ``_answers`` before this tag was added. Then this thread must fail the future.
         if self._dead and self._answers.pop(tag, None) is not None:
             future.set_exception(self.death_error())
         return future
@@ -165,7 +165,7 @@ class Process:
                     self.imported_all = True
                 case Ready(run):
                     self.ready.set_result(run)
-                case Answer(tag, value, problem):
+                case Reply(tag, value, problem):
                     future = self._answers.pop(tag, None)
                     if future is not None:
                         future.set_result(value) if not problem else future.set_exception(RuntimeError(problem))
@@ -289,7 +289,7 @@ class Supervisor:
             self.restarts += 1
             self._active = self._start_worker()
 
-    def run(self, wanted: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
+    def run(self, generate: Generate, cancelled: Callable[[], bool] = lambda: False) -> Generator[FromWorker]:
         """Run a job, and yield the worker's messages about it; the last one is Ended.
 
         Closing the generator before the end cancels the job. This method polls ``cancelled`` until the worker has the
@@ -300,23 +300,23 @@ class Supervisor:
             WorkerDiedError: the worker died; its replacement is starting.
         """
         worker = self._wait_until_ready(cancelled)
-        self._job = wanted.job
+        self._job = generate.job_id
         try:
-            worker.send(wanted)
+            worker.send(generate)
             if cancelled():
-                worker.send(Cancel(wanted.job))
+                worker.send(Cancel(generate.job_id))
             while True:
                 message = worker.inbox.get()
                 if message is None:
                     raise worker.death_error()
-                if getattr(message, "job", wanted.job) != wanted.job:
+                if getattr(message, "job_id", generate.job_id) != generate.job_id:
                     # It belongs to an earlier job, whose messages the caller did not read to the end.
                     continue
                 yield message
                 if isinstance(message, Ended):
                     return
         except GeneratorExit:
-            self.cancel(wanted.job)
+            self.cancel(generate.job_id)
             raise
         except WorkerDiedError as error:
             self._replace(worker, error)
@@ -332,20 +332,20 @@ class Supervisor:
             except WorkerDiedError:
                 return
 
-    def ask(self, what: Question, model: str = "") -> Future[Any]:
-        """Ask the worker a question, see :class:`safelight.workers.messages.Ask`.
+    def ask(self, command: Command, model: str = "") -> Future[Any]:
+        """Send the worker a command, see :class:`safelight.workers.messages.RunCommand`.
 
         The future returns the answer, or raises WorkerDiedError, or RuntimeError with the problem.
         """
         worker = self._active
-        if what == "unpin":
+        if command == "unpin":
             self._pinned.pop(model, None)
         if not worker.ready.done():
             future: Future[Any] = Future()
             future.set_exception(WorkerDiedError("is not ready yet"))
             return future
-        answer = worker.ask(what, model)
-        if what == "pin":
+        answer = worker.ask(command, model)
+        if command == "pin":
             answer.add_done_callback(lambda done: self._remember_pin(model, done))
         return answer
 

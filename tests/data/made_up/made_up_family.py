@@ -8,7 +8,7 @@ from safelight.families.family import Component, Config, Family, Latents, Noise,
 from safelight.families.features import Feature
 from safelight.families.rules import rule
 from safelight.families.tables import weight_and_bias
-from safelight.request.parts import Purpose
+from safelight.request.adapters import Purpose
 
 CHANNELS, SCALE, LETTERS = 16, 16, 64
 
@@ -70,9 +70,9 @@ FAMILIES = (
         resolution=256,
         guidance="none",
         features=frozenset({Feature.TEXT_TO_IMAGE, Feature.IMAGE_TO_IMAGE, Feature.HIRES}),
-        computing="made_up_computing",
+        model_module="made_up_model",
         rules=(rule("checkpoint", "made-up", "layers of the made-up transformer", r"flow\.enter\.", r"letters\."),),
-        training=lambda header: Training("flow", False, "a rectified flow, as all of this family"),
-        variant=lambda configs: "text-to-image",
+        detect_training=lambda header: Training("flow", False, "a rectified flow, as all of this family"),
+        detect_variant=lambda configs: "text-to-image",
     ),
 )

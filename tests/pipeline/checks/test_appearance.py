@@ -15,7 +15,7 @@ from safelight.errors import CanaryError
 from safelight.pipeline import model_stages
 from safelight.pipeline.checks import appearance
 from safelight.pipeline.checks.appearance import AppearanceCheck
-from safelight.pipeline.denoise import Denoised, Denoising
+from safelight.pipeline.denoise import Denoised, DenoiseInputs
 from safelight.workers.local_engine import LocalEngine
 
 pytestmark = pytest.mark.usefixtures("as_for_users")
@@ -158,7 +158,7 @@ def test_what_stays_wrong_is_found_by_the_canary_every_time(
     else:
         layer = "conv_in" if fault == "weights one channel off" else "conv_out"
 
-        def spoiled(work: Denoising) -> Denoised:
+        def spoiled(work: DenoiseInputs) -> Denoised:
             roll = getattr(work.denoiser, layer).register_forward_hook(lambda _, __, out: out.roll(1, 1))
             try:
                 return denoise(work)

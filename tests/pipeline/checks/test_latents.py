@@ -13,7 +13,7 @@ from safelight.boundary import schedulers
 from safelight.errors import NotFiniteError
 from safelight.pipeline import model_stages
 from safelight.pipeline.checks import latents
-from safelight.pipeline.denoise import Denoised, Denoising
+from safelight.pipeline.denoise import Denoised, DenoiseInputs
 from safelight.request.samplers import SAMPLERS
 from safelight.workers.local_engine import LocalEngine
 
@@ -44,7 +44,7 @@ def test_latents_that_grow_beyond_are_marked_and_not_failed(
 ) -> None:
     denoise = model_stages.denoise
 
-    def grown(work: Denoising) -> Denoised:
+    def grown(work: DenoiseInputs) -> Denoised:
         return denoise(replace(work, on_call=lambda n, x: work.on_call(n, x * 1e4)))
 
     monkeypatch.setattr(model_stages, "denoise", grown)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safelight.errors import RequestError
-from safelight.request.prompts.editing import schedule
+from safelight.request.prompts.editing import prompt_per_step
 
 LONG = (
     "[mountain lake:fantasy landscape:0.25] with [an oak:a christmas tree:0.75]"
@@ -29,7 +29,7 @@ LONG = (
 )
 def test_the_documented_example(step: int, text: str) -> None:
     """At 100 steps: 25, 50, 60 and 75 are where it changes."""
-    assert schedule("prompt", LONG, 100)[step - 1] == text
+    assert prompt_per_step("prompt", LONG, 100)[step - 1] == text
 
 
 @pytest.mark.parametrize(
@@ -57,18 +57,18 @@ def test_the_documented_example(step: int, text: str) -> None:
     ids=lambda value: f"{value} steps" if isinstance(value, int) else None,
 )
 def test_every_form(text: str, steps: int, each: list[str]) -> None:
-    assert schedule("prompt", text, steps) == each
+    assert prompt_per_step("prompt", text, steps) == each
 
 
 def test_what_is_no_edit_is_said_with_its_place() -> None:
     with pytest.raises(RequestError, match=r"at character 2: an edit is \[from:to:when\]"):
-        schedule("prompt", "a [b:c:d:0.5]", 10)
+        prompt_per_step("prompt", "a [b:c:d:0.5]", 10)
 
 
 @given(st.text(alphabet="ab[]():|.05\\ ", max_size=40), st.integers(1, 6))
 def test_anything_is_a_text_for_each_step_or_an_error(text: str, steps: int) -> None:
     try:
-        found = schedule("prompt", text, steps)
+        found = prompt_per_step("prompt", text, steps)
     except RequestError:
         return
     assert len(found) == steps
@@ -77,10 +77,10 @@ def test_anything_is_a_text_for_each_step_or_an_error(text: str, steps: int) -> 
 
 
 def test_huge_numbers_and_depths() -> None:
-    assert schedule("prompt", f"[a:b:{'9' * 400}]", 2) == ["a", "a"]
+    assert prompt_per_step("prompt", f"[a:b:{'9' * 400}]", 2) == ["a", "a"]
     with pytest.raises(RequestError, match="nested brackets"):
-        schedule("prompt", "[" * 600, 2)
+        prompt_per_step("prompt", "[" * 600, 2)
 
 
 def test_in_a_second_pass_edits_are_over_and_alternation_goes_on() -> None:
-    assert schedule("prompt", "[a:b:1.0] [c|d]", 3, 2) == ["a c", "a d", "a c", "b d", "b c"]
+    assert prompt_per_step("prompt", "[a:b:1.0] [c|d]", 3, 2) == ["a c", "a d", "a c", "b d", "b c"]

@@ -6,7 +6,7 @@ import pytest
 
 from safelight.errors import RequestError
 from safelight.request.prompts import tags
-from safelight.request.prompts.words import named
+from safelight.request.prompts.words import find_embeddings
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,14 @@ from safelight.request.prompts.words import named
     ],
 )
 def test_emoticons_and_comparisons_are_text(text: str) -> None:
-    assert named([text], ["cat"]) == {}
+    assert find_embeddings([text], ["cat"]) == {}
     tags.refuse_unknown("prompt", text, "a1111")
 
 
 def test_marked_names_are_embeddings_known_or_not() -> None:
     known = ["my style", "cat.v2", "国风"]
     texts = ["<my style>, <CAT.v2> embedding:国风 <nosuch> embedding:no-such, my style"]
-    assert named(texts, known) == {
+    assert find_embeddings(texts, known) == {
         "<my style>": "my style",
         "<CAT.v2>": "cat.v2",
         "embedding:国风": "国风",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support import oracle
 
 from safelight.errors import RequestError
-from safelight.request.prompts.tokens import COMMA, END, MOST_CHUNKS, ROOM, START, chunks
+from safelight.request.prompts.tokens import COMMA, END, MOST_CHUNKS, START, TOKENS_PER_CHUNK, chunks
 
 THEIRS = oracle.tokenizer("<|endoftext|>")
 LETTERS = st.characters(exclude_characters="()[]\\:", exclude_categories=["Cs"])
@@ -34,13 +34,16 @@ def test_known_ids() -> None:
 
 
 def test_a_long_prompt_goes_on_behind_a_comma_near_the_end() -> None:
-    assert [chunk.ids.count(2368) for chunk in chunks("prompt", "cat " * 100, END)] == [ROOM, 100 - ROOM]
+    assert [chunk.ids.count(2368) for chunk in chunks("prompt", "cat " * 100, END)] == [
+        TOKENS_PER_CHUNK,
+        100 - TOKENS_PER_CHUNK,
+    ]
     first, second = chunks("prompt", "cat " * 60 + ", " + "dog " * 30, END)
     assert first.ids[61] == COMMA
     assert first.ids[62] == END
     assert second.ids.count(1929) == 30
     first, second = chunks("prompt", "cat " * 40 + ", " + "dog " * 60, END)
-    assert first.ids.count(1929) == ROOM - 41
+    assert first.ids.count(1929) == TOKENS_PER_CHUNK - 41
     with pytest.raises(RequestError, match=f"at most {MOST_CHUNKS}"):
         chunks("prompt", "cat " * 75 * 33, END)
 

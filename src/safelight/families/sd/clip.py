@@ -40,7 +40,7 @@ class CLIPConfig(Config):
         return self.layers
 
     @property
-    def text_width(self) -> int:
+    def hidden_size(self) -> int:
         return self.width
 
     @property

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from safelight.families.sd.encoding import Read
+from safelight.families.sd.encoding import EncoderOutput
 from safelight.request.prompts.tokens import END, POSITIONS, START, tokens_of, vocabulary
 from safelight.request.prompts.words import Words, cut
 
-ReadTokens = Callable[[torch.Tensor, torch.Tensor | None], Read]
+RunEncoder = Callable[[torch.Tensor, torch.Tensor | None], EncoderOutput]
 
 
 class _Tokenizer:
@@ -46,32 +46,32 @@ class _Tokenizer:
 class _Encoder:
     """The part of a text encoder that compel uses. Its last hidden state is the one for the UNet."""
 
-    def __init__(self, read: ReadTokens, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, run_encoder: RunEncoder, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
         self.dtype = dtype
-        self._read = read
+        self._run_encoder = run_encoder
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor | None = None, **_: Any) -> SimpleNamespace:
-        hidden, pooled = self._read(ids, mask)
+        hidden, pooled = self._run_encoder(ids, mask)
         return SimpleNamespace(last_hidden_state=hidden, pooler_output=pooled)
 
 
-class Weighted:
+class CompelEncoder:
     """compel with a bound text encoder.
 
-    ``read``: runs the encoder on token ids and a mask.
+    ``run_encoder``: runs the encoder on token ids and a mask.
     ``dtype``: the encoder's.
-    ``pooled``: the pooled output of the plain text is wanted too.
+    ``pooled``: also return the pooled output of the plain text.
     """
 
     def __init__(
-        self, read: ReadTokens, dtype: torch.dtype, words: Words, pad_id: int, device: torch.device, pooled: bool
+        self, run_encoder: RunEncoder, dtype: torch.dtype, words: Words, pad_id: int, device: torch.device, pooled: bool
     ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # The import loads diffusers pipelines that nothing else needs.
             from compel import Compel
-        stand_in: Any = _Encoder(read, dtype, device)
+        stand_in: Any = _Encoder(run_encoder, dtype, device)
         tokenizer: Any = _Tokenizer(words, pad_id)
         self._pooled = pooled
         self._compel = Compel(

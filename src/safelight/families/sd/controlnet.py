@@ -22,8 +22,9 @@ class ControlNetConfig(Config):
     """Settings of a ControlNet.
 
     ``encoder``: settings of the UNet whose encoder it copies; only those of the encoder count.
-    ``hint``: widths of the convolutions that scale the picture down to the latents' size.
-    ``hint_channels``: channels of the picture.
+    ``hint``: widths of the convolutions that scale the picture down to the latents' size: diffusers'
+    ``conditioning_embedding_out_channels``.
+    ``hint_channels``: channels of the picture: diffusers' ``conditioning_channels``.
     """
 
     architecture: ClassVar[str] = "controlnet"
@@ -62,7 +63,7 @@ def infer(shapes: Shapes) -> ControlNetConfig:
         hint = (first[0], *(shapes[name][0] for name in names))
     except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the ControlNet has no tensor {error}") from error
-    return ControlNetConfig(unet.infer(shapes, whole=False), hint, first[1])
+    return ControlNetConfig(unet.infer(shapes, down_and_mid_only=True), hint, first[1])
 
 
 def tensors(config: ControlNetConfig) -> Iterator[TensorRow]:
@@ -80,7 +81,7 @@ def tensors(config: ControlNetConfig) -> Iterator[TensorRow]:
     last = f"input_hint_block.{4 * len(hint) - 2}"
     widths = (encoder.block_out_channels[0], hint[-1], 3, 3)
     yield from weight_and_bias("controlnet_cond_embedding.conv_out", widths, last)
-    yield from unet.encoder(encoder)
+    yield from unet.down_and_mid_blocks(encoder)
     for number, width in enumerate(unet.skips(encoder)):
         name = f"controlnet_down_blocks.{number}"
         yield row(f"{name}.weight", (width, width, 1, 1), f"zero_convs.{number}.0.weight")

@@ -9,11 +9,11 @@ from torch import nn
 
 from safelight.boundary.modules import is_projected_clip
 
-Read = tuple[torch.Tensor, torch.Tensor | None]
+EncoderOutput = tuple[torch.Tensor, torch.Tensor | None]
 """Hidden states (1, positions, width), and the pooled output (1, width) or None."""
 
 
-def normed_layer(module: nn.Module, out: Any, clip_skip: int) -> Read:
+def normed_layer(module: nn.Module, out: Any, clip_skip: int) -> EncoderOutput:
     """Choose the layer of SD 1 or 2. With clip skip, the final norm is applied to it, as in A1111.
 
     ``out``: what the encoder returned, with all hidden states.
@@ -23,7 +23,7 @@ def normed_layer(module: nn.Module, out: Any, clip_skip: int) -> Read:
     return layer(module, out, None)
 
 
-def layer(module: nn.Module, out: Any, skip: int | None) -> Read:
+def layer(module: nn.Module, out: Any, skip: int | None) -> EncoderOutput:
     """Choose a layer.
 
     ``skip``: layers to skip; None for the output after the last layer and its norm.

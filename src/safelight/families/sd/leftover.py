@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-LAST_LAYER = r"cond_stage_model\.model\.transformer\.resblocks\."
-"""The layers of SD 2's text encoder. Nothing computes with the last one, but it counts for the depth."""
+SD2_TEXT_LAYERS = r"cond_stage_model\.model\.transformer\.resblocks\."
+"""The layers of SD 2's text encoder. Nothing computes with the last one, but the number of layers includes it."""
 
 ALLOWED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), reason)
@@ -15,7 +15,7 @@ ALLOWED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(.*\.)?logit_scale$", "CLIP's temperature, used in its training only"),
         (r".*(^|\.)text_projection(\.weight)?$", "a projection that this base does not use"),
         (r".*\.attn_mask$", "a triangle of infinities that the module creates itself"),
-        (LAST_LAYER, "the last layer, which SD 2 was trained without"),
+        (SD2_TEXT_LAYERS, "the last layer, which SD 2 was trained without"),
         (r"text_encoder\.vision_model\.|safety_checker\.", "a component that looks at images"),
         (r"(.*_)?(betas|alphas_cumprod|alphas_cumprod_prev)$", "the noise schedule, which follows from its rule"),
         (r"sqrt_.*alphas_cumprod$|posterior_|log_one_minus|sqrt_recip|lvlb_weights|denoiser\.", "the noise schedule"),
@@ -26,9 +26,9 @@ ALLOWED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 
 
-def tells_depth(name: str) -> bool:
-    """Return whether a tensor counts for the depth of its encoder, although nothing computes with it."""
-    return re.match(LAST_LAYER, name) is not None
+def counts_for_layer_number(name: str) -> bool:
+    """Return whether the number of an encoder's layers is inferred from a tensor, although nothing computes with it."""
+    return re.match(SD2_TEXT_LAYERS, name) is not None
 
 
 def reason(name: str) -> str | None:

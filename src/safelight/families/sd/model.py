@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from safelight.boundary import exports, modules
-from safelight.families.computing import Call, FamilyModel, PromptField, Tensors, TextInput, TextInputs
 from safelight.families.family import Config, Family
+from safelight.families.family_model import Call, FamilyModel, PromptField, Tensors, TextInput, TextInputs
 from safelight.families.sd import encoding
 from safelight.families.sd.clip import CLIPConfig
-from safelight.families.sd.compel_weighting import Weighted
+from safelight.families.sd.compel_weighting import CompelEncoder
 from safelight.families.sd.controlnet import ControlNetConfig
-from safelight.families.sd.encoding import Read
+from safelight.families.sd.encoding import EncoderOutput
 from safelight.families.sd.recognition import NORM_GROUPS, TIME_IDS_WIDTH, attention_heads
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.sd.vae import VAEConfig
@@ -52,18 +52,18 @@ class StableDiffusion(FamilyModel):
                     sample_size=self._sizes[family.name],
                     out_channels=config.out_channels,
                     up_block_types=up,
-                    **self._encoder(family, config),
+                    **self._shared_unet_kwargs(family, config),
                 )
             case ControlNetConfig():
                 return modules.CONTROLNET(
                     conditioning_channels=config.hint_channels,
                     conditioning_embedding_out_channels=config.hint,
-                    **self._encoder(family, config.encoder),
+                    **self._shared_unet_kwargs(family, config.encoder),
                 )
             case _:
                 raise ValueError(config)
 
-    def _encoder(self, family: Family, config: UNetConfig) -> dict[str, Any]:
+    def _shared_unet_kwargs(self, family: Family, config: UNetConfig) -> dict[str, Any]:
         """Return the settings that a UNet and a ControlNet for it share."""
         heads = self._heads.get(family.name)
         added: dict[str, Any] = {}
@@ -129,25 +129,25 @@ class StableDiffusion(FamilyModel):
     ) -> list[Tensors]:
         encoder = cast("Any", module)
 
-        def read(ids: torch.Tensor, mask: torch.Tensor | None = None) -> Read:
+        def run_encoder(ids: torch.Tensor, mask: torch.Tensor | None = None) -> EncoderOutput:
             out = encoder(ids, attention_mask=mask, output_hidden_states=True)
             return self.choose_layer(role, module, out, request.clip_skip)
 
         if request.prompt_syntax == "compel":
             dtype = next(module.parameters()).dtype
-            weighted = Weighted(read, dtype, words, self.pad(family, role), device, pooled=self.pools(role))
-            found = [weighted.encoded(one.value) for one in inputs]
-            hidden = weighted.padded([states for states, _ in found])
+            compel = CompelEncoder(run_encoder, dtype, words, self.pad(family, role), device, pooled=self.pools(role))
+            found = [compel.encoded(one.value) for one in inputs]
+            hidden = compel.padded([states for states, _ in found])
             return [_named(one, pooled) for one, (_, pooled) in zip(hidden, found, strict=True)]
         encoded: list[Tensors] = []
         for one in inputs:
-            parts: list[Read] = []
+            outputs: list[EncoderOutput] = []
             for chunk in one.value:
-                states, pooled = read(torch.tensor([chunk.ids], device=device))
-                parts.append((states if chunk.weights is None else _weighted(states, chunk.weights), pooled))
+                states, pooled = run_encoder(torch.tensor([chunk.ids], device=device))
+                outputs.append((states if chunk.weights is None else _weighted(states, chunk.weights), pooled))
             # The pooled output is that of the first chunk.
-            states = torch.cat([part for part, _ in parts], dim=1) if len(parts) > 1 else parts[0][0]
-            encoded.append(_named(states, parts[0][1]))
+            states = torch.cat([hidden for hidden, _ in outputs], dim=1) if len(outputs) > 1 else outputs[0][0]
+            encoded.append(_named(states, outputs[0][1]))
         return encoded
 
     def pools(self, role: str) -> bool:
@@ -155,15 +155,15 @@ class StableDiffusion(FamilyModel):
         del role
         return False
 
-    def choose_layer(self, role: str, module: nn.Module, out: Any, clip_skip: int) -> Read:
-        """Choose what is read of a text encoder's output."""
+    def choose_layer(self, role: str, module: nn.Module, out: Any, clip_skip: int) -> EncoderOutput:
+        """Choose the layer of a text encoder's output that conditions the UNet."""
         del role
         return encoding.normed_layer(module, out, clip_skip)
 
     def condition(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], text: PromptField) -> Tensors:
         return {"hidden": encoded["text_encoder"][text]["hidden"]}
 
-    def added(self, call: Call) -> dict[str, torch.Tensor] | None:
+    def added_cond_kwargs(self, call: Call) -> dict[str, torch.Tensor] | None:
         """Return the added conditioning of the UNet, None for a UNet without any."""
         del call
         return None
@@ -178,7 +178,7 @@ class StableDiffusion(FamilyModel):
             latents,
             call.timestep,
             encoder_hidden_states=call.condition["hidden"],
-            added_cond_kwargs=self.added(call),
+            added_cond_kwargs=self.added_cond_kwargs(call),
             return_dict=False,
             **control,
         )[0]
@@ -193,7 +193,7 @@ class StableDiffusion(FamilyModel):
             controlnet_cond=torch.cat([picture] * len(call.latents)),
             conditioning_scale=weight,
             guess_mode=soft,
-            added_cond_kwargs=self.added(call),
+            added_cond_kwargs=self.added_cond_kwargs(call),
             return_dict=False,
         )
         return (*down, middle)

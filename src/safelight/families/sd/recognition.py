@@ -44,7 +44,7 @@ def unet_of(folder: Folder) -> UNetConfig | None:
         raise UnsupportedModelError(folder.path, f"is a {folder.pipeline} whose UNet is unknown: {error}") from error
 
 
-def variant(configs: Mapping[str, Config]) -> str | None:
+def detect_variant(configs: Mapping[str, Config]) -> str | None:
     """Return a checkpoint's variant from the input channels of its UNet, None for an unknown one."""
     config = configs["unet"]
     return VARIANTS.get(config.in_channels) if isinstance(config, UNetConfig) else None
@@ -74,7 +74,7 @@ def attention_heads(heads: int | None, width: int) -> int:
     return heads or max(1, width // CHANNELS_PER_HEAD)
 
 
-def discord(configs: Mapping[str, Config]) -> str | None:
+def find_mismatch(configs: Mapping[str, Config]) -> str | None:
     """Return why these complete components cannot work together, None if they can."""
     encoders = [config for config in configs.values() if isinstance(config, CLIPConfig)]
     net, auto = configs["unet"], configs["vae"]
@@ -107,7 +107,7 @@ def epsilon(name: str) -> Training:
     return Training("epsilon", False, f"epsilon by default, as in {name}'s training; the file names none")
 
 
-def training(header: Header, default: Training) -> Training:
+def detect_training(header: Header, default: Training) -> Training:
     """Return what a single file was trained to predict: by the community's markers, else ``default``.
 
     Raises UnsupportedModelError for a marker of another kind of training.
@@ -133,7 +133,7 @@ def training(header: Header, default: Training) -> Training:
     return Training(default.prediction_type, snr, default.why)
 
 
-def folder_training(folder: Folder, default: Training) -> Training:
+def detect_folder_training(folder: Folder, default: Training) -> Training:
     """Return what a folder's model was trained to predict: by its scheduler's settings, else ``default``."""
     snr = bool(folder.scheduler.get("rescale_betas_zero_snr", False))
     said = folder.scheduler.get("prediction_type")
@@ -146,31 +146,31 @@ def folder_training(folder: Folder, default: Training) -> Training:
 
 def conv_projections(header: Header) -> bool:
     """Whether an adapter changes 1×1 convolutions around the UNet's attention, which only SD 1 has."""
-    return any(_reads(name) and "proj_in" in name and len(i.shape) == 4 for name, i in header.tensors.items())
+    return any(_is_lora_down(name) and "proj_in" in name and len(i.shape) == 4 for name, i in header.tensors.items())
 
 
 def single_encoder(header: Header, width: int) -> bool:
     """Whether an adapter changes a single text encoder (kohya: ``lora_te_``) of this width."""
     return any(
-        _reads(name) and name.startswith("lora_te_") and "_fc2" not in name and i.shape[1:] == (width,)
+        _is_lora_down(name) and name.startswith("lora_te_") and "_fc2" not in name and i.shape[1:] == (width,)
         for name, i in header.tensors.items()
     )
 
 
-def _reads(name: str) -> bool:
+def _is_lora_down(name: str) -> bool:
     return any(part in name for part in ("lora_down", "lora_A", "lora.down"))
 
 
 def same_latents(one: Config, other: Config) -> bool:
     """Whether the latents of two VAEs have as many channels and are as small."""
     if not isinstance(one, VAEConfig) or not isinstance(other, VAEConfig):
-        # The VAE of a package's family that has the same kin.
+        # The VAE of a package's family that has the same ``latent_space``.
         return False
     form = one.latent_channels, len(one.block_out_channels)
     return form == (other.latent_channels, len(other.block_out_channels))
 
 
-def control_discord(control: Config, denoiser: Config) -> str | None:
+def find_controlnet_mismatch(control: Config, denoiser: Config) -> str | None:
     """Return why a ControlNet does not fit a UNet, None if it does."""
     if not isinstance(control, ControlNetConfig) or not isinstance(denoiser, UNetConfig):
         return "is a ControlNet of another architecture than {model}"
@@ -179,12 +179,12 @@ def control_discord(control: Config, denoiser: Config) -> str | None:
         ("reads text of width", theirs.cross_attention_dim, denoiser.cross_attention_dim),
         ("has blocks of widths", theirs.block_out_channels, denoiser.block_out_channels),
         ("has blocks of depths", (theirs.depths, theirs.mid_depth), (denoiser.depths, denoiser.mid_depth)),
-        ("has layers in a block:", theirs.layers_per_block, denoiser.layers_per_block),
+        ("layers_per_block is", theirs.layers_per_block, denoiser.layers_per_block),
         ("has added conditioning of width", theirs.time_features, denoiser.time_features),
-        ("projects with matrices:", theirs.linear_projection, denoiser.linear_projection),
+        ("use_linear_projection is", theirs.linear_projection, denoiser.linear_projection),
     ):
         if its != ours:
-            return f"{what} {its}; {{model}}: {ours}"
+            return f"{what} {its}, but {ours} in {{model}}"
     if control.hint_channels != 3:
         return f"is shown pictures of {control.hint_channels} channels, not 3"
     return None

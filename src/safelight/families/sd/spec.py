@@ -10,12 +10,12 @@ from safelight.families.family import (
     CONTROLNET,
     VARIANTS,
     AdapterSigns,
-    Alone,
     Component,
     Config,
     Family,
     Latents,
     Noise,
+    SingleFileComponent,
     Training,
     Variant,
 )
@@ -29,7 +29,7 @@ from safelight.families.sd.unet import UNetConfig
 from safelight.families.sd.vae import VAEConfig
 from safelight.families.tables import Shapes
 from safelight.files.folder import Folder
-from safelight.request.parts import Purpose
+from safelight.request.adapters import Purpose
 
 ARCHITECTURES: tuple[type[Config], ...] = (CLIPConfig, UNetConfig, VAEConfig, ControlNetConfig)
 
@@ -50,7 +50,7 @@ LATENT_SCALE = 8
 STANDARD_VAE = VAEConfig(3, 3, LATENT_CHANNELS, (128, 256, 512, 512), 2)
 CLIP_L = CLIPConfig(768, 3072, 12, VOCABULARY, POSITIONS, None, "quick_gelu")
 
-COLOURS = (
+LATENT_RGB_FACTORS = (
     (0.149, 0.1035, 0.104),
     (0.0935, 0.143, 0.0865),
     (-0.079, 0.0945, 0.132),
@@ -116,12 +116,19 @@ def first_encoder(activation: str, standard: CLIPConfig, drop_last: bool, *prefi
         standard,
         lora_prefixes=("lora_te_", "lora_te1_"),
         lora_paths=("text_encoders.clip_l.transformer.", "text_encoders.clip_h.transformer."),
-        optional="text_model.",
+        optional_prefix="text_model.",
     )
 
 
 def latents(factor: float, cast_first: bool = False) -> Latents:
-    return Latents(LATENT_CHANNELS, LATENT_SCALE, LATENT_SCALE, factor, cast_first=cast_first, colours=COLOURS)
+    return Latents(
+        LATENT_CHANNELS,
+        LATENT_SCALE,
+        LATENT_SCALE,
+        factor,
+        cast_first=cast_first,
+        latent_rgb_factors=LATENT_RGB_FACTORS,
+    )
 
 
 def _folder(linear: bool, folder: Folder) -> str | None:
@@ -138,9 +145,9 @@ def _named_rule(name: str, axes: Mapping[str, int]) -> KindRule:
 
 _PROJECTION = "unet.down_blocks.0.attentions.0.proj_in.weight"
 
-ALONE = (
-    Alone("vae", "first_stage_model.", "VAE", vae.infer),
-    Alone(CONTROLNET, "control_model.", "ControlNet", controlnet.infer),
+SINGLE_FILE_COMPONENTS = (
+    SingleFileComponent("vae", "first_stage_model.", "VAE", vae.infer),
+    SingleFileComponent(CONTROLNET, "control_model.", "ControlNet", controlnet.infer),
 )
 
 _VELOCITY = Training(
@@ -152,12 +159,12 @@ stable_diffusion = partial(
     architectures=ARCHITECTURES,
     noise=Noise("discrete", BETAS),
     guidance="classifier_free",
-    variant=recognition.variant,
-    discord=recognition.discord,
+    detect_variant=recognition.detect_variant,
+    find_mismatch=recognition.find_mismatch,
     left_over=leftover.reason,
-    keep=leftover.tells_depth,
+    keep=leftover.counts_for_layer_number,
     same_latents=recognition.same_latents,
-    control_discord=recognition.control_discord,
+    find_controlnet_mismatch=recognition.find_controlnet_mismatch,
 )
 """What all families of Stable Diffusion have in common."""
 
@@ -173,25 +180,25 @@ SD1 = stable_diffusion(
     latents=latents(0.18215),
     resolution=512,
     features=FEATURES,
-    computing="safelight.families.sd.model",
+    model_module="safelight.families.sd.model",
     rules=(
         rule("checkpoint", "sd1", "an OpenAI CLIP text encoder", r"cond_stage_model\.transformer\.", DENOISER),
         _named_rule("sd1", {}),
     ),
     recognise_folder=partial(_folder, False),
     folder_settings=partial(recognition.folder_settings, 8, 0.18215, {"text_encoder": "quick_gelu"}),
-    training=partial(recognition.training, default=recognition.epsilon("sd1")),
-    folder_training=partial(recognition.folder_training, default=recognition.epsilon("sd1")),
+    detect_training=partial(recognition.detect_training, default=recognition.epsilon("sd1")),
+    detect_folder_training=partial(recognition.detect_folder_training, default=recognition.epsilon("sd1")),
     variants={**VARIANTS, recognition.INSTRUCTIONS: Variant("image", "image_and_text")},
     block_counts=BLOCKS,
-    kin="sd",
+    latent_space="sd",
     adapter_signs=AdapterSigns(
         768,
         None,
         lambda header: recognition.conv_projections(header) or recognition.single_encoder(header, 768),
         frozenset({"sd_v1", "sd_1.5", "stable-diffusion-v1"}),
     ),
-    alone=ALONE,
+    single_file_components=SINGLE_FILE_COMPONENTS,
     part_rules=(
         rule("unet", None, "a UNet in LDM's names and no text encoder", DENOISER + r"input_blocks\."),
         rule(
@@ -224,18 +231,18 @@ SD2 = stable_diffusion(
     latents=latents(0.18215),
     resolution=768,
     features=FEATURES,
-    computing="safelight.families.sd.model",
+    model_module="safelight.families.sd.model",
     rules=(
         rule("checkpoint", "sd2", "an OpenCLIP text encoder", r"cond_stage_model\.model\.", DENOISER),
         _named_rule("sd2", {_PROJECTION: 2}),
     ),
     recognise_folder=partial(_folder, True),
     folder_settings=partial(recognition.folder_settings, None, 0.18215, {"text_encoder": "gelu"}),
-    training=partial(recognition.training, default=_VELOCITY),
-    folder_training=partial(recognition.folder_training, default=_VELOCITY),
+    detect_training=partial(recognition.detect_training, default=_VELOCITY),
+    detect_folder_training=partial(recognition.detect_folder_training, default=_VELOCITY),
     native_size=lambda prediction: 512 if prediction == "epsilon" else None,
     block_counts=BLOCKS,
-    kin="sd",
+    latent_space="sd",
     adapter_signs=AdapterSigns(
         1024,
         None,

@@ -20,7 +20,8 @@ class UNetConfig(Config):
 
     ``depths``: transformer blocks per attention of each level; 0 if the level has no attention.
     ``linear_projection``: SD 2 and SDXL project with matrices, SD 1 with 1×1 convolutions.
-    ``time_features``: width of SDXL's added conditioning; None without it.
+    ``time_features``: width of SDXL's added conditioning: diffusers' ``projection_class_embeddings_input_dim``; None
+    without it.
     """
 
     architecture: ClassVar[str] = "unet"
@@ -51,14 +52,16 @@ LIVE_TENSORS = 48
 """Tensors as large as the UNet's first feature map that live at once, guidance pair and skips included."""
 
 
-def infer(shapes: Shapes, whole: bool = True) -> UNetConfig:
+def infer(shapes: Shapes, down_and_mid_only: bool = False) -> UNetConfig:
     """Infer a UNet's settings from its tensors' shapes, in diffusers' names or LDM's.
 
-    ``whole``: False for an encoder alone, whose output channels are set to its input channels.
+    ``down_and_mid_only``: the file has only the down blocks and the middle block, as a ControlNet. Then the output
+    channels are set to the input channels.
     Raises NotThisArchitecture when tensors from which settings are inferred are missing.
     """
     try:
-        config = _infer_diffusers(shapes, whole) if "conv_in.weight" in shapes else _infer_ldm(shapes, whole)
+        infer_named = _infer_diffusers if "conv_in.weight" in shapes else _infer_ldm
+        config = infer_named(shapes, down_and_mid_only)
     except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the UNet has no tensor {error}") from error
     if not config.block_out_channels or not config.layers_per_block:
@@ -73,7 +76,7 @@ def _attention(shapes: Shapes, prefix: str) -> tuple[int, int, bool]:
     return depth, context, len(shapes[f"{prefix}.proj_in.weight"]) == 2
 
 
-def _infer_diffusers(shapes: Shapes, whole: bool) -> UNetConfig:
+def _infer_diffusers(shapes: Shapes, down_and_mid_only: bool) -> UNetConfig:
     levels = count_indexed(shapes, "down_blocks.")
     widths: list[int] = []
     depths: list[int] = []
@@ -85,7 +88,7 @@ def _infer_diffusers(shapes: Shapes, whole: bool) -> UNetConfig:
     added = shapes.get("add_embedding.linear_1.weight")
     return UNetConfig(
         in_channels=shapes["conv_in.weight"][1],
-        out_channels=shapes["conv_out.weight" if whole else "conv_in.weight"][0 if whole else 1],
+        out_channels=shapes["conv_in.weight"][1] if down_and_mid_only else shapes["conv_out.weight"][0],
         block_out_channels=tuple(widths),
         layers_per_block=count_indexed(shapes, "down_blocks.0.resnets."),
         depths=tuple(depths),
@@ -96,7 +99,7 @@ def _infer_diffusers(shapes: Shapes, whole: bool) -> UNetConfig:
     )
 
 
-def _infer_ldm(shapes: Shapes, whole: bool) -> UNetConfig:
+def _infer_ldm(shapes: Shapes, down_and_mid_only: bool) -> UNetConfig:
     widths: list[int] = []
     depths: list[int] = []
     layers: list[int] = [0]
@@ -113,7 +116,7 @@ def _infer_ldm(shapes: Shapes, whole: bool) -> UNetConfig:
     added = shapes.get("label_emb.0.0.weight")
     return UNetConfig(
         in_channels=shapes["input_blocks.0.0.weight"][1],
-        out_channels=shapes["out.2.weight" if whole else "input_blocks.0.0.weight"][0 if whole else 1],
+        out_channels=shapes["input_blocks.0.0.weight"][1] if down_and_mid_only else shapes["out.2.weight"][0],
         block_out_channels=tuple(widths),
         layers_per_block=layers[0],
         depths=tuple(depths),
@@ -127,8 +130,8 @@ def _infer_ldm(shapes: Shapes, whole: bool) -> UNetConfig:
 def tensors(config: UNetConfig) -> Iterator[TensorRow]:
     """Yield every tensor of the UNet, in the order in which a forward pass uses them."""
     yield from embedding(config)
-    yield from encoder(config)
-    yield from _decoder(config)
+    yield from down_and_mid_blocks(config)
+    yield from _up_blocks(config)
 
 
 def embedding(config: UNetConfig) -> Iterator[TensorRow]:
@@ -151,7 +154,7 @@ def skips(config: UNetConfig) -> list[int]:
     return out
 
 
-def encoder(config: UNetConfig) -> Iterator[TensorRow]:
+def down_and_mid_blocks(config: UNetConfig) -> Iterator[TensorRow]:
     """Yield the tensors of the down blocks and of the middle block."""
     widths, layers = config.block_out_channels, config.layers_per_block
     time = widths[0] * 4
@@ -177,7 +180,7 @@ def encoder(config: UNetConfig) -> Iterator[TensorRow]:
     yield from _resnet("mid_block.resnets.1", "middle_block.2", last, last, time)
 
 
-def _decoder(config: UNetConfig) -> Iterator[TensorRow]:
+def _up_blocks(config: UNetConfig) -> Iterator[TensorRow]:
     """Yield the tensors of the up blocks and of the last convolution."""
     widths, layers = config.block_out_channels, config.layers_per_block
     first, time, before = widths[0], widths[0] * 4, widths[-1]

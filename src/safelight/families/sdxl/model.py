@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from safelight.families.computing import Call, PromptField, Tensors
+from safelight.families.family_model import Call, PromptField, Tensors
 from safelight.families.sd import encoding
-from safelight.families.sd.encoding import Read
+from safelight.families.sd.encoding import EncoderOutput
 from safelight.families.sd.model import StableDiffusion
 from safelight.families.sd.spec import LATENT_SCALE
 from safelight.request.prompts.tokens import END
@@ -22,7 +22,7 @@ class StableDiffusionXL(StableDiffusion):
     def pools(self, role: str) -> bool:
         return role == "text_encoder_2"
 
-    def choose_layer(self, role: str, module: nn.Module, out: Any, clip_skip: int) -> Read:
+    def choose_layer(self, role: str, module: nn.Module, out: Any, clip_skip: int) -> EncoderOutput:
         # SDXL always skips one layer and applies no norm (Podell et al. 2023).
         return encoding.layer(module, out, clip_skip + 1 if role == "text_encoder" else clip_skip)
 
@@ -34,7 +34,7 @@ class StableDiffusionXL(StableDiffusion):
             hidden, pooled = torch.zeros_like(hidden), torch.zeros_like(pooled)
         return {"hidden": hidden, "pooled": pooled}
 
-    def added(self, call: Call) -> dict[str, torch.Tensor] | None:
+    def added_cond_kwargs(self, call: Call) -> dict[str, torch.Tensor] | None:
         height, width = (side * LATENT_SCALE for side in call.latents.shape[-2:])
         hidden = call.condition["hidden"]
         # The original size, the crop's corner, and the target size, in pixels.

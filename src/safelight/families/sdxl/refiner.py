@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from safelight.families.computing import Call, PromptField, Tensors
+from safelight.families.family_model import Call, PromptField, Tensors
 from safelight.families.sd.spec import LATENT_SCALE
 from safelight.families.sdxl.model import StableDiffusionXL
 
@@ -22,7 +22,7 @@ class Refiner(StableDiffusionXL):
         score = torch.full((1, 1), SCORES[text[0]], dtype=found["hidden"].dtype)
         return {**found, "score": score.to(found["hidden"].device)}
 
-    def added(self, call: Call) -> dict[str, torch.Tensor] | None:
+    def added_cond_kwargs(self, call: Call) -> dict[str, torch.Tensor] | None:
         height, width = (side * LATENT_SCALE for side in call.latents.shape[-2:])
         score = call.condition["score"]
         # The original size and the crop's corner, in pixels.

@@ -25,7 +25,7 @@ from safelight.families.sd.spec import (
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.tables import NotThisArchitecture, Shapes
 from safelight.files.folder import Folder
-from safelight.request.parts import Purpose
+from safelight.request.adapters import Purpose
 
 FACTOR = 0.13025
 
@@ -51,7 +51,7 @@ def _second_encoder(*prefixes: str) -> Component:
         CLIPConfig(1280, 5120, 32, VOCABULARY, POSITIONS, 1280, "gelu"),
         lora_prefixes=("lora_te2_",),
         lora_paths=("text_encoders.clip_g.transformer.",),
-        optional="text_model.",
+        optional_prefix="text_model.",
     )
 
 
@@ -73,7 +73,7 @@ SDXL = stable_diffusion(
     latents=latents(FACTOR, cast_first=True),
     resolution=1024,
     features=FEATURES,
-    computing="safelight.families.sdxl.model",
+    model_module="safelight.families.sdxl.model",
     rules=(
         rule(
             "checkpoint", "sdxl", "two text encoders and added conditioning", r"conditioner\.embedders\.1\.", DENOISER
@@ -91,12 +91,14 @@ SDXL = stable_diffusion(
     folder_settings=partial(
         recognition.folder_settings, None, FACTOR, {"text_encoder": "quick_gelu", "text_encoder_2": "gelu"}
     ),
-    training=partial(recognition.training, default=recognition.epsilon("sdxl")),
-    folder_training=partial(recognition.folder_training, default=recognition.epsilon("sdxl")),
+    detect_training=partial(recognition.detect_training, default=recognition.epsilon("sdxl")),
+    detect_folder_training=partial(recognition.detect_folder_training, default=recognition.epsilon("sdxl")),
     block_counts=BLOCKS,
-    kin="sdxl",
+    latent_space="sdxl",
     adapter_signs=AdapterSigns(
         2048,
+        # Only SDXL has a second text encoder and more than one transformer block per attention, so these names mean
+        # SDXL.
         re.compile(r"(^lora_te2_|(^|[._])text_encoder_2\.|transformer_blocks[._][1-9][0-9]?[._])"),
         None,
         frozenset({"sdxl_base_v0-9", "sdxl_base_v1-0", "stable-diffusion-xl-v0-9-base", "stable-diffusion-xl-v1-base"}),
@@ -105,7 +107,6 @@ SDXL = stable_diffusion(
     embedding_names={"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
     saved_as="StableDiffusionXLPipeline",
 )
-"""SD 1 and 2 have one text encoder, and one transformer block in each attention: the names of adapters show it."""
 
 REFINER = stable_diffusion(
     name="sdxl-refiner",
@@ -113,7 +114,7 @@ REFINER = stable_diffusion(
     latents=latents(FACTOR, cast_first=True),
     resolution=1024,
     features=FEATURES - {Feature.TEXT_TO_IMAGE},
-    computing="safelight.families.sdxl.refiner",
+    model_module="safelight.families.sdxl.refiner",
     rules=(
         rule(
             "checkpoint",
@@ -126,10 +127,10 @@ REFINER = stable_diffusion(
     ),
     recognise_folder=partial(_folder, 1),
     folder_settings=partial(recognition.folder_settings, None, FACTOR, {"text_encoder_2": "gelu"}),
-    training=partial(recognition.training, default=recognition.epsilon("sdxl-refiner")),
-    folder_training=partial(recognition.folder_training, default=recognition.epsilon("sdxl-refiner")),
+    detect_training=partial(recognition.detect_training, default=recognition.epsilon("sdxl-refiner")),
+    detect_folder_training=partial(recognition.detect_folder_training, default=recognition.epsilon("sdxl-refiner")),
     block_counts=BLOCKS,
-    kin="sdxl",
+    latent_space="sdxl",
     adapter_signs=AdapterSigns(
         1280,
         None,

@@ -9,7 +9,8 @@ calibration. It does not find errors that are the same each time; the canary doe
 
 Decoding again costs as much as decoding. So only the most doubtful images of each VAE are decoded again. For this, a
 least-squares map from latents to colours is learnt from earlier images. It says how far an image is from the expected
-colours, and how well its colours would fit with exchanged channels. The map only selects images; it never marks one.
+colours, and whether the image would fit better with its RGB channels permuted. The map only selects images; it never
+marks one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MIN_CONTRAST = 1.0
 NORMAL_DEVIATION = (0.15, 4.0)
 """The normal range of the standard deviation of an image's latents. They are scaled to about 1."""
 
-NOISE = 0.1
+MIN_NEIGHBOUR_CORRELATION = 0.1
 """Correlation of neighbouring latents. Below it, an image of :data:`MIN_LATENTS` latents or more looks like noise."""
 
 MAX_CHANNEL_CORRELATION = 0.5
@@ -48,7 +49,7 @@ SCORE_WINDOW = 200
 """How many earlier scores an image is compared with."""
 
 DOUBTFUL_SHARES = (0.25, 0.05)
-"""Shares of a VAE's images to decode again: those whose colours fit better if channels are exchanged, and those that
+"""Shares of a VAE's images to decode again: those that fit better with their RGB channels permuted, and those that
 fit the map worst."""
 
 MAP_SAMPLES = 1024
@@ -57,7 +58,7 @@ MAP_SAMPLES = 1024
 MAX_COLOUR_DIFFERENCE = 3.0
 """Of 255. If the mean colour under one latent differs by more than this, the second decoding is different."""
 
-_EXCHANGED = [list(order) for order in permutations(range(3))][1:]
+_PERMUTED = [list(order) for order in permutations(range(3))][1:]
 
 
 @dataclass(slots=True)
@@ -82,9 +83,9 @@ class _Map:
         self.count += 1
 
     def score(self, columns: torch.Tensor, colours: torch.Tensor) -> tuple[float, float]:
-        """Return (exchange, misfit).
+        """Return (permutation, misfit).
 
-        ``exchange``: by how much the best exchange of colour channels fits better than the image; negative if worse.
+        ``permutation``: how much better the image would fit with its RGB channels permuted; negative if worse.
         ``misfit``: how badly the image fits the map.
         """
         identity = torch.eye(len(self.squares), dtype=torch.float64)
@@ -97,8 +98,8 @@ class _Map:
             return (((expected - shown) @ precision) * (expected - shown)).sum(1)
 
         own = misfit(colours)
-        exchanged = [float((torch.log1p(own / 3) - torch.log1p(misfit(colours[:, o]) / 3)).mean()) for o in _EXCHANGED]
-        return max(exchanged), float(own.mean())
+        permuted = [float((torch.log1p(own / 3) - torch.log1p(misfit(colours[:, o]) / 3)).mean()) for o in _PERMUTED]
+        return max(permuted), float(own.mean())
 
     def doubts(self, scores: tuple[float, float]) -> bool:
         """Whether these scores are among the most doubtful. True for the first :data:`ALWAYS_CHECKED` images."""
@@ -137,7 +138,7 @@ class AppearanceCheck:
             return [f"the standard deviation of its latents is {spread:.2f}; about 1 is normal"]
         if (
             height * width >= MIN_LATENTS
-            and neighbour_correlation(values) < NOISE
+            and neighbour_correlation(values) < MIN_NEIGHBOUR_CORRELATION
             and channel_correlation(values) < MAX_CHANNEL_CORRELATION
         ):
             return ["it looks like noise"]
@@ -203,8 +204,9 @@ def _empty_map(count: int) -> _Map:
 def _columns(latents: torch.Tensor) -> torch.Tensor:
     """Compute the map's inputs, (h * w, count), from latents (channels, h, w).
 
-    They are each latent, its 8 neighbours, its products, and its relation to the image's mean and standard deviation.
-    The last are needed because a decoder's normalisations make each colour depend on all latents.
+    They are each latent, its 8 neighbours, the products of each pair of its channels, and its relation to the image's
+    mean and standard deviation. The last are needed because a decoder's normalisations make each colour depend on all
+    latents.
     """
     own = latents.flatten(1).T
     around = F.unfold(F.pad(latents[None], (1, 1, 1, 1), mode="replicate"), 3)[0].T

@@ -11,7 +11,7 @@ import torch
 
 from safelight.errors import NotFiniteError
 
-NOISE = 12.0
+MAX_NOISE_SIGMAS = 12.0
 """The largest allowed noise, in standard deviations. The largest of a billion values is about 6."""
 
 
@@ -36,4 +36,4 @@ def largest_allowed(sigma: float, signal: float) -> float:
 
     ``signal``: the largest allowed latents without noise; the family says it.
     """
-    return signal + NOISE * max(1.0, sigma)
+    return signal + MAX_NOISE_SIGMAS * max(1.0, sigma)

@@ -1,8 +1,8 @@
 """Sets the process-wide state that can change a computed number for a job, and restores it afterwards.
 
-Each part of this state is a row (:mod:`.table`): a name, a getter, a setter, and the value that a job needs. A job sets
-the rows in order and restores them in reverse order. It does not write a row that already has the right value, because
-some of torch's setters cannot be undone (:mod:`.fp32`).
+This state consists of settings (:mod:`.table`). Each has a name, a getter, a setter, and the value that a job needs. A
+job sets them in order and restores them in reverse order. It does not write a setting that already has the right value,
+because some of torch's setters cannot be undone (:mod:`.fp32`).
 
 This package calls torch's own functions and not the properties of ``torch.backends``, because these raise after the
 host program has called ``torch.backends.disable_global_flags()``.
@@ -22,8 +22,8 @@ import torch
 
 from safelight.pipeline.numerics.fp32 import fp32_in_force
 from safelight.pipeline.numerics.modes import no_modes, seeded
-from safelight.pipeline.numerics.row import NumericRow
-from safelight.pipeline.numerics.table import flushing, rows
+from safelight.pipeline.numerics.setting import NumericSetting
+from safelight.pipeline.numerics.table import flushed_share, numeric_settings
 
 _log = structlog.get_logger(__name__)
 
@@ -33,12 +33,12 @@ _one_at_a_time = threading.RLock()
 """The state belongs to the process, so two engines in one process wait for each other."""
 
 STATE_VERSION = 1
-"""Recorded with each image. It increases when a row's value changes, or when a row is added or removed."""
+"""Recorded with each image. It increases when a setting's value changes, or when a setting is added or removed."""
 
 
 @dataclass(slots=True)
 class _Held:
-    rows: list[NumericRow] = field(default_factory=list[NumericRow])
+    settings: list[NumericSetting] = field(default_factory=list[NumericSetting])
     not_set: list[str] = field(default_factory=list[str])
     threads: int = 1
 
@@ -55,8 +55,8 @@ def fixed(threads: int, seed: int) -> Generator[None]:
     ``seed``: seed of all global random generators, also of those of devices in use, so that libraries which draw from
     them repeat their numbers.
 
-    Within the context every row of :func:`rows` has its value, the host's torch modes and autocast are off, and
-    gradients are off.
+    Within the context every setting of :func:`.table.numeric_settings` has its value. The caller's torch modes,
+    autocast and gradients are off.
     Raises RuntimeError, with the name, if this torch lacks a function that a job needs.
     """
     with _one_at_a_time, contextlib.ExitStack() as stack:
@@ -64,17 +64,17 @@ def fixed(threads: int, seed: int) -> Generator[None]:
         held = _Held(threads=threads)
         _held.append(held)
         stack.callback(_held.pop)
-        for row in rows(threads):
-            if row.lacks:
-                if row.required:
-                    raise RuntimeError(f"numerics: torch {torch.__version__} has no {', '.join(row.lacks)}")
-                held.not_set.append(row.name)
-                _warn_once(row)
+        for setting in numeric_settings(threads):
+            if setting.lacks:
+                if setting.required:
+                    raise RuntimeError(f"numerics: torch {torch.__version__} has no {', '.join(setting.lacks)}")
+                held.not_set.append(setting.name)
+                _warn_once(setting)
                 continue
-            found = row.read()
-            stack.callback(row.put, found)
-            row.put(row.aim(found))
-            held.rows.append(row)
+            found = setting.read()
+            stack.callback(setting.put, found)
+            setting.put(setting.wanted_value(found))
+            held.settings.append(setting)
         stack.enter_context(seeded(seed))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -84,10 +84,10 @@ def fixed(threads: int, seed: int) -> Generator[None]:
 _warned: set[str] = set()
 
 
-def _warn_once(row: NumericRow) -> None:
-    if row.name not in _warned:
-        _warned.add(row.name)
-        _log.warning("torch lacks a setting", torch=torch.__version__, lacks=row.lacks, setting=row.name)
+def _warn_once(setting: NumericSetting) -> None:
+    if setting.name not in _warned:
+        _warned.add(setting.name)
+        _log.warning("torch lacks a setting", torch=torch.__version__, lacks=setting.lacks, setting=setting.name)
 
 
 _ENVIRONMENT = (
@@ -107,16 +107,16 @@ _KERNELS = ("error", "math", "flash", "mem_efficient", "cudnn", "overrideable")
 def record() -> dict[str, Any]:
     """Return the present numeric state as JSON values, for an image's metadata. Call it within :func:`fixed`.
 
-    ``differs``: rows that do not have the value that a job needs; usually empty.
-    ``not_set``: rows that this torch lacks; usually empty.
+    ``differs``: settings that do not have the value that a job needs; usually empty.
+    ``not_set``: settings that this torch lacks; usually empty.
     """
     held = _held[-1]
     differs: dict[str, Any] = {}
-    for row in held.rows:
-        now = row.read()
-        if now != row.aim(now):
-            differs[row.name] = str(now)
-    if held.threads > 1 and (share := flushing(held.threads)):
+    for setting in held.settings:
+        now = setting.read()
+        if now != setting.wanted_value(now):
+            differs[setting.name] = str(now)
+    if held.threads > 1 and (share := flushed_share(held.threads)):
         differs["flush_denormal.workers"] = share
     return {
         "state": STATE_VERSION,

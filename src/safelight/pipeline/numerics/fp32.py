@@ -26,11 +26,11 @@ _OPS: tuple[Key, ...] = (*_MATMULS, *_CUDNN, ("mkldnn", "conv"), ("mkldnn", "rnn
 
 @dataclass(frozen=True, slots=True)
 class Fp32:
-    """Torch's whole state of fp32's inner precision.
+    """All of torch's ``fp32_precision`` settings (ieee, tf32, bf16).
 
     ``stored``: the nine stored values of the new interface. A value is "none" (the parent's value holds), "ieee",
-    "tf32" or "bf16". In torch 2.13 the two values of cuDNN may also have an initial value that cannot be written, here
-    "default": tf32, unless a parent has a value.
+    "tf32" or "bf16". In torch 2.13 the two values of cuDNN may also have an initial state that no setter can restore.
+    It is recorded here as "default". It means tf32 unless a parent is set.
     ``matmul``, ``cudnn``: the two values of the old interface. The new interface's setters do not change them. Their
     getters raise if the two interfaces disagree.
     """
@@ -119,7 +119,7 @@ def full_fp32(found: Fp32) -> Fp32:
     """Return the state with full fp32: "ieee" everywhere. A "default" stays, because it follows its parent, "ieee".
 
     The old getters then return "highest", and False for cuBLAS. The one for cuDNN returns False, or raises if a value
-    is "default".
+    is "default". With "default", ``cudnn`` is a placeholder: :meth:`Fp32Access.write` does not call the old setter.
     """
     stored = {key: "default" if value == "default" else "ieee" for key, value in found.stored.items()}
     return Fp32(stored, "highest", cudnn=_pristine(stored))

@@ -1,4 +1,4 @@
-"""All rows of numeric state of torch 2.13 and of the libraries beside it, with the value that a job needs."""
+"""All settings of the numeric state of torch 2.13 and of the libraries beside it, with the value that a job needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from safelight.pipeline.numerics.fp32 import Fp32Access, full_fp32
-from safelight.pipeline.numerics.row import NumericRow
+from safelight.pipeline.numerics.setting import NumericSetting
 
 _C: Any = torch._C
 
@@ -40,7 +40,7 @@ def flushes_denormals() -> bool:
     return bool(np.float32(1e-39) * np.float32(1.0) == 0)
 
 
-def flushing(threads: int) -> float:
+def flushed_share(threads: int) -> float:
     """Return the fraction (0 to 1) of a large operation's elements that are flushed.
 
     Torch's worker threads keep the flag that was set when they started.
@@ -51,8 +51,8 @@ def flushing(threads: int) -> float:
     return round(1 - unflushed / small.numel(), 3)
 
 
-def _c(name: str, wanted: object, read: str, write: str, *, required: bool = False) -> NumericRow:
-    """Create a row from two of torch's own functions. A tuple holds the setter's arguments."""
+def _c(name: str, wanted: object, read: str, write: str, *, required: bool = False) -> NumericSetting:
+    """Create a setting from two of torch's own functions. A tuple holds the setter's arguments."""
     lacks = tuple(f"torch._C.{function}" for function in (read, write) if not hasattr(_C, function))
     get, put = getattr(_C, read, None), getattr(_C, write, None)
 
@@ -60,7 +60,7 @@ def _c(name: str, wanted: object, read: str, write: str, *, required: bool = Fal
         assert put is not None
         put(*value) if isinstance(value, tuple) else put(value)
 
-    return NumericRow(name, get or (lambda: None), setter, wanted, lacks, required)
+    return NumericSetting(name, get or (lambda: None), setter, wanted, lacks, required)
 
 
 def _reduction(found: object) -> object:
@@ -73,8 +73,8 @@ def _default_blas(_found: object) -> object:
     return _C._get_blas_default_backend()
 
 
-def _cuda_only(name: str, wanted: object, read: str, write: str) -> list[NumericRow]:
-    """Create a row, but none on a build without CUDA, which does not have this state."""
+def _cuda_only(name: str, wanted: object, read: str, write: str) -> list[NumericSetting]:
+    """Create a setting, but none on a build without CUDA, which does not have this state."""
     return [_c(name, wanted, read, write)] if torch.backends.cuda.is_built() else []
 
 
@@ -87,9 +87,9 @@ def _default_tensor_device(kind: str) -> None:
     _C._set_default_tensor_type(where.FloatTensor)
 
 
-def _autocast() -> list[NumericRow]:
-    rows = [
-        NumericRow("autocast.cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled, wanted=True)
+def _autocast() -> list[NumericSetting]:
+    settings = [
+        NumericSetting("autocast.cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled, wanted=True)
     ]
     for kind, dtype in AUTOCAST.items():
         if not _C._is_autocast_available(kind):
@@ -107,13 +107,13 @@ def _autocast() -> list[NumericRow]:
         def give(to: torch.dtype, kind: str = kind) -> None:
             torch.set_autocast_dtype(kind, to)
 
-        rows += [NumericRow(f"autocast.{kind}", is_on, turn, wanted=False)]
-        rows += [NumericRow(f"autocast.{kind}.dtype", dtype_of, give, dtype)]
-    return rows
+        settings += [NumericSetting(f"autocast.{kind}", is_on, turn, wanted=False)]
+        settings += [NumericSetting(f"autocast.{kind}.dtype", dtype_of, give, dtype)]
+    return settings
 
 
-def _einsum() -> list[NumericRow]:
-    """Create the row for the order of an einsum with three or more operands, which opt_einsum would change."""
+def _einsum() -> list[NumericSetting]:
+    """Create the setting for the order of an einsum with three or more operands, which opt_einsum would change."""
     module: Any = torch.backends.opt_einsum
 
     def write(on: bool) -> None:
@@ -123,10 +123,10 @@ def _einsum() -> list[NumericRow]:
         else:
             module.m.enabled = on
 
-    return [NumericRow("opt_einsum", lambda: bool(module.enabled), write, wanted=False)]
+    return [NumericSetting("opt_einsum", lambda: bool(module.enabled), write, wanted=False)]
 
 
-def _flash_implementation() -> list[NumericRow]:
+def _flash_implementation() -> list[NumericSetting]:
     attention: Any = torch.nn.attention
     names = ("current_flash_attention_impl", "activate_flash_attention_impl", "restore_flash_attention_impl")
     lacks = tuple(f"torch.nn.attention.{name}" for name in names if not hasattr(attention, name))
@@ -137,28 +137,30 @@ def _flash_implementation() -> list[NumericRow]:
         else:
             attention.activate_flash_attention_impl(implementation)
 
-    return [NumericRow("sdp.flash.implementation", getattr(attention, names[0], lambda: None), write, None, lacks)]
+    return [NumericSetting("sdp.flash.implementation", getattr(attention, names[0], lambda: None), write, None, lacks)]
 
 
-def _opencv() -> list[NumericRow]:
-    """Create a row only if the host has loaded OpenCV: its initial state is the one that a job needs."""
+def _opencv() -> list[NumericSetting]:
+    """Create a setting only if the calling program has imported cv2. Otherwise cv2 starts with the right value."""
     cv2: Any = sys.modules.get("cv2")
-    return [] if cv2 is None else [NumericRow("opencv.optimized", cv2.useOptimized, cv2.setUseOptimized, wanted=True)]
+    return (
+        [] if cv2 is None else [NumericSetting("opencv.optimized", cv2.useOptimized, cv2.setUseOptimized, wanted=True)]
+    )
 
 
-def rows(threads: int) -> list[NumericRow]:
-    """Return all rows of this torch, in the order in which a job sets them.
+def numeric_settings(threads: int) -> list[NumericSetting]:
+    """Return all settings of this torch, in the order in which a job sets them.
 
     The default tensor type comes after the default dtype, because setting the type also sets the dtype. It is restored
     first.
     """
     backends: Any = torch.backends
     return [
-        NumericRow("threads", torch.get_num_threads, torch.set_num_threads, threads, required=True),
-        NumericRow("default_dtype", torch.get_default_dtype, torch.set_default_dtype, torch.float32, required=True),
-        NumericRow("default_tensor_device", _C._get_default_device, _default_tensor_device, "cpu"),
-        NumericRow("flush_denormal", flushes_denormals, torch.set_flush_denormal, wanted=False, required=True),
-        NumericRow(
+        NumericSetting("threads", torch.get_num_threads, torch.set_num_threads, threads, required=True),
+        NumericSetting("default_dtype", torch.get_default_dtype, torch.set_default_dtype, torch.float32, required=True),
+        NumericSetting("default_tensor_device", _C._get_default_device, _default_tensor_device, "cpu"),
+        NumericSetting("flush_denormal", flushes_denormals, torch.set_flush_denormal, wanted=False, required=True),
+        NumericSetting(
             "fp32_precision",
             Fp32Access.read,
             Fp32Access.write,
@@ -205,7 +207,7 @@ def rows(threads: int) -> list[NumericRow]:
             "_set_cpu_allow_fp16_reduced_precision_reduction",
         ),
         _c("cuda.sm_carveout", None, "_get_sm_carveout_experimental", "_set_sm_carveout_experimental"),
-        NumericRow(
+        NumericSetting(
             "blas",
             _C._get_blas_preferred_backend,
             _C._set_blas_preferred_backend,
@@ -237,8 +239,10 @@ def rows(threads: int) -> list[NumericRow]:
             "_set_math_sdp_allow_fp16_bf16_reduction",
         ),
         *_flash_implementation(),
-        NumericRow("mha.fastpath", backends.mha.get_fastpath_enabled, backends.mha.set_fastpath_enabled, wanted=True),
-        NumericRow(
+        NumericSetting(
+            "mha.fastpath", backends.mha.get_fastpath_enabled, backends.mha.set_fastpath_enabled, wanted=True
+        ),
+        NumericSetting(
             "deterministic",
             _deterministic,
             lambda value: _C._set_deterministic_algorithms(value[0], warn_only=value[1]),
@@ -254,7 +258,7 @@ def rows(threads: int) -> list[NumericRow]:
         *_einsum(),
         *_autocast(),
         *_opencv(),
-        NumericRow(
+        NumericSetting(
             "numpy.errors",
             np.geterr,
             lambda value: np.seterr(**value),

@@ -1,4 +1,4 @@
-"""Run the migrations. Alembic executes this file; :mod:`safelight.queue.database` passes the connection."""
+"""Run the migrations. Alembic executes this file; :mod:`safelight.queue.database_file` passes the connection."""
 
 from __future__ import annotations
 

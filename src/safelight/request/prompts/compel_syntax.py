@@ -1,7 +1,8 @@
 """Checks prompts in compel's syntax, which InvokeAI uses: ``word+``, ``(some words)1.3``, ``("a", "b").blend(0.7,
 0.3)``, ``.and()``.
 
-compel's own parser parses them. It needs no torch; ``models/compel_fence.py`` contains everything else of compel.
+compel's own parser parses them. It needs no torch. ``families/sd/compel_weighting.py`` contains everything else of
+compel.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pyparsing
 
 from safelight.errors import RequestError
 from safelight.request.prompts.emphasis import MOST_WEIGHT
-from safelight.request.prompts.tokens import MOST_CHUNKS, ROOM, tokens_of
+from safelight.request.prompts.tokens import MOST_CHUNKS, TOKENS_PER_CHUNK, tokens_of
 
 
 @cache
@@ -81,8 +82,8 @@ def check(field: str, text: str) -> None:
     if (at := _unbalanced(text)) is not None:
         problem = f"at character {at}: a bracket without its match; write \\( or \\) for a plain bracket"
         raise RequestError(field, text[max(0, at - 10) : at + 20], problem)
-    if len(tokens_of(text)) > MOST_CHUNKS * ROOM:
-        raise RequestError(field, f"{text[:20]}…", f"is longer than {MOST_CHUNKS} chunks of {ROOM} tokens")
+    if len(tokens_of(text)) > MOST_CHUNKS * TOKENS_PER_CHUNK:
+        raise RequestError(field, f"{text[:20]}…", f"is longer than {MOST_CHUNKS} chunks of {TOKENS_PER_CHUNK} tokens")
     try:
         parsed = parser.PromptParser().parse_conjunction(text)
     except pyparsing.ParseException as error:

@@ -41,7 +41,7 @@ class _Alternating:
 _Node = str | _Edited | _Alternating
 
 
-def schedule(field: str, text: str, steps: int, more: int = 0) -> list[str]:
+def prompt_per_step(field: str, text: str, steps: int, more: int = 0) -> list[str]:
     """Return the text of each step.
 
     ``steps``: steps of the first pass; fractions in edits refer to them.
@@ -54,9 +54,9 @@ def schedule(field: str, text: str, steps: int, more: int = 0) -> list[str]:
     return [_at(nodes, step, steps) for step in range(1, steps + more + 1)]
 
 
-def of_request(request: Request, text: str, field: str) -> list[str]:
+def prompt_per_step_of(request: Request, text: str, field: str) -> list[str]:
     """Return the text of each computed step of both passes. Steps skipped because of an input image do not count."""
-    return schedule(field, text, request.first_steps, request.steps_done - request.first_steps)
+    return prompt_per_step(field, text, request.first_steps, request.computed_steps - request.first_steps)
 
 
 def _at(nodes: Sequence[_Node], step: int, steps: int) -> str:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 
 from safelight.errors import RequestError
-from safelight.request.parts import MOST_LORAS, Lora, Purpose
+from safelight.request.adapters import MOST_LORAS, Lora, Purpose
 from safelight.request.prompts.tags import ADAPTERS
 
 _TAG = re.compile(rf"<(?:{'|'.join(ADAPTERS)}):([^<>]*)>")
 
 
-def taken(field: str, text: str) -> tuple[str, tuple[Lora, ...]]:
+def extract_lora_tags(field: str, text: str) -> tuple[str, tuple[Lora, ...]]:
     """Return (the text without its adapter tags, the adapters).
 
     Raises RequestError, with the position, for a malformed tag or for more than :data:`MOST_LORAS` adapters.

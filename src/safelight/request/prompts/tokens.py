@@ -19,7 +19,7 @@ VOCABULARY = Path(__file__).with_name("clip_tokenizer.json")
 
 POSITIONS = 77
 START, END = 49406, 49407
-ROOM = POSITIONS - 2
+TOKENS_PER_CHUNK = POSITIONS - 2
 """Tokens of the prompt in a chunk."""
 
 COMMA = 267
@@ -62,7 +62,7 @@ def tokens_of(text: str) -> list[int]:
     return _tokenizer().encode(text, add_special_tokens=False).ids
 
 
-def used(field: str, text: str, words: Iterable[str]) -> set[int]:
+def token_ids_of_prompt(field: str, text: str, words: Iterable[str]) -> set[int]:
     """Return the token ids of a prompt without those of ``words``.
 
     Raises RequestError for a prompt that cannot be parsed.
@@ -85,19 +85,21 @@ def chunks(field: str, text: str, pad_id: int, words: Words = NO_WORDS) -> list[
             parts.append([])
         for piece in cut(span.text, words):
             if isinstance(piece, tuple):
-                if len(parts[-1]) == ROOM:
+                if len(parts[-1]) == TOKENS_PER_CHUNK:
                     parts.append(_carried(parts[-1]))
-                if len(parts[-1]) + len(piece) > ROOM:
+                if len(parts[-1]) + len(piece) > TOKENS_PER_CHUNK:
                     parts.append([])
                 parts[-1] += [(token, span.weight) for token in piece]
                 continue
             for token in tokens_of(piece):
-                if len(parts[-1]) == ROOM:
+                if len(parts[-1]) == TOKENS_PER_CHUNK:
                     # If the next token is a comma, no token moves to the next chunk with it.
                     parts.append([] if token == COMMA else _carried(parts[-1]))
                 parts[-1].append((token, span.weight))
     if len(parts) > MOST_CHUNKS:
-        raise RequestError(field, f"{text[:20]}…", f"has {len(parts)} chunks of {ROOM} tokens; at most {MOST_CHUNKS}")
+        raise RequestError(
+            field, f"{text[:20]}…", f"has {len(parts)} chunks of {TOKENS_PER_CHUNK} tokens; at most {MOST_CHUNKS}"
+        )
     return [_chunk(part, pad_id) for part in parts]
 
 

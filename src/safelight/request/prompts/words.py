@@ -22,10 +22,10 @@ FIRST_SPARE = 49405
 """The last token of CLIP's vocabulary that is text. The rarest tokens come last."""
 
 Words = Mapping[str, tuple[int, ...]]
-"""Words that stand for vectors, and the tokens that the vectors replace."""
+"""CLIP token ids by word. Each word gets rare, unused ids; the inversion's vectors overwrite their embeddings."""
 
 
-def named(texts: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+def find_embeddings(texts: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """Find the embeddings that texts name. Return the embedding's name by the word in the text.
 
     A word names an embedding if it is marked as one, or if it is one of the ``known`` names. As in AUTOMATIC1111, case
@@ -71,7 +71,7 @@ def _by_first(known: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
     return {first: tuple(names) for first, names in found.items()}
 
 
-def places(counts: Mapping[str, int], used: Iterable[int]) -> Words:
+def assign_tokens(counts: Mapping[str, int], used: Iterable[int]) -> Words:
     """Assign tokens to each word; the word's vectors replace them.
 
     ``counts``: the number of vectors of each word.

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from safelight.assembly.services import Services
 from safelight.families.family import CONTROLNET
-from safelight.request.parts import PREPROCESSORS
+from safelight.request.adapters import PREPROCESSORS
 
 
 class ControlNetRoutes:

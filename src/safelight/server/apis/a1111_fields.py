@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from safelight.catalog.inputs import as_mask, decode_image
 from safelight.errors import RequestError
 from safelight.pipeline import sizes
+from safelight.request.adapters import PREPROCESSORS, Control, ControlMode, Resize
 from safelight.request.bounds import MOST_SIDE
-from safelight.request.parts import PREPROCESSORS, Control, ControlMode, Resize
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
 from safelight.request.schema import UPSCALERS
 from safelight.server.apis.a1111_neutral import FIELDS, OPTIONS, UNIT, refuse, refuse_script

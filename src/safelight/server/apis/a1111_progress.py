@@ -91,7 +91,7 @@ def describe_progress(running: RunningJob | None, skip_image: bool) -> dict[str,
         }
     job, now = running.job, running.progress
     # The worker knows how many steps the model computes; without a model, the request only tells the usual number.
-    steps = now.steps if now.stage == "denoise" else job.request.steps_done
+    steps = now.steps if now.stage == "denoise" else job.request.computed_steps
     done = now.image * steps + (now.step if now.stage == "denoise" else 0)
     done += steps if now.stage == "decode" else 0
     share = done / (steps * job.request.count)

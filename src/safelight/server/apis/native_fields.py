@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, create_model
 from pydantic import Field as FieldOf
 
 from safelight.queue.job import State
+from safelight.request.adapters import Control, Embedding, Lora
 from safelight.request.bounds import MOST_SEED
 from safelight.request.field import Field, fields_of
-from safelight.request.parts import Control, Embedding, Lora
 from safelight.request.schema import Request
 
 JobId = Annotated[str, InPath(pattern="^[0-9a-f]{32}$", description="a job's identifier")]

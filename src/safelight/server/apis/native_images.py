@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, Response
 
 from safelight.assembly.services import Services
 from safelight.queue.database import StoredImage
-from safelight.queue.descriptions import pictured
+from safelight.queue.descriptions import image_to_dict
 from safelight.server import bridge
 from safelight.server.apis.native_fields import Checked, ImageId, ImageModel, JobId, Limit
 from safelight.server.problems import RefusedError, documented, found
@@ -60,7 +60,7 @@ class ImageRoutes:
     async def check(self, image_id: ImageId) -> Checked:
         """Make the image again in a fresh process, which has held no other model, and compare the pixels."""
         image = await bridge.run(self._find, image_id)
-        compared = await bridge.long(self._control.fresh.compare, image)
+        compared = await bridge.long(self._control.fresh_processes.compare, image)
         return Checked(same=compared.same, pixels_sha256=compared.pixels_sha256)
 
     def forget(self, image_id: ImageId) -> Response:
@@ -81,7 +81,7 @@ class ImageRoutes:
 
 
 def _image(image: StoredImage) -> ImageModel:
-    return ImageModel(**pictured(image))
+    return ImageModel(**image_to_dict(image))
 
 
 def _send(path: Path, media_type: str, image_id: str) -> FileResponse:

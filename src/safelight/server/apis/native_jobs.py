@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import StreamingResponse
 
 from safelight.assembly.services import Services
-from safelight.queue.descriptions import advanced, described
+from safelight.queue.descriptions import job_to_dict, progress_to_dict
 from safelight.queue.events import Event
 from safelight.queue.job import QueuedJob, State
 from safelight.request.schema import Request
@@ -76,7 +76,9 @@ class JobRoutes:
         running = self._dispatcher.running
         return Queue(
             running=_job(running.job) if running is not None else None,
-            progress=advanced(running.progress) if running is not None and running.progress is not None else None,
+            progress=progress_to_dict(running.progress)
+            if running is not None and running.progress is not None
+            else None,
             waiting=[Place(job=_job(job), reason=reason) for job, reason in self._dispatcher.queue(limit)],
         )
 
@@ -89,7 +91,7 @@ class JobRoutes:
 
 
 def _job(job: QueuedJob) -> JobModel:
-    return JobModel(**described(job))
+    return JobModel(**job_to_dict(job))
 
 
 async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[str]:
@@ -98,7 +100,7 @@ async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[str]:
             job = await bridge.run(control.database.job, job_id)
             if job is None:
                 return
-            yield _encode(Event("job", job.id, described(job)))
+            yield _encode(Event("job", job.id, job_to_dict(job)))
             if job.ended is not None:
                 return
         while True:

@@ -12,7 +12,7 @@ from safelight.errors import WorkerDiedError
 from safelight.server import bridge
 from safelight.server.apis.native_fields import ResidentModel
 from safelight.server.problems import RefusedError, documented
-from safelight.workers.messages import Question
+from safelight.workers.messages import Command
 
 ANSWER_SECONDS = 120.0
 """Seconds that the server waits for an answer of the worker, for example while it loads a model."""
@@ -54,10 +54,10 @@ class MemoryRoutes:
         """
         return dict(await bridge.long(_wait, self._control.supervisor.ask("memory")))
 
-    async def _ask(self, what: Question, name: str) -> ResidentModel:
+    async def _ask(self, command: Command, name: str) -> ResidentModel:
         model = await bridge.run(self._control.library.get, name)
-        argument = model.digest if what == "unload" else model.name
-        return ResidentModel(resident=await bridge.long(_wait, self._control.supervisor.ask(what, argument)))
+        argument = model.digest if command == "unload" else model.name
+        return ResidentModel(resident=await bridge.long(_wait, self._control.supervisor.ask(command, argument)))
 
 
 def _wait(future: Future[Any]) -> Any:

@@ -10,8 +10,8 @@ from nicegui import ui
 
 from safelight.assembly.services import Services
 from safelight.errors import InputError, RequestError
+from safelight.request.adapters import Lora
 from safelight.request.field import fields_of
-from safelight.request.parts import Lora
 from safelight.request.prompts.loras import written
 from safelight.request.prompts.variants import escaped
 from safelight.request.run_settings import PRECISIONS

@@ -10,7 +10,7 @@ from nicegui import ui
 
 from safelight.assembly.services import Services
 from safelight.families.family import CONTROLNET
-from safelight.request.parts import CONTROL_MODES, PREPROCESSORS, RESIZES, Control
+from safelight.request.adapters import CONTROL_MODES, PREPROCESSORS, RESIZES, Control
 from safelight.request.schema import PROMPT_SYNTAXES, SEAMLESS, UPSCALERS
 from safelight.server.page.picture_field import PictureField
 from safelight.weights.adapter_file import VAE
@@ -140,7 +140,7 @@ class Further:
         return values
 
     def _control_fields(self) -> dict[str, Any]:
-        """Return the elements by the names of the fields of :class:`safelight.request.parts.Control`."""
+        """Return the elements by the names of the fields of :class:`safelight.request.adapters.Control`."""
         return {
             "weight": self._weight,
             "start": self._start,

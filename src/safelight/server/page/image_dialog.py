@@ -62,7 +62,7 @@ class ImageDialog:
         verdict.classes(remove="sl-good sl-bad")
         verdict.set_text("A fresh process is making the image again …")
         try:
-            found = await bridge.run(self._control.fresh.compare, image)
+            found = await bridge.run(self._control.fresh_processes.compare, image)
         except SafelightError as error:
             verdict.set_text(str(error))
             verdict.classes("sl-bad")

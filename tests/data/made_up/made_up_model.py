@@ -7,7 +7,7 @@ import torch
 from made_up_family import CHANNELS, LETTERS, SCALE, Flow, Letters, Pixels
 from torch import nn
 
-from safelight.families.computing import FamilyModel, TextInput, TextInputs
+from safelight.families.family_model import FamilyModel, TextInput, TextInputs
 
 
 class TextEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""One part of the process's numeric state: its getter, its setter, and the value that a job needs."""
+"""One setting of the process's numeric state: its getter, its setter, and the value that a job needs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class NumericRow:
-    """One part of the state.
+class NumericSetting:
+    """One setting of the state.
 
     ``wanted``: the value that a job needs, or a function that computes it from the present value.
-    ``lacks``: functions that this torch does not have. A job then neither reads nor writes the row; :func:`record`
-    lists it.
+    ``lacks``: functions that this torch does not have. A job then neither reads nor writes the setting;
+    :func:`record` lists it.
     ``required``: a job fails if ``lacks`` is not empty.
     """
 
@@ -24,7 +24,7 @@ class NumericRow:
     lacks: tuple[str, ...] = ()
     required: bool = False
 
-    def aim(self, found: object) -> Any:
+    def wanted_value(self, found: object) -> Any:
         return self.wanted(found) if callable(self.wanted) else self.wanted
 
     def put(self, value: object) -> None:

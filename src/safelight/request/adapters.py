@@ -28,7 +28,7 @@ MOST_LORAS = 50
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """An adapter of weights for one request: LoRA and its kin. ``name``: in the library, or a path.
+    """An adapter of weights for one request: LoRA or relative. ``name``: in the library, or a path.
 
     ``unet`` and ``text_encoder``: strengths of their own there, None for ``strength``. ``blocks``: factors by block of
     the UNet, as sd-webui-lora-block-weight counts them: 17 or 26 for SD 1 and 2, 12 or 20 for SDXL; the first is for
@@ -56,7 +56,7 @@ class Lora:
     digest: Annotated[str, Declared(help="The digest that the adapter must have; empty for any.")] = ""
 
     def __post_init__(self) -> None:
-        checks.named("loras", self.name)
+        checks.check_name("loras", self.name)
         object.__setattr__(self, "blocks", tuple(self.blocks))
         for value in (self.strength, self.unet, self.text_encoder, *self.blocks):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -76,8 +76,12 @@ class Lora:
 BLOCK_COUNTS = (12, 17, 20, 26)
 
 ControlMode = Literal["balanced", "more_prompt", "more_control", "unbalanced"]
-"""InvokeAI's: ``more_prompt`` weakens the outer layers, ``more_control`` also leaves the negative prompt without the
-picture, ``unbalanced`` does only that."""
+"""InvokeAI's control modes.
+
+``more_prompt``: weakens the outer layers.
+``unbalanced``: the ControlNet applies only to the positive prompt.
+``more_control``: both.
+"""
 
 CONTROL_MODES: tuple[ControlMode, ...] = ("balanced", "more_prompt", "more_control", "unbalanced")
 
@@ -145,7 +149,7 @@ class Control:
     digest: Annotated[str, Declared(help="The digest that the ControlNet must have; empty for any.")] = ""
 
     def __post_init__(self) -> None:
-        checks.named("controls", self.name)
+        checks.check_name("controls", self.name)
         checks.text("controls", self.image)
         if not self.image:
             raise RequestError("controls", self.name, "has no picture")
@@ -175,17 +179,17 @@ class Embedding:
     digest: Annotated[str, Declared(help="The digest that the inversion must have; empty for any.")] = ""
 
     def __post_init__(self) -> None:
-        checks.named("embeddings", self.name)
+        checks.check_name("embeddings", self.name)
         checks.text("embeddings", self.word)
         if not self.word.strip():
             raise RequestError("embeddings", self.word, "must be a word of the prompt")
 
 
-Part = TypeVar("Part", Lora, Control, Embedding)
+Item = TypeVar("Item", Lora, Control, Embedding)
 
 
-def each(field_name: str, values: Any, kind: type[Part], most: int) -> tuple[Part, ...]:
-    """As they were given, or as JSON has them."""
+def parse_items(field_name: str, values: Any, kind: type[Item], most: int) -> tuple[Item, ...]:
+    """Return the items as ``kind`` objects; dicts (from JSON) are converted. Raises RequestError."""
     if not isinstance(values, (list, tuple)):
         raise RequestError(field_name, values, "must be a list")
     listed = cast("list[Any]", values)
@@ -195,4 +199,4 @@ def each(field_name: str, values: Any, kind: type[Part], most: int) -> tuple[Par
         return tuple(value if isinstance(value, kind) else kind(**value) for value in listed)
     except TypeError as error:
         known = ", ".join(one.name for one in fields(kind))
-        raise RequestError(field_name, values, f"each has {known} ({error})") from error
+        raise RequestError(field_name, values, f"each item may have only the keys {known} ({error})") from error

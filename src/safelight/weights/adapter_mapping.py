@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, get_args
 
 from safelight.families.family import Component, Config
 from safelight.families.tables import TensorRow, squeezed
-from safelight.request.parts import Purpose
+from safelight.request.adapters import Purpose
 from safelight.weights import adapter_kinds
 
 Kind = Literal["lora", "loha", "lokr", "diff"]
@@ -69,8 +69,8 @@ class WeightChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
-    """How an adapter fits a checkpoint.
+class AdapterMatch:
+    """What an adapter changes in a checkpoint, and which of its tensors do not match.
 
     ``changes``: the changes of each component, by role.
     ``unknown``: names of tensors that match no tensor of the checkpoint.
@@ -151,7 +151,7 @@ def modules_by_name(components: Iterable[tuple[Component, Iterable[TensorRow]]])
         modules: dict[str, Module] = {}
         for row in rows:
             path, _, leaf = row.name.rpartition(".")
-            others = [source.name.rpartition(".")[0] for source in row.sources if source.part is None]
+            others = [source.name.rpartition(".")[0] for source in row.sources if source.chunk is None]
             block = NO_BLOCK if component.block_of is None else component.block_of(others)
             known = modules.setdefault(path, Module(component.role, path, block))
             known.shapes[leaf] = row.shape
@@ -168,9 +168,9 @@ def _names(component: Component, paths: Iterable[str]) -> Iterable[str]:
     role = component.role
     for path in dict.fromkeys(paths):
         forms = [path]
-        if component.optional:
-            bare = path.removeprefix(component.optional)
-            forms = [bare, component.optional + bare]
+        if component.optional_prefix:
+            bare = path.removeprefix(component.optional_prefix)
+            forms = [bare, component.optional_prefix + bare]
         for form in forms:
             for prefix in component.lora_prefixes:
                 yield prefix + form.replace(".", "_")
@@ -183,7 +183,7 @@ def _names(component: Component, paths: Iterable[str]) -> Iterable[str]:
                 yield form
 
 
-def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
+def match_adapter(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> AdapterMatch:
     """Match an adapter's tensors with the modules of a checkpoint.
 
     ``shapes``: the shapes of the adapter's tensors, by name.
@@ -221,13 +221,13 @@ def fit(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> Fit:
                 )
                 continue
             changes.setdefault(module.role, []).append(WeightChange(kind, target, chosen, module.block))
-    return Fit({role: tuple(changes) for role, changes in changes.items()}, tuple(unknown), tuple(mismatched))
+    return AdapterMatch({role: tuple(changes) for role, changes in changes.items()}, tuple(unknown), tuple(mismatched))
 
 
 def _shape(kind: str, sizes: Mapping[str, Shape], weight: Shape) -> Shape | None:
     """Return the shape of what a change adds to a weight, None if its tensors do not fit together."""
     if kind not in get_args(Kind):
-        return weight if adapter_kinds.fits(kind, sizes, weight) else None
+        return weight if adapter_kinds.shapes_match(kind, sizes, weight) else None
     return _difference_shape(kind, sizes) if _scales_fit(sizes, weight) else None
 
 

@@ -33,14 +33,14 @@ PromptField = tuple[str, str]
 class TextInput:
     """What a text encoder is given for one text.
 
-    ``value``: for the family alone.
-    ``key``: JSON that differs for every other value.
-    ``passes``: forward passes that it takes.
+    ``value``: opaque; only the family reads it.
+    ``key``: cache key: two inputs have the same key only if they are equal.
+    ``forward_passes``: how many forward passes it takes.
     """
 
     value: Any
     key: str
-    passes: int = 1
+    forward_passes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Call:
 
     ``latents``: (n, channels, height, width), scaled as the scheduler wants it.
     ``timestep``: the scheduler's, a scalar tensor.
-    ``condition``: what the prompts became.
+    ``condition``: the prompts' conditioning tensors.
     ``extra``: more input channels: a mask, and latents of pictures.
     ``control``: the sum of what ControlNets add, as :meth:`FamilyModel.control` returns it; empty without any.
     ``guidance``: the scale, for denoisers that have it as an input.
@@ -140,7 +140,7 @@ class FamilyModel(ABC):
     def encode_picture(
         self, latents: Latents, vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int
     ) -> list[EncodedPicture]:
-        """Encode a PIL picture; with a mask also the picture where the mask is black.
+        """Encode a PIL picture; with a mask also the masked picture, as in diffusers' inpainting.
 
         ``tile``: pixels per side of a tile, 0 for no tiling.
         """
@@ -157,11 +157,11 @@ def _model(module: str) -> FamilyModel:
     return importlib.import_module(module).MODEL
 
 
-def computing(family: Family) -> FamilyModel:
+def family_model(family: Family) -> FamilyModel:
     """Return the computing side of a family."""
-    return _model(family.computing)
+    return _model(family.model_module)
 
 
 def construct(family: Family, config: Config, attention: str = "torch-sdp") -> nn.Module:
     """Build a component's module on the current default device, with its library's random weights."""
-    return computing(family).build(family, config, attention)
+    return family_model(family).build(family, config, attention)
