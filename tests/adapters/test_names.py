@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import adapters
+from support.scale import thinned
 
 from safelight.request.adapters import Lora
 from safelight.request.schema import Request
@@ -21,7 +22,7 @@ def sha(engine: LocalEngine, request: Request) -> str:
     return next(engine.generate(request)).pixels_sha256
 
 
-@pytest.mark.parametrize("form", ["safetensors", "pt"])
+@pytest.mark.parametrize("form", thinned(["pt", "safetensors"]))
 def test_alpha_is_a_number_whatever_its_dtype(form: str, engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
     tensors = adapters.lora("sd1", 1, adapters.kohya)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import adapters, checkpoints, controls
+from support.scale import thinned
 
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.library import Library
@@ -44,7 +45,7 @@ def _files(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-@pytest.mark.parametrize("kind", ["lora", "embedding", "vae", "controlnet"])
+@pytest.mark.parametrize("kind", thinned(["lora", "vae", "embedding", "controlnet"], 2))
 def test_adapters_of_every_stride_are_what_they_are(kind: str, tmp_path: Path) -> None:
     tensors = _files(tmp_path)[kind]
     for label, odd in STRIDES.items():
@@ -58,7 +59,7 @@ def test_adapters_of_every_stride_are_what_they_are(kind: str, tmp_path: Path) -
         assert content[0] == content[1], label
 
 
-@pytest.mark.parametrize("label", STRIDES)
+@pytest.mark.parametrize("label", thinned(STRIDES, 3))
 def test_checkpoints_of_every_stride_are_what_they_are(label: str, tmp_path: Path) -> None:
     tensors = load_file(checkpoints.write_single(tmp_path / "whole.safetensors", "sd2", dtype=torch.float16))
     changed = _odd(tensors, STRIDES[label])

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.scale import thinned
 
 from safelight.devices import choice, machine, selftest
 from safelight.models.attention import Kernels
@@ -93,7 +94,7 @@ def test_what_can_change_a_result_is_named(tmp_path: Path, monkeypatch: pytest.M
     assert machine.nvidia_driver(tmp_path / "none") == ""
 
 
-@pytest.mark.parametrize("part", ["processor", "system"])
+@pytest.mark.parametrize("part", thinned(["processor", "system"]))
 def test_another_chip_or_system_is_tried_again(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a device was trusted with was seen of another machine."""
     tries: list[str] = []

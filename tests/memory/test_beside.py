@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from support import memory
+from support.scale import times
 
 from safelight.devices import transfer
 from safelight.devices.simulated import simulated
@@ -326,7 +327,7 @@ def test_the_device_goes_on_while_its_host_reads(two: tuple[Manifest, Manifest],
                 return time.perf_counter() - start
 
             alone = max(step() for _ in range(5))
-            disk.rate = whole(coming) / 2.0
+            disk.rate = whole(coming) / times(1, 2)  # seconds
             disk.begun.clear()
             taken: list[float] = []
             work = (lambda: held(host, coming)) if streamed else (lambda: prefetch_component(there, coming, F32))
@@ -347,7 +348,7 @@ def test_many_threads_at_once(two: tuple[Manifest, Manifest]) -> None:
     components = [manifest.component(role) for manifest in two for role in ("unet", "vae", "text_encoder")]
     room = sum(map(whole, components[:3]))
     residency = memory.host(room)
-    ends = time.monotonic() + 4
+    ends = time.monotonic() + times(2, 4)
 
     def used(component: ComponentManifest, chance: random.Random) -> None:
         use = Use(forward_passes=2, working=chance.choice((0, 9999)))

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFilter
 from support import checkpoints, oracle
+from support.scale import thinned
 
 import safelight
 from safelight.catalog.inputs import Inputs
@@ -89,7 +90,11 @@ def _id(value: str | float) -> str | None:
 
 @pytest.mark.parametrize(
     ("base", "sampler", "strength"),
-    [*(("sd1", sampler, strength) for sampler in SAMPLERS for strength in (0.4, 1.0)), ("sdxl", "euler_a", 0.75)],
+    thinned(
+        [("sdxl", "euler_a", 0.75), *(("sd1", sampler, strength) for strength in (0.4, 1.0) for sampler in SAMPLERS)],
+        5,
+        unpack=True,
+    ),
     ids=_id,
 )
 def test_image_to_image(
@@ -103,11 +108,15 @@ def test_image_to_image(
 
 @pytest.mark.parametrize(
     ("model", "sampler", "strength"),
-    [
-        *((model, sampler, 0.6) for model in ("sd1", "nine") for sampler in SAMPLERS),
-        *((model, "euler", 1.0) for model in ("sd1", "nine", "sdxl")),
-        ("sdxl", "dpmpp_2m", 0.6),
-    ],
+    thinned(
+        [
+            *((model, "euler", 1.0) for model in ("sd1", "nine", "sdxl")),
+            ("sdxl", "dpmpp_2m", 0.6),
+            *((model, sampler, 0.6) for sampler in SAMPLERS for model in ("sd1", "nine")),
+        ],
+        6,
+        unpack=True,
+    ),
     ids=_id,
 )
 def test_inpainting(engine: LocalEngine, tiny: Path, folder: Path, model: str, sampler: str, strength: float) -> None:

@@ -190,7 +190,7 @@ class Switching(RuleBasedStateMachine):
 def test_sequences_of_everything_keep_the_invariants() -> None:
     run_state_machine_as_test(
         Switching,
-        settings=settings(max_examples=times(40, 150), stateful_step_count=10, deadline=None, print_blob=True),
+        settings=settings(max_examples=times(25, 150), stateful_step_count=10, deadline=None, print_blob=True),
     )
 
 

@@ -16,8 +16,12 @@ def times(few: int, many: int) -> int:
     return many if ALL else few
 
 
-def thinned(values: Iterable[Any], keep: int = 1) -> list[Any]:
-    """The cases of a matrix: `make test` runs the first ``keep``, `make test-all` runs all."""
+def thinned(values: Iterable[Any], keep: int = 1, unpack: bool = False) -> list[Any]:
+    """The cases of a matrix: `make test` runs the first ``keep``, `make test-all` runs all.
+
+    ``unpack``: each value is a tuple of the values of several parameters.
+    """
     return [
-        value if number < keep else pytest.param(value, marks=pytest.mark.full) for number, value in enumerate(values)
+        value if number < keep else pytest.param(*(value if unpack else (value,)), marks=pytest.mark.full)
+        for number, value in enumerate(values)
     ]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.scale import thinned, times
+from support.scale import ALL, thinned, times
 
 import safelight
 from safelight.boundary import pictures
+from safelight.diagnostics import canary
 from safelight.diagnostics.canary import Canaries, after_switch
 from safelight.errors import CanaryError
 from safelight.pipeline import model_stages
@@ -143,6 +144,7 @@ def test_what_stays_wrong_is_found_by_the_canary_every_time(
     fault: str, root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same wrong pixels come each time, so that no look at one image tells it; the canary is another process's."""
+    monkeypatch.setattr(canary, "SIDE", canary.SIDE if ALL else 64)
     fresh = safelight.open_engine(root)
     canaries = Canaries(root, lambda asked, _: next(fresh.generate(asked)))
     engine = safelight.open_engine(root, verify_transfers="off")
