@@ -30,12 +30,12 @@ def page() -> Iterator[str]:
         yield "|---|---|---|---|---|---|---|---|"
         for field in fields_of(Request).values():
             if field.declared.group == group:
-                said = field.declared
+                declared = field.declared
                 options = "PROMPT" if field.name == "prompt" else " ".join(map(_code, field.options))
-                names = (options, _code(said.a1111), _code(said.openai))
+                names = (options, _code(declared.a1111), _code(declared.openai))
                 shown = " | ".join(name or "–" for name in names)
-                first = f"| `{field.name}` | {_default(field)} | {_allowed(field)} | {_cell(said.help)}"
-                yield f"{first} | {shown} | {said.since} |"
+                first = f"| `{field.name}` | {_default(field)} | {_allowed(field)} | {_cell(declared.help)}"
+                yield f"{first} | {shown} | {declared.since} |"
         yield ""
     for kind, name in ((Lora, "loras"), (Control, "controls"), (Embedding, "embeddings")):
         yield f"## Each of `{name}`\n"
@@ -62,16 +62,20 @@ def _default(field: Field) -> str:
 
 
 def _allowed(field: Field) -> str:
-    said = field.declared
+    declared = field.declared
     if field.builtin:
         return ", ".join(_code(value) for value in field.builtin if value)
     if field.type is bool:
         return "`true`, `false`"
-    if field.type not in (int, float) or said.most is None:
+    if field.type not in (int, float) or declared.maximum is None:
         return ""
-    low = f"above {said.above:g}" if said.above is not None else f"{int(said.least or 0)}"
-    multiple = f", a multiple of {said.multiple}" if said.multiple > 1 else ""
-    most = int(said.most) if said.most == int(said.most) else said.most
+    low = (
+        f"above {declared.exclusive_minimum:g}"
+        if declared.exclusive_minimum is not None
+        else f"{int(declared.minimum or 0)}"
+    )
+    multiple = f", a multiple of {declared.multiple}" if declared.multiple > 1 else ""
+    most = int(declared.maximum) if declared.maximum == int(declared.maximum) else declared.maximum
     return f"{low} to {most}{multiple}"
 
 

@@ -72,7 +72,7 @@ class Counting:
         return bool(self._check.marks("vae", latents, pixels, again))
 
     def decoded(self, latents: torch.Tensor) -> torch.Tensor:
-        return pictures.to_pixels(pictures.decode(self._vae, latents / family("sd1").latents.factor, 8))[0]
+        return pictures.to_pixels(pictures.decode(self._vae, latents / family("sd1").latents.scaling_factor, 8))[0]
 
     def row(self, what: str, pairs: list[Pair]) -> tuple[str, int, int, int]:
         before = self.again

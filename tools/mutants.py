@@ -214,7 +214,7 @@ MUTANTS = (
     Mutant(
         "a lease holds",
         "memory/segment_table.py",
-        "            resident.leases += 1\n            lease.residents",
+        "            resident.lease_count += 1\n            lease.residents",
         "            lease.residents",
         "tests/memory/test_residency.py",
     ),
@@ -228,8 +228,8 @@ MUTANTS = (
     Mutant(
         "a slab that somebody holds is not used again",
         "devices/pool.py",
-        "            if slab.holders() > 0:\n                self._book.rename",
-        "            if False:\n                self._book.rename",
+        "            if slab.holders() > 0:\n                self._recorder.rename",
+        "            if False:\n                self._recorder.rename",
         "tests/devices/test_transfer.py tests/contracts/test_device.py",
     ),
     Mutant(
@@ -319,8 +319,8 @@ MUTANTS = (
     Mutant(
         "several jobs or none",
         "workers/dispatcher.py",
-        "        if waiting + len(jobs) > self._most:\n",
-        "        if waiting >= self._most:\n",
+        "        if waiting + len(jobs) > self._max_queued:\n",
+        "        if waiting >= self._max_queued:\n",
         "tests/workers/test_dispatcher.py",
     ),
     Mutant(
@@ -424,8 +424,8 @@ MUTANTS = (
     Mutant(
         "a combination has a name of its own",
         "memory/segments.py",
-        "        return own if any(tensor.name in touched for tensor in part) else base\n",
-        "        return base\n",
+        "        return own_key if any(tensor.name in touched for tensor in part) else underlying_key\n",
+        "        return underlying_key\n",
         "tests/adapters/test_state.py",
     ),
     Mutant(
@@ -515,7 +515,7 @@ MUTANTS = (
     Mutant(
         "a ControlNet leaves room for the UNet beside it",
         "pipeline/stages.py",
-        "            sum(least[:place]),\n",
+        "            sum(least[:index]),\n",
         "            0,\n",
         "tests/adapters/test_controlnet.py::test_what_comes_beside_leaves_the_least_for_the_others",
     ),
@@ -529,8 +529,8 @@ MUTANTS = (
     Mutant(
         "conditions are those of the step",
         "pipeline/denoise.py",
-        "work.conditions.each[work.conditions.index_at(index / len(timesteps))]",
-        "work.conditions.each[work.conditions.index_by_step[0]]",
+        "work.conditions.distinct[work.conditions.index_at(index / len(timesteps))]",
+        "work.conditions.distinct[work.conditions.index_by_step[0]]",
         "tests/pipeline/test_prompts.py",
     ),
     Mutant(
@@ -578,7 +578,7 @@ MUTANTS = (
     Mutant(
         "what is being read counts as resident",
         "memory/segment_table.py",
-        "return (*residents, *(Resident(piece, self._clock, reading) for piece in self.pending))",
+        "return (*residents, *(Resident(piece, self._clock, pending_as_held) for piece in self.pending))",
         "return tuple(residents)",
         "tests/memory/test_beside.py",
     ),
@@ -592,7 +592,7 @@ MUTANTS = (
     Mutant(
         "a copy that was not summed has checksums",
         "memory/host_source.py",
-        "return Unverified(self._sums.get(piece))",
+        "return Unverified(self._device_checksums.get(piece))",
         "return None",
         "tests/memory/test_behind.py::test_a_copy_that_was_not_summed_is_known_wrong_later",
     ),

@@ -24,7 +24,7 @@
     ├── NotFiniteError            a model computed NaN or infinity
     ├── BindingError              a skeleton is bound already, or was used outside its binding
     ├── CanaryError               a model's canary image differs from the known one
-    ├── StateLeftError            a model was changed while it computed
+    ├── ModuleModifiedError       a model was changed while it computed
     ├── OutOfMemoryError          needed memory, available memory, and the setting that helps
     └── Cancelled                 the user asked to stop
 """
@@ -246,7 +246,7 @@ class BindingError(SafelightError):
     """A skeleton is bound already, or weights do not fit it."""
 
 
-class StateLeftError(SafelightError):
+class ModuleModifiedError(SafelightError):
     """Code changed a module while it computed, and left it changed, so the result cannot be trusted.
 
     ``changed``: the hooks, processors or flags that differ from those of the newly built module.

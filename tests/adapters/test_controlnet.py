@@ -252,7 +252,7 @@ def test_what_comes_beside_leaves_the_least_for_the_others(engine: LocalEngine, 
     uses = plan_uses(model, engine.resources, parts, describe_stage(parts, engine.resources.run_settings, task), task)
     least = [engine.resources.residency.planner.min_weight_bytes(component, dtype) for component, dtype in parts]
     assert [use.min_bytes_of_later_leases for use in uses] == [0, least[0], least[0] + least[1]]
-    assert [bool(use.working) for use in uses] == [False, False, True]
+    assert [bool(use.working_bytes) for use in uses] == [False, False, True]
     assert uses[1].upcoming[0] == component_key(unet, torch.float32)
     small = memory.host(least[0] + least[1])
     with (

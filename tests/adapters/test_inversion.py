@@ -80,9 +80,9 @@ def test_every_way_to_name_it_is_the_same(engine: LocalEngine, ask: Ask, thing: 
 def test_state_21_tokens_exist_in_their_job_only(engine: LocalEngine, ask: Ask, thing: str) -> None:
     """A prompt whose own tokens are those that an embedding would have taken is drawn as ever, before and after."""
     from safelight.request.prompts.tokens import vocabulary
-    from safelight.request.prompts.words import FIRST_SPARE
+    from safelight.request.prompts.words import HIGHEST_TEXT_TOKEN
 
-    rare = "".join(vocabulary()[FIRST_SPARE - n] for n in range(2)).replace("</w>", " ")
+    rare = "".join(vocabulary()[HIGHEST_TEXT_TOKEN - n] for n in range(2)).replace("</w>", " ")
     before = {text: sha(engine, ask(prompt=text)) for text in ("red apple", f"red {rare} apple")}
     inside = sha(engine, ask(prompt="red <thing> apple"))
     negative = sha(engine, ask(prompt="red apple", negative="<thing>"))

@@ -316,9 +316,9 @@ def test_strengths_are_read_as_automatic1111_reads_them() -> None:
         "x:unet=0.3": (1.0, 0.3),
     }
     for text, (te, unet) in expected.items():
-        found = loras.parsed(text)
+        found = loras.parse_lora(text)
         assert (found.on(Purpose.TEXT_ENCODER), found.on(Purpose.DENOISER)) == (te, unet), text
-        again = loras.extract_lora_tags("prompt", loras.written(found))[1][0]
+        again = loras.extract_lora_tags("prompt", loras.lora_to_tag(found))[1][0]
         assert (again.on(Purpose.TEXT_ENCODER), again.on(Purpose.DENOISER)) == (te, unet), text
     with pytest.raises(RequestError, match="inside another"):
         loras.extract_lora_tags("prompt", "a <lo<lora:ink:0>ra:/etc/hostname:1>")

@@ -15,7 +15,7 @@ from support import adapters
 from safelight.cli import generate
 from safelight.devices import choice
 from safelight.pictures import chunks
-from safelight.request.samplers import sampler_of
+from safelight.request.samplers import parse_sampler_and_schedule
 
 QUICK = ("--steps", "1")
 
@@ -117,7 +117,7 @@ def test_the_default_model_is_used_where_none_is_named(run, tmp_path: Path) -> N
     ],
 )
 def test_samplers_by_any_name(written: tuple[str, str], meant: tuple[str, str]) -> None:
-    assert sampler_of(*written) == meant
+    assert parse_sampler_and_schedule(*written) == meant
 
 
 def test_everyday_words_work(run, tmp_path: Path) -> None:

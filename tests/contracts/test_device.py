@@ -100,7 +100,7 @@ def test_slabs_are_used_again_only_when_nobody_holds_them(device: Device) -> Non
 def test_a_component_arrives_whole_or_streamed(device: Device, tiny: Path, share: float) -> None:
     component = memory.manifest(tiny / "a.safetensors").component("unet")
     with memory.host().lease(component, torch.float32) as lease:
-        right = {name: lease.resident(name).clone() for name in lease.shapes}  # type: ignore[union-attr]
+        right = {name: lease.resident_tensor(name).clone() for name in lease.shapes}  # type: ignore[union-attr]
     size = sum(segment.nbytes for segment in split_into_segments(component, torch.float32))
     budget = int(size * share)
     residency = memory.on(device, budget) if device.has_own_memory else memory.host(budget)

@@ -63,7 +63,7 @@ def prepare(tiny: Path, measured: Path, home: Path) -> Path:
     settings = load_settings(root)
     engine = open_engine(settings)
     fresh = FreshProcesses(WORKER, settings, Catalog.under(settings.root))
-    canaries = Canaries(root, fresh.make_first)
+    canaries = Canaries(root, fresh.make_first_image)
     for name in (A, B):
         canaries.make_in_fresh_process(engine.library.add(home / f"{name}.safetensors", name))
     engine.close()
@@ -82,7 +82,7 @@ def scene(prepared: Path, home: Path, seed: int, device: str = "cpu") -> Generat
         shutil.copy(prepared / path.name, path)
         engine.library.remove(name)
         engine.library.add(path, name)
-    canaries = Canaries(home / "root", FreshProcesses(WORKER, settings, Catalog.under(settings.root)).make_first)
+    canaries = Canaries(home / "root", FreshProcesses(WORKER, settings, Catalog.under(settings.root)).make_first_image)
     try:
         yield Scene(engine, files, random.Random(seed)), Doctor(engine, canaries)
     finally:

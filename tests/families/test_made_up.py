@@ -120,7 +120,7 @@ def test_its_canary_is_that_of_a_fresh_process(file: Path, tmp_path: Path) -> No
     fresh = FreshProcesses(
         WORKER, load_settings(tmp_path / "root", threads=1, attention_type="torch-sdp"), made.catalog
     )
-    canaries = Canaries(tmp_path / "root", fresh.make_first)
+    canaries = Canaries(tmp_path / "root", fresh.make_first_image)
     assert request(model).width == 272
     assert canaries.compare(model, lambda asked: next(made.generate(asked))) is None
     fresh.close()

@@ -135,7 +135,7 @@ def test_other_leases_begin_and_end_meanwhile(two: tuple[Manifest, Manifest], di
     work = (lambda: prefetch_component(residency, coming, F32)) if by == "fill" else (lambda: held(residency, coming))
     with beside(work) as raised:
         assert disk.begun.wait(10)
-        with residency.lease(other, F32, Use(working=1000)) as lease:
+        with residency.lease(other, F32, Use(working_bytes=1000)) as lease:
             assert lease.verify() == []
             assert residency.check() == []
         residency.shrink_to_budget()
@@ -278,7 +278,7 @@ def test_who_waits_may_give_up(two: tuple[Manifest, Manifest], disk: Disk) -> No
         for coming in residency.table.pending.values():
             coming.finished.wait = interrupted  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
-            held(residency, component, Use(working=1000))
+            held(residency, component, Use(working_bytes=1000))
         disk.go_on.set()
     assert raised == []
     assert residency.ledger.reserved(HOST) == 0
@@ -351,7 +351,7 @@ def test_many_threads_at_once(two: tuple[Manifest, Manifest]) -> None:
     ends = time.monotonic() + times(2, 4)
 
     def used(component: ComponentManifest, chance: random.Random) -> None:
-        use = Use(forward_passes=2, working=chance.choice((0, 9999)))
+        use = Use(forward_passes=2, working_bytes=chance.choice((0, 9999)))
         with contextlib.suppress(OutOfMemoryError), residency.lease(component, F32, use) as lease:
             lease.adjust()
             for name in list(lease.shapes)[:: chance.randint(1, 60)]:

@@ -15,7 +15,7 @@ from safelight.devices.machine import MemoryLimit
 from safelight.devices.verification import SAMPLE, Verification
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.limits import BudgetUpdater
-from safelight.memory.working_memory import WorkingMemory, Workload, measure_peak
+from safelight.memory.working_memory import WorkingMemoryEstimator, Workload, measure_peak
 
 
 def test_the_budget_shrinks_at_once_and_grows_by_steps() -> None:
@@ -61,7 +61,7 @@ def test_anonymous_memory_is_counted() -> None:
 
 def test_working_memory_is_guessed_then_known_then_corrected(tmp_path: Path) -> None:
     path = tmp_path / "working.json"
-    memory = WorkingMemory(path)
+    memory = WorkingMemoryEstimator(path)
     work = Workload("unet 320 fp32", 512 * 512, guess=1_000_000_000)
     assert memory.estimate(work) > 1_000_000_000
     assert not memory.knows(work)
@@ -71,7 +71,7 @@ def test_working_memory_is_guessed_then_known_then_corrected(tmp_path: Path) -> 
     assert memory.estimate(work) > 500_000_000
     memory.learn(work, 100_000_000)
     assert 400_000_000 < memory.estimate(work) < 480_000_000
-    again = WorkingMemory(path)
+    again = WorkingMemoryEstimator(path)
     assert again.estimate(work) == memory.estimate(work)
     larger = Workload("unet 320 fp32", 1024 * 1024, guess=0)
     assert again.estimate(larger) > 3 * again.estimate(work)
@@ -84,7 +84,7 @@ def test_working_memory_is_guessed_then_known_then_corrected(tmp_path: Path) -> 
 def test_a_damaged_record_is_measured_again(tmp_path: Path, text: str) -> None:
     path = tmp_path / "working.json"
     path.write_text(text)
-    memory = WorkingMemory(path)
+    memory = WorkingMemoryEstimator(path)
     memory.learn(Workload("x", 1, 0), 5)
     assert json.loads(path.read_text()) == {"x": {"1": 5}}
 

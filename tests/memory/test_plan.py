@@ -62,7 +62,7 @@ def test_within_the_budget_complete_and_nothing_useless(given_: PlanInput) -> No
     assert set(decided.pieces("load")).isdisjoint(here)
     assert not (fits and decided.nbytes("drop")), "something was dropped although all fits"
     assert not streamed or (given_.partial and all(p.nbytes <= decided.slot_bytes for p in streamed))
-    assert all(step.reason for step in decided.steps)
+    assert all(action.reason for action in decided.actions)
 
 
 @settings(max_examples=times(500, 1500), deadline=None)

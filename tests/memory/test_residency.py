@@ -114,11 +114,11 @@ def test_the_least_is_said_and_is_enough(two: tuple[Manifest, Manifest]) -> None
 def test_memory_04_working_memory_is_promised_before(two: tuple[Manifest, Manifest]) -> None:
     component, budget = two[0].component("vae"), whole(two[0].component("vae")) + 1_000_000
     residency = memory.host(budget)
-    with residency.lease(component, F32, Use(working=1_000_000)) as lease:
+    with residency.lease(component, F32, Use(working_bytes=1_000_000)) as lease:
         assert lease.ring is None
         assert residency.ledger.reserved(HOST) == 1_000_000
     assert residency.ledger.reserved(HOST) == 0
-    with residency.lease(component, F32, Use(working=1_500_000)) as lease:
+    with residency.lease(component, F32, Use(working_bytes=1_500_000)) as lease:
         assert lease.ring is not None
 
 
@@ -203,7 +203,7 @@ def test_a_failed_load_leaves_nothing_behind(two: tuple[Manifest, Manifest], mon
 
 def test_an_error_within_a_lease_ends_it(two: tuple[Manifest, Manifest]) -> None:
     residency = memory.host()
-    with pytest.raises(ZeroDivisionError), residency.lease(two[0].component("vae"), F32, Use(working=5)):
+    with pytest.raises(ZeroDivisionError), residency.lease(two[0].component("vae"), F32, Use(working_bytes=5)):
         raise ZeroDivisionError
     assert residency.ledger.reserved(HOST) == 0
     residency.drop()
@@ -231,7 +231,7 @@ def test_bytes_that_change_in_memory_are_found(two: tuple[Manifest, Manifest]) -
     component = two[0].component("unet")
     with residency.lease(component, F32) as lease:
         assert lease.verify() == []
-        lease.resident("conv_out.weight").data.view(-1)[7] += 1e-3  # type: ignore[union-attr]
+        lease.resident_tensor("conv_out.weight").data.view(-1)[7] += 1e-3  # type: ignore[union-attr]
         (label,) = lease.verify()
         assert "conv_out" in label
     with residency.lease(component, F32) as lease:
@@ -300,7 +300,7 @@ def test_a_circle_of_references_does_not_keep_a_model_out(two: tuple[Manifest, M
     residency = memory.host(size, partial=False)
     circle: list[object] = []
     with residency.lease(first, torch.float32) as lease:
-        circle += [circle, lease.resident(next(iter(lease.shapes)))]
+        circle += [circle, lease.resident_tensor(next(iter(lease.shapes)))]
     residency.drop()
     assert residency.pool.lingering_bytes > 0
     del circle, lease

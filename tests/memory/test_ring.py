@@ -9,7 +9,7 @@ from support import memory
 
 from safelight.devices.cpu import CPU
 from safelight.devices.pool import SlabPool
-from safelight.memory.account import Account
+from safelight.memory.account import LedgerRecorder
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.ring import Ring
 from safelight.memory.segments import split_into_segments
@@ -22,7 +22,7 @@ def test_a_slab_that_is_held_is_not_filled_again(tiny: Path) -> None:
     with FileSource(1).open(component, torch.float32) as fetch:
         ledger = Ledger({HOST: memory.PLENTY})
         ring = Ring(
-            SlabPool(CPU(), Account(ledger, HOST, None)),
+            SlabPool(CPU(), LedgerRecorder(ledger, HOST, None)),
             fetch,
             split_into_segments(component, torch.float32),
             1,

@@ -13,7 +13,7 @@ import torch
 from support import checkpoints, memory
 from torch import nn
 
-from safelight.errors import AbsentTensorError, BindingError, StateLeftError
+from safelight.errors import AbsentTensorError, BindingError, ModuleModifiedError
 from safelight.models.absent import AbsentParameter
 from safelight.models.bind import bind
 from safelight.models.skeleton import Skeleton, SkeletonCache, SkeletonKey
@@ -162,7 +162,7 @@ def test_state_24_what_is_left_on_a_skeleton_is_seen_and_dropped(vae: ComponentM
             left = binding.__enter__()
             assert left is clean
             leave(left)
-            with pytest.raises(StateLeftError, match="the vae was changed while it computed"):
+            with pytest.raises(ModuleModifiedError, match="the vae was changed while it computed"):
                 binding.__exit__(None, None, None)
         assert any("changed since it was built" in entry["event"] and entry["changed"] for entry in logs)
         with bind(cache, key(vae), weights) as fresh:
@@ -172,12 +172,12 @@ def test_state_24_what_is_left_on_a_skeleton_is_seen_and_dropped(vae: ComponentM
 def test_state_01_weights_that_were_written_are_read_again(vae: ComponentManifest) -> None:
     residency, cache = memory.host(), SkeletonCache()
     with residency.lease(vae, torch.float32) as weights:
-        right = weights.resident("quant_conv.weight").clone()  # type: ignore[union-attr]
+        right = weights.resident_tensor("quant_conv.weight").clone()  # type: ignore[union-attr]
         with bind(cache, key(vae), weights) as module, torch.no_grad():
             module.quant_conv.weight.mul_(2)  # type: ignore[union-attr, operator]
     assert residency.resident_bytes < sum(segment.nbytes for segment in weights.segments)
     with residency.lease(vae, torch.float32) as weights:
-        assert torch.equal(weights.resident("quant_conv.weight"), right)  # type: ignore[arg-type]
+        assert torch.equal(weights.resident_tensor("quant_conv.weight"), right)  # type: ignore[arg-type]
 
 
 def test_use_leaves_no_trace(tiny: Path) -> None:

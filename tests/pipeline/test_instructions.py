@@ -219,7 +219,7 @@ def test_memory_for_three_rows_is_measured_apart(root: Path, tiny: Path, folder:
     engine = safelight.open_engine(root)
     ours(engine, folder)
     ours(engine, folder, model=str(tiny / "a.safetensors"), image="", width=64, height=64)
-    measured = engine.resources.working_memory._measured
+    measured = engine.resources.working_memory_estimator._measured
     sizes = {name.split()[0]: set(at) for name, at in measured.items() if name.startswith("unet")}
     assert sizes == {"unet-3rows": {64 * 64 * 3 // 2}, "unet": {64 * 64}}
 

@@ -17,7 +17,7 @@ import safelight
 from safelight.assembly.engine import open_engine
 from safelight.boundary import kernels
 from safelight.devices.simulated import simulated
-from safelight.errors import NotFiniteError, StateLeftError
+from safelight.errors import ModuleModifiedError, NotFiniteError
 from safelight.pipeline import model_stages, run, stages
 from safelight.pipeline.denoise import Denoised, DenoiseInputs
 from safelight.pipeline.repair import COUNTS_FILE
@@ -162,7 +162,7 @@ def test_state_23_what_is_left_on_a_model_while_it_computes_is_not_returned(
     (repair,) = image.metadata["repairs"]
     assert (repair["suspect"], repair["helped"]) == ("state", "computed with a newly built model")
     left += [True] * stages.ATTEMPTS
-    with pytest.raises(StateLeftError, match="_forward_hooks"):
+    with pytest.raises(ModuleModifiedError, match="_forward_hooks"):
         next(engine.generate(ask()))
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import safelight
 
 HOME = Path(__file__).parents[2]
-LINE = '    glow: Annotated[float, Declared(help="How much it glows.", group=RUN, least=0, most=1)] = 0.25\n'
+LINE = (
+    '    glow: Annotated[float, FieldDeclaration(help="How much it glows.", group=RUN, minimum=0, maximum=1)] = 0.25\n'
+)
 
 PROGRAM = """
 import json, sys

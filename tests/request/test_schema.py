@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import safelight
 from safelight.request.adapters import CONTROL_MODES, PREPROCESSORS, RESIZES, Control, Embedding, Lora, Purpose
 from safelight.request.bounds import MOST_SEED
-from safelight.request.field import Declared, Field, fields_of
+from safelight.request.field import Field, FieldDeclaration, fields_of
 from safelight.request.run_settings import PRECISIONS
 from safelight.request.samplers import SAMPLERS, SCHEDULES
 from safelight.request.schema import SEAMLESS, UPSCALERS, Request
@@ -186,9 +186,9 @@ def test_from_json_it_is_what_it_was(request: Request) -> None:
 
 @given(requests, st.floats(1, 8))
 def test_steps_that_are_computed_are_counted(request: Request, scale: float) -> None:
-    assert 1 <= request.first_steps <= request.steps
+    assert 1 <= request.first_pass_steps <= request.steps
     if not request.image:
-        assert request.first_steps == request.steps
+        assert request.first_pass_steps == request.steps
         twice = replace(request, hires_scale=scale)
         assert twice.computed_steps == request.steps + (int(request.steps * request.hires_strength) if scale > 1 else 0)
 
@@ -202,7 +202,7 @@ def test_every_sampler_has_schedules_that_requests_may_name() -> None:
 
 def test_a_component_has_its_own_strength_or_the_adapters() -> None:
     lora = Lora("ink", 0.8, text_encoder=0.0)
-    assert [lora.on(purpose) for purpose in (Purpose.DENOISER, Purpose.TEXT_ENCODER)] == [0.8, 0.0]
+    assert [lora.strength_for(purpose) for purpose in (Purpose.DENOISER, Purpose.TEXT_ENCODER)] == [0.8, 0.0]
 
 
 def test_a_missing_field_has_the_default_of_its_version_and_an_unknown_one_is_named() -> None:
@@ -213,7 +213,7 @@ def test_a_missing_field_has_the_default_of_its_version_and_an_unknown_one_is_na
     for wrong, name in (({**stored, "steppes": 3}, "steppes"), ({"prompt": "red apple"}, "model"), ([], "request")):
         with pytest.raises(safelight.RequestError, match=name):
             read_request(wrong)
-    old = Field("steps", int, False, False, 20, Declared(help="", earlier={1: 50, 3: 30}))
+    old = Field("steps", int, False, False, 20, FieldDeclaration(help="", old_defaults={1: 50, 3: 30}))
     assert [old.default_in(version) for version in (1, 2, 3, 4)] == [50, 30, 30, 20]
 
 
@@ -224,9 +224,9 @@ def test_a_number_has_bounds_and_every_field_a_declaration() -> None:
 
     @dataclass(frozen=True)
     class Boundless:
-        glow: Annotated[int, Declared(help="It glows.")] = 0
+        glow: Annotated[int, FieldDeclaration(help="It glows.")] = 0
 
-    for kind, says in ((Bare, "has no Declared"), (Boundless, "without bounds")):
+    for kind, says in ((Bare, "has no FieldDeclaration"), (Boundless, "without bounds")):
         with pytest.raises(TypeError, match=says):
             fields_of(kind)
 

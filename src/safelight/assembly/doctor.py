@@ -19,7 +19,7 @@ def doctor(settings: Settings) -> Generator[Doctor]:
     engine = importing.open_engine(settings)
     fresh = FreshProcesses(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
     try:
-        yield Doctor(engine, Canaries(settings.root, fresh.make_first))
+        yield Doctor(engine, Canaries(settings.root, fresh.make_first_image))
     finally:
         engine.close()
         fresh.close()

@@ -25,7 +25,7 @@ from safelight.memory.host_source import HostSource
 from safelight.memory.limits import GB, HOST_RESERVE, BudgetUpdater
 from safelight.memory.residency import Residency
 from safelight.memory.source import FileSource
-from safelight.memory.working_memory import WorkingMemory
+from safelight.memory.working_memory import WorkingMemoryEstimator
 from safelight.models.attention import Kernels
 from safelight.models.skeleton import SkeletonCache
 from safelight.pipeline.conditioning import MAX_CACHE_BYTES, EmbeddingCache
@@ -53,19 +53,19 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         device=device,
         residency=memory.tiers[-1],
         skeletons=SkeletonCache(),
-        working_memory=WorkingMemory(settings.root / "working_memory.json"),
-        used_working_bytes=_working_bytes_in_use(memory.ledger, device),
+        working_memory_estimator=WorkingMemoryEstimator(settings.root / "working_memory.json"),
+        used_working_bytes=_working_bytes_reader(memory.ledger, device),
         run_settings=decide("auto", None),
         verification=memory.verification,
         inputs=Inputs(settings.root),
-        working_memory_bytes=_bytes(settings.device_working_mem_gb) if device.has_own_memory else None,
+        working_memory_override=_bytes(settings.device_working_mem_gb) if device.has_own_memory else None,
         embedding_cache=EmbeddingCache(MAX_CACHE_BYTES),
         previews=Previews() if previews else None,
     )
     engine = LocalEngine(open_library(settings), resources, decide, memory.describe, memory.tiers)
     if settings.canary == "switch":
         fresh_processes = FreshProcesses(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
-        engine.on_switch = after_switch(Canaries(settings.root, fresh_processes.make_first), engine.repairs)
+        engine.on_switch = after_switch(Canaries(settings.root, fresh_processes.make_first_image), engine.repairs)
     return engine
 
 
@@ -79,7 +79,7 @@ class _RunDecisions:
         self._kernels = Kernels(device, settings.root)
 
     def decide(self, precision: Precision, model: Model | None) -> RunSettings:
-        """Decide the run settings of a job. ``model``: None for a job without a model of its own."""
+        """Decide the run settings of a job. ``model``: None for the engine's initial ones, set before any job."""
         settings, device = self._settings, self._device
         wanted = precision if precision != "auto" else settings.precision
         dtype = choice.precision(wanted, device)
@@ -167,25 +167,25 @@ def _device_tier(
 def _host_budget_updater(ledger: Ledger, host: Residency) -> BudgetUpdater:
     at_start = machine.anonymous_bytes()
 
-    def working_bytes_in_use() -> int:
-        # Working memory in use = anonymous bytes since the start minus stored weights.
-        # Upper limit: what exceeds the reservation is growth of libraries.
-        # Negative while slabs fill: the ledger counts them, but the operating system has not allocated their pages.
-        # Lower limit: memory that libraries freed must not be counted as available twice.
+    def clamped_host_working_bytes() -> int:
+        # Estimate: anonymous memory since the start minus stored weights.
+        # Capped at the reserved bytes, because anything above that is growth of the libraries.
+        # May be negative, because the ledger counts slab bytes before the operating system has allocated their pages;
+        # but not below -pending_bytes, otherwise memory that libraries freed would be counted as available twice.
         used = machine.anonymous_bytes() - at_start - ledger.stored(HOST)
         return max(-host.pending_bytes, min(used, ledger.reserved(HOST)))
 
-    return BudgetUpdater(ledger, HOST, machine.tightest_limit, working_bytes_in_use, HOST_RESERVE)
+    return BudgetUpdater(ledger, HOST, machine.tightest_limit, clamped_host_working_bytes, HOST_RESERVE)
 
 
 def _device_budget_updater(ledger: Ledger, device: Device) -> BudgetUpdater:
     def read_available() -> MemoryLimit:
         return MemoryLimit(device.available(), f"the memory of {device.name}")
 
-    return BudgetUpdater(ledger, device.name, read_available, _working_bytes_in_use(ledger, device))
+    return BudgetUpdater(ledger, device.name, read_available, _working_bytes_reader(ledger, device))
 
 
-def _working_bytes_in_use(ledger: Ledger, device: Device) -> Callable[[], int]:
+def _working_bytes_reader(ledger: Ledger, device: Device) -> Callable[[], int]:
     """Return a function that returns the bytes in use on ``device`` minus the stored bytes of the ledger."""
 
     def host() -> int:

@@ -18,7 +18,7 @@ from safelight.errors import InputError
 from safelight.families.family import Family
 from safelight.families.family_model import construct, family_model
 from safelight.files import safetensors
-from safelight.files.disk import open_regular, settle, write_whole, written
+from safelight.files.disk import flush_to_disk, open_regular, temporary_file_in, write_whole
 from safelight.files.header import TensorInfo
 from safelight.pipeline import samplers
 from safelight.weights.digest import read_exactly
@@ -44,9 +44,9 @@ def to_diffusers(model: Model, folder: Path) -> None:
             _component(model, component, temporary / component.role)
         roles = [component.role for component in model.manifest.components]
         index: dict[str, Any] = {
-            "_class_name": model.family.saved_as,
+            "_class_name": model.family.pipeline_class,
             "_diffusers_version": boundary.VERSION,
-            **dict.fromkeys(model.family.saved_empty, (None, None)),
+            **dict.fromkeys(model.family.empty_pipeline_components, (None, None)),
             "scheduler": ("diffusers", "EulerDiscreteScheduler"),
         }
         for role in roles:
@@ -68,25 +68,25 @@ def _remove(folder: Path) -> None:
 
 
 def _component(model: Model, component: ComponentManifest, folder: Path) -> None:
-    text = component.role in model.family.text_encoders
-    file_name = "model" if text else "diffusion_pytorch_model"
-    by_name = {_published(text, tensor.name): tensor for tensor in component.tensors}
+    is_text_encoder = component.role in model.family.text_encoders
+    file_name = "model" if is_text_encoder else "diffusion_pytorch_model"
+    by_name = {_published(is_text_encoder, tensor.name): tensor for tensor in component.tensors}
     with contextlib.ExitStack() as stack:
         opened: dict[Path, int] = {}
         for path in {tensor.path for tensor in component.tensors}:
             opened[path] = open_regular(path)[0]
             stack.callback(os.close, opened[path])
         infos = [
-            TensorInfo(_published(text, t.name), t.dtype, t.shape, t.path, t.offset, t.nbytes)
+            TensorInfo(_published(is_text_encoder, t.name), t.dtype, t.shape, t.path, t.offset, t.nbytes)
             for t in component.tensors
         ]
-        with written(folder) as (file, temporary):
+        with temporary_file_in(folder) as (file, temporary):
             safetensors.write(file, infos, lambda info: _bytes(opened[info.path], by_name[info.name]))
-            settle(file, temporary)
+            flush_to_disk(file, temporary)
             os.replace(temporary, folder / f"{file_name}.safetensors")
     settings = exports.settings_of(_module(model.family, component))
     if component.role == model.family.denoiser:
-        settings["sample_size"] = model.resolution // model.family.latents.scale
+        settings["sample_size"] = model.resolution // model.family.latents.vae_scale_factor
     write_whole(folder / "config.json", json.dumps(settings).encode())
 
 
@@ -95,13 +95,13 @@ def _module(family: Family, component: ComponentManifest) -> Any:
         return construct(family, component.config)
 
 
-def _published(text: bool, name: str) -> str:
+def _published(is_text_encoder: bool, name: str) -> str:
     """Return a tensor's name in published checkpoints.
 
     Before transformers 5 a text encoder had one more module around it. A program with an older version would ignore
     unknown names and compute with random weights without a word.
     """
-    inner = text and not name.startswith(("text_model.", "text_projection"))
+    inner = is_text_encoder and not name.startswith(("text_model.", "text_projection"))
     return f"text_model.{name}" if inner else name
 
 

@@ -123,7 +123,7 @@ class _Zygote:
 
 
 def _weights_of(message: Generate) -> tuple[str, str]:
-    """What the weights that a keeper holds depend on."""
+    """Return the key of a keeper: (model digest, precision). It can run every job with the same key."""
     return message.job.model.digest, message.job.request.precision
 
 

@@ -35,8 +35,8 @@ def is_projected_clip(module: nn.Module) -> bool:
 
 def build(
     construct: Callable[[], nn.Module],
-    first_call: Callable[[nn.Module], None],
-    content: Callable[[nn.Module, str, torch.Tensor], torch.Tensor | None],
+    run_lazy_init: Callable[[nn.Module], None],
+    make_buffer: Callable[[nn.Module, str, torch.Tensor], torch.Tensor | None],
     dtype: torch.dtype,
     attention: str,
     at: torch.device,
@@ -46,8 +46,8 @@ def build(
     """Build a module on meta, in eval mode and in ``dtype``. Its non-persistent buffers are real, on ``at``.
 
     ``construct``: creates the module.
-    ``first_call``: calls it on meta, so that hooks that a library installs at the first call belong to the skeleton.
-    ``content``: returns the content of a buffer; None if the buffer is unknown.
+    ``run_lazy_init``: calls it on meta, so that hooks that a library installs at the first call belong to the skeleton.
+    ``make_buffer``: returns the content of a buffer; None if the buffer is unknown.
     ``attention``, ``slice_size``: see :func:`safelight.boundary.kernels.set_attention`.
     ``seamless``: axes along which convolutions wrap around to the opposite side.
 
@@ -65,11 +65,11 @@ def build(
     set_attention(module, attention, slice_size)
     _make_seamless(module, seamless)
     with torch.device("meta"), torch.no_grad():
-        first_call(module)
+        run_lazy_init(module)
     for path, child in module.named_modules():
         for name, buffer in child._buffers.items():
             if buffer is not None:
-                made = content(child, name, buffer)
+                made = make_buffer(child, name, buffer)
                 if made is None:
                     raise NotImplementedError(f"{type(module).__name__} has an unknown buffer: {path}.{name}")
                 child._buffers[name] = made.to(at)

@@ -26,9 +26,9 @@ from safelight.errors import (
     UnreadableFileError,
     UnsupportedModelError,
 )
-from safelight.files.disk import settle, written
+from safelight.files.disk import flush_to_disk, temporary_file_in
 from safelight.names import canonical, file_stem
-from safelight.weights import adapter_file as files
+from safelight.weights import adapter_file
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import FileStamp, Manifest, hash_components, relocate
 
@@ -80,7 +80,7 @@ class Adapters:
 
     def all(self) -> list[Adapter]:
         """Return all adapters of :meth:`cards` with their tensors. Reads each record."""
-        own = [self.index.whole(card) for card in self.index.cards().values() if not card.problem]
+        own = [self.index.read_record(card) for card in self.index.cards().values() if not card.problem]
         taken = {adapter.name for adapter in own}
         return [*own, *(adapter for adapter in starters.adapters() if adapter.name not in taken)]
 
@@ -98,7 +98,7 @@ class Adapters:
         fitting = [card for card in self.index.cards().values() if not card.problem and card.stem == canonical(name)]
         if len(fitting) == 1:
             # Prompts of other programs contain file names.
-            return self.index.whole(fitting[0])
+            return self.index.read_record(fitting[0])
         raise ModelNotFoundError(name, paths.similar_names(name, (card.name for card in cards)), "adapter")
 
     def find(self, reference: str) -> Adapter:
@@ -194,8 +194,7 @@ class Adapters:
         with library_lock(self.root):
             adapter = self.index.get(name)
             if adapter is None:
-                self._refuse_starter(name, "renamed")
-            assert adapter is not None
+                raise self._not_own(name, "renamed")
             chosen = paths.choose_name(new, adapter.path)
             taken = next((card for card in self.cards() if card.name.casefold() == chosen.casefold()), None)
             if taken is not None and taken.name != adapter.name:
@@ -208,19 +207,22 @@ class Adapters:
             self.index.invalidate()
             return renamed
 
-    def _refuse_starter(self, name: str, done: str) -> None:
+    def _not_own(self, name: str, done: str) -> InputError:
+        """Return the error for a name that is not one of the user's own adapters.
+
+        Raises ModelNotFoundError if no adapter has it.
+        """
         adapter = self.get(name)
         if adapter.origin == "starter":
-            raise InputError(f"{adapter.name!r} is a starter and part of the installation, so it cannot be {done}")
-        raise InputError(f"{name!r} is the file name of an adapter; use the adapter's name, {adapter.name!r}")
+            return InputError(f"{adapter.name!r} is a starter and part of the installation, so it cannot be {done}")
+        return InputError(f"{name!r} is the file name of an adapter; use the adapter's name, {adapter.name!r}")
 
     def remove(self, name: str) -> None:
         """Remove an adapter's record, even a damaged one. The adapter's file stays. Raises InputError for a starter."""
         with library_lock(self.root):
             card = self.index.cards().get(canonical(name))
             if card is None:
-                self._refuse_starter(name, "removed")
-            assert card is not None
+                raise self._not_own(name, "removed")
             card.record_path.unlink(missing_ok=True)
             self.index.invalidate()
             needed = {f"{card.digest}.safetensors" for card in self.cards()}
@@ -253,18 +255,18 @@ class Adapters:
         """Store the new manifest of an adapter, unless its record was removed or replaced while the file was read."""
         with library_lock(self.root):
             card = self.index.cards().get(canonical(adapter.name))
-            if card is not None and not card.problem and self.index.whole(card).manifest == adapter.manifest:
+            if card is not None and not card.problem and self.index.read_record(card).manifest == adapter.manifest:
                 self._write(fresh)
 
     def _describe(self, path: Path, name: str, origin: Origin, user_base: str = "") -> Adapter:
         found = identify(path)
-        if not files.is_adapter(found.kind):
+        if not adapter_file.is_adapter(found.kind):
             todo = "; use `safelight models add`" if found.kind == "checkpoint" else ""
             raise UnsupportedModelError(path, f"is a {found.kind} ({found.rule}), not an adapter{todo}")
         if found.format == "pickle":
             manifest = self._converted(path, found.kind)
         else:
-            manifest = hash_components((files.layout(read_header(path), found.kind),))
+            manifest = hash_components((adapter_file.layout(read_header(path), found.kind),))
         base = user_base or found.base or ""
         rule = f"{found.rule}; the user set the base {user_base}" if user_base else found.rule
         return Adapter(
@@ -277,13 +279,13 @@ class Adapters:
         The manifest also lists the pickle, so that Safelight notices when it changes. The conversion is named after its
         content.
         """
-        home = self._records / CONVERTED
-        with written(home) as (file, temporary):
-            convert.to_safetensors(files.tensors_to_read(read_header(path), kind), file)
-            settle(file, temporary)
+        conversions = self._records / CONVERTED
+        with temporary_file_in(conversions) as (file, temporary):
+            convert.to_safetensors(adapter_file.tensors_to_read(read_header(path), kind), file)
+            flush_to_disk(file, temporary)
             with convert.reporting_errors_for(path, temporary):
-                manifest = hash_components((files.layout(read_header(temporary), kind),))
-            converted = home / f"{manifest.digest}.safetensors"
+                manifest = hash_components((adapter_file.layout(read_header(temporary), kind),))
+            converted = conversions / f"{manifest.digest}.safetensors"
             os.replace(temporary, converted)
         manifest = relocate(manifest, converted)
         return replace(manifest, files=(*manifest.files, FileStamp.of(path)))

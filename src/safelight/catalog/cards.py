@@ -1,4 +1,5 @@
-"""Cards: what lists show of a model or adapter, without its tensors."""
+"""Cards: the summary of a model or adapter that listings show (``safelight models list``, the page), without its
+tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from safelight.catalog.model import Adapter, Model
 class Card:
     """A model or adapter without its tensors.
 
-    ``record_path``: the file of its record.
+    ``record_path``: the file of its record; for a starter, the path of the model or adapter itself.
     ``summary``: the values that ``--json`` prints.
     ``files``: (path, size in bytes, modification time in nanoseconds) of its files, to notice changes.
     ``components``: (role, digest) of each component.

@@ -67,6 +67,8 @@ class Catalog:
         try:
             if starter is not None:
                 return starter
-            return self.library.records.read(card) if card.kind == "checkpoint" else self.adapters.index.whole(card)
+            return (
+                self.library.records.read(card) if card.kind == "checkpoint" else self.adapters.index.read_record(card)
+            )
         except FileError:
             return None

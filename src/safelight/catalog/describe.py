@@ -16,8 +16,8 @@ from safelight.catalog.model import Model, Origin
 from safelight.errors import CorruptFileError, FileError, InputError, IntegrityError, UnsupportedModelError
 from safelight.families.family import Family, PredictionType
 from safelight.files import folder, pickle
-from safelight.files.disk import settle, written
-from safelight.weights import adapter_file as adapter
+from safelight.files.disk import flush_to_disk, temporary_file_in
+from safelight.weights import adapter_file
 from safelight.weights.layout import CheckpointLayout
 from safelight.weights.manifest import FileStamp, Manifest, hash_components, relocate
 
@@ -35,7 +35,7 @@ OnBytes = Callable[[int, int], None]
 
 
 def read_model(
-    home: Path,
+    conversions: Path,
     path: Path,
     name: str,
     origin: Origin,
@@ -44,20 +44,20 @@ def read_model(
 ) -> Model:
     """Identify a checkpoint, read and hash all of it.
 
-    ``home``: the folder of conversions, for pickles.
+    ``conversions``: the folder of conversions, for pickles.
     ``prediction_type``: set by the user; None for the file's own.
     Raises FileError for a bad file, InputError when ``prediction_type`` does not fit.
     """
     found = identify(path, prediction_type)
     if found.layout is None:
         what = found.kind if found.base is None else f"{found.kind} for {found.base}"
-        todo = "; use `safelight adapters add`" if adapter.is_adapter(found.kind) else ""
+        todo = "; use `safelight adapters add`" if adapter_file.is_adapter(found.kind) else ""
         raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a supported checkpoint{todo}")
     if found.format in CONVERTED:
-        layout, manifest = _converted(home, path, found)
+        layout, manifest = _converted(conversions, path, found)
     else:
         layout = found.layout
-        manifest = _measured(path, layout, _counter(found.nbytes, on_bytes), found.watched)
+        manifest = _hash_layout(path, layout, _counter(found.nbytes, on_bytes), found.watched)
     return Model(
         name=names.canonical(name),
         path=path,
@@ -76,7 +76,7 @@ def read_model(
     )
 
 
-def read_again(home: Path, model: Model, on_bytes: OnBytes | None = None) -> Model:
+def read_again(conversions: Path, model: Model, on_bytes: OnBytes | None = None) -> Model:
     """Read and hash a model again, and return it as its files are now.
 
     Reads the conversion instead of its sources if these are unchanged.
@@ -89,7 +89,7 @@ def read_again(home: Path, model: Model, on_bytes: OnBytes | None = None) -> Mod
                 read = hash_components(layout_of(conversion.path).components, _counter(conversion.size, on_bytes))
                 return replace(model, manifest=replace(read, files=(*read.files, *sources)))
         user_type: Any = model.prediction_type if model.prediction_type_from_user else None
-        return read_model(home, model.path, model.name, model.origin, user_type, on_bytes)
+        return read_model(conversions, model.path, model.name, model.origin, user_type, on_bytes)
     except FileError as error:
         remedy = MISSING_REMEDY if not model.path.exists() else "Put the right file back, or add the model again."
         raise IntegrityError(error.path, "", error.problem, remedy) from error
@@ -110,7 +110,7 @@ def refuse_other_content(model: Model, current: Manifest) -> None:
     raise IntegrityError(model.path, "", "its content changed", CHANGED_REMEDY)
 
 
-def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:
+def _converted(conversions: Path, path: Path, found: Identity) -> tuple[CheckpointLayout, Manifest]:
     """Convert pickles. Return the layout and the manifest of the conversion.
 
     The manifest also lists the pickles, so that Safelight notices when they change. The folder of the conversion is
@@ -124,13 +124,13 @@ def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayou
         parts = folder.read(path, family.roles).components
         tensors = [replace(t, name=f"{role}.{t.name}") for role in parts for t in parts[role].tensors.values()]
     tensors = [t for t in tensors if t.name not in left_over or family.keep(t.name)]
-    with written(home) as (file, temporary):
+    with temporary_file_in(conversions) as (file, temporary):
         convert.to_safetensors(tensors, file)
-        settle(file, temporary)
+        flush_to_disk(file, temporary)
         with convert.reporting_errors_for(path, temporary):
             layout = layout_of(temporary)
             manifest = hash_components(layout.components)
-        converted = home / manifest.digest / "model.safetensors"
+        converted = conversions / manifest.digest / "model.safetensors"
         converted.parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary, converted)
     sources = sorted({tensor.path for tensor in tensors}.union(found.watched))
@@ -138,7 +138,7 @@ def _converted(home: Path, path: Path, found: Identity) -> tuple[CheckpointLayou
     return layout, replace(manifest, files=(*manifest.files, *(FileStamp.of(source) for source in sources)))
 
 
-def _measured(
+def _hash_layout(
     path: Path, layout: CheckpointLayout, progress: Callable[[int], None] | None, watched: tuple[Path, ...]
 ) -> Manifest:
     """Return the manifest of a layout. Raises CorruptFileError if the headers changed while the bytes were read."""

@@ -105,13 +105,13 @@ def kind_rules() -> tuple[KindRule, ...]:
     return (*NOT_SUPPORTED, *ADAPTER_RULES, *adapter_kinds.rules(), *own, *parts, *PART_RULES)
 
 
-def _fire(header: Header) -> KindRule:
+def _matching_rule(header: Header) -> KindRule:
     shapes = {name: info.shape for name, info in header.tensors.items()}
-    fired = next((rule for rule in kind_rules() if rule.fires(shapes)), None) or _lone_vectors(header)
-    if fired is None:
+    found = next((rule for rule in kind_rules() if rule.fires(shapes)), None) or _lone_vectors(header)
+    if found is None:
         some = ", ".join(sorted(shapes)[:3]) or "none at all"
         raise UnsupportedModelError(header.path, f"is an unknown kind of model ({len(shapes)} tensors: {some})")
-    return fired
+    return found
 
 
 def _lone_vectors(header: Header) -> KindRule | None:
@@ -123,13 +123,13 @@ def _lone_vectors(header: Header) -> KindRule | None:
 
 
 def _single(header: Header) -> Identity:
-    fired = _fire(header)
-    rule = f"{fired.kind}: {fired.sentence}"
-    base = fired.base
+    kind_rule = _matching_rule(header)
+    kind, base = kind_rule.kind, kind_rule.base
+    rule = f"{kind}: {kind_rule.sentence}"
     dtype = _dtype({name: info.dtype for name, info in header.tensors.items()})
-    common = Identity(header.path, fired.kind, base, None, None, False, dtype, header.nbytes, header.format, rule)
-    if fired.kind != "checkpoint":
-        found = _inversion_base(header) if fired.kind == "textual_inversion" else _adapter_base(header)
+    common = Identity(header.path, kind, base, None, None, False, dtype, header.nbytes, header.format, rule)
+    if kind != "checkpoint":
+        found = _inversion_base(header) if kind == "textual_inversion" else _adapter_base(header)
         return replace(common, base=found or base)
     family = families().get(base or "")
     if family is None:
@@ -210,7 +210,7 @@ def _sample_size(path: Path, family: Family) -> int | None:
     """Return pixels per side, from the sample size in latents in the denoiser's settings; None if there is none."""
     file = path / family.denoiser / "config.json"
     said = folder.read_json(file).get("sample_size") if file.exists() else None
-    return _resolution(str(said * family.latents.scale)) if isinstance(said, int) else None
+    return _resolution(str(said * family.latents.vae_scale_factor)) if isinstance(said, int) else None
 
 
 def _refuse_other_settings(built: CheckpointLayout) -> None:

@@ -1,7 +1,7 @@
-"""An index over a folder of records, so that neither lists nor requests parse unchanged records.
+"""An index over a folder of records, so that neither listings nor requests parse unchanged records.
 
-A record lists every tensor of a file. A card has only the values that lists show. Cards are cached in memory, and for
-the next process in the index file (:mod:`safelight.catalog.index_file`). A record counts as changed if the size,
+A record lists every tensor of a file. A card has only the values that listings show. Cards are cached in memory, and
+for the next process in the index file (:mod:`safelight.catalog.index_file`). A record counts as changed if the size,
 modification time or inode of its file changed. The folder is scanned again if one of these changed for the folder
 itself.
 """
@@ -23,7 +23,7 @@ from safelight.catalog.index_file import IndexFile, Stamp, stamp_of
 from safelight.catalog.model import Adapter, Model
 from safelight.errors import FileError
 
-Kind = TypeVar("Kind", Model, Adapter)
+Record = TypeVar("Record", Model, Adapter)
 
 SETTLED_SECONDS = 0.1
 """Seconds. A folder that changed more recently may change again without a new modification time."""
@@ -32,7 +32,7 @@ KEPT_RECORDS = 32
 """Number of whole records cached in memory. A record of an SDXL checkpoint takes about a megabyte."""
 
 
-class Index(Generic[Kind]):
+class Index(Generic[Record]):
     """The records in a folder. Several threads and processes may use it at the same time.
 
     ``folder``: need not exist.
@@ -41,13 +41,13 @@ class Index(Generic[Kind]):
     ``generation``: a counter that increases with each change of the records.
     """
 
-    def __init__(self, folder: Path, read: Callable[[Path], Kind], file: IndexFile) -> None:
+    def __init__(self, folder: Path, read: Callable[[Path], Record], file: IndexFile) -> None:
         self._folder, self._read, self._file = folder, read, file
         self._lock = threading.Lock()
         self._stamp: Stamp | None = None
         self._known: dict[str, tuple[Stamp, Card]] = {}
         self._cards: Mapping[str, Card] = {}
-        self._whole: OrderedDict[tuple[str, Stamp], Kind] = OrderedDict()
+        self._records: OrderedDict[tuple[str, Stamp], Record] = OrderedDict()
         self.generation = 0
 
     def cards(self) -> Mapping[str, Card]:
@@ -79,23 +79,23 @@ class Index(Generic[Kind]):
             listed = sorted((item for _, item in known.values()), key=lambda item: (item.name.casefold(), item.name))
             self._cards = {item.name: item for item in listed}
 
-    def get(self, name: str) -> Kind | None:
+    def get(self, name: str) -> Record | None:
         """Return the record of a name, None if there is none. Raises CorruptFileError when it is damaged."""
         found = self.cards().get(names.canonical(name))
-        return None if found is None else self.whole(found)
+        return None if found is None else self.read_record(found)
 
-    def whole(self, found: Card) -> Kind:
+    def read_record(self, found: Card) -> Record:
         """Return the whole record of a card. Raises CorruptFileError, UnreadableFileError."""
         key = str(found.record_path), stamp_of(found.record_path) or (0, 0, 0)
         with self._lock:
-            if key in self._whole:
-                self._whole.move_to_end(key)
-                return self._whole[key]
+            if key in self._records:
+                self._records.move_to_end(key)
+                return self._records[key]
         record = self._read(found.record_path)
         with self._lock:
-            self._whole[key] = record
-            while len(self._whole) > KEPT_RECORDS:
-                self._whole.popitem(last=False)
+            self._records[key] = record
+            while len(self._records) > KEPT_RECORDS:
+                self._records.popitem(last=False)
         return record
 
     def invalidate(self) -> None:

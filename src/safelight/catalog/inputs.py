@@ -1,5 +1,5 @@
-"""Input images of requests, stored under a hash of their content. A job, its repetition and its metadata therefore mean
-the same image.
+"""Input images of requests, stored under a hash of their content. So a job, a rerun of it and the metadata of its
+images all refer to the same picture.
 
 ``ROOT/inputs/DIGEST.png`` holds the pixels in the form in which jobs use them (RGB, upright). ``DIGEST`` is the SHA-256
 (hex) of the size and these pixels.

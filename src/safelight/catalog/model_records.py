@@ -59,7 +59,7 @@ class ModelRecords:
 
     def read(self, card: Card) -> Model:
         """Return the model of a card. Raises CorruptFileError, UnreadableFileError."""
-        return self._index.whole(card)
+        return self._index.read_record(card)
 
     def write(self, model: Model) -> None:
         """Write the record of a model under its name."""

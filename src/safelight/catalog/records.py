@@ -14,7 +14,7 @@ from safelight.files.folder import read_json
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import from_json, to_json
 
-Kind = TypeVar("Kind", Model, Adapter)
+Record = TypeVar("Record", Model, Adapter)
 
 _USER_SET = {Model: "prediction_type_from_user", Adapter: "base_from_user"}
 """The field of each class that records store under the name :data:`_STORED_USER_SET`."""
@@ -57,14 +57,14 @@ def read_adapter(path: Path, folder: Path | None = None) -> Adapter:
     return _read(path, Adapter, folder)
 
 
-def _read(path: Path, kind: type[Kind], folder: Path | None) -> Kind:
+def _read(path: Path, kind: type[Record], folder: Path | None) -> Record:
     values = read_json(path)
     if values.pop("checksum", None) != _checksum(values):
         raise CorruptFileError(path, "is damaged or was edited: its checksum does not match its content")
     try:
         manifest = from_json(path, values["manifest"], folder)
-        home = (folder or Path()) / values["path"]
-        known: dict[str, Any] = {**values, "path": home, "manifest": manifest}
+        model_path = (folder or Path()) / values["path"]
+        known: dict[str, Any] = {**values, "path": model_path, "manifest": manifest}
         if _STORED_USER_SET in known:
             known[_USER_SET[kind]] = known.pop(_STORED_USER_SET)
         return kind(**known)

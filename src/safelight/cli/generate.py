@@ -130,7 +130,7 @@ def _expand(context: typer.Context, root: Path | None, requests: list[Request], 
     """Replace the choices and wildcards in the prompts. ``every``: return a request for each combination."""
     from safelight.request.prompts import variants
 
-    choose = variants.every if every else variants.chosen
+    choose = variants.all_combinations if every else variants.make_choices
     wildcards = loaded(context, root).settings.root / "wildcards"
     return [expanded for request in requests for expanded in choose(request, wildcards)]
 

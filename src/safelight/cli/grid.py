@@ -70,7 +70,7 @@ def grid(
     if not as_json and "seed" not in (across.name, down.name if down else ""):
         typer.echo(f"seed {request.seed}")
     all_cells = [
-        replace(cell, request=variants.chosen(cell.request, settings.root / "wildcards")[0])
+        replace(cell, request=variants.make_choices(cell.request, settings.root / "wildcards")[0])
         for cell in cells(request, across, down)
     ]
     sheet = GridSheet(request.prompt, (across.name, across.values), None if down is None else (down.name, down.values))

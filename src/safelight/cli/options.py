@@ -13,7 +13,7 @@ import typer
 from safelight.cli import values
 from safelight.errors import RequestError
 from safelight.request.field import Field, fields_of
-from safelight.request.samplers import sampler_of
+from safelight.request.samplers import parse_sampler_and_schedule
 from safelight.request.schema import Request
 
 FIELDS: Mapping[str, Field] = fields_of(Request)
@@ -56,7 +56,7 @@ class Given(dict[str, Any]):
             for name, value in self.items()
             if name not in ("seed", "model")
         }
-        read["sampler"], read["schedule"] = sampler_of(read["sampler"], read["schedule"])
+        read["sampler"], read["schedule"] = parse_sampler_and_schedule(read["sampler"], read["schedule"])
         return [Request(model=model, seed=seed, **read) for model in models]
 
 
@@ -121,10 +121,10 @@ def _option(field: Field, changed: Any) -> inspect.Parameter:
 def _help(field: Field) -> str:
     """The field's help text, followed by the bounds if it is a number."""
     declared = field.declared
-    if field.type not in (int, float) or field.type is bool or declared.most is None or declared.most > 1000:
+    if field.type not in (int, float) or field.type is bool or declared.maximum is None or declared.maximum > 1000:
         return field.help
-    low = f"above {declared.above:g}" if declared.above is not None else f"{declared.least:g}"
-    return f"{field.help} ({low} to {declared.most:g})"
+    low = f"above {declared.exclusive_minimum:g}" if declared.exclusive_minimum is not None else f"{declared.minimum:g}"
+    return f"{field.help} ({low} to {declared.maximum:g})"
 
 
 def refuse_without_effect(context: typer.Context) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from safelight.errors import InputError, RequestError
 from safelight.request.adapters import Control, Lora
 from safelight.request.bounds import MOST_SEED
-from safelight.request.prompts.loras import parsed
+from safelight.request.prompts.loras import parse_lora
 
 SEED_HELP = (
     f"The seed of the first image, 0 to {MOST_SEED}; each further image adds 1. random or -1: choose one and print it."
@@ -105,6 +105,6 @@ _CONTROL_VALUES: dict[str, Callable[[str], Any]] = {
 def lora_of(text: str) -> Lora:
     """Parse ``NAME:STRENGTH`` and its other forms. Raises RequestError."""
     try:
-        return parsed(text)
+        return parse_lora(text)
     except ValueError as error:
         raise RequestError("lora", text, str(error)) from error

@@ -16,10 +16,10 @@ from safelight.devices.base import PASSED, Device, Fence, aligned
 from safelight.errors import OutOfMemoryError
 
 
-class Book:
+class AllocationRecorder:
     """Interface for recording allocations. This base class records nothing.
 
-    :class:`safelight.memory.account.Account` charges a ledger.
+    :class:`safelight.memory.account.LedgerRecorder` charges a ledger.
     """
 
     def charge(self, nbytes: int, owner: str, reason: str) -> int:
@@ -38,7 +38,7 @@ class Slab:
     """An allocation of the pool.
 
     ``base``: uint8, (nbytes,), at a multiple of the alignment.
-    ``number``: its entry in the pool's book.
+    ``number``: the recorder's number for the allocation.
     ``busy``: fence of submitted work that may still use it.
     ``sealed``: it is read-only, so it cannot be reused.
     """
@@ -62,12 +62,12 @@ class SlabPool:
     """Slabs of one device.
 
     A slab is in use, cached for reuse, or lingering: it was returned while somebody still held one of its tensors.
-    Every allocation is charged to ``book``, and credited when its bytes are freed.
+    ``recorder`` charges every allocation, and credits it when its bytes are freed.
     """
 
-    def __init__(self, device: Device, book: Book | None = None) -> None:
+    def __init__(self, device: Device, recorder: AllocationRecorder | None = None) -> None:
         self.device = device
-        self._book = book or Book()
+        self._recorder = recorder or AllocationRecorder()
         self._cached: list[Slab] = []
         self._used: list[Slab] = []
         self._lingering: list[Slab] = []
@@ -96,7 +96,7 @@ class SlabPool:
         The pool reuses a cached slab of the same size if it has one, because checkpoints of one architecture have the
         same segments. Otherwise it allocates a slab, and frees cached ones if it needs the room.
 
-        ``owner``, ``reason``: for the book's entry.
+        ``owner``, ``reason``: for the recorder's entry.
         Raises OutOfMemoryError if the allocation fails, and OverBudget if the ledger's budget is exhausted.
         """
         size = max(aligned(nbytes), 1)
@@ -105,7 +105,7 @@ class SlabPool:
             slab = next((slab for slab in self._cached if slab.nbytes == size), None)
             if slab is not None:
                 self._cached.remove(slab)
-                self._book.rename(slab.number, owner, reason)
+                self._recorder.rename(slab.number, owner, reason)
             else:
                 slab = self._new(size, owner, reason)
             self._used.append(slab)
@@ -134,13 +134,13 @@ class SlabPool:
         return self.lingering_bytes < before
 
     def _allocate(self, size: int, owner: str, reason: str) -> Slab:
-        number = self._book.charge(self.device.rounded(size), owner, reason)
+        number = self._recorder.charge(self.device.rounded(size), owner, reason)
         try:
             base = self.device.allocate(size)
             # Submitted computations may still use these bytes, so nobody may write to them before the fence passes.
             return Slab(base, size, number, self.device, self.device.record_fence())
         except BaseException:
-            self._book.credit(number)
+            self._recorder.credit(number)
             raise
 
     def give(self, slab: Slab, keep: bool = True) -> bool:
@@ -154,12 +154,12 @@ class SlabPool:
         with self._lock:
             self._used.remove(slab)
             if slab.holders() > 0:
-                self._book.rename(slab.number, "unknown", "tensors are still held after the slab was returned")
+                self._recorder.rename(slab.number, "unknown", "tensors are still held after the slab was returned")
                 self._lingering.append(slab)
                 return False
             slab.busy = self.device.record_fence()
             if keep and not slab.sealed:
-                self._book.rename(slab.number, "", "cached for reuse")
+                self._recorder.rename(slab.number, "", "cached for reuse")
                 self._cached.append(slab)
             else:
                 self._drop(slab)
@@ -185,7 +185,7 @@ class SlabPool:
             self.device.release(base)
             del base
         finally:
-            self._book.credit(slab.number)
+            self._recorder.credit(slab.number)
 
 
 _NOTHING = torch.empty(0, dtype=torch.uint8)

@@ -31,7 +31,7 @@ from safelight.diagnostics.finding import Finding
 from safelight.errors import InputError
 from safelight.memory.budget import HOST
 from safelight.request.adapters import Lora
-from safelight.request.prompts.loras import written
+from safelight.request.prompts.loras import lora_to_tag
 from safelight.request.schema import Request
 from safelight.workers.local_engine import LocalEngine
 
@@ -182,7 +182,7 @@ def soak(
         side = min(MAX_SIDE, model.resolution)
         request = Request(PROMPT, model.name, seed=SEED, steps=STEPS, width=side, height=side, loras=loras)
         image = next(engine.generate(request))
-        name = " ".join([model.name, *(written(lora) for lora in loras)])
+        name = " ".join([model.name, *(lora_to_tag(lora) for lora in loras)])
         if right.setdefault(name, image.pixels_sha256) != image.pixels_sha256:
             result.drifted.append(len(result.models))
         result.models.append(name)

@@ -118,23 +118,23 @@ class Component:
 class Latents:
     """The format of latents.
 
-    ``scale``: pixels per latent in each direction.
-    ``multiple``: width and height of an image are multiples of so many pixels.
-    ``factor``, ``shift``: latents are (what the VAE encodes - shift) * factor.
+    ``vae_scale_factor``: pixels per latent in each direction.
+    ``multiple``: an image's width and height must be divisible by this.
+    ``scaling_factor``, ``shift_factor``: latents = (the VAE encoder's output - shift_factor) * scaling_factor.
     ``cast_first``: encoded pictures are cast to the denoiser's dtype before they are scaled, not afterwards.
     ``latent_rgb_factors``: linear latent-to-RGB map for previews: one (r, g, b) row of factors per latent channel, then
     a row with the bias.
-    ``largest``: the largest absolute value of latents without noise, above which they are marked as suspicious.
+    ``suspicious_above``: latents without noise are marked as suspicious if an absolute value exceeds this.
     """
 
     channels: int
-    scale: int
+    vae_scale_factor: int
     multiple: int
-    factor: float
-    shift: float = 0.0
+    scaling_factor: float
+    shift_factor: float = 0.0
     cast_first: bool = False
     latent_rgb_factors: tuple[tuple[float, float, float], ...] = ()
-    largest: float = 150.0
+    suspicious_above: float = 150.0
     """Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
 
 
@@ -210,7 +210,8 @@ class Family:
     ``model_module``: name of the module that computes; its ``MODEL`` is a ``FamilyModel`` (``family_model.py``).
     ``rules``: recognise its single files; they are tried in the order of the families.
     ``recognise_folder``: returns the reason if a diffusers folder is of this family, else None.
-    ``folder_settings``: (role, setting, value) that the folder's settings must have if they have the setting at all.
+    ``folder_settings``: expected values in each component's ``config.json``, as (role, key, value). A key may be
+    absent; another value is an error.
     ``detect_training``: says what a single file was trained to predict. Raises UnsupportedModelError.
     ``detect_folder_training``: the same from a folder's scheduler settings; None for a family without folders.
     ``detect_variant``: names a checkpoint's variant from its configurations; None for an unknown one.
@@ -219,7 +220,7 @@ class Family:
     ``left_over``: says why a checkpoint may have a tensor that no module needs; None if it may not.
     ``keep``: left-over tensors that a conversion keeps, because the number of layers is inferred from them.
     ``native_size``: pixels per side for checkpoints of a prediction type; None for ``resolution``.
-    ``block_counts``: the block names of a LoRA block-weight list, by the list's length.
+    ``block_names_by_count``: the names of the blocks in a LoRA's list of block weights, by the list's length.
     ``latent_space``: a name; families with the same one have the same latents.
     ``same_latents``: whether two VAEs of families with the same ``latent_space`` have latents of the same form.
     ``find_controlnet_mismatch``: says why a ControlNet does not fit a denoiser, with ``{model}`` for the model's name;
@@ -227,10 +228,11 @@ class Family:
     ``embedding_names``: maps tensor names of a multi-encoder inversion (``clip_l``, ``clip_g``) to text-encoder roles.
     ``clip_skip_in_a1111``: whether A1111's option for CLIP skip changes anything.
     ``single_file_components``: components that also exist as files of their own: VAEs, ControlNets.
-    ``part_rules``: recognise its parts in files of their own, after all checkpoints.
-    ``saved_as``: class of diffusers' pipeline in an exported folder.
-    ``saved_empty``: optional pipeline components (``safety_checker``, …) that ``model_index.json`` lists as
-    ``[null, null]``.
+    ``part_rules``: rules for files that contain one component of this family; tried after the checkpoint rules of all
+    families.
+    ``pipeline_class``: class of diffusers' pipeline in an exported folder.
+    ``empty_pipeline_components``: optional pipeline components (``safety_checker``, …) that ``model_index.json`` lists
+    as ``[null, null]``.
     """
 
     name: str
@@ -253,7 +255,7 @@ class Family:
     left_over: Callable[[str], str | None] = lambda _: None
     keep: Callable[[str], bool] = lambda _: False
     native_size: Callable[[PredictionType], int | None] = lambda _: None
-    block_counts: Mapping[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
+    block_names_by_count: Mapping[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
     latent_space: str = ""
     same_latents: Callable[[Config, Config], bool] = lambda one, other: one == other
     find_controlnet_mismatch: Callable[[Config, Config], str | None] = lambda _, __: (
@@ -264,8 +266,8 @@ class Family:
     clip_skip_in_a1111: bool = True
     single_file_components: tuple[SingleFileComponent, ...] = ()
     part_rules: tuple[KindRule, ...] = ()
-    saved_as: str = ""
-    saved_empty: tuple[str, ...] = ()
+    pipeline_class: str = ""
+    empty_pipeline_components: tuple[str, ...] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from torch import nn
 from safelight.boundary import pictures
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.family import Config, Family, Latents
-from safelight.request.prompts.words import Words
+from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
 
 Tensors = Mapping[str, torch.Tensor]
@@ -45,10 +45,12 @@ class TextInput:
 
 @dataclass(frozen=True, slots=True)
 class TextInputs:
-    """What a text encoder is given for a job. ``together``: each output depends on all inputs (padding)."""
+    """What a text encoder is given for a job. ``padded_together``: all inputs are padded to one length, so
+    each output depends on all inputs.
+    """
 
     each: Mapping[PromptField, TextInput]
-    together: bool = False
+    padded_together: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +83,11 @@ class FamilyModel(ABC):
         ``attention``: name of the attention kernel, for libraries that want to know it when a module is built.
         """
 
-    def first_call(self, module: nn.Module) -> None:
+    def run_lazy_init(self, module: nn.Module) -> None:
         """Call a module once on meta if its library changes modules at their first call. By default, do nothing."""
         del module
 
-    def buffer(self, module: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor | None:
+    def make_buffer(self, module: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor | None:
         """Return the content of a buffer that is not saved, on the CPU; None if the buffer is unknown."""
         if name == "position_ids" and name in module._non_persistent_buffers_set:
             return torch.arange(buffer.shape[-1], device="cpu").expand((1, -1))
@@ -101,9 +103,17 @@ class FamilyModel(ABC):
 
     @abstractmethod
     def text_inputs(
-        self, family: Family, role: str, request: Request, texts: Sequence[PromptField], words: Words
+        self,
+        family: Family,
+        role: str,
+        request: Request,
+        texts: Sequence[PromptField],
+        inversion_tokens: InversionTokens,
     ) -> TextInputs:
-        """Tokenize texts for a text encoder. ``words``: words that stand for vectors. Raises RequestError."""
+        """Tokenize texts for a text encoder. Raises RequestError.
+
+        ``inversion_tokens``: token ids by word of a textual inversion.
+        """
 
     @abstractmethod
     def encode_texts(
@@ -113,7 +123,7 @@ class FamilyModel(ABC):
         module: nn.Module,
         request: Request,
         inputs: Sequence[TextInput],
-        words: Words,
+        inversion_tokens: InversionTokens,
         device: torch.device,
     ) -> list[Tensors]:
         """Run a bound text encoder on each input. Tensors have one row."""
@@ -127,13 +137,13 @@ class FamilyModel(ABC):
         """Call a bound denoiser. Returns the prediction, shaped like the latents."""
 
     def control(
-        self, net: nn.Module, call: Call, picture: torch.Tensor, weight: float, soft: bool
+        self, net: nn.Module, call: Call, picture: torch.Tensor, weight: float, guess_mode: bool
     ) -> tuple[torch.Tensor, ...]:
         """Call a bound ControlNet. Returns what is added within the denoiser.
 
         ``picture``: (1, 3, height, width), 0 to 1.
         ``weight``: factor of the output.
-        ``soft``: reduce the output of the outer layers.
+        ``guess_mode``: diffusers' ``guess_mode``: weaker residuals for the shallow blocks.
         """
         raise NotImplementedError(type(self).__name__)
 
@@ -144,12 +154,14 @@ class FamilyModel(ABC):
 
         ``tile``: pixels per side of a tile, 0 for no tiling.
         """
-        return pictures.encode_picture(vae, picture, mask, device, latents.scale, tile)
+        return pictures.encode_picture(vae, picture, mask, device, latents.vae_scale_factor, tile)
 
     def decode(self, latents: Latents, vae: nn.Module, values: torch.Tensor, tile: int) -> torch.Tensor:
         """Decode latents to (n, 3, height, width), about -1 to 1. ``tile``: as in :meth:`encode_picture`."""
-        plain = values / latents.factor
-        return pictures.decode(vae, plain + latents.shift if latents.shift else plain, latents.scale, tile)
+        plain = values / latents.scaling_factor
+        return pictures.decode(
+            vae, plain + latents.shift_factor if latents.shift_factor else plain, latents.vae_scale_factor, tile
+        )
 
 
 @cache

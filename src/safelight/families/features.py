@@ -27,11 +27,10 @@ class Feature(StrEnum):
 
 
 _CFG = fields_of(Request)["cfg"].default
-"""The default guidance scale; a request with it does not ask for guidance."""
+"""The default guidance scale. A request that leaves it unchanged does not count as asking for guidance, so it works
+with families that have none."""
 
-Asks = Callable[[Request], bool]
-
-ASKED: Mapping[Feature, tuple[str, Asks]] = {
+FEATURE_REQUESTS: Mapping[Feature, tuple[str, Callable[[Request], bool]]] = {
     Feature.TEXT_TO_IMAGE: ("image", lambda r: not r.image),
     Feature.IMAGE_TO_IMAGE: ("image", lambda r: bool(r.image)),
     Feature.INPAINTING: ("mask", lambda r: r.masked),
@@ -46,7 +45,7 @@ ASKED: Mapping[Feature, tuple[str, Asks]] = {
     Feature.CONTROLNET: ("controls", lambda r: bool(r.controls)),
     Feature.TEXT_ENCODER_OVERRIDE: ("text_encoder", lambda r: bool(r.text_encoder)),
 }
-"""The request's field that asks for a feature, and whether it does.
+"""For each feature: the request's field that asks for it, and a function that tells whether a request does.
 
 ``PROMPT_WEIGHTS`` has no entry: it depends on the prompt's text, not on a field.
 """
@@ -56,7 +55,7 @@ def first_missing(
     request: Request, features: frozenset[Feature], ignored: Collection[Feature] = ()
 ) -> tuple[str, Feature] | None:
     """Return the field and the feature that a request asks for and a family does not have; None if there is none."""
-    for feature, (name, asks) in ASKED.items():
+    for feature, (name, asks) in FEATURE_REQUESTS.items():
         if feature not in features and feature not in ignored and asks(request):
             return name, feature
     return None

@@ -59,12 +59,12 @@ def _kind(mode: int) -> str:
 
 
 @contextlib.contextmanager
-def written(folder: Path) -> Generator[tuple[BinaryIO, Path]]:
+def temporary_file_in(folder: Path) -> Generator[tuple[BinaryIO, Path]]:
     """Open a temporary file in ``folder``. Yield (file to write into, its temporary path).
 
-    Creates the folder if needed. The caller writes all bytes to the disk with :func:`settle`, and then, still within
-    the context, gives the file its name (:func:`os.replace`, :func:`os.link`). At its end the context deletes the
-    temporary file if it was not renamed.
+    Creates the folder if needed. The caller writes all bytes to the disk with :func:`flush_to_disk`, and then, still
+    within the context, gives the file its name (:func:`os.replace`, :func:`os.link`). At its end the context deletes
+    the temporary file if it was not renamed.
     Raises UnreadableFileError when the folder cannot be written.
     """
     try:
@@ -91,8 +91,8 @@ def unwritable(path: Path, error: OSError) -> UnreadableFileError:
     return kind(path, f"cannot be written: {error.strerror or error}")
 
 
-def settle(file: BinaryIO, temporary: Path, mode: int = 0o644) -> None:
-    """Write all bytes of a file of :func:`written` to the disk, and set its ``mode``.
+def flush_to_disk(file: BinaryIO, temporary: Path, mode: int = 0o644) -> None:
+    """Write all bytes of a file of :func:`temporary_file_in` to the disk, and set its ``mode``.
 
     With the default mode other users may read the file. A file with a secret needs another mode.
     """
@@ -103,9 +103,9 @@ def settle(file: BinaryIO, temporary: Path, mode: int = 0o644) -> None:
 
 def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write ``data`` to ``path`` atomically. Replaces an existing file. Raises UnreadableFileError."""
-    with written(path.parent) as (file, temporary):
+    with temporary_file_in(path.parent) as (file, temporary):
         file.write(data)
-        settle(file, temporary, mode)
+        flush_to_disk(file, temporary, mode)
         os.replace(temporary, path)
 
 
@@ -115,9 +115,9 @@ def write_new(folder: Path, stem: str, ending: str, data: bytes) -> Path:
     The name is ``STEM`` + ``ENDING``, or has the first free number (``STEM-2.png``).
     Raises UnreadableFileError.
     """
-    with written(folder) as (file, temporary):
+    with temporary_file_in(folder) as (file, temporary):
         file.write(data)
-        settle(file, temporary)
+        flush_to_disk(file, temporary)
         return _placed(temporary, folder, stem, ending)
 
 

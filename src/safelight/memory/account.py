@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 
-from safelight.devices.pool import Book
+from safelight.devices.pool import AllocationRecorder
 from safelight.memory.budget import Ledger, OverBudget
 
 
-class Account(Book):
+class LedgerRecorder(AllocationRecorder):
     """Records a pool's allocations as ledger entries, at most ``max_bytes`` bytes in total (None: no limit)."""
 
     def __init__(self, ledger: Ledger, place: str, max_bytes: int | None) -> None:

@@ -45,7 +45,7 @@ class HostSource:
         self._transfers = transfers
         self._keep = keep
         self._copying: dict[Fetch, _Copying] = {}
-        self._sums: dict[Piece, sums.Sum] = {}
+        self._device_checksums: dict[Piece, sums.Sum] = {}
 
     @property
     def has_waiting_lease(self) -> bool:
@@ -100,14 +100,15 @@ class HostSource:
                         verify or again,
                     )
                 if arrived is None:
-                    # The bytes of a piece never change, so a later check compares with the sum of an earlier copy.
-                    return Unverified(self._sums.get(piece))
-                self._sums[piece] = arrived
+                    # The bytes of a piece never change, so a later check compares with the checksum of an earlier copy.
+                    return Unverified(self._device_checksums.get(piece))
+                self._device_checksums[piece] = arrived
                 return arrived
             except TransferError:
                 if again:
                     raise
-                _log.warning("a copy to the device stayed corrupted; reading its source again", what=what)
+                event = "a copy to the device was corrupted again when repeated; reading its source again"
+                _log.warning(event, what=what)
         raise AssertionError
 
     def compute_checksums(self, buffer: SegmentBuffer) -> Checksums:

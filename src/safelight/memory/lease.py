@@ -24,7 +24,7 @@ class ResidentSegment:
     """A resident segment.
 
     ``checksums``: those of its bytes when they were produced.
-    ``leases``: how many leases hold it.
+    ``lease_count``: how many leases hold it.
     ``last_used``: when it was last used: a counter, not a time.
     ``corrupted``: its bytes are wrong. It is evicted when its last lease ends.
     ``unwanted``: somebody asked to evict it while a lease held it. It is evicted when its last lease ends.
@@ -32,7 +32,7 @@ class ResidentSegment:
 
     buffer: SegmentBuffer
     checksums: Checksums
-    leases: int = 0
+    lease_count: int = 0
     last_used: int = 0
     corrupted: bool = False
     unwanted: bool = False
@@ -40,7 +40,7 @@ class ResidentSegment:
     @property
     def must_evict(self) -> bool:
         """Whether the segment must be evicted now: no lease holds it, and it is corrupted or unwanted."""
-        return not self.leases and (self.corrupted or self.unwanted)
+        return not self.lease_count and (self.corrupted or self.unwanted)
 
     def intact(self, source: Source) -> bool:
         """Whether the bytes match the checksums. True if none were computed."""
@@ -71,14 +71,14 @@ class Use:
     """How a component will be used.
 
     ``forward_passes``: number of forward passes.
-    ``working``: bytes that computing uses beside the weights.
+    ``working_bytes``: bytes that computing uses beside the weights.
     ``upcoming``: the components (:func:`component_key`) wanted after it, the soonest first.
     ``min_bytes_of_later_leases``: bytes to leave for the weights of components that the stage leases after this one:
     :meth:`Planner.min_weight_bytes`.
     """
 
     forward_passes: int = 1
-    working: int = 0
+    working_bytes: int = 0
     upcoming: tuple[str, ...] = ()
     min_bytes_of_later_leases: int = 0
 
@@ -106,7 +106,7 @@ class LeaseOwner(Protocol):
 class Lease:
     """Holds a component until the lease ends.
 
-    ``plan``: its steps and their reasons.
+    ``plan``: its actions and their reasons.
     ``reservation_entry``: the ledger's entry for the working memory; None before it is reserved, or if none is needed.
     ``weights_modified``: code wrote to the weights.
     """
@@ -137,7 +137,7 @@ class Lease:
     def resident_bytes(self) -> int:
         return sum(resident.buffer.segment.nbytes for resident in self.residents.values())
 
-    def resident(self, name: str) -> torch.Tensor | None:
+    def resident_tensor(self, name: str) -> torch.Tensor | None:
         """Return the tensor if it is resident, None if it is streamed."""
         resident = self.residents.get(self._segment_index[name])
         return resident.buffer.tensors[name] if resident is not None else None

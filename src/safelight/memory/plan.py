@@ -1,7 +1,7 @@
 """Decides, from resident pieces, needed pieces and a budget, which pieces to keep, load, stream or evict.
 
-:func:`plan` is a pure function, without torch and without I/O. It gives a reason for each step. It decides where bytes
-are, and never how results are computed.
+:func:`plan` is a pure function, without torch and without I/O. It gives a reason for each action. It decides where
+bytes are, and never how results are computed.
 
 A component that fits is loaded whole. A component that does not fit is loaded in part: some pieces are resident, and
 the others are *streamed*, which means that they are copied into a slot of a small ring each time they are used.
@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Action = Literal["keep", "load", "stream", "drop"]
+ActionName = Literal["keep", "load", "stream", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +73,10 @@ class PlanInput:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """``action`` for ``piece``. ``reason`` is the rule that decided it."""
+class Action:
+    """What to do with ``piece``. ``reason`` is the rule that decided it."""
 
-    action: Action
+    name: ActionName
     piece: Piece
     reason: str
 
@@ -85,40 +85,40 @@ class Step:
 class Plan:
     """The planner's decision.
 
-    ``steps``: drops (evictions) first, then the needed pieces in the order of use.
+    ``actions``: drops (evictions) first, then the needed pieces in the order of use.
     ``slots``: number of ring slots, 0 if nothing is streamed.
     ``slot_bytes``: bytes of each slot.
     """
 
-    steps: tuple[Step, ...]
+    actions: tuple[Action, ...]
     slots: int = 0
     slot_bytes: int = 0
 
-    def pieces(self, action: Action) -> tuple[Piece, ...]:
-        return tuple(step.piece for step in self.steps if step.action == action)
+    def pieces(self, name: ActionName) -> tuple[Piece, ...]:
+        return tuple(action.piece for action in self.actions if action.name == name)
 
     @property
     def staying(self) -> set[int]:
         """The indices of the segments that are resident after the plan is carried out."""
-        return {piece.index for action in ("keep", "load") for piece in self.pieces(action)}
+        return {piece.index for name in ("keep", "load") for piece in self.pieces(name)}
 
-    def nbytes(self, action: Action) -> int:
-        return sum(piece.nbytes for piece in self.pieces(action))
+    def nbytes(self, name: ActionName) -> int:
+        return sum(piece.nbytes for piece in self.pieces(name))
 
     def moved(self, forward_passes: int) -> int:
         """Bytes that the plan moves in ``forward_passes`` passes: each load once, each streamed piece at each pass."""
         return self.nbytes("load") + forward_passes * self.nbytes("stream")
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the steps as plain values: action, segment, bytes, reason."""
+        """Return the actions as plain values: action, segment, bytes, reason."""
         return [
             {
-                "action": step.action,
-                "segment": f"{step.piece.component_key} {step.piece.index}",
-                "nbytes": step.piece.nbytes,
-                "reason": step.reason,
+                "action": action.name,
+                "segment": f"{action.piece.component_key} {action.piece.index}",
+                "nbytes": action.piece.nbytes,
+                "reason": action.reason,
             }
-            for step in self.steps
+            for action in self.actions
         ]
 
 
@@ -136,7 +136,7 @@ class Refusal:
 
 
 def plan(plan_input: PlanInput) -> Plan | Refusal:
-    """Plan the steps, or return why no plan is possible. The same input always gives the same plan."""
+    """Plan the actions, or return why no plan is possible. The same input always gives the same plan."""
     in_memory = {resident.piece: resident for resident in plan_input.residents}
     needed = set(plan_input.needed)
     held_bytes = sum(r.piece.nbytes for r in plan_input.residents if r.held and r.piece not in needed)
@@ -158,18 +158,18 @@ def plan(plan_input: PlanInput) -> Plan | Refusal:
     room = available - slots * slot_bytes - sum(piece.nbytes for piece in staying)
     others = [r for r in plan_input.residents if not r.held and r.piece not in needed]
     staying_others = set(_fitting(_by_worth(others, plan_input.upcoming), room))
-    steps = [
-        Step("drop", r.piece, _why_dropped(r, plan_input.upcoming))
+    actions = [
+        Action("drop", r.piece, _why_dropped(r, plan_input.upcoming))
         for r in sorted(others, key=lambda r: (r.piece.component_key, r.piece.index))
         if r.piece not in staying_others
     ]
-    steps += [
-        Step("drop", piece, "does not fit beside the pieces used before it")
+    actions += [
+        Action("drop", piece, "does not fit beside the pieces used before it")
         for piece in plan_input.needed
         if piece in in_memory and piece not in staying
     ]
-    steps += [_use(piece, in_memory, staying, total, available) for piece in plan_input.needed]
-    return Plan(tuple(steps), slots, slot_bytes)
+    actions += [_use(piece, in_memory, staying, total, available) for piece in plan_input.needed]
+    return Plan(tuple(actions), slots, slot_bytes)
 
 
 def _refusal(plan_input: PlanInput, total: int, available: int, least: int) -> Refusal | None:
@@ -213,9 +213,9 @@ def _why_dropped(resident: Resident, upcoming: Sequence[str]) -> str:
     return "evicted to make room; no known job wants it"
 
 
-def _use(piece: Piece, in_memory: Mapping[Piece, Resident], staying: set[Piece], total: int, available: int) -> Step:
+def _use(piece: Piece, in_memory: Mapping[Piece, Resident], staying: set[Piece], total: int, available: int) -> Action:
     if piece not in staying:
-        return Step("stream", piece, f"the component's {total} bytes exceed the {available} available bytes")
+        return Action("stream", piece, f"the component's {total} bytes exceed the {available} available bytes")
     if piece in in_memory:
-        return Step("keep", piece, "is already in memory")
-    return Step("load", piece, "is needed and fits")
+        return Action("keep", piece, "is already in memory")
+    return Action("load", piece, "is needed and fits")

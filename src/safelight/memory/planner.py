@@ -46,9 +46,9 @@ class Planner:
         Returns None if the lease must wait: there is too little room now, but segments that others hold are released
         soon.
         """
-        self.table.evict_due(lease)
+        self.table.evict_corrupted_or_unwanted(lease)
         self.before_planning()
-        outcome = plan(self._plan_input(lease, True))
+        outcome = plan(self._plan_input(lease, pending_as_held=True))
         temporary = self.table.pending or (self.table.prefetches and lease not in self.table.prefetches)
         if temporary and (isinstance(outcome, Refusal) or outcome.slots):
             return None
@@ -56,7 +56,7 @@ class Planner:
             # Tensors may be free by now, or only held by a reference cycle, such as an error and its frames.
             self.table.pool.collect()
             self.table.pool.trim()
-            outcome = plan(self._plan_input(lease, True))
+            outcome = plan(self._plan_input(lease, pending_as_held=True))
         if isinstance(outcome, Refusal):
             raise self.refusal_error(lease.component, lease.use, outcome)
         return outcome
@@ -71,7 +71,7 @@ class Planner:
         progress.
         """
         self.before_planning()
-        plan_input = self._plan_input(lease, True)
+        plan_input = self._plan_input(lease, pending_as_held=True)
         outcome = plan(plan_input)
         loses = isinstance(outcome, Refusal) or not outcome.staying.issuperset(lease.residents)
         if loses and self.table.pending:
@@ -89,15 +89,15 @@ class Planner:
 
     def plan_prefetch(self, lease: Lease) -> Plan | None:
         """Plan a prefetch. None: it would evict something, or it does not fit."""
-        self.table.evict_due(lease)
+        self.table.evict_corrupted_or_unwanted(lease)
         self.before_planning()
-        outcome = plan(self._plan_input(lease, True))
+        outcome = plan(self._plan_input(lease, pending_as_held=True))
         return None if isinstance(outcome, Refusal) or outcome.pieces("drop") or outcome.slots else outcome
 
     def plan_dry_run(self, lease: Lease) -> Plan | Refusal:
         """Plan a lease that begins when the current reads are over. Nobody carries this plan out."""
         self.before_planning()
-        return plan(self._plan_input(lease, False))
+        return plan(self._plan_input(lease, pending_as_held=False))
 
     def plan_eviction(self) -> Plan | None:
         """Plan which pieces to evict so that the others fit in the budget.
@@ -105,7 +105,7 @@ class Planner:
         Returns None if the held pieces alone exceed the budget.
         """
         self.before_planning()
-        outcome = plan(PlanInput(self._weight_budget(None), self.table.pieces_for(None, True), ()))
+        outcome = plan(PlanInput(self._weight_budget(None), self.table.planner_view(None, pending_as_held=True), ()))
         return outcome if isinstance(outcome, Plan) else None
 
     def min_weight_bytes(self, component: ComponentManifest, dtype: torch.dtype) -> int:
@@ -120,11 +120,11 @@ class Planner:
             component, use, refusal, self.place, self.ledger.budget(self.place), self.max_bytes, self.partial
         )
 
-    def _plan_input(self, lease: Lease, reading: bool) -> PlanInput:
-        """``reading``: see :meth:`SegmentTable.pieces_for`."""
+    def _plan_input(self, lease: Lease, *, pending_as_held: bool) -> PlanInput:
+        """``pending_as_held``: see :meth:`SegmentTable.planner_view`."""
         return PlanInput(
             budget=self._weight_budget(lease),
-            residents=self.table.pieces_for(lease, reading),
+            residents=self.table.planner_view(lease, pending_as_held=pending_as_held),
             needed=tuple(segment.piece for segment in lease.segments),
             forward_passes=lease.use.forward_passes,
             upcoming=lease.use.upcoming,
@@ -143,9 +143,9 @@ class Planner:
         others -= ring
         reserved = self.ledger.reserved(self.place)
         if lease is not None and lease.reservation_entry is None:
-            reserved += lease.use.working
-        # Until the lease has begun, leave room for the stage's other components. After that, the table has their
-        # segments.
+            reserved += lease.use.working_bytes
+        # A new lease leaves room for the components that the stage leases after it. When a running lease is planned
+        # again, all of them have been leased, so the table already counts their segments.
         others += lease.use.min_bytes_of_later_leases if lease is not None and not lease.begun else 0
         allowed = self.ledger.budget(self.place) - reserved
         return (allowed if self.max_bytes is None else min(allowed, self.max_bytes)) - others

@@ -33,7 +33,7 @@ def refusal_error(
     ``partial``: whether a component may be resident in part.
     """
     setting = cache_setting(place)
-    working, lacking = use.working, refusal.least - refusal.available
+    working, lacking = use.working_bytes, refusal.least - refusal.available
     if max_bytes is not None and max_bytes < budget - working:
         hint = f"{setting} is {_gb(max_bytes)}; at least {_gb(max_bytes + lacking)} is needed"
     else:

@@ -31,7 +31,7 @@ from safelight.devices import host
 from safelight.devices.base import Device
 from safelight.devices.failures import translate_memory_errors
 from safelight.devices.pool import SlabPool
-from safelight.memory.account import Account
+from safelight.memory.account import LedgerRecorder
 from safelight.memory.budget import Ledger
 from safelight.memory.lease import ONCE, Lease, PendingRead, ResidentSegment, Use
 from safelight.memory.plan import Plan, Refusal
@@ -73,7 +73,7 @@ class Residency:
         self.ledger = ledger
         self.place = place
         self.source = source
-        self.pool = SlabPool(device, Account(ledger, place, max_bytes))
+        self.pool = SlabPool(device, LedgerRecorder(ledger, place, max_bytes))
         self.lock = threading.RLock()
         self.table = SegmentTable(self.pool)
         self.planner = Planner(self.table, device, ledger, place, partial, max_bytes, before_planning)
@@ -103,7 +103,7 @@ class Residency:
             return self.table.usage_by_component()
 
     def last_plan(self) -> list[dict[str, Any]]:
-        """Return the steps of the last plan that was carried out."""
+        """Return the actions of the last plan that was carried out."""
         return self.table.last_plan.describe()
 
     @contextlib.contextmanager
@@ -178,7 +178,7 @@ class Residency:
         with self.lock:
             checked = [resident for piece, resident in self.table.residents.items() if piece.is_of(digests)]
             for resident in checked:
-                resident.leases += 1
+                resident.lease_count += 1
         wrong: list[ResidentSegment] = []
         try:
             wrong += [resident for resident in checked if not resident.intact(self.source)]
@@ -221,8 +221,8 @@ class Residency:
     def _carry_out(self, lease: Lease, decide: Callable[[], Plan | None]) -> None:
         """Carry out the plan that ``decide`` returns, until all its pieces are resident.
 
-        ``decide`` is called under the lock. It is called again if it returned None, after the current reads and
-        prefetches end; and if another lease failed to read a segment that this plan needs.
+        ``decide`` is called under the lock. It is called again in two cases: it returned None (after the current reads
+        and prefetches have ended), or another lease failed to read a segment that this plan needs.
         """
         try:
             while not self._attempt(lease, decide):
@@ -256,15 +256,15 @@ class Residency:
             return True
 
     def _apply_plan(self, lease: Lease, new_plan: Plan) -> list[PendingRead]:
-        """Do all steps of a plan except reading: evict, hold resident pieces, take slabs, reserve working memory.
+        """Do all actions of a plan except reading: evict, hold resident pieces, take slabs, reserve working memory.
 
         Returns the segments that other leases are reading and this one needs. The caller has the lock.
         """
         table = self.table
         table.adopt(lease, new_plan)
         if self._log_plans:
-            for step in new_plan.steps:
-                _log.info("plan step", place=self.place, action=step.action, piece=step.piece, reason=step.reason)
+            for action in new_plan.actions:
+                _log.info("plan", place=self.place, action=action.name, piece=action.piece, reason=action.reason)
         if lease.ring is not None:
             lease.ring.close()
             lease.ring = None
@@ -287,11 +287,11 @@ class Residency:
             lease.ring = Ring(
                 self.pool, lease.fetch, streamed, new_plan.slots, ahead, lease.use.forward_passes, lease.key
             )
-        promise = lease.use.working if lease.reservation_entry is None else 0
+        promise = lease.use.working_bytes if lease.reservation_entry is None else 0
         self.make_room(promise)
         if promise:
             lease.reservation_entry = self.ledger.charge(
-                self.place, lease.use.working, lease.key, "computing", stored=False
+                self.place, lease.use.working_bytes, lease.key, "computing", stored=False
             )
         lease.begun = True
         return awaited

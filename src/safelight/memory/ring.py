@@ -23,14 +23,19 @@ from safelight.memory.source import Fetch, SegmentBuffer
 
 @dataclass(eq=False)
 class _Slot:
-    """A slot. ``last_used``: a counter, not a time; 0 before the first use. ``fence``: of the work that used it."""
+    """A slot.
+
+    ``last_used``: a counter, not a time; 0 before the first use.
+    ``view_escaped``: a tensor or view of the slot was still referenced when its use ended.
+    ``fence``: of the work that used it.
+    """
 
     slab: Slab
     index: int = -1
     tensors: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     users: int = 0
     last_used: int = 0
-    aliased: bool = False
+    view_escaped: bool = False
     fence: Fence = PASSED
     pending: Future[None] | None = None
 
@@ -99,7 +104,7 @@ class Ring:
             with self._lock:
                 for slot in slots:
                     slot.fence = self._pool.device.record_fence()
-                    slot.aliased |= slot.slab.holders() > len(slot.tensors)
+                    slot.view_escaped |= slot.slab.holders() > len(slot.tensors)
                     slot.users -= 1
 
     @contextmanager
@@ -170,8 +175,9 @@ class Ring:
             if slot.pending is not None:
                 slot.pending.exception()
             slot.tensors, slot.pending = {}, None
-            # If a view of the slot outlived its operation, a later operation may have used it.
-            (self._pool.device.record_fence() if slot.aliased else slot.fence).wait()
+            # If a view of the slot outlived its operation, a later operation may have used it: so wait for all work
+            # submitted until now, not only for the slot's own fence.
+            (self._pool.device.record_fence() if slot.view_escaped else slot.fence).wait()
             if slot.slab.holders() > 0:
                 self._slots.remove(slot)
                 self._pool.give(slot.slab)
@@ -179,7 +185,7 @@ class Ring:
         if slot is None:
             slot = _Slot(self._take_slab())
             self._slots.append(slot)
-        slot.index, slot.last_used, slot.fence, slot.aliased = index, 0, PASSED, False
+        slot.index, slot.last_used, slot.fence, slot.view_escaped = index, 0, PASSED, False
         return slot
 
     def _take_slab(self) -> Slab:

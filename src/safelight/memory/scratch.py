@@ -1,6 +1,7 @@
 """A temporary file for segments with overlays (LoRA etc.) applied.
 
-A streamed segment is merged once and then read back.
+The overlays of a streamed segment are computed at its first two uses. The second result is stored, and later uses read
+it back.
 
 The file has no name, so it never outlives the process. It only saves time: if it cannot be written (for example, the
 disk is full), the segments are computed again.

@@ -67,21 +67,21 @@ class SegmentTable:
         for key in keys:
             segments = [segment for piece, segment in self.residents.items() if piece.component_key == key]
             nbytes = sum(segment.buffer.slab.nbytes for segment in segments)
-            leases = max(segment.leases for segment in segments)
+            leases = max(segment.lease_count for segment in segments)
             found.append(ComponentUsage(key, nbytes, self._totals[key], leases))
         return found
 
-    def pieces_for(self, lease: Lease | None, reading: bool) -> tuple[Resident, ...]:
+    def planner_view(self, lease: Lease | None, *, pending_as_held: bool) -> tuple[Resident, ...]:
         """Return all resident and pending segments, as the planner sees them for ``lease``.
 
-        ``reading``: treat segments that are being read as held (True), or as evictable residents (False).
+        ``pending_as_held``: treat segments that are being read as held (True), or as evictable residents (False).
         """
         own = {} if lease is None else lease.residents
         residents = [
-            Resident(piece, resident.last_used, resident.leases > (own.get(piece.index) is resident))
+            Resident(piece, resident.last_used, resident.lease_count > (own.get(piece.index) is resident))
             for piece, resident in self.residents.items()
         ]
-        return (*residents, *(Resident(piece, self._clock, reading) for piece in self.pending))
+        return (*residents, *(Resident(piece, self._clock, pending_as_held) for piece in self.pending))
 
     def events_to_wait_for(self, lease: Lease) -> list[threading.Event]:
         """Return the events that are set when the current reads, and the other leases' prefetches, are over."""
@@ -91,7 +91,11 @@ class SegmentTable:
     # What a lease does to the table, from its plan to its end.
 
     def adopt(self, lease: Lease, new_plan: Plan) -> None:
-        """Note the plan that a lease carries out from now on, and the sizes of its components for the reports."""
+        """Note the plan that a lease carries out from now on and, for reports, the total bytes under each key.
+
+        The key of a component with overlays counts only the segments with overlays. The underlying component's key
+        counts all segments.
+        """
         lease.plan = self.last_plan = new_plan
         total = sum(segment.nbytes for segment in lease.segments)
         self._totals |= {piece.component_key: total for piece in lease.pieces}
@@ -101,7 +105,7 @@ class SegmentTable:
     def hold(lease: Lease, resident: ResidentSegment) -> None:
         """Let a lease hold a resident segment."""
         if resident.buffer.segment.piece.index not in lease.residents:
-            resident.leases += 1
+            resident.lease_count += 1
             lease.residents[resident.buffer.segment.piece.index] = resident
 
     @staticmethod
@@ -109,7 +113,7 @@ class SegmentTable:
         """Let a lease, which streams these segments from now on, no longer hold them. They stay in memory."""
         for index in indices:
             resident = lease.residents.pop(index)
-            resident.leases -= 1
+            resident.lease_count -= 1
 
     def begin_reads(self, lease: Lease, missing: Sequence[Segment]) -> None:
         """Take slabs for the segments that the lease will read. They are pending from now on."""
@@ -160,7 +164,7 @@ class SegmentTable:
 
     def release(self, resident: ResidentSegment) -> None:
         """Remove one hold of a segment. If it is wrong or unwanted and nobody holds it now, evict it."""
-        resident.leases -= 1
+        resident.lease_count -= 1
         piece = resident.buffer.segment.piece
         if resident.must_evict and self.residents.get(piece) is resident:
             self.evict(piece)
@@ -179,10 +183,10 @@ class SegmentTable:
         """Evict the pieces that a plan drops, if they are still resident and no lease holds them."""
         for piece in new_plan.pieces("drop"):
             resident = self.residents.get(piece)
-            if resident is not None and not resident.leases:
+            if resident is not None and not resident.lease_count:
                 self.evict(piece)
 
-    def evict_due(self, lease: Lease) -> None:
+    def evict_corrupted_or_unwanted(self, lease: Lease) -> None:
         """Evict the lease's segments that are known to be wrong or unwanted, so that it does not use them."""
         for piece, resident in list(self.residents.items()):
             if resident.must_evict and piece in lease.pieces:
@@ -194,7 +198,7 @@ class SegmentTable:
         Segments that are being read are evicted as soon as no lease holds them.
         """
         for piece, resident in list(self.residents.items()):
-            if not resident.leases and piece.is_of(digests):
+            if not resident.lease_count and piece.is_of(digests):
                 self.evict(piece)
         for piece, pending in self.pending.items():
             pending.unwanted |= piece.is_of(digests)

@@ -45,10 +45,10 @@ def component_key(component: ComponentManifest, dtype: torch.dtype) -> str:
     any.
     """
     over = f" +{component.overlay_digest[:16]}" if isinstance(component, OverlaidComponent) else ""
-    return _base_key(component, dtype) + over
+    return _underlying_key(component, dtype) + over
 
 
-def _base_key(component: ComponentManifest, dtype: torch.dtype) -> str:
+def _underlying_key(component: ComponentManifest, dtype: torch.dtype) -> str:
     return f"{component.role} {component.digest[:16]} {str(dtype).removeprefix('torch.')}"
 
 
@@ -81,10 +81,10 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
         else:
             parts.append(run)
     touched = component.overlaid_names if isinstance(component, OverlaidComponent) else frozenset[str]()
-    own, base = component_key(component, dtype), _base_key(component, dtype)
+    own_key, underlying_key = component_key(component, dtype), _underlying_key(component, dtype)
 
     def key(part: list[ManifestTensor]) -> str:
-        return own if any(tensor.name in touched for tensor in part) else base
+        return own_key if any(tensor.name in touched for tensor in part) else underlying_key
 
     return tuple(
         Segment(_label(component.role, part), dtype, tuple(part), Piece(key(part), index, nbytes(part)))

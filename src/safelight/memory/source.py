@@ -29,12 +29,15 @@ from safelight.weights.overlay import OverlaidComponent, Overlay
 _log = structlog.get_logger(__name__)
 
 Checksums = Hashable
-"""The checksums of a segment: equal if and only if the bytes are equal. None if they were not computed."""
+"""The checksums of a segment: equal if and only if the bytes are equal.
+
+None if they were not computed, and :class:`Unverified` if the bytes were not compared with them yet.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Unverified:
-    """The ``expected`` checksums of a segment that was not verified since it arrived."""
+    """The ``expected`` checksums of a segment that was not verified since it arrived. None if they are unknown."""
 
     expected: Checksums
 
@@ -53,7 +56,10 @@ class SegmentBuffer:
 
 
 Fetch = Callable[[Sequence[SegmentBuffer]], list[Checksums]]
-"""Fills the buffers and returns the checksums of each, once all bytes have arrived and are verified."""
+"""Fills the buffers and returns the checksums of each, once all bytes have arrived.
+
+An entry is ``Unverified(expected)`` if that copy was not verified.
+"""
 
 
 class Source(Protocol):
@@ -113,9 +119,9 @@ class FileSource:
             yield lambda buffers: self._fetch(component.digest, buffers, background)
             return
         with component.open_overlays() as overlays, Scratch(self._folder) as scratch:
-            yield lambda buffers: self._fetch_over(component.digest, buffers, overlays, scratch, background)
+            yield lambda buffers: self._fetch_with_overlays(component.digest, buffers, overlays, scratch, background)
 
-    def _fetch_over(
+    def _fetch_with_overlays(
         self,
         digest: str,
         buffers: Sequence[SegmentBuffer],

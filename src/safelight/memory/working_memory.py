@@ -52,8 +52,11 @@ class Workload:
     quadratic: bool = False
 
 
-class WorkingMemory:
-    """Estimates from measured runs. ``path``: the file that stores them, None to store them in this process only."""
+class WorkingMemoryEstimator:
+    """Estimates the working memory from measured runs.
+
+    ``path``: the file that stores the measurements; None to store them in this process only.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path

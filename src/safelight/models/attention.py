@@ -161,7 +161,7 @@ def _describe(shape: Shape) -> str:
 
 
 def _put(module: nn.Module, device: torch.device) -> None:
-    """Move parameters to a device one by one, as binding does. ``Module.to`` refuses to change their backend."""
+    """Move parameters to a device one by one, as binding does."""
     for child in module.modules():
         for attribute, parameter in child._parameters.items():
             if parameter is not None:
@@ -235,8 +235,8 @@ def _seconds(name: str, dtype: torch.dtype, device: torch.device, slice_size: st
 def _poisoned_memory(device: torch.device) -> Generator[None]:
     """Make uninitialised memory contain NaN within the context.
 
-    Torch fills new allocations if it can. A NaN tensor that was freed before covers the blocks that a caching allocator
-    reuses.
+    In deterministic mode torch fills new tensors with NaN where it supports that. For the rest, a large NaN tensor is
+    allocated and freed first, so that a caching allocator hands out its memory again.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.full((1 << 20,), float("nan"), device=device)

@@ -1,4 +1,7 @@
-"""Binding: joins a skeleton and weights to a model within a context. Afterwards, no reference holds the weights."""
+"""Binding: gives a skeleton the weights of a lease for the duration of a context.
+
+Afterwards, no reference holds the weights.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 from torch import nn
 
 from safelight.devices.base import ALIGNMENT
-from safelight.errors import BindingError, StateLeftError
+from safelight.errors import BindingError, ModuleModifiedError
 from safelight.memory.lease import Lease
 from safelight.models.skeleton import Skeleton, SkeletonCache, SkeletonKey
 from safelight.models.streamed import StreamedParameter
@@ -40,7 +43,7 @@ class _Binding:
     def begin(self) -> None:
         """Give every module its parameters: resident or streamed."""
         for name in self._skeleton.parameter_owners:
-            tensor = self._lease.resident(name)
+            tensor = self._lease.resident_tensor(name)
             self._place(name, self._stream(name) if tensor is None else self._hand_out(name, tensor))
 
     def change(self, names: Sequence[str], resident: bool) -> None:
@@ -50,7 +53,7 @@ class _Binding:
         """
         self._end(names)
         for name in names:
-            tensor = self._lease.resident(name) if resident else None
+            tensor = self._lease.resident_tensor(name) if resident else None
             self._place(name, self._stream(name) if tensor is None else self._hand_out(name, tensor))
 
     def end(self) -> None:
@@ -87,7 +90,7 @@ class _Binding:
             bound_parameter = self._resident.pop(name, None)
             if bound_parameter is not None:
                 parameter, version = bound_parameter
-                tensor = self._lease.resident(name)
+                tensor = self._lease.resident_tensor(name)
                 if tensor is not None and tensor._version != version:
                     _log.warning("a bound weight was modified; it will be read again", role=key.role, name=name)
                     self._lease.mark_corrupted(name)
@@ -103,7 +106,7 @@ def bind(cache: SkeletonCache, key: SkeletonKey, lease: Lease) -> Generator[nn.M
 
     Raises BindingError if the weights differ from the skeleton's tensors in names, shapes or dtype, or do not start at
     aligned addresses, on which fp32 results depend.
-    Raises StateLeftError at the end if the module changed while it was bound. Its results cannot be trusted then.
+    Raises ModuleModifiedError at the end if the module changed while it was bound. Its results cannot be trusted then.
     """
     skeleton = cache.take(key)
     binding = _Binding(skeleton, lease)
@@ -120,4 +123,4 @@ def bind(cache: SkeletonCache, key: SkeletonKey, lease: Lease) -> Generator[nn.M
     lease.on_change = None
     binding.end()
     if changed := cache.put_back(skeleton):
-        raise StateLeftError(key.role, changed)
+        raise ModuleModifiedError(key.role, changed)

@@ -17,7 +17,7 @@ from torch import nn
 from safelight.models.absent import AbsentParameter
 
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
-_BOUND = frozenset({"_parameters", "_buffers"})
+_COMPARED_SEPARATELY = frozenset({"_parameters", "_buffers"})
 
 
 class _Entry:
@@ -108,7 +108,7 @@ class _Module:
         self._empty: list[Any] = []
         self._entries: dict[str, _Entry] = {}
         for key, value in vars(module).items():
-            if isinstance(value, _PLAIN) or key in _BOUND:
+            if isinstance(value, _PLAIN) or key in _COMPARED_SEPARATELY:
                 continue
             if isinstance(value, (dict, set)) and not value:
                 self._empty.append(value)
@@ -147,7 +147,7 @@ class _Module:
 
     def _unchanged(self, key: str, now: Any, before: Any) -> bool:
         """Whether an attribute is what it was. Parameters and buffers are compared elsewhere."""
-        if key in _BOUND:
+        if key in _COMPARED_SEPARATELY:
             return True
         if key in self._entries:
             return self._entries[key].same(now)

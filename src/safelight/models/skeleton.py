@@ -61,8 +61,8 @@ def build(key: SkeletonKey) -> nn.Module:
     model = family_model(model_family)
     return modules.build(
         lambda: model.build(model_family, key.config, key.attention),
-        model.first_call,
-        model.buffer,
+        model.run_lazy_init,
+        model.make_buffer,
         key.dtype,
         key.attention,
         key.device,

@@ -48,7 +48,7 @@ class StreamedParameter(AbsentParameter):
         kwargs = dict(kwargs or {})
         if func in DESCRIBING:
             first = args[0]
-            # Each access creates a new getter. Getters are equal, not identical.
+            # ``torch.Tensor.device.__get__`` is a new object each time, so compare with ``==``, not ``is``.
             if func == _DEVICE and isinstance(first, StreamedParameter):
                 return first.compute_device
             return super().__torch_function__(func, types, args, kwargs)

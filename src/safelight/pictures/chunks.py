@@ -16,7 +16,7 @@ from safelight.errors import CorruptFileError, UnreadableFileError
 from safelight.files.disk import open_regular
 from safelight.request.adapters import Lora
 from safelight.request.field import fields_of
-from safelight.request.prompts.loras import taggable, written
+from safelight.request.prompts.loras import lora_to_tag, taggable
 from safelight.request.results import Image
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, a1111_name
 from safelight.request.schema import UPSCALERS, VERSION, Request
@@ -63,7 +63,7 @@ def parameters(metadata: Mapping[str, Any]) -> str:
     if loras:
         fields["Lora hashes"] = ", ".join(f"{taggable(lora.name)}: {lora.digest[:12]}" for lora in loras)
     fields["Version"] = f"Safelight {metadata['run']['versions']['safelight']}"
-    lines = [" ".join([request["prompt"], *(written(lora) for lora in loras)])]
+    lines = [" ".join([request["prompt"], *(lora_to_tag(lora) for lora in loras)])]
     if request["negative"]:
         lines.append(f"Negative prompt: {request['negative']}")
     lines.append(", ".join(f"{key}: {quoted(value)}" for key, value in fields.items()))

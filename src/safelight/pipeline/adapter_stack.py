@@ -70,19 +70,19 @@ class RowReplacement:
 
 
 def stack_adapters(
-    base: ComponentManifest,
+    underlying: ComponentManifest,
     layers: Sequence[AdapterLayer],
     leasing: Leasing,
     replacements: Sequence[RowReplacement] = (),
 ) -> ComponentManifest:
-    """Return the base with ``layers`` added and rows replaced. If they change nothing, return the base itself.
+    """Return the underlying component with ``layers`` added and rows replaced. If they change nothing, return it.
 
     ``leasing``: leases the tensors of a layer or of replacing vectors while overlays are computed.
     """
     active = [AdapterLayer(layer.source, _active_changes(layer), layer.scale) for layer in layers]
     active = sorted((layer for layer in active if layer.changes), key=lambda layer: layer.content_key)
     if not active and not replacements:
-        return base
+        return underlying
     changes_by_weight: dict[str, list[tuple[AdapterLayer, WeightChange, float]]] = {}
     for layer in active:
         for change, strength in layer.changes:
@@ -91,7 +91,7 @@ def stack_adapters(
     for replacement in sorted(replacements, key=lambda replacement: replacement.content_key):
         rows.setdefault(replacement.target, []).append(replacement)
     touched = changes_by_weight.keys() | rows.keys()
-    largest = max(math.prod(tensor.shape) for tensor in base.tensors if tensor.name in touched)
+    largest = max(math.prod(tensor.shape) for tensor in underlying.tensors if tensor.name in touched)
     sources = {item.source.digest: item.source for item in (*active, *replacements)}
 
     @contextmanager
@@ -107,7 +107,7 @@ def stack_adapters(
         *(layer.content_key for layer in active), *sorted(replacement.content_key for replacement in replacements)
     )
     working_bytes = TENSORS_AT_ONCE * largest * torch.float32.itemsize
-    return with_overlays(base, content, frozenset(touched), open_overlays, working_bytes, tuple(sorted(sources)))
+    return with_overlays(underlying, content, frozenset(touched), open_overlays, working_bytes, tuple(sorted(sources)))
 
 
 class _VerifiedLease:

@@ -26,7 +26,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Canvas:
-    """The pictures of an image that starts from a picture.
+    """The input picture and mask of an image-to-image or inpainting request, and where to paste the result.
 
     ``picture``, ``mask``: in the drawn size.
     ``original``: the full picture.
@@ -41,7 +41,7 @@ class Canvas:
     box: Box
 
     def crop(self, picture: PILImage.Image) -> PILImage.Image:
-        """Crop a picture that belongs to the full picture (a ControlNet's) to the drawn part."""
+        """Crop a ControlNet's picture, which covers the whole input picture, to the part that is drawn."""
         if self.box == (0, 0, *self.original.size):
             return picture
         return resize(picture, self.original.size).crop(self.box)

@@ -22,21 +22,26 @@ def combine(contents: Contents, leasing: Leasing) -> Model:
     ``leasing``: leases the adapters' tensors while overlays are computed.
     """
 
-    def component(base: ComponentManifest) -> ComponentManifest:
+    def component(underlying: ComponentManifest) -> ComponentManifest:
         layers = [
             AdapterLayer(
                 one.adapter.component,
-                tuple((part, one.strength(base.role, part.block)) for part in one.match.changes.get(base.role, ())),
-                one.scale(base.role),
+                tuple(
+                    (change, one.strength(underlying.role, change.block))
+                    for change in one.match.changes.get(underlying.role, ())
+                ),
+                one.scale(underlying.role),
             )
             for one in contents.loras
         ]
         replacements = [
-            RowReplacement(one.adapter.component, one.tensor_names[base.role], _token_embedding(base), one.tokens)
+            RowReplacement(
+                one.adapter.component, one.tensor_names[underlying.role], _token_embedding(underlying), one.tokens
+            )
             for one in contents.inversions
-            if base.role in one.tensor_names
+            if underlying.role in one.tensor_names
         ]
-        return stack_adapters(base, layers, leasing, replacements)
+        return stack_adapters(underlying, layers, leasing, replacements)
 
     model = contents.model
     by_role = {part.role: part for part in contents.replacements}

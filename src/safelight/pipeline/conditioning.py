@@ -18,7 +18,7 @@ from safelight.families.features import Feature
 from safelight.pipeline.denoise import ConditionsByStep
 from safelight.pipeline.guidance import Condition
 from safelight.request.prompts.editing import prompt_per_step_of
-from safelight.request.prompts.words import Words
+from safelight.request.prompts.words import InversionTokens
 from safelight.request.run_settings import RunSettings
 from safelight.request.schema import Request
 from safelight.weights.digest import hash_texts
@@ -73,7 +73,7 @@ class TextEncoderCall:
     component: ComponentManifest
     run_settings: RunSettings
     request: Request
-    words: Words
+    inversion_tokens: InversionTokens
 
     def key(self, text: TextInput) -> str:
         """Hash everything that the output depends on (rows STATE 13 and 14 of docs/corruption.md)."""
@@ -88,7 +88,7 @@ class TextEncoderCall:
 
     def inputs(self, texts: Sequence[PromptField]) -> TextInputs:
         """Tokenize texts. Raises RequestError for what cannot be parsed."""
-        return family_model(self.family).text_inputs(self.family, self.role, self.request, texts, self.words)
+        return family_model(self.family).text_inputs(self.family, self.role, self.request, texts, self.inversion_tokens)
 
     def encode(
         self, inputs: Sequence[TextInput], device: torch.device, modules: Sequence[nn.Module], leases: object = None
@@ -96,7 +96,9 @@ class TextEncoderCall:
         """Run the bound encoder, the only one of ``modules``, on each input."""
         del leases
         model = family_model(self.family)
-        return model.encode_texts(self.family, self.role, modules[0], self.request, inputs, self.words, device)
+        return model.encode_texts(
+            self.family, self.role, modules[0], self.request, inputs, self.inversion_tokens, device
+        )
 
 
 class EmbeddingCache:
@@ -151,7 +153,7 @@ class TextOutputs:
         self._cache = cache
         self._keys = {text: call.key(one) for text, one in inputs.each.items()}
         self._found = {key: cache.get(key) for key in self._keys.values()}
-        all_again = inputs.together and None in self._found.values()
+        all_again = inputs.padded_together and None in self._found.values()
         self.missing = {
             key: inputs.each[text] for text, key in self._keys.items() if all_again or self._found[key] is None
         }
@@ -184,11 +186,11 @@ def conditions(
     ``reads_negative``: the guidance reads the negative prompt.
     """
     model = family_model(family)
-    each = [
+    distinct = [
         Condition(
             model.condition(encoded, ("prompt", prompt)),
             model.condition(encoded, ("negative", negative)) if reads_negative else None,
         )
         for prompt, negative in prompts.pairs
     ]
-    return ConditionsByStep(each, prompts.index_by_step)
+    return ConditionsByStep(distinct, prompts.index_by_step)

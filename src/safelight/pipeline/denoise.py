@@ -28,19 +28,19 @@ from safelight.pipeline.samplers import WHOLE, SamplerRun
 class ConditionsByStep:
     """The condition of each step of an image.
 
-    ``each``: the distinct conditions.
-    ``index_by_step``: the index into ``each`` for each step.
+    ``distinct``: the distinct conditions.
+    ``index_by_step``: the index into ``distinct`` for each step.
     """
 
-    each: Sequence[Condition]
+    distinct: Sequence[Condition]
     index_by_step: Sequence[int] = (0,)
 
     def between(self, first: int, last: int) -> ConditionsByStep:
         """Return the conditions for the steps ``first`` (from 0) up to, not including, ``last``."""
-        return ConditionsByStep(self.each, self.index_by_step[first:last])
+        return ConditionsByStep(self.distinct, self.index_by_step[first:last])
 
     def index_at(self, share: float) -> int:
-        """Return the index into ``each`` after ``share`` (0 to 1) of the steps.
+        """Return the index into ``distinct`` after ``share`` (0 to 1) of the steps.
 
         It takes a share, because a sampler may call the denoiser several times per step.
         """
@@ -85,7 +85,7 @@ class BoundControlNet:
     ``picture``: of the image's size.
     ``weight``: factor of its output.
     ``start``, ``end``: the shares of the steps between which it is used.
-    ``soft``: reduce its output in the outer layers.
+    ``guess_mode``: diffusers' ``guess_mode``: weaker residuals for the shallow blocks.
     ``prompt_only``: do not use it for the negative prompt.
     """
 
@@ -94,7 +94,7 @@ class BoundControlNet:
     weight: float = 1.0
     start: float = 0.0
     end: float = 1.0
-    soft: bool = False
+    guess_mode: bool = False
     prompt_only: bool = False
 
 
@@ -109,8 +109,8 @@ class DenoiseInputs:
     ``image``: the encoded picture whose latents the denoiser has as inputs; None if it has no such inputs.
     ``variation``: changes the noise, for variations of a seed.
     ``denoising_range``: the range of noise levels to run; see :meth:`safelight.pipeline.samplers.SamplerRun.begin`.
-    ``total_denoiser_calls``: of base and refiner together. The start and end of a ControlNet are shares of it. 0: this
-    loop's own number.
+    ``total_denoiser_calls``: denoiser calls of model and refiner together. A ControlNet's ``start`` and ``end`` are
+    fractions of this number. 0: use this loop's own number of calls.
     ``on_call``: called after each call of the denoiser with its index (from 0) and the latents. It may raise to stop.
     """
 
@@ -147,7 +147,7 @@ def denoise(work: DenoiseInputs) -> Denoised:
         extra = guidance.inputs(_inputs(work, mask))
         calls = work.total_denoiser_calls or len(timesteps)
         for index, timestep in enumerate(timesteps):
-            condition = work.conditions.each[work.conditions.index_at(index / len(timesteps))]
+            condition = work.conditions.distinct[work.conditions.index_at(index / len(timesteps))]
             rows = work.sampler.scale_input(guidance.latents(latents), timestep)
             call = Call(rows, timestep, guidance.condition(condition), extra, (), guidance.scale)
             for control, picture in controls:
@@ -226,7 +226,7 @@ def _first_latents(
     if not full_strength:
         assert picture is not None
         latents = work.sampler.add_noise(picture, fresh, timesteps[:1])
-    mask = F.interpolate(pictures.binary_mask(start.mask, work.family.latents.scale), size=work.shape[-2:])
+    mask = F.interpolate(pictures.binary_mask(start.mask, work.family.latents.vae_scale_factor), size=work.shape[-2:])
     masked = _sample_latents(start.encoded[1], generator, work)
     return latents, LatentMask(mask.to(device=work.device, dtype=work.dtype), masked, picture, fresh)
 
@@ -246,15 +246,15 @@ def _sample_latents(encoded: EncodedPicture, generator: torch.Generator, work: D
     if latent_format.cast_first:
         latents = latents.to(work.dtype)
     scaled = (
-        (latents - latent_format.shift) * latent_format.factor
-        if latent_format.shift
-        else latent_format.factor * latents
+        (latents - latent_format.shift_factor) * latent_format.scaling_factor
+        if latent_format.shift_factor
+        else latent_format.scaling_factor * latents
     )
     return scaled.to(work.dtype)
 
 
 def _control_tensor(control: BoundControlNet, work: DenoiseInputs) -> torch.Tensor:
-    tensor = pictures.control_picture(control.picture, work.family.latents.scale)
+    tensor = pictures.control_picture(control.picture, work.family.latents.vae_scale_factor)
     return tensor.to(device=work.device, dtype=work.dtype)
 
 
@@ -264,11 +264,11 @@ def _control_outputs(
     """Return what a ControlNet adds in this call."""
     call = replace(call, control=(), extra=())
     if not control.prompt_only:
-        return work.model.control(control.net, call, picture, control.weight, control.soft)
+        return work.model.control(control.net, call, picture, control.weight, control.guess_mode)
     row = work.guidance.prompt_row
     positive = {name: tensor[row] for name, tensor in call.condition.items()}
     alone = replace(call, latents=call.latents[row], condition=positive)
-    added = work.model.control(control.net, alone, picture, control.weight, control.soft)
+    added = work.model.control(control.net, alone, picture, control.weight, control.guess_mode)
     return tuple(work.guidance.pad_to_rows(tensor) for tensor in added)
 
 

@@ -50,7 +50,7 @@ class ImagePipeline:
     ``refiner``: the model that computes the last steps; None without one.
     ``index``: the number of the image in its job, for progress.
 
-    :meth:`draw` draws. Afterwards, the attributes ``marks``, ``notes`` and ``repairs`` contain what was noticed, and
+    :meth:`draw` draws. Afterwards, the attributes ``marks``, ``warnings`` and ``repairs`` contain what was noticed, and
     ``run_settings`` the settings that were used.
     """
 
@@ -70,7 +70,7 @@ class ImagePipeline:
         self.resources = resources
         self.run_settings = resources.run_settings
         self.marks: list[str] = []
-        self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.repairs: list[Repair] = []
         self.clock = Clock()
         self._index = index
@@ -91,7 +91,7 @@ class ImagePipeline:
         self.width = request.width or model.resolution
         self.height = request.height or model.resolution
         self._canvas = make_canvas(request, resources.inputs, self.width, self.height)
-        self._vae = model.manifest.component(model.family.vae).digest
+        self._vae_digest = model.manifest.component(model.family.vae).digest
         multiple = model.family.latents.multiple
         large = (
             enlarged(self.width, request.hires_scale, multiple),
@@ -122,7 +122,7 @@ class ImagePipeline:
                 this_pass, refined if this_pass.refines else conditions, controls, variation, on_call
             )
         self._report("decode", 0, 1)
-        pixels = self._decode(self._result().latents)
+        pixels = self._decode_and_check(self._result().latents)
         self._report("decode", 1, 1)
         return pixels if self._canvas is None else self._canvas.paste(pixels)
 
@@ -135,26 +135,29 @@ class ImagePipeline:
         if self._refiner_stages is None:
             yield last
             return
-        share, calls = self.request.refiner_start, self._model_stages.count_denoiser_calls(last)
-        before = self._model_stages.count_denoiser_calls(replace(last, denoising_range=(0.0, share)))
-        if before == calls:
-            self.notes.append(f"refiner_start {share:g} leaves no step for the refiner; it was not used")
+        share, total_calls = self.request.refiner_start, self._model_stages.count_denoiser_calls(last)
+        calls_before_refiner = self._model_stages.count_denoiser_calls(replace(last, denoising_range=(0.0, share)))
+        if calls_before_refiner == total_calls:
+            self.warnings.append(f"refiner_start {share:g} leaves no step for the refiner; it was not used")
             yield last
-        elif not before:
+        elif not calls_before_refiner:
             # The picture has less noise than the refiner starts with: all steps are the refiner's.
             yield replace(last, refines=True)
         else:
-            done = max(1, min(last.steps_to_run - 1, round(before / calls * last.steps_to_run)))
-            rest = max(1, last.steps_to_run - done)
-            yield replace(last, denoising_range=(0.0, share), steps_to_run=done, total_denoiser_calls=calls)
-            at = last.earlier_steps + last.steps_to_run - rest
+            share_of_calls = calls_before_refiner / total_calls
+            model_steps = max(1, min(last.steps_to_run - 1, round(share_of_calls * last.steps_to_run)))
+            refiner_steps = max(1, last.steps_to_run - model_steps)
+            yield replace(
+                last, denoising_range=(0.0, share), steps_to_run=model_steps, total_denoiser_calls=total_calls
+            )
+            first_refiner_step = last.earlier_steps + last.steps_to_run - refiner_steps
             denoising_range = (share, 1.0)
             yield replace(
                 last,
                 start=self._result(),
                 denoising_range=denoising_range,
-                steps_to_run=rest,
-                earlier_steps=at,
+                steps_to_run=refiner_steps,
+                earlier_steps=first_refiner_step,
                 refines=True,
             )
 
@@ -164,12 +167,12 @@ class ImagePipeline:
         return self._denoised
 
     def _first_pass(self) -> Pass:
-        given, steps = self._canvas, self._effective_request.first_steps
+        given, steps = self._canvas, self._effective_request.first_pass_steps
         from_noise = Pass(self.width, self.height, None, self.request.steps, steps)
         if given is None:
             return from_noise
         start = self._start(given.picture, given.mask, self.request.strength)
-        if self._model_stages.denoiser_inputs == "image":
+        if self._model_stages.extra_input_channels == "image":
             return replace(from_noise, image=start.encoded[0])
         return replace(from_noise, start=start)
 
@@ -177,11 +180,11 @@ class ImagePipeline:
         """Return the second pass of the hires fix, which starts from the enlarged result of the first."""
         request, (width, height) = self.request, self._final
         if request.hires_upscaler in upscale.LATENT:
-            scale = self._family.latents.scale
+            scale = self._family.latents.vae_scale_factor
             larger = upscale.resize_latents(denoised, width // scale, height // scale, request.hires_upscaler)
             start = Start(request.hires_strength, latents=larger)
         else:
-            drawn = PILImage.fromarray(self._decode(denoised).numpy())
+            drawn = PILImage.fromarray(self._decode_and_check(denoised).numpy())
             picture = upscale.resize_picture(drawn, width, height, request.hires_upscaler)
             start = self._start(picture, None, request.hires_strength)
         steps = request.hires_steps or request.steps
@@ -190,14 +193,14 @@ class ImagePipeline:
     def _start(self, picture: Any, mask: Any | None, strength: float) -> Start:
         """Encode a picture, and the masked picture if there is a mask, as the start of a pass."""
 
-        def encoded(dtype_name: str) -> list[EncodedPicture]:
+        def encode_in(dtype_name: str) -> list[EncodedPicture]:
             def compute(modules: list[nn.Module], _: list[Lease]) -> list[EncodedPicture]:
                 latent_format, encode = self._family.latents, self._model_stages.family_model.encode_picture
                 return encode(latent_format, modules[0], picture, mask, self._device, self.tile)
 
             forward_passes = 1 + (mask is not None)
             task = self._vae_task(
-                "encode", picture.width * picture.height, "-encoder", forward_passes, is_first_stage=True
+                "encode", picture.width * picture.height, "-encoder", forward_passes, all_components_follow=True
             )
             found = self._with_vae(task, dtype_name, compute)
             with self.clock.gates():
@@ -205,7 +208,7 @@ class ImagePipeline:
                     latent_checks.require_finite(one.values, "the VAE, encoding,", dtype_name)
             return found
 
-        return Start(strength, encoded=self._run_vae_with_fp32_fallback(encoded), mask=mask)
+        return Start(strength, encoded=self._run_vae_with_fp32_fallback(encode_in), mask=mask)
 
     def _report(self, stage: Stage, step: int, steps: int, preview: Preview | None = None) -> None:
         memory = self.resources.report() if stage in ("switch", "encode") or step == 1 else None
@@ -234,27 +237,27 @@ class ImagePipeline:
         latent_format = self._family.latents
         with self.clock.gates():
             highest = latent_checks.require_finite(values, f"the denoiser, at step {step},", self.run_settings.dtype)
-            allowed = latent_checks.largest_allowed(sigma, latent_format.largest)
+            allowed = latent_checks.largest_allowed(sigma, latent_format.suspicious_above)
             if highest > allowed and not self.marks:
                 self.marks.append(f"latents reached {highest:.0f} at step {step}; at most {allowed:.0f} is plausible")
         previews = self.resources.previews
-        preview = None if previews is None else previews.of(self._vae, values, latent_format.latent_rgb_factors)
+        preview = None if previews is None else previews.of(self._vae_digest, values, latent_format.latent_rgb_factors)
         self._report("denoise", step, self._effective_request.computed_steps, preview)
 
-    def _decode(self, values: torch.Tensor) -> torch.Tensor:
-        decoded = self._run_vae_with_fp32_fallback(lambda dtype_name: self._decoded(values, dtype_name))
+    def _decode_and_check(self, values: torch.Tensor) -> torch.Tensor:
+        decoded = self._run_vae_with_fp32_fallback(lambda dtype_name: self._decode_latents(values, dtype_name))
         pixels = pictures.to_pixels(decoded)[0]
 
         def again() -> torch.Tensor:
             return pictures.to_pixels(
-                self._run_vae_with_fp32_fallback(lambda dtype_name: self._decoded(values, dtype_name))
+                self._run_vae_with_fp32_fallback(lambda dtype_name: self._decode_latents(values, dtype_name))
             )[0]
 
         with self.clock.gates():
-            self.marks += self.resources.appearance_check.marks(self._vae, values, pixels, again)
+            self.marks += self.resources.appearance_check.marks(self._vae_digest, values, pixels, again)
             self.marks += extension_checks.marks(values, pixels)
         if self.resources.previews is not None:
-            self.resources.previews.learn(self._vae, values, pixels)
+            self.resources.previews.learn(self._vae_digest, values, pixels)
         return pixels
 
     def _run_vae_with_fp32_fallback(self, compute: Callable[[str], Result]) -> Result:
@@ -271,22 +274,24 @@ class ImagePipeline:
             self.run_settings = replace(self.run_settings, vae_dtype=wider)
             return found
 
-    def _decoded(self, values: torch.Tensor, dtype_name: str) -> torch.Tensor:
+    def _decode_latents(self, values: torch.Tensor, dtype_name: str) -> torch.Tensor:
         def compute(modules: list[nn.Module], _: list[Lease]) -> torch.Tensor:
             latent_format, decode = self._family.latents, self._model_stages.family_model.decode
             return decode(latent_format, modules[0], values.to(TORCH_DTYPES[dtype_name]), self.tile)
 
-        size = values.shape[-1] * values.shape[-2] * self._family.latents.scale**2
+        size = values.shape[-1] * values.shape[-2] * self._family.latents.vae_scale_factor**2
         decoded = self._with_vae(self._vae_task("decode", size, "", 1), dtype_name, compute)
         with self.clock.gates():
             latent_checks.require_finite(decoded, "the VAE", dtype_name)
         return decoded
 
-    def _vae_task(self, name: str, size: int, variant: str, forward_passes: int, is_first_stage: bool = False) -> Task:
+    def _vae_task(
+        self, name: str, size: int, variant: str, forward_passes: int, all_components_follow: bool = False
+    ) -> Task:
         """Return the task of a VAE call on ``size`` pixels. With tiling, the VAE sees one tile at a time."""
         pixels = min(size, self.tile**2) if self.tile else size
         variant += f"-by{self.tile}" if self.tile else ""
-        return Task(name, pixels, forward_passes, variant, is_first_stage, self.request.seamless)
+        return Task(name, pixels, forward_passes, variant, all_components_follow, self.request.seamless)
 
     def _with_vae(
         self, task: Task, dtype_name: str, compute: Callable[[list[nn.Module], list[Lease]], Result]

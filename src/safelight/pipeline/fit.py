@@ -44,8 +44,8 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
                 "total": total,
                 "resident": 0 if isinstance(decided, Refusal) else total - streamed,
                 "streamed": streamed,
-                "working": use.working,
-                "source": "measured" if resources.working_memory.knows(workload) else "guessed from shapes",
+                "working": use.working_bytes,
+                "source": "measured" if resources.working_memory_estimator.knows(workload) else "guessed from shapes",
             }
         )
     streamed = next(c["streamed"] for c in components if c["component"] == model.family.denoiser)

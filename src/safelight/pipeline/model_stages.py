@@ -49,8 +49,9 @@ class Pass:
     ``steps_to_run``: how many of these steps this pass runs.
     ``earlier_steps``: steps of the image that earlier passes ran.
     ``denoising_range``: the range of noise levels; see :meth:`safelight.pipeline.samplers.SamplerRun.begin`.
-    ``total_denoiser_calls``: the number for base and refiner together, of which the start and end of a ControlNet are
-    shares; 0 for this pass's own number. It is set only if a refiner follows: the refiner's pass has no ControlNets.
+    ``total_denoiser_calls``: denoiser calls of model and refiner together. A ControlNet's ``start`` and ``end`` are
+    fractions of this number. 0 (no refiner follows): use this pass's own number of calls. The refiner's pass has no
+    ControlNets.
     ``image``: the picture whose latents are inputs of the denoiser.
     ``refines``: the refiner computes it.
     """
@@ -72,7 +73,7 @@ class ModelStages:
 
     ``repairs``: the image's list, to which repairs are added.
 
-    The attribute ``denoiser_inputs`` says what the denoiser reads besides the latents: ``mask`` (the mask and the
+    The attribute ``extra_input_channels`` says what the denoiser reads besides the latents: ``mask`` (the mask and the
     masked picture), ``image``, or "" for nothing.
     """
 
@@ -82,7 +83,7 @@ class ModelStages:
         self.family = model.family
         self.stages = Stages(model, resources, clock, repairs)
         self.family_model = family_model(model.family)
-        self.denoiser_inputs = model.family.variants[model.variant].extra_input_channels
+        self.extra_input_channels = model.family.variants[model.variant].extra_input_channels
         self._job = job
         self._request = request
         self._resources = resources
@@ -115,7 +116,7 @@ class ModelStages:
             encoded[role] = outputs.on(self._device)
         found = conditioning.conditions(self.family, encoded, prompts, self._negative_too)
         with self.stages.clock.gates():
-            for one in found.each:
+            for one in found.distinct:
                 for tensor in (*one.positive.values(), *(one.negative or {}).values()):
                     latent_checks.require_finite(tensor, "the text encoder", self._run_settings.dtype)
         return found
@@ -157,15 +158,15 @@ class ModelStages:
                     (
                         1,
                         latent_format.channels,
-                        this_pass.height // latent_format.scale,
-                        this_pass.width // latent_format.scale,
+                        this_pass.height // latent_format.vae_scale_factor,
+                        this_pass.width // latent_format.vae_scale_factor,
                     ),
                     self._dtype,
                     self._device,
                     after,
                     this_pass.start,
                     [_bound_control_net(net, *each) for net, each in zip(modules[1:], controls, strict=True)],
-                    self.denoiser_inputs == "mask",
+                    self.extra_input_channels == "mask",
                     this_pass.image,
                     variation,
                     this_pass.denoising_range,
@@ -204,6 +205,6 @@ def _bound_control_net(net: nn.Module, control: Control, picture: PILImage.Image
         control.weight,
         control.start,
         control.end,
-        soft=control.mode in ("more_prompt", "more_control"),
+        guess_mode=control.mode in ("more_prompt", "more_control"),
         prompt_only=control.mode in ("more_control", "unbalanced"),
     )

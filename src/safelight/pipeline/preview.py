@@ -19,38 +19,37 @@ class Previews:
     def __init__(self) -> None:
         self._maps: dict[str, torch.Tensor] = {}
 
-    def of(self, vae: str, latents: torch.Tensor, latent_rgb_factors: Sequence[Sequence[float]]) -> Preview:
+    def of(self, vae_digest: str, latents: torch.Tensor, latent_rgb_factors: Sequence[Sequence[float]]) -> Preview:
         """Draw a preview.
 
-        ``vae``: the VAE's digest.
         ``latents``: (1, channels, h, w), on any device.
         ``latent_rgb_factors``: the family's map, :attr:`safelight.families.family.Latents.latent_rgb_factors`.
         """
-        values = _columns(latents)
+        values = _features(latents)
         _, channels, height, width = latents.shape
-        known = self._maps.get(vae)
-        painted = values @ (_first(latent_rgb_factors, channels) if known is None else known)
+        known = self._maps.get(vae_digest)
+        painted = values @ (_default_map(latent_rgb_factors, channels) if known is None else known)
         pixels = painted.clamp(0, 1).mul(255).round().to(torch.uint8)
         return Preview(pixels.contiguous().numpy().tobytes(), width, height)
 
-    def learn(self, vae: str, latents: torch.Tensor, pixels: torch.Tensor) -> None:
+    def learn(self, vae_digest: str, latents: torch.Tensor, pixels: torch.Tensor) -> None:
         """Fit the VAE's map to an image that it decoded. ``pixels``: uint8 (height, width, 3)."""
-        if vae in self._maps:
+        if vae_digest in self._maps:
             return
         _, _, height, width = latents.shape
         small = pixels.float().div(255).permute(2, 0, 1)[None]
         wanted = torch.nn.functional.interpolate(small, (height, width), mode="area")[0].flatten(1).t()
-        self._maps[vae] = torch.linalg.lstsq(_columns(latents), wanted, driver="gelsd").solution
+        self._maps[vae_digest] = torch.linalg.lstsq(_features(latents), wanted, driver="gelsd").solution
 
 
-def _first(latent_rgb_factors: Sequence[Sequence[float]], channels: int) -> torch.Tensor:
+def _default_map(latent_rgb_factors: Sequence[Sequence[float]], channels: int) -> torch.Tensor:
     """Return the family's map; without one, grey that follows the mean of the channels."""
     if latent_rgb_factors:
         return torch.tensor(latent_rgb_factors)
     return torch.cat([torch.full((channels, 3), 0.5 / channels), torch.full((1, 3), 0.5)])
 
 
-def _columns(latents: torch.Tensor) -> torch.Tensor:
+def _features(latents: torch.Tensor) -> torch.Tensor:
     """Return the channels and a constant, fp32, (h * w, channels + 1)."""
     values = latents[0].detach().cpu().float().nan_to_num(0.0, 0.0, 0.0).flatten(1).t()
     return torch.cat([values, torch.ones(len(values), 1)], 1)

@@ -13,7 +13,7 @@ from safelight.devices.base import Device
 from safelight.devices.verification import Verification
 from safelight.families.family import Family
 from safelight.memory.residency import Residency
-from safelight.memory.working_memory import WorkingMemory
+from safelight.memory.working_memory import WorkingMemoryEstimator
 from safelight.models.skeleton import SkeletonCache
 from safelight.pipeline.checks.appearance import AppearanceCheck
 from safelight.pipeline.conditioning import EmbeddingCache
@@ -27,12 +27,12 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 class Resources:
     """The resources of one engine.
 
-    ``working_memory``: estimates of the working memory.
+    ``working_memory_estimator``: estimates the working memory of each stage.
     ``used_working_bytes``: returns the bytes that computing uses now beside the weights, for measuring.
     ``run_settings``: the run settings.
     ``verification``: decides after which uses resident weights are verified.
     ``inputs``: the input images.
-    ``working_memory_bytes``: working memory to reserve, in bytes; None to use the estimate.
+    ``working_memory_override``: working memory to reserve instead of the estimate, in bytes; None to use the estimate.
     ``upcoming``: the components that the queue will want next, for planning.
     ``previews``: draws unfinished images; None to draw none.
     ``appearance_check``: marks images that look suspicious.
@@ -43,12 +43,12 @@ class Resources:
     device: Device
     residency: Residency
     skeletons: SkeletonCache
-    working_memory: WorkingMemory
+    working_memory_estimator: WorkingMemoryEstimator
     used_working_bytes: Callable[[], int]
     run_settings: RunSettings
     verification: Verification
     inputs: Inputs
-    working_memory_bytes: int | None = None
+    working_memory_override: int | None = None
     upcoming: tuple[str, ...] = ()
     previews: Previews | None = None
     appearance_check: AppearanceCheck = field(default_factory=AppearanceCheck)

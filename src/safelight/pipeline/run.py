@@ -80,7 +80,7 @@ def _build_image(pipeline: ImagePipeline, contents: Contents, pixels: torch.Tens
 
 
 def _metadata(pipeline: ImagePipeline) -> dict[str, Any]:
-    """Return the image's job as JSON values, with the size and the tiles that were drawn."""
+    """Return the image's job as JSON values, with the image size and tile size that were used."""
     # Metadata is later compared with parsed JSON, so it is converted the same way now: tuples become lists.
     stored: dict[str, Any] = json.loads(json.dumps(pipeline.job.to_json()))
     stored["request"] |= {
@@ -106,7 +106,7 @@ def _warnings(pipeline: ImagePipeline) -> tuple[str, ...]:
             for field, text in (("prompt", request.prompt), ("negative prompt", request.negative))
             for note in (unbalanced(text) if request.prompt_syntax == "a1111" else ())
         ),
-        *pipeline.notes,
+        *pipeline.warnings,
         *(f"suspicious: {mark}; the image may still be correct" for mark in pipeline.marks),
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in pipeline.repairs),
     )
@@ -117,7 +117,7 @@ def _packages(request: Request, contents: Contents, device: str) -> dict[str, st
     used: list[tuple[Extensible[Any], str]] = [(DEVICES, device), (SAMPLERS, request.sampler)]
     used += [(CHECKS, name) for name in CHECKS]
     used += [(PREPROCESSORS, control.preprocessor) for control in request.controls]
-    kinds = {part.kind for lora in contents.loras for parts in lora.match.changes.values() for part in parts}
+    kinds = {change.kind for lora in contents.loras for changes in lora.match.changes.values() for change in changes}
     used += [(WEIGHT_ADAPTER_KINDS, kind) for kind in sorted(kinds)]
     found = {f"{table.group}: {name}": table.package(name) for table, name in used}
     return {added: package for added, package in found.items() if package}

@@ -1,4 +1,5 @@
-"""Creates diffusers' schedulers by the names of samplers, and drives them in one way for every kind of noise."""
+"""Creates diffusers' schedulers by the names of samplers, and gives diffusion and
+rectified-flow schedulers one interface."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from torch import nn
 from safelight.catalog.model import Model
 from safelight.devices import machine
 from safelight.devices.failures import translate_memory_errors
-from safelight.errors import IntegrityError, OutOfMemoryError, StateLeftError, shortened
+from safelight.errors import IntegrityError, ModuleModifiedError, OutOfMemoryError, shortened
 from safelight.families.family import CONTROLNET
 from safelight.memory.lease import Lease, Use
 from safelight.memory.segments import component_key
@@ -81,7 +81,8 @@ class Task:
     ``pixels``: size of the input of each forward pass.
     ``forward_passes``: their number.
     ``variant``: distinguishes uses of one component, such as encoding and decoding by the VAE.
-    ``is_first_stage``: no stage of the job comes before it.
+    ``all_components_follow``: expect that all components of the model are used after this stage, as when an input
+    picture is encoded first. If False, only those after the main component are, in the order of the family's roles.
     ``seamless``: see :class:`safelight.models.skeleton.SkeletonKey`.
     """
 
@@ -89,7 +90,7 @@ class Task:
     pixels: int
     forward_passes: int
     variant: str = ""
-    is_first_stage: bool = False
+    all_components_follow: bool = False
     seamless: str = ""
 
 
@@ -137,7 +138,7 @@ class Stages:
                 why = clear_frames(error)
                 self.repairs.append(Repair("memory", why, "read again"))
                 self.resources.embedding_cache.clear()
-            except StateLeftError as error:
+            except ModuleModifiedError as error:
                 if attempt == ATTEMPTS - 1:
                     raise
                 why = clear_frames(error)
@@ -170,24 +171,24 @@ class Stages:
                     key = skeleton_key(self.model, lease.component, lease.dtype, resources, task.seamless)
                     modules.append(binding.enter_context(bind(resources.skeletons, key, lease)))
                 self.clock.spent["switch"] += time.perf_counter() - start
-                with measure_peak(resources.used_working_bytes) as peak, self._translated(workload):
+                with measure_peak(resources.used_working_bytes) as peak, self._record_shortage(workload):
                     result = compute(modules, leases)
                     used = peak()
                 modules.clear()
             resources.verification.add_computing_time(time.perf_counter() - start)
             for lease in leases:
                 self._verify_weights(lease)
-        resources.working_memory.learn(workload, used)
+        resources.working_memory_estimator.learn(workload, used)
         machine.trim_allocator()
         return result
 
     def _verify_weights(self, lease: Lease) -> None:
         if lease.weights_modified:
-            raise _CorruptedWeights(f"code wrote to the weights of the {lease.component.role}", _WRITTEN)
+            raise _CorruptedWeights(f"code wrote to the weights of the {lease.component.role}", _WEIGHTS_WRITTEN_REMEDY)
         verification = self.resources.verification
         # A copy that was not verified on arrival is verified here once, before the image is returned.
-        arrived = lease.has_unverified and verification.policy == "auto"
-        if verification.due(lease.key) or arrived:
+        first_check_due = lease.has_unverified and verification.policy == "auto"
+        if verification.due(lease.key) or first_check_due:
             with verification.timed():
                 wrong = lease.verify()
             if wrong:
@@ -201,14 +202,14 @@ class Stages:
         return "Test this machine's memory, for example with memtest86+."
 
     @contextlib.contextmanager
-    def _translated(self, workload: Workload) -> Generator[None]:
+    def _record_shortage(self, workload: Workload) -> Generator[None]:
         try:
             with translate_memory_errors(f"Computing an image by {self.model.name}"):
                 yield
         except OutOfMemoryError as error:
             # ``needed`` is set if allocating a slab failed, and 0 if an operation ran out of memory.
             if not error.needed:
-                self.resources.working_memory.record_shortage(workload)
+                self.resources.working_memory_estimator.record_shortage(workload)
             raise
 
 
@@ -236,7 +237,7 @@ def plan_uses(
     Each lease leaves room for the minimum of the components still to come.
     """
     roles, role = model.family.roles, components[0][0].role
-    after = roles if task.is_first_stage else roles[roles.index(role) + 1 :]
+    after = roles if task.all_components_follow else roles[roles.index(role) + 1 :]
     rest = [
         component_key(model.manifest.component(r), dtype_of(resources.run_settings, model.family, r)) for r in after
     ]
@@ -246,9 +247,9 @@ def plan_uses(
     upcoming = (*rest, *resources.upcoming)
     keys = [component_key(component, dtype) for component, dtype in components]
     working_memory_bytes = (
-        resources.working_memory.estimate(workload)
-        if resources.working_memory_bytes is None
-        else resources.working_memory_bytes
+        resources.working_memory_estimator.estimate(workload)
+        if resources.working_memory_override is None
+        else resources.working_memory_override
     )
     # Overlays are computed before the stage computes, so the larger of both needs is enough.
     working_memory_bytes = max(
@@ -259,11 +260,11 @@ def plan_uses(
     return [
         Use(
             task.forward_passes,
-            working_memory_bytes if place == last else 0,
-            (*keys[:place], *upcoming),
-            sum(least[:place]),
+            working_memory_bytes if index == last else 0,
+            (*keys[:index], *upcoming),
+            sum(least[:index]),
         )
-        for place in range(last + 1)
+        for index in range(last + 1)
     ]
 
 
@@ -294,7 +295,7 @@ def clear_frames(error: BaseException) -> str:
     return str(error)
 
 
-_WRITTEN = "Look for an extension or a program that changes a model's weights in place."
+_WEIGHTS_WRITTEN_REMEDY = "Look for an extension or a program that changes a model's weights in place."
 
 
 class _CorruptedWeights(Exception):

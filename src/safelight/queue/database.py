@@ -108,10 +108,10 @@ class Database:
             rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples()
             return dict(list(rows))
 
-    def waiting(self, reach: int) -> list[Waiting]:
+    def waiting(self, candidates: int) -> list[Waiting]:
         """Return the queued jobs that :mod:`safelight.queue.order` chooses from, in the order of arrival.
 
-        They are the ``reach`` oldest, and the ``reach`` first by priority and then by age.
+        They are the oldest ``candidates`` jobs, and the first ``candidates`` by priority and then by age.
         """
         columns = (
             JobRow.id,
@@ -121,7 +121,7 @@ class Database:
             JobRow.overtaken,
             JobRow.delayed,
         )
-        query = select(*columns).where(JobRow.state == "queued").limit(reach)
+        query = select(*columns).where(JobRow.state == "queued").limit(candidates)
         orders = ((JobRow.number,), (JobRow.priority.desc(), JobRow.number))
         with self._file.session() as session:
             found = [row for by in orders for row in session.execute(query.order_by(*by)).tuples()]

@@ -32,7 +32,8 @@ class QueuedJob:
     """One accepted request and its state. Times are seconds since 1970.
 
     ``number``: the order of arrival.
-    ``model_digest``: the digest of the model when the server accepted the job; with other content the job fails.
+    ``model_digest``: the digest of the model when the server accepted the job; if the model's content has changed
+    since, the job fails.
     ``job``: the resolved request. None for a job stored by schema version 1; it is resolved when it starts.
     ``client``: the client that sent the request.
     ``overtaken``: the number of later jobs that started before this one.

@@ -3,9 +3,10 @@
 1. The bound: a job is next when ``overtakes`` later jobs started before it, or when later jobs computed for ``seconds``
    seconds while it waited. So at most ``overtakes`` later jobs overtake a job. Compared with first come, first
    served, a job waits at most ``seconds`` longer, plus the rest of the job that was running when the limit was reached.
-2. The highest priority. It counts as overtaking.
-3. A job that needs no switch. Only the oldest jobs are candidates. With a larger window, old jobs would reach the bound
-   sooner. They would then run in order of arrival, often with a switch for each.
+2. Among the rest, the jobs with the highest priority. If one starts before older jobs, that counts as overtaking them.
+3. A job that needs no switch. Only the oldest jobs (the window, ``WINDOW_FACTOR`` x ``overtakes``) are candidates. If
+   more were, old jobs would reach the bound sooner. They would then run in order of arrival, often with a switch for
+   each.
 4. The oldest job.
 """
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 OVERTAKES = 64
 SECONDS = 600.0
 
-AHEAD = 1.25
+WINDOW_FACTOR = 1.25
 """The window of candidates as a multiple of the allowed overtakes (`benchmarks/ordering.py` compared other values)."""
 
 
@@ -81,12 +82,13 @@ def choose(waiting: Sequence[Waiting], resident: Sequence[str], limits: Overtake
 def in_order(waiting: Sequence[Waiting], resident: Sequence[str], limits: OvertakeLimits, limit: int) -> list[Choice]:
     """Return the first ``limit`` jobs of ``waiting`` in the order in which they start if no other job arrives.
 
-    The order does not foresee delays by time. The cost grows with ``limit``, not with the number of waiting jobs.
+    The prediction ignores the limit by time (``seconds``), because run times are unknown.
+    The cost grows with ``limit``, not with the number of waiting jobs.
     """
     # Each choice is the oldest job, or one of the window of the oldest jobs with the highest priority.
-    reach = reached(limits, limit)
-    by_age = heapq.nsmallest(reach, waiting, key=lambda job: job.number)
-    by_rank = heapq.nsmallest(reach, waiting, key=lambda job: (-job.priority, job.number))
+    needed = candidates_needed(limits, limit)
+    by_age = heapq.nsmallest(needed, waiting, key=lambda job: job.number)
+    by_rank = heapq.nsmallest(needed, waiting, key=lambda job: (-job.priority, job.number))
     left, order = list({job.id: job for job in (*by_age, *by_rank)}.values()), list[Choice]()
     while len(order) < limit and (choice := choose(left, resident, limits)) is not None:
         order.append(choice)
@@ -96,13 +98,14 @@ def in_order(waiting: Sequence[Waiting], resident: Sequence[str], limits: Overta
     return order
 
 
-def reached(limits: OvertakeLimits, limit: int) -> int:
-    """Return n: the first ``limit`` choices are all among the n oldest jobs or the n oldest of the highest priority."""
+def candidates_needed(limits: OvertakeLimits, limit: int) -> int:
+    """Return how many jobs must be read from the database to determine the first ``limit`` choices: that many by age,
+    and that many by priority and then age."""
     return limit + _window(limits)
 
 
 def _window(limits: OvertakeLimits) -> int:
-    return max(1, int(limits.overtakes * AHEAD))
+    return max(1, int(limits.overtakes * WINDOW_FACTOR))
 
 
 def overtaken_once(job: Waiting, seconds: float) -> Waiting:

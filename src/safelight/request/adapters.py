@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 from safelight.errors import RequestError
 from safelight.extensions import Extensible, function
 from safelight.request import checks
-from safelight.request.field import Declared, fields_of
+from safelight.request.field import FieldDeclaration, fields_of
 
 
 class Purpose(StrEnum):
@@ -28,32 +28,36 @@ MOST_LORAS = 50
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """An adapter of weights for one request: LoRA or relative. ``name``: in the library, or a path.
+    """An adapter of weights for one request: LoRA or relative. Raises RequestError for a value that is not allowed.
 
-    ``unet`` and ``text_encoder``: strengths of their own there, None for ``strength``. ``blocks``: factors by block of
-    the UNet, as sd-webui-lora-block-weight counts them: 17 or 26 for SD 1 and 2, 12 or 20 for SDXL; the first is for
-    text encoders. ``digest``: the content that it must have, "" for any.
-    Raises RequestError for a value that is not allowed.
+    ``name``: its name in the library, or a path.
+    ``unet``, ``text_encoder``: the strength for the UNet and for the text encoders; None: use ``strength``.
+    ``blocks``: factors by block of the UNet, as sd-webui-lora-block-weight counts them: 17 or 26 for SD 1 and 2, 12 or
+    20 for SDXL; the first is for the text encoders.
+    ``digest``: the digest that the adapter must have; "" for any.
     """
 
-    name: Annotated[str, Declared(help="The name of an adapter in the library.")]
-    strength: Annotated[float, Declared(help="The strength.", least=-MOST_STRENGTH, most=MOST_STRENGTH)] = 1.0
+    name: Annotated[str, FieldDeclaration(help="The name of an adapter in the library.")]
+    strength: Annotated[
+        float, FieldDeclaration(help="The strength.", minimum=-MOST_STRENGTH, maximum=MOST_STRENGTH)
+    ] = 1.0
     unet: Annotated[
-        float | None, Declared(help="Another strength for the UNet.", least=-MOST_STRENGTH, most=MOST_STRENGTH)
+        float | None,
+        FieldDeclaration(help="Another strength for the UNet.", minimum=-MOST_STRENGTH, maximum=MOST_STRENGTH),
     ] = None
     text_encoder: Annotated[
         float | None,
-        Declared(help="Another strength for the text encoders.", least=-MOST_STRENGTH, most=MOST_STRENGTH),
+        FieldDeclaration(help="Another strength for the text encoders.", minimum=-MOST_STRENGTH, maximum=MOST_STRENGTH),
     ] = None
     blocks: Annotated[
         tuple[float, ...],
-        Declared(
+        FieldDeclaration(
             help="A list of factors: the first for the text encoders, then one for each block of the UNet; 17 or 26 in"
             " all, for SDXL 12 or 20.",
-            most=26,
+            maximum=26,
         ),
     ] = ()
-    digest: Annotated[str, Declared(help="The digest that the adapter must have; empty for any.")] = ""
+    digest: Annotated[str, FieldDeclaration(help="The digest that the adapter must have; empty for any.")] = ""
 
     def __post_init__(self) -> None:
         checks.check_name("loras", self.name)
@@ -67,7 +71,7 @@ class Lora:
             counts = f"{', '.join(map(str, BLOCK_COUNTS[:-1]))} or {BLOCK_COUNTS[-1]}"
             raise RequestError("loras", self.name, f"has {len(self.blocks)} block weights; it must have {counts}")
 
-    def on(self, purpose: Purpose) -> float:
+    def strength_for(self, purpose: Purpose) -> float:
         """Return the strength for components of a purpose."""
         own = self.unet if purpose is Purpose.DENOISER else self.text_encoder
         return self.strength if own is None else own
@@ -107,10 +111,10 @@ def _described(given: Any) -> str:
 
 
 PREPROCESSORS: Extensible[str] = Extensible(_PREPROCESSORS, PREPROCESSOR_GROUP, _described)
-"""What is made of a picture before a ControlNet is shown it, with a description."""
+"""The preprocessors for ControlNet pictures, by name, each with a description."""
 
 Resize = Literal["just_resize", "crop_resize", "fill_resize"]
-"""InvokeAI's ways to make a picture as large as what is drawn: stretched, cut, or with black around it."""
+"""InvokeAI's ways to fit a picture to the size of the output image: stretch it, crop it, or pad it with black."""
 
 RESIZES: tuple[Resize, ...] = ("just_resize", "crop_resize", "fill_resize")
 MOST_CONTROLS = 8
@@ -118,22 +122,30 @@ MOST_CONTROLS = 8
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A ControlNet for one request. ``name``: in the library, or a path. ``image``: the picture, as :class:`Request`
-    takes images, made as large as what is drawn by ``resize_mode``; ``preprocessor``: what is made of it first
-    (:data:`PREPROCESSORS`), by ``low`` and ``high``.
+    """A ControlNet for one request. Raises RequestError for a value that is not allowed.
 
-    ``weight`` times its output is added, from the share ``start`` of the steps to the share ``end``. ``digest``: the
-    content that it must have, "" for any. Raises RequestError for a value that is not allowed.
+    Its output, times ``weight``, is added from step ``start`` x steps to step ``end`` x steps.
+
+    ``name``: its name in the library, or a path.
+    ``image``: the control picture, in the same form as ``Request.image``.
+    ``preprocessor``: a key of :data:`PREPROCESSORS`, applied to the picture first; ``low`` and ``high`` are its
+    thresholds.
+    ``resize_mode``: how the picture is fitted to the size of the output image.
+    ``digest``: the digest that the ControlNet must have; "" for any.
     """
 
-    name: Annotated[str, Declared(help="The name of a ControlNet in the library.")]
-    image: Annotated[str, Declared(help="The picture: data:image/png;base64,… or the digest of a stored image.")]
-    weight: Annotated[float, Declared(help="A factor for the output.", least=-MOST_STRENGTH, most=MOST_STRENGTH)] = 1.0
-    start: Annotated[float, Declared(help="It starts at this share of the steps.", least=0, most=1)] = 0.0
-    end: Annotated[float, Declared(help="It ends at this share of the steps.", least=0, most=1)] = 1.0
+    name: Annotated[str, FieldDeclaration(help="The name of a ControlNet in the library.")]
+    image: Annotated[
+        str, FieldDeclaration(help="The picture: data:image/png;base64,… or the digest of a stored image.")
+    ]
+    weight: Annotated[
+        float, FieldDeclaration(help="A factor for the output.", minimum=-MOST_STRENGTH, maximum=MOST_STRENGTH)
+    ] = 1.0
+    start: Annotated[float, FieldDeclaration(help="It starts at this share of the steps.", minimum=0, maximum=1)] = 0.0
+    end: Annotated[float, FieldDeclaration(help="It ends at this share of the steps.", minimum=0, maximum=1)] = 1.0
     mode: Annotated[
         ControlMode,
-        Declared(
+        FieldDeclaration(
             help="balanced: the same effect everywhere. more_prompt: the ControlNet's outer layers have less effect."
             " unbalanced: the ControlNet does not change the prediction for the negative prompt. more_control: the last"
             " two together."
@@ -141,12 +153,14 @@ class Control:
     ] = "balanced"
     preprocessor: Annotated[
         str,
-        Declared(help="The preprocessor to apply to the picture first.", values=PREPROCESSORS),
+        FieldDeclaration(help="The preprocessor to apply to the picture first.", values=PREPROCESSORS),
     ] = "none"
-    low: Annotated[int, Declared(help="The preprocessor's lower threshold.", least=0, most=255)] = 100
-    high: Annotated[int, Declared(help="The preprocessor's upper threshold.", least=1, most=10000)] = 200
-    resize_mode: Annotated[Resize, Declared(help="How to fit the picture to the size of the image.")] = "just_resize"
-    digest: Annotated[str, Declared(help="The digest that the ControlNet must have; empty for any.")] = ""
+    low: Annotated[int, FieldDeclaration(help="The preprocessor's lower threshold.", minimum=0, maximum=255)] = 100
+    high: Annotated[int, FieldDeclaration(help="The preprocessor's upper threshold.", minimum=1, maximum=10000)] = 200
+    resize_mode: Annotated[Resize, FieldDeclaration(help="How to fit the picture to the size of the image.")] = (
+        "just_resize"
+    )
+    digest: Annotated[str, FieldDeclaration(help="The digest that the ControlNet must have; empty for any.")] = ""
 
     def __post_init__(self) -> None:
         checks.check_name("controls", self.name)
@@ -174,9 +188,9 @@ class Embedding:
     """A textual inversion for one request: ``word`` in a prompt stands for its vectors. ``name``: in the library, or a
     path; ``digest``: the content that it must have, "" for any."""
 
-    name: Annotated[str, Declared(help="The name of a textual inversion in the library.")]
-    word: Annotated[str, Declared(help="The word in a prompt that stands for the inversion.")]
-    digest: Annotated[str, Declared(help="The digest that the inversion must have; empty for any.")] = ""
+    name: Annotated[str, FieldDeclaration(help="The name of a textual inversion in the library.")]
+    word: Annotated[str, FieldDeclaration(help="The word in a prompt that stands for the inversion.")]
+    digest: Annotated[str, FieldDeclaration(help="The digest that the inversion must have; empty for any.")] = ""
 
     def __post_init__(self) -> None:
         checks.check_name("embeddings", self.name)

@@ -14,30 +14,30 @@ from safelight.request import checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Declared:
-    """What is known of a field beside its name, type and default. Everything that shows a field reads it here: the
-    command line, the API, the page, the documentation.
+class FieldDeclaration:
+    """The description of a field besides its name, type and default. The command line, the API, the page and the
+    documentation read it.
 
-    ``help``: what the field does, in a sentence or two. ``group``: under which heading it is shown.
-    ``label``: how the page calls it, where that is not the name.
-    ``least``, ``most``: bounds of a number, both allowed. ``above``: a bound that is not allowed itself.
-    ``most`` of a list: how many items it may have.
-    ``multiple``: a whole number is a multiple of this.
-    ``values``: the words that a text may be, where its type does not list them; a table if packages can add some.
+    ``help``: what the field does, in a sentence or two.
+    ``group``: the heading under which it is shown.
+    ``label``: its name on the page; "": derive it from the field's name.
+    ``minimum``, ``maximum``: inclusive bounds of a number. ``maximum`` of a list: the largest number of items.
+    ``exclusive_minimum``: an exclusive lower bound.
+    ``multiple``: a whole number must be a multiple of this.
+    ``values``: allowed strings, if the type is not a Literal. An ``Extensible`` if packages can add values.
     ``needs``: names of fields; this field has an effect only if at least one of them is set.
     ``a1111``, ``openai``: the field's name in those APIs; "" if they lack it.
-    ``option``: how the command line calls it, several names with a space between them; "" for its own name; None where
-    the command line does not have it.
+    ``option``: command-line flags, separated by spaces. "": derive the flag from the field's name. None: no flag.
     ``since``: the version of stored requests that first had it (:data:`safelight.request.schema.VERSION`).
-    ``earlier``: old defaults: {the last version of stored requests that had it: the default}.
+    ``old_defaults``: defaults of earlier request versions: maps the last version that used a default to that default.
     """
 
     help: str
     group: str = ""
     label: str = ""
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    exclusive_minimum: float | None = None
     multiple: int = 1
     values: Collection[str] = ()
     needs: tuple[str, ...] = ()
@@ -45,58 +45,65 @@ class Declared:
     openai: str = ""
     option: str | None = ""
     since: int = 1
-    earlier: Mapping[int, Any] = dataclasses.field(default_factory=dict[int, Any])
+    old_defaults: Mapping[int, Any] = dataclasses.field(default_factory=dict[int, Any])
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field of a dataclass whose annotations carry a :class:`Declared`. ``type``: without None and without the
-    declaration."""
+    """A field of a dataclass whose annotations contain a :class:`FieldDeclaration`.
+
+    ``type``: without None and without the declaration.
+    """
 
     name: str
     type: Any
     optional: bool
     required: bool
     default: Any
-    declared: Declared
+    declared: FieldDeclaration
 
     @property
     def allowed(self) -> Collection[str]:
-        """The words that a text may be, () for any."""
+        """The allowed strings; () if any string is allowed."""
         return get_args(self.type) if get_origin(self.type) is Literal else self.declared.values
 
     @property
     def builtin(self) -> Collection[str]:
-        """The allowed words without those of installed packages, which take time to read."""
+        """The allowed strings without those of installed packages, which take time to read."""
         return self.allowed.builtin if isinstance(self.allowed, Extensible) else self.allowed
 
     @property
     def label(self) -> str:
-        """How the page calls it."""
+        """Its name on the page."""
         return self.declared.label or self.name.replace("_", " ").capitalize()
 
     @property
     def help(self) -> str:
-        """What it does, and which built-in words are allowed."""
+        """What it does, and which built-in strings are allowed."""
         words = ", ".join(word for word in self.builtin if word)
         return f"{self.declared.help} One of {words}." if words else self.declared.help
 
     @property
     def options(self) -> tuple[str, ...]:
-        """How the command line calls it, () where it does not have it."""
+        """Its command-line flags; () if it has none."""
         if self.declared.option is None:
             return ()
         return tuple(self.declared.option.split()) or (f"--{self.name.replace('_', '-')}",)
 
     def default_in(self, version: int) -> Any:
-        """Its default in stored requests of that version."""
-        return next((value for upto, value in sorted(self.declared.earlier.items()) if version <= upto), self.default)
+        """Return its default in stored requests of that version."""
+        return next(
+            (value for upto, value in sorted(self.declared.old_defaults.items()) if version <= upto), self.default
+        )
 
     def check(self, value: Any, field_name: str = "", what: str = "") -> None:
-        """Raise RequestError when the value is not allowed; fields of other types than texts, numbers and switches are
-        checked where they are read. ``field_name``, ``what``: how the error names it, where the field is a part of
-        another one."""
-        name, said = field_name or self.name, self.declared
+        """Check a str, int, float or bool value; other types are checked by their own classes.
+
+        ``field_name``, ``what``: for a nested field (such as ``controls[].weight``), the outer field's name and the
+        inner field's name in the error.
+        Raises RequestError when the value is not allowed.
+        """
+        name, declared = field_name or self.name, self.declared
         if value is None and self.optional:
             return
         if self.allowed:
@@ -106,16 +113,16 @@ class Field:
         elif self.type is bool:
             checks.boolean(name, value)
         elif self.type is int:
-            checks.within(name, value, int(said.least or 0), int(said.most or 0), said.multiple)
-        elif self.type is float and said.above is not None:
-            checks.above(name, value, said.above, said.most or 0, what)
+            checks.within(name, value, int(declared.minimum or 0), int(declared.maximum or 0), declared.multiple)
+        elif self.type is float and declared.exclusive_minimum is not None:
+            checks.above(name, value, declared.exclusive_minimum, declared.maximum or 0, what)
         elif self.type is float:
-            checks.number(name, value, said.least or 0, said.most or 0, what)
+            checks.number(name, value, declared.minimum or 0, declared.maximum or 0, what)
 
 
 @lru_cache
 def fields_of(kind: type) -> Mapping[str, Field]:
-    """The fields of a dataclass, by name, in their order.
+    """Return the fields of a dataclass, by name, in their order.
 
     Raises TypeError for a field that is not declared, or a number without bounds.
     """
@@ -123,14 +130,17 @@ def fields_of(kind: type) -> Mapping[str, Field]:
     found: dict[str, Field] = {}
     for one in dataclasses.fields(kind):
         declared = next(
-            (extra for extra in getattr(hints[one.name], "__metadata__", ()) if isinstance(extra, Declared)), None
+            (extra for extra in getattr(hints[one.name], "__metadata__", ()) if isinstance(extra, FieldDeclaration)),
+            None,
         )
         if declared is None:
-            raise TypeError(f"{kind.__name__}.{one.name} has no Declared")
+            raise TypeError(f"{kind.__name__}.{one.name} has no FieldDeclaration")
         plain = get_args(hints[one.name])[0]
         kinds = get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,)
         [own] = [each for each in kinds if each is not NoneType]
-        if own in (int, float) and (declared.most is None or (declared.least is None and declared.above is None)):
+        if own in (int, float) and (
+            declared.maximum is None or (declared.minimum is None and declared.exclusive_minimum is None)
+        ):
             raise TypeError(f"{kind.__name__}.{one.name} is a number without bounds")
         required = one.default is dataclasses.MISSING
         found[one.name] = Field(one.name, own, NoneType in kinds, required, None if required else one.default, declared)

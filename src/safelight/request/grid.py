@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from safelight.errors import RequestError
 from safelight.request.adapters import Lora
-from safelight.request.prompts.loras import parsed, written
+from safelight.request.prompts.loras import lora_to_tag, parse_lora
 from safelight.request.samplers import SAMPLERS, sampler_by_name
 from safelight.request.schema import Request
 
@@ -97,9 +97,9 @@ def cells(request: Request, x: Axis, y: Axis | None) -> list[Cell]:
     if "strength" in names and not request.image:
         raise RequestError("strength", "", "has no effect without --image")
     out: list[Cell] = []
-    for row, low in enumerate(rows):
+    for row, y_value in enumerate(rows):
         for column, value in enumerate(x.values):
-            varied = [(x, value)] + ([(y, low)] if y is not None and low is not None else [])
+            varied = [(x, value)] + ([(y, y_value)] if y is not None and y_value is not None else [])
             cell_request = request
             # The strength applies to all adapters, including those of the other axis, so it comes last.
             for along, each in sorted(varied, key=lambda pair: pair[0].name == "lora-strength"):
@@ -111,7 +111,7 @@ def cells(request: Request, x: Axis, y: Axis | None) -> list[Cell]:
         return seen.setdefault(key, len(seen))
 
     def combination(cell: Cell) -> tuple[int, int]:
-        over = tuple(sorted(written(lora) for lora in cell.request.loras))
+        over = tuple(sorted(lora_to_tag(lora) for lora in cell.request.loras))
         return place(cell.request.model), place((cell.request.model, over))
 
     for cell in out:
@@ -133,7 +133,7 @@ def _number(name: str, kind: Callable[[str], float]) -> Callable[[Request, str, 
 def _lora(request: Request, value: str, _: str) -> Request:
     """Add adapters to the request's own; ``value`` is ``NAME:STRENGTH``, several joined by ``+``, or ``none``."""
     try:
-        more = () if value == NONE else tuple(parsed(part) for part in value.split("+"))
+        more = () if value == NONE else tuple(parse_lora(part) for part in value.split("+"))
     except ValueError as error:
         raise RequestError("lora", value, str(error)) from error
     return replace(request, loras=(*request.loras, *more))

@@ -79,7 +79,9 @@ class Job:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Job:
-        """Read a job that :meth:`to_json` wrote, in this version or an earlier one that has jobs.
+        """Read a job that :meth:`to_json` wrote, by this version or by an earlier one that already stored jobs.
+
+        Version 1 stored requests.
 
         Raises RequestError, which names the field, if this version cannot read it.
         """

@@ -50,10 +50,12 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a generation reports: its ``stage``, and how far it is; ``image`` counts from 0.
+    """A report of a generation's progress.
 
-    ``memory``: what is where at the beginning and end of stages (what :meth:`LocalEngine.memory` gives), else None.
-    ``preview``: after a step.
+    ``image``: the number of the image, counted from 0.
+    ``step``, ``steps``: the number of steps done, and of all steps, in the stage.
+    ``memory``: the report of :meth:`LocalEngine.memory`, at the beginning and end of each stage; None at other times.
+    ``preview``: a picture of the unfinished image, after a step; None at other times.
     """
 
     stage: Stage

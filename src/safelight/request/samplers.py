@@ -57,7 +57,7 @@ SCHEDULE_LABELS: Mapping[Schedule, str] = {
 """AUTOMATIC1111's schedule types by ours."""
 
 _WITHOUT_SIGMA_SCHEDULES: tuple[Schedule, ...] = ("default", "sgm_uniform")
-_DISTILLED = 50
+_DISTILLED_STEPS = 50
 """Steps that LCM (Luo et al. 2023) and TCD (trajectory consistency distillation, Zheng et al. 2024) were distilled
 with: diffusers' ``original_inference_steps``."""
 
@@ -104,10 +104,20 @@ _BUILTIN: Mapping[str, Sampler] = {
     "unipc": Sampler("UniPCMultistepScheduler", "UniPC", supports_zero_terminal_snr=True),
     "deis": Sampler("DEISMultistepScheduler", "DEIS"),
     "lcm": Sampler(
-        "LCMScheduler", "LCM", ("default",), {"clip_sample": False}, _DISTILLED, supports_zero_terminal_snr=True
+        "LCMScheduler",
+        "LCM",
+        ("default",),
+        {"clip_sample": False},
+        most_steps=_DISTILLED_STEPS,
+        supports_zero_terminal_snr=True,
     ),
     "tcd": Sampler(
-        "TCDScheduler", "TCD", ("default",), {"clip_sample": False}, _DISTILLED, supports_zero_terminal_snr=True
+        "TCDScheduler",
+        "TCD",
+        ("default",),
+        {"clip_sample": False},
+        most_steps=_DISTILLED_STEPS,
+        supports_zero_terminal_snr=True,
     ),
 }
 
@@ -138,9 +148,12 @@ def sampler_by_name(name: str) -> tuple[str, Schedule | None] | None:
     return None
 
 
-def sampler_of(name: str, schedule: str) -> tuple[str, Schedule]:
-    """The sampler and schedule by our names or AUTOMATIC1111's; a name may have the schedule behind it. Raises
-    RequestError."""
+def parse_sampler_and_schedule(name: str, schedule: str) -> tuple[str, Schedule]:
+    """Parse the names of a sampler and a schedule, Safelight's or AUTOMATIC1111's. Return (sampler, schedule).
+
+    The sampler's name may end with the schedule, as in ``DPM++ 2M Karras``.
+    Raises RequestError.
+    """
     found = sampler_by_name(name)
     if found is None:
         checks.one_of("sampler", name, SAMPLERS)

@@ -19,7 +19,7 @@ from safelight.request.adapters import (
     parse_items,
 )
 from safelight.request.bounds import LEAST_TILE, MOST_COUNT, MOST_HIRES, MOST_SEED, MOST_SIDE
-from safelight.request.field import Declared, fields_of
+from safelight.request.field import FieldDeclaration, fields_of
 from safelight.request.rules import check_together, read_outpaint
 from safelight.request.run_settings import Precision
 from safelight.request.samplers import MOST_STEPS, SAMPLERS, SCHEDULES, Schedule
@@ -71,11 +71,11 @@ class Request:
     """
 
     prompt: Annotated[
-        str, Declared(help="What to draw.", label="Prompt", group=PROMPTS, a1111="prompt", openai="prompt")
+        str, FieldDeclaration(help="What to draw.", label="Prompt", group=PROMPTS, a1111="prompt", openai="prompt")
     ]
     model: Annotated[
         str,
-        Declared(
+        FieldDeclaration(
             help="The name of a model in the library; on the command line also a path.",
             group=PROMPTS,
             a1111="override_settings.sd_model_checkpoint",
@@ -84,7 +84,7 @@ class Request:
     ]
     negative: Annotated[
         str,
-        Declared(
+        FieldDeclaration(
             help="What to keep out of the image.",
             label="Negative prompt",
             group=PROMPTS,
@@ -94,26 +94,28 @@ class Request:
     ] = ""
     seed: Annotated[
         int,
-        Declared(
+        FieldDeclaration(
             help="The first image's seed; each further image adds 1. By default, a random seed, which is recorded.",
             group=SAMPLING,
-            least=0,
-            most=MOST_SEED,
+            minimum=0,
+            maximum=MOST_SEED,
             a1111="seed",
             openai="seed",
         ),
     ] = 0
     steps: Annotated[
         int,
-        Declared(help="Sampling steps.", group=SAMPLING, least=1, most=MOST_STEPS, a1111="steps", openai="steps"),
+        FieldDeclaration(
+            help="Sampling steps.", group=SAMPLING, minimum=1, maximum=MOST_STEPS, a1111="steps", openai="steps"
+        ),
     ] = 20
     width: Annotated[
         int | None,
-        Declared(
+        FieldDeclaration(
             help="Pixels, a multiple of 8; by default the model's own size, or the size of the input image.",
             group=SIZE,
-            least=8,
-            most=MOST_SIDE,
+            minimum=8,
+            maximum=MOST_SIDE,
             multiple=8,
             a1111="width",
             openai="size",
@@ -121,11 +123,11 @@ class Request:
     ] = None
     height: Annotated[
         int | None,
-        Declared(
+        FieldDeclaration(
             help="Pixels, a multiple of 8; width times height is at most 4096 times 4096.",
             group=SIZE,
-            least=8,
-            most=MOST_SIDE,
+            minimum=8,
+            maximum=MOST_SIDE,
             multiple=8,
             a1111="height",
             openai="size",
@@ -133,19 +135,19 @@ class Request:
     ] = None
     cfg: Annotated[
         float,
-        Declared(
+        FieldDeclaration(
             help="Guidance scale. 1 or less turns guidance off, and the negative prompt has no effect then.",
             label="Guidance",
             group=SAMPLING,
-            least=0,
-            most=100,
+            minimum=0,
+            maximum=100,
             a1111="cfg_scale",
             openai="cfg",
         ),
     ] = 7.0
     sampler: Annotated[
         str,
-        Declared(
+        FieldDeclaration(
             help="The sampler; AUTOMATIC1111's names also work: DPM++ 2M Karras.",
             group=SAMPLING,
             values=SAMPLERS,
@@ -155,7 +157,7 @@ class Request:
     ] = "euler"
     schedule: Annotated[
         Schedule,
-        Declared(
+        FieldDeclaration(
             help=f"How the noise levels are spread over the steps. {_few_schedules()}",
             group=SAMPLING,
             a1111="scheduler",
@@ -164,12 +166,12 @@ class Request:
     ] = "default"
     count: Annotated[
         int,
-        Declared(
+        FieldDeclaration(
             help="Number of images.",
             label="Images",
             group=SAMPLING,
-            least=1,
-            most=MOST_COUNT,
+            minimum=1,
+            maximum=MOST_COUNT,
             a1111="batch_size times n_iter",
             openai="n",
             option="--count -n",
@@ -177,18 +179,18 @@ class Request:
     ] = 1
     clip_skip: Annotated[
         int,
-        Declared(
+        FieldDeclaration(
             help="Last layers of the text encoder to skip, as diffusers counts them; AUTOMATIC1111 counts one more.",
             label="CLIP skip",
             group=PROMPTS,
-            least=0,
-            most=11,
+            minimum=0,
+            maximum=11,
             a1111="clip_skip",
         ),
     ] = 0
     precision: Annotated[
         Precision,
-        Declared(
+        FieldDeclaration(
             help="The dtype for computing: fp32, bf16, fp16 (each gives other pixels), or auto: fp32 on a CPU,"
             " elsewhere the best dtype of the device.",
             group=RUN,
@@ -196,37 +198,39 @@ class Request:
     ] = "auto"
     isolate: Annotated[
         bool,
-        Declared(help="Make each image in a process that has never held another model. No pixel changes.", group=RUN),
+        FieldDeclaration(
+            help="Make each image in a process that has never held another model. No pixel changes.", group=RUN
+        ),
     ] = False
     loras: Annotated[
         tuple[Lora, ...],
-        Declared(
+        FieldDeclaration(
             help="LoRAs and related adapters; also `<lora:NAME:STRENGTH>` in a prompt. On the command line:"
             " NAME:STRENGTH (style:0.8), NAME:TEXT:UNET for two strengths (style:0.5:0.8), or"
             " style:te=0:unet=1:lbw=1,0,…; repeat for several.",
-            most=MOST_LORAS,
+            maximum=MOST_LORAS,
             group=PROMPTS,
             option="--lora",
             a1111="prompt: <lora:…>",
         ),
     ] = ()
     lenient: Annotated[
-        bool, Declared(help="Ignore the tensors of an adapter that fit nothing in the model.", group=PROMPTS)
+        bool, FieldDeclaration(help="Ignore the tensors of an adapter that fit nothing in the model.", group=PROMPTS)
     ] = False
     vae: Annotated[
         str,
-        Declared(
+        FieldDeclaration(
             help="A VAE in place of the model's own: the name of a VAE or of a model.",
             group=PROMPTS,
             a1111="override_settings.sd_vae",
         ),
     ] = ""
     vae_digest: Annotated[
-        str, Declared(help="The digest that the VAE must have; empty for any.", group=PROMPTS, option=None)
+        str, FieldDeclaration(help="The digest that the VAE must have; empty for any.", group=PROMPTS, option=None)
     ] = ""
     image: Annotated[
         str,
-        Declared(
+        FieldDeclaration(
             help="The input image: a file on the command line; in the API, data:image/png;base64,… or the digest of a"
             " stored image.",
             group=START,
@@ -236,7 +240,7 @@ class Request:
     ] = ""
     mask: Annotated[
         str,
-        Declared(
+        FieldDeclaration(
             help="A picture in the same form as image. Its white part is drawn again, its black part stays.",
             group=START,
             a1111="mask",
@@ -245,11 +249,11 @@ class Request:
     ] = ""
     strength: Annotated[
         float,
-        Declared(
+        FieldDeclaration(
             help="Denoising strength: the share of the steps to compute. At 1, little of the input image remains.",
             group=START,
-            above=0,
-            most=1,
+            exclusive_minimum=0,
+            maximum=1,
             needs=("image",),
             a1111="denoising_strength",
             openai="strength",
@@ -257,13 +261,13 @@ class Request:
     ] = 0.75
     image_cfg: Annotated[
         float,
-        Declared(
+        FieldDeclaration(
             help="Image guidance scale: how strongly the result follows the input image. Only for instruct-pix2pix"
             " checkpoints.",
             label="Image guidance",
             group=START,
-            least=1,
-            most=100,
+            minimum=1,
+            maximum=100,
             needs=("image",),
             a1111="image_cfg_scale",
             since=2,
@@ -271,43 +275,43 @@ class Request:
     ] = 1.5
     mask_blur: Annotated[
         int,
-        Declared(
+        FieldDeclaration(
             help="Width of the softened border of the mask, in pixels.",
             group=START,
-            least=0,
-            most=256,
+            minimum=0,
+            maximum=256,
             needs=("mask", "outpaint"),
             a1111="mask_blur",
         ),
     ] = 4
     mask_padding: Annotated[
         int | None,
-        Declared(
+        FieldDeclaration(
             help="Draw only the masked part, with this many pixels around it, at the full size.",
             group=START,
-            least=0,
-            most=4096,
+            minimum=0,
+            maximum=4096,
             a1111="inpaint_full_res_padding",
         ),
     ] = None
     outpaint: Annotated[
         tuple[int, ...],
-        Declared(
+        FieldDeclaration(
             help="Make the image larger and draw the new parts: left,top,right,bottom, in pixels.",
-            most=4,
+            maximum=4,
             group=START,
         ),
     ] = ()
     controls: Annotated[
         tuple[Control, ...],
-        Declared(
+        FieldDeclaration(
             help="ControlNets, each with a picture. On the command line: NAME:IMAGE, followed by options:"
             " edges:in.png:pre=canny:weight=0.8:start=0:end=0.6:mode=more_prompt. "
             f"pre: {', '.join(PREPROCESSORS.builtin)}. low= and high= are the preprocessor's thresholds (canny: both;"
             " threshold: low; blur: high, in hundredths of a pixel). "
             f"resize: {', '.join(RESIZES)}. "
             f"mode: {', '.join(CONTROL_MODES)}. Repeat for several.",
-            most=MOST_CONTROLS,
+            maximum=MOST_CONTROLS,
             group=START,
             option="--control",
             a1111="alwayson_scripts.controlnet",
@@ -315,60 +319,63 @@ class Request:
     ] = ()
     embeddings: Annotated[
         tuple[Embedding, ...] | None,
-        Declared(
+        FieldDeclaration(
             help="Textual inversions; by default, those whose names are in a prompt.",
-            most=MOST_LORAS,
+            maximum=MOST_LORAS,
             group=PROMPTS,
             option=None,
         ),
     ] = None
     text_encoder: Annotated[
-        str, Declared(help="The name of another model, whose text encoders encode the prompts.", group=PROMPTS)
+        str, FieldDeclaration(help="The name of another model, whose text encoders encode the prompts.", group=PROMPTS)
     ] = ""
     text_encoder_digest: Annotated[
-        str, Declared(help="The digest that those text encoders must have; empty for any.", group=PROMPTS, option=None)
+        str,
+        FieldDeclaration(
+            help="The digest that those text encoders must have; empty for any.", group=PROMPTS, option=None
+        ),
     ] = ""
     prompt_syntax: Annotated[
         PromptSyntax,
-        Declared(
+        FieldDeclaration(
             help="The syntax of the prompts: AUTOMATIC1111's, or compel (InvokeAI's: word++, (words)1.3, .blend()).",
             group=PROMPTS,
         ),
     ] = "a1111"
     variation_seed: Annotated[
         int,
-        Declared(
+        FieldDeclaration(
             help="A second seed, whose noise is mixed in; each further image adds 1 to it.",
             group=VARIATION,
-            least=0,
-            most=MOST_SEED,
+            minimum=0,
+            maximum=MOST_SEED,
             needs=("variation_strength",),
             a1111="subseed",
         ),
     ] = 0
     variation_strength: Annotated[
         float,
-        Declared(
+        FieldDeclaration(
             help="The share of the second seed's noise. Above 0, all images of a request have the same seed.",
             group=VARIATION,
-            least=0,
-            most=1,
+            minimum=0,
+            maximum=1,
             a1111="subseed_strength",
         ),
     ] = 0.0
     hires_scale: Annotated[
         float,
-        Declared(
+        FieldDeclaration(
             help="Hires fix: draw, enlarge by this factor, and draw the result again; 1 turns it off.",
             group=HIRES,
-            least=1,
-            most=MOST_HIRES,
+            minimum=1,
+            maximum=MOST_HIRES,
             a1111="hr_scale",
         ),
     ] = 1.0
     hires_upscaler: Annotated[
         str,
-        Declared(
+        FieldDeclaration(
             help="The method that enlarges the first image.",
             group=HIRES,
             values=tuple(UPSCALERS),
@@ -378,40 +385,40 @@ class Request:
     ] = "latent"
     hires_strength: Annotated[
         float,
-        Declared(
+        FieldDeclaration(
             help="Denoising strength of the second pass.",
             group=HIRES,
-            above=0,
-            most=1,
+            exclusive_minimum=0,
+            maximum=1,
             needs=("hires_scale",),
             a1111="denoising_strength",
         ),
     ] = 0.7
     hires_steps: Annotated[
         int,
-        Declared(
+        FieldDeclaration(
             help="Hires steps (0 = same as steps).",
             group=HIRES,
-            least=0,
-            most=MOST_STEPS,
+            minimum=0,
+            maximum=MOST_STEPS,
             needs=("hires_scale",),
             a1111="hr_second_pass_steps",
         ),
     ] = 0
     tile: Annotated[
         int | None,
-        Declared(
+        FieldDeclaration(
             help="Size of the VAE's tiles in pixels, a multiple of 64; 0 turns tiling off. The default is 768 for"
             " images over 1536 times 1536 pixels that are not seamless, else 0.",
             group=RUN,
-            least=0,
-            most=MOST_SIDE,
+            minimum=0,
+            maximum=MOST_SIDE,
             multiple=LEAST_TILE,
         ),
     ] = None
     refiner: Annotated[
         str,
-        Declared(
+        FieldDeclaration(
             help="A second model that computes the last steps, such as SDXL's refiner: the name of a model with the"
             " same latents. Adapters and ControlNets change only the first model.",
             group=REFINER,
@@ -421,15 +428,17 @@ class Request:
     ] = ""
     refiner_digest: Annotated[
         str,
-        Declared(help="The digest that the refiner must have; empty for any.", group=REFINER, option=None, since=2),
+        FieldDeclaration(
+            help="The digest that the refiner must have; empty for any.", group=REFINER, option=None, since=2
+        ),
     ] = ""
     refiner_start: Annotated[
         float,
-        Declared(
+        FieldDeclaration(
             help="The refiner starts at this share of the noise levels.",
             group=REFINER,
-            above=0,
-            most=0.99,
+            exclusive_minimum=0,
+            maximum=0.99,
             needs=("refiner",),
             a1111="refiner_switch_at",
             since=2,
@@ -437,7 +446,9 @@ class Request:
     ] = 0.8
     seamless: Annotated[
         Seamless,
-        Declared(help="Axes along which the image repeats without a seam: x, y or xy.", group=SIZE, a1111="tiling"),
+        FieldDeclaration(
+            help="Axes along which the image repeats without a seam: x, y or xy.", group=SIZE, a1111="tiling"
+        ),
     ] = ""
 
     def __post_init__(self) -> None:
@@ -464,15 +475,15 @@ class Request:
         return replace(self, count=1, seed=self.seed + index)
 
     @property
-    def first_steps(self) -> int:
-        """How many of the steps are computed in the first pass."""
+    def first_pass_steps(self) -> int:
+        """The number of steps that the first pass computes."""
         return min(self.steps, int(self.steps * self.strength)) if self.image else self.steps
 
     @property
     def computed_steps(self) -> int:
-        """How many steps are computed, in both passes."""
+        """The number of steps that both passes compute."""
         again = int((self.hires_steps or self.steps) * self.hires_strength) if self.hires_scale > 1 else 0
-        return self.first_steps + again
+        return self.first_pass_steps + again
 
     @property
     def masked(self) -> bool:

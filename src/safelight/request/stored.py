@@ -1,4 +1,4 @@
-"""Stored requests: what pictures and the queue hold, of this version and of earlier ones."""
+"""Reads requests that this version or an earlier one stored in images and in the queue."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from safelight.request.schema import VERSION, Request
 
 
 def read_request(stored: Any, version: int = VERSION) -> Request:
-    """A request as it was stored by that version: a field that is missing has the default that it had then.
+    """Read a request that the given version stored. A missing field has the default of that version.
 
-    Raises RequestError, naming the field, for one that this version does not know, that is missing though it has no
-    default, or whose value is no longer allowed.
+    Raises RequestError, naming the field, if a field is unknown to this version, is required but missing, or has a
+    value that is no longer allowed.
     """
     if version > VERSION:
         raise RequestError("version", version, f"was stored by a newer Safelight; this one reads up to {VERSION}")

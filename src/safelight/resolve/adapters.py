@@ -16,7 +16,7 @@ from safelight.weights.adapter_file import INVERSION, VAE
 from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
 from safelight.weights.adapter_mapping import AdapterConfig, AdapterMatch, Module, Shape, match_adapter, modules_by_name
 
-_ASKED = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in the prompt"}
+_HOW_TO_REQUEST = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in the prompt"}
 
 _SHOWN = 5
 
@@ -32,13 +32,16 @@ class ResolvedLora:
 
     def strength(self, role: str, block: str) -> float:
         """Return the strength on a component, in a block of the denoiser."""
-        counted = self.family.block_counts.get(len(self.lora.blocks), ())
-        factors = dict(zip(counted, self.lora.blocks, strict=True)) if self.lora.blocks else None
+        block_names = self.family.block_names_by_count.get(len(self.lora.blocks), ())
+        factors = dict(zip(block_names, self.lora.blocks, strict=True)) if self.lora.blocks else None
         # If there are block weights, a block without one gets strength 0.
-        return self.lora.on(self.family.purpose(role)) * (1.0 if factors is None else factors.get(block, 0.0))
+        return self.lora.strength_for(self.family.purpose(role)) * (1.0 if factors is None else factors.get(block, 0.0))
 
     def scale(self, role: str) -> float | None:
-        """Return the LoRA scale from the metadata, which is used instead of alpha/rank; None if absent."""
+        """Return the LoRA scale from the file's metadata, used if the LoRA has no ``alpha`` tensor.
+
+        None if the metadata has none.
+        """
         config = self.adapter.component.config
         assert isinstance(config, AdapterConfig)
         return config.scale(self.family.component(role))
@@ -59,15 +62,17 @@ def resolve_lora(lora: Lora, model: Model, adapters: Adapters, by_path: bool, le
         adapter = adapters.ensure_unchanged(adapters.find(lora.name) if by_path else adapters.get(lora.name))
     if adapter.kind not in WEIGHT_ADAPTER_KINDS:
         way = (
-            f"ask for it as {_ASKED[adapter.kind]}" if adapter.kind in _ASKED else "no installed package has this kind"
+            f"ask for it as {_HOW_TO_REQUEST[adapter.kind]}"
+            if adapter.kind in _HOW_TO_REQUEST
+            else "no installed package has this kind"
         )
         raise RequestError("loras", lora.name, f"is a {adapter.kind}: {way}")
     # Load the package of the kind now: if that fails, its error is clearer than "no tensor fits".
     _ = WEIGHT_ADAPTER_KINDS[adapter.kind]
     if adapter.base and adapter.base != model.base:
         raise RequestError("loras", lora.name, f"is a {adapter.kind} for {adapter.base}; {model.name} is {model.base}")
-    if lora.blocks and len(lora.blocks) not in model.family.block_counts:
-        wanted = " or ".join(map(str, sorted(model.family.block_counts))) or "none"
+    if lora.blocks and len(lora.blocks) not in model.family.block_names_by_count:
+        wanted = " or ".join(map(str, sorted(model.family.block_names_by_count))) or "none"
         raise RequestError("loras", lora.name, f"{len(lora.blocks)} block weights; {model.base} has {wanted}")
     shapes = tuple((tensor.name, tensor.shape) for tensor in adapter.component.tensors)
     match = match_cached(shapes, model.base, _configs(model))

@@ -12,8 +12,8 @@ from safelight.request.bounds import MOST_PIXELS
 from safelight.request.field import fields_of
 from safelight.request.prompts import compel_syntax
 from safelight.request.prompts.editing import prompt_per_step_of
-from safelight.request.prompts.tokens import NO_WORDS, chunks
-from safelight.request.prompts.words import Words
+from safelight.request.prompts.tokens import NO_INVERSION_TOKENS, chunks
+from safelight.request.prompts.words import InversionTokens
 from safelight.request.samplers import SAMPLERS
 from safelight.request.schema import Request
 
@@ -23,7 +23,12 @@ MAX_CHUNKS = 256
 
 _STRENGTH, _IMAGE_CFG = (fields_of(Request)[name] for name in ("strength", "image_cfg"))
 
-_FIRST_MODEL = (Feature.TEXT_TO_IMAGE, Feature.IMAGE_TO_IMAGE, Feature.CONTROLNET, Feature.TEXT_ENCODER_OVERRIDE)
+_NOT_NEEDED_IN_REFINER = (
+    Feature.TEXT_TO_IMAGE,
+    Feature.IMAGE_TO_IMAGE,
+    Feature.CONTROLNET,
+    Feature.TEXT_ENCODER_OVERRIDE,
+)
 """Features that the model needs but its refiner does not."""
 
 MAX_RATIO = 2.5
@@ -41,8 +46,11 @@ def find_size_warning(request: Request, model: Model) -> str:
     return f"{model.name} was trained at {trained}: at {width}x{height} expect repeated shapes or noise"
 
 
-def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
-    """Raise RequestError if the model cannot do what the request asks for. ``words``: those of textual inversions."""
+def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO_INVERSION_TOKENS) -> None:
+    """Raise RequestError if the model cannot do what the request asks for.
+
+    ``inversion_tokens``: token ids by word of a textual inversion.
+    """
     missing = first_missing(request, model.family.features)
     if missing is not None and missing[1] is Feature.TEXT_TO_IMAGE:
         problem = f"is missing: {model.name} ({model.base}) makes no images from text alone"
@@ -71,7 +79,7 @@ def check(request: Request, model: Model, words: Words = NO_WORDS) -> None:
         problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
         raise RequestError("sampler", request.sampler, problem)
     if Feature.PROMPT_WEIGHTS in model.family.features:
-        check_texts(with_effective_strength(request, model), words)
+        check_texts(with_effective_strength(request, model), inversion_tokens)
     layers = [c.config.encoder_layers for c in model.manifest.components if c.role in model.family.text_encoders]
     if request.clip_skip and request.clip_skip >= min(layers):
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {min(layers)} layers")
@@ -95,7 +103,7 @@ def check_refiner(request: Request, model: Model, refiner: Model) -> None:
         word = request.embeddings[0].word
         problem = f"the word {word} stands for a textual inversion, which a refiner cannot use; remove one of them"
         raise refuse(problem)
-    missing = first_missing(request, other.features, _FIRST_MODEL)
+    missing = first_missing(request, other.features, _NOT_NEEDED_IN_REFINER)
     if missing is not None:
         raise refuse(f"does not have {missing[1]} ({missing[0]})")
     layers = [refiner.manifest.component(role).config.encoder_layers for role in other.text_encoders]
@@ -133,17 +141,17 @@ def with_effective_strength(request: Request, model: Model) -> Request:
     return replace(request, strength=1.0) if starts_from_noise else request
 
 
-def check_texts(request: Request, words: Words = NO_WORDS) -> None:
+def check_texts(request: Request, inversion_tokens: InversionTokens = NO_INVERSION_TOKENS) -> None:
     """Raise RequestError for prompts that cannot be parsed or are too long. This check needs no model.
 
-    ``words``: those of textual inversions.
+    ``inversion_tokens``: token ids by word of a textual inversion.
     """
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
         if request.prompt_syntax == "compel":
             compel_syntax.check(field, text)
             continue
         texts = dict.fromkeys(prompt_per_step_of(request, text, field))
-        read = [len(chunks(field, one, 0, words)) for one in texts]
+        read = [len(chunks(field, one, 0, inversion_tokens)) for one in texts]
         if len(read) * max(read) > MAX_CHUNKS:
             many = f"has {len(read)} texts of up to {max(read)} chunks (75 tokens each)"
             problem = f"{many} for its steps: {len(read) * max(read)} chunks; at most {MAX_CHUNKS}"

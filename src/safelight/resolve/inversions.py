@@ -53,14 +53,14 @@ def resolve_inversions(request: Request, model: Model, adapters: Adapters, by_pa
         known = _fitting(adapters, model)
         asked = tuple(Embedding(name, word) for word, name in sorted(words.find_embeddings(texts, known).items()))
     found = [(embedding, _found(embedding, adapters, by_path)) for embedding in asked]
-    vectors = [tensor_names_by_encoder(embedding, adapter, model) for embedding, adapter in found]
-    counts = {e.word: _count(e, a, v) for (e, a), v in zip(found, vectors, strict=True)}
+    tensor_names = [tensor_names_by_encoder(embedding, adapter, model) for embedding, adapter in found]
+    counts = {e.word: _count(e, a, v) for (e, a), v in zip(found, tensor_names, strict=True)}
     if not counts:
         return ()
     tokens = words.assign_tokens(counts, _used(request, counts))
     return tuple(
         Inversion(a, Embedding(a.name, e.word, a.digest), tokens[e.word], v)
-        for (e, a), v in zip(found, vectors, strict=True)
+        for (e, a), v in zip(found, tensor_names, strict=True)
     )
 
 
@@ -102,7 +102,7 @@ def _widths(model: Model) -> tuple[tuple[str, int], ...]:
     return tuple((one.role, one.config.hidden_size) for one in encoders)
 
 
-def _slots(tensors: Collection[str], model: Model) -> dict[str, str]:
+def _match_tensors_to_encoders(tensors: Collection[str], model: Model) -> dict[str, str]:
     """Return for each text encoder (by role) the name of the tensor that has its vectors."""
     if len(tensors) == 1:
         return dict.fromkeys(model.family.text_encoders[:1], next(iter(tensors)))
@@ -115,10 +115,10 @@ def _find_mismatch(tensors: Mapping[str, tuple[int, ...]], model: Model) -> str:
 
     They fit if each text encoder has vectors of its own width.
     """
-    slots, widths = _slots(tensors, model), dict(_widths(model))
-    if slots.keys() != widths.keys():
+    matches, widths = _match_tensors_to_encoders(tensors, model), dict(_widths(model))
+    if matches.keys() != widths.keys():
         return f"has the tensors {', '.join(tensors)}, but the model has {', '.join(widths)}"
-    for role, name in slots.items():
+    for role, name in matches.items():
         shape = tensors[name]
         if len(shape) not in (1, 2) or shape[-1] != widths[role]:
             return f"its vectors are {list(shape)}; the {role} of the model is {widths[role]} wide"
@@ -131,12 +131,12 @@ def tensor_names_by_encoder(embedding: Embedding, adapter: Adapter, model: Model
     problem = _find_mismatch(tensors, model)
     if problem:
         raise RequestError("embeddings", embedding.name, f"{problem} ({model.name})")
-    return _slots(tensors, model)
+    return _match_tensors_to_encoders(tensors, model)
 
 
-def _count(embedding: Embedding, adapter: Adapter, vectors: Mapping[str, str]) -> int:
+def _count(embedding: Embedding, adapter: Adapter, tensor_names: Mapping[str, str]) -> int:
     shapes = {tensor.name: tensor.shape for tensor in adapter.component.tensors}
-    counts = {shapes[name][0] if len(shapes[name]) == 2 else 1 for name in vectors.values()}
+    counts = {shapes[name][0] if len(shapes[name]) == 2 else 1 for name in tensor_names.values()}
     if len(counts) != 1 or not 1 <= max(counts) <= TOKENS_PER_CHUNK:
         found = " and ".join(map(str, sorted(counts)))
         problem = f"has {found} vectors; it needs 1 to {TOKENS_PER_CHUNK}, as many in each encoder"

@@ -32,12 +32,12 @@ class RequestLimits:
                 problem = f"this server allows at most {most} characters (max_prompt_chars)"
                 raise RequestError(field, f"{text[:20]}…", problem)
 
-    def check(self, request: Request, model: Model, picture: tuple[int, int] | None) -> None:
+    def check(self, request: Request, model: Model, whole_picture_size: tuple[int, int] | None) -> None:
         """Raise RequestError for too many pixels, steps or images.
 
-        ``picture``: the size of the image that the request starts from, if only a part of it is drawn.
+        ``whole_picture_size``: (width, height) of the input picture if only a part of it is drawn; else None.
         """
-        self._check_pixels(request, model, picture)
+        self._check_pixels(request, model, whole_picture_size)
         self.check_count(request)
         for field, value, most, name in (
             ("steps", request.steps, self.max_steps, "max_steps"),
@@ -52,7 +52,7 @@ class RequestLimits:
         if most is not None and request.count > most:
             raise RequestError("count", request.count, f"this server allows at most {most} (max_images)")
 
-    def _check_pixels(self, request: Request, model: Model, picture: tuple[int, int] | None) -> None:
+    def _check_pixels(self, request: Request, model: Model, whole_picture_size: tuple[int, int] | None) -> None:
         most = self.max_pixels
         if most is None:
             return
@@ -61,10 +61,10 @@ class RequestLimits:
         if width * height > most:
             pixels = f"with height {height:g} the image has {width * height:.0f} pixels"
             raise RequestError("width", f"{width:g}", f"{pixels}; at most {most} are allowed (max_pixels)")
-        if picture is not None:
+        if whole_picture_size is not None:
             # The drawn part is pasted into the whole picture, so the whole picture counts too.
             left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
-            whole = picture[0] + left + right, picture[1] + top + bottom
+            whole = whole_picture_size[0] + left + right, whole_picture_size[1] + top + bottom
             if whole[0] * whole[1] > most:
                 raise RequestError("image", f"{whole[0]}x{whole[1]}", f"is over {most} pixels (max_pixels)")
 

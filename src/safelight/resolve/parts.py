@@ -66,16 +66,16 @@ def part_of_model(model: Model, role: str) -> ReplacementPart:
 def _find_vae_by_name(name: str, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
     alone = _find_vae_file(name, catalog.adapters, by_path)
     if alone is not None:
-        if alone.base and not _is_kin(alone.base, model):
+        if alone.base and not _shares_latent_space(alone.base, model):
             raise RequestError("vae", name, f"is a VAE for {alone.base}; {model.name} is {model.base}")
         return _part_of_adapter(catalog.adapters.ensure_unchanged(alone))
     source_model = _find_model_with_vae(name, catalog.library, catalog.adapters, by_path)
-    if not _is_kin(source_model.base, model):
+    if not _shares_latent_space(source_model.base, model):
         raise RequestError("vae", name, f"is the VAE of a {source_model.base} model; {model.name} is {model.base}")
     return part_of_model(catalog.library.ensure_unchanged(source_model), source_model.family.vae)
 
 
-def _is_kin(base: str, model: Model) -> bool:
+def _shares_latent_space(base: str, model: Model) -> bool:
     """Return whether VAEs of the family ``base`` have the latents of the model's family."""
     other = families().get(base)
     return other is not None and other.latent_space == model.family.latent_space

@@ -68,8 +68,8 @@ def resolve(
     request = replace(request, model=model.name, prompt=prompt, negative=negative, **(given | sides))
     found = inversions.resolve_inversions(request, model, catalog.adapters, by_path)
     request = replace(request, embeddings=tuple(one.embedding for one in found))
-    part = request.image and request.mask_padding is not None
-    limits.check(request, model, catalog.inputs.size(request.image) if part else None)
+    draws_only_a_part = request.image and request.mask_padding is not None
+    limits.check(request, model, catalog.inputs.size(request.image) if draws_only_a_part else None)
     words = {one.embedding.word: one.tokens for one in found}
     check(request, model, words)
     if refiner is not None:

@@ -86,7 +86,7 @@ def _expand(control: Services, request: Request) -> list[Request]:
     allowed = limits(control)
     allowed.check_texts(request)
     allowed.check_count(request)
-    return variants.chosen(request, wildcards(control))
+    return variants.make_choices(request, wildcards(control))
 
 
 def _resolve(control: Services, request: Request) -> Job:

@@ -10,7 +10,7 @@ from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
 from safelight.files.header import Header, TensorInfo
 from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
-from safelight.weights.adapter_mapping import NAMELESS, AdapterConfig
+from safelight.weights.adapter_mapping import DEFAULT_PEFT_ROLE, AdapterConfig
 from safelight.weights.layout import FLOATS, ComponentLayout, TensorLocation, single_component_layout
 
 VAE = "vae"
@@ -102,7 +102,7 @@ def _scales(header: Header) -> dict[str, float]:
         patterns = [key for key, value in settings.items() if key.endswith(("_pattern", "use_dora")) and value]
         # Settings without a component's name belong to the denoiser, which PEFT's files of SD call "unet".
         roles = {key.rpartition(".")[0] for key in settings if key == "r" or key.endswith(".r")}
-        scales = {role or NAMELESS: _scale(settings, f"{role}." if role else "") for role in sorted(roles)}
+        scales = {role or DEFAULT_PEFT_ROLE: _scale(settings, f"{role}." if role else "") for role in sorted(roles)}
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         raise UnsupportedModelError(header.path, f"its {METADATA} is not PEFT's settings ({error})") from error
     odd = [key for key in patterns if not key.endswith("use_dora")]

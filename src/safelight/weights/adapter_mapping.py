@@ -24,7 +24,7 @@ Kind = Literal["lora", "loha", "lokr", "diff"]
 MOST_RANK = 8192
 """Limit of the rank. It is above the width of every layer, so a larger rank is not a low rank."""
 
-NAMELESS = "unet"
+DEFAULT_PEFT_ROLE = "unet"
 """The role for PEFT's settings that name no component. They belong to the denoiser."""
 
 Shape = tuple[int, ...]
@@ -35,8 +35,9 @@ class AdapterConfig(Config):
     """The settings of an adapter that do not follow from shapes.
 
     ``kind``: the kind of the file, as in :mod:`safelight.families.rules`.
-    ``scaled``: components for which the metadata gives the scale of the products (PEFT's ``lora_alpha``).
-    ``scales``: these scales, in the order of ``scaled``.
+    ``scaled``: roles of the components for which PEFT's metadata gives a scale.
+    ``scales``: these scales, in the order of ``scaled``: alpha / rank (alpha / sqrt(rank) for rsLoRA), the factor of
+    up @ down.
     """
 
     architecture: ClassVar[str] = "adapter"
@@ -47,8 +48,8 @@ class AdapterConfig(Config):
     def scale(self, component: Component) -> float | None:
         """Return the scale for a component; None if the metadata gives none."""
         known = dict(zip(self.scaled, self.scales, strict=True))
-        nameless = known.get(NAMELESS) if component.purpose is Purpose.DENOISER else None
-        return known.get(component.role, nameless)
+        default = known.get(DEFAULT_PEFT_ROLE) if component.purpose is Purpose.DENOISER else None
+        return known.get(component.role, default)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ _WORDS = {
     "F32": (np.dtype(np.uint32), 0x7F800000),
     "F64": (np.dtype(np.uint64), 0x7FF0000000000000),
 }
-"""The word of each float dtype and its exponent bits. If all of them are set, the value is infinity or NaN."""
+"""For each float dtype, the unsigned integer type of the same width and the mask of the exponent bits. If all exponent
+bits are set, the value is infinity or NaN."""
 
 
 class TensorDigester:

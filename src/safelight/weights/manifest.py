@@ -131,14 +131,14 @@ def hash_components(
     try:
         for path in paths:
             opened[path] = open_regular(path)[0]
-        measured = tuple(_hash_component(component, opened, progress) for component in components)
+        hashed = tuple(_hash_component(component, opened, progress) for component in components)
     finally:
         for descriptor in opened.values():
             os.close(descriptor)
     changed = next((stamp.path for stamp in before if not stamp.is_unchanged()), None)
     if changed is not None:
         raise CorruptFileError(changed, "changed while it was read; try again when its download has ended")
-    return Manifest(measured, before, whole_digest(measured))
+    return Manifest(hashed, before, whole_digest(hashed))
 
 
 def whole_digest(components: tuple[ComponentManifest, ...]) -> str:

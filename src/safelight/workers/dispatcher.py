@@ -26,13 +26,13 @@ from safelight.workers.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
 
-FORESEEN = 3
-"""Models of upcoming jobs that the worker's planner learns about."""
+MAX_UPCOMING_MODELS = 3
+"""The most models of upcoming jobs that the dispatcher names to the worker, for its planner."""
 
 FIRST_PAUSE, MOST_PAUSE = 0.1, 10.0
 """Seconds: the first and the longest pause between two tries when the queue cannot continue."""
 
-LOOKED_AT = 12
+UPCOMING_JOBS_SCANNED = 12
 """Jobs at the head of the queue in which the dispatcher looks for the upcoming models."""
 
 
@@ -65,7 +65,7 @@ class Dispatcher:
     Every accepted job ends exactly once: done, failed with a reason, or cancelled.
 
     overtake_limits: limit how far the order may differ from the order of arrival.
-    most: the number of jobs that may wait.
+    max_queued: the number of jobs that may wait.
     resolve: called with a stored request and the digest of its model, for a job that an earlier version stored
         unresolved; returns the job.
     """
@@ -78,13 +78,13 @@ class Dispatcher:
         isolated_runner: IsolatedRunner,
         events: Events,
         overtake_limits: OvertakeLimits,
-        most: int,
+        max_queued: int,
         resolve: Callable[[Request, str], Job],
     ) -> None:
         self._database = database
         self._events = events
         self._overtake_limits = overtake_limits
-        self._most = most
+        self._max_queued = max_queued
         self._stopping = threading.Event()
         self._images = ImageStore(database, gallery, events)
         self._runner = JobRunner(
@@ -129,7 +129,7 @@ class Dispatcher:
         Raises QueueFullError if not all of them fit; then none is queued.
         """
         waiting = self._database.queued()
-        if waiting + len(jobs) > self._most:
+        if waiting + len(jobs) > self._max_queued:
             raise QueueFullError(waiting)
         queued = self._database.accept(*jobs, client=client, priority=priority)
         for job in queued:
@@ -161,7 +161,10 @@ class Dispatcher:
         current = running.job.group if running is not None else None
         resident = tuple(dict.fromkeys(group for group in (current, *self._runner.resident) if group is not None))
         choices = order.in_order(
-            self._database.waiting(order.reached(self._overtake_limits, limit)), resident, self._overtake_limits, limit
+            self._database.waiting(order.candidates_needed(self._overtake_limits, limit)),
+            resident,
+            self._overtake_limits,
+            limit,
         )
         jobs = self._database.jobs_of([choice.id for choice in choices])
         return [(jobs[choice.id], choice.reason) for choice in choices if choice.id in jobs]
@@ -209,7 +212,7 @@ class Dispatcher:
         self._write()
         resident = self._runner.resident
         choice = order.choose(
-            self._database.waiting(order.reached(self._overtake_limits, 1)), resident, self._overtake_limits
+            self._database.waiting(order.candidates_needed(self._overtake_limits, 1)), resident, self._overtake_limits
         )
         if choice is None:
             return False
@@ -252,4 +255,5 @@ class Dispatcher:
 
     def _upcoming(self) -> tuple[str, ...]:
         """The models of the next jobs, the soonest first."""
-        return tuple(dict.fromkeys(job.request.model for job, _ in self.queue(LOOKED_AT)))[:FORESEEN]
+        models = dict.fromkeys(job.request.model for job, _ in self.queue(UPCOMING_JOBS_SCANNED))
+        return tuple(models)[:MAX_UPCOMING_MODELS]

@@ -57,10 +57,10 @@ class FreshProcesses:
             raise RequestError(
                 "image", image.id, f"this version cannot read the request in its metadata ({error})"
             ) from error
-        pixels = self.make_first(request, image.model_digest).pixels_sha256
+        pixels = self.make_first_image(request, image.model_digest).pixels_sha256
         return Comparison(pixels == image.pixels_sha256, pixels)
 
-    def make_first(self, request: Request, digest: str) -> Image:
+    def make_first_image(self, request: Request, digest: str) -> Image:
         """Make the first image of a request in a new process, by the model with that digest.
 
         Raises:

@@ -33,7 +33,7 @@ from safelight.workers.loaded_models import LoadedModels
 OnSwitch = Callable[[Model, Resources], None]
 """Called before an image whose model differs from that of the last image. If it raises, the job fails."""
 
-Decide = Callable[[Precision, Model], RunSettings]
+DecideRunSettings = Callable[[Precision, Model], RunSettings]
 """Returns the run settings for a precision and a model; the same ones for every job of this process."""
 
 
@@ -53,7 +53,7 @@ class LocalEngine:
         self,
         library: Library,
         resources: Resources,
-        decide: Decide,
+        decide: DecideRunSettings,
         report: Callable[[], Mapping[str, Any]],
         tiers: Sequence[Residency],
     ) -> None:

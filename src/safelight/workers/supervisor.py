@@ -88,8 +88,8 @@ class Process:
         return self._process.poll() is None
 
     @property
-    def came_up(self) -> bool:
-        """Whether its engine is open."""
+    def engine_is_open(self) -> bool:
+        """Whether the process has opened its engine."""
         return self.ready.done() and self.ready.exception() is None
 
     def send(self, message: ToWorker) -> None:
@@ -254,7 +254,7 @@ class Supervisor:
                 return
             if process is self._spare:
                 self._spare = self._start_process()
-            elif process is self._active and process.came_up:
+            elif process is self._active and process.engine_is_open:
                 self._replace(process, process.death_error())
 
     def _wait_until_ready(self, cancelled: Callable[[], bool]) -> Process:

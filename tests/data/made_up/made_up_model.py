@@ -55,11 +55,11 @@ class MadeUp(FamilyModel):
     def build(self, family, config, attention):
         return {Letters: TextEncoder, Flow: Transformer, Pixels: AutoEncoder}[type(config)](config)
 
-    def text_inputs(self, family, role, request, texts, words):
+    def text_inputs(self, family, role, request, texts, inversion_tokens):
         counts = {pair: [pair[1].lower().count(chr(32 + n)) for n in range(LETTERS)] for pair in texts}
         return TextInputs({pair: TextInput(values, json.dumps(values)) for pair, values in counts.items()})
 
-    def encode_texts(self, family, role, module, request, inputs, words, device):
+    def encode_texts(self, family, role, module, request, inputs, inversion_tokens, device):
         return [{"text": module(torch.tensor([[one.value]]).to(device, module.first.weight.dtype))} for one in inputs]
 
     def condition(self, encoded, text):

@@ -8,7 +8,7 @@ import pytest
 
 from safelight.errors import RequestError
 from safelight.request.prompts import variants
-from safelight.request.prompts.variants import chosen, escaped
+from safelight.request.prompts.variants import escaped, make_choices
 from safelight.request.schema import Request
 
 
@@ -24,7 +24,7 @@ def ask(prompt: str, **more: object) -> Request:
 
 def test_a_choice_is_the_seeds(wildcards: Path) -> None:
     asked = ask("a {big|small} __colour__ (apple:1.2) [x:y:0.5] <lora:a:0.8>", negative="{p|q}", seed=5, count=20)
-    made = variants.chosen(asked, wildcards)
+    made = variants.make_choices(asked, wildcards)
     assert [one.seed for one in made] == list(range(5, 25))
     assert all(one.count == 1 and one.prompt.endswith("(apple:1.2) [x:y:0.5] <lora:a:0.8>") for one in made)
     assert {one.prompt.split()[1] for one in made} == {"big", "small"}
@@ -32,17 +32,17 @@ def test_a_choice_is_the_seeds(wildcards: Path) -> None:
     assert {one.negative for one in made} == {"p", "q"}
     # Image k of a batch is the image of seed + k alone.
     for index in (0, 7):
-        assert variants.chosen(ask(asked.prompt, negative="{p|q}", seed=5 + index), wildcards) == [made[index]]
+        assert variants.make_choices(ask(asked.prompt, negative="{p|q}", seed=5 + index), wildcards) == [made[index]]
 
 
 def test_nothing_to_choose_is_the_request_itself(wildcards: Path) -> None:
     asked = ask("a plain (apple:1.2), [b], snake_case", count=3)
-    assert variants.chosen(asked, wildcards) == [asked]
-    assert variants.every(asked, wildcards) == [asked]
+    assert variants.make_choices(asked, wildcards) == [asked]
+    assert variants.all_combinations(asked, wildcards) == [asked]
 
 
 def test_all_combinations(wildcards: Path) -> None:
-    made = variants.every(ask("{a|b} __colour__", seed=3), wildcards)
+    made = variants.all_combinations(ask("{a|b} __colour__", seed=3), wildcards)
     assert {one.prompt for one in made} == {f"{x} {y}" for x in "ab" for y in ("red", "green", "blue")}
     assert {one.seed for one in made} == {3}
 
@@ -53,12 +53,12 @@ def test_all_combinations(wildcards: Path) -> None:
 )
 def test_what_cannot_be_chosen_is_an_error(wildcards: Path, prompt: str, says: str) -> None:
     with pytest.raises(RequestError, match=says):
-        variants.chosen(ask(prompt), wildcards)
+        variants.make_choices(ask(prompt), wildcards)
 
 
 def test_too_many_combinations_are_an_error(wildcards: Path) -> None:
     with pytest.raises(RequestError, match="more than 1000 combinations"):
-        variants.every(ask(" ".join(["{a|b|c|d}"] * 6)), wildcards)
+        variants.all_combinations(ask(" ".join(["{a|b|c|d}"] * 6)), wildcards)
 
 
 @pytest.mark.parametrize("name", ["__../secret__", "__a/../../secret__", "__/etc/secret__"])
@@ -66,24 +66,24 @@ def test_wildcards_are_below_their_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "wildcards").mkdir()
     (tmp_path / "secret.txt").write_text("password\n")
     with pytest.raises(RequestError, match="is not a wildcard"):
-        variants.chosen(ask(f"a {name}"), tmp_path / "wildcards")
+        variants.make_choices(ask(f"a {name}"), tmp_path / "wildcards")
 
 
 def test_a_wildcard_that_names_itself_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "loop.txt").write_text("__loop__\n")
     with pytest.raises(RequestError):
-        variants.chosen(ask("a __loop__"), tmp_path)
+        variants.make_choices(ask("a __loop__"), tmp_path)
 
 
 def test_what_means_something_to_dynamicprompts_only_is_plain(wildcards: Path) -> None:
     for text in ("50% off", "$5", "#tag, c", "a # b"):
-        [made] = variants.chosen(ask(f"{{x|x}} {text}"), wildcards)
+        [made] = variants.make_choices(ask(f"{{x|x}} {text}"), wildcards)
         assert made.prompt == f"x {text}"
-    assert variants.chosen(ask(r"a \{b\} c"), wildcards) == [ask("a {b} c")]
+    assert variants.make_choices(ask(r"a \{b\} c"), wildcards) == [ask("a {b} c")]
     with pytest.raises(RequestError, match="variable"):
-        variants.chosen(ask("${a={x|y}} ${a}"), wildcards)
+        variants.make_choices(ask("${a={x|y}} ${a}"), wildcards)
     with pytest.raises(RequestError, match="more than 200 choices"):
-        variants.chosen(ask("{a|b}" * 300), wildcards)
+        variants.make_choices(ask("{a|b}" * 300), wildcards)
 
 
 def test_names_in_tags_are_never_rewritten(wildcards: Path) -> None:
@@ -96,45 +96,45 @@ def test_names_in_tags_are_never_rewritten(wildcards: Path) -> None:
         "<lora:x_y:1>",
     ):
         for prompt in (f"an apple {tag}", f"{{an|an}} apple {tag}", f"an {{apple {tag}|apple {tag}}}"):
-            [made] = variants.chosen(ask(prompt), wildcards)
+            [made] = variants.make_choices(ask(prompt), wildcards)
             assert made.prompt == f"an apple {tag}"
         assert not variants.has_choices(tag)
         (wildcards / "line.txt").write_text(f"apple {tag}\n")
-        assert variants.chosen(ask("an __line__"), wildcards)[0].prompt == f"an apple {tag}"
-        assert variants.every(ask("an __line__"), wildcards)[0].prompt == f"an apple {tag}"
+        assert variants.make_choices(ask("an __line__"), wildcards)[0].prompt == f"an apple {tag}"
+        assert variants.all_combinations(ask("an __line__"), wildcards)[0].prompt == f"an apple {tag}"
 
 
 def test_a_choice_of_strengths_within_a_tag_is_made(wildcards: Path) -> None:
-    made = variants.every(ask("<lora:a__colour__:{0.5|0.8}>"), wildcards)
+    made = variants.all_combinations(ask("<lora:a__colour__:{0.5|0.8}>"), wildcards)
     assert [one.prompt for one in made] == ["<lora:a__colour__:0.5>", "<lora:a__colour__:0.8>"]
 
 
 @pytest.mark.parametrize("text", ["{red|green}", "a {b} c", "plain", "\\{a|b\\}"])
 def test_what_is_escaped_is_not_chosen_again(text: str, tmp_path: Path) -> None:
-    (once,) = chosen(Request(escaped(text), "m"), tmp_path)
+    (once,) = make_choices(Request(escaped(text), "m"), tmp_path)
     assert once.prompt == text.replace("\\", "")
 
 
 def test_names_of_embeddings_and_comments_are_text(wildcards: Path) -> None:
     (wildcards / "neg.txt").write_text("HACK\n")
     for prompt in ("embedding:easy__neg__v2, {a|b}", "{a|b} // blue sky, trees", "/* c */ {a|b}", "http://x/y {a|b}"):
-        (made,) = chosen(ask(prompt, seed=1), wildcards)
+        (made,) = make_choices(ask(prompt, seed=1), wildcards)
         assert made.prompt in {prompt.replace("{a|b}", one) for one in "ab"}
     (wildcards / "deeper").mkdir()
     (wildcards / "deeper/one.txt").write_text("value\n")
-    (made,) = chosen(ask("__deeper/one__ // x", seed=1), wildcards)
+    (made,) = make_choices(ask("__deeper/one__ // x", seed=1), wildcards)
     assert made.prompt == "value // x"
-    (made,) = chosen(ask("__deeper/*__ */ x", seed=1), wildcards)
+    (made,) = make_choices(ask("__deeper/*__ */ x", seed=1), wildcards)
     assert made.prompt == "value */ x"
 
 
 def test_all_combinations_of_both_prompts(wildcards: Path) -> None:
-    made = variants.every(ask("{a|b} c", negative="{d|e|f}"), wildcards)
+    made = variants.all_combinations(ask("{a|b} c", negative="{d|e|f}"), wildcards)
     assert [(one.prompt, one.negative) for one in made] == [(f"{a} c", d) for a in "ab" for d in "def"]
-    assert [one.negative for one in variants.every(ask("x", negative="{d|e}"), wildcards)] == ["d", "e"]
+    assert [one.negative for one in variants.all_combinations(ask("x", negative="{d|e}"), wildcards)] == ["d", "e"]
 
 
 def test_letters_for_private_use_are_refused(wildcards: Path) -> None:
-    for make in (chosen, variants.every):
+    for make in (make_choices, variants.all_combinations):
         with pytest.raises(RequestError, match=r"character 2: U\+E000"):
             make(ask("a \ue000"), wildcards)

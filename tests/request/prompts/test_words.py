@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safelight.request.prompts.tokens import END, START, tokens_of, vocabulary
-from safelight.request.prompts.words import FIRST_SPARE, assign_tokens, cut, find_embeddings
+from safelight.request.prompts.words import HIGHEST_TEXT_TOKEN, assign_tokens, cut, find_embeddings
 
 
 def test_tokens_are_taken_that_no_prompt_has() -> None:
-    rare = "".join(vocabulary()[FIRST_SPARE - n] for n in range(2)).replace("</w>", " ")
+    rare = "".join(vocabulary()[HIGHEST_TEXT_TOKEN - n] for n in range(2)).replace("</w>", " ")
     used = set(tokens_of(rare))
-    assert used & {FIRST_SPARE, FIRST_SPARE - 1}
+    assert used & {HIGHEST_TEXT_TOKEN, HIGHEST_TEXT_TOKEN - 1}
     taken = assign_tokens({"a": 3, "b": 2}, used)
     every = [token for tokens in taken.values() for token in tokens]
     assert len(set(every)) == 5

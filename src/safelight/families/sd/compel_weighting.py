@@ -16,25 +16,25 @@ import torch
 
 from safelight.families.sd.encoding import EncoderOutput
 from safelight.request.prompts.tokens import END, POSITIONS, START, tokens_of, vocabulary
-from safelight.request.prompts.words import Words, cut
+from safelight.request.prompts.words import InversionTokens, cut
 
 RunEncoder = Callable[[torch.Tensor, torch.Tensor | None], EncoderOutput]
 
 
 class _Tokenizer:
-    """The part of a tokenizer that compel uses. ``words`` have tokens of their own."""
+    """The part of a tokenizer that compel uses. ``inversion_tokens``: token ids by word of a textual inversion."""
 
     bos_token_id, eos_token_id, model_max_length = START, END, POSITIONS
 
-    def __init__(self, words: Words, pad_id: int) -> None:
+    def __init__(self, inversion_tokens: InversionTokens, pad_id: int) -> None:
         self.pad_token_id = pad_id
-        self._words = words
+        self._inversion_tokens = inversion_tokens
 
     def __call__(self, texts: Sequence[str], truncation: bool, **_: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [self._ids(text, truncation) for text in texts]}
 
     def _ids(self, text: str, truncation: bool) -> list[int]:
-        pieces = cut(text, self._words)
+        pieces = cut(text, self._inversion_tokens)
         ids = [token for piece in pieces for token in (piece if isinstance(piece, tuple) else tokens_of(piece))]
         return [START, *(ids[: POSITIONS - 2] if truncation else ids), END]
 
@@ -65,14 +65,20 @@ class CompelEncoder:
     """
 
     def __init__(
-        self, run_encoder: RunEncoder, dtype: torch.dtype, words: Words, pad_id: int, device: torch.device, pooled: bool
+        self,
+        run_encoder: RunEncoder,
+        dtype: torch.dtype,
+        inversion_tokens: InversionTokens,
+        pad_id: int,
+        device: torch.device,
+        pooled: bool,
     ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # The import loads diffusers pipelines that nothing else needs.
             from compel import Compel
         stand_in: Any = _Encoder(run_encoder, dtype, device)
-        tokenizer: Any = _Tokenizer(words, pad_id)
+        tokenizer: Any = _Tokenizer(inversion_tokens, pad_id)
         self._pooled = pooled
         self._compel = Compel(
             tokenizer=tokenizer,

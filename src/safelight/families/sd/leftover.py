@@ -17,7 +17,10 @@ ALLOWED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r".*\.attn_mask$", "a triangle of infinities that the module creates itself"),
         (SD2_TEXT_LAYERS, "the last layer, which SD 2 was trained without"),
         (r"text_encoder\.vision_model\.|safety_checker\.", "a component that looks at images"),
-        (r"(.*_)?(betas|alphas_cumprod|alphas_cumprod_prev)$", "the noise schedule, which follows from its rule"),
+        (
+            r"(.*_)?(betas|alphas_cumprod|alphas_cumprod_prev)$",
+            "the noise schedule, which Safelight computes itself",
+        ),
         (r"sqrt_.*alphas_cumprod$|posterior_|log_one_minus|sqrt_recip|lvlb_weights|denoiser\.", "the noise schedule"),
         (r"first_stage_model\.loss\.|loss\.", "the VAE's training loss"),
         (r"v_pred$|ztsnr$|edm_", "a marker of the prediction type"),

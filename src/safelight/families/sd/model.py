@@ -22,7 +22,7 @@ from safelight.families.sd.recognition import NORM_GROUPS, TIME_IDS_WIDTH, atten
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.sd.vae import VAEConfig
 from safelight.request.prompts.tokens import END, START, VOCABULARY, Chunk, chunks
-from safelight.request.prompts.words import Words
+from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
 
 CHANNELS_PER_HEAD = 64
@@ -86,7 +86,7 @@ class StableDiffusion(FamilyModel):
             **added,
         }
 
-    def first_call(self, module: nn.Module) -> None:
+    def run_lazy_init(self, module: nn.Module) -> None:
         if modules.is_clip(module):
             module(torch.zeros(1, 2, dtype=torch.long), output_hidden_states=True)
 
@@ -102,16 +102,21 @@ class StableDiffusion(FamilyModel):
         return name, "CLIPTokenizer"
 
     def text_inputs(
-        self, family: Family, role: str, request: Request, texts: Sequence[PromptField], words: Words
+        self,
+        family: Family,
+        role: str,
+        request: Request,
+        texts: Sequence[PromptField],
+        inversion_tokens: InversionTokens,
     ) -> TextInputs:
         if request.prompt_syntax == "compel":
             every = [text for _, text in texts]
-            known = sorted(words.items())
+            known = sorted(inversion_tokens.items())
             return TextInputs(
-                {pair: TextInput(pair[1], json.dumps([pair[1], known, every])) for pair in texts}, together=True
+                {pair: TextInput(pair[1], json.dumps([pair[1], known, every])) for pair in texts}, padded_together=True
             )
         pad = self.pad(family, role)
-        read = {(field, text): chunks(field, text, pad, words) for field, text in texts}
+        read = {(field, text): chunks(field, text, pad, inversion_tokens) for field, text in texts}
         empty = chunks("prompt", "", pad)
         most = max(len(one) for one in read.values())
         filled = {pair: (*one, *empty * (most - len(one))) for pair, one in read.items()}
@@ -124,7 +129,7 @@ class StableDiffusion(FamilyModel):
         module: nn.Module,
         request: Request,
         inputs: Sequence[TextInput],
-        words: Words,
+        inversion_tokens: InversionTokens,
         device: torch.device,
     ) -> list[Tensors]:
         encoder = cast("Any", module)
@@ -135,7 +140,9 @@ class StableDiffusion(FamilyModel):
 
         if request.prompt_syntax == "compel":
             dtype = next(module.parameters()).dtype
-            compel = CompelEncoder(run_encoder, dtype, words, self.pad(family, role), device, pooled=self.pools(role))
+            compel = CompelEncoder(
+                run_encoder, dtype, inversion_tokens, self.pad(family, role), device, pooled=self.pools(role)
+            )
             found = [compel.encoded(one.value) for one in inputs]
             hidden = compel.padded([states for states, _ in found])
             return [_named(one, pooled) for one, (_, pooled) in zip(hidden, found, strict=True)]
@@ -184,7 +191,7 @@ class StableDiffusion(FamilyModel):
         )[0]
 
     def control(
-        self, net: nn.Module, call: Call, picture: torch.Tensor, weight: float, soft: bool
+        self, net: nn.Module, call: Call, picture: torch.Tensor, weight: float, guess_mode: bool
     ) -> tuple[torch.Tensor, ...]:
         down, middle = cast("Any", net)(
             call.latents,
@@ -192,7 +199,7 @@ class StableDiffusion(FamilyModel):
             encoder_hidden_states=call.condition["hidden"],
             controlnet_cond=torch.cat([picture] * len(call.latents)),
             conditioning_scale=weight,
-            guess_mode=soft,
+            guess_mode=guess_mode,
             added_cond_kwargs=self.added_cond_kwargs(call),
             return_dict=False,
         )
@@ -229,7 +236,7 @@ def autoencoder(family: Family, config: VAEConfig) -> nn.Module:
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         norm_num_groups=NORM_GROUPS,
-        scaling_factor=family.latents.factor,
+        scaling_factor=family.latents.scaling_factor,
     )
 
 

@@ -103,7 +103,7 @@ def find_mismatch(configs: Mapping[str, Config]) -> str | None:
 
 
 def epsilon(name: str) -> Training:
-    """Return what a file of a family was trained to predict if it does not say so: the noise."""
+    """Return the default for files that name no prediction type: epsilon."""
     return Training("epsilon", False, f"epsilon by default, as in {name}'s training; the file names none")
 
 
@@ -162,7 +162,7 @@ def _is_lora_down(name: str) -> bool:
 
 
 def same_latents(one: Config, other: Config) -> bool:
-    """Whether the latents of two VAEs have as many channels and are as small."""
+    """Whether two VAEs have the same number of latent channels and the same downscaling factor."""
     if not isinstance(one, VAEConfig) or not isinstance(other, VAEConfig):
         # The VAE of a package's family that has the same ``latent_space``.
         return False

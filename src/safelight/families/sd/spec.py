@@ -61,11 +61,11 @@ LATENT_RGB_FACTORS = (
 
 DENOISER = r"model\.diffusion_model\."
 
-_LEVELS = 26
+_BLOCK_COUNT = 26
 """Blocks of the UNet and one for the text encoder, as sd-webui-lora-block-weight counts them."""
 
 BLOCKS: Mapping[int, tuple[str, ...]] = {
-    _LEVELS: ("BASE", *(f"IN{n:02d}" for n in range(12)), "M00", *(f"OUT{n:02d}" for n in range(12))),
+    _BLOCK_COUNT: ("BASE", *(f"IN{n:02d}" for n in range(12)), "M00", *(f"OUT{n:02d}" for n in range(12))),
     17: ("BASE", *(f"IN{n:02d}" for n in (1, 2, 4, 5, 7, 8)), "M00", *(f"OUT{n:02d}" for n in range(3, 12))),
 }
 
@@ -120,18 +120,18 @@ def first_encoder(activation: str, standard: CLIPConfig, drop_last: bool, *prefi
     )
 
 
-def latents(factor: float, cast_first: bool = False) -> Latents:
+def latents(scaling_factor: float, cast_first: bool = False) -> Latents:
     return Latents(
         LATENT_CHANNELS,
         LATENT_SCALE,
         LATENT_SCALE,
-        factor,
+        scaling_factor,
         cast_first=cast_first,
         latent_rgb_factors=LATENT_RGB_FACTORS,
     )
 
 
-def _folder(linear: bool, folder: Folder) -> str | None:
+def _recognise_folder(linear: bool, folder: Folder) -> str | None:
     config = recognition.unet_of(folder)
     if config is None or config.time_features is not None or config.linear_projection != linear:
         return None
@@ -185,12 +185,12 @@ SD1 = stable_diffusion(
         rule("checkpoint", "sd1", "an OpenAI CLIP text encoder", r"cond_stage_model\.transformer\.", DENOISER),
         _named_rule("sd1", {}),
     ),
-    recognise_folder=partial(_folder, False),
+    recognise_folder=partial(_recognise_folder, False),
     folder_settings=partial(recognition.folder_settings, 8, 0.18215, {"text_encoder": "quick_gelu"}),
     detect_training=partial(recognition.detect_training, default=recognition.epsilon("sd1")),
     detect_folder_training=partial(recognition.detect_folder_training, default=recognition.epsilon("sd1")),
     variants={**VARIANTS, recognition.INSTRUCTIONS: Variant("image", "image_and_text")},
-    block_counts=BLOCKS,
+    block_names_by_count=BLOCKS,
     latent_space="sd",
     adapter_signs=AdapterSigns(
         768,
@@ -211,8 +211,8 @@ SD1 = stable_diffusion(
             r"time_embedding\.",
         ),
     ),
-    saved_as="StableDiffusionPipeline",
-    saved_empty=("safety_checker", "feature_extractor"),
+    pipeline_class="StableDiffusionPipeline",
+    empty_pipeline_components=("safety_checker", "feature_extractor"),
 )
 
 
@@ -236,12 +236,12 @@ SD2 = stable_diffusion(
         rule("checkpoint", "sd2", "an OpenCLIP text encoder", r"cond_stage_model\.model\.", DENOISER),
         _named_rule("sd2", {_PROJECTION: 2}),
     ),
-    recognise_folder=partial(_folder, True),
+    recognise_folder=partial(_recognise_folder, True),
     folder_settings=partial(recognition.folder_settings, None, 0.18215, {"text_encoder": "gelu"}),
     detect_training=partial(recognition.detect_training, default=_VELOCITY),
     detect_folder_training=partial(recognition.detect_folder_training, default=_VELOCITY),
     native_size=lambda prediction: 512 if prediction == "epsilon" else None,
-    block_counts=BLOCKS,
+    block_names_by_count=BLOCKS,
     latent_space="sd",
     adapter_signs=AdapterSigns(
         1024,
@@ -249,8 +249,8 @@ SD2 = stable_diffusion(
         lambda header: recognition.single_encoder(header, 1024),
         frozenset({"sd_v2", "sd_v2_v", "stable-diffusion-v2-512", "stable-diffusion-v2-768-v"}),
     ),
-    saved_as="StableDiffusionPipeline",
-    saved_empty=("safety_checker", "feature_extractor"),
+    pipeline_class="StableDiffusionPipeline",
+    empty_pipeline_components=("safety_checker", "feature_extractor"),
 )
 
 FAMILIES = (SD2, SD1)

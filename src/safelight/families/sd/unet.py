@@ -20,8 +20,8 @@ class UNetConfig(Config):
 
     ``depths``: transformer blocks per attention of each level; 0 if the level has no attention.
     ``linear_projection``: SD 2 and SDXL project with matrices, SD 1 with 1×1 convolutions.
-    ``time_features``: width of SDXL's added conditioning: diffusers' ``projection_class_embeddings_input_dim``; None
-    without it.
+    ``time_features``: diffusers' ``projection_class_embeddings_input_dim``: the width of SDXL's added conditioning
+    (time ids and pooled embeddings). None: the UNet has no added conditioning.
     """
 
     architecture: ClassVar[str] = "unet"

@@ -55,7 +55,7 @@ def _second_encoder(*prefixes: str) -> Component:
     )
 
 
-def _folder(encoders: int, folder: Folder) -> str | None:
+def _recognise_folder(encoders: int, folder: Folder) -> str | None:
     config = recognition.unet_of(folder)
     if config is None or config.time_features is None or ("text_encoder" in folder.components) != (encoders == 2):
         return None
@@ -87,13 +87,13 @@ SDXL = stable_diffusion(
             r"text_encoder_2\.",
         ),
     ),
-    recognise_folder=partial(_folder, 2),
+    recognise_folder=partial(_recognise_folder, 2),
     folder_settings=partial(
         recognition.folder_settings, None, FACTOR, {"text_encoder": "quick_gelu", "text_encoder_2": "gelu"}
     ),
     detect_training=partial(recognition.detect_training, default=recognition.epsilon("sdxl")),
     detect_folder_training=partial(recognition.detect_folder_training, default=recognition.epsilon("sdxl")),
-    block_counts=BLOCKS,
+    block_names_by_count=BLOCKS,
     latent_space="sdxl",
     adapter_signs=AdapterSigns(
         2048,
@@ -105,7 +105,7 @@ SDXL = stable_diffusion(
     ),
     clip_skip_in_a1111=False,
     embedding_names={"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
-    saved_as="StableDiffusionXLPipeline",
+    pipeline_class="StableDiffusionXLPipeline",
 )
 
 REFINER = stable_diffusion(
@@ -125,11 +125,11 @@ REFINER = stable_diffusion(
         ),
         rule("checkpoint", "sdxl-refiner", "only the second text encoder", r"unet\.add_embedding", r"text_encoder_2\."),
     ),
-    recognise_folder=partial(_folder, 1),
+    recognise_folder=partial(_recognise_folder, 1),
     folder_settings=partial(recognition.folder_settings, None, FACTOR, {"text_encoder_2": "gelu"}),
     detect_training=partial(recognition.detect_training, default=recognition.epsilon("sdxl-refiner")),
     detect_folder_training=partial(recognition.detect_folder_training, default=recognition.epsilon("sdxl-refiner")),
-    block_counts=BLOCKS,
+    block_names_by_count=BLOCKS,
     latent_space="sdxl",
     adapter_signs=AdapterSigns(
         1280,
@@ -139,7 +139,7 @@ REFINER = stable_diffusion(
             {"sdxl_refiner_v0-9", "sdxl_refiner_v1-0", "stable-diffusion-xl-v1-refiner"},
         ),
     ),
-    saved_as="StableDiffusionXLImg2ImgPipeline",
+    pipeline_class="StableDiffusionXLImg2ImgPipeline",
 )
 
 FAMILIES = (SDXL, REFINER)

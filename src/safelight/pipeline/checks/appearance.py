@@ -34,7 +34,7 @@ MIN_NEIGHBOUR_CORRELATION = 0.1
 """Correlation of neighbouring latents. Below it, an image of :data:`MIN_LATENTS` latents or more looks like noise."""
 
 MAX_CHANNEL_CORRELATION = 0.5
-"""Correlation of two channels. Above it an image is not noise but a fine texture (gravel, grass, a code)."""
+"""Correlation of two channels. Above it an image is not noise but a fine texture (gravel, grass, a QR code)."""
 
 MIN_LATENTS = 1024
 """The number of latents from which these correlations are distinguishable from chance."""
@@ -63,36 +63,37 @@ _PERMUTED = [list(order) for order in permutations(range(3))][1:]
 
 @dataclass(slots=True)
 class _Map:
-    """A least-squares map from :func:`_columns` to colours, for one VAE.
+    """A least-squares map from :func:`_features` to colours, for one VAE.
 
-    ``squares``, ``products``, ``colours``: sums over images, each image with the same weight.
+    ``feature_gram``, ``feature_colour_gram``, ``colour_gram``: the normal equations of the least-squares fit. They are
+    sums over images of X^T X, X^T Y and Y^T Y, each divided by the image's number of samples. X: features, Y: colours.
     ``count``: number of images.
     ``scores``: scores of the latest images.
     """
 
-    squares: torch.Tensor
-    products: torch.Tensor
-    colours: torch.Tensor
+    feature_gram: torch.Tensor
+    feature_colour_gram: torch.Tensor
+    colour_gram: torch.Tensor
     count: int = 0
     scores: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=SCORE_WINDOW))
 
-    def learn(self, columns: torch.Tensor, colours: torch.Tensor) -> None:
-        self.squares += columns.T @ columns / len(columns)
-        self.products += columns.T @ colours / len(columns)
-        self.colours += colours.T @ colours / len(columns)
+    def learn(self, features: torch.Tensor, colours: torch.Tensor) -> None:
+        self.feature_gram += features.T @ features / len(features)
+        self.feature_colour_gram += features.T @ colours / len(features)
+        self.colour_gram += colours.T @ colours / len(features)
         self.count += 1
 
-    def score(self, columns: torch.Tensor, colours: torch.Tensor) -> tuple[float, float]:
+    def score(self, features: torch.Tensor, colours: torch.Tensor) -> tuple[float, float]:
         """Return (permutation, misfit).
 
         ``permutation``: how much better the image would fit with its RGB channels permuted; negative if worse.
         ``misfit``: how badly the image fits the map.
         """
-        identity = torch.eye(len(self.squares), dtype=torch.float64)
-        known = torch.linalg.solve(self.squares + 1e-3 * identity, self.products)
-        errors = (self.colours - known.T @ self.products) / max(1, self.count)
+        identity = torch.eye(len(self.feature_gram), dtype=torch.float64)
+        known = torch.linalg.solve(self.feature_gram + 1e-3 * identity, self.feature_colour_gram)
+        errors = (self.colour_gram - known.T @ self.feature_colour_gram) / max(1, self.count)
         precision = torch.linalg.inv((errors + errors.T) / 2 + 1e-4 * identity[:3, :3])
-        expected = columns @ known
+        expected = features @ known
 
         def misfit(shown: torch.Tensor) -> torch.Tensor:
             return (((expected - shown) @ precision) * (expected - shown)).sum(1)
@@ -120,11 +121,10 @@ class AppearanceCheck:
         self._lock = threading.Lock()
 
     def marks(
-        self, vae: str, latents: torch.Tensor, pixels: torch.Tensor, again: Callable[[], torch.Tensor]
+        self, vae_digest: str, latents: torch.Tensor, pixels: torch.Tensor, again: Callable[[], torch.Tensor]
     ) -> list[str]:
         """Return a phrase for each suspicious property of an image.
 
-        ``vae``: the VAE's digest.
         ``latents``: (1, channels, h, w).
         ``pixels``: uint8 (height, width, 3), in host memory.
         ``again``: decodes the latents again and returns their pixels in the same form.
@@ -142,16 +142,17 @@ class AppearanceCheck:
             and channel_correlation(values) < MAX_CHANNEL_CORRELATION
         ):
             return ["it looks like noise"]
-        every = max(1, height * width // MAP_SAMPLES) | 1  # Odd, so that each row gives different columns.
-        columns, colours = _columns(values)[::every], mean_colours(pixels, height, width)[::every]
+        # An odd stride, so that the samples are not at the same x positions in every row of latents.
+        stride = max(1, height * width // MAP_SAMPLES) | 1
+        features, colours = _features(values)[::stride], mean_colours(pixels, height, width)[::stride]
         with self._lock:
-            known = self._maps.setdefault(vae, _empty_map(columns.shape[1]))
-            scores = known.score(columns, colours)
+            known = self._maps.setdefault(vae_digest, _empty_map(features.shape[1]))
+            scores = known.score(features, colours)
             doubtful = known.doubts(scores)
         if doubtful and largest_colour_difference(pixels, again(), height, width) > MAX_COLOUR_DIFFERENCE:
             return ["its VAE decodes the same latents to a different picture"]
         with self._lock:
-            known.learn(columns, colours)
+            known.learn(features, colours)
             if known.count > MIN_MAP_IMAGES:
                 known.scores.append(scores)
         return []
@@ -195,13 +196,13 @@ def largest_colour_difference(one: torch.Tensor, other: torch.Tensor, height: in
 
 
 def _empty_map(count: int) -> _Map:
-    squares, products, colours = (
+    feature_gram, feature_colour_gram, colour_gram = (
         torch.zeros(shape, dtype=torch.float64) for shape in ((count, count), (count, 3), (3, 3))
     )
-    return _Map(squares, products, colours)
+    return _Map(feature_gram, feature_colour_gram, colour_gram)
 
 
-def _columns(latents: torch.Tensor) -> torch.Tensor:
+def _features(latents: torch.Tensor) -> torch.Tensor:
     """Compute the map's inputs, (h * w, count), from latents (channels, h, w).
 
     They are each latent, its 8 neighbours, the products of each pair of its channels, and its relation to the image's

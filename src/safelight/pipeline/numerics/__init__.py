@@ -44,7 +44,10 @@ class _Held:
 
 
 _held: list[_Held] = []
-"""The state of the running job, innermost last. Protected by the lock."""
+"""The states of the running jobs. A job may run inside another one, and the innermost is last.
+
+Protected by the lock.
+"""
 
 
 @contextlib.contextmanager

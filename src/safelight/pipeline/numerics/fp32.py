@@ -43,12 +43,14 @@ class Fp32:
 class Fp32Access:
     """Reads and writes :class:`Fp32`.
 
-    Torch's getters return the effective value, not the stored one. Therefore :meth:`read` writes two values to the
-    parent, and restores it: a value that follows its parent is inherited, a value that stays is stored.
+    Torch's getters return the effective value, not the stored one. Therefore :meth:`read` sets the parent to "ieee" and
+    then to "tf32": if the child's effective value changes too, it is inherited; if not, it is the stored one. Then
+    :meth:`read` restores the parent.
     """
 
     @staticmethod
-    def _own(keys: tuple[Key, ...], parents: tuple[Key, ...]) -> dict[Key, str]:
+    def _stored_values(keys: tuple[Key, ...], parents: tuple[Key, ...]) -> dict[Key, str]:
+        """Return the stored value of each key, "none" if it is inherited. The caller restores the ``parents``."""
         seen: list[list[str]] = []
         for value in ("ieee", "tf32"):
             for parent in parents:
@@ -60,8 +62,8 @@ class Fp32Access:
     def _stored(cls) -> dict[Key, str]:
         stored: dict[Key, str] = {_TOP: _C._get_fp32_precision_getter(*_TOP)}
         try:
-            stored |= cls._own(_BACKENDS, (_TOP,))
-            stored |= cls._own(_OPS, _BACKENDS)
+            stored |= cls._stored_values(_BACKENDS, (_TOP,))
+            stored |= cls._stored_values(_OPS, _BACKENDS)
             for parent in (_TOP, *_BACKENDS):
                 _C._set_fp32_precision_setter(*parent, "none")
             for key in _CUDNN:
@@ -81,7 +83,9 @@ class Fp32Access:
             for key in _MATMULS:
                 _C._set_fp32_precision_setter(*key, "ieee")
             matmul: str = _C._get_float32_matmul_precision()
-            cudnn = True  # The old setter was never called: it would have overwritten the value "default".
+            # If cuDNN's values are still "default", the old setter was never called, so its value is torch's initial
+            # one, True.
+            cudnn = True
             if not _pristine(stored):
                 for key in _CUDNN:
                     _C._set_fp32_precision_setter(*key, "tf32")
@@ -118,8 +122,9 @@ def _pristine(stored: Mapping[Key, str]) -> bool:
 def full_fp32(found: Fp32) -> Fp32:
     """Return the state with full fp32: "ieee" everywhere. A "default" stays, because it follows its parent, "ieee".
 
-    The old getters then return "highest", and False for cuBLAS. The one for cuDNN returns False, or raises if a value
-    is "default". With "default", ``cudnn`` is a placeholder: :meth:`Fp32Access.write` does not call the old setter.
+    Afterwards the old matmul getter returns "highest" and cuBLAS's ``allow_tf32`` is False. cuDNN's ``allow_tf32`` is
+    False, or its getter raises if a stored value is "default". Then ``cudnn`` here is unused, because
+    :meth:`Fp32Access.write` skips the old setter.
     """
     stored = {key: "default" if value == "default" else "ieee" for key, value in found.stored.items()}
     return Fp32(stored, "highest", cudnn=_pristine(stored))

@@ -56,7 +56,7 @@ def prompt_per_step(field: str, text: str, steps: int, more: int = 0) -> list[st
 
 def prompt_per_step_of(request: Request, text: str, field: str) -> list[str]:
     """Return the text of each computed step of both passes. Steps skipped because of an input image do not count."""
-    return prompt_per_step(field, text, request.first_steps, request.computed_steps - request.first_steps)
+    return prompt_per_step(field, text, request.first_pass_steps, request.computed_steps - request.first_pass_steps)
 
 
 def _at(nodes: Sequence[_Node], step: int, steps: int) -> str:

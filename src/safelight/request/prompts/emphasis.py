@@ -98,8 +98,8 @@ def _problem(field: str, text: str, at: int, what: str) -> RequestError:
     return RequestError(field, near, f"at character {at}: {what}")
 
 
-def _last(pieces: list[str]) -> list[tuple[bool, str]]:
-    """Return each piece with whether another one follows."""
+def _with_has_next(pieces: list[str]) -> list[tuple[bool, str]]:
+    """Pair each piece with whether another one follows: (has next, piece)."""
     return [(number + 1 < len(pieces), piece) for number, piece in enumerate(pieces)]
 
 
@@ -116,5 +116,6 @@ def _joined(parts: list[list[str | float]]) -> list[Span]:
         first, *rest = _BREAK.split(text)
         if first := first.rstrip() if rest else first:
             out.append(Span(first, weight))
-        out += [Span(piece.strip() if more else piece.lstrip(), weight, breaks=True) for more, piece in _last(rest)]
+        for has_next, piece in _with_has_next(rest):
+            out.append(Span(piece.strip() if has_next else piece.lstrip(), weight, breaks=True))
     return out

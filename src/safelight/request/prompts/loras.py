@@ -28,7 +28,7 @@ def extract_lora_tags(field: str, text: str) -> tuple[str, tuple[Lora, ...]]:
     found: list[Lora] = []
     for tag in tags:
         try:
-            found.append(parsed(tag[1]))
+            found.append(parse_lora(tag[1]))
         except ValueError as error:
             raise RequestError(field, tag[0], f"at character {tag.start()}: {error}") from error
     if not tags:
@@ -40,7 +40,7 @@ def extract_lora_tags(field: str, text: str) -> tuple[str, tuple[Lora, ...]]:
     return rest, tuple(found)
 
 
-def parsed(text: str) -> Lora:
+def parse_lora(text: str) -> Lora:
     """Parse ``NAME``, ``NAME:STRENGTH`` or ``NAME:TEXT_ENCODER:UNET``, with ``te=``, ``unet=`` and ``lbw=``.
 
     Raises ValueError for malformed text, RequestError for a value that is not allowed.
@@ -77,9 +77,9 @@ def taggable(name: str) -> str:
     return re.sub(r"[:,<>\n]+", "", name)
 
 
-def written(lora: Lora) -> str:
+def lora_to_tag(lora: Lora) -> str:
     """Return the tag of an adapter in AUTOMATIC1111's syntax. Equal adapters give equal tags."""
-    te, unet, name = lora.on(Purpose.TEXT_ENCODER), lora.on(Purpose.DENOISER), taggable(lora.name)
+    te, unet, name = lora.strength_for(Purpose.TEXT_ENCODER), lora.strength_for(Purpose.DENOISER), taggable(lora.name)
     parts = [name, f"{te:g}"] if te == unet else [name, f"te={te:g}", f"unet={unet:g}"]
     parts += ["lbw=" + ",".join(f"{value:g}" for value in lora.blocks)] if lora.blocks else []
     return f"<lora:{':'.join(parts)}>"

@@ -16,13 +16,13 @@ ADAPTERS = ("lora", "lyco")
 """The kinds of tags that request an adapter. Both mean the same."""
 
 NAME = r"(?=[\w.+-]*[^\W\d_])\w(?:[\w.+-]*\w)?"
-"""The form of a textual inversion's name if no inversion of that name is known: letters of any script, digits and
-``. _ + -``, with at least one letter, without spaces."""
+"""Pattern of a name in ``<name>`` that is treated as a textual inversion even if the library has none of that name:
+letters of any script, digits and ``. _ + -``, with at least one letter, without spaces."""
 
-MARK = re.compile(rf"<({NAME})>")
+INVERSION_TAG = re.compile(rf"<({NAME})>")
 TAG = re.compile(r"<([^\W\d]\w*):([^<>]*)>")
 
-_EITHER = re.compile(rf"{TAG.pattern}|{MARK.pattern}|\bembedding:{NAME}")
+_EITHER = re.compile(rf"{TAG.pattern}|{INVERSION_TAG.pattern}|\bembedding:{NAME}")
 """``embedding:NAME`` is ComfyUI's syntax for a textual inversion."""
 
 _LOOSE = re.compile(rf"[<\u2039\uff1c]\s*({'|'.join(ADAPTERS)})\b", re.IGNORECASE)

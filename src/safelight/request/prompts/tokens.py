@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from safelight.errors import RequestError
 from safelight.request.prompts.emphasis import spans
-from safelight.request.prompts.words import Words, cut
+from safelight.request.prompts.words import InversionTokens, cut
 
 VOCABULARY = Path(__file__).with_name("clip_tokenizer.json")
 """``tools/make_tokenizer.py`` generates it from OpenAI's byte-pair vocabulary. Its licence is in the same folder."""
@@ -43,7 +43,7 @@ class Chunk:
     weights: tuple[float, ...] | None
 
 
-NO_WORDS: Words = MappingProxyType({})
+NO_INVERSION_TOKENS: InversionTokens = MappingProxyType({})
 
 
 @cache
@@ -67,23 +67,23 @@ def token_ids_of_prompt(field: str, text: str, words: Iterable[str]) -> set[int]
 
     Raises RequestError for a prompt that cannot be parsed.
     """
-    nothing: Words = dict.fromkeys(words, ())
+    nothing: InversionTokens = dict.fromkeys(words, ())
     pieces = [piece for span in spans(field, text) for piece in cut(span.text, nothing)]
     return {token for piece in pieces if isinstance(piece, str) for token in tokens_of(piece)}
 
 
-def chunks(field: str, text: str, pad_id: int, words: Words = NO_WORDS) -> list[Chunk]:
+def chunks(field: str, text: str, pad_id: int, inversion_tokens: InversionTokens = NO_INVERSION_TOKENS) -> list[Chunk]:
     """Split a prompt into chunks, at least one. A text encoder reads them one by one.
 
     A chunk has a start token, the text, an end token, and ``pad_id`` up to :data:`POSITIONS`.
-    The tokens of a word in ``words`` stay together; they start a new chunk if they do not fit.
+    The tokens of a word in ``inversion_tokens`` stay together; they start a new chunk if they do not fit.
     Raises RequestError for a prompt that cannot be parsed, or is longer than :data:`MOST_CHUNKS` chunks.
     """
     parts: list[list[tuple[int, float]]] = [[]]
     for span in spans(field, text):
         if span.breaks:
             parts.append([])
-        for piece in cut(span.text, words):
+        for piece in cut(span.text, inversion_tokens):
             if isinstance(piece, tuple):
                 if len(parts[-1]) == TOKENS_PER_CHUNK:
                     parts.append(_carried(parts[-1]))

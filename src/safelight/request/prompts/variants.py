@@ -18,8 +18,9 @@ from safelight.request.schema import Request
 
 _CHOICE = re.compile(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__")
 
-_SHIELDED = {"\\{": "\ue003", "\\}": "\ue004", "#": "\ue000", "%": "\ue001"}
-_LITERALS = str.maketrans("\ue002\ue005\ue006\ue007\ue008\ue009\ue00a", "$_{}|/*")
+# While Safelight makes choices, private-use characters stand for those that dynamicprompts would interpret.
+_PLACEHOLDERS = {"\\{": "\ue003", "\\}": "\ue004", "#": "\ue000", "%": "\ue001"}
+_PLACEHOLDER_TO_CHARACTER = str.maketrans("\ue002\ue005\ue006\ue007\ue008\ue009\ue00a", "$_{}|/*")
 _COMMENT = re.compile(r"(__[\w/*.-]+?__)|//|/\*|\*/")
 """Marks of a comment in dynamicprompts, except in a wildcard's name. In Safelight they are plain text."""
 _PRIVATE = re.compile("[\ue000-\ue00a]")
@@ -48,7 +49,7 @@ def escaped(text: str) -> str:
 
 def _shielded(text: str) -> str:
     text = tags.replaced(text, _literal)
-    for plain, instead in _SHIELDED.items():
+    for plain, instead in _PLACEHOLDERS.items():
         text = text.replace(plain, instead)
     text = _COMMENT.sub(lambda found: found[1] or found[0].replace("/", "\ue009").replace("*", "\ue00a"), text)
     return _BARE.sub("\ue002", text)
@@ -69,12 +70,12 @@ def _unescaped(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    for plain, instead in _SHIELDED.items():
+    for plain, instead in _PLACEHOLDERS.items():
         text = text.replace(instead, plain.lstrip("\\"))
-    return text.translate(_LITERALS)
+    return text.translate(_PLACEHOLDER_TO_CHARACTER)
 
 
-def chosen(request: Request, wildcards: Path) -> list[Request]:
+def make_choices(request: Request, wildcards: Path) -> list[Request]:
     """Make the choices of a request by the seed of each image.
 
     ``wildcards``: the folder of ``NAME.txt`` files with one value per line.
@@ -93,10 +94,10 @@ def chosen(request: Request, wildcards: Path) -> list[Request]:
     return out
 
 
-def every(request: Request, wildcards: Path) -> list[Request]:
+def all_combinations(request: Request, wildcards: Path) -> list[Request]:
     """Return a request for each combination of choices in the prompt and the negative prompt, all with the same seed.
 
-    Raises RequestError as :func:`chosen`, and for more than :data:`MOST_VARIANTS` combinations.
+    Raises RequestError as :func:`make_choices`, and for more than :data:`MOST_VARIANTS` combinations.
     """
     _refuse_private(request)
     prompts = _combinations("prompt", request.prompt, wildcards)

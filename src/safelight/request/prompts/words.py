@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from safelight.request.prompts.tags import MARK
+from safelight.request.prompts.tags import INVERSION_TAG
 
-_MARKED = re.compile(rf"{MARK.pattern}|\bembedding:([\w.+-]*\w)")
+_MARKED = re.compile(rf"{INVERSION_TAG.pattern}|\bembedding:([\w.+-]*\w)")
 """Words marked as embeddings, even if no embedding of that name exists."""
 
 _FIRST = re.compile(r"\w+|[\[({]")
@@ -18,10 +18,11 @@ _BEGINS = re.compile(r"(?P<mark><|\bembedding:|(?<![\w-]))(?P<first>\w+|[\[({])"
 
 _GOES_ON = re.compile(r"[\w-]")
 
-FIRST_SPARE = 49405
-"""The last token of CLIP's vocabulary that is text. The rarest tokens come last."""
+HIGHEST_TEXT_TOKEN = 49405
+"""Token ids for textual inversions are assigned from this id downwards. It is the highest id that is not a special
+token; high ids are the rarest tokens."""
 
-Words = Mapping[str, tuple[int, ...]]
+InversionTokens = Mapping[str, tuple[int, ...]]
 """CLIP token ids by word. Each word gets rare, unused ids; the inversion's vectors overwrite their embeddings."""
 
 
@@ -71,13 +72,13 @@ def _by_first(known: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
     return {first: tuple(names) for first, names in found.items()}
 
 
-def assign_tokens(counts: Mapping[str, int], used: Iterable[int]) -> Words:
+def assign_tokens(counts: Mapping[str, int], used: Iterable[int]) -> InversionTokens:
     """Assign tokens to each word; the word's vectors replace them.
 
     ``counts``: the number of vectors of each word.
     ``used``: tokens in the prompts. None of them is assigned, so that no other text changes its meaning.
     """
-    taken, token = set(used), FIRST_SPARE
+    taken, token = set(used), HIGHEST_TEXT_TOKEN
     out: dict[str, tuple[int, ...]] = {}
     for word in sorted(counts):
         chosen: list[int] = []
@@ -89,15 +90,15 @@ def assign_tokens(counts: Mapping[str, int], used: Iterable[int]) -> Words:
     return out
 
 
-def cut(text: str, words: Words) -> Sequence[str | tuple[int, ...]]:
-    """Split a text at its words. Return strings, which are still to be tokenized, and the tokens of each word."""
-    if not words:
+def cut(text: str, inversion_tokens: InversionTokens) -> Sequence[str | tuple[int, ...]]:
+    """Split a text at the words of textual inversions. Return strings, still to be tokenized, and the words' tokens."""
+    if not inversion_tokens:
         return [text]
-    pattern = "|".join(_whole(word) for word in sorted(words, key=len, reverse=True))
+    pattern = "|".join(_whole(word) for word in sorted(inversion_tokens, key=len, reverse=True))
     out: list[str | tuple[int, ...]] = []
     at = 0
     for found in re.finditer(pattern, text):
-        out += [text[at : found.start()], words[found[0]]]
+        out += [text[at : found.start()], inversion_tokens[found[0]]]
         at = found.end()
     return [piece for piece in (*out, text[at:]) if piece]
 

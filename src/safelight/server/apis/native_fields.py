@@ -37,9 +37,11 @@ def _type_of(field: Field) -> Any:
 
 def _info(field: Field) -> Any:
     declared, number = field.declared, field.type in (int, float)
-    bounds: dict[str, Any] = {"ge": declared.least, "le": declared.most, "gt": declared.above} if number else {}
+    bounds: dict[str, Any] = (
+        {"ge": declared.minimum, "le": declared.maximum, "gt": declared.exclusive_minimum} if number else {}
+    )
     if get_origin(field.type) is tuple:
-        bounds = {"max_length": declared.most and int(declared.most)}
+        bounds = {"max_length": declared.maximum and int(declared.maximum)}
     default: Any = list(field.default) if isinstance(field.default, tuple) else field.default
     start: dict[str, Any] = {} if field.required else {"default": default}
     return FieldOf(**start, **bounds, description=field.help)

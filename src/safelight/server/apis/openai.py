@@ -24,7 +24,7 @@ from safelight.errors import RequestError
 from safelight.pictures import infotext
 from safelight.pictures.chunks import parameters
 from safelight.queue.job import QueuedJob
-from safelight.request.samplers import sampler_of
+from safelight.request.samplers import parse_sampler_and_schedule
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
 from safelight.server.problems import of_job, response
@@ -350,7 +350,9 @@ def _number(name: str, value: Any) -> float:
 
 def _sampler(sampler: Any, schedule: Any) -> dict[str, Any]:
     """Read sampler and schedule, by Safelight's or A1111's names. Raises RequestError when one is unknown."""
-    found = sampler_of("euler" if sampler is None else str(sampler), "default" if schedule is None else str(schedule))
+    found = parse_sampler_and_schedule(
+        "euler" if sampler is None else str(sampler), "default" if schedule is None else str(schedule)
+    )
     return {"sampler": found[0], "schedule": found[1]}
 
 

@@ -12,7 +12,7 @@ from safelight.assembly.services import Services
 from safelight.errors import InputError, RequestError
 from safelight.request.adapters import Lora
 from safelight.request.field import fields_of
-from safelight.request.prompts.loras import written
+from safelight.request.prompts.loras import lora_to_tag
 from safelight.request.prompts.variants import escaped
 from safelight.request.run_settings import PRECISIONS
 from safelight.request.samplers import SAMPLERS, SCHEDULES
@@ -60,7 +60,7 @@ class Form:
         def add() -> None:
             if chosen.value:
                 name = str(chosen.value)
-                word = f"<{name}>" if kinds[name] == INVERSION else written(Lora(name))
+                word = f"<{name}>" if kinds[name] == INVERSION else lora_to_tag(Lora(name))
                 self._prompt.set_value(f"{self._prompt.value or ''} {word}".strip())
                 chosen.set_value(None)
 
@@ -163,7 +163,7 @@ class Form:
 
     def fill(self, request: dict[str, Any]) -> None:
         """Set every field to its value in an image's request."""
-        loras = [written(Lora(**lora)) for lora in request.get("loras", ())]
+        loras = [lora_to_tag(Lora(**lora)) for lora in request.get("loras", ())]
         self._prompt.set_value(" ".join([escaped(request["prompt"]), *loras]))
         self._negative.set_value(escaped(request["negative"]))
         self._seed.set_value(request["seed"])
