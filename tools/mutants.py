@@ -108,7 +108,7 @@ MUTANTS = (
         "an overlay is a new tensor",
         "weights/overlay.py",
         "return new if new.untyped_storage() is not weight.untyped_storage() else new.clone()",
-        "return weight.copy_(made)",
+        "return weight.copy_(new)",
         "tests/weights/test_overlay.py",
     ),
     Mutant(

@@ -317,9 +317,9 @@ def test_strengths_are_read_as_automatic1111_reads_them() -> None:
     }
     for text, (te, unet) in expected.items():
         found = loras.parse_lora(text)
-        assert (found.on(Purpose.TEXT_ENCODER), found.on(Purpose.DENOISER)) == (te, unet), text
+        assert (found.strength_for(Purpose.TEXT_ENCODER), found.strength_for(Purpose.DENOISER)) == (te, unet), text
         again = loras.extract_lora_tags("prompt", loras.lora_to_tag(found))[1][0]
-        assert (again.on(Purpose.TEXT_ENCODER), again.on(Purpose.DENOISER)) == (te, unet), text
+        assert (again.strength_for(Purpose.TEXT_ENCODER), again.strength_for(Purpose.DENOISER)) == (te, unet), text
     with pytest.raises(RequestError, match="inside another"):
         loras.extract_lora_tags("prompt", "a <lo<lora:ink:0>ra:/etc/hostname:1>")
     with pytest.raises(RequestError, match="at most 50"):

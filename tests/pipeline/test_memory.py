@@ -140,7 +140,7 @@ def test_memory_ran_out_while_computing_is_tried_again(root: Path, right: tuple[
 def test_weights_that_change_in_memory_never_make_an_image(root: Path, right: tuple[str, int]) -> None:
     """Somebody writes into resident weights through ``.data``; the sum tells, and the stage is done again."""
     engine = open_engine(load_settings(root))
-    original, written = ImagePipeline._decode, [0]
+    original, written = ImagePipeline._decode_and_check, [0]
 
     def spoiling(self: ImagePipeline, latents: torch.Tensor) -> torch.Tensor:
         for held in list(engine.resources.residency.table.residents.values()):
@@ -150,11 +150,11 @@ def test_weights_that_change_in_memory_never_make_an_image(root: Path, right: tu
         return original(self, latents)
 
     next(engine.generate(ask()))
-    ImagePipeline._decode = spoiling  # type: ignore[method-assign]
+    ImagePipeline._decode_and_check = spoiling  # type: ignore[method-assign]
     try:
         assert next(engine.generate(ask())).pixels_sha256 == right[0]
     finally:
-        ImagePipeline._decode = original  # type: ignore[method-assign]
+        ImagePipeline._decode_and_check = original  # type: ignore[method-assign]
     assert written[0] == 1
 
 

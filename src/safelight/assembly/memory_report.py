@@ -40,7 +40,16 @@ def memory(
             }
             for updater in updaters
         },
-        "entries": [asdict(entry) for entry in ledger.entries()],
+        "entries": [
+            {
+                "place": entry.place,
+                "nbytes": entry.nbytes,
+                "owner": entry.owner,
+                "reason": entry.reason,
+                "stored": entry.stored,
+            }
+            for entry in ledger.entries()  # There is one for each slab; asdict is slow.
+        ],
         "transfers": asdict(transfers.counts),
         "verification": verification.describe(),
     }
