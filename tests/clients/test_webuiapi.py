@@ -17,6 +17,7 @@ import pytest
 import requests
 import webuiapi
 from PIL import Image
+from support.scale import times
 from support.serving import Server
 
 import safelight
@@ -176,7 +177,7 @@ def both(server: Server, right: dict[tuple[str, int], str], each: int) -> None:
 
 
 def test_clients_at_once_each_get_their_models_images(server: Server, right: dict[tuple[str, int], str]) -> None:
-    both(server, right, 15)
+    both(server, right, times(5, 15))
 
 
 @pytest.mark.proof

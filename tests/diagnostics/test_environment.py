@@ -65,6 +65,7 @@ def said(environment: Environment) -> str:
     ).stdout.strip()
 
 
+@pytest.mark.full
 def test_each_version_stays_as_it_is(prefix: Path, tmp_path: Path) -> None:
     environments = Environments(prefix)
     [first] = environments.all()

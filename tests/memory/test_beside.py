@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from support import memory
-from support.scale import times
+from support.scale import thinned, times
 
 from safelight.devices import transfer
 from safelight.devices.simulated import simulated
@@ -306,7 +306,7 @@ def test_wrong_bytes_fail_for_everybody_who_waited(two: tuple[Manifest, Manifest
     assert exact(residency)
 
 
-@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("streamed", thinned([True, False]))
 def test_the_device_goes_on_while_its_host_reads(two: tuple[Manifest, Manifest], disk: Disk, streamed: bool) -> None:
     """Also what is streamed there: its copies are made while the host reads another component."""
     running, coming = two[0].component("unet"), two[1].component("unet")

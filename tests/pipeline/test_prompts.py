@@ -37,7 +37,9 @@ def array(image: Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("base", "name", "seed"), [("sd1", "a.safetensors", 1), ("sdxl", "xl.safetensors", 4)], ids=["sd1", "sdxl"]
+    ("base", "name", "seed"),
+    thinned([("sdxl", "xl.safetensors", 4), ("sd1", "a.safetensors", 1)], unpack=True),
+    ids=["sdxl", "sd1"],
 )
 def test_a_changing_prompt_equals_diffusers_with_embeddings_that_change_between_steps(
     engine: LocalEngine, ask: Ask, base: str, name: str, seed: int
@@ -71,7 +73,7 @@ def test_a_changing_prompt_equals_diffusers_with_embeddings_that_change_between_
     assert next(engine.generate(asked)).pixels == right
 
 
-@pytest.mark.parametrize("sampler", thinned(["euler", "dpm2", "heun", "pndm"], 2))
+@pytest.mark.parametrize("sampler", thinned(["dpm2", "euler", "heun", "pndm"]))
 def test_edits_count_steps_whatever_the_sampler_calls(engine: LocalEngine, ask: Ask, sampler: str) -> None:
     """Where both texts are the same an edit changes nothing; at the ends it is one of them."""
     first, then = (sha(engine, ask(prompt=text, steps=4, sampler=sampler)) for text in ("red", "blue"))
@@ -120,7 +122,7 @@ PROMPTS = (
 )
 
 
-@pytest.mark.parametrize("prompt", thinned(PROMPTS, 4), ids=[*PROMPTS[:-1], "60 words"])
+@pytest.mark.parametrize("prompt", thinned(PROMPTS, 3), ids=[*PROMPTS[:-1], "60 words"])
 def test_prompts_in_compels_syntax_equal_those_of_compel(engine: LocalEngine, ask: Ask, prompt: str) -> None:
     pipe = oracle.pipeline("sd1", 1)
     theirs = Compel(tokenizer=pipe.tokenizer, text_encoder=Old(pipe.text_encoder), truncate_long_prompts=False)

@@ -33,7 +33,7 @@ def right() -> dict[tuple[str, int], str]:
     return made
 
 
-def ask(client: httpx.Client, chance: random.Random, most: int = times(3, 4)) -> str:
+def ask(client: httpx.Client, chance: random.Random, most: int = times(1, 4)) -> str:
     """A job of up to ``most`` images."""
     seed = chance.randrange(3)
     count = min(4 - seed, most)

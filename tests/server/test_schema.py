@@ -25,7 +25,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 ENDLESS = ("/api/v1/events",)
 """Streams that end only when a job does."""
 
-EXAMPLES = times(3, 15)
+EXAMPLES = times(2, 15)
 """Of each operation, once by its schema and once against it."""
 
 

@@ -68,7 +68,7 @@ def test_who_takes_one_image_leaves_all_ready_for_the_next(isolated: IsolatedEng
     next(isolated.generate(Request("x", "starter-noto", steps=1)))
     assert isolated._isolated_runner._zygote is not None
     before = isolated._isolated_runner._zygote.pid
-    first = next(isolated.generate(Request("x", "starter-noto", steps=60, count=3)))
+    first = next(isolated.generate(Request("x", "starter-noto", steps=20, count=3)))
     second = next(isolated.generate(Request("x", "starter-noto", steps=2, seed=9)))
     assert (first.seed, second.seed) == (0, 9)
     assert isolated._isolated_runner._zygote.pid == before

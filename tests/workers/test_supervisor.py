@@ -99,7 +99,7 @@ def test_a_job_is_cancelled_at_its_next_step(calm: Supervisor) -> None:
 
 def test_questions_are_answered_while_a_job_runs(calm: Supervisor) -> None:
     seen = False
-    for message in calm.run(wanted(steps=100)):
+    for message in calm.run(wanted(steps=40)):
         if isinstance(message, Progressed) and message.progress.step == 1 and not seen:
             seen = True
             assert calm.ask("memory").result(20)["places"]["host"]["stored"] > 0
