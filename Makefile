@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo demo-adapters test suite test-all coverage lint install proof contracts mutants parity story fields settings soak bench bench-peers starter clean
+.PHONY: demo demo-adapters check quick test suite test-all coverage lint install proof contracts mutants parity story fields settings soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -21,6 +21,16 @@ lint: $(STAMP) ## ruff, its format, pyright strict, the import rules
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
 	.venv/bin/lint-imports
+
+check: $(STAMP) ## what a change needs at once: lint, types, and the tests that draw no image
+	$(MAKE) --no-print-directory -j2 lint quick
+
+QUICK := tests/families tests/memory tests/pictures tests/queue tests/request tests/weights \
+	tests/test_errors.py tests/test_settings.py tests/test_structure.py tests/test_tools.py
+
+quick: $(STAMP) ## the tests that draw no image, in one process
+	$(PY) -m pytest $(QUICK) --ignore tests/memory/test_beside.py --ignore tests/request/test_added_field.py \
+		--ignore tests/families/test_made_up.py -m "not proof and not full" --no-header -q
 
 test: $(STAMP) ## what CI runs: lint, types and import rules beside the tests
 	$(MAKE) --no-print-directory -j2 lint suite
