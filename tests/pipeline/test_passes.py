@@ -16,7 +16,8 @@ from support import checkpoints, controls, oracle
 from support.scale import thinned
 
 from safelight.errors import RequestError
-from safelight.pipeline import noise
+from safelight.memory.lease import Use
+from safelight.pipeline import noise, stages
 from safelight.pipeline.checks import latents
 from safelight.request.results import Image
 from safelight.request.schema import Request
@@ -293,3 +294,22 @@ def test_state_15_after_the_text_encoders_of_another_checkpoint_the_models_own_r
     assert recorded == b.manifest.component("text_encoder").digest
     with pytest.raises(RequestError, match="is of sdxl"):
         next(engine.generate(ask(text_encoder=str(tiny / "xl.safetensors"))))
+
+
+def test_what_follows_an_encoded_picture_is_kept_in_the_order_of_its_use(
+    engine: LocalEngine, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a picture that the user gives, the text encoder comes next; after that of the hires fix, the UNet."""
+    plan_uses, upcoming = stages.plan_uses, list[str]()
+
+    def noting(*given: Any) -> list[Use]:
+        uses = plan_uses(*given)
+        if given[-1].variant.startswith("-encoder"):
+            upcoming.append(uses[0].upcoming[0].split(" ")[0])
+        return uses
+
+    monkeypatch.setattr(stages, "plan_uses", noting)
+    PILImage.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    next(engine.generate(ask(image=str(tmp_path / "red.png"), strength=0.9)))
+    next(engine.generate(ask(hires_scale=1.5, hires_upscaler="lanczos")))
+    assert upcoming == ["text_encoder", "unet"]

@@ -171,7 +171,7 @@ class ImagePipeline:
         from_noise = Pass(self.width, self.height, None, self.request.steps, steps)
         if given is None:
             return from_noise
-        start = self._start(given.picture, given.mask, self.request.strength)
+        start = self._start(given.picture, given.mask, self.request.strength, self._family.roles)
         if self._model_stages.extra_input_channels == "image":
             return replace(from_noise, image=start.encoded[0])
         return replace(from_noise, start=start)
@@ -186,12 +186,17 @@ class ImagePipeline:
         else:
             drawn = PILImage.fromarray(self._decode_and_check(denoised).numpy())
             picture = upscale.resize_picture(drawn, width, height, request.hires_upscaler)
-            start = self._start(picture, None, request.hires_strength)
+            roles = self._family.roles
+            following = roles[roles.index(self._family.denoiser) :]
+            start = self._start(picture, None, request.hires_strength, following)
         steps = request.hires_steps or request.steps
         return Pass(width, height, start, steps, int(steps * request.hires_strength), request.steps)
 
-    def _start(self, picture: Any, mask: Any | None, strength: float) -> Start:
-        """Encode a picture, and the masked picture if there is a mask, as the start of a pass."""
+    def _start(self, picture: Any, mask: Any | None, strength: float, following: tuple[str, ...]) -> Start:
+        """Encode a picture, and the masked picture if there is a mask, as the start of a pass.
+
+        ``following``: see :class:`safelight.pipeline.stages.Task`.
+        """
 
         def encode_in(dtype_name: str) -> list[EncodedPicture]:
             def compute(modules: list[nn.Module], _: list[Lease]) -> list[EncodedPicture]:
@@ -199,9 +204,7 @@ class ImagePipeline:
                 return encode(latent_format, modules[0], picture, mask, self._device, self.tile)
 
             forward_passes = 1 + (mask is not None)
-            task = self._vae_task(
-                "encode", picture.width * picture.height, "-encoder", forward_passes, all_components_follow=True
-            )
+            task = self._vae_task("encode", picture.width * picture.height, "-encoder", forward_passes, following)
             found = self._with_vae(task, dtype_name, compute)
             with self.clock.gates():
                 for one in found:
@@ -286,12 +289,12 @@ class ImagePipeline:
         return decoded
 
     def _vae_task(
-        self, name: str, size: int, variant: str, forward_passes: int, all_components_follow: bool = False
+        self, name: str, size: int, variant: str, forward_passes: int, following: tuple[str, ...] | None = None
     ) -> Task:
         """Return the task of a VAE call on ``size`` pixels. With tiling, the VAE sees one tile at a time."""
         pixels = min(size, self.tile**2) if self.tile else size
         variant += f"-by{self.tile}" if self.tile else ""
-        return Task(name, pixels, forward_passes, variant, all_components_follow, self.request.seamless)
+        return Task(name, pixels, forward_passes, variant, following, self.request.seamless)
 
     def _with_vae(
         self, task: Task, dtype_name: str, compute: Callable[[list[nn.Module], list[Lease]], Result]

@@ -81,8 +81,8 @@ class Task:
     ``pixels``: size of the input of each forward pass.
     ``forward_passes``: their number.
     ``variant``: distinguishes uses of one component, such as encoding and decoding by the VAE.
-    ``all_components_follow``: expect that all components of the model are used after this stage, as when an input
-    picture is encoded first. If False, only those after the main component are, in the order of the family's roles.
+    ``following``: roles of the components that the image needs after this stage, in their order. None: those after the
+    main component, in the order of the family's roles.
     ``seamless``: see :class:`safelight.models.skeleton.SkeletonKey`.
     """
 
@@ -90,7 +90,7 @@ class Task:
     pixels: int
     forward_passes: int
     variant: str = ""
-    all_components_follow: bool = False
+    following: tuple[str, ...] | None = None
     seamless: str = ""
 
 
@@ -237,7 +237,7 @@ def plan_uses(
     Each lease leaves room for the minimum of the components still to come.
     """
     roles, role = model.family.roles, components[0][0].role
-    after = roles if task.all_components_follow else roles[roles.index(role) + 1 :]
+    after = roles[roles.index(role) + 1 :] if task.following is None else task.following
     rest = [
         component_key(model.manifest.component(r), dtype_of(resources.run_settings, model.family, r)) for r in after
     ]
