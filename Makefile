@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo demo-adapters check quick test suite test-all coverage lint install proof contracts mutants parity story fields settings soak bench bench-peers starter clean
+.PHONY: demo demo-adapters check quick test suite test-all coverage lint install proof contracts mutants parity story fields settings licences soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -66,6 +66,9 @@ fields: $(STAMP) ## the documentation's table of a request's fields
 
 settings: $(STAMP) ## the documentation's table of settings
 	$(PY) tools/settings.py docs/settings.md
+
+licences: $(STAMP) ## the licence of every package that Safelight needs
+	$(PY) tools/licences.py docs/licences.md
 
 soak: $(STAMP) ## a thousand random combinations, twice; then sequences of switches and failures for an hour
 	$(PY) -m pytest tests/stateful/test_combinations.py -m proof -s -q --no-header

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 import fields
+import licences
 import settings
 
 from safelight.cli.main import app
@@ -56,6 +57,13 @@ def test_the_page_of_fields_is_what_the_schema_says() -> None:
 def test_the_page_of_settings_matches_the_declarations() -> None:
     """The generator raises ValueError for a setting without a sentence."""
     assert (HOME / "docs/settings.md").read_text() == "\n".join(settings.page()), "run `make settings`"
+
+
+def test_every_package_has_its_licence() -> None:
+    """Versions come and go, and other systems need other packages: what is installed here is listed."""
+    lines = (HOME / "docs/licences.md").read_text().splitlines()
+    listed = {line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")}
+    assert set(licences.needed()) <= listed, "run `make licences`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
