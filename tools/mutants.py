@@ -410,7 +410,7 @@ MUTANTS = (
     Mutant(
         "an adapter in memory is summed before it is used",
         "pipeline/adapter_stack.py",
-        "                if not self._lease.intact(index):\n",
+        "                if not self._lease.verify_segment(index):\n",
         "                if False:\n",
         "tests/adapters/test_state.py::test_another_strength_is_not_made_of_spoiled_bytes",
     ),
@@ -676,7 +676,11 @@ MUTANTS = (
     Mutant(
         "a refiner has the latents of the model",
         "resolve/check.py",
-        "    if one.latent_space != other.latent_space or one.noise != other.noise or not one.same_latents(*vaes):\n",
+        "    if (\n"
+        "        model_family.latent_space != refiner_family.latent_space\n"
+        "        or model_family.noise != refiner_family.noise\n"
+        "        or not model_family.same_latents(*vaes)\n"
+        "    ):\n",
         "    if False:\n",
         "tests/pipeline/test_refiner.py::test_what_cannot_be_is_refused",
     ),

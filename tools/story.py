@@ -251,7 +251,7 @@ def opened(suspect: Suspect, root: Path, blind: bool) -> Generator[LocalEngine]:
     engine = open_engine(settings, device)
     if suspect.canary and not blind:
         fresh = FreshProcesses(WORKER, settings, engine.catalog)
-        engine.on_switch = after_switch(Canaries(root, fresh.make_first_image), engine.repairs)
+        engine.on_switch = after_switch(Canaries(root, fresh.make_first_image), engine.image_repairer)
     try:
         for name in (MODEL, BEFORE):
             draw(engine, name)

@@ -48,9 +48,9 @@ def catalog(files: Path, tmp_path: Path) -> Catalog:
 def test_a_component_is_found_in_every_model_and_adapter_that_has_it(catalog: Catalog) -> None:
     one, two = catalog.library.get("one"), catalog.library.get("two")
     vae = one.manifest.component("vae").digest
-    assert [card.name for card in catalog.with_component(vae)] == ["one", "two", "vae"]
-    assert [card.name for card in catalog.with_component(two.manifest.component("unet").digest)] == ["two"]
-    assert catalog.with_component("0" * 64) == []
+    assert [card.name for card in catalog.cards_with_component(vae)] == ["one", "two", "vae"]
+    assert [card.name for card in catalog.cards_with_component(two.manifest.component("unet").digest)] == ["two"]
+    assert catalog.cards_with_component("0" * 64) == []
     assert catalog.component("0" * 64) is None
 
 
@@ -88,7 +88,7 @@ def test_files_used_by_their_path_are_in_the_index_and_read_once(
     first = Catalog.under(root)
     model = first.library.find(str(files / "one.safetensors"))
     vae = first.adapters.find(str(files / "vae.safetensors"))
-    assert [card.name for card in first.with_component(vae.component.digest)] == ["one", "vae"]
+    assert [card.name for card in first.cards_with_component(vae.component.digest)] == ["one", "vae"]
     list(Catalog.under(root).library.models_used_by_path())
     reads: list[Path] = []
     read = records.read

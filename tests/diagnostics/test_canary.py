@@ -53,7 +53,7 @@ def ask(name: str) -> Request:
 
 def test_the_first_use_makes_it_and_later_ones_compare(engine: LocalEngine, canaries: Canaries) -> None:
     seen: list[str] = []
-    look = after_switch(canaries, engine.repairs)
+    look = after_switch(canaries, engine.image_repairer)
 
     def on_switch(model, resources) -> None:
         seen.append(model.name)
@@ -70,7 +70,7 @@ def test_a_model_that_needs_an_image_has_no_canary(engine: LocalEngine, canaries
     checkpoints.write_single(tmp_path / "eight.safetensors", "sd1", 7, in_channels=8)
     model = engine.library.add(tmp_path / "eight.safetensors", "eight")
     PILImage.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
-    engine.on_switch = after_switch(canaries, engine.repairs)
+    engine.on_switch = after_switch(canaries, engine.image_repairer)
     next(engine.generate(replace(ask("eight"), image=str(tmp_path / "red.png"), steps=2)))
     assert canaries.history(model) == []
     assert list(Doctor(engine, canaries).since_upgrade([model])) == []
@@ -80,7 +80,7 @@ def test_images_of_two_jobs_in_turns_are_switches(engine: LocalEngine, canaries:
     """What holds for each switch and each job holds when two generators of one engine are used in turns."""
     alone = {name: [image.pixels for image in engine.generate(replace(ask(name), count=3))] for name in "ab"}
     seen: list[str] = []
-    look = after_switch(canaries, engine.repairs)
+    look = after_switch(canaries, engine.image_repairer)
 
     def on_switch(model, resources) -> None:
         seen.append(model.name)
@@ -105,7 +105,7 @@ def spoil(engine: LocalEngine) -> None:
 
 def test_state_15_weights_of_another_model_are_found_by_the_canary(engine: LocalEngine, canaries: Canaries) -> None:
     right = next(engine.generate(ask("a"))).pixels_sha256
-    engine.on_switch = after_switch(canaries, engine.repairs)
+    engine.on_switch = after_switch(canaries, engine.image_repairer)
     next(engine.generate(ask("b")))
     spoil(engine)
     # It is read anew, and the canary is right again.
@@ -115,7 +115,7 @@ def test_state_15_weights_of_another_model_are_found_by_the_canary(engine: Local
 def test_what_reading_anew_does_not_help_fails_the_job(
     engine: LocalEngine, canaries: Canaries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.on_switch = after_switch(canaries, engine.repairs)
+    engine.on_switch = after_switch(canaries, engine.image_repairer)
     next(engine.generate(ask("a")))
     right = next(engine.generate(ask("b"))).pixels_sha256
     convolve = torch.nn.Conv2d.forward

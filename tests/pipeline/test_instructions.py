@@ -236,8 +236,8 @@ def test_rows_of_each_guidance() -> None:
         ("image_and_text", 7.0, [1, 2, 2], [1, 1, 0], [1, 0, 0]),
     ):
         made = guidance.make_guidance(kind, scale, 1.5)  # type: ignore[arg-type]
-        rows = made.condition(condition)["hidden"]
+        rows = made.batch_conditions(condition)["hidden"]
         assert rows.flatten().tolist() == texts
-        assert made.inputs([one])[0].flatten().tolist() == inputs
+        assert made.batch_extra_channels([one])[0].flatten().tolist() == inputs
         assert made.pad_to_rows(one).flatten().tolist() == alone
         assert rows[made.prompt_row].tolist() == [[1.0]]

@@ -164,7 +164,7 @@ def test_variations_of_a_picture(engine: LocalEngine, ask: Ask, tmp_path: Path, 
 
 
 def test_noise_between_two_is_noise() -> None:
-    one, other = (noise.draw_noise((1, 4, 64, 64), seed, torch.float32, torch.device("cpu")) for seed in (1, 2))
+    one, other = (noise.draw_seeded_noise((1, 4, 64, 64), seed, torch.float32, torch.device("cpu")) for seed in (1, 2))
     for share in (0.0, 0.25, 0.5, 1.0):
         assert abs(noise.slerp(one, other, share).std().item() - 1) < 0.02
     assert torch.allclose(noise.slerp(one, other, 0.0), one)

@@ -278,7 +278,7 @@ def test_what_spoiled_weights_encoded_goes_with_them(root: Path, ask: Ask) -> No
         if piece.component_key.startswith("text_encoder"):
             next(iter(held.buffer.tensors.values())).data.mul_(1.5)
     assert sha(engine, ask(prompt="blue house")) != right["blue house"]
-    assert engine.repairs.check()
+    assert engine.image_repairer.check()
     assert sha(engine, ask(prompt="blue house")) == right["blue house"]
 
 

@@ -57,7 +57,7 @@ def test_each_image_is_made_by_a_process_of_its_own(isolated: IsolatedEngine) ->
 
     def look(progress: safelight.Progress) -> None:
         if progress.step == 1:
-            pids.add(isolated._isolated_runner._working.pid)
+            pids.add(isolated._isolated_runner._child.pid)
 
     for _ in range(3):
         list(isolated.generate(Request("x", "starter-noto", steps=2), look))
@@ -92,7 +92,7 @@ def test_a_child_that_dies_fails_its_job_only(isolated: IsolatedEngine) -> None:
     with contextlib.closing(isolated._isolated_runner.run(wanted)) as messages:
         for message in messages:
             if isinstance(message, Progressed) and message.progress.step == 2:
-                isolated._isolated_runner._working.kill()
+                isolated._isolated_runner._child.kill()
     assert isinstance(message, Ended)
     assert (message.kind, "SIGKILL" in message.problem) == ("failed", True)
     assert next(isolated.generate(Request("x", "starter-noto", steps=1))).width == 64

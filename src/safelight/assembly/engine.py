@@ -65,7 +65,9 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
     engine = LocalEngine(open_library(settings), resources, decide, memory.describe, memory.tiers)
     if settings.canary == "switch":
         fresh_processes = FreshProcesses(WORKER, settings.model_copy(update={"canary": "off"}), engine.catalog)
-        engine.on_switch = after_switch(Canaries(settings.root, fresh_processes.make_first_image), engine.repairs)
+        engine.on_switch = after_switch(
+            Canaries(settings.root, fresh_processes.make_first_image), engine.image_repairer
+        )
     return engine
 
 
@@ -168,10 +170,11 @@ def _host_budget_updater(ledger: Ledger, host: Residency) -> BudgetUpdater:
     at_start = machine.anonymous_bytes()
 
     def clamped_host_working_bytes() -> int:
-        # Estimate: anonymous memory since the start minus stored weights.
-        # Capped at the reserved bytes, because anything above that is growth of the libraries.
-        # May be negative, because the ledger counts slab bytes before the operating system has allocated their pages;
-        # but not below -pending_bytes, otherwise memory that libraries freed would be counted as available twice.
+        # Estimate of the working memory in use: growth of anonymous memory since the start, minus the stored weights.
+        # At most the reserved bytes: growth beyond them belongs to the libraries.
+        # It is negative while slabs are in the ledger but the operating system has not yet allocated their pages
+        # (``pending_bytes``). At least ``-pending_bytes``: a lower value means that libraries freed memory, which the
+        # system already reports as free.
         used = machine.anonymous_bytes() - at_start - ledger.stored(HOST)
         return max(-host.pending_bytes, min(used, ledger.reserved(HOST)))
 

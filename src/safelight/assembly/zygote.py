@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from safelight import logs
 from safelight.assembly import importing
@@ -75,7 +75,7 @@ class _Zygote:
 
         torch.set_num_threads(1)
         engine = importing.open_engine(self._settings)
-        kept = _weights_of(message)
+        kept = _keeper_key(message)
         try:
             engine.prepare_to_fork(message.job)
         except SafelightError as error:
@@ -84,17 +84,17 @@ class _Zygote:
             )
             # The zygote starts a new keeper for the next job: it may use another model, or the file may be right by
             # then.
-            self._hand_on(self._pipe.hear(), pipe)
+            self._pass_to_zygote_and_exit(self._pipe.hear(), pipe)
         gc.freeze()
-        while _weights_of(message) == kept:
+        while _keeper_key(message) == kept:
             self._fork_child(engine, message)
             following = self._pipe.hear()
             assert isinstance(following, Generate)
             message = following
-        self._hand_on(message, pipe)
+        self._pass_to_zygote_and_exit(message, pipe)
 
     @staticmethod
-    def _hand_on(message: object, pipe: int) -> None:
+    def _pass_to_zygote_and_exit(message: object, pipe: int) -> NoReturn:
         with open(pipe, "wb") as file:
             file.write(pickle.dumps(message))
         os._exit(0)
@@ -122,7 +122,7 @@ class _Zygote:
         self._pipe.say(ended)
 
 
-def _weights_of(message: Generate) -> tuple[str, str]:
+def _keeper_key(message: Generate) -> tuple[str, str]:
     """Return the key of a keeper: (model digest, precision). It can run every job with the same key."""
     return message.job.model.digest, message.job.request.precision
 

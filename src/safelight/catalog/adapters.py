@@ -70,7 +70,9 @@ class Adapters:
 
     def inversions(self) -> Inversions:
         """Return the present textual inversions. The object stays the same until an adapter is added or removed."""
-        # Read the generation first: a concurrent change then only causes one more rebuild, and is never missed.
+        # ``cards()`` may scan the folder and increase the generation. Store the value from before the scan: a change
+        # during the scan then forces another rebuild at the next call, and no change is missed. So the first call after
+        # a change is followed by one needless rebuild.
         generation = self.index.generation
         cards = self.cards()
         if self._inversions.generation != self.index.generation:
@@ -207,14 +209,16 @@ class Adapters:
             self.index.invalidate()
             return renamed
 
-    def _not_own(self, name: str, done: str) -> InputError:
+    def _not_own(self, name: str, participle: str) -> InputError:
         """Return the error for a name that is not one of the user's own adapters.
 
         Raises ModelNotFoundError if no adapter has it.
         """
         adapter = self.get(name)
         if adapter.origin == "starter":
-            return InputError(f"{adapter.name!r} is a starter and part of the installation, so it cannot be {done}")
+            return InputError(
+                f"{adapter.name!r} is a starter and part of the installation, so it cannot be {participle}"
+            )
         return InputError(f"{name!r} is the file name of an adapter; use the adapter's name, {adapter.name!r}")
 
     def remove(self, name: str) -> None:

@@ -28,7 +28,7 @@ class Catalog:
     def under(cls, root: Path) -> Catalog:
         return cls(Library(root), Adapters(root), Inputs(root))
 
-    def with_component(self, digest: str) -> list[Card]:
+    def cards_with_component(self, digest: str) -> list[Card]:
         """Return the cards of the models and adapters that have a component, by its digest.
 
         Those in the library come before files that were used by their path.
@@ -50,7 +50,7 @@ class Catalog:
         return None
 
     def _owners(self, digest: str) -> Iterator[Model | Adapter]:
-        for card in self.with_component(digest):
+        for card in self.cards_with_component(digest):
             if card.state() != "there":
                 continue
             owner = self._read(card)

@@ -241,7 +241,7 @@ def _adapter_base(header: Header) -> str | None:
     """Return the family of an adapter, None if it is unknown.
 
     These decide, in this order:
-    - the width of the text that the adapter's attention reads;
+    - the width of the text embeddings that the adapter's cross-attention reads (``cross_attention_dim``);
     - names that only one family has;
     - shapes that only one family has;
     - the family that the metadata declares, if it is one of the known values.

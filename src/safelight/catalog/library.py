@@ -212,12 +212,12 @@ class Library:
             self._quarantine.end(restored)
         return self.get(name)
 
-    def _not_own(self, name: str, done: str) -> InputError:
+    def _not_own(self, name: str, participle: str) -> InputError:
         """Return the error for a name that is not one of the user's own models. Raises ModelNotFoundError if no model
         has it."""
         model = self.get(name)
         if model.origin == "starter":
-            return InputError(f"{model.name!r} is a starter and part of the installation, so it cannot be {done}")
+            return InputError(f"{model.name!r} is a starter and part of the installation, so it cannot be {participle}")
         return InputError(f"{name!r} is the file name of a model; use the model's name, {model.name!r}")
 
     def remove(self, name: str) -> None:

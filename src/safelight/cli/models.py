@@ -155,7 +155,7 @@ def show(
     model = library.get(name)
     catalog = Catalog.under(library.root)
     shared = {
-        part.role: sorted({card.name for card in catalog.with_component(part.digest)} - {model.name})
+        part.role: sorted({card.name for card in catalog.cards_with_component(part.digest)} - {model.name})
         for part in model.manifest.components
     }
     if as_json:

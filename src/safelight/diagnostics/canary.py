@@ -25,7 +25,7 @@ from safelight.errors import CanaryError
 from safelight.families.features import Feature
 from safelight.families.registry import families
 from safelight.pipeline import run
-from safelight.pipeline.repair import Repairs
+from safelight.pipeline.repair import ImageRepairer
 from safelight.pipeline.resources import Resources, without_text_cache
 from safelight.request.results import Image
 from safelight.request.schema import Request
@@ -122,7 +122,7 @@ class Canaries:
         return self._folder / f"{model.digest[:32]}.json"
 
 
-def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Resources], None]:
+def after_switch(canaries: Canaries, image_repairer: ImageRepairer) -> Callable[[Model, Resources], None]:
     """Return a function for :attr:`safelight.workers.local_engine.LocalEngine.on_switch`.
 
     The function compares the new model's canary with the stored one. If it differs, the function checks the model's
@@ -136,7 +136,7 @@ def after_switch(canaries: Canaries, repairs: Repairs) -> Callable[[Model, Resou
 
         if not has_canary(model) or canaries.compare(model, make, resources.run_settings.dtype) is None:
             return
-        repairs.verify_and_evict(model)
+        image_repairer.verify_and_evict(model)
         apart = canaries.compare(model, make, resources.run_settings.dtype)
         if apart is not None:
             raise CanaryError(model.name, str(apart))

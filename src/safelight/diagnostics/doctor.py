@@ -121,7 +121,7 @@ class Doctor:
 
     def _bytes_in_memory(self, when: str) -> Finding:
         what = f"weights in memory, {when}"
-        wrong = self.engine.repairs.check()
+        wrong = self.engine.image_repairer.check()
         if wrong:
             return Finding("memory", what, False, f"differ from the files: {', '.join(wrong[:3])}", READ_AGAIN)
         nbytes = sum(tier.resident_bytes for tier in self.engine.tiers)

@@ -164,7 +164,7 @@ class ImageChecks:
 
     def _explained(self, model: Model) -> tuple[Suspect, str]:
         """Return (suspect, what to do) for an image that differs. The step that fixes it identifies the suspect."""
-        if self.engine.repairs.check(model):
+        if self.engine.image_repairer.check(model):
             return "memory", READ_AGAIN
         known = {str(canary.run["attention"]): canary for canary in self._canaries.history(model)}
         self.engine.loaded.unload(model.digest)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -25,8 +25,12 @@ from safelight.request.schema import Request
 Tensors = Mapping[str, torch.Tensor]
 """Tensors by names that the family gives them."""
 
-PromptField = tuple[str, str]
-"""A field of the request (``prompt`` or ``negative``), and one of its texts."""
+
+class PromptText(NamedTuple):
+    """One text of a request. ``field``: the request's field that it comes from, ``prompt`` or ``negative``."""
+
+    field: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class TextInputs:
     each output depends on all inputs.
     """
 
-    each: Mapping[PromptField, TextInput]
+    each: Mapping[PromptText, TextInput]
     padded_together: bool = False
 
 
@@ -107,7 +111,7 @@ class FamilyModel(ABC):
         family: Family,
         role: str,
         request: Request,
-        texts: Sequence[PromptField],
+        texts: Sequence[PromptText],
         inversion_tokens: InversionTokens,
     ) -> TextInputs:
         """Tokenize texts for a text encoder. Raises RequestError.
@@ -129,7 +133,7 @@ class FamilyModel(ABC):
         """Run a bound text encoder on each input. Tensors have one row."""
 
     @abstractmethod
-    def condition(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], text: PromptField) -> Tensors:
+    def condition(self, encoded: Mapping[str, Mapping[PromptText, Tensors]], text: PromptText) -> Tensors:
         """Join what the text encoders, by role, returned for a text."""
 
     @abstractmethod

@@ -85,7 +85,7 @@ class HostSource:
         piece, what = buffer.segment.piece, buffer.segment.label
         # The key is the piece, because labels do not name the model.
         verify = self._transfers.verification.due(f"{piece.component_key} {piece.index}")
-        if verify and not lease.intact(piece.index):
+        if verify and not lease.verify_segment(piece.index):
             _log.warning("weights in host memory were corrupted; reading them again", what=what)
             lease.refetch_segment(piece.index)
         for again in (False, True):
@@ -107,8 +107,8 @@ class HostSource:
             except TransferError:
                 if again:
                     raise
-                event = "a copy to the device was corrupted again when repeated; reading its source again"
-                _log.warning(event, what=what)
+                event = "a copy to the device was still corrupted after it was repeated"
+                _log.warning(f"{event}; reading the weights again and copying once more", what=what)
         raise AssertionError
 
     def compute_checksums(self, buffer: SegmentBuffer) -> Checksums:

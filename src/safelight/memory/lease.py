@@ -42,8 +42,11 @@ class ResidentSegment:
         """Whether the segment must be evicted now: no lease holds it, and it is corrupted or unwanted."""
         return not self.lease_count and (self.corrupted or self.unwanted)
 
-    def intact(self, source: Source) -> bool:
-        """Whether the bytes match the checksums. True if none were computed."""
+    def verify(self, source: Source) -> bool:
+        """Compare the bytes with the expected checksums, and note that they were verified.
+
+        Returns False if they differ; True if no checksums are known.
+        """
         expected = self.checksums.expected if isinstance(self.checksums, Unverified) else self.checksums
         if expected is not None and source.compute_checksums(self.buffer) != expected:
             return False
@@ -107,6 +110,7 @@ class Lease:
     """Holds a component until the lease ends.
 
     ``plan``: its actions and their reasons.
+    ``has_plan``: whether the residency has applied a first plan. Until then, ``plan`` is empty.
     ``reservation_entry``: the ledger's entry for the working memory; None before it is reserved, or if none is needed.
     ``weights_modified``: code wrote to the weights.
     """
@@ -124,7 +128,7 @@ class Lease:
         self.fetch: Fetch | None = None
         self.reservation_entry: int | None = None
         self.weights_modified = False
-        self.begun = False
+        self.has_plan = False
         self.on_change: OnChange | None = None
         self._owner = owner
         self._segment_index, self.shapes = index_tensors(component, dtype)
@@ -179,10 +183,13 @@ class Lease:
         (resident.checksums,) = self.fetch([resident.buffer])
         resident.corrupted = False
 
-    def intact(self, index: int) -> bool:
-        """Whether a resident segment matches its checksums. True for a streamed segment: it was read just now."""
+    def verify_segment(self, index: int) -> bool:
+        """Compare a resident segment with its checksums, and return whether it matches.
+
+        Returns True for a streamed segment: it was read just now.
+        """
         resident = self.residents.get(index)
-        return resident is None or resident.intact(self._owner.source)
+        return resident is None or resident.verify(self._owner.source)
 
     @property
     def has_unverified(self) -> bool:
@@ -214,7 +221,7 @@ class Lease:
 
     def verify(self) -> list[str]:
         """Return the labels of resident segments that do not match their checksums. The lease's end evicts them."""
-        wrong = [resident for resident in self.residents.values() if not resident.intact(self._owner.source)]
+        wrong = [resident for resident in self.residents.values() if not resident.verify(self._owner.source)]
         for resident in wrong:
             resident.corrupted = True
         return [resident.buffer.segment.label for resident in wrong]

@@ -176,7 +176,9 @@ def _refusal(plan_input: PlanInput, total: int, available: int, least: int) -> R
     if not plan_input.partial:
         return Refusal(total, available, "partial loading is off, and the whole component must be in memory")
     if least > available:
-        return Refusal(least, available, "weights are streamed in pieces, and the largest piece needs this much")
+        return Refusal(
+            least, available, "even streaming needs memory for the ring's slots, each as large as the largest segment"
+        )
     return None
 
 

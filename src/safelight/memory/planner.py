@@ -43,8 +43,8 @@ class Planner:
     def plan_new(self, lease: Lease) -> Plan | None:
         """Plan a new lease.
 
-        Returns None if the lease must wait: there is too little room now, but segments that others hold are released
-        soon.
+        Returns None if the lease must wait: there is too little room now, or only enough to stream, but a read or a
+        prefetch is in progress. Plan again when it has ended.
         """
         self.table.evict_corrupted_or_unwanted(lease)
         self.before_planning()
@@ -64,11 +64,12 @@ class Planner:
     def plan_running(self, lease: Lease) -> Plan | None:
         """Plan again for a lease that runs.
 
-        If the budget is too small even for the minimum, the lease keeps its plan if ``max_bytes`` is set. Otherwise
-        this raises the budget to the minimum.
+        If not even the minimum (with partial loading, the ring) fits in the budget:
+        - with ``max_bytes``, the lease keeps its present plan;
+        - without, this method raises the budget until the minimum fits.
 
-        Returns None (wait, then plan again) if the lease would lose resident segments only because of reads in
-        progress.
+        Returns None if the lease would lose resident segments while any read is in progress: wait for the read, then
+        plan again.
         """
         self.before_planning()
         plan_input = self._plan_input(lease, pending_as_held=True)
@@ -146,6 +147,6 @@ class Planner:
             reserved += lease.use.working_bytes
         # A new lease leaves room for the components that the stage leases after it. When a running lease is planned
         # again, all of them have been leased, so the table already counts their segments.
-        others += lease.use.min_bytes_of_later_leases if lease is not None and not lease.begun else 0
+        others += lease.use.min_bytes_of_later_leases if lease is not None and not lease.has_plan else 0
         allowed = self.ledger.budget(self.place) - reserved
         return (allowed if self.max_bytes is None else min(allowed, self.max_bytes)) - others

@@ -144,7 +144,7 @@ class Residency:
             new = self.planner.plan_running(lease)
             if new is not None and new.staying == before:
                 self.table.evict_dropped(new)
-                self.make_room(0)
+                self.trim_cached_slabs(0)
                 return
         after = None if new is None else len(new.staying)
         waiting = new is None
@@ -160,7 +160,7 @@ class Residency:
             eviction = self.planner.plan_eviction()
             if eviction is not None:
                 self.table.evict_dropped(eviction)
-            self.make_room(0)
+            self.trim_cached_slabs(0)
 
     def seal(self) -> None:
         """Write-protect the resident host segments in the operating system. Forked processes inherit the protection."""
@@ -181,7 +181,7 @@ class Residency:
                 resident.lease_count += 1
         wrong: list[ResidentSegment] = []
         try:
-            wrong += [resident for resident in checked if not resident.intact(self.source)]
+            wrong += [resident for resident in checked if not resident.verify(self.source)]
         finally:
             with self.lock:
                 for resident in wrong:
@@ -196,15 +196,15 @@ class Residency:
         Segments that are being read are evicted as soon as no lease holds them. With None, cached slabs are freed too.
         """
         with self.lock:
-            self.table.evict_free(None if digest is None else (digest,))
+            self.table.evict_unheld(None if digest is None else (digest,))
             if digest is None:
                 self.pool.trim(0)
             else:
-                self.make_room(0)
+                self.trim_cached_slabs(0)
 
-    def make_room(self, promise: int) -> None:
-        """Free cached slabs until the budget has room for ``promise`` more bytes, or no cached slab is left."""
-        self.pool.trim(max(0, self.pool.cached_bytes + min(0, self.ledger.free(self.place) - promise)))
+    def trim_cached_slabs(self, needed_bytes: int) -> None:
+        """Free cached slabs until the budget has room for ``needed_bytes`` more, or no cached slab is left."""
+        self.pool.trim(max(0, self.pool.cached_bytes + min(0, self.ledger.free(self.place) - needed_bytes)))
 
     def read(self, lease: Lease) -> None:
         """Read the lease's pending segments. Then all leases that waited for them hold them.
@@ -288,12 +288,12 @@ class Residency:
                 self.pool, lease.fetch, streamed, new_plan.slots, ahead, lease.use.forward_passes, lease.key
             )
         promise = lease.use.working_bytes if lease.reservation_entry is None else 0
-        self.make_room(promise)
+        self.trim_cached_slabs(promise)
         if promise:
             lease.reservation_entry = self.ledger.charge(
                 self.place, lease.use.working_bytes, lease.key, "computing", stored=False
             )
-        lease.begun = True
+        lease.has_plan = True
         return awaited
 
     def _end(self, lease: Lease) -> None:

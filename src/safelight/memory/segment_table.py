@@ -91,10 +91,10 @@ class SegmentTable:
     # What a lease does to the table, from its plan to its end.
 
     def adopt(self, lease: Lease, new_plan: Plan) -> None:
-        """Note the plan that a lease carries out from now on and, for reports, the total bytes under each key.
+        """Store the lease's new plan and, for reports, the total bytes of each component key.
 
-        The key of a component with overlays counts only the segments with overlays. The underlying component's key
-        counts all segments.
+        An underlying component counts all its segments. A component with overlays counts only the segments that the
+        overlays change.
         """
         lease.plan = self.last_plan = new_plan
         total = sum(segment.nbytes for segment in lease.segments)
@@ -187,12 +187,15 @@ class SegmentTable:
                 self.evict(piece)
 
     def evict_corrupted_or_unwanted(self, lease: Lease) -> None:
-        """Evict the lease's segments that are known to be wrong or unwanted, so that it does not use them."""
+        """Evict those segments of the lease's component that are wrong or unwanted and that no lease holds.
+
+        A segment that another lease holds stays, and this lease shares it.
+        """
         for piece, resident in list(self.residents.items()):
             if resident.must_evict and piece in lease.pieces:
                 self.evict(piece)
 
-    def evict_free(self, digests: Collection[str] | None) -> None:
+    def evict_unheld(self, digests: Collection[str] | None) -> None:
         """Evict the segments of the components with ``digests`` (None: all) that no lease holds.
 
         Segments that are being read are evicted as soon as no lease holds them.

@@ -29,15 +29,20 @@ from safelight.weights.overlay import OverlaidComponent, Overlay
 _log = structlog.get_logger(__name__)
 
 Checksums = Hashable
-"""The checksums of a segment: equal if and only if the bytes are equal.
+"""What is known about a segment's checksums, one of three:
 
-None if they were not computed, and :class:`Unverified` if the bytes were not compared with them yet.
+- the checksums: the bytes were verified. Two are equal if and only if the bytes are equal.
+- ``Unverified(expected)``: the bytes arrived and were not compared.
+- None: nothing is known.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Unverified:
-    """The ``expected`` checksums of a segment that was not verified since it arrived. None if they are unknown."""
+    """A segment arrived, and its bytes were not compared with the ``expected`` checksums.
+
+    ``expected``: None if no earlier copy was verified.
+    """
 
     expected: Checksums
 

@@ -1,8 +1,9 @@
 """Stacks adapters over a component: which of their changes apply to a tensor, with which strength, in which order.
 
-Differences are computed in fp32 from the weight in the dtype in which the model runs. They are added in the order of
-the adapters' digests, and the sum is rounded once. So neither the order in the request nor earlier jobs change any bit.
-An adapter with strength 0 is left out. After that, the vectors of textual inversions replace whole rows.
+The weight is first cast to the dtype in which the model runs. The differences are then computed and added in fp32, in
+the order of the adapters' digests, and the sum is rounded once. So neither the order in the request nor earlier jobs
+change any bit. An adapter with strength 0 is left out. After that, the vectors of textual inversions replace whole
+rows.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class _VerifiedLease:
         """Return the verified lease. Raises IntegrityError if bytes in memory differ from those that were read."""
         if not self._verified:
             for index, resident in self._lease.residents.items():
-                if not self._lease.intact(index):
+                if not self._lease.verify_segment(index):
                     first = resident.buffer.segment.tensors[0]
                     raise IntegrityError(first.path, first.name, "was corrupted in memory", "It will be read again.")
             self._verified = True

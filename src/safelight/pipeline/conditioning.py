@@ -13,7 +13,7 @@ from torch import nn
 
 from safelight.devices.transfer import checksum_of
 from safelight.families.family import Family
-from safelight.families.family_model import PromptField, Tensors, TextInput, TextInputs, family_model
+from safelight.families.family_model import PromptText, Tensors, TextInput, TextInputs, family_model
 from safelight.families.features import Feature
 from safelight.pipeline.denoise import ConditionsByStep
 from safelight.pipeline.guidance import Condition
@@ -58,9 +58,12 @@ class Prompts:
         return [place[pair] for pair in zip(self.prompt, self.negative, strict=True)]
 
     @property
-    def texts(self) -> list[PromptField]:
+    def texts(self) -> list[PromptText]:
         """The distinct texts, each with the field that it comes from."""
-        both = [("prompt", text) for text in self.prompt] + [("negative", text) for text in self.negative]
+        both = [
+            *(PromptText("prompt", text) for text in self.prompt),
+            *(PromptText("negative", text) for text in self.negative),
+        ]
         return list(dict.fromkeys(both))
 
 
@@ -86,7 +89,7 @@ class TextEncoderCall:
         asked = [self.request.clip_skip, self.request.prompt_syntax]
         return hash_texts(json.dumps([what, asked, how, dict(run.versions)]), text.key)
 
-    def inputs(self, texts: Sequence[PromptField]) -> TextInputs:
+    def inputs(self, texts: Sequence[PromptText]) -> TextInputs:
         """Tokenize texts. Raises RequestError for what cannot be parsed."""
         return family_model(self.family).text_inputs(self.family, self.role, self.request, texts, self.inversion_tokens)
 
@@ -148,7 +151,7 @@ class TextOutputs:
     The attribute ``missing`` has, by cache key, the inputs that must be computed.
     """
 
-    def __init__(self, call: TextEncoderCall, texts: Sequence[PromptField], cache: EmbeddingCache) -> None:
+    def __init__(self, call: TextEncoderCall, texts: Sequence[PromptText], cache: EmbeddingCache) -> None:
         inputs = call.inputs(texts)
         self._cache = cache
         self._keys = {text: call.key(one) for text, one in inputs.each.items()}
@@ -164,9 +167,9 @@ class TextOutputs:
             self._cache.put(key, one)
             self._found[key] = one
 
-    def on(self, device: torch.device) -> dict[PromptField, Tensors]:
+    def on(self, device: torch.device) -> dict[PromptText, Tensors]:
         """Return all outputs on a device, by text."""
-        outputs: dict[PromptField, Tensors] = {}
+        outputs: dict[PromptText, Tensors] = {}
         for text, key in self._keys.items():
             found = self._found[key]
             assert found is not None
@@ -179,7 +182,7 @@ def _sums(encoded: Tensors) -> list[str]:
 
 
 def conditions(
-    family: Family, encoded: Mapping[str, Mapping[PromptField, Tensors]], prompts: Prompts, reads_negative: bool
+    family: Family, encoded: Mapping[str, Mapping[PromptText, Tensors]], prompts: Prompts, reads_negative: bool
 ) -> ConditionsByStep:
     """Return the conditions of all steps, from what each text encoder returned for each text.
 
@@ -188,8 +191,8 @@ def conditions(
     model = family_model(family)
     distinct = [
         Condition(
-            model.condition(encoded, ("prompt", prompt)),
-            model.condition(encoded, ("negative", negative)) if reads_negative else None,
+            model.condition(encoded, PromptText("prompt", prompt)),
+            model.condition(encoded, PromptText("negative", negative)) if reads_negative else None,
         )
         for prompt, negative in prompts.pairs
     ]

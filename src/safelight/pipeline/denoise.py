@@ -144,12 +144,12 @@ def denoise(work: DenoiseInputs) -> Denoised:
         latents, mask = _first_latents(work, timesteps, generator)
         guidance = work.guidance
         controls = [(control, _control_tensor(control, work)) for control in work.controls]
-        extra = guidance.inputs(_inputs(work, mask))
+        extra = guidance.batch_extra_channels(_inputs(work, mask))
         calls = work.total_denoiser_calls or len(timesteps)
         for index, timestep in enumerate(timesteps):
             condition = work.conditions.distinct[work.conditions.index_at(index / len(timesteps))]
-            rows = work.sampler.scale_input(guidance.latents(latents), timestep)
-            call = Call(rows, timestep, guidance.condition(condition), extra, (), guidance.scale)
+            rows = work.sampler.scale_input(guidance.repeat_latents(latents), timestep)
+            call = Call(rows, timestep, guidance.batch_conditions(condition), extra, (), guidance.scale)
             for control, picture in controls:
                 if control.start <= index / calls and (index + 1) / calls <= control.end:
                     call = replace(
@@ -210,32 +210,36 @@ def _first_latents(
         drawn = torch.randn(work.shape, generator=generator, dtype=torch.float32).to(work.dtype).to(work.device)
         return work.sampler.initial_latents(variation(drawn)), None
     if start.mask is None:
-        picture = start.latents if start.latents is not None else _sample_latents(start.encoded[0], generator, work)
-        return work.sampler.add_noise(picture, variation(_draw_noise(work, generator)), timesteps[:1]), None
-    picture = None
+        image_latents = (
+            start.latents if start.latents is not None else _sample_latents(start.encoded[0], generator, work)
+        )
+        drawn = variation(_draw_from_generator(work, generator))
+        return work.sampler.add_noise(image_latents, drawn, timesteps[:1]), None
+    image_latents = None
     full_strength = start.strength == 1
     if not work.takes_mask or not full_strength:
         # Contiguous, as diffusers has them here: convolutions compute other bits for channels-last latents.
-        picture = _sample_latents(start.encoded[0], generator, work).contiguous()
+        image_latents = _sample_latents(start.encoded[0], generator, work).contiguous()
     if full_strength and work.variation is not None:
-        # At full strength nothing of the picture remains, so the noise is the same as for text-to-image.
-        fresh = variation(noise.draw_noise(work.shape, work.seed, work.dtype, work.device))
+        # At full strength nothing of the picture remains. With a variation, a new generator draws the noise, as for
+        # text-to-image. Without one, diffusers' order applies: the generator may have drawn the picture's latents.
+        fresh = variation(noise.draw_seeded_noise(work.shape, work.seed, work.dtype, work.device))
     else:
-        fresh = variation(_draw_noise(work, generator))
+        fresh = variation(_draw_from_generator(work, generator))
     latents = work.sampler.initial_latents(fresh)
     if not full_strength:
-        assert picture is not None
-        latents = work.sampler.add_noise(picture, fresh, timesteps[:1])
+        assert image_latents is not None
+        latents = work.sampler.add_noise(image_latents, fresh, timesteps[:1])
     mask = F.interpolate(pictures.binary_mask(start.mask, work.family.latents.vae_scale_factor), size=work.shape[-2:])
     masked = _sample_latents(start.encoded[1], generator, work)
-    return latents, LatentMask(mask.to(device=work.device, dtype=work.dtype), masked, picture, fresh)
+    return latents, LatentMask(mask.to(device=work.device, dtype=work.dtype), masked, image_latents, fresh)
 
 
 def _identity(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def _draw_noise(work: DenoiseInputs, generator: torch.Generator) -> torch.Tensor:
+def _draw_from_generator(work: DenoiseInputs, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(work.shape, generator=generator, dtype=work.dtype).to(work.device)
 
 

@@ -110,7 +110,7 @@ class ImagePipeline:
         self._report("switch", 0, 1)
         first, size = self._first_pass(), self.width * self.height
         conditions = self._model_stages.conditions(size)
-        refined = conditions if self._refiner_stages is None else self._refiner_stages.conditions(size)
+        refiner_conditions = conditions if self._refiner_stages is None else self._refiner_stages.conditions(size)
         self._report("encode", 1, 1)
         for this_pass in self._passes(first):
             model = self._refiner_stages if this_pass.refines else self._model_stages
@@ -119,7 +119,7 @@ class ImagePipeline:
             variation = self._variation if not isinstance(this_pass.start, Denoised) else None
             on_call = partial(self._after_call, this_pass)
             self._denoised = model.denoise(
-                this_pass, refined if this_pass.refines else conditions, controls, variation, on_call
+                this_pass, refiner_conditions if this_pass.refines else conditions, controls, variation, on_call
             )
         self._report("decode", 0, 1)
         pixels = self._decode_and_check(self._result().latents)

@@ -29,11 +29,11 @@ class Row:
     """What the denoiser sees in one row of a call.
 
     ``prompt``: True for the prompt, False for the negative prompt.
-    ``inputs``: whether this batch entry gets the extra input channels (image latents) or zeros.
+    ``gets_extra_channels``: whether this batch entry gets the extra input channels (image latents) or zeros.
     """
 
     prompt: bool = True
-    inputs: bool = True
+    gets_extra_channels: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ class Guidance(ABC):
     def combine(self, prediction: torch.Tensor) -> torch.Tensor:
         """Return one prediction (1, …) from those of all rows (rows, …)."""
 
-    def latents(self, latents: torch.Tensor) -> torch.Tensor:
+    def repeat_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Repeat latents (1, …) for all rows."""
         return _join([latents] * len(self.rows))
 
-    def condition(self, condition: Condition) -> Tensors:
+    def batch_conditions(self, condition: Condition) -> Tensors:
         """Join the conditioning of all rows."""
         found: list[Tensors] = []
         for row in self.rows:
@@ -64,9 +64,11 @@ class Guidance(ABC):
             found.append(tensors)
         return {name: _join([tensors[name] for tensors in found]) for name in condition.positive}
 
-    def inputs(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Return the further input channels, each (1, …), for all rows."""
-        return tuple(_join([one if row.inputs else torch.zeros_like(one) for row in self.rows]) for one in inputs)
+    def batch_extra_channels(self, channels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return the extra input channels, each (1, …), for all rows. A row that does not get them has zeros."""
+        return tuple(
+            _join([one if row.gets_extra_channels else torch.zeros_like(one) for row in self.rows]) for one in channels
+        )
 
     @property
     def prompt_row(self) -> slice:
@@ -111,7 +113,7 @@ class ImageAndText(Guidance):
     ``image_scale``: how strongly the result follows the input image.
     """
 
-    rows: ClassVar = (Row(), Row(prompt=False), Row(prompt=False, inputs=False))
+    rows: ClassVar = (Row(), Row(prompt=False), Row(prompt=False, gets_extra_channels=False))
     image_scale: float
 
     def combine(self, prediction: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from safelight.boundary.pictures import EncodedPicture
 from safelight.catalog.model import Model
 from safelight.families.family import CONTROLNET
-from safelight.families.family_model import PromptField, Tensors, family_model
+from safelight.families.family_model import PromptText, Tensors, family_model
 from safelight.memory.lease import Lease
 from safelight.pipeline import conditioning, guidance, noise, samplers
 from safelight.pipeline.checks import latents as latent_checks
@@ -101,8 +101,8 @@ class ModelStages:
         Raises NotFiniteError if an embedding has NaN or infinity.
         """
         prompts = Prompts.of(with_effective_strength(self._request, self.model), self.family)
-        texts = [pair for pair in prompts.texts if pair[0] == "prompt" or self._negative_too]
-        encoded: dict[str, dict[PromptField, Tensors]] = {}
+        texts = [text for text in prompts.texts if text.field == "prompt" or self._negative_too]
+        encoded: dict[str, dict[PromptText, Tensors]] = {}
         for role in self.family.text_encoders:
             component = self.model.manifest.component(role)
             call = TextEncoderCall(

@@ -7,7 +7,7 @@ import math
 import torch
 
 
-def draw_noise(shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def draw_seeded_noise(shape: tuple[int, ...], seed: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Draw standard normal noise, in fp32 on the CPU, so that it is the same for every device."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype).to(device)
@@ -21,7 +21,7 @@ class Variation:
 
     def __call__(self, noise: torch.Tensor) -> torch.Tensor:
         """Return the interpolated noise, with the same shape, dtype and device."""
-        other = draw_noise(tuple(noise.shape), self._seed, torch.float32, torch.device("cpu"))
+        other = draw_seeded_noise(tuple(noise.shape), self._seed, torch.float32, torch.device("cpu"))
         return slerp(noise.float().cpu(), other, self._strength).to(noise.dtype).to(noise.device)
 
 

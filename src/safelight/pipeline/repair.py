@@ -64,7 +64,7 @@ class _Try:
     found: str = ""
 
 
-class Repairs:
+class ImageRepairer:
     """Repairs the images of one engine.
 
     tiers: the residencies that hold models, the device's last.

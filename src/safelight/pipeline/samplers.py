@@ -17,7 +17,9 @@ WHOLE = (0.0, 1.0)
 
 
 class SamplerRun:
-    """A sampler with its schedule, for one image. It counts its own steps, so it is never used twice.
+    """A sampler with its schedule, for one run of the denoising loop.
+
+    It counts its own steps, so it is never used twice.
 
     ``scheduler``: diffusers' object, which computes the noise levels and the steps.
     ``calls``: the number of calls of the denoiser, after :meth:`begin`.
@@ -107,7 +109,7 @@ class FlowSamplerRun(SamplerRun):
 def make(
     family: Family, sampler: str, schedule: Schedule, prediction_type: str, zero_terminal_snr: bool, seed: int
 ) -> SamplerRun:
-    """Create the sampler of one image.
+    """Create the sampler for one run of the denoising loop.
 
     ``seed``: for samplers that draw noise from their own Brownian tree (``dpmpp_sde``) instead of the generator.
     """

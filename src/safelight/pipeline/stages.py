@@ -233,8 +233,8 @@ def plan_uses(
 ) -> list[Use]:
     """Return how a stage uses each of its components.
 
-    Components are leased in reverse order, the main one last. The first lease reserves the working memory of the stage.
-    Each lease leaves room for the minimum of the components still to come.
+    Components are leased from the last to the first, the main one. So the last entry reserves the stage's working
+    memory, and each entry leaves room for the minimum of the entries before it.
     """
     roles, role = model.family.roles, components[0][0].role
     after = roles[roles.index(role) + 1 :] if task.following is None else task.following

@@ -163,7 +163,7 @@ class Database:
         ``seconds``: for how long it computed; this delayed the earlier jobs that still wait.
         """
         values = {"state": state, "ended": time.time(), "reason": reason, "failure": failure}
-        return self._leave(job_id, was, seconds, values)
+        return self._leave_state(job_id, was, seconds, values)
 
     def put_back(self, job_id: str, reason: str, counts_as_attempt: bool = True, seconds: float = 0.0) -> bool:
         """Queue a running job again, at its old place; return False when it does not run.
@@ -174,9 +174,13 @@ class Database:
         values: dict[str, Any] = {"state": "queued", "reason": reason, "started": None}
         if not counts_as_attempt:
             values["attempts"] = JobRow.attempts - 1
-        return self._leave(job_id, ("running",), seconds, values)
+        return self._leave_state(job_id, ("running",), seconds, values)
 
-    def _leave(self, job_id: str, was: Sequence[State], seconds: float, values: Mapping[str, Any]) -> bool:
+    def _leave_state(self, job_id: str, was: Sequence[State], seconds: float, values: Mapping[str, Any]) -> bool:
+        """Write ``values``, with the new state, to a job in one of the states ``was``. Return whether it was in one.
+
+        ``seconds``: added to the delay of the queued jobs that came before it.
+        """
         with self._file.session() as session, session.begin():
             changed = session.execute(update(JobRow).where(JobRow.id == job_id, JobRow.state.in_(was)).values(**values))
             if not changed.rowcount:  # pyright: ignore[reportAttributeAccessIssue]

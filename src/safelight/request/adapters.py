@@ -92,7 +92,7 @@ CONTROL_MODES: tuple[ControlMode, ...] = ("balanced", "more_prompt", "more_contr
 _PREPROCESSORS: Mapping[str, str] = {
     "none": "the picture is what the ControlNet reads already",
     "canny": "white edges on black (Canny 1986), by the thresholds `low` and `high`",
-    "invert": "black for white: for drawings with dark lines",
+    "invert": "swaps black and white, for drawings with dark lines on white",
     "lineart": "lines, by a difference of Gaussians",
     "scribble": "a thick drawing, by an extended difference of Gaussians (Winnemöller 2012)",
     "softedge": "soft edges (Scharr)",

@@ -107,12 +107,12 @@ def cells(request: Request, x: Axis, y: Axis | None) -> list[Cell]:
             out.append(Cell(column, row, cell_request))
     seen: dict[object, int] = {}
 
-    def place(key: object) -> int:
+    def first_seen_index(key: object) -> int:
         return seen.setdefault(key, len(seen))
 
     def combination(cell: Cell) -> tuple[int, int]:
         over = tuple(sorted(lora_to_tag(lora) for lora in cell.request.loras))
-        return place(cell.request.model), place((cell.request.model, over))
+        return first_seen_index(cell.request.model), first_seen_index((cell.request.model, over))
 
     for cell in out:
         combination(cell)

@@ -19,7 +19,8 @@ class ModelReference:
     """The model of a job.
 
     ``digest``: of its content.
-    ``components``: the digest of each component that computes, by role; without adapters.
+    ``components``: the digests of the model's own components, by role, before replacements (:class:`Job`'s ``parts``)
+    and adapters.
     """
 
     name: str

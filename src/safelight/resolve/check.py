@@ -91,22 +91,26 @@ def check_refiner(request: Request, model: Model, refiner: Model) -> None:
     def refuse(problem: str) -> RequestError:
         return RequestError("refiner", refiner.name, problem)
 
-    one, other = model.family, refiner.family
+    model_family, refiner_family = model.family, refiner.family
     vaes = [of.manifest.component(of.family.vae).config for of in (model, refiner)]
-    if one.latent_space != other.latent_space or one.noise != other.noise or not one.same_latents(*vaes):
+    if (
+        model_family.latent_space != refiner_family.latent_space
+        or model_family.noise != refiner_family.noise
+        or not model_family.same_latents(*vaes)
+    ):
         raise refuse(f"is of {refiner.base}: it cannot go on with the latents of {model.name} ({model.base})")
-    if other.variants.get(refiner.variant) != Variant():
+    if refiner_family.variants.get(refiner.variant) != Variant():
         raise refuse(f"is a checkpoint for {refiner.variant}; a refiner works on latents alone")
-    if one.variants[model.variant].extra_input_channels == "image":
+    if model_family.variants[model.variant].extra_input_channels == "image":
         raise refuse(f"cannot follow {model.name}: a checkpoint for {model.variant} has no refiner")
     if request.embeddings:
         word = request.embeddings[0].word
         problem = f"the word {word} stands for a textual inversion, which a refiner cannot use; remove one of them"
         raise refuse(problem)
-    missing = first_missing(request, other.features, _NOT_NEEDED_IN_REFINER)
+    missing = first_missing(request, refiner_family.features, _NOT_NEEDED_IN_REFINER)
     if missing is not None:
         raise refuse(f"does not have {missing[1]} ({missing[0]})")
-    layers = [refiner.manifest.component(role).config.encoder_layers for role in other.text_encoders]
+    layers = [refiner.manifest.component(role).config.encoder_layers for role in refiner_family.text_encoders]
     if request.clip_skip and request.clip_skip >= min(layers):
         raise refuse(f"has a text encoder of only {min(layers)} layers: clip_skip is too large")
 
@@ -151,8 +155,8 @@ def check_texts(request: Request, inversion_tokens: InversionTokens = NO_INVERSI
             compel_syntax.check(field, text)
             continue
         texts = dict.fromkeys(prompt_per_step_of(request, text, field))
-        read = [len(chunks(field, one, 0, inversion_tokens)) for one in texts]
-        if len(read) * max(read) > MAX_CHUNKS:
-            many = f"has {len(read)} texts of up to {max(read)} chunks (75 tokens each)"
-            problem = f"{many} for its steps: {len(read) * max(read)} chunks; at most {MAX_CHUNKS}"
+        chunk_counts = [len(chunks(field, one, 0, inversion_tokens)) for one in texts]
+        if len(chunk_counts) * max(chunk_counts) > MAX_CHUNKS:
+            many = f"has {len(chunk_counts)} texts of up to {max(chunk_counts)} chunks (75 tokens each)"
+            problem = f"{many} for its steps: {len(chunk_counts) * max(chunk_counts)} chunks; at most {MAX_CHUNKS}"
             raise RequestError(field, f"{text[:20]}…", problem)

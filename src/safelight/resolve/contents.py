@@ -79,7 +79,7 @@ def _find_part(part: ComponentReference, catalog: Catalog) -> ComponentManifest:
 def find_model(name: str, digest: str, library: Library) -> Model:
     """Find a model by its content; the one called ``name`` comes first. Raises IntegrityError if there is none."""
     named = (library.find_by_name(card.name) for card in library.cards() if card.digest == digest)
-    # One after another, because finding each reads a record.
+    # Evaluated lazily, because each look-up reads a record file.
     for model in chain((library.find_by_name(name),), named, library.models_used_by_path(digest)):
         if model is not None and model.digest == digest:
             return model

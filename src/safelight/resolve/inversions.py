@@ -52,19 +52,19 @@ def resolve_inversions(request: Request, model: Model, adapters: Adapters, by_pa
         # <word> or embedding:word, an inversion that does not fit is an error.
         known = _fitting(adapters, model)
         asked = tuple(Embedding(name, word) for word, name in sorted(words.find_embeddings(texts, known).items()))
-    found = [(embedding, _found(embedding, adapters, by_path)) for embedding in asked]
+    found = [(embedding, _find_inversion_file(embedding, adapters, by_path)) for embedding in asked]
     tensor_names = [tensor_names_by_encoder(embedding, adapter, model) for embedding, adapter in found]
     counts = {e.word: _count(e, a, v) for (e, a), v in zip(found, tensor_names, strict=True)}
     if not counts:
         return ()
-    tokens = words.assign_tokens(counts, _used(request, counts))
+    tokens = words.assign_tokens(counts, _prompt_token_ids(request, counts))
     return tuple(
         Inversion(a, Embedding(a.name, e.word, a.digest), tokens[e.word], v)
         for (e, a), v in zip(found, tensor_names, strict=True)
     )
 
 
-def _used(request: Request, counted: Mapping[str, int]) -> set[int]:
+def _prompt_token_ids(request: Request, counted: Mapping[str, int]) -> set[int]:
     """Return the tokens of the prompts, without those of the inversions' words."""
     if request.prompt_syntax != "a1111":
         return {*tokens_of(request.prompt), *tokens_of(request.negative)}
@@ -76,7 +76,7 @@ def _used(request: Request, counted: Mapping[str, int]) -> set[int]:
     }
 
 
-def _found(embedding: Embedding, adapters: Adapters, by_path: bool) -> Adapter:
+def _find_inversion_file(embedding: Embedding, adapters: Adapters, by_path: bool) -> Adapter:
     if embedding.digest:
         found = adapters.find_by_digest(embedding.name, embedding.digest, by_path)
     else:

@@ -25,14 +25,14 @@ _OTHER_CONTENT_REMEDY = "Put the file with the requested content back, or reques
 
 
 @dataclass(frozen=True, slots=True)
-class ReplacementPart:
+class Replacement:
     """A component that replaces the model's own. ``reference``: tells which file has it."""
 
     component: ComponentManifest
     reference: ComponentReference
 
 
-def find_vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
+def find_vae(request: Request, model: Model, catalog: Catalog, by_path: bool) -> Replacement:
     """Return the VAE that a request names. It is in a file of its own, or in another model with the same latent space.
 
     Raises RequestError for a VAE with other latents, and IntegrityError if its digest is not the requested one.
@@ -52,27 +52,27 @@ def find_vae(request: Request, model: Model, catalog: Catalog, by_path: bool) ->
     return found
 
 
-def _part_of_adapter(adapter: Adapter) -> ReplacementPart:
+def _component_of_adapter(adapter: Adapter) -> Replacement:
     part = adapter.component
-    return ReplacementPart(part, ComponentReference(part.role, part.digest, "adapter", adapter.digest))
+    return Replacement(part, ComponentReference(part.role, part.digest, "adapter", adapter.digest))
 
 
-def part_of_model(model: Model, role: str) -> ReplacementPart:
-    """Return a component of another model."""
+def component_of_model(model: Model, role: str) -> Replacement:
+    """Return the component of another model as a replacement."""
     part = model.manifest.component(role)
-    return ReplacementPart(part, ComponentReference(part.role, part.digest, "model", model.digest))
+    return Replacement(part, ComponentReference(part.role, part.digest, "model", model.digest))
 
 
-def _find_vae_by_name(name: str, model: Model, catalog: Catalog, by_path: bool) -> ReplacementPart:
+def _find_vae_by_name(name: str, model: Model, catalog: Catalog, by_path: bool) -> Replacement:
     alone = _find_vae_file(name, catalog.adapters, by_path)
     if alone is not None:
         if alone.base and not _shares_latent_space(alone.base, model):
             raise RequestError("vae", name, f"is a VAE for {alone.base}; {model.name} is {model.base}")
-        return _part_of_adapter(catalog.adapters.ensure_unchanged(alone))
+        return _component_of_adapter(catalog.adapters.ensure_unchanged(alone))
     source_model = _find_model_with_vae(name, catalog.library, catalog.adapters, by_path)
     if not _shares_latent_space(source_model.base, model):
         raise RequestError("vae", name, f"is the VAE of a {source_model.base} model; {model.name} is {model.base}")
-    return part_of_model(catalog.library.ensure_unchanged(source_model), source_model.family.vae)
+    return component_of_model(catalog.library.ensure_unchanged(source_model), source_model.family.vae)
 
 
 def _shares_latent_space(base: str, model: Model) -> bool:
@@ -81,7 +81,7 @@ def _shares_latent_space(base: str, model: Model) -> bool:
     return other is not None and other.latent_space == model.family.latent_space
 
 
-def _find_vae_by_digest(digest: str, catalog: Catalog, by_path: bool) -> ReplacementPart | None:
+def _find_vae_by_digest(digest: str, catalog: Catalog, by_path: bool) -> Replacement | None:
     """Return the VAE with this digest among the files that were used by their paths; None if there is none.
 
     The metadata of an image contains the names of files, but not their paths.
@@ -90,9 +90,13 @@ def _find_vae_by_digest(digest: str, catalog: Catalog, by_path: bool) -> Replace
         return None
     adapters, library = catalog.adapters, catalog.library
     alone = (
-        _part_of_adapter(adapters.ensure_unchanged(one)) for one in adapters.adapters_used_by_path() if one.kind == VAE
+        _component_of_adapter(adapters.ensure_unchanged(one))
+        for one in adapters.adapters_used_by_path()
+        if one.kind == VAE
     )
-    models = (part_of_model(one, one.family.vae) for one in library.models_used_by_path() if one.base in families())
+    models = (
+        component_of_model(one, one.family.vae) for one in library.models_used_by_path() if one.base in families()
+    )
     return next((part for part in (*alone, *models) if part.component.digest == digest), None)
 
 
@@ -115,7 +119,7 @@ def _find_vae_file(name: str, adapters: Adapters, by_path: bool) -> Adapter | No
     return found
 
 
-def find_text_encoders(request: Request, model: Model, library: Library, by_path: bool) -> tuple[ReplacementPart, ...]:
+def find_text_encoders(request: Request, model: Model, library: Library, by_path: bool) -> tuple[Replacement, ...]:
     """Return the text encoders of the model that the request names as ``text_encoder``.
 
     Raises RequestError for a model of another family or of other widths, and IntegrityError if the digest of its text
@@ -125,7 +129,7 @@ def find_text_encoders(request: Request, model: Model, library: Library, by_path
     source_model = library.ensure_unchanged(_find_encoder_model(request, library, by_path))
     if source_model.base != model.base:
         raise RequestError("text_encoder", name, f"is of {source_model.base}; {model.name} is {model.base}")
-    found = tuple(part_of_model(source_model, role) for role in source_model.family.text_encoders)
+    found = tuple(component_of_model(source_model, role) for role in source_model.family.text_encoders)
     components = [part.component for part in found]
     odd = [c.role for c in components if c.config != model.manifest.component(c.role).config]
     if odd:

@@ -20,28 +20,28 @@ def resolve_pictures(request: Request, inputs: Inputs, by_path: bool, multiple: 
     ``multiple``: the sides of the image are multiples of this, in pixels.
     Raises RequestError for a file that is not a picture or is too large.
     """
-    given: dict[str, Any] = {
+    resolved_fields: dict[str, Any] = {
         field: inputs.store_from_request(field, value, by_path)
         for field, value in (("image", request.image), ("mask", request.mask))
         if value
     }
     if not request.image:
-        return given
-    width, height = inputs.size(given["image"])
+        return resolved_fields
+    width, height = inputs.size(resolved_fields["image"])
     if request.mask:
-        _refuse_other_shape(request.mask, inputs.size(given["mask"]), (width, height))
+        _refuse_other_shape(request.mask, inputs.size(resolved_fields["mask"]), (width, height))
     left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
     if request.outpaint:
         # Extend right and bottom to a multiple of ``multiple``, so that the input image is not resized.
         right, bottom = right + -(left + width + right) % multiple, bottom + -(top + height + bottom) % multiple
-        given["outpaint"] = (left, top, right, bottom)
+        resolved_fields["outpaint"] = (left, top, right, bottom)
     whole = left + width + right, top + height + bottom
     if whole[0] * whole[1] > MOST_PIXELS:
         raise RequestError("outpaint", request.outpaint, f"makes the image over {MOST_PIXELS} pixels")
     if request.mask_padding is None:
         sides = [max(multiple, side // multiple * multiple) for side in whole]
-        given |= {"width": request.width or sides[0], "height": request.height or sides[1]}
-    return given
+        resolved_fields |= {"width": request.width or sides[0], "height": request.height or sides[1]}
+    return resolved_fields
 
 
 def _refuse_other_shape(name: str, mask: tuple[int, int], image: tuple[int, int]) -> None:

@@ -42,13 +42,13 @@ def resolve(
         model = catalog.library.find(request.model) if by_path else catalog.library.get(request.model)
     for field, text in (("prompt", request.prompt), ("negative", request.negative)):
         tags.refuse_unknown(field, text, request.prompt_syntax)
-    prompt, inside = loras.extract_lora_tags("prompt", request.prompt)
-    negative, also = loras.extract_lora_tags("negative", request.negative)
+    prompt, prompt_loras = loras.extract_lora_tags("prompt", request.prompt)
+    negative, negative_loras = loras.extract_lora_tags("negative", request.negative)
     adapters = [
         resolve_lora(lora, model, catalog.adapters, by_path, request.lenient)
-        for lora in (*request.loras, *inside, *also)
+        for lora in (*request.loras, *prompt_loras, *negative_loras)
     ]
-    given: dict[str, Any] = resolve_pictures(request, catalog.inputs, by_path, model.family.latents.multiple)
+    resolved_fields: dict[str, Any] = resolve_pictures(request, catalog.inputs, by_path, model.family.latents.multiple)
     replacements, named = _find_replacements(request, model, catalog, by_path)
     controls = tuple(
         replace(
@@ -63,9 +63,11 @@ def resolve(
     refiner = parts.find_refiner(request, catalog.library, by_path)
     if refiner is not None:
         named |= {"refiner": refiner.name, "refiner_digest": refiner.digest}
-    given |= named | {"controls": controls, "loras": tuple(one.lora for one in adapters)}
-    sides = {side: given.get(side) or getattr(request, side) or model.resolution for side in ("width", "height")}
-    request = replace(request, model=model.name, prompt=prompt, negative=negative, **(given | sides))
+    resolved_fields |= named | {"controls": controls, "loras": tuple(one.lora for one in adapters)}
+    sides = {
+        side: resolved_fields.get(side) or getattr(request, side) or model.resolution for side in ("width", "height")
+    }
+    request = replace(request, model=model.name, prompt=prompt, negative=negative, **(resolved_fields | sides))
     found = inversions.resolve_inversions(request, model, catalog.adapters, by_path)
     request = replace(request, embeddings=tuple(one.embedding for one in found))
     draws_only_a_part = request.image and request.mask_padding is not None
@@ -74,9 +76,8 @@ def resolve(
     check(request, model, words)
     if refiner is not None:
         check_refiner(request, model, refiner)
-    return Job(
-        request, model_reference(model), replacements, words, None if refiner is None else model_reference(refiner)
-    )
+    refiner_reference = None if refiner is None else model_reference(refiner)
+    return Job(request, model_reference(model), replacements, words, refiner_reference)
 
 
 def model_reference(model: Model) -> ModelReference:

@@ -29,14 +29,15 @@ def difference(change: WeightChange, slots: Tensors, weight: torch.Tensor, scale
         return _by_package(change.kind, slots, weight)
     added = _product(change, slots).reshape(weight.shape)
     added = added * _scale(change, slots, scale)
-    magnitude, on_output = slots.get("magnitude"), True
+    # DoRA's magnitude is one number per output row (PEFT, new LyCORIS) or per input column (old LyCORIS).
+    magnitude, per_output_row = slots.get("magnitude"), True
     if magnitude is None:
         magnitude = slots.get("dora_scale")
-        on_output = magnitude is not None and magnitude.shape[:1] == weight.shape[:1]
+        per_output_row = magnitude is not None and magnitude.shape[:1] == weight.shape[:1]
     if magnitude is None:
         return added
     whole = weight + added
-    return whole * (_shaped(magnitude, weight, on_output) / _norm(whole, on_output)) - weight
+    return whole * (_shaped(magnitude, weight, per_output_row) / _norm(whole, per_output_row)) - weight
 
 
 def add(
@@ -114,11 +115,11 @@ def _scale(change: WeightChange, slots: Tensors, scale: float | None) -> float:
     return 1.0 if scale is None else scale
 
 
-def _shaped(magnitude: torch.Tensor, weight: torch.Tensor, on_output: bool) -> torch.Tensor:
+def _shaped(magnitude: torch.Tensor, weight: torch.Tensor, per_output_row: bool) -> torch.Tensor:
     ones = (1,) * (weight.ndim - 2)
-    return magnitude.reshape(-1, 1, *ones) if on_output else magnitude.reshape(1, -1, *ones)
+    return magnitude.reshape(-1, 1, *ones) if per_output_row else magnitude.reshape(1, -1, *ones)
 
 
-def _norm(whole: torch.Tensor, on_output: bool) -> torch.Tensor:
-    axes = tuple(axis for axis in range(whole.ndim) if axis != (0 if on_output else 1))
+def _norm(whole: torch.Tensor, per_output_row: bool) -> torch.Tensor:
+    axes = tuple(axis for axis in range(whole.ndim) if axis != (0 if per_output_row else 1))
     return torch.linalg.vector_norm(whole, dim=axes, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

@@ -18,10 +18,10 @@ class AdapterKind:
     """A kind of adapters that a package adds. Each adapter changes weights of modules.
 
     ``suffixes``: maps a tensor-name suffix (``.ia3_scale``) to the tensor's slot in the formula (``scale``).
-    ``fits``: whether tensors of these shapes, by these names, can change a weight of that shape. False if one is
-    missing.
-    ``difference``: the formula, as ``package.module:function``. The function takes the tensors by these names and the
-    weight, all fp32, and returns what is added to the weight at strength 1: a new tensor of the weight's shape, fp32.
+    ``fits(shapes, weight_shape)``: whether an adapter's tensors (shapes by slot) can change a weight of that shape;
+    False if a slot is missing.
+    ``difference``: the formula, as ``package.module:function``. The function takes the tensors by slot, and the weight,
+    all fp32. It returns what is added to the weight at strength 1: a new tensor of the weight's shape, fp32.
     """
 
     suffixes: Mapping[str, str]
@@ -38,7 +38,8 @@ WEIGHT_ADAPTER_KINDS: Extensible[AdapterKind | None] = Extensible(
 )
 """The kinds that change a checkpoint's weights; a request lists them as ``loras``.
 
-Keys are file kinds, plus ``diff``, the formula of ``full_difference``. Built-in kinds have the value None.
+Keys: the kinds of files, and the formula name ``diff`` (a ``full_difference`` file is computed with it). The value is
+None for built-in kinds, else the package's :class:`AdapterKind`.
 """
 
 
@@ -60,7 +61,7 @@ def rules() -> list[KindRule]:
     ]
 
 
-def split_added(name: str) -> tuple[str, str] | None:
+def split_package_tensor_name(name: str) -> tuple[str, str] | None:
     """Split the name of a tensor into (module, slot). Return None for other tensors.
 
     The slot is ``kind/role``, with the tensor's role in the formula of the kind.

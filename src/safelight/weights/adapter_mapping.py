@@ -102,9 +102,9 @@ _SUFFIXES = (
     (re.compile(r"(?P<module>.+)\.(?P<slot>hada_(w[12]_[ab]|t[12])|lokr_(w[12](_[ab])?|t2))"), ""),
 )
 
-_SCALES = frozenset({"alpha", "dora_scale", "magnitude"})
-_OF_WEIGHT = frozenset({"dora_scale", "magnitude"})
-_OF_BIAS = frozenset({"bias", "diff_b", "b_norm"})
+_SCALING_SLOTS = frozenset({"alpha", "dora_scale", "magnitude"})
+_WEIGHT_ONLY_SCALING_SLOTS = frozenset({"dora_scale", "magnitude"})
+_BIAS_SLOTS = frozenset({"bias", "diff_b", "b_norm"})
 
 
 def split(name: str) -> tuple[str, str] | None:
@@ -122,7 +122,7 @@ def split(name: str) -> tuple[str, str] | None:
         if inner is not None:
             module = f"{module}.{inner}" + (".0" if inner == "to_out" else "")
         return module, _LETTERS.get(slot, slot)
-    return adapter_kinds.split_added(name)
+    return adapter_kinds.split_package_tensor_name(name)
 
 
 @dataclass
@@ -238,17 +238,18 @@ def _formulas(slots: Mapping[str, str]) -> Iterable[tuple[str, str | None, dict[
         own = {slot: name for slot, name in slots.items() if slot.startswith(f"{kind}/")}
         yield "weight", kind, {slot.partition("/")[2]: name for slot, name in own.items()}
     slots = {slot: name for slot, name in slots.items() if "/" not in slot}
-    scale = {slot: name for slot, name in slots.items() if slot in _SCALES}
-    rest = {slot: name for slot, name in slots.items() if slot not in scale and slot not in _OF_BIAS}
-    bias = {slot: name for slot, name in slots.items() if slot in _OF_BIAS}
+    scale = {slot: name for slot, name in slots.items() if slot in _SCALING_SLOTS}
+    rest = {slot: name for slot, name in slots.items() if slot not in scale and slot not in _BIAS_SLOTS}
+    bias = {slot: name for slot, name in slots.items() if slot in _BIAS_SLOTS}
     if rest:
         yield "weight", _kind(rest), {**rest, **scale}
     elif scale:
         yield "weight", None, scale
     for slot, name in bias.items():
-        # PEFT scales the bias of ``up`` by the same factor as the product.
+        # PEFT also multiplies the bias of ``up`` by alpha / rank. So pass on alpha, and ``down``, from whose shape
+        # ``rank()`` reads the rank.
         more = {**scale, "down": rest["down"]} if slot == "bias" and "down" in rest else {}
-        yield "bias", "diff", {"diff": name, **{k: v for k, v in more.items() if k not in _OF_WEIGHT}}
+        yield "bias", "diff", {"diff": name, **{k: v for k, v in more.items() if k not in _WEIGHT_ONLY_SCALING_SLOTS}}
 
 
 def _kind(slots: Mapping[str, str]) -> Kind | None:

@@ -162,8 +162,8 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
         config = part.infer({name: info.shape for name, info in infos.items()})
     except (NotThisArchitecture, KeyError) as error:
         missing = _missing(role, part.standard.rows(), infos) if part.standard is not None else ()
-        # Name the tensor that inference lacked first. The others are taken from the standard config, so they may be
-        # wrong for another size.
+        # List first the tensor whose absence stopped the inference. The others come from the standard settings, and may
+        # be wrong for a model of another size.
         cause = error if isinstance(error, KeyError) else error.__cause__
         lacked = cause.args[0] if isinstance(cause, KeyError) else ""
         missing = tuple(sorted(missing, key=lambda one: lacked not in one))

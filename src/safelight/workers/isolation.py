@@ -39,7 +39,7 @@ class ForkingRunner:
         self._settings = settings
         self._zygote: Process | None = None
         self._closed = False
-        self._working: psutil.Process | None = None
+        self._child: psutil.Process | None = None
         self._job = ""
 
     def start(self) -> None:
@@ -59,7 +59,7 @@ class ForkingRunner:
         zygote = self._zygote
         assert zygote is not None
         zygote.send(generate)
-        self._job, self._working = generate.job_id, None
+        self._job, self._child = generate.job_id, None
         ended = False
         try:
             while not ended:
@@ -79,7 +79,7 @@ class ForkingRunner:
                 # The caller stopped before the end. The next job must not receive the rest of these messages.
                 self.cancel(generate.job_id)
                 self._skip_to_end(zygote)
-            self._job, self._working = "", None
+            self._job, self._child = "", None
 
     def _skip_to_end(self, zygote: Process) -> None:
         """Read the remaining messages of the cancelled job. It ends after one step at most."""
@@ -93,17 +93,17 @@ class ForkingRunner:
 
     def cancel(self, job: str) -> None:
         """Stop the job at its next step, if it is the one that runs."""
-        working = self._working
-        if self._job == job and working is not None:
+        child = self._child
+        if self._job == job and child is not None:
             # psutil compares start times, so a new process with the same pid gets no signal.
             with contextlib.suppress(psutil.NoSuchProcess):
-                working.send_signal(signal.SIGUSR1)
+                child.send_signal(signal.SIGUSR1)
 
     def _record_process(self, pid: int) -> None:
         try:
-            self._working = psutil.Process(pid)
+            self._child = psutil.Process(pid)
         except psutil.NoSuchProcess:
-            self._working = None
+            self._child = None
 
     def close(self) -> None:
         """End the zygote and its children."""

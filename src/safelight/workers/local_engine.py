@@ -19,7 +19,7 @@ from safelight.families.registry import families
 from safelight.memory.residency import Residency
 from safelight.pipeline import components, fit, run
 from safelight.pipeline.combine import combine
-from safelight.pipeline.repair import Repairs
+from safelight.pipeline.repair import ImageRepairer
 from safelight.pipeline.resources import Resources
 from safelight.request.job import Job
 from safelight.request.results import Image, OnProgress
@@ -63,7 +63,7 @@ class LocalEngine:
         self._report = report
         self.tiers = tuple(tiers)
         self.catalog = Catalog(library, Adapters(library.root), resources.inputs)
-        self.repairs = Repairs(tiers, library.root, resources.embedding_cache)
+        self.image_repairer = ImageRepairer(tiers, library.root, resources.embedding_cache)
         self.on_switch: OnSwitch | None = None
         self._last = ""
         self._lock = threading.RLock()
@@ -121,16 +121,16 @@ class LocalEngine:
                 model = self._combine(contents)
                 make = partial(run.make_image, contents, model, index=index, on_progress=on_progress)
                 try:
-                    image = self.repairs.make_and_repair(make, model, resources)
+                    image = self.image_repairer.make_and_repair(make, model, resources)
                 except IntegrityError:
                     # Either one read went wrong, or the files changed. If they changed, this raises and the model is
                     # not used again.
                     contents = self._read_again(contents)
                     model = self._combine(contents)
-                    self.repairs.verify_and_evict(model)
+                    self.image_repairer.verify_and_evict(model)
                     resources.embedding_cache.clear()
                     make = partial(run.make_image, contents, model, index=index, on_progress=on_progress)
-                    image = self.repairs.make_and_repair(make, model, resources)
+                    image = self.image_repairer.make_and_repair(make, model, resources)
             yield image
 
     def _read_again(self, contents: Contents) -> Contents:

@@ -68,9 +68,9 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Worker to server: the engine is open. ``run``: its run settings."""
+    """Worker to server: the engine is open. ``run_settings``: those of the engine."""
 
-    run: Mapping[str, Any]
+    run_settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,8 +163,8 @@ class Process:
             match message:
                 case Imported():
                     self.imported_all = True
-                case Ready(run):
-                    self.ready.set_result(run)
+                case Ready(run_settings):
+                    self.ready.set_result(run_settings)
                 case Reply(tag, value, problem):
                     future = self._answers.pop(tag, None)
                     if future is not None:

@@ -148,7 +148,7 @@ def test_what_stays_wrong_is_found_by_the_canary_every_time(
     fresh = safelight.open_engine(root)
     canaries = Canaries(root, lambda asked, _: next(fresh.generate(asked)))
     engine = safelight.open_engine(root, verify_transfers="off")
-    engine.on_switch = after_switch(canaries, engine.repairs)
+    engine.on_switch = after_switch(canaries, engine.image_repairer)
     for name in "ab":
         engine.library.add(tiny / f"{name}.safetensors", name)
         next(engine.generate(ask(name)))

@@ -1,4 +1,6 @@
-"""The only module that imports compel, which weights prompts as InvokeAI does.
+"""Weights prompts with compel, as InvokeAI does.
+
+Only this module imports the package; ``compel_syntax.py`` loads just compel's parser file, without torch.
 
 compel 2.5.1 uses ``text_encoder.text_model``, which transformers 5 no longer has, and applies its own clip skip. So it
 gets stand-ins: a tokenizer with Safelight's vocabulary file, and an encoder that returns the hidden states for the

@@ -12,7 +12,7 @@ from torch import nn
 
 from safelight.boundary import exports, modules
 from safelight.families.family import Config, Family
-from safelight.families.family_model import Call, FamilyModel, PromptField, Tensors, TextInput, TextInputs
+from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.sd import encoding
 from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.compel_weighting import CompelEncoder
@@ -32,8 +32,12 @@ _PAD_TOKENS = {0: "!", END: "<|endoftext|>"}
 
 
 class StableDiffusion(FamilyModel):
-    """``heads``: attention heads of the UNet, None for 64 channels per head. ``sizes``: latents per side in training.
-    ``pads``: id of the padding token of each text encoder."""
+    """Computes Stable Diffusion models.
+
+    ``heads``: number of the UNet's attention heads, by family; a family without an entry has 64 channels per head.
+    ``sizes``: latents per side in training, by family.
+    ``pads``: id of the padding token, by (family, text-encoder role).
+    """
 
     def __init__(self, heads: Mapping[str, int], sizes: Mapping[str, int], pads: Mapping[tuple[str, str], int]) -> None:
         self._heads = heads
@@ -106,17 +110,18 @@ class StableDiffusion(FamilyModel):
         family: Family,
         role: str,
         request: Request,
-        texts: Sequence[PromptField],
+        texts: Sequence[PromptText],
         inversion_tokens: InversionTokens,
     ) -> TextInputs:
         if request.prompt_syntax == "compel":
             every = [text for _, text in texts]
             known = sorted(inversion_tokens.items())
             return TextInputs(
-                {pair: TextInput(pair[1], json.dumps([pair[1], known, every])) for pair in texts}, padded_together=True
+                {pair: TextInput(pair.text, json.dumps([pair.text, known, every])) for pair in texts},
+                padded_together=True,
             )
         pad = self.pad(family, role)
-        read = {(field, text): chunks(field, text, pad, inversion_tokens) for field, text in texts}
+        read = {pair: chunks(pair.field, pair.text, pad, inversion_tokens) for pair in texts}
         empty = chunks("prompt", "", pad)
         most = max(len(one) for one in read.values())
         filled = {pair: (*one, *empty * (most - len(one))) for pair, one in read.items()}
@@ -167,7 +172,7 @@ class StableDiffusion(FamilyModel):
         del role
         return encoding.normed_layer(module, out, clip_skip)
 
-    def condition(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], text: PromptField) -> Tensors:
+    def condition(self, encoded: Mapping[str, Mapping[PromptText, Tensors]], text: PromptText) -> Tensors:
         return {"hidden": encoded["text_encoder"][text]["hidden"]}
 
     def added_cond_kwargs(self, call: Call) -> dict[str, torch.Tensor] | None:

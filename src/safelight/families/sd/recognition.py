@@ -15,10 +15,10 @@ from safelight.families.tables import NotThisArchitecture
 from safelight.files.folder import Folder
 from safelight.files.header import Header
 
-INSTRUCTIONS = "instruct-pix2pix"
+INSTRUCT_PIX2PIX = "instruct-pix2pix"
 """The variant that changes an image as the prompt says (Brooks et al. 2023, arXiv 2211.09800)."""
 
-VARIANTS: Mapping[int, str] = {4: "text-to-image", 5: "depth", 8: INSTRUCTIONS, 9: "inpainting"}
+VARIANTS: Mapping[int, str] = {4: "text-to-image", 5: "depth", 8: INSTRUCT_PIX2PIX, 9: "inpainting"}
 """Variant of a checkpoint by the number of input channels of its UNet."""
 
 VOCABULARY = 49408

@@ -189,7 +189,7 @@ SD1 = stable_diffusion(
     folder_settings=partial(recognition.folder_settings, 8, 0.18215, {"text_encoder": "quick_gelu"}),
     detect_training=partial(recognition.detect_training, default=recognition.epsilon("sd1")),
     detect_folder_training=partial(recognition.detect_folder_training, default=recognition.epsilon("sd1")),
-    variants={**VARIANTS, recognition.INSTRUCTIONS: Variant("image", "image_and_text")},
+    variants={**VARIANTS, recognition.INSTRUCT_PIX2PIX: Variant("image", "image_and_text")},
     block_names_by_count=BLOCKS,
     latent_space="sd",
     adapter_signs=AdapterSigns(

@@ -49,7 +49,8 @@ class UNetConfig(Config):
 
 
 LIVE_TENSORS = 48
-"""Tensors as large as the UNet's first feature map that live at once, guidance pair and skips included."""
+"""Number of live tensors the size of the UNet's first feature map for a batch of two (prompt and negative prompt), skip
+connections included."""
 
 
 def infer(shapes: Shapes, down_and_mid_only: bool = False) -> UNetConfig:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from safelight.families.family_model import Call, PromptField, Tensors
+from safelight.families.family_model import Call, PromptText, Tensors
 from safelight.families.sd import encoding
 from safelight.families.sd.encoding import EncoderOutput
 from safelight.families.sd.model import StableDiffusion
@@ -26,7 +26,7 @@ class StableDiffusionXL(StableDiffusion):
         # SDXL always skips one layer and applies no norm (Podell et al. 2023).
         return encoding.layer(module, out, clip_skip + 1 if role == "text_encoder" else clip_skip)
 
-    def condition(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], text: PromptField) -> Tensors:
+    def condition(self, encoded: Mapping[str, Mapping[PromptText, Tensors]], text: PromptText) -> Tensors:
         first, second = encoded["text_encoder"][text], encoded["text_encoder_2"][text]
         hidden, pooled = torch.cat([first["hidden"], second["hidden"]], dim=-1), second["pooled"]
         if text == ("negative", ""):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from safelight.families.family_model import Call, PromptField, Tensors
+from safelight.families.family_model import Call, PromptText, Tensors
 from safelight.families.sd.spec import LATENT_SCALE
 from safelight.families.sdxl.model import StableDiffusionXL
 
@@ -17,9 +17,9 @@ SCORES: Mapping[str, float] = {"prompt": 6.0, "negative": 2.5}
 class Refiner(StableDiffusionXL):
     """Has only the second text encoder, and an aesthetic score in place of the target size."""
 
-    def condition(self, encoded: Mapping[str, Mapping[PromptField, Tensors]], text: PromptField) -> Tensors:
+    def condition(self, encoded: Mapping[str, Mapping[PromptText, Tensors]], text: PromptText) -> Tensors:
         found = encoded["text_encoder_2"][text]
-        score = torch.full((1, 1), SCORES[text[0]], dtype=found["hidden"].dtype)
+        score = torch.full((1, 1), SCORES[text.field], dtype=found["hidden"].dtype)
         return {**found, "score": score.to(found["hidden"].device)}
 
     def added_cond_kwargs(self, call: Call) -> dict[str, torch.Tensor] | None:

@@ -90,10 +90,10 @@ class _Map:
         ``misfit``: how badly the image fits the map.
         """
         identity = torch.eye(len(self.feature_gram), dtype=torch.float64)
-        known = torch.linalg.solve(self.feature_gram + 1e-3 * identity, self.feature_colour_gram)
-        errors = (self.colour_gram - known.T @ self.feature_colour_gram) / max(1, self.count)
-        precision = torch.linalg.inv((errors + errors.T) / 2 + 1e-4 * identity[:3, :3])
-        expected = features @ known
+        coefficients = torch.linalg.solve(self.feature_gram + 1e-3 * identity, self.feature_colour_gram)
+        residual_covariance = (self.colour_gram - coefficients.T @ self.feature_colour_gram) / max(1, self.count)
+        precision = torch.linalg.inv((residual_covariance + residual_covariance.T) / 2 + 1e-4 * identity[:3, :3])
+        expected = features @ coefficients
 
         def misfit(shown: torch.Tensor) -> torch.Tensor:
             return (((expected - shown) @ precision) * (expected - shown)).sum(1)

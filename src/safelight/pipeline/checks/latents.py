@@ -1,6 +1,7 @@
-"""Gates for conditioning and latents: values must be finite, and within the limit of the sampler's noise level.
+"""The gate for conditioning and latents (values must be finite), and the limit above which latents are suspicious.
 
-The gates need one reduction per step: the largest absolute value is NaN or infinite if any value is.
+An image with suspicious latents gets a mark. Both checks need only one reduction per step: the largest absolute value
+is NaN or infinite if any value is.
 """
 
 from __future__ import annotations

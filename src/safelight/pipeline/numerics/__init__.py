@@ -37,13 +37,13 @@ STATE_VERSION = 1
 
 
 @dataclass(slots=True)
-class _Held:
+class _JobState:
     settings: list[NumericSetting] = field(default_factory=list[NumericSetting])
     not_set: list[str] = field(default_factory=list[str])
     threads: int = 1
 
 
-_held: list[_Held] = []
+_job_states: list[_JobState] = []
 """The states of the running jobs. A job may run inside another one, and the innermost is last.
 
 Protected by the lock.
@@ -64,20 +64,20 @@ def fixed(threads: int, seed: int) -> Generator[None]:
     """
     with _one_at_a_time, contextlib.ExitStack() as stack:
         stack.enter_context(no_modes())
-        held = _Held(threads=threads)
-        _held.append(held)
-        stack.callback(_held.pop)
+        job_state = _JobState(threads=threads)
+        _job_states.append(job_state)
+        stack.callback(_job_states.pop)
         for setting in numeric_settings(threads):
             if setting.lacks:
                 if setting.required:
                     raise RuntimeError(f"numerics: torch {torch.__version__} has no {', '.join(setting.lacks)}")
-                held.not_set.append(setting.name)
+                job_state.not_set.append(setting.name)
                 _warn_once(setting)
                 continue
             found = setting.read()
             stack.callback(setting.put, found)
             setting.put(setting.wanted_value(found))
-            held.settings.append(setting)
+            job_state.settings.append(setting)
         stack.enter_context(seeded(seed))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -113,13 +113,13 @@ def record() -> dict[str, Any]:
     ``differs``: settings that do not have the value that a job needs; usually empty.
     ``not_set``: settings that this torch lacks; usually empty.
     """
-    held = _held[-1]
+    job_state = _job_states[-1]
     differs: dict[str, Any] = {}
-    for setting in held.settings:
+    for setting in job_state.settings:
         now = setting.read()
         if now != setting.wanted_value(now):
             differs[setting.name] = str(now)
-    if held.threads > 1 and (share := flushed_share(held.threads)):
+    if job_state.threads > 1 and (share := flushed_share(job_state.threads)):
         differs["flush_denormal.workers"] = share
     return {
         "state": STATE_VERSION,
@@ -132,6 +132,6 @@ def record() -> dict[str, Any]:
             if getattr(_C, f"_get_{(name := _KERNELS[kind + 1])}_sdp_enabled")()
         ],
         "differs": differs,
-        "not_set": sorted(held.not_set),
+        "not_set": sorted(job_state.not_set),
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }

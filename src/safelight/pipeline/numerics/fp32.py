@@ -122,9 +122,11 @@ def _pristine(stored: Mapping[Key, str]) -> bool:
 def full_fp32(found: Fp32) -> Fp32:
     """Return the state with full fp32: "ieee" everywhere. A "default" stays, because it follows its parent, "ieee".
 
-    Afterwards the old matmul getter returns "highest" and cuBLAS's ``allow_tf32`` is False. cuDNN's ``allow_tf32`` is
-    False, or its getter raises if a stored value is "default". Then ``cudnn`` here is unused, because
-    :meth:`Fp32Access.write` skips the old setter.
+    During the job the old matmul getter returns "highest", and cuBLAS's ``allow_tf32`` is False.
+
+    ``cudnn`` is False, unless a cuDNN value is still "default". The old setter must not be called then. So ``cudnn`` is
+    True (torch's initial value), :meth:`Fp32Access.write` does not write it, and torch's ``allow_tf32`` getter for
+    cuDNN raises during the job.
     """
     stored = {key: "default" if value == "default" else "ieee" for key, value in found.stored.items()}
     return Fp32(stored, "highest", cudnn=_pristine(stored))

@@ -1,8 +1,8 @@
 """Checks prompts in compel's syntax, which InvokeAI uses: ``word+``, ``(some words)1.3``, ``("a", "b").blend(0.7,
 0.3)``, ``.and()``.
 
-compel's own parser parses them. It needs no torch. ``families/sd/compel_weighting.py`` contains everything else of
-compel.
+compel's own parser parses them. This module loads just the parser's file, without torch. Only
+``families/sd/compel_weighting.py`` imports the package.
 """
 
 from __future__ import annotations

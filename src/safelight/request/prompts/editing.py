@@ -17,8 +17,8 @@ from safelight.request.schema import Request
 
 _NUMBER = re.compile(r"\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*")
 
-_MARKS = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\", re.DOTALL)
-"""An escaped character, a mark, or the text between marks."""
+_TOKENS = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\", re.DOTALL)
+"""An escaped character, a bracket or separator, or the text between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +77,19 @@ class _Reader:
 
     def __init__(self, field: str, text: str) -> None:
         self._field, self._text, self._depth = field, text, 0
-        self._marks = list(_MARKS.finditer(text))
+        self._tokens = list(_TOKENS.finditer(text))
         self._next = 0
 
     def read(self) -> list[_Node]:
         nodes: list[_Node] = []
-        while self._next < len(self._marks):
+        while self._next < len(self._tokens):
             nodes += self._one()
         return nodes
 
     def _one(self) -> list[_Node]:
-        mark = self._marks[self._next]
+        token = self._tokens[self._next]
         self._next += 1
-        return self._bracket(mark.start()) if mark[0] == "[" else [mark[0]]
+        return self._bracket(token.start()) if token[0] == "[" else [token[0]]
 
     def _bracket(self, start: int) -> list[_Node]:
         """Read what follows an opening bracket, up to the bracket that closes it."""
@@ -104,49 +104,49 @@ class _Reader:
 
     def _parts(self, start: int) -> list[_Node]:
         parts: list[list[_Node]] = [[]]
-        marks: list[str] = []
+        separators: list[str] = []
         depth = 0
-        while self._next < len(self._marks):
-            mark = self._marks[self._next][0]
-            if mark == "]" and depth == 0:
+        while self._next < len(self._tokens):
+            token = self._tokens[self._next][0]
+            if token == "]" and depth == 0:
                 self._next += 1
-                return self._nodes(start, parts, marks)
-            if mark in (":", "|") and depth == 0:
+                return self._nodes(start, parts, separators)
+            if token in (":", "|") and depth == 0:
                 self._next += 1
-                marks.append(mark)
+                separators.append(token)
                 parts.append([])
                 continue
-            depth += (mark == "(") - (mark == ")" and depth > 0)
+            depth += (token == "(") - (token == ")" and depth > 0)
             parts[-1] += self._one()
-        return ["[", *_joined(parts, marks)]
+        return ["[", *_joined(parts, separators)]
 
-    def _nodes(self, start: int, parts: list[list[_Node]], marks: list[str]) -> list[_Node]:
-        if "|" in marks:
-            return [_Alternating(_split(parts, marks))]
+    def _nodes(self, start: int, parts: list[list[_Node]], separators: list[str]) -> list[_Node]:
+        if "|" in separators:
+            return [_Alternating(_split(parts, separators))]
         last = "".join(part for part in parts[-1] if isinstance(part, str))
-        found = _NUMBER.fullmatch(last) if marks and len(parts[-1]) == 1 else None
+        found = _NUMBER.fullmatch(last) if separators and len(parts[-1]) == 1 else None
         if found is None:
-            return ["[", *_joined(parts, marks), "]"]
-        if len(marks) > 2:
+            return ["[", *_joined(parts, separators), "]"]
+        if len(separators) > 2:
             near = self._text[start : start + 30]
             problem = f"at character {start}: an edit is [from:to:when]; write \\[ for a plain bracket"
             raise RequestError(self._field, near, problem)
-        return [_Edited(parts[0] if len(marks) == 2 else [], parts[-2], found[1])]
+        return [_Edited(parts[0] if len(separators) == 2 else [], parts[-2], found[1])]
 
 
-def _joined(parts: list[list[_Node]], marks: list[str]) -> list[_Node]:
+def _joined(parts: list[list[_Node]], separators: list[str]) -> list[_Node]:
     out = list(parts[0])
-    for mark, part in zip(marks, parts[1:], strict=True):
-        out += [mark, *part]
+    for separator, part in zip(separators, parts[1:], strict=True):
+        out += [separator, *part]
     return out
 
 
-def _split(parts: list[list[_Node]], marks: list[str]) -> list[list[_Node]]:
+def _split(parts: list[list[_Node]], separators: list[str]) -> list[list[_Node]]:
     """Split at bars into options. Colons in an option are plain text."""
     options = [list(parts[0])]
-    for mark, part in zip(marks, parts[1:], strict=True):
-        if mark == "|":
+    for separator, part in zip(separators, parts[1:], strict=True):
+        if separator == "|":
             options.append(list(part))
         else:
-            options[-1] += [mark, *part]
+            options[-1] += [separator, *part]
     return options
