@@ -699,6 +699,13 @@ MUTANTS = (
         "tests/workers/test_client.py",
     ),
     Mutant(
+        "what another lease knows of shared weights",
+        "pipeline/stages.py",
+        "        wrong = lease.corrupted\n",
+        "        wrong: list[str] = []\n",
+        "tests/pipeline/test_memory.py::test_weights_that_another_lease_knows_to_be_wrong_make_no_image",
+    ),
+    Mutant(
         "tags are set aside before choices are read",
         "request/prompts/tags.py",
         "return _EITHER.sub(lambda tag: change(tag[0]), text)",

@@ -259,3 +259,18 @@ def test_a_weight_written_while_it_is_bound_makes_no_image(root: Path, right: tu
     finally:
         pictures.decode = original  # type: ignore[assignment]
     assert written[0] == 1
+
+
+def test_weights_that_another_lease_knows_to_be_wrong_make_no_image(root: Path, right: tuple[str, int]) -> None:
+    """Nothing is verified here: what is known is enough."""
+    engine = open_engine(load_settings(root, verify_transfers="off"))
+    next(engine.generate(ask()))
+    unet = engine.library.get(STARTER).manifest.component("unet")
+    residency = engine.resources.residency
+    with residency.lease(unet, torch.float32) as lease:
+        name = next(iter(lease.shapes))
+        lease.resident_tensor(name).data.mul_(1.5)  # type: ignore[union-attr]
+        lease.mark_corrupted(name)
+        with pytest.raises(safelight.IntegrityError, match="weights were corrupted in memory"):
+            next(engine.generate(ask()))
+    assert next(engine.generate(ask())).pixels_sha256 == right[0]

@@ -219,6 +219,11 @@ class Lease:
         if resident is not None:
             resident.corrupted = True
 
+    @property
+    def corrupted(self) -> list[str]:
+        """The labels of resident segments that are known to be wrong; a lease that shares them may have seen it."""
+        return [one.buffer.segment.label for one in self.residents.values() if one.corrupted]
+
     def verify(self) -> list[str]:
         """Return the labels of resident segments that do not match their checksums. The lease's end evicts them."""
         wrong = [resident for resident in self.residents.values() if not resident.verify(self._owner.source)]

@@ -188,12 +188,13 @@ class Stages:
         verification = self.resources.verification
         # A copy that was not verified on arrival is verified here once, before the image is returned.
         first_check_due = lease.has_unverified and verification.policy == "auto"
-        if verification.due(lease.key) or first_check_due:
+        wrong = lease.corrupted
+        if not wrong and (verification.due(lease.key) or first_check_due):
             with verification.timed():
                 wrong = lease.verify()
-            if wrong:
-                verification.found_wrong()
-                raise _CorruptedWeights(f"weights were corrupted in memory: {shortened(wrong)}", self._memory_remedy())
+        if wrong:
+            verification.found_wrong()
+            raise _CorruptedWeights(f"weights were corrupted in memory: {shortened(wrong)}", self._memory_remedy())
 
     def _memory_remedy(self) -> str:
         device = self.resources.device
