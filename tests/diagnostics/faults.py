@@ -198,6 +198,7 @@ def patched(owner: Any, name: str, make: Callable[[Any], Any]) -> Generator[None
 
 
 def everywhere(owner: Any, name: str, make: Callable[[Any], Any]) -> Apply:
+    getattr(owner, name)  # Now, so that `make test` notices when it has another name.
     return lambda _: patched(owner, name, make)
 
 
@@ -310,19 +311,23 @@ def kept_reference(scene: Scene) -> Generator[None]:
     del keeps, held
 
 
+MAKE_IMAGE = run.make_image.__name__
+"""Looked up when this module is imported, so that `make test` notices when it has another name."""
+
+
 @contextmanager
 def leak(scene: Scene) -> Generator[None]:
     """Every image leaves 20 MB behind."""
     kept: list[bytearray] = []
 
     def make(original: Any) -> Any:
-        def leaking(*arguments: Any) -> Any:
+        def leaking(*arguments: Any, **more: Any) -> Any:
             kept.append(bytearray(b"x" * (20 << 20)))
-            return original(*arguments)
+            return original(*arguments, **more)
 
         return leaking
 
-    with patched(run, "image", make):
+    with patched(run, MAKE_IMAGE, make):
         yield
     kept.clear()
 
