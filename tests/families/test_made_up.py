@@ -15,7 +15,7 @@ from safelight.assembly.services import WORKER
 from safelight.catalog.identify import identify
 from safelight.diagnostics.canary import Canaries, request
 from safelight.errors import RequestError
-from safelight.families import family_model, registry
+from safelight.families import registry
 from safelight.request.adapters import Lora
 from safelight.settings_sources import load_settings
 from safelight.workers.fresh_process import FreshProcesses
@@ -28,16 +28,9 @@ WIDTHS = {"letters": 256, "flow": 256, "pixels": 16}
 @pytest.fixture(autouse=True)
 def installed(install: Install) -> Generator[None]:
     """The package of the family is installed, also for processes that the test starts."""
-
-    def forget() -> None:
-        for cached in (registry.families, registry.architectures, family_model._model):
-            cached.cache_clear()
-
     install(HOME)
-    forget()
     yield
     install()
-    forget()
 
 
 @pytest.fixture
@@ -151,8 +144,6 @@ def test_a_model_whose_package_is_gone_is_named_and_spoils_no_list(
     model = made.library.add(file, "made-up")
     made.library.add(tiny / "a.safetensors", "other")
     install()
-    for cached in (registry.families, registry.architectures):
-        cached.cache_clear()
     library = engine(tmp_path / "root").library
     assert "other" in [card.name for card in library.cards()]
     with pytest.raises(safelight.CorruptFileError, match="no installed family has the architecture made-up-letters"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from safelight.extensions import extensions
-from safelight.families import registry
+from safelight.families import family_model, registry
 from safelight.resolve.adapters import match_cached
 
 HOME = Path(__file__).parents[1] / "data/extensions"
@@ -44,7 +44,7 @@ class Packages:
 
 def forget() -> None:
     """Forget what this process knows of installed packages."""
-    for cached in (extensions, match_cached, registry.families, registry.architectures):
+    for cached in (extensions, match_cached, registry.families, registry.architectures, family_model._model):
         cached.cache_clear()
 
 

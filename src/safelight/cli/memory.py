@@ -24,8 +24,8 @@ def memory(
 ) -> None:
     """Show the memory budgets and their origin, what is resident, and the last plan with its reasons.
 
-    It shows the memory of this command's process, not that of a running server. Without `-m` nothing is resident, and
-    the budgets are those that a generation would have.
+    It shows the memory of this command's process, not that of a running server. Without `-m` nothing is resident;
+    a generation would have the same budgets.
     """
     from safelight.assembly.importing import open_engine
 

@@ -119,7 +119,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def response(model: type[BaseModel], description: str) -> dict[str, Any]:
-    """Describe an error response for OpenAPI. ``model``: of its body; one of those that :func:`schemas` is given.
+    """Describe an error response for OpenAPI.
+
+    ``model``: the model of its body. The application must pass it to :func:`schemas`, too.
 
     The routes refer to the model by name. If they had the model itself, FastAPI would build it for every route and
     status, which takes half of the time of the server's start.

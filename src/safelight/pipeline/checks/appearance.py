@@ -49,8 +49,8 @@ SCORE_WINDOW = 200
 """How many earlier scores an image is compared with."""
 
 DOUBTFUL_SHARES = (0.25, 0.05)
-"""Shares of a VAE's images to decode again: those that fit better with their RGB channels permuted, and those that
-fit the map worst."""
+"""Which share of a VAE's images is decoded again: of those whose colours fit best with exchanged channels, and of those
+that fit the map worst."""
 
 MAP_SAMPLES = 1024
 """About how many latents of an image, evenly spaced, the map uses."""

@@ -20,7 +20,7 @@ _CHOICE = re.compile(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__")
 
 # Private-use stand-ins for characters that dynamicprompts would interpret.
 # ``_PLACEHOLDERS``: replaced everywhere, and restored afterwards.
-# ``_PLACEHOLDER_TO_CHARACTER``: restores those that only ``_literal`` (tags), ``_COMMENT`` and ``_BARE`` put in.
+# ``_PLACEHOLDER_TO_CHARACTER``: restores the stand-ins that ``_literal`` (tags), ``_COMMENT`` and ``_BARE`` insert.
 _PLACEHOLDERS = {"\\{": "\ue003", "\\}": "\ue004", "#": "\ue000", "%": "\ue001"}
 _PLACEHOLDER_TO_CHARACTER = str.maketrans("\ue002\ue005\ue006\ue007\ue008\ue009\ue00a", "$_{}|/*")
 _COMMENT = re.compile(r"(__[\w/*.-]+?__)|//|/\*|\*/")
