@@ -12,6 +12,8 @@ from safelight.devices import selftest, sums
 from safelight.devices.simulated import Faults, Simulated, simulated
 from safelight.devices.transfer import Transfers
 
+pytestmark = pytest.mark.usefixtures("as_for_users")
+
 
 def test_sound_copies_may_be_asynchronous() -> None:
     with simulated(nbytes=1 << 28) as device:
