@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: demo demo-adapters check quick test suite test-all coverage lint install proof contracts mutants parity story fields settings licences soak bench bench-peers starter clean
+.PHONY: demo demo-adapters check quick test suite test-all coverage lint install proof gpu contracts mutants parity story fields settings licences soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -48,6 +48,9 @@ coverage: $(STAMP) ## the same tests, and which lines they run; a quarter slower
 
 proof: $(STAMP) ## the long versions of the checks; writes their figures to docs/proof.md
 	$(PY) tools/proof.py docs/proof.md
+
+gpu: $(if $(filter .venv/%,$(PY)),$(STAMP)) ## everything that a GPU could do wrong, and how fast it is: make gpu DEVICE=cuda
+	$(PY) tools/gpu.py --device $(or $(DEVICE),auto)
 
 contracts: $(STAMP) ## the devices' suite on one device: make contracts DEVICE=mps
 	SAFELIGHT_CONTRACTS_DEVICE=$(DEVICE) $(PY) -m pytest tests/contracts --no-header -q

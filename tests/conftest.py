@@ -32,6 +32,21 @@ if forking.CLONE and not ALL and "COVERAGE_PROCESS_CONFIG" not in os.environ:
     forking.forks_ours()
 
 
+SHARE_SECONDS = 10.0
+"""A test that takes longer is named at the end. Two thousand tests have five minutes on two cores."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports: list[pytest.TestReport] = [
+        report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])
+    ]
+    slow = sorted((report.duration, report.nodeid) for report in reports if report.duration > SHARE_SECONDS)
+    if slow and not ALL:
+        terminalreporter.section(f"tests that take more than their share of {SHARE_SECONDS:.0f} s")
+        for seconds, name in reversed(slow):
+            terminalreporter.write_line(f"{seconds:6.1f} s {name}")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frozen(measured: Path) -> None:
     """Tell the garbage collector that what is alive between two modules is not garbage.

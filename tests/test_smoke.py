@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 from support.forking import python
-from support.scale import thinned
+from support.scale import ALL, thinned
 
 HOME = Path(__file__).parents[1]
 # Last: `trust` and others among the benchmarks have the names of folders of tests.
 sys.path.append(str(HOME / "tools"))
 
+import gpu  # noqa: E402
 import proof  # noqa: E402
 
 FOLDERS = {"tools": "", "benchmarks": "", "starter/recipe": "recipe."}
@@ -56,6 +57,33 @@ def test_programs_import(folder: str) -> None:
     paths = os.pathsep.join((str(where), str(HOME / "tests")))
     printed = run("-c", IMPORTING, folder, *names, PYTHONPATH=paths)
     assert [line for line in printed.splitlines() if line.endswith(" True")] == [f"{name} True" for name in names]
+
+
+def test_the_report_of_a_gpu(tmp_path: Path) -> None:
+    sections = () if ALL else ("machine", "memory")
+    chosen = [part for name in sections for part in ("--section", name)]
+    places = ("--folder", str(tmp_path), "--out", str(tmp_path / "out"))
+    printed = run("tools/gpu.py", "--device", "simulated", *places, *chosen)
+    assert "0 findings are wrong" in printed
+    report = json.loads((tmp_path / "out/simulated.json").read_text())
+    assert {finding["section"] for finding in report["findings"]} == set(sections or gpu.SECTIONS)
+    assert {finding["ok"] for finding in report["findings"]} == {True, None}
+    assert (tmp_path / "out/simulated.md").read_text().count("| right |") >= 2
+
+
+def test_a_section_that_dies_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process is killed, or never ends; the next section is run."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "if sys.argv[-1] == 'dies': os.kill(os.getpid(), 11)\n"
+        "if sys.argv[-1] == 'hangs': time.sleep(60)\n"
+        'print(\'finding {"what": "a", "ok": true, "evidence": "", "section": "sound"}\')\n'
+    )
+    monkeypatch.setattr(gpu, "SECTION_SECONDS", 3.0)
+    found = list(gpu.supervise([sys.executable, str(program)], ["dies", "hangs", "sound"]))
+    assert [(one.section, one.ok) for one in found] == [("dies", False), ("hangs", False), ("sound", True)]
+    assert (found[0].evidence, found[1].evidence) == ("its process ended with -11", "stopped after 3 s")
 
 
 def test_ordering() -> None:

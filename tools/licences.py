@@ -19,8 +19,9 @@ HEAD = """# Licences
 2.0. This is what `pip install safelight` brings on Linux with PyTorch's CPU build. PyTorch's CUDA builds also bring
 NVIDIA's libraries, which have NVIDIA's own licence.
 
-CLIP's vocabulary, which is part of Safelight, has the MIT License of OpenAI's CLIP. `starter/LICENSES.md` names the
-licences of the images from which the starters were trained.
+CLIP's vocabulary, which is part of Safelight, has the MIT License of OpenAI's CLIP. Safelight's
+grammar of compel's prompts follows compel's, which has the MIT License. `starter/LICENSES.md` names the licences of the
+images from which the starters were trained.
 
 | package | licence | needed by |
 |---|---|---|"""

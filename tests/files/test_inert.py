@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import pickle
 import random
@@ -292,8 +291,7 @@ def test_parameters_of_embeddings_are_read(tmp_path: Path, legacy: bool) -> None
     assert found["string_to_param.*"].shape == (2, 4)
 
 
-def test_the_scanner_reads_what_the_machine_read(tmp_path: Path) -> None:
-    """picklescan has to see the very bytes, else it says nothing about them."""
+def test_each_pickle_of_a_stream_is_read_alone(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
         program = archive.read("a/data.pkl")
@@ -302,4 +300,3 @@ def test_the_scanner_reads_what_the_machine_read(tmp_path: Path) -> None:
     assert machine.bytes.at == len(program)
     with pytest.raises(UnsafeFileError):
         pickles._load(tmp_path, machine)
-    assert io.BytesIO(program).read() == program

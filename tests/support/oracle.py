@@ -77,6 +77,18 @@ def pixels(pipe: Any, prompt: str, negative: str | None, steps: int, seed: int, 
     return image.tobytes()
 
 
+class EncoderForCompel:
+    """A text encoder as compel 2.5.1 expects it: transformers 5 has no ``text_model`` any more."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self.text_model = getattr(module, "text_model", module)
+        self.device, self.dtype = module.device, module.dtype
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        return self._module(*arguments, **more)
+
+
 def refiner(seed: int) -> Any:
     """diffusers' pipeline for the refiner of SDXL, with the settings of its published ``model_index.json``."""
     built: dict[str, Any] = {

@@ -33,10 +33,11 @@ from safelight.pipeline.preview import Previews
 from safelight.pipeline.resources import TORCH_DTYPES, Resources
 from safelight.request.run_settings import Precision, RunSettings
 from safelight.settings import Settings
+from safelight.version import VERSION
 from safelight.workers.fresh_process import FreshProcesses
 from safelight.workers.local_engine import LocalEngine
 
-VERSIONS = ("safelight", "torch", "diffusers", "transformers", "compel", "opencv-python-headless", "pillow", "numpy")
+LIBRARIES = ("torch", "diffusers", "transformers", "opencv-python-headless", "pillow", "numpy")
 
 
 def open_engine(settings: Settings, device: Device | None = None, previews: bool = False) -> LocalEngine:
@@ -76,7 +77,7 @@ class _RunDecisions:
 
     def __init__(self, settings: Settings, device: Device, threads: int) -> None:
         self._settings, self._device, self._threads = settings, device, threads
-        self._versions = {name: version(name) for name in VERSIONS}
+        self._versions = {"safelight": VERSION} | {name: version(name) for name in LIBRARIES}
         self._hardware = choice.hardware(device)
         self._kernels = Kernels(device, settings.root)
 

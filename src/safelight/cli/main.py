@@ -28,6 +28,7 @@ from safelight.cli import (
 )
 from safelight.cli.common import Commands, GlobalOptions
 from safelight.errors import Cancelled, InputError, SafelightError, StorageError
+from safelight.version import VERSION
 
 app = typer.Typer(
     name="safelight",
@@ -80,9 +81,7 @@ def show_version() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        typer.echo(f"safelight {version('safelight')}")
+        typer.echo(f"safelight {VERSION}")
         raise typer.Exit
 
 

@@ -14,7 +14,11 @@ from safelight.devices.base import READ_AHEAD, Fence
 from safelight.devices.failures import translate_memory_errors
 
 ROUNDING = 512
-"""Bytes: the granularity of PyTorch's caching allocator."""
+"""Bytes: the granularity of PyTorch's caching allocator for small blocks."""
+
+LARGE, LARGE_ROUNDING = 10 << 20, 2 << 20
+"""Bytes. From this size on, the allocator asks the driver for segments of a multiple of 2 MiB, and leaves a remainder
+of less than 1 MiB in the block (``kMinLargeAlloc`` and ``kRoundLarge`` in c10/cuda/CUDACachingAllocator.cpp)."""
 
 STAGE_BYTES = 32 << 20
 """Bytes of each of two page-locked buffers: enough for full bus speed, small enough for every machine."""
@@ -59,7 +63,7 @@ class CUDA:
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         with translate_memory_errors("Allocating a model's weights", nbytes):
-            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+            return torch.empty(self.rounded(nbytes), dtype=torch.uint8, device=self._device)[:nbytes]
 
     def release(self, base: torch.Tensor) -> None:
         # Without this, the allocator may reuse the bytes while the copy stream still works on them.
@@ -72,10 +76,12 @@ class CUDA:
         return tensor.data_ptr()
 
     def rounded(self, nbytes: int) -> int:
-        return -(-nbytes // ROUNDING) * ROUNDING
+        unit = LARGE_ROUNDING if nbytes >= LARGE else ROUNDING
+        return -(-nbytes // unit) * unit
 
     def allocated(self) -> int | None:
-        return torch.cuda.memory_allocated(self._device)
+        # What was requested, and not `memory_allocated`: that counts whole blocks, with remainders that are not split.
+        return int(torch.cuda.memory_stats(self._device).get("requested_bytes.all.current", 0))
 
     def available(self) -> int:
         free, _ = torch.cuda.mem_get_info(self._device)

@@ -1,7 +1,7 @@
 """Reads the headers of PyTorch's pickled checkpoints (``.ckpt``, ``.pt``, ``.pth``, ``.bin``) without running them.
 
 A pickle is a program. :mod:`safelight.files.inert` only describes the objects that the program would create. A pickle
-that imports names which weights do not need is rejected, and the error lists these names. Then picklescan checks it.
+that imports names which weights do not need is rejected, and the error lists these names.
 Both containers are supported: the zip archive of PyTorch 1.6 and later, and the older stream.
 """
 
@@ -14,8 +14,6 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
-
-from picklescan.scanner import SafetyLevel, scan_pickle_bytes
 
 from safelight.errors import CorruptFileError, FileError, UnsafeFileError
 from safelight.files.disk import open_regular
@@ -55,21 +53,13 @@ def read_header(path: Path) -> Header:
         except FileError:
             raise
         except Exception as error:
-            # zipfile and picklescan do not document which exceptions they raise for a damaged file.
+            # zipfile does not document which exceptions it raises for a damaged file.
             raise CorruptFileError(path, f"is damaged or cut off ({type(error).__name__}: {error!s:.200})") from error
     raise CorruptFileError(path, "is neither a PyTorch archive nor a pickle")
 
 
-def _scan(path: Path, data: bytes) -> None:
-    result = scan_pickle_bytes(io.BytesIO(data), str(path), multiple_pickles=False)
-    bad = [f"{found.module}.{found.name}" for found in result.globals if found.safety == SafetyLevel.Dangerous]
-    if bad:
-        raise UnsafeFileError(path, sorted(set(bad)))
-
-
 def _load(path: Path, machine: Machine) -> Any:
     """Read the machine's next pickle. Raises UnsafeFileError if it imports anything that weights do not need."""
-    start = machine.bytes.at
     try:
         content = machine.load()
     except Unreadable as error:
@@ -78,7 +68,6 @@ def _load(path: Path, machine: Machine) -> Any:
         content = None
     if machine.wanted:
         raise UnsafeFileError(path, sorted(machine.wanted)[:20])
-    _scan(path, machine.bytes.data[start : machine.bytes.at])
     return content
 
 

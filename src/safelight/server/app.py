@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI
@@ -19,6 +18,7 @@ from safelight.server import auth, bridge, problems
 from safelight.server.apis import a1111, added, native, openai
 from safelight.server.metrics import Metrics
 from safelight.server.problems import Problem
+from safelight.version import VERSION
 
 _log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ def create(control: Services) -> FastAPI:
 
     app = FastAPI(
         title="Safelight",
-        version=version("safelight"),
+        version=VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,

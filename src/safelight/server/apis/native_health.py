@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from fastapi import APIRouter
 from fastapi import Request as HTTPRequest
 
 from safelight.assembly.services import Services
 from safelight.server import auth
 from safelight.server.apis.native_fields import Health
+from safelight.version import VERSION
 
 
 class HealthRoutes:
@@ -32,7 +31,7 @@ class HealthRoutes:
             status=status,
             worker=worker,
             problem=trouble,
-            version=version("safelight"),
+            version=VERSION,
             spare=self._control.supervisor.spare_is_ready(),
             restarts=self._control.supervisor.restarts,
             run=dict(run) if run is not None else None,
