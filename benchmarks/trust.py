@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 import safelight
-from safelight.assembly.services import ZYGOTE
+from safelight.assembly.programs import ZYGOTE
 from safelight.catalog.catalog import Catalog
 from safelight.request.results import Progress
 from safelight.request.schema import Request

@@ -24,7 +24,7 @@ from torch import nn
 
 import safelight
 from safelight.assembly.engine import open_engine
-from safelight.assembly.services import WORKER
+from safelight.assembly.programs import WORKER
 from safelight.boundary import kernels
 from safelight.devices.simulated import Simulated
 from safelight.diagnostics.canary import Canaries, after_switch

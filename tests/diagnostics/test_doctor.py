@@ -16,7 +16,7 @@ from support import adapters
 from support.scale import ALL, thinned
 
 from safelight.assembly.engine import open_engine
-from safelight.assembly.services import WORKER
+from safelight.assembly.programs import WORKER
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.library import Library
 from safelight.devices.simulated import Simulated

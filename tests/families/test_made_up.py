@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from support.extensions import Install
 
 import safelight
-from safelight.assembly.services import WORKER
+from safelight.assembly.programs import WORKER
 from safelight.catalog.identify import identify
 from safelight.diagnostics.canary import Canaries, request
 from safelight.errors import RequestError

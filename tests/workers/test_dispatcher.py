@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.jobs import made_up
 
-from safelight.assembly.services import WORKER, ZYGOTE
+from safelight.assembly.programs import WORKER, ZYGOTE
 from safelight.errors import QueueFullError, StorageError, WorkerDiedError
 from safelight.queue.database import Database
 from safelight.queue.events import Event, Events

@@ -18,7 +18,7 @@ from support.jobs import resolved
 from support.serving import Server, ended
 
 import safelight
-from safelight.assembly.services import WORKER, ZYGOTE
+from safelight.assembly.programs import WORKER, ZYGOTE
 from safelight.catalog.catalog import Catalog
 from safelight.cli import main
 from safelight.devices import host

@@ -14,7 +14,7 @@ import pytest
 from support.jobs import resolved
 from support.serving import still_there
 
-from safelight.assembly.services import WORKER
+from safelight.assembly.programs import WORKER
 from safelight.errors import WorkerDiedError
 from safelight.request.schema import Request
 from safelight.settings_sources import load_settings

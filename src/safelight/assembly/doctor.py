@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from safelight.assembly import importing
-from safelight.assembly.services import WORKER
+from safelight.assembly.programs import WORKER
 from safelight.diagnostics.canary import Canaries
 from safelight.diagnostics.doctor import Doctor
 from safelight.settings import Settings

@@ -10,7 +10,7 @@ from typing import Any
 
 from safelight.assembly import memory_report as report
 from safelight.assembly.library import open_library
-from safelight.assembly.services import WORKER
+from safelight.assembly.programs import WORKER
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.model import Model
 from safelight.devices import choice, machine, selftest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from dataclasses import dataclass, field
 
@@ -10,6 +9,7 @@ import structlog
 from filelock import FileLock, Timeout
 
 from safelight.assembly.library import open_library
+from safelight.assembly.programs import WORKER, ZYGOTE
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.inputs import Inputs
@@ -33,10 +33,6 @@ _log = structlog.get_logger(__name__)
 
 SWEEP_SECONDS = 86_400
 """Seconds between two sweeps of the unused input images."""
-
-WORKER = (sys.executable, "-P", "-m", "safelight.assembly.worker_main")
-ZYGOTE = (sys.executable, "-P", "-m", "safelight.assembly.zygote")
-"""The commands of both processes. With -P, Python imports no modules from the current folder."""
 
 
 def open_isolated_runner(settings: Settings) -> IsolatedRunner:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from safelight.catalog.catalog import Catalog
 from safelight.errors import RequestError, SafelightError
-from safelight.queue.database import StoredImage
 from safelight.request.results import Image
 from safelight.request.schema import Request
 from safelight.request.stored import read_request
@@ -16,6 +16,10 @@ from safelight.resolve.contents import find_model
 from safelight.resolve.resolve import resolve
 from safelight.workers.messages import Ended, Generate, Made
 from safelight.workers.supervisor import Process
+
+if TYPE_CHECKING:
+    # The queue imports SQLAlchemy, which an engine does not need.
+    from safelight.queue.database import StoredImage
 
 
 @dataclass(frozen=True, slots=True)
