@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 HOME = Path(__file__).resolve().parents[1]
 PATHS = [str(HOME / folder) for folder in ("src", "benchmarks", "tests")]
-sys.path[:0] = PATHS
 
 if TYPE_CHECKING:
     from safelight.devices.base import Device
@@ -596,7 +595,8 @@ def main() -> None:
     parser.add_argument("--run", choices=SECTIONS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     folder = asked.folder.resolve()
-    # For all processes that sections start.
+    # For this process, and for all that sections start.
+    sys.path[:0] = PATHS
     os.environ["PYTHONPATH"] = os.pathsep.join([*PATHS, *filter(None, [os.environ.get("PYTHONPATH")])])
 
     from safelight.devices import choice

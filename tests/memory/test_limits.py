@@ -99,6 +99,12 @@ def test_watching_finds_the_peak() -> None:
         assert most() == 60
 
 
+def test_what_a_device_does_not_tell_is_not_measured() -> None:
+    """MPS does not say what is allocated: learning 0 would let weights fill the memory that computing needs."""
+    with measure_peak(lambda: None) as most:
+        assert most() is None
+
+
 def test_policies() -> None:
     def due(policy: str, uses: int = 40) -> list[bool]:
         verification = Verification(policy)  # type: ignore[arg-type]

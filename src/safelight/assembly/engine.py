@@ -186,16 +186,26 @@ def _device_budget_updater(ledger: Ledger, device: Device) -> BudgetUpdater:
     def read_available() -> MemoryLimit:
         return MemoryLimit(device.available(), f"the memory of {device.name}")
 
-    return BudgetUpdater(ledger, device.name, read_available, _working_bytes_reader(ledger, device))
+    read_working = _working_bytes_reader(ledger, device)
+
+    def clamped_working_bytes() -> int:
+        # Memory beyond the reserved bytes belongs to other users of torch in this process.
+        return min(read_working() or 0, ledger.reserved(device.name))
+
+    return BudgetUpdater(ledger, device.name, read_available, clamped_working_bytes)
 
 
-def _working_bytes_reader(ledger: Ledger, device: Device) -> Callable[[], int]:
-    """Return a function that returns the bytes in use on ``device`` minus the stored bytes of the ledger."""
+def _working_bytes_reader(ledger: Ledger, device: Device) -> Callable[[], int | None]:
+    """Return a function that returns the bytes in use on ``device`` minus the stored bytes of the ledger.
 
-    def host() -> int:
+    It returns None if the device does not say how many bytes are in use.
+    """
+
+    def host() -> int | None:
         return machine.anonymous_bytes() - ledger.stored(HOST)
 
-    def own() -> int:
-        return max(0, (device.allocated() or 0) - ledger.stored(device.name))
+    def own() -> int | None:
+        allocated = device.allocated()
+        return None if allocated is None else max(0, allocated - ledger.stored(device.name))
 
     return own if device.has_own_memory else host

@@ -95,7 +95,16 @@ def precision(wanted: Precision, device: Device) -> str:
         return wanted
     if device.name == "cpu":
         return "fp32"
-    return next((name for name in ("bf16", "fp16") if computes_correctly(name, device.torch)), "fp32")
+    names = ("bf16", "fp16") if _has_bf16(device) else ("fp16",)
+    return next((name for name in names if computes_correctly(name, device.torch)), "fp32")
+
+
+def _has_bf16(device: Device) -> bool:
+    """Whether bf16 may be chosen. GPUs of NVIDIA before Ampere only emulate it, more slowly than fp32."""
+    if device.name != "cuda":
+        return True
+    with torch.cuda.device(device.torch):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def native_bf16() -> bool:
@@ -112,13 +121,18 @@ def slowness_warning(dtype: str, device_name: str) -> str:
 
 
 def computes_correctly(name: str, device: torch.device) -> bool:
-    """Whether a matrix product in this dtype equals the float64 result up to rounding."""
+    """Whether a matrix product in this dtype equals the float64 result up to rounding.
+
+    Raises torch.OutOfMemoryError: a device without free memory says nothing about the dtype.
+    """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(64, 64, generator=generator).to(dtype) for _ in range(2))
     exact = a.double() @ b.double()
     try:
         got = (a.to(device) @ b.to(device)).cpu().double()
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         return False
     return bool((got - exact).abs().max() < 64 * torch.finfo(dtype).eps * exact.abs().max())

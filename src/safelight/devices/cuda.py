@@ -13,13 +13,6 @@ import torch
 from safelight.devices.base import READ_AHEAD, Fence
 from safelight.devices.failures import translate_memory_errors
 
-ROUNDING = 512
-"""Bytes: the granularity of PyTorch's caching allocator for small blocks."""
-
-LARGE, LARGE_ROUNDING = 10 << 20, 2 << 20
-"""Bytes. From this size on, the allocator asks the driver for segments of a multiple of 2 MiB, and leaves a remainder
-of less than 1 MiB in the block (``kMinLargeAlloc`` and ``kRoundLarge`` in c10/cuda/CUDACachingAllocator.cpp)."""
-
 STAGE_BYTES = 32 << 20
 """Bytes of each of two page-locked buffers: enough for full bus speed, small enough for every machine."""
 
@@ -63,11 +56,13 @@ class CUDA:
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         with translate_memory_errors("Allocating a model's weights", nbytes):
-            return torch.empty(self.rounded(nbytes), dtype=torch.uint8, device=self._device)[:nbytes]
+            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
     def release(self, base: torch.Tensor) -> None:
-        # Without this, the allocator may reuse the bytes while the copy stream still works on them.
-        base.record_stream(self._copies)
+        # The allocator may reuse the bytes at once, so no copy may still work on them. With `record_stream` instead, it
+        # would count them as requested until its next allocation.
+        del base
+        self._copies.synchronize()
 
     def storage(self, base: torch.Tensor) -> torch.UntypedStorage:
         return base.untyped_storage()
@@ -76,17 +71,21 @@ class CUDA:
         return tensor.data_ptr()
 
     def rounded(self, nbytes: int) -> int:
-        unit = LARGE_ROUNDING if nbytes >= LARGE else ROUNDING
-        return -(-nbytes // unit) * unit
+        # A block can be up to 2 MiB larger (kRoundLarge in c10/core/AllocatorConfig.h). `available` sees whole blocks.
+        return nbytes
 
     def allocated(self) -> int | None:
-        # What was requested, and not `memory_allocated`: that counts whole blocks, with remainders that are not split.
+        # What was requested, and not `memory_allocated`, which counts whole blocks.
         return int(torch.cuda.memory_stats(self._device).get("requested_bytes.all.current", 0))
 
     def available(self) -> int:
-        free, _ = torch.cuda.mem_get_info(self._device)
-        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return max(0, free + cached - WORKSPACE_BYTES)
+        free, total = torch.cuda.mem_get_info(self._device)
+        counts = torch.cuda.memory_stats(self._device)
+        reserved, active = counts.get("reserved_bytes.all.current", 0), counts.get("active_bytes.all.current", 0)
+        # Free parts of blocks that are partly in use cannot serve a large allocation.
+        unused = reserved - active - counts.get("inactive_split_bytes.all.current", 0)
+        allowed = torch.cuda.get_per_process_memory_fraction(self._device) * total - active
+        return max(0, int(min(free + unused, allowed)) - WORKSPACE_BYTES)
 
     def push(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
         return self._copy(source, target)
@@ -107,4 +106,5 @@ class CUDA:
 
     def staging(self, nbytes: int) -> torch.Tensor:
         with translate_memory_errors("Allocating page-locked memory for copies", nbytes):
-            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+            # The device is named, because a host program may have another default.
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)

@@ -12,8 +12,16 @@ from safelight.errors import OutOfMemoryError
 _HINT = "Make the image smaller, close other programs, or lower max_cache_ram_gb to leave more memory for computing."
 
 
-_PHRASES = ("can't allocate memory", "out of memory", "can't start new thread", "ALLOC_FAILED")
-"""Found in messages of the CPU's allocator, CUDA, Python's threads, and cuBLAS and cuDNN, in this order."""
+_PHRASES = (
+    "can't allocate memory",
+    "out of memory",
+    "can't start new thread",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "Invalid buffer size",
+)
+"""Found in messages of the CPU's allocator, CUDA, Python's threads, cuBLAS and cuDNN, cuDNN 9, and MPS, in this
+order."""
 
 
 @contextlib.contextmanager

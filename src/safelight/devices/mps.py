@@ -13,7 +13,7 @@ import contextlib
 import torch
 
 from safelight.devices import host, machine
-from safelight.devices.base import PASSED, READ_AHEAD, Fence
+from safelight.devices.base import ALIGNMENT, PASSED, Fence
 from safelight.devices.failures import translate_memory_errors
 
 PIECE = 1 << 30
@@ -36,7 +36,9 @@ class MPS:
 
     name = "mps"
     has_own_memory = True
-    read_ahead = READ_AHEAD
+    # Nothing is read ahead: PyTorch has one stream for MPS, and two threads that use it can abort the process
+    # (https://github.com/pytorch/pytorch/issues/197805).
+    read_ahead = 0
     staging_buffer_bytes = 0
     asynchronous = False
 
@@ -57,8 +59,9 @@ class MPS:
         return base.untyped_storage()
 
     def address(self, tensor: torch.Tensor) -> int:
-        # On MPS, ``data_ptr`` is a handle, not an address. Allocations start at page boundaries.
-        return int(tensor.storage_offset()) * tensor.element_size()
+        # On MPS, ``data_ptr`` of a storage is a handle, which differs between storages. Allocations are aligned.
+        handle = tensor.untyped_storage().data_ptr() // ALIGNMENT * ALIGNMENT
+        return handle + int(tensor.storage_offset()) * tensor.element_size()
 
     def rounded(self, nbytes: int) -> int:
         return nbytes

@@ -84,14 +84,17 @@ def _first_wrong(device: Device) -> str | None:
     sizes = [nbytes for nbytes in SIZES if nbytes * AT_ONCE <= device.available()]
     for nbytes in sizes * ROUNDS:
         base = device.allocate(nbytes * AT_ONCE)
+        # Work on an earlier tensor with these bytes may not be done.
+        device.record_fence().wait()
         try:
             targets = [base[n * nbytes : (n + 1) * nbytes] for n in range(AT_ONCE)]
-            sources = [torch.randint(0, 256, (nbytes,), dtype=torch.uint8, generator=generator) for _ in targets]
+            # From the memory that real copies come from.
+            sources = [device.staging(nbytes).random_(0, 256, generator=generator) for _ in targets]
             sent = [sums.compute_sum(source) for source in sources]
             fences = [device.push(source, target) for source, target in zip(sources, targets, strict=True)]
             # The fences keep the sources alive, so new memory must not overlap them.
             sources.clear()
-            others = [torch.full((nbytes,), 0xFF, dtype=torch.uint8) for _ in targets]
+            others = [torch.full((nbytes,), 0xFF, dtype=torch.uint8, device="cpu") for _ in targets]
             for fence in fences:
                 fence.wait()
             arrived = [sums.compute_sum(target) for target in targets]
@@ -107,7 +110,7 @@ def _first_wrong(device: Device) -> str | None:
 def _best_buffer_size(device: Device) -> int:
     """Return the smallest buffer size that copies about as fast as the best one."""
     nbytes = min(TIMED_BYTES, device.available() // 2)
-    source, base = torch.zeros(nbytes, dtype=torch.uint8), device.allocate(nbytes)
+    source, base = torch.zeros(nbytes, dtype=torch.uint8, device="cpu"), device.allocate(nbytes)
     seconds: dict[int, float] = {}
     for size in BUFFER_SIZES:
         transfers = Transfers(device, Verification("off"), size)

@@ -116,16 +116,22 @@ def _read_records(path: Path) -> dict[str, dict[int, int]]:
 
 
 @contextmanager
-def measure_peak(used: Callable[[], int]) -> Generator[Callable[[], int]]:
-    """Poll ``used`` within the context. Yields a function that returns the highest increase since then, in bytes."""
+def measure_peak(used: Callable[[], int | None]) -> Generator[Callable[[], int | None]]:
+    """Poll ``used`` within the context.
+
+    Yields a function that returns the highest increase since then, in bytes; None if ``used`` returned None.
+    """
     start = used()
+    if start is None:
+        yield lambda: None
+        return
     most = start
     stop = threading.Event()
 
     def look() -> None:
         nonlocal most
         while not stop.wait(POLL_SECONDS):
-            most = max(most, used())
+            most = max(most, used() or 0)
 
     watcher = threading.Thread(target=look, name="safelight-memory", daemon=True)
     watcher.start()

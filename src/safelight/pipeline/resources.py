@@ -28,7 +28,8 @@ class Resources:
     """The resources of one engine.
 
     ``working_memory_estimator``: estimates the working memory of each stage.
-    ``used_working_bytes``: returns the bytes that computing uses now beside the weights, for measuring.
+    ``used_working_bytes``: returns the bytes that computing uses now beside the weights, for measuring; None if the
+    device does not say.
     ``run_settings``: the run settings.
     ``verification``: decides after which uses resident weights are verified.
     ``inputs``: the input images.
@@ -44,7 +45,7 @@ class Resources:
     residency: Residency
     skeletons: SkeletonCache
     working_memory_estimator: WorkingMemoryEstimator
-    used_working_bytes: Callable[[], int]
+    used_working_bytes: Callable[[], int | None]
     run_settings: RunSettings
     verification: Verification
     inputs: Inputs

@@ -178,7 +178,8 @@ class Stages:
             resources.verification.add_computing_time(time.perf_counter() - start)
             for lease in leases:
                 self._verify_weights(lease)
-        resources.working_memory_estimator.learn(workload, used)
+        if used is not None:
+            resources.working_memory_estimator.learn(workload, used)
         machine.trim_allocator()
         return result
 
