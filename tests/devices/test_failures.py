@@ -25,7 +25,7 @@ from safelight.errors import OutOfMemoryError
     ids=lambda error: f"{type(error).__name__} {error}"[:40],
 )
 def test_messages_that_mean_no_memory(error: Exception) -> None:
-    with pytest.raises(OutOfMemoryError, match="^Loading the unet"), translate_memory_errors("Loading the unet", 5):
+    with pytest.raises(OutOfMemoryError, match=r"^Loading the unet"), translate_memory_errors("Loading the unet", 5):
         raise error
 
 
