@@ -33,7 +33,8 @@ LANES = {
     ),
     "bf16": (100, "the models compute in bfloat16"),
 }
-STORED = Path(__file__).parents[1] / "build/proof"
+HOME = Path(__file__).resolve().parents[1]
+STORED = HOME / "build/proof"
 GROWTH_MB = 20
 """MB by which resident memory may grow between switch 20 and the last switch."""
 
@@ -461,7 +462,22 @@ def whole() -> tuple[list[str], bool]:
     return lines, not any(value == "NOT EQUAL" for _, value in rows)
 
 
+def tests() -> tuple[list[str], bool]:
+    """Run `make test-all`, without lint and types."""
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal", "-m", "not proof", "-q", "--no-header"]
+    environment = {name: value for name, value in os.environ.items() if name != "SAFELIGHT_ROOT"}
+    done = subprocess.run(
+        command, cwd=HOME, env=environment | {"SAFELIGHT_TESTS": "all"}, capture_output=True, text=True, check=False
+    )
+    printed = done.stdout.strip().splitlines()
+    failed = [line.split(" - ")[0] for line in printed if line.startswith(("FAILED ", "ERROR "))]
+    lines = ["Every case of every test (`make test-all`):", "", "| tests | |", "|---|---|"]
+    lines += [f"| {len(failed)} failed | {printed[-1].strip('= ') if printed else done.stderr[-200:]} |"]
+    return [*lines, *(f"| {line} | |" for line in failed)], done.returncode == 0
+
+
 SECTIONS = {
+    "tests": tests,
     "lanes": lanes,
     "memory": memory,
     "server": server,
