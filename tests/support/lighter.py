@@ -5,13 +5,17 @@
   a simulated device every engine builds its own: their buffers are in that device's memory.
 - Of each VAE, an engine decodes the first image a second time to learn what is normal, not the first hundred.
 - A test process computes the exact result that attention kernels are compared with once for each shape and dtype.
+- A test process builds the commands of the command line once.
 - The self-test of a device copies each size once, not three times, and times 16 MiB, not 64.
 """
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
+import typer.main
 from torch import nn
 
 from safelight.assembly import engine
@@ -25,6 +29,7 @@ from safelight.pipeline.checks.appearance import _Map
 _DOUBTS = _Map.doubts
 _COMMON = SkeletonCache(max_count=48)
 _REFERENCE = attention._reference
+_GET_COMMAND = typer.main.get_command
 _ROUNDS, _TIMED_BYTES = selftest.ROUNDS, selftest.TIMED_BYTES
 _exact: dict[tuple[Shape, torch.dtype, float], torch.Tensor] = {}
 
@@ -67,6 +72,7 @@ def make_lighter(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine, "SkeletonCache", SharedSkeletons)
     patch.setattr(_Map, "doubts", doubts)
     patch.setattr(attention, "_reference", reference)
+    patch.setattr(typer.main, "get_command", functools.cache(_GET_COMMAND))
     patch.setattr(selftest, "ROUNDS", 1)
     patch.setattr(selftest, "TIMED_BYTES", 1 << 24)
 
@@ -75,5 +81,6 @@ def as_for_users(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine, "SkeletonCache", SkeletonCache)
     patch.setattr(_Map, "doubts", _DOUBTS)
     patch.setattr(attention, "_reference", _REFERENCE)
+    patch.setattr(typer.main, "get_command", _GET_COMMAND)
     patch.setattr(selftest, "ROUNDS", _ROUNDS)
     patch.setattr(selftest, "TIMED_BYTES", _TIMED_BYTES)
