@@ -39,7 +39,7 @@ suite: $(STAMP) ## the tests alone, and the ten slowest of them
 	$(PY) -m pytest -n 3 --dist worksteal -m "not proof and not full" --durations=10 --no-header -q
 
 test-all: lint ## every case of every matrix, and longer sequences
-	SAFELIGHT_TESTS=all $(PY) -m pytest -n 2 --dist worksteal -m "not proof" --no-header -q
+	TEST_SCALE=all $(PY) -m pytest -n 2 --dist worksteal -m "not proof" --no-header -q
 
 coverage: $(STAMP) ## the same tests, and which lines they run; a quarter slower
 	.venv/bin/coverage erase

@@ -45,6 +45,10 @@ def test_lanes_of_the_proof(lane: str, tmp_path: Path) -> None:
     assert (got["switches"], got["wrong"]) == (3, 0)
 
 
+def test_the_first_step_of_the_proof() -> None:
+    assert 0 < proof.first_step(1) < 60
+
+
 @pytest.mark.full
 def test_processes_of_the_proof() -> None:
     assert proof.equal_in_two_processes("--steps", "1")

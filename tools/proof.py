@@ -259,29 +259,29 @@ def sequences(given: dict[str, tuple[str, str]]) -> list[tuple[str, str, str, st
     return rows
 
 
-def first_step() -> float:
-    """Seconds from the start of the command to the end of the first denoising step: the median of three."""
+def first_step(count: int = 3) -> float:
+    """Seconds from the start of the command to the end of the first denoising step: the median of ``count``."""
     program = (
         "import time, sys\n"
         "from safelight.cli import generate\n"
         "from safelight.workers.local_engine import LocalEngine\n"
-        "inner = LocalEngine.generate\n"
-        "def timed(self, request, on_progress=None):\n"
+        "inner = LocalEngine.run\n"
+        "def timed(self, job, on_progress=None, **more):\n"
         "    def look(p):\n"
         "        if p.stage == 'denoise' and p.step == 1: print('FIRST', time.time(), file=sys.stderr)\n"
-        "    return inner(self, request, look)\n"
-        "LocalEngine.generate = timed\n"
+        "    return inner(self, job, look, **more)\n"
+        "LocalEngine.run = timed\n"
         "sys.argv = ['safelight', 'generate', 'octopus', '-m', 'starter-noto', '--steps', '2', '--out', sys.argv[1]]\n"
         "from safelight.cli.main import run\n"
         "run()\n"
     )
     times = []
     with tempfile.TemporaryDirectory() as out:
-        for _ in range(3):
+        for _ in range(count):
             start = time.time()
             done = subprocess.run([sys.executable, "-c", program, out], check=True, capture_output=True, text=True)
             times.append(float(done.stderr.split("FIRST ")[1].split()[0]) - start)
-    return sorted(times)[1]
+    return sorted(times)[count // 2]
 
 
 def equal_in_two_processes(*options: str) -> bool:
@@ -467,7 +467,7 @@ def tests() -> tuple[list[str], bool]:
     command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal", "-m", "not proof", "-q", "--no-header"]
     environment = {name: value for name, value in os.environ.items() if name != "SAFELIGHT_ROOT"}
     done = subprocess.run(
-        command, cwd=HOME, env=environment | {"SAFELIGHT_TESTS": "all"}, capture_output=True, text=True, check=False
+        command, cwd=HOME, env=environment | {"TEST_SCALE": "all"}, capture_output=True, text=True, check=False
     )
     printed = done.stdout.strip().splitlines()
     failed = [line.split(" - ")[0] for line in printed if line.startswith(("FAILED ", "ERROR "))]

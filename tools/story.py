@@ -193,7 +193,7 @@ SUSPECTS = (
         misplaced_tensors,
         {"verify_transfers": "off"},
         nothing,
-        "warning: repaired: weights were changed in memory",
+        "warning: repaired: weights were corrupted in memory",
     ),
     Suspect(
         "attention",

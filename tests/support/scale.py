@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-ALL = os.environ.get("SAFELIGHT_TESTS") == "all"
+ALL = os.environ.get("TEST_SCALE") == "all"
 
 
 def times(few: int, many: int) -> int:
