@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,9 @@ def test_auto_takes_the_fastest_that_passed_and_keeps_it(tmp_path: Path, monkeyp
 def test_attention_07_the_choice_does_not_depend_on_free_memory(tmp_path: Path) -> None:
     full, small = tmp_path / "full", tmp_path / "small"
     roomy = safelight.open_engine(full, attention_type="auto")
+    # The same measured times: those of two measurements differ on a busy machine.
+    small.mkdir()
+    shutil.copy(full / "attention.json", small)
     tight = safelight.open_engine(small, attention_type="auto", max_cache_ram_gb=0.03)
     assert roomy.resources.run_settings.attention == tight.resources.run_settings.attention
 
