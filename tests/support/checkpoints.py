@@ -60,7 +60,7 @@ def modules(base: str, seed: int = 0, in_channels: int = 4) -> dict[str, nn.Modu
 
 
 def _without_initialization() -> AbstractContextManager[object]:
-    """PyTorch's random values, which take as long to draw as those that replace them, are not drawn."""
+    """Within the context, modules keep arbitrary values: :func:`modules` sets all of them afterwards."""
     names = ("kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "ones_", "zeros_")
     return mock.patch.multiple(nn.init, **dict.fromkeys(names, _unchanged))
 
