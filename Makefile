@@ -2,6 +2,11 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
+# Many processes of the tests import the same modules: each is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+# Of the installed plugins, only these are imported by each process of the tests.
+PLUGINS := --disable-plugin-autoload -p xdist -p _hypothesis_pytestplugin
+
 .PHONY: demo demo-adapters check quick test suite test-all coverage lint install proof gpu contracts mutants parity story fields settings licences soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
@@ -29,17 +34,17 @@ QUICK := tests/families tests/memory tests/pictures tests/queue tests/request te
 	tests/test_errors.py tests/test_settings.py tests/test_structure.py tests/test_tools.py
 
 quick: $(STAMP) ## the tests that draw no image, in one process
-	$(PY) -m pytest $(QUICK) --ignore tests/memory/test_beside.py --ignore tests/request/test_added_field.py \
+	$(PY) -m pytest $(PLUGINS) $(QUICK) --ignore tests/memory/test_beside.py --ignore tests/request/test_added_field.py \
 		--ignore tests/families/test_made_up.py -m "not proof and not full" --no-header -q
 
 test: $(STAMP) ## what CI runs: lint, types and import rules beside the tests
 	$(MAKE) --no-print-directory -j2 lint suite
 
 suite: $(STAMP) ## the tests alone, and the ten slowest of them
-	$(PY) -m pytest -n 3 --dist worksteal -m "not proof and not full" --durations=10 --no-header -q
+	$(PY) -m pytest $(PLUGINS) -n 3 --dist worksteal -m "not proof and not full" --durations=10 --no-header -q
 
 test-all: lint ## every case of every matrix, and longer sequences
-	TEST_SCALE=all $(PY) -m pytest -n 2 --dist worksteal -m "not proof" --no-header -q
+	TEST_SCALE=all $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof" --no-header -q
 
 coverage: $(STAMP) ## the same tests, and which lines they run; a quarter slower
 	.venv/bin/coverage erase

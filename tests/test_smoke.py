@@ -45,6 +45,7 @@ def test_lanes_of_the_proof(lane: str, tmp_path: Path) -> None:
     assert (got["switches"], got["wrong"]) == (3, 0)
 
 
+@pytest.mark.full
 def test_the_first_step_of_the_proof() -> None:
     assert 0 < proof.first_step(1) < 60
 
@@ -118,6 +119,7 @@ def test_contention() -> None:
     )
 
 
+@pytest.mark.full
 def test_beside() -> None:
     printed = run("benchmarks/beside.py", "--times", "1", "--calls", "1")
     assert "beside a prefetch" in printed

@@ -115,6 +115,7 @@ def test_what_others_look_after_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
         environments.build("lamp", "lamp", OPTIONS)
 
 
+@pytest.mark.full
 def test_the_same_version_is_another_build(prefix: Path, tmp_path: Path) -> None:
     other = wheel(tmp_path, "lamp", "1.0", {"lamp.py": "version = 'the other build'\n"})
     built = Environments(prefix).build("lamp", str(other), OPTIONS)

@@ -241,7 +241,7 @@ def test_bytes_that_change_in_memory_are_found(two: tuple[Manifest, Manifest]) -
 def test_memory_05_one_evicted_segment_is_all_that_is_read_again(
     two: tuple[Manifest, Manifest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    component, other = two[0].component("unet"), two[1].component("text_encoder")
+    component, other = two[0].component("unet"), two[1].component("vae")
     residency = memory.host(whole(component) + whole(other) // 2)
     with residency.lease(component, F32):
         pass

@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 from safetensors.torch import load_file, save_file
+from support.scale import ALL
 from torch import nn
 
 from safelight.families.family import Config
@@ -23,20 +24,24 @@ VOCABULARY = 49408
 
 
 def configs(base: str, in_channels: int = 4) -> dict[str, Config]:
-    """The narrowest settings that each base's rules allow."""
+    """The narrowest settings that each base's rules allow; in `make test-all`, with as many levels as published."""
     vae = VAEConfig(3, 3, 4, (32, 32, 32, 32), 1)
     first = CLIPConfig(64, 64, 2, VOCABULARY, 77, None, "quick_gelu")
     second = CLIPConfig(64, 64, 2, VOCABULARY, 77, 64, "gelu")
     if base == "sd1":
-        unet = UNetConfig(in_channels, 4, (32, 64, 64, 64), 1, (1, 1, 1, 0), 1, 64, False)
+        widths, depths = ((32, 64, 64, 64), (1, 1, 1, 0)) if ALL else ((32, 64), (1, 0))
+        unet = UNetConfig(in_channels, 4, widths, 1, depths, 1, 64, False)
         return {"text_encoder": first, "unet": unet, "vae": vae}
     if base == "sd2":
-        unet = UNetConfig(in_channels, 4, (64, 128, 128, 128), 1, (1, 1, 1, 0), 1, 64, True)
+        widths, depths = ((64, 128, 128, 128), (1, 1, 1, 0)) if ALL else ((64, 128), (1, 0))
+        unet = UNetConfig(in_channels, 4, widths, 1, depths, 1, 64, True)
         return {"text_encoder": CLIPConfig(64, 64, 2, VOCABULARY, 77, None, "gelu"), "unet": unet, "vae": vae}
     if base == "sdxl":
-        unet = UNetConfig(in_channels, 4, (64, 64, 128), 1, (0, 1, 2), 2, 128, True, 6 * 256 + 64)
+        widths, depths = ((64, 64, 128), (0, 1, 2)) if ALL else ((64, 128), (0, 2))
+        unet = UNetConfig(in_channels, 4, widths, 1, depths, 2, 128, True, 6 * 256 + 64)
         return {"text_encoder": first, "text_encoder_2": second, "unet": unet, "vae": vae}
-    unet = UNetConfig(in_channels, 4, (64, 64, 128, 128), 1, (0, 1, 2, 0), 2, 64, True, 5 * 256 + 64)
+    widths, depths = ((64, 64, 128, 128), (0, 1, 2, 0)) if ALL else ((64, 128, 128), (0, 2, 0))
+    unet = UNetConfig(in_channels, 4, widths, 1, depths, 2, 64, True, 5 * 256 + 64)
     return {"text_encoder_2": second, "unet": unet, "vae": vae}
 
 

@@ -10,10 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from safelight.extensions import extensions
-from safelight.families import family_model, registry
-from safelight.resolve.adapters import match_cached
-
 HOME = Path(__file__).parents[1] / "data/extensions"
 """A folder for each example of ``docs/extending.md``, which stands for an installed package."""
 
@@ -44,6 +40,11 @@ class Packages:
 
 def forget() -> None:
     """Forget what this process knows of installed packages."""
+    # Not above: the process that hands out the tests computes nothing, and others wait until it has begun.
+    from safelight.extensions import extensions
+    from safelight.families import family_model, registry
+    from safelight.resolve.adapters import match_cached
+
     for cached in (extensions, match_cached, registry.families, registry.architectures, family_model._model):
         cached.cache_clear()
 

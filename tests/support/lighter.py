@@ -3,7 +3,9 @@
 - All engines of a test process share their skeletons: building them takes longer than most images of the tests. A
   skeleton is compared with what it was whenever it is taken and put back, so what one test did to it is no other's. On
   a simulated device every engine builds its own: their buffers are in that device's memory.
-- Of each VAE, an engine decodes the first image a second time to learn what is normal, not the first hundred.
+- Of each VAE, an engine decodes the first image a second time to learn what is normal, not the first hundred; and not
+  an image that another engine of the process has decoded twice.
+- A test process identifies and hashes an unchanged checkpoint that is used by its path once.
 - A test process computes the exact result that attention kernels are compared with once for each shape and dtype.
 - A test process builds the commands of the command line once.
 - The self-test of a device copies each size once, not three times, and times 16 MiB, not 64.
@@ -12,6 +14,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +22,11 @@ import typer.main
 from torch import nn
 
 from safelight.assembly import engine
+from safelight.catalog import library
+from safelight.catalog.describe import CONVERTED, OnBytes, read_model
+from safelight.catalog.model import Model, Origin
 from safelight.devices import selftest
+from safelight.families.family import PredictionType
 from safelight.models import attention
 from safelight.models.attention import Shape
 from safelight.models.skeleton import Skeleton, SkeletonCache, SkeletonKey
@@ -31,6 +38,8 @@ _COMMON = SkeletonCache(max_count=48)
 _REFERENCE = attention._reference
 _GET_COMMAND = typer.main.get_command
 _ROUNDS, _TIMED_BYTES = selftest.ROUNDS, selftest.TIMED_BYTES
+_read: dict[tuple[str, str, PredictionType | None], Model] = {}
+_decoded_twice: set[tuple[float, float]] = set()
 _exact: dict[tuple[Shape, torch.dtype, float], torch.Tensor] = {}
 
 
@@ -57,7 +66,30 @@ class SharedSkeletons(SkeletonCache):
 
 def doubts(self: _Map, scores: tuple[float, float]) -> bool:
     """Whether an image is decoded a second time."""
-    return _DOUBTS(self, scores) if self.count >= appearance.ALWAYS_CHECKED else self.count == 0
+    if self.count >= appearance.ALWAYS_CHECKED:
+        return _DOUBTS(self, scores)
+    new = scores not in _decoded_twice
+    _decoded_twice.add(scores)
+    return self.count == 0 and new
+
+
+def read_model_once(
+    conversions: Path,
+    path: Path,
+    name: str,
+    origin: Origin,
+    prediction_type: PredictionType | None,
+    on_bytes: OnBytes | None = None,
+) -> Model:
+    """Return what ``read_model`` returned for the same unchanged files."""
+    key = str(path), name, prediction_type
+    known = _read.get(key)
+    if origin == "path" and on_bytes is None and known is not None and not known.manifest.changed_files():
+        return known
+    model = read_model(conversions, path, name, origin, prediction_type, on_bytes)
+    if origin == "path" and not path.is_relative_to(conversions.parent) and model.format not in CONVERTED:
+        _read[key] = model
+    return model
 
 
 def reference(module: nn.Module, shape: Shape, hidden: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -71,6 +103,7 @@ def reference(module: nn.Module, shape: Shape, hidden: torch.Tensor, keys: torch
 def make_lighter(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine, "SkeletonCache", SharedSkeletons)
     patch.setattr(_Map, "doubts", doubts)
+    patch.setattr(library, "read_model", read_model_once)
     patch.setattr(attention, "_reference", reference)
     patch.setattr(typer.main, "get_command", functools.cache(_GET_COMMAND))
     patch.setattr(selftest, "ROUNDS", 1)
@@ -80,6 +113,7 @@ def make_lighter(patch: pytest.MonkeyPatch) -> None:
 def as_for_users(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine, "SkeletonCache", SkeletonCache)
     patch.setattr(_Map, "doubts", _DOUBTS)
+    patch.setattr(library, "read_model", read_model)
     patch.setattr(attention, "_reference", _REFERENCE)
     patch.setattr(typer.main, "get_command", _GET_COMMAND)
     patch.setattr(selftest, "ROUNDS", _ROUNDS)

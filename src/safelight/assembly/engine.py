@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -72,12 +73,15 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
     return engine
 
 
+_version = cache(version)
+
+
 class _RunDecisions:
     """What decides the run settings of a job: the settings and the hardware of this machine."""
 
     def __init__(self, settings: Settings, device: Device, threads: int) -> None:
         self._settings, self._device, self._threads = settings, device, threads
-        self._versions = {"safelight": VERSION} | {name: version(name) for name in LIBRARIES}
+        self._versions = {"safelight": VERSION} | {name: _version(name) for name in LIBRARIES}
         self._hardware = choice.hardware(device)
         self._kernels = Kernels(device, settings.root)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from safelight.errors import CorruptFileError, UnsupportedModelError
 from safelight.families.family import AdapterSigns, Family, PredictionType
 from safelight.families.registry import families
-from safelight.families.rules import ADAPTER_RULES, NOT_SUPPORTED, PART_RULES, KindRule
+from safelight.families.rules import ADAPTER_RULES, NOT_SUPPORTED, PART_RULES, KindRule, lines_of
 from safelight.files import folder, pickle, safetensors
 from safelight.files.disk import open_regular
 from safelight.files.folder import Folder
@@ -107,7 +107,8 @@ def kind_rules() -> tuple[KindRule, ...]:
 
 def _matching_rule(header: Header) -> KindRule:
     shapes = {name: info.shape for name, info in header.tensors.items()}
-    found = next((rule for rule in kind_rules() if rule.fires(shapes)), None) or _lone_vectors(header)
+    lines = lines_of(shapes)
+    found = next((rule for rule in kind_rules() if rule.fires(shapes, lines)), None) or _lone_vectors(header)
     if found is None:
         some = ", ".join(sorted(shapes)[:3]) or "none at all"
         raise UnsupportedModelError(header.path, f"is an unknown kind of model ({len(shapes)} tensors: {some})")

@@ -35,8 +35,10 @@ def stored_values(model: Model | Adapter) -> dict[str, Any]:
 
 
 def encoded(values: dict[str, Any]) -> bytes:
-    """Encode a record's values as JSON. Their checksum comes first."""
-    return json.dumps({"checksum": _checksum(values), **values}, indent=1).encode() + b"\n"
+    """Encode a record's values as JSON, one on each line. Their checksum comes first."""
+    every = {"checksum": _checksum(values), **values}
+    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in every.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def _checksum(values: dict[str, Any]) -> str:

@@ -7,8 +7,9 @@ decide whether the checkpoint is complete. The rules of families that Safelight 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from safelight.families.tables import Shapes
 
@@ -30,17 +31,23 @@ class KindRule:
     absent: tuple[str, ...] = ()
     axes: Mapping[str, int] = field(default_factory=dict[str, int])
 
-    def fires(self, shapes: Shapes) -> bool:
+    def fires(self, shapes: Shapes, lines: str) -> bool:
+        """Return whether the rule fires. ``lines``: what :func:`lines_of` returns for the names in ``shapes``."""
         if any(len(shapes.get(name, ())) != axes for name, axes in self.axes.items()):
             return False
-        return all(_any(pattern, shapes) for pattern in self.patterns) and not any(
-            _any(pattern, shapes) for pattern in self.absent
+        return all(_at_line_start(pattern).search(lines) for pattern in self.patterns) and not any(
+            _at_line_start(pattern).search(lines) for pattern in self.absent
         )
 
 
-def _any(pattern: str, names: Collection[str]) -> bool:
-    compiled = re.compile(pattern)
-    return any(compiled.match(name) for name in names)
+def lines_of(names: Iterable[str]) -> str:
+    """Return one text with a name on each line: searching it once is far faster than matching thousands of names."""
+    return "\n".join(name.replace("\n", " ") for name in names)
+
+
+@cache
+def _at_line_start(pattern: str) -> re.Pattern[str]:
+    return re.compile(f"^(?:{pattern})", re.MULTILINE)
 
 
 def rule(kind: str, base: str | None, sentence: str, *patterns: str) -> KindRule:

@@ -101,11 +101,19 @@ def flush_to_disk(file: BinaryIO, temporary: Path, mode: int = 0o644) -> None:
     os.chmod(temporary, mode)
 
 
-def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write ``data`` to ``path`` atomically. Replaces an existing file. Raises UnreadableFileError."""
+def write_whole(path: Path, data: bytes, mode: int = 0o644, *, flush: bool = True) -> None:
+    """Write ``data`` to ``path`` atomically. Replaces an existing file.
+
+    ``flush``: wait for the disk. Without it, a loss of power may leave an empty file, which the reader must accept.
+    Raises UnreadableFileError.
+    """
     with temporary_file_in(path.parent) as (file, temporary):
         file.write(data)
-        flush_to_disk(file, temporary, mode)
+        if flush:
+            flush_to_disk(file, temporary, mode)
+        else:
+            file.flush()
+            os.chmod(temporary, mode)
         os.replace(temporary, path)
 
 

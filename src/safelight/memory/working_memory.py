@@ -91,13 +91,13 @@ class WorkingMemoryEstimator:
             if after == before:
                 return
             known[workload.pixels] = after
-            if self._path is not None and (before is None or abs(after - before) > before * 0.02):
-                text = {name: {str(p): n for p, n in sizes.items()} for name, sizes in self._measured.items()}
-                try:
-                    write_whole(self._path, json.dumps(text, indent=1, sort_keys=True).encode())
-                except FileError as error:
-                    # This process has the record. The image matters more than the next process's estimate.
-                    _log.warning("cannot store the measured working memory", why=str(error))
+            text = {name: {str(p): n for p, n in sizes.items()} for name, sizes in self._measured.items()}
+        if self._path is not None and (before is None or abs(after - before) > before * 0.02):
+            try:
+                write_whole(self._path, json.dumps(text, indent=1, sort_keys=True).encode(), flush=False)
+            except FileError as error:
+                # This process has the record. The image matters more than the next process's estimate.
+                _log.warning("cannot store the measured working memory", why=str(error))
 
     def record_shortage(self, workload: Workload) -> None:
         """Raise the record by half, after memory ran out within the estimate."""

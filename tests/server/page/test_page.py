@@ -71,7 +71,7 @@ def test_several_models_fill_the_sheet_and_an_image_is_proven(browser: Browser, 
         # The server keeps the choice: a second click before the first is confirmed replaces it.
         page.locator(".q-chip", has_text=name).wait_for()
     page.keyboard.press("Escape")
-    page.get_by_label("Steps", exact=True).fill("40")
+    page.get_by_label("Steps", exact=True).fill("16")
     page.get_by_label("Seed", exact=True).fill("7")
     page.get_by_role("button", name="More").first.click()
     page.get_by_label("CLIP skip").fill("1")
@@ -89,7 +89,7 @@ def test_several_models_fill_the_sheet_and_an_image_is_proven(browser: Browser, 
     page.get_by_role("button", name="Use these settings").click()
     assert page.get_by_label("CLIP skip").input_value() == "1"
     assert page.get_by_label("Seed", exact=True).input_value() == "7"
-    assert page.get_by_label("Steps", exact=True).input_value() == "40"
+    assert page.get_by_label("Steps", exact=True).input_value() == "16"
     page.context.close()
 
 
@@ -160,6 +160,7 @@ def test_the_form_and_the_sheet_are_there_after_a_reload(browser: Browser, serve
 def test_a_removal_can_be_undone(browser: Browser, server: Server, http: httpx.Client) -> None:
     page = opened(browser, server, "1440x900", False, set())
     page.get_by_label("Prompt", exact=True).fill("a crab")
+    page.get_by_label("Steps", exact=True).fill("4")
     page.get_by_role("button", name="Make").click()
     page.wait_for_selector(".sl-sheet .sl-shot img", timeout=60_000)
     image = http.get("/api/v1/images?limit=1").json()[0]["id"]
