@@ -1,0 +1,88 @@
+"""Imports diffusers and transformers without what Safelight does not use, which takes most of a start's time.
+
+Two modules are not loaded when the libraries import them, but when something is first looked up in them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+COMPILER = "torch._dynamo"
+"""PyTorch's compiler. Safelight compiles no model: compiled code may round differently."""
+
+STATISTICS = "scipy.stats"
+"""Diffusers' schedulers need it for the beta schedule alone."""
+
+_MARKERS = frozenset({"allow_in_graph", "assume_constant_result", "disable"})
+"""Decorators by which the libraries tell the compiler how to treat a function."""
+
+
+@contextmanager
+def lean_imports() -> Generator[None]:
+    """Within the context, imports do not load :data:`COMPILER` and :data:`STATISTICS`.
+
+    After the context, the first lookup in them does. Until then the compiler's decorators return their function as it
+    is: nobody compiles it.
+
+    Call it only in Safelight's own processes: a host process may compile diffusers' models.
+    """
+    postponed = [module for module in map(_postpone, (COMPILER, STATISTICS)) if module is not None]
+    try:
+        yield
+    finally:
+        for module in postponed:
+            module.may_load()
+
+
+class _Postponed(ModuleType):
+    """A module that is loaded when something is first looked up in it, or one of its submodules is imported, but not
+    before :meth:`may_load` was called: the libraries import a submodule of the compiler, and
+    ``importlib.util.LazyLoader`` would load all of it.
+    """
+
+    _may_load = False
+
+    def may_load(self) -> None:
+        # Whoever imports a submodule looks this up.
+        vars(self).pop("__path__", None)
+        self._may_load = True
+
+    def __getattr__(self, name: str) -> Any:
+        if self.__name__ == COMPILER and name in _MARKERS:
+            return _unchanged
+        if not self._may_load or (name.startswith("__") and name != "__path__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} yet")
+        spec = self.__spec__
+        assert spec is not None
+        assert spec.loader is not None
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        vars(self).pop("_may_load")
+        if spec.submodule_search_locations is not None:
+            self.__path__ = spec.submodule_search_locations
+        spec.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def _postpone(name: str) -> _Postponed | None:
+    """Put a postponed module in the place of a module; None if it is already imported, or is not there."""
+    spec: ModuleSpec | None = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is None:
+        return None
+    module = _Postponed(name)
+    module.__spec__, module.__loader__, module.__file__ = spec, spec.loader, spec.origin
+    module.__package__ = spec.parent
+    if spec.submodule_search_locations is not None:
+        module.__path__ = spec.submodule_search_locations
+    sys.modules[name] = module
+    return module
+
+
+def _unchanged(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Any:
+    """Return the function, or without one a decorator that does."""
+    return _unchanged if function is None else function
