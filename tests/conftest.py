@@ -81,6 +81,8 @@ def as_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is measured once of a machine."""
     # Not above: the process that hands out the tests to others computes nothing, and others wait until it has begun.
+    # structlog is imported before a test captures messages: the first message would configure it then.
+    import structlog  # noqa: F401  # pyright: ignore[reportUnusedImport]
     import torch
 
     from safelight.assembly import importing

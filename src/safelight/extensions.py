@@ -13,11 +13,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from safelight.errors import ExtensionError
+from safelight.logs import Log
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
+
+_log = Log(__name__)
 
 
 class Extensions(Mapping[str, Any]):
@@ -70,10 +73,7 @@ class Extensions(Mapping[str, Any]):
         """Log an error, once for each name."""
         if name not in self._warned:
             self._warned.add(name)
-            # structlog imports rich, which draws a random number. "import safelight" must draw none in a host.
-            import structlog
-
-            structlog.get_logger(__name__).warning(str(error))
+            _log.warning(str(error))
 
 
 @cache

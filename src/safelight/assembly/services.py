@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
-import structlog
 from filelock import FileLock, Timeout
 
 from safelight.assembly.library import open_library
@@ -15,6 +14,7 @@ from safelight.catalog.catalog import Catalog
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.library import Library
 from safelight.errors import InputError, SafelightError, UnreadableFileError
+from safelight.logs import Log
 from safelight.queue.database import Database
 from safelight.queue.events import Events
 from safelight.queue.image_files import Gallery
@@ -29,7 +29,7 @@ from safelight.workers.fresh_process import FreshProcesses
 from safelight.workers.isolation import ForkingRunner, IsolatedRunner, SpawningRunner, forks
 from safelight.workers.supervisor import Supervisor
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 SWEEP_SECONDS = 86_400
 """Seconds between two sweeps of the unused input images."""

@@ -19,12 +19,11 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-import structlog
-
 from safelight import logs
 from safelight.assembly import importing
 from safelight.assembly.pipe import Pipe, run_job
 from safelight.errors import SafelightError
+from safelight.logs import Log
 from safelight.workers.messages import (
     Cancel,
     Generate,
@@ -62,7 +61,7 @@ class Worker:
             try:
                 self._engine.loaded.pin(name)
             except SafelightError as error:
-                structlog.get_logger().warning("a model cannot be pinned", model=name, why=str(error))
+                Log(__name__).warning("a model cannot be pinned", model=name, why=str(error))
         while True:
             self._work(self._jobs.get())
 

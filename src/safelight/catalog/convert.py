@@ -8,8 +8,6 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from safelight.errors import FileError, IncompleteModelError
 from safelight.files import safetensors
 from safelight.files.disk import open_regular
@@ -52,6 +50,9 @@ def _bytes(descriptor: int, info: TensorInfo) -> bytes:
     if info.strides is None:
         return data
     item = ITEM_BYTES[info.dtype]
+    # Not above: commands that only list models import this module.
+    import numpy as np
+
     flat = np.frombuffer(data, np.dtype(f"V{item}"))
     strided = np.lib.stride_tricks.as_strided(flat, info.shape, tuple(step * item for step in info.strides))
     return np.ascontiguousarray(strided).tobytes()

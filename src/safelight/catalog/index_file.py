@@ -16,11 +16,10 @@ import sqlite3
 from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
 
-import structlog
-
 from safelight.catalog.cards import Card
+from safelight.logs import Log
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 VERSION = 2
 """Version of the tables. A file of another version is created again."""

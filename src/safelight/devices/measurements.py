@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from safelight.errors import FileError
 from safelight.files.disk import write_whole
 from safelight.files.folder import read_json
+from safelight.logs import Log
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 
 def read(path: Path, key: str) -> Mapping[str, Any]:

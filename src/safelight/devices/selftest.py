@@ -11,15 +11,15 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import structlog
 import torch
 
 from safelight.devices import choice, measurements, sums
 from safelight.devices.base import Device
 from safelight.devices.transfer import Transfers
 from safelight.devices.verification import Verification
+from safelight.logs import Log
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 SIZES = (1, 4097, 1 << 16, (1 << 20) + 64, 1 << 24)
 """Sizes in bytes of the copies that the test makes."""

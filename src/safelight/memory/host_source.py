@@ -7,19 +7,19 @@ import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-import structlog
 import torch
 
 from safelight.devices import sums
 from safelight.devices.transfer import Transfers
 from safelight.errors import TransferError
+from safelight.logs import Log
 from safelight.memory.lease import Lease
 from safelight.memory.plan import Piece
 from safelight.memory.residency import Residency
 from safelight.memory.source import Checksums, Fetch, SegmentBuffer, Unverified
 from safelight.weights.manifest import ComponentManifest
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 
 @dataclass(eq=False)

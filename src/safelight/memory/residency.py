@@ -24,13 +24,13 @@ import threading
 from collections.abc import Callable, Collection, Generator
 from typing import Any
 
-import structlog
 import torch
 
 from safelight.devices import host
 from safelight.devices.base import Device
 from safelight.devices.failures import translate_memory_errors
 from safelight.devices.pool import SlabPool
+from safelight.logs import Log
 from safelight.memory.account import LedgerRecorder
 from safelight.memory.budget import Ledger
 from safelight.memory.lease import ONCE, Lease, PendingRead, ResidentSegment, Use
@@ -41,7 +41,7 @@ from safelight.memory.segment_table import ComponentUsage, SegmentTable
 from safelight.memory.source import Source
 from safelight.weights.manifest import ComponentManifest
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 
 class Residency:

@@ -14,13 +14,14 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self, cast
 
-import structlog
 import torch
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_log = structlog.get_logger(__name__)
+from safelight.logs import Log
+
+_log = Log(__name__)
 
 
 class Scratch:

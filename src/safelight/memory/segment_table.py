@@ -6,15 +6,14 @@ import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-import structlog
-
 from safelight.devices.pool import SlabPool
+from safelight.logs import Log
 from safelight.memory.lease import Lease, PendingRead, ResidentSegment
 from safelight.memory.plan import Piece, Plan, Resident
 from safelight.memory.segments import Segment
 from safelight.memory.source import Checksums, SegmentBuffer
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import structlog
 import torch
 
 from safelight.devices.pool import Slab
 from safelight.devices.transfer import checksum_of, read_all, torch_threads
 from safelight.errors import IntegrityError
+from safelight.logs import Log
 from safelight.memory.plan import Piece
 from safelight.memory.scratch import Scratch
 from safelight.memory.segments import Segment
@@ -26,7 +26,7 @@ from safelight.weights import slab_views
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import OverlaidComponent, Overlay
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 Checksums = Hashable
 """What is known about a segment's checksums, one of three:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from safelight.errors import CorruptFileError, FileError
 from safelight.files.disk import write_whole
 from safelight.files.folder import read_json
+from safelight.logs import Log
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 MARGIN = 1.1
 """A measured need is multiplied by this, because memory may be more fragmented at the next run."""

@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Sequence
 
-import structlog
 import torch
 from torch import nn
 
 from safelight.devices.base import ALIGNMENT
 from safelight.errors import BindingError, ModuleModifiedError
+from safelight.logs import Log
 from safelight.memory.lease import Lease
 from safelight.models.skeleton import Skeleton, SkeletonCache, SkeletonKey
 from safelight.models.streamed import StreamedParameter
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 
 class _Binding:

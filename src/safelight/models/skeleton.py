@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import structlog
 import torch
 from torch import nn
 
@@ -19,10 +18,11 @@ from safelight.boundary import modules
 from safelight.families.family import Config
 from safelight.families.family_model import family_model
 from safelight.families.registry import family
+from safelight.logs import Log
 from safelight.models.absent import AbsentParameter
 from safelight.models.fingerprint import Fingerprint
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 CPU = torch.device("cpu")
 

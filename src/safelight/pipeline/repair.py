@@ -20,11 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import structlog
-
 from safelight.catalog.model import Model
 from safelight.devices import machine, measurements
 from safelight.errors import NotFiniteError, shortened
+from safelight.logs import Log
 from safelight.memory.residency import Residency
 from safelight.pipeline.conditioning import EmbeddingCache
 from safelight.pipeline.resources import Resources
@@ -32,7 +31,7 @@ from safelight.pipeline.stages import clear_frames
 from safelight.request.results import Image, Repair
 from safelight.weights.overlay import digests
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 Suspect = Literal["loading", "state", "attention", "memory"]
 Make = Callable[[Resources], Image]

@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import structlog
 import torch
 from torch import nn
 
@@ -23,6 +22,7 @@ from safelight.devices import machine
 from safelight.devices.failures import translate_memory_errors
 from safelight.errors import IntegrityError, ModuleModifiedError, OutOfMemoryError, shortened
 from safelight.families.family import CONTROLNET
+from safelight.logs import Log
 from safelight.memory.lease import Lease, Use
 from safelight.memory.segments import component_key
 from safelight.memory.working_memory import Workload, measure_peak
@@ -35,7 +35,7 @@ from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import OverlaidComponent
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 Result = TypeVar("Result")
 

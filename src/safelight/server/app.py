@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-import structlog
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
@@ -14,13 +13,14 @@ from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from safelight.assembly.services import Services
+from safelight.logs import Log
 from safelight.server import auth, bridge, problems
 from safelight.server.apis import a1111, added, native, openai
 from safelight.server.metrics import Metrics
 from safelight.server.problems import Problem
 from safelight.version import VERSION
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 DESCRIPTION = """Images from Stable Diffusion checkpoints. The same request gives the same pixels, whichever images came
 before. `/api/v1` is Safelight's own API, `/v1` is OpenAI's, and `/sdapi/v1` is AUTOMATIC1111's."""

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import xxhash
 from blake3 import blake3
 
@@ -21,12 +20,12 @@ CHUNK_BYTES = 8 << 20
 """Bytes per read. It is large enough for BLAKE3 to use two cores."""
 
 _WORDS = {
-    "F16": (np.dtype(np.uint16), 0x7C00),
-    "BF16": (np.dtype(np.uint16), 0x7F80),
-    "F32": (np.dtype(np.uint32), 0x7F800000),
-    "F64": (np.dtype(np.uint64), 0x7FF0000000000000),
+    "F16": ("u2", 0x7C00),
+    "BF16": ("u2", 0x7F80),
+    "F32": ("u4", 0x7F800000),
+    "F64": ("u8", 0x7FF0000000000000),
 }
-"""For each float dtype, the unsigned integer type of the same width and the mask of the exponent bits. If all exponent
+"""For each float dtype, NumPy's unsigned integer of the same width and the mask of the exponent bits. If all exponent
 bits are set, the value is infinity or NaN."""
 
 
@@ -46,9 +45,12 @@ class TensorDigester:
         BLAKE3 hashes the bytes in the module's layout, so a matrix that is stored transposed has the same hash.
         Raises CorruptFileError if the file is too short, or the tensor holds NaN or infinity.
         """
+        # Not above: commands that only list models import this module.
+        import numpy as np
+
         self.blake3.update(f"{location.name}\0{location.dtype}\0{','.join(map(str, location.shape))}\0".encode())
         fast = xxhash.xxh3_128()
-        word, exponent = _WORDS.get(location.dtype, (np.dtype(f"V{ITEM_BYTES[location.dtype]}"), None))
+        word, exponent = _WORDS.get(location.dtype, (f"V{ITEM_BYTES[location.dtype]}", None))
         # A chunk holds whole elements. A transposed matrix is read as one chunk, because it is transposed as a whole.
         chunk = location.nbytes if location.transpose else CHUNK_BYTES
         for at in range(0, location.nbytes, max(chunk, 1)):

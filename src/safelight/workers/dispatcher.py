@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from safelight.errors import QueueFullError, SafelightError, StorageError
+from safelight.logs import Log
 from safelight.queue import order
 from safelight.queue.database import Database, recover
 from safelight.queue.descriptions import tell_job
@@ -24,7 +23,7 @@ from safelight.workers.isolation import IsolatedRunner
 from safelight.workers.job_runner import JobRunner, Outcome, RunningJob
 from safelight.workers.supervisor import Supervisor
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 MAX_UPCOMING_MODELS = 3
 """The most models of upcoming jobs that the dispatcher names to the worker, for its planner."""

@@ -10,9 +10,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import structlog
-
 from safelight.errors import Cancelled, InputError, SafelightError, StorageError, WorkerDiedError
+from safelight.logs import Log
 from safelight.queue.database import Database
 from safelight.queue.descriptions import progress_to_dict, tell_job
 from safelight.queue.events import Event, Events
@@ -26,7 +25,7 @@ from safelight.workers.isolation import IsolatedRunner
 from safelight.workers.messages import Ended, Generate, Made, Progressed
 from safelight.workers.supervisor import Supervisor
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 
 @dataclass(frozen=True, slots=True)

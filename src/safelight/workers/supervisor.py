@@ -20,9 +20,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
-import structlog
 
 from safelight.errors import Cancelled, WorkerDiedError
+from safelight.logs import Log
 from safelight.workers.messages import (
     Cancel,
     Command,
@@ -37,7 +37,7 @@ from safelight.workers.messages import (
     ToWorker,
 )
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 DEATHS = 5
 """Workers that may die in a row before they are ready. Then the supervisor gives up."""

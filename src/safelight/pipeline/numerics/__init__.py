@@ -17,15 +17,15 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
 import torch
 
+from safelight.logs import Log
 from safelight.pipeline.numerics.fp32 import fp32_in_force
 from safelight.pipeline.numerics.modes import no_modes, seeded
 from safelight.pipeline.numerics.setting import NumericSetting
 from safelight.pipeline.numerics.table import flushed_share, numeric_settings
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 _C: Any = torch._C
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
-import structlog
 from fastapi import APIRouter
 
 from safelight.assembly.services import Services
 from safelight.extensions import Extensible, extensions, function
+from safelight.logs import Log
 
-_log = structlog.get_logger(__name__)
+_log = Log(__name__)
 
 GROUP = "safelight.apis"
 APIS: Extensible[Callable[[Services], APIRouter]] = Extensible({}, GROUP, function)
