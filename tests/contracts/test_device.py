@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import safelight
 from safelight.assembly.engine import open_engine
 from safelight.devices import choice, sums
-from safelight.devices.base import ALIGNMENT, Device
+from safelight.devices.base import ALIGNMENT, CountsPeak, Device
 from safelight.devices.pool import SlabPool
 from safelight.memory.lease import Use
 from safelight.memory.segments import split_into_segments
@@ -59,6 +59,18 @@ def test_the_allocator_counts(device: Device) -> None:
         device.release(bases.pop())
     assert device.allocated() == before
     assert device.available() > 0
+
+
+def test_the_peak_is_counted(device: Device) -> None:
+    if not isinstance(device, CountsPeak):
+        pytest.skip("its peak is polled")
+    before = device.reset_peak()
+    base = device.allocate(5_000_000)
+    device.release(base)
+    del base
+    assert 5_000_000 <= device.peak() - before < 5_000_000 + (2 << 20)
+    assert device.peak() - device.reset_peak() >= 5_000_000
+    assert device.peak() == device.reset_peak() == before
 
 
 def test_staging_is_host_memory(device: Device) -> None:

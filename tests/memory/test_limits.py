@@ -12,10 +12,11 @@ import pytest
 from safelight.devices import machine
 from safelight.devices import verification as verification_module
 from safelight.devices.machine import MemoryLimit
+from safelight.devices.simulated import simulated
 from safelight.devices.verification import SAMPLE, Verification
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.limits import BudgetUpdater
-from safelight.memory.working_memory import WorkingMemoryEstimator, Workload, measure_peak
+from safelight.memory.working_memory import WorkingMemoryEstimator, Workload, counted_peak, polled_peak
 
 
 def test_the_budget_shrinks_at_once_and_grows_by_steps() -> None:
@@ -91,7 +92,7 @@ def test_a_damaged_record_is_measured_again(tmp_path: Path, text: str) -> None:
 
 def test_watching_finds_the_peak() -> None:
     used = [10]
-    with measure_peak(lambda: used[0]) as most:
+    with polled_peak(lambda: used[0]) as most:
         used[0] = 70
         time.sleep(0.1)
         used[0] = 20
@@ -101,8 +102,26 @@ def test_watching_finds_the_peak() -> None:
 
 def test_what_a_device_does_not_tell_is_not_measured() -> None:
     """MPS does not say what is allocated: learning 0 would let weights fill the memory that computing needs."""
-    with measure_peak(lambda: None) as most:
+    with polled_peak(lambda: None) as most:
         assert most() is None
+
+
+def test_an_allocator_that_counts_its_peak_is_asked() -> None:
+    """Polling would miss a tensor that lives for less than 4 ms."""
+    with simulated() as device:
+        kept = device.allocate(1 << 20)
+        ledger = Ledger({device.name: 1 << 30})
+        with counted_peak(device, lambda: ledger.changes(device.name)) as most:
+            device.release(device.allocate(1 << 22))
+            assert most() == 1 << 22
+            number = ledger.charge(device.name, 512, "unet", "weights")
+            assert most() is None
+        with counted_peak(device, lambda: ledger.changes(device.name)) as most:
+            ledger.charge(device.name, 512, "unet", "computing", stored=False)
+            assert most() == 0
+            ledger.credit(number)
+            assert most() is None
+        device.release(kept)
 
 
 def test_policies() -> None:

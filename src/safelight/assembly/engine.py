@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +15,7 @@ from safelight.assembly.programs import WORKER
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.model import Model
 from safelight.devices import choice, machine, selftest
-from safelight.devices.base import Device
+from safelight.devices.base import CountsPeak, Device
 from safelight.devices.cpu import CPU
 from safelight.devices.machine import MemoryLimit
 from safelight.devices.transfer import STAGING_BYTES, Transfers
@@ -26,7 +26,7 @@ from safelight.memory.host_source import HostSource
 from safelight.memory.limits import GB, HOST_RESERVE, BudgetUpdater
 from safelight.memory.residency import Residency
 from safelight.memory.source import FileSource
-from safelight.memory.working_memory import WorkingMemoryEstimator
+from safelight.memory.working_memory import MeasurePeak, WorkingMemoryEstimator, counted_peak, polled_peak
 from safelight.models.attention import Kernels
 from safelight.models.skeleton import SkeletonCache
 from safelight.pipeline.conditioning import MAX_CACHE_BYTES, EmbeddingCache
@@ -56,7 +56,7 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
         residency=memory.tiers[-1],
         skeletons=SkeletonCache(),
         working_memory_estimator=WorkingMemoryEstimator(settings.root / "working_memory.json"),
-        used_working_bytes=_working_bytes_reader(memory.ledger, device),
+        measure_peak=_peak_measure(memory.ledger, device),
         run_settings=decide("auto", None),
         verification=memory.verification,
         inputs=Inputs(settings.root),
@@ -213,3 +213,10 @@ def _working_bytes_reader(ledger: Ledger, device: Device) -> Callable[[], int | 
         return None if allocated is None else max(0, allocated - ledger.stored(device.name))
 
     return own if device.has_own_memory else host
+
+
+def _peak_measure(ledger: Ledger, device: Device) -> MeasurePeak:
+    """Return a function that measures the working memory of a stage on ``device``."""
+    if isinstance(device, CountsPeak):
+        return partial(counted_peak, device, partial(ledger.changes, device.name))
+    return partial(polled_peak, _working_bytes_reader(ledger, device))

@@ -7,7 +7,7 @@ purpose. One contract suite (``tests/contracts``) runs over all kinds that the m
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -136,4 +136,20 @@ class Device(Protocol):
 
     def staging(self, nbytes: int) -> torch.Tensor:
         """Allocate host memory from which pushes are fastest (page-locked on CUDA): uint8, (nbytes,), aligned."""
+        ...
+
+
+@runtime_checkable
+class CountsPeak(Protocol):
+    """What a :class:`Device` may also have: its allocator counts the highest number of bytes in use.
+
+    The working memory of devices without it is measured by polling :meth:`Device.allocated`.
+    """
+
+    def reset_peak(self) -> int:
+        """Start to count, and return the bytes that are in use now."""
+        ...
+
+    def peak(self) -> int:
+        """Return the highest number of bytes in use since :meth:`reset_peak`."""
         ...

@@ -78,6 +78,16 @@ class CUDA:
         # What was requested, and not `memory_allocated`, which counts whole blocks.
         return int(torch.cuda.memory_stats(self._device).get("requested_bytes.all.current", 0))
 
+    def reset_peak(self) -> int:
+        # The allocator counts at each request, in the order of the program, so no short-lived tensor is missed. Whole
+        # blocks are counted, because that is what computing needs. The count is the process's own: a program that
+        # reads it must do so before it uses Safelight.
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return torch.cuda.memory_allocated(self._device)
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device)
+
     def available(self) -> int:
         free, total = torch.cuda.mem_get_info(self._device)
         counts = torch.cuda.memory_stats(self._device)

@@ -282,7 +282,7 @@ class Simulated:
         self.staging_buffer_bytes = staging_buffer_bytes
         self.faults = faults or Faults()
         self.asynchronous = True
-        self._allocated = 0
+        self._allocated = self._peak = 0
         self._chance = random.Random(seed)
         self._lock = threading.RLock()
         self._link_free = 0.0
@@ -307,6 +307,7 @@ class Simulated:
                 hint = f"The simulated device has {self.nbytes} bytes."
                 raise OutOfMemoryError("An allocation", nbytes, self.nbytes - self._allocated, hint)
             self._allocated += self.rounded(nbytes)
+            self._peak = max(self._peak, self._allocated)
         inner = host.allocate(nbytes)
         inner.fill_(POISON)
         return OnDevice(inner)
@@ -327,6 +328,14 @@ class Simulated:
 
     def allocated(self) -> int | None:
         return self._allocated
+
+    def reset_peak(self) -> int:
+        with self._lock:
+            self._peak = self._allocated
+            return self._allocated
+
+    def peak(self) -> int:
+        return self._peak
 
     def available(self) -> int:
         return max(0, self.nbytes - self._allocated)

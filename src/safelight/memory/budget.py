@@ -48,6 +48,7 @@ class Ledger:
         self._budgets = dict(budgets)
         self._entries: dict[int, Entry] = {}
         self._peaks = dict.fromkeys(self._budgets, 0)
+        self._changes = dict.fromkeys(self._budgets, 0)
         self._next = 0
         self._lock = threading.RLock()
 
@@ -80,6 +81,11 @@ class Ledger:
         """The highest number of bytes ever stored in ``place``."""
         return self._peaks[place]
 
+    def changes(self, place: str) -> int:
+        """How often storages were created or freed in ``place``. While it stays the same, so do the stored bytes."""
+        with self._lock:
+            return self._changes[place]
+
     def charge(
         self, place: str, nbytes: int, owner: str, reason: str, stored: bool = True, already_used: bool = False
     ) -> int:
@@ -95,6 +101,7 @@ class Ledger:
             self._next += 1
             self._entries[self._next] = Entry(place, nbytes, owner, reason, stored)
             self._peaks[place] = max(self._peaks[place], self.stored(place))
+            self._changes[place] += stored
             return self._next
 
     def rename(self, number: int, owner: str, reason: str) -> None:
@@ -105,7 +112,8 @@ class Ledger:
     def credit(self, number: int) -> None:
         """Remove an entry: its storage was freed, or its promise ended. Call it once for each entry."""
         with self._lock:
-            del self._entries[number]
+            entry = self._entries.pop(number)
+            self._changes[entry.place] += entry.stored
 
     def entries(self) -> tuple[Entry, ...]:
         with self._lock:

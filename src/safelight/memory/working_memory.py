@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safelight.errors import CorruptFileError, FileError
 from safelight.files.disk import write_whole
@@ -114,12 +114,36 @@ def _read_records(path: Path) -> dict[str, dict[int, int]]:
         return {}
 
 
-@contextmanager
-def measure_peak(used: Callable[[], int | None]) -> Generator[Callable[[], int | None]]:
-    """Poll ``used`` within the context.
+ReadPeak = Callable[[], int | None]
+"""Returns the most bytes that computing used since the measuring began; None if that is unknown."""
 
-    Yields a function that returns the highest increase since then, in bytes; None if ``used`` returned None.
+MeasurePeak = Callable[[], AbstractContextManager[ReadPeak]]
+"""Measures the working memory within a context."""
+
+
+class _CountsPeak(Protocol):
+    """See :class:`safelight.devices.base.CountsPeak`. That module imports torch, so this one does not import it."""
+
+    def reset_peak(self) -> int: ...
+
+    def peak(self) -> int: ...
+
+
+@contextmanager
+def counted_peak(counter: _CountsPeak, changes: Callable[[], int]) -> Generator[ReadPeak]:
+    """Measure by the allocator's own count of the peak.
+
+    ``changes``: counts how often weights were allocated or freed. If they were, the peak does not say how much of it
+    was working memory, so it is unknown.
     """
+    before = changes()
+    start = counter.reset_peak()
+    yield lambda: max(0, counter.peak() - start) if changes() == before else None
+
+
+@contextmanager
+def polled_peak(used: Callable[[], int | None]) -> Generator[ReadPeak]:
+    """Measure by polling ``used``, the bytes in use now. The peak is unknown if ``used`` returns None."""
     start = used()
     if start is None:
         yield lambda: None

@@ -13,7 +13,7 @@ from safelight.devices.base import Device
 from safelight.devices.verification import Verification
 from safelight.families.family import Family
 from safelight.memory.residency import Residency
-from safelight.memory.working_memory import WorkingMemoryEstimator
+from safelight.memory.working_memory import MeasurePeak, WorkingMemoryEstimator
 from safelight.models.skeleton import SkeletonCache
 from safelight.pipeline.checks.appearance import AppearanceCheck
 from safelight.pipeline.conditioning import EmbeddingCache
@@ -28,8 +28,7 @@ class Resources:
     """The resources of one engine.
 
     ``working_memory_estimator``: estimates the working memory of each stage.
-    ``used_working_bytes``: returns the bytes that computing uses now beside the weights, for measuring; None if the
-    device does not say.
+    ``measure_peak``: measures the working memory that a stage uses.
     ``run_settings``: the run settings.
     ``verification``: decides after which uses resident weights are verified.
     ``inputs``: the input images.
@@ -45,7 +44,7 @@ class Resources:
     residency: Residency
     skeletons: SkeletonCache
     working_memory_estimator: WorkingMemoryEstimator
-    used_working_bytes: Callable[[], int | None]
+    measure_peak: MeasurePeak
     run_settings: RunSettings
     verification: Verification
     inputs: Inputs

@@ -25,7 +25,7 @@ from safelight.families.family import CONTROLNET
 from safelight.logs import Log
 from safelight.memory.lease import Lease, Use
 from safelight.memory.segments import component_key
-from safelight.memory.working_memory import Workload, measure_peak
+from safelight.memory.working_memory import Workload
 from safelight.models.bind import bind
 from safelight.models.skeleton import SkeletonKey
 from safelight.pipeline.resources import Resources, dtype_of
@@ -171,7 +171,7 @@ class Stages:
                     key = skeleton_key(self.model, lease.component, lease.dtype, resources, task.seamless)
                     modules.append(binding.enter_context(bind(resources.skeletons, key, lease)))
                 self.clock.spent["switch"] += time.perf_counter() - start
-                with measure_peak(resources.used_working_bytes) as peak, self._record_shortage(workload):
+                with resources.measure_peak() as peak, self._record_shortage(workload):
                     result = compute(modules, leases)
                     used = peak()
                 modules.clear()
