@@ -218,10 +218,14 @@ class TransferError(SafelightError):
 
 
 class DeviceLostError(SafelightError):
-    """A device is gone (unplugged, reset, or its driver crashed), with everything in its memory."""
+    """A device is gone (unplugged, reset, or its driver crashed), with everything in its memory.
 
-    def __init__(self, device: str) -> None:
-        super().__init__(f"the device {device} is gone; restart Safelight, or use --device cpu")
+    ``why``: what the driver says, "" if it says nothing.
+    """
+
+    def __init__(self, device: str, why: str = "") -> None:
+        reason = f" ({why})" if why else ""
+        super().__init__(f"the device {device} is gone{reason}; restart Safelight, or use --device cpu")
         self.device = device
 
 

@@ -11,6 +11,7 @@ from safelight.devices import machine
 from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
 from safelight.devices.cuda import CUDA
+from safelight.devices.failures import is_lost
 from safelight.devices.mps import MPS
 from safelight.errors import SettingError
 from safelight.extensions import Extensible, extensions, function
@@ -123,7 +124,8 @@ def slowness_warning(dtype: str, device_name: str) -> str:
 def computes_correctly(name: str, device: torch.device) -> bool:
     """Whether a matrix product in this dtype equals the float64 result up to rounding.
 
-    Raises torch.OutOfMemoryError: a device without free memory says nothing about the dtype.
+    Raises torch.OutOfMemoryError or torch.AcceleratorError if the device has no free memory or is lost. Then the result
+    says nothing about the dtype.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[name]
     generator = torch.Generator().manual_seed(0)
@@ -133,6 +135,8 @@ def computes_correctly(name: str, device: torch.device) -> bool:
         got = (a.to(device) @ b.to(device)).cpu().double()
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_lost(error):
+            raise
         return False
     return bool((got - exact).abs().max() < 64 * torch.finfo(dtype).eps * exact.abs().max())

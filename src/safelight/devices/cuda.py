@@ -11,7 +11,7 @@ import os
 import torch
 
 from safelight.devices.base import READ_AHEAD, Fence
-from safelight.devices.failures import translate_memory_errors
+from safelight.devices.failures import translate_torch_errors
 
 STAGE_BYTES = 32 << 20
 """Bytes of each of two page-locked buffers: enough for full bus speed, small enough for every machine."""
@@ -55,7 +55,7 @@ class CUDA:
         return self._device
 
     def allocate(self, nbytes: int) -> torch.Tensor:
-        with translate_memory_errors("Allocating a model's weights", nbytes):
+        with translate_torch_errors("Allocating a model's weights", nbytes):
             return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
     def release(self, base: torch.Tensor) -> None:
@@ -115,6 +115,6 @@ class CUDA:
         return _Event(torch.cuda.current_stream(self._device))
 
     def staging(self, nbytes: int) -> torch.Tensor:
-        with translate_memory_errors("Allocating page-locked memory for copies", nbytes):
+        with translate_torch_errors("Allocating page-locked memory for copies", nbytes):
             # The device is named, because a host program may have another default.
             return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)

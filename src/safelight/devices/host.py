@@ -12,7 +12,7 @@ import os
 import torch
 
 from safelight.devices.base import aligned
-from safelight.devices.failures import translate_memory_errors
+from safelight.devices.failures import translate_torch_errors
 
 
 def allocate(nbytes: int) -> torch.Tensor:
@@ -20,7 +20,7 @@ def allocate(nbytes: int) -> torch.Tensor:
 
     It requests huge pages, which torch does not: with them, filling new memory is several times as fast.
     """
-    with translate_memory_errors("Allocating a model's weights", aligned(nbytes)):
+    with translate_torch_errors("Allocating a model's weights", aligned(nbytes)):
         pages = mmap.mmap(-1, max(aligned(nbytes), mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= 4 << 20:
             pages.madvise(mmap.MADV_HUGEPAGE)

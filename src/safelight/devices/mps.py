@@ -14,7 +14,7 @@ import torch
 
 from safelight.devices import host, machine
 from safelight.devices.base import ALIGNMENT, PASSED, Fence
-from safelight.devices.failures import translate_memory_errors
+from safelight.devices.failures import translate_torch_errors
 
 PIECE = 1 << 30
 """Bytes of each piece of a copy. Copies of 4 GiB and more were corrupted (row COPY 08); pieces are far smaller."""
@@ -47,7 +47,7 @@ class MPS:
         return torch.device("mps")
 
     def allocate(self, nbytes: int) -> torch.Tensor:
-        with translate_memory_errors("Allocating a model's weights", nbytes):
+        with translate_torch_errors("Allocating a model's weights", nbytes):
             return torch.empty(nbytes, dtype=torch.uint8, device="mps")
 
     def release(self, base: torch.Tensor) -> None:

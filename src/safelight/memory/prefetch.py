@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from safelight.devices.failures import translate_memory_errors
+from safelight.devices.failures import translate_torch_errors
 from safelight.memory.lease import ONCE, Lease
 from safelight.memory.residency import Residency
 from safelight.memory.segments import Segment
@@ -23,7 +23,7 @@ def prefetch_component(residency: Residency, component: ComponentManifest, dtype
     while True:
         with (
             residency.source.open(component, dtype, background=True) as lease.fetch,
-            translate_memory_errors(f"Loading the {component.role}"),
+            translate_torch_errors(f"Loading the {component.role}"),
         ):
             if not _begin(residency, lease):
                 break

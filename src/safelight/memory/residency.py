@@ -28,7 +28,7 @@ import torch
 
 from safelight.devices import host
 from safelight.devices.base import Device
-from safelight.devices.failures import translate_memory_errors
+from safelight.devices.failures import translate_torch_errors
 from safelight.devices.pool import SlabPool
 from safelight.logs import Log
 from safelight.memory.account import LedgerRecorder
@@ -126,7 +126,7 @@ class Residency:
             if background:
                 with self.lock:
                     self.table.prefetches[lease] = threading.Event()
-            with translate_memory_errors(f"Loading the {component.role}"):
+            with translate_torch_errors(f"Loading the {component.role}"):
                 self._carry_out(lease, lambda: self.planner.plan_new(lease))
             yield lease
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from safelight.devices.base import PASSED, Fence
-from safelight.devices.failures import translate_memory_errors
+from safelight.devices.failures import translate_torch_errors
 from safelight.devices.pool import Slab, SlabPool
 from safelight.memory.segments import Segment
 from safelight.memory.source import Fetch, SegmentBuffer
@@ -189,7 +189,7 @@ class Ring:
         return slot
 
     def _take_slab(self) -> Slab:
-        with translate_memory_errors(f"Streaming the {self._owner}", self._size):
+        with translate_torch_errors(f"Streaming the {self._owner}", self._size):
             slab = self._pool.take(self._size, self._owner, "ring slot")
         if not self._pool.device.has_own_memory:
             # The system allocates memory when it is first written. If that happened while a stage runs, the measured

@@ -22,6 +22,7 @@ from safelight.boundary import kernels
 from safelight.boundary.kernels import KERNELS
 from safelight.devices import choice, measurements
 from safelight.devices.base import Device
+from safelight.devices.failures import is_lost
 from safelight.errors import SettingError
 
 
@@ -198,6 +199,9 @@ def _problem(
         # It says nothing about the kernel, and the result is stored.
         raise
     except (RuntimeError, ValueError, TypeError, NotImplementedError, ImportError) as error:
+        if is_lost(error):
+            # Every later kernel would fail too, and the results are stored.
+            raise
         return str(error)
     error = float((got - exact).abs().max())
     # A NaN fails this comparison.

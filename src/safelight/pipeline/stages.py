@@ -19,7 +19,7 @@ from torch import nn
 
 from safelight.catalog.model import Model
 from safelight.devices import machine
-from safelight.devices.failures import translate_memory_errors
+from safelight.devices.failures import translate_torch_errors
 from safelight.errors import IntegrityError, ModuleModifiedError, OutOfMemoryError, shortened
 from safelight.families.family import CONTROLNET
 from safelight.logs import Log
@@ -125,7 +125,7 @@ class Stages:
         role = components[0][0].role
         for attempt in range(ATTEMPTS):
             try:
-                with self.clock.stage(task.name), translate_memory_errors(f"{self.model.name}'s {role}"):
+                with self.clock.stage(task.name), translate_torch_errors(f"{self.model.name}'s {role}"):
                     return self._once(task, run_settings, components, compute)
             except OutOfMemoryError as error:
                 if error.final or attempt == ATTEMPTS - 1:
@@ -206,7 +206,7 @@ class Stages:
     @contextlib.contextmanager
     def _record_shortage(self, workload: Workload) -> Generator[None]:
         try:
-            with translate_memory_errors(f"Computing an image by {self.model.name}"):
+            with translate_torch_errors(f"Computing an image by {self.model.name}"):
                 yield
         except OutOfMemoryError as error:
             # ``needed`` is set if allocating a slab failed, and 0 if an operation ran out of memory.
