@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import safelight
 from safelight.assembly.engine import open_engine
 from safelight.devices import choice, sums
-from safelight.devices.base import ALIGNMENT, CountsPeak, Device
+from safelight.devices.base import ALIGNMENT, CountsPeak, Device, free_cache
 from safelight.devices.pool import SlabPool
 from safelight.memory.lease import Use
 from safelight.memory.segments import split_into_segments
@@ -71,6 +71,20 @@ def test_the_peak_is_counted(device: Device) -> None:
     assert 5_000_000 <= device.peak() - before < 5_000_000 + (2 << 20)
     assert device.peak() - device.reset_peak() >= 5_000_000
     assert device.peak() == device.reset_peak() == before
+
+
+def test_freeing_the_cache_keeps_what_is_in_use(device: Device) -> None:
+    source, back = pattern(3 << 20), torch.zeros(3 << 20, dtype=torch.uint8)
+    kept, freed = device.allocate(3 << 20), device.allocate(5 << 20)
+    device.push(source, kept).wait()
+    device.release(freed)
+    del freed
+    allocated = device.allocated()
+    free_cache(device)
+    assert device.allocated() == allocated
+    device.pull(kept, back).wait()
+    assert torch.equal(back, source)
+    device.release(kept)
 
 
 def test_staging_is_host_memory(device: Device) -> None:

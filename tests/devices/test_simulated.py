@@ -192,6 +192,16 @@ def test_memory_03_a_generation_goes_on_when_an_allocation_fails(on_simulated, t
         assert next(there.generate(small(tiny, precision="fp32"))).pixels_sha256 == right
 
 
+def test_unloading_returns_the_memory_to_other_programs(on_simulated, tiny: Path) -> None:
+    device, there = on_simulated()
+    model = there.library.add(tiny / "a.safetensors", "a")
+    for digest in (model.digest, None):
+        next(there.generate(small(tiny)))
+        assert device.allocated()
+        there.loaded.unload(digest)
+        assert device.allocated() == device.cached_bytes == 0
+
+
 def test_a_device_that_disappears_is_said_and_the_process_lives(on_simulated, tiny: Path) -> None:
     device, there = on_simulated()
     right = next(there.generate(small(tiny))).pixels_sha256

@@ -153,3 +153,21 @@ class CountsPeak(Protocol):
     def peak(self) -> int:
         """Return the highest number of bytes in use since :meth:`reset_peak`."""
         ...
+
+
+@runtime_checkable
+class CachesMemory(Protocol):
+    """What a :class:`Device` may also have: its allocator keeps freed memory, which other programs then cannot use."""
+
+    def free_cache(self) -> None:
+        """Return the memory that is kept but not in use to the system, on the device and for copies.
+
+        It waits for the device, and the next allocations are slow, so only call it to give memory back.
+        """
+        ...
+
+
+def free_cache(device: Device) -> None:
+    """Return the device's unused memory to the system, if its allocator keeps any."""
+    if isinstance(device, CachesMemory):
+        device.free_cache()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -96,6 +97,13 @@ class CUDA:
         unused = reserved - active - counts.get("inactive_split_bytes.all.current", 0)
         allowed = torch.cuda.get_per_process_memory_fraction(self._device) * total - active
         return max(0, int(min(free + unused, allowed)) - WORKSPACE_BYTES)
+
+    def free_cache(self) -> None:
+        torch.cuda.empty_cache()
+        # Page-locked memory has a cache of its own. `torch.accelerator.empty_host_cache` would do the same, but for
+        # torch's one current accelerator, which is another one if a further backend is registered.
+        empty_host_cache: Callable[[], None] = torch._C._host_emptyCache  # pyright: ignore[reportAttributeAccessIssue]
+        empty_host_cache()
 
     def push(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
         return self._copy(source, target)

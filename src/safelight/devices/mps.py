@@ -51,8 +51,11 @@ class MPS:
             return torch.empty(nbytes, dtype=torch.uint8, device="mps")
 
     def release(self, base: torch.Tensor) -> None:
-        torch.mps.synchronize()
+        # The caller still holds the tensor, so the allocator's cache cannot be emptied here.
         del base
+        torch.mps.synchronize()
+
+    def free_cache(self) -> None:
         torch.mps.empty_cache()
 
     def storage(self, base: torch.Tensor) -> torch.UntypedStorage:

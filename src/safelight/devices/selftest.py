@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from safelight.devices import choice, measurements, sums
-from safelight.devices.base import Device
+from safelight.devices.base import Device, free_cache
 from safelight.devices.transfer import Transfers
 from safelight.devices.verification import Verification
 from safelight.logs import Log
@@ -70,12 +70,15 @@ def copy_test_result(device: Device, folder: Path) -> CopyTestResult:
 
 
 def run_test(device: Device) -> CopyTestResult:
-    """Run the test. It takes less than a second. Sets ``device.asynchronous``."""
+    """Run the test. It takes less than a second. Sets ``device.asynchronous``. Its memory is returned to the system."""
     device.asynchronous = True
     wrong = _first_wrong(device)
     device.asynchronous = wrong is None
     why = "copies of all sizes arrived unchanged" if wrong is None else wrong
-    return CopyTestResult(device.asynchronous, why, _best_buffer_size(device) if device.staging_buffer_bytes else 0)
+    stage_bytes = _best_buffer_size(device) if device.staging_buffer_bytes else 0
+    # torch's cache of page-locked memory would keep all tested buffers.
+    free_cache(device)
+    return CopyTestResult(device.asynchronous, why, stage_bytes)
 
 
 def _first_wrong(device: Device) -> str | None:

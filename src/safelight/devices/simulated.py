@@ -261,6 +261,8 @@ class Simulated:
     ``bandwidth``: bytes per second of copies, None for the CPU's own speed.
     ``latency``: seconds before each copy.
     ``seed``: seed of the order in which copies arrive.
+
+    ``cached_bytes``: freed bytes that are not yet returned to the system, as by CUDA's caching allocator.
     """
 
     name = "simulated"
@@ -283,6 +285,7 @@ class Simulated:
         self.faults = faults or Faults()
         self.asynchronous = True
         self._allocated = self._peak = 0
+        self.cached_bytes = 0
         self._chance = random.Random(seed)
         self._lock = threading.RLock()
         self._link_free = 0.0
@@ -307,6 +310,7 @@ class Simulated:
                 hint = f"The simulated device has {self.nbytes} bytes."
                 raise OutOfMemoryError("An allocation", nbytes, self.nbytes - self._allocated, hint)
             self._allocated += self.rounded(nbytes)
+            self.cached_bytes = max(0, self.cached_bytes - self.rounded(nbytes))
             self._peak = max(self._peak, self._allocated)
         inner = host.allocate(nbytes)
         inner.fill_(POISON)
@@ -316,6 +320,7 @@ class Simulated:
         _unwrap(base).fill_(POISON)
         with self._lock:
             self._allocated -= self.rounded(base.numel())
+            self.cached_bytes += self.rounded(base.numel())
 
     def storage(self, base: torch.Tensor) -> torch.UntypedStorage:
         return _unwrap(base).untyped_storage()
@@ -336,6 +341,9 @@ class Simulated:
 
     def peak(self) -> int:
         return self._peak
+
+    def free_cache(self) -> None:
+        self.cached_bytes = 0
 
     def available(self) -> int:
         return max(0, self.nbytes - self._allocated)
@@ -368,29 +376,31 @@ class Simulated:
             # Simulates a program that reuses the source memory before the driver has copied it.
             source = torch.full_like(source, POISON)
         if not self.asynchronous:
-            self._copy(source, target, corrupt)
+            _transmit(self, source, target, corrupt)
             return PASSED
         # The stream's thread releases its arguments only after its future is done. Popping them releases them before.
         held = [(source, target)]
-        return _Copy(self.faults, stream.submit(lambda: self._copy(*held.pop(), corrupt)))
-
-    def _copy(self, source: torch.Tensor, target: torch.Tensor, corrupt: bool) -> None:
-        time.sleep(self.latency)
-        if self.bandwidth is not None:
-            with self._lock:
-                begin = max(time.perf_counter(), self._link_free)
-                self._link_free = begin + source.numel() / self.bandwidth
-                until = self._link_free
-            time.sleep(max(0.0, until - time.perf_counter()))
-        self.check()
-        target.copy_(source)
-        if corrupt:
-            target[target.numel() // 2 :].fill_(POISON)
+        return _Copy(self.faults, stream.submit(lambda: _transmit(self, *held.pop(), corrupt)))
 
     def close(self) -> None:
         """Wait for the streams to finish."""
         for stream in self._streams:
             stream.shutdown(wait=True)
+
+
+def _transmit(device: Simulated, source: torch.Tensor, target: torch.Tensor, corrupt: bool) -> None:
+    """Copy at the device's speed."""
+    time.sleep(device.latency)
+    if device.bandwidth is not None:
+        with device._lock:
+            begin = max(time.perf_counter(), device._link_free)
+            device._link_free = begin + source.numel() / device.bandwidth
+            until = device._link_free
+        time.sleep(max(0.0, until - time.perf_counter()))
+    device.check()
+    target.copy_(source)
+    if corrupt:
+        target[target.numel() // 2 :].fill_(POISON)
 
 
 @contextlib.contextmanager

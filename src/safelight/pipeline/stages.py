@@ -19,6 +19,7 @@ from torch import nn
 
 from safelight.catalog.model import Model
 from safelight.devices import machine
+from safelight.devices.base import free_cache
 from safelight.devices.failures import translate_torch_errors
 from safelight.errors import IntegrityError, ModuleModifiedError, OutOfMemoryError, shortened
 from safelight.families.family import CONTROLNET
@@ -146,6 +147,7 @@ class Stages:
                 self.resources.embedding_cache.clear()
             _log.warning("repeating a stage", stage=task.name, role=role, why=why)
             self.resources.residency.drop()
+            free_cache(self.resources.device)
             machine.trim_allocator()
         raise AssertionError
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from safelight.catalog.library import Library
 from safelight.catalog.model import Model
+from safelight.devices.base import free_cache
 from safelight.memory.residency import Residency
 from safelight.pipeline import components
 from safelight.pipeline.resources import Resources
@@ -57,7 +58,10 @@ class LoadedModels:
         components.preload(self._library.ensure_unchanged(model), self._resources_for(model))
 
     def unload(self, digest: str | None) -> None:
-        """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache."""
+        """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache.
+
+        The freed memory is returned to the system, for other programs.
+        """
         self._resources.embedding_cache.clear()
         name = next((card.name for card in self._library.cards() if card.digest == digest), None)
         model = None if name is None else self._library.find_by_name(name)
@@ -67,6 +71,8 @@ class LoadedModels:
             elif model is not None:
                 for component in model.manifest.components:
                     tier.drop(component.digest)
+                tier.pool.trim()
+        free_cache(self._resources.device)
 
     def pin(self, name: str) -> None:
         """Load a model and keep it in memory until :meth:`unpin`.
@@ -89,3 +95,4 @@ class LoadedModels:
             self.unpin(name)
         for tier in self._tiers:
             tier.drop()
+        free_cache(self._resources.device)
