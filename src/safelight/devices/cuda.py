@@ -18,9 +18,10 @@ STAGE_BYTES = 32 << 20
 """Bytes of each of two page-locked buffers: enough for full bus speed, small enough for every machine."""
 
 WORKSPACE = ":4096:8"
-"""cuBLAS results are bit-identical from call to call only with a workspace of fixed size (here 32 MB)."""
+"""cuBLAS results are bit-identical from call to call only with a workspace of fixed size (here 32 MiB).
 
-WORKSPACE_BYTES = 8 * 4096 * 1024
+torch's deterministic mode looks for it in the environment, so the setter of ``torch.backends.cuda`` is not enough.
+"""
 
 
 class _Event:
@@ -93,10 +94,14 @@ class CUDA:
         free, total = torch.cuda.mem_get_info(self._device)
         counts = torch.cuda.memory_stats(self._device)
         reserved, active = counts.get("reserved_bytes.all.current", 0), counts.get("active_bytes.all.current", 0)
-        # Free parts of blocks that are partly in use cannot serve a large allocation.
+        # Free parts of blocks that are partly in use cannot serve a large allocation. Expandable segments
+        # (PYTORCH_ALLOC_CONF) are not counted as split, because their free pages can be unmapped. So with them `unused`
+        # contains the free parts of their pages (2 and 20 MiB), which is more than can be allocated by that much.
         unused = reserved - active - counts.get("inactive_split_bytes.all.current", 0)
         allowed = torch.cuda.get_per_process_memory_fraction(self._device) * total - active
-        return max(0, int(min(free + unused, allowed)) - WORKSPACE_BYTES)
+        # A thread's first matrix product allocates it. A host program may have set another size.
+        workspace = torch.backends.cuda.cublas_workspace_size()
+        return max(0, int(min(free + unused, allowed)) - workspace)
 
     def free_cache(self) -> None:
         torch.cuda.empty_cache()
