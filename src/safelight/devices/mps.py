@@ -9,6 +9,7 @@ This code needs an Apple GPU. The contract suite runs it on machines with one (`
 from __future__ import annotations
 
 import contextlib
+import os
 
 import torch
 
@@ -18,6 +19,15 @@ from safelight.devices.failures import translate_torch_errors
 
 PIECE = 1 << 30
 """Bytes of each piece of a copy. Copies of 4 GiB and more were corrupted (row COPY 08); pieces are far smaller."""
+
+
+def _allowed_share() -> float:
+    """Return the share of the memory which the driver recommends that torch's allocator may use, at most 1.
+
+    torch allows 1.7 by default, and 0 is no limit. Memory beyond what the driver recommends is slow, as it is swapped.
+    """
+    share = float(os.environ.get("PYTORCH_MPS_HIGH_WATERMARK_RATIO") or 1.0)
+    return min(share, 1.0) or 1.0
 
 
 class _Synchronize:
@@ -73,9 +83,11 @@ class MPS:
         return None
 
     def available(self) -> int:
-        # Unified memory is one budget and is counted once. The driver recommends how much of it a process should use.
-        recommended = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-        return max(0, min(recommended, machine.tightest_limit().available))
+        # Tensors count, and not all that the driver has allocated: torch empties its cache before it raises.
+        tensors = torch.mps.current_allocated_memory()
+        cached = max(0, torch.mps.driver_allocated_memory() - tensors)
+        allowed = int(torch.mps.recommended_max_memory() * _allowed_share()) - tensors
+        return max(0, min(allowed, machine.tightest_limit().available + cached))
 
     def push(self, source: torch.Tensor, target: torch.Tensor) -> Fence:
         return self._copy(source, target)
