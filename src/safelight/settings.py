@@ -230,7 +230,8 @@ class Settings(BaseSettings):
         default=True,
     )
     keep_ram_copy_of_weights: bool = _declare(
-        "Safelight keeps a copy in host memory of weights on the device, so that it loads them faster again.",
+        "Safelight keeps a copy in host memory of weights on the device, so that it loads them faster again. Not where "
+        "device and host share one memory, as on a Mac.",
         SettingDetails(group="Memory", in_invokeai=True),
         default=True,
     )

@@ -16,10 +16,11 @@ from support import memory
 
 import safelight
 from safelight.assembly.engine import open_engine
-from safelight.devices import choice, transfer
+from safelight.devices import choice, machine, transfer
 from safelight.devices.simulated import Faults, Simulated, simulated
 from safelight.devices.verification import Verification
 from safelight.errors import DeviceLostError, TransferError
+from safelight.memory.budget import HOST
 from safelight.memory.lease import Use
 from safelight.memory.residency import Residency
 from safelight.memory.segments import split_into_segments
@@ -200,6 +201,22 @@ def test_unloading_returns_the_memory_to_other_programs(on_simulated, tiny: Path
         assert device.allocated()
         there.loaded.unload(digest)
         assert device.allocated() == device.cached_bytes == 0
+
+
+def test_shared_memory_is_counted_once(on_simulated, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a Mac: what is promised to the GPU is not available to the host, and the host keeps no second copy."""
+    monkeypatch.setattr(Simulated, "shares_host_memory", True, raising=False)
+    monkeypatch.setattr(machine, "tightest_limit", lambda: machine.MemoryLimit(1 << 33, "a test"))
+    device, there = on_simulated()
+    next(there.generate(small(tiny)))
+    host, own = there.tiers
+    assert device.allocated()
+    assert host.resident_bytes == host.pool.cached_bytes == 0
+    host.planner.before_planning()
+    before = host.ledger.budget(HOST)
+    host.ledger.charge(own.place, 1 << 28, "unet", "computing", stored=False)
+    host.planner.before_planning()
+    assert before - host.ledger.budget(HOST) == pytest.approx(0.95 * (1 << 28), rel=0.2)
 
 
 def test_a_device_that_disappears_is_said_and_the_process_lives(on_simulated, tiny: Path) -> None:

@@ -15,7 +15,7 @@ from safelight.devices.machine import MemoryLimit
 from safelight.devices.simulated import simulated
 from safelight.devices.verification import SAMPLE, Verification
 from safelight.memory.budget import HOST, Ledger
-from safelight.memory.limits import BudgetUpdater
+from safelight.memory.limits import BudgetUpdater, count_once
 from safelight.memory.working_memory import WorkingMemoryEstimator, Workload, counted_peak, polled_peak
 
 
@@ -104,6 +104,22 @@ def test_what_a_device_does_not_tell_is_not_measured() -> None:
     """MPS does not say what is allocated: learning 0 would let weights fill the memory that computing needs."""
     with polled_peak(lambda: None) as most:
         assert most() is None
+
+
+def test_two_places_of_one_memory_share_what_is_promised() -> None:
+    """A computation on one side was promised 600 bytes and uses 200: 400 look available, but not to the other side."""
+    ledger, used = Ledger({HOST: 0, "mps": 0}), {HOST: 0, "mps": 0}
+    here, there = (
+        BudgetUpdater(ledger, place, lambda: MemoryLimit(1000, "a test"), lambda place=place: used[place])
+        for place in (HOST, "mps")
+    )
+    count_once(here, there)
+    ledger.charge("mps", 600, "unet", "computing", stored=False, already_used=True)
+    used["mps"] = 200
+    here.update_budget()
+    assert ledger.budget(HOST) == int(0.95 * 600)
+    there.update_budget()
+    assert ledger.budget("mps") == int(0.95 * 1200)
 
 
 def test_an_allocator_that_counts_its_peak_is_asked() -> None:

@@ -15,7 +15,7 @@ from safelight.assembly.programs import WORKER
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.model import Model
 from safelight.devices import choice, machine, selftest
-from safelight.devices.base import CountsPeak, Device
+from safelight.devices.base import CountsPeak, Device, shares_host_memory
 from safelight.devices.cpu import CPU
 from safelight.devices.machine import MemoryLimit
 from safelight.devices.transfer import STAGING_BYTES, Transfers
@@ -23,7 +23,7 @@ from safelight.devices.verification import Verification
 from safelight.diagnostics.canary import Canaries, after_switch
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.host_source import HostSource
-from safelight.memory.limits import GB, HOST_RESERVE, BudgetUpdater
+from safelight.memory.limits import GB, HOST_RESERVE, BudgetUpdater, count_once
 from safelight.memory.residency import Residency
 from safelight.memory.source import FileSource
 from safelight.memory.working_memory import MeasurePeak, WorkingMemoryEstimator, counted_peak, polled_peak
@@ -128,7 +128,11 @@ def _open_memory(settings: Settings, device: Device, threads: int) -> _Memory:
     transfers = Transfers(device, verification, stage_bytes)
     if device.has_own_memory:
         updaters.append(_device_budget_updater(ledger, device))
-        source = HostSource(host, transfers, settings.keep_ram_copy_of_weights)
+        shared = shares_host_memory(device)
+        # In shared memory, a copy for the host would take the room of the weights that are computed with.
+        source = HostSource(host, transfers, settings.keep_ram_copy_of_weights and not shared)
+        if shared:
+            count_once(*updaters)
         tiers.append(_device_tier(settings, ledger, device, source, updaters[1]))
     for updater in updaters:
         updater.update_budget()

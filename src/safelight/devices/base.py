@@ -171,3 +171,11 @@ def free_cache(device: Device) -> None:
     """Return the device's unused memory to the system, if its allocator keeps any."""
     if isinstance(device, CachesMemory):
         device.free_cache()
+
+
+def shares_host_memory(device: Device) -> bool:
+    """Whether the device's memory and host memory are the same bytes, so that each byte must be counted once.
+
+    A device says so by an attribute ``shares_host_memory``, which it may lack.
+    """
+    return bool(getattr(device, "shares_host_memory", False))

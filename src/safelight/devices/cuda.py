@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from safelight.devices import machine
 from safelight.devices.base import READ_AHEAD, Fence
 from safelight.devices.failures import translate_torch_errors
 
@@ -51,6 +52,7 @@ class CUDA:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)
         self._device = torch.device("cuda", torch.cuda.current_device())
         self._copies = torch.cuda.Stream(self._device)
+        self.shares_host_memory = bool(torch.cuda.get_device_properties(self._device).is_integrated)
 
     @property
     def torch(self) -> torch.device:
@@ -92,6 +94,9 @@ class CUDA:
 
     def available(self) -> int:
         free, total = torch.cuda.mem_get_info(self._device)
+        if self.shares_host_memory:
+            # The driver does not count cached file pages as free, although the system gives them up when needed.
+            free = machine.tightest_limit().available
         counts = torch.cuda.memory_stats(self._device)
         reserved, active = counts.get("reserved_bytes.all.current", 0), counts.get("active_bytes.all.current", 0)
         # Free parts of blocks that are partly in use cannot serve a large allocation. Expandable segments

@@ -46,6 +46,7 @@ class MPS:
 
     name = "mps"
     has_own_memory = True
+    shares_host_memory = True
     # Nothing is read ahead: PyTorch has one stream for MPS, and two threads that use it can abort the process
     # (https://github.com/pytorch/pytorch/issues/197805).
     read_ahead = 0

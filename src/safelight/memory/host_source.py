@@ -37,7 +37,8 @@ class _Copying:
 class HostSource:
     """Copies segments from host memory, where ``host`` caches or streams them, to a device.
 
-    ``keep``: the host caches the weights as long as there is room (``keep_ram_copy_of_weights``).
+    ``keep``: the host caches the weights as long as there is room (``keep_ram_copy_of_weights``). If False, it frees
+    them and their slabs as soon as they are copied.
     """
 
     def __init__(self, host: Residency, transfers: Transfers, keep: bool) -> None:
@@ -80,6 +81,7 @@ class HostSource:
                     stack.close()
                 if copied and not self._keep:
                     self.host.drop(component.digest)
+                    self.host.pool.trim()
 
     def _push(self, lease: Lease, buffer: SegmentBuffer) -> Checksums:
         piece, what = buffer.segment.piece, buffer.segment.label

@@ -32,6 +32,8 @@ class BudgetUpdater:
     ``read_available``: returns the bytes still available and the source of that limit.
     ``used_working_bytes``: returns the bytes that this process uses in the place beyond the stored ones.
     ``least_reserve``: minimum reserve in bytes.
+    ``promised_elsewhere``: returns the bytes of the same memory that are promised in another place but still look
+    available, see :func:`count_once`.
     """
 
     ledger: Ledger
@@ -39,14 +41,29 @@ class BudgetUpdater:
     read_available: Callable[[], MemoryLimit]
     used_working_bytes: Callable[[], int]
     least_reserve: int = 0
+    promised_elsewhere: Callable[[], int] = lambda: 0
     source: str = field(init=False, default="")
+
+    def unused_promises(self) -> int:
+        """Return the bytes that are promised to computations in this place and that they do not use yet."""
+        return max(0, self.ledger.reserved(self.place) - self.used_working_bytes())
 
     def update_budget(self) -> None:
         """Read the machine's available memory and set the budget."""
         limit = self.read_available()
-        usable = limit.available + self.ledger.stored(self.place) + self.used_working_bytes()
+        available = limit.available - self.promised_elsewhere()
+        usable = available + self.ledger.stored(self.place) + self.used_working_bytes()
         budget = max(0, usable - max(self.least_reserve, int(usable * RESERVE_SHARE)))
         now = self.ledger.budget(self.place)
         if budget < now or budget > now * GROWTH:
             self.ledger.set_budget(self.place, budget)
             self.source = limit.source
+
+
+def count_once(one: BudgetUpdater, other: BudgetUpdater) -> None:
+    """Make two places share one memory: what one of them promised to a computation is no longer available to the other.
+
+    Stored bytes need nothing more: they are not available any more, in both places.
+    """
+    one.promised_elsewhere = other.unused_promises
+    other.promised_elsewhere = one.unused_promises
