@@ -6,6 +6,7 @@ Each fault is also shown to spoil what is read when the protection against it is
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,29 @@ def test_shared_memory_is_counted_once(on_simulated, tiny: Path, monkeypatch: py
     host.ledger.charge(own.place, 1 << 28, "unet", "computing", stored=False)
     host.planner.before_planning()
     assert before - host.ledger.budget(HOST) == pytest.approx(0.95 * (1 << 28), rel=0.2)
+
+
+@pytest.mark.parametrize("turns", [True, False])
+def test_models_load_beside_an_image_unless_the_device_wants_one_thread(
+    turns: bool, on_simulated, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a Mac, where two threads that use the device can abort the process."""
+    monkeypatch.setattr(Simulated, "wants_one_thread", turns, raising=False)
+    _, there = on_simulated()
+    other = there.library.add(tiny / "b.safetensors", "b")
+    loading = threading.Thread(target=there.loaded.load, args=(other,))
+    beside: list[bool] = []
+
+    def on_progress(_: safelight.Progress) -> None:
+        if not beside:
+            loading.start()
+            loading.join(2 if turns else 60)
+            beside.append(not loading.is_alive())
+
+    next(there.generate(small(tiny), on_progress))
+    loading.join(60)
+    assert not loading.is_alive()
+    assert beside == [not turns]
 
 
 def test_a_device_that_disappears_is_said_and_the_process_lives(on_simulated, tiny: Path) -> None:

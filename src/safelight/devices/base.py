@@ -179,3 +179,11 @@ def shares_host_memory(device: Device) -> bool:
     A device says so by an attribute ``shares_host_memory``, which it may lack.
     """
     return bool(getattr(device, "shares_host_memory", False))
+
+
+def wants_one_thread(device: Device) -> bool:
+    """Whether threads must take turns in using the device, also those that only load weights.
+
+    A device says so by an attribute ``wants_one_thread``, which it may lack.
+    """
+    return bool(getattr(device, "wants_one_thread", False))

@@ -47,8 +47,9 @@ class MPS:
     name = "mps"
     has_own_memory = True
     shares_host_memory = True
-    # Nothing is read ahead: PyTorch has one stream for MPS, and two threads that use it can abort the process
-    # (https://github.com/pytorch/pytorch/issues/197805).
+    # PyTorch has one stream for MPS, and two threads that use it can abort the process
+    # (https://github.com/pytorch/pytorch/issues/197805). So nothing is read ahead.
+    wants_one_thread = True
     read_ahead = 0
     staging_buffer_bytes = 0
     asynchronous = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 
 from safelight.catalog.library import Library
 from safelight.catalog.model import Model
@@ -19,6 +19,7 @@ class LoadedModels:
 
     resources_for: returns the resources of a generation by a model.
     tiers: all residencies of the engine, the host's first.
+    turn: held while the device is used.
     """
 
     def __init__(
@@ -27,11 +28,13 @@ class LoadedModels:
         resources: Resources,
         resources_for: Callable[[Model], Resources],
         tiers: Sequence[Residency],
+        turn: AbstractContextManager[object],
     ) -> None:
         self._library = library
         self._resources = resources
         self._resources_for = resources_for
         self._tiers = tiers
+        self._turn = turn
         self._pins: dict[str, ExitStack] = {}
         self._used: dict[str, tuple[str, ...]] = {}
 
@@ -51,11 +54,14 @@ class LoadedModels:
     def prefetch(self, name: str) -> bool:
         """Load as much of a model as free memory allows; evict nothing. Returns whether all of it is resident."""
         model = self._library.find(name)
-        return components.prefetch(model, self._resources_for(model))
+        with self._turn:
+            return components.prefetch(model, self._resources_for(model))
 
     def load(self, model: Model) -> None:
         """Load as much of a model as fits, without making an image; evict other models if necessary."""
-        components.preload(self._library.ensure_unchanged(model), self._resources_for(model))
+        unchanged = self._library.ensure_unchanged(model)
+        with self._turn:
+            components.preload(unchanged, self._resources_for(model))
 
     def unload(self, digest: str | None) -> None:
         """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache.
@@ -65,14 +71,15 @@ class LoadedModels:
         self._resources.embedding_cache.clear()
         name = next((card.name for card in self._library.cards() if card.digest == digest), None)
         model = None if name is None else self._library.find_by_name(name)
-        for tier in self._tiers:
-            if digest is None:
-                tier.drop()
-            elif model is not None:
-                for component in model.manifest.components:
-                    tier.drop(component.digest)
-                tier.pool.trim()
-        free_cache(self._resources.device)
+        with self._turn:
+            for tier in self._tiers:
+                if digest is None:
+                    tier.drop()
+                elif model is not None:
+                    for component in model.manifest.components:
+                        tier.drop(component.digest)
+                    tier.pool.trim()
+            free_cache(self._resources.device)
 
     def pin(self, name: str) -> None:
         """Load a model and keep it in memory until :meth:`unpin`.
@@ -81,18 +88,21 @@ class LoadedModels:
         """
         model = self._library.ensure_unchanged(self._library.find(name))
         self.unpin(name)
-        self._pins[name] = components.pin(model, self._resources_for(model))
+        with self._turn:
+            self._pins[name] = components.pin(model, self._resources_for(model))
 
     def unpin(self, name: str) -> None:
         """End the pin of a model; do nothing if it is not pinned."""
         pin = self._pins.pop(name, None)
         if pin is not None:
-            pin.close()
+            with self._turn:
+                pin.close()
 
     def close(self) -> None:
         """End all pins and evict all models."""
         for name in list(self._pins):
             self.unpin(name)
-        for tier in self._tiers:
-            tier.drop()
-        free_cache(self._resources.device)
+        with self._turn:
+            for tier in self._tiers:
+                tier.drop()
+            free_cache(self._resources.device)

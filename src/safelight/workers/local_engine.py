@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from safelight.catalog.adapters import Adapters
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.library import Library
 from safelight.catalog.model import Model
+from safelight.devices.base import wants_one_thread
 from safelight.errors import IntegrityError, RequestError
 from safelight.families.registry import families
 from safelight.memory.residency import Residency
@@ -59,7 +61,7 @@ class LocalEngine:
     ) -> None:
         self.library = library
         self.resources = replace(resources, report=report)
-        self._decide = decide
+        self._decide_settings = decide
         self._report = report
         self.tiers = tuple(tiers)
         self.catalog = Catalog(library, Adapters(library.root), resources.inputs)
@@ -67,7 +69,9 @@ class LocalEngine:
         self.on_switch: OnSwitch | None = None
         self._last = ""
         self._lock = threading.RLock()
-        self.loaded = LoadedModels(library, self.resources, self.resources_for, self.tiers)
+        # Elsewhere, models load while an image is made.
+        self._turn = self._lock if wants_one_thread(resources.device) else contextlib.nullcontext()
+        self.loaded = LoadedModels(library, self.resources, self.resources_for, self.tiers, self._turn)
 
     def generate(self, request: Request, on_progress: OnProgress = ignore) -> Iterator[Image]:
         """See :class:`safelight.workers.engine.Engine`. The request is resolved now, not when the iteration begins."""
@@ -165,6 +169,11 @@ class LocalEngine:
         models = [self.library.find_by_name(name) for name in names]
         known = [model for model in models if model is not None and model.base in families()]
         return tuple(key for model in known for key in components.component_keys(model, settings))
+
+    def _decide(self, precision: Precision, model: Model) -> RunSettings:
+        # The device may be tried for it.
+        with self._turn:
+            return self._decide_settings(precision, model)
 
     def resources_for(self, model: Model, precision: Precision = "auto") -> Resources:
         """Return the resources of a generation by ``model``, with its final run settings."""
