@@ -14,6 +14,7 @@ from support.serving import Server, ended, serving
 import safelight
 from safelight.errors import IntegrityError
 from safelight.request.schema import Request
+from safelight.workers import running_server
 from safelight.workers.client import ServerEngine
 
 KEY = "a long secret"
@@ -85,8 +86,10 @@ def test_a_server_that_goes_away_is_said(tmp_path: Path) -> None:
             if progress.step == 2:
                 made.process.kill()
 
+        assert running_server.find(tmp_path) == made.url
         with pytest.raises(safelight.InputError, match="cannot be reached"):
             list(ServerEngine(made.url).generate(Request("red apple", "starter-noto", steps=150), kill))
+        assert running_server.find(tmp_path) is None
 
 
 def test_the_command_line(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,6 +99,11 @@ def test_the_command_line(server: Server, tmp_path: Path, capsys: pytest.Capture
     main.app([*arguments, "--server", server.url, "--api-key", KEY], standalone_mode=False)
     assert (tmp_path / "starter-noto-0.png").exists()
     assert "starter-noto-0.png" in capsys.readouterr().out
+    main.app([*arguments, "--server", "auto", "--root", str(server.root), "--api-key", KEY], standalone_mode=False)
+    assert f"using {server.url}" in capsys.readouterr().err
+    main.app([*arguments, "--server", "auto", "--root", str(tmp_path / "other")], standalone_mode=False)
+    assert "no server runs; this process makes the images" in capsys.readouterr().err
+    assert len({PILImage.open(path).tobytes() for path in tmp_path.glob("starter-noto-0*.png")}) == 1
 
 
 def test_pixels_that_arrive_otherwise_are_not_taken(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from safelight.request.schema import Request
 
 if TYPE_CHECKING:
     from safelight.request.run_settings import RunSettings
+    from safelight.settings import Settings
     from safelight.workers.engine import Engine
     from safelight.workers.local_engine import LocalEngine
 
@@ -29,6 +30,9 @@ EXAMPLES = (
     'Examples: `safelight generate "red apple" -m starter-noto` · '
     '`safelight generate "octopus" -m starter-noto -m starter-fluent -m starter-noto --seed 7 --json`'
 )
+AUTO = "auto"
+"""The value of ``--server`` that means the running server, if there is one."""
+
 ModelsOption = Annotated[
     list[str] | None,
     typer.Option("--model", "-m", help=MODEL_OPTION.format("; repeat for several, in order"), show_default=False),
@@ -57,6 +61,16 @@ def _engine(context: typer.Context, root: Path | None, server: str | None, key: 
     return ServerEngine(server, key)
 
 
+def _running_server(settings: Settings, key: str | None) -> tuple[str | None, str | None]:
+    """Return the address of the server of the same root, None if none runs, and its API key. Say which server it is."""
+    from safelight.workers.running_server import find
+
+    url = find(settings.root)
+    say(f"safelight: {'no server runs; this process makes the images' if url is None else f'using {url}'}", err=True)
+    known = settings.api_key.get_secret_value() if url is not None and settings.api_key is not None else None
+    return url, known if key is None else key
+
+
 def _refuse_without_effect(context: typer.Context) -> None:
     """Raise RequestError for an option on the command line that would have no effect."""
     refuse_without_effect(context)
@@ -83,7 +97,11 @@ def generate(
         Path, typer.Option(help="Folder for the images and, with several models, for a sheet of all.")
     ] = Path("out"),
     server: Annotated[
-        str | None, typer.Option(help="Address of a running server that makes the images with its own models.")
+        str | None,
+        typer.Option(
+            help="Address of a running server that makes the images with its own models. `auto`: the server of the "
+            "same root if one runs, else this process."
+        ),
     ] = None,
     api_key: Annotated[str | None, typer.Option(envvar="SAFELIGHT_API_KEY", help="The server's API key.")] = None,
     prove: Annotated[
@@ -99,6 +117,8 @@ def generate(
     _refuse_without_effect(context)
     values.folder(out)
     settings = loaded(context, root).settings
+    if server == AUTO:
+        server, api_key = _running_server(settings, api_key)
     models: list[str] = given["model"] or [values.default_model(settings.default_model, server)]
     seed = values.seed_of(given["seed"], settings.default_seed, given["count"])
     isolate: bool = given["isolate"]

@@ -41,6 +41,7 @@ def serve(
     from safelight.server import app
     from safelight.server.connections import Numbered
     from safelight.server.page import page
+    from safelight.workers.running_server import announced
 
     logs.to_stderr(settings.log_format)
     control = open_services(settings)
@@ -59,7 +60,8 @@ def serve(
     # After its shutdown uvicorn raises the signal again. Ignore it, because stopping a server is not an error.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ignore_signal)
-    uvicorn.Server(config).run(sockets=[bound])
+    with announced(settings.root, settings.host, bound.getsockname()[1]):
+        uvicorn.Server(config).run(sockets=[bound])
 
 
 def _ignore_signal(number: int, frame: object) -> None:
