@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Of the installed plugins, only these are imported by each process of the tests.
 PLUGINS := --disable-plugin-autoload -p xdist -p _hypothesis_pytestplugin
 
-.PHONY: demo demo-adapters check quick test suite test-all coverage lint install proof gpu contracts mutants parity story fields settings licences soak bench bench-peers starter clean
+.PHONY: demo demo-adapters check quick test suite test-all coverage lint install dist proof gpu contracts mutants parity story fields settings licences soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -93,5 +93,11 @@ starter: $(STAMP) ## train the starter checkpoints anew (hours), from the regist
 	cd starter && ../$(PY) -m recipe.judge && ../$(PY) -m recipe.train && ../$(PY) -m recipe.export && ../$(PY) -m recipe.measure
 	cd starter && ../$(PY) -m recipe.adapters && ../$(PY) -m recipe.control
 
+# build makes the wheel from the source archive, so an archive that lacks a file fails here.
+dist: $(STAMP) ## a wheel and a source archive of Safelight and of the starters, in dist/
+	rm -rf dist
+	$(PY) -m build --outdir dist $(if $(shell command -v uv),--installer uv) .
+	$(PY) -m build --outdir dist $(if $(shell command -v uv),--installer uv) starter
+
 clean:
-	rm -rf .venv out build .coverage .pytest_cache .ruff_cache
+	rm -rf .venv out build dist .coverage .pytest_cache .ruff_cache
