@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Of the installed plugins, only these are imported by each process of the tests.
 PLUGINS := --disable-plugin-autoload -p xdist -p _hypothesis_pytestplugin
 
-.PHONY: demo demo-adapters check quick test suite test-all coverage lint install dist proof gpu contracts mutants parity story fields settings licences soak bench bench-peers starter clean
+.PHONY: demo demo-adapters check quick test suite test-all coverage lint install dist proof gpu contracts mutants parity story fields settings licences release soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -77,6 +77,9 @@ settings: $(STAMP) ## the documentation's table of settings
 
 licences: $(STAMP) ## the licence of every package that Safelight needs
 	$(PY) tools/licences.py docs/licences.md
+
+release: $(STAMP) ## a release: make release VERSION=0.2.0; OPTIONS=--dry-run prints its steps
+	$(PY) tools/release.py $(VERSION) $(OPTIONS)
 
 soak: $(STAMP) ## a thousand random combinations, twice; then sequences of switches and failures for an hour
 	$(PY) -m pytest tests/stateful/test_combinations.py -m proof -s -q --no-header
