@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import diffusers
 import torch
 from support import checkpoints
 from torch import nn
-from transformers import CLIPTokenizer
 
+from safelight.boundary import exports
 from safelight.request.prompts.tokens import VOCABULARY
 
 SCHEDULE = {
@@ -28,10 +27,8 @@ SCHEDULE = {
 """The scheduler settings that Stable Diffusion publishes."""
 
 
-def tokenizer(pad: str) -> CLIPTokenizer:
-    model = json.loads(Path(VOCABULARY).read_text())["model"]
-    merges: Any = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges, pad_token=pad, model_max_length=77)
+def tokenizer(pad: str) -> Any:
+    return exports.clip_tokenizer(Path(VOCABULARY), pad)
 
 
 def aligned(module: nn.Module) -> nn.Module:

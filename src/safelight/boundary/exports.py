@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,30 @@ def library_of(module: Any) -> str:
 
 def save_tokenizer(folder: Path, vocabulary: Path, pad: str) -> None:
     """Save CLIP's tokenizer to ``folder`` in transformers' format. ``vocabulary``: a ``tokenizer.json`` file."""
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
-
-    model = json.loads(vocabulary.read_text())["model"]
-    merges: Any = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
-    tokenizer = CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=77, pad_token=pad)
-    tokenizer.save_pretrained(folder)
-    # Older versions of transformers read these two files.
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    clip_tokenizer(vocabulary, pad).save_pretrained(folder)
+    # transformers 4 reads these two files.
+    model, merges = _vocabulary(vocabulary)
+    (folder / "vocab.json").write_text(json.dumps(model, ensure_ascii=False))
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+
+
+def clip_tokenizer(vocabulary: Path, pad: str) -> Any:
+    """Create transformers' CLIP tokenizer. ``vocabulary``: a ``tokenizer.json`` file. ``pad``: the padding token."""
+    from transformers.models.clip import tokenization_clip
+
+    kind: Any = tokenization_clip.CLIPTokenizer
+    if "vocab" in inspect.signature(kind).parameters:
+        model, merges = _vocabulary(vocabulary)
+        return kind(vocab=model, merges=merges, model_max_length=77, pad_token=pad)
+    # In transformers 4 the class of this name is written in Python and can differ in rare texts.
+    from transformers.models.clip.tokenization_clip_fast import CLIPTokenizerFast
+
+    fast: Any = CLIPTokenizerFast
+    return fast(tokenizer_file=str(vocabulary), model_max_length=77, pad_token=pad)
+
+
+def _vocabulary(file: Path) -> tuple[dict[str, int], list[tuple[str, ...]]]:
+    """Return the ids and the merges of a ``tokenizer.json`` file."""
+    model = json.loads(file.read_text())["model"]
+    return model["vocab"], [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]

@@ -21,8 +21,22 @@ UNET: Any = UNet2DConditionModel
 CONTROLNET: Any = ControlNetModel
 KL_AUTOENCODER: Any = AutoencoderKL
 CLIP_CONFIG: Any = CLIPTextConfig
-CLIP: Any = CLIPTextModel
 CLIP_WITH_PROJECTION: Any = CLIPTextModelWithProjection
+
+
+def clip(settings: Any) -> nn.Module:
+    """Create a CLIPTextModel whose tensors have the names of current versions of transformers.
+
+    Older versions of transformers keep embeddings, encoder and final norm in a child ``text_model``. Their forward
+    method needs it, so it stays an attribute, but the module's own children are those of ``text_model``.
+    """
+    module = CLIPTextModel(settings)
+    inner = module._modules.pop("text_model", None)
+    if inner is not None:
+        for name, child in inner.named_children():
+            module.add_module(name, child)
+        module.__dict__["text_model"] = inner
+    return module
 
 
 def is_clip(module: nn.Module) -> bool:

@@ -227,7 +227,7 @@ def text_encoder(config: CLIPConfig, attention: str) -> nn.Module:
         # transformers has two of these kernels. Slicing is not needed for 77 tokens.
         attn_implementation="eager" if attention in ("normal", "sliced") else "sdpa",
     )
-    return modules.CLIP(settings) if config.projection is None else modules.CLIP_WITH_PROJECTION(settings)
+    return modules.clip(settings) if config.projection is None else modules.CLIP_WITH_PROJECTION(settings)
 
 
 def autoencoder(family: Family, config: VAEConfig) -> nn.Module:
