@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils import backend_registration
 
 from safelight.devices import host
 from safelight.devices.base import PASSED, READ_AHEAD, Fence
@@ -191,11 +191,45 @@ def _to_copy(tensor: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
     return OnDevice(copy) if here else copy
 
 
+class _Module:
+    """What torch asks of ``torch.simulated``."""
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def is_available(self) -> bool:
+        return True
+
+    def current_device(self) -> int:
+        return 0
+
+    def device_count(self) -> int:
+        return 1
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None:
+        pass
+
+
+def _register_backend(name: str) -> None:
+    """Register a backend in pure Python with torch."""
+    # torch 2.9 has no such function, and needs no hook and no device guard for what this backend does.
+    register = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+    if register is not None:
+        register(name)
+        return
+    torch.utils.rename_privateuse1_backend(name)
+    torch.utils.generate_methods_for_privateuse1_backend()
+    torch._register_device_module(name, _Module())
+
+
 class _Registered:
     """The backend of the process. torch allows only one, so it serves the most recently created device."""
 
     def __init__(self) -> None:
-        _setup_privateuseone_for_python_backend("simulated")
+        _register_backend("simulated")
         self.library = torch.library.Library("aten", "IMPL")
         self.device: weakref.ref[Simulated] | None = None
 

@@ -31,7 +31,7 @@ def no_modes() -> Generator[None]:
 
         dispatches = [_pop_mode() for _ in range(_C._len_torch_dispatch_stack())]
     try:
-        context.device_context = None
+        _set_default_device(context, None)
         torch_device.CURRENT_DEVICE = None
         _C._set_torch_function_state(_C._TorchFunctionState.ENABLED)
         yield
@@ -46,9 +46,18 @@ def no_modes() -> Generator[None]:
 
             for mode in reversed(dispatches):
                 _push_mode(mode)
-        context.device_context = default
+        _set_default_device(context, default)
         torch_device.CURRENT_DEVICE = current
         _C._set_torch_function_state(state)
+
+
+def _set_default_device(context: Any, default: Any) -> None:
+    """Set torch's default device of this thread. ``default``: torch's context object, None for no default device."""
+    if default is not None:
+        context.device_context = default
+    elif hasattr(context, "device_context"):
+        # With the value None, torch.get_default_device() of torch 2.9 raises AttributeError.
+        del context.device_context
 
 
 def _states_of_devices() -> list[tuple[torch.Generator, torch.Tensor]]:
