@@ -3,7 +3,7 @@
 #
 # Variables of the environment:
 #   PYTHON       the interpreter; default: the first of python3, python3.12, python3.13, python3.11 that fits
-#   INSTALLER    uv or pip; default: uv if there is such a command
+#   INSTALLER    uv or pip; default: uv if there is such a command and pip's configuration names no index
 #   TORCH_INDEX  the index of PyTorch's CPU builds; empty: take PyTorch from the same index as all packages
 #   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, PIP_CERT, UV_INDEX_URL, HTTPS_PROXY, …: those of pip and of uv.
 #                uv also gets those of pip, and pip gets UV_INDEX_URL.
@@ -17,8 +17,12 @@ if [ "$system" = Darwin ] && [ "$machine" = x86_64 ]; then
     exit 2
 fi
 
+# uv does not read pip's configuration files: where they name an index, pip is used.
 if [ -z "${INSTALLER:-}" ]; then
-    if command -v uv >/dev/null 2>&1; then INSTALLER=uv; else INSTALLER=pip; fi
+    INSTALLER=pip
+    if command -v uv >/dev/null 2>&1; then
+        python3 -m pip config list 2>/dev/null | grep -Eq '^[a-z]+\.(.*index|find-links)' || INSTALLER=uv
+    fi
 fi
 case $INSTALLER in
 uv | pip) ;;

@@ -40,7 +40,7 @@ def clip_tokenizer(vocabulary: Path, pad: str) -> Any:
         model, merges = _vocabulary(vocabulary)
         return kind(vocab=model, merges=merges, model_max_length=77, pad_token=pad)
     # In transformers 4 the class of this name is written in Python and can differ in rare texts.
-    from transformers.models.clip.tokenization_clip_fast import CLIPTokenizerFast
+    from transformers.models.clip.tokenization_clip_fast import CLIPTokenizerFast  # pyright: ignore[reportMissingImports]
 
     fast: Any = CLIPTokenizerFast
     return fast(tokenizer_file=str(vocabulary), model_max_length=77, pad_token=pad)
@@ -49,4 +49,6 @@ def clip_tokenizer(vocabulary: Path, pad: str) -> Any:
 def _vocabulary(file: Path) -> tuple[dict[str, int], list[tuple[str, ...]]]:
     """Return the ids and the merges of a ``tokenizer.json`` file."""
     model = json.loads(file.read_text())["model"]
-    return model["vocab"], [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    return model["vocab"], [
+        tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]
+    ]

@@ -220,8 +220,8 @@ def _register_backend(name: str) -> None:
     if register is not None:
         register(name)
         return
-    torch.utils.rename_privateuse1_backend(name)
-    torch.utils.generate_methods_for_privateuse1_backend()
+    backend_registration.rename_privateuse1_backend(name)
+    backend_registration.generate_methods_for_privateuse1_backend()
     torch._register_device_module(name, _Module())
 
 
