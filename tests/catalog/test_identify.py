@@ -18,6 +18,7 @@ from support.scale import thinned
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.identify import identify
 from safelight.errors import CorruptFileError, IncompleteModelError, InputError, UnsupportedModelError
+from safelight.families.rules import lines_of, rule
 
 BASES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 
@@ -323,3 +324,11 @@ def test_shards_may_not_leave_their_folder(tmp_path: Path) -> None:
     index.write_text("{}")
     with pytest.raises(CorruptFileError, match="no weight_map"):
         identify(folder)
+
+
+def test_a_line_break_in_a_name_begins_no_other_name() -> None:
+    """The patterns of rules match the start of a name; all names are searched as one text."""
+    pattern = rule("lora", None, "", "lora_te_")
+    for name, fires in {"lora_te_x": True, "x\nlora_te_x": False, "x.lora_te_x": False}.items():
+        names = {"first": (1,), name: (1,)}
+        assert pattern.fires(names, lines_of(names)) == fires

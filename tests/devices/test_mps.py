@@ -1,4 +1,4 @@
-"""What can be told about Apple GPUs without one: the arithmetic of their memory."""
+"""The arithmetic of the memory of Apple GPUs. It needs no such GPU."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +24,9 @@ from torch import nn
 
 from safelight.assembly import engine
 from safelight.catalog import library
-from safelight.catalog.describe import CONVERTED, OnBytes, read_model
+from safelight.catalog.describe import CONVERTED, read_model
 from safelight.catalog.model import Model, Origin
 from safelight.devices import selftest
-from safelight.families.family import PredictionType
 from safelight.models import attention
 from safelight.models.attention import Shape
 from safelight.models.skeleton import Skeleton, SkeletonCache, SkeletonKey
@@ -38,7 +38,7 @@ _COMMON = SkeletonCache(max_count=48)
 _REFERENCE = attention._reference
 _GET_COMMAND = typer.main.get_command
 _ROUNDS, _TIMED_BYTES = selftest.ROUNDS, selftest.TIMED_BYTES
-_read: dict[tuple[str, str, PredictionType | None], Model] = {}
+_read: dict[Path, Model] = {}
 _decoded_twice: set[tuple[float, float]] = set()
 _exact: dict[tuple[Shape, torch.dtype, float], torch.Tensor] = {}
 
@@ -73,22 +73,14 @@ def doubts(self: _Map, scores: tuple[float, float]) -> bool:
     return self.count == 0 and new
 
 
-def read_model_once(
-    conversions: Path,
-    path: Path,
-    name: str,
-    origin: Origin,
-    prediction_type: PredictionType | None,
-    on_bytes: OnBytes | None = None,
-) -> Model:
-    """Return what ``read_model`` returned for the same unchanged files."""
-    key = str(path), name, prediction_type
-    known = _read.get(key)
-    if origin == "path" and on_bytes is None and known is not None and not known.manifest.changed_files():
+def read_model_once(conversions: Path, path: Path, name: str, origin: Origin, *more: Any) -> Model:
+    """Return what ``read_model`` returned for the same unchanged files, if they are used by their path."""
+    known = _read.get(path)
+    if origin == "path" and not any(more) and known is not None and not known.manifest.changed_files():
         return known
-    model = read_model(conversions, path, name, origin, prediction_type, on_bytes)
+    model = read_model(conversions, path, name, origin, *more)
     if origin == "path" and not path.is_relative_to(conversions.parent) and model.format not in CONVERTED:
-        _read[key] = model
+        _read[path] = model
     return model
 
 

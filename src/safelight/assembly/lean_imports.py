@@ -49,7 +49,7 @@ class _Postponed(ModuleType):
     _may_load = False
 
     def may_load(self) -> None:
-        # Whoever imports a submodule looks this up.
+        # An import of a submodule looks ``__path__`` up, and so loads the module.
         vars(self).pop("__path__", None)
         self._may_load = True
 

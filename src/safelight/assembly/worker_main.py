@@ -37,6 +37,8 @@ from safelight.workers.messages import (
 if TYPE_CHECKING:
     from safelight.workers.local_engine import LocalEngine
 
+_log = Log(__name__)
+
 
 class Worker:
     """Serves one engine. ``connection``: to the server."""
@@ -61,7 +63,7 @@ class Worker:
             try:
                 self._engine.loaded.pin(name)
             except SafelightError as error:
-                Log(__name__).warning("a model cannot be pinned", model=name, why=str(error))
+                _log.warning("a model cannot be pinned", model=name, why=str(error))
         while True:
             self._work(self._jobs.get())
 

@@ -182,7 +182,7 @@ def shares_host_memory(device: Device) -> bool:
 
 
 def wants_one_thread(device: Device) -> bool:
-    """Whether threads must take turns in using the device, also those that only load weights.
+    """Whether only one thread at a time may use the device. A thread that only loads weights uses it, too.
 
     A device says so by an attribute ``wants_one_thread``, which it may lack.
     """

@@ -91,29 +91,26 @@ def unwritable(path: Path, error: OSError) -> UnreadableFileError:
     return kind(path, f"cannot be written: {error.strerror or error}")
 
 
-def flush_to_disk(file: BinaryIO, temporary: Path, mode: int = 0o644) -> None:
+def flush_to_disk(file: BinaryIO, temporary: Path, mode: int = 0o644, *, wait: bool = True) -> None:
     """Write all bytes of a file of :func:`temporary_file_in` to the disk, and set its ``mode``.
 
     With the default mode other users may read the file. A file with a secret needs another mode.
+    ``wait``: until the disk has the bytes. Without it, a loss of power may leave an empty file.
     """
     file.flush()
-    os.fsync(file.fileno())
+    if wait:
+        os.fsync(file.fileno())
     os.chmod(temporary, mode)
 
 
-def write_whole(path: Path, data: bytes, mode: int = 0o644, *, flush: bool = True) -> None:
-    """Write ``data`` to ``path`` atomically. Replaces an existing file.
+def write_whole(path: Path, data: bytes, mode: int = 0o644, *, wait: bool = True) -> None:
+    """Write ``data`` to ``path`` atomically. Replaces an existing file. Raises UnreadableFileError.
 
-    ``flush``: wait for the disk. Without it, a loss of power may leave an empty file, which the reader must accept.
-    Raises UnreadableFileError.
+    ``mode``, ``wait``: see :func:`flush_to_disk`.
     """
     with temporary_file_in(path.parent) as (file, temporary):
         file.write(data)
-        if flush:
-            flush_to_disk(file, temporary, mode)
-        else:
-            file.flush()
-            os.chmod(temporary, mode)
+        flush_to_disk(file, temporary, mode, wait=wait)
         os.replace(temporary, path)
 
 

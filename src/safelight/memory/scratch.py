@@ -16,10 +16,10 @@ from typing import IO, TYPE_CHECKING, Self, cast
 
 import torch
 
+from safelight.logs import Log
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-from safelight.logs import Log
 
 _log = Log(__name__)
 

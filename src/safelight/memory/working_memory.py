@@ -12,12 +12,15 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from safelight.errors import CorruptFileError, FileError
 from safelight.files.disk import write_whole
 from safelight.files.folder import read_json
 from safelight.logs import Log
+
+if TYPE_CHECKING:
+    from safelight.devices.base import CountsPeak
 
 _log = Log(__name__)
 
@@ -90,13 +93,15 @@ class WorkingMemoryEstimator:
             if after == before:
                 return
             known[workload.pixels] = after
-            text = {name: {str(p): n for p, n in sizes.items()} for name, sizes in self._measured.items()}
-        if self._path is not None and (before is None or abs(after - before) > before * 0.02):
-            try:
-                write_whole(self._path, json.dumps(text, indent=1, sort_keys=True).encode(), flush=False)
-            except FileError as error:
-                # This process has the record. The image matters more than the next process's estimate.
-                _log.warning("cannot store the measured working memory", why=str(error))
+            if self._path is None or (before is not None and abs(after - before) <= before * 0.02):
+                return
+            values = {name: {str(p): n for p, n in sizes.items()} for name, sizes in self._measured.items()}
+        try:
+            # If power is lost, the need is measured again, so no image waits for the disk.
+            write_whole(self._path, json.dumps(values, indent=1, sort_keys=True).encode(), wait=False)
+        except FileError as error:
+            # This process has the record. The image matters more than the next process's estimate.
+            _log.warning("cannot store the measured working memory", why=str(error))
 
     def record_shortage(self, workload: Workload) -> None:
         """Raise the record by half, after memory ran out within the estimate."""
@@ -121,16 +126,8 @@ MeasurePeak = Callable[[], AbstractContextManager[ReadPeak]]
 """Measures the working memory within a context."""
 
 
-class _CountsPeak(Protocol):
-    """See :class:`safelight.devices.base.CountsPeak`. That module imports torch, so this one does not import it."""
-
-    def reset_peak(self) -> int: ...
-
-    def peak(self) -> int: ...
-
-
 @contextmanager
-def counted_peak(counter: _CountsPeak, changes: Callable[[], int]) -> Generator[ReadPeak]:
+def counted_peak(counter: CountsPeak, changes: Callable[[], int]) -> Generator[ReadPeak]:
     """Measure by the allocator's own count of the peak.
 
     ``changes``: counts how often weights were allocated or freed. If they were, the peak does not say how much of it

@@ -25,7 +25,7 @@ def announced(root: Path, host: str, port: int) -> Generator[None]:
     """Within the context, :func:`find` returns the address of this process's server. Raises UnreadableFileError."""
     process = psutil.Process()
     address = {"url": _url(host, port), "pid": process.pid, "started": process.create_time()}
-    write_whole(root / _FILE, json.dumps(address).encode(), mode=0o600, flush=False)
+    write_whole(root / _FILE, json.dumps(address).encode(), mode=0o600, wait=False)
     try:
         yield
     finally:
@@ -35,9 +35,9 @@ def announced(root: Path, host: str, port: int) -> Generator[None]:
 def find(root: Path) -> str | None:
     """Return the address of the server that serves ``root``, None if none runs.
 
-    What a server left that was killed is recognised by its process.
+    A server that was killed leaves its file. The process in it is gone, or is another one.
     """
-    with contextlib.suppress(FileError, psutil.Error, KeyError, TypeError):
+    with contextlib.suppress(FileError, psutil.Error, KeyError, TypeError, ValueError):
         address = read_json(root / _FILE)
         process = psutil.Process(address["pid"])
         if process.create_time() == address["started"] and process.status() != psutil.STATUS_ZOMBIE:
