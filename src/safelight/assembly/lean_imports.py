@@ -17,7 +17,7 @@ COMPILER = "torch._dynamo"
 """PyTorch's compiler. Safelight compiles no model: compiled code may round differently."""
 
 STATISTICS = "scipy.stats"
-"""Diffusers' schedulers need it for the beta schedule alone."""
+"""Diffusers' schedulers need it for the beta schedule alone, which Safelight does not have."""
 
 _MARKERS = frozenset({"allow_in_graph", "assume_constant_result", "disable"})
 """Decorators by which the libraries tell the compiler how to treat a function."""
