@@ -60,7 +60,9 @@ def test_state_01_02_04_08_10_11_on_and_off_many_times(root: Path, ask: Ask, lor
 def test_neither_order_nor_a_strength_of_nothing_changes_a_bit(root: Path, ask: Ask, lora: Callable[..., Lora]) -> None:
     engine = safelight.open_engine(root)
     one, other = lora(1, 0.7), lora(2, -0.4)
-    assert pixels(engine, ask(loras=(one, other))) == pixels(engine, ask(loras=(other, one)))
+    # Strong guidance enlarges a difference in the last bit until it is seen in the pixels.
+    strong = {"cfg": 40.0, "steps": 8}
+    assert pixels(engine, ask(loras=(one, other), **strong)) == pixels(engine, ask(loras=(other, one), **strong))
     assert pixels(engine, ask(loras=(lora(1, 0.0), lora(3, 0)))) == pixels(engine, ask())
     assert pixels(engine, ask(loras=(one, lora(3, 0.0)))) == pixels(engine, ask(loras=(one,)))
 
