@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from safelight.families.family import Config
 from safelight.families.family_model import construct
+from safelight.families.parts.vae import VAEConfig
 from safelight.families.registry import family
 from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.unet import UNetConfig
-from safelight.families.sd.vae import VAEConfig
 
 SD15: dict[str, Config] = {
     "text_encoder": CLIPConfig(768, 3072, 12, 49408, 77, None, "quick_gelu"),

@@ -200,7 +200,7 @@ def parity(machine: Machine) -> Iterator[Finding]:
             pipe = oracle.pipeline(base, seed).to(machine.device.torch)
             # As exact as Safelight: no TF32, for one.
             with numerics.fixed(1, 0):
-                theirs = oracle.pixels(pipe, request.prompt, None, 4, 3, request.cfg)
+                theirs = oracle.pixels(pipe, request.prompt, None, 4, 3, request.guidance_scale)
             yield compared(f"{base} beside diffusers", made, theirs)
     cpu.close()
 

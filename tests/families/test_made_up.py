@@ -126,7 +126,7 @@ def test_its_canary_is_that_of_a_fresh_process(file: Path, tmp_path: Path) -> No
         ({"cfg": 3.0}, "cfg=3.0: asks for a guidance scale, which"),
         ({"clip_skip": 1}, "clip_skip=1: asks for CLIP skip, which"),
         ({"seamless": "x"}, "seamless='x': asks for seamless images, which"),
-        ({"sampler": "dpmpp_2m"}, "which has: euler, heun"),
+        ({"sampler": "ddim"}, "which has: euler, heun, dpmpp_2m, unipc, lcm"),
         ({"width": 136}, "must be a multiple of 16 for made-up"),
     ],
 )

@@ -8,11 +8,11 @@ from support import checkpoints
 
 from safelight.families.family import Config
 from safelight.families.family_model import construct
+from safelight.families.parts.vae import VAEConfig
+from safelight.families.parts.vae import infer as infer_vae
 from safelight.families.registry import family
 from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.unet import UNetConfig, infer
-from safelight.families.sd.vae import VAEConfig
-from safelight.families.sd.vae import infer as infer_vae
 from safelight.families.tables import Shapes
 
 FULL: dict[str, tuple[str, Config]] = {

@@ -232,11 +232,12 @@ def test_rows_of_each_guidance() -> None:
         ("none", 7.0, [1], [1], [1]),
         ("classifier_free", 1.0, [1], [1], [1]),
         ("classifier_free", 7.0, [2, 1], [1, 1], [0, 1]),
+        ("classifier_free_from_prompt", 7.0, [1, 2], [1, 1], [1, 0]),
         ("image_and_text", 1.0, [1], [1], [1]),
         ("image_and_text", 7.0, [1, 2, 2], [1, 1, 0], [1, 0, 0]),
     ):
         made = guidance.make_guidance(kind, scale, 1.5)  # type: ignore[arg-type]
-        rows = made.batch_conditions(condition)["hidden"]
+        rows = torch.cat([tensors["hidden"] for tensors in made.conditions_of_rows(condition)])
         assert rows.flatten().tolist() == texts
         assert made.batch_extra_channels([one])[0].flatten().tolist() == inputs
         assert made.pad_to_rows(one).flatten().tolist() == alone

@@ -15,10 +15,10 @@ from torch import nn
 
 from safelight.families.family import Config
 from safelight.families.family_model import construct
+from safelight.families.parts.vae import VAEConfig
 from safelight.families.registry import family
 from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.unet import UNetConfig
-from safelight.families.sd.vae import VAEConfig
 
 VOCABULARY = 49408
 
@@ -50,18 +50,23 @@ def modules(base: str, seed: int = 0, in_channels: int = 4) -> dict[str, nn.Modu
     built: dict[str, nn.Module] = {}
     generator = torch.Generator().manual_seed(seed)
     for role, config in configs(base, in_channels).items():
-        with _without_initialization():
-            module = construct(family(base), config).eval().requires_grad_(False)
-        for name, parameter in module.named_parameters():
-            if parameter.ndim >= 2:
-                std = 0.3 if "embedding" in name else parameter[0].numel() ** -0.5
-                parameter.normal_(0, std, generator=generator)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.02, generator=generator)
-            else:
-                parameter.normal_(1, 0.05, generator=generator)
-        built[role] = module
+        built[role] = random_module(base, config, generator)
     return built
+
+
+def random_module(base: str, config: Config, generator: torch.Generator) -> nn.Module:
+    """Build a module of diffusers or transformers in fp32, with random weights that let signals pass."""
+    with _without_initialization():
+        module = construct(family(base), config).eval().requires_grad_(False)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim >= 2:
+            std = 0.3 if "embedding" in name or "embed_tokens" in name else parameter[0].numel() ** -0.5
+            parameter.normal_(0, std, generator=generator)
+        elif name.endswith("bias"):
+            parameter.normal_(0, 0.02, generator=generator)
+        else:
+            parameter.normal_(1, 0.05, generator=generator)
+    return module
 
 
 def _without_initialization() -> AbstractContextManager[object]:

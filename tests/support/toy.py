@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from safelight.devices.transfer import checksum_of
-from safelight.families.sd.vae import VAEConfig
+from safelight.families.parts.vae import VAEConfig
 from safelight.models.skeleton import SkeletonCache, SkeletonKey
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest, ManifestTensor

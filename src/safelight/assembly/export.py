@@ -55,7 +55,9 @@ def to_diffusers(model: Model, folder: Path) -> None:
             saved = family_model(model.family).save_tokenizer(model.family, role, temporary)
             if saved is not None:
                 index[saved[0]] = ("transformers", saved[1])
-        schedule = samplers.make(model.family, "euler", "default", model.prediction_type, model.zero_terminal_snr, 0)
+        schedule = samplers.make(
+            model.family.noise_of(model.variant), "euler", "default", model.prediction_type, model.zero_terminal_snr, 0
+        )
         schedule.scheduler.save_pretrained(temporary / "scheduler")
         write_whole(temporary / "model_index.json", json.dumps(index, indent=1).encode())
         temporary.rename(folder)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
@@ -19,6 +20,8 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 from torch import nn
+
+from safelight.errors import InputError
 
 KERNELS = ("torch-sdp", "flash", "xformers", "sage", "normal", "sliced")
 """Names of attention kernels. If two are about as fast, the earlier one is preferred."""
@@ -35,8 +38,25 @@ def set_attention(module: nn.Module, name: str, slice_size: str = "auto") -> Non
     ``max`` for one, as in diffusers.
     """
     for child in module.modules():
-        if isinstance(child, Attention):
+        processor = getattr(child, "processor", None)
+        if hasattr(processor, "_attention_backend"):
+            # A transformer's own processor: it computes more than attention (norms, rotary embeddings).
+            cast("Any", child).set_processor(_with_backend(type(processor), name))
+        elif isinstance(child, Attention):
             child.set_processor(_processor(name, slice_size, child.heads))
+
+
+_BACKENDS = {"torch-sdp": "native", "normal": "_native_math", "flash": "flash", "xformers": "xformers", "sage": "sage"}
+"""The kernels' names in diffusers' attention dispatcher. It has none for ``sliced``."""
+
+
+def _with_backend(kind: type[Any], name: str) -> Any:
+    if name not in _BACKENDS:
+        remedy = f"use one of {', '.join(_BACKENDS)}"
+        raise InputError(f"attention_type {name} exists only for UNets, not for this model's transformer; {remedy}")
+    processor = kind()
+    processor._attention_backend = AttentionBackendName(_BACKENDS[name])
+    return processor
 
 
 def _processor(name: str, slice_size: str, heads: int) -> Any:

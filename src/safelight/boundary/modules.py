@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -16,12 +17,23 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 
 from safelight.boundary import hushed
 from safelight.boundary.kernels import set_attention
+from safelight.extensions import by_reference
 
 UNET: Any = UNet2DConditionModel
 CONTROLNET: Any = ControlNetModel
 KL_AUTOENCODER: Any = AutoencoderKL
 CLIP_CONFIG: Any = CLIPTextConfig
 CLIP_WITH_PROJECTION: Any = CLIPTextModelWithProjection
+
+
+@cache
+def library_class(reference: str) -> Any:
+    """Import a class of diffusers or transformers: ``package.module:Class``.
+
+    Only the family that builds it waits for the import.
+    """
+    with hushed():
+        return by_reference(reference)
 
 
 def clip(settings: Any) -> nn.Module:
@@ -51,6 +63,7 @@ def build(
     construct: Callable[[], nn.Module],
     run_lazy_init: Callable[[nn.Module], None],
     make_buffer: Callable[[nn.Module, str, torch.Tensor], torch.Tensor | None],
+    make_caches: Callable[[nn.Module, torch.device], None],
     dtype: torch.dtype,
     attention: str,
     at: torch.device,
@@ -62,6 +75,7 @@ def build(
     ``construct``: creates the module.
     ``run_lazy_init``: calls it on meta, so that hooks that a library installs at the first call belong to the skeleton.
     ``make_buffer``: returns the content of a buffer; None if the buffer is unknown.
+    ``make_caches``: computes what the module caches in plain attributes at its first call.
     ``attention``, ``slice_size``: see :func:`safelight.boundary.kernels.set_attention`.
     ``seamless``: axes along which convolutions wrap around to the opposite side.
 
@@ -87,6 +101,7 @@ def build(
                 if made is None:
                     raise NotImplementedError(f"{type(module).__name__} has an unknown buffer: {path}.{name}")
                 child._buffers[name] = made.to(at)
+    make_caches(module, at)
     return module
 
 

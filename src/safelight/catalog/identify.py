@@ -174,7 +174,7 @@ def _folder(path: Path) -> Identity:
         path,
         "checkpoint",
         family.name,
-        _variant(built),
+        _folder_variant(found, built),
         training.prediction_type,
         training.zero_terminal_snr,
         _dtype_of(built),
@@ -224,6 +224,12 @@ def _refuse_other_settings(built: CheckpointLayout) -> None:
         if said is not None and not same:
             problem = f"{role}/config.json says {name} = {said}; {built.family.name} has {value}"
             raise UnsupportedModelError(built.path, problem)
+
+
+def _folder_variant(found: Folder, built: CheckpointLayout) -> str:
+    detect = built.family.detect_folder_variant
+    variant = None if detect is None else detect(found)
+    return variant or _variant(built)
 
 
 def _variant(built: CheckpointLayout) -> str:

@@ -19,14 +19,16 @@ from safelight.files.folder import Folder
 from safelight.files.header import Header
 from safelight.request.adapters import Purpose
 from safelight.request.samplers import NoiseKind
+from safelight.request.schema import USUAL_CFG, USUAL_STEPS
 
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
 """What a denoiser predicts: the noise, its velocity (Salimans and Ho 2022), or the velocity of a rectified flow."""
 
-GuidanceKind = Literal["classifier_free", "image_and_text", "distilled", "none"]
+GuidanceKind = Literal["classifier_free", "classifier_free_from_prompt", "image_and_text", "distilled", "none"]
 """How a denoiser is made to follow the prompt.
 
 ``classifier_free``: by two predictions, with the prompt and with the negative prompt.
+``classifier_free_from_prompt``: the same, with the rounding of diffusers' ``ZImagePipeline``.
 ``image_and_text``: by three, of which one lacks the prompt, and one lacks the prompt and the input image.
 ``distilled``: the scale is an input of the denoiser.
 ``none``: there is no guidance.
@@ -125,6 +127,7 @@ class Latents:
     ``latent_rgb_factors``: linear latent-to-RGB map for previews: one (r, g, b) row of factors per latent channel, then
     a row with the bias.
     ``suspicious_above``: latents without noise are marked as suspicious if an absolute value exceeds this.
+    ``fp32``: they stay in fp32 between the steps, whatever the denoiser's dtype is.
     """
 
     channels: int
@@ -136,6 +139,7 @@ class Latents:
     latent_rgb_factors: tuple[tuple[float, float, float], ...] = ()
     suspicious_above: float = 150.0
     """Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
+    fp32: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +147,14 @@ class Noise:
     """The noise that a family was trained with.
 
     ``kind``: ``discrete`` (DDPM's steps, Ho et al. 2020) or ``flow`` (rectified flow, Liu et al. 2022).
-    ``settings``: arguments of diffusers' scheduler classes.
+    ``settings``: arguments of diffusers' scheduler classes. A flow's ``shift`` is a constant shift of its noise levels.
+    ``mu``: for a flow whose shift depends on the image's size: from the number of the image's tokens (one for
+    ``Latents.multiple`` pixels in each direction) and the number of steps.
     """
 
     kind: NoiseKind
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    mu: Callable[[int, int], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +167,21 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a request that names no steps and no guidance scale gets."""
+
+    steps: int = USUAL_STEPS
+    cfg: float = USUAL_CFG
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
-    """How the checkpoints of a variant are used. ``guidance``: None for that of the family."""
+    """How the checkpoints of a variant are used. ``guidance``, ``noise``: None for those of the family."""
 
     extra_input_channels: ExtraInputChannels = ""
     guidance: GuidanceKind | None = None
+    noise: Noise | None = None
+    defaults: Defaults | None = None
 
 
 VARIANTS: Mapping[str, Variant] = {"text-to-image": Variant(), "inpainting": Variant("mask")}
@@ -215,6 +232,7 @@ class Family:
     ``detect_training``: says what a single file was trained to predict. Raises UnsupportedModelError.
     ``detect_folder_training``: the same from a folder's scheduler settings; None for a family without folders.
     ``detect_variant``: names a checkpoint's variant from its configurations; None for an unknown one.
+    ``detect_folder_variant``: the same from a folder's settings, where the configurations do not decide it.
     ``variants``: how the checkpoints of each variant are used. Checkpoints of other variants are refused.
     ``find_mismatch``: says why complete components do not fit together, None if they do.
     ``left_over``: says why a checkpoint may have a tensor that no module needs; None if it may not.
@@ -249,6 +267,7 @@ class Family:
     detect_variant: Callable[[Mapping[str, Config]], str | None]
     variants: Mapping[str, Variant] = field(default_factory=lambda: VARIANTS)
     recognise_folder: Callable[[Folder], str | None] = lambda _: None
+    detect_folder_variant: Callable[[Folder], str | None] | None = None
     detect_folder_training: Callable[[Folder], Training] | None = None
     find_mismatch: Callable[[Mapping[str, Config]], str | None] = lambda _: None
     folder_settings: Callable[[Mapping[str, Config]], Iterable[tuple[str, str, object]]] = lambda _: ()
@@ -291,6 +310,17 @@ class Family:
     def guidance_of(self, variant: str) -> GuidanceKind:
         """Return the guidance of a variant's checkpoints."""
         return self.variants[variant].guidance or self.guidance
+
+    def noise_of(self, variant: str) -> Noise:
+        """Return the noise that a variant's checkpoints were trained with."""
+        return self.variants[variant].noise or self.noise
+
+    def defaults_of(self, variant: str) -> Defaults:
+        """Return the number of steps and the guidance scale of a variant's checkpoints."""
+        own = self.variants[variant].defaults if variant in self.variants else None
+        if own is not None:
+            return own
+        return Defaults() if Feature.GUIDANCE in self.features else Defaults(cfg=1.0)
 
     def of(self, purpose: Purpose) -> tuple[Component, ...]:
         return tuple(component for component in self.components if component.purpose == purpose)

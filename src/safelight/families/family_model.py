@@ -91,6 +91,13 @@ class FamilyModel(ABC):
         """Call a module once on meta if its library changes modules at their first call. By default, do nothing."""
         del module
 
+    def make_caches(self, module: nn.Module, at: torch.device) -> None:
+        """Compute what a module caches in plain attributes at its first call (frequencies). By default, do nothing.
+
+        ``at``: the device that computes.
+        """
+        del module, at
+
     def make_buffer(self, module: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor | None:
         """Return the content of a buffer that is not saved, on the CPU; None if the buffer is unknown."""
         if name == "position_ids" and name in module._non_persistent_buffers_set:
@@ -135,6 +142,16 @@ class FamilyModel(ABC):
     @abstractmethod
     def condition(self, encoded: Mapping[str, Mapping[PromptText, Tensors]], text: PromptText) -> Tensors:
         """Join what the text encoders, by role, returned for a text."""
+
+    def flow_levels(self, steps: int) -> Sequence[float] | None:
+        """Return the noise levels of a rectified flow, before the shift. By default, None: the scheduler's own."""
+        del steps
+
+    def join_conditions(self, rows: Sequence[Tensors]) -> Tensors:
+        """Join the conditions of the rows of one denoiser call. By default, concatenate them."""
+        if len(rows) == 1:
+            return rows[0]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, call: Call) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 
-from safelight.request.field import fields_of
 from safelight.request.schema import Request
 
 
@@ -26,16 +25,12 @@ class Feature(StrEnum):
     TEXT_ENCODER_OVERRIDE = "another model's text encoders"
 
 
-_CFG = fields_of(Request)["cfg"].default
-"""The default guidance scale. A request that leaves it unchanged does not count as asking for guidance, so it works
-with families that have none."""
-
 FEATURE_REQUESTS: Mapping[Feature, tuple[str, Callable[[Request], bool]]] = {
     Feature.TEXT_TO_IMAGE: ("image", lambda r: not r.image),
     Feature.IMAGE_TO_IMAGE: ("image", lambda r: bool(r.image)),
     Feature.INPAINTING: ("mask", lambda r: r.masked),
     Feature.NEGATIVE_PROMPT: ("negative", lambda r: bool(r.negative.strip())),
-    Feature.GUIDANCE: ("cfg", lambda r: r.cfg not in (_CFG, 1.0)),
+    Feature.GUIDANCE: ("cfg", lambda r: r.cfg is not None and r.cfg > 1),
     Feature.COMPEL: ("prompt_syntax", lambda r: r.prompt_syntax == "compel"),
     Feature.CLIP_SKIP: ("clip_skip", lambda r: r.clip_skip > 0),
     Feature.TEXTUAL_INVERSION: ("embeddings", lambda r: bool(r.embeddings)),

@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from types import MappingProxyType
 
 from safelight import families as package
@@ -28,6 +29,9 @@ def families() -> Mapping[str, Family]:
     """
     found: dict[str, Family] = {}
     for folder in sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg):
+        if find_spec(f"{package.__name__}.{folder}.spec") is None:
+            # ``parts``: what families share.
+            continue
         own: tuple[Family, ...] = importlib.import_module(f"{package.__name__}.{folder}.spec").FAMILIES
         found |= {family.name: family for family in own}
     added = Extensible[tuple[Family, ...]]({}, GROUP, instance_of(tuple))

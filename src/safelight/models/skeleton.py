@@ -63,6 +63,7 @@ def build(key: SkeletonKey) -> nn.Module:
         lambda: model.build(model_family, key.config, key.attention),
         model.run_lazy_init,
         model.make_buffer,
+        model.make_caches,
         key.dtype,
         key.attention,
         key.device,

@@ -149,7 +149,8 @@ def denoise(work: DenoiseInputs) -> Denoised:
         for index, timestep in enumerate(timesteps):
             condition = work.conditions.distinct[work.conditions.index_at(index / len(timesteps))]
             rows = work.sampler.scale_input(guidance.repeat_latents(latents), timestep)
-            call = Call(rows, timestep, guidance.batch_conditions(condition), extra, (), guidance.scale)
+            joined = work.model.join_conditions(guidance.conditions_of_rows(condition))
+            call = Call(rows, timestep, joined, extra, (), guidance.scale)
             for control, picture in controls:
                 if control.start <= index / calls and (index + 1) / calls <= control.end:
                     call = replace(

@@ -168,7 +168,7 @@ class ImagePipeline:
 
     def _first_pass(self) -> Pass:
         given, steps = self._canvas, self._effective_request.first_pass_steps
-        from_noise = Pass(self.width, self.height, None, self.request.steps, steps)
+        from_noise = Pass(self.width, self.height, None, self.request.step_count, steps)
         if given is None:
             return from_noise
         start = self._start(given.picture, given.mask, self.request.strength, self._family.roles)
@@ -189,8 +189,8 @@ class ImagePipeline:
             roles = self._family.roles
             following = roles[roles.index(self._family.denoiser) :]
             start = self._start(picture, None, request.hires_strength, following)
-        steps = request.hires_steps or request.steps
-        return Pass(width, height, start, steps, int(steps * request.hires_strength), request.steps)
+        steps = request.hires_steps or request.step_count
+        return Pass(width, height, start, steps, int(steps * request.hires_strength), request.step_count)
 
     def _start(self, picture: Any, mask: Any | None, strength: float, following: tuple[str, ...]) -> Start:
         """Encode a picture, and the masked picture if there is a mask, as the start of a pass.

@@ -28,7 +28,7 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
     refused: OutOfMemoryError | None = None
     for role in model.family.roles:
         component, dtype = model.manifest.component(role), dtype_of(resources.run_settings, model.family, role)
-        task = Task("", width * height, request.steps)
+        task = Task("", width * height, request.step_count)
         workload = describe_stage([(component, dtype)], resources.run_settings, task)
         [use] = plan_uses(model, resources, [(component, dtype)], workload, task)
         total = sum(segment.nbytes for segment in split_into_segments(component, dtype))

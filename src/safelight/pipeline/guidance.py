@@ -55,14 +55,14 @@ class Guidance(ABC):
         """Repeat latents (1, …) for all rows."""
         return _join([latents] * len(self.rows))
 
-    def batch_conditions(self, condition: Condition) -> Tensors:
-        """Join the conditioning of all rows."""
+    def conditions_of_rows(self, condition: Condition) -> list[Tensors]:
+        """Return the conditioning of each row."""
         found: list[Tensors] = []
         for row in self.rows:
             tensors = condition.positive if row.prompt else condition.negative
             assert tensors is not None
             found.append(tensors)
-        return {name: _join([tensors[name] for tensors in found]) for name in condition.positive}
+        return found
 
     def batch_extra_channels(self, channels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return the extra input channels, each (1, …), for all rows. A row that does not get them has zeros."""
@@ -106,6 +106,21 @@ class ClassifierFree(Guidance):
 
 
 @dataclass(frozen=True, slots=True)
+class ClassifierFreeFromPrompt(Guidance):
+    """Classifier-free guidance, written as a step away from the prediction for the prompt.
+
+    It is the same formula with another rounding. The rows and the sum have the order of diffusers' ``ZImagePipeline``,
+    whose ``guidance_scale`` is one less.
+    """
+
+    rows: ClassVar = (Row(), Row(prompt=False))
+
+    def combine(self, prediction: torch.Tensor) -> torch.Tensor:
+        with_prompt, without = prediction.chunk(2)
+        return with_prompt + (self.scale - 1) * (with_prompt - without)
+
+
+@dataclass(frozen=True, slots=True)
 class ImageAndText(Guidance):
     """Guidance by the input image and by the prompt (Brooks et al. 2023, arXiv 2211.09800, equation 3).
 
@@ -123,6 +138,7 @@ class ImageAndText(Guidance):
 
 READS_NEGATIVE: Mapping[GuidanceKind, bool] = {
     "classifier_free": True,
+    "classifier_free_from_prompt": True,
     "image_and_text": True,
     "distilled": False,
     "none": False,
@@ -136,6 +152,8 @@ def make_guidance(kind: GuidanceKind, scale: float, image_scale: float) -> Guida
         return ImageAndText(scale, image_scale)
     if scale > 1 and kind == "classifier_free":
         return ClassifierFree(scale)
+    if scale > 1 and kind == "classifier_free_from_prompt":
+        return ClassifierFreeFromPrompt(scale)
     return Unguided(scale)
 
 

@@ -91,7 +91,7 @@ class ModelStages:
         self._dtype = TORCH_DTYPES[resources.run_settings.dtype]
         self._device = resources.device.torch
         kind = model.family.guidance_of(model.variant)
-        self._guidance = guidance.make_guidance(kind, request.cfg, request.image_cfg)
+        self._guidance = guidance.make_guidance(kind, request.guidance_scale, request.image_cfg)
         self._negative_too = guidance.READS_NEGATIVE[kind]
 
     def conditions(self, pixels: int) -> ConditionsByStep:
@@ -124,7 +124,8 @@ class ModelStages:
     def count_denoiser_calls(self, this_pass: Pass) -> int:
         """Return how often a pass calls the denoiser."""
         strength = this_pass.start.strength if isinstance(this_pass.start, Start) else None
-        return len(self._sampler_run().begin(this_pass.steps, torch.device("cpu"), strength, this_pass.denoising_range))
+        sampler = self._sampler_run(this_pass)
+        return len(sampler.begin(this_pass.steps, torch.device("cpu"), strength, this_pass.denoising_range))
 
     def denoise(
         self,
@@ -138,7 +139,7 @@ class ModelStages:
         latent_format = self.family.latents
 
         def compute(modules: list[nn.Module], leases: list[Lease]) -> Denoised:
-            sampler = self._sampler_run()
+            sampler = self._sampler_run(this_pass)
 
             def after(call: int, values: torch.Tensor) -> None:
                 on_call(call, sampler.calls, values, sampler.sigma)
@@ -161,7 +162,7 @@ class ModelStages:
                         this_pass.height // latent_format.vae_scale_factor,
                         this_pass.width // latent_format.vae_scale_factor,
                     ),
-                    self._dtype,
+                    torch.float32 if latent_format.fp32 else self._dtype,
                     self._device,
                     after,
                     this_pass.start,
@@ -178,15 +179,19 @@ class ModelStages:
         parts = [(part, self._dtype) for part in (self.model.manifest.component(self.family.denoiser), *nets)]
         return self.stages.run(self._task(this_pass), self._run_settings, parts, compute)
 
-    def _sampler_run(self) -> SamplerRun:
+    def _sampler_run(self, this_pass: Pass) -> SamplerRun:
         request, model = self._request, self.model
+        noise, multiple = self.family.noise_of(model.variant), self.family.latents.multiple
+        tokens = (this_pass.width // multiple) * (this_pass.height // multiple)
         return samplers.make(
-            self.family,
+            noise,
             request.sampler,
             request.schedule,
             model.prediction_type,
             model.zero_terminal_snr,
             request.seed,
+            self.family_model.flow_levels,
+            None if noise.mu is None else noise.mu(tokens, this_pass.steps),
         )
 
     def _task(self, this_pass: Pass) -> Task:

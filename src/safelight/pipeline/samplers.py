@@ -4,16 +4,31 @@ rectified-flow schedulers one interface."""
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from safelight.boundary import schedulers
-from safelight.families.family import Family
-from safelight.request.samplers import SAMPLERS, Schedule
+from safelight.families.family import Noise
+from safelight.request.samplers import SAMPLERS, FlowScheduler, Schedule
 
 WHOLE = (0.0, 1.0)
 """All noise levels."""
+
+Levels = Callable[[int], Sequence[float] | None]
+"""Returns a rectified flow's noise levels for a number of steps, before the shift; None for the scheduler's own."""
+
+_SIGMAS: Mapping[Schedule, Mapping[str, Any]] = {
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+}
+
+
+def no_levels(steps: int) -> None:
+    """Leave the noise levels to the scheduler."""
+    del steps
 
 
 class SamplerRun:
@@ -41,7 +56,7 @@ class SamplerRun:
         ``denoising_range``: the range of noise levels to run, from 0 (pure noise) to 1 (none), as diffusers'
         ``denoising_start`` and ``denoising_end``. With a start above 0, ``strength`` has no effect.
         """
-        self.scheduler.set_timesteps(steps, device=device)
+        self._set_timesteps(steps, device)
         timesteps, (start, end) = self.scheduler.timesteps, denoising_range
         if start > 0:
             count = int((timesteps < self._timestep_at(start)).sum())
@@ -51,11 +66,17 @@ class SamplerRun:
                 count += 1
             timesteps = self._from(len(timesteps) - count)
         elif strength is not None:
-            timesteps = self._from(max(steps - min(int(steps * strength), steps), 0) * self.scheduler.order)
+            timesteps = self._from(self._first_step(steps, strength) * self.scheduler.order)
         if end < 1:
             timesteps = timesteps[: int((timesteps >= self._timestep_at(end)).sum())]
         self.calls = len(timesteps)
         return timesteps
+
+    def _set_timesteps(self, steps: int, device: torch.device) -> None:
+        self.scheduler.set_timesteps(steps, device=device)
+
+    def _first_step(self, steps: int, strength: float) -> int:
+        return max(steps - min(int(steps * strength), steps), 0)
 
     def _from(self, first: int) -> torch.Tensor:
         if hasattr(self.scheduler, "set_begin_index"):
@@ -93,13 +114,36 @@ class SamplerRun:
 
 
 class FlowSamplerRun(SamplerRun):
-    """A sampler with its schedule for a rectified flow: latents are a straight line between the image and noise."""
+    """A sampler with its schedule for a rectified flow: latents are a straight line between the image and noise.
+
+    ``levels``: returns the noise levels for a number of steps, before the shift; None for the scheduler's own.
+    ``mu``: the shift that depends on the image's size; None for a constant shift.
+    """
+
+    def __init__(self, scheduler: Any, levels: Levels, mu: float | None) -> None:
+        super().__init__(scheduler)
+        self._levels = levels
+        self._mu = mu
+
+    def _set_timesteps(self, steps: int, device: torch.device) -> None:
+        sigmas = self._levels(steps)
+        more: dict[str, Any] = {} if self._mu is None else {"mu": self._mu}
+        if sigmas is None:
+            self.scheduler.set_timesteps(steps, device=device, **more)
+        else:
+            self.scheduler.set_timesteps(sigmas=sigmas, device=device, **more)
+
+    def _first_step(self, steps: int, strength: float) -> int:
+        # diffusers' pipelines for flows round the other way.
+        return int(max(steps - min(steps * strength, steps), 0))
 
     def initial_latents(self, noise: torch.Tensor) -> torch.Tensor:
         return noise
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return self.scheduler.scale_noise(latents, timestep, noise)
+        if hasattr(self.scheduler, "scale_noise"):
+            return self.scheduler.scale_noise(latents, timestep, noise)
+        return self.scheduler.add_noise(latents, noise, timestep)
 
     def scale_input(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         del timestep
@@ -107,24 +151,45 @@ class FlowSamplerRun(SamplerRun):
 
 
 def make(
-    family: Family, sampler: str, schedule: Schedule, prediction_type: str, zero_terminal_snr: bool, seed: int
+    noise: Noise,
+    sampler: str,
+    schedule: Schedule,
+    prediction_type: str,
+    zero_terminal_snr: bool,
+    seed: int,
+    levels: Levels = no_levels,
+    mu: float | None = None,
 ) -> SamplerRun:
     """Create the sampler for one run of the denoising loop.
 
     ``seed``: for samplers that draw noise from their own Brownian tree (``dpmpp_sde``) instead of the generator.
+    ``levels``, ``mu``: for rectified flows; see :class:`FlowSamplerRun`.
     """
     chosen = SAMPLERS[sampler]
-    if family.noise.kind == "flow":
+    if noise.kind == "flow":
         assert chosen.flow is not None
-        return FlowSamplerRun(schedulers.scheduler(chosen.flow, dict(family.noise.settings), seed))
-    settings: dict[str, Any] = {**family.noise.settings, "prediction_type": prediction_type, **chosen.settings}
-    if schedule == "karras":
-        settings["use_karras_sigmas"] = True
-    elif schedule == "exponential":
-        settings["use_exponential_sigmas"] = True
-    elif schedule == "sgm_uniform":
+        return _flow(noise, chosen.flow, schedule, seed, levels, mu)
+    settings: dict[str, Any] = {**noise.settings, "prediction_type": prediction_type, **chosen.settings}
+    settings |= _SIGMAS.get(schedule, {})
+    if schedule == "sgm_uniform":
         settings["timestep_spacing"] = "trailing"
     if zero_terminal_snr:
         settings["timestep_spacing"] = "trailing"
         settings["rescale_betas_zero_snr"] = True
     return SamplerRun(schedulers.scheduler(chosen.scheduler, settings, seed))
+
+
+def _flow(
+    noise: Noise, chosen: FlowScheduler, schedule: Schedule, seed: int, levels: Levels, mu: float | None
+) -> SamplerRun:
+    settings: dict[str, Any] = {**noise.settings, **chosen.settings, **_SIGMAS.get(schedule, {})}
+    shift = settings.pop("shift", 1.0)
+    if mu is None:
+        settings[chosen.shift] = shift
+    elif chosen.takes_levels:
+        settings["use_dynamic_shifting"] = True
+    else:
+        # The same curve as a constant shift: exp(mu) / (exp(mu) + 1 / sigma - 1).
+        settings[chosen.shift] = math.exp(mu)
+    run = schedulers.scheduler(chosen.scheduler, settings, seed)
+    return FlowSamplerRun(run, levels if chosen.takes_levels else no_levels, mu if chosen.takes_levels else None)

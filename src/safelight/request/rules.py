@@ -38,7 +38,7 @@ def _check_sampling(request: Request) -> None:
     if request.schedule not in sampler.schedules:
         problem = f"the sampler {request.sampler} has {', '.join(sampler.schedules)}"
         raise RequestError("schedule", request.schedule, problem)
-    for name, steps in (("steps", request.steps), ("hires_steps", request.hires_steps)):
+    for name, steps in (("steps", request.steps or 0), ("hires_steps", request.hires_steps)):
         if steps > sampler.most_steps:
             raise RequestError(name, steps, f"the sampler {request.sampler} has at most {sampler.most_steps} steps")
     pixels = (request.width or 0) * (request.height or 0)
@@ -57,7 +57,7 @@ def _check_image(request: Request) -> None:
         raise RequestError("mask_padding", request.mask_padding, "needs a mask or outpaint")
     if request.mask and not request.image:
         raise RequestError("mask", request.mask[:40], "needs an image")
-    if request.image and int(request.steps * request.strength) < 1:
+    if request.image and request.steps is not None and int(request.steps * request.strength) < 1:
         raise RequestError("strength", request.strength, _too_few(request.steps))
 
 
@@ -67,7 +67,7 @@ def _check_passes(request: Request) -> None:
     if request.hires_scale > 1 and request.image:
         raise RequestError("hires_scale", request.hires_scale, "is for images that start from noise")
     again = request.hires_steps or request.steps
-    if request.hires_scale > 1 and int(again * request.hires_strength) < 1:
+    if again is not None and request.hires_scale > 1 and int(again * request.hires_strength) < 1:
         raise RequestError("hires_strength", request.hires_strength, _too_few(again))
     if request.tile and request.seamless:
         problem = "cannot be combined with seamless, because each tile would wrap around at its own edges"

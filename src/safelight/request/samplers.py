@@ -23,6 +23,24 @@ never trained."""
 
 
 @dataclass(frozen=True, slots=True)
+class FlowScheduler:
+    """How a sampler computes a rectified flow.
+
+    ``scheduler``: the name of a class of diffusers, or ``package.module:Class``.
+    ``settings``: arguments of that class.
+    ``shift``: the name of the argument that shifts the noise levels.
+    ``takes_levels``: whether ``set_timesteps`` takes ``sigmas`` and ``mu``.
+    ``schedules``: the schedules that apply.
+    """
+
+    scheduler: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    shift: str = "shift"
+    takes_levels: bool = False
+    schedules: tuple[Schedule, ...] = ("default",)
+
+
+@dataclass(frozen=True, slots=True)
 class Sampler:
     """A sampler: its scheduler class, its settings, the schedules that apply, and A1111's name for it.
 
@@ -31,7 +49,7 @@ class Sampler:
     ``supports_zero_terminal_snr``: whether it can start from pure noise, as checkpoints with a terminal
     signal-to-noise ratio of zero need it (Lin et al. 2024).
     ``automatic``: the schedule that A1111's "Automatic" selects.
-    ``flow``: the scheduler class for rectified flows, in the same form, None if there is none.
+    ``flow``: the scheduler for rectified flows, None if there is none.
     """
 
     scheduler: str
@@ -41,11 +59,13 @@ class Sampler:
     most_steps: int = MOST_STEPS
     supports_zero_terminal_snr: bool = False
     automatic: Schedule = "default"
-    flow: str | None = None
+    flow: FlowScheduler | None = None
 
-    def scheduler_for(self, kind: NoiseKind) -> str | None:
-        """Return the scheduler class for a kind of noise, None if there is none."""
-        return self.scheduler if kind == "discrete" else self.flow
+    def schedules_for(self, kind: NoiseKind) -> tuple[Schedule, ...]:
+        """Return the schedules that apply to a kind of noise; () if the sampler is not for it."""
+        if kind == "discrete":
+            return self.schedules
+        return () if self.flow is None else self.flow.schedules
 
 
 SCHEDULE_LABELS: Mapping[Schedule, str] = {
@@ -60,6 +80,9 @@ _WITHOUT_SIGMA_SCHEDULES: tuple[Schedule, ...] = ("default", "sgm_uniform")
 _DISTILLED_STEPS = 50
 """Steps that LCM (Luo et al. 2023) and TCD (trajectory consistency distillation, Zheng et al. 2024) were distilled
 with: diffusers' ``original_inference_steps``."""
+
+_SIGMA_SCHEDULES: tuple[Schedule, ...] = ("default", "karras", "exponential")
+_FLOW_SIGMAS: Mapping[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
 _BUILTIN: Mapping[str, Sampler] = {
     "ddim": Sampler(
@@ -77,15 +100,24 @@ _BUILTIN: Mapping[str, Sampler] = {
     ),
     "lms": Sampler("LMSDiscreteScheduler", "LMS"),
     "euler": Sampler(
-        "EulerDiscreteScheduler", "Euler", supports_zero_terminal_snr=True, flow="FlowMatchEulerDiscreteScheduler"
+        "EulerDiscreteScheduler",
+        "Euler",
+        supports_zero_terminal_snr=True,
+        flow=FlowScheduler("FlowMatchEulerDiscreteScheduler", takes_levels=True, schedules=_SIGMA_SCHEDULES),
     ),
     "euler_a": Sampler(
         "EulerAncestralDiscreteScheduler", "Euler a", _WITHOUT_SIGMA_SCHEDULES, supports_zero_terminal_snr=True
     ),
-    "heun": Sampler("HeunDiscreteScheduler", "Heun", flow="FlowMatchHeunDiscreteScheduler"),
+    "heun": Sampler("HeunDiscreteScheduler", "Heun", flow=FlowScheduler("FlowMatchHeunDiscreteScheduler")),
     "dpm2": Sampler("KDPM2DiscreteScheduler", "DPM2", automatic="karras"),
     "dpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", "DPM2 a", automatic="karras"),
-    "dpmpp_2m": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M", supports_zero_terminal_snr=True, automatic="karras"),
+    "dpmpp_2m": Sampler(
+        "DPMSolverMultistepScheduler",
+        "DPM++ 2M",
+        supports_zero_terminal_snr=True,
+        automatic="karras",
+        flow=FlowScheduler("DPMSolverMultistepScheduler", _FLOW_SIGMAS, "flow_shift"),
+    ),
     "dpmpp_2m_sde": Sampler(
         "DPMSolverMultistepScheduler",
         "DPM++ 2M SDE",
@@ -101,7 +133,12 @@ _BUILTIN: Mapping[str, Sampler] = {
         supports_zero_terminal_snr=True,
         automatic="exponential",
     ),
-    "unipc": Sampler("UniPCMultistepScheduler", "UniPC", supports_zero_terminal_snr=True),
+    "unipc": Sampler(
+        "UniPCMultistepScheduler",
+        "UniPC",
+        supports_zero_terminal_snr=True,
+        flow=FlowScheduler("UniPCMultistepScheduler", _FLOW_SIGMAS, "flow_shift"),
+    ),
     "deis": Sampler("DEISMultistepScheduler", "DEIS"),
     "lcm": Sampler(
         "LCMScheduler",
@@ -110,6 +147,7 @@ _BUILTIN: Mapping[str, Sampler] = {
         {"clip_sample": False},
         most_steps=_DISTILLED_STEPS,
         supports_zero_terminal_snr=True,
+        flow=FlowScheduler("FlowMatchLCMScheduler", takes_levels=True),
     ),
     "tcd": Sampler(
         "TCDScheduler",

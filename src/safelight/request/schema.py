@@ -53,9 +53,12 @@ def _few_schedules() -> str:
     return "; ".join(parts) + "."
 
 
-VERSION = 2
+VERSION = 3
 """The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
 or when a default changes."""
+
+USUAL_STEPS, USUAL_CFG = 20, 7.0
+"""The defaults of Stable Diffusion. Other families have their own (:class:`safelight.families.family.Defaults`)."""
 
 PROMPTS, SAMPLING, SIZE, START, VARIATION = "Prompts and models", "Sampling", "Size", "From an image", "Variations"
 HIRES, REFINER, RUN = "High-resolution fix", "Refiner", "How it runs"
@@ -104,11 +107,17 @@ class Request:
         ),
     ] = 0
     steps: Annotated[
-        int,
+        int | None,
         FieldDeclaration(
-            help="Sampling steps.", group=SAMPLING, minimum=1, maximum=MOST_STEPS, a1111="steps", openai="steps"
+            help="Sampling steps; by default the model's own number: 20 for Stable Diffusion.",
+            group=SAMPLING,
+            minimum=1,
+            maximum=MOST_STEPS,
+            a1111="steps",
+            openai="steps",
+            old_defaults={2: 20},
         ),
-    ] = 20
+    ] = None
     width: Annotated[
         int | None,
         FieldDeclaration(
@@ -134,17 +143,19 @@ class Request:
         ),
     ] = None
     cfg: Annotated[
-        float,
+        float | None,
         FieldDeclaration(
-            help="Guidance scale. 1 or less turns guidance off, and the negative prompt has no effect then.",
+            help="Scale of classifier-free guidance. 1 or less turns it off, and the negative prompt has no effect"
+            " then. By default the model's own: 7 for Stable Diffusion.",
             label="Guidance",
             group=SAMPLING,
             minimum=0,
             maximum=100,
             a1111="cfg_scale",
             openai="cfg",
+            old_defaults={2: 7.0},
         ),
-    ] = 7.0
+    ] = None
     sampler: Annotated[
         str,
         FieldDeclaration(
@@ -475,14 +486,24 @@ class Request:
         return replace(self, count=1, seed=self.seed + index)
 
     @property
+    def step_count(self) -> int:
+        """The number of steps. Before the model's default is known, it is an estimate: :data:`USUAL_STEPS`."""
+        return USUAL_STEPS if self.steps is None else self.steps
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale of classifier-free guidance. Before the model's default is known: :data:`USUAL_CFG`."""
+        return USUAL_CFG if self.cfg is None else self.cfg
+
+    @property
     def first_pass_steps(self) -> int:
         """The number of steps that the first pass computes."""
-        return min(self.steps, int(self.steps * self.strength)) if self.image else self.steps
+        return min(self.step_count, int(self.step_count * self.strength)) if self.image else self.step_count
 
     @property
     def computed_steps(self) -> int:
         """The number of steps that both passes compute."""
-        again = int((self.hires_steps or self.steps) * self.hires_strength) if self.hires_scale > 1 else 0
+        again = int((self.hires_steps or self.step_count) * self.hires_strength) if self.hires_scale > 1 else 0
         return self.first_pass_steps + again
 
     @property

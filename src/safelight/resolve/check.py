@@ -58,9 +58,14 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
     if missing is not None:
         problem = f"asks for {missing[1]}, which {model.name} ({model.base}) does not have"
         raise RequestError(missing[0], getattr(request, missing[0]), problem)
-    if SAMPLERS[request.sampler].scheduler_for(model.family.noise.kind) is None:
-        able = ", ".join(n for n, one in SAMPLERS.usable() if one.scheduler_for(model.family.noise.kind))
+    kind = model.family.noise.kind
+    schedules = SAMPLERS[request.sampler].schedules_for(kind)
+    if not schedules:
+        able = ", ".join(n for n, one in SAMPLERS.usable() if one.schedules_for(kind))
         raise RequestError("sampler", request.sampler, f"is not for {model.base}, which has: {able}")
+    if request.schedule not in schedules:
+        problem = f"for {model.base}, the sampler {request.sampler} has {', '.join(schedules)}"
+        raise RequestError("schedule", request.schedule, problem)
     width, height = request.width or model.resolution, request.height or model.resolution
     multiple = model.family.latents.multiple
     for name, side in (("width", width), ("height", height)):

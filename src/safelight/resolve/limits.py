@@ -40,7 +40,7 @@ class RequestLimits:
         self._check_pixels(request, model, whole_picture_size)
         self.check_count(request)
         for field, value, most, name in (
-            ("steps", request.steps, self.max_steps, "max_steps"),
+            ("steps", request.step_count, self.max_steps, "max_steps"),
             ("hires_steps", request.hires_steps, self.max_steps, "max_steps"),
         ):
             if most is not None and value > most:

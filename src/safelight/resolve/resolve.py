@@ -68,6 +68,7 @@ def resolve(
         side: resolved_fields.get(side) or getattr(request, side) or model.resolution for side in ("width", "height")
     }
     request = replace(request, model=model.name, prompt=prompt, negative=negative, **(resolved_fields | sides))
+    request = with_defaults(request, model)
     found = inversions.resolve_inversions(request, model, catalog.adapters, by_path)
     request = replace(request, embeddings=tuple(one.embedding for one in found))
     draws_only_a_part = request.image and request.mask_padding is not None
@@ -78,6 +79,13 @@ def resolve(
         check_refiner(request, model, refiner)
     refiner_reference = None if refiner is None else model_reference(refiner)
     return Job(request, model_reference(model), replacements, words, refiner_reference)
+
+
+def with_defaults(request: Request, model: Model) -> Request:
+    """Return the request with the model's own number of steps and guidance scale where it names none."""
+    defaults = model.family.defaults_of(model.variant)
+    steps = defaults.steps if request.steps is None else request.steps
+    return replace(request, steps=steps, cfg=defaults.cfg if request.cfg is None else request.cfg)
 
 
 def model_reference(model: Model) -> ModelReference:

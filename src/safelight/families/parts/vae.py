@@ -1,4 +1,5 @@
-"""The VAE of all Stable Diffusion bases. Infers its settings from a file's shapes, and its tensors from the settings.
+"""diffusers' ``AutoencoderKL``, the VAE of most families. Infers its settings from a file's shapes, and its tensors
+from the settings.
 
 Names are those of ``diffusers.AutoencoderKL`` (also those before diffusers 0.14) and of LDM.
 """
@@ -15,7 +16,10 @@ from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, co
 
 @dataclass(frozen=True, slots=True)
 class VAEConfig(Config):
-    """Settings of a VAE."""
+    """Settings of a VAE.
+
+    ``quantised``: it has the two 1×1 convolutions around the latents that Stable Diffusion's VAE has (``quant_conv``).
+    """
 
     architecture: ClassVar[str] = "vae"
     in_channels: int
@@ -23,6 +27,7 @@ class VAEConfig(Config):
     latent_channels: int
     block_out_channels: tuple[int, ...]
     layers_per_block: int
+    quantised: bool = True
 
     def rows(self) -> Iterator[TensorRow]:
         return tensors(self)
@@ -36,6 +41,9 @@ class VAEConfig(Config):
         scores = (pixels // 64) ** 2 * itemsize
         return LIVE_TENSORS * pixels * self.block_out_channels[0] * itemsize + scores
 
+
+NORM_GROUPS = 32
+"""Groups of the VAE's normalisations: its widths are multiples of this."""
 
 LIVE_TENSORS = 8
 """Tensors as large as the VAE's last feature map that live at once while it decodes."""
@@ -54,6 +62,7 @@ def infer(shapes: Shapes) -> VAEConfig:
             latent_channels=shapes["decoder.conv_in.weight"][1],
             block_out_channels=tuple(shapes[f"{block.format(i, 0)}.conv1.weight"][0] for i in range(levels)),
             layers_per_block=count_indexed(shapes, block.format(0, "")),
+            quantised="quant_conv.weight" in shapes or "post_quant_conv.weight" in shapes,
         )
     except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the VAE has no tensor {error}") from error
@@ -80,9 +89,9 @@ def tensors(config: VAEConfig) -> Iterator[TensorRow]:
     yield from _middle("encoder", last)
     yield from weight_and_bias("encoder.conv_norm_out", (last,), "encoder.norm_out")
     yield from weight_and_bias("encoder.conv_out", (latent * 2, last, 3, 3))
-    yield from weight_and_bias("quant_conv", (latent * 2, latent * 2, 1, 1))
-
-    yield from weight_and_bias("post_quant_conv", (latent, latent, 1, 1))
+    if config.quantised:
+        yield from weight_and_bias("quant_conv", (latent * 2, latent * 2, 1, 1))
+        yield from weight_and_bias("post_quant_conv", (latent, latent, 1, 1))
     yield from weight_and_bias("decoder.conv_in", (last, latent, 3, 3))
     yield from _middle("decoder", last)
     before = last

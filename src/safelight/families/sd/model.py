@@ -13,14 +13,15 @@ from torch import nn
 from safelight.boundary import exports, modules
 from safelight.families.family import Config, Family
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.families.parts.vae import NORM_GROUPS, VAEConfig
+from safelight.families.parts.vae_model import autoencoder
 from safelight.families.sd import encoding
 from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.compel_weighting import CompelEncoder
 from safelight.families.sd.controlnet import ControlNetConfig
 from safelight.families.sd.encoding import EncoderOutput
-from safelight.families.sd.recognition import NORM_GROUPS, TIME_IDS_WIDTH, attention_heads
+from safelight.families.sd.recognition import TIME_IDS_WIDTH, attention_heads
 from safelight.families.sd.unet import UNetConfig
-from safelight.families.sd.vae import VAEConfig
 from safelight.request.prompts.tokens import END, START, VOCABULARY, Chunk, chunks
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
@@ -228,21 +229,6 @@ def text_encoder(config: CLIPConfig, attention: str) -> nn.Module:
         attn_implementation="eager" if attention in ("normal", "sliced") else "sdpa",
     )
     return modules.clip(settings) if config.projection is None else modules.CLIP_WITH_PROJECTION(settings)
-
-
-def autoencoder(family: Family, config: VAEConfig) -> nn.Module:
-    levels = len(config.block_out_channels)
-    return modules.KL_AUTOENCODER(
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        latent_channels=config.latent_channels,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        norm_num_groups=NORM_GROUPS,
-        scaling_factor=family.latents.scaling_factor,
-    )
 
 
 def _key(text: Sequence[Chunk]) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from safelight.errors import UnsupportedModelError
 from safelight.families.family import Config, Training
+from safelight.families.parts.vae import NORM_GROUPS, VAEConfig
 from safelight.families.sd import unet
 from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.controlnet import ControlNetConfig
 from safelight.families.sd.unet import UNetConfig
-from safelight.families.sd.vae import VAEConfig
 from safelight.families.tables import NotThisArchitecture
 from safelight.files.folder import Folder
 from safelight.files.header import Header
@@ -23,7 +23,6 @@ VARIANTS: Mapping[int, str] = {4: "text-to-image", 5: "depth", 8: INSTRUCT_PIX2P
 
 VOCABULARY = 49408
 POSITIONS = 77
-NORM_GROUPS = 32
 CHANNELS_PER_HEAD = 64
 
 TIME_IDS_WIDTH = 256

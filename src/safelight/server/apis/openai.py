@@ -321,7 +321,7 @@ def _queue(control: Services, asked: ImageGeneration, start: Mapping[str, Any] |
         steps=_steps(asked, values["steps"]),
         width=width,
         height=height,
-        cfg=7.0 if values["cfg"] is None else _number("cfg", values["cfg"]),
+        cfg=None if values["cfg"] is None else _number("cfg", values["cfg"]),
         count=count,
         **_sampler(values["sampler"], values["schedule"]),
         **more,
@@ -329,10 +329,10 @@ def _queue(control: Services, asked: ImageGeneration, start: Mapping[str, Any] |
     return intake.accept(control, request, client=f"openai {asked.user or ''}".strip())
 
 
-def _steps(asked: ImageGeneration, given: Any) -> int:
+def _steps(asked: ImageGeneration, given: Any) -> int | None:
     by_quality = QUALITY_STEPS.get(asked.quality or "")
     if given is None:
-        return by_quality or STEPS
+        return by_quality
     if by_quality is not None:
         raise RequestError("quality", asked.quality, "sets the number of steps, and steps is set too: leave one out")
     number = _number("steps", given)

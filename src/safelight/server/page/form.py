@@ -43,7 +43,9 @@ class Form:
                 names, multiple=True, label="Models", value=[first] if first in names else names[:1]
             ).props("outlined use-chips options-dense")
             with ui.element("div").classes("sl-pair"):
-                self._steps = ui.number(LABELS["steps"], value=20, min=1, precision=0).props("outlined dense")
+                self._steps = ui.number(LABELS["steps"], min=1, precision=0, placeholder="the model's own").props(
+                    "outlined dense"
+                )
                 self._seed = ui.number(LABELS["seed"], min=0, precision=0, placeholder="any").props("outlined dense")
             self._more_fields()
             self.further = Further(control)
@@ -73,7 +75,9 @@ class Form:
                 self._width = _side(LABELS["width"])
                 self._height = _side(LABELS["height"])
             with ui.element("div").classes("sl-pair"):
-                self._cfg = ui.number(LABELS["cfg"], value=7.0, min=0, max=100, step=0.5).props("outlined dense")
+                self._cfg = ui.number(LABELS["cfg"], min=0, max=100, step=0.5, placeholder="the model's own").props(
+                    "outlined dense"
+                )
                 self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
             samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.usable()}
             self._sampler = ui.select(samplers, label=LABELS["sampler"], value="euler").props("outlined dense")
@@ -110,10 +114,10 @@ class Form:
                 model=model,
                 negative=self._negative.value or "",
                 seed=seed,
-                steps=20 if self._steps.value is None else int(self._steps.value),
+                steps=_whole(self._steps.value),
                 width=_whole(self._width.value),
                 height=_whole(self._height.value),
-                cfg=self._cfg.value if self._cfg.value is not None else 7.0,
+                cfg=self._cfg.value,
                 sampler=self._sampler.value,
                 schedule=self._schedule.value,
                 count=count,

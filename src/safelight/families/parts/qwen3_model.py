@@ -1,0 +1,86 @@
+"""Computes Qwen3 as a text encoder: its module, its tokens, its hidden states."""
+
+from __future__ import annotations
+
+import gzip
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from safelight.boundary import modules
+from safelight.families.parts.qwen3 import Qwen3Config
+
+TOKENIZER = Path(__file__).with_name("qwen3_tokenizer.json.gz")
+"""The tokenizer that every Qwen3 has. Its licence is in the same folder."""
+
+PAD = 151643
+"""``<|endoftext|>``."""
+
+ROPE_THETA = 1e6
+NORM_EPSILON = 1e-6
+POSITIONS = 40960
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """Return Qwen3's tokenizer."""
+    return Tokenizer.from_str(gzip.decompress(TOKENIZER.read_bytes()).decode())
+
+
+def chat(prompt: str, thinking: bool) -> str:
+    """Return a prompt in Qwen3's chat template, as the user's message, followed by the start of the answer.
+
+    ``thinking``: the template's ``enable_thinking``. Without it, the answer begins with an empty thought.
+    """
+    answer = "" if thinking else "<think>\n\n</think>\n\n"
+    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{answer}"
+
+
+def tokens_of(text: str, most: int) -> tuple[list[int], str]:
+    """Return the token ids of a text, at most ``most``, and the part of the text that they leave out."""
+    encoding = tokenizer().encode(text, add_special_tokens=False)
+    if len(encoding.ids) <= most:
+        return encoding.ids, ""
+    return encoding.ids[:most], text[encoding.offsets[most][0] :]
+
+
+def build(config: Qwen3Config) -> nn.Module:
+    """Build the module on the current default device. It returns the last hidden layer without the final norm."""
+    settings = modules.library_class("transformers.models.qwen3.configuration_qwen3:Qwen3Config")(
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.intermediate,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.key_heads,
+        head_dim=config.head_size,
+        max_position_embeddings=POSITIONS,
+        rms_norm_eps=NORM_EPSILON,
+        rope_theta=ROPE_THETA,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+    )
+    module = modules.library_class("transformers.models.qwen3.modeling_qwen3:Qwen3Model")(settings)
+    module.norm = nn.Identity()
+    return module
+
+
+def frequencies(config: Any) -> torch.Tensor:
+    """Return the frequencies of the rotary embedding, fp32, on the CPU. ``config``: transformers' settings."""
+    sizes = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").to(dtype=torch.float)
+    return 1.0 / (ROPE_THETA ** (sizes / config.head_dim))
+
+
+def hidden_states(module: nn.Module, ids: list[int], length: int, device: torch.device) -> torch.Tensor:
+    """Return the hidden states (1, n, width) of the n tokens.
+
+    ``length``: the tokens are padded to this number, as diffusers' pipelines do; the padding is hidden by the mask.
+    """
+    padded = torch.tensor([ids + [PAD] * (length - len(ids))], device=device)
+    mask = torch.tensor([[True] * len(ids) + [False] * (length - len(ids))], device=device)
+    out = cast("Any", module)(input_ids=padded, attention_mask=mask, use_cache=False)
+    return out.last_hidden_state[:, : len(ids)]

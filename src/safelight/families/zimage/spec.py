@@ -1,0 +1,172 @@
+"""Z-Image, in its variants Turbo and Base (Z-Image Team 2025, arXiv 2511.22699)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from safelight.families.family import (
+    AdapterSigns,
+    Component,
+    Config,
+    Defaults,
+    Family,
+    Noise,
+    Training,
+    Variant,
+)
+from safelight.families.features import Feature
+from safelight.families.parts import qwen3, vae
+from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
+from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.parts.vae import VAEConfig
+from safelight.families.rules import rule
+from safelight.families.tables import NotThisArchitecture
+from safelight.families.zimage import transformer
+from safelight.families.zimage.transformer import ZImageConfig
+from safelight.files.folder import Folder
+from safelight.request.adapters import Purpose
+
+TURBO, BASE = "turbo", "base"
+
+UNREAD_LAYERS = 1
+"""The transformer reads the text encoder's last layer but one (diffusers' ``hidden_states[-2]``)."""
+
+_TURBO_SHIFT, _BASE_SHIFT = 3.0, 6.0
+
+TEXT_PREFIXES = ("text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_4b.", "text_encoder.")
+
+
+def _recognise_folder(folder: Folder) -> str | None:
+    header = folder.components.get("transformer")
+    if header is None:
+        return None
+    try:
+        transformer.infer({name: info.shape for name, info in header.tensors.items()})
+    except NotThisArchitecture:
+        return None
+    return "a transformer with refiners for the image and for the text"
+
+
+def _folder_training(folder: Folder) -> Training:
+    del folder
+    return _training(None)
+
+
+def _training(header: object) -> Training:
+    del header
+    return Training("flow", False, "a rectified flow, as all of Z-Image")
+
+
+def _folder_variant(folder: Folder) -> str | None:
+    """Tell Turbo from Base by the shift of the scheduler's settings: 3 or 6."""
+    return {_TURBO_SHIFT: TURBO, _BASE_SHIFT: BASE}.get(folder.scheduler.get("shift", 0.0))
+
+
+def _find_mismatch(configs: Mapping[str, Config]) -> str | None:
+    net, encoder, auto = configs["transformer"], configs["text_encoder"], configs["vae"]
+    assert isinstance(net, ZImageConfig)
+    assert isinstance(encoder, Qwen3Config)
+    assert isinstance(auto, VAEConfig)
+    if net.text_width != encoder.width:
+        return f"its transformer reads text {net.text_width} wide, its text encoder returns {encoder.width}"
+    if auto.latent_channels != net.channels:
+        return f"its transformer has latents of {net.channels} channels, its VAE of {auto.latent_channels}"
+    return None
+
+
+def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, object]]:
+    del configs
+    yield "transformer", "rope_theta", 256.0
+    yield "transformer", "t_scale", 1000.0
+    yield "transformer", "norm_eps", 1e-5
+    yield "text_encoder", "rms_norm_eps", 1e-6
+    yield "text_encoder", "hidden_act", "silu"
+    yield "vae", "scaling_factor", SCALING_FACTOR
+    yield "vae", "shift_factor", SHIFT_FACTOR
+
+
+def _left_over(name: str) -> str | None:
+    for prefix in TEXT_PREFIXES:
+        if name.startswith(prefix):
+            return qwen3.unread_reason(name.removeprefix(prefix))
+    return "a norm without effect" if name.endswith("norm_final.weight") else None
+
+
+def _keep(name: str) -> bool:
+    return any(
+        name.startswith(prefix) and qwen3.counts_for_layer_number(name.removeprefix(prefix)) for prefix in TEXT_PREFIXES
+    )
+
+
+ZIMAGE = Family(
+    name="z-image",
+    components=(
+        Component(
+            "text_encoder",
+            Purpose.TEXT_ENCODER,
+            TEXT_PREFIXES,
+            partial(qwen3.infer, unread=UNREAD_LAYERS),
+            Qwen3Config(151936, 2560, 9728, 36 - UNREAD_LAYERS, 32, 8, 128),
+        ),
+        Component(
+            "transformer",
+            Purpose.DENOISER,
+            ("model.diffusion_model.", "diffusion_model.", "transformer."),
+            transformer.infer,
+            ZImageConfig(16, 3840, 30, 2, 128, 2560),
+            lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
+            lora_paths=("diffusion_model.", "transformer."),
+            block_of=transformer.block_of,
+        ),
+        Component("vae", Purpose.VAE, ("vae.", "first_stage_model."), vae.infer, FLUX_VAE),
+    ),
+    architectures=(Qwen3Config, ZImageConfig, VAEConfig),
+    latents=FLUX_LATENTS,
+    noise=Noise("flow", {"shift": _TURBO_SHIFT}),
+    resolution=1024,
+    guidance="classifier_free_from_prompt",
+    features=frozenset(
+        {
+            Feature.TEXT_TO_IMAGE,
+            Feature.IMAGE_TO_IMAGE,
+            Feature.INPAINTING,
+            Feature.NEGATIVE_PROMPT,
+            Feature.GUIDANCE,
+            Feature.HIRES,
+            Feature.TILED_VAE,
+        }
+    ),
+    model_module="safelight.families.zimage.model",
+    rules=(
+        rule(
+            "checkpoint",
+            "z-image",
+            "a transformer with a padding token for the caption, and a text encoder",
+            r"(model\.diffusion_model|diffusion_model|transformer)\.cap_pad_token$",
+            r"text_encoders?\.",
+        ),
+    ),
+    detect_training=_training,
+    detect_variant=lambda _: None,
+    variants={
+        TURBO: Variant(defaults=Defaults(8, 1.0)),
+        BASE: Variant(noise=Noise("flow", {"shift": _BASE_SHIFT}), defaults=Defaults(50, 5.0)),
+    },
+    recognise_folder=_recognise_folder,
+    detect_folder_training=_folder_training,
+    detect_folder_variant=_folder_variant,
+    find_mismatch=_find_mismatch,
+    folder_settings=_folder_settings,
+    left_over=_left_over,
+    keep=_keep,
+    latent_space="flux",
+    adapter_signs=AdapterSigns(
+        names=re.compile(r"(^|[._])(context_refiner|noise_refiner)[._][0-9]|layers[._][0-9]+[._]adaLN_modulation"),
+        declared=frozenset({"z-image", "zimage", "z-image-turbo"}),
+    ),
+    pipeline_class="ZImagePipeline",
+)
+
+FAMILIES = (ZIMAGE,)
