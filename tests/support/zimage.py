@@ -14,7 +14,7 @@ from support.checkpoints import random_module
 from support.oracle import aligned
 from torch import nn
 from transformers import PreTrainedTokenizerFast
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3RMSNorm
 
 from safelight.families.family import Config
 from safelight.families.parts import qwen3_model
@@ -61,10 +61,22 @@ def tokenizer() -> Any:
     return made
 
 
-def pipeline(seed: int, kind: Any = None, variant: str = "turbo", dtype: torch.dtype = torch.float32) -> Any:
-    built: dict[str, Any] = {role: aligned(module.to(dtype)) for role, module in modules(seed).items()}
+def pipeline(seed: int, variant: str = "turbo") -> Any:
+    built: dict[str, Any] = {role: aligned(module) for role, module in modules(seed).items()}
     scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler(shift=SHIFTS[variant])
-    return (kind or diffusers.ZImagePipeline)(**built, tokenizer=tokenizer(), scheduler=scheduler)
+    return diffusers.ZImagePipeline(**built, tokenizer=tokenizer(), scheduler=scheduler)
+
+
+def loaded(path: Path, dtype: torch.dtype) -> Any:
+    """The pipeline of a folder, as ``from_pretrained`` loads each component: some buffers stay in fp32."""
+    kinds: dict[str, Any] = {
+        "text_encoder": Qwen3Model,
+        "transformer": diffusers.ZImageTransformer2DModel,
+        "vae": diffusers.AutoencoderKL,
+    }
+    built = {role: aligned(kind.from_pretrained(path / role, torch_dtype=dtype)) for role, kind in kinds.items()}
+    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(path / "scheduler")
+    return diffusers.ZImagePipeline(**built, tokenizer=tokenizer(), scheduler=scheduler)
 
 
 def write_folder(path: Path, seed: int, variant: str = "turbo", **save: Any) -> Path:

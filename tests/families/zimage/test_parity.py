@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import zimage
 
 import safelight
+from safelight.families.parts import qwen3_model
+from safelight.resolve.resolve import with_defaults
 from safelight.workers.local_engine import LocalEngine
 
 SEED = 5
+PROMPT = "a red apple (fresh)"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def theirs(pipe: Any, guidance_scale: float = 0.0, negative: str = "", steps: in
     torch.set_num_threads(1)
     pipe.set_progress_bar_config(disable=True)
     image = pipe(
-        "a red apple (fresh)",
+        PROMPT,
         negative_prompt=negative,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
@@ -39,9 +45,30 @@ def theirs(pipe: Any, guidance_scale: float = 0.0, negative: str = "", steps: in
     return image.tobytes()
 
 
+def ask(path: Path, **changes: Any) -> safelight.Request:
+    values = {"prompt": PROMPT, "steps": 3, "width": 64, "height": 48, "seed": 11, **changes}
+    return safelight.Request(model=str(path), **values)
+
+
 def ours(engine: LocalEngine, path: Path, **changes: Any) -> bytes:
-    values = {"prompt": "a red apple (fresh)", "steps": 3, "width": 64, "height": 48, "seed": 11, **changes}
-    return next(engine.generate(safelight.Request(model=str(path), **values))).pixels
+    return next(engine.generate(ask(path, **changes))).pixels
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    colours = torch.rand(6, 8, 3, generator=torch.Generator().manual_seed(2))
+    Image.fromarray((colours * 255).byte().numpy()).resize((64, 48)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("masks") / "mask.png"
+    made = Image.new("L", (64, 48))
+    made.paste(255, (16, 8, 48, 40))
+    made.save(path)
+    return path
 
 
 def test_text_to_image(shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
@@ -51,3 +78,95 @@ def test_text_to_image(shared_engine: LocalEngine, folder: Path, pipe: Any) -> N
 @pytest.mark.parametrize("negative", ["", "a blurred picture of many green pears"])
 def test_classifier_free_guidance(negative: str, shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
     assert ours(shared_engine, folder, cfg=3.5, negative=negative) == theirs(pipe, 2.5, negative)
+
+
+def test_base_has_its_own_shift_and_defaults(shared_engine: LocalEngine, tmp_path: Path) -> None:
+    path = zimage.write_folder(tmp_path / "base", SEED, "base")
+    image = next(shared_engine.generate(ask(path, steps=3, cfg=5.0)))
+    assert image.pixels == theirs(zimage.pipeline(SEED, variant="base"), 4.0)
+    model = shared_engine.library.find(str(path))
+    assert model.variant == "base"
+    assert (with_defaults(ask(path, steps=None), model).steps, with_defaults(ask(path), model).cfg) == (50, 5.0)
+
+
+def test_turbo_has_eight_steps_and_no_guidance(shared_engine: LocalEngine, folder: Path) -> None:
+    found = with_defaults(ask(folder, steps=None), shared_engine.library.find(str(folder)))
+    assert (found.steps, found.cfg) == (8, 1.0)
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.34, 1.0])
+def test_image_to_image(strength: float, shared_engine: LocalEngine, folder: Path, picture: Path, pipe: Any) -> None:
+    other = diffusers.ZImageImg2ImgPipeline(**pipe.components)
+    wanted = theirs(other, 2.5, "green", 5, image=Image.open(picture), strength=strength)
+    changes = {"cfg": 3.5, "negative": "green", "steps": 5, "image": str(picture), "strength": strength}
+    assert ours(shared_engine, folder, **changes) == wanted
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting(
+    strength: float, shared_engine: LocalEngine, folder: Path, picture: Path, mask: Path, pipe: Any
+) -> None:
+    other = diffusers.ZImageInpaintPipeline(**pipe.components)
+    pictures = {"image": Image.open(picture), "mask_image": Image.open(mask)}
+    drawn = np.frombuffer(theirs(other, 0.0, "", 4, strength=strength, **pictures), np.uint8).reshape(48, 64, 3)
+    outside = np.asarray(Image.open(mask))[..., None] < 128
+    wanted = np.where(outside, np.asarray(Image.open(picture)), drawn)
+    changes = {"steps": 4, "image": str(picture), "mask": str(mask), "strength": strength, "mask_blur": 0}
+    assert ours(shared_engine, folder, **changes) == wanted.tobytes()
+
+
+@pytest.mark.parametrize("schedule", ["karras", "exponential"])
+def test_schedules(schedule: str, shared_engine: LocalEngine, folder: Path) -> None:
+    pipe = zimage.pipeline(SEED)
+    settings = {"shift": 3.0, f"use_{schedule}_sigmas": True}
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**settings)
+    assert ours(shared_engine, folder, steps=5, schedule=schedule) == theirs(pipe, steps=5)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "unipc", "lcm"])
+def test_samplers_that_the_pipeline_lacks(sampler: str, shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
+    """The oracle is a loop over diffusers' scheduler and model: the pipeline passes sigmas, which few take."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    scheduler: Any = {
+        "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0),
+        "dpmpp_2m": lambda: diffusers.DPMSolverMultistepScheduler(**flow),
+        "unipc": lambda: diffusers.UniPCMultistepScheduler(**flow),
+        "lcm": lambda: diffusers.FlowMatchLCMScheduler(shift=3.0),
+    }[sampler]()
+    assert ours(shared_engine, folder, sampler=sampler, steps=4) == looped(pipe, scheduler, 4)
+
+
+@torch.no_grad()
+def looped(pipe: Any, scheduler: Any, steps: int) -> bytes:
+    torch.set_num_threads(1)
+    generator = torch.Generator("cpu").manual_seed(11)
+    texts, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+    latents = torch.randn(1, 16, 6, 8, generator=generator)
+    if isinstance(scheduler, diffusers.FlowMatchLCMScheduler):
+        scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).tolist())
+    else:
+        scheduler.set_timesteps(steps)
+    noisy = {"generator": generator} if isinstance(scheduler, diffusers.FlowMatchLCMScheduler) else {}
+    for time in scheduler.timesteps:
+        found = pipe.transformer([latents[0].unsqueeze(1)], ((1000 - time) / 1000).reshape(1), texts, return_dict=False)
+        latents = scheduler.step(-found[0][0].squeeze(1)[None], time, latents, return_dict=False, **noisy)[0]
+    latents = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+    return pipe.image_processor.postprocess(pipe.vae.decode(latents).sample, output_type="pil")[0].tobytes()
+
+
+def test_bf16(tmp_path: Path, folder: Path) -> None:
+    """The norms of the time embedding, the rotary frequencies and the latents stay in fp32."""
+    engine = safelight.open_engine(tmp_path / "root")
+    assert ours(engine, folder, precision="bf16", cfg=3.5, negative="green") == theirs(
+        zimage.loaded(folder, torch.bfloat16), 2.5, "green"
+    )
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("prompt", ["", "a red apple", "  été\n<|im_end|> <think> 你好 🍎 1234  "])
+def test_token_ids(prompt: str, thinking: bool) -> None:
+    messages = [{"role": "user", "content": prompt}]
+    other = zimage.tokenizer()
+    text = other.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+    assert qwen3_model.chat(prompt, thinking) == text
+    assert qwen3_model.tokens_of(text, 512) == (other(text).input_ids, "")
