@@ -55,7 +55,7 @@ def of_job(job: QueuedJob) -> RefusedError:
     return RefusedError(409, job.state, job.reason)
 
 
-_KINDS = {
+KINDS = {
     400: "bad_request",
     401: "unauthorized",
     403: "forbidden",
@@ -63,6 +63,7 @@ _KINDS = {
     405: "method_not_allowed",
     413: "too_large",
 }
+"""The kinds of the errors that need no error class: the access check and the framework answer so."""
 
 OPENAI, A1111 = "/v1/", ("/sdapi/", "/controlnet/", "/internal/")
 
@@ -143,7 +144,7 @@ def install(app: FastAPI) -> None:
 
     def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        problem = Problem(error=_KINDS.get(error.status_code, "failed"), message=str(error.detail))
+        problem = Problem(error=KINDS.get(error.status_code, "failed"), message=str(error.detail))
         return answer(request.url.path, error.status_code, problem, error.headers)
 
     app.add_exception_handler(SafelightError, ours)
