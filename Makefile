@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Of the installed plugins, only these are imported by each process of the tests.
 PLUGINS := --disable-plugin-autoload -p xdist -p _hypothesis_pytestplugin
 
-.PHONY: demo demo-adapters check quick test suite test-all coverage lint install dist proof gpu contracts mutants parity story fields settings licences release soak bench bench-peers starter clean
+.PHONY: demo demo-adapters check quick test suite test-all coverage lint install dist proof gpu contracts mutants parity story fields settings reference licences release soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -74,6 +74,9 @@ fields: $(STAMP) ## the documentation's table of a request's fields
 
 settings: $(STAMP) ## the documentation's table of settings
 	$(PY) tools/settings.py docs/settings.md
+
+reference: $(STAMP) ## the documentation's pages of commands, routes and errors
+	$(PY) tools/reference.py docs
 
 licences: $(STAMP) ## the licence of every package that Safelight needs
 	$(PY) tools/licences.py docs/licences.md

@@ -37,3 +37,24 @@ def test_an_empty_library_is_told_from_an_unknown_name() -> None:
     assert "the library has no model; add one" in str(errors.ModelNotFoundError(None, []))
     assert "no model named ''" in str(errors.ModelNotFoundError("", []))
     assert "own; the name of a model selects that model's VAE" in str(errors.ModelNotFoundError("x", [], "VAE"))
+
+
+def test_each_class_has_its_answer() -> None:
+    real = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)}
+    assert real == errors.ANSWERS.keys()
+
+
+def test_an_invalid_input_is_the_fault_of_the_user() -> None:
+    """A full disk is not."""
+    for error, answer in errors.ANSWERS.items():
+        if issubclass(error, errors.InputError) and error is not errors.StorageError:
+            assert (answer.exit_code, answer.status // 100) == (2, 4), error
+        else:
+            assert answer.exit_code != 2, error
+
+
+def test_a_class_of_another_package_has_the_answer_of_the_class_above_it() -> None:
+    class OddFileError(errors.CorruptFileError):
+        pass
+
+    assert errors.answer_to(OddFileError) == errors.ANSWERS[errors.CorruptFileError]

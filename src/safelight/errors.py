@@ -1,16 +1,16 @@
-"""All errors that Safelight raises on purpose.
+"""All errors that Safelight raises on purpose. :data:`ANSWERS` has the exit code and the HTTP status of each.
 
 ::
 
     SafelightError
-    ├── InputError                the request cannot be fulfilled (exit code 2, HTTP 4xx)
+    ├── InputError                the request cannot be fulfilled
     │   ├── RequestError          a field of a request: its name, its value, what is allowed
     │   ├── SettingError          a setting: its name, its value, the source of the value
     │   ├── ExtensionError        what an installed package adds does not work: the package, the group, the name
     │   ├── ModelNotFoundError    unknown model; lists the nearest names
     │   ├── FileError             a file: its path and what is wrong with it
     │   │   ├── UnreadableFileError   does not exist, is not a regular file, or has no permission
-    │   │   │   └── StorageError      a disk is full or cannot be written (exit code 1, HTTP 507)
+    │   │   │   └── StorageError      a disk is full or cannot be written
     │   │   ├── CorruptFileError      the bytes violate the file's format
     │   │   ├── UnsafeFileError       a pickle that would run code
     │   │   └── UnsupportedModelError an intact file that is not a supported checkpoint
@@ -18,7 +18,7 @@
     ├── IntegrityError            a file changed since it was added, or bytes were corrupted
     ├── TransferError             bytes were corrupted twice while being copied to a device
     ├── WorkerDiedError           the worker process ended
-    ├── QueueFullError            too many jobs are waiting (HTTP 429)
+    ├── QueueFullError            too many jobs are waiting
     ├── DeviceLostError           a device is gone, with everything in its memory
     ├── AbsentTensorError         a module computed with a tensor that is not bound
     ├── NotFiniteError            a model computed NaN or infinity
@@ -31,8 +31,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 
 def printable(text: str) -> str:
@@ -309,3 +310,51 @@ class QueueFullError(SafelightError):
 
 class Cancelled(SafelightError):
     """The user cancelled the job, which ends without a result."""
+
+
+class ErrorAnswer(NamedTuple):
+    """How Safelight answers an error.
+
+    ``exit_code``: the exit code of a command.
+    ``status``: the HTTP status.
+    ``kind``: the word in an HTTP response that names the kind of error.
+    """
+
+    exit_code: int
+    status: int
+    kind: str
+
+
+ANSWERS: Mapping[type[SafelightError], ErrorAnswer] = {
+    SafelightError: ErrorAnswer(1, 500, "failed"),
+    InputError: ErrorAnswer(2, 422, "invalid_request"),
+    RequestError: ErrorAnswer(2, 422, "invalid_request"),
+    SettingError: ErrorAnswer(2, 422, "invalid_setting"),
+    ExtensionError: ErrorAnswer(2, 422, "bad_extension"),
+    ModelNotFoundError: ErrorAnswer(2, 404, "model_not_found"),
+    FileError: ErrorAnswer(2, 422, "bad_file"),
+    UnreadableFileError: ErrorAnswer(2, 422, "bad_file"),
+    StorageError: ErrorAnswer(1, 507, "storage"),
+    CorruptFileError: ErrorAnswer(2, 422, "bad_file"),
+    UnsafeFileError: ErrorAnswer(2, 422, "bad_file"),
+    UnsupportedModelError: ErrorAnswer(2, 422, "bad_file"),
+    IncompleteModelError: ErrorAnswer(2, 422, "bad_file"),
+    IntegrityError: ErrorAnswer(1, 409, "integrity"),
+    TransferError: ErrorAnswer(1, 500, "failed"),
+    WorkerDiedError: ErrorAnswer(1, 503, "worker_not_ready"),
+    QueueFullError: ErrorAnswer(1, 429, "queue_full"),
+    DeviceLostError: ErrorAnswer(1, 503, "device_lost"),
+    AbsentTensorError: ErrorAnswer(1, 500, "failed"),
+    NotFiniteError: ErrorAnswer(1, 500, "failed"),
+    BindingError: ErrorAnswer(1, 500, "failed"),
+    CanaryError: ErrorAnswer(1, 500, "failed"),
+    ModuleModifiedError: ErrorAnswer(1, 500, "failed"),
+    OutOfMemoryError: ErrorAnswer(1, 409, "out_of_memory"),
+    Cancelled: ErrorAnswer(130, 409, "cancelled"),
+}
+"""How the command line and the server answer each error. Both read this table alone."""
+
+
+def answer_to(error: type[SafelightError]) -> ErrorAnswer:
+    """Return the answer to a class of errors: its own, or that of the nearest class above it."""
+    return next(ANSWERS[above] for above in error.__mro__ if above in ANSWERS)

@@ -17,8 +17,9 @@ from PIL import Image as PILImage
 from support.forking import python
 from typer.testing import CliRunner
 
+from safelight.catalog.library import Library
 from safelight.cli import main
-from safelight.errors import SafelightError
+from safelight.errors import SafelightError, StorageError
 
 SMALL = ("--steps", "2", "--width", "64", "--height", "64")
 
@@ -194,6 +195,15 @@ def test_names_are_whole_in_a_pipe(run, tiny: Path) -> None:
     name = "a-name-that-is-longer-than-a-terminal-is-wide-" * 2
     assert run("models", "add", tiny / "a.safetensors", "--name", name).code == 0
     assert name in run("models", "list").out
+
+
+def test_a_full_disk_is_not_the_users_fault(run, tiny: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise StorageError(tmp_path, "cannot be written: No space left on device")
+
+    monkeypatch.setattr(Library, "add", full)
+    outcome = run("models", "add", tiny / "a.safetensors", tiny / "b.safetensors")
+    assert (outcome.code, outcome.err.count("No space left")) == (1, 1)
 
 
 def test_options_without_effect_are_refused(run) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 from support import serving
 from support.serving import Server, ended
 
@@ -337,13 +338,21 @@ def test_a_large_body_is_refused(tmp_path: Path, http: httpx.Client) -> None:
 
 
 def test_checkpoints_are_added_from_allowed_folders_only(tmp_path: Path, tiny: Path) -> None:
-    (tmp_path / "safelight.yaml").write_text(f"model_folders: [{tiny}]\n")
+    (tmp_path / "safelight.yaml").write_text(f"model_folders: [{tiny}, {tmp_path}]\n")
     with serving.serving(tmp_path) as server, server.client() as http:
         answer = http.post("/api/v1/models", json={"path": str(tiny / "a.safetensors"), "name": "mine"})
         assert answer.status_code == 201, answer.text
         assert http.get("/api/v1/models/mine").json()["origin"] == "added"
         assert http.post("/api/v1/models", json={"path": f"{tiny}/../{tiny.name}/../x"}).status_code == 403
         assert http.post("/api/v1/models", json={"path": str(tiny / "none.safetensors")}).status_code == 422
+        taken = http.post("/api/v1/models", json={"path": str(tiny / "b.safetensors"), "name": "mine"})
+        assert (taken.status_code, taken.json()["error"]) == (422, "invalid_request"), taken.text
+        tensors = load_file(tiny / "a.safetensors")
+        name = next(name for name in tensors if "input_blocks.1" in name)
+        del tensors[name]
+        save_file(tensors, tmp_path / "short.safetensors")
+        short = http.post("/api/v1/models", json={"path": str(tmp_path / "short.safetensors")})
+        assert (short.status_code, short.json()["error"], name in short.text) == (422, "bad_file", True), short.text
 
 
 def test_the_next_jobs_model_comes_while_this_one_computes(http: httpx.Client) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image as PILImage
 from support.serving import Server, ended, serving
 
 import safelight
-from safelight.errors import IntegrityError
+from safelight.errors import IntegrityError, answer_to
 from safelight.request.schema import Request
 from safelight.workers import running_server
 from safelight.workers.client import ServerEngine
@@ -48,6 +49,21 @@ def test_errors_mean_the_same(server: Server) -> None:
         next(ServerEngine(server.url).generate(Request("x", "starter-noto")))
     with pytest.raises(safelight.InputError, match="cannot be reached"):
         next(ServerEngine("http://127.0.0.1:9").generate(Request("x", "starter-noto")))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "code"),
+    [(422, "bad_file", 2), (401, "unauthorized", 2), (429, "queue_full", 1), (507, "storage", 1)],
+)
+def test_a_command_ends_with_the_code_of_the_servers_error(status: int, kind: str, code: int) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, json={"error": kind, "message": "because"})
+
+    engine = ServerEngine("http://127.0.0.1:9")
+    engine._client = httpx.Client(base_url="http://127.0.0.1:9", transport=httpx.MockTransport(answer))
+    with pytest.raises(safelight.SafelightError, match="because") as raised:
+        next(engine.generate(Request("x", "starter-noto")))
+    assert answer_to(raised.type).exit_code == code
 
 
 def test_who_stops_stops_the_job(server: Server) -> None:

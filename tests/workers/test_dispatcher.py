@@ -266,6 +266,21 @@ def test_with_a_full_disk_nothing_is_lost_and_it_is_said_once(queue: Queue, monk
     assert queue.dispatcher.trouble == ""
 
 
+def test_a_job_waits_when_its_worker_finds_the_disk_full(queue: Queue) -> None:
+    full = [True]
+
+    def ends(wanted: Generate) -> Generator[FromWorker]:
+        if full[0]:
+            full[0] = False
+            yield Ended(wanted.job_id, "storage", "disk: cannot be written", ())
+        else:
+            yield from done(wanted)
+
+    queue.supervisor.script = ends
+    queue.dispatcher.start()
+    assert queue.ended(queue.accept()).state == "done"
+
+
 @pytest.mark.parametrize("kind", ["input", "failed", "device"])
 def test_why_a_job_failed_is_kept(queue: Queue, kind: str) -> None:
     def ends(wanted: Generate) -> Generator[FromWorker]:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from safelight.errors import Cancelled, DeviceLostError, InputError, SafelightError
+from safelight.errors import Cancelled, DeviceLostError, SafelightError
+from safelight.queue.job import failure_of
 from safelight.request.results import Progress
 from safelight.workers.messages import Ended, FromWorker, Generate, Made, Progressed
 
@@ -64,12 +65,8 @@ def run_job(engine: LocalEngine, message: Generate, pipe: Pipe, stopped: Callabl
             pipe.say(Made(message.job_id, index, image))
     except Cancelled:
         kind = "cancelled"
-    except InputError as error:
-        kind, problem = "input", str(error)
-    except DeviceLostError as error:
-        kind, problem, must_exit = "device", str(error), True
     except SafelightError as error:
-        kind, problem = "failed", str(error)
+        kind, problem, must_exit = failure_of(error), str(error), isinstance(error, DeviceLostError)
     except Exception as error:  # noqa: BLE001 - the server must learn the reason
         traceback.print_exc()
         kind, problem, must_exit = "failed", f"{type(error).__name__}: {error}", True

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NoReturn
 from safelight import logs
 from safelight.assembly import importing
 from safelight.assembly.pipe import Pipe, run_job
-from safelight.errors import InputError, SafelightError
+from safelight.errors import SafelightError
+from safelight.queue.job import failure_of
 from safelight.workers.isolation import forks
 from safelight.workers.messages import Ended, Generate, Imported, JobStarted, Open, Ready
 
@@ -79,9 +80,7 @@ class _Zygote:
         try:
             engine.prepare_to_fork(message.job)
         except SafelightError as error:
-            self._pipe.say(
-                Ended(message.job_id, "input" if isinstance(error, InputError) else "failed", str(error), ())
-            )
+            self._pipe.say(Ended(message.job_id, failure_of(error), str(error), ()))
             # The zygote starts a new keeper for the next job: it may use another model, or the file may be right by
             # then.
             self._pass_to_zygote_and_exit(self._pipe.hear(), pipe)

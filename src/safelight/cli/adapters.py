@@ -40,7 +40,7 @@ def add(
 ) -> None:
     """Add adapters: identify them, and read and hash every tensor. The files stay where they are."""
     from safelight.cli.adding import Found, found_in
-    from safelight.errors import InputError
+    from safelight.errors import InputError, StorageError
     from safelight.families.registry import families
 
     if base and base not in families():
@@ -54,6 +54,9 @@ def add(
             card = next((card for card in adapters.cards() if card.path == candidate.path.absolute()), None)
             known = candidate.within and card is not None and card.state() == "there"
             added = adapters.get(card.name) if known and card is not None else adapters.add(candidate.path, name, base)
+        except StorageError:
+            # The disk would also refuse the other files.
+            raise
         except InputError as error:
             failed = failed or not candidate.within
             if as_json:

@@ -27,7 +27,7 @@ from safelight.cli import (
     upgrade,
 )
 from safelight.cli.common import Commands, GlobalOptions
-from safelight.errors import Cancelled, InputError, SafelightError, StorageError
+from safelight.errors import ANSWERS, Cancelled, SafelightError, answer_to
 from safelight.version import VERSION
 
 app = typer.Typer(
@@ -108,15 +108,11 @@ def options(
 
 
 def run() -> None:
-    """Run a command. Exit codes: 0 done, 1 failed, 2 the request cannot be fulfilled, 130 cancelled."""
+    """Run a command. :data:`safelight.errors.ANSWERS` has the exit code of each error; 0 is done."""
     if sys.platform == "win32":
         _fail("Windows is not supported; use WSL 2 (docs/structure.md lists what a port would have to change)", 2)
     try:
         app()
-    except StorageError as error:
-        _fail(str(error), 1)
-    except InputError as error:
-        _fail(str(error), 2)
     except (Cancelled, KeyboardInterrupt):
         _cancelled()
     except SystemExit as stop:
@@ -125,12 +121,12 @@ def run() -> None:
             _cancelled()
         raise
     except SafelightError as error:
-        _fail(str(error), 1)
+        _fail(str(error), answer_to(type(error)).exit_code)
     except BrokenPipeError:
         sys.exit(1)
 
 
-CANCELLED = 130
+CANCELLED = ANSWERS[Cancelled].exit_code
 
 
 def _cancelled() -> None:

@@ -57,7 +57,7 @@ def add(
     For a folder, add every checkpoint in it and in its subfolders, and print a line for each file.
     """
     from safelight.cli.adding import Found, found_in
-    from safelight.errors import InputError
+    from safelight.errors import InputError, StorageError
 
     library = _library(context, root)
     candidates = [candidate for path in paths for candidate in found_in(path)]
@@ -67,6 +67,9 @@ def add(
     for candidate in candidates:
         try:
             result = _add(library, candidate, name, prediction_type, as_json)
+        except StorageError:
+            # The disk would also refuse the other files.
+            raise
         except InputError as error:
             # A file that is no checkpoint is an error only if the user named the file, not its folder.
             failed = failed or not candidate.within

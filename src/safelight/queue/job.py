@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from safelight.errors import DeviceLostError, InputError, SafelightError, StorageError, WorkerDiedError
 from safelight.request.job import Job
 from safelight.request.schema import Request
 
@@ -20,6 +22,22 @@ Failure = Literal["", "input", "failed", "device", "storage", "worker"]
 ``storage``: a disk is full or cannot be written.
 ``worker``: the worker died.
 """
+
+FAILURES: Mapping[Failure, type[SafelightError]] = {
+    # It is an InputError, too.
+    "storage": StorageError,
+    "input": InputError,
+    "device": DeviceLostError,
+    "worker": WorkerDiedError,
+    "failed": SafelightError,
+}
+"""The class of the errors behind each kind of failure. The first that fits an error is the error's kind."""
+
+
+def failure_of(error: SafelightError) -> Failure:
+    """Return the kind of failure of a job that ended by ``error``."""
+    return next(kind for kind, errors in FAILURES.items() if isinstance(error, errors))
+
 
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 

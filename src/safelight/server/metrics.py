@@ -66,6 +66,7 @@ class Metrics(Collector):
             responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus"}},
         )
         def metrics() -> Response:
+            """Return the metrics in the text form of Prometheus."""
             return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
         return routes

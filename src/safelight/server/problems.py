@@ -13,19 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from safelight.errors import (
-    DeviceLostError,
-    FileError,
-    IntegrityError,
-    ModelNotFoundError,
-    OutOfMemoryError,
-    QueueFullError,
-    RequestError,
-    SafelightError,
-    StorageError,
-    WorkerDiedError,
-)
-from safelight.queue.job import Failure, QueuedJob
+from safelight.errors import ModelNotFoundError, RequestError, SafelightError, answer_to
+from safelight.queue.job import FAILURES, QueuedJob
 
 T = TypeVar("T")
 
@@ -40,7 +29,7 @@ class Problem(BaseModel):
 
 
 class RefusedError(SafelightError):
-    """The server refuses a request.
+    """The server refuses a request, for a reason that only a server has.
 
     ``status``: the HTTP status.
     ``kind``, ``field``: as in :class:`Problem`.
@@ -49,28 +38,6 @@ class RefusedError(SafelightError):
     def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.status, self.kind, self.field = status, kind, field
-
-
-_STATUS: tuple[tuple[type[SafelightError], int, str], ...] = (
-    (ModelNotFoundError, 404, "model_not_found"),
-    (StorageError, 507, "storage"),
-    (RequestError, 422, "invalid_request"),
-    (FileError, 422, "bad_file"),
-    (QueueFullError, 429, "queue_full"),
-    (IntegrityError, 409, "integrity"),
-    (OutOfMemoryError, 409, "out_of_memory"),
-    (WorkerDiedError, 503, "worker_not_ready"),
-    (DeviceLostError, 503, "device_lost"),
-    (SafelightError, 500, "failed"),
-)
-
-FAILURES: Mapping[Failure, tuple[int, str]] = {
-    "input": (422, "invalid_request"),
-    "device": (503, "device_lost"),
-    "storage": (507, "storage"),
-    "worker": (503, "worker_not_ready"),
-}
-"""The status and kind for each kind of failure of a job; any other failure is 500."""
 
 
 def found(thing: T | None, what: str, name: str) -> T:
@@ -83,12 +50,12 @@ def found(thing: T | None, what: str, name: str) -> T:
 def of_job(job: QueuedJob) -> RefusedError:
     """Return the error for a client that waited for a job which failed or was cancelled."""
     if job.state == "failed":
-        status, kind = FAILURES.get(job.failure, (500, "failed"))
+        _, status, kind = answer_to(FAILURES.get(job.failure, SafelightError))
         return RefusedError(status, kind, job.reason)
     return RefusedError(409, job.state, job.reason)
 
 
-_KINDS = {
+KINDS = {
     400: "bad_request",
     401: "unauthorized",
     403: "forbidden",
@@ -96,6 +63,7 @@ _KINDS = {
     405: "method_not_allowed",
     413: "too_large",
 }
+"""The kinds of the errors that need no error class: the access check and the framework answer so."""
 
 OPENAI, A1111 = "/v1/", ("/sdapi/", "/controlnet/", "/internal/")
 
@@ -159,7 +127,8 @@ def install(app: FastAPI) -> None:
         path = request.url.path
         if isinstance(error, RefusedError):
             return answer(path, error.status, Problem(error=error.kind, message=str(error), field=error.field))
-        status, kind = next((status, kind) for of, status, kind in _STATUS if isinstance(error, of))
+        assert isinstance(error, SafelightError)
+        _, status, kind = answer_to(type(error))
         field = error.field if isinstance(error, RequestError) else None
         near = list(error.near) if isinstance(error, ModelNotFoundError) else []
         return answer(path, status, Problem(error=kind, message=str(error), field=field, near=near))
@@ -175,7 +144,7 @@ def install(app: FastAPI) -> None:
 
     def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        problem = Problem(error=_KINDS.get(error.status_code, "failed"), message=str(error.detail))
+        problem = Problem(error=KINDS.get(error.status_code, "failed"), message=str(error.detail))
         return answer(request.url.path, error.status_code, problem, error.headers)
 
     app.add_exception_handler(SafelightError, ours)

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from PIL import Image as PILImage
 
-from safelight.errors import Cancelled, InputError, IntegrityError, ModelNotFoundError, SafelightError
+from safelight.errors import ANSWERS, Cancelled, InputError, IntegrityError, ModelNotFoundError, SafelightError
 from safelight.request.prompts.variants import escaped
 from safelight.request.results import Image, OnProgress, Progress, Seconds
 from safelight.request.schema import Request
@@ -138,9 +138,11 @@ def _read_body(response: httpx.Response) -> Any:
         raise InputError(f"the server answered with status {status}; it is not a Safelight server") from None
     if kind == "model_not_found":
         raise ModelNotFoundError(message.partition("'")[2].partition("'")[0], problem["near"])
-    if response.status_code < 500:
-        raise InputError(f"the server refused the request: {message}")
-    raise SafelightError(f"the server failed: {message}")
+    refused = response.status_code < 500
+    message = f"the server {'refused the request' if refused else 'failed'}: {message}"
+    # A kind that is not in the table comes from the access check, such as a wrong key.
+    codes = {answer.exit_code for answer in ANSWERS.values() if answer.kind == kind} or {2}
+    raise InputError(message) if refused and codes == {2} else SafelightError(message)
 
 
 def _raise_unless_done(job: Mapping[str, Any]) -> None:

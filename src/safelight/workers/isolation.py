@@ -211,4 +211,5 @@ class IsolatedEngine:
 def _error(kind: str, problem: str) -> SafelightError:
     if kind == "cancelled":
         return Cancelled()
+    # Only the message has come from the other process. These two classes need nothing more.
     return InputError(problem) if kind == "input" else SafelightError(problem)

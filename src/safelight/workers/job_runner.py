@@ -10,14 +10,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from safelight.errors import Cancelled, InputError, SafelightError, StorageError, WorkerDiedError
+from safelight.errors import Cancelled, SafelightError, WorkerDiedError
 from safelight.logs import Log
 from safelight.queue.database import Database
 from safelight.queue.descriptions import progress_to_dict, tell_job
 from safelight.queue.events import Event, Events
 from safelight.queue.image_files import preview_url
 from safelight.queue.image_store import ImageStore
-from safelight.queue.job import ATTEMPTS, Failure, QueuedJob
+from safelight.queue.job import ATTEMPTS, Failure, QueuedJob, failure_of
 from safelight.request.job import Job
 from safelight.request.results import Progress
 from safelight.request.schema import Request
@@ -138,12 +138,8 @@ class JobRunner:
             self.resident = ()
             self._events.tell(Event("worker", job.id, {"died": str(error), "restarts": self._supervisor.restarts}))
             return self._retry_or_fail(job, str(error))
-        except StorageError as error:
-            return Outcome("queued", str(error), "storage", counts_as_attempt=False)
-        except InputError as error:
-            return Outcome("failed", str(error), "input")
         except SafelightError as error:
-            return Outcome("failed", str(error), "failed")
+            return _failed(failure_of(error), str(error))
         except Exception as error:  # noqa: BLE001 - an error in one job must not stop the other jobs
             _log.exception("an unexpected error in a job", job=job.id)
             return Outcome("failed", f"{type(error).__name__}: {error}", "failed")
@@ -177,7 +173,7 @@ class JobRunner:
                         self._supervisor.ask("memory").add_done_callback(self._store_memory)
                         if kind == "cancelled":
                             return self._stopped_outcome(job)
-                        return Outcome("done") if kind == "done" else Outcome("failed", problem, kind)
+                        return Outcome("done") if kind == "done" else _failed(kind, problem)
                     case _:
                         raise AssertionError(message)
         raise AssertionError("the worker's messages end with Ended")
@@ -207,3 +203,10 @@ class JobRunner:
         if memory.exception() is None:
             self.memory = memory.result()
             self._events.tell(Event("memory", "", self.memory))
+
+
+def _failed(kind: Failure, problem: str) -> Outcome:
+    """The outcome of a job that failed. On a full disk it goes back into the queue, and waits for room."""
+    if kind == "storage":
+        return Outcome("queued", problem, kind, counts_as_attempt=False)
+    return Outcome("failed", problem, kind)

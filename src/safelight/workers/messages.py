@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from safelight.queue.job import Failure
 from safelight.request.job import Job
 from safelight.request.results import Image, Progress
 
@@ -94,13 +95,13 @@ class Made:
 class Ended:
     """Worker to server: a job ended.
 
-    kind: how it ended. For ``input``, ``failed`` and ``device`` see :data:`safelight.queue.job.Failure`.
+    kind: how it ended: done, cancelled, or the kind of its failure.
     problem: the reason of a failure, else empty.
     resident: the digests of the models in memory, the most recently used first.
     """
 
     job_id: str
-    kind: Literal["done", "cancelled", "input", "failed", "device"]
+    kind: Literal["done", "cancelled"] | Failure
     problem: str
     resident: tuple[str, ...]
 

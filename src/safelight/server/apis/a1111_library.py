@@ -31,6 +31,7 @@ class LibraryRoutes:
             api.post(path)(refresh)
 
     def sd_models(self) -> list[dict[str, Any]]:
+        """List the models by AUTOMATIC1111's titles."""
         return [_describe(card) for card in self._control.library.cards()]
 
     def sd_vae(self) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ class OptionRoutes:
         api.post("/options")(self.set_options)
 
     def options(self, http: HTTPRequest) -> dict[str, Any]:
+        """Return this client's options."""
         client = client_of(http)
         own = {name: self._clients.option(client, name) for name in ("sd_vae", "CLIP_stop_at_last_layers")}
         options = _options(current_model(self._control, self._clients, client))

@@ -31,6 +31,7 @@ class PngInfo(BaseModel):
 
 
 def png_info(picture: Base64Image) -> PngInfo:
+    """Return the text in an image file that says how the image was made."""
     try:
         data = base64.b64decode(picture.image.rpartition(",")[2], validate=True)
         with PILImage.open(io.BytesIO(data), formats=FORMATS) as image:

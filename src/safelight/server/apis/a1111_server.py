@@ -25,6 +25,7 @@ class ServerRoutes:
         outside.get("/internal/ping", tags=["AUTOMATIC1111"])(self.ping)
 
     def cmd_flags(self) -> dict[str, Any]:
+        """Return the address on which the server listens, as AUTOMATIC1111's flags."""
         settings = self._control.settings
         return {"api": True, "listen": not auth.is_loopback(settings.host), "port": settings.port}
 
@@ -42,4 +43,5 @@ class ServerRoutes:
         return {"ram": host, "cuda": next(iter(sizes.values()), {"error": "unavailable"})}
 
     def ping(self) -> dict[str, Any]:
+        """Answer that the server is running."""
         return {}

@@ -21,24 +21,29 @@ def add_to(api: APIRouter) -> None:
 
 
 def samplers() -> list[dict[str, Any]]:
+    """List the samplers by AUTOMATIC1111's names. The aliases are Safelight's."""
     return [{"name": s.a1111, "aliases": [name], "options": {}} for name, s in SAMPLERS.usable()]
 
 
 def schedulers() -> list[dict[str, Any]]:
+    """List the noise schedules."""
     more = {"aliases": None, "default_rho": -1, "need_inner_model": False}
     labels = (AUTOMATIC, *SCHEDULE_LABELS.values())
     return [{"name": label.lower().replace(" ", "_"), "label": label, **more} for label in labels]
 
 
 def upscalers() -> list[dict[str, Any]]:
+    """List the upscalers that compute with pixels."""
     more = {"model_name": None, "model_path": None, "model_url": None, "scale": None}
     pixels = [theirs for ours, theirs in UPSCALERS.items() if not ours.startswith("latent")]
     return [{"name": name, **more} for name in ("None", *pixels)]
 
 
 def latent_upscale_modes() -> list[dict[str, Any]]:
+    """List the upscalers that compute with latents."""
     return [{"name": theirs} for ours, theirs in UPSCALERS.items() if ours.startswith("latent")]
 
 
 def scripts() -> dict[str, list[str]]:
+    """List the extensions that requests may use: ControlNet."""
     return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}

@@ -22,6 +22,7 @@ class HealthRoutes:
         api.get("/health", tags=["server"])(self.health)
 
     def health(self, http: HTTPRequest) -> Health:
+        """Say whether the server and its worker are running. Clients with access also learn the details."""
         run = self._control.supervisor.run_settings(0.0)
         trouble = self._control.dispatcher.trouble
         status, worker = "waiting" if trouble else "ok", "ready" if run is not None else "starting"

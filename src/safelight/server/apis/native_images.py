@@ -42,6 +42,7 @@ class ImageRoutes:
         )
 
     def images_of(self, job_id: JobId) -> list[ImageModel]:
+        """List the finished images of a job, in their order."""
         found(self._database.job(job_id), "job", job_id)
         return [_image(image) for image in self._database.images(1000, job=job_id)]
 
@@ -55,6 +56,7 @@ class ImageRoutes:
         return [_image(image) for image in self._database.images(limit, before, model=model)]
 
     def one_image(self, image_id: ImageId) -> ImageModel:
+        """Return what is known about an image."""
         return _image(self._find(image_id))
 
     async def check(self, image_id: ImageId) -> Checked:
@@ -74,6 +76,7 @@ class ImageRoutes:
         return _send(self._control.gallery.path(self._find(image_id).file), "image/png", image_id)
 
     def thumbnail(self, image_id: ImageId) -> FileResponse:
+        """Return a small WebP picture of the image."""
         return _send(self._control.gallery.thumbnail(self._find(image_id).file), "image/webp", image_id)
 
     def _find(self, image_id: str) -> StoredImage:

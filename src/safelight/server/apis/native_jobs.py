@@ -64,6 +64,7 @@ class JobRoutes:
         return [_job(job) for job in self._database.jobs(state or (), limit, before)]
 
     def one_job(self, job_id: JobId) -> JobModel:
+        """Return a job."""
         return _job(found(self._database.job(job_id), "job", job_id))
 
     def cancel(self, job_id: JobId) -> CancelledModel:

@@ -45,6 +45,7 @@ class MemoryRoutes:
         return await self._ask("pin", name)
 
     async def unpin(self, name: str) -> ResidentModel:
+        """Let a pinned model be evicted again."""
         return await self._ask("unpin", name)
 
     async def memory(self) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class ModelRoutes:
         return [AdapterModel(**card.summary) for card in self._control.catalog.adapters.cards()]
 
     def models(self) -> list[ModelModel]:
+        """List the models of the library."""
         return [self._describe(card.name, card.summary) for card in self._library.cards()]
 
     async def add(self, adding: Adding) -> ModelModel:
@@ -46,6 +47,7 @@ class ModelRoutes:
         return self._describe(model.name, model.summary())
 
     def one_model(self, name: str) -> ModelModel:
+        """Return what is known about a model."""
         model = self._library.get(name)
         return self._describe(model.name, model.summary())
 

@@ -199,9 +199,11 @@ class OpenAIRoutes:
         api.post("/images/edits", response_model_exclude_none=True)(self.edits)
 
     def models(self) -> ModelList:
+        """List the models, in OpenAI's form."""
         return ModelList(data=[_card(card.name, card.record_path) for card in self._control.library.cards()])
 
     def one_model(self, name: str) -> ModelCard:
+        """Return a model, in OpenAI's form."""
         card = next((card for card in self._control.library.cards() if card.name == name), None)
         return _card(name, card.record_path) if card is not None else ModelCard(id=self._control.library.get(name).name)
 
