@@ -61,6 +61,11 @@ class PartFinder:
                 found.setdefault(part.component.digest, part)
         return list(found.values())
 
+    def sources(self, model: Model, role: str) -> list[str]:
+        """Return the names of the adapters and models that could give a model's component, with distinct contents."""
+        configs = {part.role: part.config for part in model.manifest.components if part.role != role}
+        return [part.source for part in self.fitting(model.family, role, configs)]
+
     def with_digest(self, component: Component, digest: str) -> Part | None:
         """Return the part with this content, None if there is none."""
         return next((part for part in self._all(component) if part.component.digest == digest), None)

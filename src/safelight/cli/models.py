@@ -164,7 +164,7 @@ def _sources(library: Library, model: Model) -> str:
     """Say which components other files give, and which other files could."""
     lines: list[str] = []
     for role, source in model.sources.items():
-        others = [name for name in library.fitting_parts(model, role) if name != source]
+        others = [name for name in library.shelf.parts.sources(model, role) if name != source]
         also = f" (these fit, too: {', '.join(others)})" if others else ""
         lines.append(f"\n  {role}: from {source}, {model.manifest.component(role).digest[:10]}{also}")
     return "".join(lines)

@@ -22,7 +22,7 @@ from safelight.request.bounds import LEAST_TILE, MOST_COUNT, MOST_HIRES, MOST_SE
 from safelight.request.field import FieldDeclaration, fields_of
 from safelight.request.rules import check_together, read_outpaint
 from safelight.request.run_settings import Precision
-from safelight.request.samplers import MOST_STEPS, SAMPLERS, SCHEDULES, Schedule
+from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule, describe_few_schedules
 
 PromptSyntax = Literal["a1111", "compel"]
 PROMPT_SYNTAXES: tuple[PromptSyntax, ...] = ("a1111", "compel")
@@ -38,19 +38,6 @@ UPSCALERS: Mapping[str, str] = {
     "nearest": "Nearest",
 }
 """How a first pass is enlarged for high-resolution fix: its latents, or its pixels. A1111's names beside ours."""
-
-
-def _few_schedules() -> str:
-    """Return which built-in samplers have only some schedules, as a sentence."""
-    few: dict[tuple[Schedule, ...], list[str]] = {}
-    for name, sampler in SAMPLERS.builtin.items():
-        if len(sampler.schedules) < len(SCHEDULES):
-            few.setdefault(sampler.schedules, []).append(name)
-    parts = (
-        f"{', '.join(names[:-1])} and {names[-1]} have only {' and '.join(schedules)}"
-        for schedules, names in few.items()
-    )
-    return "; ".join(parts) + "."
 
 
 VERSION = 3
@@ -169,7 +156,7 @@ class Request:
     schedule: Annotated[
         Schedule,
         FieldDeclaration(
-            help=f"How the noise levels are spread over the steps. {_few_schedules()}",
+            help=f"How the noise levels are spread over the steps. {describe_few_schedules()}",
             group=SAMPLING,
             a1111="scheduler",
             openai="schedule",
