@@ -110,6 +110,7 @@ class ImagePipeline:
         self._report("switch", 0, 1)
         first, size = self._first_pass(), self.width * self.height
         conditions = self._model_stages.conditions(size)
+        self.warnings += self._model_stages.warnings
         refiner_conditions = conditions if self._refiner_stages is None else self._refiner_stages.conditions(size)
         self._report("encode", 1, 1)
         for this_pass in self._passes(first):

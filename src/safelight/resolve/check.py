@@ -12,6 +12,7 @@ from safelight.request.bounds import MOST_PIXELS
 from safelight.request.field import fields_of
 from safelight.request.prompts import compel_syntax
 from safelight.request.prompts.editing import prompt_per_step_of
+from safelight.request.prompts.emphasis import find_written_syntax
 from safelight.request.prompts.tokens import NO_INVERSION_TOKENS, chunks
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.samplers import SAMPLERS
@@ -85,6 +86,8 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
         raise RequestError("sampler", request.sampler, problem)
     if Feature.PROMPT_WEIGHTS in model.family.features:
         check_texts(with_effective_strength(request, model), inversion_tokens)
+    else:
+        _refuse_syntax(request, model)
     layers = [c.config.encoder_layers for c in model.manifest.components if c.role in model.family.text_encoders]
     if request.clip_skip and request.clip_skip >= min(layers):
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {min(layers)} layers")
@@ -118,6 +121,17 @@ def check_refiner(request: Request, model: Model, refiner: Model) -> None:
     layers = [refiner.manifest.component(role).config.encoder_layers for role in refiner_family.text_encoders]
     if request.clip_skip and request.clip_skip >= min(layers):
         raise refuse(f"has a text encoder of only {min(layers)} layers: clip_skip is too large")
+
+
+def _refuse_syntax(request: Request, model: Model) -> None:
+    """Raise RequestError for weights and changes between steps in the prompts of a model that reads plain text."""
+    for field, text in (("prompt", request.prompt), ("negative", request.negative)):
+        found = find_written_syntax(text)
+        if found is not None:
+            problem = (
+                f"{found} has no meaning for {model.name} ({model.base}), which reads plain text: write it in words"
+            )
+            raise RequestError(field, f"{text[:20]}…", problem)
 
 
 def _check_variant(request: Request, model: Model) -> None:

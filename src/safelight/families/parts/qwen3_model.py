@@ -20,6 +20,9 @@ TOKENIZER = Path(__file__).with_name("qwen3_tokenizer.json.gz")
 PAD = 151643
 """``<|endoftext|>``."""
 
+ENDING = "<|im_end|>\n<|im_start|>assistant\n"
+"""What follows a prompt in the chat template."""
+
 ROPE_THETA = 1e6
 NORM_EPSILON = 1e-6
 POSITIONS = 40960
@@ -37,7 +40,7 @@ def chat(prompt: str, thinking: bool) -> str:
     ``thinking``: the template's ``enable_thinking``. Without it, the answer begins with an empty thought.
     """
     answer = "" if thinking else "<think>\n\n</think>\n\n"
-    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{answer}"
+    return f"<|im_start|>user\n{prompt}{ENDING}{answer}"
 
 
 def tokens_of(text: str, most: int) -> tuple[list[int], str]:

@@ -79,7 +79,10 @@ class ZImage(FamilyModel):
     ) -> TextInputs:
         del family, role, request, inversion_tokens
         read = {pair: qwen3_model.tokens_of(qwen3_model.chat(pair.text, thinking=True), MOST_TOKENS) for pair in texts}
-        return TextInputs({pair: TextInput(ids, json.dumps(ids)) for pair, (ids, _) in read.items()})
+        # The template's ending comes after the prompt, so it is cut off first.
+        end = len(qwen3_model.ENDING)
+        cut = {pair: left[:-end] for pair, (_, left) in read.items() if len(left) > end}
+        return TextInputs({pair: TextInput(ids, json.dumps(ids)) for pair, (ids, _) in read.items()}, cut=cut)
 
     def encode_texts(
         self,
