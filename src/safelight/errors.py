@@ -7,6 +7,7 @@
     │   ├── RequestError          a field of a request: its name, its value, what is allowed
     │   ├── SettingError          a setting: its name, its value, the source of the value
     │   ├── ExtensionError        what an installed package adds does not work: the package, the group, the name
+    │   ├── MissingExtraError     packages are not installed: the extra that has them, the command that installs it
     │   ├── ModelNotFoundError    unknown model; lists the nearest names
     │   ├── FileError             a file: its path and what is wrong with it
     │   │   ├── UnreadableFileError   does not exist, is not a regular file, or has no permission
@@ -90,6 +91,21 @@ class ExtensionError(InputError):
         self.group = group
         self.name = name
         self.package = package
+
+
+class MissingExtraError(InputError):
+    """Packages that only some commands need are not installed.
+
+    ``what``: what needs them.
+    ``extra``: the extra of Safelight's package that has them.
+    ``missing``: the modules that are missing.
+    ``command``: installs the extra.
+    """
+
+    def __init__(self, what: str, extra: str, missing: Sequence[str], command: str) -> None:
+        super().__init__(f"{what} needs the extra {extra!r} (missing: {', '.join(missing)}). Run: {command}")
+        self.extra = extra
+        self.missing = tuple(missing)
 
 
 _EMPTY = "the library has no model; add one with `safelight models add FILE`"

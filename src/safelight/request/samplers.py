@@ -32,6 +32,7 @@ class Sampler:
     signal-to-noise ratio of zero need it (Lin et al. 2024).
     ``automatic``: the schedule that A1111's "Automatic" selects.
     ``flow``: the scheduler class for rectified flows, in the same form, None if there is none.
+    ``extra``: the extra of Safelight that it needs, "" if none.
     """
 
     scheduler: str
@@ -42,6 +43,7 @@ class Sampler:
     supports_zero_terminal_snr: bool = False
     automatic: Schedule = "default"
     flow: str | None = None
+    extra: str = ""
 
     def scheduler_for(self, kind: NoiseKind) -> str | None:
         """Return the scheduler class for a kind of noise, None if there is none."""
@@ -93,7 +95,7 @@ _BUILTIN: Mapping[str, Sampler] = {
         supports_zero_terminal_snr=True,
         automatic="exponential",
     ),
-    "dpmpp_sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE", automatic="karras"),
+    "dpmpp_sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE", automatic="karras", extra="samplers"),
     "dpmpp_3m_sde": Sampler(
         "DPMSolverMultistepScheduler",
         "DPM++ 3M SDE",
