@@ -49,7 +49,8 @@ def refused(**changes):
 
 picture = str(safelight.save(image, "."))
 control = Control("edges", picture, preprocessor="canny")
-commands = {"serve": ["serve"], **{name: ["preprocess", name, picture] for name in ("canny", "invert")}}
+drawn = ["generate", "red apple", "-m", "starter-noto", "--steps", "1"]
+commands = {"serve": ["serve"], "generate": drawn, **{name: ["preprocess", name, picture] for name in ("canny", "invert")}}
 ran = {name: CliRunner().invoke(app, words) for name, words in commands.items()}
 print(json.dumps({
     "images": len(image.pixels),
@@ -81,7 +82,7 @@ def test_the_core_draws_without_the_extras_and_names_the_extra_that_it_lacks(tmp
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["images"] == 64 * 64 * 3
-    assert said["invert"] == ""
+    assert (said["generate"], said["invert"]) == ("", "")
     for what, extra, module, subject in (
         ("sampler", "samplers", "torchsde", "the sampler dpmpp_sde"),
         ("control", "preprocess", "cv2", "the preprocessor canny"),
