@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from sse_starlette.sse import EventSourceResponse, ServerSentEvent
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse
 
 from safelight.assembly.services import Services
 from safelight.queue.descriptions import job_to_dict, progress_to_dict
