@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from safelight import extras
 from safelight.catalog.model import Model
 from safelight.errors import RequestError
 from safelight.families.family import Variant
 from safelight.families.features import Feature, first_missing
+from safelight.request.adapters import require_preprocessor
 from safelight.request.bounds import MOST_PIXELS
 from safelight.request.field import fields_of
 from safelight.request.prompts import compel_syntax
@@ -48,7 +50,7 @@ def find_size_warning(request: Request, model: Model) -> str:
 
 
 def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO_INVERSION_TOKENS) -> None:
-    """Raise RequestError if the model cannot do what the request asks for.
+    """Raise RequestError if the model cannot do what the request asks for, MissingExtraError if a package is missing.
 
     ``inversion_tokens``: token ids by word of a textual inversion.
     """
@@ -80,6 +82,7 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
         problem = f"enlarges {width}x{height} to {large}, which is over {MOST_PIXELS} pixels"
         raise RequestError("hires_scale", request.hires_scale, problem)
     _check_variant(request, model)
+    _check_extras(request)
     if model.zero_terminal_snr and not SAMPLERS[request.sampler].supports_zero_terminal_snr:
         able = ", ".join(name for name, sampler in SAMPLERS.usable() if sampler.supports_zero_terminal_snr)
         problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
@@ -91,6 +94,14 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
     layers = [c.config.encoder_layers for c in model.manifest.components if c.role in model.family.text_encoders]
     if request.clip_skip and request.clip_skip >= min(layers):
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {min(layers)} layers")
+
+
+def _check_extras(request: Request) -> None:
+    """Raise MissingExtraError if the sampler or a preprocessor needs an extra that is not installed."""
+    if extra := SAMPLERS[request.sampler].extra:
+        extras.require(extra, f"the sampler {request.sampler}")
+    for control in request.controls:
+        require_preprocessor(control.preprocessor)
 
 
 def check_refiner(request: Request, model: Model, refiner: Model) -> None:
