@@ -34,6 +34,12 @@ GuidanceKind = Literal["classifier_free", "classifier_free_from_prompt", "image_
 ``none``: there is no guidance.
 """
 
+_LEFT_OUT: Mapping[GuidanceKind, frozenset[Feature]] = {
+    "distilled": frozenset({Feature.NEGATIVE_PROMPT}),
+    "none": frozenset({Feature.NEGATIVE_PROMPT, Feature.GUIDANCE}),
+}
+"""Features that a kind of guidance leaves out."""
+
 ExtraInputChannels = Literal["", "mask", "image"]
 """What a denoiser has as input channels besides the latents.
 
@@ -239,6 +245,8 @@ class Family:
     ``keep``: left-over tensors that a conversion keeps, because the number of layers is inferred from them.
     ``native_size``: pixels per side for checkpoints of a prediction type; None for ``resolution``.
     ``block_names_by_count``: the names of the blocks in a LoRA's list of block weights, by the list's length.
+    ``rows_together``: a call of the denoiser computes all rows of the guidance at once. If False, each row has a call of
+    its own.
     ``latent_space``: a name; families with the same one have the same latents.
     ``same_latents``: whether two VAEs of families with the same ``latent_space`` have latents of the same form.
     ``find_controlnet_mismatch``: says why a ControlNet does not fit a denoiser, with ``{model}`` for the model's name;
@@ -275,6 +283,7 @@ class Family:
     keep: Callable[[str], bool] = lambda _: False
     native_size: Callable[[PredictionType], int | None] = lambda _: None
     block_names_by_count: Mapping[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
+    rows_together: bool = True
     latent_space: str = ""
     same_latents: Callable[[Config, Config], bool] = lambda one, other: one == other
     find_controlnet_mismatch: Callable[[Config, Config], str | None] = lambda _, __: (
@@ -310,6 +319,14 @@ class Family:
     def guidance_of(self, variant: str) -> GuidanceKind:
         """Return the guidance of a variant's checkpoints."""
         return self.variants[variant].guidance or self.guidance
+
+    def features_of(self, variant: str) -> frozenset[Feature]:
+        """Return what a variant's checkpoints can do: what the family can, less what their guidance leaves out.
+
+        An unknown variant has the family's features.
+        """
+        own = self.variants[variant].guidance if variant in self.variants else None
+        return self.features - _LEFT_OUT.get(own or self.guidance, frozenset())
 
     def noise_of(self, variant: str) -> Noise:
         """Return the noise that a variant's checkpoints were trained with."""
