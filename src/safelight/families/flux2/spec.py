@@ -45,8 +45,9 @@ _PIPELINES = frozenset({"Flux2KleinPipeline", "Flux2KleinInpaintPipeline"})
 
 
 def axes(head_size: int) -> tuple[int, int, int, int]:
-    """Return how many components of a head turn with each position: image number, row, column, and place in the text."""
-    return (head_size // 4,) * 4
+    """Return how many components of a head turn with each position: image number, row, column, place in the text."""
+    each = head_size // 4
+    return each, each, each, each
 
 
 def mu(tokens: int, steps: int) -> float:
@@ -181,7 +182,7 @@ FLUX2_KLEIN = Family(
     folder_settings=_folder_settings,
     left_over=_left_over,
     keep=_keep,
-    # Each prompt has a call of its own in diffusers' pipeline, and rows that are computed together have other last bits.
+    # Each prompt has a call of its own in diffusers' pipeline. Rows that are computed together have other last bits.
     rows_together=False,
     latent_space="flux2",
     adapter_signs=AdapterSigns(names=re.compile(r"to_qkv_mlp_proj|(double|single)_stream_modulation")),
