@@ -128,6 +128,8 @@ class Latents:
 
     ``vae_scale_factor``: pixels per latent in each direction.
     ``multiple``: an image's width and height must be divisible by this.
+    ``patch``: the channels are those of this many latents of the VAE in each direction, ordered as torch's
+    ``pixel_unshuffle`` orders them.
     ``scaling_factor``, ``shift_factor``: latents = (the VAE encoder's output - shift_factor) * scaling_factor.
     ``cast_first``: encoded pictures are cast to the denoiser's dtype before they are scaled, not afterwards.
     ``latent_rgb_factors``: linear latent-to-RGB map for previews: one (r, g, b) row of factors per latent channel, then
@@ -146,6 +148,7 @@ class Latents:
     suspicious_above: float = 150.0
     """Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
     fp32: bool = False
+    patch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +248,7 @@ class Family:
     ``keep``: left-over tensors that a conversion keeps, because the number of layers is inferred from them.
     ``native_size``: pixels per side for checkpoints of a prediction type; None for ``resolution``.
     ``block_names_by_count``: the names of the blocks in a LoRA's list of block weights, by the list's length.
-    ``rows_together``: a call of the denoiser computes all rows of the guidance at once. If False, each row has a call of
-    its own.
+    ``rows_together``: a call of the denoiser computes all rows of the guidance. If False, a row has its own call.
     ``latent_space``: a name; families with the same one have the same latents.
     ``same_latents``: whether two VAEs of families with the same ``latent_space`` have latents of the same form.
     ``find_controlnet_mismatch``: says why a ControlNet does not fit a denoiser, with ``{model}`` for the model's name;

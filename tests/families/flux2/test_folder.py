@@ -26,6 +26,7 @@ from safelight.families.flux2.spec import FLUX2_KLEIN, mu
 from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts import flux2_vae
 from safelight.families.parts.flux2_vae import FLUX2_VAE, Flux2VAEConfig
+from safelight.pipeline import upscale
 from safelight.resolve.resolve import with_defaults
 from safelight.workers.local_engine import LocalEngine
 
@@ -192,10 +193,24 @@ def test_a_run_leaves_the_skeletons_as_they_were(shared_engine: LocalEngine, dis
     assert {key.role for key in skeletons._free if key.base == "flux2-klein"} == set(FLUX2_KLEIN.roles)
     assert skeletons.check() == []
     assert next(shared_engine.generate(ask(distilled))).pixels == right
-    little = safelight.open_engine(tmp_path / "root", max_cache_ram_gb=0.002, threads=1, attention_type="torch-sdp")
+    little = safelight.open_engine(tmp_path / "root", max_cache_ram_gb=0.0185, threads=1, attention_type="torch-sdp")
     fits = little.fits(ask(distilled), little.library.find(str(distilled)))
     assert any(part["streamed"] for part in fits["components"])
     assert next(little.generate(ask(distilled))).pixels == right
+
+
+def test_hires_fix_and_tiles(shared_engine: LocalEngine, distilled: Path) -> None:
+    for upscaler in ("latent", "lanczos"):
+        image = next(shared_engine.generate(ask(distilled, hires_scale=1.5, hires_upscaler=upscaler, tile=64)))
+        assert (image.width, image.height) == (96, 64)
+        assert len(set(image.pixels)) > 100
+
+
+def test_patches_are_laid_out_as_in_diffusers() -> None:
+    latents = torch.randn(1, 128, 3, 4)
+    plain = upscale.lay_out_patches(latents, FLUX2_KLEIN.latents.patch)
+    assert torch.equal(plain, diffusers.Flux2KleinPipeline._unpatchify_latents(latents))
+    assert torch.equal(upscale.resize_latents(latents, 4, 3, "latent-nearest", 2), latents)
 
 
 def test_statistics_of_the_vae_are_weights() -> None:

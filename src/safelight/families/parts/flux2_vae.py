@@ -75,6 +75,7 @@ FLUX2_LATENTS = Latents(
     vae_scale_factor=VAE_SCALE_FACTOR * PATCH,
     multiple=VAE_SCALE_FACTOR * PATCH,
     scaling_factor=1.0,
+    patch=PATCH,
 )
 """The latents that the denoiser sees. The VAE's own statistics scale them, so there is no common factor.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from safelight.boundary import modules, pictures
@@ -68,11 +69,12 @@ def encode_picture(
 def decode(vae: nn.Module, latents: torch.Tensor, tile: int) -> torch.Tensor:
     """Decode latents as the denoiser sees them to (n, 3, height, width), about -1 to 1."""
     mean, deviation = _statistics(vae, latents)
-    return pictures.decode(vae, unpatchify(latents * deviation + mean), VAE_SCALE_FACTOR, tile)
+    plain = F.pixel_shuffle(latents * deviation + mean, PATCH)
+    return pictures.decode(vae, plain, VAE_SCALE_FACTOR, tile)
 
 
 def _normalise(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    patches = patchify(latents)
+    patches = F.pixel_unshuffle(latents, PATCH)
     mean, deviation = _statistics(vae, patches)
     return (patches - mean) / deviation
 
@@ -83,17 +85,3 @@ def _statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, to
     mean = norm.running_mean.view(1, -1, 1, 1).to(latents.device, latents.dtype)
     deviation = torch.sqrt(norm.running_var.view(1, -1, 1, 1) + NORM_EPSILON)
     return mean, deviation.to(latents.device, latents.dtype)
-
-
-def patchify(latents: torch.Tensor) -> torch.Tensor:
-    """Convert latents (n, c, 2h, 2w) to (n, 4c, h, w)."""
-    n, channels, height, width = latents.shape
-    parts = latents.view(n, channels, height // PATCH, PATCH, width // PATCH, PATCH)
-    return parts.permute(0, 1, 3, 5, 2, 4).reshape(n, channels * PATCH**2, height // PATCH, width // PATCH)
-
-
-def unpatchify(latents: torch.Tensor) -> torch.Tensor:
-    """Convert latents (n, 4c, h, w) to (n, c, 2h, 2w)."""
-    n, channels, height, width = latents.shape
-    parts = latents.reshape(n, channels // PATCH**2, PATCH, PATCH, height, width)
-    return parts.permute(0, 1, 4, 2, 5, 3).reshape(n, channels // PATCH**2, height * PATCH, width * PATCH)
