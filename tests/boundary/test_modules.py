@@ -63,9 +63,7 @@ def test_building_changes_nothing_of_the_process() -> None:
 
 
 def test_a_library_that_is_too_old_for_a_model_is_named() -> None:
-    with pytest.raises(
-        InputError, match=r"this model needs Nothing, which diffusers .* does not have: upgrade diffusers"
-    ):
+    with pytest.raises(InputError, match=r"needs Nothing, which diffusers .* does not have: upgrade diffusers"):
         modules.library_class("diffusers.models.modeling_utils:Nothing")
     with pytest.raises(InputError, match=r"needs Other, which transformers .* does not have"):
         modules.library_class("transformers.models.nothing:Other")

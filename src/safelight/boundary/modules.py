@@ -29,7 +29,7 @@ CLIP_WITH_PROJECTION: Any = CLIPTextModelWithProjection
 
 @cache
 def library_class(reference: str) -> Any:
-    """Import a class of diffusers or transformers: ``package.module:Class``.
+    """Import a class or function of diffusers or transformers: ``package.module:Name``.
 
     Only the family that builds it waits for the import.
     Raises InputError if the installed version does not have it.

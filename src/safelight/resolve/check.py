@@ -54,7 +54,7 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
 
     ``inversion_tokens``: token ids by word of a textual inversion.
     """
-    missing = first_missing(request, model.family.features)
+    missing = first_missing(request, model.family.features_of(model.variant))
     if missing is not None and missing[1] is Feature.TEXT_TO_IMAGE:
         problem = f"is missing: {model.name} ({model.base}) makes no images from text alone"
         raise RequestError("image", request.image, problem)
@@ -126,7 +126,7 @@ def check_refiner(request: Request, model: Model, refiner: Model) -> None:
         word = request.embeddings[0].word
         problem = f"the word {word} stands for a textual inversion, which a refiner cannot use; remove one of them"
         raise refuse(problem)
-    missing = first_missing(request, refiner_family.features, _NOT_NEEDED_IN_REFINER)
+    missing = first_missing(request, refiner_family.features_of(refiner.variant), _NOT_NEEDED_IN_REFINER)
     if missing is not None:
         raise refuse(f"does not have {missing[1]} ({missing[0]})")
     layers = [refiner.manifest.component(role).config.encoder_layers for role in refiner_family.text_encoders]
