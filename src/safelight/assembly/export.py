@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from safelight import boundary
@@ -21,10 +20,8 @@ from safelight.files import safetensors
 from safelight.files.disk import flush_to_disk, open_regular, temporary_file_in, write_whole
 from safelight.files.header import TensorInfo
 from safelight.pipeline import samplers
-from safelight.weights.digest import read_exactly
+from safelight.weights.digest import in_module_order, read_exactly
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
-
-_WORDS = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
 
 
 def to_diffusers(model: Model, folder: Path) -> None:
@@ -109,6 +106,4 @@ def _published(is_text_encoder: bool, name: str) -> str:
 
 def _bytes(descriptor: int, tensor: ManifestTensor) -> bytes:
     data = read_exactly(descriptor, tensor.path, tensor.name, tensor.offset, tensor.nbytes)
-    if not tensor.transpose:
-        return data
-    return np.frombuffer(data, _WORDS[tensor.dtype]).reshape(tensor.shape[::-1]).T.tobytes()
+    return in_module_order(data, tensor.dtype, tensor.shape, tensor.transpose, tensor.swap_halves)
