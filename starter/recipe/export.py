@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from recipe import data, model
 from safelight.catalog import records
-from safelight.catalog.describe import read_model
+from safelight.catalog.composition import PartFinder
+from safelight.catalog.describe import Choices, Shelf, read_model
 from safelight.catalog.identify import identify
 
 PACKAGE = Path(__file__).parents[1] / "safelight_starter"
@@ -81,7 +82,8 @@ def pack(style: str, source: Path) -> Path:
 
 def record(target: Path) -> None:
     """The record that every library shows: as if the file had been added, with a path relative to the package."""
-    described = read_model(target.parent, target, target.stem, "starter", None)
+    shelf = Shelf(target.parent, PartFinder(target.parent))
+    described = read_model(shelf, target, target.stem, "starter", Choices())
     values = records.stored_values(described)
     manifest = values["manifest"]
     manifest["files"] = [{"path": target.name}]

@@ -24,7 +24,7 @@ from torch import nn
 
 from safelight.assembly import engine
 from safelight.catalog import library
-from safelight.catalog.describe import CONVERTED, read_model
+from safelight.catalog.describe import CONVERTED, Choices, Shelf, read_model
 from safelight.catalog.model import Model, Origin
 from safelight.devices import selftest
 from safelight.models import attention
@@ -73,13 +73,21 @@ def doubts(self: _Map, scores: tuple[float, float]) -> bool:
     return self.count == 0 and new
 
 
-def read_model_once(conversions: Path, path: Path, name: str, origin: Origin, *more: Any) -> Model:
+def read_model_once(
+    shelf: Shelf, path: Path, name: str, origin: Origin, choices: Choices, on_bytes: Any = None
+) -> Model:
     """Return what ``read_model`` returned for the same unchanged files, if they are used by their path."""
     known = _read.get(path)
-    if origin == "path" and not any(more) and known is not None and not known.manifest.changed_files():
+    simple = origin == "path" and choices == Choices() and on_bytes is None
+    if simple and known is not None and not known.manifest.changed_files():
         return known
-    model = read_model(conversions, path, name, origin, *more)
-    if origin == "path" and not path.is_relative_to(conversions.parent) and model.format not in CONVERTED:
+    model = read_model(shelf, path, name, origin, choices, on_bytes)
+    if (
+        simple
+        and not model.sources
+        and not path.is_relative_to(shelf.conversions.parent)
+        and model.format not in CONVERTED
+    ):
         _read[path] = model
     return model
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors.torch import save_file
 from support.checkpoints import random_module
 from support.oracle import aligned
 from torch import nn
@@ -74,7 +75,9 @@ def loaded(path: Path, dtype: torch.dtype) -> Any:
         "transformer": diffusers.ZImageTransformer2DModel,
         "vae": diffusers.AutoencoderKL,
     }
-    built = {role: aligned(kind.from_pretrained(path / role, torch_dtype=dtype)) for role, kind in kinds.items()}
+    built: dict[str, Any] = {
+        role: aligned(kind.from_pretrained(path / role, torch_dtype=dtype)) for role, kind in kinds.items()
+    }
     scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(path / "scheduler")
     return diffusers.ZImagePipeline(**built, tokenizer=tokenizer(), scheduler=scheduler)
 
@@ -90,3 +93,47 @@ def write_folder(path: Path, seed: int, variant: str = "turbo", **save: Any) -> 
     (path / "scheduler/scheduler_config.json").write_text(json.dumps({"shift": SHIFTS[variant]}))
     (path / "model_index.json").write_text(json.dumps(index))
     return path
+
+
+def original_names(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The transformer's tensors under their original names: the three projections of an attention are one tensor."""
+    state = module.state_dict()
+    out: dict[str, torch.Tensor] = {}
+    fused: dict[str, list[torch.Tensor]] = {}
+    for row in configs()["transformer"].rows():
+        source = row.sources[-1]
+        if source.chunk is None:
+            out[source.name] = state[row.name].clone()
+        else:
+            fused.setdefault(source.name, []).append(state[row.name])
+    return out | {name: torch.cat(parts) for name, parts in fused.items()}
+
+
+def write_files(folder: Path, seed: int, prefix: str = "model.diffusion_model.", text_prefix: str = "model.") -> Path:
+    """Write a folder as ComfyUI has it: the transformer, the text encoder and the VAE in a file each."""
+    built = modules(seed)
+    vae = ldm_vae(built["vae"])
+    files = {
+        "diffusion_models/z_image_tiny.safetensors": {
+            prefix + name: tensor for name, tensor in original_names(built["transformer"]).items()
+        },
+        "text_encoders/qwen_3_tiny.safetensors": {
+            text_prefix + name: tensor.clone() for name, tensor in built["text_encoder"].state_dict().items()
+        },
+        "vae/ae_tiny.safetensors": vae,
+    }
+    for name, tensors in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / name)
+    return folder
+
+
+def ldm_vae(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The VAE's tensors under LDM's names."""
+    state = module.state_dict()
+    out: dict[str, torch.Tensor] = {}
+    for row in configs()["vae"].rows():
+        source, tensor = row.sources[min(1, len(row.sources) - 1)], state[row.name].clone()
+        square = ".mid.attn_1." in source.name and tensor.ndim == 2
+        out[source.name] = tensor[:, :, None, None] if square else tensor
+    return out

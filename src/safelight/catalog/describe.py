@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from safelight import names
 from safelight.catalog import convert
+from safelight.catalog.composition import Composition, PartFinder, complete, refuse_roles
 from safelight.catalog.identify import Identity, identify
 from safelight.catalog.model import Model, Origin
 from safelight.errors import CorruptFileError, FileError, InputError, IntegrityError, UnsupportedModelError
@@ -34,36 +35,71 @@ OnBytes = Callable[[int, int], None]
 """Called with (bytes read so far, bytes in total)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """What reading a model needs of the library.
+
+    ``conversions``: the folder of conversions, for pickles.
+    ``parts``: finds components that the model's file lacks.
+    """
+
+    conversions: Path
+    parts: PartFinder
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the user, or an earlier record, says of a model.
+
+    ``prediction_type``, ``variant``: None and "" for the file's own.
+    ``named``: names of adapters or models that give components, by role.
+    ``wanted``: digests of components that were taken from other files before, by role.
+    """
+
+    prediction_type: PredictionType | None = None
+    variant: str = ""
+    named: Mapping[str, str] = field(default_factory=dict[str, str])
+    wanted: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def of(cls, model: Model) -> Choices:
+        """Return the choices that a model's record has."""
+        user_type: Any = model.prediction_type if model.prediction_type_from_user else None
+        wanted = {role: model.manifest.component(role).digest for role in model.sources}
+        return cls(user_type, model.variant if model.variant_from_user else "", {}, wanted)
+
+
 def read_model(
-    conversions: Path,
-    path: Path,
-    name: str,
-    origin: Origin,
-    prediction_type: PredictionType | None,
-    on_bytes: OnBytes | None = None,
+    shelf: Shelf, path: Path, name: str, origin: Origin, choices: Choices, on_bytes: OnBytes | None = None
 ) -> Model:
     """Identify a checkpoint, read and hash all of it.
 
-    ``conversions``: the folder of conversions, for pickles.
-    ``prediction_type``: set by the user; None for the file's own.
-    Raises FileError for a bad file, InputError when ``prediction_type`` does not fit.
+    Raises FileError for a bad file, InputError when the choices do not fit.
     """
-    found = identify(path, prediction_type)
+    found = identify(path, choices.prediction_type, choices.variant)
     if found.layout is None:
         what = found.kind if found.base is None else f"{found.kind} for {found.base}"
         todo = "; use `safelight adapters add`" if adapter_file.is_adapter(found.kind) else ""
         raise UnsupportedModelError(path, f"is a {what} ({found.rule}), not a supported checkpoint{todo}")
+    if found.variant is None:
+        ways = " or ".join(f"--variant {variant}" for variant in found.layout.family.variants)
+        problem = f"is {found.base}, and nothing in it says which variant: use `safelight models add` with {ways}"
+        raise UnsupportedModelError(path, problem)
     if found.format in CONVERTED:
-        layout, manifest = _converted(conversions, path, found)
+        layout, manifest = _converted(shelf.conversions, path, found)
     else:
         layout = found.layout
         manifest = _hash_layout(path, layout, _counter(found.nbytes, on_bytes), found.watched)
+    composition = Composition(manifest)
+    refuse_roles(path, layout.family, choices.named)
+    if layout.missing or choices.named:
+        composition = complete(layout, manifest, shelf.parts, choices.wanted, choices.named)
     return Model(
         name=names.canonical(name),
         path=path,
         kind=found.kind,
         base=layout.family.name,
-        variant=found.variant or "",
+        variant=found.variant,
         prediction_type=found.prediction_type or "",
         zero_terminal_snr=found.zero_terminal_snr,
         dtype=found.dtype,
@@ -72,11 +108,13 @@ def read_model(
         origin=origin,
         rule=found.rule,
         prediction_type_from_user=found.prediction_type_from_user,
-        manifest=manifest,
+        manifest=composition.manifest,
+        variant_from_user=found.variant_from_user,
+        sources=composition.sources,
     )
 
 
-def read_again(conversions: Path, model: Model, on_bytes: OnBytes | None = None) -> Model:
+def read_again(shelf: Shelf, model: Model, on_bytes: OnBytes | None = None) -> Model:
     """Read and hash a model again, and return it as its files are now.
 
     Reads the conversion instead of its sources if these are unchanged.
@@ -88,8 +126,7 @@ def read_again(conversions: Path, model: Model, on_bytes: OnBytes | None = None)
             if all(source.is_unchanged() for source in sources):
                 read = hash_components(layout_of(conversion.path).components, _counter(conversion.size, on_bytes))
                 return replace(model, manifest=replace(read, files=(*read.files, *sources)))
-        user_type: Any = model.prediction_type if model.prediction_type_from_user else None
-        return read_model(conversions, model.path, model.name, model.origin, user_type, on_bytes)
+        return read_model(shelf, model.path, model.name, model.origin, Choices.of(model), on_bytes)
     except FileError as error:
         remedy = MISSING_REMEDY if not model.path.exists() else "Put the right file back, or add the model again."
         raise IntegrityError(error.path, "", error.problem, remedy) from error
@@ -174,17 +211,14 @@ def _native(family: Family, prediction_type: PredictionType | None) -> int:
     return own or family.resolution
 
 
-def find_earlier_content(conversions: Path, earlier: Model, on_bytes: OnBytes | None) -> Model | None:
+def find_earlier_content(shelf: Shelf, earlier: Model, on_bytes: OnBytes | None) -> Model | None:
     """Find the content of an earlier record, and read and hash it: in its own files, in its conversion, or in a file of
     the same size in the same folder. Returns None if it is gone."""
-    return next(
-        (model for model in _candidates(conversions, earlier, on_bytes) if model.digest == earlier.digest), None
-    )
+    return next((model for model in _candidates(shelf, earlier, on_bytes) if model.digest == earlier.digest), None)
 
 
-def _candidates(conversions: Path, earlier: Model, on_bytes: OnBytes | None) -> Iterator[Model]:
+def _candidates(shelf: Shelf, earlier: Model, on_bytes: OnBytes | None) -> Iterator[Model]:
     """Yield models that may have the content of ``earlier``. Reads all their bytes."""
-    user_type: Any = earlier.prediction_type if earlier.prediction_type_from_user else None
     beside: list[Path] = []
     if earlier.path.parent.is_dir() and earlier.format not in CONVERTED:
         size = sum(stamp.size for stamp in earlier.manifest.files if stamp.path == earlier.path)
@@ -195,4 +229,4 @@ def _candidates(conversions: Path, earlier: Model, on_bytes: OnBytes | None) -> 
         yield replace(earlier, manifest=replace(read, files=read.files))
     for path in (earlier.path, *beside):
         with contextlib.suppress(InputError):
-            yield read_model(conversions, path, earlier.name, "added", user_type, on_bytes)
+            yield read_model(shelf, path, earlier.name, "added", Choices.of(earlier), on_bytes)

@@ -20,6 +20,9 @@ from safelight.files.header import Header
 from safelight.weights import adapter_kinds, layout
 from safelight.weights.layout import CheckpointLayout
 
+DENOISER = "denoiser"
+"""The kind of rules for files that hold a denoiser and nothing else."""
+
 _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
 
 
@@ -33,7 +36,7 @@ class Identity:
     ``resolution``: pixels per side; None if the metadata does not give it.
     ``variant``: see :class:`safelight.catalog.model.Model`.
     ``layout``, ``prediction_type``, ``variant``: None unless the file is a complete checkpoint.
-    ``prediction_type_from_user``: the user set the prediction type.
+    ``prediction_type_from_user``, ``variant_from_user``: the user set it.
     ``watched``: files and folders without tensors that influenced the decision. The identification is valid only while
     these are unchanged.
     """
@@ -51,13 +54,14 @@ class Identity:
     layout: CheckpointLayout | None = None
     resolution: int | None = None
     prediction_type_from_user: bool = False
+    variant_from_user: bool = False
     watched: tuple[Path, ...] = ()
 
 
-def identify(path: Path, prediction_type: PredictionType | None = None) -> Identity:
+def identify(path: Path, prediction_type: PredictionType | None = None, variant: str = "") -> Identity:
     """Identify ``path``: a ``.safetensors`` file, a pickle, or a diffusers folder. Reads headers only.
 
-    ``prediction_type``: set by the user; it overrides every rule.
+    ``prediction_type``, ``variant``: set by the user; each overrides every rule. "" for the file's own variant.
     Raises FileError for a damaged or unreadable file.
     Raises IncompleteModelError for an incomplete checkpoint.
     """
@@ -69,6 +73,14 @@ def identify(path: Path, prediction_type: PredictionType | None = None) -> Ident
     if prediction_type is not None and identity.kind == "checkpoint":
         rule = f"{identity.rule}; but the user set {prediction_type}"
         identity = replace(identity, prediction_type=prediction_type, rule=rule, prediction_type_from_user=True)
+    if variant and identity.layout is not None:
+        known = identity.layout.family.variants
+        if variant not in known:
+            raise UnsupportedModelError(
+                path, f"is {identity.base}, whose variants are {', '.join(known)}; not {variant}"
+            )
+        rule = f"{identity.rule}; the user set the variant {variant}"
+        identity = replace(identity, variant=variant, rule=rule, variant_from_user=True)
     return identity
 
 
@@ -129,7 +141,10 @@ def _single(header: Header) -> Identity:
     rule = f"{kind}: {kind_rule.sentence}"
     dtype = _dtype({name: info.dtype for name, info in header.tensors.items()})
     common = Identity(header.path, kind, base, None, None, False, dtype, header.nbytes, header.format, rule)
-    if kind != "checkpoint":
+    if kind == DENOISER:
+        # A checkpoint whose other components are in other files.
+        common = replace(common, kind="checkpoint")
+    elif kind != "checkpoint":
         found = _inversion_base(header) if kind == "textual_inversion" else _adapter_base(header)
         return replace(common, base=found or base)
     family = families().get(base or "")
@@ -141,7 +156,7 @@ def _single(header: Header) -> Identity:
     return replace(
         common,
         base=base,
-        variant=_variant(built),
+        variant=None if family.asks_variant else _variant(built),
         prediction_type=training.prediction_type,
         zero_terminal_snr=training.zero_terminal_snr,
         dtype=_dtype_of(built),

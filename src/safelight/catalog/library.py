@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safelight import names
 from safelight.catalog import paths, starters
 from safelight.catalog.cards import Card
+from safelight.catalog.composition import PartFinder
 from safelight.catalog.describe import (
     CHANGED_REMEDY,
     CONVERTED,
     MISSING_REMEDY,
+    Choices,
     OnBytes,
+    Shelf,
     find_earlier_content,
     read_again,
     read_model,
@@ -42,7 +44,7 @@ class Library:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.records = ModelRecords(root)
-        self._conversions = self.records.conversions
+        self._shelf = Shelf(self.records.conversions, PartFinder(root))
         self._quarantine = Quarantine(root)
 
     def cards(self) -> list[Card]:
@@ -112,7 +114,7 @@ class Library:
         known = self.records.find_used_by_path(path)
         if known is not None:
             return known
-        model = read_model(self._conversions, path, paths.stem(path), "path", None, on_bytes)
+        model = read_model(self._shelf, path, paths.stem(path), "path", Choices(), on_bytes)
         with library_lock(self.root):
             self.records.write_used_by_path(model)
         return model
@@ -146,9 +148,13 @@ class Library:
         name: str | None = None,
         prediction_type: PredictionType | None = None,
         on_bytes: OnBytes | None = None,
+        variant: str = "",
+        parts: Mapping[str, str] | None = None,
     ) -> Model:
         """Identify a checkpoint, read and hash all of it, and store its record. The file stays where it is.
 
+        ``variant``: set by the user; "" for the file's own.
+        ``parts``: names or files that give components which the file lacks, by role.
         Raises InputError when another file has the name, or when the name is not allowed.
         Raises FileError for a bad file.
         An error changes nothing.
@@ -156,12 +162,37 @@ class Library:
         path = paths.user_path(str(path)).absolute()
         chosen = paths.choose_name(name, path)
         _refuse_taken(self.cards(), chosen, path)
-        model = read_model(self._conversions, path, chosen, "added", prediction_type, on_bytes)
+        choices = Choices(prediction_type, variant, parts or {})
+        model = read_model(self._shelf, path, chosen, "added", choices, on_bytes)
         with library_lock(self.root):
             _refuse_taken(self.cards(), chosen, path)
             self.records.replace(model)
             self._quarantine.end(model)
         return model
+
+    def set_choices(
+        self, name: str, variant: str = "", parts: Mapping[str, str] | None = None, on_bytes: OnBytes | None = None
+    ) -> Model:
+        """Change a model's variant, or from which files its components come. Reads and hashes all of it again.
+
+        ``variant``, ``parts``: as in :meth:`add`; what is not named stays.
+        Raises InputError as :meth:`add` does. An error changes nothing.
+        """
+        model = self.records.get(name)
+        if model is None:
+            raise self._not_own(name, "changed")
+        before = Choices.of(model)
+        choices = replace(before, variant=variant or before.variant, named=parts or {})
+        changed = read_model(self._shelf, model.path, model.name, model.origin, choices, on_bytes)
+        with library_lock(self.root):
+            self.records.replace(changed)
+            self._quarantine.end(changed)
+        return changed
+
+    def fitting_parts(self, model: Model, role: str) -> list[str]:
+        """Return the names of the adapters and models that could give a model's component, with distinct contents."""
+        configs = {part.role: part.config for part in model.manifest.components if part.role != role}
+        return [part.source for part in self._shelf.parts.fitting(model.family, role, configs)]
 
     def earlier(self, name: str) -> list[Model]:
         """Return the models that had this name before, the newest first."""
@@ -200,7 +231,7 @@ class Library:
                 f"{name} has no earlier content{which}; only content that `safelight models add` replaced is stored"
             )
         earlier = earlier_models[0]
-        found = find_earlier_content(self._conversions, earlier, on_bytes)
+        found = find_earlier_content(self._shelf, earlier, on_bytes)
         if found is None:
             raise InputError(
                 f"{earlier.path}: the file with the earlier content {earlier.digest[:10]} is gone, and no file of its "
@@ -249,8 +280,7 @@ class Library:
         self._quarantine.refuse(model)
         try:
             if model.format in CONVERTED and all(source.is_unchanged() for source in model.manifest.files[1:]):
-                user_type: Any = model.prediction_type if model.prediction_type_from_user else None
-                fresh = read_model(self._conversions, model.path, model.name, model.origin, user_type, None)
+                fresh = read_model(self._shelf, model.path, model.name, model.origin, Choices.of(model), None)
                 refuse_other_content(model, fresh.manifest)
                 return fresh
             return self._read_again(model, None)
@@ -279,7 +309,7 @@ class Library:
 
     def _read_again(self, model: Model, on_bytes: OnBytes | None) -> Model:
         """Read and hash all of a model, and store its new manifest. Raises IntegrityError for other content."""
-        fresh = read_again(self._conversions, model, on_bytes)
+        fresh = read_again(self._shelf, model, on_bytes)
         refuse_other_content(model, fresh.manifest)
         for field in ("base", "prediction_type", "zero_terminal_snr"):
             before, now = getattr(model, field), getattr(fresh, field)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,8 @@ class Model:
     ``variant``: what the checkpoint was trained for: ``text-to-image``, ``inpainting`` and so on.
     ``resolution``: pixels per side at which the model makes its best images.
     ``rule``: the sentences of the rules that identified it.
-    ``prediction_type_from_user``: the user set the prediction type.
+    ``prediction_type_from_user``, ``variant_from_user``: the user set it.
+    ``sources``: for each component that is in another file, the adapter or model from which it was taken, by role.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Model:
     rule: str
     prediction_type_from_user: bool
     manifest: Manifest
+    variant_from_user: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def digest(self) -> str:
@@ -69,6 +73,7 @@ class Model:
             "rule": self.rule,
             "format": self.format,
             "resolution": self.resolution,
+            "sources": dict(self.sources),
             "bytes": sum(t.nbytes for c in self.manifest.components for t in c.tensors),
         }
 

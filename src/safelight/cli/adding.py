@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -35,3 +35,33 @@ def found_in(path: Path) -> Iterator[Found]:
         names = [name for name in files if name.lower().endswith(Found.endings) and not name.startswith(".")]
         for name in sorted([*diffusers, *names]):
             yield Found(Path(folder) / name, within=True)
+
+
+def split_components(found: Iterable[Found]) -> tuple[list[Found], list[Found]]:
+    """Split what a folder has into checkpoints and components of them: text encoders and VAEs.
+
+    What cannot be read counts as a checkpoint: adding it says why. So does a path that the user named.
+    """
+    from safelight.catalog.identify import identify
+    from safelight.errors import InputError
+    from safelight.weights.adapter_file import TEXT_ENCODER, VAE
+
+    checkpoints: list[Found] = []
+    components: list[Found] = []
+    for one in found:
+        kind = ""
+        if one.within and one.path.is_file():
+            try:
+                kind = identify(one.path).kind
+            except InputError:
+                kind = ""
+        (components if kind in (TEXT_ENCODER, VAE) else checkpoints).append(one)
+    return checkpoints, components
+
+
+def asks_variant(path: Path) -> bool:
+    """Return whether nothing in a file says which variant it is. Raises InputError."""
+    from safelight.catalog.identify import identify
+
+    found = identify(path)
+    return found.layout is not None and found.variant is None

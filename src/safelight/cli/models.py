@@ -23,6 +23,22 @@ app = typer.Typer(
 )
 
 
+VariantOption = Annotated[
+    str,
+    typer.Option(
+        help="The variant, where a file does not say which it is: turbo or base for Z-Image. In a folder, for the files"
+        " that do not say.",
+        show_default=False,
+    ),
+]
+VAEOption = Annotated[
+    str, typer.Option("--vae", help="The VAE for a file without one: a name, or a file.", show_default=False)
+]
+TextEncoderOption = Annotated[
+    str, typer.Option(help="The text encoder for a file without one: a name, or a file.", show_default=False)
+]
+
+
 def _library(context: typer.Context, root: Path | None) -> Library:
     from safelight.assembly.library import open_library
 
@@ -49,14 +65,18 @@ def add(
     prediction_type: Annotated[
         str | None, typer.Option(callback=_prediction, help="epsilon or v_prediction, if the file does not say.")
     ] = None,
+    variant: VariantOption = "",
+    vae: VAEOption = "",
+    text_encoder: TextEncoderOption = "",
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
     """Add checkpoints: identify them, read and hash every tensor, and write a manifest. The files stay where they are.
 
-    For a folder, add every checkpoint in it and in its subfolders, and print a line for each file.
+    For a folder, add every checkpoint, text encoder and VAE in it and in its subfolders, and print a line for each
+    file. A file that lacks its text encoder or VAE takes one that fits from the library.
     """
-    from safelight.cli.adding import Found, found_in
+    from safelight.cli.adding import Found, found_in, split_components
     from safelight.errors import InputError, StorageError
 
     library = _library(context, root)
@@ -64,9 +84,14 @@ def add(
     if name is not None and (len(candidates) != 1 or len(paths) > 1):
         raise InputError(f"--name {name!r} needs exactly one path, not {max(len(candidates), len(paths))}")
     failed = False
-    for candidate in candidates:
+    parts = _parts(vae, text_encoder)
+    candidates, components = split_components(candidates)
+    for candidate in (*components, *candidates):
         try:
-            result = _add(library, candidate, name, prediction_type, as_json)
+            if candidate in components:
+                result = _add_component(library, candidate, as_json)
+            else:
+                result = _add(library, candidate, name, prediction_type, variant, parts, as_json)
         except StorageError:
             # The disk would also refuse the other files.
             raise
@@ -78,28 +103,71 @@ def add(
             typer.echo(f"safelight: {error}", err=True)
             continue
         say_json(result) if isinstance(result, dict) else typer.echo(result)
-    if not candidates:
+    if not candidates and not components:
         given = ", ".join(map(str, paths))
         raise InputError(f"{given}: contains no checkpoint ({', '.join(Found.endings)}, or diffusers folders)")
     if failed:
         raise typer.Exit(2)
 
 
+def _parts(vae: str, text_encoder: str) -> dict[str, str]:
+    return {role: name for role, name in (("vae", vae), ("text_encoder", text_encoder)) if name}
+
+
+def _add_component(library: Library, candidate: Found, as_json: bool) -> str | dict[str, Any]:
+    """Add a text encoder or a VAE that is in a folder of models. Returns the report."""
+    from safelight.catalog.adapters import Adapters
+
+    adapters = Adapters(library.root)
+    known = next((card for card in adapters.cards() if card.path == candidate.path.absolute()), None)
+    if known is not None and known.state() == "there":
+        return dict(known.summary) if as_json else f"{known.name} is already in the library"
+    adapter = adapters.add(candidate.path)
+    return adapter.summary() if as_json else f"added {adapter.name}: {adapter.kind}, {adapter.dtype}"
+
+
 def _add(
-    library: Library, candidate: Found, name: str | None, prediction_type: str | None, as_json: bool
+    library: Library,
+    candidate: Found,
+    name: str | None,
+    prediction_type: str | None,
+    variant: str,
+    parts: Mapping[str, str],
+    as_json: bool,
 ) -> str | dict[str, Any]:
     """Add a checkpoint. Returns the report: a text, or the values for JSON."""
+    from safelight.cli.adding import asks_variant
+
     before = {card.name: card for card in library.cards()}
     known = next((card for card in before.values() if card.path == candidate.path.absolute()), None)
     if candidate.within and known is not None and known.state() == "there":
         return dict(known.summary) if as_json else f"{known.name} is already in the library"
+    if variant and candidate.within and not asks_variant(candidate.path):
+        variant = ""
     with byte_bar(f"reading {candidate.path.name}") as on_bytes:
-        model = library.add(candidate.path, name, prediction_type, on_bytes)  # pyright: ignore[reportArgumentType]
+        model = library.add(
+            candidate.path,
+            name,
+            prediction_type,  # pyright: ignore[reportArgumentType]
+            on_bytes,
+            variant,
+            parts,
+        )
     if as_json:
         return model.summary()
     size = f"{model.resolution}x{model.resolution}"
     result = _result(model, {card.name: card.digest for card in before.values()})
-    return f"{result}: {model.base}, {model.dtype}, {model.prediction_type}, draws {size}"
+    return f"{result}: {model.base}, {model.dtype}, {model.prediction_type}, draws {size}{_sources(library, model)}"
+
+
+def _sources(library: Library, model: Model) -> str:
+    """Say which components other files give, and which other files could."""
+    lines: list[str] = []
+    for role, source in model.sources.items():
+        others = [name for name in library.fitting_parts(model, role) if name != source]
+        also = f" (these fit, too: {', '.join(others)})" if others else ""
+        lines.append(f"\n  {role}: from {source}, {model.manifest.component(role).digest[:10]}{also}")
+    return "".join(lines)
 
 
 def _result(model: Model, before: dict[str, str]) -> str:
@@ -244,6 +312,31 @@ def rollback(
         say_json(model.summary())
     else:
         typer.echo(f"{name} is {model.digest[:10]} again (it was {before.digest[:10]}), from {model.path}")
+
+
+@app.command("set", epilog="Example: `safelight models set zit --vae ae --variant turbo`")
+def set_choices(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
+    variant: VariantOption = "",
+    vae: VAEOption = "",
+    text_encoder: TextEncoderOption = "",
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Change what a model's file does not decide: its variant, and which files give the components that it lacks."""
+    from safelight.errors import InputError
+
+    parts = _parts(vae, text_encoder)
+    if not parts and not variant:
+        raise InputError("name what to change: --variant, --vae or --text-encoder")
+    library = _library(context, root)
+    with byte_bar(f"reading {name}") as on_bytes:
+        model = library.set_choices(name, variant, parts, on_bytes)
+    if as_json:
+        say_json(model.summary())
+    else:
+        typer.echo(f"{model.name}: {model.base}, {model.variant}{_sources(library, model)}")
 
 
 @app.command(epilog="Example: `safelight models remove dream`")

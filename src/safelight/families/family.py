@@ -206,12 +206,21 @@ class AdapterSigns:
 
 @dataclass(frozen=True, slots=True)
 class SingleFileComponent:
-    """A component in a file of its own. ``prefix``: what names may begin with. ``what``: its name in messages."""
+    """A component in a file of its own.
+
+    ``kind``: the kind of such files.
+    ``prefix``: what names may begin with.
+    ``what``: its name in messages.
+    ``pattern``: matches the start of some tensor's name; "" if the kind alone decides.
+    ``left_over``: says why a file may have a tensor that no module needs; None for the family's function.
+    """
 
     kind: str
     prefix: str
     what: str
     infer: Callable[[Shapes], Config]
+    pattern: str = ""
+    left_over: Callable[[str], str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +243,10 @@ class Family:
     ``detect_variant``: names a checkpoint's variant from its configurations; None for an unknown one.
     ``detect_folder_variant``: the same from a folder's settings, where the configurations do not decide it.
     ``variants``: how the checkpoints of each variant are used. Checkpoints of other variants are refused.
-    ``find_mismatch``: says why complete components do not fit together, None if they do.
+    ``separate_parts``: whether a file may lack text encoders and VAE. Other files then give them.
+    ``asks_variant``: whether the user must say which variant a single file has, because nothing in it does.
+    ``find_mismatch``: says why components do not fit together, None if they do. With ``separate_parts``, some may be
+    absent.
     ``left_over``: says why a checkpoint may have a tensor that no module needs; None if it may not.
     ``keep``: left-over tensors that a conversion keeps, because the number of layers is inferred from them.
     ``native_size``: pixels per side for checkpoints of a prediction type; None for ``resolution``.
@@ -269,6 +281,8 @@ class Family:
     recognise_folder: Callable[[Folder], str | None] = lambda _: None
     detect_folder_variant: Callable[[Folder], str | None] | None = None
     detect_folder_training: Callable[[Folder], Training] | None = None
+    separate_parts: bool = False
+    asks_variant: bool = False
     find_mismatch: Callable[[Mapping[str, Config]], str | None] = lambda _: None
     folder_settings: Callable[[Mapping[str, Config]], Iterable[tuple[str, str, object]]] = lambda _: ()
     left_over: Callable[[str], str | None] = lambda _: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, cast
 
 from safelight.errors import IncompleteModelError, UnsupportedModelError
@@ -15,11 +16,13 @@ from safelight.weights.layout import FLOATS, ComponentLayout, TensorLocation, si
 
 VAE = "vae"
 
+TEXT_ENCODER = "text_encoder"
+
 INVERSION = "textual_inversion"
 
-NON_WEIGHT_KINDS = frozenset({VAE, CONTROLNET, INVERSION})
-"""Kinds that do not change weights: VAEs that replace a checkpoint's VAE, ControlNets that work beside its UNet, and
-textual inversions, which add words for its text encoders."""
+NON_WEIGHT_KINDS = frozenset({VAE, TEXT_ENCODER, CONTROLNET, INVERSION})
+"""Kinds that do not change weights: VAEs and text encoders, which a model uses as its own, ControlNets that work beside
+its denoiser, and textual inversions, which add words for its text encoders."""
 
 
 def is_adapter(kind: str) -> bool:
@@ -33,7 +36,7 @@ METADATA = "lora_adapter_metadata"
 """The metadata key under which diffusers writes PEFT's settings."""
 
 
-COMPONENT_KINDS = frozenset({VAE, CONTROLNET})
+COMPONENT_KINDS = frozenset({VAE, TEXT_ENCODER, CONTROLNET})
 """Kinds of files that hold a whole component, under the names of its module."""
 
 _TOKEN_PREFIX = "string_to_token."
@@ -81,14 +84,15 @@ def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayou
     failed: IncompleteModelError | None = None
     for family in families().values():
         for part in family.single_file_components:
-            if part.kind == kind:
+            if part.kind == kind and any(re.match(part.pattern, info.name) for info in infos):
                 try:
                     return single_component_layout(
                         header.path, part, family, {i.name.removeprefix(part.prefix): i for i in infos}
                     )
                 except IncompleteModelError as error:
                     failed = error
-    assert failed is not None, kind
+    if failed is None:
+        raise UnsupportedModelError(header.path, f"is a {kind} that no family has")
     raise failed
 
 

@@ -83,10 +83,17 @@ class CheckpointLayout:
     def component(self, role: str) -> ComponentLayout:
         return next(component for component in self.components if component.role == role)
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The roles of components that other files must give."""
+        own = {component.role for component in self.components}
+        return tuple(role for role in self.family.roles if role not in own)
+
 
 def split(header: Header, family: Family) -> dict[str, dict[str, TensorInfo]]:
     """Return the tensors of each component of a single file, without their prefixes.
 
+    With ``separate_parts``, only the denoiser must be there.
     Raises IncompleteModelError when a component has no tensors.
     """
     parts: dict[str, dict[str, TensorInfo]] = {}
@@ -95,7 +102,8 @@ def split(header: Header, family: Family) -> dict[str, dict[str, TensorInfo]]:
             found = {name[len(prefix) :]: info for name, info in header.tensors.items() if name.startswith(prefix)}
             if found and component.role not in parts:
                 parts[component.role] = found
-        if component.role not in parts:
+        optional = family.separate_parts and component.role != family.denoiser
+        if component.role not in parts and not optional:
             wanted = component.prefixes[0] + "*"
             what = f"{family.name} checkpoint (no {component.role})"
             raise IncompleteModelError(header.path, what, missing=(wanted,))
@@ -113,7 +121,11 @@ def build(
     Raises UnsupportedModelError when the components are complete but do not fit together.
     """
     what = f"{family.name} checkpoint"
-    built = [_built(path, what, component, parts[component.role]) for component in family.components]
+    built = [
+        _built(path, what, component, parts[component.role])
+        for component in family.components
+        if component.role in parts
+    ]
     components = [part.component for part in built]
     used = {location for part in built for location in part.used}
     missing = [name for part in built for name in part.missing]
@@ -141,7 +153,8 @@ def single_component_layout(
     # ``_built`` does not read the purpose, so the same one serves for ControlNets and VAEs.
     one = _built(path, part.what, Component(part.kind, Purpose.CONTROL, (), part.infer, standard), infos)
     used = {name for _, name in one.used}
-    unexpected = [info.name for info in infos.values() if info.name not in used and family.left_over(info.name) is None]
+    reason = part.left_over or family.left_over
+    unexpected = [info.name for info in infos.values() if info.name not in used and reason(info.name) is None]
     if one.missing or one.mismatched or unexpected:
         raise IncompleteModelError(path, part.what, one.missing, one.mismatched, unexpected)
     return one.component
@@ -210,7 +223,9 @@ def _missing(role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorIn
             absent.append(row)
         else:
             info = infos[row.sources[index].name]
-            found[index, info.name.removesuffix(row.sources[index].name)] += 1
+            # A name that all conventions share says nothing of the convention, only of the prefix.
+            evidence = 1000 if len(row.sources) > 1 else 1
+            found[index, info.name.removesuffix(row.sources[index].name)] += evidence
     if not found:
         return tuple(f"{role}.{row.name}" for row in absent)
     (index, prefix), _ = found.most_common(1)[0]

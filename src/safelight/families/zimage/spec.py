@@ -13,6 +13,7 @@ from safelight.families.family import (
     Defaults,
     Family,
     Noise,
+    SingleFileComponent,
     Training,
     Variant,
 )
@@ -65,13 +66,11 @@ def _folder_variant(folder: Folder) -> str | None:
 
 
 def _find_mismatch(configs: Mapping[str, Config]) -> str | None:
-    net, encoder, auto = configs["transformer"], configs["text_encoder"], configs["vae"]
+    net, encoder, auto = configs["transformer"], configs.get("text_encoder"), configs.get("vae")
     assert isinstance(net, ZImageConfig)
-    assert isinstance(encoder, Qwen3Config)
-    assert isinstance(auto, VAEConfig)
-    if net.text_width != encoder.width:
+    if isinstance(encoder, Qwen3Config) and net.text_width != encoder.width:
         return f"its transformer reads text {net.text_width} wide, its text encoder returns {encoder.width}"
-    if auto.latent_channels != net.channels:
+    if isinstance(auto, VAEConfig) and auto.latent_channels != net.channels:
         return f"its transformer has latents of {net.channels} channels, its VAE of {auto.latent_channels}"
     return None
 
@@ -113,7 +112,7 @@ ZIMAGE = Family(
         Component(
             "transformer",
             Purpose.DENOISER,
-            ("model.diffusion_model.", "diffusion_model.", "transformer."),
+            ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.", ""),
             transformer.infer,
             ZImageConfig(16, 3840, 30, 2, 128, 2560),
             lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
@@ -148,6 +147,27 @@ ZIMAGE = Family(
             r"text_encoders?\.",
         ),
     ),
+    part_rules=(
+        rule(
+            "denoiser",
+            "z-image",
+            "a transformer with a padding token for the caption, alone",
+            r"(model\.diffusion_model\.|diffusion_model\.|transformer\.|net\.)?cap_pad_token$",
+        ),
+        rule("text_encoder", None, "a Qwen3 language model", qwen3.PATTERN),
+    ),
+    single_file_components=(
+        SingleFileComponent(
+            "text_encoder",
+            "",
+            "Qwen3 text encoder",
+            partial(qwen3.infer, unread=UNREAD_LAYERS),
+            qwen3.PATTERN,
+            qwen3.unread_reason,
+        ),
+    ),
+    separate_parts=True,
+    asks_variant=True,
     detect_training=_training,
     detect_variant=lambda _: None,
     variants={

@@ -1,0 +1,193 @@
+"""Completes a model whose file lacks components, with components of other files: text encoders and VAEs.
+
+The components are found by what they are, not by names of files: any file of the library, or any model, that has a
+component of the right kind and size can give it. The model's record stores which one was taken, by digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from safelight.catalog import paths
+from safelight.catalog.adapters import Adapters
+from safelight.catalog.model import Adapter, Model
+from safelight.catalog.model_records import ModelRecords
+from safelight.errors import FileError, InputError, ModelNotFoundError, UnsupportedModelError
+from safelight.families.family import Component, Config, Family
+from safelight.weights.adapter_file import COMPONENT_KINDS
+from safelight.weights.layout import CheckpointLayout
+from safelight.weights.manifest import ComponentManifest, FileStamp, Manifest, whole_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A component that a file can give to a model. ``source``: the name of the adapter or model that has it."""
+
+    source: str
+    component: ComponentManifest
+    files: tuple[FileStamp, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """A complete model.
+
+    ``sources``: for each component from another file, the name of the adapter or model that has it.
+    ``others``: for each of these, the names of further sources that fit, with other content.
+    """
+
+    manifest: Manifest
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+
+class PartFinder:
+    """Finds components in the library under ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self._adapters = Adapters(root)
+        self._models = ModelRecords(root)
+
+    def fitting(self, family: Family, role: str, configs: Mapping[str, Config]) -> list[Part]:
+        """Return the parts that fit a model, with distinct contents: files of their own first, each sorted by name.
+
+        ``configs``: of the model's other components, by role.
+        """
+        found: dict[str, Part] = {}
+        for part in self._all(family.component(role)):
+            if family.find_mismatch({**configs, role: part.component.config}) is None:
+                found.setdefault(part.component.digest, part)
+        return list(found.values())
+
+    def with_digest(self, component: Component, digest: str) -> Part | None:
+        """Return the part with this content, None if there is none."""
+        return next((part for part in self._all(component) if part.component.digest == digest), None)
+
+    def named(self, component: Component, reference: str) -> Part:
+        """Return the part of an adapter or model, by its name or the path of a file.
+
+        Raises ModelNotFoundError, and UnsupportedModelError for a file that has no such component.
+        """
+        role = component.role
+        try:
+            adapter = self._adapters.find(reference)
+        except (ModelNotFoundError, UnsupportedModelError):
+            model = self._models.get(reference)
+            if model is None:
+                raise ModelNotFoundError(reference, self._similar(reference), role) from None
+            part = _part_of_model(model, component)
+            if part is None:
+                raise InputError(f"{reference!r} has no {role} for this model") from None
+            return part
+        if not _suits(component, adapter.component):
+            what = f"is a {adapter.kind} ({adapter.component.config.architecture}), not the {role} of this model"
+            raise UnsupportedModelError(adapter.path, what)
+        return _part_of_adapter(self._adapters.ensure_unchanged(adapter), role)
+
+    def _similar(self, reference: str) -> list[str]:
+        names = [card.name for card in self._adapters.cards() if card.kind in COMPONENT_KINDS]
+        return paths.similar_names(reference, [*names, *(card.name for card in self._models.cards())])
+
+    def _all(self, component: Component) -> Iterator[Part]:
+        for card in self._adapters.cards():
+            if card.kind in COMPONENT_KINDS and card.state() == "there":
+                try:
+                    adapter = self._adapters.get(card.name)
+                except FileError:
+                    continue
+                if _suits(component, adapter.component):
+                    yield _part_of_adapter(adapter, component.role)
+        for card in self._models.cards():
+            if card.problem or card.state() != "there":
+                continue
+            try:
+                part = _part_of_model(self._models.read(card), component)
+            except FileError:
+                continue
+            if part is not None:
+                yield part
+
+
+def complete(
+    layout: CheckpointLayout, own: Manifest, finder: PartFinder, wanted: Mapping[str, str], named: Mapping[str, str]
+) -> Composition:
+    """Complete a model whose file lacks components.
+
+    ``own``: the manifest of the file.
+    ``wanted``: digests of components that were taken before, by role.
+    ``named``: names of adapters or models that the user chose, by role.
+
+    Raises UnsupportedModelError if a component is nowhere, and lists what is missing.
+    """
+    family = layout.family
+    refuse_roles(layout.path, family, named)
+    parts = {component.role: component for component in own.components if component.role not in named}
+    taken: dict[str, Part] = {}
+    others: dict[str, tuple[str, ...]] = {}
+    missing: list[str] = []
+    for component in family.components:
+        role = component.role
+        if role in parts:
+            continue
+        configs = {one: part.config for one, part in parts.items()} | {r: p.component.config for r, p in taken.items()}
+        if role in named:
+            taken[role] = finder.named(component, named[role])
+        elif role in wanted and (found := finder.with_digest(component, wanted[role])) is not None:
+            taken[role] = found
+        elif fitting := finder.fitting(family, role, configs):
+            taken[role], others[role] = fitting[0], tuple(part.source for part in fitting[1:])
+        else:
+            missing.append(f"{role} ({describe(component)})")
+    if missing:
+        todo = (
+            "add it with `safelight adapters add FILE`" if len(missing) == 1 else "add them: `safelight adapters add`"
+        )
+        raise UnsupportedModelError(
+            layout.path, f"has no {' and no '.join(missing)}, and none in the library fits; {todo}"
+        )
+    return Composition(_joined(layout, own, parts, taken), {r: p.source for r, p in taken.items()}, others)
+
+
+def refuse_roles(path: Path, family: Family, named: Mapping[str, str]) -> None:
+    """Raise UnsupportedModelError for a role that the family does not have."""
+    odd = next((role for role in named if role not in family.roles), None)
+    if odd is not None:
+        raise UnsupportedModelError(path, f"is {family.name}, which has no {odd}; it has {', '.join(family.roles)}")
+
+
+def describe(component: Component) -> str:
+    """Say in a few words what a component is, such as ``qwen3 2560x35``."""
+    standard = component.standard
+    return "" if standard is None else f"{standard.architecture} {standard.label}"
+
+
+def _joined(
+    layout: CheckpointLayout, own: Manifest, parts: Mapping[str, ComponentManifest], taken: Mapping[str, Part]
+) -> Manifest:
+    family = layout.family
+    components = tuple(parts.get(role) or taken[role].component for role in family.roles)
+    problem = family.find_mismatch({component.role: component.config for component in components})
+    if problem is not None:
+        sources = ", ".join(f"{role} of {part.source}" for role, part in taken.items())
+        raise UnsupportedModelError(layout.path, f"does not fit the {sources}: {problem}")
+    files = dict.fromkeys([*own.files, *(stamp for part in taken.values() for stamp in part.files)])
+    return Manifest(components, tuple(files), whole_digest(components))
+
+
+def _suits(component: Component, found: ComponentManifest) -> bool:
+    return component.standard is not None and type(found.config) is type(component.standard)
+
+
+def _part_of_adapter(adapter: Adapter, role: str) -> Part:
+    return Part(adapter.name, replace(adapter.component, role=role), adapter.manifest.files)
+
+
+def _part_of_model(model: Model, component: Component) -> Part | None:
+    found = next((one for one in model.manifest.components if _suits(component, one)), None)
+    if found is None:
+        return None
+    paths_of = {tensor.path for tensor in found.tensors}
+    files = tuple(stamp for stamp in model.manifest.files if stamp.path in paths_of)
+    return Part(model.name, replace(found, role=component.role), files)

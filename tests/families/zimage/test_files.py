@@ -1,0 +1,163 @@
+"""Z-Image's files as people have them: folders, a transformer alone, text encoders and VAEs in files of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import convert_z_image_transformer_checkpoint_to_diffusers
+from safetensors.torch import load_file, save_file
+from support import zimage
+from typer.testing import CliRunner
+
+import safelight
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.identify import identify
+from safelight.cli.main import app
+from safelight.errors import IncompleteModelError, InputError, ModelNotFoundError, UnsupportedModelError
+from safelight.families.zimage.spec import ZIMAGE
+
+SEED = 5
+TRANSFORMER = "diffusion_models/z_image_tiny.safetensors"
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.", "")
+
+
+def pixels(root: Path, model: str) -> str:
+    request = safelight.Request("a red apple", model, seed=3, steps=2, width=64, height=48)
+    return next(safelight.open_engine(root).generate(request)).pixels_sha256
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The pixels of the diffusers folder."""
+    place = tmp_path_factory.mktemp("right")
+    return pixels(place / "root", str(zimage.write_folder(place / "tiny", SEED)))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return zimage.write_files(tmp_path_factory.mktemp("files"), SEED)
+
+
+def run(root: Path, *arguments: str, code: int = 0) -> str:
+    found = CliRunner().invoke(app, [*arguments, "--root", str(root)])
+    assert found.exit_code == code, (found.output, found.exception)
+    return found.output
+
+
+def test_a_folder_as_comfyui_has_it_is_added_by_one_command(root: Path, files: Path, right: str) -> None:
+    said = run(root, "models", "add", str(files), "--variant", "turbo")
+    assert "added qwen_3_tiny: text_encoder, fp32" in said
+    assert "added ae_tiny: vae, fp32" in said
+    assert "added z_image_tiny: z-image, fp32, flow, draws 1024x1024\n  text_encoder: from qwen_3_tiny, " in said
+    assert "\n  vae: from ae_tiny, " in said
+    assert pixels(root, "z_image_tiny") == right
+
+
+@pytest.mark.parametrize("text_prefix", ["", "model.", "language_model.", "model.language_model."])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_every_prefix_is_identified(prefix: str, text_prefix: str, tmp_path: Path) -> None:
+    folder = zimage.write_files(tmp_path, SEED, prefix, text_prefix)
+    found = identify(folder / TRANSFORMER)
+    assert (found.kind, found.base, found.variant) == ("checkpoint", "z-image", None)
+    assert found.layout is not None
+    assert found.layout.missing == ("text_encoder", "vae")
+    assert "padding token for the caption, alone" in found.rule
+    assert identify(folder / "text_encoders/qwen_3_tiny.safetensors").kind == "text_encoder"
+
+
+def test_all_in_one_file(root: Path, tmp_path: Path, files: Path, right: str) -> None:
+    whole: dict[str, torch.Tensor] = dict(load_file(files / TRANSFORMER))
+    encoder = load_file(files / "text_encoders/qwen_3_tiny.safetensors")
+    whole |= {f"text_encoders.qwen3_4b.transformer.{name}": tensor for name, tensor in encoder.items()}
+    whole |= {f"vae.{name}": tensor for name, tensor in load_file(files / "vae/ae_tiny.safetensors").items()}
+    save_file(whole, tmp_path / "all.safetensors")
+    catalog = Catalog.under(root)
+    catalog.library.add(tmp_path / "all.safetensors", variant="turbo")
+    assert pixels(root, "all") == right
+
+
+def test_the_original_names_are_those_that_diffusers_converts() -> None:
+    module = zimage.modules(SEED)["transformer"]
+    converted = convert_z_image_transformer_checkpoint_to_diffusers(zimage.original_names(module))
+    state = module.state_dict()
+    assert converted.keys() == state.keys()
+    assert all(torch.equal(converted[name], state[name]) for name in state)
+
+
+def test_components_have_one_digest_whatever_file_has_them(root: Path, tmp_path: Path, files: Path) -> None:
+    catalog = Catalog.under(root)
+    folder = catalog.library.add(zimage.write_folder(tmp_path / "folder", SEED))
+    for file in ("text_encoders/qwen_3_tiny.safetensors", "vae/ae_tiny.safetensors"):
+        catalog.adapters.add(files / file)
+    alone = catalog.library.add(files / TRANSFORMER, variant="turbo")
+    assert [part.digest for part in alone.manifest.components] == [part.digest for part in folder.manifest.components]
+    assert alone.digest == folder.digest
+    assert alone.sources == {"text_encoder": "qwen_3_tiny", "vae": "ae_tiny"}
+
+
+def test_what_is_missing_is_named(root: Path, files: Path) -> None:
+    said = run(root, "models", "add", str(files / TRANSFORMER), "--variant", "turbo", code=2)
+    assert "has no text_encoder (qwen3 2560x35) and no vae (vae 128-256-512-512x2), and none in the library" in said
+    said = run(root, "models", "add", str(files / TRANSFORMER), code=2)
+    assert (
+        "is z-image, and nothing in it says which variant: use `safelight models add` with --variant turbo or" in said
+    )
+    said = run(root, "models", "add", str(files / TRANSFORMER), "--variant", "ultra", code=2)
+    assert "whose variants are turbo, base; not ultra" in said
+
+
+def test_a_part_is_chosen_and_changed(root: Path, files: Path, tmp_path: Path, right: str) -> None:
+    other = zimage.write_files(tmp_path / "other", SEED + 1)
+    (other / "vae/ae_tiny.safetensors").rename(other / "vae/zz_other.safetensors")
+    run(root, "models", "add", str(files), "--variant", "turbo")
+    run(root, "adapters", "add", str(other / "vae/zz_other.safetensors"))
+    said = run(root, "models", "set", "z_image_tiny", "--vae", "zz_other")
+    assert "vae: from zz_other" in said
+    assert "(these fit, too: ae_tiny)" in said
+    assert pixels(root, "z_image_tiny") != right
+    run(root, "models", "verify", "z_image_tiny")
+    shown = json.loads(run(root, "models", "show", "z_image_tiny", "--json"))
+    assert shown["sources"] == {"text_encoder": "qwen_3_tiny", "vae": "zz_other"}
+    run(root, "models", "set", "z_image_tiny", "--vae", "ae_tiny")
+    assert pixels(root, "z_image_tiny") == right
+    with pytest.raises(ModelNotFoundError, match="no vae named 'nothing'"):
+        Catalog.under(root).library.set_choices("z_image_tiny", parts={"vae": "nothing"})
+
+
+def test_a_part_that_does_not_fit_is_refused(root: Path, files: Path, tmp_path: Path, tiny: Path) -> None:
+    catalog = Catalog.under(root)
+    catalog.library.add(tiny / "a.safetensors", "sd")
+    catalog.adapters.add(files / "text_encoders/qwen_3_tiny.safetensors")
+    with pytest.raises(UnsupportedModelError, match="has latents of 16 channels, its VAE of 4"):
+        catalog.library.add(files / TRANSFORMER, variant="turbo", parts={"vae": "sd"})
+    with pytest.raises(UnsupportedModelError, match="is a text_encoder \\(qwen3\\), not the vae"):
+        catalog.library.add(files / TRANSFORMER, variant="turbo", parts={"vae": "qwen_3_tiny"})
+    with pytest.raises(ModelNotFoundError):
+        catalog.library.add(files / TRANSFORMER, variant="turbo", parts={"vae": "nothing"})
+    with pytest.raises(InputError, match="which has no text_encoder_2"):
+        catalog.library.add(files / TRANSFORMER, variant="turbo", parts={"text_encoder_2": "sd"})
+
+
+def test_each_missing_tensor_and_each_wrong_shape_is_named(tmp_path: Path, files: Path) -> None:
+    whole = load_file(files / TRANSFORMER)
+    path = tmp_path / "broken.safetensors"
+    for name in sorted(whole)[::7]:
+        if name.endswith("cap_pad_token"):
+            continue
+        save_file({other: tensor for other, tensor in whole.items() if other != name}, path)
+        with pytest.raises((IncompleteModelError, UnsupportedModelError)) as caught:
+            identify(path)
+        assert name.removeprefix("model.diffusion_model.") in str(caught.value)
+        save_file({**whole, name: torch.zeros(3, 5, 2)}, path)
+        with pytest.raises((IncompleteModelError, UnsupportedModelError)):
+            identify(path)
+
+
+def test_no_other_family_has_its_rules(tmp_path: Path, files: Path, tiny: Path) -> None:
+    for file in ("a.safetensors", "xl.safetensors"):
+        header = identify(tiny / file)
+        assert header.base != "z-image"
+    assert {rule.base for rule in ZIMAGE.rules} == {"z-image"}
