@@ -8,10 +8,10 @@ from support import checkpoints
 
 from safelight.families.family import Config
 from safelight.families.family_model import construct
+from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.parts.vae import infer as infer_vae
 from safelight.families.registry import family
-from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.unet import UNetConfig, infer
 from safelight.families.tables import Shapes
 

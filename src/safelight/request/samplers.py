@@ -163,6 +163,19 @@ SAMPLERS: Extensible[Sampler] = Extensible(_BUILTIN, "safelight.samplers", insta
 """All samplers: the built-in ones, and those of installed packages."""
 
 
+def few_schedules() -> str:
+    """Return which built-in samplers have only some schedules, as a sentence."""
+    few: dict[tuple[Schedule, ...], list[str]] = {}
+    for name, sampler in SAMPLERS.builtin.items():
+        if len(sampler.schedules) < len(SCHEDULES):
+            few.setdefault(sampler.schedules, []).append(name)
+    parts = (
+        f"{', '.join(names[:-1])} and {names[-1]} have only {' and '.join(schedules)}"
+        for schedules, names in few.items()
+    )
+    return "; ".join(parts) + "."
+
+
 def a1111_name(name: str) -> str:
     """Return AUTOMATIC1111's name of a sampler. A sampler that is not installed, or does not load, keeps its name."""
     try:
