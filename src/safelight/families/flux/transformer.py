@@ -129,22 +129,23 @@ def infer(shapes: Shapes) -> FluxConfig:
         return shapes[name] if name in shapes else shapes[other]
 
     try:
-        width, inputs = of("x_embedder.weight", "img_in.weight")
+        # No unpacking: a wrong number of axes is better named as a wrong shape.
+        embedder = of("x_embedder.weight", "img_in.weight")
         norm = of("transformer_blocks.0.attn.norm_q.weight", "double_blocks.0.img_attn.norm.query_norm.scale")
         pooled = of("time_text_embed.text_embedder.linear_1.weight", "vector_in.in_layer.weight")
         guidance = "time_text_embed.guidance_embedder.linear_1.weight", "guidance_in.in_layer.weight"
         return FluxConfig(
-            inputs,
+            embedder[-1],
             of("proj_out.weight", "final_layer.linear.weight")[0] // PATCH**2,
-            width,
+            embedder[0],
             count_indexed(shapes, "transformer_blocks.") or count_indexed(shapes, "double_blocks."),
             count_indexed(shapes, "single_transformer_blocks.") or count_indexed(shapes, "single_blocks."),
             norm[0],
-            of("context_embedder.weight", "txt_in.weight")[1],
-            pooled[1],
+            of("context_embedder.weight", "txt_in.weight")[-1],
+            pooled[-1],
             any(name in shapes for name in guidance),
         )
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the transformer has no tensor {error}") from error
 
 
