@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
 from safetensors.torch import save_file
 from support import flux
+from support.oracle import aligned
 
 import safelight
+from safelight.assembly import export
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.identify import identify
 from safelight.errors import IncompleteModelError, UnsupportedModelError
@@ -159,3 +164,26 @@ def test_settings_come_back_from_shapes_in_both_names() -> None:
             for source in row.sources[-1:]
         }
         assert infer(shapes) == config
+
+
+@pytest.mark.parametrize("variant", ["dev", "schnell"])
+def test_diffusers_draws_the_same_with_an_exported_folder(
+    variant: str, root: Path, tmp_path: Path, right: dict[str, str]
+) -> None:
+    model = Catalog.under(root).library.add(flux.write_single(tmp_path / "all.safetensors", SEED, variant))
+    export.to_diffusers(model, tmp_path / "exported")
+    pipe: Any = diffusers.FluxPipeline.from_pretrained(tmp_path / "exported")
+    pipe.set_progress_bar_config(disable=True)
+    for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.transformer, pipe.vae):
+        aligned(module)
+    torch.set_num_threads(1)
+    image = pipe(
+        "a red apple",
+        num_inference_steps=2,
+        width=64,
+        height=48,
+        generator=torch.Generator("cpu").manual_seed(3),
+        max_sequence_length=512 if variant == "dev" else 256,
+    ).images[0]
+    assert hashlib.sha256(image.tobytes()).hexdigest() == right[variant]
+    assert Catalog.under(root).library.add(tmp_path / "exported", name="again").digest == model.digest

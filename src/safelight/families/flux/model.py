@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from safelight.boundary import modules
+from safelight.boundary import exports, modules
 from safelight.families.family import Config, Family, Latents
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.flux.spec import axes
@@ -59,6 +60,16 @@ class Flux(FamilyModel):
 
     def run_lazy_init(self, module: nn.Module) -> None:
         clip_model.run_lazy_init(module)
+
+    def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
+        if role not in family.text_encoders:
+            return None
+        name = role.replace("text_encoder", "tokenizer")
+        if role == "text_encoder":
+            exports.save_tokenizer(folder / name, tokens.VOCABULARY, "<|endoftext|>")
+            return name, "CLIPTokenizer"
+        exports.save_t5_tokenizer(folder / name, t5_model.tokenizer().to_str(), T5_TOKENS)
+        return name, "T5Tokenizer"
 
     def text_inputs(
         self,

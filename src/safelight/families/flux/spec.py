@@ -219,6 +219,7 @@ FLUX = Family(
         declared=frozenset({"flux1", "flux-1-dev", "flux-1-schnell", "flux.1-dev", "flux.1-schnell"}),
     ),
     pipeline_class="FluxPipeline",
+    empty_pipeline_components=("image_encoder", "feature_extractor"),
 )
 
 FAMILIES = (FLUX,)
