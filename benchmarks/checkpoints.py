@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from safelight.families.family import Config
 from safelight.families.family_model import construct
+from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.registry import family
-from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.unet import UNetConfig
 
 SD15: dict[str, Config] = {

@@ -42,6 +42,17 @@ def test_bits_are_those_of_torch(source: torch.dtype, goal: torch.dtype, transpo
     assert torch.equal(target, (stored.t() if transpose else stored).to(goal))
 
 
+@pytest.mark.parametrize("goal", list(NAMES))
+def test_swapped_halves_are_swapped_back(goal: torch.dtype, tmp_path: Path) -> None:
+    stored = torch.randn(700, 900, generator=torch.Generator().manual_seed(0))
+    offset, nbytes, digest = write(tmp_path / "w", stored)
+    target = torch.empty(stored.shape, dtype=goal)
+    read = transfer.Read("w", tmp_path / "w", offset, nbytes, "F32", False, digest, target, swap_halves=True)
+    [produced] = transfer.read_all([read], 2)
+    assert torch.equal(target, torch.cat([stored[350:], stored[:350]]).to(goal))
+    assert produced == transfer.checksum_of(target)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 70_000), min_size=1, max_size=6), st.integers(1, 3))
 def test_many_tensors_in_a_slab(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], threads: int) -> None:

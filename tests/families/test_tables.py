@@ -8,10 +8,12 @@ from support import checkpoints
 
 from safelight.families.family import Config
 from safelight.families.family_model import construct
+from safelight.families.flux.transformer import FluxConfig
+from safelight.families.parts.clip import CLIPConfig
+from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.parts.vae import infer as infer_vae
 from safelight.families.registry import family
-from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.unet import UNetConfig, infer
 from safelight.families.tables import Shapes
 
@@ -22,6 +24,9 @@ FULL: dict[str, tuple[str, Config]] = {
     "refiner UNet": ("sdxl-refiner", UNetConfig(4, 4, (384, 768, 1536, 1536), 2, (0, 4, 4, 0), 4, 1280, True, 2560)),
     "VAE": ("sd1", VAEConfig(3, 3, 4, (128, 256, 512, 512), 2)),
     "CLIP-L": ("sd1", CLIPConfig(768, 3072, 12, 49408, 77, None, "quick_gelu")),
+    "T5-XXL": ("flux", T5Config(32128, 4096, 10240, 24, 64, 64)),
+    "FLUX.1 dev": ("flux", FluxConfig(64, 16, 3072, 19, 38, 128, 4096, 768, guidance=True)),
+    "FLUX.1 schnell": ("flux", FluxConfig(64, 16, 3072, 19, 38, 128, 4096, 768, guidance=False)),
     "OpenCLIP-G": ("sdxl", CLIPConfig(1280, 5120, 32, 49408, 77, 1280, "gelu")),
 }
 
@@ -30,6 +35,8 @@ def same_as_module(base: str, config: Config) -> None:
     with torch.device("meta"):
         state = construct(family(base), config).state_dict()
     table = {row.name: row.shape for row in config.rows()}
+    # T5's two names of its token embeddings are one tensor.
+    state.pop("encoder.embed_tokens.weight", None)
     assert table == {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 

@@ -17,8 +17,9 @@ from safelight.request.bounds import MOST_SEED
 from safelight.request.field import Field, FieldDeclaration, fields_of
 from safelight.request.run_settings import PRECISIONS
 from safelight.request.samplers import SAMPLERS, SCHEDULES
-from safelight.request.schema import SEAMLESS, UPSCALERS, Request
+from safelight.request.schema import Request
 from safelight.request.stored import read_request
+from safelight.request.values import SEAMLESS, UPSCALERS
 from safelight.server.apis.a1111_fields import ImageToImage
 from safelight.server.apis.openai import ALIASES, ImageGeneration
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from safelight.families.family import Config
 from safelight.families.family_model import construct
+from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.registry import family
-from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.unet import UNetConfig
 
 VOCABULARY = 49408

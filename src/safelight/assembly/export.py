@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from safelight import boundary
@@ -21,10 +20,8 @@ from safelight.files import safetensors
 from safelight.files.disk import flush_to_disk, open_regular, temporary_file_in, write_whole
 from safelight.files.header import TensorInfo
 from safelight.pipeline import samplers
-from safelight.weights.digest import read_exactly
+from safelight.weights.digest import in_module_order, read_exactly
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
-
-_WORDS = {"F32": np.dtype("<u4"), "F16": np.dtype("<u2"), "BF16": np.dtype("<u2")}
 
 
 def to_diffusers(model: Model, folder: Path) -> None:
@@ -47,7 +44,6 @@ def to_diffusers(model: Model, folder: Path) -> None:
             "_class_name": model.family.pipeline_class,
             "_diffusers_version": boundary.VERSION,
             **dict.fromkeys(model.family.empty_pipeline_components, (None, None)),
-            "scheduler": ("diffusers", "EulerDiscreteScheduler"),
         }
         for role in roles:
             module = _module(model.family, model.manifest.component(role))
@@ -55,12 +51,19 @@ def to_diffusers(model: Model, folder: Path) -> None:
             saved = family_model(model.family).save_tokenizer(model.family, role, temporary)
             if saved is not None:
                 index[saved[0]] = ("transformers", saved[1])
-        schedule = samplers.make(
-            model.family.noise_of(model.variant), "euler", "default", model.prediction_type, model.zero_terminal_snr, 0
-        )
-        schedule.scheduler.save_pretrained(temporary / "scheduler")
+        scheduler = _scheduler(model)
+        index["scheduler"] = ("diffusers", type(scheduler).__name__)
+        scheduler.save_pretrained(temporary / "scheduler")
         write_whole(temporary / "model_index.json", json.dumps(index, indent=1).encode())
         temporary.rename(folder)
+
+
+def _scheduler(model: Model) -> Any:
+    """Return diffusers' scheduler for Euler's sampler."""
+    noise = model.family.noise_of(model.variant)
+    # The pipeline computes a shift that depends on the image's size. The scheduler only knows that there is one.
+    mu = None if noise.mu is None else 1.0
+    return samplers.make(noise, "euler", "default", model.prediction_type, model.zero_terminal_snr, 0, mu=mu).scheduler
 
 
 def _remove(folder: Path) -> None:
@@ -100,15 +103,13 @@ def _module(family: Family, component: ComponentManifest) -> Any:
 def _published(is_text_encoder: bool, name: str) -> str:
     """Return a tensor's name in published checkpoints.
 
-    Before transformers 5 a text encoder had one more module around it. A program with an older version would ignore
-    unknown names and compute with random weights without a word.
+    Before transformers 5 a CLIP text encoder had one more module around it. A program with an older version would
+    ignore unknown names and compute with random weights without a word.
     """
-    inner = is_text_encoder and not name.startswith(("text_model.", "text_projection"))
+    inner = is_text_encoder and name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
     return f"text_model.{name}" if inner else name
 
 
 def _bytes(descriptor: int, tensor: ManifestTensor) -> bytes:
     data = read_exactly(descriptor, tensor.path, tensor.name, tensor.offset, tensor.nbytes)
-    if not tensor.transpose:
-        return data
-    return np.frombuffer(data, _WORDS[tensor.dtype]).reshape(tensor.shape[::-1]).T.tobytes()
+    return in_module_order(data, tensor.dtype, tensor.shape, tensor.transpose, tensor.swap_halves)

@@ -31,6 +31,19 @@ def save_tokenizer(folder: Path, vocabulary: Path, pad: str) -> None:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n")
 
 
+def save_t5_tokenizer(folder: Path, tokenizer: str, length: int) -> None:
+    """Save T5's tokenizer to ``folder`` in transformers' format.
+
+    ``tokenizer``: the content of a ``tokenizer.json`` file.
+    ``length``: tokens of a prompt, padding included.
+    """
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(tokenizer)
+    tokens = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100, "model_max_length": length, **tokens}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 def clip_tokenizer(vocabulary: Path, pad: str) -> Any:
     """Create transformers' CLIP tokenizer. ``vocabulary``: a ``tokenizer.json`` file. ``pad``: the padding token."""
     from transformers.models.clip import tokenization_clip

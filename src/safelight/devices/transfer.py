@@ -76,6 +76,7 @@ class Read:
     ``transpose``: the file stores the transposed matrix.
     ``target``: in host memory, with the shape that the module expects and the final dtype.
     ``hash_result``: whether to hash the target's final bytes too.
+    ``swap_halves``: the file stores the second half of the rows before the first.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Read:
     xxh3: str
     target: torch.Tensor
     hash_result: bool = True
+    swap_halves: bool = False
 
 
 class _Staging(threading.local):
@@ -165,8 +167,8 @@ def _run(reads: Iterable[Read], opened: dict[Path, int]) -> list[str]:
 
 def _read(read: Read, descriptor: int) -> str:
     source, goal = DTYPES[read.dtype], read.target.dtype
-    flat = read.target if not read.transpose else torch.empty(read.target.shape[::-1], dtype=goal, device="cpu")
-    flat = flat.view(-1)
+    in_order = not read.transpose and not read.swap_halves
+    flat = read.target.view(-1) if in_order else torch.empty(read.target.numel(), dtype=goal, device="cpu")
     item = source.itemsize
     arrived, produced = xxhash.xxh3_128(), xxhash.xxh3_128()
     direct = source == goal
@@ -185,8 +187,9 @@ def _read(read: Read, descriptor: int) -> str:
     digest = arrived.hexdigest()
     if digest != read.xxh3:
         raise IntegrityError(read.path, read.name, "its bytes differ from the manifest", _CHANGED_REMEDY)
-    if read.transpose:
-        read.target.copy_(flat.view(read.target.shape[::-1]).t())
+    if not in_order:
+        ordered = flat.view(read.target.shape[::-1]).t() if read.transpose else flat.roll(flat.numel() // 2)
+        read.target.copy_(ordered.view(read.target.shape) if read.swap_halves else ordered)
         return checksum_of(read.target) if read.hash_result else ""
     return digest if direct else produced.hexdigest()
 

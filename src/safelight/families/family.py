@@ -109,6 +109,7 @@ class Component:
     ``lora_paths``: prefixes of its modules in files of adapters that keep the dots (ComfyUI).
     ``optional_prefix``: a prefix that names of its modules may have or lack.
     ``block_of``: names the block that contains a module, from the module's names in files; for block weights.
+    ``overflows_in_fp16``: it computes in fp32 where the others compute in fp16.
     """
 
     role: str
@@ -120,6 +121,7 @@ class Component:
     lora_paths: tuple[str, ...] = ()
     optional_prefix: str = ""
     block_of: Callable[[Iterable[str]], str] | None = None
+    overflows_in_fp16: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +179,14 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a request that names no steps and no guidance scale gets."""
+    """What a request that names no steps and no guidance scale gets.
+
+    ``guidance``: the scale of distilled guidance; None for variants without it.
+    """
 
     steps: int = USUAL_STEPS
     cfg: float = USUAL_CFG
+    guidance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +355,7 @@ class Family:
         return self.variants[variant].noise or self.noise
 
     def defaults_of(self, variant: str) -> Defaults:
-        """Return the number of steps and the guidance scale of a variant's checkpoints."""
+        """Return the number of steps and the guidance scales of a variant's checkpoints."""
         own = self.variants[variant].defaults if variant in self.variants else None
         if own is not None:
             return own

@@ -23,7 +23,9 @@ class TensorSource:
     """A name under which files store a tensor.
 
     ``chunk``: (index, count) if the tensor is one of ``count`` equal parts of the source's rows (a fused projection).
+    ``rows``: (first, total) if the tensor begins at row ``first`` of a source with ``total`` rows (unequal parts).
     ``transpose``: the file stores the matrix transposed.
+    ``swap_halves``: the file stores the second half of the rows before the first.
 
     Shapes that differ only in axes of size 1 count as equal: a 1×1 convolution and a linear layer have the same bytes.
     """
@@ -31,6 +33,19 @@ class TensorSource:
     name: str
     chunk: tuple[int, int] | None = None
     transpose: bool = False
+    rows: tuple[int, int] | None = None
+    swap_halves: bool = False
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the rows of the source are those of the tensor: all of them, in the same order."""
+        return self.chunk is None and self.rows is None and not self.swap_halves
+
+    def part(self, count: int) -> tuple[int, int]:
+        """Return the first row in the source, and the rows of the whole source. ``count``: the tensor's rows."""
+        if self.chunk is not None:
+            return self.chunk[0] * count, self.chunk[1] * count
+        return self.rows or (0, count)
 
 
 @dataclass(frozen=True, slots=True)

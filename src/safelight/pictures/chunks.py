@@ -19,7 +19,8 @@ from safelight.request.field import fields_of
 from safelight.request.prompts.loras import lora_to_tag, taggable
 from safelight.request.results import Image
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, a1111_name
-from safelight.request.schema import UPSCALERS, VERSION, Request
+from safelight.request.schema import VERSION, Request
+from safelight.request.values import UPSCALERS
 
 _IMAGE_CFG = fields_of(Request)["image_cfg"].default
 

@@ -146,8 +146,13 @@ READS_NEGATIVE: Mapping[GuidanceKind, bool] = {
 """Whether a kind of guidance reads the negative prompt."""
 
 
-def make_guidance(kind: GuidanceKind, scale: float, image_scale: float) -> Guidance:
-    """Return the guidance of a kind. A scale of 1 or less turns it off."""
+def make_guidance(kind: GuidanceKind, scale: float, image_scale: float, distilled: float | None = None) -> Guidance:
+    """Return the guidance of a kind. A scale of 1 or less turns it off.
+
+    ``distilled``: the scale of distilled guidance; None for other kinds.
+    """
+    if kind == "distilled" and distilled is not None:
+        return Unguided(distilled)
     if scale > 1 and kind == "image_and_text":
         return ImageAndText(scale, image_scale)
     if scale > 1 and kind == "classifier_free":

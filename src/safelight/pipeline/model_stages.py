@@ -19,7 +19,7 @@ from safelight.pipeline import conditioning, guidance, noise, samplers
 from safelight.pipeline.checks import latents as latent_checks
 from safelight.pipeline.conditioning import Prompts, TextEncoderCall, TextOutputs
 from safelight.pipeline.denoise import BoundControlNet, ConditionsByStep, Denoised, DenoiseInputs, Start, denoise
-from safelight.pipeline.resources import TORCH_DTYPES, Resources
+from safelight.pipeline.resources import TORCH_DTYPES, Resources, dtype_of
 from safelight.pipeline.samplers import WHOLE, SamplerRun
 from safelight.pipeline.stages import Clock, Stages, Task
 from safelight.request.adapters import Control
@@ -94,7 +94,7 @@ class ModelStages:
         self._dtype = TORCH_DTYPES[resources.run_settings.dtype]
         self._device = resources.device.torch
         kind = model.family.guidance_of(model.variant)
-        self._guidance = guidance.make_guidance(kind, request.guidance_scale, request.image_cfg)
+        self._guidance = guidance.make_guidance(kind, request.guidance_scale, request.image_cfg, request.guidance)
         self._negative_too = guidance.READS_NEGATIVE[kind]
         self.warnings: list[str] = []
 
@@ -120,7 +120,8 @@ class ModelStages:
             if outputs.missing:
                 task = Task("encode", pixels, sum(one.forward_passes for one in outputs.missing.values()))
                 compute = partial(call.encode, list(outputs.missing.values()), self._device)
-                outputs.add(self.stages.run(task, self._run_settings, [(component, self._dtype)], compute))
+                dtype = dtype_of(self._run_settings, self.family, role)
+                outputs.add(self.stages.run(task, self._run_settings, [(component, dtype)], compute))
             encoded[role] = outputs.on(self._device)
         found = conditioning.conditions(self.family, encoded, prompts, self._negative_too)
         with self.stages.clock.gates():

@@ -63,4 +63,7 @@ def without_text_cache(resources: Resources) -> Resources:
 
 def dtype_of(settings: RunSettings, family: Family, role: str) -> torch.dtype:
     """Return the dtype in which a component computes."""
-    return TORCH_DTYPES[settings.vae_dtype if role == family.vae else settings.dtype]
+    if role == family.vae:
+        return TORCH_DTYPES[settings.vae_dtype]
+    overflows = settings.dtype == "fp16" and any(one.overflows_in_fp16 for one in family.components if one.role == role)
+    return torch.float32 if overflows else TORCH_DTYPES[settings.dtype]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 from safelight.errors import RequestError
 from safelight.request.adapters import (
@@ -23,22 +22,7 @@ from safelight.request.field import FieldDeclaration, fields_of
 from safelight.request.rules import check_together, read_outpaint
 from safelight.request.run_settings import Precision
 from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule, describe_few_schedules
-
-PromptSyntax = Literal["a1111", "compel"]
-PROMPT_SYNTAXES: tuple[PromptSyntax, ...] = ("a1111", "compel")
-
-Seamless = Literal["", "x", "y", "xy"]
-SEAMLESS: tuple[Seamless, ...] = ("", "x", "y", "xy")
-
-UPSCALERS: Mapping[str, str] = {
-    "latent": "Latent",
-    "latent-nearest": "Latent (nearest)",
-    "latent-bicubic": "Latent (bicubic)",
-    "lanczos": "Lanczos",
-    "nearest": "Nearest",
-}
-"""How a first pass is enlarged for high-resolution fix: its latents, or its pixels. A1111's names beside ours."""
-
+from safelight.request.values import UPSCALERS, PromptSyntax, Seamless
 
 VERSION = 3
 """The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
@@ -141,6 +125,18 @@ class Request:
             a1111="cfg_scale",
             openai="cfg",
             old_defaults={2: 7.0},
+        ),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        FieldDeclaration(
+            help="Scale of distilled guidance, which some models read as an input. By default the model's own: 3.5 for"
+            " FLUX.1 dev.",
+            label="Distilled guidance",
+            group=SAMPLING,
+            minimum=0,
+            maximum=100,
+            since=3,
         ),
     ] = None
     sampler: Annotated[

@@ -83,6 +83,7 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
         raise RequestError("hires_scale", request.hires_scale, problem)
     _check_variant(request, model)
     _check_extras(request)
+    _check_guidance(request, model)
     if model.zero_terminal_snr and not SAMPLERS[request.sampler].supports_zero_terminal_snr:
         able = ", ".join(name for name, sampler in SAMPLERS.usable() if sampler.supports_zero_terminal_snr)
         problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
@@ -164,6 +165,12 @@ def _check_variant(request: Request, model: Model) -> None:
     if request.image_cfg != _IMAGE_CFG.default and model.family.guidance_of(model.variant) != "image_and_text":
         problem = f"has no effect: {what}, which has no guidance by the image; leave it at {_IMAGE_CFG.default:g}"
         raise RequestError("image_cfg", request.image_cfg, problem)
+
+
+def _check_guidance(request: Request, model: Model) -> None:
+    if request.guidance is not None and model.family.guidance_of(model.variant) != "distilled":
+        problem = f"has no effect: {model.name} ({model.base}, {model.variant}) does not read the scale of distilled"
+        raise RequestError("guidance", request.guidance, f"{problem} guidance; leave it out")
 
 
 def with_effective_strength(request: Request, model: Model) -> Request:

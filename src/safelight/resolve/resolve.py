@@ -81,10 +81,10 @@ def resolve(
 
 
 def with_defaults(request: Request, model: Model) -> Request:
-    """Return the request with the model's own number of steps and guidance scale where it names none."""
+    """Return the request with the model's own number of steps and guidance scales where it names none."""
     defaults = model.family.defaults_of(model.variant)
-    steps = defaults.steps if request.steps is None else request.steps
-    return replace(request, steps=steps, cfg=defaults.cfg if request.cfg is None else request.cfg)
+    own = {"steps": defaults.steps, "cfg": defaults.cfg, "guidance": defaults.guidance}
+    return replace(request, **{name: value for name, value in own.items() if getattr(request, name) is None})
 
 
 def model_reference(model: Model) -> ModelReference:

@@ -177,7 +177,7 @@ def modules_by_name(components: Iterable[tuple[Component, Iterable[TensorRow]]])
         modules: dict[str, Module] = {}
         for row in rows:
             path, _, leaf = row.name.rpartition(".")
-            others = [source.name.rpartition(".")[0] for source in row.sources if source.chunk is None]
+            others = [source.name.rpartition(".")[0] for source in row.sources if source.in_order]
             block = NO_BLOCK if component.block_of is None else component.block_of(others)
             known = modules.setdefault(path, Module(component.role, path, block))
             known.shapes[leaf] = row.shape

@@ -42,7 +42,8 @@ class TensorDigester:
     def tensor(self, descriptor: int, location: TensorLocation) -> str:
         """Return the XXH3-128 (hex) of the tensor's bytes in the file, and update the BLAKE3.
 
-        BLAKE3 hashes the bytes in the module's layout, so a matrix that is stored transposed has the same hash.
+        BLAKE3 hashes the bytes in the module's layout, so a matrix that is stored transposed, or with its halves
+        swapped, has the same hash.
         Raises CorruptFileError if the file is too short, or the tensor holds NaN or infinity.
         """
         # Not above: commands that only list models import this module.
@@ -51,8 +52,8 @@ class TensorDigester:
         self.blake3.update(f"{location.name}\0{location.dtype}\0{','.join(map(str, location.shape))}\0".encode())
         fast = xxhash.xxh3_128()
         word, exponent = _WORDS.get(location.dtype, (f"V{ITEM_BYTES[location.dtype]}", None))
-        # A chunk holds whole elements. A transposed matrix is read as one chunk, because it is transposed as a whole.
-        chunk = location.nbytes if location.transpose else CHUNK_BYTES
+        # A chunk holds whole elements. A tensor in another layout is read as one chunk, because it moves as a whole.
+        chunk = location.nbytes if location.transpose or location.swap_halves else CHUNK_BYTES
         for at in range(0, location.nbytes, max(chunk, 1)):
             data = read_exactly(
                 descriptor, location.path, location.label, location.offset + at, min(chunk, location.nbytes - at)
@@ -61,10 +62,33 @@ class TensorDigester:
             words = np.frombuffer(data, word)
             if exponent is not None and ((words & exponent) == exponent).any():
                 raise CorruptFileError(location.path, f"tensor {location.label} holds NaN or infinity")
-            self.blake3.update(words.reshape(location.shape[::-1]).T.tobytes() if location.transpose else data)
+            self.blake3.update(
+                in_module_order(data, location.dtype, location.shape, location.transpose, location.swap_halves)
+            )
             if self._progress is not None:
                 self._progress(len(data))
         return fast.hexdigest()
+
+
+def in_module_order(data: bytes, dtype: str, shape: tuple[int, ...], transpose: bool, swap_halves: bool) -> bytes:
+    """Return a tensor's bytes in the module's layout.
+
+    ``data``: its bytes in the file; any part of them, if the file has the module's layout.
+    ``dtype``: by safetensors' name.
+    ``shape``: the module's.
+    ``transpose``: the file stores the matrix transposed.
+    ``swap_halves``: the file stores the second half of the rows before the first.
+    """
+    if swap_halves:
+        half = len(data) // 2
+        return data[half:] + data[:half]
+    if not transpose:
+        return data
+    # Not above: commands that only list models import this module.
+    import numpy as np
+
+    words = np.frombuffer(data, f"V{ITEM_BYTES[dtype]}")
+    return words.reshape(shape[::-1]).T.tobytes()
 
 
 def read_exactly(descriptor: int, path: Path, name: str, offset: int, nbytes: int) -> bytes:

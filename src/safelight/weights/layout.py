@@ -27,6 +27,7 @@ class TensorLocation:
     ``offset``, ``nbytes``: bytes in ``path``.
     ``transpose``: the file stores the matrix transposed.
     ``source``: the tensor's name in the file.
+    ``swap_halves``: the file stores the second half of the rows before the first.
 
     For a pickle, the locations only serve to check that no tensor is missing; do not read bytes with them. Safelight
     reads the safetensors copy.
@@ -40,6 +41,7 @@ class TensorLocation:
     nbytes: int
     transpose: bool = False
     source: str = ""
+    swap_halves: bool = False
 
     @property
     def label(self) -> str:
@@ -203,9 +205,9 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
 
 def _in_file(row: TensorRow, source: TensorSource) -> list[int]:
     """Return the shape of a row's tensor in a file."""
-    count = 1 if source.chunk is None else source.chunk[1]
-    shape = row.shape[::-1] if source.transpose else row.shape
-    return [shape[0] * count, *shape[1:]]
+    if source.transpose:
+        return list(row.shape[::-1])
+    return [source.part(row.shape[0])[1], *row.shape[1:]]
 
 
 def _missing(role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
@@ -234,16 +236,18 @@ def _missing(role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorIn
 def _location(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorLocation | None:
     """Return where a row's bytes are, or None if the shape in the file does not fit."""
     shape, offset, nbytes = info.shape, info.offset, info.nbytes
-    if source.chunk is not None:
-        index, count = source.chunk
-        if not shape or shape[0] != row.shape[0] * count:
+    if source.chunk is not None or source.rows is not None:
+        first, total = source.part(row.shape[0])
+        if not shape or shape[0] != total:
             return None
         shape = (row.shape[0], *shape[1:])
-        nbytes //= count
-        offset += index * nbytes
+        offset += first * nbytes // total
+        nbytes = row.shape[0] * nbytes // total
     if source.transpose:
         if shape != row.shape[::-1]:
             return None
     elif squeezed(shape) != squeezed(row.shape):
         return None
-    return TensorLocation(row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, info.name)
+    return TensorLocation(
+        row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, info.name, source.swap_halves
+    )

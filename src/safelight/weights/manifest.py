@@ -60,6 +60,7 @@ class ManifestTensor:
     ``offset``, ``nbytes``: the range of bytes in ``path``.
     ``transpose``: the file stores the transposed matrix.
     ``xxh3``: the XXH3-128 of those bytes, in hex.
+    ``swap_halves``: the file stores the second half of the rows before the first.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ManifestTensor:
     nbytes: int
     transpose: bool
     xxh3: str
+    swap_halves: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ def _hash_component(
             p.nbytes,
             p.transpose,
             digester.tensor(opened[p.path], p),
+            p.swap_halves,
         )
         for p in component.tensors
     ]
@@ -182,14 +185,18 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
                 "digest": c.digest,
                 "architecture": c.config.architecture,
                 "config": asdict(c.config),
-                "tensors": [
-                    [t.name, t.dtype, list(t.shape), number[t.path], t.offset, t.nbytes, t.transpose, t.xxh3]
-                    for t in c.tensors
-                ],
+                "tensors": [_tensor_to_json(t, number[t.path]) for t in c.tensors],
             }
             for c in manifest.components
         ],
     }
+
+
+def _tensor_to_json(tensor: ManifestTensor, file: int) -> list[Any]:
+    """Convert a tensor to a list. Its ninth item, for swapped halves, is left out where there are none."""
+    t = tensor
+    values = [t.name, t.dtype, list(t.shape), file, t.offset, t.nbytes, t.transpose, t.xxh3]
+    return [*values, True] if t.swap_halves else values
 
 
 def from_json(source: Path, data: Any, folder: Path | None = None) -> Manifest:
@@ -223,8 +230,8 @@ def _read_stamp(root: Path, data: Any) -> FileStamp:
 
 def _component_from_json(data: Any, files: tuple[FileStamp, ...]) -> ComponentManifest:
     tensors = tuple(
-        ManifestTensor(name, dtype, tuple(shape), files[at].path, offset, nbytes, transpose, xxh3)
-        for name, dtype, shape, at, offset, nbytes, transpose, xxh3 in data["tensors"]
+        ManifestTensor(name, dtype, tuple(shape), files[at].path, offset, nbytes, transpose, xxh3, *swap_halves)
+        for name, dtype, shape, at, offset, nbytes, transpose, xxh3, *swap_halves in data["tensors"]
     )
     kind = data["architecture"]
     config = AdapterConfig if kind == AdapterConfig.architecture else architectures().get(kind)

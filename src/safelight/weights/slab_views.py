@@ -34,6 +34,17 @@ def views(base: torch.Tensor, tensors: Iterable[ManifestTensor], dtype: torch.dt
 def reads(tensors: Iterable[ManifestTensor], targets: dict[str, torch.Tensor], hash_result: bool) -> list[Read]:
     """Return the reads that fill ``targets`` from files and verify them. ``hash_result``: see :class:`Read`."""
     return [
-        Read(t.name, t.path, t.offset, t.nbytes, t.dtype, t.transpose, t.xxh3, targets[t.name], hash_result)
+        Read(
+            t.name,
+            t.path,
+            t.offset,
+            t.nbytes,
+            t.dtype,
+            t.transpose,
+            t.xxh3,
+            targets[t.name],
+            hash_result,
+            t.swap_halves,
+        )
         for t in tensors
     ]

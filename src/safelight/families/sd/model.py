@@ -13,20 +13,19 @@ from torch import nn
 from safelight.boundary import exports, modules
 from safelight.families.family import Config, Family
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.families.parts import clip_model
+from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.vae import NORM_GROUPS, VAEConfig
 from safelight.families.parts.vae_model import autoencoder
 from safelight.families.sd import encoding
-from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.compel_weighting import CompelEncoder
 from safelight.families.sd.controlnet import ControlNetConfig
 from safelight.families.sd.encoding import EncoderOutput
 from safelight.families.sd.recognition import TIME_IDS_WIDTH, attention_heads
 from safelight.families.sd.unet import UNetConfig
-from safelight.request.prompts.tokens import END, START, VOCABULARY, Chunk, chunks
+from safelight.request.prompts.tokens import END, VOCABULARY, Chunk, chunks
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
-
-CHANNELS_PER_HEAD = 64
 
 _PAD_TOKENS = {0: "!", END: "<|endoftext|>"}
 """The text of each padding token."""
@@ -48,7 +47,7 @@ class StableDiffusion(FamilyModel):
     def build(self, family: Family, config: Config, attention: str) -> nn.Module:
         match config:
             case CLIPConfig():
-                return text_encoder(config, attention)
+                return clip_model.build(config, attention)
             case VAEConfig():
                 return autoencoder(family, config)
             case UNetConfig():
@@ -92,8 +91,7 @@ class StableDiffusion(FamilyModel):
         }
 
     def run_lazy_init(self, module: nn.Module) -> None:
-        if modules.is_clip(module):
-            module(torch.zeros(1, 2, dtype=torch.long), output_hidden_states=True)
+        clip_model.run_lazy_init(module)
 
     def pad(self, family: Family, role: str) -> int:
         """Return the id of a text encoder's padding token."""
@@ -210,25 +208,6 @@ class StableDiffusion(FamilyModel):
             return_dict=False,
         )
         return (*down, middle)
-
-
-def text_encoder(config: CLIPConfig, attention: str) -> nn.Module:
-    settings = modules.CLIP_CONFIG(
-        vocab_size=config.vocabulary,
-        hidden_size=config.width,
-        intermediate_size=config.intermediate,
-        projection_dim=config.projection or config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=max(1, config.width // CHANNELS_PER_HEAD),
-        max_position_embeddings=config.positions,
-        hidden_act=config.activation,
-        bos_token_id=START,
-        eos_token_id=END,
-        pad_token_id=END,
-        # transformers has two of these kernels. Slicing is not needed for 77 tokens.
-        attn_implementation="eager" if attention in ("normal", "sliced") else "sdpa",
-    )
-    return modules.clip(settings) if config.projection is None else modules.CLIP_WITH_PROJECTION(settings)
 
 
 def _key(text: Sequence[Chunk]) -> str:

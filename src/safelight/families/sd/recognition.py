@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from safelight.errors import UnsupportedModelError
 from safelight.families.family import Config, Training
+from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.vae import NORM_GROUPS, VAEConfig
 from safelight.families.sd import unet
-from safelight.families.sd.clip import CLIPConfig
 from safelight.families.sd.controlnet import ControlNetConfig
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.tables import NotThisArchitecture

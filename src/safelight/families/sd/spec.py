@@ -20,11 +20,11 @@ from safelight.families.family import (
     Variant,
 )
 from safelight.families.features import Feature
-from safelight.families.parts import vae
+from safelight.families.parts import clip, vae
+from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import KindRule, rule
-from safelight.families.sd import clip, controlnet, leftover, recognition, unet
-from safelight.families.sd.clip import CLIPConfig
+from safelight.families.sd import controlnet, leftover, recognition, unet
 from safelight.families.sd.controlnet import ControlNetConfig
 from safelight.families.sd.recognition import POSITIONS, VOCABULARY
 from safelight.families.sd.unet import UNetConfig

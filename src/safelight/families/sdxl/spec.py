@@ -8,9 +8,10 @@ from functools import partial
 
 from safelight.families.family import AdapterSigns, Component
 from safelight.families.features import Feature
+from safelight.families.parts import clip
+from safelight.families.parts.clip import CLIPConfig
 from safelight.families.rules import rule
-from safelight.families.sd import clip, recognition
-from safelight.families.sd.clip import CLIPConfig
+from safelight.families.sd import recognition
 from safelight.families.sd.recognition import POSITIONS, VOCABULARY
 from safelight.families.sd.spec import (
     CLIP_L,

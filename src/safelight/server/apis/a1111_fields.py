@@ -16,7 +16,7 @@ from safelight.pipeline import sizes
 from safelight.request.adapters import PREPROCESSORS, Control, ControlMode, Resize
 from safelight.request.bounds import MOST_SIDE
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS, Schedule, sampler_by_name
-from safelight.request.schema import UPSCALERS
+from safelight.request.values import UPSCALERS
 from safelight.server.apis.a1111_neutral import FIELDS, OPTIONS, UNIT, refuse, refuse_script
 
 AUTOMATIC = "Automatic"

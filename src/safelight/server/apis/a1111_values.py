@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from safelight.request.samplers import SAMPLERS, SCHEDULE_LABELS
-from safelight.request.schema import UPSCALERS
+from safelight.request.values import UPSCALERS
 from safelight.server.apis.a1111_fields import AUTOMATIC
 
 

@@ -11,7 +11,7 @@ from nicegui import ui
 from safelight.assembly.services import Services
 from safelight.families.family import CONTROLNET
 from safelight.request.adapters import CONTROL_MODES, PREPROCESSORS, RESIZES, Control
-from safelight.request.schema import PROMPT_SYNTAXES, SEAMLESS, UPSCALERS
+from safelight.request.values import PROMPT_SYNTAXES, SEAMLESS, UPSCALERS
 from safelight.server.page.picture_field import PictureField
 from safelight.weights.adapter_file import VAE
 

@@ -11,7 +11,7 @@ from safelight.assembly.services import Services
 from safelight.errors import SafelightError
 from safelight.queue.database import StoredImage
 from safelight.request.samplers import a1111_name
-from safelight.request.schema import UPSCALERS
+from safelight.request.values import UPSCALERS
 from safelight.server import bridge
 from safelight.server.page.form import Form
 

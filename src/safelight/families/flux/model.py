@@ -1,0 +1,161 @@
+"""What FLUX.1 computes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from safelight.boundary import exports, modules
+from safelight.families.family import Config, Family, Latents
+from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.families.flux.spec import axes
+from safelight.families.flux.transformer import PATCH, FluxConfig
+from safelight.families.parts import clip_model, t5_model
+from safelight.families.parts.clip import CLIPConfig
+from safelight.families.parts.t5 import T5Config
+from safelight.families.parts.vae import VAEConfig
+from safelight.families.parts.vae_model import autoencoder
+from safelight.request.prompts import tokens
+from safelight.request.prompts.words import InversionTokens
+from safelight.request.schema import Request
+
+T5_TOKENS, SCHNELL_T5_TOKENS = 512, 256
+"""T5's tokens of a prompt, padding included: the original's numbers. The rest is cut off."""
+
+TRANSFORMER = "diffusers.models.transformers.transformer_flux:FluxTransformer2DModel"
+
+
+class Flux(FamilyModel):
+    """Computes FLUX.1."""
+
+    def build(self, family: Family, config: Config, attention: str) -> nn.Module:
+        match config:
+            case CLIPConfig():
+                return clip_model.build(config, attention)
+            case T5Config():
+                return t5_model.build(config)
+            case VAEConfig():
+                return autoencoder(family, config)
+            case FluxConfig():
+                return modules.library_class(TRANSFORMER)(
+                    in_channels=config.inputs,
+                    out_channels=config.channels * PATCH**2,
+                    num_layers=config.layers,
+                    num_single_layers=config.single_layers,
+                    attention_head_dim=config.head_size,
+                    num_attention_heads=config.width // config.head_size,
+                    joint_attention_dim=config.text_width,
+                    pooled_projection_dim=config.pooled_width,
+                    guidance_embeds=config.guidance,
+                    axes_dims_rope=axes(config.head_size),
+                )
+            case _:
+                raise ValueError(config)
+
+    def run_lazy_init(self, module: nn.Module) -> None:
+        clip_model.run_lazy_init(module)
+
+    def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
+        if role not in family.text_encoders:
+            return None
+        name = role.replace("text_encoder", "tokenizer")
+        if role == "text_encoder":
+            exports.save_tokenizer(folder / name, tokens.VOCABULARY, "<|endoftext|>")
+            return name, "CLIPTokenizer"
+        exports.save_t5_tokenizer(folder / name, t5_model.tokenizer().to_str(), T5_TOKENS)
+        return name, "T5Tokenizer"
+
+    def text_inputs(
+        self,
+        family: Family,
+        role: str,
+        request: Request,
+        texts: Sequence[PromptText],
+        inversion_tokens: InversionTokens,
+    ) -> TextInputs:
+        del family, inversion_tokens
+        # Of all variants, only schnell has no guidance scale.
+        length = SCHNELL_T5_TOKENS if request.guidance is None else T5_TOKENS
+        read = {
+            pair: clip_tokens(pair.text) if role == "text_encoder" else t5_model.tokens_of(pair.text, length)
+            for pair in texts
+        }
+        return TextInputs({pair: TextInput(ids, json.dumps(ids)) for pair, ids in read.items()})
+
+    def encode_texts(
+        self,
+        family: Family,
+        role: str,
+        module: nn.Module,
+        request: Request,
+        inputs: Sequence[TextInput],
+        inversion_tokens: InversionTokens,
+        device: torch.device,
+    ) -> list[Tensors]:
+        del family, request, inversion_tokens
+        if role == "text_encoder":
+            encoder = cast("Any", module)
+            return [{"pooled": encoder(torch.tensor([one.value], device=device)).pooler_output} for one in inputs]
+        return [{"hidden": t5_model.hidden_states(module, one.value, device)} for one in inputs]
+
+    def condition(self, encoded: Mapping[str, Mapping[PromptText, Tensors]], text: PromptText) -> Tensors:
+        return {**encoded["text_encoder"][text], **encoded["text_encoder_2"][text]}
+
+    def flow_levels(self, steps: int) -> Sequence[float]:
+        return np.linspace(1.0, 1 / steps, steps).tolist()
+
+    def predict(self, denoiser: nn.Module, call: Call) -> torch.Tensor:
+        net = cast("Any", denoiser)
+        dtype, device, count = next(denoiser.parameters()).dtype, call.latents.device, len(call.latents)
+        hidden = call.condition["hidden"].to(dtype)
+        rows, columns = (side // PATCH for side in call.latents.shape[-2:])
+        guidance = torch.full([1], call.guidance, device=device, dtype=torch.float32).expand(count)
+        found = net(
+            hidden_states=pack(call.latents.to(dtype)),
+            timestep=call.timestep.expand(count).to(dtype) / 1000,
+            guidance=guidance if net.config.guidance_embeds else None,
+            pooled_projections=call.condition["pooled"].to(dtype),
+            encoder_hidden_states=hidden,
+            txt_ids=torch.zeros(hidden.shape[1], 3, device=device, dtype=dtype),
+            img_ids=image_positions(rows, columns).to(device=device, dtype=dtype),
+            return_dict=False,
+        )[0]
+        return unpack(found, rows, columns)
+
+    def decode(self, latents: Latents, vae: nn.Module, values: torch.Tensor, tile: int) -> torch.Tensor:
+        # Convolutions compute other bits for channels-last latents, which diffusers has never: it unpacks them.
+        return super().decode(latents, vae, values.contiguous(), tile)
+
+
+def clip_tokens(text: str) -> list[int]:
+    """Return CLIP's token ids of a text, filled up with end tokens. The tokens that are too many are cut off."""
+    ids = [tokens.START, *tokens.tokens_of(text)[: tokens.TOKENS_PER_CHUNK], tokens.END]
+    return ids + [tokens.END] * (tokens.POSITIONS - len(ids))
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """Return latents (n, channels, height, width) as tokens (n, tokens, values)."""
+    count, channels, height, width = latents.shape
+    squares = latents.reshape(count, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * PATCH**2)
+
+
+def unpack(found: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Return tokens (n, rows * columns, values) as latents (n, channels, height, width)."""
+    squares = found.reshape(len(found), rows, columns, -1, PATCH, PATCH)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(found), -1, rows * PATCH, columns * PATCH)
+
+
+def image_positions(rows: int, columns: int) -> torch.Tensor:
+    """Return the positions of an image's tokens, (rows * columns, 3): 0, row, column. fp32, on the CPU."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).float()
+
+
+MODEL = Flux()

@@ -1,0 +1,167 @@
+"""The table of FLUX.1's transformer. Names are those of ``diffusers.FluxTransformer2DModel`` and of the original.
+
+The original fuses projections: the three of an attention into ``qkv``, and in single blocks also that of the
+feed-forward layer into ``linear1``. Its last layer has the shift before the scale; diffusers has them the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from safelight.families.family import Config
+from safelight.families.tables import (
+    NotThisArchitecture,
+    Shapes,
+    TensorRow,
+    TensorSource,
+    count_indexed,
+    row,
+    weight_and_bias,
+)
+
+PATCH = 2
+"""Latents per token in each direction."""
+
+TIME_WIDTH = 256
+"""Width of the sines and cosines of the timestep, and of those of the guidance scale."""
+
+TEXT_TOKENS = 512
+
+STREAMS = (
+    ("", "img", "to_q", "to_k", "to_v", "to_out.0"),
+    ("_context", "txt", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+)
+"""For the image and for the text: the ending of diffusers' names, the original's, and diffusers' four projections."""
+
+
+@dataclass(frozen=True, slots=True)
+class FluxConfig(Config):
+    """Settings of a FLUX.1 transformer.
+
+    ``inputs``: values per token that it reads: ``PATCH`` times ``PATCH`` latents, in some models more.
+    ``channels``: of the latents that it predicts.
+    ``layers``: double blocks, which have weights of their own for the text.
+    ``single_layers``: blocks after them, which have the same weights for image and text.
+    ``head_size``: width of an attention head.
+    ``text_width``: width of the second text encoder's hidden states.
+    ``pooled_width``: width of the first text encoder's pooled output.
+    ``guidance``: it reads the scale of distilled guidance.
+    """
+
+    architecture: ClassVar[str] = "flux"
+    inputs: int
+    channels: int
+    width: int
+    layers: int
+    single_layers: int
+    head_size: int
+    text_width: int
+    pooled_width: int
+    guidance: bool
+
+    @property
+    def label(self) -> str:
+        return f"{self.inputs}-{self.width}x{self.layers}+{self.single_layers}"
+
+    def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
+        tokens = pixels // 256 + TEXT_TOKENS
+        scores = self.width // self.head_size * tokens**2 * itemsize if quadratic else 0
+        # Rotary embeddings compute in fp32.
+        return tokens * 16 * self.width * itemsize + 4 * tokens * self.width * 4 + scores
+
+    def rows(self) -> Iterator[TensorRow]:
+        wide = self.width
+        yield from weight_and_bias("x_embedder", (wide, self.inputs), "img_in")
+        embedders = [("timestep_embedder", "time_in", TIME_WIDTH), ("text_embedder", "vector_in", self.pooled_width)]
+        if self.guidance:
+            embedders.insert(1, ("guidance_embedder", "guidance_in", TIME_WIDTH))
+        for name, other, inputs in embedders:
+            yield from weight_and_bias(f"time_text_embed.{name}.linear_1", (wide, inputs), f"{other}.in_layer")
+            yield from weight_and_bias(f"time_text_embed.{name}.linear_2", (wide, wide), f"{other}.out_layer")
+        yield from weight_and_bias("context_embedder", (wide, self.text_width), "txt_in")
+        for n in range(self.layers):
+            yield from self._double_block(f"transformer_blocks.{n}", f"double_blocks.{n}")
+        for n in range(self.single_layers):
+            yield from self._single_block(f"single_transformer_blocks.{n}", f"single_blocks.{n}")
+        last = "final_layer.adaLN_modulation.1"
+        for kind, shape in (("weight", (2 * wide, wide)), ("bias", (2 * wide,))):
+            yield row(f"norm_out.linear.{kind}", shape, TensorSource(f"{last}.{kind}", swap_halves=True))
+        yield from weight_and_bias("proj_out", (self.channels * PATCH**2, wide), "final_layer.linear")
+
+    def _double_block(self, name: str, other: str) -> Iterator[TensorRow]:
+        wide = self.width
+        for end, stream, *_ in STREAMS:
+            yield from weight_and_bias(f"{name}.norm1{end}.linear", (6 * wide, wide), f"{other}.{stream}_mod.lin")
+        for end, stream, *projections, out in STREAMS:
+            attention, original = f"{name}.attn", f"{other}.{stream}_attn"
+            for index, projection in enumerate(projections):
+                for kind, shape in (("weight", (wide, wide)), ("bias", (wide,))):
+                    yield row(
+                        f"{attention}.{projection}.{kind}", shape, TensorSource(f"{original}.qkv.{kind}", (index, 3))
+                    )
+            added = "added_" if end else ""
+            yield row(f"{attention}.norm_{added}q.weight", (self.head_size,), f"{original}.norm.query_norm.scale")
+            yield row(f"{attention}.norm_{added}k.weight", (self.head_size,), f"{original}.norm.key_norm.scale")
+            yield from weight_and_bias(f"{attention}.{out}", (wide, wide), f"{original}.proj")
+        for end, stream, *_ in STREAMS:
+            yield from weight_and_bias(f"{name}.ff{end}.net.0.proj", (4 * wide, wide), f"{other}.{stream}_mlp.0")
+            yield from weight_and_bias(f"{name}.ff{end}.net.2", (wide, 4 * wide), f"{other}.{stream}_mlp.2")
+
+    def _single_block(self, name: str, other: str) -> Iterator[TensorRow]:
+        wide = self.width
+        yield from weight_and_bias(f"{name}.norm.linear", (3 * wide, wide), f"{other}.modulation.lin")
+        parts = (("proj_mlp", 3, 4 * wide), ("attn.to_q", 0, wide), ("attn.to_k", 1, wide), ("attn.to_v", 2, wide))
+        for part, before, rows in parts:
+            for kind, shape in (("weight", (rows, wide)), ("bias", (rows,))):
+                fused = TensorSource(f"{other}.linear1.{kind}", rows=(before * wide, 7 * wide))
+                yield row(f"{name}.{part}.{kind}", shape, fused)
+        yield row(f"{name}.attn.norm_q.weight", (self.head_size,), f"{other}.norm.query_norm.scale")
+        yield row(f"{name}.attn.norm_k.weight", (self.head_size,), f"{other}.norm.key_norm.scale")
+        yield from weight_and_bias(f"{name}.proj_out", (wide, 5 * wide), f"{other}.linear2")
+
+
+def infer(shapes: Shapes) -> FluxConfig:
+    """Infer the settings from shapes, in diffusers' names or the original's. Raises NotThisArchitecture."""
+
+    def of(name: str, other: str) -> tuple[int, ...]:
+        return shapes[name] if name in shapes else shapes[other]
+
+    try:
+        # No unpacking: a wrong number of axes is better named as a wrong shape.
+        embedder = of("x_embedder.weight", "img_in.weight")
+        norm = of("transformer_blocks.0.attn.norm_q.weight", "double_blocks.0.img_attn.norm.query_norm.scale")
+        pooled = of("time_text_embed.text_embedder.linear_1.weight", "vector_in.in_layer.weight")
+        guidance = "time_text_embed.guidance_embedder.linear_1.weight", "guidance_in.in_layer.weight"
+        return FluxConfig(
+            embedder[-1],
+            of("proj_out.weight", "final_layer.linear.weight")[0] // PATCH**2,
+            embedder[0],
+            count_indexed(shapes, "transformer_blocks.") or count_indexed(shapes, "double_blocks."),
+            count_indexed(shapes, "single_transformer_blocks.") or count_indexed(shapes, "single_blocks."),
+            norm[0],
+            of("context_embedder.weight", "txt_in.weight")[-1],
+            pooled[-1],
+            any(name in shapes for name in guidance),
+        )
+    except (KeyError, IndexError) as error:
+        raise NotThisArchitecture(f"the transformer has no tensor {error}") from error
+
+
+_LETTERS = {
+    "transformer_blocks": "D",
+    "double_blocks": "D",
+    "single_transformer_blocks": "S",
+    "single_blocks": "S",
+}
+
+
+def block_of(names: Iterable[str]) -> str:
+    """Return the block that contains a module: ``D00`` for double blocks, ``S00`` for single ones, else ``BASE``."""
+    for name in names:
+        kind, _, rest = name.partition(".")
+        number = rest.partition(".")[0]
+        if kind in _LETTERS and number.isdecimal():
+            return f"{_LETTERS[kind]}{int(number):02d}"
+    return "BASE"

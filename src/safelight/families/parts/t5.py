@@ -1,0 +1,106 @@
+"""The encoder of the language model T5 1.1 (Raffel et al. 2020, arXiv 1910.10683) as a text encoder: its tensors.
+
+Names are those of ``transformers.T5EncoderModel``. Its two names of the token embeddings are one tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from safelight.families.family import Config
+from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row
+
+EMBEDDINGS = "shared.weight"
+SAME_EMBEDDINGS = "encoder.embed_tokens.weight"
+
+PATTERN = r"encoder\.block\.0\.layer\.1\.DenseReluDense\.wi_1\."
+"""Matches a tensor that T5 1.1 has, and CLIP and T5 1.0 do not."""
+
+TOKENS = 512
+"""The most tokens that a family gives it, for the estimate of the working memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class T5Config(Config):
+    """Settings of a T5 encoder.
+
+    ``head_size``: width of an attention head.
+    ``buckets``: how many distances between two tokens have a bias of their own.
+    """
+
+    architecture: ClassVar[str] = "t5"
+    vocabulary: int
+    width: int
+    intermediate: int
+    layers: int
+    heads: int
+    head_size: int
+    buckets: int = 32
+
+    def rows(self) -> Iterator[TensorRow]:
+        inner = self.heads * self.head_size
+        yield row(EMBEDDINGS, (self.vocabulary, self.width), SAME_EMBEDDINGS)
+        for n in range(self.layers):
+            first, second = f"encoder.block.{n}.layer.0", f"encoder.block.{n}.layer.1"
+            yield row(f"{first}.layer_norm.weight", (self.width,))
+            for name in ("q", "k", "v"):
+                yield row(f"{first}.SelfAttention.{name}.weight", (inner, self.width))
+            if n == 0:
+                yield row(f"{first}.SelfAttention.relative_attention_bias.weight", (self.buckets, self.heads))
+            yield row(f"{first}.SelfAttention.o.weight", (self.width, inner))
+            yield row(f"{second}.layer_norm.weight", (self.width,))
+            for name in ("wi_0", "wi_1"):
+                yield row(f"{second}.DenseReluDense.{name}.weight", (self.intermediate, self.width))
+            yield row(f"{second}.DenseReluDense.wo.weight", (self.width, self.intermediate))
+        yield row("encoder.final_layer_norm.weight", (self.width,))
+
+    @property
+    def label(self) -> str:
+        return f"{self.width}x{self.layers}"
+
+    @property
+    def hidden_size(self) -> int:
+        return self.width
+
+    @property
+    def encoder_layers(self) -> int:
+        return self.layers
+
+    @property
+    def depends_on_size(self) -> bool:
+        return False
+
+    def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
+        del pixels, quadratic
+        states = TOKENS * (6 * self.width + 3 * self.intermediate) * itemsize
+        # The norms compute in fp32, and each pair of tokens has a bias in every head.
+        return states + 3 * TOKENS * self.width * 4 + 3 * self.heads * TOKENS**2 * itemsize
+
+
+def infer(shapes: Shapes) -> T5Config:
+    """Infer the settings from shapes. Raises NotThisArchitecture."""
+    try:
+        vocabulary, width = shapes.get(EMBEDDINGS) or shapes[SAME_EMBEDDINGS]
+        attention = "encoder.block.0.layer.0.SelfAttention"
+        buckets, heads = shapes[f"{attention}.relative_attention_bias.weight"]
+        return T5Config(
+            vocabulary,
+            width,
+            shapes["encoder.block.0.layer.1.DenseReluDense.wi_1.weight"][0],
+            count_indexed(shapes, "encoder.block."),
+            heads,
+            shapes[f"{attention}.q.weight"][0] // heads,
+            buckets,
+        )
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise NotThisArchitecture(f"the text encoder is no T5 1.1: {error}") from error
+
+
+def unread_reason(name: str) -> str | None:
+    """Return why a tensor of the text encoder may be left over, None if it may not. ``name``: without prefix."""
+    if name == SAME_EMBEDDINGS:
+        return f"the same tensor as {EMBEDDINGS}"
+    return "not used" if re.fullmatch(r"logit_scale|spiece_model", name) else None

@@ -1,0 +1,65 @@
+"""Computes T5's encoder as a text encoder: its module, its tokens, its hidden states."""
+
+from __future__ import annotations
+
+import gzip
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from safelight.boundary import modules
+from safelight.families.parts.t5 import T5Config
+
+TOKENIZER = Path(__file__).with_name("t5_tokenizer.json.gz")
+"""The tokenizer that every T5 1.1 has. Its licence is in the same folder."""
+
+PAD, END = 0, 1
+"""``<pad>`` and ``</s>``."""
+
+FARTHEST = 128
+"""The distance between two tokens from which all distances have the same bias."""
+
+NORM_EPSILON = 1e-6
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """Return T5's tokenizer."""
+    return Tokenizer.from_str(gzip.decompress(TOKENIZER.read_bytes()).decode())
+
+
+def tokens_of(text: str, length: int) -> list[int]:
+    """Return ``length`` token ids of a text: its tokens, an end token, and padding. The tokens that are too many are
+    cut off."""
+    ids = tokenizer().encode(text, add_special_tokens=False).ids[: length - 1]
+    return [*ids, END, *[PAD] * (length - 1 - len(ids))]
+
+
+def build(config: T5Config) -> nn.Module:
+    """Build the module on the current default device. Its two names of the token embeddings are one module."""
+    settings = modules.library_class("transformers.models.t5.configuration_t5:T5Config")(
+        vocab_size=config.vocabulary,
+        d_model=config.width,
+        d_kv=config.head_size,
+        d_ff=config.intermediate,
+        num_layers=config.layers,
+        num_heads=config.heads,
+        relative_attention_num_buckets=config.buckets,
+        relative_attention_max_distance=FARTHEST,
+        layer_norm_epsilon=NORM_EPSILON,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+    )
+    module = modules.library_class("transformers.models.t5.modeling_t5:T5EncoderModel")(settings)
+    module.set_input_embeddings(module.shared)
+    return module
+
+
+def hidden_states(module: nn.Module, ids: list[int], device: torch.device) -> torch.Tensor:
+    """Return the hidden states (1, tokens, width). The padding is not hidden, as in diffusers' pipelines for FLUX."""
+    return cast("Any", module)(torch.tensor([ids], device=device)).last_hidden_state

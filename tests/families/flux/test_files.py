@@ -1,0 +1,189 @@
+"""FLUX.1's files as people have them: one file with all, and a file for each component."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.loaders import single_file_utils
+from safetensors.torch import save_file
+from support import flux
+from support.oracle import aligned
+
+import safelight
+from safelight.assembly import export
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.identify import identify
+from safelight.errors import IncompleteModelError, UnsupportedModelError
+from safelight.families.flux.transformer import FluxConfig, infer
+from safelight.weights import manifest as manifests
+
+SEED = 5
+
+
+def pixels(root: Path, model: str) -> str:
+    request = safelight.Request("a red apple", model, seed=3, steps=2, width=64, height=48)
+    return next(safelight.open_engine(root).generate(request)).pixels_sha256
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The pixels of the diffusers folders."""
+    place = tmp_path_factory.mktemp("right")
+    return {
+        variant: pixels(place / "root", str(flux.write_folder(place / variant, SEED, variant)))
+        for variant in ("dev", "schnell")
+    }
+
+
+@pytest.mark.parametrize("variant", ["dev", "schnell"])
+def test_a_file_in_the_original_names_draws_what_the_folder_draws(
+    variant: str, root: Path, tmp_path: Path, right: dict[str, str]
+) -> None:
+    path = flux.write_single(tmp_path / "all.safetensors", SEED, variant)
+    found = identify(path)
+    assert (found.kind, found.base, found.variant) == ("checkpoint", "flux", variant)
+    assert pixels(root, str(path)) == right[variant]
+
+
+def test_components_have_one_digest_whatever_file_has_them(root: Path, tmp_path: Path) -> None:
+    """Swapped halves and slices of fused tensors are hashed as the module has them."""
+    catalog = Catalog.under(root)
+    folder = catalog.library.add(flux.write_folder(tmp_path / "folder", SEED))
+    single = catalog.library.add(flux.write_single(tmp_path / "all.safetensors", SEED))
+    assert single.digest == folder.digest
+    swapped = [one.name for one in single.manifest.component("transformer").tensors if one.swap_halves]
+    assert swapped == ["norm_out.linear.weight", "norm_out.linear.bias"]
+    assert manifests.from_json(single.path, manifests.to_json(single.manifest)) == single.manifest
+    in_json = manifests.to_json(folder.manifest)["components"]
+    assert {len(tensor) for component in in_json for tensor in component["tensors"]} == {8}
+
+
+def test_the_original_names_are_those_that_diffusers_converts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The converter knows only the published width.
+    source = Path(single_file_utils.__file__).read_text()
+    begin = source.index("def convert_flux_transformer_checkpoint_to_diffusers")
+    text = source[begin : source.index("\ndef ", begin + 1)].replace("inner_dim = 3072", "inner_dim = 64")
+    names: dict[str, object] = {"torch": torch}
+    exec(text, names)
+    for variant in ("dev", "schnell"):
+        module = flux.modules(SEED, variant)["transformer"]
+        converted = names["convert_flux_transformer_checkpoint_to_diffusers"](flux.original_names(module, variant))  # type: ignore[operator]
+        state = module.state_dict()
+        assert converted.keys() == state.keys()
+        assert all(torch.equal(converted[name], state[name]) for name in state)
+
+
+def test_a_transformer_takes_the_other_components_from_files_of_their_own(
+    root: Path, tmp_path: Path, right: dict[str, str]
+) -> None:
+    names = {"text_encoder": "clip_l", "text_encoder_2": "t5xxl", "transformer": "flux1-dev", "vae": "ae"}
+    for role, tensors in flux.parts(SEED).items():
+        save_file(tensors, tmp_path / f"{names[role]}.safetensors")
+    path = tmp_path / "flux1-dev.safetensors"
+    found = identify(path)
+    assert found.layout is not None
+    assert found.layout.missing == ("text_encoder", "text_encoder_2", "vae")
+    assert "single blocks, alone" in found.rule
+    catalog = Catalog.under(root)
+    with pytest.raises(UnsupportedModelError, match=r"no text_encoder .* and no text_encoder_2 \(t5 4096x24\)"):
+        catalog.library.add(path)
+    for name in ("clip_l", "t5xxl", "ae"):
+        catalog.adapters.add(tmp_path / f"{name}.safetensors")
+    model = catalog.library.add(path)
+    assert model.sources == {"text_encoder": "clip_l", "text_encoder_2": "t5xxl", "vae": "ae"}
+    assert pixels(root, model.name) == right["dev"]
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", "transformer.", ""])
+def test_every_prefix_is_identified(prefix: str, tmp_path: Path) -> None:
+    tensors = flux.original_names(flux.modules(SEED)["transformer"])
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "net.safetensors")
+    found = identify(tmp_path / "net.safetensors")
+    assert (found.kind, found.base, found.variant) == ("checkpoint", "flux", "dev")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.double_blocks.1.txt_attn.qkv.weight",
+        "model.diffusion_model.single_blocks.1.linear1.bias",
+        "model.diffusion_model.final_layer.adaLN_modulation.1.weight",
+        "model.diffusion_model.img_in.weight",
+        "text_encoders.t5xxl.transformer.encoder.block.1.layer.1.DenseReluDense.wo.weight",
+        "text_encoders.clip_l.transformer.text_model.final_layer_norm.weight",
+        "vae.decoder.conv_out.weight",
+    ],
+)
+def test_a_missing_tensor_and_a_wrong_shape_are_named(name: str, tmp_path: Path) -> None:
+    tensors, path = flux.single_tensors(SEED), tmp_path / "part.safetensors"
+    for changed in (None, torch.zeros(3, 5, 7)):
+        kept = {key: tensor for key, tensor in tensors.items() if key != name}
+        save_file(kept if changed is None else {**kept, name: changed}, path)
+        with pytest.raises(IncompleteModelError) as error:
+            identify(path)
+        assert name.removeprefix("model.diffusion_model.") in str(error.value)
+
+
+def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "more.safetensors"
+    save_file({**flux.single_tensors(SEED), "model.diffusion_model.glow.weight": torch.zeros(1)}, path)
+    with pytest.raises(IncompleteModelError, match="glow"):
+        identify(path)
+
+
+def test_a_transformer_that_reads_a_picture_is_refused_by_its_size(tmp_path: Path) -> None:
+    tensors = flux.original_names(flux.modules(SEED)["transformer"])
+    tensors["img_in.weight"] = torch.zeros(64, 384)
+    save_file(tensors, tmp_path / "fill.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"of no known variant \(384-64x2\+2\)"):
+        identify(tmp_path / "fill.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("double_stream_modulation_img.lin.weight", "flux2"), ("distilled_guidance_layer.x", "chroma")]
+)
+def test_its_relatives_are_named_and_not_supported(name: str, base: str, tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(4, 4), "double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}
+    save_file(tensors, tmp_path / "other.safetensors")
+    found = identify(tmp_path / "other.safetensors")
+    assert (found.base, found.layout) == (base, None)
+
+
+def test_settings_come_back_from_shapes_in_both_names() -> None:
+    for guidance in (True, False):
+        config = FluxConfig(64, 16, 3072, 19, 38, 128, 4096, 768, guidance)
+        assert infer({row.name: row.shape for row in config.rows()}) == config
+        shapes = {
+            source.name: (source.part(row.shape[0])[1], *row.shape[1:])
+            for row in config.rows()
+            for source in row.sources[-1:]
+        }
+        assert infer(shapes) == config
+
+
+@pytest.mark.parametrize("variant", ["dev", "schnell"])
+def test_diffusers_draws_the_same_with_an_exported_folder(
+    variant: str, root: Path, tmp_path: Path, right: dict[str, str]
+) -> None:
+    model = Catalog.under(root).library.add(flux.write_single(tmp_path / "all.safetensors", SEED, variant))
+    export.to_diffusers(model, tmp_path / "exported")
+    pipe: Any = diffusers.FluxPipeline.from_pretrained(tmp_path / "exported")
+    pipe.set_progress_bar_config(disable=True)
+    for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.transformer, pipe.vae):
+        aligned(module)
+    torch.set_num_threads(1)
+    image = pipe(
+        "a red apple",
+        num_inference_steps=2,
+        width=64,
+        height=48,
+        generator=torch.Generator("cpu").manual_seed(3),
+        max_sequence_length=512 if variant == "dev" else 256,
+    ).images[0]
+    assert hashlib.sha256(image.tobytes()).hexdigest() == right[variant]
+    assert Catalog.under(root).library.add(tmp_path / "exported", name="again").digest == model.digest
