@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from safelight import names
 from safelight.catalog import paths, starters
 from safelight.catalog.cards import Card
-from safelight.catalog.composition import PartFinder
+from safelight.catalog.composition import NamedParts, PartFinder
 from safelight.catalog.describe import (
     CHANGED_REMEDY,
     CONVERTED,
@@ -145,12 +145,12 @@ class Library:
         prediction_type: PredictionType | None = None,
         on_bytes: OnBytes | None = None,
         variant: str = "",
-        parts: Mapping[str, str] | None = None,
+        parts: NamedParts = (),
     ) -> Model:
         """Identify a checkpoint, read and hash all of it, and store its record. The file stays where it is.
 
         ``variant``: set by the user; "" for the file's own.
-        ``parts``: names or files that give components which the file lacks, by role.
+        ``parts``: adapters, models or files that give text encoders or the VAE.
         Raises InputError when another file has the name, or when the name is not allowed.
         Raises FileError for a bad file.
         An error changes nothing.
@@ -158,7 +158,7 @@ class Library:
         path = paths.user_path(str(path)).absolute()
         chosen = paths.choose_name(name, path)
         _refuse_taken(self.cards(), chosen, path)
-        choices = Choices(prediction_type, variant, parts or {})
+        choices = Choices(prediction_type, variant, parts)
         model = read_model(self.shelf, path, chosen, "added", choices, on_bytes)
         with library_lock(self.root):
             _refuse_taken(self.cards(), chosen, path)
@@ -167,7 +167,7 @@ class Library:
         return model
 
     def set_choices(
-        self, name: str, variant: str = "", parts: Mapping[str, str] | None = None, on_bytes: OnBytes | None = None
+        self, name: str, variant: str = "", parts: NamedParts = (), on_bytes: OnBytes | None = None
     ) -> Model:
         """Change a model's variant, or from which files its components come. Reads and hashes all of it again.
 
@@ -178,7 +178,7 @@ class Library:
         if model is None:
             raise self._not_own(name, "changed")
         before = Choices.of(model)
-        choices = replace(before, variant=variant or before.variant, named=parts or {})
+        choices = replace(before, variant=variant or before.variant, named=parts)
         changed = read_model(self.shelf, model.path, model.name, model.origin, choices, on_bytes)
         with library_lock(self.root):
             self.records.replace(changed)
