@@ -31,8 +31,9 @@ ONLY_PARSED = {
 }
 """Commands of the README that are parsed and not executed: a word of each, and the reason."""
 
-OTHER_PROGRAMS = (".", "buildah", "podman")
-"""Programs of blocks that are not Safelight's: the shell, and those that tests/test_install.py runs."""
+OTHER_PROGRAMS = (".", "buildah", "podman", "python3", "du")
+"""Programs of blocks that are not Safelight's: the shell, those that tests/test_install.py runs, and those that measure
+the core's size."""
 
 
 def blocks(page: Path, *languages: str) -> Iterator[str]:

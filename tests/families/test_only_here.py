@@ -22,6 +22,7 @@ EXEMPT = {
     "resolve/resolve.py": "the request's field text_encoder",
     "resolve/parts.py": "the request's field text_encoder",
     "weights/adapter_mapping.py": "PEFT's name for modules without a component's name, in files",
+    "weights/adapter_file.py": "the kind of a file that has a text encoder alone",
     "diagnostics/audited_servers.py": "ComfyUI's names of outputs",
     "server/": "the request's field text_encoder",
 }

@@ -140,6 +140,7 @@ def complete(
     for purpose, reference in named:
         taken |= finder.named(family, purpose, reference)
     parts = {component.role: component for component in own.components if component.role not in taken}
+    _refuse_mismatch(layout, parts, taken)
     others: dict[str, tuple[str, ...]] = {}
     missing: list[str] = []
     for component in family.components:
@@ -174,12 +175,20 @@ def _joined(
 ) -> Manifest:
     family = layout.family
     components = tuple(parts.get(role) or taken[role].component for role in family.roles)
-    problem = family.find_mismatch({component.role: component.config for component in components})
+    _refuse_mismatch(layout, parts, taken)
+    files = dict.fromkeys([*own.files, *(stamp for part in taken.values() for stamp in part.files)])
+    return Manifest(components, tuple(files), whole_digest(components))
+
+
+def _refuse_mismatch(
+    layout: CheckpointLayout, parts: Mapping[str, ComponentManifest], taken: Mapping[str, Part]
+) -> None:
+    """Raise UnsupportedModelError if the components that are known so far do not fit together."""
+    components = [*parts.values(), *(part.component for part in taken.values())]
+    problem = layout.family.find_mismatch({component.role: component.config for component in components})
     if problem is not None:
         sources = ", ".join(f"{role} of {part.source}" for role, part in taken.items())
         raise UnsupportedModelError(layout.path, f"does not fit the {sources}: {problem}")
-    files = dict.fromkeys([*own.files, *(stamp for part in taken.values() for stamp in part.files)])
-    return Manifest(components, tuple(files), whole_digest(components))
 
 
 def _suits(component: Component, found: ComponentManifest) -> bool:

@@ -124,7 +124,7 @@ def test_a_part_is_chosen_and_changed(root: Path, files: Path, tmp_path: Path, r
     assert shown["sources"] == {"text_encoder": "qwen_3_tiny", "vae": "zz_other"}
     run(root, "models", "set", "z_image_tiny", "--vae", "ae_tiny")
     assert pixels(root, "z_image_tiny") == right
-    with pytest.raises(ModelNotFoundError, match="no vae named 'nothing'"):
+    with pytest.raises(ModelNotFoundError, match="no VAE named 'nothing'"):
         Catalog.under(root).library.set_choices("z_image_tiny", parts=[(Purpose.VAE, "nothing")])
 
 
@@ -134,7 +134,7 @@ def test_a_part_that_does_not_fit_is_refused(root: Path, files: Path, tmp_path: 
     catalog.adapters.add(files / "text_encoders/qwen_3_tiny.safetensors")
     with pytest.raises(UnsupportedModelError, match="has latents of 16 channels, its VAE of 4"):
         catalog.library.add(files / TRANSFORMER, variant="turbo", parts=[(Purpose.VAE, "sd")])
-    with pytest.raises(UnsupportedModelError, match="is a text_encoder \\(qwen3\\), which has no vae for z-image"):
+    with pytest.raises(UnsupportedModelError, match="is a text_encoder \\(qwen3\\), which has no VAE for z-image"):
         catalog.library.add(files / TRANSFORMER, variant="turbo", parts=[(Purpose.VAE, "qwen_3_tiny")])
     with pytest.raises(ModelNotFoundError):
         catalog.library.add(files / TRANSFORMER, variant="turbo", parts=[(Purpose.VAE, "nothing")])
