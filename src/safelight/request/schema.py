@@ -136,6 +136,7 @@ class Request:
             group=SAMPLING,
             minimum=0,
             maximum=100,
+            a1111="distilled_cfg_scale",
             since=3,
         ),
     ] = None
