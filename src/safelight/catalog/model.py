@@ -58,6 +58,11 @@ class Model:
             problem = f"is of the family {self.base}, which no installed package has"
             raise RequestError("model", self.name, problem) from error
 
+    @property
+    def has_distilled_guidance(self) -> bool:
+        """Whether its denoiser reads the scale of distilled guidance."""
+        return self.family.defaults_of(self.variant).guidance is not None
+
     def summary(self) -> dict[str, Any]:
         """Return the values that ``--json`` prints of a model."""
         return {

@@ -52,6 +52,8 @@ def parameters(metadata: Mapping[str, Any]) -> str:
         "Model hash": model["digest"][:10],
         "Model": model["name"],
     }
+    if request.get("guidance") is not None:
+        fields["Distilled CFG Scale"] = request["guidance"]
     if request["clip_skip"]:
         fields["Clip skip"] = request["clip_skip"] + 1
     if request.get("image"):

@@ -127,18 +127,6 @@ class Request:
             old_defaults={2: 7.0},
         ),
     ] = None
-    guidance: Annotated[
-        float | None,
-        FieldDeclaration(
-            help="Scale of distilled guidance, which some models read as an input. By default the model's own: 3.5 for"
-            " FLUX.1 dev.",
-            label="Distilled guidance",
-            group=SAMPLING,
-            minimum=0,
-            maximum=100,
-            since=3,
-        ),
-    ] = None
     sampler: Annotated[
         str,
         FieldDeclaration(
@@ -444,6 +432,19 @@ class Request:
             help="Axes along which the image repeats without a seam: x, y or xy.", group=SIZE, a1111="tiling"
         ),
     ] = ""
+    guidance: Annotated[
+        float | None,
+        FieldDeclaration(
+            help="Scale of distilled guidance, which some models read as an input. By default the model's own: 3.5 for"
+            " FLUX.1 dev.",
+            label="Distilled guidance",
+            group=SAMPLING,
+            minimum=0,
+            maximum=100,
+            a1111="distilled_cfg_scale",
+            since=3,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loras", parse_items("loras", self.loras, Lora, MOST_LORAS))

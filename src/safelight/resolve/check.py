@@ -168,7 +168,7 @@ def _check_variant(request: Request, model: Model) -> None:
 
 
 def _check_guidance(request: Request, model: Model) -> None:
-    if request.guidance is not None and model.family.guidance_of(model.variant) != "distilled":
+    if request.guidance is not None and not model.has_distilled_guidance:
         problem = f"has no effect: {model.name} ({model.base}, {model.variant}) does not read the scale of distilled"
         raise RequestError("guidance", request.guidance, f"{problem} guidance; leave it out")
 

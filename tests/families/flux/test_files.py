@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import flux
 from support.oracle import aligned
 
@@ -20,6 +20,7 @@ from safelight.catalog.catalog import Catalog
 from safelight.catalog.identify import identify
 from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.families.flux.transformer import FluxConfig, infer
+from safelight.request.adapters import Lora
 from safelight.weights import manifest as manifests
 
 SEED = 5
@@ -187,3 +188,42 @@ def test_diffusers_draws_the_same_with_an_exported_folder(
     ).images[0]
     assert hashlib.sha256(image.tobytes()).hexdigest() == right[variant]
     assert Catalog.under(root).library.add(tmp_path / "exported", name="again").digest == model.digest
+
+
+def lora(path: Path, name: str, rows: int, columns: int, down: str, up: str) -> Path:
+    generator = torch.Generator().manual_seed(1)
+    factors = {f"{name}{down}": (4, columns), f"{name}{up}": (rows, 4)}
+    save_file({key: torch.randn(shape, generator=generator) for key, shape in factors.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns", "down", "up"),
+    [
+        ("transformer.single_transformer_blocks.0.proj_mlp", 256, 64, ".lora_A.weight", ".lora_B.weight"),
+        ("lora_unet_double_blocks_0_img_mlp_0", 256, 64, ".lora_down.weight", ".lora_up.weight"),
+        ("diffusion_model.double_blocks.0.txt_attn.proj", 64, 64, ".lora_A.weight", ".lora_B.weight"),
+    ],
+)
+def test_an_adapter_changes_the_picture(
+    name: str, rows: int, columns: int, down: str, up: str, root: Path, tmp_path: Path, right: dict[str, str]
+) -> None:
+    path = flux.write_single(tmp_path / "all.safetensors", SEED)
+    own = lora(tmp_path / "own.safetensors", name, rows, columns, down, up)
+    request = safelight.Request("a red apple", str(path), seed=3, steps=2, width=64, height=48, loras=(Lora(str(own)),))
+    assert identify(own).base == "flux"
+    assert next(safelight.open_engine(root).generate(request)).pixels_sha256 != right["dev"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"), [("lora_unet_single_blocks_0_linear1", 448), ("lora_unet_double_blocks_0_img_attn_qkv", 192)]
+)
+def test_an_adapter_of_a_fused_projection_is_refused_by_name(name: str, rows: int, root: Path, tmp_path: Path) -> None:
+    path = flux.write_single(tmp_path / "all.safetensors", SEED)
+    down, up = ".lora_down.weight", ".lora_up.weight"
+    fits = lora(tmp_path / "fits.safetensors", "lora_unet_double_blocks_0_img_mlp_0", 256, 64, down, up)
+    own = lora(tmp_path / "own.safetensors", name, rows, 64, down, up)
+    save_file({**load_file(fits), **load_file(own)}, own)
+    request = safelight.Request("a red apple", str(path), seed=3, steps=2, width=64, height=48, loras=(Lora(str(own)),))
+    with pytest.raises(safelight.InputError, match=name):
+        next(safelight.open_engine(root).generate(request))

@@ -17,6 +17,7 @@ import safelight
 from safelight.errors import RequestError
 from safelight.families.flux.model import clip_tokens
 from safelight.families.parts import t5_model
+from safelight.pictures.chunks import parameters
 from safelight.pipeline.noise import draw_seeded_noise
 from safelight.resolve.resolve import with_defaults
 from safelight.workers.local_engine import LocalEngine
@@ -96,6 +97,13 @@ def test_guidance(shared_engine: LocalEngine, folders: dict[str, Path], pipes: d
     drawn = {scale: ours(shared_engine, folders["dev"], guidance=scale) for scale in (0.0, 3.5, 8.0)}
     assert drawn == {scale: theirs(pipes["dev"], guidance_scale=scale) for scale in drawn}
     assert len(set(drawn.values())) == 3
+
+
+def test_the_guidance_is_recorded(shared_engine: LocalEngine, folders: dict[str, Path]) -> None:
+    image = next(shared_engine.generate(ask(folders["dev"])))
+    assert image.metadata["repairs"] == []
+    assert "CFG scale: 1.0, " in parameters(image.metadata)
+    assert "Distilled CFG Scale: 3.5" in parameters(image.metadata)
 
 
 @pytest.mark.parametrize(("variant", "wanted"), [("dev", (28, 1.0, 3.5)), ("schnell", (4, 1.0, None))])

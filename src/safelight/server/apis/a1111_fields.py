@@ -44,6 +44,7 @@ class TextToImage(BaseModel):
     n_iter: int = Field(default=1, ge=1)
     steps: int | None = 50
     cfg_scale: float | None = 7.0
+    distilled_cfg_scale: float | None = Field(default=None, description="only models with distilled guidance read it")
     width: int | None = 512
     height: int | None = 512
     subseed: int | None = -1

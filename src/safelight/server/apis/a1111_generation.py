@@ -89,6 +89,8 @@ class GenerationRoutes:
             width=asked.width or 512,
             height=asked.height or 512,
             cfg=asked.cfg_scale if asked.cfg_scale is not None else 7.0,
+            # Forge's clients send it for every model.
+            guidance=asked.distilled_cfg_scale if model.has_distilled_guidance else None,
             sampler=sampler,
             schedule=schedule,
             count=count,

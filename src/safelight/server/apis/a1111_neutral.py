@@ -50,7 +50,6 @@ FIELDS: Mapping[str, Rule] = {
     "seed_enable_extras": one_of(True, False, 1, 0),
     "ddim_discretize": one_of("uniform", ""),
     "disable_extra_networks": OFF,
-    "distilled_cfg_scale": number,  # only models with distilled guidance read it
     "extra_generation_params": EMPTY,
     "firstpass_image": EMPTY,
     "firstphase_height": one_of(0),

@@ -78,7 +78,10 @@ class Form:
                 self._cfg = ui.number(LABELS["cfg"], min=0, max=100, step=0.5, placeholder="the model's own").props(
                     "outlined dense"
                 )
-                self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
+                self._guidance = ui.number(
+                    LABELS["guidance"], min=0, max=100, step=0.5, placeholder="the model's own"
+                ).props("outlined dense")
+            self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
             samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.usable()}
             self._sampler = ui.select(samplers, label=LABELS["sampler"], value="euler").props("outlined dense")
             self._schedule = ui.select(list(SCHEDULES), label=LABELS["schedule"], value="default").props(
@@ -118,6 +121,7 @@ class Form:
                 width=_whole(self._width.value),
                 height=_whole(self._height.value),
                 cfg=self._cfg.value,
+                guidance=self._guidance.value,
                 sampler=self._sampler.value,
                 schedule=self._schedule.value,
                 count=count,
@@ -138,6 +142,7 @@ class Form:
             "width": self._width,
             "height": self._height,
             "cfg": self._cfg,
+            "guidance": self._guidance,
             "count": self._count,
             "sampler": self._sampler,
             "schedule": self._schedule,
@@ -175,6 +180,7 @@ class Form:
         self._width.set_value(request["width"])
         self._height.set_value(request["height"])
         self._cfg.set_value(request["cfg"])
+        self._guidance.set_value(request.get("guidance"))
         self._sampler.set_value(request["sampler"])
         self._schedule.set_value(request["schedule"])
         self._count.set_value(1)

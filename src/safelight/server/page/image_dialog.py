@@ -111,6 +111,8 @@ def _facts(image: StoredImage) -> None:
 def _further(request: dict[str, Any]) -> dict[str, Any]:
     """Return the facts that most images do not have."""
     found: dict[str, Any] = {}
+    if request.get("guidance") is not None:
+        found["Distilled guidance"] = f"{request['guidance']:g}"
     if request.get("loras"):
         found["Adapters"] = ", ".join(f"{lora['name']} {lora['strength']:g}" for lora in request["loras"])
     if request.get("embeddings"):
