@@ -1,8 +1,8 @@
 """Makes the choices in a parsed prompt, at random or all of them.
 
-A seed must give the text that it always gave. The random numbers are therefore drawn in the order of dynamicprompts 0.31
-(https://github.com/adieyal/dynamicprompts; licence: ``choices.LICENSE``), and the tests compare both. Each method here
-returns an iterator that draws only when a text is taken from it.
+A seed must give the text that it always gave. The random numbers are therefore drawn in the order of dynamicprompts
+0.31 (https://github.com/adieyal/dynamicprompts; licence: ``choices.LICENSE``), and the tests compare both. An iterator
+here draws only when a text is taken from it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from safelight.request.prompts.choice_grammar import (
 from safelight.request.prompts.wildcard_files import WildcardFiles, WildcardValue
 
 PLAIN_NAME = re.compile(r"[\w/*.-]+")
-"""A name between underscores that is a wildcard in any prompt. Text such as ``__ a b __`` is one only if it has a file."""
+"""A name that needs a file. Other text between underscores, such as ``__ a b __``, is a wildcard only if it has one."""
 
 _DRAWN_TOGETHER = 10
 """How many values of a file with weights are drawn at once."""

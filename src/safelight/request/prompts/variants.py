@@ -1,13 +1,13 @@
 """Choices in prompts: ``{red|green} apple``, ``{2$$a|b|c}``, and wildcards such as ``__colour__``, which are files.
 
-An image's seed makes each choice. From then on the chosen text is the prompt: in the queue, in the image's metadata, and
-when the image is made again.
+An image's seed makes each choice. From then on the chosen text is the prompt: in the queue, in the image's metadata,
+and when the image is made again.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +109,7 @@ class _Template:
             raise self._error(self._text, f"its choices cannot be read ({error})") from error
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self) -> Generator[None]:
         try:
             yield
         except UnusableChoiceError as error:

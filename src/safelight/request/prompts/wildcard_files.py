@@ -113,7 +113,7 @@ class WildcardFiles:
                 self.problems.append(f"{path}: {name} is neither a text nor a list")
 
     def _entry(self, path: Path, entry: Any) -> Iterator[WildcardValue]:
-        """Yield the value of an entry in a list: a text, ``WEIGHT::TEXT``, or an object with ``text`` and ``weight``."""
+        """Yield the value of a list's entry: a text, ``WEIGHT::TEXT``, or an object with ``text`` and ``weight``."""
         if isinstance(entry, str):
             weight, sign, text = entry.rpartition("::")
             if sign and entry[0].isdigit() and (number := _number(weight)) is not None:
@@ -127,7 +127,9 @@ class WildcardFiles:
             if isinstance(text, str) and math.isfinite(weight):
                 yield WildcardValue(text, None if weight == 1 else weight)
                 return
-        self.problems.append(f"{path}: {str(entry)[:40]!r} is no value: write a text, or an object with text and weight")
+        self.problems.append(
+            f"{path}: {str(entry)[:40]!r} is no value: write a text, or an object with text and weight"
+        )
 
 
 def _number(text: str) -> float | None:
@@ -144,4 +146,4 @@ def _yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"is not YAML: {error}") from error
+        raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from error
