@@ -25,7 +25,7 @@ from safelight.request.prompts.choice_grammar import (
 )
 from safelight.request.prompts.wildcard_files import WildcardFiles, WildcardValue
 
-PLAIN_NAME = re.compile(r"[\w/*.-]+")
+PLAIN_NAME = re.compile(r"[\w/*.-]*")
 """A name that needs a file. Other text between underscores, such as ``__ a b __``, is a wildcard only if it has one."""
 
 _DRAWN_TOGETHER = 10
@@ -206,10 +206,13 @@ class Sampling:
             yield from self._values(values, name, method)
             if method is not Method.COMBINATIONS:
                 raise _without_text(node)  # Random values and a cycle end only if there are none.
-        elif isinstance(node.name, PlainText) and not PLAIN_NAME.fullmatch(name):
-            yield from self._texts(PlainText(f"__{name}__"), method)
-        else:
+            return
+        if not PLAIN_NAME.fullmatch(name):
+            # dynamicprompts draws the choices in the name once more for the text.
+            name = self._name(node, method)
+        if PLAIN_NAME.fullmatch(name):
             raise self._missing(name)
+        yield from self._texts(PlainText(f"__{name}__"), method)
 
     def _name(self, node: NamedWildcard, method: Method) -> str:
         return node.name.text if isinstance(node.name, PlainText) else next(self._texts(node.name, method))
