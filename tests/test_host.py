@@ -13,7 +13,7 @@ import diffusers, transformers
 logging.getLogger("diffusers").setLevel(logging.INFO)
 
 def state():
-    levels = {n: logging.getLogger(n).level for n in (None, "diffusers", "transformers", "dynamicprompts", "torch")}
+    levels = {n: logging.getLogger(n).level for n in (None, "diffusers", "transformers", "torch")}
     draws = [random.getstate()[1][:3], np.random.get_state()[1][:3].tolist(), torch.get_rng_state()[:40].tolist()]
     return json.dumps([dict(os.environ), {str(k): v for k, v in levels.items()}, draws, gc.get_freeze_count(),
                        gc.isenabled(), torch.get_num_threads(), torch.get_default_dtype().is_floating_point,

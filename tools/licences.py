@@ -20,8 +20,8 @@ HEAD = """# Licences
 bring NVIDIA's libraries, which have NVIDIA's own licence.
 
 CLIP's vocabulary, which is part of Safelight, has the MIT License of OpenAI's CLIP. Safelight's
-grammar of compel's prompts follows compel's, which has the MIT License. `starter/LICENSES.md` names the licences of the
-images from which the starters were trained.
+grammar of compel's prompts follows compel's, and its choices in prompts follow dynamicprompts; both have the MIT
+License. `starter/LICENSES.md` names the licences of the images from which the starters were trained.
 
 | package | licence | needed by |
 |---|---|---|"""

@@ -54,4 +54,5 @@ END
     tests/test_extras.py \
     --ignore tests/families/test_compel_weighting.py --ignore tests/weights/test_adapter_formulas.py \
     --ignore tests/pipeline/test_prompts.py --ignore tests/request/prompts/test_compel_grammar.py \
+    --ignore tests/request/prompts/test_choices_as_dynamicprompts.py \
     --ignore tests/adapters/test_parity.py --ignore tests/files/test_safetensors.py

@@ -1,4 +1,4 @@
-"""Choices in prompts, by dynamicprompts: made by the seed, the same each time."""
+"""Choices in prompts: made by the seed, the same each time. test_choices_as_dynamicprompts.py compares the texts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,22 @@ def test_all_combinations(wildcards: Path) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "says"),
-    [("an __unknown__ apple", "is a wildcard without a file"), ("{a|b", "at character 0: its choices cannot be read")],
+    [
+        ("an __unknown__ apple", "is a wildcard without a file: create .*unknown.txt"),
+        ("{a|b", "at character 0: its choices cannot be read .*write } behind its last option"),
+        ("\\{ {c|{a|b}", "at character 3: its choices cannot be read"),
+        ("<lora:a_b:1>\\}\t{a|b} $$", "at character 21: .*needs a number of options before it"),
+        ("{a$$b|c}", "at character 2: .*needs a number of options before it"),
+        ("{a|b} x__y", "at character 7: .*write __NAME__"),
+        ("{a|b} __colour(x=1)__", "at character 14: .*has no parameters"),
+        ("{a|${x}}", "at character 3: .*has a variable"),
+        ("{" * 3000 + "|" + "}" * 3000, "its choices cannot be read"),
+        ("{" + "9" * 5000 + "$$a|b}", "its choices cannot be read"),
+        ("{0::a|0::b}", r"'\{0::a\|0::b\}': needs more options with a weight above 0"),
+        ("a {@3$$b|b}", r"'\{@3\$\$b\|b\}': gives no text"),
+        ("a {2$$__unknown__}", "is a wildcard without a file"),
+        ("__{unknown|unknown}__ {a|b}", "is a wildcard without a file"),
+    ],
 )
 def test_what_cannot_be_chosen_is_an_error(wildcards: Path, prompt: str, says: str) -> None:
     with pytest.raises(RequestError, match=says):
@@ -75,7 +90,7 @@ def test_a_wildcard_that_names_itself_is_an_error(tmp_path: Path) -> None:
         variants.make_choices(ask("a __loop__"), tmp_path)
 
 
-def test_what_means_something_to_dynamicprompts_only_is_plain(wildcards: Path) -> None:
+def test_other_signs_are_plain(wildcards: Path) -> None:
     for text in ("50% off", "$5", "#tag, c", "a # b"):
         [made] = variants.make_choices(ask(f"{{x|x}} {text}"), wildcards)
         assert made.prompt == f"x {text}"
@@ -134,7 +149,63 @@ def test_all_combinations_of_both_prompts(wildcards: Path) -> None:
     assert [one.negative for one in variants.all_combinations(ask("x", negative="{d|e}"), wildcards)] == ["d", "e"]
 
 
-def test_letters_for_private_use_are_refused(wildcards: Path) -> None:
+def test_all_combinations_without_a_text_are_an_error(wildcards: Path) -> None:
+    for prompt in ("{2$$a|a}", "x {2$$a|a}"):
+        with pytest.raises(RequestError, match="gives no text"):
+            variants.all_combinations(ask(prompt), wildcards)
+
+
+def test_any_character_is_allowed(wildcards: Path) -> None:
     for make in (make_choices, variants.all_combinations):
-        with pytest.raises(RequestError, match=r"character 2: U\+E000"):
-            make(ask("a \ue000"), wildcards)
+        assert make(ask("\ue000 {a\ue004|a\ue004} \ue006"), wildcards)[0].prompt == "\ue000 a\ue004 \ue006"
+    assert variants.all_combinations(ask("{2$$、$$a|b}"), wildcards)[0].prompt == "a、b"
+
+
+def test_one_random_choice_is_one_combination(wildcards: Path) -> None:
+    for prompt in ("{~a|b}", "__~colour__", "{@a|b}"):
+        first, second = (variants.all_combinations(ask(f"{prompt}", seed=3), wildcards) for _ in range(2))
+        # The seed makes this choice too.
+        assert len(first) == 1
+        assert first == second
+
+
+def test_text_between_underscores_without_a_file_is_text(wildcards: Path) -> None:
+    made = variants.all_combinations(ask("{a|b} __ x y __"), wildcards)
+    assert [one.prompt for one in made] == ["a __ x y __", "b __ x y __"]
+
+
+def test_values_that_cannot_be_read_are_an_error(wildcards: Path) -> None:
+    (wildcards / "faulty.txt").write_text("red ${x}\n")
+    with pytest.raises(RequestError, match="as a value of __faulty__: at character 4: has a variable"):
+        make_choices(ask("__faulty__"), wildcards)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("it.json", "{", "it.json: Expecting"),
+        ("it.yaml", "a: [", "it.yaml: is not YAML"),
+        ("other.yaml", "it: [1]", "other.yaml: '1' is no value"),
+        ("other.yaml", "it: 5", "other.yaml: it is neither a text nor a list"),
+        ("other.yaml", "it: [{text: a, weight: much}]", "other.yaml: it: could not convert"),
+        ("other.json", '{"it": [{"text": "a", "weight": 1e999}]}', "is no value"),
+    ],
+)
+def test_what_cannot_be_read_in_a_file_is_in_the_error(wildcards: Path, file: str, content: str, problem: str) -> None:
+    (wildcards / file).write_text(content)
+    with pytest.raises(RequestError, match=f"without a file.*; cannot be read: .*{problem}"):
+        make_choices(ask("__it__"), wildcards)
+
+
+def test_values_without_a_text_are_never_chosen(wildcards: Path) -> None:
+    (wildcards / "gaps.json").write_text('["", "a"]')
+    (wildcards / "weights.json").write_text(
+        '{"empty": ["1::"], "light": ["0.5::a"], "nothing": ["0::a", "0.0::b", "0::c"]}'
+    )
+    assert {one.prompt for one in make_choices(ask("__gaps__", count=20), wildcards)} == {"a"}
+    assert [one.prompt for one in variants.all_combinations(ask("__gaps__"), wildcards)] == ["a"]
+    for prompt in ("__empty__", "{a|b} __@light__", "{a|b} __@empty__"):
+        with pytest.raises(RequestError, match="gives no text"):
+            make_choices(ask(prompt), wildcards)
+    with pytest.raises(RequestError, match="weight"):
+        make_choices(ask("{__light__}"), wildcards)
