@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Of the installed plugins, only these are imported by each process of the tests.
 PLUGINS := --disable-plugin-autoload -p xdist -p _hypothesis_pytestplugin
 
-.PHONY: demo demo-adapters check quick test suite test-all coverage lint install dist proof gpu contracts mutants parity story fields settings reference licences release soak bench bench-peers starter clean
+.PHONY: demo demo-adapters check quick test suite test-all test-oldest coverage lint install dist proof gpu contracts mutants parity story fields settings reference licences release soak bench bench-peers starter clean
 
 $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 	sh tools/install.sh
@@ -45,6 +45,9 @@ suite: $(STAMP) ## the tests alone, and the ten slowest of them
 
 test-all: lint ## every case of every matrix, and longer sequences
 	TEST_SCALE=all $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof" --no-header -q
+
+test-oldest: ## the core of the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
+	sh tools/test_oldest.sh
 
 coverage: $(STAMP) ## the same tests, and which lines they run; a quarter slower
 	.venv/bin/coverage erase
@@ -106,4 +109,4 @@ dist: $(STAMP) ## a wheel and a source archive of Safelight and of the starters,
 	$(PY) -m build --outdir dist $(if $(shell command -v uv),--installer uv) starter
 
 clean:
-	rm -rf .venv out build dist .coverage .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest out build dist .coverage .pytest_cache .ruff_cache

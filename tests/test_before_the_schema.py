@@ -33,6 +33,7 @@ FIRST = safelight.Request(
     height=64,
     variation_seed=9,
     variation_strength=0.2,
+    cfg=7.0,
     count=2,
 )
 

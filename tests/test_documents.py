@@ -12,7 +12,7 @@ import pytest
 import typer
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
-from support import adapters, checkpoints
+from support import adapters, checkpoints, zimage
 
 from safelight.cli.main import app
 
@@ -129,6 +129,9 @@ def machine_of_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     vae = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     save_file(vae, home / "loras/vae-ft-mse.safetensors")
     (home / "invokeai/invokeai.yaml").write_text("max_cache_ram_gb: 4\n")
+    comfy = zimage.write_files(home / "ComfyUI/models", 1)
+    (comfy / "diffusion_models/z_image_tiny.safetensors").rename(comfy / "diffusion_models/z_image_turbo.safetensors")
+    (comfy / "vae/ae_tiny.safetensors").rename(comfy / "vae/ae.safetensors")
     here.mkdir()
     for name, colour in (("in", "red"), ("mask", "white"), ("apple", "green"), ("photo", "blue")):
         PILImage.new("RGB", (64, 64), colour).save(here / f"{name}.png")

@@ -136,9 +136,10 @@ def test_a_clone_with_make_and_uv_and_a_wheel_in_an_empty_environment(
     wheels = [
         next((home / "dist").glob(f"{package}-{VERSION}-*.whl")) for package in ("safelight", "safelight_starter")
     ]
+    with_extras = f"{wheels[0]}[all]"
     extra = ["--extra-index-url", CPU_INDEX] if needs_cpu_index else []
     empty = virtual_environment(tmp_path / "empty", env)
-    run(empty / "pip", "install", "--quiet", "-c", CONSTRAINTS, *extra, *wheels, env=env)
+    run(empty / "pip", "install", "--quiet", "-c", CONSTRAINTS, *extra, with_extras, wheels[1], env=env)
     makes_an_image(empty / "safelight", tmp_path / "wheel", env)
 
 
@@ -157,7 +158,7 @@ def test_uv_tool_install(tmp_path: Path, env: Variables, tools: Path, needs_cpu_
         *extra,
         "--with",
         HOME / "starter",
-        HOME,
+        f"{HOME}[all]",
         env=env,
     )
     makes_an_image(commands / "safelight", tmp_path, env)
@@ -169,7 +170,7 @@ def test_pipx_install(tmp_path: Path, env: Variables, tools: Path, needs_cpu_ind
     pipx, commands = tool("pipx", tools, env), tmp_path / "bin"
     env |= {"PIPX_HOME": str(tmp_path / "pipx"), "PIPX_BIN_DIR": str(commands), "PIPX_MAN_DIR": str(tmp_path / "man")}
     arguments = f"-c {CONSTRAINTS}" + (f" --extra-index-url {CPU_INDEX}" if needs_cpu_index else "")
-    run(pipx, "install", "--python", sys.executable, f"--pip-args={arguments}", HOME, env=env)
+    run(pipx, "install", "--python", sys.executable, f"--pip-args={arguments}", f"{HOME}[all]", env=env)
     run(pipx, "inject", "safelight", HOME / "starter", env=env)
     makes_an_image(commands / "safelight", tmp_path, env)
     run(pipx, "uninstall", "safelight", env=env)
@@ -280,7 +281,7 @@ def shorten(home: Path) -> None:
         if rest and name == "safelight":
             text = (
                 head
-                + 'dependencies = []\n[project.optional-dependencies]\ndev = ["packaging"]\n[project.scripts]'
+                + 'dependencies = []\n[project.optional-dependencies]\nall = []\ndev = ["packaging"]\n[project.scripts]'
                 + (rest.partition("[project.scripts]")[2])
             )
         file.write_text(text)

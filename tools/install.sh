@@ -112,7 +112,7 @@ else
     fi
 fi
 
-if ! install -c constraints.txt "$torch" -e '.[dev]' -e ./starter; then
+if ! install -c constraints.txt "$torch" -e '.[all,dev]' -e ./starter; then
     echo "$INSTALLER could not install Safelight from $from; the lines above say why. Behind a proxy, set HTTPS_PROXY;" >&2
     echo "for an index of your own, set PIP_INDEX_URL (docs/installing.md). The next 'make' continues." >&2
     exit 1

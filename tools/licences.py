@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 HEAD = """# Licences
 
 `make licences` writes this page from the metadata of the installed packages. Safelight itself has the Apache License
-2.0. This is what `pip install safelight` brings on Linux with PyTorch's CPU build. PyTorch's CUDA builds also bring
-NVIDIA's libraries, which have NVIDIA's own licence.
+2.0. This is what Safelight with all its extras brings on Linux with PyTorch's CPU build. PyTorch's CUDA builds also
+bring NVIDIA's libraries, which have NVIDIA's own licence.
 
 CLIP's vocabulary, which is part of Safelight, has the MIT License of OpenAI's CLIP. Safelight's
 grammar of compel's prompts follows compel's, which has the MIT License. `starter/LICENSES.md` names the licences of the
@@ -31,12 +31,18 @@ _LONGEST = 60
 """A longer entry is the text of a licence, not its name."""
 
 
-def needed(root: str = "safelight") -> dict[str, tuple[Distribution, set[str]]]:
-    """Return each installed package that ``root`` needs, by its normalized name, with the packages that require it."""
+def needed(root: str = "safelight", extra: str = "all") -> dict[str, tuple[Distribution, set[str]]]:
+    """Return each installed package that an extra of ``root`` needs, by its normalized name.
+
+    With each comes the set of the packages that require it.
+    """
     found: dict[str, tuple[Distribution, set[str]]] = {}
-    waiting = [(root, "")]
+    waiting, seen = [(root, extra)], set[tuple[str, str]]()
     while waiting:
         name, extras = waiting.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
         for line in distribution(name).requires or ():
             requirement = Requirement(line)
             chosen = extras.split(",") or [""]
@@ -47,10 +53,10 @@ def needed(root: str = "safelight") -> dict[str, tuple[Distribution, set[str]]]:
             except PackageNotFoundError:
                 continue  # It is for another platform or version of Python.
             key = re.sub(r"[-_.]+", "-", requirement.name).lower()
-            if key not in found:
-                found[key] = (there, set())
-                waiting.append((requirement.name, ",".join(requirement.extras)))
-            found[key][1].add(re.sub(r"[-_.]+", "-", name).lower())
+            waiting.append((key, ",".join(sorted(requirement.extras))))
+            # An extra may consist of other extras of the same package.
+            if key != root:
+                found.setdefault(key, (there, set()))[1].add(re.sub(r"[-_.]+", "-", name).lower())
     return found
 
 

@@ -130,6 +130,35 @@ ROWS = (
         "tests/request/prompts/test_emphasis.py::test_break_begins_another_chunk",
     ),
     Row(
+        "Z-Image: text, image, mask × denoising strengths; guidance; schedules; bf16; token ids",
+        "diffusers' `ZImagePipeline`, `ZImageImg2ImgPipeline`, `ZImageInpaintPipeline`; transformers' chat template",
+        "bit for bit",
+        "tests/families/zimage/test_parity.py::test_text_to_image "
+        "tests/families/zimage/test_parity.py::test_classifier_free_guidance "
+        "tests/families/zimage/test_parity.py::test_base_has_its_own_shift_and_defaults "
+        "tests/families/zimage/test_parity.py::test_image_to_image "
+        "tests/families/zimage/test_parity.py::test_inpainting "
+        "tests/families/zimage/test_parity.py::test_schedules "
+        "tests/families/zimage/test_parity.py::test_a_long_prompt_is_cut_and_said "
+        "tests/families/zimage/test_parity.py::test_bf16 "
+        "tests/families/zimage/test_parity.py::test_token_ids",
+    ),
+    Row(
+        "Z-Image: samplers that diffusers' pipeline does not take",
+        "a loop of the test over diffusers' schedulers and model",
+        "bit for bit",
+        "tests/families/zimage/test_parity.py::test_samplers_that_the_pipeline_lacks",
+    ),
+    Row(
+        "Z-Image: LoRA names; fused projections with LoRA, DoRA and LoKr",
+        "weight + difference; diffusers' `load_lora_weights`; diffusers' converter of names",
+        "bit for bit; for DoRA, LoKr and diffusers' own sum, within one step of 255",
+        "tests/families/zimage/test_adapters.py::test_each_naming "
+        "tests/families/zimage/test_adapters.py::test_fused_projections "
+        "tests/families/zimage/test_adapters.py::test_diffusers_adds_the_same "
+        "tests/families/zimage/test_files.py::test_the_original_names_are_those_that_diffusers_converts",
+    ),
+    Row(
         "Token ids",
         "transformers' CLIP tokenizer",
         "equal, for 300 random texts",

@@ -7,6 +7,7 @@
     │   ├── RequestError          a field of a request: its name, its value, what is allowed
     │   ├── SettingError          a setting: its name, its value, the source of the value
     │   ├── ExtensionError        what an installed package adds does not work: the package, the group, the name
+    │   ├── MissingExtraError     packages are not installed: the extra that has them, the command that installs it
     │   ├── ModelNotFoundError    unknown model; lists the nearest names
     │   ├── FileError             a file: its path and what is wrong with it
     │   │   ├── UnreadableFileError   does not exist, is not a regular file, or has no permission
@@ -91,6 +92,21 @@ class ExtensionError(InputError):
         self.group = group
         self.name = name
         self.package = package
+
+
+class MissingExtraError(InputError):
+    """Packages that only some commands need are not installed.
+
+    ``what``: what needs them.
+    ``extra``: the extra of Safelight's package that has them.
+    ``missing``: the modules that are missing.
+    ``command``: installs the extra.
+    """
+
+    def __init__(self, what: str, extra: str, missing: Sequence[str], command: str) -> None:
+        super().__init__(f"{what} needs the extra {extra!r} (missing: {', '.join(missing)}). Run: {command}")
+        self.extra = extra
+        self.missing = tuple(missing)
 
 
 _EMPTY = "the library has no model; add one with `safelight models add FILE`"
@@ -331,6 +347,7 @@ ANSWERS: Mapping[type[SafelightError], ErrorAnswer] = {
     RequestError: ErrorAnswer(2, 422, "invalid_request"),
     SettingError: ErrorAnswer(2, 422, "invalid_setting"),
     ExtensionError: ErrorAnswer(2, 422, "bad_extension"),
+    MissingExtraError: ErrorAnswer(2, 422, "missing_extra"),
     ModelNotFoundError: ErrorAnswer(2, 404, "model_not_found"),
     FileError: ErrorAnswer(2, 422, "bad_file"),
     UnreadableFileError: ErrorAnswer(2, 422, "bad_file"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from support import checkpoints
 
-from safelight.boundary import kernels
+from safelight.boundary import kernels, modules
+from safelight.errors import InputError
 from safelight.models.skeleton import SkeletonKey, build
 
 CPU = torch.device("cpu")
@@ -58,3 +60,10 @@ def test_building_changes_nothing_of_the_process() -> None:
         torch.set_default_dtype(torch.float32)
     assert {p.dtype for p in built.parameters()} == {torch.float32}
     assert torch.nn.Linear(1, 1).weight.device.type == "cpu"
+
+
+def test_a_library_that_is_too_old_for_a_model_is_named() -> None:
+    with pytest.raises(InputError, match=r"needs Nothing, which diffusers .* does not have: upgrade diffusers"):
+        modules.library_class("diffusers.models.modeling_utils:Nothing")
+    with pytest.raises(InputError, match=r"needs Other, which transformers .* does not have"):
+        modules.library_class("transformers.models.nothing:Other")

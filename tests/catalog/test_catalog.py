@@ -89,14 +89,14 @@ def test_files_used_by_their_path_are_in_the_index_and_read_once(
     model = first.library.find(str(files / "one.safetensors"))
     vae = first.adapters.find(str(files / "vae.safetensors"))
     assert [card.name for card in first.cards_with_component(vae.component.digest)] == ["one", "vae"]
-    list(Catalog.under(root).library.models_used_by_path())
+    list(Catalog.under(root).library.records.used_by_path())
     reads: list[Path] = []
     read = records.read
     monkeypatch.setattr(records, "read", lambda path, folder=None: (reads.append(path), read(path, folder))[1])
     second = Catalog.under(root)
-    assert list(second.library.models_used_by_path("0" * 64)) == []
+    assert list(second.library.records.used_by_path("0" * 64)) == []
     assert reads == []
-    assert [found.digest for found in second.library.models_used_by_path(model.digest)] == [model.digest]
+    assert [found.digest for found in second.library.records.used_by_path(model.digest)] == [model.digest]
     assert len(reads) == 1
 
 

@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image as PILImage
 from PIL import ImageCms, ImageOps
@@ -83,6 +84,8 @@ def _in_mode(grey: PILImage.Image, mode: str) -> PILImage.Image:
 
 @pytest.mark.parametrize(("form", "mode"), [(form, mode) for form, modes in MODES.items() for mode in modes])
 def test_masks_are_their_lightness_times_their_alpha_in_every_mode(form: str, mode: str) -> None:
+    if (form, mode) == ("TIFF", "YCbCr") and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow 12 cannot read the YCbCr TIFF that it writes")
     grey = PILImage.new("L", (16, 16), 0)
     grey.paste(255, (0, 0, 8, 16))
     how = {"lossless": True} if form == "WEBP" else {"quality": 100} if form == "JPEG" else {}

@@ -19,13 +19,13 @@ OPTIONS = ("--no-index", "--no-deps")
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def wheel(folder: Path, name: str, version: str, files: dict[str, str], scripts: str = "") -> Path:
+def wheel(folder: Path, name: str, version: str, files: dict[str, str], scripts: str = "", more: str = "") -> Path:
     path = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
         for file, text in files.items():
             archive.writestr(file, text)
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/entry_points.txt", scripts)
         archive.writestr(f"{info}/RECORD", "")
@@ -141,6 +141,19 @@ def test_a_version_that_does_not_start_is_not_taken(prefix: Path, tmp_path: Path
     with pytest.raises(InputError, match="does not start: RuntimeError: no light"):
         environments.build("lamp", str(broken), OPTIONS, try_out=("-c", "import lamp"))
     assert [environment.name for environment in environments.all()] == ["first"]
+
+
+def test_the_dependencies_of_the_extras_that_were_installed_are_installed_too(
+    prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new version may need a package more for an extra; here the index does not have it."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    more = "Provides-Extra: bright\nRequires-Dist: bulb; extra == 'bright'\n"
+    newer = wheel(tmp_path, "lamp", "2.0", {"lamp.py": "version = '2.0'\n"}, more=more)
+    environments = Environments(prefix)
+    with pytest.raises(InputError, match=r"the dependencies of lamp 2\.0: .*bulb"):
+        environments.build("lamp", str(newer), OPTIONS, extras=("bright",))
+    assert said(environments.build("lamp", str(newer), OPTIONS)).startswith("2.0")
 
 
 def test_two_that_upgrade_at_once_get_two_folders(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.checkpoints import random_module
 from support.oracle import aligned
 from torch import nn
@@ -137,3 +139,12 @@ def ldm_vae(module: nn.Module) -> dict[str, torch.Tensor]:
         square = ".mid.attn_1." in source.name and tensor.ndim == 2
         out[source.name] = tensor[:, :, None, None] if square else tensor
     return out
+
+
+@contextmanager
+def changed_weights(folder: Path) -> Generator[dict[str, torch.Tensor]]:
+    """Within the context, a component's tensors may be changed in place; then its file is written again."""
+    [file] = folder.glob("*.safetensors")
+    weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    yield weights
+    save_file(weights, file, {"format": "pt"})

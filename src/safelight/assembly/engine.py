@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from safelight.assembly import memory_report as report
@@ -39,6 +39,7 @@ from safelight.workers.fresh_process import FreshProcesses
 from safelight.workers.local_engine import LocalEngine
 
 LIBRARIES = ("torch", "diffusers", "transformers", "opencv-python-headless", "pillow", "numpy")
+"""The packages whose versions are recorded with each image, if they are installed."""
 
 
 def open_engine(settings: Settings, device: Device | None = None, previews: bool = False) -> LocalEngine:
@@ -73,7 +74,13 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
     return engine
 
 
-_version = cache(version)
+@cache
+def _version(package: str) -> str:
+    """Return the version of an installed package; "" if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 class _RunDecisions:
@@ -81,7 +88,7 @@ class _RunDecisions:
 
     def __init__(self, settings: Settings, device: Device, threads: int) -> None:
         self._settings, self._device, self._threads = settings, device, threads
-        self._versions = {"safelight": VERSION} | {name: _version(name) for name in LIBRARIES}
+        self._versions = {"safelight": VERSION} | {name: found for name in LIBRARIES if (found := _version(name))}
         self._hardware = choice.hardware(device)
         self._kernels = Kernels(device, settings.root)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -71,7 +71,10 @@ class _Postponed(ModuleType):
 
 def _postpone(name: str) -> _Postponed | None:
     """Put a postponed module in the place of a module; None if it is already imported, or is not there."""
-    spec: ModuleSpec | None = None if name in sys.modules else importlib.util.find_spec(name)
+    spec: ModuleSpec | None = None
+    # The package may be missing: scipy comes with an extra.
+    with suppress(ModuleNotFoundError):
+        spec = None if name in sys.modules else importlib.util.find_spec(name)
     if spec is None:
         return None
     module = _Postponed(name)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from filelock import FileLock, Timeout
 
+from safelight.assembly.isolated import open_isolated_runner
 from safelight.assembly.library import open_library
-from safelight.assembly.programs import WORKER, ZYGOTE
+from safelight.assembly.programs import WORKER
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.inputs import Inputs
@@ -26,18 +27,13 @@ from safelight.resolve.resolve import resolve
 from safelight.settings import Settings
 from safelight.workers.dispatcher import Dispatcher
 from safelight.workers.fresh_process import FreshProcesses
-from safelight.workers.isolation import ForkingRunner, IsolatedRunner, SpawningRunner, forks
+from safelight.workers.isolation import IsolatedRunner
 from safelight.workers.supervisor import Supervisor
 
 _log = Log(__name__)
 
 SWEEP_SECONDS = 86_400
 """Seconds between two sweeps of the unused input images."""
-
-
-def open_isolated_runner(settings: Settings) -> IsolatedRunner:
-    """The object that runs jobs in isolated processes: by forks or, where the platform forbids them, new processes."""
-    return ForkingRunner(ZYGOTE, settings) if forks() else SpawningRunner(WORKER, settings)
 
 
 @dataclass(frozen=True)

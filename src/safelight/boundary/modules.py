@@ -15,8 +15,9 @@ from torch import nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-from safelight.boundary import hushed
+from safelight.boundary import TRANSFORMERS, VERSION, hushed
 from safelight.boundary.kernels import set_attention
+from safelight.errors import InputError
 from safelight.extensions import by_reference
 
 UNET: Any = UNet2DConditionModel
@@ -28,12 +29,19 @@ CLIP_WITH_PROJECTION: Any = CLIPTextModelWithProjection
 
 @cache
 def library_class(reference: str) -> Any:
-    """Import a class of diffusers or transformers: ``package.module:Class``.
+    """Import a class or function of diffusers or transformers: ``package.module:Name``.
 
     Only the family that builds it waits for the import.
+    Raises InputError if the installed version does not have it.
     """
-    with hushed():
-        return by_reference(reference)
+    package = reference.partition(".")[0]
+    try:
+        with hushed():
+            return by_reference(reference)
+    except (ImportError, AttributeError) as error:
+        have = {"diffusers": VERSION, "transformers": TRANSFORMERS}[package]
+        name = reference.rpartition(":")[2]
+        raise InputError(f"this model needs {name}, which {package} {have} does not have: upgrade {package}") from error
 
 
 def clip(settings: Any) -> nn.Module:

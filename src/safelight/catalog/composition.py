@@ -6,7 +6,7 @@ component of the right kind and size can give it. The model's record stores whic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from safelight.catalog import paths
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.model import Adapter, Model
 from safelight.catalog.model_records import ModelRecords
-from safelight.errors import FileError, InputError, ModelNotFoundError, UnsupportedModelError
+from safelight.errors import FileError, ModelNotFoundError, UnsupportedModelError
 from safelight.families.family import Component, Config, Family
+from safelight.request.adapters import Purpose
 from safelight.weights.adapter_file import COMPONENT_KINDS
 from safelight.weights.layout import CheckpointLayout
 from safelight.weights.manifest import ComponentManifest, FileStamp, Manifest, whole_digest
@@ -43,6 +44,10 @@ class Composition:
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
+NamedParts = Sequence[tuple[Purpose, str]]
+"""The adapters and models that the user chose to give components: (text encoder or VAE, name or path)."""
+
+
 class PartFinder:
     """Finds components in the library under ``root``."""
 
@@ -61,30 +66,39 @@ class PartFinder:
                 found.setdefault(part.component.digest, part)
         return list(found.values())
 
+    def sources(self, model: Model, role: str) -> list[str]:
+        """Return the names of the adapters and models that could give a model's component, with distinct contents."""
+        configs = {part.role: part.config for part in model.manifest.components if part.role != role}
+        return [part.source for part in self.fitting(model.family, role, configs)]
+
     def with_digest(self, component: Component, digest: str) -> Part | None:
         """Return the part with this content, None if there is none."""
         return next((part for part in self._all(component) if part.component.digest == digest), None)
 
-    def named(self, component: Component, reference: str) -> Part:
-        """Return the part of an adapter or model, by its name or the path of a file.
+    def named(self, family: Family, purpose: Purpose, reference: str) -> dict[str, Part]:
+        """Return the parts that an adapter or model gives for a purpose, by role.
 
+        ``reference``: the name of an adapter or model, or the path of a file.
         Raises ModelNotFoundError, and UnsupportedModelError for a file that has no such component.
         """
-        role = component.role
+        components = family.of(purpose)
         try:
             adapter = self._adapters.find(reference)
         except (ModelNotFoundError, UnsupportedModelError):
             model = self._models.get(reference)
             if model is None:
-                raise ModelNotFoundError(reference, self._similar(reference), role) from None
-            part = _part_of_model(model, component)
-            if part is None:
-                raise InputError(f"{reference!r} has no {role} for this model") from None
-            return part
-        if not _suits(component, adapter.component):
-            what = f"is a {adapter.kind} ({adapter.component.config.architecture}), not the {role} of this model"
-            raise UnsupportedModelError(adapter.path, what)
-        return _part_of_adapter(self._adapters.ensure_unchanged(adapter), role)
+                raise ModelNotFoundError(reference, self._similar(reference), str(purpose)) from None
+            parts = {component.role: _part_of_model(model, component) for component in components}
+            found = {role: part for role, part in parts.items() if part is not None}
+            path, what = model.path, f"is a {model.base} model"
+        else:
+            adapter = self._adapters.ensure_unchanged(adapter)
+            suiting = [component for component in components if _suits(component, adapter.component)]
+            found = {component.role: _part_of_adapter(adapter, component.role) for component in suiting}
+            path, what = adapter.path, f"is a {adapter.kind} ({adapter.component.config.architecture})"
+        if not found:
+            raise UnsupportedModelError(path, f"{what}, which has no {purpose} for {family.name}")
+        return found
 
     def _similar(self, reference: str) -> list[str]:
         names = [card.name for card in self._adapters.cards() if card.kind in COMPONENT_KINDS]
@@ -111,30 +125,29 @@ class PartFinder:
 
 
 def complete(
-    layout: CheckpointLayout, own: Manifest, finder: PartFinder, wanted: Mapping[str, str], named: Mapping[str, str]
+    layout: CheckpointLayout, own: Manifest, finder: PartFinder, wanted: Mapping[str, str], named: NamedParts
 ) -> Composition:
     """Complete a model whose file lacks components.
 
     ``own``: the manifest of the file.
     ``wanted``: digests of components that were taken before, by role.
-    ``named``: names of adapters or models that the user chose, by role.
+    ``named``: the adapters or models that the user chose.
 
     Raises UnsupportedModelError if a component is nowhere, and lists what is missing.
     """
     family = layout.family
-    refuse_roles(layout.path, family, named)
-    parts = {component.role: component for component in own.components if component.role not in named}
     taken: dict[str, Part] = {}
+    for purpose, reference in named:
+        taken |= finder.named(family, purpose, reference)
+    parts = {component.role: component for component in own.components if component.role not in taken}
     others: dict[str, tuple[str, ...]] = {}
     missing: list[str] = []
     for component in family.components:
         role = component.role
-        if role in parts:
+        if role in parts or role in taken:
             continue
         configs = {one: part.config for one, part in parts.items()} | {r: p.component.config for r, p in taken.items()}
-        if role in named:
-            taken[role] = finder.named(component, named[role])
-        elif role in wanted and (found := finder.with_digest(component, wanted[role])) is not None:
+        if role in wanted and (found := finder.with_digest(component, wanted[role])) is not None:
             taken[role] = found
         elif fitting := finder.fitting(family, role, configs):
             taken[role], others[role] = fitting[0], tuple(part.source for part in fitting[1:])
@@ -148,13 +161,6 @@ def complete(
             layout.path, f"has no {' and no '.join(missing)}, and none in the library fits; {todo}"
         )
     return Composition(_joined(layout, own, parts, taken), {r: p.source for r, p in taken.items()}, others)
-
-
-def refuse_roles(path: Path, family: Family, named: Mapping[str, str]) -> None:
-    """Raise UnsupportedModelError for a role that the family does not have."""
-    odd = next((role for role in named if role not in family.roles), None)
-    if odd is not None:
-        raise UnsupportedModelError(path, f"is {family.name}, which has no {odd}; it has {', '.join(family.roles)}")
 
 
 def describe(component: Component) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from safelight import names
 from safelight.catalog import convert
-from safelight.catalog.composition import Composition, PartFinder, complete, refuse_roles
+from safelight.catalog.composition import Composition, NamedParts, PartFinder, complete
 from safelight.catalog.identify import Identity, identify
 from safelight.catalog.model import Model, Origin
 from safelight.errors import CorruptFileError, FileError, InputError, IntegrityError, UnsupportedModelError
@@ -52,13 +52,13 @@ class Choices:
     """What the user, or an earlier record, says of a model.
 
     ``prediction_type``, ``variant``: None and "" for the file's own.
-    ``named``: names of adapters or models that give components, by role.
+    ``named``: the adapters or models that give components.
     ``wanted``: digests of components that were taken from other files before, by role.
     """
 
     prediction_type: PredictionType | None = None
     variant: str = ""
-    named: Mapping[str, str] = field(default_factory=dict[str, str])
+    named: NamedParts = ()
     wanted: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
@@ -66,7 +66,7 @@ class Choices:
         """Return the choices that a model's record has."""
         user_type: Any = model.prediction_type if model.prediction_type_from_user else None
         wanted = {role: model.manifest.component(role).digest for role in model.sources}
-        return cls(user_type, model.variant if model.variant_from_user else "", {}, wanted)
+        return cls(user_type, model.variant if model.variant_from_user else "", (), wanted)
 
 
 def read_model(
@@ -91,7 +91,6 @@ def read_model(
         layout = found.layout
         manifest = _hash_layout(path, layout, _counter(found.nbytes, on_bytes), found.watched)
     composition = Composition(manifest)
-    refuse_roles(path, layout.family, choices.named)
     if layout.missing or choices.named:
         composition = complete(layout, manifest, shelf.parts, choices.wanted, choices.named)
     return Model(

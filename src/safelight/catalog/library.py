@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from safelight import names
 from safelight.catalog import paths, starters
 from safelight.catalog.cards import Card
-from safelight.catalog.composition import PartFinder
+from safelight.catalog.composition import NamedParts, PartFinder
 from safelight.catalog.describe import (
     CHANGED_REMEDY,
     CONVERTED,
@@ -39,12 +39,15 @@ from safelight.errors import (
 
 
 class Library:
-    """The models under ``root``, which need not exist, and the starters if they are installed. Without adapters."""
+    """The models under ``root``, which need not exist, and the starters if they are installed. Without adapters.
+
+    The attribute ``shelf`` finds components that a model's file lacks.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.records = ModelRecords(root)
-        self._shelf = Shelf(self.records.conversions, PartFinder(root))
+        self.shelf = Shelf(self.records.conversions, PartFinder(root))
         self._quarantine = Quarantine(root)
 
     def cards(self) -> list[Card]:
@@ -114,17 +117,10 @@ class Library:
         known = self.records.find_used_by_path(path)
         if known is not None:
             return known
-        model = read_model(self._shelf, path, paths.stem(path), "path", Choices(), on_bytes)
+        model = read_model(self.shelf, path, paths.stem(path), "path", Choices(), on_bytes)
         with library_lock(self.root):
             self.records.write_used_by_path(model)
         return model
-
-    def models_used_by_path(self, digest: str = "") -> Iterator[Model]:
-        """Yield the models that were used by their path and whose files are unchanged.
-
-        ``digest``: only models of this content; "" for all.
-        """
-        return self.records.used_by_path(digest)
 
     def find_by_digest(self, digest: str, prediction_type: str, name: str = "") -> Model | None:
         """Return a model by its content (``digest``) and prediction type, None if there is none.
@@ -137,7 +133,7 @@ class Library:
         own = [self.find_by_name(card.name) for card in cards]
         fitting = [
             m
-            for m in (*own, *self.models_used_by_path(digest))
+            for m in (*own, *self.records.used_by_path(digest))
             if m is not None and (m.digest, m.prediction_type) == wanted
         ]
         return min(fitting, key=lambda m: (bool(m.manifest.changed_files()), m.name != name), default=None)
@@ -149,12 +145,12 @@ class Library:
         prediction_type: PredictionType | None = None,
         on_bytes: OnBytes | None = None,
         variant: str = "",
-        parts: Mapping[str, str] | None = None,
+        parts: NamedParts = (),
     ) -> Model:
         """Identify a checkpoint, read and hash all of it, and store its record. The file stays where it is.
 
         ``variant``: set by the user; "" for the file's own.
-        ``parts``: names or files that give components which the file lacks, by role.
+        ``parts``: adapters, models or files that give text encoders or the VAE.
         Raises InputError when another file has the name, or when the name is not allowed.
         Raises FileError for a bad file.
         An error changes nothing.
@@ -162,8 +158,8 @@ class Library:
         path = paths.user_path(str(path)).absolute()
         chosen = paths.choose_name(name, path)
         _refuse_taken(self.cards(), chosen, path)
-        choices = Choices(prediction_type, variant, parts or {})
-        model = read_model(self._shelf, path, chosen, "added", choices, on_bytes)
+        choices = Choices(prediction_type, variant, parts)
+        model = read_model(self.shelf, path, chosen, "added", choices, on_bytes)
         with library_lock(self.root):
             _refuse_taken(self.cards(), chosen, path)
             self.records.replace(model)
@@ -171,7 +167,7 @@ class Library:
         return model
 
     def set_choices(
-        self, name: str, variant: str = "", parts: Mapping[str, str] | None = None, on_bytes: OnBytes | None = None
+        self, name: str, variant: str = "", parts: NamedParts = (), on_bytes: OnBytes | None = None
     ) -> Model:
         """Change a model's variant, or from which files its components come. Reads and hashes all of it again.
 
@@ -182,17 +178,12 @@ class Library:
         if model is None:
             raise self._not_own(name, "changed")
         before = Choices.of(model)
-        choices = replace(before, variant=variant or before.variant, named=parts or {})
-        changed = read_model(self._shelf, model.path, model.name, model.origin, choices, on_bytes)
+        choices = replace(before, variant=variant or before.variant, named=parts)
+        changed = read_model(self.shelf, model.path, model.name, model.origin, choices, on_bytes)
         with library_lock(self.root):
             self.records.replace(changed)
             self._quarantine.end(changed)
         return changed
-
-    def fitting_parts(self, model: Model, role: str) -> list[str]:
-        """Return the names of the adapters and models that could give a model's component, with distinct contents."""
-        configs = {part.role: part.config for part in model.manifest.components if part.role != role}
-        return [part.source for part in self._shelf.parts.fitting(model.family, role, configs)]
 
     def earlier(self, name: str) -> list[Model]:
         """Return the models that had this name before, the newest first."""
@@ -231,7 +222,7 @@ class Library:
                 f"{name} has no earlier content{which}; only content that `safelight models add` replaced is stored"
             )
         earlier = earlier_models[0]
-        found = find_earlier_content(self._shelf, earlier, on_bytes)
+        found = find_earlier_content(self.shelf, earlier, on_bytes)
         if found is None:
             raise InputError(
                 f"{earlier.path}: the file with the earlier content {earlier.digest[:10]} is gone, and no file of its "
@@ -280,7 +271,7 @@ class Library:
         self._quarantine.refuse(model)
         try:
             if model.format in CONVERTED and all(source.is_unchanged() for source in model.manifest.files[1:]):
-                fresh = read_model(self._shelf, model.path, model.name, model.origin, Choices.of(model), None)
+                fresh = read_model(self.shelf, model.path, model.name, model.origin, Choices.of(model), None)
                 refuse_other_content(model, fresh.manifest)
                 return fresh
             return self._read_again(model, None)
@@ -309,7 +300,7 @@ class Library:
 
     def _read_again(self, model: Model, on_bytes: OnBytes | None) -> Model:
         """Read and hash all of a model, and store its new manifest. Raises IntegrityError for other content."""
-        fresh = read_again(self._shelf, model, on_bytes)
+        fresh = read_again(self.shelf, model, on_bytes)
         refuse_other_content(model, fresh.manifest)
         for field in ("base", "prediction_type", "zero_terminal_snr"):
             before, now = getattr(model, field), getattr(fresh, field)

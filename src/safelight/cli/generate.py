@@ -48,7 +48,7 @@ def local(context: typer.Context, root: Path | None) -> LocalEngine:
 
 def _engine(context: typer.Context, root: Path | None, server: str | None, key: str | None, isolate: bool) -> Engine:
     if server is None and (isolate or loaded(context, root).settings.isolate):
-        from safelight.assembly.services import open_isolated_runner
+        from safelight.assembly.isolated import open_isolated_runner
         from safelight.catalog.catalog import Catalog
         from safelight.workers.isolation import IsolatedEngine
 

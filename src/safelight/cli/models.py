@@ -11,6 +11,7 @@ import typer
 from safelight.cli.common import Commands, JsonOption, RootOption, byte_bar, loaded, say_json, table
 
 if TYPE_CHECKING:
+    from safelight.catalog.composition import NamedParts
     from safelight.catalog.library import Library
     from safelight.catalog.model import Model
     from safelight.cli.adding import Found
@@ -35,7 +36,10 @@ VAEOption = Annotated[
     str, typer.Option("--vae", help="The VAE for a file without one: a name, or a file.", show_default=False)
 ]
 TextEncoderOption = Annotated[
-    str, typer.Option(help="The text encoder for a file without one: a name, or a file.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        help="A text encoder for a file without one: a name, or a file. Repeat it for several.", show_default=False
+    ),
 ]
 
 
@@ -67,7 +71,7 @@ def add(
     ] = None,
     variant: VariantOption = "",
     vae: VAEOption = "",
-    text_encoder: TextEncoderOption = "",
+    text_encoder: TextEncoderOption = None,
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:
@@ -110,8 +114,11 @@ def add(
         raise typer.Exit(2)
 
 
-def _parts(vae: str, text_encoder: str) -> dict[str, str]:
-    return {role: name for role, name in (("vae", vae), ("text_encoder", text_encoder)) if name}
+def _parts(vae: str, text_encoders: list[str] | None) -> NamedParts:
+    from safelight.request.adapters import Purpose
+
+    encoders = [(Purpose.TEXT_ENCODER, name) for name in text_encoders or ()]
+    return [*([(Purpose.VAE, vae)] if vae else []), *encoders]
 
 
 def _add_component(library: Library, candidate: Found, as_json: bool) -> str | dict[str, Any]:
@@ -132,7 +139,7 @@ def _add(
     name: str | None,
     prediction_type: str | None,
     variant: str,
-    parts: Mapping[str, str],
+    parts: NamedParts,
     as_json: bool,
 ) -> str | dict[str, Any]:
     """Add a checkpoint. Returns the report: a text, or the values for JSON."""
@@ -164,7 +171,7 @@ def _sources(library: Library, model: Model) -> str:
     """Say which components other files give, and which other files could."""
     lines: list[str] = []
     for role, source in model.sources.items():
-        others = [name for name in library.fitting_parts(model, role) if name != source]
+        others = [name for name in library.shelf.parts.sources(model, role) if name != source]
         also = f" (these fit, too: {', '.join(others)})" if others else ""
         lines.append(f"\n  {role}: from {source}, {model.manifest.component(role).digest[:10]}{also}")
     return "".join(lines)
@@ -320,7 +327,7 @@ def set_choices(
     name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
     variant: VariantOption = "",
     vae: VAEOption = "",
-    text_encoder: TextEncoderOption = "",
+    text_encoder: TextEncoderOption = None,
     as_json: JsonOption = False,
     root: RootOption = None,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from safelight import logs
+from safelight import extras, logs
 from safelight.cli.common import RootOption, loaded
 from safelight.errors import InputError
 
@@ -28,6 +28,7 @@ def serve(
     root: RootOption = None,
 ) -> None:
     """Run the server: the page, and the HTTP APIs of Safelight, OpenAI and AUTOMATIC1111."""
+    extras.require("server", "`safelight serve`")
     settings = loaded(context, root, host=host, port=port, api_key=api_key).settings
     from safelight.server.auth import is_loopback
 

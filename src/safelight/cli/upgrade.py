@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from safelight import extras
 from safelight.cli.common import RootOption, loaded, table
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def upgrade(
         typer.echo("some canaries differ even before the upgrade; `safelight doctor` looks for the cause", err=True)
     typer.echo(f"installing {wanted}")
     try_out = ("-m", "safelight.cli", "version")
-    built = environments.build(sources.NAME, wanted.requirement, wanted.options, bool(wanted.index), try_out)
+    built = environments.build(
+        sources.NAME, wanted.requirement, wanted.options, bool(wanted.index), try_out, extras.installed()
+    )
     environments.activate(built)
     typer.echo(f"active: {_described(built)} (`safelight rollback` goes back)")
     raise typer.Exit(_doctor(context, root, built.python))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 
 import torch
@@ -23,6 +24,20 @@ WORKSPACE = ":4096:8"
 
 torch's deterministic mode looks for it in the environment, so the setter of ``torch.backends.cuda`` is not enough.
 """
+
+_PARTS = re.compile(r":(\d+):(\d+)")
+"""A part of the variable: the size of a buffer in KiB, and the number of such buffers."""
+
+
+def _workspace_bytes() -> int:
+    """Return the size of a workspace of cuBLAS in bytes."""
+    # A host program may have set another size with this function. An older torch does not have it, and there the
+    # variable is the only way to set a size.
+    size_in_torch: Callable[[], int] | None = getattr(torch.backends.cuda, "cublas_workspace_size", None)
+    if size_in_torch is not None:
+        return size_in_torch()
+    parts = _PARTS.findall(os.environ.get("CUBLAS_WORKSPACE_CONFIG", WORKSPACE))
+    return sum(int(kibibytes) * int(count) for kibibytes, count in parts) << 10
 
 
 class _Event:
@@ -104,9 +119,8 @@ class CUDA:
         # contains the free parts of their pages (2 and 20 MiB), which is more than can be allocated by that much.
         unused = reserved - active - counts.get("inactive_split_bytes.all.current", 0)
         allowed = torch.cuda.get_per_process_memory_fraction(self._device) * total - active
-        # A thread's first matrix product allocates it. A host program may have set another size.
-        workspace = torch.backends.cuda.cublas_workspace_size()
-        return max(0, int(min(free + unused, allowed)) - workspace)
+        # A thread's first matrix product allocates the workspace.
+        return max(0, int(min(free + unused, allowed)) - _workspace_bytes())
 
     def free_cache(self) -> None:
         torch.cuda.empty_cache()

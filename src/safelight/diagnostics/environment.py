@@ -104,12 +104,14 @@ class Environments:
         options: Sequence[str] = (),
         isolated: bool = False,
         try_out: Sequence[str] = (),
+        extras: Sequence[str] = (),
     ) -> Environment:
         """Create an environment with the packages of the active one, and install ``requirement`` and its dependencies.
 
         ``package``: the name of the package that ``requirement`` must be.
         ``options``: options of pip.
         ``isolated``: pip ignores indexes in its settings and in the environment's variables.
+        ``extras``: the package's extras whose dependencies are installed too.
         ``try_out``: arguments for the new interpreter, which must end with exit code 0.
         Raises InputError with the message of pip or of the new interpreter. The new environment is then removed.
         """
@@ -131,7 +133,8 @@ class Environments:
             version = _versions(prefix).get(package)
             if version is None:
                 raise InputError(f"{requirement} is not the package {package}")
-            _run(f"the dependencies of {package} {version}", *pip, f"{package}=={version}")
+            wanted = f"[{','.join(extras)}]" if extras else ""
+            _run(f"the dependencies of {package} {version}", *pip, f"{package}{wanted}=={version}")
             if try_out:
                 _run(f"{package} {version}, which does not start", python, "-I", *try_out)
             write_whole(prefix / SOURCE, f"{requirement}\n".encode())

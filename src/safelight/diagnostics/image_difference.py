@@ -36,12 +36,24 @@ def _luminance(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _similarity(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     """Return the SSIM over windows of 8 × 8 pixels, with the constants of the paper."""
-    from scipy.ndimage import uniform_filter
-
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mean_a, mean_b = uniform_filter(a, 8), uniform_filter(b, 8)
-    var_a = uniform_filter(a * a, 8) - mean_a**2
-    var_b = uniform_filter(b * b, 8) - mean_b**2
-    both = uniform_filter(a * b, 8) - mean_a * mean_b
+    mean_a, mean_b = _means(a), _means(b)
+    var_a = _means(a * a) - mean_a**2
+    var_b = _means(b * b) - mean_b**2
+    both = _means(a * b) - mean_a * mean_b
     top = (2 * mean_a * mean_b + c1) * (2 * both + c2)
     return float((top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean())
+
+
+_WINDOW = 8
+
+
+def _means(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the mean of the window around each value, (h, w). Beyond the border, values are mirrored.
+
+    It equals ``scipy.ndimage.uniform_filter`` to rounding, without scipy, which the core does not install.
+    """
+    padded = np.pad(values, (_WINDOW // 2, _WINDOW // 2 - 1), "symmetric")
+    for axis in (0, 1):
+        padded = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW, axis).mean(-1)
+    return padded

@@ -34,6 +34,12 @@ GuidanceKind = Literal["classifier_free", "classifier_free_from_prompt", "image_
 ``none``: there is no guidance.
 """
 
+_LEFT_OUT: Mapping[GuidanceKind, frozenset[Feature]] = {
+    "distilled": frozenset({Feature.NEGATIVE_PROMPT}),
+    "none": frozenset({Feature.NEGATIVE_PROMPT, Feature.GUIDANCE}),
+}
+"""Features that a kind of guidance leaves out."""
+
 ExtraInputChannels = Literal["", "mask", "image"]
 """What a denoiser has as input channels besides the latents.
 
@@ -124,6 +130,8 @@ class Latents:
 
     ``vae_scale_factor``: pixels per latent in each direction.
     ``multiple``: an image's width and height must be divisible by this.
+    ``patch``: the channels are those of this many latents of the VAE in each direction, ordered as torch's
+    ``pixel_unshuffle`` orders them.
     ``scaling_factor``, ``shift_factor``: latents = (the VAE encoder's output - shift_factor) * scaling_factor.
     ``cast_first``: encoded pictures are cast to the denoiser's dtype before they are scaled, not afterwards.
     ``latent_rgb_factors``: linear latent-to-RGB map for previews: one (r, g, b) row of factors per latent channel, then
@@ -142,6 +150,7 @@ class Latents:
     suspicious_above: float = 150.0
     """Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
     fp32: bool = False
+    patch: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +266,7 @@ class Family:
     ``keep``: left-over tensors that a conversion keeps, because the number of layers is inferred from them.
     ``native_size``: pixels per side for checkpoints of a prediction type; None for ``resolution``.
     ``block_names_by_count``: the names of the blocks in a LoRA's list of block weights, by the list's length.
+    ``rows_together``: a call of the denoiser computes all rows of the guidance. If False, a row has its own call.
     ``latent_space``: a name; families with the same one have the same latents.
     ``same_latents``: whether two VAEs of families with the same ``latent_space`` have latents of the same form.
     ``find_controlnet_mismatch``: says why a ControlNet does not fit a denoiser, with ``{model}`` for the model's name;
@@ -295,6 +305,7 @@ class Family:
     keep: Callable[[str], bool] = lambda _: False
     native_size: Callable[[PredictionType], int | None] = lambda _: None
     block_names_by_count: Mapping[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
+    rows_together: bool = True
     latent_space: str = ""
     same_latents: Callable[[Config, Config], bool] = lambda one, other: one == other
     find_controlnet_mismatch: Callable[[Config, Config], str | None] = lambda _, __: (
@@ -330,6 +341,14 @@ class Family:
     def guidance_of(self, variant: str) -> GuidanceKind:
         """Return the guidance of a variant's checkpoints."""
         return self.variants[variant].guidance or self.guidance
+
+    def features_of(self, variant: str) -> frozenset[Feature]:
+        """Return what a variant's checkpoints can do: what the family can, less what their guidance leaves out.
+
+        An unknown variant has the family's features.
+        """
+        own = self.variants[variant].guidance if variant in self.variants else None
+        return self.features - _LEFT_OUT.get(own or self.guidance, frozenset())
 
     def noise_of(self, variant: str) -> Noise:
         """Return the noise that a variant's checkpoints were trained with."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,12 +49,15 @@ class TextInput:
 
 @dataclass(frozen=True, slots=True)
 class TextInputs:
-    """What a text encoder is given for a job. ``padded_together``: all inputs are padded to one length, so
-    each output depends on all inputs.
+    """What a text encoder is given for a job.
+
+    ``padded_together``: all inputs are padded to one length, so each output depends on all inputs.
+    ``cut``: the end of each text that is longer than the text encoder takes.
     """
 
     each: Mapping[PromptText, TextInput]
     padded_together: bool = False
+    cut: Mapping[PromptText, str] = field(default_factory=dict[PromptText, str])
 
 
 @dataclass(frozen=True, slots=True)

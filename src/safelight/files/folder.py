@@ -21,6 +21,7 @@ _MOST_JSON_BYTES = 32 << 20
 class Folder:
     """The headers of a diffusers folder.
 
+    ``index``: what ``model_index.json`` says: the class of each component, and settings of the pipeline.
     ``components``: the header of each component, by role.
     ``scheduler``: the scheduler's settings; empty if there is no scheduler.
     ``watched``: the settings files, and the folders in which a new file could be preferred to the present one.
@@ -28,6 +29,7 @@ class Folder:
 
     path: Path
     pipeline: str
+    index: Mapping[str, Any]
     components: Mapping[str, Header]
     scheduler: Mapping[str, Any]
     watched: tuple[Path, ...]
@@ -54,7 +56,7 @@ def read(path: Path, roles: Iterable[str]) -> Folder:
     homes = [path, path / "scheduler", *(path / role for role in components)]
     settings = [index_file, scheduler_file, *(file for role in components for file in (path / role).glob("*.json"))]
     watched = tuple(sorted(found for found in {*homes, *settings} if found.exists()))
-    return Folder(path, str(pipeline), components, scheduler, watched)
+    return Folder(path, str(pipeline), index, components, scheduler, watched)
 
 
 def read_json(path: Path) -> dict[str, Any]:

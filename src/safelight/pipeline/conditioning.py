@@ -148,12 +148,13 @@ class EmbeddingCache:
 class TextOutputs:
     """The outputs of a text encoder for texts, taken from the cache if they are there.
 
-    The attribute ``missing`` has, by cache key, the inputs that must be computed.
+    The attribute ``missing`` has, by cache key, the inputs that must be computed. ``cut`` is that of the inputs.
     """
 
     def __init__(self, call: TextEncoderCall, texts: Sequence[PromptText], cache: EmbeddingCache) -> None:
         inputs = call.inputs(texts)
         self._cache = cache
+        self.cut = inputs.cut
         self._keys = {text: call.key(one) for text, one in inputs.each.items()}
         self._found = {key: cache.get(key) for key in self._keys.values()}
         all_again = inputs.padded_together and None in self._found.values()

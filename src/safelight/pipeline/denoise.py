@@ -156,7 +156,7 @@ def denoise(work: DenoiseInputs) -> Denoised:
                     call = replace(
                         call, control=_add_outputs(call.control, _control_outputs(work, control, picture, call))
                     )
-            prediction = guidance.combine(work.model.predict(work.denoiser, call))
+            prediction = guidance.combine(_predict(work, call))
             latents = work.sampler.step(prediction, timestep, latents, generator)
             if mask is not None and not work.takes_mask:
                 following = timesteps[index + 1] if index < len(timesteps) - 1 else None
@@ -190,6 +190,25 @@ class LatentMask:
         if following is not None:
             image_latents = sampler.add_noise(image_latents, self.noise, torch.tensor([following]))
         return (1 - self.mask) * image_latents + self.mask * latents
+
+
+def _predict(work: DenoiseInputs, call: Call) -> torch.Tensor:
+    """Return the predictions for all rows of a call."""
+    if work.family.rows_together or len(call.latents) == 1:
+        return work.model.predict(work.denoiser, call)
+    alone = [_row_of(call, slice(at, at + 1)) for at in range(len(call.latents))]
+    return torch.cat([work.model.predict(work.denoiser, one) for one in alone])
+
+
+def _row_of(call: Call, row: slice) -> Call:
+    """Return the call that computes one row of a call."""
+    return replace(
+        call,
+        latents=call.latents[row],
+        condition={name: tensor[row] for name, tensor in call.condition.items()},
+        extra=tuple(one[row] for one in call.extra),
+        control=tuple(one[row] for one in call.control),
+    )
 
 
 def _inputs(work: DenoiseInputs, mask: LatentMask | None) -> tuple[torch.Tensor, ...]:

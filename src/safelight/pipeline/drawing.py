@@ -110,6 +110,7 @@ class ImagePipeline:
         self._report("switch", 0, 1)
         first, size = self._first_pass(), self.width * self.height
         conditions = self._model_stages.conditions(size)
+        self.warnings += self._model_stages.warnings
         refiner_conditions = conditions if self._refiner_stages is None else self._refiner_stages.conditions(size)
         self._report("encode", 1, 1)
         for this_pass in self._passes(first):
@@ -180,8 +181,8 @@ class ImagePipeline:
         """Return the second pass of the hires fix, which starts from the enlarged result of the first."""
         request, (width, height) = self.request, self._final
         if request.hires_upscaler in upscale.LATENT:
-            scale = self._family.latents.vae_scale_factor
-            larger = upscale.resize_latents(denoised, width // scale, height // scale, request.hires_upscaler)
+            scale, patch = self._family.latents.vae_scale_factor, self._family.latents.patch
+            larger = upscale.resize_latents(denoised, width // scale, height // scale, request.hires_upscaler, patch)
             start = Start(request.hires_strength, latents=larger)
         else:
             drawn = PILImage.fromarray(self._decode_and_check(denoised).numpy())
@@ -244,7 +245,8 @@ class ImagePipeline:
             if highest > allowed and not self.marks:
                 self.marks.append(f"latents reached {highest:.0f} at step {step}; at most {allowed:.0f} is plausible")
         previews = self.resources.previews
-        preview = None if previews is None else previews.of(self._vae_digest, values, latent_format.latent_rgb_factors)
+        shown = upscale.lay_out_patches(values, latent_format.patch)
+        preview = None if previews is None else previews.of(self._vae_digest, shown, latent_format.latent_rgb_factors)
         self._report("denoise", step, self._effective_request.computed_steps, preview)
 
     def _decode_and_check(self, values: torch.Tensor) -> torch.Tensor:
@@ -256,11 +258,13 @@ class ImagePipeline:
                 self._run_vae_with_fp32_fallback(lambda dtype_name: self._decode_latents(values, dtype_name))
             )[0]
 
+        # Check and previews fit maps from the channels to colours, which grow with the square of their number.
+        plain = upscale.lay_out_patches(values, self._family.latents.patch)
         with self.clock.gates():
-            self.marks += self.resources.appearance_check.marks(self._vae_digest, values, pixels, again)
+            self.marks += self.resources.appearance_check.marks(self._vae_digest, plain, pixels, again)
             self.marks += extension_checks.marks(values, pixels)
         if self.resources.previews is not None:
-            self.resources.previews.learn(self._vae_digest, values, pixels)
+            self.resources.previews.learn(self._vae_digest, plain, pixels)
         return pixels
 
     def _run_vae_with_fp32_fallback(self, compute: Callable[[str], Result]) -> Result:

@@ -34,6 +34,9 @@ ASSUMED_ROWS = 2
 """Rows per denoiser call that the memory estimate assumes. A call with more rows is estimated as proportionally more
 pixels."""
 
+MOST_CUT_SHOWN = 80
+"""Characters of the part of a prompt that was cut off that a warning shows."""
+
 OnCall = Callable[[int, int, torch.Tensor, float], None]
 """Called after each call of the denoiser with its index (from 0), the number of calls, the latents, and the noise
 level."""
@@ -74,7 +77,7 @@ class ModelStages:
     ``repairs``: the image's list, to which repairs are added.
 
     The attribute ``extra_input_channels`` says what the denoiser reads besides the latents: ``mask`` (the mask and the
-    masked picture), ``image``, or "" for nothing.
+    masked picture), ``image``, or "" for nothing. ``warnings`` says which ends of prompts were cut off.
     """
 
     def __init__(self, job: Job, model: Model, resources: Resources, clock: Clock, repairs: list[Repair]) -> None:
@@ -93,6 +96,7 @@ class ModelStages:
         kind = model.family.guidance_of(model.variant)
         self._guidance = guidance.make_guidance(kind, request.guidance_scale, request.image_cfg, request.guidance)
         self._negative_too = guidance.READS_NEGATIVE[kind]
+        self.warnings: list[str] = []
 
     def conditions(self, pixels: int) -> ConditionsByStep:
         """Encode the prompts of all steps.
@@ -109,6 +113,10 @@ class ModelStages:
                 self.family, role, component, self._run_settings, self._request, self._job.words or {}
             )
             outputs = TextOutputs(call, texts, self._resources.embedding_cache)
+            self.warnings += [
+                f"{field}: {role} takes no more tokens; cut off: {cut[:MOST_CUT_SHOWN]!r}"
+                for (field, _), cut in outputs.cut.items()
+            ]
             if outputs.missing:
                 task = Task("encode", pixels, sum(one.forward_passes for one in outputs.missing.values()))
                 compute = partial(call.encode, list(outputs.missing.values()), self._device)

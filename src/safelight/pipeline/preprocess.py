@@ -9,13 +9,17 @@ import numpy as np
 from PIL import Image as PILImage
 
 from safelight.extensions import Extensible, extensions, function
-from safelight.request.adapters import PREPROCESSOR_GROUP, Control
+from safelight.request.adapters import PREPROCESSOR_GROUP, Control, require_preprocessor
 
 
 def preprocess(picture: PILImage.Image, control: Control) -> PILImage.Image:
-    """Preprocess a picture as ``control`` says. Returns an RGB image of the same size."""
+    """Preprocess a picture as ``control`` says. Returns an RGB image of the same size.
+
+    Raises MissingExtraError if it needs OpenCV, and OpenCV is not installed.
+    """
     if control.preprocessor == "none":
         return picture.convert("RGB")
+    require_preprocessor(control.preprocessor)
     pixels = np.array(picture.convert("RGB"))
     if control.preprocessor in _PREPROCESSORS.builtin:
         found = np.asarray(_PREPROCESSORS[control.preprocessor](pixels, control), np.uint8)

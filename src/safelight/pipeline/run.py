@@ -16,6 +16,7 @@ from safelight.catalog.model import Model
 from safelight.devices.choice import DEVICES
 from safelight.errors import NotFiniteError
 from safelight.extensions import Extensible
+from safelight.families.features import Feature
 from safelight.pipeline import numerics
 from safelight.pipeline.checks.added import CHECKS
 from safelight.pipeline.drawing import ImagePipeline
@@ -99,12 +100,12 @@ def _metadata(pipeline: ImagePipeline) -> dict[str, Any]:
 
 
 def _warnings(pipeline: ImagePipeline) -> tuple[str, ...]:
-    request = pipeline.request
+    request, weighs = pipeline.request, Feature.PROMPT_WEIGHTS in pipeline.model.family.features
     return (
         *(
             f"{field}: {note}"
             for field, text in (("prompt", request.prompt), ("negative prompt", request.negative))
-            for note in (unbalanced(text) if request.prompt_syntax == "a1111" else ())
+            for note in (unbalanced(text) if weighs and request.prompt_syntax == "a1111" else ())
         ),
         *pipeline.warnings,
         *(f"suspicious: {mark}; the image may still be correct" for mark in pipeline.marks),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar, cast
 
+from safelight import extras
 from safelight.errors import RequestError
 from safelight.extensions import Extensible, function
 from safelight.request import checks
@@ -112,6 +113,15 @@ def _described(given: Any) -> str:
 
 PREPROCESSORS: Extensible[str] = Extensible(_PREPROCESSORS, PREPROCESSOR_GROUP, _described)
 """The preprocessors for ControlNet pictures, by name, each with a description."""
+
+_WITHOUT_OPENCV = frozenset({"none", "invert"})
+
+
+def require_preprocessor(name: str) -> None:
+    """Raise MissingExtraError if a built-in preprocessor needs OpenCV, and it is not installed."""
+    if name in PREPROCESSORS.builtin and name not in _WITHOUT_OPENCV:
+        extras.require("preprocess", f"the preprocessor {name}")
+
 
 Resize = Literal["just_resize", "crop_resize", "fill_resize"]
 """InvokeAI's ways to fit a picture to the size of the output image: stretch it, crop it, or pad it with black."""

@@ -50,6 +50,7 @@ class Sampler:
     signal-to-noise ratio of zero need it (Lin et al. 2024).
     ``automatic``: the schedule that A1111's "Automatic" selects.
     ``flow``: the scheduler for rectified flows, None if there is none.
+    ``extra``: the extra of Safelight that it needs, "" if none.
     """
 
     scheduler: str
@@ -60,6 +61,7 @@ class Sampler:
     supports_zero_terminal_snr: bool = False
     automatic: Schedule = "default"
     flow: FlowScheduler | None = None
+    extra: str = ""
 
     def schedules_for(self, kind: NoiseKind) -> tuple[Schedule, ...]:
         """Return the schedules that apply to a kind of noise; () if the sampler is not for it."""
@@ -125,7 +127,7 @@ _BUILTIN: Mapping[str, Sampler] = {
         supports_zero_terminal_snr=True,
         automatic="exponential",
     ),
-    "dpmpp_sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE", automatic="karras"),
+    "dpmpp_sde": Sampler("DPMSolverSDEScheduler", "DPM++ SDE", automatic="karras", extra="samplers"),
     "dpmpp_3m_sde": Sampler(
         "DPMSolverMultistepScheduler",
         "DPM++ 3M SDE",
@@ -163,7 +165,7 @@ SAMPLERS: Extensible[Sampler] = Extensible(_BUILTIN, "safelight.samplers", insta
 """All samplers: the built-in ones, and those of installed packages."""
 
 
-def few_schedules() -> str:
+def describe_few_schedules() -> str:
     """Return which built-in samplers have only some schedules, as a sentence."""
     few: dict[tuple[Schedule, ...], list[str]] = {}
     for name, sampler in SAMPLERS.builtin.items():

@@ -21,7 +21,7 @@ from safelight.request.bounds import LEAST_TILE, MOST_COUNT, MOST_HIRES, MOST_SE
 from safelight.request.field import FieldDeclaration, fields_of
 from safelight.request.rules import check_together, read_outpaint
 from safelight.request.run_settings import Precision
-from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule, few_schedules
+from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule, describe_few_schedules
 from safelight.request.values import UPSCALERS, PromptSyntax, Seamless
 
 VERSION = 3
@@ -140,7 +140,7 @@ class Request:
     schedule: Annotated[
         Schedule,
         FieldDeclaration(
-            help=f"How the noise levels are spread over the steps. {few_schedules()}",
+            help=f"How the noise levels are spread over the steps. {describe_few_schedules()}",
             group=SAMPLING,
             a1111="scheduler",
             openai="schedule",

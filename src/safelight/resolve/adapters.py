@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -14,7 +13,7 @@ from safelight.families.registry import family
 from safelight.request.adapters import Lora
 from safelight.weights.adapter_file import INVERSION, VAE
 from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
-from safelight.weights.adapter_mapping import AdapterConfig, AdapterMatch, Module, Shape, match_adapter, modules_by_name
+from safelight.weights.adapter_mapping import AdapterConfig, AdapterMatch, Names, Shape, match_adapter, modules_by_name
 
 _HOW_TO_REQUEST = {VAE: "vae", CONTROLNET: "controls (--control)", INVERSION: "a word in the prompt"}
 
@@ -106,7 +105,7 @@ def match_cached(
 
 
 @lru_cache(maxsize=16)
-def _modules_of_checkpoint(base: str, configs: tuple[tuple[str, Config], ...]) -> Mapping[str, Module]:
+def _modules_of_checkpoint(base: str, configs: tuple[tuple[str, Config], ...]) -> Names:
     model_family = family(base)
     return modules_by_name(
         (model_family.component(role), config.rows()) for role, config in configs if role in model_family.roles

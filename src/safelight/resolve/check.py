@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from safelight import extras
 from safelight.catalog.model import Model
 from safelight.errors import RequestError
 from safelight.families.family import Variant
 from safelight.families.features import Feature, first_missing
+from safelight.request.adapters import require_preprocessor
 from safelight.request.bounds import MOST_PIXELS
 from safelight.request.field import fields_of
 from safelight.request.prompts import compel_syntax
 from safelight.request.prompts.editing import prompt_per_step_of
+from safelight.request.prompts.emphasis import find_written_syntax
 from safelight.request.prompts.tokens import NO_INVERSION_TOKENS, chunks
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.samplers import SAMPLERS
@@ -47,11 +50,11 @@ def find_size_warning(request: Request, model: Model) -> str:
 
 
 def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO_INVERSION_TOKENS) -> None:
-    """Raise RequestError if the model cannot do what the request asks for.
+    """Raise RequestError if the model cannot do what the request asks for, MissingExtraError if a package is missing.
 
     ``inversion_tokens``: token ids by word of a textual inversion.
     """
-    missing = first_missing(request, model.family.features)
+    missing = first_missing(request, model.family.features_of(model.variant))
     if missing is not None and missing[1] is Feature.TEXT_TO_IMAGE:
         problem = f"is missing: {model.name} ({model.base}) makes no images from text alone"
         raise RequestError("image", request.image, problem)
@@ -79,6 +82,7 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
         problem = f"enlarges {width}x{height} to {large}, which is over {MOST_PIXELS} pixels"
         raise RequestError("hires_scale", request.hires_scale, problem)
     _check_variant(request, model)
+    _check_extras(request)
     _check_guidance(request, model)
     if model.zero_terminal_snr and not SAMPLERS[request.sampler].supports_zero_terminal_snr:
         able = ", ".join(name for name, sampler in SAMPLERS.usable() if sampler.supports_zero_terminal_snr)
@@ -86,9 +90,19 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
         raise RequestError("sampler", request.sampler, problem)
     if Feature.PROMPT_WEIGHTS in model.family.features:
         check_texts(with_effective_strength(request, model), inversion_tokens)
+    else:
+        _refuse_syntax(request, model)
     layers = [c.config.encoder_layers for c in model.manifest.components if c.role in model.family.text_encoders]
     if request.clip_skip and request.clip_skip >= min(layers):
         raise RequestError("clip_skip", request.clip_skip, f"{model.name}'s text encoder has only {min(layers)} layers")
+
+
+def _check_extras(request: Request) -> None:
+    """Raise MissingExtraError if the sampler or a preprocessor needs an extra that is not installed."""
+    if extra := SAMPLERS[request.sampler].extra:
+        extras.require(extra, f"the sampler {request.sampler}")
+    for control in request.controls:
+        require_preprocessor(control.preprocessor)
 
 
 def check_refiner(request: Request, model: Model, refiner: Model) -> None:
@@ -113,12 +127,23 @@ def check_refiner(request: Request, model: Model, refiner: Model) -> None:
         word = request.embeddings[0].word
         problem = f"the word {word} stands for a textual inversion, which a refiner cannot use; remove one of them"
         raise refuse(problem)
-    missing = first_missing(request, refiner_family.features, _NOT_NEEDED_IN_REFINER)
+    missing = first_missing(request, refiner_family.features_of(refiner.variant), _NOT_NEEDED_IN_REFINER)
     if missing is not None:
         raise refuse(f"does not have {missing[1]} ({missing[0]})")
     layers = [refiner.manifest.component(role).config.encoder_layers for role in refiner_family.text_encoders]
     if request.clip_skip and request.clip_skip >= min(layers):
         raise refuse(f"has a text encoder of only {min(layers)} layers: clip_skip is too large")
+
+
+def _refuse_syntax(request: Request, model: Model) -> None:
+    """Raise RequestError for weights and changes between steps in the prompts of a model that reads plain text."""
+    for field, text in (("prompt", request.prompt), ("negative", request.negative)):
+        found = find_written_syntax(text)
+        if found is not None:
+            problem = (
+                f"{found} has no meaning for {model.name} ({model.base}), which reads plain text: write it in words"
+            )
+            raise RequestError(field, f"{text[:20]}…", problem)
 
 
 def _check_variant(request: Request, model: Model) -> None:

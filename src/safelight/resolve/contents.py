@@ -80,7 +80,7 @@ def find_model(name: str, digest: str, library: Library) -> Model:
     """Find a model by its content; the one called ``name`` comes first. Raises IntegrityError if there is none."""
     named = (library.find_by_name(card.name) for card in library.cards() if card.digest == digest)
     # Evaluated lazily, because each look-up reads a record file.
-    for model in chain((library.find_by_name(name),), named, library.models_used_by_path(digest)):
+    for model in chain((library.find_by_name(name),), named, library.records.used_by_path(digest)):
         if model is not None and model.digest == digest:
             return model
     remedy = "It was changed or removed. Add the model with this content with `safelight models add`."

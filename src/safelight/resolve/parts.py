@@ -95,7 +95,7 @@ def _find_vae_by_digest(digest: str, catalog: Catalog, by_path: bool) -> Replace
         if one.kind == VAE
     )
     models = (
-        component_of_model(one, one.family.vae) for one in library.models_used_by_path() if one.base in families()
+        component_of_model(one, one.family.vae) for one in library.records.used_by_path() if one.base in families()
     )
     return next((part for part in (*alone, *models) if part.component.digest == digest), None)
 
@@ -151,7 +151,7 @@ def find_refiner(request: Request, library: Library, by_path: bool) -> Model | N
     try:
         found = library.find(name) if by_path else library.get(name)
     except InputError:
-        found = next(library.models_used_by_path(digest), None) if digest and by_path else None
+        found = next(library.records.used_by_path(digest), None) if digest and by_path else None
         if found is None:
             raise
     if digest and found.digest != digest:
@@ -171,7 +171,7 @@ def _find_encoder_model(request: Request, library: Library, by_path: bool) -> Mo
     try:
         return library.find(name) if by_path else library.get(name)
     except InputError:
-        for one in library.models_used_by_path() if request.text_encoder_digest and by_path else ():
+        for one in library.records.used_by_path() if request.text_encoder_digest and by_path else ():
             if hash_components(_encoders(one)) == request.text_encoder_digest:
                 return one
         raise

@@ -64,11 +64,10 @@ def resolve(
     if refiner is not None:
         named |= {"refiner": refiner.name, "refiner_digest": refiner.digest}
     resolved_fields |= named | {"controls": controls, "loras": tuple(one.lora for one in adapters)}
-    sides = {
-        side: resolved_fields.get(side) or getattr(request, side) or model.resolution for side in ("width", "height")
-    }
-    request = replace(request, model=model.name, prompt=prompt, negative=negative, **(resolved_fields | sides))
-    request = with_defaults(request, model)
+    for side in ("width", "height"):
+        resolved_fields[side] = resolved_fields.get(side) or getattr(request, side) or model.resolution
+    resolved_fields |= {"model": model.name, "prompt": prompt, "negative": negative}
+    request = with_defaults(replace(request, **resolved_fields), model)
     found = inversions.resolve_inversions(request, model, catalog.adapters, by_path)
     request = replace(request, embeddings=tuple(one.embedding for one in found))
     draws_only_a_part = request.image and request.mask_padding is not None

@@ -27,15 +27,17 @@ def difference(change: WeightChange, slots: Tensors, weight: torch.Tensor, scale
     """
     if WEIGHT_ADAPTER_KINDS.get(change.kind) is not None:
         return _by_package(change.kind, slots, weight)
-    added = _product(change, slots).reshape(weight.shape)
+    added = _rows(change, _product(change, slots)).reshape(weight.shape)
     added = added * _scale(change, slots, scale)
     # DoRA's magnitude is one number per output row (PEFT, new LyCORIS) or per input column (old LyCORIS).
     magnitude, per_output_row = slots.get("magnitude"), True
     if magnitude is None:
         magnitude = slots.get("dora_scale")
-        per_output_row = magnitude is not None and magnitude.shape[:1] == weight.shape[:1]
+        per_output_row = magnitude is not None and _rows(change, magnitude).shape[:1] == weight.shape[:1]
     if magnitude is None:
         return added
+    if per_output_row:
+        magnitude = _rows(change, magnitude)
     whole = weight + added
     return whole * (_shaped(magnitude, weight, per_output_row) / _norm(whole, per_output_row)) - weight
 
@@ -52,10 +54,18 @@ def add(
     if change.kind == "lora" and slots.keys() <= {"down", "up", "alpha"}:
         # This multiplies and adds in one pass over the weight.
         factor = strength * _scale(change, slots, scale)
-        up, down = slots["up"].flatten(1), slots["down"].flatten(1)
+        up, down = _rows(change, slots["up"]).flatten(1), slots["down"].flatten(1)
         total.view(up.shape[0], down.shape[1]).addmm_(up, down, alpha=factor)
     else:
         total.add_(difference(change, slots, weight, scale), alpha=strength)
+
+
+def _rows(change: WeightChange, values: torch.Tensor) -> torch.Tensor:
+    """Return the rows that are the target's, of a tensor with the rows of a fused projection."""
+    if change.rows is None:
+        return values
+    first, count = change.rows
+    return values[first : first + count]
 
 
 def reads_weight(change: WeightChange) -> bool:

@@ -61,12 +61,15 @@ class WeightChange:
     ``slots``: names of the adapter's tensors, by their role in the formula (``down``, ``up``, ``mid``, ``alpha``,
     ``dora_scale``, ``magnitude`` (PEFT's DoRA), ``hada_w1_a``, ``lokr_w1``, ``diff``, …).
     ``block``: block of LDM's UNet that contains the target (``IN04``, ``M00``, ``OUT11``), ``BASE`` elsewhere.
+    ``rows``: which rows of the difference are the target's, as (first, count). None: all. An adapter for a fused
+    projection changes several targets.
     """
 
     kind: str
     target: str
     slots: Mapping[str, str]
     block: str = "BASE"
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +143,34 @@ class Module:
     shapes: dict[str, Shape] = field(default_factory=dict[str, Shape])
 
 
-def modules_by_name(components: Iterable[tuple[Component, Iterable[TensorRow]]]) -> Mapping[str, Module]:
+@dataclass(frozen=True)
+class Target:
+    """A module under one of its names.
+
+    ``rows``: for the name of a fused projection, which rows are the module's, as (first, count).
+    ``of``: all rows of the fused projection.
+    """
+
+    module: Module
+    rows: tuple[int, int] | None = None
+    of: int = 0
+
+    def shape(self, leaf: str) -> Shape | None:
+        """Return the shape of a tensor under this name; None if the module has no such tensor."""
+        own = self.module.shapes.get(leaf)
+        return own if own is None or self.rows is None else (self.of, *own[1:])
+
+
+Names = Mapping[str, tuple[Target, ...]]
+"""Modules by every name that adapters use for them. The name of a fused projection stands for several modules."""
+
+
+def modules_by_name(components: Iterable[tuple[Component, Iterable[TensorRow]]]) -> Names:
     """Return the modules of these components under every name that adapters use for them.
 
     ``components``: each component with its table. Adapters do not change VAEs.
     """
-    found: dict[str, Module] = {}
+    found: dict[str, tuple[Target, ...]] = {}
     for component, rows in components:
         if component.purpose not in (Purpose.DENOISER, Purpose.TEXT_ENCODER):
             continue
@@ -157,7 +182,14 @@ def modules_by_name(components: Iterable[tuple[Component, Iterable[TensorRow]]])
             known = modules.setdefault(path, Module(component.role, path, block))
             known.shapes[leaf] = row.shape
             for name in _names(component, [path, *others]):
-                found.setdefault(name, known)
+                found.setdefault(name, (Target(known),))
+            for source in row.sources:
+                fused, _, name_of_leaf = source.name.rpartition(".")
+                first, total = source.part(row.shape[0])
+                if total != row.shape[0] and name_of_leaf == leaf == "weight":
+                    part = Target(known, (first, row.shape[0]), total)
+                    for name in _names(component, [fused]):
+                        found[name] = (*found.get(name, ()), part)
     return found
 
 
@@ -184,44 +216,50 @@ def _names(component: Component, paths: Iterable[str]) -> Iterable[str]:
                 yield form
 
 
-def match_adapter(shapes: Mapping[str, Shape], known: Mapping[str, Module]) -> AdapterMatch:
+def match_adapter(shapes: Mapping[str, Shape], known: Names) -> AdapterMatch:
     """Match an adapter's tensors with the modules of a checkpoint.
 
     ``shapes``: the shapes of the adapter's tensors, by name.
     ``known``: the checkpoint's modules, from :func:`modules_by_name`.
     """
     grouped: dict[tuple[str, str], dict[str, str]] = {}
-    modules: dict[tuple[str, str], Module] = {}
+    targets: dict[tuple[str, str], Target] = {}
     unknown: list[str] = []
     for name in shapes:
         parsed = split(name)
-        module = known.get(parsed[0]) if parsed is not None else None
-        if parsed is None or module is None:
+        found_targets = known.get(parsed[0], ()) if parsed is not None else ()
+        if parsed is None or not found_targets:
             unknown.append(name)
             continue
-        key = module.role, module.path
-        modules[key] = module
-        if parsed[1] in grouped.setdefault(key, {}):
-            unknown.append(name)
-            continue
-        grouped[key][parsed[1]] = name
+        for target in found_targets:
+            key = target.module.role, target.module.path
+            # A module and the fused projection that contains it cannot both be changed.
+            if parsed[1] in grouped.setdefault(key, {}) or targets.setdefault(key, target).rows != target.rows:
+                unknown.append(name)
+                continue
+            grouped[key][parsed[1]] = name
     changes: dict[str, list[WeightChange]] = {}
     mismatched: list[str] = []
     for key, slots in grouped.items():
-        module = modules[key]
+        place = targets[key]
+        module = place.module
         for leaf, kind, chosen in _formulas(slots):
-            target, shape = f"{module.path}.{leaf}", module.shapes.get(leaf)
+            target, shape = f"{module.path}.{leaf}", place.shape(leaf)
             if kind is None or shape is None:
                 unknown += chosen.values()
                 continue
             sizes = {slot: shapes[name] for slot, name in chosen.items()}
             found = _shape(kind, sizes, shape)
+            if place.rows is not None and math.prod(sizes.get("dora_scale", (place.of,))) != place.of:
+                # A magnitude per column is a norm over the rows of all parts.
+                found = None
             if found is None or not _same(found, shape):
                 mismatched.append(
                     f"{module.role}.{target}: {list(found) if found else 'nothing'} instead of {list(shape)}"
                 )
                 continue
-            changes.setdefault(module.role, []).append(WeightChange(kind, target, chosen, module.block))
+            changes.setdefault(module.role, []).append(WeightChange(kind, target, chosen, module.block, place.rows))
+    unknown = list(dict.fromkeys(unknown))
     return AdapterMatch({role: tuple(changes) for role, changes in changes.items()}, tuple(unknown), tuple(mismatched))
 
 

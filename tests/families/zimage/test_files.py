@@ -16,8 +16,9 @@ import safelight
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.identify import identify
 from safelight.cli.main import app
-from safelight.errors import IncompleteModelError, InputError, ModelNotFoundError, UnsupportedModelError
+from safelight.errors import IncompleteModelError, ModelNotFoundError, UnsupportedModelError
 from safelight.families.zimage.spec import ZIMAGE
+from safelight.request.adapters import Purpose
 
 SEED = 5
 TRANSFORMER = "diffusion_models/z_image_tiny.safetensors"
@@ -124,7 +125,7 @@ def test_a_part_is_chosen_and_changed(root: Path, files: Path, tmp_path: Path, r
     run(root, "models", "set", "z_image_tiny", "--vae", "ae_tiny")
     assert pixels(root, "z_image_tiny") == right
     with pytest.raises(ModelNotFoundError, match="no vae named 'nothing'"):
-        Catalog.under(root).library.set_choices("z_image_tiny", parts={"vae": "nothing"})
+        Catalog.under(root).library.set_choices("z_image_tiny", parts=[(Purpose.VAE, "nothing")])
 
 
 def test_a_part_that_does_not_fit_is_refused(root: Path, files: Path, tmp_path: Path, tiny: Path) -> None:
@@ -132,13 +133,13 @@ def test_a_part_that_does_not_fit_is_refused(root: Path, files: Path, tmp_path: 
     catalog.library.add(tiny / "a.safetensors", "sd")
     catalog.adapters.add(files / "text_encoders/qwen_3_tiny.safetensors")
     with pytest.raises(UnsupportedModelError, match="has latents of 16 channels, its VAE of 4"):
-        catalog.library.add(files / TRANSFORMER, variant="turbo", parts={"vae": "sd"})
-    with pytest.raises(UnsupportedModelError, match="is a text_encoder \\(qwen3\\), not the vae"):
-        catalog.library.add(files / TRANSFORMER, variant="turbo", parts={"vae": "qwen_3_tiny"})
+        catalog.library.add(files / TRANSFORMER, variant="turbo", parts=[(Purpose.VAE, "sd")])
+    with pytest.raises(UnsupportedModelError, match="is a text_encoder \\(qwen3\\), which has no vae for z-image"):
+        catalog.library.add(files / TRANSFORMER, variant="turbo", parts=[(Purpose.VAE, "qwen_3_tiny")])
     with pytest.raises(ModelNotFoundError):
-        catalog.library.add(files / TRANSFORMER, variant="turbo", parts={"vae": "nothing"})
-    with pytest.raises(InputError, match="which has no text_encoder_2"):
-        catalog.library.add(files / TRANSFORMER, variant="turbo", parts={"text_encoder_2": "sd"})
+        catalog.library.add(files / TRANSFORMER, variant="turbo", parts=[(Purpose.VAE, "nothing")])
+    with pytest.raises(UnsupportedModelError, match="is a sd1 model, which has no text encoder for z-image"):
+        catalog.library.add(files / TRANSFORMER, variant="turbo", parts=[(Purpose.TEXT_ENCODER, "sd")])
 
 
 def test_each_missing_tensor_and_each_wrong_shape_is_named(tmp_path: Path, files: Path) -> None:

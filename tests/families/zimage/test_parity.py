@@ -13,6 +13,7 @@ from PIL import Image
 from support import zimage
 
 import safelight
+from safelight.errors import RequestError
 from safelight.families.parts import qwen3_model
 from safelight.resolve.resolve import with_defaults
 from safelight.workers.local_engine import LocalEngine
@@ -170,3 +171,41 @@ def test_token_ids(prompt: str, thinking: bool) -> None:
     text = other.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
     assert qwen3_model.chat(prompt, thinking) == text
     assert qwen3_model.tokens_of(text, 512) == (other(text).input_ids, "")
+
+
+def test_a_long_prompt_is_cut_and_said(shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
+    prompt = "apple " * 600 + "and a pear"
+    image = next(shared_engine.generate(ask(folder, prompt=prompt)))
+    [warning] = [one for one in image.warnings if "cut off" in one]
+    assert warning.startswith("prompt: text_encoder takes no more tokens; cut off: ' apple apple")
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(11)
+    made = pipe(prompt, num_inference_steps=3, guidance_scale=0.0, generator=generator, width=64, height=48)
+    assert image.pixels == made.images[0].tobytes()
+    assert not next(shared_engine.generate(ask(folder))).warnings
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"prompt": "a (red:1.3) apple"}, r"prompt='a \(red:1.3\) apple…': \(red:1.3\) has no meaning for"),
+        ({"negative": "[cat:dog:0.5]"}, r"negative=.*: \[cat:dog:0.5\] has no meaning for"),
+        ({"prompt": "[cat|dog]"}, r"\[cat\|dog\] has no meaning for"),
+        ({"clip_skip": 1}, "asks for CLIP skip, which"),
+        ({"prompt_syntax": "compel"}, "asks for compel's syntax, which"),
+        ({"sampler": "ddim"}, "is not for z-image, which has: euler, heun, dpmpp_2m, unipc, lcm"),
+        ({"sampler": "heun", "schedule": "karras"}, "for z-image, the sampler heun has default"),
+        ({"width": 72}, "must be a multiple of 16 for z-image"),
+        ({"seamless": "x"}, "asks for seamless images, which"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_by_name(
+    changes: dict[str, Any], says: str, shared_engine: LocalEngine, folder: Path
+) -> None:
+    with pytest.raises(RequestError, match=says):
+        ours(shared_engine, folder, **changes)
+
+
+@pytest.mark.parametrize("prompt", ["a photo (16:9) of [two] cats", "(plain:1.0) text", "see [10:30] | left"])
+def test_brackets_of_sentences_are_text(prompt: str, shared_engine: LocalEngine, folder: Path) -> None:
+    assert not next(shared_engine.generate(ask(folder, prompt=prompt))).warnings

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from safelight.boundary import modules
+from safelight.families.family_model import PromptText, TextInput, TextInputs
 from safelight.families.parts.qwen3 import Qwen3Config
 
 TOKENIZER = Path(__file__).with_name("qwen3_tokenizer.json.gz")
@@ -19,6 +22,11 @@ TOKENIZER = Path(__file__).with_name("qwen3_tokenizer.json.gz")
 
 PAD = 151643
 """``<|endoftext|>``."""
+
+ENDING = "<|im_end|>\n<|im_start|>assistant\n"
+"""What follows a prompt in the chat template."""
+
+CAUSAL_MASK = "transformers.masking_utils:create_causal_mask"
 
 ROPE_THETA = 1e6
 NORM_EPSILON = 1e-6
@@ -37,7 +45,7 @@ def chat(prompt: str, thinking: bool) -> str:
     ``thinking``: the template's ``enable_thinking``. Without it, the answer begins with an empty thought.
     """
     answer = "" if thinking else "<think>\n\n</think>\n\n"
-    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{answer}"
+    return f"<|im_start|>user\n{prompt}{ENDING}{answer}"
 
 
 def tokens_of(text: str, most: int) -> tuple[list[int], str]:
@@ -46,6 +54,15 @@ def tokens_of(text: str, most: int) -> tuple[list[int], str]:
     if len(encoding.ids) <= most:
         return encoding.ids, ""
     return encoding.ids[:most], text[encoding.offsets[most][0] :]
+
+
+def text_inputs(texts: Sequence[PromptText], thinking: bool, most: int) -> TextInputs:
+    """Tokenize prompts in the chat template, at most ``most`` tokens of each."""
+    read = {pair: tokens_of(chat(pair.text, thinking), most) for pair in texts}
+    # The template's ending comes after the prompt, so it is cut off first.
+    end = len(chat("", thinking).partition("user\n")[2])
+    cut = {pair: left[:-end] for pair, (_, left) in read.items() if len(left) > end}
+    return TextInputs({pair: TextInput(ids, json.dumps(ids)) for pair, (ids, _) in read.items()}, cut=cut)
 
 
 def build(config: Qwen3Config) -> nn.Module:
@@ -80,7 +97,41 @@ def hidden_states(module: nn.Module, ids: list[int], length: int, device: torch.
 
     ``length``: the tokens are padded to this number, as diffusers' pipelines do; the padding is hidden by the mask.
     """
-    padded = torch.tensor([ids + [PAD] * (length - len(ids))], device=device)
-    mask = torch.tensor([[True] * len(ids) + [False] * (length - len(ids))], device=device)
+    padded, mask = _padded(ids, length, device)
     out = cast("Any", module)(input_ids=padded, attention_mask=mask, use_cache=False)
     return out.last_hidden_state[:, : len(ids)]
+
+
+def states_after(
+    module: nn.Module, ids: list[int], length: int, layers: Sequence[int], device: torch.device
+) -> list[torch.Tensor]:
+    """Return the hidden states (1, length, width) after some layers, padding included. Later layers are not computed.
+
+    ``length``: as in :func:`hidden_states`.
+    ``layers``: numbers of layers, from 1, in ascending order.
+    """
+    # This is the loop of transformers' forward method. That method has no hidden states of its own: it reads them with
+    # hooks, which stay in the module, and it always computes all layers.
+    model, (padded, mask) = cast("Any", module), _padded(ids, length, device)
+    states = model.embed_tokens(padded)
+    positions = torch.arange(length, device=device).unsqueeze(0)
+    causal = modules.library_class(CAUSAL_MASK)(
+        config=model.config,
+        inputs_embeds=states,
+        attention_mask=mask,
+        past_key_values=None,
+        position_ids=positions,
+    )
+    rotary = model.rotary_emb(states, positions)
+    found: list[torch.Tensor] = []
+    for number, layer in enumerate(model.layers[: layers[-1]], 1):
+        states = layer(states, attention_mask=causal, position_embeddings=rotary, position_ids=positions)
+        if number in layers:
+            found.append(states)
+    return found
+
+
+def _padded(ids: list[int], length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens (1, length) with padding, and the mask (1, length) that is False for the padding."""
+    padded = torch.tensor([ids + [PAD] * (length - len(ids))], device=device)
+    return padded, torch.tensor([[True] * len(ids) + [False] * (length - len(ids))], device=device)

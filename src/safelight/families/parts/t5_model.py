@@ -32,11 +32,15 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_str(gzip.decompress(TOKENIZER.read_bytes()).decode())
 
 
-def tokens_of(text: str, length: int) -> list[int]:
-    """Return ``length`` token ids of a text: its tokens, an end token, and padding. The tokens that are too many are
-    cut off."""
-    ids = tokenizer().encode(text, add_special_tokens=False).ids[: length - 1]
-    return [*ids, END, *[PAD] * (length - 1 - len(ids))]
+def tokens_of(text: str, length: int) -> tuple[list[int], str]:
+    """Return ``length`` token ids of a text, and the part of the text that they leave out.
+
+    The ids are those of its tokens, an end token, and padding.
+    """
+    encoding, most = tokenizer().encode(text, add_special_tokens=False), length - 1
+    ids = encoding.ids[:most]
+    cut = text[encoding.offsets[most][0] :] if len(encoding.ids) > most else ""
+    return [*ids, END, *[PAD] * (most - len(ids))], cut
 
 
 def build(config: T5Config) -> nn.Module:

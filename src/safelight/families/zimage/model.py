@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -78,8 +77,7 @@ class ZImage(FamilyModel):
         inversion_tokens: InversionTokens,
     ) -> TextInputs:
         del family, role, request, inversion_tokens
-        read = {pair: qwen3_model.tokens_of(qwen3_model.chat(pair.text, thinking=True), MOST_TOKENS) for pair in texts}
-        return TextInputs({pair: TextInput(ids, json.dumps(ids)) for pair, (ids, _) in read.items()})
+        return qwen3_model.text_inputs(texts, thinking=True, most=MOST_TOKENS)
 
     def encode_texts(
         self,

@@ -50,6 +50,21 @@ def spans(field: str, text: str) -> list[Span]:
     return _joined(_read(field, text)[0])
 
 
+_WRITTEN_WEIGHT = re.compile(r"\([^()]*[^\W\d_][^()]*:\s*(?P<number>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*\)")
+_WRITTEN_EDIT = re.compile(r"\[[^\[\]]*(?:\|[^\[\]]*|:[^\[\]]*:\s*[0-9]*\.?[0-9]+\s*)\]")
+
+
+def find_written_syntax(text: str) -> str | None:
+    """Return the first weight, such as ``(word:1.3)``, or change between steps, such as ``[cat:dog:0.5]`` or
+    ``[cat|dog]``, of a prompt; None if there is none.
+
+    Plain brackets do not count: people write them in sentences. Nor does a weight of 1, which changes nothing.
+    """
+    weight = next((found[0] for found in _WRITTEN_WEIGHT.finditer(text) if float(found["number"]) != 1), None)
+    edit = _WRITTEN_EDIT.search(text)
+    return weight or (None if edit is None else edit[0])
+
+
 def unbalanced(text: str) -> list[str]:
     """Return one sentence for each bracket of a prompt that has no match."""
     _, unclosed, unopened = _read("", text)

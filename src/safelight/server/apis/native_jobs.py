@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from starlette.responses import StreamingResponse
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse
 
 from safelight.assembly.services import Services
 from safelight.queue.descriptions import job_to_dict, progress_to_dict
@@ -19,8 +19,11 @@ from safelight.server import bridge, intake
 from safelight.server.apis.native_fields import CancelledModel, Generation, JobId, JobModel, Limit, Place, Queue
 from safelight.server.problems import documented, found
 
-ALIVE_SECONDS = 15.0
+ALIVE_SECONDS = 15
 """Seconds between two comments in a stream of events. They show clients that the connection is alive."""
+
+LINE_END = "\n"
+"""The end of a line in a stream of events."""
 
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "events"}
@@ -42,7 +45,7 @@ class JobRoutes:
         api.get("/jobs/{job_id}", tags=["jobs"], responses=documented(404))(self.one_job)
         api.post("/jobs/{job_id}/cancel", tags=["jobs"], responses=documented(404))(self.cancel)
         api.get("/queue", tags=["jobs"])(self.queue)
-        api.get("/events", tags=["jobs"], response_class=StreamingResponse, responses=STREAM)(self.events)
+        api.get("/events", tags=["jobs"], response_class=EventSourceResponse, responses=STREAM)(self.events)
 
     def generate(self, asked: Generation) -> JobModel:
         """Queue a request, and return the job at once.
@@ -83,19 +86,21 @@ class JobRoutes:
             waiting=[Place(job=_job(job), reason=reason) for job, reason in self._dispatcher.queue(limit)],
         )
 
-    async def events(self, job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None) -> StreamingResponse:
+    async def events(self, job: Annotated[str | None, Query(pattern="^[0-9a-f]{32}$")] = None) -> EventSourceResponse:
         """Send server-sent events: ``job``, ``progress``, ``image``, ``removed`` (an image), ``memory``, ``worker``.
 
         With ``job``, send the events of this job until it ends; otherwise send all events.
         """
-        return StreamingResponse(_stream(self._control, job), media_type="text/event-stream")
+        return EventSourceResponse(
+            _stream(self._control, job), ping=ALIVE_SECONDS, ping_message_factory=_still_here, sep=LINE_END
+        )
 
 
 def _job(job: QueuedJob) -> JobModel:
     return JobModel(**job_to_dict(job))
 
 
-async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[str]:
+async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[ServerSentEvent]:
     async with bridge.listening(control.events, job_id) as arrived:
         if job_id is not None:
             job = await bridge.run(control.database.job, job_id)
@@ -105,16 +110,16 @@ async def _stream(control: Services, job_id: str | None) -> AsyncGenerator[str]:
             if job.ended is not None:
                 return
         while True:
-            try:
-                event = await asyncio.wait_for(arrived.get(), ALIVE_SECONDS)
-            except TimeoutError:
-                yield ": still here\n\n"
-                continue
+            event = await arrived.get()
             yield _encode(event)
             if job_id is not None and event.kind == "job" and event.data["ended"] is not None:
                 return
 
 
-def _encode(event: Event) -> str:
+def _encode(event: Event) -> ServerSentEvent:
     data: Mapping[str, Any] = {"job": event.job, **event.data}
-    return f"event: {event.kind}\ndata: {json.dumps(data, ensure_ascii=False, default=str)}\n\n"
+    return ServerSentEvent(json.dumps(data, ensure_ascii=False, default=str), event=event.kind, sep=LINE_END)
+
+
+def _still_here() -> ServerSentEvent:
+    return ServerSentEvent(comment="still here", sep=LINE_END)

@@ -1,0 +1,192 @@
+"""FLUX.2 klein, with 4 or 9 billion weights, distilled and base (Black Forest Labs 2026)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from safelight.families.family import (
+    AdapterSigns,
+    Component,
+    Config,
+    Defaults,
+    Family,
+    Noise,
+    Training,
+    Variant,
+)
+from safelight.families.features import Feature
+from safelight.families.flux2 import transformer
+from safelight.families.flux2.transformer import Flux2Config
+from safelight.families.parts import flux2_vae, qwen3
+from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, NORM_EPSILON, Flux2VAEConfig
+from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.tables import NotThisArchitecture
+from safelight.files.folder import Folder
+from safelight.request.adapters import Purpose
+
+DISTILLED, BASE = "distilled", "base"
+
+TEXT_LAYERS = (9, 18, 27)
+"""The transformer reads the text encoder's hidden states after these layers (of 36), side by side."""
+
+UNREAD_LAYERS = 1
+"""Layers at the end of the text encoder that are not in the table.
+
+The transformer reads no layer after the 27th, but Z-Image reads the last one but one. With the same table, the text
+encoder that both have is the same component with the same digest: it is stored and resident once. Layers that are in
+the table and after the 27th are not computed.
+"""
+
+ROPE_THETA, NORM_EPS = 2000, 1e-6
+
+_PIPELINES = frozenset({"Flux2KleinPipeline", "Flux2KleinInpaintPipeline"})
+
+
+def axes(head_size: int) -> tuple[int, int, int, int]:
+    """Return how many components of a head turn with each position: image number, row, column, place in the text."""
+    each = head_size // 4
+    return each, each, each, each
+
+
+def mu(tokens: int, steps: int) -> float:
+    """Return the logarithm of the shift of the noise levels, as diffusers' ``compute_empirical_mu``.
+
+    It is linear in the number of tokens for 10 steps and for 200 steps, and linear in the steps between them.
+    """
+    at_200 = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return at_200
+    at_10 = 8.73809524e-05 * tokens + 1.89833333
+    slope = (at_200 - at_10) / 190.0
+    return slope * steps + (at_200 - 200.0 * slope)
+
+
+def _recognise_folder(folder: Folder) -> str | None:
+    header = folder.components.get("transformer")
+    if header is None or folder.pipeline not in _PIPELINES:
+        return None
+    try:
+        transformer.infer({name: info.shape for name, info in header.tensors.items()})
+    except NotThisArchitecture:
+        return None
+    return "a transformer whose blocks share their modulation, without a guidance scale as an input"
+
+
+def _folder_training(folder: Folder) -> Training:
+    del folder
+    return _training(None)
+
+
+def _training(header: object) -> Training:
+    del header
+    return Training("flow", False, "a rectified flow, as all of FLUX.2")
+
+
+def _folder_variant(folder: Folder) -> str:
+    """Tell distilled from base by the pipeline's setting. Their tensors have the same names and shapes."""
+    return DISTILLED if folder.index.get("is_distilled") is True else BASE
+
+
+def _find_mismatch(configs: Mapping[str, Config]) -> str | None:
+    net, encoder, auto = configs["transformer"], configs["text_encoder"], configs["vae"]
+    assert isinstance(net, Flux2Config)
+    assert isinstance(encoder, Qwen3Config)
+    assert isinstance(auto, Flux2VAEConfig)
+    if encoder.layers < TEXT_LAYERS[-1]:
+        return f"its transformer reads the text encoder's layer {TEXT_LAYERS[-1]}, which has only {encoder.layers}"
+    if net.text_width != encoder.width * len(TEXT_LAYERS):
+        read = f"{len(TEXT_LAYERS)} layers of {encoder.width}"
+        return f"its transformer reads text {net.text_width} wide, its text encoder returns {read}"
+    if auto.channels != net.channels:
+        return f"its transformer has latents of {net.channels} channels, its VAE of {auto.channels}"
+    return None
+
+
+def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, object]]:
+    net = configs["transformer"]
+    assert isinstance(net, Flux2Config)
+    yield "transformer", "axes_dims_rope", list(axes(net.head_size))
+    yield "transformer", "rope_theta", ROPE_THETA
+    yield "transformer", "eps", NORM_EPS
+    yield "transformer", "patch_size", 1
+    yield "text_encoder", "rms_norm_eps", 1e-6
+    yield "text_encoder", "hidden_act", "silu"
+    yield "vae", "batch_norm_eps", NORM_EPSILON
+    yield "vae", "patch_size", [flux2_vae.PATCH] * 2
+
+
+def _left_over(name: str) -> str | None:
+    role, _, rest = name.partition(".")
+    if role == "text_encoder":
+        return qwen3.unread_reason(rest)
+    return flux2_vae.unread_reason(rest) if role == "vae" else None
+
+
+def _keep(name: str) -> bool:
+    role, _, rest = name.partition(".")
+    return role == "text_encoder" and qwen3.counts_for_layer_number(rest)
+
+
+FLUX2_KLEIN = Family(
+    name="flux2-klein",
+    components=(
+        Component(
+            "text_encoder",
+            Purpose.TEXT_ENCODER,
+            ("text_encoder.",),
+            partial(qwen3.infer, unread=UNREAD_LAYERS),
+            Qwen3Config(151936, 2560, 9728, 36 - UNREAD_LAYERS, 32, 8, 128),
+        ),
+        Component(
+            "transformer",
+            Purpose.DENOISER,
+            ("transformer.",),
+            transformer.infer,
+            Flux2Config(128, 3072, 5, 20, 128, 7680),
+            lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
+            lora_paths=("diffusion_model.", "transformer."),
+            block_of=transformer.block_of,
+        ),
+        Component("vae", Purpose.VAE, ("vae.",), flux2_vae.infer, FLUX2_VAE),
+    ),
+    architectures=(Qwen3Config, Flux2Config, Flux2VAEConfig),
+    latents=FLUX2_LATENTS,
+    noise=Noise("flow", {"shift": 3.0}, mu),
+    resolution=1024,
+    guidance="classifier_free",
+    features=frozenset(
+        {
+            Feature.TEXT_TO_IMAGE,
+            Feature.IMAGE_TO_IMAGE,
+            Feature.INPAINTING,
+            Feature.NEGATIVE_PROMPT,
+            Feature.GUIDANCE,
+            Feature.HIRES,
+            Feature.TILED_VAE,
+        }
+    ),
+    model_module="safelight.families.flux2.model",
+    rules=(),
+    detect_training=_training,
+    detect_variant=lambda _: None,
+    variants={
+        DISTILLED: Variant(guidance="none", defaults=Defaults(4, 1.0)),
+        BASE: Variant(defaults=Defaults(50, 4.0)),
+    },
+    recognise_folder=_recognise_folder,
+    detect_folder_training=_folder_training,
+    detect_folder_variant=_folder_variant,
+    find_mismatch=_find_mismatch,
+    folder_settings=_folder_settings,
+    left_over=_left_over,
+    keep=_keep,
+    # Each prompt has a call of its own in diffusers' pipeline. Rows that are computed together have other last bits.
+    rows_together=False,
+    latent_space="flux2",
+    adapter_signs=AdapterSigns(names=re.compile(r"to_qkv_mlp_proj|(double|single)_stream_modulation")),
+    pipeline_class="Flux2KleinPipeline",
+)
+
+FAMILIES = (FLUX2_KLEIN,)

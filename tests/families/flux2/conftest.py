@@ -1,0 +1,7 @@
+"""FLUX.2 needs newer libraries than the oldest that Safelight supports."""
+
+from importlib.util import find_spec
+
+NEEDED = ("diffusers.models.transformers.transformer_flux2", "transformers.models.qwen3")
+
+collect_ignore_glob = [] if all(find_spec(name) for name in NEEDED) else ["*"]
