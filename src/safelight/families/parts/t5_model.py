@@ -45,6 +45,7 @@ def tokens_of(text: str, length: int) -> tuple[list[int], str]:
 
 def build(config: T5Config) -> nn.Module:
     """Build the module on the current default device. Its two names of the token embeddings are one module."""
+    kind = modules.library_class("transformers.models.t5.modeling_t5:T5EncoderModel")
     settings = modules.library_class("transformers.models.t5.configuration_t5:T5Config")(
         vocab_size=config.vocabulary,
         d_model=config.width,
@@ -57,9 +58,10 @@ def build(config: T5Config) -> nn.Module:
         layer_norm_epsilon=NORM_EPSILON,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
-        attn_implementation="sdpa",
+        # Older versions of transformers have only "eager" for T5.
+        attn_implementation="sdpa" if getattr(kind, "_supports_sdpa", False) else "eager",
     )
-    module = modules.library_class("transformers.models.t5.modeling_t5:T5EncoderModel")(settings)
+    module = kind(settings)
     module.set_input_embeddings(module.shared)
     return module
 
