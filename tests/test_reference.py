@@ -33,6 +33,8 @@ INTERNAL = {
     "Unreadable": "files/pickle.py turns it into an UnsafeFileError or a CorruptFileError",
     "OverBudget": "memory/refusal.py turns it into an OutOfMemoryError",
     "NotThisArchitecture": "catalog/identify.py tries the next architecture",
+    "ChoiceSyntaxError": "request/prompts/variants.py makes it a RequestError",
+    "UnusableChoiceError": "request/prompts/variants.py makes it a RequestError",
 }
 """Exceptions that no user gets, each with the reason."""
 

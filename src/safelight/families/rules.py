@@ -58,7 +58,12 @@ _FULL = r"(lora_(unet|te|te1|te2)_|diffusion_model\.|text_encoders\.).*\.diff(_b
 
 NOT_SUPPORTED = (
     rule("checkpoint", "sd3", "joint blocks are Stable Diffusion 3's", r".*joint_blocks\.0\."),
-    rule("checkpoint", "flux2", "a modulation for all double blocks is FLUX.2's", r".*double_stream_modulation_img\."),
+    rule(
+        "checkpoint",
+        "flux2",
+        "a modulation for all double blocks is FLUX.2's",
+        r".*double_stream_modulation_img\.",
+    ),
     rule("checkpoint", "chroma", "a layer that distils guidance is Chroma's", r".*distilled_guidance_layer\."),
 )
 """Families that Safelight names and does not support yet."""

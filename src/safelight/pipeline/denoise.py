@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +157,8 @@ def denoise(work: DenoiseInputs) -> Denoised:
                     call = replace(
                         call, control=_add_outputs(call.control, _control_outputs(work, control, picture, call))
                     )
-            prediction = guidance.combine(_predict(work, call))
+            parts = list(map(partial(work.model.predict, work.denoiser), _calls_of(work, call)))
+            prediction = guidance.combine(torch.cat(parts) if len(parts) > 1 else parts[0])
             latents = work.sampler.step(prediction, timestep, latents, generator)
             if mask is not None and not work.takes_mask:
                 following = timesteps[index + 1] if index < len(timesteps) - 1 else None
@@ -192,12 +194,11 @@ class LatentMask:
         return (1 - self.mask) * image_latents + self.mask * latents
 
 
-def _predict(work: DenoiseInputs, call: Call) -> torch.Tensor:
-    """Return the predictions for all rows of a call."""
+def _calls_of(work: DenoiseInputs, call: Call) -> list[Call]:
+    """Return the calls of the denoiser in which the rows of a call are computed: one, or one for each row."""
     if work.family.rows_together or len(call.latents) == 1:
-        return work.model.predict(work.denoiser, call)
-    alone = [_row_of(call, slice(at, at + 1)) for at in range(len(call.latents))]
-    return torch.cat([work.model.predict(work.denoiser, one) for one in alone])
+        return [call]
+    return [_row_of(call, slice(at, at + 1)) for at in range(len(call.latents))]
 
 
 def _row_of(call: Call, row: slice) -> Call:

@@ -185,9 +185,9 @@ def modules_by_name(components: Iterable[tuple[Component, Iterable[TensorRow]]])
                 found.setdefault(name, (Target(known),))
             for source in row.sources:
                 fused, _, name_of_leaf = source.name.rpartition(".")
-                if source.chunk is not None and name_of_leaf == leaf == "weight":
-                    (index, count), own = source.chunk, row.shape[0]
-                    part = Target(known, (index * own, own), count * own)
+                first, total = source.part(row.shape[0])
+                if total != row.shape[0] and name_of_leaf == leaf == "weight":
+                    part = Target(known, (first, row.shape[0]), total)
                     for name in _names(component, [fused]):
                         found[name] = (*found.get(name, ()), part)
     return found

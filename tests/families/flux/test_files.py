@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
@@ -203,6 +205,8 @@ def lora(path: Path, name: str, rows: int, columns: int, down: str, up: str) -> 
         ("transformer.single_transformer_blocks.0.proj_mlp", 256, 64, ".lora_A.weight", ".lora_B.weight"),
         ("lora_unet_double_blocks_0_img_mlp_0", 256, 64, ".lora_down.weight", ".lora_up.weight"),
         ("diffusion_model.double_blocks.0.txt_attn.proj", 64, 64, ".lora_A.weight", ".lora_B.weight"),
+        ("lora_unet_double_blocks_0_img_attn_qkv", 192, 64, ".lora_down.weight", ".lora_up.weight"),
+        ("lora_unet_single_blocks_0_linear1", 448, 64, ".lora_down.weight", ".lora_up.weight"),
     ],
 )
 def test_an_adapter_changes_the_picture(
@@ -215,15 +219,23 @@ def test_an_adapter_changes_the_picture(
     assert next(safelight.open_engine(root).generate(request)).pixels_sha256 != right["dev"]
 
 
-@pytest.mark.parametrize(
-    ("name", "rows"), [("lora_unet_single_blocks_0_linear1", 448), ("lora_unet_double_blocks_0_img_attn_qkv", 192)]
-)
-def test_an_adapter_of_a_fused_projection_is_refused_by_name(name: str, rows: int, root: Path, tmp_path: Path) -> None:
-    path = flux.write_single(tmp_path / "all.safetensors", SEED)
-    down, up = ".lora_down.weight", ".lora_up.weight"
-    fits = lora(tmp_path / "fits.safetensors", "lora_unet_double_blocks_0_img_mlp_0", 256, 64, down, up)
-    own = lora(tmp_path / "own.safetensors", name, rows, 64, down, up)
-    save_file({**load_file(fits), **load_file(own)}, own)
-    request = safelight.Request("a red apple", str(path), seed=3, steps=2, width=64, height=48, loras=(Lora(str(own)),))
-    with pytest.raises(safelight.InputError, match=name):
-        next(safelight.open_engine(root).generate(request))
+@pytest.mark.parametrize("name", ["double_blocks.0.img_attn.qkv", "single_blocks.1.linear1"])
+def test_an_adapter_of_a_fused_projection_draws_what_the_changed_file_draws(
+    name: str, root: Path, tmp_path: Path
+) -> None:
+    tensors = flux.single_tensors(SEED)
+    weight = tensors[f"model.diffusion_model.{name}.weight"]
+    own = lora(
+        tmp_path / "own.safetensors", f"diffusion_model.{name}", *weight.shape, ".lora_A.weight", ".lora_B.weight"
+    )
+    down, up = (load_file(own)[f"diffusion_model.{name}.lora_{letter}.weight"] for letter in "AB")
+    plain, merged = tmp_path / "plain.safetensors", tmp_path / "merged.safetensors"
+    save_file(tensors, plain)
+    save_file({**tensors, f"model.diffusion_model.{name}.weight": weight + up @ down}, merged)
+    request = safelight.Request(
+        "a red apple", str(plain), seed=3, steps=2, width=64, height=48, loras=(Lora(str(own)),)
+    )
+    engine = safelight.open_engine(root)
+    found = [next(engine.generate(one)) for one in (request, replace(request, model=str(merged), loras=()))]
+    one, other = (np.frombuffer(image.pixels, np.uint8).astype(int) for image in found)
+    assert np.abs(one - other).max() <= 1

@@ -234,9 +234,15 @@ def test_in_fp16_t5_computes_in_fp32(tmp_path: Path, folders: dict[str, Path]) -
 @pytest.mark.parametrize("prompt", ["", "a red apple", "  été\n</s> <pad> 你好 🍎 1234  ", "two  words", "word " * 600])
 def test_token_ids(prompt: str, length: int) -> None:
     padded = {"padding": "max_length", "truncation": True}
-    assert t5_model.tokens_of(prompt, length) == flux.t5_tokenizer()(prompt, max_length=length, **padded).input_ids
+    assert t5_model.tokens_of(prompt, length)[0] == flux.t5_tokenizer()(prompt, max_length=length, **padded).input_ids
     clip = flux.clip_tokenizer("<|endoftext|>")
     assert clip_tokens(prompt) == clip(prompt, max_length=77, **padded).input_ids
+
+
+def test_the_end_that_t5_does_not_take_is_told() -> None:
+    ids, cut = t5_model.tokens_of("word " * 300 + "end", 256)
+    assert len(ids) == 256
+    assert cut.split() == ["word"] * 45 + ["end"]
 
 
 @pytest.mark.parametrize(

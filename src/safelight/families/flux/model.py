@@ -82,11 +82,15 @@ class Flux(FamilyModel):
         del family, inversion_tokens
         # Of all variants, only schnell has no guidance scale.
         length = SCHNELL_T5_TOKENS if request.guidance is None else T5_TOKENS
+        # CLIP gives no more than the pooled output, so what it leaves out is not worth a warning.
         read = {
-            pair: clip_tokens(pair.text) if role == "text_encoder" else t5_model.tokens_of(pair.text, length)
+            pair: (clip_tokens(pair.text), "") if role == "text_encoder" else t5_model.tokens_of(pair.text, length)
             for pair in texts
         }
-        return TextInputs({pair: TextInput(ids, json.dumps(ids)) for pair, ids in read.items()})
+        return TextInputs(
+            {pair: TextInput(ids, json.dumps(ids)) for pair, (ids, _) in read.items()},
+            cut={pair: cut for pair, (_, cut) in read.items() if cut},
+        )
 
     def encode_texts(
         self,

@@ -32,15 +32,20 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_str(gzip.decompress(TOKENIZER.read_bytes()).decode())
 
 
-def tokens_of(text: str, length: int) -> list[int]:
-    """Return ``length`` token ids of a text: its tokens, an end token, and padding. The tokens that are too many are
-    cut off."""
-    ids = tokenizer().encode(text, add_special_tokens=False).ids[: length - 1]
-    return [*ids, END, *[PAD] * (length - 1 - len(ids))]
+def tokens_of(text: str, length: int) -> tuple[list[int], str]:
+    """Return ``length`` token ids of a text, and the part of the text that they leave out.
+
+    The ids are those of its tokens, an end token, and padding.
+    """
+    encoding, most = tokenizer().encode(text, add_special_tokens=False), length - 1
+    ids = encoding.ids[:most]
+    cut = text[encoding.offsets[most][0] :] if len(encoding.ids) > most else ""
+    return [*ids, END, *[PAD] * (most - len(ids))], cut
 
 
 def build(config: T5Config) -> nn.Module:
     """Build the module on the current default device. Its two names of the token embeddings are one module."""
+    kind = modules.library_class("transformers.models.t5.modeling_t5:T5EncoderModel")
     settings = modules.library_class("transformers.models.t5.configuration_t5:T5Config")(
         vocab_size=config.vocabulary,
         d_model=config.width,
@@ -53,9 +58,10 @@ def build(config: T5Config) -> nn.Module:
         layer_norm_epsilon=NORM_EPSILON,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
-        attn_implementation="sdpa",
+        # Older versions of transformers have only "eager" for T5.
+        attn_implementation="sdpa" if getattr(kind, "_supports_sdpa", False) else "eager",
     )
-    module = modules.library_class("transformers.models.t5.modeling_t5:T5EncoderModel")(settings)
+    module = kind(settings)
     module.set_input_embeddings(module.shared)
     return module
 
