@@ -19,7 +19,7 @@ from dynamicprompts.generators import CombinatorialPromptGenerator, RandomPrompt
 from dynamicprompts.wildcards.item import WildcardItem
 from dynamicprompts.wildcards.values import WildcardValues
 from dynamicprompts.wildcards.wildcard_manager import WildcardManager
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from support.scale import times
 
@@ -207,6 +207,8 @@ FAULTY = series(PARTS | st.sampled_from(FAULTS), 6)
 
 def compared(text: str, folder: Path, seed: int | None) -> None:
     """Compare both texts. Where both fail, the reason does not matter."""
+    # The old stand-ins took the /* in __cars/*__ for a comment if other underscores before it were paired wrongly.
+    assume("\ue009\ue00a__" not in shielded(text))
     try:
         found = ours(text, folder, seed)
     except RequestError as error:
@@ -252,5 +254,6 @@ def test_a_seed_gives_the_text_of_dynamicprompts(folder: Path, text: str, seed: 
 @MANY
 @given(VALID | FAULTY)
 def test_combinations_are_those_of_dynamicprompts(folder: Path, text: str) -> None:
+    assume(text.count("$$") < 3)  # Nested, they can take minutes in both.
     # Behind other text, choices of one's own method have an end in dynamicprompts too.
     compared(f"x {text}", folder, None)
