@@ -4,6 +4,7 @@ moment that a test needs."""
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -15,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.jobs import made_up
 
-from safelight.assembly.programs import WORKER, ZYGOTE
+from safelight.assembly.programs import ZYGOTE
 from safelight.errors import QueueFullError, StorageError, WorkerDiedError
 from safelight.queue.database import Database
 from safelight.queue.events import Event, Events
@@ -189,7 +190,9 @@ def test_when_the_server_stops_a_job_is_put_back_unless_it_was_cancelled(
 
 
 def test_a_job_is_cancelled_while_its_worker_still_starts(tmp_path: Path) -> None:
-    supervisor = Supervisor(WORKER, load_settings(tmp_path), spare=False)
+    # It says nothing for a minute, so it cannot be faster than the cancel.
+    slow = (sys.executable, "-c", "import time; time.sleep(60)")
+    supervisor = Supervisor(slow, load_settings(tmp_path), spare=False)
     queue = Queue(tmp_path, supervisor)
     job = queue.accept()
     queue.dispatcher.start()

@@ -156,7 +156,7 @@ def _single(header: Header) -> Identity:
     return replace(
         common,
         base=base,
-        variant=None if family.asks_variant else _variant(built),
+        variant=_single_variant(built),
         prediction_type=training.prediction_type,
         zero_terminal_snr=training.zero_terminal_snr,
         dtype=_dtype_of(built),
@@ -239,6 +239,14 @@ def _refuse_other_settings(built: CheckpointLayout) -> None:
         if said is not None and not same:
             problem = f"{role}/config.json says {name} = {said}; {built.family.name} has {value}"
             raise UnsupportedModelError(built.path, problem)
+
+
+def _single_variant(built: CheckpointLayout) -> str | None:
+    """Return the variant of a single file; None if the user must say it."""
+    configs = {component.role: component.config for component in built.components}
+    if built.family.asks_variant(configs):
+        return None
+    return _variant(built)
 
 
 def _folder_variant(found: Folder, built: CheckpointLayout) -> str:

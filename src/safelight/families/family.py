@@ -259,7 +259,8 @@ class Family:
     ``detect_folder_variant``: the same from a folder's settings, where the configurations do not decide it.
     ``variants``: how the checkpoints of each variant are used. Checkpoints of other variants are refused.
     ``separate_parts``: whether a file may lack text encoders and VAE. Other files then give them.
-    ``asks_variant``: whether the user must say which variant a single file has, because nothing in it does.
+    ``asks_variant``: whether the user must say which variant a single file has, because nothing in it does, by its
+    configurations.
     ``find_mismatch``: says why components do not fit together, None if they do. With ``separate_parts``, some may be
     absent.
     ``left_over``: says why a checkpoint may have a tensor that no module needs; None if it may not.
@@ -298,7 +299,7 @@ class Family:
     detect_folder_variant: Callable[[Folder], str | None] | None = None
     detect_folder_training: Callable[[Folder], Training] | None = None
     separate_parts: bool = False
-    asks_variant: bool = False
+    asks_variant: Callable[[Mapping[str, Config]], bool] = lambda _: False
     find_mismatch: Callable[[Mapping[str, Config]], str | None] = lambda _: None
     folder_settings: Callable[[Mapping[str, Config]], Iterable[tuple[str, str, object]]] = lambda _: ()
     left_over: Callable[[str], str | None] = lambda _: None

@@ -49,15 +49,16 @@ def test_a_file_in_the_original_names_draws_what_the_folder_draws(
 ) -> None:
     path = flux.write_single(tmp_path / "all.safetensors", SEED, variant)
     found = identify(path)
-    assert (found.kind, found.base, found.variant) == ("checkpoint", "flux", variant)
-    assert pixels(root, str(path)) == right[variant]
+    # Krea and Kontext have the same tensors as dev.
+    assert (found.kind, found.base, found.variant) == ("checkpoint", "flux", None if variant == "dev" else variant)
+    assert pixels(root, Catalog.under(root).library.add(path, variant=variant).name) == right[variant]
 
 
 def test_components_have_one_digest_whatever_file_has_them(root: Path, tmp_path: Path) -> None:
     """Swapped halves and slices of fused tensors are hashed as the module has them."""
     catalog = Catalog.under(root)
     folder = catalog.library.add(flux.write_folder(tmp_path / "folder", SEED))
-    single = catalog.library.add(flux.write_single(tmp_path / "all.safetensors", SEED))
+    single = catalog.library.add(flux.write_single(tmp_path / "all.safetensors", SEED), variant="dev")
     assert single.digest == folder.digest
     swapped = [one.name for one in single.manifest.component("transformer").tensors if one.swap_halves]
     assert swapped == ["norm_out.linear.weight", "norm_out.linear.bias"]
@@ -94,10 +95,12 @@ def test_a_transformer_takes_the_other_components_from_files_of_their_own(
     assert "single blocks, alone" in found.rule
     catalog = Catalog.under(root)
     with pytest.raises(UnsupportedModelError, match=r"no text_encoder .* and no text_encoder_2 \(t5 4096x24\)"):
+        catalog.library.add(path, variant="dev")
+    with pytest.raises(UnsupportedModelError, match=r"which variant: use .* with --variant dev or --variant krea or"):
         catalog.library.add(path)
     for name in ("clip_l", "t5xxl", "ae"):
         catalog.adapters.add(tmp_path / f"{name}.safetensors")
-    model = catalog.library.add(path)
+    model = catalog.library.add(path, variant="dev")
     assert model.sources == {"text_encoder": "clip_l", "text_encoder_2": "t5xxl", "vae": "ae"}
     assert pixels(root, model.name) == right["dev"]
 
@@ -107,7 +110,7 @@ def test_every_prefix_is_identified(prefix: str, tmp_path: Path) -> None:
     tensors = flux.original_names(flux.modules(SEED)["transformer"])
     save_file({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "net.safetensors")
     found = identify(tmp_path / "net.safetensors")
-    assert (found.kind, found.base, found.variant) == ("checkpoint", "flux", "dev")
+    assert (found.kind, found.base, found.variant) == ("checkpoint", "flux", None)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,8 @@ def test_settings_come_back_from_shapes_in_both_names() -> None:
 def test_diffusers_draws_the_same_with_an_exported_folder(
     variant: str, root: Path, tmp_path: Path, right: dict[str, str]
 ) -> None:
-    model = Catalog.under(root).library.add(flux.write_single(tmp_path / "all.safetensors", SEED, variant))
+    path = flux.write_single(tmp_path / "all.safetensors", SEED, variant)
+    model = Catalog.under(root).library.add(path, variant=variant)
     export.to_diffusers(model, tmp_path / "exported")
     pipe: Any = diffusers.FluxPipeline.from_pretrained(tmp_path / "exported")
     pipe.set_progress_bar_config(disable=True)
@@ -212,7 +216,7 @@ def lora(path: Path, name: str, rows: int, columns: int, down: str, up: str) -> 
 def test_an_adapter_changes_the_picture(
     name: str, rows: int, columns: int, down: str, up: str, root: Path, tmp_path: Path, right: dict[str, str]
 ) -> None:
-    path = flux.write_single(tmp_path / "all.safetensors", SEED)
+    path = flux.write_folder(tmp_path / "folder", SEED)
     own = lora(tmp_path / "own.safetensors", name, rows, columns, down, up)
     request = safelight.Request("a red apple", str(path), seed=3, steps=2, width=64, height=48, loras=(Lora(str(own)),))
     assert identify(own).base == "flux"
@@ -232,10 +236,12 @@ def test_an_adapter_of_a_fused_projection_draws_what_the_changed_file_draws(
     plain, merged = tmp_path / "plain.safetensors", tmp_path / "merged.safetensors"
     save_file(tensors, plain)
     save_file({**tensors, f"model.diffusion_model.{name}.weight": weight + up @ down}, merged)
+    library = Catalog.under(root).library
+    plain_model, merged_model = (library.add(path, variant="dev").name for path in (plain, merged))
     request = safelight.Request(
-        "a red apple", str(plain), seed=3, steps=2, width=64, height=48, loras=(Lora(str(own)),)
+        "a red apple", plain_model, seed=3, steps=2, width=64, height=48, loras=(Lora(str(own)),)
     )
     engine = safelight.open_engine(root)
-    found = [next(engine.generate(one)) for one in (request, replace(request, model=str(merged), loras=()))]
+    found = [next(engine.generate(one)) for one in (request, replace(request, model=merged_model, loras=()))]
     one, other = (np.frombuffer(image.pixels, np.uint8).astype(int) for image in found)
     assert np.abs(one - other).max() <= 1

@@ -75,7 +75,11 @@ def _training(source: object) -> Training:
 
 
 def _variant(configs: Mapping[str, Config]) -> str | None:
-    """Tell dev from schnell by the guidance scale, which only dev reads. Krea has the same tensors as dev."""
+    """Tell dev from schnell by the guidance scale, which only dev reads.
+
+    Krea and Kontext have the same tensors as dev. A folder is taken for dev by its pipeline; for a single file, the
+    user says which it is.
+    """
     net = configs["transformer"]
     assert isinstance(net, FluxConfig)
     if net.inputs != net.channels * PATCH**2:
@@ -201,6 +205,7 @@ FLUX = Family(
         SingleFileComponent("text_encoder", "", "T5 text encoder", t5.infer, t5.PATTERN, t5.unread_reason),
     ),
     separate_parts=True,
+    asks_variant=lambda configs: _variant(configs) == DEV,
     detect_training=_training,
     detect_variant=_variant,
     variants={

@@ -167,7 +167,7 @@ ZIMAGE = Family(
         ),
     ),
     separate_parts=True,
-    asks_variant=True,
+    asks_variant=lambda _: True,
     detect_training=_training,
     detect_variant=lambda _: None,
     variants={
