@@ -9,24 +9,32 @@ import sys
 PROGRAM = """
 import json, sys
 from safelight.assembly.importing import import_engine
-from safelight.assembly.lean_imports import COMPILER, STATISTICS, _Postponed
+from safelight.assembly.lean_imports import COMPILER, INTEGRATION, OPTIMIZATION, STATISTICS, _Postponed
 import_engine()
 import torch
 with torch.device("meta"):
     torch.nn.Linear(2, 2)
-postponed = [name for name in (COMPILER, STATISTICS) if type(sys.modules[name]) is _Postponed]
-loaded = [name for name in ("torch._dynamo.eval_frame", "scipy.stats._stats_py", "sqlalchemy") if name in sys.modules]
+names = (COMPILER, STATISTICS, INTEGRATION, OPTIMIZATION)
+postponed = [name for name in names if type(sys.modules[name]) is _Postponed]
+inner = ("torch._dynamo.eval_frame", "scipy.stats._stats_py", "scipy.integrate._quadpack_py", "scipy.optimize._lsap")
+loaded = [name for name in (*inner, "sqlalchemy") if name in sys.modules]
+# transformers has imported this function by its name.
+from transformers.loss.loss_for_object_detection import linear_sum_assignment
+rows, columns = linear_sum_assignment([[4, 1], [2, 3]])
+from diffusers.schedulers.scheduling_lms_discrete import integrate
+area, _ = integrate.quad(lambda x: x, 0, 1)
 import scipy.stats
 median = scipy.stats.beta.ppf(0.5, 2, 2)
 compiled = torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1))
-print(json.dumps([postponed, loaded, float(median), float(compiled), type(sys.modules[COMPILER]).__name__]))
+print(json.dumps([postponed, loaded, float(median), float(compiled), type(sys.modules[COMPILER]).__name__, [int(n) for n in columns], area]))
 """
 
 
 def test_what_is_postponed_works_when_it_is_used() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    postponed, loaded, median, compiled, kind = json.loads(done.stdout.splitlines()[-1])
-    assert postponed == ["torch._dynamo", "scipy.stats"]
+    postponed, loaded, median, compiled, kind, columns, area = json.loads(done.stdout.splitlines()[-1])
+    assert postponed == ["torch._dynamo", "scipy.stats", "scipy.integrate", "scipy.optimize"]
     assert loaded == []
     assert (round(median, 6), compiled, kind) == (0.5, 2.0, "module")
+    assert (columns, area) == ([1, 0], 0.5)

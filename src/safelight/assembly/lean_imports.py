@@ -1,6 +1,6 @@
 """Imports diffusers and transformers without what Safelight does not use, which takes most of a start's time.
 
-Two modules are not loaded when the libraries import them, but when something is first looked up in them.
+A few modules are not loaded when the libraries import them, but when something is first looked up in them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -19,20 +20,28 @@ COMPILER = "torch._dynamo"
 STATISTICS = "scipy.stats"
 """Diffusers' schedulers need it for the beta schedule alone, which Safelight does not have."""
 
+INTEGRATION = "scipy.integrate"
+"""Diffusers' scheduler for the sampler ``lms`` computes its coefficients with it."""
+
+OPTIMIZATION = "scipy.optimize"
+"""Transformers imports a function of it for the training of object detection."""
+
 _MARKERS = frozenset({"allow_in_graph", "assume_constant_result", "disable"})
 """Decorators by which the libraries tell the compiler how to treat a function."""
 
 
 @contextmanager
 def lean_imports() -> Generator[None]:
-    """Within the context, imports do not load :data:`COMPILER` and :data:`STATISTICS`.
+    """Within the context, imports do not load the modules above.
 
     After the context, the first lookup in them does. Until then the compiler's decorators return their function as it
     is: nobody compiles it.
 
     Call it only in Safelight's own processes: a host process may compile diffusers' models.
     """
-    postponed = [module for module in map(_postpone, (COMPILER, STATISTICS)) if module is not None]
+    postponed = [
+        module for module in map(_postpone, (COMPILER, STATISTICS, INTEGRATION, OPTIMIZATION)) if module is not None
+    ]
     try:
         yield
     finally:
@@ -56,6 +65,8 @@ class _Postponed(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if self.__name__ == COMPILER and name in _MARKERS:
             return _unchanged
+        if self.__name__ == OPTIMIZATION and not self._may_load and not name.startswith("__"):
+            return partial(_call, OPTIMIZATION, name)
         if not self._may_load or (name.startswith("__") and name != "__path__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} yet")
         spec = self.__spec__
@@ -84,6 +95,11 @@ def _postpone(name: str) -> _Postponed | None:
         module.__path__ = spec.submodule_search_locations
     sys.modules[name] = module
     return module
+
+
+def _call(module: str, name: str, *arguments: object, **more: object) -> Any:
+    """Call a function of a postponed module that was imported by its name."""
+    return getattr(sys.modules[module], name)(*arguments, **more)
 
 
 def _unchanged(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Any:
