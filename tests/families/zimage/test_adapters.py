@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import zimage
+from support.scale import thinned
 
 import safelight
 from safelight.errors import RequestError, SafelightError
@@ -78,7 +79,7 @@ def right(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return pixels(path, root=place / "root")
 
 
-@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("naming", thinned(NAMINGS, 3))
 def test_each_naming(naming: str, folder: Path, tmp_path: Path, right: bytes) -> None:
     name_of = NAMINGS[naming]
     tensors = {

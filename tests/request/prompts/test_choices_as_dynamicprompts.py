@@ -227,7 +227,7 @@ def compared(text: str, folder: Path, seed: int | None) -> None:
     assert found == right, text
 
 
-MANY = settings(max_examples=times(120, 20_000), deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=times(60, 20_000), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize(
