@@ -159,6 +159,19 @@ ROWS = (
         "tests/families/zimage/test_files.py::test_the_original_names_are_those_that_diffusers_converts",
     ),
     Row(
+        "FLUX.1 dev and schnell: text, image, mask × denoising strengths; schedules; bf16; token ids; files; LoRAs",
+        "diffusers' `FluxPipeline`, `FluxImg2ImgPipeline`, `FluxInpaintPipeline`, its converter of names; a loop of the "
+        "test for the samplers that the pipeline does not take; transformers' T5 tokenizer",
+        "bit for bit; fused projections within one step of 255",
+        "tests/families/flux/test_parity.py tests/families/flux/test_files.py",
+    ),
+    Row(
+        "FLUX.2 klein, distilled and base: text, guidance, schedules, bf16",
+        "diffusers' `Flux2KleinPipeline`",
+        "bit for bit",
+        "tests/families/flux2/test_parity.py",
+    ),
+    Row(
         "Token ids",
         "transformers' CLIP tokenizer",
         "equal, for 300 random texts",
