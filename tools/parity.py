@@ -160,8 +160,8 @@ ROWS = (
     ),
     Row(
         "FLUX.1 dev and schnell: text, image, mask × denoising strengths; schedules; bf16; token ids; files; LoRAs",
-        "diffusers' `FluxPipeline`, `FluxImg2ImgPipeline`, `FluxInpaintPipeline`, its converter of names; a loop of the "
-        "test for the samplers that the pipeline does not take; transformers' T5 tokenizer",
+        "diffusers' `FluxPipeline`, `FluxImg2ImgPipeline`, `FluxInpaintPipeline`, its converter of names; a loop of "
+        "the test for the samplers that the pipeline does not take; transformers' T5 tokenizer",
         "bit for bit; fused projections within one step of 255",
         "tests/families/flux/test_parity.py tests/families/flux/test_files.py",
     ),
