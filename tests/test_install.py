@@ -128,6 +128,8 @@ def test_a_clone_with_make_and_uv_and_a_wheel_in_an_empty_environment(
 ) -> None:
     home = clone(tmp_path, env)
     env["PATH"] = f"{tool('uv', tools, env).parent}{os.pathsep}{env['PATH']}"
+    # Without it, pip is used where only pip's configuration names an index.
+    env["INSTALLER"] = "uv"
     assert "uv downloads" in run("make", "install", cwd=home, env=env)
     makes_an_image(home / ".venv/bin/safelight", tmp_path / "clone", env)
     run("make", "dist", cwd=home, env=env)

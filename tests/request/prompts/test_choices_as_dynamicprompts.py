@@ -140,6 +140,9 @@ def theirs(text: str, folder: Path, seed: int | None) -> list[str]:
     read = shielded(text)
     if not re.search(r"\{[^{}]*[}|]|\$\{|__[\w/*.-]+?__", read):
         return [restored(read)]
+    if "${" in read:
+        # So it was before dynamicprompts read the text, which takes ${-1::} for text.
+        raise OldError("a variable")
     manager = Manager(folder)
     manager.combines = seed is None
     generator = RandomPromptGenerator(manager, seed=seed) if seed is not None else CombinatorialPromptGenerator(manager)
