@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
-from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.attention_processor import (
     Attention,
     AttnProcessor,
@@ -21,6 +20,7 @@ from diffusers.models.attention_processor import (
 )
 from torch import nn
 
+from safelight.boundary import VERSION
 from safelight.errors import InputError
 
 KERNELS = ("torch-sdp", "flash", "xformers", "sage", "normal", "sliced")
@@ -43,6 +43,9 @@ def set_attention(module: nn.Module, name: str, slice_size: str = "auto") -> Non
             # A transformer's own processor: it computes more than attention (norms, rotary embeddings).
             cast("Any", child).set_processor(_with_backend(type(processor), name))
         elif isinstance(child, Attention):
+            if not isinstance(processor, _REPLACEABLE):
+                kind = type(processor).__name__
+                raise InputError(f"diffusers {VERSION} has no choice of attention in {kind}: upgrade diffusers")
             child.set_processor(_processor(name, slice_size, child.heads))
 
 
@@ -54,6 +57,9 @@ def _with_backend(kind: type[Any], name: str) -> Any:
     if name not in _BACKENDS:
         remedy = f"use one of {', '.join(_BACKENDS)}"
         raise InputError(f"attention_type {name} exists only for UNets, not for this model's transformer; {remedy}")
+    # Not above: diffusers before 0.35 lacks it, and has no such processors.
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
     processor = kind()
     processor._attention_backend = AttentionBackendName(_BACKENDS[name])
     return processor
@@ -125,6 +131,16 @@ class FunctionProcessor:
         if attn.residual_connection:
             out = out + residual
         return out / attn.rescale_output_factor
+
+
+_REPLACEABLE = (
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+    FunctionProcessor,
+)
+"""Processors that compute attention and nothing else, so that one stands for another."""
 
 
 def missing_kernel(name: str, at: torch.device) -> str | None:
