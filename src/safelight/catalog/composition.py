@@ -36,12 +36,10 @@ class Composition:
     """A complete model.
 
     ``sources``: for each component from another file, the name of the adapter or model that has it.
-    ``others``: for each of these, the names of further sources that fit, with other content.
     """
 
     manifest: Manifest
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
-    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 NamedParts = Sequence[tuple[Purpose, str]]
@@ -127,7 +125,7 @@ class PartFinder:
 def complete(
     layout: CheckpointLayout, own: Manifest, finder: PartFinder, wanted: Mapping[str, str], named: NamedParts
 ) -> Composition:
-    """Complete a model whose file lacks components.
+    """Complete a model with components of other files: those that its file lacks, and those that replace its own.
 
     ``own``: the manifest of the file.
     ``wanted``: digests of components that were taken before, by role.
@@ -139,9 +137,9 @@ def complete(
     taken: dict[str, Part] = {}
     for purpose, reference in named:
         taken |= finder.named(family, purpose, reference)
-    parts = {component.role: component for component in own.components if component.role not in taken}
+    elsewhere = taken.keys() | wanted.keys()
+    parts = {component.role: component for component in own.components if component.role not in elsewhere}
     _refuse_mismatch(layout, parts, taken)
-    others: dict[str, tuple[str, ...]] = {}
     missing: list[str] = []
     for component in family.components:
         role = component.role
@@ -151,7 +149,7 @@ def complete(
         if role in wanted and (found := finder.with_digest(component, wanted[role])) is not None:
             taken[role] = found
         elif fitting := finder.fitting(family, role, configs):
-            taken[role], others[role] = fitting[0], tuple(part.source for part in fitting[1:])
+            taken[role] = fitting[0]
         else:
             missing.append(f"{role} ({describe(component)})")
     if missing:
@@ -161,7 +159,7 @@ def complete(
         raise UnsupportedModelError(
             layout.path, f"has no {' and no '.join(missing)}, and none in the library fits; {todo}"
         )
-    return Composition(_joined(layout, own, parts, taken), {r: p.source for r, p in taken.items()}, others)
+    return Composition(_joined(layout, own, parts, taken), {r: p.source for r, p in taken.items()})
 
 
 def describe(component: Component) -> str:

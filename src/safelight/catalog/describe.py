@@ -90,9 +90,7 @@ def read_model(
     else:
         layout = found.layout
         manifest = _hash_layout(path, layout, _counter(found.nbytes, on_bytes), found.watched)
-    composition = Composition(manifest)
-    if layout.missing or choices.named:
-        composition = complete(layout, manifest, shelf.parts, choices.wanted, choices.named)
+    composition = _composed(shelf, layout, manifest, choices)
     return Model(
         name=names.canonical(name),
         path=path,
@@ -113,6 +111,13 @@ def read_model(
     )
 
 
+def _composed(shelf: Shelf, layout: CheckpointLayout, own: Manifest, choices: Choices) -> Composition:
+    """Return the complete model. ``own``: the manifest of its own file or folder."""
+    if layout.missing or choices.named or choices.wanted:
+        return complete(layout, own, shelf.parts, choices.wanted, choices.named)
+    return Composition(own)
+
+
 def read_again(shelf: Shelf, model: Model, on_bytes: OnBytes | None = None) -> Model:
     """Read and hash a model again, and return it as its files are now.
 
@@ -123,8 +128,10 @@ def read_again(shelf: Shelf, model: Model, on_bytes: OnBytes | None = None) -> M
         if model.format in CONVERTED:
             conversion, *sources = model.manifest.files
             if all(source.is_unchanged() for source in sources):
-                read = hash_components(layout_of(conversion.path).components, _counter(conversion.size, on_bytes))
-                return replace(model, manifest=replace(read, files=(*read.files, *sources)))
+                layout = layout_of(conversion.path)
+                read = hash_components(layout.components, _counter(conversion.size, on_bytes))
+                whole = _composed(shelf, layout, read, Choices.of(model)).manifest
+                return replace(model, manifest=replace(whole, files=(*read.files, *sources)))
         return read_model(shelf, model.path, model.name, model.origin, Choices.of(model), on_bytes)
     except FileError as error:
         remedy = MISSING_REMEDY if not model.path.exists() else "Put the right file back, or add the model again."

@@ -156,7 +156,7 @@ def _single(header: Header) -> Identity:
     return replace(
         common,
         base=base,
-        variant=_single_variant(built),
+        variant=_variant_or_none(built),
         prediction_type=training.prediction_type,
         zero_terminal_snr=training.zero_terminal_snr,
         dtype=_dtype_of(built),
@@ -189,7 +189,7 @@ def _folder(path: Path) -> Identity:
         path,
         "checkpoint",
         family.name,
-        _folder_variant(found, built),
+        _variant_or_none(built, found),
         training.prediction_type,
         training.zero_terminal_snr,
         _dtype_of(built),
@@ -241,18 +241,13 @@ def _refuse_other_settings(built: CheckpointLayout) -> None:
             raise UnsupportedModelError(built.path, problem)
 
 
-def _single_variant(built: CheckpointLayout) -> str | None:
-    """Return the variant of a single file; None if the user must say it."""
+def _variant_or_none(built: CheckpointLayout, found: Folder | None = None) -> str | None:
+    """Return the variant of a checkpoint; None if the user must say it. ``found``: for a folder."""
     configs = {component.role: component.config for component in built.components}
-    if built.family.asks_variant(configs):
-        return None
-    return _variant(built)
-
-
-def _folder_variant(found: Folder, built: CheckpointLayout) -> str:
+    if not built.family.asks_variant(configs):
+        return _variant(built)
     detect = built.family.detect_folder_variant
-    variant = None if detect is None else detect(found)
-    return variant or _variant(built)
+    return None if found is None or detect is None else detect(found)
 
 
 def _variant(built: CheckpointLayout) -> str:

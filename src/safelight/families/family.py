@@ -256,11 +256,11 @@ class Family:
     ``detect_training``: says what a single file was trained to predict. Raises UnsupportedModelError.
     ``detect_folder_training``: the same from a folder's scheduler settings; None for a family without folders.
     ``detect_variant``: names a checkpoint's variant from its configurations; None for an unknown one.
-    ``detect_folder_variant``: the same from a folder's settings, where the configurations do not decide it.
+    ``detect_folder_variant``: names the variant from a folder's settings; None if they do not decide it.
     ``variants``: how the checkpoints of each variant are used. Checkpoints of other variants are refused.
     ``separate_parts``: whether a file may lack text encoders and VAE. Other files then give them.
-    ``asks_variant``: whether the user must say which variant a single file has, because nothing in it does, by its
-    configurations.
+    ``asks_variant``: whether the configurations of a checkpoint do not decide its variant. The settings of a folder may
+    (``detect_folder_variant``); otherwise the user must say it.
     ``find_mismatch``: says why components do not fit together, None if they do. With ``separate_parts``, some may be
     absent.
     ``left_over``: says why a checkpoint may have a tensor that no module needs; None if it may not.

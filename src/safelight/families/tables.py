@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from safelight.files.header import Header
 
 _NUMBER = re.compile(r"[0-9]{1,4}")
 """Number of a layer or block. The names come from files, so ``isdigit`` is too weak (it accepts superscripts), and the
@@ -16,6 +18,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 class NotThisArchitecture(Exception):
     """The shapes do not describe this component. The message says which tensor is missing."""
+
+
+def is_architecture(infer: Callable[[Shapes], object], header: Header | None) -> bool:
+    """Return whether the settings of a component can be inferred from a header. ``header``: None if it is not there."""
+    if header is None:
+        return False
+    try:
+        infer({name: info.shape for name, info in header.tensors.items()})
+    except NotThisArchitecture:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

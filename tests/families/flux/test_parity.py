@@ -240,7 +240,7 @@ def test_token_ids(prompt: str, length: int) -> None:
     assert clip_tokens(prompt) == clip(prompt, max_length=77, **padded).input_ids
 
 
-def test_the_end_that_t5_does_not_take_is_told() -> None:
+def test_what_t5_cuts_off_is_said() -> None:
     ids, cut = t5_model.tokens_of("word " * 300 + "end", 256)
     assert len(ids) == 256
     assert cut.split() == ["word"] * 45 + ["end"]

@@ -163,3 +163,34 @@ def test_no_other_family_has_its_rules(tmp_path: Path, files: Path, tiny: Path) 
         header = identify(tiny / file)
         assert header.base != "z-image"
     assert {rule.base for rule in ZIMAGE.rules} == {"z-image"}
+
+
+def test_a_component_that_replaces_the_files_own_stays_when_the_model_is_verified(
+    root: Path, tmp_path: Path, files: Path
+) -> None:
+    other = zimage.write_files(tmp_path / "other", SEED + 1)
+    catalog = Catalog.under(root)
+    catalog.library.add(zimage.write_folder(tmp_path / "folder", SEED), "m")
+    vae = catalog.adapters.add(other / "vae/ae_tiny.safetensors", "other-vae")
+    changed = catalog.library.set_choices("m", parts=[(Purpose.VAE, "other-vae")])
+    assert changed.manifest.component("vae").digest == vae.component.digest
+    assert catalog.library.verify("m").digest == changed.digest
+    assert catalog.library.set_choices("m", variant="base").sources == {"vae": "other-vae"}
+
+
+def test_a_pickled_transformer_keeps_the_components_of_other_files(root: Path, tmp_path: Path, files: Path) -> None:
+    catalog = Catalog.under(root)
+    for part in ("text_encoders/qwen_3_tiny", "vae/ae_tiny"):
+        catalog.adapters.add(files / f"{part}.safetensors")
+    torch.save(load_file(files / TRANSFORMER), tmp_path / "net.ckpt")
+    model = catalog.library.add(tmp_path / "net.ckpt", variant="turbo")
+    assert catalog.library.verify("net").digest == model.digest
+
+
+def test_a_folder_with_another_shift_asks_for_its_variant(root: Path, tmp_path: Path) -> None:
+    path = zimage.write_folder(tmp_path / "folder", SEED)
+    (path / "scheduler/scheduler_config.json").write_text('{"shift": 4.5}')
+    library = Catalog.under(root).library
+    with pytest.raises(UnsupportedModelError, match="nothing in it says which variant"):
+        library.add(path)
+    assert library.add(path, variant="base").variant == "base"

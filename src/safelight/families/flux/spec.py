@@ -26,7 +26,7 @@ from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALIN
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import rule
-from safelight.families.tables import NotThisArchitecture, Shapes
+from safelight.families.tables import Shapes, is_architecture
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
@@ -36,6 +36,9 @@ CLIP_PREFIXES = ("text_encoders.clip_l.transformer.", "text_encoders.clip_l.", "
 T5_PREFIXES = ("text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.", "text_encoder_2.")
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "")
 """What the names of the transformer's tensors begin with."""
+
+_PIPELINES = frozenset({"FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"})
+"""The pipelines of dev and Krea. Kontext, which has the same tensors, has another."""
 
 _FEWEST_TOKENS, _LEAST_MU = 256, 0.5
 _MOST_TOKENS, _MOST_MU = 4096, 1.15
@@ -59,19 +62,13 @@ def _infer_clip(shapes: Shapes) -> CLIPConfig:
 
 
 def _recognise_folder(folder: Folder) -> str | None:
-    header = folder.components.get("transformer")
-    if header is None or "text_encoder_2" not in folder.components:
-        return None
-    try:
-        transformer.infer({name: info.shape for name, info in header.tensors.items()})
-    except NotThisArchitecture:
-        return None
-    return f"a transformer with {_WHAT}"
+    fits = "text_encoder_2" in folder.components and is_architecture(
+        transformer.infer, folder.components.get("transformer")
+    )
+    return f"a transformer with {_WHAT}" if fits else None
 
 
-def _training(source: object) -> Training:
-    del source
-    return Training("flow", False, "a rectified flow, as all of FLUX.1")
+_FLOW = Training("flow", False, "a rectified flow, as all of FLUX.1")
 
 
 def _variant(configs: Mapping[str, Config]) -> str | None:
@@ -206,7 +203,7 @@ FLUX = Family(
     ),
     separate_parts=True,
     asks_variant=lambda configs: _variant(configs) == DEV,
-    detect_training=_training,
+    detect_training=lambda _: _FLOW,
     detect_variant=_variant,
     variants={
         DEV: Variant(defaults=Defaults(28, 1.0, 3.5)),
@@ -214,7 +211,8 @@ FLUX = Family(
         SCHNELL: Variant(guidance="none", noise=Noise("flow", {"shift": 1.0}), defaults=Defaults(4, 1.0)),
     },
     recognise_folder=_recognise_folder,
-    detect_folder_training=_training,
+    detect_folder_training=lambda _: _FLOW,
+    detect_folder_variant=lambda folder: DEV if folder.pipeline in _PIPELINES else None,
     find_mismatch=_find_mismatch,
     folder_settings=_folder_settings,
     left_over=_left_over,

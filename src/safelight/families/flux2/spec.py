@@ -22,7 +22,7 @@ from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts import flux2_vae, qwen3
 from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, NORM_EPSILON, Flux2VAEConfig
 from safelight.families.parts.qwen3 import Qwen3Config
-from safelight.families.tables import NotThisArchitecture
+from safelight.families.tables import is_architecture
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
@@ -64,24 +64,11 @@ def mu(tokens: int, steps: int) -> float:
 
 
 def _recognise_folder(folder: Folder) -> str | None:
-    header = folder.components.get("transformer")
-    if header is None or folder.pipeline not in _PIPELINES:
-        return None
-    try:
-        transformer.infer({name: info.shape for name, info in header.tensors.items()})
-    except NotThisArchitecture:
-        return None
-    return "a transformer whose blocks share their modulation, without a guidance scale as an input"
+    fits = folder.pipeline in _PIPELINES and is_architecture(transformer.infer, folder.components.get("transformer"))
+    return "a transformer whose blocks share their modulation, without a guidance scale as an input" if fits else None
 
 
-def _folder_training(folder: Folder) -> Training:
-    del folder
-    return _training(None)
-
-
-def _training(header: object) -> Training:
-    del header
-    return Training("flow", False, "a rectified flow, as all of FLUX.2")
+_FLOW = Training("flow", False, "a rectified flow, as all of FLUX.2")
 
 
 def _folder_variant(folder: Folder) -> str:
@@ -169,14 +156,15 @@ FLUX2_KLEIN = Family(
     ),
     model_module="safelight.families.flux2.model",
     rules=(),
-    detect_training=_training,
+    detect_training=lambda _: _FLOW,
+    asks_variant=lambda _: True,
     detect_variant=lambda _: None,
     variants={
         DISTILLED: Variant(guidance="none", defaults=Defaults(4, 1.0)),
         BASE: Variant(defaults=Defaults(50, 4.0)),
     },
     recognise_folder=_recognise_folder,
-    detect_folder_training=_folder_training,
+    detect_folder_training=lambda _: _FLOW,
     detect_folder_variant=_folder_variant,
     find_mismatch=_find_mismatch,
     folder_settings=_folder_settings,

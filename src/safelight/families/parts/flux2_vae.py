@@ -31,7 +31,7 @@ _INNER = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_q
 
 @dataclass(frozen=True, slots=True)
 class Flux2VAEConfig(Config):
-    """Settings of FLUX.2's VAE. ``latent_channels``: of the VAE, a quarter of those that the denoiser sees."""
+    """Settings of FLUX.2's VAE. ``latent_channels``: of the VAE. The denoiser sees four times as many."""
 
     architecture: ClassVar[str] = "flux2-vae"
     in_channels: int

@@ -23,7 +23,7 @@ from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALIN
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import rule
-from safelight.families.tables import NotThisArchitecture
+from safelight.families.tables import is_architecture
 from safelight.families.zimage import transformer
 from safelight.families.zimage.transformer import ZImageConfig
 from safelight.files.folder import Folder
@@ -40,24 +40,11 @@ TEXT_PREFIXES = ("text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_4b.
 
 
 def _recognise_folder(folder: Folder) -> str | None:
-    header = folder.components.get("transformer")
-    if header is None:
-        return None
-    try:
-        transformer.infer({name: info.shape for name, info in header.tensors.items()})
-    except NotThisArchitecture:
-        return None
-    return "a transformer with refiners for the image and for the text"
+    fits = is_architecture(transformer.infer, folder.components.get("transformer"))
+    return "a transformer with refiners for the image and for the text" if fits else None
 
 
-def _folder_training(folder: Folder) -> Training:
-    del folder
-    return _training(None)
-
-
-def _training(header: object) -> Training:
-    del header
-    return Training("flow", False, "a rectified flow, as all of Z-Image")
+_FLOW = Training("flow", False, "a rectified flow, as all of Z-Image")
 
 
 def _folder_variant(folder: Folder) -> str | None:
@@ -168,14 +155,14 @@ ZIMAGE = Family(
     ),
     separate_parts=True,
     asks_variant=lambda _: True,
-    detect_training=_training,
+    detect_training=lambda _: _FLOW,
     detect_variant=lambda _: None,
     variants={
         TURBO: Variant(defaults=Defaults(8, 1.0)),
         BASE: Variant(noise=Noise("flow", {"shift": _BASE_SHIFT}), defaults=Defaults(50, 5.0)),
     },
     recognise_folder=_recognise_folder,
-    detect_folder_training=_folder_training,
+    detect_folder_training=lambda _: _FLOW,
     detect_folder_variant=_folder_variant,
     find_mismatch=_find_mismatch,
     folder_settings=_folder_settings,
