@@ -63,6 +63,25 @@ def test_fits_says_whole_in_part_or_not_at_all(run, monkeypatch: pytest.MonkeyPa
     assert (code, "WIDTHxHEIGHT" in err) == (2, True)
 
 
+def test_fits_answers_for_models_that_are_not_there_yet(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFELIGHT_MAX_CACHE_RAM_GB", "4")
+    _, out, _ = run("fits", "--family", "flux2-klein-4b", "--precision", "bf16", "--json")
+    answer = json.loads(out)
+    totals = {component["component"]: component["total"] / 2e9 for component in answer["components"]}
+    # The published counts are 4 billion for the transformer and for its text encoder.
+    assert 3.8 < totals["transformer"] < 4.0
+    assert 3.8 < totals["text_encoder"] < 4.1
+    assert "fits in part" in answer["summary"]
+    sizes = {"z-image", "flux", "flux2-klein-4b", "flux2-klein-9b", "sdxl"}
+    code, _, err = run("fits", "--family", "flux2-klein-5b")
+    assert code == 2
+    assert {size for size in sizes if size in err} == sizes
+    code, _, err = run("fits")
+    assert (code, "name a model, or a published size" in err) == (2, True)
+    code, _, err = run("fits", "starter-noto", "--family", "flux")
+    assert (code, "and not both" in err) == (2, True)
+
+
 def test_fits_names_the_setting_of_the_memory_that_is_too_small(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_MAX_CACHE_RAM_GB", "0.03")
     _, out, _ = run("fits", "starter-noto", "--json")

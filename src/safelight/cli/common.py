@@ -139,12 +139,20 @@ def byte_bar(label: str) -> Generator[Callable[[int, int], None]]:
 
 def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Print a table, as wide as the terminal. In a pipe it is as wide as its contents, so that no value is cut."""
+    grouped_table(columns, {"": rows})
+
+
+def grouped_table(columns: tuple[str, ...], groups: dict[str, list[tuple[str, ...]]]) -> None:
+    """Print a table like :func:`table`, with the name of each group of rows on a line above them."""
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         drawn.add_column(column, overflow="fold", no_wrap=column in ("name", "digest"))
-    for row in rows:
-        drawn.add_row(*map(printable, row))
+    for group, rows in groups.items():
+        if group:
+            drawn.add_row(printable(group), style="bold")
+        for row in rows:
+            drawn.add_row(*map(printable, row))
     Console(width=None if sys.stdout.isatty() else WIDE).print(drawn)

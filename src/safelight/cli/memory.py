@@ -59,7 +59,14 @@ def memory(
 
 def fits(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A model's name or path.", show_default=False)],
+    model: Annotated[str | None, typer.Argument(help="A model's name or path.", show_default=False)] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            help="A published size, such as flux2-klein-4b, in place of a model: answers before you fetch the files.",
+            show_default=False,
+        ),
+    ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the model's resolution by default.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto.")] = "auto",
     as_json: JsonOption = False,
@@ -69,17 +76,24 @@ def fits(
     would make it faster. Exit code 1 if it does not fit.
     """
     from safelight.assembly.importing import open_engine
+    from safelight.catalog.published import describe_published
     from safelight.request.schema import Request
 
     found = re.fullmatch(r"([0-9]+)x([0-9]+)", size) if size else None
     if size and found is None:
         raise InputError(f"--size {size!r}: must be WIDTHxHEIGHT in pixels, such as 512x512")
+    if (model is None) == (family is None):
+        raise InputError("fits: name a model, or a published size with --family, and not both")
     engine = open_engine(loaded(context, root).settings)
-    with byte_bar(f"reading {model}") as on_bytes:
-        resolved = engine.library.find(model, on_bytes)
+    if family is not None:
+        resolved = describe_published(family)
+    else:
+        assert model is not None
+        with byte_bar(f"reading {model}") as on_bytes:
+            resolved = engine.library.find(model, on_bytes)
     width, height = (int(found[1]), int(found[2])) if found else (None, None)
     answer = engine.fits(
-        Request("", model, width=width, height=height, precision=precision),  # pyright: ignore[reportArgumentType]
+        Request("", resolved.name, width=width, height=height, precision=precision),  # pyright: ignore[reportArgumentType]
         resolved,
     )
     if as_json:

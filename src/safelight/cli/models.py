@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from safelight.cli.common import Commands, JsonOption, RootOption, byte_bar, loaded, say_json, table
+from safelight.cli.common import Commands, JsonOption, RootOption, byte_bar, grouped_table, loaded, say_json
 
 if TYPE_CHECKING:
     from safelight.catalog.composition import NamedParts
@@ -192,7 +192,7 @@ def _result(model: Model, before: dict[str, str]) -> str:
 
 @app.command("list", epilog="Example: `safelight models list --json`")
 def list_models(context: typer.Context, as_json: JsonOption = False, root: RootOption = None) -> None:
-    """List all models: yours and the starters."""
+    """List all models, yours and the starters, by family."""
     library = _library(context, root)
     cards = library.cards()
     for error in library.damaged():
@@ -205,13 +205,17 @@ def list_models(context: typer.Context, as_json: JsonOption = False, root: RootO
         typer.echo("No models yet. Add one with `safelight models add FILE`.")
         return
     default = loaded(context, root).settings.default_model
-    rows = [_row(card.summary, STATES[card.state()], card.name == default) for card in cards]
-    table(("name", "base", "for", "dtype", "size", "draws", "digest", "origin", "files"), rows)
+    columns = ("name", "for", "dtype", "size", "draws", "digest", "origin", "files")
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for card in cards:
+        row = _row(card.summary, STATES[card.state()], card.name == default)
+        groups.setdefault(card.summary["base"], []).append(row)
+    grouped_table(columns, {base: groups[base] for base in sorted(groups)})
 
 
 def _row(summary: Mapping[str, Any], state: str, default: bool) -> tuple[str, ...]:
     size, side = f"{summary['bytes'] / 1e6:,.0f} MB", summary["resolution"]
-    shown = (summary["base"], summary["variant"], summary["dtype"], size, f"{side}x{side}", summary["digest"][:10])
+    shown = (summary["variant"], summary["dtype"], size, f"{side}x{side}", summary["digest"][:10])
     return (summary["name"] + (" (default)" if default else ""), *shown, summary["origin"], state)
 
 

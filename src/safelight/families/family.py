@@ -280,6 +280,8 @@ class Family:
     ``pipeline_class``: class of diffusers' pipeline in an exported folder.
     ``empty_pipeline_components``: optional pipeline components (``safety_checker``, …) that ``model_index.json`` lists
     as ``[null, null]``.
+    ``published``: the published sizes by their names, each with the settings that differ from ``Component.standard``,
+    by role. By default there is one size with the family's name.
     """
 
     name: str
@@ -319,6 +321,7 @@ class Family:
     part_rules: tuple[KindRule, ...] = ()
     pipeline_class: str = ""
     empty_pipeline_components: tuple[str, ...] = ()
+    published: Mapping[str, Mapping[str, Config]] = field(default_factory=dict[str, Mapping[str, Config]])
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -361,6 +364,22 @@ class Family:
         if own is not None:
             return own
         return Defaults() if Feature.GUIDANCE in self.features else Defaults(cfg=1.0)
+
+    def published_sizes(self) -> dict[str, dict[str, Config]]:
+        """Return the settings of all components of each published size, by the size's name and by role.
+
+        The result lacks sizes with a component whose settings no one declares.
+        """
+        sizes = {
+            name: {one.role: own.get(one.role, one.standard) for one in self.components}
+            for name, own in (self.published or {self.name: {}}).items()
+        }
+        known: dict[str, dict[str, Config]] = {}
+        for name, configs in sizes.items():
+            complete = {role: config for role, config in configs.items() if config is not None}
+            if len(complete) == len(configs):
+                known[name] = complete
+        return known
 
     def of(self, purpose: Purpose) -> tuple[Component, ...]:
         return tuple(component for component in self.components if component.purpose == purpose)

@@ -173,6 +173,13 @@ FLUX2_KLEIN = Family(
     # Each prompt has a call of its own in diffusers' pipeline. Rows that are computed together have other last bits.
     rows_together=False,
     latent_space="flux2",
+    published={
+        "flux2-klein-4b": {},
+        "flux2-klein-9b": {
+            "text_encoder": Qwen3Config(151936, 4096, 12288, 36 - UNREAD_LAYERS, 32, 8, 128),
+            "transformer": Flux2Config(128, 4096, 8, 24, 128, 12288),
+        },
+    },
     adapter_signs=AdapterSigns(names=re.compile(r"to_qkv_mlp_proj|(double|single)_stream_modulation")),
     pipeline_class="Flux2KleinPipeline",
 )
