@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def test_lanes_of_the_proof(lane: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+def test_a_section_of_the_proof_keeps_the_others(tmp_path: Path) -> None:
+    page = tmp_path / "proof.md"
+    shutil.copy(HOME / "docs/proof.md", page)
+    before = proof.read_sections(page)
+    assert list(before) == list(proof.SECTIONS)
+    proof.write_page(page, before | {"lanes": "new"})
+    assert proof.read_sections(page) == before | {"lanes": "new"}
+    proof.write_page(page, {"lanes": "new"})
+    assert "Not run: tests." in page.read_text()
+
+
 def test_the_first_step_of_the_proof() -> None:
     assert 0 < proof.first_step(1) < 60
 
@@ -128,6 +140,14 @@ def test_beside() -> None:
 
 def test_index() -> None:
     assert "| models list |" in run("benchmarks/library.py", "--models", "5", "--adapters", "5")
+
+
+@pytest.mark.full
+def test_families() -> None:
+    assert "| diffusers s |" in run("benchmarks/families.py", "--part", "call", "--tiny", "--pairs", "2")
+    assert run("benchmarks/families.py", "--part", "switch", "--tiny").count("| flux2-klein-4b |") == 3
+    # Equal pixels under both limits: the program ends with an error otherwise.
+    assert "| 10.000 |" in run("benchmarks/families.py", "--part", "real", "--tiny")
 
 
 @pytest.mark.parametrize("suspect", thinned(["state", "loading", "attention", "memory"]))

@@ -2,8 +2,7 @@
 
 ``make proof``, or ``python tools/proof.py FILE``. Each lane has its own process, so that lanes do not share memory. A
 lane switches between the three starters, with two steps for each image; every image must equal the first image of its
-model. The exit code is 1 if any test fails. The program stores the figures of each section in ``build/proof``, so that
-``--section`` can repeat one section; the page always contains all stored sections.
+model. The exit code is 1 if any test fails. ``--section`` repeats one section, and keeps the others that the page has.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,7 +34,9 @@ LANES = {
     "bf16": (100, "the models compute in bfloat16"),
 }
 HOME = Path(__file__).resolve().parents[1]
-STORED = HOME / "build/proof"
+MARK = "<!-- {name} -->"
+"""The line above each section of the page."""
+
 GROWTH_MB = 20
 """MB by which resident memory may grow between switch 20 and the last switch."""
 
@@ -342,23 +344,30 @@ def main() -> None:
         if arguments.lane:
             print(json.dumps(lane(arguments.lane, arguments.switches or LANES[arguments.lane][0])))
             return
-        STORED.mkdir(parents=True, exist_ok=True)
+        done = read_sections(arguments.file)
+        failed = False
         for name in arguments.section or SECTIONS:
             lines, sound = SECTIONS[name]()
-            stored = {"when": time.strftime("%Y-%m-%d"), "lines": lines, "sound": sound}
-            (STORED / f"{name}.json").write_text(json.dumps(stored))
-            print("\n".join(lines), flush=True)
-    done = {
-        name: json.loads((STORED / f"{name}.json").read_text())
-        for name in SECTIONS
-        if (STORED / f"{name}.json").exists()
-    }
-    lines = heading()
-    for section in done.values():
-        lines += [*section["lines"], "", f"*{section['when']}*", ""]
-    lines += [f"Not run: {name}." for name in SECTIONS if name not in done]
-    arguments.file.write_text("\n".join(lines).rstrip() + "\n")
-    raise SystemExit(0 if all(section["sound"] for section in done.values()) else 1)
+            done[name] = "\n".join([*lines, "", f"*{time.strftime('%Y-%m-%d')}*"])
+            failed |= not sound
+            print(done[name], flush=True)
+    write_page(arguments.file, done)
+    raise SystemExit(1 if failed else 0)
+
+
+def read_sections(page: Path) -> dict[str, str]:
+    """Return the sections that a page has, by their names."""
+    text = page.read_text() if page.exists() else ""
+    _, *rest = re.split(MARK.format(name="([a-z]+)"), text)
+    return {name: body.strip() for name, body in zip(rest[::2], rest[1::2], strict=True)}
+
+
+def write_page(page: Path, sections: dict[str, str]) -> None:
+    """Write a page of sections. It names those that never ran."""
+    parts = ["\n".join(heading())]
+    parts += [f"{MARK.format(name=name)}\n\n{sections[name]}" for name in SECTIONS if name in sections]
+    parts += [f"Not run: {name}." for name in SECTIONS if name not in sections]
+    page.write_text("\n\n".join(part.strip() for part in parts) + "\n")
 
 
 def processor() -> str:

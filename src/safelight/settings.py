@@ -165,7 +165,8 @@ class Settings(BaseSettings):
         default="auto",
     )
     attention_type: AttentionType = _declare(
-        "Safelight computes attention with this kernel. `auto` is the fastest kernel that computes correctly.",
+        "Safelight computes attention with this kernel. `auto` is the fastest kernel that computes correctly, but "
+        "never `sliced`.",
         SettingDetails(group="Computing", in_invokeai=True),
         default="auto",
     )

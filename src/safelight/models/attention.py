@@ -58,6 +58,9 @@ MAX_TIME_SHARE = 0.8
 """``auto`` goes through the kernels in order. It prefers the next one only if its time is below this share of the best
 time so far. This margin keeps the choice stable when timings fluctuate."""
 
+_CANDIDATES = tuple(name for name in KERNELS if name != "sliced")
+"""What ``auto`` chooses from. ``sliced`` exists only for UNets, and saves memory rather than time."""
+
 QUERY_BLOCK = 512
 """How many queries the reference computes at once."""
 
@@ -95,7 +98,7 @@ class Kernels:
             if not result.passed:
                 raise SettingError("attention_type", wanted, "the settings", result.why)
             return wanted
-        passed = {name: result for name, result in self.test(KERNELS, dtype).items() if result.passed}
+        passed = {name: result for name, result in self.test(_CANDIDATES, dtype).items() if result.passed}
         if not passed:
             raise SettingError("attention_type", wanted, "the settings", f"no kernel is correct in {dtype} here")
         best = next(iter(passed))
