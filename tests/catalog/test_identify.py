@@ -113,7 +113,7 @@ KINDS = {
     "unet": (["model.diffusion_model.input_blocks.0.0.weight"], "unet"),
     "upscaler": (["model.1.sub.0.RDB1.conv1.0.weight"], "upscaler"),
     "sd3": (["model.diffusion_model.joint_blocks.0.x"], "checkpoint"),
-    "flux2": (["double_stream_modulation_img.lin.weight"], "checkpoint"),
+    "flux2": (["double_stream_modulation_img.lin.weight", "guidance_in.in_layer.weight"], "checkpoint"),
     "ip adapter": (["ip_adapter.1.to_k_ip.weight", "image_proj.proj.weight"], "ip_adapter"),
 }
 

@@ -21,7 +21,7 @@ class KindRule:
     ``base``: the family; None if the names do not decide it.
     ``patterns``: each matches the start of some tensor's name.
     ``absent``: none of them matches the start of any tensor's name.
-    ``axes``: required ``ndim`` of tensors, by name.
+    ``axes``: required ``ndim`` of tensors, by name, if the file has them.
     """
 
     kind: str
@@ -33,7 +33,7 @@ class KindRule:
 
     def fires(self, shapes: Shapes, lines: str) -> bool:
         """Return whether the rule fires. ``lines``: what :func:`lines_of` returns for the names in ``shapes``."""
-        if any(len(shapes.get(name, ())) != axes for name, axes in self.axes.items()):
+        if any(name in shapes and len(shapes[name]) != axes for name, axes in self.axes.items()):
             return False
         return all(_at_line_start(pattern).search(lines) for pattern in self.patterns) and not any(
             _at_line_start(pattern).search(lines) for pattern in self.absent
@@ -61,8 +61,9 @@ NOT_SUPPORTED = (
     rule(
         "checkpoint",
         "flux2",
-        "a modulation for all double blocks is FLUX.2's",
+        "a modulation for all double blocks and a guidance scale as an input are FLUX.2 dev's",
         r".*double_stream_modulation_img\.",
+        r".*(guidance_in|guidance_embedder)\.",
     ),
     rule("checkpoint", "chroma", "a layer that distils guidance is Chroma's", r".*distilled_guidance_layer\."),
 )
@@ -102,7 +103,7 @@ PART_RULES = (
         r"(first_stage_model\.)?encoder\.conv_in\.",
         r"(first_stage_model\.)?decoder\.conv_in\.",
     ),
-    rule("text_encoder", None, "a CLIP text encoder alone", r"(text_model\.)?embeddings\.token_embedding\."),
+    rule("text_encoder", None, "a CLIP text encoder alone", r"(text_model\.)?embeddings\.(token|position)_embedding\."),
     rule("upscaler", None, "residual dense blocks are ESRGAN's", r"(model\.1\.sub\.0|body\.0\.rdb1|RRDB_trunk)"),
     rule(
         "upscaler",

@@ -14,7 +14,8 @@ import torch
 from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import load_file, save_file
-from support import flux2, zimage
+from support import flux2, naming, zimage
+from support.families import LDM
 
 import safelight
 from safelight.catalog.identify import identify
@@ -59,26 +60,16 @@ def test_tables_are_what_the_modules_have(config: Config) -> None:
 def test_settings_come_back_from_shapes() -> None:
     for config in (KLEIN_4B, KLEIN_9B):
         assert transformer.infer({row.name: row.shape for row in config.rows()}) == config
-        theirs: dict[str, tuple[int, ...]] = {}
-        for row in config.rows():
-            source = row.sources[-1]
-            count = 1 if source.chunk is None else source.chunk[1]
-            theirs[source.name] = (row.shape[0] * count, *row.shape[1:])
+        theirs = {name: tuple(one.shape) for name, one in naming.in_files(config, naming.on_meta(config), LDM).items()}
         assert transformer.infer(theirs) == config
     assert flux2_vae.infer({row.name: row.shape for row in FLUX2_VAE.rows()}) == FLUX2_VAE
 
 
 def test_original_names_are_those_that_diffusers_converts() -> None:
-    """diffusers' converter, given the original names, returns the module's tensors, except the one that is swapped."""
-    config = flux2.configs()["transformer"]
     state = flux2.modules()["transformer"].state_dict()
-    fused: dict[str, list[torch.Tensor]] = {}
-    for row in config.rows():
-        fused.setdefault(row.sources[-1].name, []).append(state[row.name])
-    assert fused.pop("norm_out.linear.weight")
-    theirs = {name: torch.cat(parts) for name, parts in fused.items()}
-    converted = convert_flux2_transformer_checkpoint_to_diffusers(theirs)
-    assert converted.keys() == state.keys() - {"norm_out.linear.weight"}
+    originals = naming.in_files(flux2.configs()["transformer"], state, LDM)
+    converted = convert_flux2_transformer_checkpoint_to_diffusers(originals)
+    assert converted.keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in converted.items())
 
 

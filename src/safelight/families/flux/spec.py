@@ -44,8 +44,8 @@ _FEWEST_TOKENS, _LEAST_MU = 256, 0.5
 _MOST_TOKENS, _MOST_MU = 4096, 1.15
 
 _PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
-_DOUBLE = _PREFIX + r"(double_blocks\.0\.img_mod\.|transformer_blocks\.0\.attn\.norm_added_q\.)"
-_SINGLE = _PREFIX + r"(single_blocks\.0\.modulation\.|single_transformer_blocks\.0\.)"
+_DOUBLE = _PREFIX + r"(double_blocks\.0\.img_mod\.|transformer_blocks\.0\.norm1\.linear\.)"
+_SINGLE = _PREFIX + r"(single_blocks\.0\.modulation\.|single_transformer_blocks\.0\.norm\.linear\.)"
 _WHAT = "double blocks, each with its modulation, and single blocks"
 
 
@@ -196,7 +196,7 @@ FLUX = Family(
             "",
             "CLIP text encoder",
             _infer_clip,
-            r"(text_model\.)?embeddings\.token_embedding\.",
+            clip.PATTERN,
             _unread_in_clip,
         ),
         SingleFileComponent("text_encoder", "", "T5 text encoder", t5.infer, t5.PATTERN, t5.unread_reason),

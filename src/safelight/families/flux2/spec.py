@@ -13,6 +13,7 @@ from safelight.families.family import (
     Defaults,
     Family,
     Noise,
+    SingleFileComponent,
     Training,
     Variant,
 )
@@ -22,6 +23,7 @@ from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts import flux2_vae, qwen3
 from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, NORM_EPSILON, Flux2VAEConfig
 from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.rules import KindRule
 from safelight.families.tables import is_architecture
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
@@ -42,6 +44,22 @@ the table and after the 27th are not computed.
 ROPE_THETA, NORM_EPS = 2000, 1e-6
 
 _PIPELINES = frozenset({"Flux2KleinPipeline", "Flux2KleinInpaintPipeline"})
+
+TEXT_PREFIXES = (
+    "text_encoders.qwen3_4b.transformer.",
+    "text_encoders.qwen3_4b.",
+    "text_encoders.qwen3_8b.transformer.",
+    "text_encoders.qwen3_8b.",
+    "text_encoder.",
+)
+VAE_PREFIXES = ("vae.", "first_stage_model.")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.", "")
+"""What the names of the transformer's tensors begin with."""
+
+_PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
+_SHARED = _PREFIX + r"(double_stream_modulation_(img|txt)|single_stream_modulation)\."
+_GUIDANCE = _PREFIX + r"(guidance_in|time_guidance_embed\.guidance_embedder)\."
+_WHAT = "a transformer whose blocks share their modulation, without a guidance scale as an input"
 
 
 def axes(head_size: int) -> tuple[int, int, int, int]:
@@ -65,7 +83,7 @@ def mu(tokens: int, steps: int) -> float:
 
 def _recognise_folder(folder: Folder) -> str | None:
     fits = folder.pipeline in _PIPELINES and is_architecture(transformer.infer, folder.components.get("transformer"))
-    return "a transformer whose blocks share their modulation, without a guidance scale as an input" if fits else None
+    return _WHAT if fits else None
 
 
 _FLOW = Training("flow", False, "a rectified flow, as all of FLUX.2")
@@ -77,16 +95,15 @@ def _folder_variant(folder: Folder) -> str:
 
 
 def _find_mismatch(configs: Mapping[str, Config]) -> str | None:
-    net, encoder, auto = configs["transformer"], configs["text_encoder"], configs["vae"]
+    net, encoder, auto = configs["transformer"], configs.get("text_encoder"), configs.get("vae")
     assert isinstance(net, Flux2Config)
-    assert isinstance(encoder, Qwen3Config)
-    assert isinstance(auto, Flux2VAEConfig)
-    if encoder.layers < TEXT_LAYERS[-1]:
-        return f"its transformer reads the text encoder's layer {TEXT_LAYERS[-1]}, which has only {encoder.layers}"
-    if net.text_width != encoder.width * len(TEXT_LAYERS):
-        read = f"{len(TEXT_LAYERS)} layers of {encoder.width}"
-        return f"its transformer reads text {net.text_width} wide, its text encoder returns {read}"
-    if auto.channels != net.channels:
+    if isinstance(encoder, Qwen3Config):
+        if encoder.layers < TEXT_LAYERS[-1]:
+            return f"its transformer reads the text encoder's layer {TEXT_LAYERS[-1]}, which has only {encoder.layers}"
+        if net.text_width != encoder.width * len(TEXT_LAYERS):
+            read = f"{len(TEXT_LAYERS)} layers of {encoder.width}"
+            return f"its transformer reads text {net.text_width} wide, its text encoder returns {read}"
+    if isinstance(auto, Flux2VAEConfig) and auto.channels != net.channels:
         return f"its transformer has latents of {net.channels} channels, its VAE of {auto.channels}"
     return None
 
@@ -105,15 +122,17 @@ def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, 
 
 
 def _left_over(name: str) -> str | None:
-    role, _, rest = name.partition(".")
-    if role == "text_encoder":
-        return qwen3.unread_reason(rest)
-    return flux2_vae.unread_reason(rest) if role == "vae" else None
+    for prefixes, reason in ((TEXT_PREFIXES, qwen3.unread_reason), (VAE_PREFIXES, flux2_vae.unread_reason)):
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                return reason(name.removeprefix(prefix))
+    return None
 
 
 def _keep(name: str) -> bool:
-    role, _, rest = name.partition(".")
-    return role == "text_encoder" and qwen3.counts_for_layer_number(rest)
+    return any(
+        name.startswith(prefix) and qwen3.counts_for_layer_number(name.removeprefix(prefix)) for prefix in TEXT_PREFIXES
+    )
 
 
 FLUX2_KLEIN = Family(
@@ -122,21 +141,21 @@ FLUX2_KLEIN = Family(
         Component(
             "text_encoder",
             Purpose.TEXT_ENCODER,
-            ("text_encoder.",),
+            TEXT_PREFIXES,
             partial(qwen3.infer, unread=UNREAD_LAYERS),
             Qwen3Config(151936, 2560, 9728, 36 - UNREAD_LAYERS, 32, 8, 128),
         ),
         Component(
             "transformer",
             Purpose.DENOISER,
-            ("transformer.",),
+            PREFIXES,
             transformer.infer,
             Flux2Config(128, 3072, 5, 20, 128, 7680),
             lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
             lora_paths=("diffusion_model.", "transformer."),
             block_of=transformer.block_of,
         ),
-        Component("vae", Purpose.VAE, ("vae.",), flux2_vae.infer, FLUX2_VAE),
+        Component("vae", Purpose.VAE, VAE_PREFIXES, flux2_vae.infer, FLUX2_VAE),
     ),
     architectures=(Qwen3Config, Flux2Config, Flux2VAEConfig),
     latents=FLUX2_LATENTS,
@@ -155,7 +174,18 @@ FLUX2_KLEIN = Family(
         }
     ),
     model_module="safelight.families.flux2.model",
-    rules=(),
+    rules=(
+        KindRule(
+            "checkpoint", "flux2-klein", f"{_WHAT}, and a text encoder", (_SHARED, r"text_encoders?\."), (_GUIDANCE,)
+        ),
+    ),
+    part_rules=(KindRule("denoiser", "flux2-klein", f"{_WHAT}, alone", (_SHARED,), (_GUIDANCE,)),),
+    single_file_components=(
+        SingleFileComponent(
+            "vae", "", "FLUX.2 VAE", flux2_vae.infer, r"bn\.running_(mean|var)$", flux2_vae.unread_reason
+        ),
+    ),
+    separate_parts=True,
     detect_training=lambda _: _FLOW,
     asks_variant=lambda _: True,
     detect_variant=lambda _: None,

@@ -78,8 +78,9 @@ class Flux2Config(Config):
             yield from self._double(f"transformer_blocks.{n}", f"double_blocks.{n}")
         for n in range(self.single_layers):
             yield from self._single(f"single_transformer_blocks.{n}", f"single_blocks.{n}")
-        # The original has the halves of this one (scale, shift) in the other order, ``final_layer.adaLN_modulation.1``.
-        yield row("norm_out.linear.weight", (2 * wide, wide))
+        # Its halves are scale and shift; the original has the shift first.
+        last = TensorSource("final_layer.adaLN_modulation.1.weight", swap_halves=True)
+        yield row("norm_out.linear.weight", (2 * wide, wide), last)
         yield row("proj_out.weight", (self.channels, wide), "final_layer.linear.weight")
 
     def _double(self, ours: str, theirs: str) -> Iterator[TensorRow]:

@@ -13,6 +13,9 @@ from typing import ClassVar
 from safelight.families.family import Config
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, TensorSource, count_indexed, row
 
+PATTERN = r"(text_model\.)?embeddings\.(token|position)_embedding\."
+"""Matches tensors that a CLIP in a file of its own has."""
+
 
 @dataclass(frozen=True, slots=True)
 class CLIPConfig(Config):

@@ -18,8 +18,8 @@ HEAD_PREFIXES = ("", "model.", "language_model.", "model.language_model.")
 """What the names of its tensors begin with: none for transformers' ``Qwen3Model``, ``model.`` for the whole language
 model, the others in files of models that also see images."""
 
-PATTERN = r"(model\.|language_model\.)*layers\.0\.self_attn\.q_norm\."
-"""Matches a tensor that a Qwen3 has, and its predecessors and most other language models do not."""
+PATTERN = r"(model\.|language_model\.)*layers\.[0-9]+\.self_attn\.q_norm\."
+"""Matches tensors that a Qwen3 has, and its predecessors and most other language models do not."""
 
 TOKENS = 512
 """The most tokens that a family gives it, for the estimate of the working memory."""

@@ -16,8 +16,8 @@ from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, co
 EMBEDDINGS = "shared.weight"
 SAME_EMBEDDINGS = "encoder.embed_tokens.weight"
 
-PATTERN = r"encoder\.block\.0\.layer\.1\.DenseReluDense\.wi_1\."
-"""Matches a tensor that T5 1.1 has, and CLIP and T5 1.0 do not."""
+PATTERN = r"encoder\.block\.[0-9]+\.layer\.1\.DenseReluDense\.wi_1\."
+"""Matches tensors that T5 1.1 has, and CLIP and T5 1.0 do not."""
 
 TOKENS = 512
 """The most tokens that a family gives it, for the estimate of the working memory."""

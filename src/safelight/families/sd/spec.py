@@ -184,7 +184,7 @@ SD1 = stable_diffusion(
     model_module="safelight.families.sd.model",
     rules=(
         rule("checkpoint", "sd1", "an OpenAI CLIP text encoder", r"cond_stage_model\.transformer\.", DENOISER),
-        _named_rule("sd1", {}),
+        _named_rule("sd1", {_PROJECTION: 4}),
     ),
     recognise_folder=partial(_recognise_folder, False),
     folder_settings=partial(recognition.folder_settings, 8, 0.18215, {"text_encoder": "quick_gelu"}),
@@ -255,4 +255,4 @@ SD2 = stable_diffusion(
 )
 
 FAMILIES = (SD2, SD1)
-"""SD 2 comes first: its rule for diffusers' names looks at a shape, and SD 1's takes what is left."""
+"""SD 2 comes first: a file in diffusers' names without the projection that tells them apart is taken for SD 2."""

@@ -10,7 +10,7 @@ from safelight.families.family import AdapterSigns, Component
 from safelight.families.features import Feature
 from safelight.families.parts import clip
 from safelight.families.parts.clip import CLIPConfig
-from safelight.families.rules import rule
+from safelight.families.rules import KindRule, rule
 from safelight.families.sd import recognition
 from safelight.families.sd.recognition import POSITIONS, VOCABULARY
 from safelight.families.sd.spec import (
@@ -124,7 +124,13 @@ REFINER = stable_diffusion(
             r"conditioner\.embedders\.0\.model\.",
             DENOISER,
         ),
-        rule("checkpoint", "sdxl-refiner", "only the second text encoder", r"unet\.add_embedding", r"text_encoder_2\."),
+        KindRule(
+            "checkpoint",
+            "sdxl-refiner",
+            "only the second text encoder",
+            (r"unet\.add_embedding", r"text_encoder_2\."),
+            (r"text_encoder\.",),
+        ),
     ),
     recognise_folder=partial(_recognise_folder, 1),
     folder_settings=partial(recognition.folder_settings, None, FACTOR, {"text_encoder_2": "gelu"}),

@@ -36,6 +36,13 @@ UNREAD_LAYERS = 1
 
 _TURBO_SHIFT, _BASE_SHIFT = 3.0, 6.0
 
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.", "")
+"""What the names of the transformer's tensors begin with."""
+
+_PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
+_PADDING = r"(cap|x)_pad_token$"
+_WHAT = "a transformer with padding tokens for the image and for the caption"
+
 TEXT_PREFIXES = ("text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_4b.", "text_encoder.")
 
 
@@ -99,7 +106,7 @@ ZIMAGE = Family(
         Component(
             "transformer",
             Purpose.DENOISER,
-            ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.", ""),
+            PREFIXES,
             transformer.infer,
             ZImageConfig(16, 3840, 30, 2, 128, 2560),
             lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
@@ -129,8 +136,8 @@ ZIMAGE = Family(
         rule(
             "checkpoint",
             "z-image",
-            "a transformer with a padding token for the caption, and a text encoder",
-            r"(model\.diffusion_model|diffusion_model|transformer)\.cap_pad_token$",
+            f"{_WHAT}, and a text encoder",
+            _PREFIX + _PADDING,
             r"text_encoders?\.",
         ),
     ),
@@ -138,8 +145,8 @@ ZIMAGE = Family(
         rule(
             "denoiser",
             "z-image",
-            "a transformer with a padding token for the caption, alone",
-            r"(model\.diffusion_model\.|diffusion_model\.|transformer\.|net\.)?cap_pad_token$",
+            f"{_WHAT}, alone",
+            _PREFIX + _PADDING,
         ),
         rule("text_encoder", None, "a Qwen3 language model", qwen3.PATTERN),
     ),

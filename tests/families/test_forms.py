@@ -1,0 +1,62 @@
+"""A family's checkpoints have the same digests and draw the same pixels, whatever form of files they come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from support import naming
+from support.families import LDM, TinyFamily, read_components, tiny_families
+
+import safelight
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.model import Model
+from safelight.workers.local_engine import LocalEngine
+
+SEED = 5
+
+
+@pytest.fixture(scope="module", params=tiny_families())
+def tiny_family(request: pytest.FixtureRequest) -> TinyFamily:
+    return tiny_families()[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_family.write_folder(tmp_path_factory.mktemp("forms") / "folder", SEED)
+
+
+@pytest.fixture(scope="module")
+def right(tiny_family: TinyFamily, folder: Path, shared_engine: LocalEngine) -> tuple[str, str]:
+    """The digest and the pixels of the diffusers folder."""
+    return drawn(tiny_family, shared_engine, shared_engine.library.find(str(folder)))
+
+
+def drawn(tiny_family: TinyFamily, engine: LocalEngine, model: Model) -> tuple[str, str]:
+    reference = model.name if model.origin == "added" else str(model.path)
+    return model.digest, next(engine.generate(tiny_family.ask(reference))).pixels_sha256
+
+
+def test_a_file_for_each_component(tiny_family: TinyFamily, root: Path, tmp_path: Path, right: tuple[str, str]) -> None:
+    files = tiny_family.write_files(tmp_path, SEED)
+    catalog = Catalog.under(root)
+    for role, file in files.items():
+        if role != tiny_family.family.denoiser:
+            catalog.adapters.add(file)
+    model = catalog.library.add(files[tiny_family.family.denoiser], variant=tiny_family.variant)
+    assert model.sources.keys() == set(tiny_family.family.roles) - {tiny_family.family.denoiser}
+    assert drawn(tiny_family, safelight.open_engine(root), model) == right
+
+
+@pytest.mark.parametrize("which", [0, LDM], ids=["module's names", "original names"])
+def test_one_file_for_all(
+    which: int, tiny_family: TinyFamily, folder: Path, root: Path, tmp_path: Path, right: tuple[str, str]
+) -> None:
+    tensors = read_components(folder)
+    prefixes = {part.role: part.prefixes[0] if which else f"{part.role}." for part in tiny_family.family.components}
+    named = {role: naming.in_files(config, tensors[role], which) for role, config in tiny_family.configs().items()}
+    whole = {name: one for role, some in named.items() for name, one in naming.prefixed(prefixes[role], some).items()}
+    save_file(whole, tmp_path / "all.safetensors")
+    model = Catalog.under(root).library.add(tmp_path / "all.safetensors", variant=tiny_family.variant)
+    assert drawn(tiny_family, safelight.open_engine(root), model) == right

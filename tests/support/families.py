@@ -1,0 +1,229 @@
+"""All families that have tiny checkpoints in folders: a row for each. The tests of all families read this table.
+
+A new family needs a module in this folder and a row. The module has
+
+- ``configs() -> dict[str, Config]``: the settings of the tiny components, by role, with all layers that files have;
+- ``write_folder(path, seed, ...) -> Path``: writes a diffusers folder with the libraries' ``save_pretrained``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from support import naming
+
+from safelight.families import registry
+from safelight.families.family import Config, Family
+from safelight.families.flux.transformer import FluxConfig
+from safelight.families.flux2.transformer import Flux2Config
+from safelight.families.parts.clip import CLIPConfig
+from safelight.families.parts.flux2_vae import FLUX2_VAE
+from safelight.families.parts.flux_latents import FLUX_VAE
+from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.parts.t5 import T5Config
+from safelight.families.parts.vae import VAEConfig
+from safelight.families.sd.unet import UNetConfig
+from safelight.families.zimage.transformer import ZImageConfig
+from safelight.request.schema import Request
+
+LDM = 1
+"""Index of the names of the original among a tensor's names; 0 is the module's own name."""
+
+OPEN_CLIP = 9
+"""Index of OpenCLIP's names, which are the last of each tensor."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The settings of a published checkpoint.
+
+    ``components``: by role, with all layers that files have.
+    ``original``: components whose original has other settings, or other names than those of the index ``LDM``.
+    """
+
+    name: str
+    components: Mapping[str, Config]
+    original: Mapping[str, tuple[Config, int]] = field(default_factory=dict[str, tuple[Config, int]])
+
+    @property
+    def family(self) -> Family:
+        return registry.family(self.name)
+
+    def in_module_names(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the tensors of each component, without bytes, under the names of its module. By role."""
+        return {role: naming.on_meta(config) for role, config in self.components.items()}
+
+    def in_original_names(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the tensors of each component, without bytes, under the names of the original. By role."""
+        chosen = {role: self.original.get(role, (config, LDM)) for role, config in self.components.items()}
+        return {
+            role: naming.in_files(config, naming.on_meta(config), which) for role, (config, which) in chosen.items()
+        }
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """A family's tiny checkpoints.
+
+    ``name``: of the family.
+    ``module``: name of the tests' module that writes them.
+    ``needs``: modules without which the installed libraries cannot compute it.
+    ``variant``: of the folder that ``folder`` writes.
+    ``settings``: of ``write_folder``, for that variant.
+    ``request``: fields of a request that make the whole checkpoint count.
+    ``without_effect``: patterns of tensors that change no pixel, each with the reason.
+    ``picture_side``: pixels per side of its pictures in tests.
+    """
+
+    name: str
+    module: str
+    needs: tuple[str, ...]
+    variant: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    request: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    without_effect: Mapping[str, str] = field(default_factory=dict[str, str])
+    picture_side: int = 64
+
+    @property
+    def family(self) -> Family:
+        return registry.family(self.name)
+
+    def configs(self) -> dict[str, Config]:
+        return importlib.import_module(self.module).configs()
+
+    def write_folder(self, path: Path, seed: int) -> Path:
+        """Write a diffusers folder, as published."""
+        return importlib.import_module(self.module).write_folder(path, seed, **self.settings)
+
+    def ask(self, model: str, **changes: Any) -> Request:
+        """Return a small request for a checkpoint of this family."""
+        size = {"width": self.picture_side, "height": self.picture_side}
+        values: dict[str, Any] = {"prompt": "a red apple", "seed": 3, "steps": 2, **size, **self.request, **changes}
+        return Request(model=model, **values)
+
+    def write_files(self, path: Path, seed: int) -> dict[str, Path]:
+        """Write files as ComfyUI has them: the denoiser, each text encoder and the VAE in a file each. By role."""
+        tensors = read_components(self.write_folder(path / f"{self.name}-folder", seed))
+        written: dict[str, Path] = {}
+        for role, config in self.configs().items():
+            written[role] = path / self._place(role)
+            written[role].parent.mkdir(parents=True, exist_ok=True)
+            prefix = self.family.component(role).prefixes[0] if role == self.family.denoiser else ""
+            save_file(naming.prefixed(prefix, naming.in_files(config, tensors[role], LDM)), written[role])
+        return written
+
+    def _place(self, role: str) -> str:
+        if role == self.family.denoiser:
+            return f"diffusion_models/{self.name}.safetensors"
+        folder = "vae" if role == self.family.vae else "text_encoders"
+        return f"{folder}/{self.name}-{role}.safetensors"
+
+
+def read_components(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the tensors of each component of a diffusers folder, by role."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for file in sorted(folder.glob("*/*.safetensors")):
+        found.setdefault(file.parent.name, {}).update(load_file(file))
+    return found
+
+
+_CLIP_L = CLIPConfig(768, 3072, 12, 49408, 77, None, "quick_gelu")
+_CLIP_H = CLIPConfig(1024, 4096, 23, 49408, 77, None, "gelu")
+_CLIP_G = CLIPConfig(1280, 5120, 32, 49408, 77, 1280, "gelu")
+_SD_VAE = VAEConfig(3, 3, 4, (128, 256, 512, 512), 2)
+_T5 = T5Config(32128, 4096, 10240, 24, 64, 64)
+_QWEN3_4B = Qwen3Config(151936, 2560, 9728, 36, 32, 8, 128)
+_QWEN3_8B = Qwen3Config(151936, 4096, 12288, 36, 32, 8, 128)
+
+
+def _flux(guidance: bool) -> Published:
+    net = FluxConfig(64, 16, 3072, 19, 38, 128, 4096, 768, guidance)
+    return Published("flux", {"text_encoder": _CLIP_L, "text_encoder_2": _T5, "transformer": net, "vae": FLUX_VAE})
+
+
+PUBLISHED: Mapping[str, Published] = {
+    "SD 1.5": Published(
+        "sd1",
+        {
+            "text_encoder": _CLIP_L,
+            "unet": UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 768, False),
+            "vae": _SD_VAE,
+        },
+    ),
+    "SD 2.1": Published(
+        "sd2",
+        {
+            "text_encoder": _CLIP_H,
+            "unet": UNetConfig(4, 4, (320, 640, 1280, 1280), 2, (1, 1, 1, 0), 1, 1024, True),
+            "vae": _SD_VAE,
+        },
+        {"text_encoder": (replace(_CLIP_H, layers=24), OPEN_CLIP)},
+    ),
+    "SDXL": Published(
+        "sdxl",
+        {
+            "text_encoder": _CLIP_L,
+            "text_encoder_2": _CLIP_G,
+            "unet": UNetConfig(4, 4, (320, 640, 1280), 2, (0, 2, 10), 10, 2048, True, 2816),
+            "vae": _SD_VAE,
+        },
+        {"text_encoder_2": (_CLIP_G, OPEN_CLIP)},
+    ),
+    "SDXL's refiner": Published(
+        "sdxl-refiner",
+        {
+            "text_encoder_2": _CLIP_G,
+            "unet": UNetConfig(4, 4, (384, 768, 1536, 1536), 2, (0, 4, 4, 0), 4, 1280, True, 2560),
+            "vae": _SD_VAE,
+        },
+        {"text_encoder_2": (_CLIP_G, OPEN_CLIP)},
+    ),
+    "FLUX.1 dev": _flux(guidance=True),
+    "FLUX.1 schnell": _flux(guidance=False),
+    "Z-Image": Published(
+        "z-image",
+        {"text_encoder": _QWEN3_4B, "transformer": ZImageConfig(16, 3840, 30, 2, 128, 2560), "vae": FLUX_VAE},
+    ),
+    "FLUX.2 klein 4B": Published(
+        "flux2-klein",
+        {"text_encoder": _QWEN3_4B, "transformer": Flux2Config(128, 3072, 5, 20, 128, 7680), "vae": FLUX2_VAE},
+    ),
+    "FLUX.2 klein 9B": Published(
+        "flux2-klein",
+        {"text_encoder": _QWEN3_8B, "transformer": Flux2Config(128, 4096, 8, 24, 128, 12288), "vae": FLUX2_VAE},
+    ),
+}
+"""Published checkpoints, by name. Their tensors have these names and shapes."""
+
+_ROWS = (
+    TinyFamily(
+        "z-image",
+        "support.zimage",
+        ("diffusers.models.transformers.transformer_z_image",),
+        "turbo",
+        request={"cfg": 2.5, "negative": "green"},
+    ),
+    TinyFamily("flux", "support.flux", ("diffusers.models.attention_dispatch",), "dev"),
+    TinyFamily(
+        "flux2-klein",
+        "support.flux2",
+        ("diffusers.models.transformers.transformer_flux2",),
+        "base",
+        {"distilled": False},
+        request={"cfg": 2.5, "negative": "green"},
+    ),
+)
+
+
+@cache
+def tiny_families() -> dict[str, TinyFamily]:
+    """Return the rows of the families that the installed libraries can compute, by name."""
+    return {row.name: row for row in _ROWS if all(find_spec(name) for name in row.needs)}
