@@ -246,5 +246,5 @@ def test_the_other_apis_have_the_fields_that_the_schema_names() -> None:
         for name in re.findall(r"[a-z_0-9]+", field.declared.a1111.replace("times", "").partition(".")[0]):
             assert name in theirs | {"prompt", "lora"}, (field.name, name)
         if field.declared.openai:
-            known = ImageGeneration.model_fields.keys() | ALIASES.keys() | {"image", "mask"}
+            known = ImageGeneration.model_fields.keys() | ALIASES.keys() | {"image", "image[]", "mask"}
             assert field.declared.openai in known, field.name

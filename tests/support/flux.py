@@ -26,18 +26,30 @@ from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
 
+_SHIFTED = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+
 SCHEDULERS: dict[str, dict[str, Any]] = {
-    "dev": {
-        "base_image_seq_len": 256,
-        "base_shift": 0.5,
-        "max_image_seq_len": 4096,
-        "max_shift": 1.15,
-        "shift": 3.0,
-        "use_dynamic_shifting": True,
-    },
+    **dict.fromkeys(("dev", "kontext", "fill"), _SHIFTED),
     "schnell": {"shift": 1.0, "use_dynamic_shifting": False},
 }
 """The scheduler settings that FLUX.1 publishes."""
+
+PIPELINES: dict[str, Any] = {
+    "dev": diffusers.FluxPipeline,
+    "schnell": diffusers.FluxPipeline,
+    "kontext": diffusers.FluxKontextPipeline,
+    "fill": diffusers.FluxFillPipeline,
+}
+
+INPUTS = {"fill": 384}
+"""Values per token that a variant's transformer reads; 64 for the others."""
 
 
 def configs(variant: str = "dev") -> dict[str, Config]:
@@ -45,7 +57,7 @@ def configs(variant: str = "dev") -> dict[str, Config]:
     return {
         "text_encoder": CLIPConfig(64, 64, 2, 49408, 77, None, "quick_gelu"),
         "text_encoder_2": T5Config(32128, 32, 64, 2, 2, 16),
-        "transformer": FluxConfig(64, 16, 64, 2, 2, 32, 32, 64, guidance=variant == "dev"),
+        "transformer": FluxConfig(INPUTS.get(variant, 64), 16, 64, 2, 2, 32, 32, 64, guidance=variant != "schnell"),
         "vae": VAEConfig(3, 3, 16, (32, 32, 32, 32), 1, quantised=False),
     }
 
@@ -66,17 +78,17 @@ def t5_tokenizer() -> Any:
         )
 
 
-def _pipeline(built: dict[str, Any], scheduler: Any) -> Any:
+def _pipeline(built: dict[str, Any], scheduler: Any, variant: str) -> Any:
     tokenizers = {"tokenizer": clip_tokenizer("<|endoftext|>"), "tokenizer_2": t5_tokenizer()}
-    return diffusers.FluxPipeline(**built, **tokenizers, scheduler=scheduler)
+    return PIPELINES[variant](**built, **tokenizers, scheduler=scheduler)
 
 
 def pipeline(seed: int, variant: str = "dev", **settings: Any) -> Any:
     built = {role: aligned(module) for role, module in modules(seed, variant).items()}
-    return _pipeline(built, diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULERS[variant], **settings))
+    return _pipeline(built, diffusers.FlowMatchEulerDiscreteScheduler(**SCHEDULERS[variant], **settings), variant)
 
 
-def loaded(path: Path, dtype: torch.dtype) -> Any:
+def loaded(path: Path, dtype: torch.dtype, variant: str = "dev") -> Any:
     """The pipeline of a folder, as ``from_pretrained`` loads each component."""
     kinds: dict[str, Any] = {
         "text_encoder": CLIPTextModel,
@@ -86,13 +98,13 @@ def loaded(path: Path, dtype: torch.dtype) -> Any:
     }
     built = {role: aligned(kind.from_pretrained(path / role, torch_dtype=dtype)) for role, kind in kinds.items()}
     scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(path / "scheduler")
-    return _pipeline(built, scheduler)
+    return _pipeline(built, scheduler, variant)
 
 
 def write_folder(path: Path, seed: int, variant: str = "dev", **save: Any) -> Path:
     """Write a diffusers folder; the libraries' ``save_pretrained`` writes each component."""
     scheduler = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
-    index: dict[str, Any] = {"_class_name": "FluxPipeline", "scheduler": scheduler}
+    index: dict[str, Any] = {"_class_name": PIPELINES[variant].__name__, "scheduler": scheduler}
     for role, module in modules(seed, variant).items():
         module.save_pretrained(path / role, **save)  # type: ignore[operator]
         index[role] = ["transformers" if role.startswith("text_encoder") else "diffusers", type(module).__name__]

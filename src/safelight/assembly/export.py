@@ -44,6 +44,7 @@ def to_diffusers(model: Model, folder: Path) -> None:
             "_class_name": model.family.pipeline_class,
             "_diffusers_version": boundary.VERSION,
             **dict.fromkeys(model.family.empty_pipeline_components, (None, None)),
+            **model.family.variants[model.variant].index,
         }
         for role in roles:
             module = _module(model.family, model.manifest.component(role))

@@ -28,6 +28,20 @@ class EncodedPicture:
         return self.distribution.parameters
 
 
+@dataclass(frozen=True, slots=True)
+class PointDistribution:
+    """A distribution with a single value. ``parameters``: the value. It draws no random numbers."""
+
+    parameters: torch.Tensor
+
+    def mode(self) -> torch.Tensor:
+        return self.parameters
+
+    def sample(self, generator: torch.Generator) -> torch.Tensor:
+        del generator
+        return self.parameters
+
+
 @contextmanager
 def _tiled(module: nn.Module, tile: int, scale: int) -> Generator[Any]:
     """Let the VAE work in tiles within the context.
@@ -66,6 +80,12 @@ def encode_picture(
         pictures.append(image * (binary_mask(mask, scale).to(device) < 0.5))
     with _tiled(module, tile, scale) as vae:
         return [EncodedPicture(shown, vae.encode(shown.to(vae.dtype)).latent_dist) for shown in pictures]
+
+
+def resize(picture: Any, size: tuple[int, int]) -> Any:
+    """Resize a PIL picture as diffusers' image processors do. ``size``: (width, height)."""
+    width, height = size
+    return VaeImageProcessor().resize(picture, height, width)
 
 
 def crop_region(mask: Any, width: int, height: int, padding: int) -> tuple[int, int, int, int]:

@@ -36,6 +36,10 @@ class _Reader:
 _READERS: Mapping[str, _Reader] = {
     "image": _Reader(Path | None, lambda path, server: values.picture("image", path, server)),
     "mask": _Reader(Path | None, lambda path, server: values.picture("mask", path, server)),
+    "references": _Reader(
+        list[Path] | None,
+        lambda paths, server: tuple(values.picture("references", path, server) for path in paths or ()),
+    ),
     "outpaint": _Reader(str | None, lambda text, _: values.pixels(text)),
     "loras": _Reader(list[str] | None, lambda texts, _: tuple(values.lora_of(text) for text in texts or ())),
     "controls": _Reader(

@@ -63,7 +63,9 @@ def has_canary(model: Model) -> bool:
     if model.base not in families():
         return False
     variant = model.family.variants.get(model.variant)
-    return variant is not None and not variant.extra_input_channels and Feature.TEXT_TO_IMAGE in model.family.features
+    if variant is None or variant.extra_input_channels or (variant.references and variant.references.least):
+        return False
+    return Feature.TEXT_TO_IMAGE in model.family.features
 
 
 def request(model: Model, precision: str = "auto") -> Request:

@@ -7,6 +7,7 @@ are recognised. :mod:`safelight.families.registry` finds all families. What comp
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from safelight.families.tables import Shapes, TensorRow, TensorSource
 from safelight.files.folder import Folder
 from safelight.files.header import Header
 from safelight.request.adapters import Purpose
+from safelight.request.bounds import MOST_REFERENCES
 from safelight.request.samplers import NoiseKind
 from safelight.request.schema import USUAL_CFG, USUAL_STEPS
 
@@ -40,12 +42,16 @@ _LEFT_OUT: Mapping[GuidanceKind, frozenset[Feature]] = {
 }
 """Features that a kind of guidance leaves out."""
 
-ExtraInputChannels = Literal["", "mask", "image"]
+ExtraInputChannels = Literal["", "mask", "pixel_mask", "image"]
 """What a denoiser has as input channels besides the latents.
 
-``mask``: mask and masked-image latents, as in diffusers' inpainting.
+``mask``: a mask with one value for each latent, and masked-image latents, as in diffusers' inpainting.
+``pixel_mask``: the same, but the mask has a channel for each pixel of a latent, as in diffusers' ``FluxFillPipeline``.
 ``image``: the latents of the input image, not multiplied by ``scaling_factor``. Denoising then starts from noise alone.
 """
+
+MASK_CHANNELS: frozenset[ExtraInputChannels] = frozenset({"mask", "pixel_mask"})
+"""The values with a mask: these checkpoints are for inpainting."""
 
 CONTROLNET = "controlnet"
 """The role of ControlNets. A job may have several."""
@@ -191,14 +197,47 @@ class Defaults:
     guidance: float | None = None
 
 
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """How checkpoints take reference images, which the denoiser sees beside the latents.
+
+    ``size``: the size in which the VAE encodes a picture, from the picture's size.
+    ``most``, ``least``: how many pictures a request may have, and must have.
+    ``least_side``: pixels that each side of a picture must have.
+    ``most_ratio``: how many times as long as the other a side may be.
+    ``sets_size``: the place of the picture whose encoded size is the image's, if the request names none: the first (0)
+    or the last (-1).
+    """
+
+    size: Callable[[Size], Size]
+    most: int = MOST_REFERENCES
+    least: int = 0
+    least_side: int = 1
+    most_ratio: float = math.inf
+    sets_size: Literal[0, -1] = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How the checkpoints of a variant are used. ``guidance``, ``noise``: None for those of the family."""
+    """How the checkpoints of a variant are used.
+
+    ``guidance``, ``noise``: None for those of the family.
+    ``references``: None for checkpoints that take no reference images.
+    ``draws_latents``: a picture's latents are drawn from the VAE's distribution. If False, they are the most likely.
+    ``index``: what an exported folder's ``model_index.json`` says of this variant alone.
+    """
 
     extra_input_channels: ExtraInputChannels = ""
     guidance: GuidanceKind | None = None
     noise: Noise | None = None
     defaults: Defaults | None = None
+    references: References | None = None
+    draws_latents: bool = True
+    index: Mapping[str, object] = field(default_factory=dict[str, object])
 
 
 VARIANTS: Mapping[str, Variant] = {"text-to-image": Variant(), "inpainting": Variant("mask")}
@@ -353,10 +392,15 @@ class Family:
     def features_of(self, variant: str) -> frozenset[Feature]:
         """Return what a variant's checkpoints can do: what the family can, less what their guidance leaves out.
 
-        An unknown variant has the family's features.
+        :attr:`Variant.references` alone decides about reference images. An unknown variant has the family's features.
         """
-        own = self.variants[variant].guidance if variant in self.variants else None
-        return self.features - _LEFT_OUT.get(own or self.guidance, frozenset())
+        own = self.variants.get(variant, Variant())
+        found = self.features - {Feature.REFERENCES} - _LEFT_OUT.get(own.guidance or self.guidance, frozenset())
+        return found if own.references is None else found | {Feature.REFERENCES}
+
+    def references_of(self, variant: str) -> References | None:
+        """Return how a variant's checkpoints take reference images; None if they take none."""
+        return self.variants[variant].references if variant in self.variants else None
 
     def noise_of(self, variant: str) -> Noise:
         """Return the noise that a variant's checkpoints were trained with."""

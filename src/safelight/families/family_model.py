@@ -33,6 +33,17 @@ class PromptText(NamedTuple):
     text: str
 
 
+class Reference(NamedTuple):
+    """A reference image of a request.
+
+    ``digest``: of its content.
+    ``picture``: a PIL picture (RGB) in its own size.
+    """
+
+    digest: str
+    picture: Any
+
+
 @dataclass(frozen=True, slots=True)
 class TextInput:
     """What a text encoder is given for one text.
@@ -70,6 +81,7 @@ class Call:
     ``extra``: more input channels: a mask, and latents of pictures.
     ``control``: the sum of what ControlNets add, as :meth:`FamilyModel.control` returns it; empty without any.
     ``guidance``: the scale, for denoisers that have it as an input.
+    ``references``: the latents of the reference images, each (n, channels, h, w) with its own height and width.
     """
 
     latents: torch.Tensor
@@ -78,6 +90,7 @@ class Call:
     extra: Sequence[torch.Tensor] = ()
     control: tuple[torch.Tensor, ...] = ()
     guidance: float = 1.0
+    references: Sequence[torch.Tensor] = ()
 
 
 class FamilyModel(ABC):
@@ -129,6 +142,22 @@ class FamilyModel(ABC):
         ``inversion_tokens``: token ids by word of a textual inversion.
         """
 
+    def text_inputs_with_references(
+        self,
+        family: Family,
+        role: str,
+        request: Request,
+        texts: Sequence[PromptText],
+        inversion_tokens: InversionTokens,
+        references: Sequence[Reference],
+    ) -> TextInputs:
+        """Tokenize texts for a text encoder that may also see the reference images. By default, it sees none.
+
+        Where it does, the value of a :class:`TextInput` has the pictures, and its key has their digests.
+        """
+        del references
+        return self.text_inputs(family, role, request, texts, inversion_tokens)
+
     @abstractmethod
     def encode_texts(
         self,
@@ -170,6 +199,10 @@ class FamilyModel(ABC):
         ``guess_mode``: diffusers' ``guess_mode``: weaker residuals for the shallow blocks.
         """
         raise NotImplementedError(type(self).__name__)
+
+    def prepare_reference(self, picture: Any, size: tuple[int, int]) -> Any:
+        """Return a reference image, a PIL picture, in the size in which the VAE encodes it. By default, resize it."""
+        return pictures.resize(picture, size)
 
     def encode_picture(
         self, latents: Latents, vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int

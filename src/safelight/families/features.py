@@ -21,6 +21,7 @@ class Feature(StrEnum):
     HIRES = "hires fix"
     SEAMLESS = "seamless images"
     TILED_VAE = "decoding in tiles"
+    REFERENCES = "reference images"
     CONTROLNET = "ControlNet"
     TEXT_ENCODER_OVERRIDE = "another model's text encoders"
 
@@ -37,6 +38,7 @@ FEATURE_REQUESTS: Mapping[Feature, tuple[str, Callable[[Request], bool]]] = {
     Feature.HIRES: ("hires_scale", lambda r: r.hires_scale > 1),
     Feature.SEAMLESS: ("seamless", lambda r: bool(r.seamless)),
     Feature.TILED_VAE: ("tile", lambda r: bool(r.tile)),
+    Feature.REFERENCES: ("references", lambda r: bool(r.references)),
     Feature.CONTROLNET: ("controls", lambda r: bool(r.controls)),
     Feature.TEXT_ENCODER_OVERRIDE: ("text_encoder", lambda r: bool(r.text_encoder)),
 }

@@ -13,7 +13,7 @@ from torch import nn
 
 from safelight.devices.transfer import checksum_of
 from safelight.families.family import Family
-from safelight.families.family_model import PromptText, Tensors, TextInput, TextInputs, family_model
+from safelight.families.family_model import PromptText, Reference, Tensors, TextInput, TextInputs, family_model
 from safelight.families.features import Feature
 from safelight.pipeline.denoise import ConditionsByStep
 from safelight.pipeline.guidance import Condition
@@ -69,7 +69,10 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class TextEncoderCall:
-    """A call of a text encoder: everything that its output depends on, except the text."""
+    """A call of a text encoder: everything that its output depends on, except the text.
+
+    The key of a :class:`TextInput` has the digests of the reference images that the text encoder sees.
+    """
 
     family: Family
     role: str
@@ -77,6 +80,7 @@ class TextEncoderCall:
     run_settings: RunSettings
     request: Request
     inversion_tokens: InversionTokens
+    references: Sequence[Reference] = ()
 
     def key(self, text: TextInput) -> str:
         """Hash everything that the output depends on (rows STATE 13 and 14 of docs/corruption.md)."""
@@ -91,7 +95,9 @@ class TextEncoderCall:
 
     def inputs(self, texts: Sequence[PromptText]) -> TextInputs:
         """Tokenize texts. Raises RequestError for what cannot be parsed."""
-        return family_model(self.family).text_inputs(self.family, self.role, self.request, texts, self.inversion_tokens)
+        return family_model(self.family).text_inputs_with_references(
+            self.family, self.role, self.request, texts, self.inversion_tokens, self.references
+        )
 
     def encode(
         self, inputs: Sequence[TextInput], device: torch.device, modules: Sequence[nn.Module], leases: object = None

@@ -18,7 +18,7 @@ from torch import nn
 
 from safelight.boundary import pictures
 from safelight.boundary.pictures import EncodedPicture
-from safelight.families.family import Family
+from safelight.families.family import MASK_CHANNELS, ExtraInputChannels, Family
 from safelight.families.family_model import Call, FamilyModel
 from safelight.pipeline import noise
 from safelight.pipeline.guidance import Condition, Guidance
@@ -106,8 +106,9 @@ class DenoiseInputs:
     ``denoiser``: bound.
     ``shape``: of the latents, (1, channels, h, w).
     ``guidance``: the rows of each call of the denoiser, and how their predictions become one.
-    ``takes_mask``: the denoiser has the mask and the masked picture as inputs (a checkpoint for inpainting).
+    ``extra_input_channels``: what the denoiser has as inputs besides the latents.
     ``image``: the encoded picture whose latents the denoiser has as inputs; None if it has no such inputs.
+    ``references``: the encoded reference images.
     ``variation``: changes the noise, for variations of a seed.
     ``denoising_range``: the range of noise levels to run; see :meth:`safelight.pipeline.samplers.SamplerRun.begin`.
     ``total_denoiser_calls``: denoiser calls of model and refiner together. A ControlNet's ``start`` and ``end`` are
@@ -129,11 +130,17 @@ class DenoiseInputs:
     on_call: Callable[[int, torch.Tensor], None]
     start: Start | Denoised | None = None
     controls: Sequence[BoundControlNet] = ()
-    takes_mask: bool = False
+    extra_input_channels: ExtraInputChannels = ""
     image: EncodedPicture | None = None
+    references: Sequence[EncodedPicture] = ()
     variation: Callable[[torch.Tensor], torch.Tensor] | None = None
     denoising_range: tuple[float, float] = WHOLE
     total_denoiser_calls: int = 0
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the denoiser has the mask and the masked picture as inputs (a checkpoint for inpainting)."""
+        return self.extra_input_channels in MASK_CHANNELS
 
 
 def denoise(work: DenoiseInputs) -> Denoised:
@@ -146,12 +153,13 @@ def denoise(work: DenoiseInputs) -> Denoised:
         guidance = work.guidance
         controls = [(control, _control_tensor(control, work)) for control in work.controls]
         extra = guidance.batch_extra_channels(_inputs(work, mask))
+        references = [guidance.repeat_latents(_scaled(one.distribution.mode(), work)) for one in work.references]
         calls = work.total_denoiser_calls or len(timesteps)
         for index, timestep in enumerate(timesteps):
             condition = work.conditions.distinct[work.conditions.index_at(index / len(timesteps))]
             rows = work.sampler.scale_input(guidance.repeat_latents(latents), timestep)
             joined = work.model.join_conditions(guidance.conditions_of_rows(condition))
-            call = Call(rows, timestep, joined, extra, (), guidance.scale)
+            call = Call(rows, timestep, joined, extra, (), guidance.scale, references)
             for control, picture in controls:
                 if control.start <= index / calls and (index + 1) / calls <= control.end:
                     call = replace(
@@ -171,7 +179,7 @@ def denoise(work: DenoiseInputs) -> Denoised:
 class LatentMask:
     """A mask in latents.
 
-    ``mask``: 1 where the picture is drawn again, (1, 1, h, w).
+    ``mask``: 1 where the picture is drawn again, (1, 1, h, w); with the input channels ``pixel_mask`` (1, n, h, w).
     ``masked_image_latents``: latents of the masked image.
     ``image_latents``: latents of the picture; None for an inpainting checkpoint at denoising strength 1.
     ``noise``: the noise that denoising started from.
@@ -208,6 +216,7 @@ def _row_of(call: Call, row: slice) -> Call:
         latents=call.latents[row],
         condition={name: tensor[row] for name, tensor in call.condition.items()},
         extra=tuple(one[row] for one in call.extra),
+        references=tuple(one[row] for one in call.references),
         control=tuple(one[row] for one in call.control),
     )
 
@@ -238,7 +247,7 @@ def _first_latents(
         return work.sampler.add_noise(image_latents, drawn, timesteps[:1]), None
     image_latents = None
     full_strength = start.strength == 1
-    if not work.takes_mask or not full_strength:
+    if work.extra_input_channels != "mask" or not full_strength:
         # Contiguous, as diffusers has them here: convolutions compute other bits for channels-last latents.
         image_latents = _sample_latents(start.encoded[0], generator, work).contiguous()
     if full_strength and work.variation is not None:
@@ -251,7 +260,10 @@ def _first_latents(
     if not full_strength:
         assert image_latents is not None
         latents = work.sampler.add_noise(image_latents, fresh, timesteps[:1])
-    mask = F.interpolate(pictures.binary_mask(start.mask, work.family.latents.vae_scale_factor), size=work.shape[-2:])
+    scale = work.family.latents.vae_scale_factor
+    mask = pictures.binary_mask(start.mask, scale)
+    per_pixel = work.extra_input_channels == "pixel_mask"
+    mask = F.pixel_unshuffle(mask, scale) if per_pixel else F.interpolate(mask, size=work.shape[-2:])
     masked = _sample_latents(start.encoded[1], generator, work)
     return latents, LatentMask(mask.to(device=work.device, dtype=work.dtype), masked, image_latents, fresh)
 
@@ -266,8 +278,12 @@ def _draw_from_generator(work: DenoiseInputs, generator: torch.Generator) -> tor
 
 def _sample_latents(encoded: EncodedPicture, generator: torch.Generator, work: DenoiseInputs) -> torch.Tensor:
     """Draw a picture's latents from the distribution that the VAE returned."""
+    return _scaled(encoded.distribution.sample(generator), work)
+
+
+def _scaled(latents: torch.Tensor, work: DenoiseInputs) -> torch.Tensor:
+    """Return latents as the denoiser sees them, from those of the VAE."""
     latent_format = work.family.latents
-    latents = encoded.distribution.sample(generator)
     if latent_format.cast_first:
         latents = latents.to(work.dtype)
     scaled = (
@@ -287,7 +303,7 @@ def _control_outputs(
     work: DenoiseInputs, control: BoundControlNet, picture: torch.Tensor, call: Call
 ) -> tuple[torch.Tensor, ...]:
     """Return what a ControlNet adds in this call."""
-    call = replace(call, control=(), extra=())
+    call = replace(call, control=(), extra=(), references=())
     if not control.prompt_only:
         return work.model.control(control.net, call, picture, control.weight, control.guess_mode)
     row = work.guidance.prompt_row

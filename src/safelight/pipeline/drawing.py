@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -12,9 +12,10 @@ from PIL import Image as PILImage
 from torch import nn
 
 from safelight.boundary import pictures
-from safelight.boundary.pictures import EncodedPicture
+from safelight.boundary.pictures import EncodedPicture, PointDistribution
 from safelight.catalog.model import Model
 from safelight.errors import NotFiniteError
+from safelight.families.family_model import Reference
 from safelight.memory.lease import Lease
 from safelight.pipeline import noise, preprocess, upscale
 from safelight.pipeline.canvas import make_canvas, resize_for_control
@@ -91,6 +92,7 @@ class ImagePipeline:
         self.width = request.width or model.resolution
         self.height = request.height or model.resolution
         self._canvas = make_canvas(request, resources.inputs, self.width, self.height)
+        self._references = [Reference(digest, resources.inputs.open(digest)) for digest in request.references]
         self._vae_digest = model.manifest.component(model.family.vae).digest
         multiple = model.family.latents.multiple
         large = (
@@ -109,9 +111,11 @@ class ImagePipeline:
         """Make the image. Returns uint8 (h, w, 3), in host memory."""
         self._report("switch", 0, 1)
         first, size = self._first_pass(), self.width * self.height
-        conditions = self._model_stages.conditions(size)
+        conditions = self._model_stages.conditions(size, self._references)
         self.warnings += self._model_stages.warnings
-        refiner_conditions = conditions if self._refiner_stages is None else self._refiner_stages.conditions(size)
+        refiner_conditions = conditions
+        if self._refiner_stages is not None:
+            refiner_conditions = self._refiner_stages.conditions(size, self._references)
         self._report("encode", 1, 1)
         for this_pass in self._passes(first):
             model = self._refiner_stages if this_pass.refines else self._model_stages
@@ -132,7 +136,7 @@ class ImagePipeline:
         last = first
         if self.request.hires_scale > 1:
             yield first
-            last = self._hires_pass(self._result().latents)
+            last = self._hires_pass(self._result().latents, first)
         if self._refiner_stages is None:
             yield last
             return
@@ -169,7 +173,14 @@ class ImagePipeline:
 
     def _first_pass(self) -> Pass:
         given, steps = self._canvas, self._effective_request.first_pass_steps
-        from_noise = Pass(self.width, self.height, None, self.request.step_count, steps)
+        from_noise = Pass(
+            self.width,
+            self.height,
+            None,
+            self.request.step_count,
+            steps,
+            references=self._encoded_references(),
+        )
         if given is None:
             return from_noise
         start = self._start(given.picture, given.mask, self.request.strength, self._family.roles)
@@ -177,7 +188,20 @@ class ImagePipeline:
             return replace(from_noise, image=start.encoded[0])
         return replace(from_noise, start=start)
 
-    def _hires_pass(self, denoised: torch.Tensor) -> Pass:
+    def _encoded_references(self) -> list[EncodedPicture]:
+        """Encode the reference images, and warn about those that the model does not see in their own size."""
+        how = self._family.references_of(self.model.variant)
+        if how is None or not self._references:
+            return []
+        prepared: list[Any] = []
+        for number, (_, picture) in enumerate(self._references, 1):
+            prepared.append(self._model_stages.family_model.prepare_reference(picture, how.size(picture.size)))
+            if prepared[-1].size != picture.size:
+                sizes = [f"{width}x{height}" for width, height in (prepared[-1].size, picture.size)]
+                self.warnings.append(f"references: the model sees picture {number} at {sizes[0]}, not {sizes[1]}")
+        return self._encode([(picture, None) for picture in prepared], self._family.roles)
+
+    def _hires_pass(self, denoised: torch.Tensor, first: Pass) -> Pass:
         """Return the second pass of the hires fix, which starts from the enlarged result of the first."""
         request, (width, height) = self.request, self._final
         if request.hires_upscaler in upscale.LATENT:
@@ -191,10 +215,25 @@ class ImagePipeline:
             following = roles[roles.index(self._family.denoiser) :]
             start = self._start(picture, None, request.hires_strength, following)
         steps = request.hires_steps or request.step_count
-        return Pass(width, height, start, steps, int(steps * request.hires_strength), request.step_count)
+        return replace(
+            first,
+            width=width,
+            height=height,
+            start=start,
+            steps=steps,
+            steps_to_run=int(steps * request.hires_strength),
+            earlier_steps=request.step_count,
+        )
 
     def _start(self, picture: Any, mask: Any | None, strength: float, following: tuple[str, ...]) -> Start:
         """Encode a picture, and the masked picture if there is a mask, as the start of a pass.
+
+        ``following``: see :class:`safelight.pipeline.stages.Task`.
+        """
+        return Start(strength, encoded=self._encode([(picture, mask)], following), mask=mask)
+
+    def _encode(self, given: Sequence[tuple[Any, Any | None]], following: tuple[str, ...]) -> list[EncodedPicture]:
+        """Encode pictures, and for each with a mask also the masked picture.
 
         ``following``: see :class:`safelight.pipeline.stages.Task`.
         """
@@ -202,17 +241,25 @@ class ImagePipeline:
         def encode_in(dtype_name: str) -> list[EncodedPicture]:
             def compute(modules: list[nn.Module], _: list[Lease]) -> list[EncodedPicture]:
                 latent_format, encode = self._family.latents, self._model_stages.family_model.encode_picture
-                return encode(latent_format, modules[0], picture, mask, self._device, self.tile)
+                return [
+                    encoded
+                    for picture, mask in given
+                    for encoded in encode(latent_format, modules[0], picture, mask, self._device, self.tile)
+                ]
 
-            forward_passes = 1 + (mask is not None)
-            task = self._vae_task("encode", picture.width * picture.height, "-encoder", forward_passes, following)
+            forward_passes = sum(1 + (mask is not None) for _, mask in given)
+            largest = max(picture.width * picture.height for picture, _ in given)
+            task = self._vae_task("encode", largest, "-encoder", forward_passes, following)
             found = self._with_vae(task, dtype_name, compute)
             with self.clock.gates():
                 for one in found:
                     latent_checks.require_finite(one.values, "the VAE, encoding,", dtype_name)
             return found
 
-        return Start(strength, encoded=self._run_vae_with_fp32_fallback(encode_in), mask=mask)
+        found = self._run_vae_with_fp32_fallback(encode_in)
+        if self._family.variants[self.model.variant].draws_latents:
+            return found
+        return [replace(one, distribution=PointDistribution(one.distribution.mode())) for one in found]
 
     def _report(self, stage: Stage, step: int, steps: int, preview: Preview | None = None) -> None:
         memory = self.resources.report() if stage in ("switch", "encode") or step == 1 else None

@@ -12,8 +12,8 @@ from torch import nn
 
 from safelight.boundary.pictures import EncodedPicture
 from safelight.catalog.model import Model
-from safelight.families.family import CONTROLNET
-from safelight.families.family_model import PromptText, Tensors, family_model
+from safelight.families.family import CONTROLNET, ExtraInputChannels
+from safelight.families.family_model import PromptText, Reference, Tensors, family_model
 from safelight.memory.lease import Lease
 from safelight.pipeline import conditioning, guidance, noise, samplers
 from safelight.pipeline.checks import latents as latent_checks
@@ -56,6 +56,7 @@ class Pass:
     fractions of this number. 0 (no refiner follows): use this pass's own number of calls. The refiner's pass has no
     ControlNets.
     ``image``: the picture whose latents are inputs of the denoiser.
+    ``references``: the encoded reference images.
     ``refines``: the refiner computes it.
     """
 
@@ -68,6 +69,7 @@ class Pass:
     denoising_range: tuple[float, float] = WHOLE
     total_denoiser_calls: int = 0
     image: EncodedPicture | None = None
+    references: Sequence[EncodedPicture] = ()
     refines: bool = False
 
 
@@ -76,8 +78,8 @@ class ModelStages:
 
     ``repairs``: the image's list, to which repairs are added.
 
-    The attribute ``extra_input_channels`` says what the denoiser reads besides the latents: ``mask`` (the mask and the
-    masked picture), ``image``, or "" for nothing. ``warnings`` says which ends of prompts were cut off.
+    The attribute ``extra_input_channels`` says what the denoiser reads besides the latents. ``warnings`` says which
+    ends of prompts were cut off.
     """
 
     def __init__(self, job: Job, model: Model, resources: Resources, clock: Clock, repairs: list[Repair]) -> None:
@@ -86,7 +88,7 @@ class ModelStages:
         self.family = model.family
         self.stages = Stages(model, resources, clock, repairs)
         self.family_model = family_model(model.family)
-        self.extra_input_channels = model.family.variants[model.variant].extra_input_channels
+        self.extra_input_channels: ExtraInputChannels = model.family.variants[model.variant].extra_input_channels
         self._job = job
         self._request = request
         self._resources = resources
@@ -98,10 +100,11 @@ class ModelStages:
         self._negative_too = guidance.READS_NEGATIVE[kind]
         self.warnings: list[str] = []
 
-    def conditions(self, pixels: int) -> ConditionsByStep:
+    def conditions(self, pixels: int, references: Sequence[Reference] = ()) -> ConditionsByStep:
         """Encode the prompts of all steps.
 
         ``pixels``: of the image, for the estimate of the working memory.
+        ``references``: the reference images, which some text encoders see.
         Raises NotFiniteError if an embedding has NaN or infinity.
         """
         prompts = Prompts.of(with_effective_strength(self._request, self.model), self.family)
@@ -110,7 +113,7 @@ class ModelStages:
         for role in self.family.text_encoders:
             component = self.model.manifest.component(role)
             call = TextEncoderCall(
-                self.family, role, component, self._run_settings, self._request, self._job.words or {}
+                self.family, role, component, self._run_settings, self._request, self._job.words or {}, references
             )
             outputs = TextOutputs(call, texts, self._resources.embedding_cache)
             self.warnings += [
@@ -176,8 +179,9 @@ class ModelStages:
                     after,
                     this_pass.start,
                     [_bound_control_net(net, *each) for net, each in zip(modules[1:], controls, strict=True)],
-                    self.extra_input_channels == "mask",
+                    self.extra_input_channels,
                     this_pass.image,
+                    this_pass.references,
                     variation,
                     this_pass.denoising_range,
                     this_pass.total_denoiser_calls,
@@ -205,6 +209,7 @@ class ModelStages:
 
     def _task(self, this_pass: Pass) -> Task:
         pixels, rows, variant = this_pass.width * this_pass.height, len(self._guidance.rows), ""
+        pixels += sum(one.shown.shape[-1] * one.shown.shape[-2] for one in this_pass.references)
         if rows > ASSUMED_ROWS:
             pixels, variant = pixels * rows // ASSUMED_ROWS, f"-{rows}rows"
         return Task(

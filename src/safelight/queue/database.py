@@ -221,9 +221,10 @@ class Database:
                 for name in ("image", "mask"):
                     rows = session.execute(text(f"SELECT json_extract(request, '$.{name}') FROM ({requests})"))
                     found |= {value for (value,) in rows if value}
-                controls = f"({requests}), json_each(request, '$.controls') AS control"
-                pictures = f"SELECT json_extract(control.value, '$.image') FROM {controls}"
-                found |= {value for (value,) in session.execute(text(pictures)) if value}
+                for name, value in (("controls", "json_extract(item.value, '$.image')"), ("references", "item.value")):
+                    items = f"({requests}), json_each(request, '$.{name}') AS item"
+                    rows = session.execute(text(f"SELECT {value} FROM {items}"))
+                    found |= {value for (value,) in rows if value}
         return found
 
     def image(self, image_id: str) -> StoredImage | None:

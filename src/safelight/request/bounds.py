@@ -11,6 +11,9 @@ MOST_SIDE = 16384
 MOST_COUNT = 1000
 """Images of one request."""
 
+MOST_REFERENCES = 10
+"""Reference images of one request."""
+
 MOST_HIRES = 8.0
 """The largest factor of the hires fix."""
 

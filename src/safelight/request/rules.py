@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from safelight.errors import RequestError
 from safelight.request import checks
-from safelight.request.bounds import MOST_PIXELS, MOST_SEED
+from safelight.request.bounds import MOST_PIXELS, MOST_REFERENCES, MOST_SEED
 from safelight.request.samplers import SAMPLERS
 
 if TYPE_CHECKING:
@@ -26,10 +26,23 @@ def read_outpaint(request: Request) -> tuple[int, ...]:
     return tuple(request.outpaint) if any(request.outpaint) else ()
 
 
+def read_references(request: Request) -> tuple[str, ...]:
+    """Return the reference images as a tuple. Raises RequestError."""
+    pictures: Any = request.references
+    if not isinstance(pictures, tuple | list) or len(request.references) > MOST_REFERENCES:
+        raise RequestError("references", str(pictures)[:40], f"must be a list of at most {MOST_REFERENCES} pictures")
+    for picture in request.references:
+        checks.text("references", picture)
+        if not picture:
+            raise RequestError("references", picture, "has an empty entry")
+    return tuple(request.references)
+
+
 def check_together(request: Request) -> None:
     """Raise RequestError for fields that do not go together."""
     _check_sampling(request)
     _check_image(request)
+    _check_embeddings(request)
     _check_passes(request)
 
 
@@ -59,6 +72,13 @@ def _check_image(request: Request) -> None:
         raise RequestError("mask", request.mask[:40], "needs an image")
     if request.image and request.steps is not None and int(request.steps * request.strength) < 1:
         raise RequestError("strength", request.strength, _too_few(request.steps))
+
+
+def _check_embeddings(request: Request) -> None:
+    words = [embedding.word for embedding in request.embeddings or ()]
+    twice = next((word for word in words if words.count(word) > 1), None)
+    if twice is not None:
+        raise RequestError("embeddings", twice, "is a word of two embeddings")
 
 
 def _check_passes(request: Request) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from safelight.errors import RequestError
 from safelight.request.adapters import (
     CONTROL_MODES,
     MOST_CONTROLS,
@@ -17,14 +16,14 @@ from safelight.request.adapters import (
     Lora,
     parse_items,
 )
-from safelight.request.bounds import LEAST_TILE, MOST_COUNT, MOST_HIRES, MOST_SEED, MOST_SIDE
+from safelight.request.bounds import LEAST_TILE, MOST_COUNT, MOST_HIRES, MOST_REFERENCES, MOST_SEED, MOST_SIDE
 from safelight.request.field import FieldDeclaration, fields_of
-from safelight.request.rules import check_together, read_outpaint
+from safelight.request.rules import check_together, read_outpaint, read_references
 from safelight.request.run_settings import Precision
 from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule, describe_few_schedules
 from safelight.request.values import UPSCALERS, PromptSyntax, Seamless
 
-VERSION = 3
+VERSION = 4
 """The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
 or when a default changes."""
 
@@ -284,6 +283,18 @@ class Request:
             group=START,
         ),
     ] = ()
+    references: Annotated[
+        tuple[str, ...],
+        FieldDeclaration(
+            help="Pictures in the same form as image, for models that edit by reference; repeat for several.",
+            label="Reference images",
+            maximum=MOST_REFERENCES,
+            group=START,
+            option="--reference",
+            openai="image[]",
+            since=4,
+        ),
+    ] = ()
     controls: Annotated[
         tuple[Control, ...],
         FieldDeclaration(
@@ -312,10 +323,7 @@ class Request:
         str, FieldDeclaration(help="The name of another model, whose text encoders encode the prompts.", group=PROMPTS)
     ] = ""
     text_encoder_digest: Annotated[
-        str,
-        FieldDeclaration(
-            help="The digest that those text encoders must have; empty for any.", group=PROMPTS, option=None
-        ),
+        str, FieldDeclaration(help="The digest of those text encoders; empty for any.", group=PROMPTS, option=None)
     ] = ""
     prompt_syntax: Annotated[
         PromptSyntax,
@@ -410,9 +418,7 @@ class Request:
     ] = ""
     refiner_digest: Annotated[
         str,
-        FieldDeclaration(
-            help="The digest that the refiner must have; empty for any.", group=REFINER, option=None, since=2
-        ),
+        FieldDeclaration(help="The digest of the refiner; empty for any.", group=REFINER, option=None, since=2),
     ] = ""
     refiner_start: Annotated[
         float,
@@ -451,13 +457,10 @@ class Request:
         object.__setattr__(self, "controls", parse_items("controls", self.controls, Control, MOST_CONTROLS))
         if self.embeddings is not None:
             object.__setattr__(self, "embeddings", parse_items("embeddings", self.embeddings, Embedding, MOST_LORAS))
-            words = [embedding.word for embedding in self.embeddings]
-            twice = next((word for word in words if words.count(word) > 1), None)
-            if twice is not None:
-                raise RequestError("embeddings", twice, "is a word of two embeddings")
         for field in fields_of(Request).values():
             field.check(getattr(self, field.name))
         object.__setattr__(self, "outpaint", read_outpaint(self))
+        object.__setattr__(self, "references", read_references(self))
         check_together(self)
 
     def for_image(self, index: int) -> Request:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from safelight import extras
 from safelight.catalog.model import Model
 from safelight.errors import RequestError
-from safelight.families.family import Variant
+from safelight.families.family import MASK_CHANNELS, Variant
 from safelight.families.features import Feature, first_missing
 from safelight.request.adapters import require_preprocessor
 from safelight.request.bounds import MOST_PIXELS
@@ -82,6 +82,7 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
         problem = f"enlarges {width}x{height} to {large}, which is over {MOST_PIXELS} pixels"
         raise RequestError("hires_scale", request.hires_scale, problem)
     _check_variant(request, model)
+    _check_references(request, model)
     _check_extras(request)
     _check_guidance(request, model)
     if model.zero_terminal_snr and not SAMPLERS[request.sampler].supports_zero_terminal_snr:
@@ -151,7 +152,7 @@ def _check_variant(request: Request, model: Model) -> None:
     what = f"{model.name} is a checkpoint for {model.variant}"
     if variant is None:
         raise RequestError("model", model.name, f"is a checkpoint for {model.variant}, which cannot be run yet")
-    if variant.extra_input_channels == "mask" and not request.masked:
+    if variant.extra_input_channels in MASK_CHANNELS and not request.masked:
         raise RequestError("model", model.name, f"is a checkpoint for {model.variant}: it needs an image and a mask")
     if variant.extra_input_channels == "image":
         if not request.image:
@@ -165,6 +166,14 @@ def _check_variant(request: Request, model: Model) -> None:
     if request.image_cfg != _IMAGE_CFG.default and model.family.guidance_of(model.variant) != "image_and_text":
         problem = f"has no effect: {what}, which has no guidance by the image; leave it at {_IMAGE_CFG.default:g}"
         raise RequestError("image_cfg", request.image_cfg, problem)
+
+
+def _check_references(request: Request, model: Model) -> None:
+    references, count = model.family.references_of(model.variant), len(request.references)
+    if references is not None and not references.least <= count <= references.most:
+        least, most = references.least, references.most
+        takes = f"{least} to {most}" if least < most else f"{most}"
+        raise RequestError("references", count, f"{model.name} ({model.base}, {model.variant}) takes {takes} pictures")
 
 
 def _check_guidance(request: Request, model: Model) -> None:

@@ -48,7 +48,7 @@ def resolve(
         resolve_lora(lora, model, catalog.adapters, by_path, request.lenient)
         for lora in (*request.loras, *prompt_loras, *negative_loras)
     ]
-    resolved_fields: dict[str, Any] = resolve_pictures(request, catalog.inputs, by_path, model.family.latents.multiple)
+    resolved_fields: dict[str, Any] = resolve_pictures(request, catalog.inputs, by_path, model)
     replacements, named = _find_replacements(request, model, catalog, by_path)
     controls = tuple(
         replace(

@@ -136,10 +136,10 @@ def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
 
 def test_a_transformer_that_reads_a_picture_is_refused_by_its_size(tmp_path: Path) -> None:
     tensors = flux.original_names(flux.modules(SEED)["transformer"])
-    tensors["img_in.weight"] = torch.zeros(64, 384)
-    save_file(tensors, tmp_path / "fill.safetensors")
-    with pytest.raises(UnsupportedModelError, match=r"of no known variant \(384-64x2\+2\)"):
-        identify(tmp_path / "fill.safetensors")
+    tensors["img_in.weight"] = torch.zeros(64, 128)
+    save_file(tensors, tmp_path / "control.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"of no known variant \(128-64x2\+2\)"):
+        identify(tmp_path / "control.safetensors")
 
 
 @pytest.mark.parametrize(

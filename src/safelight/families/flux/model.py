@@ -119,18 +119,25 @@ class Flux(FamilyModel):
         dtype, device, count = next(denoiser.parameters()).dtype, call.latents.device, len(call.latents)
         hidden = call.condition["hidden"].to(dtype)
         rows, columns = (side // PATCH for side in call.latents.shape[-2:])
+        seen = (call.latents, *call.references)
+        packed = [pack(one.to(dtype)) for one in seen]
+        tokens = torch.cat(packed, dim=1) if call.references else packed[0]
+        if call.extra:
+            mask, masked_image = call.extra
+            tokens = torch.cat([tokens, pack(masked_image.to(dtype)), pack(mask.to(dtype))], dim=2)
+        positions = torch.cat([image_positions(one, number) for number, one in enumerate(seen)])
         guidance = torch.full([1], call.guidance, device=device, dtype=torch.float32).expand(count)
         found = net(
-            hidden_states=pack(call.latents.to(dtype)),
+            hidden_states=tokens,
             timestep=call.timestep.expand(count).to(dtype) / 1000,
             guidance=guidance if net.config.guidance_embeds else None,
             pooled_projections=call.condition["pooled"].to(dtype),
             encoder_hidden_states=hidden,
             txt_ids=torch.zeros(hidden.shape[1], 3, device=device, dtype=dtype),
-            img_ids=image_positions(rows, columns).to(device=device, dtype=dtype),
+            img_ids=positions.to(device=device, dtype=dtype),
             return_dict=False,
         )[0]
-        return unpack(found, rows, columns)
+        return unpack(found[:, : rows * columns], rows, columns)
 
     def decode(self, latents: Latents, vae: nn.Module, values: torch.Tensor, tile: int) -> torch.Tensor:
         # Convolutions compute other bits for channels-last latents, which diffusers has never: it unpacks them.
@@ -156,10 +163,14 @@ def unpack(found: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(found), -1, rows * PATCH, columns * PATCH)
 
 
-def image_positions(rows: int, columns: int) -> torch.Tensor:
-    """Return the positions of an image's tokens, (rows * columns, 3): 0, row, column. fp32, on the CPU."""
+def image_positions(latents: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the positions of the tokens of latents, (tokens, 3): number, row, column. fp32, on the CPU.
+
+    ``number``: 0 for the image, 1 for the reference image.
+    """
+    rows, columns = (side // PATCH for side in latents.shape[-2:])
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.stack([torch.zeros_like(row), row, column], dim=-1).reshape(-1, 3).float()
+    return torch.stack([torch.full_like(row, number), row, column], dim=-1).reshape(-1, 3).float()
 
 
 MODEL = Flux()

@@ -1,4 +1,4 @@
-"""FLUX.1, in its variants dev, Krea and schnell (Black Forest Labs 2024)."""
+"""FLUX.1, in its variants dev, Krea, schnell, Kontext and Fill (Black Forest Labs 2024 and 2025)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from safelight.families.family import (
     Defaults,
     Family,
     Noise,
+    References,
     SingleFileComponent,
+    Size,
     Training,
     Variant,
 )
@@ -30,15 +32,28 @@ from safelight.families.tables import Shapes, is_architecture
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
-DEV, KREA, SCHNELL = "dev", "krea", "schnell"
+DEV, KREA, SCHNELL, KONTEXT, FILL = "dev", "krea", "schnell", "kontext", "fill"
 
 CLIP_PREFIXES = ("text_encoders.clip_l.transformer.", "text_encoders.clip_l.", "text_encoder.")
 T5_PREFIXES = ("text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.", "text_encoder_2.")
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "")
 """What the names of the transformer's tensors begin with."""
 
-_PIPELINES = frozenset({"FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"})
-"""The pipelines of dev and Krea. Kontext, which has the same tensors, has another."""
+_PIPELINES: Mapping[str, str] = {
+    **dict.fromkeys(("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"), DEV),
+    **dict.fromkeys(("FluxKontextPipeline", "FluxKontextInpaintPipeline"), KONTEXT),
+}
+"""The variant of a folder with dev's tensors, by its pipeline. Krea has dev's pipeline."""
+
+_REFERENCE_SIZES = (
+    *((672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328), (832, 1248), (880, 1184), (944, 1104)),
+    (1024, 1024),
+    *((1104, 944), (1184, 880), (1248, 832), (1328, 800), (1392, 752), (1456, 720), (1504, 688), (1568, 672)),
+)
+"""Sizes in which Kontext was trained to see a picture, (width, height)."""
+
+TOKEN_PIXELS = 16
+"""Pixels of a token in each direction."""
 
 _FEWEST_TOKENS, _LEAST_MU = 256, 0.5
 _MOST_TOKENS, _MOST_MU = 4096, 1.15
@@ -61,6 +76,12 @@ def mu(tokens: int, steps: int) -> float:
     return tokens * slope + (_LEAST_MU - slope * _FEWEST_TOKENS)
 
 
+def reference_size(size: Size) -> Size:
+    """Return the size in which Kontext sees a picture, as diffusers chooses it: the one with the most similar ratio."""
+    width, height = (side // TOKEN_PIXELS * TOKEN_PIXELS for side in size)
+    return min(_REFERENCE_SIZES, key=lambda one: (abs(width / height - one[0] / one[1]), one))
+
+
 def _infer_clip(shapes: Shapes) -> CLIPConfig:
     return clip.without_projection(clip.infer(shapes, "quick_gelu"))
 
@@ -78,13 +99,15 @@ _FLOW = Training("flow", False, "a rectified flow, as all of FLUX.1")
 def _variant(configs: Mapping[str, Config]) -> str | None:
     """Tell dev from schnell by the guidance scale, which only dev reads.
 
-    Krea and Kontext have the same tensors as dev. A folder is taken for dev by its pipeline; for a single file, the
-    user says which it is.
+    Krea and Kontext have the same tensors as dev. A folder's pipeline tells Kontext from dev; for a single file, the
+    user says which it is. Fill also reads the latents of a picture and a mask.
     """
     net = configs["transformer"]
     assert isinstance(net, FluxConfig)
-    if net.inputs != net.channels * PATCH**2:
-        # It also reads the latents of a picture.
+    latents, mask = net.channels * PATCH**2, TOKEN_PIXELS**2
+    if net.inputs == 2 * latents + mask:
+        return FILL
+    if net.inputs != latents:
         return None
     return DEV if net.guidance else SCHNELL
 
@@ -226,10 +249,17 @@ FLUX = Family(
         DEV: Variant(defaults=Defaults(28, 1.0, 3.5)),
         KREA: Variant(defaults=Defaults(28, 1.0, 4.5)),
         SCHNELL: Variant(guidance="none", noise=Noise("flow", {"shift": 1.0}), defaults=Defaults(4, 1.0)),
+        KONTEXT: Variant(
+            defaults=Defaults(28, 1.0, 2.5),
+            references=References(reference_size, most=1, least_side=TOKEN_PIXELS),
+            draws_latents=False,
+            index={"_class_name": "FluxKontextPipeline"},
+        ),
+        FILL: Variant("pixel_mask", defaults=Defaults(50, 1.0, 30.0), index={"_class_name": "FluxFillPipeline"}),
     },
     recognise_folder=_recognise_folder,
     detect_folder_training=lambda _: _FLOW,
-    detect_folder_variant=lambda folder: DEV if folder.pipeline in _PIPELINES else None,
+    detect_folder_variant=lambda folder: _PIPELINES.get(folder.pipeline),
     find_mismatch=_find_mismatch,
     folder_settings=_folder_settings,
     left_over=_left_over,

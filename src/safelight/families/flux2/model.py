@@ -8,11 +8,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from safelight.boundary import modules
+from safelight.boundary import modules, pictures
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.family import Config, Family, Latents
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
-from safelight.families.flux2.spec import NORM_EPS, ROPE_THETA, TEXT_LAYERS, axes
+from safelight.families.flux2.spec import NORM_EPS, ROPE_THETA, TEXT_LAYERS, axes, shrunk
 from safelight.families.flux2.transformer import HIDDEN_RATIO, TIME_WIDTH, Flux2Config
 from safelight.families.parts import flux2_vae_model, qwen3_model
 from safelight.families.parts.flux2_vae import Flux2VAEConfig
@@ -23,6 +23,9 @@ from safelight.request.schema import Request
 TOKENS = 512
 """Tokens of a prompt in its chat template, as in diffusers' ``Flux2KleinPipeline``. The rest is cut off. A shorter text
 is padded to this number, and the transformer reads the hidden states of the padding too."""
+
+REFERENCE_DISTANCE = 10
+"""How far apart the numbers of the image and of the reference images are, as in diffusers."""
 
 TRANSFORMER = "diffusers.models.transformers.transformer_flux2:Flux2Transformer2DModel"
 
@@ -95,17 +98,28 @@ class Flux2(FamilyModel):
         dtype = next(denoiser.parameters()).dtype
         rows, channels, height, width = call.latents.shape
         states = call.condition["hidden"]
-        tokens = call.latents.to(dtype).reshape(rows, channels, height * width).permute(0, 2, 1)
+        seen = (call.latents, *call.references)
+        packed = [_pack(one).to(dtype) for one in seen]
+        # Concatenating copies, and a matrix in another layout is multiplied with other last bits.
+        tokens = torch.cat(packed, dim=1) if call.references else packed[0]
+        places = torch.cat([_image_places(one, number) for number, one in enumerate(seen)])
         time = call.timestep.expand(rows).to(call.latents.dtype) / 1000
         found = cast("Any", denoiser)(
             hidden_states=tokens,
             encoder_hidden_states=states,
             timestep=time,
-            img_ids=_image_places(height, width).to(tokens.device),
+            img_ids=places.to(tokens.device),
             txt_ids=_text_places(states.shape[1]).to(tokens.device),
             return_dict=False,
         )[0]
-        return found.permute(0, 2, 1).reshape(rows, channels, height, width)
+        return found[:, : height * width].permute(0, 2, 1).reshape(rows, channels, height, width)
+
+    def prepare_reference(self, picture: Any, size: tuple[int, int]) -> Any:
+        smaller = shrunk(picture.size)
+        if smaller != picture.size:
+            picture = pictures.resize(picture, smaller)
+        left, top = ((side - kept) // 2 for side, kept in zip(smaller, size, strict=True))
+        return picture.crop((left, top, left + size[0], top + size[1]))
 
     def encode_picture(
         self, latents: Latents, vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int
@@ -118,10 +132,19 @@ class Flux2(FamilyModel):
         return flux2_vae_model.decode(vae, values, tile)
 
 
-def _image_places(height: int, width: int) -> torch.Tensor:
-    """Return the position of each of the image's tokens, (height * width, 4); see :func:`spec.axes`."""
-    one = torch.arange(1)
-    return torch.cartesian_prod(one, torch.arange(height), torch.arange(width), one)
+def _pack(latents: torch.Tensor) -> torch.Tensor:
+    """Return latents (n, channels, height, width) as tokens (n, height * width, channels)."""
+    return latents.flatten(2).permute(0, 2, 1)
+
+
+def _image_places(latents: torch.Tensor, number: int) -> torch.Tensor:
+    """Return the position of each token of latents, (height * width, 4); see :func:`spec.axes`.
+
+    ``number``: 0 for the image, 1 for the first reference image, and so on.
+    """
+    height, width = latents.shape[-2:]
+    place = torch.tensor([number * REFERENCE_DISTANCE])
+    return torch.cartesian_prod(place, torch.arange(height), torch.arange(width), torch.arange(1))
 
 
 def _text_places(count: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -13,7 +14,9 @@ from safelight.families.family import (
     Defaults,
     Family,
     Noise,
+    References,
     SingleFileComponent,
+    Size,
     Training,
     Variant,
 )
@@ -42,6 +45,11 @@ the table and after the 27th are not computed.
 """
 
 ROPE_THETA, NORM_EPS = 2000, 1e-6
+
+MOST_REFERENCE_PIXELS = 1024 * 1024
+"""A larger reference image is made smaller."""
+
+REFERENCE_MULTIPLE = FLUX2_LATENTS.multiple
 
 _PIPELINES = frozenset({"Flux2KleinPipeline", "Flux2KleinInpaintPipeline"})
 
@@ -79,6 +87,22 @@ def mu(tokens: int, steps: int) -> float:
     at_10 = 8.73809524e-05 * tokens + 1.89833333
     slope = (at_200 - at_10) / 190.0
     return slope * steps + (at_200 - 200.0 * slope)
+
+
+def reference_size(size: Size) -> Size:
+    """Return the size in which diffusers' pipeline encodes a reference image: smaller if it has over 1024 by 1024
+    pixels, and then cropped to multiples of :data:`REFERENCE_MULTIPLE`."""
+    width, height = shrunk(size)
+    return width // REFERENCE_MULTIPLE * REFERENCE_MULTIPLE, height // REFERENCE_MULTIPLE * REFERENCE_MULTIPLE
+
+
+def shrunk(size: Size) -> Size:
+    """Return the size of a reference image before it is cropped."""
+    width, height = size
+    if width * height <= MOST_REFERENCE_PIXELS:
+        return size
+    scale = math.sqrt(MOST_REFERENCE_PIXELS / (width * height))
+    return int(width * scale), int(height * scale)
 
 
 def _recognise_folder(folder: Folder) -> str | None:
@@ -135,6 +159,9 @@ def _keep(name: str) -> bool:
     )
 
 
+_REFERENCES = References(reference_size, least_side=64, most_ratio=8.0)
+"""The bounds are those of diffusers' ``Flux2ImageProcessor``."""
+
 FLUX2_KLEIN = Family(
     name="flux2-klein",
     components=(
@@ -190,8 +217,10 @@ FLUX2_KLEIN = Family(
     asks_variant=lambda _: True,
     detect_variant=lambda _: None,
     variants={
-        DISTILLED: Variant(guidance="none", defaults=Defaults(4, 1.0)),
-        BASE: Variant(defaults=Defaults(50, 4.0)),
+        DISTILLED: Variant(
+            guidance="none", defaults=Defaults(4, 1.0), references=_REFERENCES, index={"is_distilled": True}
+        ),
+        BASE: Variant(defaults=Defaults(50, 4.0), references=_REFERENCES),
     },
     recognise_folder=_recognise_folder,
     detect_folder_training=lambda _: _FLOW,

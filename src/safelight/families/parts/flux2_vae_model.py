@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from safelight.boundary import modules, pictures
-from safelight.boundary.pictures import EncodedPicture
+from safelight.boundary.pictures import EncodedPicture, PointDistribution
 from safelight.families.parts.flux2_vae import NORM_EPSILON, PATCH, VAE_SCALE_FACTOR, Flux2VAEConfig
 from safelight.families.parts.vae import NORM_GROUPS
 
@@ -39,20 +38,6 @@ def autoencoder(config: Flux2VAEConfig) -> nn.Module:
         module.bn.register_parameter(name, nn.Parameter(values, requires_grad=False))
     del module.bn.num_batches_tracked
     return module
-
-
-@dataclass(frozen=True, slots=True)
-class PointDistribution:
-    """A distribution with a single value. ``parameters``: the value. It draws no random numbers."""
-
-    parameters: torch.Tensor
-
-    def mode(self) -> torch.Tensor:
-        return self.parameters
-
-    def sample(self, generator: torch.Generator) -> torch.Tensor:
-        del generator
-        return self.parameters
 
 
 def encode_picture(

@@ -34,7 +34,7 @@ from safelight.request.adapters import Purpose
 
 ARCHITECTURES: tuple[type[Config], ...] = (CLIPConfig, UNetConfig, VAEConfig, ControlNetConfig)
 
-FEATURES = frozenset(Feature)
+FEATURES = frozenset(Feature) - {Feature.REFERENCES}
 
 BETAS: Mapping[str, object] = {
     "beta_start": 0.00085,

@@ -7,6 +7,7 @@ import io
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -21,9 +22,11 @@ from safelight.assembly.services import Services
 from safelight.catalog.inputs import decode_image
 from safelight.catalog.model import Model
 from safelight.errors import RequestError
+from safelight.families.features import Feature
 from safelight.pictures import infotext
 from safelight.pictures.chunks import parameters
 from safelight.queue.job import QueuedJob
+from safelight.request.bounds import MOST_REFERENCES
 from safelight.request.samplers import parse_sampler_and_schedule
 from safelight.request.schema import Request
 from safelight.server import bridge, intake
@@ -215,10 +218,16 @@ class OpenAIRoutes:
         self,
         http: HTTPRequest,
         prompt: Annotated[str, Form()],
-        image: Annotated[list[UploadFile] | None, File(description="the picture to start from; exactly one")] = None,
+        image: Annotated[
+            list[UploadFile] | None,
+            File(
+                description="the pictures to edit. A model that edits by reference sees them all; with a mask or a"
+                " strength, it also starts from the first. Another model takes one, and starts from it"
+            ),
+        ] = None,
         images: Annotated[
             list[UploadFile] | None,
-            File(alias="image[]", description="the same, as a list of one picture"),
+            File(alias="image[]", description="the same"),
         ] = None,
         mask: Annotated[
             UploadFile | None,
@@ -230,25 +239,22 @@ class OpenAIRoutes:
         The other fields are those of generations.
         """
         given = [*(image or ()), *(images or ())]
-        if len(given) != 1:
-            problem = "an image is required" if not given else "only one picture is supported"
+        if not 0 < len(given) <= MOST_REFERENCES:
+            problem = f"at most {MOST_REFERENCES} pictures are supported" if given else "an image is required"
             raise RequestError("image", f"{len(given)} pictures", problem)
         asked = _read({"prompt": prompt, **_texts(await http.form())})
         store = self._control.catalog.inputs.store
-        picture = await given[0].read()
-        start: dict[str, Any] = {"image": await bridge.run(store, "image", picture)}
-        transparent = await bridge.run(_transparent, picture if mask is None else await mask.read())
-        if transparent is not None:
-            start["mask"] = await bridge.run(store, "mask", transparent)
-        elif mask is not None:
+        pictures = [await picture.read() for picture in given]
+        digests = [await bridge.run(store, "image", picture) for picture in pictures]
+        transparent = await bridge.run(_transparent, pictures[0] if mask is None else await mask.read())
+        if transparent is None and mask is not None:
             raise RequestError("mask", mask.filename or "", "has no transparency: make the part to redraw transparent")
-        return await self._make_images(asked, http, start)
+        masked = "" if transparent is None else await bridge.run(store, "mask", transparent)
+        return await self._make_images(asked, http, Edit(tuple(digests), masked))
 
-    async def _make_images(
-        self, asked: ImageGeneration, http: HTTPRequest, start: Mapping[str, Any] | None = None
-    ) -> Images:
-        """Make images and return them. ``start``: the request's input image and mask."""
-        jobs = await bridge.run(_queue, self._control, asked, start)
+    async def _make_images(self, asked: ImageGeneration, http: HTTPRequest, edit: Edit | None = None) -> Images:
+        """Make images and return them. ``edit``: the pictures to edit; None to draw from text alone."""
+        jobs = await bridge.run(_queue, self._control, asked, edit)
         jobs = await intake.all_ended(self._control, jobs, http)
         return await bridge.run(_answer, self._control, jobs, asked, str(http.base_url).rstrip("/"))
 
@@ -304,15 +310,36 @@ def _transparent(picture: bytes) -> bytes | None:
     return file.getvalue()
 
 
-def _queue(control: Services, asked: ImageGeneration, start: Mapping[str, Any] | None = None) -> list[QueuedJob]:
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Stored pictures to edit, by their digests. ``mask``: belongs to the first picture; "" for none."""
+
+    pictures: tuple[str, ...]
+    mask: str
+
+    def fields(self, model: Model, has_strength: bool) -> dict[str, Any]:
+        """Return the fields of a request for a model. Raises RequestError if it takes fewer pictures.
+
+        ``has_strength``: the client gives a denoising strength.
+        """
+        start = {"image": self.pictures[0], "mask": self.mask}
+        if Feature.REFERENCES in model.family.features_of(model.variant):
+            return {"references": self.pictures} | (start if self.mask or has_strength else {})
+        if len(self.pictures) > 1:
+            problem = f"only one picture is supported: {model.name} does not edit by reference"
+            raise RequestError("image", f"{len(self.pictures)} pictures", problem)
+        return start
+
+
+def _queue(control: Services, asked: ImageGeneration, edit: Edit | None) -> list[QueuedJob]:
     asked.refuse_unknown()
     model = control.library.get(asked.model) if asked.model else intake.default_model(control)
-    width, height = (None, None) if start and asked.size in (None, "auto") else _size(asked.size, model)
+    width, height = (None, None) if edit and asked.size in (None, "auto") else _size(asked.size, model)
     count = asked.n or 1
     values = {name: asked.asked(name) for name in ("steps", "cfg", "negative", "sampler", "schedule", "strength")}
-    more: dict[str, Any] = dict(start or {})
+    more = {} if edit is None else edit.fields(model, values["strength"] is not None)
     if values["strength"] is not None:
-        if start is None:
+        if edit is None:
             raise RequestError("strength", values["strength"], "is only for edits, which start from a picture")
         more["strength"] = _number("strength", values["strength"])
     request = Request(

@@ -11,8 +11,9 @@ from nicegui import ui
 from safelight.assembly.services import Services
 from safelight.families.family import CONTROLNET
 from safelight.request.adapters import CONTROL_MODES, PREPROCESSORS, RESIZES, Control
+from safelight.request.bounds import MOST_REFERENCES
 from safelight.request.values import PROMPT_SYNTAXES, SEAMLESS, UPSCALERS
-from safelight.server.page.picture_field import PictureField
+from safelight.server.page.picture_field import PictureField, PictureList
 from safelight.weights.adapter_file import VAE
 
 OWN = "the model's own"
@@ -70,6 +71,7 @@ class Further:
         with section("From an image") as self._image_section:
             self._image = PictureField(serving, "image", "Image")
             self._mask = PictureField(serving, "mask", "Mask")
+            self._references = PictureList(serving, "references", "Reference image", MOST_REFERENCES)
             with ui.element("div").classes("sl-pair"):
                 self._strength = number("Denoising strength", 0.75, 0.01, 1)
                 self._blur = number("Mask blur", 4, 0, 256, 1)
@@ -133,6 +135,8 @@ class Further:
             if self._mask.digest or any(outpaint):
                 values["mask_blur"] = int(self._blur.value or 0)
                 values["mask_padding"] = None if self._padding.value is None else int(self._padding.value)
+        if self._references.digests:
+            values["references"] = self._references.digests
         if self._net.value != NONE:
             how = {name: field.value for name, field in self._control_fields().items()}
             how |= {"low": int(how["low"] or 0), "high": int(how["high"] or 0)}
@@ -163,6 +167,7 @@ class Further:
         inputs = self._serving.catalog.inputs
         self._image.set(inputs.stored_digest(request.get("image", "")))
         self._mask.set(inputs.stored_digest(request.get("mask", "")))
+        self._references.set(tuple(filter(None, map(inputs.stored_digest, request.get("references", ())))))
         self._strength.set_value(request.get("strength", 0.75))
         self._image_cfg.set_value(request.get("image_cfg", 1.5))
         self._blur.set_value(request.get("mask_blur", 4))
@@ -190,8 +195,8 @@ class Further:
             self._shown.set(inputs.stored_digest(first["image"]))
             for name, field in self._control_fields().items():
                 field.set_value(first[name])
-        for opened, wanted in ((self._image_section, self._image.digest), (self._control_section, first)):
-            opened.set_value(bool(wanted))
+        self._image_section.set_value(bool(self._image.digest or self._references.digests))
+        self._control_section.set_value(first is not None)
 
 
 def _among(field: ui.select, value: str | None, default: str = OWN) -> str:

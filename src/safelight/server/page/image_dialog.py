@@ -119,6 +119,8 @@ def _further(request: dict[str, Any]) -> dict[str, Any]:
         found["Textual inversions"] = ", ".join(embedding["name"] for embedding in request["embeddings"])
     if request.get("controls"):
         found["ControlNet"] = ", ".join(f"{one['name']} {one['weight']:g}" for one in request["controls"])
+    if request.get("references"):
+        found["Reference images"] = len(request["references"])
     if request.get("image"):
         found["From an image"] = f"denoising strength {request['strength']:g}" + (
             ", masked" if request.get("mask") else ""
