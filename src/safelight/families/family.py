@@ -209,7 +209,8 @@ class AdapterSigns:
 
     ``cross_attention_dim``: width of the embeddings that the denoiser's cross-attention reads.
     ``names``: a pattern of names that only this family has.
-    ``shapes``: whether the shapes are this family's.
+    ``shapes``: whether the shapes are this family's. Families with the same blocks have the same answer; then the
+    metadata decides, and without it the adapter may be used with each of them.
     ``declared``: values of ``ss_base_model_version`` and ``modelspec.architecture``, in lower case.
     """
 

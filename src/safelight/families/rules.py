@@ -65,7 +65,12 @@ NOT_SUPPORTED = (
         r".*double_stream_modulation_img\.",
         r".*(guidance_in|guidance_embedder)\.",
     ),
-    rule("checkpoint", "chroma", "a layer that distils guidance is Chroma's", r".*distilled_guidance_layer\."),
+    rule(
+        "checkpoint",
+        "chroma-radiance",
+        "blocks that draw the pixels of each patch are Chroma1-Radiance's, which has no VAE",
+        r".*nerf_(blocks|final_layer|final_layer_conv|image_embedder)\.",
+    ),
 )
 """Families that Safelight names and does not support yet."""
 
@@ -77,7 +82,6 @@ ADAPTER_RULES = (
         "task embeddings are ControlNet Union's",
         r"(control_model\.)?(task_embedding$|spatial_ch_projs\.|transformer_layes\.)",
     ),
-    rule("lora", "flux", "low-rank pairs for double blocks", r"lora_unet_double_blocks_0"),
     rule("lokr", None, "Kronecker factors (LyCORIS LoKr)", r".*\.lokr_w[12]"),
     rule("loha", None, "Hadamard factors (LyCORIS LoHa)", r".*\.hada_w1_a"),
     rule("lora", None, "low-rank pairs with magnitudes (DoRA)", r".*\.dora_scale"),
