@@ -161,11 +161,14 @@ class Noise:
     ``settings``: arguments of diffusers' scheduler classes. A flow's ``shift`` is a constant shift of its noise levels.
     ``mu``: for a flow whose shift depends on the image's size: from the number of the image's tokens (one for
     ``Latents.multiple`` pixels in each direction) and the number of steps.
+    ``spacing``: how the noise levels of a flow are spread over the steps before the shift, if the sampler takes levels
+    and the request asks for the default schedule. ``beta``: diffusers' ``use_beta_sigmas``.
     """
 
     kind: NoiseKind
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
     mu: Callable[[int, int], float] | None = None
+    spacing: Literal["uniform", "beta"] = "uniform"
 
 
 @dataclass(frozen=True, slots=True)
