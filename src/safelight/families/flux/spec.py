@@ -171,9 +171,7 @@ FLUX = Family(
         }
     ),
     model_module="safelight.families.flux.model",
-    rules=(
-        rule("checkpoint", "flux", f"{_WHAT}, and text encoders", _DOUBLE, _SINGLE, r"text_encoders?[._]"),
-    ),
+    rules=(rule("checkpoint", "flux", f"{_WHAT}, and text encoders", _DOUBLE, _SINGLE, r"text_encoders?[._]"),),
     part_rules=(
         rule("denoiser", "flux", f"{_WHAT}, alone", _DOUBLE, _SINGLE),
         rule("text_encoder", None, "a T5 encoder", t5.PATTERN),
