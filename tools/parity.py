@@ -172,6 +172,14 @@ ROWS = (
         "tests/families/flux2/test_parity.py",
     ),
     Row(
+        "Chroma, four variants: text, guidance, image, mask × denoising strengths; schedules; bf16; token ids; files; "
+        "LoRAs",
+        "diffusers' `ChromaPipeline`, `ChromaImg2ImgPipeline`, `ChromaInpaintPipeline`, its converter of names, its "
+        "`load_lora_weights`; a loop of the test for the samplers that the pipeline does not take",
+        "bit for bit; LoRAs within one step of 255",
+        "tests/families/chroma/test_parity.py tests/families/chroma/test_files.py",
+    ),
+    Row(
         "Token ids",
         "transformers' CLIP tokenizer",
         "equal, for 300 random texts",

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from support import naming
 
 from safelight.families import registry
+from safelight.families.chroma.transformer import ChromaConfig
 from safelight.families.family import Config, Family
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.flux2.transformer import Flux2Config
@@ -192,6 +193,14 @@ PUBLISHED: Mapping[str, Published] = {
         "z-image",
         {"text_encoder": _QWEN3_4B, "transformer": ZImageConfig(16, 3840, 30, 2, 128, 2560), "vae": FLUX_VAE},
     ),
+    "Chroma": Published(
+        "chroma",
+        {
+            "text_encoder": _T5,
+            "transformer": ChromaConfig(64, 16, 3072, 19, 38, 128, 4096, 64, 5120, 5),
+            "vae": FLUX_VAE,
+        },
+    ),
     "FLUX.2 klein 4B": Published(
         "flux2-klein",
         {"text_encoder": _QWEN3_4B, "transformer": Flux2Config(128, 3072, 5, 20, 128, 7680), "vae": FLUX2_VAE},
@@ -212,6 +221,13 @@ _ROWS = (
         request={"cfg": 2.5, "negative": "green"},
     ),
     TinyFamily("flux", "support.flux", ("diffusers.models.attention_dispatch",), "dev"),
+    TinyFamily(
+        "chroma",
+        "support.chroma",
+        ("diffusers.models.transformers.transformer_chroma",),
+        "hd",
+        request={"cfg": 2.5, "negative": "green"},
+    ),
     TinyFamily(
         "flux2-klein",
         "support.flux2",

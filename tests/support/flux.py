@@ -116,10 +116,15 @@ def write_folder(path: Path, seed: int, variant: str = "dev", **save: Any) -> Pa
 
 def original_names(module: nn.Module, variant: str = "dev") -> dict[str, torch.Tensor]:
     """The transformer's tensors under their original names, fused, and with the last layer's halves swapped."""
+    return last_names(module, configs(variant)["transformer"])
+
+
+def last_names(module: nn.Module, config: Config) -> dict[str, torch.Tensor]:
+    """A module's tensors under the last name that the table has for each."""
     state = module.state_dict()
     out: dict[str, torch.Tensor] = {}
     fused: dict[str, list[tuple[int, torch.Tensor]]] = {}
-    for row in configs(variant)["transformer"].rows():
+    for row in config.rows():
         source, tensor = row.sources[-1], state[row.name].clone()
         if source.swap_halves:
             out[source.name] = torch.cat(tensor.chunk(2)[::-1])

@@ -64,7 +64,13 @@ def _scheduler(model: Model) -> Any:
     noise = model.family.noise_of(model.variant)
     # The pipeline computes a shift that depends on the image's size. The scheduler only knows that there is one.
     mu = None if noise.mu is None else 1.0
-    return samplers.make(noise, "euler", "default", model.prediction_type, model.zero_terminal_snr, 0, mu=mu).scheduler
+    scheduler = samplers.make(
+        noise, "euler", "default", model.prediction_type, model.zero_terminal_snr, 0, mu=mu
+    ).scheduler
+    if noise.spacing == "beta":
+        # Safelight computes these levels itself. With the setting, diffusers does.
+        scheduler.register_to_config(use_beta_sigmas=True)
+    return scheduler
 
 
 def _remove(folder: Path) -> None:

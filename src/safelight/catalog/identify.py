@@ -268,9 +268,10 @@ def _adapter_base(header: Header) -> str | None:
 
     These decide, in this order:
     - the width of the text embeddings that the adapter's cross-attention reads (``cross_attention_dim``);
-    - names that only one family has;
-    - shapes that only one family has;
+    - names that only this family has;
+    - shapes that only this family has;
     - the family that the metadata declares, if it is one of the known values.
+    If one of them fits several families, the next ones choose among these. If all do, any of them may be meant.
     """
     signs = {family.name: family.adapter_signs for family in families().values()}
     width = _cross_attention_dim(header, frozenset(sign.cross_attention_dim for sign in signs.values()))
@@ -284,7 +285,13 @@ def _adapter_base(header: Header) -> str | None:
         lambda sign: sign.shapes is not None and sign.shapes(header),
         lambda sign: not declared.isdisjoint(sign.declared),
     )
-    return next((name for fits in rounds for name, sign in signs.items() if fits(sign)), None)
+    left = list(signs)
+    for fits in rounds:
+        found = [name for name in left if fits(signs[name])]
+        if len(found) == 1:
+            return found[0]
+        left = found or left
+    return None
 
 
 def _cross_attention_dim(header: Header, known: frozenset[int]) -> int | None:

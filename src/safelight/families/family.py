@@ -169,11 +169,14 @@ class Noise:
     ``settings``: arguments of diffusers' scheduler classes. A flow's ``shift`` is a constant shift of its noise levels.
     ``mu``: for a flow whose shift depends on the image's size: from the number of the image's tokens (one for
     ``Latents.multiple`` pixels in each direction) and the number of steps.
+    ``spacing``: how the noise levels of a flow are spread over the steps before the shift, if the sampler takes levels
+    and the request asks for the default schedule. ``beta``: diffusers' ``use_beta_sigmas``.
     """
 
     kind: NoiseKind
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
     mu: Callable[[int, int], float] | None = None
+    spacing: Literal["uniform", "beta"] = "uniform"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +253,8 @@ class AdapterSigns:
 
     ``cross_attention_dim``: width of the embeddings that the denoiser's cross-attention reads.
     ``names``: a pattern of names that only this family has.
-    ``shapes``: whether the shapes are this family's.
+    ``shapes``: whether the shapes are this family's. Families with the same blocks have the same answer; then the
+    metadata decides, and without it the adapter may be used with each of them.
     ``declared``: values of ``ss_base_model_version`` and ``modelspec.architecture``, in lower case.
     """
 

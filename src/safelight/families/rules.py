@@ -65,7 +65,12 @@ NOT_SUPPORTED = (
         r".*double_stream_modulation_img\.",
         r".*(guidance_in|guidance_embedder)\.",
     ),
-    rule("checkpoint", "chroma", "a layer that distils guidance is Chroma's", r".*distilled_guidance_layer\."),
+    rule(
+        "checkpoint",
+        "chroma-radiance",
+        "blocks that draw the pixels of each patch are Chroma1-Radiance's, which has no VAE",
+        r".*nerf_(blocks|final_layer|final_layer_conv|image_embedder)\.",
+    ),
 )
 """Families that Safelight names and does not support yet."""
 

@@ -12,6 +12,7 @@ import torch
 
 from safelight.boundary import schedulers
 from safelight.families.family import Noise
+from safelight.pipeline import beta_spacing
 from safelight.request.samplers import SAMPLERS, FlowScheduler, Schedule
 
 WHOLE = (0.0, 1.0)
@@ -192,4 +193,13 @@ def _flow(
         # The same curve as a constant shift: exp(mu) / (exp(mu) + 1 / sigma - 1).
         settings[chosen.shift] = math.exp(mu)
     run = schedulers.scheduler(chosen.scheduler, settings, seed)
-    return FlowSamplerRun(run, levels if chosen.takes_levels else no_levels, mu if chosen.takes_levels else None)
+    if not chosen.takes_levels:
+        return FlowSamplerRun(run, no_levels, None)
+    if noise.spacing == "beta" and schedule == "default":
+        return FlowSamplerRun(run, lambda steps: _beta_levels(levels(steps)), mu)
+    return FlowSamplerRun(run, levels, mu)
+
+
+def _beta_levels(levels: Sequence[float] | None) -> Sequence[float]:
+    assert levels is not None, "the family has no levels of its own"
+    return beta_spacing.spread(levels)

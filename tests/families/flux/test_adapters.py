@@ -96,6 +96,8 @@ def comfy(module: str, slot: str) -> str:
     return f"diffusion_model.{module}" + (".alpha" if slot == "alpha" else f".lora_{slot}.weight")
 
 
+DECLARED = {"modelspec.architecture": "flux-1-dev/lora"}
+
 NAMINGS: dict[str, Callable[[], Tensors]] = {
     "kohya": lambda: pairs(ORIGINALS, kohya("lora_unet_"), alpha=True),
     "diffusers": lambda: pairs(OWN, peft("transformer.")),
@@ -283,9 +285,13 @@ def test_what_fits_nothing_is_named(naming: str, stranger: str) -> None:
 
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_the_family_is_recognised(naming: str, tmp_path: Path) -> None:
-    save_file(NAMINGS[naming](), tmp_path / "x.safetensors")
-    found = identify(tmp_path / "x.safetensors")
-    assert (found.kind, found.base) == ("lora", "flux")
+    """Chroma has the same blocks: a LoRA of blocks alone is FLUX.1's only if its metadata says so."""
+    tensors = NAMINGS[naming]()
+    of_blocks_alone = naming in ("diffusers", "diffusers with alpha", "OneTrainer")
+    for metadata, base in ({}, None if of_blocks_alone else "flux"), (DECLARED, "flux"):
+        save_file(tensors, tmp_path / "x.safetensors", metadata)
+        found = identify(tmp_path / "x.safetensors")
+        assert (found.kind, found.base) == ("lora", base)
 
 
 def test_a_control_lora_is_refused_for_what_it_is(root: Path, tmp_path: Path) -> None:

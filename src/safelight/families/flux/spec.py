@@ -21,9 +21,10 @@ from safelight.families.family import (
 )
 from safelight.families.features import Feature
 from safelight.families.flux import transformer
-from safelight.families.flux.transformer import PATCH, FluxConfig
-from safelight.families.parts import clip, t5, vae
+from safelight.families.flux.transformer import FluxConfig
+from safelight.families.parts import clip, flux_blocks, t5, vae
 from safelight.families.parts.clip import CLIPConfig
+from safelight.families.parts.flux_blocks import PATCH, axes
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
@@ -55,25 +56,17 @@ _REFERENCE_SIZES = (
 TOKEN_PIXELS = 16
 """Pixels of a token in each direction."""
 
-_FEWEST_TOKENS, _LEAST_MU = 256, 0.5
-_MOST_TOKENS, _MOST_MU = 4096, 1.15
-
 _PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
 _DOUBLE = _PREFIX + r"(double_blocks\.0\.img_mod\.|transformer_blocks\.0\.norm1\.linear\.)"
 _SINGLE = _PREFIX + r"(single_blocks\.0\.modulation\.|single_transformer_blocks\.0\.norm\.linear\.)"
-_ADAPTER_NAMES = (
-    r"(^|[._])((double_blocks|single_blocks|single_transformer_blocks)[._][0-9]"
-    r"|transformer_blocks[._][0-9]+[._](ff_context|norm1_context)[._])"
+
+_OWN_NAMES = re.compile(
+    r"(img|txt)_mod[._]lin|single_blocks[._][0-9]+[._]modulation[._]lin|(vector|guidance|time)_in[._](in|out)_layer"
+    r"|transformer_blocks[._][0-9]+[._]norm(1|1_context)?[._]linear|time_text_embed[._]"
 )
+"""Names of modules in adapters that Chroma does not have: modulations, and what computes them."""
+
 _WHAT = "double blocks, each with its modulation, and single blocks"
-
-
-def mu(tokens: int, steps: int) -> float:
-    """Return the shift of the noise levels: a line through 0.5 for 256 tokens and 1.15 for 4096."""
-    del steps
-    # In the order of diffusers' ``calculate_shift``, for the last bit.
-    slope = (_MOST_MU - _LEAST_MU) / (_MOST_TOKENS - _FEWEST_TOKENS)
-    return tokens * slope + (_LEAST_MU - slope * _FEWEST_TOKENS)
 
 
 def reference_size(size: Size) -> Size:
@@ -132,20 +125,9 @@ def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, 
     yield "transformer", "patch_size", 1
     yield "transformer", "axes_dims_rope", list(axes(net.head_size))
     yield "text_encoder", "hidden_act", "quick_gelu"
-    yield "text_encoder_2", "feed_forward_proj", "gated-gelu"
-    yield "text_encoder_2", "relative_attention_max_distance", 128
-    yield "text_encoder_2", "layer_norm_epsilon", 1e-6
+    yield from t5.folder_settings("text_encoder_2")
     yield "vae", "scaling_factor", SCALING_FACTOR
     yield "vae", "shift_factor", SHIFT_FACTOR
-
-
-def axes(head_size: int) -> tuple[int, int, int]:
-    """Return how many components of a head turn with the picture's number, the row and the column.
-
-    Of the published 128 they are 16, 56 and 56.
-    """
-    side = (head_size - head_size // 8) // 2
-    return head_size // 8, side, side
 
 
 def _unread_in_clip(name: str) -> str | None:
@@ -180,7 +162,7 @@ FLUX = Family(
             Purpose.TEXT_ENCODER,
             T5_PREFIXES,
             t5.infer,
-            T5Config(32128, 4096, 10240, 24, 64, 64),
+            t5.T5_XXL,
             lora_prefixes=("lora_te2_", "lora_te3_"),
             lora_paths=("text_encoders.t5xxl.transformer.",),
             overflows_in_fp16=True,
@@ -194,13 +176,13 @@ FLUX = Family(
             lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
             lora_paths=("diffusion_model.", "transformer."),
             adapter_sources=transformer.xlabs_sources,
-            block_of=transformer.block_of,
+            block_of=flux_blocks.block_of,
         ),
         Component("vae", Purpose.VAE, ("vae.", "first_stage_model."), vae.infer, FLUX_VAE),
     ),
     architectures=(CLIPConfig, T5Config, FluxConfig, VAEConfig),
     latents=replace(FLUX_LATENTS, fp32=False),
-    noise=Noise("flow", mu=mu),
+    noise=Noise("flow", mu=flux_blocks.mu),
     resolution=1024,
     guidance="distilled",
     features=frozenset(
@@ -265,7 +247,8 @@ FLUX = Family(
     left_over=_left_over,
     latent_space="flux",
     adapter_signs=AdapterSigns(
-        names=re.compile(_ADAPTER_NAMES),
+        names=_OWN_NAMES,
+        shapes=flux_blocks.has_blocks,
         declared=frozenset({"flux1", "flux-1-dev", "flux-1-schnell", "flux.1-dev", "flux.1-schnell"}),
     ),
     pipeline_class="FluxPipeline",

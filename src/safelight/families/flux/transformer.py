@@ -7,11 +7,12 @@ feed-forward layer into ``linear1``. Its last layer has the shift before the sca
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from safelight.families.family import Config
+from safelight.families.parts.flux_blocks import PATCH, STREAMS, double_block, single_block, working_bytes
 from safelight.families.tables import (
     NotThisArchitecture,
     Shapes,
@@ -22,19 +23,8 @@ from safelight.families.tables import (
     weight_and_bias,
 )
 
-PATCH = 2
-"""Latents per token in each direction."""
-
 TIME_WIDTH = 256
 """Width of the sines and cosines of the timestep, and of those of the guidance scale."""
-
-TEXT_TOKENS = 512
-
-STREAMS = (
-    ("", "img", "to_q", "to_k", "to_v", "to_out.0"),
-    ("_context", "txt", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-)
-"""For the image and for the text: the ending of diffusers' names, the original's, and diffusers' four projections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +57,7 @@ class FluxConfig(Config):
         return f"{self.inputs}-{self.width}x{self.layers}+{self.single_layers}"
 
     def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
-        tokens = pixels // 256 + TEXT_TOKENS
-        scores = self.width // self.head_size * tokens**2 * itemsize if quadratic else 0
-        # Rotary embeddings compute in fp32.
-        return tokens * 16 * self.width * itemsize + 4 * tokens * self.width * 4 + scores
+        return working_bytes(pixels, self.width, self.head_size, itemsize, quadratic)
 
     def rows(self) -> Iterator[TensorRow]:
         wide = self.width
@@ -95,32 +82,12 @@ class FluxConfig(Config):
         wide = self.width
         for end, stream, *_ in STREAMS:
             yield from weight_and_bias(f"{name}.norm1{end}.linear", (6 * wide, wide), f"{other}.{stream}_mod.lin")
-        for end, stream, *projections, out in STREAMS:
-            attention, original = f"{name}.attn", f"{other}.{stream}_attn"
-            for index, projection in enumerate(projections):
-                for kind, shape in (("weight", (wide, wide)), ("bias", (wide,))):
-                    yield row(
-                        f"{attention}.{projection}.{kind}", shape, TensorSource(f"{original}.qkv.{kind}", (index, 3))
-                    )
-            added = "added_" if end else ""
-            yield row(f"{attention}.norm_{added}q.weight", (self.head_size,), f"{original}.norm.query_norm.scale")
-            yield row(f"{attention}.norm_{added}k.weight", (self.head_size,), f"{original}.norm.key_norm.scale")
-            yield from weight_and_bias(f"{attention}.{out}", (wide, wide), f"{original}.proj")
-        for end, stream, *_ in STREAMS:
-            yield from weight_and_bias(f"{name}.ff{end}.net.0.proj", (4 * wide, wide), f"{other}.{stream}_mlp.0")
-            yield from weight_and_bias(f"{name}.ff{end}.net.2", (wide, 4 * wide), f"{other}.{stream}_mlp.2")
+        yield from double_block(name, other, wide, self.head_size)
 
     def _single_block(self, name: str, other: str) -> Iterator[TensorRow]:
         wide = self.width
         yield from weight_and_bias(f"{name}.norm.linear", (3 * wide, wide), f"{other}.modulation.lin")
-        parts = (("proj_mlp", 3, 4 * wide), ("attn.to_q", 0, wide), ("attn.to_k", 1, wide), ("attn.to_v", 2, wide))
-        for part, before, rows in parts:
-            for kind, shape in (("weight", (rows, wide)), ("bias", (rows,))):
-                fused = TensorSource(f"{other}.linear1.{kind}", rows=(before * wide, 7 * wide))
-                yield row(f"{name}.{part}.{kind}", shape, fused)
-        yield row(f"{name}.attn.norm_q.weight", (self.head_size,), f"{other}.norm.query_norm.scale")
-        yield row(f"{name}.attn.norm_k.weight", (self.head_size,), f"{other}.norm.key_norm.scale")
-        yield from weight_and_bias(f"{name}.proj_out", (wide, 5 * wide), f"{other}.linear2")
+        yield from single_block(name, other, wide, self.head_size)
 
 
 _XLABS = re.compile(
@@ -173,21 +140,3 @@ def infer(shapes: Shapes) -> FluxConfig:
         )
     except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the transformer has no tensor {error}") from error
-
-
-_LETTERS = {
-    "transformer_blocks": "D",
-    "double_blocks": "D",
-    "single_transformer_blocks": "S",
-    "single_blocks": "S",
-}
-
-
-def block_of(names: Iterable[str]) -> str:
-    """Return the block that contains a module: ``D00`` for double blocks, ``S00`` for single ones, else ``BASE``."""
-    for name in names:
-        kind, _, rest = name.partition(".")
-        number = rest.partition(".")[0]
-        if kind in _LETTERS and number.isdecimal():
-            return f"{_LETTERS[kind]}{int(number):02d}"
-    return "BASE"

@@ -6,7 +6,7 @@ Names are those of ``transformers.T5EncoderModel``. Its two names of the token e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,6 +80,9 @@ class T5Config(Config):
         return states + 3 * TOKENS * self.width * 4 + 3 * self.heads * TOKENS**2 * itemsize
 
 
+T5_XXL = T5Config(32128, 4096, 10240, 24, 64, 64)
+
+
 def infer(shapes: Shapes) -> T5Config:
     """Infer the settings from shapes. Raises NotThisArchitecture."""
     try:
@@ -104,3 +107,10 @@ def unread_reason(name: str) -> str | None:
     if name == SAME_EMBEDDINGS:
         return f"the same tensor as {EMBEDDINGS}"
     return "not used" if re.fullmatch(r"logit_scale|spiece_model", name) else None
+
+
+def folder_settings(role: str) -> Iterable[tuple[str, str, object]]:
+    """Yield what ``config.json`` of a T5 1.1 says; see :attr:`safelight.families.family.Family.folder_settings`."""
+    yield role, "feed_forward_proj", "gated-gelu"
+    yield role, "relative_attention_max_distance", 128
+    yield role, "layer_norm_epsilon", 1e-6

@@ -66,6 +66,17 @@ def build(config: T5Config) -> nn.Module:
     return module
 
 
-def hidden_states(module: nn.Module, ids: list[int], device: torch.device) -> torch.Tensor:
-    """Return the hidden states (1, tokens, width). The padding is not hidden, as in diffusers' pipelines for FLUX."""
-    return cast("Any", module)(torch.tensor([ids], device=device)).last_hidden_state
+def mask_of(ids: list[int], device: torch.device) -> torch.Tensor:
+    """Return the mask (1, tokens) of token ids: 1 for the text and its end token, 0 for the padding after it."""
+    shown = max(place for place, token in enumerate(ids) if token != PAD) + 1
+    return torch.tensor([[1] * shown + [0] * (len(ids) - shown)], device=device)
+
+
+def hidden_states(
+    module: nn.Module, ids: list[int], device: torch.device, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the hidden states (1, tokens, width).
+
+    ``mask``: see :func:`mask_of`; None if the padding is not hidden, as in diffusers' pipelines for FLUX.
+    """
+    return cast("Any", module)(torch.tensor([ids], device=device), attention_mask=mask).last_hidden_state
