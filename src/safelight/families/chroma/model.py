@@ -16,9 +16,10 @@ from safelight.families.chroma.transformer import ChromaConfig
 from safelight.families.family import Config, Family, Latents
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.parts import t5_model
-from safelight.families.parts.flux_blocks import PATCH, TEXT_TOKENS, axes
-from safelight.families.parts.flux_tokens import image_positions, pack, unpack
+from safelight.families.parts.flux_blocks import TEXT_TOKENS
+from safelight.families.parts.sequences import image_positions, pack, unpack
 from safelight.families.parts.t5 import T5Config
+from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.parts.vae_model import autoencoder
 from safelight.request.prompts.words import InversionTokens

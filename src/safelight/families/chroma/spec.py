@@ -21,9 +21,9 @@ from safelight.families.family import (
 )
 from safelight.families.features import Feature
 from safelight.families.parts import flux_blocks, t5, vae
-from safelight.families.parts.flux_blocks import axes
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
 from safelight.families.parts.t5 import T5Config
+from safelight.families.parts.tokens import axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import rule
 from safelight.families.tables import is_architecture

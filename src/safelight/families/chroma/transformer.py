@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from safelight.families.family import Config
-from safelight.families.parts.flux_blocks import PATCH, double_block, single_block, working_bytes
+from safelight.families.parts.flux_blocks import double_block, single_block, working_bytes
+from safelight.families.parts.tokens import PATCH
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias
 
 GUIDANCE = "distilled_guidance_layer"

@@ -17,9 +17,9 @@ from safelight.families.family_model import Call, FamilyModel, PromptText, Tenso
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.parts import clip_model, t5_model
 from safelight.families.parts.clip import CLIPConfig
-from safelight.families.parts.flux_blocks import PATCH, axes
-from safelight.families.parts.flux_tokens import image_positions, pack, unpack
+from safelight.families.parts.sequences import image_positions, pack, unpack
 from safelight.families.parts.t5 import T5Config
+from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.parts.vae_model import autoencoder
 from safelight.request.prompts import tokens

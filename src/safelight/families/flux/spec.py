@@ -24,9 +24,9 @@ from safelight.families.flux import transformer
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.parts import clip, flux_blocks, t5, vae
 from safelight.families.parts.clip import CLIPConfig
-from safelight.families.parts.flux_blocks import PATCH, axes
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
 from safelight.families.parts.t5 import T5Config
+from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import rule
 from safelight.families.tables import Shapes, is_architecture

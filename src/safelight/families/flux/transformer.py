@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from safelight.families.family import Config
-from safelight.families.parts.flux_blocks import PATCH, STREAMS, double_block, single_block, working_bytes
+from safelight.families.parts.flux_blocks import STREAMS, double_block, single_block, working_bytes
+from safelight.families.parts.tokens import PATCH
 from safelight.families.tables import (
     NotThisArchitecture,
     Shapes,

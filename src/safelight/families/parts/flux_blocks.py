@@ -12,9 +12,6 @@ from collections.abc import Iterable, Iterator
 from safelight.families.tables import TensorRow, TensorSource, row, weight_and_bias
 from safelight.files.header import Header
 
-PATCH = 2
-"""Latents per token in each direction."""
-
 TEXT_TOKENS = 512
 
 STREAMS = (
@@ -33,15 +30,6 @@ def mu(tokens: int, steps: int) -> float:
     # In the order of diffusers' ``calculate_shift``, for the last bit.
     slope = (_MOST_MU - _LEAST_MU) / (_MOST_TOKENS - _FEWEST_TOKENS)
     return tokens * slope + (_LEAST_MU - slope * _FEWEST_TOKENS)
-
-
-def axes(head_size: int) -> tuple[int, int, int]:
-    """Return how many components of a head turn with the picture's number, the row and the column.
-
-    Of the published 128 they are 16, 56 and 56.
-    """
-    side = (head_size - head_size // 8) // 2
-    return head_size // 8, side, side
 
 
 def working_bytes(pixels: int, width: int, head_size: int, itemsize: int, quadratic: bool) -> int:

@@ -1,10 +1,14 @@
-"""FLUX.1's latents as the tokens of its transformer, and the positions of the tokens."""
+"""Images and texts as sequences of tokens, as transformers read them."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from safelight.families.parts.flux_blocks import PATCH
+import torch
+from torch import nn
+
+from safelight.families.family_model import Tensors
+from safelight.families.parts.tokens import PATCH
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
@@ -28,3 +32,13 @@ def image_positions(latents: torch.Tensor, number: int = 0) -> torch.Tensor:
     rows, columns = (side // PATCH for side in latents.shape[-2:])
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([torch.full_like(row, number), row, column], dim=-1).reshape(-1, 3).float()
+
+
+def join_texts(rows: Sequence[Tensors]) -> Tensors:
+    """Join the ``hidden`` states (1, tokens, width) of texts that differ in length.
+
+    Returns the states, padded to one length, and each text's ``length``.
+    """
+    states = [row["hidden"][0] for row in rows]
+    lengths = torch.tensor([len(one) for one in states])
+    return {"hidden": nn.utils.rnn.pad_sequence(states, batch_first=True), "length": lengths}
