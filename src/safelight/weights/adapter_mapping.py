@@ -192,7 +192,7 @@ def modules_by_name(components: Iterable[tuple[Component, Iterable[TensorRow]]])
                 other, _, name_of_leaf = source.name.rpartition(".")
                 if not source.in_order and name_of_leaf == leaf == "weight":
                     part = Target(known, source.pieces(row.shape[0]), source.part(row.shape[0])[1])
-                    for name in _names(component, [other]):
+                    for name in dict.fromkeys(_names(component, [other])):
                         found[name] = (*found.get(name, ()), part)
     return found
 

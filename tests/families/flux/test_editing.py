@@ -178,6 +178,7 @@ def test_fill_outpaints(shared_engine: LocalEngine, folders: dict[str, Path], fi
 
 
 @pytest.mark.usefixtures("small_sizes")
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["fill", "kontext"])
 def test_bf16(variant: str, folders: dict[str, Path], picture: Path, tmp_path: Path) -> None:
     """The noise of Safelight is drawn in fp32 where an image starts from noise, so Kontext's pipeline is given it."""
@@ -196,7 +197,7 @@ def test_bf16(variant: str, folders: dict[str, Path], picture: Path, tmp_path: P
     assert made == (_pasted(found, picture, mask) if variant == "fill" else found.tobytes())
 
 
-@pytest.mark.parametrize(("variant", "wanted"), [("kontext", (28, 2.5)), ("fill", (50, 30.0))])
+@pytest.mark.parametrize(("variant", "wanted"), thinned([("kontext", (28, 2.5)), ("fill", (50, 30.0))], unpack=True))
 def test_variants_and_defaults(
     variant: str, wanted: tuple[int, float], root: Path, folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -35,11 +35,6 @@ KLEIN_4B = Flux2Config(128, 3072, 5, 20, 128, 7680)
 KLEIN_9B = Flux2Config(128, 4096, 8, 24, 128, 12288)
 
 
-@pytest.fixture(scope="module")
-def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return flux2.write_folder(tmp_path_factory.mktemp("flux2") / "distilled", 5, distilled=True)
-
-
 @pytest.fixture
 def folder(distilled: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(distilled, tmp_path / "copy"))

@@ -26,16 +26,6 @@ TOKENS = 12
 
 
 @pytest.fixture(scope="module")
-def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return flux2.write_folder(tmp_path_factory.mktemp("flux2") / "distilled", SEED, distilled=True)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return flux2.write_folder(tmp_path_factory.mktemp("flux2") / "base", SEED, distilled=False)
-
-
-@pytest.fixture(scope="module")
 def pipe() -> Any:
     return flux2.pipeline(SEED, distilled=False)
 

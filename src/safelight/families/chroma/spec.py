@@ -20,7 +20,7 @@ from safelight.families.family import (
     Variant,
 )
 from safelight.families.features import Feature
-from safelight.families.parts import flux_blocks, t5, vae
+from safelight.families.parts import flux_adapters, flux_blocks, t5, vae
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.tokens import axes
@@ -158,7 +158,7 @@ CHROMA = Family(
     latent_space="flux",
     adapter_signs=AdapterSigns(
         names=re.compile(transformer.GUIDANCE),
-        shapes=flux_blocks.has_blocks,
+        shapes=flux_adapters.may_change_flux1,
         declared=frozenset({"chroma", "chroma1", "chroma1-hd", "chroma1-base", "chroma1-flash"}),
     ),
     pipeline_class="ChromaPipeline",

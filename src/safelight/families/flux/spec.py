@@ -22,7 +22,7 @@ from safelight.families.family import (
 from safelight.families.features import Feature
 from safelight.families.flux import transformer
 from safelight.families.flux.transformer import FluxConfig
-from safelight.families.parts import clip, flux_blocks, t5, vae
+from safelight.families.parts import clip, flux_adapters, flux_blocks, t5, vae
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
 from safelight.families.parts.t5 import T5Config
@@ -248,7 +248,7 @@ FLUX = Family(
     latent_space="flux",
     adapter_signs=AdapterSigns(
         names=_OWN_NAMES,
-        shapes=flux_blocks.has_blocks,
+        shapes=flux_adapters.may_change_flux1,
         declared=frozenset({"flux1", "flux-1-dev", "flux-1-schnell", "flux.1-dev", "flux.1-schnell"}),
     ),
     pipeline_class="FluxPipeline",

@@ -23,7 +23,7 @@ from safelight.families.family import (
 from safelight.families.features import Feature
 from safelight.families.flux2 import transformer
 from safelight.families.flux2.transformer import Flux2Config
-from safelight.families.parts import flux2_vae, qwen3
+from safelight.families.parts import flux2_vae, flux_adapters, qwen3
 from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, NORM_EPSILON, Flux2VAEConfig
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.rules import KindRule
@@ -68,6 +68,14 @@ _PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
 _SHARED = _PREFIX + r"(double_stream_modulation_(img|txt)|single_stream_modulation)\."
 _GUIDANCE = _PREFIX + r"(guidance_in|time_guidance_embed\.guidance_embedder)\."
 _WHAT = "a transformer whose blocks share their modulation, without a guidance scale as an input"
+
+
+_ADAPTER_NAMES = (
+    r"to_qkv_mlp_proj|(double|single)_stream_modulation|time_guidance_embed[._]|time_in[._](in|out)_layer"
+    r"|(^|[._])transformer_blocks[._][0-9]+[._]ff(_context)?[._]linear_(in|out)"
+    r"|single_transformer_blocks[._][0-9]+[._]attn[._]to_out"
+)
+"""Names of modules in adapters that few other families have."""
 
 
 def axes(head_size: int) -> tuple[int, int, int, int]:
@@ -180,6 +188,7 @@ FLUX2_KLEIN = Family(
             Flux2Config(128, 3072, 5, 20, 128, 7680),
             lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
             lora_paths=("diffusion_model.", "transformer."),
+            adapter_sources=transformer.adapter_sources,
             block_of=transformer.block_of,
         ),
         Component("vae", Purpose.VAE, VAE_PREFIXES, flux2_vae.infer, FLUX2_VAE),
@@ -239,7 +248,11 @@ FLUX2_KLEIN = Family(
             "transformer": Flux2Config(128, 4096, 8, 24, 128, 12288),
         },
     },
-    adapter_signs=AdapterSigns(names=re.compile(r"to_qkv_mlp_proj|(double|single)_stream_modulation")),
+    adapter_signs=AdapterSigns(
+        names=re.compile(_ADAPTER_NAMES),
+        shapes=flux_adapters.may_change_klein,
+        declared=frozenset({"flux2_klein_4b", "flux2_klein_9b", "flux-2-klein-4b", "flux-2-klein-9b"}),
+    ),
     pipeline_class="Flux2KleinPipeline",
 )
 

@@ -23,6 +23,9 @@ TEXT_TOKENS = 512
 
 _GUIDANCE = ("time_guidance_embed.guidance_embedder.linear_1.weight", "guidance_in.in_layer.weight")
 
+_ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
+"""The projections of the text in an attention."""
+
 _NUMBERED = re.compile(r"(double_blocks|transformer_blocks|single_blocks|single_transformer_blocks)\.([0-9]+)\.")
 
 
@@ -85,7 +88,7 @@ class Flux2Config(Config):
 
     def _double(self, ours: str, theirs: str) -> Iterator[TensorRow]:
         square, attention = (self.width, self.width), f"{ours}.attn"
-        for stream, parts in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj"))):
+        for stream, parts in (("img", ("to_q", "to_k", "to_v")), ("txt", _ADDED)):
             for index, part in enumerate(parts):
                 fused = TensorSource(f"{theirs}.{stream}_attn.qkv.weight", (index, 3))
                 yield row(f"{attention}.{part}.weight", square, fused)
@@ -109,6 +112,15 @@ class Flux2Config(Config):
     def _norms(self, ours: str, theirs: str, query: str, key: str) -> Iterator[TensorRow]:
         for name, other in ((query, "query_norm"), (key, "key_norm")):
             yield row(f"{ours}.{name}.weight", (self.head_size,), f"{theirs}.{other}.scale")
+
+
+def adapter_sources(name: str) -> Iterator[TensorSource]:
+    """Yield the name of a double block's fused projection in diffusers, which LoKr adapters change as a whole."""
+    block, _, rest = name.rpartition(".attn.")
+    for fused, parts in (("to_qkv", ("to_q", "to_k", "to_v")), ("to_added_qkv", _ADDED)):
+        for index, part in enumerate(parts):
+            if rest == f"{part}.weight" and block.startswith("transformer_blocks."):
+                yield TensorSource(f"{block}.attn.{fused}.weight", (index, len(parts)))
 
 
 def infer(shapes: Shapes) -> Flux2Config:

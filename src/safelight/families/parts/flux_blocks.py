@@ -6,11 +6,9 @@ Names are those of diffusers and of the original. The original fuses projections
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 from safelight.families.tables import TensorRow, TensorSource, row, weight_and_bias
-from safelight.files.header import Header
 
 TEXT_TOKENS = 512
 
@@ -92,11 +90,3 @@ def block_of(names: Iterable[str]) -> str:
         if kind in _LETTERS and number.isdecimal():
             return f"{_LETTERS[kind]}{int(number):02d}"
     return "BASE"
-
-
-_BLOCK_NAME = re.compile(r"(^|[._])(double_blocks|single_blocks|single_transformer_blocks)[._][0-9]")
-
-
-def has_blocks(header: Header) -> bool:
-    """Return whether an adapter changes such blocks. Their names and shapes are the same in FLUX.1 and in Chroma."""
-    return any(_BLOCK_NAME.search(name) for name in header.tensors)
