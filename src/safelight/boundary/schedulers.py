@@ -15,7 +15,7 @@ def sigma(scheduler: Any) -> float:
     return 1.0 if sigmas is None or index is None else float(sigmas[min(index, len(sigmas) - 1)])
 
 
-SPACING = frozenset({"timestep_spacing", "steps_offset"})
+SPACING = frozenset({"timestep_spacing", "steps_offset", "shift_terminal"})
 """Settings that spread the steps over the training steps. Some scheduler classes support only one way."""
 
 

@@ -65,6 +65,18 @@ NOT_SUPPORTED = (
         r".*double_stream_modulation_img\.",
         r".*(guidance_in|guidance_embedder)\.",
     ),
+    rule(
+        "checkpoint",
+        "qwen-image-2.1",
+        "a norm within the text projection is Qwen-Image 2.1's",
+        r".*txt_in\.text_norm\.",
+    ),
+    rule(
+        "checkpoint",
+        "qwen-image-layered",
+        "an embedding beside the timestep's is Qwen-Image Layered's",
+        r".*time_text_embed\.addition_t_embedding\.",
+    ),
     rule("checkpoint", "chroma", "a layer that distils guidance is Chroma's", r".*distilled_guidance_layer\."),
 )
 """Families that Safelight names and does not support yet."""

@@ -14,11 +14,12 @@ from torch import nn
 from safelight.boundary import exports, modules
 from safelight.families.family import Config, Family, Latents
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
-from safelight.families.flux.spec import axes
-from safelight.families.flux.transformer import PATCH, FluxConfig
+from safelight.families.flux.transformer import FluxConfig
 from safelight.families.parts import clip_model, t5_model
 from safelight.families.parts.clip import CLIPConfig
+from safelight.families.parts.sequences import pack, unpack
 from safelight.families.parts.t5 import T5Config
+from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.parts.vae_model import autoencoder
 from safelight.request.prompts import tokens
@@ -148,19 +149,6 @@ def clip_tokens(text: str) -> list[int]:
     """Return CLIP's token ids of a text, filled up with end tokens. The tokens that are too many are cut off."""
     ids = [tokens.START, *tokens.tokens_of(text)[: tokens.TOKENS_PER_CHUNK], tokens.END]
     return ids + [tokens.END] * (tokens.POSITIONS - len(ids))
-
-
-def pack(latents: torch.Tensor) -> torch.Tensor:
-    """Return latents (n, channels, height, width) as tokens (n, tokens, values)."""
-    count, channels, height, width = latents.shape
-    squares = latents.reshape(count, channels, height // PATCH, PATCH, width // PATCH, PATCH)
-    return squares.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * PATCH**2)
-
-
-def unpack(found: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Return tokens (n, rows * columns, values) as latents (n, channels, height, width)."""
-    squares = found.reshape(len(found), rows, columns, -1, PATCH, PATCH)
-    return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(found), -1, rows * PATCH, columns * PATCH)
 
 
 def image_positions(latents: torch.Tensor, number: int) -> torch.Tensor:

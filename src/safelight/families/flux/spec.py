@@ -21,11 +21,12 @@ from safelight.families.family import (
 )
 from safelight.families.features import Feature
 from safelight.families.flux import transformer
-from safelight.families.flux.transformer import PATCH, FluxConfig
+from safelight.families.flux.transformer import FluxConfig
 from safelight.families.parts import clip, t5, vae
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
 from safelight.families.parts.t5 import T5Config
+from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import rule
 from safelight.families.tables import Shapes, is_architecture
@@ -137,15 +138,6 @@ def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, 
     yield "text_encoder_2", "layer_norm_epsilon", 1e-6
     yield "vae", "scaling_factor", SCALING_FACTOR
     yield "vae", "shift_factor", SHIFT_FACTOR
-
-
-def axes(head_size: int) -> tuple[int, int, int]:
-    """Return how many components of a head turn with the picture's number, the row and the column.
-
-    Of the published 128 they are 16, 56 and 56.
-    """
-    side = (head_size - head_size // 8) // 2
-    return head_size // 8, side, side
 
 
 def _unread_in_clip(name: str) -> str | None:

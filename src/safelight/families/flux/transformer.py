@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from safelight.families.family import Config
+from safelight.families.parts.tokens import PATCH
 from safelight.families.tables import (
     NotThisArchitecture,
     Shapes,
@@ -21,9 +22,6 @@ from safelight.families.tables import (
     row,
     weight_and_bias,
 )
-
-PATCH = 2
-"""Latents per token in each direction."""
 
 TIME_WIDTH = 256
 """Width of the sines and cosines of the timestep, and of those of the guidance scale."""

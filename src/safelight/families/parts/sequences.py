@@ -1,0 +1,34 @@
+"""Images and texts as sequences of tokens, as transformers read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from safelight.families.family_model import Tensors
+from safelight.families.parts.tokens import PATCH
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """Return latents (n, channels, height, width) as tokens (n, tokens, values)."""
+    count, channels, height, width = latents.shape
+    squares = latents.reshape(count, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * PATCH**2)
+
+
+def unpack(found: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Return tokens (n, rows * columns, values) as latents (n, channels, height, width)."""
+    squares = found.reshape(len(found), rows, columns, -1, PATCH, PATCH)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(found), -1, rows * PATCH, columns * PATCH)
+
+
+def join_texts(rows: Sequence[Tensors]) -> Tensors:
+    """Join the ``hidden`` states (1, tokens, width) of texts that differ in length.
+
+    Returns the states, padded to one length, and each text's ``length``.
+    """
+    states = [row["hidden"][0] for row in rows]
+    lengths = torch.tensor([len(one) for one in states])
+    return {"hidden": nn.utils.rnn.pad_sequence(states, batch_first=True), "length": lengths}
