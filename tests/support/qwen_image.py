@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from support.checkpoints import random_module
 from support.oracle import aligned
 from torch import nn
-from transformers import AddedToken, Qwen2Tokenizer
+from transformers import AddedToken, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
@@ -81,7 +81,13 @@ def _whole_encoder(language: Any) -> nn.Module:
 
 
 def tokenizer() -> Any:
-    """Qwen2.5's tokenizer as transformers makes it from a vocabulary and merges."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=qwen25_model.tokenizer(), pad_token="<|endoftext|>", eos_token="<|im_end|>"
+    )
+
+
+def qwen2_tokenizer() -> Any:
+    """Qwen2.5's tokenizer as transformers makes it from a vocabulary, merges and added tokens."""
     values = json.loads(qwen25_model.tokenizer().to_str())
     added = {one.pop("id"): AddedToken(**one) for one in values["added_tokens"]}
     return Qwen2Tokenizer(

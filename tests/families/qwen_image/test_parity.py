@@ -17,6 +17,7 @@ from support.scale import thinned
 import safelight
 from safelight.errors import RequestError
 from safelight.families.family_model import PromptText, family_model
+from safelight.families.parts import qwen25_model
 from safelight.families.qwen_image.spec import QWEN_IMAGE, mu
 from safelight.pipeline.noise import draw_seeded_noise
 from safelight.resolve.resolve import with_defaults
@@ -206,10 +207,19 @@ def test_bf16(tmp_path: Path, folder: Path) -> None:
     assert ours(engine, folder, precision="bf16", cfg=4.0, negative=NEGATIVE) == wanted
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    ["", "a red apple", "  été\n<|im_end|> <think></tool_response> <tool_call> 你好 🍎 1234  ", "apple pear " * 900],
-)
+TEXTS = ["", "a red apple", "  été\n<|im_end|> <think></tool_response> <tool_call> 你好 🍎 1234  ", "apple pear " * 900]
+
+
+@pytest.mark.full
+def test_the_tokenizer_is_that_of_qwen2_5() -> None:
+    """transformers' Qwen2Tokenizer, with the tokens that Qwen2.5 has besides its vocabulary, and no others."""
+    other = qwen_image.qwen2_tokenizer()
+    assert len(other) == 151665
+    for text in TEXTS:
+        assert qwen25_model.tokenizer().encode(text, add_special_tokens=False).ids == other(text).input_ids
+
+
+@pytest.mark.parametrize("prompt", TEXTS)
 def test_token_ids(prompt: str, pipe: Any) -> None:
     pair = PromptText("prompt", prompt)
     inputs = family_model(QWEN_IMAGE).text_inputs(QWEN_IMAGE, "text_encoder", ask(Path("x")), [pair], {})

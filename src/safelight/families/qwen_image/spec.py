@@ -41,8 +41,14 @@ _PIPELINES = frozenset({"QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenIm
 _FEWEST_TOKENS, _LEAST_MU = 256, 0.5
 _MOST_TOKENS, _MOST_MU = 8192, 0.9
 
-LAST_LEVEL = 0.02
-"""The noise level of the last step: diffusers' ``shift_terminal``."""
+SCHEDULE = {
+    "base_image_seq_len": _FEWEST_TOKENS,
+    "base_shift": _LEAST_MU,
+    "max_image_seq_len": _MOST_TOKENS,
+    "max_shift": _MOST_MU,
+    "shift_terminal": 0.02,
+}
+"""The published settings of the scheduler. The last step begins at the noise level ``shift_terminal``."""
 
 _PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
 _NORM, _MODULATION = _PREFIX + r"txt_norm\.weight$", _PREFIX + r"transformer_blocks\.0\.img_mod\.1\."
@@ -123,7 +129,7 @@ QWEN_IMAGE = Family(
     ),
     architectures=(Qwen25Config, QwenImageConfig, QwenVAEConfig),
     latents=QWEN_LATENTS,
-    noise=Noise("flow", {"shift_terminal": LAST_LEVEL}, mu),
+    noise=Noise("flow", SCHEDULE, mu),
     resolution=1328,
     guidance="classifier_free_same_norm",
     features=frozenset(
