@@ -50,7 +50,7 @@ VISION = {
 def configs() -> dict[str, Config]:
     """The narrowest settings that the libraries allow."""
     return {
-        "text_encoder": Qwen25Config(VOCABULARY, 32, 64, 2, 2, 1),
+        "text_encoder": Qwen25Config(VOCABULARY, 32, 64, 6, 2, 1),
         "transformer": QwenImageConfig(64, 16, 64, 2, 32, 32),
         "vae": QwenVAEConfig(3, 16, 8, (1, 2, 4, 4), 1),
     }
@@ -65,14 +65,16 @@ def modules(seed: int = 0) -> dict[str, Any]:
     built: dict[str, Any] = {role: random_module("qwen-image", config, generator) for role, config in configs().items()}
     built["text_encoder"] = _whole_encoder(built["text_encoder"])
     settings = {name: value for name, value in built["vae"].config.items() if not name.startswith("_")}
-    vae = diffusers.AutoencoderKLQwenImage(**{**settings, "temperal_downsample": [False, True, True]})
+    kind: Any = diffusers.AutoencoderKLQwenImage
+    vae = kind(**{**settings, "temperal_downsample": [False, True, True]})
     vae.load_state_dict(built["vae"].state_dict(), strict=False)
     built["vae"] = vae.eval().requires_grad_(False)
     return built
 
 
 def _whole_encoder(language: Any) -> nn.Module:
-    settings = Qwen2_5_VLConfig(text_config=language.config.to_dict(), vision_config=VISION, attn_implementation="sdpa")
+    kind: Any = Qwen2_5_VLConfig
+    settings = kind(text_config=language.config.to_dict(), vision_config=VISION, attn_implementation="sdpa")
     # Small random weights of the vision tower, the same for every seed.
     torch.manual_seed(0)
     whole = Qwen2_5_VLForConditionalGeneration(settings).eval().requires_grad_(False)
@@ -90,7 +92,8 @@ def qwen2_tokenizer() -> Any:
     """Qwen2.5's tokenizer as transformers makes it from a vocabulary, merges and added tokens."""
     values = json.loads(qwen25_model.tokenizer().to_str())
     added = {one.pop("id"): AddedToken(**one) for one in values["added_tokens"]}
-    return Qwen2Tokenizer(
+    kind: Any = Qwen2Tokenizer
+    return kind(
         vocab=values["model"]["vocab"],
         merges=[tuple(pair) for pair in values["model"]["merges"]],
         pad_token="<|endoftext|>",

@@ -243,7 +243,7 @@ def test_a_run_leaves_the_skeletons_as_they_were(root: Path, tiny: Path, right: 
 
 def test_with_little_memory_the_pixels_are_the_same(tiny: Path, right: str, tmp_path: Path) -> None:
     request = safelight.Request("a red apple", str(tiny), seed=3, steps=2, width=64, height=48)
-    little = safelight.open_engine(tmp_path / "root", max_cache_ram_gb=0.017, threads=1, attention_type="torch-sdp")
+    little = safelight.open_engine(tmp_path / "root", max_cache_ram_gb=0.01825, threads=1, attention_type="torch-sdp")
     fits = little.fits(request, little.library.find(str(tiny)))
     assert any(part["streamed"] for part in fits["components"])
     assert next(little.generate(request)).pixels_sha256 == right
