@@ -172,7 +172,7 @@ def test_each_tensor_of_a_slab_holds_it_once(device: Device) -> None:
     """Else a slab that nobody uses would look as if somebody did, and nothing would be brought ahead into it."""
     slab = SlabPool(device).take(1 << 16)
     tensors = tuple(ManifestTensor(name, "F32", (8, 16), Path("x"), 0, 512, False, "") for name in "abc")
-    views = slab_views.views(slab.base, tensors, torch.bfloat16)
+    views = slab_views.views(slab.base, tensors, [torch.bfloat16] * 3)
     assert slab.holders() == len(views) == 3
     views.clear()
     assert slab.holders() == 0

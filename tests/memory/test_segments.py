@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,18 @@ import torch
 from support import memory
 
 from safelight.devices.base import ALIGNMENT
+from safelight.families.family import Config
 from safelight.memory.segments import PARTS, ROUNDING, component_key, split_into_segments
+
+
+@dataclass(frozen=True, slots=True)
+class WideNorms(Config):
+    """The settings of a component with a tensor that stays in fp32."""
+
+    name: str
+
+    def keeps_fp32(self, name: str) -> bool:
+        return name == self.name
 
 
 @pytest.mark.parametrize("name", ["a", "v2", "xl"])
@@ -46,3 +58,13 @@ def test_a_leaf_module_is_never_cut_and_labels_name_blocks(tiny: Path) -> None:
 def test_dtypes_are_other_components_to_the_planner(tiny: Path) -> None:
     component = memory.manifest(tiny / "a.safetensors").component("vae")
     assert component_key(component, torch.float32) != component_key(component, torch.bfloat16)
+
+
+def test_tensors_that_stay_in_fp32_have_room_for_it(tiny: Path) -> None:
+    component = memory.manifest(tiny / "a.safetensors").component("vae")
+    plain = split_into_segments(component, torch.bfloat16)
+    wide = split_into_segments(replace(component, config=WideNorms(component.tensors[0].name)), torch.bfloat16)
+    dtypes = {t.name: dtype for s in wide for t, dtype in zip(s.tensors, s.dtypes, strict=True)}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {component.tensors[0].name}
+    assert {dtype for segment in plain for dtype in segment.dtypes} == {torch.bfloat16}
+    assert sum(segment.nbytes for segment in wide) > sum(segment.nbytes for segment in plain)

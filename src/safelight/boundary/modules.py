@@ -72,6 +72,7 @@ def build(
     run_lazy_init: Callable[[nn.Module], None],
     make_buffer: Callable[[nn.Module, str, torch.Tensor], torch.Tensor | None],
     make_caches: Callable[[nn.Module, torch.device], None],
+    keeps_fp32: Callable[[str], bool],
     dtype: torch.dtype,
     attention: str,
     at: torch.device,
@@ -84,6 +85,7 @@ def build(
     ``run_lazy_init``: calls it on meta, so that hooks that a library installs at the first call belong to the skeleton.
     ``make_buffer``: returns the content of a buffer; None if the buffer is unknown.
     ``make_caches``: computes what the module caches in plain attributes at its first call.
+    ``keeps_fp32``: whether a parameter of that name is in fp32, not in ``dtype``.
     ``attention``, ``slice_size``: see :func:`safelight.boundary.kernels.set_attention`.
     ``seamless``: axes along which convolutions wrap around to the opposite side.
 
@@ -98,6 +100,9 @@ def build(
         finally:
             torch.set_default_dtype(previous)
         module = module.to(dtype).eval().requires_grad_(False)
+        for name, parameter in module.named_parameters():
+            if keeps_fp32(name):
+                parameter.data = parameter.data.float()
     set_attention(module, attention, slice_size)
     _make_seamless(module, seamless)
     with torch.device("meta"), torch.no_grad():

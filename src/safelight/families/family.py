@@ -86,6 +86,14 @@ class Config:
         """A short text that differs between sizes, such as ``320-640x2``."""
         return ""
 
+    def keeps_fp32(self, name: str) -> bool:
+        """Return whether the library needs a tensor in fp32, whatever dtype the component computes in.
+
+        ``name``: in the module.
+        """
+        del name
+        return False
+
     def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
         """Estimate the bytes of activations in one forward pass.
 

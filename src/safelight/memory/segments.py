@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
-from safelight.devices.base import aligned
 from safelight.memory.plan import Piece
+from safelight.weights import slab_views
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
 from safelight.weights.overlay import OverlaidComponent
 
@@ -26,10 +25,15 @@ _BLOCK = re.compile(r"(.*\b(?:resnets|attentions|transformer_blocks|layers|downs
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """A group of a component's tensors in one slab. ``label`` names its blocks, ``piece`` is the planner's view."""
+    """A group of a component's tensors in one slab.
+
+    ``label``: names its blocks.
+    ``dtypes``: of the tensors.
+    ``piece``: the planner's view.
+    """
 
     label: str
-    dtype: torch.dtype
+    dtypes: tuple[torch.dtype, ...]
     tensors: tuple[ManifestTensor, ...]
     piece: Piece
 
@@ -61,8 +65,10 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
     Larger blocks are split, and smaller neighbours are merged.
     """
 
+    dtypes = partial(slab_views.dtypes_of, component.config, dtype=dtype)
+
     def nbytes(tensors: list[ManifestTensor]) -> int:
-        exact = sum(aligned(math.prod(t.shape) * dtype.itemsize) for t in tensors)
+        exact = slab_views.bytes_needed(tensors, dtypes(tensors))
         return -(-exact // ROUNDING) * ROUNDING
 
     leaves = [list(group) for _, group in itertools.groupby(component.tensors, lambda t: t.name.rpartition(".")[0])]
@@ -87,7 +93,7 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
         return own_key if any(tensor.name in touched for tensor in part) else underlying_key
 
     return tuple(
-        Segment(_label(component.role, part), dtype, tuple(part), Piece(key(part), index, nbytes(part)))
+        Segment(_label(component.role, part), dtypes(part), tuple(part), Piece(key(part), index, nbytes(part)))
         for index, part in enumerate(parts)
     )
 

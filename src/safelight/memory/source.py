@@ -57,7 +57,7 @@ class SegmentBuffer:
 
     @classmethod
     def of(cls, segment: Segment, slab: Slab) -> SegmentBuffer:
-        return cls(segment, slab, slab_views.views(slab.base, segment.tensors, segment.dtype))
+        return cls(segment, slab, slab_views.views(slab.base, segment.tensors, segment.dtypes))
 
 
 Fetch = Callable[[Sequence[SegmentBuffer]], list[Checksums]]

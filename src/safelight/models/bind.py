@@ -70,13 +70,16 @@ class _Binding:
         if self._lease.address(tensor) % ALIGNMENT:
             role = self._skeleton.key.role
             raise BindingError(f"{role}: {name} does not start at a multiple of {ALIGNMENT} bytes")
+        if tensor.dtype != self._skeleton.dtypes[name]:
+            role, wanted = self._skeleton.key.role, self._skeleton.dtypes[name]
+            raise BindingError(f"{role}: {name} is in {tensor.dtype}; its module needs {wanted}")
         parameter = nn.Parameter(tensor, requires_grad=False)
         self._resident[name] = (parameter, version)
         return parameter
 
     def _stream(self, name: str) -> StreamedParameter:
-        key = self._skeleton.key
-        parameter = StreamedParameter.of(name, self._lease.shapes[name], key.dtype, key.device, self._lease.use_tensors)
+        shape, dtype = self._lease.shapes[name], self._skeleton.dtypes[name]
+        parameter = StreamedParameter.of(name, shape, dtype, self._skeleton.key.device, self._lease.use_tensors)
         self._streamed[name] = parameter
         return parameter
 
@@ -94,7 +97,7 @@ class _Binding:
                 if tensor is not None and tensor._version != version:
                     _log.warning("a bound weight was modified; it will be read again", role=key.role, name=name)
                     self._lease.mark_corrupted(name)
-                parameter.data = nothing
+                parameter.data = nothing.to(parameter.dtype)
 
 
 @contextlib.contextmanager

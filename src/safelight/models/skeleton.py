@@ -64,6 +64,7 @@ def build(key: SkeletonKey) -> nn.Module:
         model.run_lazy_init,
         model.make_buffer,
         model.make_caches,
+        key.config.keeps_fp32,
         key.dtype,
         key.attention,
         key.device,
@@ -77,6 +78,7 @@ class Skeleton:
 
     ``parameter_owners``: maps each tensor's name to its module and attribute.
     ``shapes``: maps each tensor's name to its shape.
+    ``dtypes``: maps each tensor's name to its dtype.
     """
 
     def __init__(self, key: SkeletonKey, build: Build = build) -> None:
@@ -85,13 +87,15 @@ class Skeleton:
         self.parameter_owners: dict[str, tuple[nn.Module, str]] = {}
         self._absent: dict[str, AbsentParameter] = {}
         self.shapes: dict[str, torch.Size] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
         for path, child in self.module.named_modules():
             for attribute, parameter in child._parameters.items():
                 if parameter is not None:
                     name = f"{path}.{attribute}" if path else attribute
                     self.parameter_owners[name] = (child, attribute)
                     self.shapes[name] = parameter.shape
-                    self._absent[name] = AbsentParameter(name, parameter.shape, key.dtype)
+                    self.dtypes[name] = parameter.dtype
+                    self._absent[name] = AbsentParameter(name, parameter.shape, parameter.dtype)
                     child._parameters[attribute] = self._absent[name]
         self._fingerprint = Fingerprint(self.module)
 

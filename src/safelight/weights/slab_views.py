@@ -8,24 +8,41 @@ import torch
 
 from safelight.devices.base import aligned
 from safelight.devices.transfer import Read
-from safelight.weights.manifest import ComponentManifest, ManifestTensor
+from safelight.families.family import Config
+from safelight.weights.manifest import ManifestTensor
 
 
-def bytes_needed(component: ComponentManifest, dtype: torch.dtype) -> int:
-    """Return the bytes that a component needs in ``dtype``."""
-    return sum(aligned(torch.Size(tensor.shape).numel() * dtype.itemsize) for tensor in component.tensors)
+def dtypes_of(config: Config, tensors: Iterable[ManifestTensor], dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Return the dtypes of a component's tensors in memory.
+
+    ``dtype``: the one that the component computes in. Some tensors stay in fp32 (:meth:`Config.keeps_fp32`).
+    """
+    return tuple(torch.float32 if config.keeps_fp32(tensor.name) else dtype for tensor in tensors)
 
 
-def views(base: torch.Tensor, tensors: Iterable[ManifestTensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def bytes_needed(tensors: Iterable[ManifestTensor], dtypes: Iterable[torch.dtype]) -> int:
+    """Return the bytes that consecutive tensors need in a slab."""
+    return sum(aligned(_nbytes(tensor, dtype)) for tensor, dtype in zip(tensors, dtypes, strict=True))
+
+
+def _nbytes(tensor: ManifestTensor, dtype: torch.dtype) -> int:
+    return torch.Size(tensor.shape).numel() * dtype.itemsize
+
+
+def views(
+    base: torch.Tensor, tensors: Iterable[ManifestTensor], dtypes: Iterable[torch.dtype]
+) -> dict[str, torch.Tensor]:
     """Create views of ``base`` (uint8, aligned) for consecutive tensors, by the module's names.
+
+    ``dtypes``: of the tensors.
 
     The views are detached. Otherwise autograd's references would count in ``Slab.holders``, and the slab would seem to
     be in use.
     """
     out: dict[str, torch.Tensor] = {}
     at = 0
-    for tensor in tensors:
-        size = torch.Size(tensor.shape).numel() * dtype.itemsize
+    for tensor, dtype in zip(tensors, dtypes, strict=True):
+        size = _nbytes(tensor, dtype)
         out[tensor.name] = base[at : at + size].view(dtype).view(tensor.shape).detach()
         at += aligned(size)
     return out
