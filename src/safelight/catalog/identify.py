@@ -157,7 +157,7 @@ def _single(header: Header) -> Identity:
     return replace(
         common,
         base=base,
-        variant=_variant_or_none(built),
+        variant=_variant_or_none(built, header),
         prediction_type=training.prediction_type,
         zero_terminal_snr=training.zero_terminal_snr,
         dtype=_dtype_of(built),
@@ -230,25 +230,31 @@ def _sample_size(path: Path, family: Family) -> int | None:
     return _resolution(str(said * family.latents.vae_scale_factor)) if isinstance(said, int) else None
 
 
+_SETTINGS_FILES = {"": "model_index.json", "scheduler": "scheduler/scheduler_config.json"}
+"""Settings files of a folder that belong to no component."""
+
+
 def _refuse_other_settings(built: CheckpointLayout) -> None:
     """Reject a folder whose settings differ from those of the family and of the tensors' shapes."""
     configs = {component.role: component.config for component in built.components}
     for role, name, value in built.family.folder_settings(configs):
-        file = built.path / role / "config.json"
+        place = _SETTINGS_FILES.get(role, f"{role}/config.json")
+        file = built.path / place
         said = folder.read_json(file).get(name) if file.exists() else None
         same = said == value or (isinstance(value, list) and isinstance(said, int) and set(value) == {said})  # pyright: ignore[reportUnknownArgumentType]
         if said is not None and not same:
-            problem = f"{role}/config.json says {name} = {said}; {built.family.name} has {value}"
+            problem = f"{place} says {name} = {said}; {built.family.name} has {value}"
             raise UnsupportedModelError(built.path, problem)
 
 
-def _variant_or_none(built: CheckpointLayout, found: Folder | None = None) -> str | None:
-    """Return the variant of a checkpoint; None if the user must say it. ``found``: for a folder."""
-    configs = {component.role: component.config for component in built.components}
-    if not built.family.asks_variant(configs):
+def _variant_or_none(built: CheckpointLayout, found: Folder | Header) -> str | None:
+    """Return the variant of a checkpoint; None if the user must say it."""
+    family, configs = built.family, {component.role: component.config for component in built.components}
+    if not family.asks_variant(configs):
         return _variant(built)
-    detect = built.family.detect_folder_variant
-    return None if found is None or detect is None else detect(found)
+    if isinstance(found, Header):
+        return family.declared_variants.get(found.metadata.get("modelspec.architecture", "").lower())
+    return None if family.detect_folder_variant is None else family.detect_folder_variant(found)
 
 
 def _variant(built: CheckpointLayout) -> str:

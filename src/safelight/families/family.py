@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -289,6 +289,7 @@ class SingleFileComponent:
     ``prefix``: what names may begin with.
     ``what``: its name in messages.
     ``pattern``: matches the start of some tensor's name; "" if the kind alone decides.
+    ``absent``: matches the start of no tensor's name; "" if any name may be there.
     ``left_over``: says why a file may have a tensor that no module needs; None for the family's function.
     """
 
@@ -298,6 +299,12 @@ class SingleFileComponent:
     infer: Callable[[Shapes], Config]
     pattern: str = ""
     left_over: Callable[[str], str | None] | None = None
+    absent: str = ""
+
+    def fits(self, names: Collection[str]) -> bool:
+        """Return whether a file whose tensors have these names may be this component."""
+        present = any(re.match(self.pattern, name) for name in names)
+        return present and not (self.absent and any(re.match(self.absent, name) for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,14 +321,17 @@ class Family:
     ``rules``: recognise its single files; they are tried in the order of the families.
     ``adapter_rules``: recognise adapters that only this family has; tried before those of all families.
     ``recognise_folder``: returns the reason if a diffusers folder is of this family, else None.
-    ``folder_settings``: expected values in each component's ``config.json``, as (role, key, value). A key may be
-    absent; another value is an error.
+    ``folder_settings``: expected values in each component's ``config.json``, as (role, key, value). The roles ``""``
+    and ``scheduler`` stand for the settings of the pipeline and of the scheduler. A key may be absent; another value is
+    an error.
     ``detect_training``: says what a single file was trained to predict. Raises UnsupportedModelError.
     ``detect_folder_training``: the same from a folder's scheduler settings; None for a family without folders.
     ``detect_variant``: names a checkpoint's variant from its configurations; None for an unknown one.
     ``detect_folder_variant``: names the variant from a folder's settings; None if they do not decide it.
     ``variants``: how the checkpoints of each variant are used. Checkpoints of other variants are refused.
     ``separate_parts``: whether a file may lack text encoders and VAE. Other files then give them.
+    ``declared_variants``: the variants of single files by the value of ``modelspec.architecture`` in their metadata, in
+    lower case.
     ``asks_variant``: whether the configurations of a checkpoint do not decide its variant. The settings of a folder may
     (``detect_folder_variant``); otherwise the user must say it.
     ``find_mismatch``: says why components do not fit together, None if they do. With ``separate_parts``, some may be
@@ -365,6 +375,7 @@ class Family:
     detect_folder_variant: Callable[[Folder], str | None] | None = None
     detect_folder_training: Callable[[Folder], Training] | None = None
     separate_parts: bool = False
+    declared_variants: Mapping[str, str] = field(default_factory=dict[str, str])
     asks_variant: Callable[[Mapping[str, Config]], bool] = lambda _: False
     find_mismatch: Callable[[Mapping[str, Config]], str | None] = lambda _: None
     folder_settings: Callable[[Mapping[str, Config]], Iterable[tuple[str, str, object]]] = lambda _: ()

@@ -42,6 +42,7 @@ class TensorSource:
     ``rows``: (first, total) if the tensor begins at row ``first`` of a source with ``total`` rows (unequal parts).
     ``transpose``: the file stores the matrix transposed.
     ``swap_halves``: the file stores the second half of the rows before the first.
+    ``flattened``: the file may store the tensor as one row.
 
     Shapes that differ only in axes of size 1 count as equal: a 1×1 convolution and a linear layer have the same bytes.
     """
@@ -51,6 +52,7 @@ class TensorSource:
     transpose: bool = False
     rows: tuple[int, int] | None = None
     swap_halves: bool = False
+    flattened: bool = False
 
     @property
     def in_order(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any, cast
 
 from safelight.errors import IncompleteModelError, UnsupportedModelError
@@ -88,7 +87,7 @@ def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayou
     by_name = False
     for family in families().values():
         for part in family.single_file_components:
-            if part.kind == kind and any(re.match(part.pattern, info.name) for info in infos):
+            if part.kind == kind and part.fits([info.name for info in infos]):
                 try:
                     return single_component_layout(
                         header.path, part, family, {i.name.removeprefix(part.prefix): i for i in infos}

@@ -5,6 +5,7 @@ The shapes decide the settings of each component; the family decides everything 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -207,6 +208,8 @@ def _in_file(row: TensorRow, source: TensorSource) -> list[int]:
     """Return the shape of a row's tensor in a file."""
     if source.transpose:
         return list(row.shape[::-1])
+    if source.flattened:
+        return list(_flat(row.shape))
     return [source.part(row.shape[0])[1], *row.shape[1:]]
 
 
@@ -233,6 +236,10 @@ def _missing(role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorIn
     return tuple(dict.fromkeys(labelled(name, f"{role}.{row.name}") for name, row in zip(names, absent, strict=True)))
 
 
+def _flat(shape: tuple[int, ...]) -> tuple[int]:
+    return (math.prod(shape),)
+
+
 def _location(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorLocation | None:
     """Return where a row's bytes are, or None if the shape in the file does not fit."""
     shape, offset, nbytes = info.shape, info.offset, info.nbytes
@@ -246,7 +253,7 @@ def _location(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorL
     if source.transpose:
         if shape != row.shape[::-1]:
             return None
-    elif squeezed(shape) != squeezed(row.shape):
+    elif squeezed(shape) != squeezed(row.shape) and not (source.flattened and squeezed(shape) == _flat(row.shape)):
         return None
     return TensorLocation(
         row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, info.name, source.swap_halves

@@ -21,6 +21,9 @@ model, the others in files of models that also see images."""
 PATTERN = r"(model\.|language_model\.)*layers\.[0-9]+\.self_attn\.q_norm\."
 """Matches tensors that a Qwen3 has, and its predecessors and most other language models do not."""
 
+VISION = r"(model\.)?visual\."
+"""Matches the tensors of a vision tower: then it is another model, such as Qwen3-VL."""
+
 TOKENS = 512
 """The most tokens that a family gives it, for the estimate of the working memory."""
 

@@ -22,7 +22,7 @@ from safelight.families.parts import qwen3, vae
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.parts.vae import VAEConfig
-from safelight.families.rules import rule
+from safelight.families.rules import KindRule, rule
 from safelight.families.tables import is_architecture
 from safelight.families.zimage import transformer
 from safelight.families.zimage.transformer import ZImageConfig
@@ -150,7 +150,7 @@ ZIMAGE = Family(
             f"{_WHAT}, alone",
             _PREFIX + _PADDING,
         ),
-        rule("text_encoder", None, "a Qwen3 language model", qwen3.PATTERN),
+        KindRule("text_encoder", None, "a Qwen3 language model", (qwen3.PATTERN,), (qwen3.VISION,)),
     ),
     single_file_components=(
         SingleFileComponent(
@@ -160,6 +160,7 @@ ZIMAGE = Family(
             partial(qwen3.infer, unread=UNREAD_LAYERS),
             qwen3.PATTERN,
             qwen3.unread_reason,
+            qwen3.VISION,
         ),
     ),
     separate_parts=True,
