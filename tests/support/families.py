@@ -24,10 +24,12 @@ from safelight.families import registry
 from safelight.families.family import Config, Family
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.flux2.transformer import Flux2Config
+from safelight.families.krea2.transformer import Krea2Config
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.flux2_vae import FLUX2_VAE
 from safelight.families.parts.flux_latents import FLUX_VAE
 from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.parts.qwen3_vl import Qwen3VLConfig
 from safelight.families.parts.qwen25 import Qwen25Config
 from safelight.families.parts.qwen_vae import QWEN_VAE
 from safelight.families.parts.t5 import T5Config
@@ -144,6 +146,7 @@ _CLIP_G = CLIPConfig(1280, 5120, 32, 49408, 77, 1280, "gelu")
 _SD_VAE = VAEConfig(3, 3, 4, (128, 256, 512, 512), 2)
 _T5 = T5Config(32128, 4096, 10240, 24, 64, 64)
 _QWEN3_4B = Qwen3Config(151936, 2560, 9728, 36, 32, 8, 128)
+_QWEN3_VL = Qwen3VLConfig(151936, 2560, 9728, 36, 32, 8, 128)
 _QWEN3_8B = Qwen3Config(151936, 4096, 12288, 36, 32, 8, 128)
 
 
@@ -211,6 +214,14 @@ PUBLISHED: Mapping[str, Published] = {
             "vae": QWEN_VAE,
         },
     ),
+    "Krea 2": Published(
+        "krea-2",
+        {
+            "text_encoder": _QWEN3_VL,
+            "transformer": Krea2Config(16, 6144, 28, 128, 12, 16384, 256, 2560, 12, 128, 20, 6912, 2, 2),
+            "vae": QWEN_VAE,
+        },
+    ),
 }
 """Published checkpoints, by name. Their tensors have these names and shapes."""
 
@@ -236,6 +247,14 @@ _ROWS = (
         "support.qwen_image",
         ("diffusers.models.transformers.transformer_qwenimage", "transformers.models.qwen2_5_vl"),
         "text-to-image",
+        request={"cfg": 2.5, "negative": "green"},
+    ),
+    TinyFamily(
+        "krea-2",
+        "support.krea2",
+        ("diffusers.models.transformers.transformer_krea2", "transformers.models.qwen3_vl"),
+        "raw",
+        {"distilled": False},
         request={"cfg": 2.5, "negative": "green"},
     ),
 )

@@ -36,6 +36,8 @@ def in_files(config: Config, state: Mapping[str, torch.Tensor], which: int) -> d
             tensor = tensor.t()
         if source.swap_halves:
             tensor = torch.cat(tensor.chunk(2)[::-1])
+        if source.flattened:
+            tensor = tensor.flatten()
         if ".mid.attn_1." in source.name and tensor.ndim == 2:
             # LDM's VAE computes its attention with 1×1 convolutions.
             tensor = tensor[:, :, None, None]

@@ -89,10 +89,10 @@ def build(config: Qwen3Config) -> nn.Module:
     return module
 
 
-def frequencies(config: Any) -> torch.Tensor:
+def frequencies(config: Any, theta: float = ROPE_THETA) -> torch.Tensor:
     """Return the frequencies of the rotary embedding, fp32, on the CPU. ``config``: transformers' settings."""
     sizes = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").to(dtype=torch.float)
-    return 1.0 / (ROPE_THETA ** (sizes / config.head_dim))
+    return 1.0 / (theta ** (sizes / config.head_dim))
 
 
 def hidden_states(module: nn.Module, ids: list[int], length: int, device: torch.device) -> torch.Tensor:
@@ -113,22 +113,31 @@ def states_after(
     ``length``: as in :func:`hidden_states`.
     ``layers``: numbers of layers, from 1, in ascending order.
     """
+    padded, mask = _padded(ids, length, device)
+    return states_at(module, padded, mask, torch.arange(length, device=device).unsqueeze(0), layers)
+
+
+def states_at(
+    module: nn.Module, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, layers: Sequence[int]
+) -> list[torch.Tensor]:
+    """Return the hidden states (1, n, width) after some layers. Later layers are not computed.
+
+    ``tokens``: token ids, (1, n).
+    ``mask``: (1, n), False for tokens that others do not see.
+    ``positions``: of the tokens, as the module's rotary embedding wants them.
+    ``layers``: numbers of layers, from 1, in ascending order.
+    """
     # This is the loop of transformers' forward method. That method has no hidden states of its own: it reads them with
     # hooks, which stay in the module, and it always computes all layers.
-    model, (padded, mask) = cast("Any", module), _padded(ids, length, device)
-    states = model.embed_tokens(padded)
-    positions = torch.arange(length, device=device).unsqueeze(0)
+    model = cast("Any", module)
+    states = model.embed_tokens(tokens)
     causal = modules.library_class(CAUSAL_MASK)(
-        config=model.config,
-        inputs_embeds=states,
-        attention_mask=mask,
-        past_key_values=None,
-        position_ids=positions,
+        config=model.config, inputs_embeds=states, attention_mask=mask, past_key_values=None, position_ids=None
     )
     rotary = model.rotary_emb(states, positions)
     found: list[torch.Tensor] = []
     for number, layer in enumerate(model.layers[: layers[-1]], 1):
-        states = layer(states, attention_mask=causal, position_embeddings=rotary, position_ids=positions)
+        states = layer(states, attention_mask=causal, position_embeddings=rotary)
         if number in layers:
             found.append(states)
     return found

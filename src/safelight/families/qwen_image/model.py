@@ -19,22 +19,13 @@ from safelight.families.family_model import Call, FamilyModel, PromptText, Tenso
 from safelight.families.parts import qwen25_model, qwen_vae_model
 from safelight.families.parts.qwen3_model import tokens_of
 from safelight.families.parts.qwen25 import Qwen25Config
+from safelight.families.parts.qwen_chat import BEGINNING, BEGINNING_TOKENS, ENDING
 from safelight.families.parts.qwen_vae import QwenVAEConfig
 from safelight.families.parts.sequences import join_texts, pack, unpack
 from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.qwen_image.transformer import QwenImageConfig
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
-
-BEGINNING = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
-)
-ENDING = "<|im_end|>\n<|im_start|>assistant\n"
-"""The chat template: what precedes a prompt, and what follows it."""
-
-BEGINNING_TOKENS = 34
-"""Tokens of :data:`BEGINNING`. Their hidden states are left out."""
 
 ENCODED_TOKENS = BEGINNING_TOKENS + 1024
 """The most tokens that diffusers' ``QwenImagePipeline`` gives the text encoder."""
