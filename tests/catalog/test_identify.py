@@ -114,6 +114,8 @@ KINDS = {
     "upscaler": (["model.1.sub.0.RDB1.conv1.0.weight"], "upscaler"),
     "sd3": (["model.diffusion_model.joint_blocks.0.x"], "checkpoint"),
     "flux2": (["double_stream_modulation_img.lin.weight", "guidance_in.in_layer.weight"], "checkpoint"),
+    "anima": (["net.llm_adapter.embed.weight", "net.blocks.0.self_attn.q_proj.weight"], "checkpoint"),
+    "anima's lora": (["diffusion_model.llm_adapter.blocks.0.cross_attn.q_proj.lora_A.weight"], "lora"),
     "ip adapter": (["ip_adapter.1.to_k_ip.weight", "image_proj.proj.weight"], "ip_adapter"),
 }
 

@@ -83,6 +83,12 @@ NOT_SUPPORTED = (
         "an embedding beside the timestep's is Qwen-Image Layered's",
         r".*time_text_embed\.addition_t_embedding\.",
     ),
+    rule(
+        "checkpoint",
+        "anima",
+        "an adapter between a language model and the transformer is Anima's",
+        r".*llm_adapter\.(embed|norm)\.weight$",
+    ),
 )
 """Families that Safelight names and does not support yet."""
 

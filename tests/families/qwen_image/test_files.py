@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from safetensors.torch import load_file, save_file
 from support import qwen_image
 from support.oracle import aligned
@@ -29,6 +32,7 @@ from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.families.family_model import construct
 from safelight.families.parts.qwen_vae import QwenVAEConfig
 from safelight.families.qwen_image.spec import QWEN_IMAGE
+from safelight.models.skeleton import Skeleton, SkeletonKey
 
 SEED = 5
 
@@ -200,9 +204,27 @@ def test_a_run_leaves_the_skeletons_as_they_were(root: Path, tiny: Path, right: 
         image = next(engine.generate(replace(request, **changes)))
         assert len(set(image.pixels)) > 100
     skeletons = engine.resources.skeletons
-    assert {key.role for key in skeletons._free} == set(QWEN_IMAGE.roles)
+    assert {key.role for key in skeletons._free if key.base == "qwen-image"} == set(QWEN_IMAGE.roles)
     assert skeletons.check() == []
     assert next(engine.generate(request)).pixels_sha256 == right
+
+
+def test_the_rotary_embedding_keeps_nothing_of_a_call() -> None:
+    """diffusers' own has a cache for the whole process, which holds the frequencies of each size and the module."""
+    config = qwen_image.configs()["transformer"]
+    built: list[Any] = [Skeleton(SkeletonKey("qwen-image", "transformer", config, torch.float32, "torch-sdp"))]
+    rope = built[0].module.pos_embed
+    plain = QwenEmbedRope(theta=10000, axes_dim=rope.axes_dim, scale_rope=True)
+    sizes = [[(1, rows, columns)] for rows in (1, 3, 70) for columns in (2, 5)] + [[(1, 3, 4), (1, 2, 2)]]
+    for size in sizes:
+        found, wanted = (one([size], max_txt_seq_len=9, device=torch.device("cpu")) for one in (rope, plain))
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert built[0].differences() == []
+    gone = weakref.ref(rope)
+    del rope, found
+    built.clear()
+    gc.collect()
+    assert gone() is None
 
 
 def test_with_little_memory_the_pixels_are_the_same(tiny: Path, right: str, tmp_path: Path) -> None:

@@ -206,8 +206,8 @@ KREA2 = Family(
     detect_training=lambda _: _FLOW,
     detect_variant=lambda _: None,
     variants={
-        TURBO: Variant(noise=Noise("flow", mu=_turbo_mu), defaults=Defaults(8, 1.0)),
-        RAW: Variant(defaults=Defaults(28, 5.5)),
+        TURBO: Variant(noise=Noise("flow", mu=_turbo_mu), defaults=Defaults(8, 1.0), index={"is_distilled": True}),
+        RAW: Variant(defaults=Defaults(28, 5.5), index={"is_distilled": False}),
     },
     declared_variants={"krea-2-turbo": TURBO, "krea-2-raw": RAW},
     recognise_folder=_recognise_folder,
