@@ -106,7 +106,10 @@ def block_of(names: Iterable[str]) -> str:
     return "BASE"
 
 
-_BLOCK_NAME = re.compile(r"(^|[._])(double_blocks|single_blocks|single_transformer_blocks)[._][0-9]")
+_BLOCK_NAME = re.compile(
+    r"(^|[._])((double_blocks|single_blocks|single_transformer_blocks)[._][0-9]"
+    r"|transformer_blocks[._][0-9]+[._]ff_context[._])"
+)
 
 
 def has_blocks(header: Header) -> bool:
