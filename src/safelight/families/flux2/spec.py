@@ -241,6 +241,7 @@ FLUX2_KLEIN = Family(
     },
     adapter_signs=AdapterSigns(names=re.compile(r"to_qkv_mlp_proj|(double|single)_stream_modulation")),
     pipeline_class="Flux2KleinPipeline",
+    export_problem=qwen3.EXPORT_PROBLEM,
 )
 
 FAMILIES = (FLUX2_KLEIN,)

@@ -21,6 +21,8 @@ model, the others in files of models that also see images."""
 PATTERN = r"(model\.|language_model\.)*layers\.[0-9]+\.self_attn\.q_norm\."
 """Matches tensors that a Qwen3 has, and its predecessors and most other language models do not."""
 
+EXPORT_PROBLEM = "Safelight reads the text encoder without its last layers, and diffusers' pipeline needs them"
+
 TOKENS = 512
 """The most tokens that a family gives it, for the estimate of the working memory."""
 
