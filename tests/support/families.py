@@ -9,7 +9,8 @@ A new family needs a module in this folder and a row. The module has
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from support import naming
 
 from safelight.families import registry
 from safelight.families.chroma.transformer import ChromaConfig
-from safelight.families.family import Config, Family
+from safelight.families.family import Component, Config, Family
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts.clip import CLIPConfig
@@ -48,11 +49,13 @@ class Published:
 
     ``components``: by role, with all layers that files have.
     ``original``: components whose original has other settings, or other names than those of the index ``LDM``.
+    ``beside``: names of tensors that files have and the table lacks, by role.
     """
 
     name: str
     components: Mapping[str, Config]
     original: Mapping[str, tuple[Config, int]] = field(default_factory=dict[str, tuple[Config, int]])
+    beside: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     @property
     def family(self) -> Family:
@@ -60,13 +63,17 @@ class Published:
 
     def in_module_names(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return the tensors of each component, without bytes, under the names of its module. By role."""
-        return {role: naming.on_meta(config) for role, config in self.components.items()}
+        return {role: naming.on_meta(config) | self._beside(role) for role, config in self.components.items()}
+
+    def _beside(self, role: str) -> dict[str, torch.Tensor]:
+        return {name: torch.empty(8, device="meta") for name in self.beside.get(role, ())}
 
     def in_original_names(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return the tensors of each component, without bytes, under the names of the original. By role."""
         chosen = {role: self.original.get(role, (config, LDM)) for role, config in self.components.items()}
         return {
-            role: naming.in_files(config, naming.on_meta(config), which) for role, (config, which) in chosen.items()
+            role: naming.in_files(config, naming.on_meta(config), which) | self._beside(role)
+            for role, (config, which) in chosen.items()
         }
 
 
@@ -112,13 +119,15 @@ class TinyFamily:
 
     def write_files(self, path: Path, seed: int) -> dict[str, Path]:
         """Write files as ComfyUI has them: the denoiser, each text encoder and the VAE in a file each. By role."""
-        tensors = read_components(self.write_folder(path / f"{self.name}-folder", seed))
+        folder = self.write_folder(path / f"{self.name}-folder", seed)
+        tensors = read_components(folder)
         written: dict[str, Path] = {}
         for role, config in self.configs().items():
             written[role] = path / self._place(role)
             written[role].parent.mkdir(parents=True, exist_ok=True)
             prefix = self.family.component(role).prefixes[0] if role == self.family.denoiser else ""
             save_file(naming.prefixed(prefix, naming.in_files(config, tensors[role], LDM)), written[role])
+            copy_tokenizer(self.family.component(role), folder, written[role].parent)
         return written
 
     def _place(self, role: str) -> str:
@@ -126,6 +135,12 @@ class TinyFamily:
             return f"diffusion_models/{self.name}.safetensors"
         folder = "vae" if role == self.family.vae else "text_encoders"
         return f"{folder}/{self.name}-{role}.safetensors"
+
+
+def copy_tokenizer(component: Component, folder: Path, place: Path) -> None:
+    """Copy the tokenizer of a text encoder from a diffusers folder, if it has one of its own."""
+    if component.tokenizer is not None:
+        shutil.copy(folder / component.tokenizer.place, place / Path(component.tokenizer.place).name)
 
 
 def read_components(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
