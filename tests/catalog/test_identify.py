@@ -191,7 +191,9 @@ BASES_OF_ADAPTERS = [
     ({"lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q.lora_down.weight": (4, 4)}, {}, "sdxl"),
     ({"lora_te2_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight": (4, 4)}, {}, None),
     ({"transformer.transformer_blocks.1.attn.to_q.lora_A.weight": (4, 4)}, {}, None),
+    # Chroma has the same blocks.
     ({"transformer.transformer_blocks.1.ff_context.net.2.lora_A.weight": (4, 4)}, {}, None),
+    ({"transformer.transformer_blocks.1.norm1_context.linear.lora_A.weight": (4, 4)}, {}, "flux"),
     ({"single_blocks.1.processor.qkv_lora.down.weight": (4, 4)}, {}, "flux"),
     ({"lora_unet_layers_0_adaLN_modulation_0.lora_down.weight": (4, 4)}, {}, "z-image"),
     ({"lora_unet_x.lora_down.weight": (4, 4)}, {"ss_base_model_version": "sd_xl_base_v1.0"}, None),

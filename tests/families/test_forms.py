@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 from support import naming
-from support.families import LDM, TinyFamily, read_components, tiny_families
+from support.families import LDM, TinyFamily, copy_tokenizer, read_components, tiny_families
 
 import safelight
 from safelight.catalog.catalog import Catalog
@@ -30,7 +30,8 @@ def folder(tiny_family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def right(tiny_family: TinyFamily, folder: Path, shared_engine: LocalEngine) -> tuple[str, str]:
     """The digest and the pixels of the diffusers folder."""
-    return drawn(tiny_family, shared_engine, shared_engine.library.find(str(folder)))
+    name = f"folder of {tiny_family.name}"
+    return drawn(tiny_family, shared_engine, shared_engine.library.add(folder, name, variant=tiny_family.variant))
 
 
 def drawn(tiny_family: TinyFamily, engine: LocalEngine, model: Model) -> tuple[str, str]:
@@ -58,5 +59,7 @@ def test_one_file_for_all(
     named = {role: naming.in_files(config, tensors[role], which) for role, config in tiny_family.configs().items()}
     whole = {name: one for role, some in named.items() for name, one in naming.prefixed(prefixes[role], some).items()}
     save_file(whole, tmp_path / "all.safetensors")
+    for component in tiny_family.family.components:
+        copy_tokenizer(component, folder, tmp_path)
     model = Catalog.under(root).library.add(tmp_path / "all.safetensors", variant=tiny_family.variant)
     assert drawn(tiny_family, safelight.open_engine(root), model) == right

@@ -9,7 +9,8 @@ A new family needs a module in this folder and a row. The module has
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
@@ -22,13 +23,15 @@ from support import naming
 
 from safelight.families import registry
 from safelight.families.chroma.transformer import ChromaConfig
-from safelight.families.family import Config, Family
+from safelight.families.ernie_image.transformer import ErnieImageConfig
+from safelight.families.family import Component, Config, Family
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.krea2.transformer import Krea2Config
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.flux2_vae import FLUX2_VAE
 from safelight.families.parts.flux_latents import FLUX_VAE
+from safelight.families.parts.ministral3 import Ministral3Config
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.parts.qwen3_vl import Qwen3VLConfig
 from safelight.families.parts.qwen25 import Qwen25Config
@@ -53,11 +56,13 @@ class Published:
 
     ``components``: by role, with all layers that files have.
     ``original``: components whose original has other settings, or other names than those of the index ``LDM``.
+    ``beside``: names of tensors that files have and the table lacks, by role.
     """
 
     name: str
     components: Mapping[str, Config]
     original: Mapping[str, tuple[Config, int]] = field(default_factory=dict[str, tuple[Config, int]])
+    beside: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
     @property
     def family(self) -> Family:
@@ -65,13 +70,17 @@ class Published:
 
     def in_module_names(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return the tensors of each component, without bytes, under the names of its module. By role."""
-        return {role: naming.on_meta(config) for role, config in self.components.items()}
+        return {role: naming.on_meta(config) | self._beside(role) for role, config in self.components.items()}
+
+    def _beside(self, role: str) -> dict[str, torch.Tensor]:
+        return {name: torch.empty(8, device="meta") for name in self.beside.get(role, ())}
 
     def in_original_names(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return the tensors of each component, without bytes, under the names of the original. By role."""
         chosen = {role: self.original.get(role, (config, LDM)) for role, config in self.components.items()}
         return {
-            role: naming.in_files(config, naming.on_meta(config), which) for role, (config, which) in chosen.items()
+            role: naming.in_files(config, naming.on_meta(config), which) | self._beside(role)
+            for role, (config, which) in chosen.items()
         }
 
 
@@ -117,13 +126,15 @@ class TinyFamily:
 
     def write_files(self, path: Path, seed: int) -> dict[str, Path]:
         """Write files as ComfyUI has them: the denoiser, each text encoder and the VAE in a file each. By role."""
-        tensors = read_components(self.write_folder(path / f"{self.name}-folder", seed))
+        folder = self.write_folder(path / f"{self.name}-folder", seed)
+        tensors = read_components(folder)
         written: dict[str, Path] = {}
         for role, config in self.configs().items():
             written[role] = path / self._place(role)
             written[role].parent.mkdir(parents=True, exist_ok=True)
             prefix = self.family.component(role).prefixes[0] if role == self.family.denoiser else ""
             save_file(naming.prefixed(prefix, naming.in_files(config, tensors[role], LDM)), written[role])
+            copy_tokenizer(self.family.component(role), folder, written[role].parent)
         return written
 
     def _place(self, role: str) -> str:
@@ -131,6 +142,12 @@ class TinyFamily:
             return f"diffusion_models/{self.name}.safetensors"
         folder = "vae" if role == self.family.vae else "text_encoders"
         return f"{folder}/{self.name}-{role}.safetensors"
+
+
+def copy_tokenizer(component: Component, folder: Path, place: Path) -> None:
+    """Copy the tokenizer of a text encoder from a diffusers folder, if it has one of its own."""
+    if component.tokenizer is not None:
+        shutil.copy(folder / component.tokenizer.place, place / Path(component.tokenizer.place).name)
 
 
 def read_components(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -207,6 +224,15 @@ PUBLISHED: Mapping[str, Published] = {
             "vae": FLUX_VAE,
         },
     ),
+    "ERNIE-Image": Published(
+        "ernie-image",
+        {
+            "text_encoder": Ministral3Config(131072, 3072, 9216, 26, 32, 8),
+            "transformer": ErnieImageConfig(128, 4096, 12288, 36, 128, 3072),
+            "vae": FLUX2_VAE,
+        },
+        beside={"text_encoder": ("vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight")},
+    ),
     "FLUX.2 klein 4B": Published(
         "flux2-klein",
         {"text_encoder": _QWEN3_4B, "transformer": Flux2Config(128, 3072, 5, 20, 128, 7680), "vae": FLUX2_VAE},
@@ -248,6 +274,13 @@ _ROWS = (
         "support.chroma",
         ("diffusers.models.transformers.transformer_chroma",),
         "hd",
+        request={"cfg": 2.5, "negative": "green"},
+    ),
+    TinyFamily(
+        "ernie-image",
+        "support.ernie_image",
+        ("diffusers.models.transformers.transformer_ernie_image", "transformers.models.ministral3"),
+        "base",
         request={"cfg": 2.5, "negative": "green"},
     ),
     TinyFamily(

@@ -28,12 +28,14 @@ def to_diffusers(model: Model, folder: Path) -> None:
     """Write ``model`` into the new folder ``folder``, completely or not at all.
 
     Raises:
-        InputError: ``folder`` exists.
+        InputError: ``folder`` exists, or the model cannot be exported.
         CorruptFileError: a file of the model ends too early.
         UnreadableFileError: the folder cannot be written.
     """
     if os.path.lexists(folder):
         raise InputError(f"{folder} already exists; choose another folder with --out")
+    if model.family.export_problem:
+        raise InputError(f"{model.name} ({model.base}) cannot be exported: {model.family.export_problem}")
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     with contextlib.ExitStack() as stack:
         stack.callback(_remove, temporary)

@@ -202,5 +202,7 @@ def _part_of_model(model: Model, component: Component) -> Part | None:
     if found is None:
         return None
     paths_of = {tensor.path for tensor in found.tensors}
+    if found.tokenizer is not None:
+        paths_of.add(found.tokenizer.path)
     files = tuple(stamp for stamp in model.manifest.files if stamp.path in paths_of)
     return Part(model.name, replace(found, role=component.role), files)

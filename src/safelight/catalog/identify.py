@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from safelight.errors import CorruptFileError, UnsupportedModelError
 from safelight.families.family import AdapterSigns, Family, PredictionType
@@ -240,11 +241,19 @@ def _refuse_other_settings(built: CheckpointLayout) -> None:
     for role, name, value in built.family.folder_settings(configs):
         place = _SETTINGS_FILES.get(role, f"{role}/config.json")
         file = built.path / place
-        said = folder.read_json(file).get(name) if file.exists() else None
+        said = _setting(folder.read_json(file), name) if file.exists() else None
         same = said == value or (isinstance(value, list) and isinstance(said, int) and set(value) == {said})  # pyright: ignore[reportUnknownArgumentType]
         if said is not None and not same:
             problem = f"{place} says {name} = {said}; {built.family.name} has {value}"
             raise UnsupportedModelError(built.path, problem)
+
+
+def _setting(settings: Mapping[str, object], name: str) -> object:
+    """Return the value of a setting, None if it is absent. ``name``: a dot separates the names of nested settings."""
+    found: object = settings
+    for part in name.split("."):
+        found = cast("Mapping[str, object]", found).get(part) if isinstance(found, dict) else None
+    return found
 
 
 def _variant_or_none(built: CheckpointLayout, found: Folder | Header) -> str | None:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from safelight.families.features import Feature
@@ -120,6 +121,36 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenizerFile:
+    """The tokenizer of a text encoder, in a file beside its weights: a ``tokenizer.json`` of the package tokenizers.
+
+    ``place``: its path in a diffusers folder.
+    ``source``: where it comes from, for the error of a checkpoint without it.
+    """
+
+    place: str
+    source: str
+
+    def candidates(self, weights: Path) -> tuple[Path, ...]:
+        """Return where the file may be, the best place first. ``weights``: a diffusers folder, or a file of weights."""
+        if weights.is_dir():
+            return (weights / self.place,)
+        name = Path(self.place).name
+        return tuple(weights.parent / one for one in (f"{weights.stem}.{name}", name, self.place))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerContent:
+    """The content of a checkpoint's own tokenizer file. Two of them are equal if their digests are.
+
+    ``digest``: BLAKE3 in hex.
+    """
+
+    digest: str
+    data: bytes = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Component:
     """A component of a family.
 
@@ -133,6 +164,7 @@ class Component:
     ``adapter_sources``: returns further names of a tensor, by its name in the module, that only adapters use.
     ``block_of``: names the block that contains a module, from the module's names in files; for block weights.
     ``overflows_in_fp16``: it computes in fp32 where the others compute in fp16.
+    ``tokenizer``: of a text encoder whose tokenizer is not a part of Safelight; None for others.
     """
 
     role: str
@@ -146,6 +178,7 @@ class Component:
     adapter_sources: Callable[[str], Iterable[TensorSource]] = lambda _: ()
     block_of: Callable[[Iterable[str]], str] | None = None
     overflows_in_fp16: bool = False
+    tokenizer: TokenizerFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +360,7 @@ class Family:
     ``recognise_folder``: returns the reason if a diffusers folder is of this family, else None.
     ``folder_settings``: expected values in each component's ``config.json``, as (role, key, value). The roles ``""``
     and ``scheduler`` stand for the settings of the pipeline and of the scheduler. A key may be absent; another value is
-    an error.
+    an error. A dot in a key separates nested keys.
     ``detect_training``: says what a single file was trained to predict. Raises UnsupportedModelError.
     ``detect_folder_training``: the same from a folder's scheduler settings; None for a family without folders.
     ``detect_variant``: names a checkpoint's variant from its configurations; None for an unknown one.
@@ -355,6 +388,7 @@ class Family:
     ``part_rules``: rules for files that contain one component of this family; tried after the checkpoint rules of all
     families.
     ``pipeline_class``: class of diffusers' pipeline in an exported folder.
+    ``export_problem``: says why its models cannot be exported; "" if they can.
     ``empty_pipeline_components``: optional pipeline components (``safety_checker``, …) that ``model_index.json`` lists
     as ``[null, null]``.
     ``published``: the published sizes by their names, each with the settings that differ from ``Component.standard``,
@@ -400,6 +434,7 @@ class Family:
     part_rules: tuple[KindRule, ...] = ()
     pipeline_class: str = ""
     empty_pipeline_components: tuple[str, ...] = ()
+    export_problem: str = ""
     published: Mapping[str, Mapping[str, Config]] = field(default_factory=dict[str, Mapping[str, Config]])
 
     @property

@@ -18,7 +18,7 @@ from torch import nn
 
 from safelight.boundary import pictures
 from safelight.boundary.pictures import EncodedPicture
-from safelight.families.family import Config, Family, Latents
+from safelight.families.family import Config, Family, Latents, TokenizerContent
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
 
@@ -127,6 +127,14 @@ class FamilyModel(ABC):
         """
         del family, role, folder
         return None
+
+    def with_tokenizer(self, tokenizer: TokenizerContent | None) -> FamilyModel:
+        """Return the family with the tokenizer of a checkpoint. By default, itself: its tokenizer is Safelight's.
+
+        ``tokenizer``: None for a text encoder without a tokenizer file.
+        """
+        del tokenizer
+        return self
 
     @abstractmethod
     def text_inputs(

@@ -95,8 +95,13 @@ class TextEncoderCall:
 
     def inputs(self, texts: Sequence[PromptText]) -> TextInputs:
         """Tokenize texts. Raises RequestError for what cannot be parsed."""
-        return family_model(self.family).text_inputs_with_references(
-            self.family, self.role, self.request, texts, self.inversion_tokens, self.references
+        own = None if self.component.tokenizer is None else self.component.tokenizer.read()
+        return (
+            family_model(self.family)
+            .with_tokenizer(own)
+            .text_inputs_with_references(
+                self.family, self.role, self.request, texts, self.inversion_tokens, self.references
+            )
         )
 
     def encode(

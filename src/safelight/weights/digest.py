@@ -105,3 +105,8 @@ def read_exactly(descriptor: int, path: Path, name: str, offset: int, nbytes: in
 def hash_texts(*parts: str) -> str:
     """Return the BLAKE3 (hex) of texts, each followed by a zero byte."""
     return blake3("".join(f"{part}\0" for part in parts).encode()).hexdigest()
+
+
+def hash_bytes(data: bytes) -> str:
+    """Return the BLAKE3 (hex) of bytes."""
+    return blake3(data).hexdigest()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safelight.errors import IncompleteModelError, UnsupportedModelError
-from safelight.families.family import Component, Config, Family, SingleFileComponent
+from safelight.families.family import Component, Config, Family, SingleFileComponent, TokenizerFile
 from safelight.families.tables import NotThisArchitecture, TensorRow, TensorSource, squeezed
 from safelight.files.header import Header, TensorInfo
 from safelight.request.adapters import Purpose
@@ -61,11 +61,26 @@ class ComponentLayout:
 
     ``role``: its folder name in diffusers.
     ``tensors``: in the order in which a forward pass uses them.
+    ``tokenizer``: the tokenizer that must be beside the weights; None if there is none.
+    ``home``: the folder or file of the checkpoint.
     """
 
     role: str
     config: Config
     tensors: tuple[TensorLocation, ...]
+    tokenizer: TokenizerFile | None = None
+    home: Path = Path()
+
+    def tokenizer_path(self) -> Path | None:
+        """Return the path of the tokenizer file. Raises UnsupportedModelError if it is not there."""
+        if self.tokenizer is None:
+            return None
+        places = self.tokenizer.candidates(self.home)
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            missing, source = " or ".join(map(str, places)), self.tokenizer.source
+            raise UnsupportedModelError(self.home, f"has no tokenizer: put {missing} there, which comes from {source}")
+        return found
 
     @property
     def nbytes(self) -> int:
@@ -152,7 +167,9 @@ def single_component_layout(
     component = next((one for one in family.components if one.role == part.kind), None)
     standard = None if component is None else component.standard
     # ``_built`` does not read the purpose, so the same one serves for ControlNets and VAEs.
-    one = _built(path, part.what, Component(part.kind, Purpose.CONTROL, (), part.infer, standard), infos)
+    tokenizer = None if component is None else component.tokenizer
+    whole = Component(part.kind, Purpose.CONTROL, (), part.infer, standard, tokenizer=tokenizer)
+    one = _built(path, part.what, whole, infos)
     used = {name for _, name in one.used}
     reason = part.left_over or family.left_over
     unexpected = [info.name for info in infos.values() if info.name not in used and reason(info.name) is None]
@@ -201,7 +218,8 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
         else:
             locations.append(location)
     missing = _missing(role, table, infos)
-    return _Built(ComponentLayout(role, config, tuple(locations)), frozenset(used), missing, tuple(mismatched))
+    component = ComponentLayout(role, config, tuple(locations), part.tokenizer, path if part.tokenizer else Path())
+    return _Built(component, frozenset(used), missing, tuple(mismatched))
 
 
 def _in_file(row: TensorRow, source: TensorSource) -> list[int]:

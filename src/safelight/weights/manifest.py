@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safelight.errors import CorruptFileError
-from safelight.families.family import Config
+from safelight.errors import CorruptFileError, IntegrityError
+from safelight.families.family import Config, TokenizerContent
 from safelight.families.registry import architectures
 from safelight.files.disk import open_regular
 from safelight.files.header import ITEM_BYTES
 from safelight.weights.adapter_mapping import AdapterConfig
-from safelight.weights.digest import TensorDigester, hash_texts
+from safelight.weights.digest import TensorDigester, hash_bytes, hash_texts
 from safelight.weights.layout import ComponentLayout
 
 VERSION = 1
@@ -75,13 +75,40 @@ class ManifestTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class ManifestTokenizer:
+    """A tokenizer file. ``digest``: BLAKE3 in hex of its bytes."""
+
+    path: Path
+    digest: str
+
+    def read(self) -> TokenizerContent:
+        """Read the file. Raises IntegrityError if its content changed, UnreadableFileError if it cannot be read."""
+        data = _read_file(self.path)
+        if hash_bytes(data) != self.digest:
+            raise IntegrityError(self.path, "", "its content changed", "Put the right file back, or add it again.")
+        return TokenizerContent(self.digest, data)
+
+
+def _read_file(path: Path) -> bytes:
+    descriptor, _ = open_regular(path)
+    with open(descriptor, "rb") as file:
+        return file.read()
+
+
+@dataclass(frozen=True, slots=True)
 class ComponentManifest:
-    """A component. ``tensors``: in the order in which a forward pass uses them. ``digest``: BLAKE3 in hex."""
+    """A component.
+
+    ``tensors``: in the order in which a forward pass uses them.
+    ``digest``: BLAKE3 in hex, of the tensors and the tokenizer.
+    ``tokenizer``: of a text encoder that has its own; None for other components.
+    """
 
     role: str
     config: Config
     tensors: tuple[ManifestTensor, ...]
     digest: str
+    tokenizer: ManifestTokenizer | None = field(default=None, kw_only=True)
 
     def __hash__(self) -> int:
         """Hash the digest, not the tensors: hashing thousands of tensors would take milliseconds."""
@@ -112,7 +139,9 @@ class Manifest:
 def relocate(manifest: Manifest, path: Path) -> Manifest:
     """Return the manifest of a single file after that file was renamed to ``path``."""
     components = tuple(replace(c, tensors=tuple(replace(t, path=path) for t in c.tensors)) for c in manifest.components)
-    return Manifest(components, (FileStamp.of(path),), manifest.digest)
+    tokenizers = {component.tokenizer.path for component in components if component.tokenizer is not None}
+    beside = (stamp for stamp in manifest.files if stamp.path in tokenizers)
+    return Manifest(components, (FileStamp.of(path), *beside), manifest.digest)
 
 
 def hash_components(
@@ -126,9 +155,11 @@ def hash_components(
     ``watched``: more files and folders to record, whose changes mean that the checkpoint may have changed.
 
     Raises CorruptFileError if a file is cut off, holds NaN or infinity, or changes while it is read.
+    Raises UnsupportedModelError if a tokenizer is not there.
     """
     paths = sorted({tensor.path for component in components for tensor in component.tensors})
-    before = tuple(FileStamp.of(path) for path in (*paths, *watched))
+    tokenizers = dict.fromkeys(path for one in components if (path := one.tokenizer_path()) is not None)
+    before = tuple(FileStamp.of(path) for path in (*paths, *tokenizers, *watched))
     opened: dict[Path, int] = {}
     try:
         for path in paths:
@@ -155,6 +186,10 @@ def _hash_component(
     if isinstance(component.config, AdapterConfig) and component.config.scales:
         # These settings from the file's metadata change what the tensors mean.
         digester.blake3.update(repr((component.config.scaled, component.config.scales)).encode())
+    tokenizer = None
+    if (path := component.tokenizer_path()) is not None:
+        tokenizer = ManifestTokenizer(path, hash_bytes(_read_file(path)))
+        digester.blake3.update(f"tokenizer {tokenizer.digest}".encode())
     tensors = [
         ManifestTensor(
             p.name,
@@ -169,7 +204,8 @@ def _hash_component(
         )
         for p in component.tensors
     ]
-    return ComponentManifest(component.role, component.config, tuple(tensors), digester.blake3.hexdigest())
+    digest = digester.blake3.hexdigest()
+    return ComponentManifest(component.role, component.config, tuple(tensors), digest, tokenizer=tokenizer)
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
@@ -186,6 +222,7 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
                 "architecture": c.config.architecture,
                 "config": asdict(c.config),
                 "tensors": [_tensor_to_json(t, number[t.path]) for t in c.tensors],
+                **({} if c.tokenizer is None else {"tokenizer": [number[c.tokenizer.path], c.tokenizer.digest]}),
             }
             for c in manifest.components
         ],
@@ -237,4 +274,9 @@ def _component_from_json(data: Any, files: tuple[FileStamp, ...]) -> ComponentMa
     config = AdapterConfig if kind == AdapterConfig.architecture else architectures().get(kind)
     if config is None:
         raise KeyError(f"no installed family has the architecture {kind}")
-    return ComponentManifest(data["role"], config.from_json(data["config"]), tensors, data["digest"])
+    tokenizer = None
+    if "tokenizer" in data:
+        at, digest = data["tokenizer"]
+        tokenizer = ManifestTokenizer(files[at].path, digest)
+    settings = config.from_json(data["config"])
+    return ComponentManifest(data["role"], settings, tensors, data["digest"], tokenizer=tokenizer)

@@ -87,6 +87,7 @@ def with_overlays(
         open_overlays,
         working_bytes,
         sources,
+        tokenizer=component.tokenizer,
     )
 
 

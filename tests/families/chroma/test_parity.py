@@ -172,27 +172,28 @@ def test_samplers_that_the_pipeline_lacks(
     variant: str, sampler: str, shared_engine: LocalEngine, folders: dict[str, Path], pipe: Any
 ) -> None:
     """The oracle is a loop over diffusers' scheduler and model: the pipeline passes sigmas, which few take."""
-    shift = 3.0 if variant == "hd" else math.exp(0.5 + (12 - 256) * (1.15 - 0.5) / (4096 - 256))
+    mu = 0.5 + (12 - 256) * (1.15 - 0.5) / (4096 - 256)
+    shift = 3.0 if variant == "hd" else math.exp(mu)
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
     scheduler: Any = {
         "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=shift),
         "dpmpp_2m": lambda: diffusers.DPMSolverMultistepScheduler(**flow),
         "unipc": lambda: diffusers.UniPCMultistepScheduler(**flow),
-        "lcm": lambda: diffusers.FlowMatchLCMScheduler(shift=shift),
+        "lcm": lambda: diffusers.FlowMatchLCMScheduler(shift=3.0, use_dynamic_shifting=variant == "unlocked"),
     }[sampler]()
     changes = {"sampler": sampler, "steps": 4, "cfg": 1.0, "negative": ""}
-    assert ours(shared_engine, folders[variant], **changes) == looped(pipe, scheduler, 4)
+    assert ours(shared_engine, folders[variant], **changes) == looped(pipe, scheduler, 4, mu)
 
 
 @torch.no_grad()
-def looped(pipe: Any, scheduler: Any, steps: int) -> bytes:
+def looped(pipe: Any, scheduler: Any, steps: int, mu: float) -> bytes:
     torch.set_num_threads(1)
     generator = torch.Generator("cpu").manual_seed(11)
     hidden, places, mask, *_ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)
     latents, positions = pipe.prepare_latents(1, 16, 48, 64, torch.float32, "cpu", generator)
     mask = pipe._prepare_attention_mask(1, latents.shape[1], torch.float32, mask)
     lcm = isinstance(scheduler, diffusers.FlowMatchLCMScheduler)
-    levels = {"sigmas": np.linspace(1.0, 1 / steps, steps).tolist()}
+    levels = {"sigmas": np.linspace(1.0, 1 / steps, steps).tolist(), "mu": mu}
     scheduler.set_timesteps(**(levels if lcm else {"num_inference_steps": steps}))
     for time in scheduler.timesteps:
         found = pipe.transformer(

@@ -254,6 +254,7 @@ FLUX2_KLEIN = Family(
         declared=frozenset({"flux2_klein_4b", "flux2_klein_9b", "flux-2-klein-4b", "flux-2-klein-9b"}),
     ),
     pipeline_class="Flux2KleinPipeline",
+    export_problem=qwen3.EXPORT_PROBLEM,
 )
 
 FAMILIES = (FLUX2_KLEIN,)

@@ -41,32 +41,40 @@ def autoencoder(config: Flux2VAEConfig) -> nn.Module:
 
 
 def encode_picture(
-    vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int
+    vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int, epsilon: float = NORM_EPSILON
 ) -> list[EncodedPicture]:
     """Encode a picture to latents as the denoiser sees them; see :func:`safelight.boundary.pictures.encode_picture`.
 
     diffusers' pipelines take the most likely latents, so nothing is drawn.
+
+    ``epsilon``: what is added to the variance of each channel.
     """
     encoded = pictures.encode_picture(vae, picture, mask, device, VAE_SCALE_FACTOR, tile)
-    return [EncodedPicture(one.shown, PointDistribution(_normalise(vae, one.distribution.mode()))) for one in encoded]
+    return [
+        EncodedPicture(one.shown, PointDistribution(_normalise(vae, one.distribution.mode(), epsilon)))
+        for one in encoded
+    ]
 
 
-def decode(vae: nn.Module, latents: torch.Tensor, tile: int) -> torch.Tensor:
-    """Decode latents as the denoiser sees them to (n, 3, height, width), about -1 to 1."""
-    mean, deviation = _statistics(vae, latents)
+def decode(vae: nn.Module, latents: torch.Tensor, tile: int, epsilon: float = NORM_EPSILON) -> torch.Tensor:
+    """Decode latents as the denoiser sees them to (n, 3, height, width), about -1 to 1.
+
+    ``epsilon``: as in :func:`encode_picture`.
+    """
+    mean, deviation = _statistics(vae, latents, epsilon)
     plain = F.pixel_shuffle(latents * deviation + mean, PATCH)
     return pictures.decode(vae, plain, VAE_SCALE_FACTOR, tile)
 
 
-def _normalise(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+def _normalise(vae: nn.Module, latents: torch.Tensor, epsilon: float) -> torch.Tensor:
     patches = F.pixel_unshuffle(latents, PATCH)
-    mean, deviation = _statistics(vae, patches)
+    mean, deviation = _statistics(vae, patches, epsilon)
     return (patches - mean) / deviation
 
 
-def _statistics(vae: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(vae: nn.Module, latents: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of each channel, (1, channels, 1, 1), in the dtype of the latents."""
     norm = cast("Any", vae).bn
     mean = norm.running_mean.view(1, -1, 1, 1).to(latents.device, latents.dtype)
-    deviation = torch.sqrt(norm.running_var.view(1, -1, 1, 1) + NORM_EPSILON)
+    deviation = torch.sqrt(norm.running_var.view(1, -1, 1, 1) + epsilon)
     return mean, deviation.to(latents.device, latents.dtype)

@@ -24,6 +24,8 @@ PATTERN = r"(model\.|language_model\.)*layers\.[0-9]+\.self_attn\.q_norm\."
 VISION = r"(model\.)?visual\."
 """Matches the tensors of a vision tower: then it is another model, such as Qwen3-VL."""
 
+EXPORT_PROBLEM = "Safelight reads the text encoder without its last layers, and diffusers' pipeline needs them"
+
 TOKENS = 512
 """The most tokens that a family gives it, for the estimate of the working memory."""
 

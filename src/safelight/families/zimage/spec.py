@@ -187,6 +187,7 @@ ZIMAGE = Family(
         declared=frozenset({"z-image", "zimage", "z-image-turbo"}),
     ),
     pipeline_class="ZImagePipeline",
+    export_problem=qwen3.EXPORT_PROBLEM,
 )
 
 FAMILIES = (ZIMAGE,)
