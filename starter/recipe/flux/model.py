@@ -9,12 +9,13 @@ import torch
 from recipe.adapters import frozen
 from safelight.families.family import Config
 from safelight.families.family_model import construct
-from safelight.families.flux.model import clip_tokens, image_positions, pack, unpack
+from safelight.families.flux.model import clip_tokens
 from safelight.families.flux.spec import FLUX
 from safelight.families.flux.transformer import PATCH, FluxConfig
 from safelight.families.parts import t5_model
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.flux_latents import SCALING_FACTOR, SHIFT_FACTOR
+from safelight.families.parts.flux_tokens import image_positions, pack, unpack
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
 
@@ -110,7 +111,7 @@ def predict(
         pooled_projections=pooled,
         encoder_hidden_states=hidden,
         txt_ids=torch.zeros(hidden.shape[1], 3),
-        img_ids=image_positions(noisy, 0),
+        img_ids=image_positions(noisy),
         return_dict=False,
     )[0]
     return unpack(found, rows, columns).float()

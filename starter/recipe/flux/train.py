@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from recipe import data
 from recipe.flux import model, pictures
 from recipe.train import Stage, picture_loss
-from safelight.families.flux.spec import mu
+from safelight.families.parts.flux_blocks import mu
 
 LENGTHS = 20, 20, 24, 48
 """T5's tokens in the joint stage: the padding may not matter, and few tokens are quick."""
