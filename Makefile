@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt starter/pyproject.toml tools/install.sh
 
 install: $(STAMP)
 
-demo: $(STAMP) ## the same prompt by three checkpoints, then by the first again
+demo: $(STAMP) ## the same prompt by each starter, then by the first again
 	.venv/bin/safelight demo --out out/demo
 
 demo-adapters: $(STAMP) ## the same prompt plain, with each starter adapter, with both, and plain again
@@ -101,6 +101,7 @@ bench-peers: $(STAMP) ## switching beside InvokeAI and stable-diffusion.cpp, eac
 starter: $(STAMP) ## train the starter checkpoints anew (hours), from the registry's image packages
 	cd starter && ../$(PY) -m recipe.judge && ../$(PY) -m recipe.train && ../$(PY) -m recipe.export && ../$(PY) -m recipe.measure
 	cd starter && ../$(PY) -m recipe.adapters && ../$(PY) -m recipe.control
+	cd starter && ../$(PY) -m recipe.flux.train && ../$(PY) -m recipe.flux.export && ../$(PY) -m recipe.flux.measure
 
 # build makes the wheel from the source archive, so an archive that lacks a file fails here.
 dist: $(STAMP) ## a wheel and a source archive of Safelight and of the starters, in dist/

@@ -70,11 +70,12 @@ def test_processes_of_the_proof() -> None:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_programs_import(folder: str) -> None:
     """What each defines and imports is there; none does anything by being imported."""
-    stems = sorted(path.stem for path in (HOME / folder).glob("*.py") if path.stem != "__init__")
-    names = [FOLDERS[folder] + stem for stem in stems]
+    paths = sorted((HOME / folder).rglob("*.py"))
+    stems = [".".join(path.relative_to(HOME / folder).with_suffix("").parts) for path in paths]
+    names = [FOLDERS[folder] + stem for stem in stems if not stem.endswith("__init__")]
     where = HOME / folder if not FOLDERS[folder] else (HOME / folder).parent
-    paths = os.pathsep.join((str(where), str(HOME / "tests")))
-    printed = run("-c", IMPORTING, folder, *names, PYTHONPATH=paths)
+    search = os.pathsep.join((str(where), str(HOME / "tests")))
+    printed = run("-c", IMPORTING, folder, *names, PYTHONPATH=search)
     assert [line for line in printed.splitlines() if line.endswith(" True")] == [f"{name} True" for name in names]
 
 

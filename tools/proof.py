@@ -1,7 +1,7 @@
 """Run the long tests with the starters, and write their figures to docs/proof.md.
 
 ``make proof``, or ``python tools/proof.py FILE``. Each lane has its own process, so that lanes do not share memory. A
-lane switches between the three starters, with two steps for each image; every image must equal the first image of its
+lane switches between the starters, with two steps for each image; every image must equal the first image of its
 model. The exit code is 1 if any test fails. ``--section`` repeats one section, and keeps the others that the page has.
 """
 
@@ -391,7 +391,7 @@ def heading() -> list[str]:
 def lanes() -> tuple[list[str], bool]:
     sound = True
     lines = [
-        "Each row (*lane*) is one process that switches between the three starters, with two steps for each image.",
+        "Each row (*lane*) is one process that switches between the starters, with two steps for each image.",
         "*Differ* counts the images that do not equal the first image of their model. *Thrown* counts the images that",
         f"ended with the exception that the test raised. *MB* is resident memory. Growth of {GROWTH_MB} MB is a",
         "failure, except in the lane *old pipelines*, which holds Python objects.",

@@ -10,10 +10,14 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import safelight
@@ -23,6 +27,42 @@ SHEETS = Path(__file__).parents[1] / "sheets"
 COLUMNS = 20
 
 
+@contextmanager
+def empty_library() -> Generator[Any]:
+    """An engine whose library has the starters only."""
+    with tempfile.TemporaryDirectory() as root:
+        os.environ["SAFELIGHT_ROOT"] = root
+        yield safelight.open_engine()
+
+
+def draw(engine: Any, model: str, captions: Sequence[str], **settings: Any) -> list[np.ndarray]:
+    """Draw each caption with seeds 0 and 1. Returns pixels (height, width, 3), the two of a caption side by side."""
+    tiles = []
+    for caption in captions:
+        for image in engine.generate(safelight.Request(caption, model, count=2, **settings)):
+            tiles.append(np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3))
+    return tiles
+
+
+def report(name: str, tiles: list[np.ndarray], styles: Sequence[str], sheets: Path) -> None:
+    """Print the judge's verdict on a checkpoint's pictures, and write the sheet.
+
+    ``tiles``: two for each of the first subjects. ``styles``: of each subject. The judge sees 64x64 pixels.
+    """
+    shown = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        subject, style = judge.load()(F.avg_pool2d(data.as_float(shown), shown.shape[-1] // data.SIZE))
+    number = torch.arange(len(tiles)) // 2
+    right_subject = subject.argmax(1) == number
+    right_style = style.argmax(1) == torch.tensor([data.STYLES.index(one) for one in styles])[number]
+    shares = (right.float().mean().item() for right in (right_subject, right_style, right_subject & right_style))
+    words = ", ".join(f"{what} {share:.1%}" for what, share in zip(("subject", "style", "both"), shares, strict=True))
+    print(f"{name}: {len(tiles)} images; {words}", flush=True)
+    sheets.mkdir(exist_ok=True, parents=True)
+    rows = [np.concatenate(tiles[i : i + COLUMNS], 1) for i in range(0, len(tiles), COLUMNS)]
+    Image.fromarray(np.concatenate(rows, 0)).save(sheets / f"{name}.png", optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subjects", type=int, default=data.JUDGED)
@@ -30,32 +70,12 @@ def main() -> None:
     parser.add_argument("--styles", nargs="*", default=data.STYLES)
     parser.add_argument("--sheets", type=Path, default=SHEETS)
     arguments = parser.parse_args()
-    named = judge.load()
     captions = [caption for _, caption in data.subjects()][: arguments.subjects]
-    arguments.sheets.mkdir(exist_ok=True, parents=True)
-    with tempfile.TemporaryDirectory() as root:
-        os.environ["SAFELIGHT_ROOT"] = root
-        engine = safelight.open_engine()
+    with empty_library() as engine:
         for style in arguments.styles:
-            tiles = []
-            for caption in captions:
-                request = safelight.Request(caption, f"starter-{style}", count=2, cfg=arguments.cfg)
-                for image in engine.generate(request):
-                    pixels = np.frombuffer(image.pixels, np.uint8).reshape(image.height, image.width, 3)
-                    tiles.append(pixels)
-            shown = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)
-            with torch.no_grad():
-                subject, guess = named(data.as_float(shown))
-            right_subject = subject.argmax(1) == torch.arange(len(tiles)) // 2
-            right_style = guess.argmax(1) == data.STYLES.index(style)
-            both = (right_subject & right_style).float().mean().item()
-            print(
-                f"starter-{style}: {len(tiles)} images; subject {right_subject.float().mean().item():.1%}, "
-                f"style {right_style.float().mean().item():.1%}, both {both:.1%}",
-                flush=True,
-            )
-            rows = [np.concatenate(tiles[i : i + COLUMNS], 1) for i in range(0, len(tiles), COLUMNS)]
-            Image.fromarray(np.concatenate(rows, 0)).save(arguments.sheets / f"starter-{style}.png", optimize=True)
+            name = f"starter-{style}"
+            tiles = draw(engine, name, captions, cfg=arguments.cfg)
+            report(name, tiles, [style] * len(captions), arguments.sheets)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,11 @@ SAVE_EVERY = 180.0
 class Stage:
     """A resumable training loop: parameters, their moving average, the optimizer and the generator, in one file."""
 
-    def __init__(self, path: Path, parameters: list[nn.Parameter], steps: int, rate: float, decay: float) -> None:
+    def __init__(
+        self, path: Path, parameters: list[nn.Parameter], steps: int, rate: float, decay: float, warm: int = 200
+    ) -> None:
         self.path, self.parameters, self.steps, self.rate = path, parameters, steps, rate
-        self.decay = decay
+        self.decay, self.warm = decay, warm
         self.optimizer = torch.optim.AdamW(parameters, rate, weight_decay=1e-4)
         self.average = [p.detach().clone() for p in parameters]
         self.generator = torch.Generator().manual_seed(1)
@@ -56,7 +58,7 @@ class Stage:
         self.saved = time.monotonic()
 
     def update(self, loss: torch.Tensor) -> None:
-        warm = min(1.0, (self.step + 1) / 200)
+        warm = min(1.0, (self.step + 1) / self.warm)
         cosine = 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * self.step / self.steps))
         self.optimizer.param_groups[0]["lr"] = self.rate * warm * cosine
         self.optimizer.zero_grad()
@@ -99,6 +101,11 @@ def edges(images: torch.Tensor) -> torch.Tensor:
     return torch.cat([across.flatten(1), down.flatten(1)], 1)
 
 
+def picture_loss(drawn: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """How far pictures are from those to be drawn: in colours and in edges."""
+    return F.l1_loss(drawn, shown) + F.mse_loss(drawn, shown) + F.l1_loss(edges(drawn), edges(shown))
+
+
 def train_vae(images: torch.Tensor, path: Path, steps: int, batch: int = 16) -> nn.Module:
     torch.manual_seed(0)
     vae: Any = model.vae()
@@ -109,9 +116,7 @@ def train_vae(images: torch.Tensor, path: Path, steps: int, batch: int = 16) -> 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = vae.encode(shown).latent_dist
             drawn = vae.decode(posterior.sample(stage.generator)).sample
-        drawn = drawn.float()
-        loss = F.l1_loss(drawn, shown) + F.mse_loss(drawn, shown) + F.l1_loss(edges(drawn), edges(shown))
-        stage.update(loss + 1e-6 * posterior.kl().float().mean())
+        stage.update(picture_loss(drawn.float(), shown) + 1e-6 * posterior.kl().float().mean())
     stage.finish()
     return vae.eval()
 
@@ -127,8 +132,7 @@ def train_decoder(vae: Any, latents: torch.Tensor, images: torch.Tensor, path: P
         noisy = clean + 0.1 * torch.randn(clean.shape, generator=stage.generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             drawn = vae.decode(noisy * scale).sample
-        drawn, shown = drawn.float(), images[index]
-        stage.update(F.l1_loss(drawn, shown) + F.mse_loss(drawn, shown) + F.l1_loss(edges(drawn), edges(shown)))
+        stage.update(picture_loss(drawn.float(), images[index]))
     stage.finish()
     with torch.no_grad():
         parts = zip(latents.split(64), images.split(64), strict=True)

@@ -36,14 +36,14 @@ def demo(
     ] = False,
     root: RootOption = None,
 ) -> None:
-    """Draw one prompt with the three starters, then with the first again: three styles; the last image equals the
-    first."""
+    """Draw one prompt with each starter, then with the first again: the last image equals the first."""
     from safelight.catalog import starters
     from safelight.cli.sheet import Sheet
     from safelight.errors import InputError, IntegrityError
 
     engine = local(context, root)
-    names = [model.name for model in starters.models()]
+    # The smallest pictures first: the first starter draws twice.
+    names = [model.name for model in sorted(starters.models(), key=lambda model: model.resolution)]
     if len(names) < 2:
         raise InputError("the starters are not installed; `make demo` in a clone installs them")
     sheet, digests = Sheet(prompt), list[str]()
