@@ -180,6 +180,16 @@ ROWS = (
         "tests/families/chroma/test_parity.py tests/families/chroma/test_files.py",
     ),
     Row(
+        "Qwen-Image: text, image, mask × denoising strengths; guidance; schedules; bf16; token ids; files; LoRAs",
+        "diffusers' `QwenImagePipeline`, `QwenImageImg2ImgPipeline`, `QwenImageInpaintPipeline`, its converter of "
+        "Wan's names, `load_lora_weights`; a loop of the test for the samplers that the pipeline does not take; "
+        "transformers' Qwen2 tokenizer",
+        "bit for bit; for DoRA, LoKr and diffusers' own sum of a LoRA, within one step of 255",
+        "tests/families/qwen_image/test_parity.py tests/families/qwen_image/test_adapters.py "
+        "tests/families/qwen_image/test_files.py::test_wan_names_are_those_that_diffusers_converts "
+        "tests/families/qwen_image/test_files.py::test_diffusers_draws_the_same_with_an_exported_folder",
+    ),
+    Row(
         "Token ids",
         "transformers' CLIP tokenizer",
         "equal, for 300 random texts",

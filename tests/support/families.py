@@ -29,8 +29,11 @@ from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.flux2_vae import FLUX2_VAE
 from safelight.families.parts.flux_latents import FLUX_VAE
 from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.parts.qwen25 import Qwen25Config
+from safelight.families.parts.qwen_vae import QWEN_VAE
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
+from safelight.families.qwen_image.transformer import QwenImageConfig
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.zimage.transformer import ZImageConfig
 from safelight.request.schema import Request
@@ -209,6 +212,14 @@ PUBLISHED: Mapping[str, Published] = {
         "flux2-klein",
         {"text_encoder": _QWEN3_8B, "transformer": Flux2Config(128, 4096, 8, 24, 128, 12288), "vae": FLUX2_VAE},
     ),
+    "Qwen-Image": Published(
+        "qwen-image",
+        {
+            "text_encoder": Qwen25Config(152064, 3584, 18944, 28, 28, 4),
+            "transformer": QwenImageConfig(64, 16, 3072, 60, 128, 3584),
+            "vae": QWEN_VAE,
+        },
+    ),
 }
 """Published checkpoints, by name. Their tensors have these names and shapes."""
 
@@ -234,6 +245,13 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_flux2",),
         "base",
         {"distilled": False},
+        request={"cfg": 2.5, "negative": "green"},
+    ),
+    TinyFamily(
+        "qwen-image",
+        "support.qwen_image",
+        ("diffusers.models.transformers.transformer_qwenimage", "transformers.models.qwen2_5_vl"),
+        "text-to-image",
         request={"cfg": 2.5, "negative": "green"},
     ),
 )

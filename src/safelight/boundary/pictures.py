@@ -54,7 +54,7 @@ def _tiled(module: nn.Module, tile: int, scale: int) -> Generator[Any]:
     if not tile:
         yield vae
         return
-    values = {"use_tiling": True, "tile_sample_min_size": tile, "tile_latent_min_size": tile // scale}
+    values = _tile_settings(vae, tile, scale)
     before = {name: getattr(vae, name) for name in values}
     try:
         for name, value in values.items():
@@ -65,21 +65,39 @@ def _tiled(module: nn.Module, tile: int, scale: int) -> Generator[Any]:
             setattr(vae, name, value)
 
 
+def _tile_settings(vae: Any, tile: int, scale: int) -> dict[str, Any]:
+    """Return the attributes that let a VAE of diffusers work in tiles. A quarter of a tile overlaps the next one."""
+    if not hasattr(vae, "tile_sample_min_height"):
+        return {"use_tiling": True, "tile_sample_min_size": tile, "tile_latent_min_size": tile // scale}
+    stride = tile * 3 // 4 // scale * scale
+    sizes = {f"tile_sample_min_{side}": tile for side in ("height", "width")}
+    strides = {f"tile_sample_stride_{side}": stride for side in ("height", "width")}
+    return {"use_tiling": True, **sizes, **strides}
+
+
 def encode_picture(
-    module: nn.Module, picture: Any, mask: Any | None, device: torch.device, scale: int, tile: int = 0
+    module: nn.Module,
+    picture: Any,
+    mask: Any | None,
+    device: torch.device,
+    scale: int,
+    tile: int = 0,
+    frames: bool = False,
 ) -> list[EncodedPicture]:
     """Encode a picture with a bound VAE.
 
     ``mask``: if given, the result has a second item: the picture where the mask is black.
     ``scale``: pixels per latent in each direction.
     ``tile``: side length of a tile in pixels, 0 for no tiling.
+    ``frames``: the VAE is for videos. It gets the picture as one frame, and its latents have an axis of frames, too.
     """
     image = VaeImageProcessor(vae_scale_factor=scale).preprocess(picture).to(device)
     pictures = [image]
     if mask is not None:
         pictures.append(image * (binary_mask(mask, scale).to(device) < 0.5))
     with _tiled(module, tile, scale) as vae:
-        return [EncodedPicture(shown, vae.encode(shown.to(vae.dtype)).latent_dist) for shown in pictures]
+        inputs = [shown.to(vae.dtype).unsqueeze(2) if frames else shown.to(vae.dtype) for shown in pictures]
+        return [EncodedPicture(shown, vae.encode(one).latent_dist) for shown, one in zip(pictures, inputs, strict=True)]
 
 
 def resize(picture: Any, size: tuple[int, int]) -> Any:
@@ -97,12 +115,15 @@ def crop_region(mask: Any, width: int, height: int, padding: int) -> tuple[int, 
     return VaeImageProcessor.get_crop_region(mask, width, height, pad=padding)
 
 
-def decode(module: nn.Module, latents: torch.Tensor, scale: int, tile: int = 0) -> torch.Tensor:
+def decode(module: nn.Module, latents: torch.Tensor, scale: int, tile: int = 0, frames: bool = False) -> torch.Tensor:
     """Decode unscaled latents (n, channels, h, w) with a VAE. Returns (n, 3, h * scale, w * scale), about -1 to 1.
 
     ``tile``: side length of a tile in pixels, 0 for no tiling.
+    ``frames``: the VAE is for videos.
     """
     with _tiled(module, tile, scale) as vae:
+        if frames:
+            return vae.decode(latents.unsqueeze(2), return_dict=False)[0][:, :, 0]
         return vae.decode(latents, return_dict=False)[0]
 
 

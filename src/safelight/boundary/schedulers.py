@@ -15,7 +15,10 @@ def sigma(scheduler: Any) -> float:
     return 1.0 if sigmas is None or index is None else float(sigmas[min(index, len(sigmas) - 1)])
 
 
-SPACING = frozenset({"timestep_spacing", "steps_offset"})
+_SHIFT_BY_SIZE = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+"""Settings that diffusers' pipelines read, not the classes themselves."""
+
+SPACING = frozenset({"timestep_spacing", "steps_offset", "shift_terminal", *_SHIFT_BY_SIZE})
 """Settings that spread the steps over the training steps. Some scheduler classes support only one way."""
 
 

@@ -26,11 +26,19 @@ from safelight.request.schema import USUAL_CFG, USUAL_STEPS
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
 """What a denoiser predicts: the noise, its velocity (Salimans and Ho 2022), or the velocity of a rectified flow."""
 
-GuidanceKind = Literal["classifier_free", "classifier_free_from_prompt", "image_and_text", "distilled", "none"]
+GuidanceKind = Literal[
+    "classifier_free",
+    "classifier_free_from_prompt",
+    "classifier_free_same_norm",
+    "image_and_text",
+    "distilled",
+    "none",
+]
 """How a denoiser is made to follow the prompt.
 
 ``classifier_free``: by two predictions, with the prompt and with the negative prompt.
 ``classifier_free_from_prompt``: the same, with the rounding of diffusers' ``ZImagePipeline``.
+``classifier_free_same_norm``: by two, and each token keeps the norm of the prediction with the prompt.
 ``image_and_text``: by three, of which one lacks the prompt, and one lacks the prompt and the input image.
 ``distilled``: the scale is an input of the denoiser.
 ``none``: there is no guidance.
@@ -159,6 +167,11 @@ class Latents:
     """Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
     fp32: bool = False
     patch: int = 1
+
+    @property
+    def token_patch(self) -> int:
+        """Latents per token of the denoiser in each direction: one token has ``multiple`` pixels."""
+        return self.multiple // self.vae_scale_factor
 
 
 @dataclass(frozen=True, slots=True)

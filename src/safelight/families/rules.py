@@ -71,6 +71,18 @@ NOT_SUPPORTED = (
         "blocks that draw the pixels of each patch are Chroma1-Radiance's, which has no VAE",
         r".*nerf_(blocks|final_layer|final_layer_conv|image_embedder)\.",
     ),
+    rule(
+        "checkpoint",
+        "qwen-image-2.1",
+        "a norm within the text projection is Qwen-Image 2.1's",
+        r".*txt_in\.text_norm\.",
+    ),
+    rule(
+        "checkpoint",
+        "qwen-image-layered",
+        "an embedding beside the timestep's is Qwen-Image Layered's",
+        r".*time_text_embed\.addition_t_embedding\.",
+    ),
 )
 """Families that Safelight names and does not support yet."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 
 from safelight.families.family import GuidanceKind
 from safelight.families.family_model import Tensors
@@ -121,6 +122,31 @@ class ClassifierFreeFromPrompt(Guidance):
 
 
 @dataclass(frozen=True, slots=True)
+class ClassifierFreeSameNorm(Guidance):
+    """Classifier-free guidance that changes only the direction of a token's values, not their norm.
+
+    The norm is that of the prediction for the prompt. The rows and the sum have the order of diffusers'
+    ``QwenImagePipeline``.
+    ``patch``: latents per token in each direction.
+    """
+
+    rows: ClassVar = (Row(), Row(prompt=False))
+    patch: int
+
+    def combine(self, prediction: torch.Tensor) -> torch.Tensor:
+        with_prompt, without = prediction.chunk(2)
+        combined = without + self.scale * (with_prompt - without)
+        factors = self._norms(with_prompt) / self._norms(combined)
+        return combined * factors.repeat_interleave(self.patch, -2).repeat_interleave(self.patch, -1)
+
+    def _norms(self, values: torch.Tensor) -> torch.Tensor:
+        """Return each token's norm, (1, 1, rows, columns)."""
+        # Contiguous, as diffusers' tokens are: a sum over strided values has other last bits.
+        tokens = F.pixel_unshuffle(values, self.patch).movedim(1, -1).contiguous()
+        return torch.norm(tokens, dim=-1).unsqueeze(1)
+
+
+@dataclass(frozen=True, slots=True)
 class ImageAndText(Guidance):
     """Guidance by the input image and by the prompt (Brooks et al. 2023, arXiv 2211.09800, equation 3).
 
@@ -139,6 +165,7 @@ class ImageAndText(Guidance):
 READS_NEGATIVE: Mapping[GuidanceKind, bool] = {
     "classifier_free": True,
     "classifier_free_from_prompt": True,
+    "classifier_free_same_norm": True,
     "image_and_text": True,
     "distilled": False,
     "none": False,
@@ -146,10 +173,13 @@ READS_NEGATIVE: Mapping[GuidanceKind, bool] = {
 """Whether a kind of guidance reads the negative prompt."""
 
 
-def make_guidance(kind: GuidanceKind, scale: float, image_scale: float, distilled: float | None = None) -> Guidance:
+def make_guidance(
+    kind: GuidanceKind, scale: float, image_scale: float, distilled: float | None = None, patch: int = 1
+) -> Guidance:
     """Return the guidance of a kind. A scale of 1 or less turns it off.
 
     ``distilled``: the scale of distilled guidance; None for other kinds.
+    ``patch``: latents per token of the denoiser in each direction.
     """
     if kind == "distilled" and distilled is not None:
         return Unguided(distilled)
@@ -159,6 +189,8 @@ def make_guidance(kind: GuidanceKind, scale: float, image_scale: float, distille
         return ClassifierFree(scale)
     if scale > 1 and kind == "classifier_free_from_prompt":
         return ClassifierFreeFromPrompt(scale)
+    if scale > 1 and kind == "classifier_free_same_norm":
+        return ClassifierFreeSameNorm(scale, patch)
     return Unguided(scale)
 
 

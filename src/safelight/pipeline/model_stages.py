@@ -96,7 +96,9 @@ class ModelStages:
         self._dtype = TORCH_DTYPES[resources.run_settings.dtype]
         self._device = resources.device.torch
         kind = model.family.guidance_of(model.variant)
-        self._guidance = guidance.make_guidance(kind, request.guidance_scale, request.image_cfg, request.guidance)
+        self._guidance = guidance.make_guidance(
+            kind, request.guidance_scale, request.image_cfg, request.guidance, model.family.latents.token_patch
+        )
         self._negative_too = guidance.READS_NEGATIVE[kind]
         self.warnings: list[str] = []
 

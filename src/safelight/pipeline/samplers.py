@@ -128,6 +128,10 @@ class FlowSamplerRun(SamplerRun):
 
     def _set_timesteps(self, steps: int, device: torch.device) -> None:
         sigmas = self._levels(steps)
+        if steps == 1 and self.scheduler.config.get("shift_terminal"):
+            # The levels are stretched so that the last one is the terminal level. A single level cannot be stretched:
+            # the library would divide by zero.
+            self.scheduler.register_to_config(shift_terminal=None)
         more: dict[str, Any] = {} if self._mu is None else {"mu": self._mu}
         if sigmas is None:
             self.scheduler.set_timesteps(steps, device=device, **more)

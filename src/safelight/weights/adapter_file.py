@@ -80,8 +80,12 @@ def layout(header: Header, kind: str) -> ComponentLayout:
 
 
 def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayout:
-    """Return the layout by the first family that can read it. Raises the last family's error if none can."""
+    """Return the layout by the first family that can read it.
+
+    If none can, raises the error of a family whose tensors have such names; else that of the last family.
+    """
     failed: IncompleteModelError | None = None
+    by_name = False
     for family in families().values():
         for part in family.single_file_components:
             if part.kind == kind and any(re.match(part.pattern, info.name) for info in infos):
@@ -90,7 +94,8 @@ def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayou
                         header.path, part, family, {i.name.removeprefix(part.prefix): i for i in infos}
                     )
                 except IncompleteModelError as error:
-                    failed = error
+                    if part.pattern or not by_name:
+                        failed, by_name = error, bool(part.pattern)
     if failed is None:
         raise UnsupportedModelError(header.path, f"is a {kind} that no family has")
     raise failed

@@ -48,9 +48,12 @@ def chat(prompt: str, thinking: bool) -> str:
     return f"<|im_start|>user\n{prompt}{ENDING}{answer}"
 
 
-def tokens_of(text: str, most: int) -> tuple[list[int], str]:
-    """Return the token ids of a text, at most ``most``, and the part of the text that they leave out."""
-    encoding = tokenizer().encode(text, add_special_tokens=False)
+def tokens_of(text: str, most: int, by: Tokenizer | None = None) -> tuple[list[int], str]:
+    """Return the token ids of a text, at most ``most``, and the part of the text that they leave out.
+
+    ``by``: the tokenizer; None for Qwen3's.
+    """
+    encoding = (by or tokenizer()).encode(text, add_special_tokens=False)
     if len(encoding.ids) <= most:
         return encoding.ids, ""
     return encoding.ids[:most], text[encoding.offsets[most][0] :]

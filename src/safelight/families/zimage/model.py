@@ -13,6 +13,7 @@ from safelight.families.family import Config, Family
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.parts import qwen3_model
 from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.parts.sequences import join_texts
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.parts.vae_model import autoencoder
 from safelight.families.zimage.transformer import ZImageConfig
@@ -96,10 +97,7 @@ class ZImage(FamilyModel):
         return encoded["text_encoder"][text]
 
     def join_conditions(self, rows: Sequence[Tensors]) -> Tensors:
-        """Pad the hidden states to one length, because texts differ in length, and add their lengths."""
-        states = [row["hidden"][0] for row in rows]
-        lengths = torch.tensor([len(one) for one in states])
-        return {"hidden": nn.utils.rnn.pad_sequence(states, batch_first=True), "length": lengths}
+        return join_texts(rows)
 
     def flow_levels(self, steps: int) -> Sequence[float]:
         return torch.linspace(1.0, 1 / steps, steps).tolist()

@@ -1,0 +1,68 @@
+"""Computes the language model of Qwen2.5-VL as a text encoder: its module, its tokens, its hidden states."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from functools import cache
+from typing import Any, cast
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from safelight.boundary import modules
+from safelight.families.parts import qwen3_model
+from safelight.families.parts.qwen25 import Qwen25Config
+
+FIRST_OF_QWEN3 = 151665
+"""Qwen3's tokenizer is that of Qwen2.5 with four tokens more, from this id: for tool calls and for thinking."""
+
+ROPE_THETA = 1e6
+NORM_EPSILON = 1e-6
+POSITIONS = 128000
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """Return Qwen2.5's tokenizer: Qwen3's without the tokens that Qwen2.5 lacks."""
+    values = json.loads(gzip.decompress(qwen3_model.TOKENIZER.read_bytes()))
+    values["added_tokens"] = [one for one in values["added_tokens"] if one["id"] < FIRST_OF_QWEN3]
+    return Tokenizer.from_str(json.dumps(values))
+
+
+def build(config: Qwen25Config) -> nn.Module:
+    """Build the module on the current default device."""
+    half = config.head_size // 2
+    quarter = half // 4
+    settings = modules.library_class("transformers.models.qwen2_5_vl.configuration_qwen2_5_vl:Qwen2_5_VLTextConfig")(
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.intermediate,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.key_heads,
+        max_position_embeddings=POSITIONS,
+        rms_norm_eps=NORM_EPSILON,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": ROPE_THETA,
+            # Components of a head that turn with the frame, the row and the column of a picture: of 64, 16, 24 and 24.
+            "mrope_section": [quarter, (half - quarter) // 2, (half - quarter) // 2],
+        },
+        attn_implementation="sdpa",
+    )
+    return modules.library_class("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl:Qwen2_5_VLTextModel")(settings)
+
+
+def frequencies(config: Any) -> torch.Tensor:
+    """Return the frequencies of the rotary embedding, fp32, on the CPU. ``config``: transformers' settings."""
+    size = config.hidden_size // config.num_attention_heads
+    return 1.0 / (ROPE_THETA ** (torch.arange(0, size, 2, dtype=torch.float, device="cpu") / size))
+
+
+def hidden_states(module: nn.Module, ids: list[int], device: torch.device) -> torch.Tensor:
+    """Return the hidden states (1, tokens, width) after the final norm."""
+    tokens = torch.tensor([ids], device=device)
+    out = cast("Any", module)(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    return out.last_hidden_state

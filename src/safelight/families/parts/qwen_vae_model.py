@@ -1,0 +1,92 @@
+"""Builds Qwen-Image's VAE, and converts between its latents and those that the denoiser sees."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from safelight.boundary import modules, pictures
+from safelight.boundary.pictures import EncodedPicture
+from safelight.families.parts.qwen_vae import LATENTS_MEAN, LATENTS_STD, QWEN_LATENTS, QwenVAEConfig
+
+AUTOENCODER = "diffusers.models.autoencoders.autoencoder_kl_qwenimage:AutoencoderKLQwenImage"
+
+
+def autoencoder(config: QwenVAEConfig) -> nn.Module:
+    """Build a VAE on the current default device. It is for single frames: it has no convolutions over frames."""
+    return modules.library_class(AUTOENCODER)(
+        base_dim=config.width,
+        z_dim=config.latent_channels,
+        dim_mult=list(config.multipliers),
+        num_res_blocks=config.layers_per_block,
+        temperal_downsample=[False] * (len(config.multipliers) - 1),
+        input_channels=config.in_channels,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NormalisedDistribution:
+    """The distribution over normalised latents (n, channels, h, w).
+
+    ``own``: that of the VAE, whose latents have an axis of frames.
+    """
+
+    own: Any
+
+    @property
+    def parameters(self) -> torch.Tensor:
+        return self.own.parameters
+
+    def mode(self) -> torch.Tensor:
+        return _normalise(self.own.mode())
+
+    def sample(self, generator: torch.Generator) -> torch.Tensor:
+        return _normalise(self.own.sample(generator))
+
+
+def encode_picture(
+    vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int
+) -> list[EncodedPicture]:
+    """Encode a picture to normalised latents; see :func:`safelight.boundary.pictures.encode_picture`."""
+    with _without_features(vae):
+        found = pictures.encode_picture(vae, picture, mask, device, QWEN_LATENTS.vae_scale_factor, tile, frames=True)
+    return [EncodedPicture(one.shown, NormalisedDistribution(one.distribution)) for one in found]
+
+
+def decode(vae: nn.Module, latents: torch.Tensor, tile: int) -> torch.Tensor:
+    """Decode normalised latents (n, channels, h, w) to (n, 3, height, width), -1 to 1."""
+    mean, scale = _statistics(latents)
+    with _without_features(vae):
+        # Convolutions compute other bits for channels-last latents.
+        plain = (latents / scale + mean).contiguous()
+        return pictures.decode(vae, plain, QWEN_LATENTS.vae_scale_factor, tile, frames=True)
+
+
+@contextmanager
+def _without_features(vae: nn.Module) -> Generator[None]:
+    """Remove the features that the VAE keeps in attributes for a next frame, also after an error."""
+    before = set(vars(vae))
+    try:
+        yield
+    finally:
+        for name in vars(vae).keys() - before:
+            delattr(vae, name)
+
+
+def _normalise(latents: torch.Tensor) -> torch.Tensor:
+    """Normalise the VAE's latents (n, channels, 1, h, w). Returns (n, channels, h, w)."""
+    mean, scale = _statistics(latents)
+    return (latents.squeeze(2) - mean) * scale
+
+
+def _statistics(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each channel's mean, and one by its standard deviation, (1, channels, 1, 1), in the latents' dtype."""
+    mean, deviation = (
+        torch.tensor(one).view(1, -1, 1, 1).to(latents.device, latents.dtype) for one in (LATENTS_MEAN, LATENTS_STD)
+    )
+    return mean, 1.0 / deviation

@@ -1,0 +1,183 @@
+"""What Qwen-Image computes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from safelight.boundary import exports, modules
+from safelight.boundary.pictures import EncodedPicture
+from safelight.families.family import Config, Family, Latents
+from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.families.parts import qwen25_model, qwen_vae_model
+from safelight.families.parts.flux_blocks import PATCH, axes
+from safelight.families.parts.flux_tokens import pack, unpack
+from safelight.families.parts.qwen3_model import tokens_of
+from safelight.families.parts.qwen25 import Qwen25Config
+from safelight.families.parts.qwen_vae import QwenVAEConfig
+from safelight.families.parts.sequences import join_texts
+from safelight.families.qwen_image.transformer import QwenImageConfig
+from safelight.request.prompts.words import InversionTokens
+from safelight.request.schema import Request
+
+BEGINNING = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+ENDING = "<|im_end|>\n<|im_start|>assistant\n"
+"""The chat template: what precedes a prompt, and what follows it."""
+
+BEGINNING_TOKENS = 34
+"""Tokens of :data:`BEGINNING`. Their hidden states are left out."""
+
+ENCODED_TOKENS = BEGINNING_TOKENS + 1024
+"""The most tokens that diffusers' ``QwenImagePipeline`` gives the text encoder."""
+
+READ_TOKENS = 512
+"""The most tokens that the transformer reads, without :data:`BEGINNING`: the pipeline's ``max_sequence_length``."""
+
+TRANSFORMER = "diffusers.models.transformers.transformer_qwenimage:QwenImageTransformer2DModel"
+
+
+class QwenImage(FamilyModel):
+    """Computes Qwen-Image."""
+
+    def build(self, family: Family, config: Config, attention: str) -> nn.Module:
+        del family, attention
+        match config:
+            case Qwen25Config():
+                return qwen25_model.build(config)
+            case QwenVAEConfig():
+                return qwen_vae_model.autoencoder(config)
+            case QwenImageConfig():
+                return modules.library_class(TRANSFORMER)(
+                    patch_size=PATCH,
+                    in_channels=config.inputs,
+                    out_channels=config.channels,
+                    num_layers=config.layers,
+                    attention_head_dim=config.head_size,
+                    num_attention_heads=config.width // config.head_size,
+                    joint_attention_dim=config.text_width,
+                    axes_dims_rope=axes(config.head_size),
+                    zero_cond_t=config.zero_reference_time,
+                )
+            case _:
+                raise ValueError(config)
+
+    def make_buffer(self, module: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor | None:
+        if name in ("inv_freq", "original_inv_freq"):
+            return qwen25_model.frequencies(cast("Any", module).config)
+        return super().make_buffer(module, name, buffer)
+
+    def make_caches(self, module: nn.Module, at: torch.device) -> None:
+        rope: Any = getattr(module, "pos_embed", None)
+        if rope is not None:
+            _compute_frequencies(rope, at)
+
+    def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
+        if role not in family.text_encoders:
+            return None
+        exports.save_qwen2_tokenizer(folder / "tokenizer", qwen25_model.tokenizer().to_str(), ENCODED_TOKENS)
+        return "tokenizer", "Qwen2Tokenizer"
+
+    def text_inputs(
+        self,
+        family: Family,
+        role: str,
+        request: Request,
+        texts: Sequence[PromptText],
+        inversion_tokens: InversionTokens,
+    ) -> TextInputs:
+        del family, role, request, inversion_tokens
+        each: dict[PromptText, TextInput] = {}
+        cut: dict[PromptText, str] = {}
+        for pair in texts:
+            text, most = f"{BEGINNING}{pair.text}{ENDING}", BEGINNING_TOKENS + READ_TOKENS
+            ids, _ = tokens_of(text, ENCODED_TOKENS, qwen25_model.tokenizer())
+            each[pair] = TextInput(ids, json.dumps(ids))
+            _, left = tokens_of(text, most, qwen25_model.tokenizer())
+            # The template's ending comes after the prompt, so it is cut off first.
+            if len(left) > len(ENDING):
+                cut[pair] = left[: -len(ENDING)]
+        return TextInputs(each, cut=cut)
+
+    def encode_texts(
+        self,
+        family: Family,
+        role: str,
+        module: nn.Module,
+        request: Request,
+        inputs: Sequence[TextInput],
+        inversion_tokens: InversionTokens,
+        device: torch.device,
+    ) -> list[Tensors]:
+        del family, role, request, inversion_tokens
+        # The transformer does not read the end of a long text, but without it the others have other last bits.
+        found = (qwen25_model.hidden_states(module, one.value, device) for one in inputs)
+        return [{"hidden": one[:, BEGINNING_TOKENS : BEGINNING_TOKENS + READ_TOKENS]} for one in found]
+
+    def condition(self, encoded: Mapping[str, Mapping[PromptText, Tensors]], text: PromptText) -> Tensors:
+        return encoded["text_encoder"][text]
+
+    def join_conditions(self, rows: Sequence[Tensors]) -> Tensors:
+        return join_texts(rows)
+
+    def flow_levels(self, steps: int) -> Sequence[float]:
+        return np.linspace(1.0, 1 / steps, steps).tolist()
+
+    def predict(self, denoiser: nn.Module, call: Call) -> torch.Tensor:
+        dtype = next(denoiser.parameters()).dtype
+        # The family computes each row in a call of its own, so all tokens of the text are read.
+        [length] = call.condition["length"].tolist()
+        rows, columns = (side // PATCH for side in call.latents.shape[-2:])
+        found = cast("Any", denoiser)(
+            hidden_states=pack(call.latents.to(dtype)),
+            timestep=call.timestep.expand(1).to(dtype) / 1000,
+            encoder_hidden_states=call.condition["hidden"][:, :length].to(dtype),
+            img_shapes=[[(1, rows, columns)]],
+            return_dict=False,
+        )[0]
+        return unpack(found, rows, columns)
+
+    def encode_picture(
+        self, latents: Latents, vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int
+    ) -> list[EncodedPicture]:
+        del latents
+        return qwen_vae_model.encode_picture(vae, picture, mask, device, tile)
+
+    def decode(self, latents: Latents, vae: nn.Module, values: torch.Tensor, tile: int) -> torch.Tensor:
+        del latents
+        return qwen_vae_model.decode(vae, values, tile)
+
+
+def _compute_frequencies(rope: Any, at: torch.device) -> None:
+    """Compute the frequencies of a rotary embedding. diffusers does it when it builds the module, here on meta."""
+    for name, index in (("pos_freqs", torch.arange(4096)), ("neg_freqs", torch.arange(4096).flip(0) * -1 - 1)):
+        parts = [rope.rope_params(index, size, rope.theta) for size in rope.axes_dim]
+        setattr(rope, name, torch.cat(parts, dim=1).to(at))
+    rope.__class__ = _without_cache(type(rope))
+
+
+@cache
+def _without_cache(kind: Any) -> Any:
+    """Return a subclass of a rotary embedding that computes the frequencies of an image's size anew in each call.
+
+    diffusers caches them for the whole process together with the module: those of up to 128 sizes, some megabytes
+    each, which would outlive the module.
+    """
+
+    def frequencies_on(self: Any, device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.pos_freqs.to(device), self.neg_freqs.to(device)
+
+    plain = {"_get_device_freqs": frequencies_on, "_compute_video_freqs": kind._compute_video_freqs.__wrapped__}
+    return type(kind.__name__, (kind,), plain)
+
+
+MODEL = QwenImage()

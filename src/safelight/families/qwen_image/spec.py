@@ -1,0 +1,183 @@
+"""Qwen-Image, August and December 2025 (2512) (Qwen Team 2025, arXiv 2508.02324)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from safelight.families.family import (
+    AdapterSigns,
+    Component,
+    Config,
+    Defaults,
+    Family,
+    Noise,
+    SingleFileComponent,
+    Training,
+    Variant,
+)
+from safelight.families.features import Feature
+from safelight.families.parts import qwen25, qwen_vae
+from safelight.families.parts.flux_blocks import PATCH, axes
+from safelight.families.parts.qwen25 import Qwen25Config
+from safelight.families.parts.qwen_vae import LATENTS_MEAN, LATENTS_STD, QWEN_LATENTS, QWEN_VAE, QwenVAEConfig
+from safelight.families.qwen_image import transformer
+from safelight.families.qwen_image.transformer import ZERO_MARKER, QwenImageConfig
+from safelight.families.rules import rule
+from safelight.families.tables import is_architecture
+from safelight.files.folder import Folder
+from safelight.request.adapters import Purpose
+
+TEXT_TO_IMAGE = "text-to-image"
+
+TEXT_PREFIXES = ("text_encoders.qwen25_7b.transformer.", "text_encoders.qwen25_7b.", "text_encoder.")
+VAE_PREFIXES = ("vae.", "first_stage_model.")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.", "")
+"""What the names of the transformer's tensors begin with."""
+
+_PIPELINES = frozenset({"QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"})
+"""The pipelines of the variant without reference images. Those with them have the same tensors."""
+
+_FEWEST_TOKENS, _LEAST_MU = 256, 0.5
+_MOST_TOKENS, _MOST_MU = 8192, 0.9
+
+SCHEDULE = {
+    "base_image_seq_len": _FEWEST_TOKENS,
+    "base_shift": _LEAST_MU,
+    "max_image_seq_len": _MOST_TOKENS,
+    "max_shift": _MOST_MU,
+    "shift_terminal": 0.02,
+}
+"""The published settings of the scheduler. The last step begins at the noise level ``shift_terminal``."""
+
+_PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
+_NORM, _MODULATION = _PREFIX + r"txt_norm\.weight$", _PREFIX + r"transformer_blocks\.0\.img_mod\.1\."
+_WHAT = "a norm of the text, and blocks that each modulate image and text"
+
+
+def mu(tokens: int, steps: int) -> float:
+    """Return the shift of the noise levels: a line through 0.5 for 256 tokens and 0.9 for 8192."""
+    del steps
+    # In the order of diffusers' ``calculate_shift``, for the last bit.
+    slope = (_MOST_MU - _LEAST_MU) / (_MOST_TOKENS - _FEWEST_TOKENS)
+    return tokens * slope + (_LEAST_MU - slope * _FEWEST_TOKENS)
+
+
+def _recognise_folder(folder: Folder) -> str | None:
+    fits = folder.pipeline in _PIPELINES and is_architecture(transformer.infer, folder.components.get("transformer"))
+    return f"a transformer with {_WHAT}" if fits else None
+
+
+_FLOW = Training("flow", False, "a rectified flow, as all of Qwen-Image")
+
+
+def _find_mismatch(configs: Mapping[str, Config]) -> str | None:
+    net, encoder, auto = configs["transformer"], configs.get("text_encoder"), configs.get("vae")
+    assert isinstance(net, QwenImageConfig)
+    if isinstance(encoder, Qwen25Config) and net.text_width != encoder.width:
+        return f"its transformer reads text {net.text_width} wide, its text encoder returns {encoder.width}"
+    if isinstance(auto, QwenVAEConfig) and auto.latent_channels != net.channels:
+        return f"its transformer has latents of {net.channels} channels, its VAE of {auto.latent_channels}"
+    return None
+
+
+def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, object]]:
+    net = configs["transformer"]
+    assert isinstance(net, QwenImageConfig)
+    yield "transformer", "axes_dims_rope", list(axes(net.head_size))
+    yield "transformer", "guidance_embeds", False
+    yield "transformer", "patch_size", PATCH
+    yield "transformer", "zero_cond_t", net.zero_reference_time
+    yield "transformer", "use_layer3d_rope", False
+    yield "text_encoder", "hidden_act", "silu"
+    yield "text_encoder", "rms_norm_eps", 1e-6
+    yield "text_encoder", "use_sliding_window", False
+    yield "vae", "latents_mean", list(LATENTS_MEAN)
+    yield "vae", "latents_std", list(LATENTS_STD)
+
+
+def _left_over(name: str) -> str | None:
+    for prefixes, reason in ((TEXT_PREFIXES, qwen25.unread_reason), (VAE_PREFIXES, qwen_vae.unread_reason)):
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                return reason(name.removeprefix(prefix))
+    return "says how reference images are modulated" if name.endswith(ZERO_MARKER) else None
+
+
+QWEN_IMAGE = Family(
+    name="qwen-image",
+    components=(
+        Component(
+            "text_encoder",
+            Purpose.TEXT_ENCODER,
+            TEXT_PREFIXES,
+            qwen25.infer,
+            Qwen25Config(152064, 3584, 18944, 28, 28, 4),
+            overflows_in_fp16=True,
+        ),
+        Component(
+            "transformer",
+            Purpose.DENOISER,
+            PREFIXES,
+            transformer.infer,
+            QwenImageConfig(64, 16, 3072, 60, 128, 3584),
+            lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
+            lora_paths=("diffusion_model.", "transformer."),
+            block_of=transformer.block_of,
+        ),
+        Component("vae", Purpose.VAE, VAE_PREFIXES, qwen_vae.infer, QWEN_VAE),
+    ),
+    architectures=(Qwen25Config, QwenImageConfig, QwenVAEConfig),
+    latents=QWEN_LATENTS,
+    noise=Noise("flow", SCHEDULE, mu),
+    resolution=1328,
+    guidance="classifier_free_same_norm",
+    features=frozenset(
+        {
+            Feature.TEXT_TO_IMAGE,
+            Feature.IMAGE_TO_IMAGE,
+            Feature.INPAINTING,
+            Feature.NEGATIVE_PROMPT,
+            Feature.GUIDANCE,
+            Feature.HIRES,
+            Feature.TILED_VAE,
+        }
+    ),
+    model_module="safelight.families.qwen_image.model",
+    rules=(rule("checkpoint", "qwen-image", f"{_WHAT}, and a text encoder", _NORM, _MODULATION, r"text_encoders?\."),),
+    part_rules=(
+        rule("denoiser", "qwen-image", f"{_WHAT}, alone", _NORM, _MODULATION),
+        rule("text_encoder", None, "a Qwen2.5 language model", qwen25.PATTERN),
+        rule("vae", None, "Wan's encoder and decoder to and from latents", qwen_vae.PATTERN),
+    ),
+    single_file_components=(
+        SingleFileComponent(
+            "text_encoder", "", "Qwen2.5 text encoder", qwen25.infer, qwen25.PATTERN, qwen25.unread_reason
+        ),
+        SingleFileComponent("vae", "", "VAE of Qwen-Image", qwen_vae.infer, qwen_vae.PATTERN, qwen_vae.unread_reason),
+    ),
+    separate_parts=True,
+    asks_variant=lambda _: True,
+    detect_training=lambda _: _FLOW,
+    detect_variant=lambda _: None,
+    variants={TEXT_TO_IMAGE: Variant(defaults=Defaults(50, 4.0))},
+    recognise_folder=_recognise_folder,
+    detect_folder_training=lambda _: _FLOW,
+    detect_folder_variant=lambda _: TEXT_TO_IMAGE,
+    find_mismatch=_find_mismatch,
+    folder_settings=_folder_settings,
+    left_over=_left_over,
+    # Each prompt has a call of its own in diffusers' pipeline. Rows that are computed together have other last bits.
+    rows_together=False,
+    latent_space="qwen",
+    adapter_signs=AdapterSigns(
+        # FLUX.1 and Stable Diffusion 3 have blocks of this name, too, but at most 38 of them.
+        names=re.compile(
+            r"transformer_blocks[._][0-9]+[._](img|txt)_(mod|mlp)|transformer_blocks[._](3[89]|[45][0-9])[._]"
+        ),
+        declared=frozenset({"qwen-image", "qwen_image", "qwenimage"}),
+    ),
+    pipeline_class="QwenImagePipeline",
+)
+
+FAMILIES = (QWEN_IMAGE,)
