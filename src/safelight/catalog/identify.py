@@ -114,7 +114,8 @@ def kind_rules() -> tuple[KindRule, ...]:
     """Return all rules for single files, in the order in which they are tried."""
     own = [rule for family in families().values() for rule in family.rules]
     parts = [rule for family in families().values() for rule in family.part_rules]
-    return (*NOT_SUPPORTED, *ADAPTER_RULES, *adapter_kinds.rules(), *own, *parts, *PART_RULES)
+    adapters = [rule for family in families().values() for rule in family.adapter_rules]
+    return (*NOT_SUPPORTED, *adapters, *ADAPTER_RULES, *adapter_kinds.rules(), *own, *parts, *PART_RULES)
 
 
 def _matching_rule(header: Header) -> KindRule:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from safelight.families.features import Feature
 from safelight.families.rules import KindRule
-from safelight.families.tables import Shapes, TensorRow
+from safelight.families.tables import Shapes, TensorRow, TensorSource
 from safelight.files.folder import Folder
 from safelight.files.header import Header
 from safelight.request.adapters import Purpose
@@ -108,6 +108,7 @@ class Component:
     ``lora_prefixes``: prefixes of its modules in files of adapters that write ``_`` for ``.`` (kohya's scripts).
     ``lora_paths``: prefixes of its modules in files of adapters that keep the dots (ComfyUI).
     ``optional_prefix``: a prefix that names of its modules may have or lack.
+    ``adapter_sources``: returns further names of a tensor, by its name in the module, that only adapters use.
     ``block_of``: names the block that contains a module, from the module's names in files; for block weights.
     ``overflows_in_fp16``: it computes in fp32 where the others compute in fp16.
     """
@@ -120,6 +121,7 @@ class Component:
     lora_prefixes: tuple[str, ...] = ()
     lora_paths: tuple[str, ...] = ()
     optional_prefix: str = ""
+    adapter_sources: Callable[[str], Iterable[TensorSource]] = lambda _: ()
     block_of: Callable[[Iterable[str]], str] | None = None
     overflows_in_fp16: bool = False
 
@@ -250,6 +252,7 @@ class Family:
     ``features``: what it can do. A request for another feature is refused by name.
     ``model_module``: name of the module that computes; its ``MODEL`` is a ``FamilyModel`` (``family_model.py``).
     ``rules``: recognise its single files; they are tried in the order of the families.
+    ``adapter_rules``: recognise adapters that only this family has; tried before those of all families.
     ``recognise_folder``: returns the reason if a diffusers folder is of this family, else None.
     ``folder_settings``: expected values in each component's ``config.json``, as (role, key, value). A key may be
     absent; another value is an error.
@@ -294,6 +297,7 @@ class Family:
     rules: tuple[KindRule, ...]
     detect_training: Callable[[Header], Training]
     detect_variant: Callable[[Mapping[str, Config]], str | None]
+    adapter_rules: tuple[KindRule, ...] = ()
     variants: Mapping[str, Variant] = field(default_factory=lambda: VARIANTS)
     recognise_folder: Callable[[Folder], str | None] = lambda _: None
     detect_folder_variant: Callable[[Folder], str | None] | None = None

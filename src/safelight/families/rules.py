@@ -54,7 +54,7 @@ def rule(kind: str, base: str | None, sentence: str, *patterns: str) -> KindRule
     return KindRule(kind, base, sentence, patterns)
 
 
-_FULL = r"(lora_(unet|te|te1|te2)_|diffusion_model\.|text_encoders\.).*\.diff(_b)?$"
+_FULL = r"(lora_(unet|te[123]?)_|diffusion_model\.|text_encoders\.).*\.diff(_b)?$"
 
 NOT_SUPPORTED = (
     rule("checkpoint", "sd3", "joint blocks are Stable Diffusion 3's", r".*joint_blocks\.0\."),
@@ -76,11 +76,10 @@ ADAPTER_RULES = (
         "task embeddings are ControlNet Union's",
         r"(control_model\.)?(task_embedding$|spatial_ch_projs\.|transformer_layes\.)",
     ),
-    rule("lora", "flux", "low-rank pairs for double blocks", r"lora_unet_double_blocks_0"),
     rule("lokr", None, "Kronecker factors (LyCORIS LoKr)", r".*\.lokr_w[12]"),
     rule("loha", None, "Hadamard factors (LyCORIS LoHa)", r".*\.hada_w1_a"),
     rule("lora", None, "low-rank pairs with magnitudes (DoRA)", r".*\.dora_scale"),
-    rule("lora", None, "low-rank pairs named as kohya's scripts name them", r"lora_(unet|te|te1|te2)_.*\.lora_down"),
+    rule("lora", None, "low-rank pairs named as kohya's scripts name them", r"lora_(unet|te[123]?)_.*\.lora_down"),
     rule("lora", None, "low-rank pairs named as PEFT names them", r".*\.lora_A\."),
     rule("lora", None, "low-rank pairs named as diffusers names them", r".*(\.lora\.down\.|_lora\.down\.|\.lora_down)"),
     rule("full_difference", None, "whole differences (LyCORIS full)", _FULL),

@@ -12,6 +12,9 @@ _NUMBER = re.compile(r"[0-9]{1,4}")
 """Number of a layer or block. The names come from files, so ``isdigit`` is too weak (it accepts superscripts), and the
 length is bounded because ``int`` raises for too many digits."""
 
+Rows = tuple[tuple[int, int], ...]
+"""Rows of a tensor, piece by piece: the first row and the number of rows of each piece."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor of one component, by name without the component's prefix."""
 
@@ -53,6 +56,12 @@ class TensorSource:
     def in_order(self) -> bool:
         """Whether the rows of the source are those of the tensor: all of them, in the same order."""
         return self.chunk is None and self.rows is None and not self.swap_halves
+
+    def pieces(self, count: int) -> Rows:
+        """Return which rows of the source are the tensor's, in the tensor's order. ``count``: the tensor's rows."""
+        if self.swap_halves:
+            return (count // 2, count - count // 2), (0, count // 2)
+        return ((self.part(count)[0], count),)
 
     def part(self, count: int) -> tuple[int, int]:
         """Return the first row in the source, and the rows of the whole source. ``count``: the tensor's rows."""

@@ -61,11 +61,11 @@ def add(
 
 
 def _rows(change: WeightChange, values: torch.Tensor) -> torch.Tensor:
-    """Return the rows that are the target's, of a tensor with the rows of a fused projection."""
+    """Return the rows that are the target's, of a tensor with the rows that the adapter's module has."""
     if change.rows is None:
         return values
-    first, count = change.rows
-    return values[first : first + count]
+    pieces = [values[first : first + count] for first, count in change.rows]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def reads_weight(change: WeightChange) -> bool:

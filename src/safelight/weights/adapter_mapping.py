@@ -1,9 +1,9 @@
 """Maps each tensor of a weight adapter (LoRA, LoHa, LoKr, …) to the component and the tensor that it changes.
 
-Supported names: kohya's scripts (``lora_unet_…``, with diffusers' or LDM's block names), diffusers (old attention
-processors, ``.lora.down``), PEFT (``.lora_A.weight``, with and without an adapter's name), LyCORIS, and ComfyUI
-(``diffusion_model.…``). The names are looked up in the architecture's own table, never guessed by replacing
-underscores.
+Supported names: kohya's scripts (``lora_unet_…``, with diffusers' or the original's block names), diffusers (old
+attention processors, ``.lora.down``), PEFT (``.lora_A.weight``, with and without an adapter's name), LyCORIS, XLabs
+(``.processor.qkv_lora1.down``), and ComfyUI (``diffusion_model.…``). The names are looked up in the architecture's own
+table, never guessed by replacing underscores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 from safelight.families.family import Component, Config
-from safelight.families.tables import TensorRow, squeezed
+from safelight.families.tables import Rows, TensorRow, squeezed
 from safelight.request.adapters import Purpose
 from safelight.weights import adapter_kinds
 
@@ -61,7 +61,7 @@ class WeightChange:
     ``slots``: names of the adapter's tensors, by their role in the formula (``down``, ``up``, ``mid``, ``alpha``,
     ``dora_scale``, ``magnitude`` (PEFT's DoRA), ``hada_w1_a``, ``lokr_w1``, ``diff``, …).
     ``block``: block of LDM's UNet that contains the target (``IN04``, ``M00``, ``OUT11``), ``BASE`` elsewhere.
-    ``rows``: which rows of the difference are the target's, as (first, count). None: all. An adapter for a fused
+    ``rows``: which rows of the difference are the target's, in the target's order. None: all. An adapter for a fused
     projection changes several targets.
     """
 
@@ -69,7 +69,7 @@ class WeightChange:
     target: str
     slots: Mapping[str, str]
     block: str = "BASE"
-    rows: tuple[int, int] | None = None
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ _LETTERS = {"A": "down", "B": "up"}
 
 _SUFFIXES = (
     (re.compile(r"(?P<module>.+)\.processor\.(?P<inner>to_q|to_k|to_v|to_out)_lora\.(?P<slot>down|up)\.weight"), ""),
+    (re.compile(r"(?P<module>.+\.processor\.(qkv|proj)_lora[12]?)\.(?P<slot>down|up)\.weight"), ""),
     (re.compile(r"(?P<module>.+)\.lora_linear_layer\.(?P<slot>down|up)\.weight"), ""),
     (re.compile(r"(?P<module>.+)\.lora\.(?P<slot>down|up)\.weight"), ""),
     (re.compile(r"(?P<module>.+)\.lora_(?P<slot>[AB])(\.[^.]+)?\.weight"), ""),
@@ -147,12 +148,13 @@ class Module:
 class Target:
     """A module under one of its names.
 
-    ``rows``: for the name of a fused projection, which rows are the module's, as (first, count).
-    ``of``: all rows of the fused projection.
+    ``rows``: which rows under this name are the module's, in the module's order: for a fused projection, or for one
+    with its halves in another order. None: all.
+    ``of``: how many rows there are under this name, if ``rows`` is not None.
     """
 
     module: Module
-    rows: tuple[int, int] | None = None
+    rows: Rows | None = None
     of: int = 0
 
     def shape(self, leaf: str) -> Shape | None:
@@ -177,18 +179,20 @@ def modules_by_name(components: Iterable[tuple[Component, Iterable[TensorRow]]])
         modules: dict[str, Module] = {}
         for row in rows:
             path, _, leaf = row.name.rpartition(".")
-            others = [source.name.rpartition(".")[0] for source in row.sources if source.in_order]
+            sources = (*row.sources, *component.adapter_sources(row.name))
+            others = [source.name.rpartition(".")[0] for source in sources if source.in_order]
+            # ComfyUI has the whole name of a tensor that is neither a weight nor a bias (``….query_norm.scale.diff``).
+            others += [one.name for one in sources if one.in_order and not one.name.endswith((".weight", ".bias"))]
             block = NO_BLOCK if component.block_of is None else component.block_of(others)
             known = modules.setdefault(path, Module(component.role, path, block))
             known.shapes[leaf] = row.shape
             for name in _names(component, [path, *others]):
                 found.setdefault(name, (Target(known),))
-            for source in row.sources:
-                fused, _, name_of_leaf = source.name.rpartition(".")
-                first, total = source.part(row.shape[0])
-                if total != row.shape[0] and name_of_leaf == leaf == "weight":
-                    part = Target(known, (first, row.shape[0]), total)
-                    for name in _names(component, [fused]):
+            for source in sources:
+                other, _, name_of_leaf = source.name.rpartition(".")
+                if not source.in_order and name_of_leaf == leaf == "weight":
+                    part = Target(known, source.pieces(row.shape[0]), source.part(row.shape[0])[1])
+                    for name in _names(component, [other]):
                         found[name] = (*found.get(name, ()), part)
     return found
 

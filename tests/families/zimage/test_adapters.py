@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import zimage
+from support import loras, zimage
+from support.loras import Tensors, Weights
 from support.scale import thinned
+from torch import nn
 
 import safelight
+from safelight.catalog.identify import identify
 from safelight.errors import RequestError, SafelightError
 from safelight.request.adapters import Lora
 
@@ -56,6 +62,16 @@ NAMINGS: dict[str, Callable[[str, str], str]] = {
 
 
 @pytest.fixture(scope="module")
+def modules() -> dict[str, nn.Module]:
+    return zimage.modules(SEED)
+
+
+@pytest.fixture(scope="module")
+def weights(modules: dict[str, nn.Module]) -> Weights:
+    return {role: dict(module.state_dict()) for role, module in modules.items()}
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return zimage.write_folder(tmp_path_factory.mktemp("zimage") / "tiny", SEED)
 
@@ -82,12 +98,7 @@ def right(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize("naming", thinned(NAMINGS, 3))
 def test_each_naming(naming: str, folder: Path, tmp_path: Path, right: bytes) -> None:
     name_of = NAMINGS[naming]
-    tensors = {
-        name_of(name, slot): tensor
-        for name, pair in pairs().items()
-        for slot, tensor in zip(("down", "up"), pair, strict=True)
-    }
-    save_file(tensors, tmp_path / "lora.safetensors")
+    save_file(named(name_of), tmp_path / "lora.safetensors")
     assert pixels(folder, tmp_path / "lora.safetensors", root=tmp_path / "root") == right
 
 
@@ -140,12 +151,7 @@ def test_fused_projections(kind: str, folder: Path, tmp_path: Path) -> None:
 
 def test_diffusers_adds_the_same(folder: Path, tmp_path: Path) -> None:
     """The fused weights of diffusers' ``load_lora_weights`` are ours within one rounding: the pixels differ by 1."""
-    tensors = {
-        peft("diffusion_model.")(name, slot): tensor
-        for name, pair in pairs().items()
-        for slot, tensor in zip(("down", "up"), pair, strict=True)
-    }
-    save_file(tensors, tmp_path / "lora.safetensors")
+    save_file(named(peft("diffusion_model.")), tmp_path / "lora.safetensors")
     pipe = zimage.pipeline(SEED)
     pipe.load_lora_weights(str(tmp_path / "lora.safetensors"), adapter_name="one")
     pipe.set_adapters(["one"], [STRENGTH])
@@ -157,6 +163,74 @@ def test_diffusers_adds_the_same(folder: Path, tmp_path: Path) -> None:
     made = pixels(folder, tmp_path / "lora.safetensors", root=tmp_path / "root")
     ours = torch.frombuffer(bytearray(made), dtype=torch.uint8)
     assert (ours.int() - theirs.int()).abs().max() <= 1
+
+
+def alphas(tensors: Tensors) -> Tensors:
+    """The tensors, with an alpha for each module that has factors."""
+    modules = {name.partition(".lora")[0].partition(".lokr_")[0] for name in tensors}
+    return tensors | {f"{module}.alpha": torch.tensor(2.0) for module in modules}
+
+
+def named(name_of: Callable[[str, str], str]) -> Tensors:
+    return {
+        name_of(name, slot): tensor
+        for name, pair in pairs().items()
+        for slot, tensor in zip(("down", "up"), pair, strict=True)
+    }
+
+
+def lokr() -> Tensors:
+    """LoKr as ai-toolkit writes it, with a factor of low rank."""
+    generator = torch.Generator().manual_seed(6)
+    shapes = {"lokr_w1": (2, 2), "lokr_w2_a": (32, RANK), "lokr_w2_b": (RANK, 32)}
+    name = "diffusion_model.layers.1.attention.to_k"
+    return {f"{name}.{slot}": torch.randn(shape, generator=generator) for slot, shape in shapes.items()}
+
+
+MERGED: dict[str, Callable[[], Tensors]] = {
+    "diffusers": lambda: named(peft("transformer.")),
+    "ai-toolkit": lambda: alphas(named(peft("diffusion_model."))),
+    "PEFT with an adapter's name": lambda: named(
+        lambda name, slot: f"{name}.lora_{'A' if slot == 'down' else 'B'}.default.weight"
+    ),
+    "kohya": lambda: alphas(named(kohya)),
+    "dots": lambda: named(lambda name, slot: f"lora_unet_{name.replace('.', '_')}.lora.{slot}.weight"),
+    "kohya, fused": lambda: alphas(
+        {
+            f"lora_unet_layers_0_attention_qkv.lora.{slot}.weight": tensor
+            for slot, tensor in zip(("down", "up"), fused("lora").values(), strict=True)
+        }
+    ),
+    "LoKr": lambda: alphas(lokr()),
+}
+
+
+@pytest.mark.parametrize("naming", MERGED)
+def test_diffusers_merges_the_same(naming: str, modules: dict[str, nn.Module], weights: Weights) -> None:
+    tensors = MERGED[naming]()
+    parts: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer"))
+    pipe = diffusers.ZImagePipeline(**parts, transformer=copy.deepcopy(modules["transformer"]))  # type: ignore[arg-type]
+    ours = loras.merged("z-image", zimage.configs(), weights, tensors, STRENGTH)
+    loras.assert_same(ours, loras.merged_by_diffusers(pipe, tensors, STRENGTH))
+
+
+@pytest.mark.parametrize("prefix", ["lora_te_", "lora_te1_model_", "text_encoders.qwen3_4b.transformer.model."])
+def test_the_text_encoder(prefix: str, weights: Weights) -> None:
+    """diffusers has no LoRAs for it, so the test merges them."""
+    module = "layers.0.mlp.down_proj"
+    down, up = torch.rand(RANK, 64), torch.rand(32, RANK)
+    name = prefix + (module if "." in prefix else module.replace(".", "_"))
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    ours = loras.merged("z-image", zimage.configs(), weights, tensors, STRENGTH)
+    whole = weights["text_encoder"][f"{module}.weight"] + STRENGTH * up @ down
+    loras.assert_same(ours, {"text_encoder": {f"{module}.weight": whole}})
+
+
+def test_the_family_is_recognised(tmp_path: Path) -> None:
+    for name_of in NAMINGS.values():
+        save_file(named(name_of), tmp_path / "x.safetensors")
+        found = identify(tmp_path / "x.safetensors")
+        assert (found.kind, found.base) == ("lora", "z-image")
 
 
 def test_a_module_and_the_fused_one_around_it_cannot_both_be_changed(folder: Path, tmp_path: Path) -> None:

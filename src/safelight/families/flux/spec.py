@@ -46,6 +46,10 @@ _MOST_TOKENS, _MOST_MU = 4096, 1.15
 _PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
 _DOUBLE = _PREFIX + r"(double_blocks\.0\.img_mod\.|transformer_blocks\.0\.attn\.norm_added_q\.)"
 _SINGLE = _PREFIX + r"(single_blocks\.0\.modulation\.|single_transformer_blocks\.0\.)"
+_ADAPTER_NAMES = (
+    r"(^|[._])((double_blocks|single_blocks|single_transformer_blocks)[._][0-9]"
+    r"|transformer_blocks[._][0-9]+[._](ff_context|norm1_context)[._])"
+)
 _WHAT = "double blocks, each with its modulation, and single blocks"
 
 
@@ -166,6 +170,7 @@ FLUX = Family(
             FluxConfig(64, 16, 3072, 19, 38, 128, 4096, 768, guidance=True),
             lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
             lora_paths=("diffusion_model.", "transformer."),
+            adapter_sources=transformer.xlabs_sources,
             block_of=transformer.block_of,
         ),
         Component("vae", Purpose.VAE, ("vae.", "first_stage_model."), vae.infer, FLUX_VAE),
@@ -186,6 +191,18 @@ FLUX = Family(
     ),
     model_module="safelight.families.flux.model",
     rules=(rule("checkpoint", "flux", f"{_WHAT}, and text encoders", _DOUBLE, _SINGLE, r"text_encoders?[._]"),),
+    adapter_rules=(
+        rule(
+            "control_lora",
+            "flux",
+            "low-rank pairs with whole norms: a LoRA that makes FLUX.1 read a second picture (Control-LoRA)",
+            r".*\.lora_A\.weight$",
+            r".*\.norm\.query_norm\.scale$",
+        ),
+        rule(
+            "lora", "flux", "low-rank pairs named as XLabs names them", r".*\.processor\.(qkv|proj)_lora[12]?\.down\."
+        ),
+    ),
     part_rules=(
         rule("denoiser", "flux", f"{_WHAT}, alone", _DOUBLE, _SINGLE),
         rule("text_encoder", None, "a T5 encoder", t5.PATTERN),
@@ -218,7 +235,7 @@ FLUX = Family(
     left_over=_left_over,
     latent_space="flux",
     adapter_signs=AdapterSigns(
-        names=re.compile(r"(^|[._])(double_blocks|single_blocks|single_transformer_blocks)[._][0-9]"),
+        names=re.compile(_ADAPTER_NAMES),
         declared=frozenset({"flux1", "flux-1-dev", "flux-1-schnell", "flux.1-dev", "flux.1-schnell"}),
     ),
     pipeline_class="FluxPipeline",

@@ -6,6 +6,7 @@ feed-forward layer into ``linear1``. Its last layer has the shift before the sca
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -120,6 +121,31 @@ class FluxConfig(Config):
         yield row(f"{name}.attn.norm_q.weight", (self.head_size,), f"{other}.norm.query_norm.scale")
         yield row(f"{name}.attn.norm_k.weight", (self.head_size,), f"{other}.norm.key_norm.scale")
         yield from weight_and_bias(f"{name}.proj_out", (wide, 5 * wide), f"{other}.linear2")
+
+
+_XLABS = re.compile(
+    r"(?P<single>single_)?transformer_blocks\.(?P<number>[0-9]+)\."
+    r"(attn\.(?P<part>to_q|to_k|to_v|add_q_proj|add_k_proj|add_v_proj|to_out\.0|to_add_out)|(?P<last>proj_out))"
+    r"\.(?P<leaf>weight|bias)"
+)
+
+
+def xlabs_sources(name: str) -> Iterator[TensorSource]:
+    """Yield the name of a tensor in XLabs' adapters, which fuse the three projections of an attention.
+
+    ``name``: in the module.
+    """
+    found = _XLABS.fullmatch(name)
+    if found is None:
+        return
+    processor = f"{'single' if found['single'] else 'double'}_blocks.{found['number']}.processor"
+    for stream, *parts in ((1, *STREAMS[0][2:]), (2, *STREAMS[1][2:])):
+        *projections, _ = parts
+        end = "" if found["single"] else str(stream)
+        if found["part"] in projections:
+            yield TensorSource(f"{processor}.qkv_lora{end}.{found['leaf']}", (projections.index(found["part"]), 3))
+        elif found["part"] in parts or (found["last"] and found["single"] and stream == 1):
+            yield TensorSource(f"{processor}.proj_lora{end}.{found['leaf']}")
 
 
 def infer(shapes: Shapes) -> FluxConfig:

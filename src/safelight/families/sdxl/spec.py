@@ -98,9 +98,12 @@ SDXL = stable_diffusion(
     latent_space="sdxl",
     adapter_signs=AdapterSigns(
         2048,
-        # Only SDXL has a second text encoder and more than one transformer block per attention, so these names mean
-        # SDXL.
-        re.compile(r"(^lora_te2_|(^|[._])text_encoder_2\.|transformer_blocks[._][1-9][0-9]?[._])"),
+        # Only SDXL has a second CLIP and more than one transformer block per attention, so these names mean SDXL. Names
+        # of other families begin with ``transformer_blocks``, and their second text encoder may be a T5.
+        re.compile(
+            r"(^lora_te2_(?!encoder_block_)|(^|[._])text_encoder_2\.(?!encoder\.block\.)"
+            r"|[0-9][._]transformer_blocks[._][1-9][0-9]?[._])"
+        ),
         None,
         frozenset({"sdxl_base_v0-9", "sdxl_base_v1-0", "stable-diffusion-xl-v0-9-base", "stable-diffusion-xl-v1-base"}),
     ),

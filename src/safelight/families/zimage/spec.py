@@ -95,6 +95,8 @@ ZIMAGE = Family(
             TEXT_PREFIXES,
             partial(qwen3.infer, unread=UNREAD_LAYERS),
             Qwen3Config(151936, 2560, 9728, 36 - UNREAD_LAYERS, 32, 8, 128),
+            lora_prefixes=("lora_te_", "lora_te1_"),
+            lora_paths=("text_encoders.qwen3_4b.transformer.",),
         ),
         Component(
             "transformer",
@@ -170,7 +172,10 @@ ZIMAGE = Family(
     keep=_keep,
     latent_space="flux",
     adapter_signs=AdapterSigns(
-        names=re.compile(r"(^|[._])(context_refiner|noise_refiner)[._][0-9]|layers[._][0-9]+[._]adaLN_modulation"),
+        names=re.compile(
+            r"(^|[._])(context_refiner|noise_refiner)[._][0-9]"
+            r"|layers[._][0-9]+[._](adaLN_modulation|attention[._]to_(q|k|v|out))"
+        ),
         declared=frozenset({"z-image", "zimage", "z-image-turbo"}),
     ),
     pipeline_class="ZImagePipeline",
