@@ -15,7 +15,7 @@ from safelight.families.flux.transformer import PATCH, FluxConfig
 from safelight.families.parts import t5_model
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.flux_latents import SCALING_FACTOR, SHIFT_FACTOR
-from safelight.families.parts.flux_tokens import image_positions, pack, unpack
+from safelight.families.parts.sequences import image_positions, pack, unpack
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
 
