@@ -180,6 +180,13 @@ ROWS = (
         "tests/families/chroma/test_parity.py tests/families/chroma/test_files.py",
     ),
     Row(
+        "ERNIE-Image: text, guidance, image, mask × denoising strengths; schedules; bf16; token ids; files; LoRAs",
+        "diffusers' `ErnieImagePipeline`, its converter of names, its `load_lora_weights`; a loop of the test over its "
+        "scheduler and model for pictures and for the samplers that the pipeline does not take",
+        "bit for bit; LoRAs within one step of 255",
+        "tests/families/ernie_image/test_parity.py tests/families/ernie_image/test_files.py",
+    ),
+    Row(
         "Token ids",
         "transformers' CLIP tokenizer",
         "equal, for 300 random texts",

@@ -23,12 +23,14 @@ from support import naming
 
 from safelight.families import registry
 from safelight.families.chroma.transformer import ChromaConfig
+from safelight.families.ernie_image.transformer import ErnieImageConfig
 from safelight.families.family import Component, Config, Family
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.flux2_vae import FLUX2_VAE
 from safelight.families.parts.flux_latents import FLUX_VAE
+from safelight.families.parts.ministral3 import Ministral3Config
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
@@ -216,6 +218,15 @@ PUBLISHED: Mapping[str, Published] = {
             "vae": FLUX_VAE,
         },
     ),
+    "ERNIE-Image": Published(
+        "ernie-image",
+        {
+            "text_encoder": Ministral3Config(131072, 3072, 9216, 26, 32, 8),
+            "transformer": ErnieImageConfig(128, 4096, 12288, 36, 128, 3072),
+            "vae": FLUX2_VAE,
+        },
+        beside={"text_encoder": ("vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight")},
+    ),
     "FLUX.2 klein 4B": Published(
         "flux2-klein",
         {"text_encoder": _QWEN3_4B, "transformer": Flux2Config(128, 3072, 5, 20, 128, 7680), "vae": FLUX2_VAE},
@@ -241,6 +252,13 @@ _ROWS = (
         "support.chroma",
         ("diffusers.models.transformers.transformer_chroma",),
         "hd",
+        request={"cfg": 2.5, "negative": "green"},
+    ),
+    TinyFamily(
+        "ernie-image",
+        "support.ernie_image",
+        ("diffusers.models.transformers.transformer_ernie_image", "transformers.models.ministral3"),
+        "base",
         request={"cfg": 2.5, "negative": "green"},
     ),
     TinyFamily(
