@@ -44,8 +44,7 @@ class ErnieImageConfig(Config):
     def rows(self) -> Iterator[TensorRow]:
         wide = self.width
         yield from weight_and_bias("x_embedder.proj", (wide, self.channels, 1, 1))
-        if self.text_width != wide:
-            yield row("text_proj.weight", (wide, self.text_width))
+        yield row("text_proj.weight", (wide, self.text_width))
         yield from weight_and_bias("time_embedding.linear_1", (wide, wide))
         yield from weight_and_bias("time_embedding.linear_2", (wide, wide))
         yield from weight_and_bias("adaLN_modulation.1", (6 * wide, wide))
@@ -74,14 +73,13 @@ def infer(shapes: Shapes) -> ErnieImageConfig:
         # No unpacking: a wrong number of axes is better named as a wrong shape.
         norm = shapes["layers.0.self_attention.norm_q.weight"]
         embedder = shapes["x_embedder.proj.weight"]
-        text = shapes.get("text_proj.weight", embedder[:1])
         return ErnieImageConfig(
             shapes["final_linear.weight"][0],
             embedder[0],
             shapes["layers.0.mlp.gate_proj.weight"][0],
             count_indexed(shapes, "layers."),
             norm[0],
-            text[-1],
+            shapes["text_proj.weight"][-1],
         )
     except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the transformer has no tensor {error}") from error
