@@ -32,6 +32,7 @@ from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.families.family_model import construct
 from safelight.families.parts.qwen_vae import QwenVAEConfig
 from safelight.families.qwen_image.spec import QWEN_IMAGE
+from safelight.families.qwen_image.transformer import QwenImageConfig
 from safelight.models.skeleton import Skeleton, SkeletonKey
 
 SEED = 5
@@ -174,6 +175,19 @@ def test_its_relatives_are_named(name: str, base: str, tmp_path: Path, files: Pa
     found = identify(path)
     assert (found.base, found.layout) == (base, None)
     assert "not supported yet" in found.rule
+
+
+def test_the_marker_of_edit_2511_is_read(tmp_path: Path, files: Path) -> None:
+    path = tmp_path / "marked.safetensors"
+    marker = "model.diffusion_model.__index_timestep_zero__"
+    save_file({**load_file(files / TRANSFORMER), marker: torch.zeros(0)}, path)
+    for file, marked in ((path, True), (files / TRANSFORMER, False)):
+        layout = identify(file).layout
+        assert layout is not None
+        config = layout.component("transformer").config
+        assert isinstance(config, QwenImageConfig)
+        assert config.zero_reference_time == marked
+        assert (marker in layout.left_over) == marked
 
 
 def test_diffusers_draws_the_same_with_an_exported_folder(root: Path, tmp_path: Path, tiny: Path, right: str) -> None:
