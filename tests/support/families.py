@@ -41,7 +41,9 @@ from safelight.families.parts.vae import VAEConfig
 from safelight.families.qwen_image.transformer import QwenImageConfig
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.zimage.transformer import ZImageConfig
+from safelight.pipeline.conditioning import EmbeddingCache
 from safelight.request.schema import Request
+from safelight.workers.local_engine import LocalEngine
 
 LDM = 1
 """Index of the names of the original among a tensor's names; 0 is the module's own name."""
@@ -95,6 +97,10 @@ class TinyFamily:
     ``settings``: of ``write_folder``, for that variant.
     ``request``: fields of a request that make the whole checkpoint count.
     ``without_effect``: patterns of tensors that change no pixel, each with the reason.
+    ``input_layers``: pattern of matrices whose columns no other tensor of the denoiser has: only another component, or
+    the variant, can contradict them.
+    ``leftovers``: buffers and cached tensors of its modules that are no weights, by role.
+    ``cached_functions``: functions with an ``lru_cache`` that its modules call.
     ``picture_side``: pixels per side of its pictures in tests.
     """
 
@@ -105,6 +111,9 @@ class TinyFamily:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     request: Mapping[str, Any] = field(default_factory=dict[str, Any])
     without_effect: Mapping[str, str] = field(default_factory=dict[str, str])
+    input_layers: str = r"$"
+    leftovers: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])
+    cached_functions: tuple[str, ...] = ()
     picture_side: int = 64
 
     @property
@@ -148,6 +157,12 @@ def copy_tokenizer(component: Component, folder: Path, place: Path) -> None:
     """Copy the tokenizer of a text encoder from a diffusers folder, if it has one of its own."""
     if component.tokenizer is not None:
         shutil.copy(folder / component.tokenizer.place, place / Path(component.tokenizer.place).name)
+
+
+def drawn(engine: LocalEngine, request: Request) -> str:
+    """Return the SHA-256 of an image's pixels. The text encoders compute, too: no output of theirs is in a cache."""
+    engine.resources = replace(engine.resources, embedding_cache=EmbeddingCache())
+    return next(engine.generate(request)).pixels_sha256
 
 
 def read_components(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -260,6 +275,13 @@ PUBLISHED: Mapping[str, Published] = {
 }
 """Published checkpoints, by name. Their tensors have these names and shapes."""
 
+_VAE_BIASES = {
+    r"vae\..*\.(conv|conv1|conv2|to_k|to_v|to_out\.0)\.bias": "a constant for each channel, in front of a norm of each channel"
+}
+"""The tiny VAEs have as many channels as norms have groups."""
+
+_QWEN3 = {"text_encoder": {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq"}}
+
 _ROWS = (
     TinyFamily(
         "z-image",
@@ -267,8 +289,18 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_z_image",),
         "turbo",
         request={"cfg": 2.5, "negative": "green"},
+        without_effect=_VAE_BIASES,
+        leftovers={**_QWEN3, "transformer": {".rope_embedder"}},
     ),
-    TinyFamily("flux", "support.flux", ("diffusers.models.attention_dispatch",), "dev"),
+    TinyFamily(
+        "flux",
+        "support.flux",
+        ("diffusers.models.attention_dispatch",),
+        "dev",
+        input_layers=r"(x|context)_embedder\.|(img|txt)_in\.|vector_in\.in_layer\.|time_text_embed\.text_embedder\.",
+        without_effect=_VAE_BIASES,
+        leftovers={"text_encoder": {"embeddings.position_ids"}},
+    ),
     TinyFamily(
         "chroma",
         "support.chroma",
@@ -290,6 +322,9 @@ _ROWS = (
         "base",
         {"distilled": False},
         request={"cfg": 2.5, "negative": "green"},
+        input_layers=r"context_embedder\.|txt_in\.",
+        without_effect=_VAE_BIASES,
+        leftovers=_QWEN3,
     ),
     TinyFamily(
         "qwen-image",

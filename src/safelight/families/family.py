@@ -328,6 +328,7 @@ class SingleFileComponent:
     ``pattern``: matches the start of some tensor's name; "" if the kind alone decides.
     ``absent``: matches the start of no tensor's name; "" if any name may be there.
     ``left_over``: says why a file may have a tensor that no module needs; None for the family's function.
+    ``role``: of the family's component that it is; "" for the one named ``kind``.
     """
 
     kind: str
@@ -337,6 +338,7 @@ class SingleFileComponent:
     pattern: str = ""
     left_over: Callable[[str], str | None] | None = None
     absent: str = ""
+    role: str = ""
 
     def fits(self, names: Collection[str]) -> bool:
         """Return whether a file whose tensors have these names may be this component."""

@@ -26,6 +26,9 @@ VISION = r"(model\.)?visual\."
 
 EXPORT_PROBLEM = "Safelight reads the text encoder without its last layers, and diffusers' pipeline needs them"
 
+FEWEST_ROWS = 151669
+"""Tokens of the tokenizer. The table of embeddings has a row for each, and some more."""
+
 TOKENS = 512
 """The most tokens that a family gives it, for the estimate of the working memory."""
 
@@ -103,6 +106,9 @@ def infer(shapes: Shapes, unread: int) -> Qwen3Config:
     try:
         attention = f"{prefix}layers.0.self_attn"
         vocabulary, width = shapes[f"{prefix}embed_tokens.weight"]
+        if vocabulary < FEWEST_ROWS:
+            few = f"it has {vocabulary} rows, fewer than Qwen3 has tokens, {FEWEST_ROWS}"
+            raise NotThisArchitecture(few, f"{prefix}embed_tokens.weight")
         head_size = shapes[f"{attention}.q_norm.weight"][0]
         return Qwen3Config(
             vocabulary,
