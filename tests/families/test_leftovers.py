@@ -84,9 +84,8 @@ def caches_of(module: nn.Module) -> set[str]:
     for kind in {base for child in module.modules() for base in type(child).__mro__ if base not in nn.Module.__mro__}:
         for place in (vars(kind), vars(sys.modules[kind.__module__])):
             cached = {name: value for name, value in place.items() if hasattr(value, "cache_info")}
-            found |= {
-                f"{kind.__module__}:{name}" for name, value in cached.items() if value.__module__ == kind.__module__
-            }
+            own = (name for name, value in cached.items() if value.__module__ == kind.__module__)
+            found |= {f"{kind.__module__}:{name}" for name in own}
     return found
 
 

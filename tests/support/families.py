@@ -276,7 +276,9 @@ PUBLISHED: Mapping[str, Published] = {
 """Published checkpoints, by name. Their tensors have these names and shapes."""
 
 _VAE_BIASES = {
-    r"vae\..*\.(conv|conv1|conv2|to_k|to_v|to_out\.0)\.bias": "a constant for each channel, in front of a norm of each channel"
+    r"vae\..*\.(conv|conv1|conv2|to_k|to_v|to_out\.0)\.bias": (
+        "a constant for each channel, in front of a norm of each channel"
+    )
 }
 """The tiny VAEs have as many channels as norms have groups."""
 

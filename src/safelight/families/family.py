@@ -83,6 +83,15 @@ class Config:
         return ()
 
     @property
+    def published(self) -> Config:
+        """The settings of the whole component, with the layers at its end that the family does not read."""
+        return self
+
+    def unread_rows(self) -> Iterable[TensorRow]:
+        """Return the table of the tensors of :attr:`published` that the family does not read."""
+        return ()
+
+    @property
     def label(self) -> str:
         """A short text that differs between sizes, such as ``320-640x2``."""
         return ""
@@ -391,6 +400,7 @@ class Family:
     families.
     ``pipeline_class``: class of diffusers' pipeline in an exported folder.
     ``export_problem``: says why its models cannot be exported; "" if they can.
+    ``pipeline_settings``: settings of a variant's pipeline in an exported ``model_index.json``.
     ``empty_pipeline_components``: optional pipeline components (``safety_checker``, …) that ``model_index.json`` lists
     as ``[null, null]``.
     ``published``: the published sizes by their names, each with the settings that differ from ``Component.standard``,
@@ -435,6 +445,7 @@ class Family:
     single_file_components: tuple[SingleFileComponent, ...] = ()
     part_rules: tuple[KindRule, ...] = ()
     pipeline_class: str = ""
+    pipeline_settings: Callable[[str], Mapping[str, object]] = lambda _: {}
     empty_pipeline_components: tuple[str, ...] = ()
     export_problem: str = ""
     published: Mapping[str, Mapping[str, Config]] = field(default_factory=dict[str, Mapping[str, Config]])

@@ -5,6 +5,7 @@ The shapes decide the settings of each component; the family decides everything 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -268,7 +269,7 @@ def _in_file(row: TensorRow, source: TensorSource) -> list[int]:
     if source.transpose:
         return list(row.shape[::-1])
     if source.flattened:
-        return list(_flat(row.shape))
+        return [math.prod(row.shape)]
     return [source.part(row.shape[0])[1], *row.shape[1:]]
 
 
