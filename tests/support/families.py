@@ -99,6 +99,8 @@ class TinyFamily:
     ``without_effect``: patterns of tensors that change no pixel, each with the reason.
     ``input_layers``: pattern of matrices whose columns no other tensor of the denoiser has: only another component, or
     the variant, can contradict them.
+    ``optional_layers``: pattern of tensors that a denoiser may lack: then another component does not fit.
+    ``lone_text_encoder``: whether a text encoder in a file of its own is recognised without its tokenizer.
     ``leftovers``: buffers and cached tensors of its modules that are no weights, by role.
     ``cached_functions``: functions with an ``lru_cache`` that its modules call.
     ``picture_side``: pixels per side of its pictures in tests.
@@ -112,6 +114,8 @@ class TinyFamily:
     request: Mapping[str, Any] = field(default_factory=dict[str, Any])
     without_effect: Mapping[str, str] = field(default_factory=dict[str, str])
     input_layers: str = r"$"
+    optional_layers: str = r"$"
+    lone_text_encoder: bool = True
     leftovers: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])
     cached_functions: tuple[str, ...] = ()
     picture_side: int = 64
@@ -179,7 +183,7 @@ _CLIP_G = CLIPConfig(1280, 5120, 32, 49408, 77, 1280, "gelu")
 _SD_VAE = VAEConfig(3, 3, 4, (128, 256, 512, 512), 2)
 _T5 = T5Config(32128, 4096, 10240, 24, 64, 64)
 _QWEN3_4B = Qwen3Config(151936, 2560, 9728, 36, 32, 8, 128)
-_QWEN3_VL = Qwen3VLConfig(151936, 2560, 9728, 36, 32, 8, 128)
+_ROTARY_VL = Qwen3VLConfig(151936, 2560, 9728, 36, 32, 8, 128)
 _QWEN3_8B = Qwen3Config(151936, 4096, 12288, 36, 32, 8, 128)
 
 
@@ -267,7 +271,7 @@ PUBLISHED: Mapping[str, Published] = {
     "Krea 2": Published(
         "krea-2",
         {
-            "text_encoder": _QWEN3_VL,
+            "text_encoder": _ROTARY_VL,
             "transformer": Krea2Config(16, 6144, 28, 128, 12, 16384, 256, 2560, 12, 128, 20, 6912, 2, 2),
             "vae": QWEN_VAE,
         },
@@ -282,7 +286,7 @@ _VAE_BIASES = {
 }
 """The tiny VAEs have as many channels as norms have groups."""
 
-_QWEN3 = {"text_encoder": {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq"}}
+_ROTARY = {"text_encoder": {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq"}}
 
 _ROWS = (
     TinyFamily(
@@ -292,7 +296,7 @@ _ROWS = (
         "turbo",
         request={"cfg": 2.5, "negative": "green"},
         without_effect=_VAE_BIASES,
-        leftovers={**_QWEN3, "transformer": {".rope_embedder"}},
+        leftovers={**_ROTARY, "transformer": {".rope_embedder"}},
     ),
     TinyFamily(
         "flux",
@@ -309,6 +313,7 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_chroma",),
         "hd",
         request={"cfg": 2.5, "negative": "green"},
+        leftovers={"transformer": {"time_text_embed.mod_proj"}},
     ),
     TinyFamily(
         "ernie-image",
@@ -316,6 +321,9 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_ernie_image", "transformers.models.ministral3"),
         "base",
         request={"cfg": 2.5, "negative": "green"},
+        optional_layers=r"text_proj\.",
+        lone_text_encoder=False,
+        leftovers=_ROTARY,
     ),
     TinyFamily(
         "flux2-klein",
@@ -326,7 +334,7 @@ _ROWS = (
         request={"cfg": 2.5, "negative": "green"},
         input_layers=r"context_embedder\.|txt_in\.",
         without_effect=_VAE_BIASES,
-        leftovers=_QWEN3,
+        leftovers=_ROTARY,
     ),
     TinyFamily(
         "qwen-image",
@@ -334,6 +342,8 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_qwenimage", "transformers.models.qwen2_5_vl"),
         "text-to-image",
         request={"cfg": 2.5, "negative": "green"},
+        leftovers={**_ROTARY, "transformer": {"pos_embed.pos_freqs", "pos_embed.neg_freqs"}},
+        cached_functions=("safelight.families.qwen_image.model:_without_cache",),
     ),
     TinyFamily(
         "krea-2",
@@ -342,6 +352,7 @@ _ROWS = (
         "raw",
         {"distilled": False},
         request={"cfg": 2.5, "negative": "green"},
+        leftovers=_ROTARY,
     ),
 )
 

@@ -61,7 +61,7 @@ def find_misleading(infer: Infer, shapes: Shapes, wrong: Collection[str]) -> Con
                 changed = {**shapes, name: shape}
                 try:
                     config = infer(changed)
-                except (NotThisArchitecture, KeyError):
+                except (NotThisArchitecture, KeyError, ZeroDivisionError):
                     continue
                 if config in tried:
                     continue
