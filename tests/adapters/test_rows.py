@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import adapters
+from support import adapters, memory
 
 import safelight
 from safelight.assembly.engine import open_engine
@@ -128,5 +128,5 @@ def test_speed_02_buffers_of_copies_are_in_the_ledger(root: Path, ask: Ask) -> N
         for _ in range(2):
             pixels(engine, ask())
         assert [entry for entry in ledger.entries() if entry.owner == "transfers"] == [buffers]
-        assert ledger.stored(device.name) == device.allocated()
+        assert memory.bytes_of_weights(ledger, device.name) == device.allocated()
         engine.close()

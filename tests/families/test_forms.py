@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
@@ -10,6 +13,7 @@ from support import naming
 from support.families import LDM, TinyFamily, copy_tokenizer, read_components, tiny_families
 
 import safelight
+from safelight.assembly import export
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.model import Model
 from safelight.workers.local_engine import LocalEngine
@@ -63,3 +67,28 @@ def test_one_file_for_all(
         copy_tokenizer(component, folder, tmp_path)
     model = Catalog.under(root).library.add(tmp_path / "all.safetensors", variant=tiny_family.variant)
     assert drawn(tiny_family, safelight.open_engine(root), model) == right
+
+
+def test_an_exported_folder(
+    tiny_family: TinyFamily, folder: Path, shared_engine: LocalEngine, tmp_path: Path, right: tuple[str, str]
+) -> None:
+    """It has the same digest and pixels, the same variant, and all tensors that the libraries expect."""
+    if tiny_family.family.export_problem:
+        pytest.skip("the models of this family cannot be exported")
+    model = shared_engine.library.find(str(folder))
+    export.to_diffusers(model, tmp_path / "exported")
+    again = shared_engine.library.find(str(tmp_path / "exported"))
+    assert again.variant == model.variant == tiny_family.variant
+    assert drawn(tiny_family, shared_engine, again) == right
+    index = json.loads((tmp_path / "exported/model_index.json").read_text())
+    for role in tiny_family.family.roles:
+        library, kind = index[role]
+        load: Any = getattr(importlib.import_module(library), kind).from_pretrained
+        module, told = load(tmp_path / "exported" / role, output_loading_info=True)
+        left_over = tiny_family.family.left_over
+        assert [name for name in told["missing_keys"] if left_over(f"{role}.{name}") is None] == [], role
+        assert not told["unexpected_keys"], role
+        assert not told["mismatched_keys"], role
+        before = json.loads((folder / role / "config.json").read_text())
+        for setting in {"num_hidden_layers", "num_layers", "n_layers"} & before.keys():
+            assert getattr(module.config, setting) == before[setting], (role, setting)

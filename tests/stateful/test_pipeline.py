@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from support import checkpoints
+from support import checkpoints, memory
 from support.scale import times
 
 import safelight
@@ -103,9 +103,10 @@ class Generating(RuleBasedStateMachine):
         for tier in self.engine.tiers:
             # Looking at what lingers drops what nobody holds any more.
             lingering = tier.pool.lingering_bytes
-            assert tier.ledger.stored(tier.place) == tier.pool.used_bytes + tier.pool.cached_bytes + lingering
+            there = tier.pool.used_bytes + tier.pool.cached_bytes + lingering
+            assert memory.bytes_of_weights(tier.ledger, tier.place) == there
         assert self.residency.ledger.reserved(self.device.name) == 0
-        assert self.residency.ledger.stored(self.device.name) == self.device.allocated()
+        assert memory.bytes_of_weights(self.residency.ledger, self.device.name) == self.device.allocated()
 
     def teardown(self) -> None:
         self.no_more_faults()

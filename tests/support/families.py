@@ -41,7 +41,9 @@ from safelight.families.parts.vae import VAEConfig
 from safelight.families.qwen_image.transformer import QwenImageConfig
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.zimage.transformer import ZImageConfig
+from safelight.pipeline.conditioning import EmbeddingCache
 from safelight.request.schema import Request
+from safelight.workers.local_engine import LocalEngine
 
 LDM = 1
 """Index of the names of the original among a tensor's names; 0 is the module's own name."""
@@ -95,6 +97,12 @@ class TinyFamily:
     ``settings``: of ``write_folder``, for that variant.
     ``request``: fields of a request that make the whole checkpoint count.
     ``without_effect``: patterns of tensors that change no pixel, each with the reason.
+    ``input_layers``: pattern of matrices whose columns no other tensor of the denoiser has: only another component, or
+    the variant, can contradict them.
+    ``optional_layers``: pattern of tensors that a denoiser may lack: then another component does not fit.
+    ``lone_text_encoder``: whether a text encoder in a file of its own is recognised without its tokenizer.
+    ``leftovers``: buffers and cached tensors of its modules that are no weights, by role.
+    ``cached_functions``: functions with an ``lru_cache`` that its modules call.
     ``picture_side``: pixels per side of its pictures in tests.
     """
 
@@ -105,6 +113,11 @@ class TinyFamily:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     request: Mapping[str, Any] = field(default_factory=dict[str, Any])
     without_effect: Mapping[str, str] = field(default_factory=dict[str, str])
+    input_layers: str = r"$"
+    optional_layers: str = r"$"
+    lone_text_encoder: bool = True
+    leftovers: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])
+    cached_functions: tuple[str, ...] = ()
     picture_side: int = 64
 
     @property
@@ -150,6 +163,12 @@ def copy_tokenizer(component: Component, folder: Path, place: Path) -> None:
         shutil.copy(folder / component.tokenizer.place, place / Path(component.tokenizer.place).name)
 
 
+def drawn(engine: LocalEngine, request: Request) -> str:
+    """Return the SHA-256 of an image's pixels. The text encoders compute, too: no output of theirs is in a cache."""
+    engine.resources = replace(engine.resources, embedding_cache=EmbeddingCache())
+    return next(engine.generate(request)).pixels_sha256
+
+
 def read_components(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """Return the tensors of each component of a diffusers folder, by role."""
     found: dict[str, dict[str, torch.Tensor]] = {}
@@ -164,7 +183,7 @@ _CLIP_G = CLIPConfig(1280, 5120, 32, 49408, 77, 1280, "gelu")
 _SD_VAE = VAEConfig(3, 3, 4, (128, 256, 512, 512), 2)
 _T5 = T5Config(32128, 4096, 10240, 24, 64, 64)
 _QWEN3_4B = Qwen3Config(151936, 2560, 9728, 36, 32, 8, 128)
-_QWEN3_VL = Qwen3VLConfig(151936, 2560, 9728, 36, 32, 8, 128)
+_ROTARY_VL = Qwen3VLConfig(151936, 2560, 9728, 36, 32, 8, 128)
 _QWEN3_8B = Qwen3Config(151936, 4096, 12288, 36, 32, 8, 128)
 
 
@@ -252,13 +271,22 @@ PUBLISHED: Mapping[str, Published] = {
     "Krea 2": Published(
         "krea-2",
         {
-            "text_encoder": _QWEN3_VL,
+            "text_encoder": _ROTARY_VL,
             "transformer": Krea2Config(16, 6144, 28, 128, 12, 16384, 256, 2560, 12, 128, 20, 6912, 2, 2),
             "vae": QWEN_VAE,
         },
     ),
 }
 """Published checkpoints, by name. Their tensors have these names and shapes."""
+
+_VAE_BIASES = {
+    r"vae\..*\.(conv|conv1|conv2|to_k|to_v|to_out\.0)\.bias": (
+        "a constant for each channel, in front of a norm of each channel"
+    )
+}
+"""The tiny VAEs have as many channels as norms have groups."""
+
+_ROTARY = {"text_encoder": {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq"}}
 
 _ROWS = (
     TinyFamily(
@@ -267,14 +295,25 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_z_image",),
         "turbo",
         request={"cfg": 2.5, "negative": "green"},
+        without_effect=_VAE_BIASES,
+        leftovers={**_ROTARY, "transformer": {".rope_embedder"}},
     ),
-    TinyFamily("flux", "support.flux", ("diffusers.models.attention_dispatch",), "dev"),
+    TinyFamily(
+        "flux",
+        "support.flux",
+        ("diffusers.models.attention_dispatch",),
+        "dev",
+        input_layers=r"(x|context)_embedder\.|(img|txt)_in\.|vector_in\.in_layer\.|time_text_embed\.text_embedder\.",
+        without_effect=_VAE_BIASES,
+        leftovers={"text_encoder": {"embeddings.position_ids"}},
+    ),
     TinyFamily(
         "chroma",
         "support.chroma",
         ("diffusers.models.transformers.transformer_chroma",),
         "hd",
         request={"cfg": 2.5, "negative": "green"},
+        leftovers={"transformer": {"time_text_embed.mod_proj"}},
     ),
     TinyFamily(
         "ernie-image",
@@ -282,6 +321,9 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_ernie_image", "transformers.models.ministral3"),
         "base",
         request={"cfg": 2.5, "negative": "green"},
+        optional_layers=r"text_proj\.",
+        lone_text_encoder=False,
+        leftovers=_ROTARY,
     ),
     TinyFamily(
         "flux2-klein",
@@ -290,6 +332,9 @@ _ROWS = (
         "base",
         {"distilled": False},
         request={"cfg": 2.5, "negative": "green"},
+        input_layers=r"context_embedder\.|txt_in\.",
+        without_effect=_VAE_BIASES,
+        leftovers=_ROTARY,
     ),
     TinyFamily(
         "qwen-image",
@@ -297,6 +342,8 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_qwenimage", "transformers.models.qwen2_5_vl"),
         "text-to-image",
         request={"cfg": 2.5, "negative": "green"},
+        leftovers={**_ROTARY, "transformer": {"pos_embed.pos_freqs", "pos_embed.neg_freqs"}},
+        cached_functions=("safelight.families.qwen_image.model:_without_cache",),
     ),
     TinyFamily(
         "krea-2",
@@ -305,6 +352,7 @@ _ROWS = (
         "raw",
         {"distilled": False},
         request={"cfg": 2.5, "negative": "green"},
+        leftovers=_ROTARY,
     ),
 )
 

@@ -27,6 +27,7 @@ from safelight.catalog import library
 from safelight.catalog.describe import CONVERTED, Choices, Shelf, read_model
 from safelight.catalog.model import Model, Origin
 from safelight.devices import selftest
+from safelight.memory.account import BufferAccount
 from safelight.models import attention
 from safelight.models.attention import Shape
 from safelight.models.skeleton import Skeleton, SkeletonCache, SkeletonKey
@@ -46,10 +47,10 @@ _exact: dict[tuple[Shape, torch.dtype, float], torch.Tensor] = {}
 class SharedSkeletons(SkeletonCache):
     """The cache of one engine. Its skeletons on the CPU are those of all engines."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: BufferAccount) -> None:
         super().__init__()
         self._free = _COMMON._free
-        self._own = SkeletonCache()
+        self._own = SkeletonCache(account=account)
 
     def _of(self, key: SkeletonKey) -> SkeletonCache:
         return _COMMON if key.device.type == "cpu" else self._own
@@ -59,6 +60,9 @@ class SharedSkeletons(SkeletonCache):
 
     def put_back(self, skeleton: Skeleton) -> list[str]:
         return self._of(skeleton.key).put_back(skeleton)
+
+    def clear(self) -> None:
+        self._own.clear()
 
     def check(self) -> list[str]:
         return _COMMON.check() + self._own.check()

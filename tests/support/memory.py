@@ -8,6 +8,7 @@ from safelight.catalog.identify import identify
 from safelight.devices.base import Device
 from safelight.devices.cpu import CPU
 from safelight.devices.transfer import Transfers
+from safelight.memory.account import BUFFERS
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.host_source import HostSource
 from safelight.memory.residency import Residency
@@ -27,6 +28,11 @@ def on(device: Device, budget: int = PLENTY, host_budget: int = PLENTY, keep: bo
     ledger = Ledger({HOST: host_budget, device.name: budget})
     behind = Residency(CPU(), ledger, HOST, FileSource(1))
     return Residency(device, ledger, device.name, HostSource(behind, Transfers(device), keep))
+
+
+def bytes_of_weights(ledger: Ledger, place: str) -> int:
+    """Bytes that are stored in a place, without the buffers of modules: those are not from a pool of slabs."""
+    return sum(one.nbytes for one in ledger.entries() if one.place == place and one.stored and one.reason != BUFFERS)
 
 
 def tiers(residency: Residency) -> list[Residency]:

@@ -21,6 +21,7 @@ from safelight.devices.machine import MemoryLimit
 from safelight.devices.transfer import STAGING_BYTES, Transfers
 from safelight.devices.verification import Verification
 from safelight.diagnostics.canary import Canaries, after_switch
+from safelight.memory.account import BufferAccount
 from safelight.memory.budget import HOST, Ledger
 from safelight.memory.host_source import HostSource
 from safelight.memory.limits import GB, HOST_RESERVE, BudgetUpdater, count_once
@@ -55,7 +56,7 @@ def open_engine(settings: Settings, device: Device | None = None, previews: bool
     resources = Resources(
         device=device,
         residency=memory.tiers[-1],
-        skeletons=SkeletonCache(),
+        skeletons=SkeletonCache(account=BufferAccount(memory.ledger, memory.tiers[-1].place)),
         working_memory_estimator=WorkingMemoryEstimator(settings.root / "working_memory.json"),
         measure_peak=_peak_measure(memory.ledger, device),
         run_settings=decide("auto", None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safelight.families.family import Family
 from safelight.families.family_model import construct, family_model
 from safelight.files import safetensors
 from safelight.files.disk import flush_to_disk, open_regular, temporary_file_in, write_whole
-from safelight.files.header import TensorInfo
+from safelight.files.header import ITEM_BYTES, TensorInfo
 from safelight.pipeline import samplers
 from safelight.weights.digest import in_module_order, read_exactly
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
@@ -45,6 +46,7 @@ def to_diffusers(model: Model, folder: Path) -> None:
         index: dict[str, Any] = {
             "_class_name": model.family.pipeline_class,
             "_diffusers_version": boundary.VERSION,
+            **model.family.pipeline_settings(model.variant),
             **dict.fromkeys(model.family.empty_pipeline_components, (None, None)),
             **model.family.variants[model.variant].index,
         }
@@ -82,41 +84,47 @@ def _remove(folder: Path) -> None:
 
 
 def _component(model: Model, component: ComponentManifest, folder: Path) -> None:
-    is_text_encoder = component.role in model.family.text_encoders
-    file_name = "model" if is_text_encoder else "diffusion_pytorch_model"
-    by_name = {_published(is_text_encoder, tensor.name): tensor for tensor in component.tensors}
+    module = _module(model.family, component)
+    file_name = "model" if component.role in model.family.text_encoders else "diffusion_pytorch_model"
+    by_name = {exports.published_name(module, tensor.name): tensor for tensor in component.tensors}
     with contextlib.ExitStack() as stack:
         opened: dict[Path, int] = {}
         for path in {tensor.path for tensor in component.tensors}:
             opened[path] = open_regular(path)[0]
             stack.callback(os.close, opened[path])
         infos = [
-            TensorInfo(_published(is_text_encoder, t.name), t.dtype, t.shape, t.path, t.offset, t.nbytes)
+            TensorInfo(exports.published_name(module, t.name), t.dtype, t.shape, t.path, t.offset, t.nbytes)
             for t in component.tensors
         ]
+        infos += _unread(component)
         with temporary_file_in(folder) as (file, temporary):
-            safetensors.write(file, infos, lambda info: _bytes(opened[info.path], by_name[info.name]))
+            safetensors.write(
+                file,
+                infos,
+                lambda info: (
+                    _bytes(opened[info.path], by_name[info.name]) if info.name in by_name else bytes(info.nbytes)
+                ),
+            )
             flush_to_disk(file, temporary)
             os.replace(temporary, folder / f"{file_name}.safetensors")
-    settings = exports.settings_of(_module(model.family, component))
+    settings = exports.settings_of(module)
     if component.role == model.family.denoiser:
         settings["sample_size"] = model.resolution // model.family.latents.vae_scale_factor
     write_whole(folder / "config.json", json.dumps(settings).encode())
 
 
+def _unread(component: ComponentManifest) -> list[TensorInfo]:
+    """Return the tensors that other programs expect and nothing reads. They are written as zeros."""
+    dtype = component.tensors[-1].dtype
+    return [
+        TensorInfo(row.name, dtype, row.shape, Path(), 0, math.prod(row.shape) * ITEM_BYTES[dtype])
+        for row in component.config.unread_rows()
+    ]
+
+
 def _module(family: Family, component: ComponentManifest) -> Any:
     with torch.device("meta"):
-        return construct(family, component.config)
-
-
-def _published(is_text_encoder: bool, name: str) -> str:
-    """Return a tensor's name in published checkpoints.
-
-    Before transformers 5 a CLIP text encoder had one more module around it. A program with an older version would
-    ignore unknown names and compute with random weights without a word.
-    """
-    inner = is_text_encoder and name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
-    return f"text_model.{name}" if inner else name
+        return construct(family, component.config.published)
 
 
 def _bytes(descriptor: int, tensor: ManifestTensor) -> bytes:

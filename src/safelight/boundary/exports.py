@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from safelight.boundary.modules import is_clip
 
 
 def settings_of(module: Any) -> dict[str, Any]:
@@ -14,6 +17,16 @@ def settings_of(module: Any) -> dict[str, Any]:
     settings = module.config.to_dict() if transformers else dict(module.config)
     name = {"architectures": [type(module).__name__]} if transformers else {}
     return json.loads(json.dumps({**settings, **name, "_class_name": type(module).__name__}, default=str))
+
+
+def published_name(module: Any, name: str) -> str:
+    """Return the name of a module's tensor in published checkpoints.
+
+    Before transformers 5 a CLIP text encoder had one more module around it. A program with an older version would
+    ignore unknown names and compute with random weights without a word.
+    """
+    inner = is_clip(module) and name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
+    return f"text_model.{name}" if inner else name
 
 
 def library_of(module: Any) -> str:
@@ -37,10 +50,19 @@ def save_t5_tokenizer(folder: Path, tokenizer: str, length: int) -> None:
     ``tokenizer``: the content of a ``tokenizer.json`` file.
     ``length``: tokens of a prompt, padding included.
     """
-    folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_text(tokenizer)
     tokens = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100, "model_max_length": length, **tokens}
+    save_tokenizer_file(folder, tokenizer, settings)
+
+
+def save_tokenizer_file(folder: Path, tokenizer: str, settings: Mapping[str, Any]) -> None:
+    """Save a tokenizer to ``folder`` in transformers' format.
+
+    ``tokenizer``: the content of a ``tokenizer.json`` file.
+    ``settings``: of ``tokenizer_config.json``.
+    """
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(tokenizer)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import cast
 
 from safelight.errors import CorruptFileError, UnsupportedModelError
-from safelight.families.family import AdapterSigns, Family, PredictionType
+from safelight.families.family import AdapterSigns, Component, Family, PredictionType
 from safelight.families.registry import families
 from safelight.families.rules import ADAPTER_RULES, NOT_SUPPORTED, PART_RULES, KindRule, lines_of
+from safelight.families.tables import NotThisArchitecture
 from safelight.files import folder, pickle, safetensors
 from safelight.files.disk import open_regular
 from safelight.files.folder import Folder
@@ -210,8 +211,25 @@ def _family_of(found: Folder) -> tuple[Family, str]:
         rule = family.recognise_folder(found)
         if rule is not None:
             return family, rule
+    for family in families().values():
+        # A tensor is missing from which the family would be recognised: then the error has to name the tensor.
+        if family.pipeline_class == found.pipeline and _lacks_a_tensor(family.component(family.denoiser), found):
+            return family, "by its pipeline"
     held = ", ".join(found.components) or "no component"
     raise UnsupportedModelError(found.path, f"is a {found.pipeline} of an unknown family (it has {held})")
+
+
+def _lacks_a_tensor(component: Component, found: Folder) -> bool:
+    header = found.components.get(component.role)
+    if header is None:
+        return False
+    try:
+        component.infer({name: info.shape for name, info in header.tensors.items()})
+    except NotThisArchitecture as error:
+        return error.__cause__ is not None or bool(error.tensor)
+    except KeyError:
+        return True
+    return False
 
 
 def _folder_layout(found: Folder, family: Family) -> CheckpointLayout:

@@ -83,6 +83,15 @@ class Config:
         return ()
 
     @property
+    def published(self) -> Config:
+        """The settings of the whole component, with the layers at its end that the family does not read."""
+        return self
+
+    def unread_rows(self) -> Iterable[TensorRow]:
+        """Return the table of the tensors of :attr:`published` that the family does not read."""
+        return ()
+
+    @property
     def label(self) -> str:
         """A short text that differs between sizes, such as ``320-640x2``."""
         return ""
@@ -328,6 +337,7 @@ class SingleFileComponent:
     ``pattern``: matches the start of some tensor's name; "" if the kind alone decides.
     ``absent``: matches the start of no tensor's name; "" if any name may be there.
     ``left_over``: says why a file may have a tensor that no module needs; None for the family's function.
+    ``role``: of the family's component that it is; "" for the one named ``kind``.
     """
 
     kind: str
@@ -337,6 +347,7 @@ class SingleFileComponent:
     pattern: str = ""
     left_over: Callable[[str], str | None] | None = None
     absent: str = ""
+    role: str = ""
 
     def fits(self, names: Collection[str]) -> bool:
         """Return whether a file whose tensors have these names may be this component."""
@@ -389,6 +400,7 @@ class Family:
     families.
     ``pipeline_class``: class of diffusers' pipeline in an exported folder.
     ``export_problem``: says why its models cannot be exported; "" if they can.
+    ``pipeline_settings``: settings of a variant's pipeline in an exported ``model_index.json``.
     ``empty_pipeline_components``: optional pipeline components (``safety_checker``, …) that ``model_index.json`` lists
     as ``[null, null]``.
     ``published``: the published sizes by their names, each with the settings that differ from ``Component.standard``,
@@ -433,6 +445,7 @@ class Family:
     single_file_components: tuple[SingleFileComponent, ...] = ()
     part_rules: tuple[KindRule, ...] = ()
     pipeline_class: str = ""
+    pipeline_settings: Callable[[str], Mapping[str, object]] = lambda _: {}
     empty_pipeline_components: tuple[str, ...] = ()
     export_problem: str = ""
     published: Mapping[str, Mapping[str, Config]] = field(default_factory=dict[str, Mapping[str, Config]])

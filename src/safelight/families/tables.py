@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class NotThisArchitecture(Exception):
-    """The shapes do not describe this component. The message says which tensor is missing."""
+    """The shapes do not describe this component. The message says which tensor is missing.
+
+    ``tensor``: the name of the tensor whose shape is wrong, "" if the message says all.
+    """
+
+    def __init__(self, message: str, tensor: str = "") -> None:
+        super().__init__(message)
+        self.tensor = tensor
 
 
 def is_architecture(infer: Callable[[Shapes], object], header: Header | None) -> bool:
@@ -70,6 +78,17 @@ class TensorSource:
         if self.chunk is not None:
             return self.chunk[0] * count, self.chunk[1] * count
         return self.rows or (0, count)
+
+    def fits(self, shape: tuple[int, ...], in_file: tuple[int, ...]) -> bool:
+        """Return whether a tensor has the right shape. ``shape``: in the module. ``in_file``: of the source."""
+        if self.chunk is not None or self.rows is not None:
+            if not in_file or in_file[0] != self.part(shape[0])[1]:
+                return False
+            in_file = (shape[0], *in_file[1:])
+        if self.transpose:
+            return in_file == shape[::-1]
+        same = in_file == shape or squeezed(in_file) == squeezed(shape)
+        return same or (self.flattened and squeezed(in_file) == (math.prod(shape),))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 Hooks, processors, a replaced ``forward``, a flag, a cached tensor: each is an entry of some module's ``__dict__``.
 Plain values are compared by value, others by identity. Containers and small objects (attention processors) are also
-compared entry by entry, one level deep. Of parameters, only the names are recorded, and whether each is absent.
+compared entry by entry, one level deep. The bytes of tensors are compared, also of those that are deeper. Of
+parameters, only the names are recorded, and whether each is absent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from operator import is_
 from typing import Any
 
@@ -23,7 +24,7 @@ _COMPARED_SEPARATELY = frozenset({"_parameters", "_buffers"})
 class _Entry:
     """A recorded value: the object itself and its entries."""
 
-    __slots__ = ("copy", "inner", "keys", "value", "values")
+    __slots__ = ("copies", "inner", "keys", "value", "values")
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -31,11 +32,11 @@ class _Entry:
         self.keys = [] if self.inner is None else list(self.inner)
         self.values = [] if self.inner is None else list(self.inner.values())
         # The version counter does not count writes through ``.data``, so the bytes are copied. These tensors are small.
-        self.copy = value.detach().clone() if isinstance(value, torch.Tensor) and not value.is_meta else None
+        self.copies = [(tensor, tensor.detach().clone()) for tensor in _tensors_in(value)]
 
     def untouched(self) -> bool:
         """Whether the value still holds the identical objects. A quick check: True is certain, False may be wrong."""
-        if self.inner is None:
+        if self.inner is None or self.copies:
             return False
         held = self.value if isinstance(self.value, (dict, list, tuple)) else getattr(self.value, "__dict__", None)
         if held is None or len(held) != len(self.keys):
@@ -49,14 +50,35 @@ class _Entry:
             return type(now) is type(self.value) and now == self.value
         if now is not self.value:
             return False
-        if isinstance(now, torch.Tensor):
-            return self.copy is None or torch.equal(now, self.copy)
+        if not self._same_bytes(now):
+            return False
         held = _inside(now)
         if held is None or self.inner is None:
             return held is self.inner
-        return len(held) == len(self.inner) and all(
-            key in held and _identical(held[key], value) for key, value in self.inner.items()
+        identical = all(key in held and _identical(held[key], value) for key, value in self.inner.items())
+        return len(held) == len(self.inner) and identical
+
+    def _same_bytes(self, now: Any) -> bool:
+        found = list(_tensors_in(now))
+        return len(found) == len(self.copies) and all(
+            tensor is before and torch.equal(tensor, copy)
+            for tensor, (before, copy) in zip(found, self.copies, strict=True)
         )
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield the recorded tensors and their copies."""
+        for pair in self.copies:
+            yield from pair
+
+
+def _tensors_in(value: Any, depth: int = 3) -> Iterator[torch.Tensor]:
+    """Yield the tensors of a value that are not on meta, and those of containers and small objects within it."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_meta:
+            yield value
+    elif depth:
+        for one in (_inside(value) or {}).values():
+            yield from _tensors_in(one, depth - 1)
 
 
 def _identical(now: Any, before: Any) -> bool:
@@ -92,6 +114,12 @@ class Fingerprint:
         """Return a phrase for each change since the recording. Empty if nothing changed."""
         return [phrase for module in self._modules if not module.same() for phrase in module.differences()]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the recorded tensors and of their copies."""
+        found = {id(tensor): tensor for module in self._modules for tensor in module.tensors()}
+        return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+
 
 class _Module:
     """The recorded ``__dict__`` of one module."""
@@ -114,6 +142,11 @@ class _Module:
                 self._empty.append(value)
             else:
                 self._entries[key] = _Entry(value)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield the recorded tensors and their copies."""
+        for entry in (*self._buffers.values(), *self._entries.values()):
+            yield from entry.tensors()
 
     def same(self) -> bool:
         """Whether nothing changed. A quick and exact check."""

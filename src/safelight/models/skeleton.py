@@ -19,6 +19,7 @@ from safelight.families.family import Config
 from safelight.families.family_model import family_model
 from safelight.families.registry import family
 from safelight.logs import Log
+from safelight.memory.account import BufferAccount
 from safelight.models.absent import AbsentParameter
 from safelight.models.fingerprint import Fingerprint
 
@@ -79,6 +80,7 @@ class Skeleton:
     ``parameter_owners``: maps each tensor's name to its module and attribute.
     ``shapes``: maps each tensor's name to its shape.
     ``dtypes``: maps each tensor's name to its dtype.
+    ``nbytes``: bytes of its buffers, of what its modules cache in plain attributes, and of the copies to compare them.
     """
 
     def __init__(self, key: SkeletonKey, build: Build = build) -> None:
@@ -98,6 +100,7 @@ class Skeleton:
                     self._absent[name] = AbsentParameter(name, parameter.shape, parameter.dtype)
                     child._parameters[attribute] = self._absent[name]
         self._fingerprint = Fingerprint(self.module)
+        self.nbytes = self._fingerprint.nbytes
 
     def clear(self) -> None:
         """Replace the bound parameters with the absent ones."""
@@ -110,10 +113,14 @@ class Skeleton:
 
 
 class SkeletonCache:
-    """A cache of unbound skeletons by key. Thread-safe."""
+    """A cache of unbound skeletons by key. Thread-safe.
 
-    def __init__(self, max_count: int = MAX_CACHED, build: Build = build) -> None:
+    ``account``: charges the skeletons' tensors to the ledger; None to charge nothing.
+    """
+
+    def __init__(self, max_count: int = MAX_CACHED, build: Build = build, account: BufferAccount | None = None) -> None:
         self._build = build
+        self._account = account
         self._free: OrderedDict[SkeletonKey, Skeleton] = OrderedDict()
         self._max_count = max_count
         self._lock = threading.Lock()
@@ -126,7 +133,12 @@ class SkeletonCache:
             # Code that still has a reference to one of its modules changed it while it was in the cache.
             self._log_discard(cached, changed)
             cached = None
-        return cached if cached is not None else Skeleton(key, self._build)
+        if cached is not None:
+            return cached
+        skeleton = Skeleton(key, self._build)
+        if self._account is not None:
+            self._account.charge(skeleton.module, skeleton.nbytes, f"the skeleton of {key.base} {key.role}")
+        return skeleton
 
     def put_back(self, skeleton: Skeleton) -> list[str]:
         """Put a skeleton back into the cache. If it changed, discard it and return the changes."""
@@ -140,6 +152,13 @@ class SkeletonCache:
             while len(self._free) > self._max_count:
                 self._free.popitem(last=False)
         return []
+
+    def clear(self) -> None:
+        """Discard all cached skeletons."""
+        with self._lock:
+            self._free.clear()
+        if self._account is not None:
+            self._account.settle()
 
     def check(self) -> list[str]:
         """Return the changes of all cached skeletons, and discard the changed ones."""

@@ -81,10 +81,9 @@ def layout(header: Header, kind: str) -> ComponentLayout:
 def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayout:
     """Return the layout by the first family that can read it.
 
-    If none can, raises the error of a family whose tensors have such names; else that of the last family.
+    If none can, raises the error of the one whose pattern the tensors have.
     """
-    failed: IncompleteModelError | None = None
-    by_name = False
+    failed: dict[bool, IncompleteModelError] = {}
     for family in families().values():
         for part in family.single_file_components:
             if part.kind == kind and part.fits([info.name for info in infos]):
@@ -93,11 +92,10 @@ def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayou
                         header.path, part, family, {i.name.removeprefix(part.prefix): i for i in infos}
                     )
                 except IncompleteModelError as error:
-                    if part.pattern or not by_name:
-                        failed, by_name = error, bool(part.pattern)
-    if failed is None:
+                    failed.setdefault(bool(part.pattern), error)
+    if not failed:
         raise UnsupportedModelError(header.path, f"is a {kind} that no family has")
-    raise failed
+    raise failed[max(failed)]
 
 
 def _scales(header: Header) -> dict[str, float]:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.families.family import Component, Config, Family, SingleFileComponent, TokenizerFile
-from safelight.families.tables import NotThisArchitecture, TensorRow, TensorSource, squeezed
+from safelight.families.tables import NotThisArchitecture, TensorRow, TensorSource
 from safelight.files.header import Header, TensorInfo
 from safelight.request.adapters import Purpose
+from safelight.weights.wrong_shapes import RecordedShapes, find_misleading
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
 
@@ -164,7 +165,7 @@ def single_component_layout(
 
     Raises IncompleteModelError as :func:`build` does.
     """
-    component = next((one for one in family.components if one.role == part.kind), None)
+    component = next((one for one in family.components if one.role == (part.role or part.kind)), None)
     standard = None if component is None else component.standard
     # ``_built`` does not read the purpose, so the same one serves for ControlNets and VAEs.
     tokenizer = None if component is None else component.tokenizer
@@ -189,18 +190,13 @@ class _Built:
 def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInfo]) -> _Built:
     """Build one component and collect its faults. ``what``: the name of the file's kind in errors."""
     role = part.role
-    used: set[tuple[Path, str]] = set()
-    mismatched: list[str] = []
+    shapes = RecordedShapes({name: info.shape for name, info in infos.items()})
     try:
-        config = part.infer({name: info.shape for name, info in infos.items()})
+        config = part.infer(shapes)
     except (NotThisArchitecture, KeyError) as error:
-        missing = _missing(role, part.standard.rows(), infos) if part.standard is not None else ()
-        # List first the tensor whose absence stopped the inference. The others come from the standard settings, and may
-        # be wrong for a model of another size.
-        cause = error if isinstance(error, KeyError) else error.__cause__
-        lacked = cause.args[0] if isinstance(cause, KeyError) else ""
-        missing = tuple(sorted(missing, key=lambda one: lacked not in one))
-        raise IncompleteModelError(path, what, missing=missing or (f"{role}: {error}",)) from error
+        raise _not_inferred(path, what, part, infos, shapes, error) from error
+    used: set[tuple[Path, str]] = set()
+    wrong: dict[str, str] = {}
     locations: list[TensorLocation] = []
     table = list(config.rows())
     for row in table:
@@ -209,17 +205,63 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
             continue
         info = infos[source.name]
         used.add((info.path, info.name))
-        location = _location(row, source, info)
-        if location is None:
-            sizes = f"{list(info.shape)} instead of {_in_file(row, source)}"
-            mismatched.append(f"{labelled(info.name, f'{role}.{row.name}')}: {sizes}")
-        elif location.dtype not in FLOATS:
+        if not source.fits(row.shape, info.shape):
+            wrong[source.name] = _wrong_shape(role, row, source, info)
+        elif info.dtype not in FLOATS:
             raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read")
         else:
-            locations.append(location)
+            locations.append(_location(row, source, info))
+    mismatched = _mismatched(part, wrong, shapes, infos) if wrong else ()
     missing = _missing(role, table, infos)
     component = ComponentLayout(role, config, tuple(locations), part.tokenizer, path if part.tokenizer else Path())
-    return _Built(component, frozenset(used), missing, tuple(mismatched))
+    return _Built(component, frozenset(used), missing, mismatched)
+
+
+def _mismatched(
+    part: Component, wrong: Mapping[str, str], shapes: RecordedShapes, infos: Mapping[str, TensorInfo]
+) -> tuple[str, ...]:
+    """Return what is said of tensors of a wrong shape. ``wrong``: what is said of each, by its name in the file.
+
+    If one tensor misled the inference of the settings, the others are right, and only it is named.
+    """
+    misleading = find_misleading(part.infer, shapes, wrong)
+    if misleading is None:
+        # First those that the settings were inferred from: they may be the cause of the others.
+        return tuple(wrong[name] for name in sorted(wrong, key=lambda name: name not in shapes.read))
+    found = {
+        source.name: _wrong_shape(part.role, row, source, infos[source.name])
+        for row in misleading.rows()
+        for source in row.sources
+        if source.name in infos and not source.fits(row.shape, infos[source.name].shape)
+    }
+    if len(wrong) == 1:
+        # Two tensors disagree, and nothing says which of them is right.
+        return (", or ".join([*wrong.values(), *found.values()]),)
+    return tuple(found.values())
+
+
+def _wrong_shape(role: str, row: TensorRow, source: TensorSource, info: TensorInfo) -> str:
+    return f"{labelled(info.name, f'{role}.{row.name}')}: {list(info.shape)} instead of {_in_file(row, source)}"
+
+
+def _not_inferred(
+    path: Path,
+    what: str,
+    part: Component,
+    infos: Mapping[str, TensorInfo],
+    shapes: RecordedShapes,
+    error: NotThisArchitecture | KeyError,
+) -> IncompleteModelError:
+    """Return the error of a component whose settings cannot be inferred: a tensor is missing, or has a wrong shape."""
+    cause = error if isinstance(error, KeyError) else error.__cause__
+    if isinstance(error, NotThisArchitecture) and not isinstance(cause, KeyError):
+        name = error.tensor or next(reversed(shapes.read), "")
+        if name:
+            wrong = f"{labelled(infos[name].name, f'{part.role}.{name}')}: {list(infos[name].shape)} ({error})"
+            return IncompleteModelError(path, what, mismatched=(wrong,))
+    lacked = str(cause.args[0]) if isinstance(cause, KeyError) else ""
+    missing = () if part.standard is None else _missing(part.role, part.standard.rows(), infos, lacked)
+    return IncompleteModelError(path, what, missing=missing or (f"{part.role}: {error}",))
 
 
 def _in_file(row: TensorRow, source: TensorSource) -> list[int]:
@@ -227,14 +269,18 @@ def _in_file(row: TensorRow, source: TensorSource) -> list[int]:
     if source.transpose:
         return list(row.shape[::-1])
     if source.flattened:
-        return list(_flat(row.shape))
+        return [math.prod(row.shape)]
     return [source.part(row.shape[0])[1], *row.shape[1:]]
 
 
-def _missing(role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorInfo]) -> tuple[str, ...]:
+def _missing(
+    role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorInfo], first: str = ""
+) -> tuple[str, ...]:
     """Return the tensors that a file lacks, under the names that the file would use.
 
     The naming convention and the prefix are those of the tensors that the file has.
+    ``first``: a name of the tensor whose absence stopped the inference. The others come from the standard settings, and
+    may be wrong for a model of another size.
     """
     found: Counter[tuple[int, str]] = Counter()
     absent: list[TensorRow] = []
@@ -247,6 +293,7 @@ def _missing(role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorIn
             # A name that all conventions share says nothing of the convention, only of the prefix.
             evidence = 1000 if len(row.sources) > 1 else 1
             found[index, info.name.removesuffix(row.sources[index].name)] += evidence
+    absent.sort(key=lambda row: all(source.name != first for source in row.sources))
     if not found:
         return tuple(f"{role}.{row.name}" for row in absent)
     (index, prefix), _ = found.most_common(1)[0]
@@ -254,25 +301,13 @@ def _missing(role: str, table: Iterable[TensorRow], infos: Mapping[str, TensorIn
     return tuple(dict.fromkeys(labelled(name, f"{role}.{row.name}") for name, row in zip(names, absent, strict=True)))
 
 
-def _flat(shape: tuple[int, ...]) -> tuple[int]:
-    return (math.prod(shape),)
-
-
-def _location(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorLocation | None:
-    """Return where a row's bytes are, or None if the shape in the file does not fit."""
-    shape, offset, nbytes = info.shape, info.offset, info.nbytes
+def _location(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorLocation:
+    """Return where the bytes of a row's tensor are. Its shape fits."""
+    offset, nbytes = info.offset, info.nbytes
     if source.chunk is not None or source.rows is not None:
         first, total = source.part(row.shape[0])
-        if not shape or shape[0] != total:
-            return None
-        shape = (row.shape[0], *shape[1:])
         offset += first * nbytes // total
         nbytes = row.shape[0] * nbytes // total
-    if source.transpose:
-        if shape != row.shape[::-1]:
-            return None
-    elif squeezed(shape) != squeezed(row.shape) and not (source.flattened and squeezed(shape) == _flat(row.shape)):
-        return None
     return TensorLocation(
         row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, info.name, source.swap_halves
     )

@@ -213,5 +213,6 @@ class LocalEngine:
         return fit.describe_fit(request, model, self.resources_for(model, request.precision))
 
     def close(self) -> None:
-        """End all pins and evict all models."""
+        """End all pins, evict all models, and discard their modules."""
         self.loaded.close()
+        self.resources.skeletons.clear()

@@ -29,7 +29,7 @@ from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import rule
-from safelight.families.tables import Shapes, is_architecture
+from safelight.families.tables import NotThisArchitecture, Shapes, is_architecture
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
@@ -56,6 +56,9 @@ _REFERENCE_SIZES = (
 TOKEN_PIXELS = 16
 """Pixels of a token in each direction."""
 
+VOCABULARY, POSITIONS = 49408, 77
+"""Tokens that CLIP knows, and tokens of a text."""
+
 _PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
 _DOUBLE = _PREFIX + r"(double_blocks\.0\.img_mod\.|transformer_blocks\.0\.norm1\.linear\.)"
 _SINGLE = _PREFIX + r"(single_blocks\.0\.modulation\.|single_transformer_blocks\.0\.norm\.linear\.)"
@@ -76,7 +79,15 @@ def reference_size(size: Size) -> Size:
 
 
 def _infer_clip(shapes: Shapes) -> CLIPConfig:
-    return clip.without_projection(clip.infer(shapes, "quick_gelu"))
+    config = clip.without_projection(clip.infer(shapes, "quick_gelu"))
+    for ending, rows, wanted in (
+        ("token_embedding.weight", config.vocabulary, VOCABULARY),
+        ("position_embedding.weight", config.positions, POSITIONS),
+    ):
+        if rows != wanted:
+            name = next(name for name in shapes if name.endswith(ending))
+            raise NotThisArchitecture(f"it has {rows} rows, and CLIP has {wanted}", name)
+    return config
 
 
 def _recognise_folder(folder: Folder) -> str | None:
@@ -152,7 +163,7 @@ FLUX = Family(
             Purpose.TEXT_ENCODER,
             CLIP_PREFIXES,
             _infer_clip,
-            CLIPConfig(768, 3072, 12, 49408, 77, None, "quick_gelu"),
+            CLIPConfig(768, 3072, 12, VOCABULARY, POSITIONS, None, "quick_gelu"),
             lora_prefixes=("lora_te1_", "lora_te_"),
             lora_paths=("text_encoders.clip_l.transformer.",),
             optional_prefix="text_model.",
@@ -221,7 +232,9 @@ FLUX = Family(
             clip.PATTERN,
             _unread_in_clip,
         ),
-        SingleFileComponent("text_encoder", "", "T5 text encoder", t5.infer, t5.PATTERN, t5.unread_reason),
+        SingleFileComponent(
+            "text_encoder", "", "T5 text encoder", t5.infer, t5.PATTERN, t5.unread_reason, role="text_encoder_2"
+        ),
     ),
     separate_parts=True,
     asks_variant=lambda configs: _variant(configs) == DEV,

@@ -127,7 +127,7 @@ def infer(shapes: Shapes) -> FluxConfig:
         embedder = of("x_embedder.weight", "img_in.weight")
         norm = of("transformer_blocks.0.attn.norm_q.weight", "double_blocks.0.img_attn.norm.query_norm.scale")
         pooled = of("time_text_embed.text_embedder.linear_1.weight", "vector_in.in_layer.weight")
-        guidance = "time_text_embed.guidance_embedder.linear_1.weight", "guidance_in.in_layer.weight"
+        guidance = "time_text_embed.guidance_embedder.", "guidance_in."
         return FluxConfig(
             embedder[-1],
             of("proj_out.weight", "final_layer.linear.weight")[0] // PATCH**2,
@@ -137,7 +137,7 @@ def infer(shapes: Shapes) -> FluxConfig:
             norm[0],
             of("context_embedder.weight", "txt_in.weight")[-1],
             pooled[-1],
-            any(name in shapes for name in guidance),
+            any(name.startswith(guidance) for name in shapes),
         )
     except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the transformer has no tensor {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -62,6 +63,9 @@ class Flux2(FamilyModel):
         if name in ("inv_freq", "original_inv_freq"):
             return qwen3_model.frequencies(cast("Any", module).config)
         return super().make_buffer(module, name, buffer)
+
+    def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
+        return qwen3_model.save_tokenizer(folder) if role in family.text_encoders else None
 
     def text_inputs(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from functools import partial
 
 from safelight.families.family import (
     AdapterSigns,
@@ -34,14 +33,9 @@ from safelight.request.adapters import Purpose
 DISTILLED, BASE = "distilled", "base"
 
 TEXT_LAYERS = (9, 18, 27)
-"""The transformer reads the text encoder's hidden states after these layers (of 36), side by side."""
+"""The transformer reads the text encoder's hidden states after these layers (of 36), side by side.
 
-UNREAD_LAYERS = 1
-"""Layers at the end of the text encoder that are not in the table.
-
-The transformer reads no layer after the 27th, but Z-Image reads the last one but one. With the same table, the text
-encoder that both have is the same component with the same digest: it is stored and resident once. Layers that are in
-the table and after the 27th are not computed.
+Layers that are in the table and after the 27th are not computed.
 """
 
 ROPE_THETA, NORM_EPS = 2000, 1e-6
@@ -177,8 +171,8 @@ FLUX2_KLEIN = Family(
             "text_encoder",
             Purpose.TEXT_ENCODER,
             TEXT_PREFIXES,
-            partial(qwen3.infer, unread=UNREAD_LAYERS),
-            Qwen3Config(151936, 2560, 9728, 36 - UNREAD_LAYERS, 32, 8, 128),
+            qwen3.infer,
+            Qwen3Config(151936, 2560, 9728, 36 - qwen3.UNREAD_LAYERS, 32, 8, 128),
         ),
         Component(
             "transformer",
@@ -244,7 +238,7 @@ FLUX2_KLEIN = Family(
     published={
         "flux2-klein-4b": {},
         "flux2-klein-9b": {
-            "text_encoder": Qwen3Config(151936, 4096, 12288, 36 - UNREAD_LAYERS, 32, 8, 128),
+            "text_encoder": Qwen3Config(151936, 4096, 12288, 36 - qwen3.UNREAD_LAYERS, 32, 8, 128),
             "transformer": Flux2Config(128, 4096, 8, 24, 128, 12288),
         },
     },
@@ -254,7 +248,7 @@ FLUX2_KLEIN = Family(
         declared=frozenset({"flux2_klein_4b", "flux2_klein_9b", "flux-2-klein-4b", "flux-2-klein-9b"}),
     ),
     pipeline_class="Flux2KleinPipeline",
-    export_problem=qwen3.EXPORT_PROBLEM,
+    pipeline_settings=lambda variant: {"is_distilled": variant == DISTILLED},
 )
 
 FAMILIES = (FLUX2_KLEIN,)

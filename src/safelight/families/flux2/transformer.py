@@ -21,7 +21,7 @@ HIDDEN_RATIO = 3
 
 TEXT_TOKENS = 512
 
-_GUIDANCE = ("time_guidance_embed.guidance_embedder.linear_1.weight", "guidance_in.in_layer.weight")
+_GUIDANCE = ("time_guidance_embed.guidance_embedder.", "guidance_in.")
 
 _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 """The projections of the text in an attention."""
@@ -125,23 +125,22 @@ def adapter_sources(name: str) -> Iterator[TensorSource]:
 
 def infer(shapes: Shapes) -> Flux2Config:
     """Infer the settings from shapes. Raises NotThisArchitecture."""
-    if any(name in shapes for name in _GUIDANCE):
+    if any(name.startswith(_GUIDANCE) for name in shapes):
         raise NotThisArchitecture("the transformer has a guidance scale as an input, as FLUX.2 dev")
-    original = "img_in.weight" in shapes
-    double, single = ("double", "single") if original else ("transformer", "single_transformer")
-    text, image = ("txt_in", "img_in") if original else ("context_embedder", "x_embedder")
-    norm = "double_blocks.0.img_attn.norm.query_norm.scale" if original else "transformer_blocks.0.attn.norm_q.weight"
+
+    def of(name: str, other: str) -> tuple[int, ...]:
+        return shapes[name] if name in shapes else shapes[other]
+
     try:
         # FLUX.1 has many of these names, but each of its blocks has a modulation of its own.
-        modulation = "single_stream_modulation.lin.weight" if original else "single_stream_modulation.linear.weight"
-        width = shapes[modulation][1]
+        width = of("single_stream_modulation.linear.weight", "single_stream_modulation.lin.weight")[1]
         return Flux2Config(
-            shapes[f"{image}.weight"][1],
+            of("x_embedder.weight", "img_in.weight")[1],
             width,
-            count_indexed(shapes, f"{double}_blocks."),
-            count_indexed(shapes, f"{single}_blocks."),
-            shapes[norm][0],
-            shapes[f"{text}.weight"][1],
+            count_indexed(shapes, "transformer_blocks.") or count_indexed(shapes, "double_blocks."),
+            count_indexed(shapes, "single_transformer_blocks.") or count_indexed(shapes, "single_blocks."),
+            of("transformer_blocks.0.attn.norm_q.weight", "double_blocks.0.img_attn.norm.query_norm.scale")[0],
+            of("context_embedder.weight", "txt_in.weight")[1],
         )
     except (KeyError, ValueError, IndexError) as error:
         raise NotThisArchitecture(f"the transformer has no tensor {error}") from error

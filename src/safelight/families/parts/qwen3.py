@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from safelight.families.family import Config
@@ -24,7 +24,15 @@ PATTERN = r"(model\.|language_model\.)*layers\.[0-9]+\.self_attn\.q_norm\."
 VISION = r"(model\.)?visual\."
 """Matches the tensors of a vision tower: then it is another model, such as Qwen3-VL."""
 
-EXPORT_PROBLEM = "Safelight reads the text encoder without its last layers, and diffusers' pipeline needs them"
+UNREAD_LAYERS = 1
+"""Layers at the end that no family reads, and that are not in the table.
+
+Z-Image reads the last layer but one, FLUX.2 klein none after the 27th of 36. With the same table for both, the text
+encoder that both have is the same component with the same digest: it is stored and resident once.
+"""
+
+FEWEST_ROWS = 151669
+"""Tokens of the tokenizer. The table of embeddings has a row for each, and some more."""
 
 TOKENS = 512
 """The most tokens that a family gives it, for the estimate of the working memory."""
@@ -66,6 +74,15 @@ class Qwen3Config(Config):
             yield _row(f"{layer}.mlp.down_proj.weight", (self.width, self.intermediate))
 
     @property
+    def published(self) -> Qwen3Config:
+        return replace(self, layers=self.layers + UNREAD_LAYERS)
+
+    def unread_rows(self) -> Iterator[TensorRow]:
+        own = {row.name for row in self.rows()}
+        yield from (row for row in self.published.rows() if row.name not in own)
+        yield row("norm.weight", (self.width,))
+
+    @property
     def label(self) -> str:
         return f"{self.width}x{self.layers}"
 
@@ -92,23 +109,23 @@ def _row(name: str, shape: tuple[int, ...]) -> TensorRow:
     return row(name, shape, *(prefix + name for prefix in HEAD_PREFIXES[1:]))
 
 
-def infer(shapes: Shapes, unread: int) -> Qwen3Config:
-    """Infer the settings from shapes. ``unread``: how many layers at the end the family does not read.
-
-    Raises NotThisArchitecture.
-    """
+def infer(shapes: Shapes) -> Qwen3Config:
+    """Infer the settings from shapes. Raises NotThisArchitecture."""
     prefix = next((one for one in HEAD_PREFIXES if f"{one}embed_tokens.weight" in shapes), None)
     if prefix is None:
         raise NotThisArchitecture("the text encoder has no tensor embed_tokens.weight")
     try:
         attention = f"{prefix}layers.0.self_attn"
         vocabulary, width = shapes[f"{prefix}embed_tokens.weight"]
+        if vocabulary < FEWEST_ROWS:
+            few = f"it has {vocabulary} rows, fewer than Qwen3 has tokens, {FEWEST_ROWS}"
+            raise NotThisArchitecture(few, f"{prefix}embed_tokens.weight")
         head_size = shapes[f"{attention}.q_norm.weight"][0]
         return Qwen3Config(
             vocabulary,
             width,
             shapes[f"{prefix}layers.0.mlp.gate_proj.weight"][0],
-            max(1, count_indexed(shapes, f"{prefix}layers.") - unread),
+            max(1, count_indexed(shapes, f"{prefix}layers.") - UNREAD_LAYERS),
             shapes[f"{attention}.q_proj.weight"][0] // head_size,
             shapes[f"{attention}.k_proj.weight"][0] // head_size,
             head_size,

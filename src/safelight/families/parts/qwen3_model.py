@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from safelight.boundary import modules
+from safelight.boundary import exports, modules
 from safelight.families.family_model import PromptText, TextInput, TextInputs
 from safelight.families.parts.qwen3 import Qwen3Config
 
@@ -25,6 +25,13 @@ PAD = 151643
 
 ENDING = "<|im_end|>\n<|im_start|>assistant\n"
 """What follows a prompt in the chat template."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""The part of Qwen3's chat template that diffusers' pipelines use, for exported folders."""
 
 CAUSAL_MASK = "transformers.masking_utils:create_causal_mask"
 
@@ -87,6 +94,15 @@ def build(config: Qwen3Config) -> nn.Module:
     module = modules.library_class("transformers.models.qwen3.modeling_qwen3:Qwen3Model")(settings)
     module.norm = nn.Identity()
     return module
+
+
+def save_tokenizer(folder: Path) -> tuple[str, str]:
+    """Save the tokenizer into an exported folder. Returns the name of its folder and its class."""
+    settings = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE}
+    exports.save_tokenizer_file(
+        folder / "tokenizer", tokenizer().to_str(), {"tokenizer_class": "Qwen2Tokenizer", **settings}
+    )
+    return "tokenizer", "Qwen2Tokenizer"
 
 
 def frequencies(config: Any, theta: float = ROPE_THETA) -> torch.Tensor:

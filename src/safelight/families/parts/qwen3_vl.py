@@ -27,9 +27,9 @@ class Qwen3VLConfig(Qwen3Config):
     architecture: ClassVar[str] = "qwen3-vl"
 
 
-def infer(shapes: Shapes, unread: int) -> Qwen3VLConfig:
-    """Infer the settings from shapes. ``unread``: as for :func:`qwen3.infer`. Raises NotThisArchitecture."""
-    return Qwen3VLConfig(*astuple(qwen3.infer(shapes, unread)))
+def infer(shapes: Shapes) -> Qwen3VLConfig:
+    """Infer the settings from shapes. Raises NotThisArchitecture."""
+    return Qwen3VLConfig(*astuple(qwen3.infer(shapes)))
 
 
 def unread_reason(name: str) -> str | None:

@@ -19,6 +19,12 @@ SAME_EMBEDDINGS = "encoder.embed_tokens.weight"
 PATTERN = r"encoder\.block\.[0-9]+\.layer\.1\.DenseReluDense\.wi_1\."
 """Matches tensors that T5 1.1 has, and CLIP and T5 1.0 do not."""
 
+FEWEST_ROWS = 32100
+"""Tokens of the tokenizer. The table of embeddings has a row for each, and some more."""
+
+BUCKETS = 32
+"""How many distances between two tokens have a bias of their own, in each T5."""
+
 TOKENS = 512
 """The most tokens that a family gives it, for the estimate of the working memory."""
 
@@ -38,7 +44,7 @@ class T5Config(Config):
     layers: int
     heads: int
     head_size: int
-    buckets: int = 32
+    buckets: int = BUCKETS
 
     def rows(self) -> Iterator[TensorRow]:
         inner = self.heads * self.head_size
@@ -86,9 +92,16 @@ T5_XXL = T5Config(32128, 4096, 10240, 24, 64, 64)
 def infer(shapes: Shapes) -> T5Config:
     """Infer the settings from shapes. Raises NotThisArchitecture."""
     try:
-        vocabulary, width = shapes.get(EMBEDDINGS) or shapes[SAME_EMBEDDINGS]
+        embeddings = EMBEDDINGS if EMBEDDINGS in shapes else SAME_EMBEDDINGS
+        vocabulary, width = shapes[embeddings]
+        if vocabulary < FEWEST_ROWS:
+            few = f"it has {vocabulary} rows, fewer than T5 has tokens, {FEWEST_ROWS}"
+            raise NotThisArchitecture(few, embeddings)
         attention = "encoder.block.0.layer.0.SelfAttention"
         buckets, heads = shapes[f"{attention}.relative_attention_bias.weight"]
+        if buckets != BUCKETS:
+            other = f"it has {buckets} rows, not {BUCKETS}"
+            raise NotThisArchitecture(other, f"{attention}.relative_attention_bias.weight")
         return T5Config(
             vocabulary,
             width,

@@ -52,22 +52,25 @@ LIVE_TENSORS = 8
 def infer(shapes: Shapes) -> VAEConfig:
     """Infer a VAE's settings from its tensors' shapes, in diffusers' names or LDM's. Raises NotThisArchitecture."""
     block = (
-        "encoder.down_blocks.{}.resnets.{}" if "encoder.conv_norm_out.weight" in shapes else "encoder.down.{}.block.{}"
+        "encoder.down_blocks.{}.resnets.{}"
+        if any(name.startswith("encoder.down_blocks.") for name in shapes)
+        else "encoder.down.{}.block.{}"
     )
     try:
         levels = count_indexed(shapes, block.split("{}", maxsplit=1)[0])
+        layers = count_indexed(shapes, block.format(0, ""))
+        if not levels or not layers:
+            raise KeyError(f"{block.format(0, 0)}.norm1.weight")
         config = VAEConfig(
             in_channels=shapes["encoder.conv_in.weight"][1],
             out_channels=shapes["decoder.conv_out.weight"][0],
             latent_channels=shapes["decoder.conv_in.weight"][1],
             block_out_channels=tuple(shapes[f"{block.format(i, 0)}.conv1.weight"][0] for i in range(levels)),
-            layers_per_block=count_indexed(shapes, block.format(0, "")),
+            layers_per_block=layers,
             quantised="quant_conv.weight" in shapes or "post_quant_conv.weight" in shapes,
         )
     except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the VAE has no tensor {error}") from error
-    if not config.block_out_channels or not config.layers_per_block:
-        raise NotThisArchitecture("the VAE has no blocks")
     return config
 
 

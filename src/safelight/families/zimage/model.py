@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -68,6 +69,9 @@ class ZImage(FamilyModel):
             # diffusers computes these at the first call. They depend on nothing but the settings.
             found = embedder.precompute_freqs_cis(embedder.axes_dims, embedder.axes_lens, theta=embedder.theta)
             embedder.freqs_cis = [one.to(at) for one in found]
+
+    def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
+        return qwen3_model.save_tokenizer(folder) if role in family.text_encoders else None
 
     def text_inputs(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import partial
 
 from safelight.families.family import (
     AdapterSigns,
@@ -30,9 +29,6 @@ from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
 TURBO, BASE = "turbo", "base"
-
-UNREAD_LAYERS = 1
-"""The transformer reads the text encoder's last layer but one (diffusers' ``hidden_states[-2]``)."""
 
 _TURBO_SHIFT, _BASE_SHIFT = 3.0, 6.0
 
@@ -100,8 +96,8 @@ ZIMAGE = Family(
             "text_encoder",
             Purpose.TEXT_ENCODER,
             TEXT_PREFIXES,
-            partial(qwen3.infer, unread=UNREAD_LAYERS),
-            Qwen3Config(151936, 2560, 9728, 36 - UNREAD_LAYERS, 32, 8, 128),
+            qwen3.infer,
+            Qwen3Config(151936, 2560, 9728, 36 - qwen3.UNREAD_LAYERS, 32, 8, 128),
             lora_prefixes=("lora_te_", "lora_te1_"),
             lora_paths=("text_encoders.qwen3_4b.transformer.",),
         ),
@@ -157,7 +153,7 @@ ZIMAGE = Family(
             "text_encoder",
             "",
             "Qwen3 text encoder",
-            partial(qwen3.infer, unread=UNREAD_LAYERS),
+            qwen3.infer,
             qwen3.PATTERN,
             qwen3.unread_reason,
             qwen3.VISION,
@@ -187,7 +183,6 @@ ZIMAGE = Family(
         declared=frozenset({"z-image", "zimage", "z-image-turbo"}),
     ),
     pipeline_class="ZImagePipeline",
-    export_problem=qwen3.EXPORT_PROBLEM,
 )
 
 FAMILIES = (ZIMAGE,)
