@@ -18,7 +18,7 @@ from safelight.families.rules import KindRule
 from safelight.families.tables import Shapes, TensorRow, TensorSource
 from safelight.files.folder import Folder
 from safelight.files.header import Header
-from safelight.request.adapters import Purpose
+from safelight.request.adapters import CONTROL_MODES, ControlMode, Purpose
 from safelight.request.bounds import MOST_REFERENCES
 from safelight.request.samplers import NoiseKind
 from safelight.request.schema import USUAL_CFG, USUAL_STEPS
@@ -96,6 +96,16 @@ class Config:
     def encoder_layers(self) -> int:
         """Layers of a text encoder; 0 for other components."""
         return 0
+
+    @property
+    def reads_latents(self) -> bool:
+        """Whether a ControlNet reads the latents of its picture instead of the pixels; False for other components."""
+        return False
+
+    @property
+    def union_types(self) -> tuple[str, ...]:
+        """The types of pictures that a union of ControlNets tells apart; () for other components."""
+        return ()
 
     @property
     def depends_on_size(self) -> bool:
@@ -312,6 +322,7 @@ class Family:
     ``rows_together``: a call of the denoiser computes all rows of the guidance. If False, a row has its own call.
     ``latent_space``: a name; families with the same one have the same latents.
     ``same_latents``: whether two VAEs of families with the same ``latent_space`` have latents of the same form.
+    ``control_modes``: the modes in which its ControlNets can be used.
     ``find_controlnet_mismatch``: says why a ControlNet does not fit a denoiser, with ``{model}`` for the model's name;
     None if it does.
     ``embedding_names``: maps tensor names of a multi-encoder inversion (``clip_l``, ``clip_g``) to text-encoder roles.
@@ -354,6 +365,7 @@ class Family:
     rows_together: bool = True
     latent_space: str = ""
     same_latents: Callable[[Config, Config], bool] = lambda one, other: one == other
+    control_modes: frozenset[ControlMode] = frozenset(CONTROL_MODES)
     find_controlnet_mismatch: Callable[[Config, Config], str | None] = lambda _, __: (
         "is a ControlNet, but {model} does not support ControlNets"
     )

@@ -148,7 +148,9 @@ _PROJECTION = "unet.down_blocks.0.attentions.0.proj_in.weight"
 
 SINGLE_FILE_COMPONENTS = (
     SingleFileComponent("vae", "first_stage_model.", "VAE", vae.infer),
-    SingleFileComponent(CONTROLNET, "control_model.", "ControlNet", controlnet.infer),
+    SingleFileComponent(
+        CONTROLNET, "control_model.", "ControlNet", controlnet.infer, r"(control_model\.)?(down_blocks|input_blocks)\."
+    ),
 )
 
 _VELOCITY = Training(

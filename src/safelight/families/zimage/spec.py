@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from safelight.families.family import (
+    CONTROLNET,
     AdapterSigns,
     Component,
     Config,
@@ -24,7 +25,8 @@ from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import rule
 from safelight.families.tables import is_architecture
-from safelight.families.zimage import transformer
+from safelight.families.zimage import controlnet, transformer
+from safelight.families.zimage.controlnet import ZImageControlNetConfig
 from safelight.families.zimage.transformer import ZImageConfig
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
@@ -44,6 +46,9 @@ _PADDING = r"(cap|x)_pad_token$"
 _WHAT = "a transformer with padding tokens for the image and for the caption"
 
 TEXT_PREFIXES = ("text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_4b.", "text_encoder.")
+
+
+_CONTROL_LAYERS = r"control_layers\.0\."
 
 
 def _recognise_folder(folder: Folder) -> str | None:
@@ -117,7 +122,7 @@ ZIMAGE = Family(
         ),
         Component("vae", Purpose.VAE, ("vae.", "first_stage_model."), vae.infer, FLUX_VAE),
     ),
-    architectures=(Qwen3Config, ZImageConfig, VAEConfig),
+    architectures=(Qwen3Config, ZImageConfig, VAEConfig, ZImageControlNetConfig),
     latents=FLUX_LATENTS,
     noise=Noise("flow", {"shift": _TURBO_SHIFT}),
     resolution=1024,
@@ -131,7 +136,19 @@ ZIMAGE = Family(
             Feature.GUIDANCE,
             Feature.HIRES,
             Feature.TILED_VAE,
+            Feature.CONTROLNET,
         }
+    ),
+    control_modes=frozenset({"balanced", "unbalanced"}),
+    find_controlnet_mismatch=controlnet.find_mismatch,
+    adapter_rules=(
+        rule(
+            CONTROLNET,
+            "z-image",
+            "an embedder of the picture, and control layers",
+            r"control_all_x_embedder\.2-1\.weight$",
+            _CONTROL_LAYERS,
+        ),
     ),
     model_module="safelight.families.zimage.model",
     rules=(
@@ -161,6 +178,7 @@ ZIMAGE = Family(
             qwen3.PATTERN,
             qwen3.unread_reason,
         ),
+        SingleFileComponent(CONTROLNET, "", "Z-Image ControlNet", controlnet.infer, _CONTROL_LAYERS),
     ),
     separate_parts=True,
     asks_variant=lambda _: True,
