@@ -19,9 +19,11 @@ from support.scale import thinned
 
 import safelight
 from safelight.catalog.identify import identify
+from safelight.cli import values
 from safelight.errors import InputError, RequestError
 from safelight.families.family_model import Call, ControlCall
 from safelight.request.adapters import Control
+from safelight.server.apis import a1111_fields
 from safelight.workers.local_engine import LocalEngine
 
 SEED = 5
@@ -113,6 +115,13 @@ def test_a_union_is_told_the_type_of_the_picture(
     assert np.array_equal(made, theirs(pipe, folder, "text", "union", control_mode=number))
 
 
+def test_the_command_line_and_a1111_name_the_type() -> None:
+    assert values.control("union:in.png:type=low_quality", None).union_type == "low_quality"
+    unit = {"model": "union", "image": "x", "union_control_type": "OpenPose"}
+    asked = a1111_fields.TextToImage(alwayson_scripts={"controlnet": {"args": [unit]}}).given()
+    assert asked["controls"][0].union_type == "pose"
+
+
 def test_a_preprocessor_names_the_type(shared_engine: LocalEngine, folder: Path) -> None:
     asked = net(folder, "union", preprocessor="canny")
     request = safelight.Request("x", str(folder / "model"), steps=1, controls=(asked,), **SIZE)
@@ -188,7 +197,7 @@ def test_a_missing_tensor_is_named(root: Path, folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("form", "values", "says"),
+    ("form", "more", "says"),
     [
         ("latents", {"mode": "more_prompt"}, "ControlNets for flux have the mode balanced"),
         ("latents", {"union_type": "canny"}, "reads one type of pictures; leave union_type out"),
@@ -198,12 +207,12 @@ def test_a_missing_tensor_is_named(root: Path, folder: Path, tmp_path: Path) -> 
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(
-    form: str, values: dict[str, Any], says: str, shared_engine: LocalEngine, folder: Path
+    form: str, more: dict[str, Any], says: str, shared_engine: LocalEngine, folder: Path
 ) -> None:
     if form == "sd1":
         controls.write(folder / "sd1.safetensors")
     with pytest.raises(RequestError, match=says):
-        ours(shared_engine, folder, "text", net(folder, form, **values))
+        ours(shared_engine, folder, "text", net(folder, form, **more))
 
 
 def test_another_family_refuses_it(shared_engine: LocalEngine, tiny: Path, folder: Path) -> None:
