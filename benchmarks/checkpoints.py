@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.family_model import construct
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.vae import VAEConfig

@@ -43,7 +43,8 @@ from safetensors.torch import load_file, save_file
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.model import Model
 from safelight.catalog.published import sizes
-from safelight.families.family import Config, Family
+from safelight.families.components import Config
+from safelight.families.family import Family
 from safelight.families.family_model import construct
 from safelight.request.schema import Request
 

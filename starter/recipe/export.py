@@ -17,7 +17,7 @@ from safelight.catalog import records
 from safelight.catalog.composition import PartFinder
 from safelight.catalog.describe import Choices, Shelf, read_model
 from safelight.catalog.identify import identify
-from safelight.families.family import Config
+from safelight.families.components import Config
 
 PACKAGE = Path(__file__).parents[1] / "safelight_starter"
 MOST_BYTES = 32_000_000

@@ -14,7 +14,7 @@ from support.scale import ALL
 
 from safelight.catalog import identify
 from safelight.errors import IncompleteModelError, UnsupportedModelError
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.files.folder import Folder
 from safelight.weights import adapter_file
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import checkpoints
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.family_model import construct
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.parts.clip import CLIPConfig

@@ -10,7 +10,7 @@ import torch
 from support import memory
 
 from safelight.devices.base import ALIGNMENT
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.memory.segments import PARTS, ROUNDING, component_key, split_into_segments
 
 

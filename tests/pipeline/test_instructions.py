@@ -15,7 +15,7 @@ from support.scale import thinned
 
 import safelight
 from safelight.errors import RequestError
-from safelight.families.family_model import Call, family_model
+from safelight.families.family_model import Call, ControlCall, Tensors, family_model
 from safelight.families.registry import family
 from safelight.pictures import chunks
 from safelight.pipeline import guidance
@@ -204,9 +204,9 @@ def test_a_controlnet_that_ignores_the_negative_prompt_is_given_the_prompt(
     model = family_model(family("sd1"))
     right = model.control
 
-    def watched(bound: Any, call: Call, *more: Any) -> tuple[torch.Tensor, ...]:
+    def watched(bound: Any, denoiser: Any, call: Call, how: ControlCall) -> Tensors:
         given.append(call.condition["hidden"])
-        return right(bound, call, *more)
+        return right(bound, denoiser, call, how)
 
     monkeypatch.setattr(model, "control", watched)
     for more in ({}, {"negative": "green"}, {"prompt": "green apple"}):

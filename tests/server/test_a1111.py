@@ -267,6 +267,10 @@ def test_a_controlnet_of_the_extension(http: httpx.Client) -> None:
     [control] = carried(answer)["controls"]
     assert (control["name"], control["weight"], control["end"]) == ("edges", 0.7, 0.9)
     assert (control["mode"], control["preprocessor"], control["high"]) == ("more_control", "canny", 200)
+    scripts = {"ControlNet": {"args": [{**unit, "union_control_type": "Depth"}]}}
+    answer = http.post("/sdapi/v1/txt2img", json={"prompt": "x", "alwayson_scripts": scripts})
+    assert answer.status_code == 422
+    assert "controls='depth': edges reads one type of pictures" in answer.text
 
 
 def test_variations_tiling_and_choices(http: httpx.Client) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from support import checkpoints
 
 from safelight.catalog.library import Library
-from safelight.families.family import Config
+from safelight.families.components import Config
 
 RANK = 4
 

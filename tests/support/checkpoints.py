@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from support.scale import ALL
 from torch import nn
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.family_model import construct
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.vae import VAEConfig

@@ -17,7 +17,7 @@ from torch import nn
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from safelight.families.chroma.transformer import ChromaConfig
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
 

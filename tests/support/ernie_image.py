@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.mistral3.configuration_mistral3 import Mistral3Config
 from transformers.models.mistral3.modeling_mistral3 import Mistral3Model
 
+from safelight.families.components import Config
 from safelight.families.ernie_image.transformer import ErnieImageConfig
-from safelight.families.family import Config
 from safelight.families.parts.flux2_vae import Flux2VAEConfig
 from safelight.families.parts.ministral3 import Ministral3Config
 

@@ -23,8 +23,9 @@ from support import naming
 
 from safelight.families import registry
 from safelight.families.chroma.transformer import ChromaConfig
+from safelight.families.components import Component, Config
 from safelight.families.ernie_image.transformer import ErnieImageConfig
-from safelight.families.family import Component, Config, Family
+from safelight.families.family import Family
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.krea2.transformer import Krea2Config

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.parts import t5_model
 from safelight.families.parts.clip import CLIPConfig

@@ -14,7 +14,7 @@ from support.zimage import VOCABULARY, tokenizer
 from torch import nn
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts.flux2_vae import Flux2VAEConfig
 from safelight.families.parts.qwen3 import Qwen3Config

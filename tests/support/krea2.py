@@ -19,7 +19,7 @@ from torch import nn
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig as LibraryConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.krea2.transformer import Krea2Config
 from safelight.families.parts.qwen3_vl import Qwen3VLConfig
 from safelight.families.parts.qwen_vae import QwenVAEConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.registry import family
 from safelight.weights.adapter_formulas import add
 from safelight.weights.adapter_mapping import AdapterMatch, match_adapter, modules_by_name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.files.header import ITEM_BYTES, Header, TensorInfo
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}

@@ -16,7 +16,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.parts import qwen25_model
 from safelight.families.parts.qwen25 import Qwen25Config
 from safelight.families.parts.qwen_vae import QwenVAEConfig

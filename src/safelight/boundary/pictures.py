@@ -106,6 +106,16 @@ def resize(picture: Any, size: tuple[int, int]) -> Any:
     return VaeImageProcessor().resize(picture, height, width)
 
 
+def encode_control_picture(
+    module: nn.Module, picture: Any, device: torch.device, scale: int, tile: int = 0
+) -> EncodedPicture:
+    """Encode a ControlNet's picture with a bound VAE. Arguments as in :func:`encode_picture`."""
+    # Contiguous, as diffusers has it here: convolutions compute other bits for channels-last pictures.
+    shown = control_picture(picture, scale, normalised=True).to(device)
+    with _tiled(module, tile, scale) as vae:
+        return EncodedPicture(shown, vae.encode(shown.to(vae.dtype)).latent_dist)
+
+
 def crop_region(mask: Any, width: int, height: int, padding: int) -> tuple[int, int, int, int]:
     """Return the region (left, top, right, bottom) of a mask that contains all white pixels.
 
@@ -135,9 +145,12 @@ def binary_mask(mask: Any, scale: int) -> torch.Tensor:
     return processor.preprocess(mask)
 
 
-def control_picture(picture: Any, scale: int) -> torch.Tensor:
-    """Convert a PIL picture to what a ControlNet is shown, fp32, (1, 3, height, width), 0 to 1."""
-    processor = VaeImageProcessor(vae_scale_factor=scale, do_convert_rgb=True, do_normalize=False)
+def control_picture(picture: Any, scale: int, normalised: bool = False) -> torch.Tensor:
+    """Convert a PIL picture to what a ControlNet is shown, fp32, (1, 3, height, width), contiguous.
+
+    ``normalised``: from -1 to 1 instead of from 0 to 1.
+    """
+    processor = VaeImageProcessor(vae_scale_factor=scale, do_convert_rgb=True, do_normalize=normalised)
     return processor.preprocess(picture).contiguous()
 
 

@@ -15,7 +15,8 @@ from safelight.catalog.adapters import Adapters
 from safelight.catalog.model import Adapter, Model
 from safelight.catalog.model_records import ModelRecords
 from safelight.errors import FileError, ModelNotFoundError, UnsupportedModelError
-from safelight.families.family import Component, Config, Family
+from safelight.families.components import Component, Config
+from safelight.families.family import Family
 from safelight.request.adapters import Purpose
 from safelight.weights.adapter_file import COMPONENT_KINDS
 from safelight.weights.layout import CheckpointLayout

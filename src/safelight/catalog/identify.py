@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import cast
 
 from safelight.errors import CorruptFileError, UnsupportedModelError
-from safelight.families.family import AdapterSigns, Component, Family, PredictionType
+from safelight.families.components import Component
+from safelight.families.family import AdapterSigns, Family, PredictionType
 from safelight.families.registry import families
 from safelight.families.rules import ADAPTER_RULES, NOT_SUPPORTED, PART_RULES, KindRule, lines_of
 from safelight.families.tables import NotThisArchitecture

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from safelight.catalog.model import Model
 from safelight.errors import InputError
-from safelight.families.family import Config, Family
+from safelight.families.components import Config
+from safelight.families.family import Family
 from safelight.families.registry import families
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest, Manifest, ManifestTensor

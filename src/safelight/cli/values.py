@@ -84,7 +84,7 @@ def control(text: str, server: str | None) -> Control:
         if read is None:
             raise RequestError("control", part, f"must be one of {', '.join(f'{known}=' for known in _CONTROL_VALUES)}")
         try:
-            values[{"pre": "preprocessor", "resize": "resize_mode"}.get(key, key)] = read(value)
+            values[_CONTROL_FIELDS.get(key, key)] = read(value)
         except ValueError as error:
             raise RequestError("control", part, f"{value!r} is not a number") from error
     return Control(name, picture("control", Path(rest[0]), server), **values)
@@ -99,7 +99,10 @@ _CONTROL_VALUES: dict[str, Callable[[str], Any]] = {
     "low": int,
     "high": int,
     "resize": str,
+    "type": str,
 }
+
+_CONTROL_FIELDS = {"pre": "preprocessor", "resize": "resize_mode", "type": "union_type"}
 
 
 def lora_of(text: str) -> Lora:

@@ -18,7 +18,8 @@ from torch import nn
 
 from safelight.boundary import pictures
 from safelight.boundary.pictures import EncodedPicture
-from safelight.families.family import Config, Family, Latents, TokenizerContent
+from safelight.families.components import Config, TokenizerContent
+from safelight.families.family import Family, Latents
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
 
@@ -79,7 +80,7 @@ class Call:
     ``timestep``: the scheduler's, a scalar tensor.
     ``condition``: the prompts' conditioning tensors.
     ``extra``: more input channels: a mask, and latents of pictures.
-    ``control``: the sum of what ControlNets add, as :meth:`FamilyModel.control` returns it; empty without any.
+    ``control``: the sums of what ControlNets add, by the names that :meth:`FamilyModel.control` gives the places.
     ``guidance``: the scale, for denoisers that have it as an input.
     ``references``: the latents of the reference images, each (n, channels, h, w) with its own height and width.
     """
@@ -88,9 +89,32 @@ class Call:
     timestep: torch.Tensor
     condition: Tensors
     extra: Sequence[torch.Tensor] = ()
-    control: tuple[torch.Tensor, ...] = ()
+    control: Tensors = field(default_factory=dict[str, torch.Tensor])
     guidance: float = 1.0
     references: Sequence[torch.Tensor] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ControlCall:
+    """How a ControlNet is called besides the denoiser's own inputs.
+
+    ``picture``: what :meth:`FamilyModel.control_input` returned.
+    ``weight``: factor of the output.
+    ``guess_mode``: diffusers' ``guess_mode``: weaker residuals for the shallow blocks.
+    ``union_type``: the type of the picture, one of the ControlNet's ``Config.union_types``; "" if it has none.
+    """
+
+    picture: torch.Tensor
+    weight: float = 1.0
+    guess_mode: bool = False
+    union_type: str = ""
+
+
+def scale_latents(latents: Latents, values: torch.Tensor) -> torch.Tensor:
+    """Return what a VAE's encoder returned as latents of the denoiser."""
+    if latents.shift_factor:
+        return (values - latents.shift_factor) * latents.scaling_factor
+    return latents.scaling_factor * values
 
 
 class FamilyModel(ABC):
@@ -197,14 +221,19 @@ class FamilyModel(ABC):
     def predict(self, denoiser: nn.Module, call: Call) -> torch.Tensor:
         """Call a bound denoiser. Returns the prediction, shaped like the latents."""
 
-    def control(
-        self, net: nn.Module, call: Call, picture: torch.Tensor, weight: float, guess_mode: bool
-    ) -> tuple[torch.Tensor, ...]:
-        """Call a bound ControlNet. Returns what is added within the denoiser.
+    def control_input(self, latents: Latents, picture: Any, generator: torch.Generator) -> torch.Tensor:
+        """Return what a ControlNet reads of its picture, with one row. By default, its pixels, 0 to 1.
 
-        ``picture``: (1, 3, height, width), 0 to 1.
-        ``weight``: factor of the output.
-        ``guess_mode``: diffusers' ``guess_mode``: weaker residuals for the shallow blocks.
+        ``picture``: PIL, or an ``EncodedPicture`` for a ControlNet that reads latents.
+        ``generator``: the image's; nothing has been drawn from it.
+        """
+        del generator
+        return pictures.control_picture(picture, latents.vae_scale_factor)
+
+    def control(self, net: nn.Module, denoiser: nn.Module, call: Call, how: ControlCall) -> Tensors:
+        """Call a bound ControlNet. Returns what is added within the denoiser, by names of the places.
+
+        ``denoiser``: bound too; some ControlNets share modules with it.
         """
         raise NotImplementedError(type(self).__name__)
 
@@ -220,6 +249,12 @@ class FamilyModel(ABC):
         ``tile``: pixels per side of a tile, 0 for no tiling.
         """
         return pictures.encode_picture(vae, picture, mask, device, latents.vae_scale_factor, tile)
+
+    def encode_control_picture(
+        self, latents: Latents, vae: nn.Module, picture: Any, device: torch.device, tile: int
+    ) -> EncodedPicture:
+        """Encode a PIL picture for a ControlNet that reads latents. ``tile``: as in :meth:`encode_picture`."""
+        return pictures.encode_control_picture(vae, picture, device, latents.vae_scale_factor, tile)
 
     def decode(self, latents: Latents, vae: nn.Module, values: torch.Tensor, tile: int) -> torch.Tensor:
         """Decode latents to (n, 3, height, width), about -1 to 1. ``tile``: as in :meth:`encode_picture`."""

@@ -15,7 +15,8 @@ from types import MappingProxyType
 from safelight import families as package
 from safelight.errors import ExtensionError
 from safelight.extensions import Extensible, extensions, instance_of
-from safelight.families.family import Config, Family
+from safelight.families.components import Config
+from safelight.families.family import Family
 
 GROUP = "safelight.families"
 

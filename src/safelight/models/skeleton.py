@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from safelight.boundary import modules
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.family_model import family_model
 from safelight.families.registry import family
 from safelight.logs import Log

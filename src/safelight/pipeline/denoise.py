@@ -19,7 +19,7 @@ from torch import nn
 from safelight.boundary import pictures
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.family import MASK_CHANNELS, ExtraInputChannels, Family
-from safelight.families.family_model import Call, FamilyModel
+from safelight.families.family_model import Call, ControlCall, FamilyModel, Tensors, scale_latents
 from safelight.pipeline import noise
 from safelight.pipeline.guidance import Condition, Guidance
 from safelight.pipeline.samplers import WHOLE, SamplerRun
@@ -83,20 +83,21 @@ class Denoised:
 class BoundControlNet:
     """A bound ControlNet and its picture.
 
-    ``picture``: of the image's size.
+    ``picture``: of the image's size; encoded for a ControlNet that reads latents.
     ``weight``: factor of its output.
     ``start``, ``end``: the shares of the steps between which it is used.
-    ``guess_mode``: diffusers' ``guess_mode``: weaker residuals for the shallow blocks.
+    ``guess_mode``, ``union_type``: see :class:`safelight.families.family_model.ControlCall`.
     ``prompt_only``: do not use it for the negative prompt.
     """
 
     net: nn.Module
-    picture: PILImage.Image
+    picture: PILImage.Image | EncodedPicture
     weight: float = 1.0
     start: float = 0.0
     end: float = 1.0
     guess_mode: bool = False
     prompt_only: bool = False
+    union_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +150,10 @@ def denoise(work: DenoiseInputs) -> Denoised:
         generator = torch.Generator("cpu").manual_seed(work.seed)
         strength = work.start.strength if isinstance(work.start, Start) else None
         timesteps = work.sampler.begin(work.steps, work.device, strength, work.denoising_range)
+        # What ControlNets read of their pictures is drawn first, as in diffusers' pipelines.
+        controls = [(control, _control_call(control, work, generator)) for control in work.controls]
         latents, mask = _first_latents(work, timesteps, generator)
         guidance = work.guidance
-        controls = [(control, _control_tensor(control, work)) for control in work.controls]
         extra = guidance.batch_extra_channels(_inputs(work, mask))
         references = [guidance.repeat_latents(_scaled(one.distribution.mode(), work)) for one in work.references]
         calls = work.total_denoiser_calls or len(timesteps)
@@ -159,12 +161,10 @@ def denoise(work: DenoiseInputs) -> Denoised:
             condition = work.conditions.distinct[work.conditions.index_at(index / len(timesteps))]
             rows = work.sampler.scale_input(guidance.repeat_latents(latents), timestep)
             joined = work.model.join_conditions(guidance.conditions_of_rows(condition))
-            call = Call(rows, timestep, joined, extra, (), guidance.scale, references)
-            for control, picture in controls:
+            call = Call(rows, timestep, joined, extra, guidance=guidance.scale, references=references)
+            for control, how in controls:
                 if control.start <= index / calls and (index + 1) / calls <= control.end:
-                    call = replace(
-                        call, control=_add_outputs(call.control, _control_outputs(work, control, picture, call))
-                    )
+                    call = replace(call, control=_add_outputs(call.control, _control_outputs(work, control, how, call)))
             parts = list(map(partial(work.model.predict, work.denoiser), _calls_of(work, call)))
             prediction = guidance.combine(torch.cat(parts) if len(parts) > 1 else parts[0])
             latents = work.sampler.step(prediction, timestep, latents, generator)
@@ -217,7 +217,7 @@ def _row_of(call: Call, row: slice) -> Call:
         condition={name: tensor[row] for name, tensor in call.condition.items()},
         extra=tuple(one[row] for one in call.extra),
         references=tuple(one[row] for one in call.references),
-        control=tuple(one[row] for one in call.control),
+        control={name: tensor[row] for name, tensor in call.control.items()},
     )
 
 
@@ -286,32 +286,37 @@ def _scaled(latents: torch.Tensor, work: DenoiseInputs) -> torch.Tensor:
     latent_format = work.family.latents
     if latent_format.cast_first:
         latents = latents.to(work.dtype)
-    scaled = (
-        (latents - latent_format.shift_factor) * latent_format.scaling_factor
-        if latent_format.shift_factor
-        else latent_format.scaling_factor * latents
-    )
-    return scaled.to(work.dtype)
+    return scale_latents(latent_format, latents).to(work.dtype)
 
 
-def _control_tensor(control: BoundControlNet, work: DenoiseInputs) -> torch.Tensor:
-    tensor = pictures.control_picture(control.picture, work.family.latents.vae_scale_factor)
-    return tensor.to(device=work.device, dtype=work.dtype)
+def _control_call(control: BoundControlNet, work: DenoiseInputs, generator: torch.Generator) -> ControlCall:
+    shown = work.model.control_input(work.family.latents, control.picture, generator)
+    return ControlCall(shown.to(work.device), control.weight, control.guess_mode, control.union_type)
 
 
-def _control_outputs(
-    work: DenoiseInputs, control: BoundControlNet, picture: torch.Tensor, call: Call
-) -> tuple[torch.Tensor, ...]:
+def _control_outputs(work: DenoiseInputs, control: BoundControlNet, how: ControlCall, call: Call) -> Tensors:
     """Return what a ControlNet adds in this call."""
-    call = replace(call, control=(), extra=(), references=())
+    call = replace(call, control={}, extra=(), references=())
     if not control.prompt_only:
-        return work.model.control(control.net, call, picture, control.weight, control.guess_mode)
+        return work.model.control(control.net, work.denoiser, call, how)
     row = work.guidance.prompt_row
     positive = {name: tensor[row] for name, tensor in call.condition.items()}
     alone = replace(call, latents=call.latents[row], condition=positive)
-    added = work.model.control(control.net, alone, picture, control.weight, control.guess_mode)
-    return tuple(work.guidance.pad_to_rows(tensor) for tensor in added)
+    added = work.model.control(control.net, work.denoiser, alone, how)
+    return {name: work.guidance.pad_to_rows(tensor) for name, tensor in added.items()}
 
 
-def _add_outputs(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return tuple(a + b for a, b in zip(one, other, strict=True)) if one else other
+def _add_outputs(one: Tensors, other: Tensors) -> Tensors:
+    """Return the sums of what ControlNets add in each place. Places that share a tensor share the sum."""
+    sums: dict[tuple[int, int], torch.Tensor] = {}
+    out = dict(one)
+    for name, added in other.items():
+        before = one.get(name)
+        if before is None:
+            out[name] = added
+            continue
+        pair = id(before), id(added)
+        if pair not in sums:
+            sums[pair] = before + added
+        out[name] = sums[pair]
+    return out

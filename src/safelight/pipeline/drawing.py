@@ -23,7 +23,7 @@ from safelight.pipeline.checks import added as extension_checks
 from safelight.pipeline.checks import latents as latent_checks
 from safelight.pipeline.components import component_keys
 from safelight.pipeline.denoise import Denoised, Start
-from safelight.pipeline.model_stages import ModelStages, Pass
+from safelight.pipeline.model_stages import ControlPicture, ModelStages, Pass
 from safelight.pipeline.resources import TORCH_DTYPES, Resources
 from safelight.pipeline.sizes import enlarged
 from safelight.pipeline.stages import Clock, Task
@@ -232,20 +232,24 @@ class ImagePipeline:
         """
         return Start(strength, encoded=self._encode([(picture, mask)], following), mask=mask)
 
-    def _encode(self, given: Sequence[tuple[Any, Any | None]], following: tuple[str, ...]) -> list[EncodedPicture]:
+    def _encode(
+        self, given: Sequence[tuple[Any, Any | None]], following: tuple[str, ...], for_control: bool = False
+    ) -> list[EncodedPicture]:
         """Encode pictures, and for each with a mask also the masked picture.
 
         ``following``: see :class:`safelight.pipeline.stages.Task`.
+        ``for_control``: the pictures are those of ControlNets.
         """
+        latent_format, model = self._family.latents, self._model_stages.family_model
+
+        def encode(vae: nn.Module, picture: Any, mask: Any | None) -> list[EncodedPicture]:
+            if for_control:
+                return [model.encode_control_picture(latent_format, vae, picture, self._device, self.tile)]
+            return model.encode_picture(latent_format, vae, picture, mask, self._device, self.tile)
 
         def encode_in(dtype_name: str) -> list[EncodedPicture]:
             def compute(modules: list[nn.Module], _: list[Lease]) -> list[EncodedPicture]:
-                latent_format, encode = self._family.latents, self._model_stages.family_model.encode_picture
-                return [
-                    encoded
-                    for picture, mask in given
-                    for encoded in encode(latent_format, modules[0], picture, mask, self._device, self.tile)
-                ]
+                return [encoded for picture, mask in given for encoded in encode(modules[0], picture, mask)]
 
             forward_passes = sum(1 + (mask is not None) for _, mask in given)
             largest = max(picture.width * picture.height for picture, _ in given)
@@ -265,8 +269,12 @@ class ImagePipeline:
         memory = self.resources.report() if stage in ("switch", "encode") or step == 1 else None
         self._on_progress(Progress(stage, self._index, step, steps, memory, preview))
 
-    def _control_pictures(self, this_pass: Pass) -> list[tuple[Control, PILImage.Image]]:
-        """Return the ControlNets, each with its picture: cropped, resized to the size of the pass, and preprocessed."""
+    def _control_pictures(self, this_pass: Pass) -> list[tuple[Control, ControlPicture]]:
+        """Return the ControlNets, each with its picture.
+
+        Each picture is cropped, resized to the size of the pass, preprocessed, and encoded for a ControlNet that reads
+        latents.
+        """
 
         def prepared(control: Control) -> PILImage.Image:
             picture = self.resources.inputs.open(control.image)
@@ -275,7 +283,15 @@ class ImagePipeline:
                 resize_for_control(picture, (this_pass.width, this_pass.height), control.resize_mode), control
             )
 
-        return [(control, prepared(control)) for control in self.request.controls]
+        shown: list[ControlPicture] = [prepared(control) for control in self.request.controls]
+        of_latents = [at for at, net in enumerate(self._model_stages.nets) if net.config.reads_latents]
+        if of_latents:
+            roles = self._family.roles
+            following = roles[roles.index(self._family.denoiser) :]
+            encoded = self._encode([(shown[at], None) for at in of_latents], following, for_control=True)
+            for at, picture in zip(of_latents, encoded, strict=True):
+                shown[at] = picture
+        return list(zip(self.request.controls, shown, strict=True))
 
     def _after_call(self, this_pass: Pass, call: int, calls: int, values: torch.Tensor, sigma: float) -> None:
         """Check the latents after call number ``call`` (from 0) of the denoiser, and report progress.

@@ -26,6 +26,7 @@ from safelight.request.adapters import Control
 from safelight.request.job import Job
 from safelight.request.results import Repair
 from safelight.resolve.check import with_effective_strength
+from safelight.weights.manifest import ComponentManifest
 
 MAX_CALLS_PER_STEP = 2
 """Samplers of second order call the denoiser twice in a step."""
@@ -36,6 +37,9 @@ pixels."""
 
 MOST_CUT_SHOWN = 80
 """Characters of the part of a prompt that was cut off that a warning shows."""
+
+ControlPicture = PILImage.Image | EncodedPicture
+"""A ControlNet's picture; encoded for one that reads latents."""
 
 OnCall = Callable[[int, int, torch.Tensor, float], None]
 """Called after each call of the denoiser with its index (from 0), the number of calls, the latents, and the noise
@@ -102,6 +106,11 @@ class ModelStages:
         self._negative_too = guidance.READS_NEGATIVE[kind]
         self.warnings: list[str] = []
 
+    @property
+    def nets(self) -> list[ComponentManifest]:
+        """The ControlNets of the model, in the order of the request."""
+        return [part for part in self.model.manifest.components if part.role == CONTROLNET]
+
     def conditions(self, pixels: int, references: Sequence[Reference] = ()) -> ConditionsByStep:
         """Encode the prompts of all steps.
 
@@ -145,7 +154,7 @@ class ModelStages:
         self,
         this_pass: Pass,
         conditions: ConditionsByStep,
-        controls: Sequence[tuple[Control, PILImage.Image]],
+        controls: Sequence[tuple[Control, ControlPicture]],
         variation: noise.Variation | None,
         on_call: OnCall,
     ) -> Denoised:
@@ -190,8 +199,7 @@ class ModelStages:
                 )
             )
 
-        nets = [part for part in self.model.manifest.components if part.role == CONTROLNET]
-        parts = [(part, self._dtype) for part in (self.model.manifest.component(self.family.denoiser), *nets)]
+        parts = [(part, self._dtype) for part in (self.model.manifest.component(self.family.denoiser), *self.nets)]
         return self.stages.run(self._task(this_pass), self._run_settings, parts, compute)
 
     def _sampler_run(self, this_pass: Pass) -> SamplerRun:
@@ -219,7 +227,7 @@ class ModelStages:
         )
 
 
-def _bound_control_net(net: nn.Module, control: Control, picture: PILImage.Image) -> BoundControlNet:
+def _bound_control_net(net: nn.Module, control: Control, picture: ControlPicture) -> BoundControlNet:
     return BoundControlNet(
         net,
         picture,
@@ -228,4 +236,5 @@ def _bound_control_net(net: nn.Module, control: Control, picture: PILImage.Image
         control.end,
         guess_mode=control.mode in ("more_prompt", "more_control"),
         prompt_only=control.mode in ("more_control", "unbalanced"),
+        union_type=control.union_type,
     )

@@ -142,6 +142,7 @@ class Control:
     thresholds.
     ``resize_mode``: how the picture is fitted to the size of the output image.
     ``digest``: the digest that the ControlNet must have; "" for any.
+    ``union_type``: the type of the picture, for a union of ControlNets; "" for the preprocessor's name.
     """
 
     name: Annotated[str, FieldDeclaration(help="The name of a ControlNet in the library.")]
@@ -171,10 +172,18 @@ class Control:
         "just_resize"
     )
     digest: Annotated[str, FieldDeclaration(help="The digest that the ControlNet must have; empty for any.")] = ""
+    union_type: Annotated[
+        str,
+        FieldDeclaration(
+            help="For a ControlNet that reads several types of pictures (Union): the type of this one, such as canny,"
+            " depth or pose. Empty: the preprocessor's name."
+        ),
+    ] = ""
 
     def __post_init__(self) -> None:
         checks.check_name("controls", self.name)
         checks.text("controls", self.image)
+        checks.text("controls", self.union_type)
         if not self.image:
             raise RequestError("controls", self.name, "has no picture")
         fields = fields_of(Control)

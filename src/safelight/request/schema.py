@@ -303,7 +303,8 @@ class Request:
             f"pre: {', '.join(PREPROCESSORS.builtin)}. low= and high= are the preprocessor's thresholds (canny: both;"
             " threshold: low; blur: high, in hundredths of a pixel). "
             f"resize: {', '.join(RESIZES)}. "
-            f"mode: {', '.join(CONTROL_MODES)}. Repeat for several.",
+            f"mode: {', '.join(CONTROL_MODES)}. type: what the picture shows, for a Union (canny, depth, …). Repeat for"
+            " several.",
             maximum=MOST_CONTROLS,
             group=START,
             option="--control",

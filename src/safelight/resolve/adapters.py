@@ -8,7 +8,8 @@ from functools import lru_cache
 from safelight.catalog.adapters import Adapters
 from safelight.catalog.model import Adapter, Model
 from safelight.errors import RequestError
-from safelight.families.family import CONTROLNET, Config, Family
+from safelight.families.components import Config
+from safelight.families.family import CONTROLNET, Family
 from safelight.families.registry import family
 from safelight.request.adapters import Lora
 from safelight.weights.adapter_file import INVERSION, VAE

@@ -14,7 +14,7 @@ from safelight.catalog.model import Adapter, Model
 from safelight.errors import InputError, IntegrityError, ModelNotFoundError, RequestError, UnsupportedModelError
 from safelight.families.family import CONTROLNET
 from safelight.families.registry import families
-from safelight.request.adapters import Control
+from safelight.request.adapters import CONTROL_MODES, Control
 from safelight.request.job import ComponentReference
 from safelight.request.schema import Request
 from safelight.weights.adapter_file import VAE
@@ -199,4 +199,27 @@ def find_controlnet(control: Control, model: Model, adapters: Adapters, by_path:
     )
     if problem:
         raise RequestError("controls", control.name, problem.replace("{model}", f"{model.name} ({model.base})"))
+    if control.mode not in model.family.control_modes:
+        able = ", ".join(mode for mode in CONTROL_MODES if mode in model.family.control_modes)
+        raise RequestError(
+            "controls", control.mode, f"{control.name}: ControlNets for {model.base} have the mode {able}"
+        )
     return found
+
+
+def union_type(control: Control, net: Adapter, model: Model) -> str:
+    """Return the type of the picture for a union of ControlNets; "" for another ControlNet.
+
+    Raises RequestError if the union does not know the type, and if the request names none.
+    """
+    known = net.component.config.union_types
+    if not known:
+        if control.union_type:
+            problem = f"{control.name} reads one type of pictures; leave union_type out"
+            raise RequestError("controls", control.union_type, problem)
+        return ""
+    chosen = control.union_type or (control.preprocessor if control.preprocessor in known else "")
+    if chosen not in known:
+        what = f"{control.name} ({model.base}) reads several types of pictures"
+        raise RequestError("controls", control.union_type, f"{what}; union_type must be one of {', '.join(known)}")
+    return chosen

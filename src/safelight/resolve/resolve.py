@@ -8,6 +8,7 @@ from typing import Any
 from safelight.catalog import paths
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.model import Model
+from safelight.request.adapters import Control
 from safelight.request.job import ComponentReference, Job, ModelReference
 from safelight.request.prompts import loras, tags
 from safelight.request.schema import Request
@@ -50,16 +51,7 @@ def resolve(
     ]
     resolved_fields: dict[str, Any] = resolve_pictures(request, catalog.inputs, by_path, model)
     replacements, named = _find_replacements(request, model, catalog, by_path)
-    controls = tuple(
-        replace(
-            control,
-            name=net.name,
-            image=catalog.inputs.store_from_request("controls", control.image, by_path),
-            digest=net.digest,
-        )
-        for control in request.controls
-        for net in (parts.find_controlnet(control, model, catalog.adapters, by_path),)
-    )
+    controls = tuple(_resolve_control(control, model, catalog, by_path) for control in request.controls)
     refiner = parts.find_refiner(request, catalog.library, by_path)
     if refiner is not None:
         named |= {"refiner": refiner.name, "refiner_digest": refiner.digest}
@@ -78,6 +70,17 @@ def resolve(
         check_refiner(request, model, refiner)
     refiner_reference = None if refiner is None else model_reference(refiner)
     return Job(request, model_reference(model), replacements, words, refiner_reference)
+
+
+def _resolve_control(control: Control, model: Model, catalog: Catalog, by_path: bool) -> Control:
+    net = parts.find_controlnet(control, model, catalog.adapters, by_path)
+    return replace(
+        control,
+        name=net.name,
+        image=catalog.inputs.store_from_request("controls", control.image, by_path),
+        digest=net.digest,
+        union_type=parts.union_type(control, net, model),
+    )
 
 
 def with_defaults(request: Request, model: Model) -> Request:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from safelight.families.family import Component, Config
+from safelight.families.components import Component, Config
 from safelight.families.tables import Rows, TensorRow, squeezed
 from safelight.request.adapters import Purpose
 from safelight.weights import adapter_kinds

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safelight.errors import IncompleteModelError, UnsupportedModelError
-from safelight.families.family import Component, Config, Family, SingleFileComponent, TokenizerFile
+from safelight.families.components import Component, Config, SingleFileComponent, TokenizerFile
+from safelight.families.family import Family
 from safelight.families.tables import NotThisArchitecture, TensorRow, TensorSource
 from safelight.files.header import Header, TensorInfo
 from safelight.request.adapters import Purpose

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import CorruptFileError, IntegrityError
-from safelight.families.family import Config, TokenizerContent
+from safelight.families.components import Config, TokenizerContent
 from safelight.families.registry import architectures
 from safelight.files.disk import open_regular
 from safelight.files.header import ITEM_BYTES

@@ -8,7 +8,7 @@ import torch
 
 from safelight.devices.base import aligned
 from safelight.devices.transfer import Read
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.weights.manifest import ManifestTensor
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow
 
 Infer = Callable[[Shapes], Config]
@@ -27,7 +27,7 @@ class RecordedShapes(dict[str, tuple[int, ...]]):
         return found
 
     def get(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401  (it would call itself)
 
 
 def count_mismatches(rows: Iterable[TensorRow], shapes: Shapes, most: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from recipe.adapters import frozen
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.family_model import construct
 from safelight.families.flux.model import clip_tokens
 from safelight.families.flux.spec import FLUX

@@ -4,7 +4,8 @@ as a rectified flow, without classifier-free guidance, with a tokenizer and a te
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safelight.families.family import Component, Config, Family, Latents, Noise, Training
+from safelight.families.components import Component, Config
+from safelight.families.family import Family, Latents, Noise, Training
 from safelight.families.features import Feature
 from safelight.families.rules import rule
 from safelight.families.tables import weight_and_bias

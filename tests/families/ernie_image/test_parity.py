@@ -19,7 +19,7 @@ from support.scale import thinned
 
 import safelight
 from safelight.errors import IntegrityError, RequestError, UnsupportedModelError
-from safelight.families.family import TokenizerContent
+from safelight.families.components import TokenizerContent
 from safelight.families.family_model import PromptText
 from safelight.families.parts import ministral3_model
 from safelight.pipeline.noise import draw_seeded_noise

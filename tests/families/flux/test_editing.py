@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux import pipeline_flux_kontext, pipeline_flux_kontext_inpaint
 from PIL import Image
-from support import flux
+from support import flow_controls, flux
 from support.pictures import soft_picture
 from support.scale import thinned
 
@@ -25,6 +26,7 @@ from safelight.errors import RequestError
 from safelight.families.family import Size
 from safelight.families.flux import spec
 from safelight.families.flux.model import MODEL
+from safelight.request.adapters import Control
 from safelight.request.results import Image as Made
 from safelight.resolve.resolve import with_defaults
 from safelight.workers.local_engine import LocalEngine
@@ -223,3 +225,21 @@ def test_what_they_cannot_do_is_refused(shared_engine: LocalEngine, folders: dic
     ):
         with pytest.raises(RequestError, match=message):
             ours(shared_engine, folders[variant], **changes)
+
+
+@pytest.mark.usefixtures("small_sizes")
+def test_a_controlnet_beside_a_reference(
+    shared_engine: LocalEngine, folders: dict[str, Path], picture: Path, wide: Path, tmp_path: Path
+) -> None:
+    """It does not see the reference image: with the weight 0 it changes nothing. diffusers cannot do both at once."""
+    path = flow_controls.write(tmp_path / "x.safetensors", flow_controls.flux_net("latents"))
+    net = Control(str(path), str(picture))
+    drawn = [
+        ours(shared_engine, folders["kontext"], controls=some, **seen).pixels
+        for seen in ({}, refer(wide))
+        for some in ((), (net,), (replace(net, weight=0.0),))
+    ]
+    assert (drawn[0], drawn[3]) == (drawn[2], drawn[5])
+    assert len(set(drawn)) == 4
+    with pytest.raises(RequestError, match="reads tokens of width 64, but 384 in"):
+        ours(shared_engine, folders["fill"], image=str(picture), mask=str(picture), controls=(net,))

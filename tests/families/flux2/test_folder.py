@@ -20,7 +20,7 @@ from support.families import LDM
 import safelight
 from safelight.catalog.identify import identify
 from safelight.errors import IncompleteModelError, RequestError, UnsupportedModelError
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.family_model import PromptText, construct, family_model
 from safelight.families.flux2 import transformer
 from safelight.families.flux2.spec import FLUX2_KLEIN, mu

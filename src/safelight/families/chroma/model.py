@@ -13,7 +13,8 @@ from torch import nn
 
 from safelight.boundary import exports, modules
 from safelight.families.chroma.transformer import ChromaConfig
-from safelight.families.family import Config, Family, Latents
+from safelight.families.components import Config
+from safelight.families.family import Family, Latents
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.parts import t5_model
 from safelight.families.parts.flux_blocks import TEXT_TOKENS

@@ -8,17 +8,8 @@ from dataclasses import replace
 
 from safelight.families.chroma import transformer
 from safelight.families.chroma.transformer import ChromaConfig
-from safelight.families.family import (
-    AdapterSigns,
-    Component,
-    Config,
-    Defaults,
-    Family,
-    Noise,
-    SingleFileComponent,
-    Training,
-    Variant,
-)
+from safelight.families.components import Component, Config, SingleFileComponent
+from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
 from safelight.families.features import Feature
 from safelight.families.parts import flux_adapters, flux_blocks, t5, vae
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR

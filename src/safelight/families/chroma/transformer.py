@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.parts.flux_blocks import double_block, single_block, working_bytes
 from safelight.families.parts.tokens import PATCH
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias

@@ -10,9 +10,10 @@ from torch import nn
 
 from safelight.boundary import modules
 from safelight.boundary.pictures import EncodedPicture
+from safelight.families.components import Config, TokenizerContent
 from safelight.families.ernie_image.spec import NORM_EPS, ROPE_THETA, axes
 from safelight.families.ernie_image.transformer import ErnieImageConfig
-from safelight.families.family import Config, Family, Latents, TokenizerContent
+from safelight.families.family import Family, Latents
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.parts import flux2_vae_model, ministral3_model
 from safelight.families.parts.flux2_vae import Flux2VAEConfig

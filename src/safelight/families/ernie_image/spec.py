@@ -7,20 +7,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from safelight.errors import UnsupportedModelError
+from safelight.families.components import Component, Config, SingleFileComponent, TokenizerFile
 from safelight.families.ernie_image import transformer
 from safelight.families.ernie_image.transformer import ErnieImageConfig
-from safelight.families.family import (
-    AdapterSigns,
-    Component,
-    Config,
-    Defaults,
-    Family,
-    Noise,
-    SingleFileComponent,
-    TokenizerFile,
-    Training,
-    Variant,
-)
+from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
 from safelight.families.features import Feature
 from safelight.families.parts import flux2_vae, ministral3
 from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, Flux2VAEConfig

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from safelight.boundary import exports, modules
-from safelight.families.family import Config, Family, Latents
-from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.boundary import exports, modules, pictures
+from safelight.boundary.pictures import EncodedPicture
+from safelight.families.components import Config
+from safelight.families.family import Family, Latents
+from safelight.families.family_model import (
+    Call,
+    ControlCall,
+    FamilyModel,
+    PromptText,
+    Tensors,
+    TextInput,
+    TextInputs,
+    scale_latents,
+)
+from safelight.families.flux.controlnet import HINT_WIDTH, UNION_TYPES, FluxControlNetConfig
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.parts import clip_model, t5_model
 from safelight.families.parts.clip import CLIPConfig
@@ -30,6 +44,9 @@ T5_TOKENS, SCHNELL_T5_TOKENS = 512, 256
 """T5's tokens of a prompt, padding included: the original's numbers. The rest is cut off."""
 
 TRANSFORMER = "diffusers.models.transformers.transformer_flux:FluxTransformer2DModel"
+CONTROLNET = "diffusers.models.controlnets.controlnet_flux:FluxControlNetModel"
+
+DOUBLE_BLOCKS, SINGLE_BLOCKS = "transformer_blocks", "single_transformer_blocks"
 
 
 class Flux(FamilyModel):
@@ -45,16 +62,14 @@ class Flux(FamilyModel):
                 return autoencoder(family, config)
             case FluxConfig():
                 return modules.library_class(TRANSFORMER)(
-                    in_channels=config.inputs,
-                    out_channels=config.channels * PATCH**2,
-                    num_layers=config.layers,
-                    num_single_layers=config.single_layers,
-                    attention_head_dim=config.head_size,
-                    num_attention_heads=config.width // config.head_size,
-                    joint_attention_dim=config.text_width,
-                    pooled_projection_dim=config.pooled_width,
-                    guidance_embeds=config.guidance,
-                    axes_dims_rope=axes(config.head_size),
+                    out_channels=config.channels * PATCH**2, **_transformer_kwargs(config)
+                )
+            case FluxControlNetConfig():
+                return modules.library_class(CONTROLNET)(
+                    patch_size=config.patch,
+                    num_mode=config.modes or None,
+                    conditioning_embedding_channels=HINT_WIDTH if config.pixels else None,
+                    **_transformer_kwargs(config.net),
                 )
             case _:
                 raise ValueError(config)
@@ -117,32 +132,101 @@ class Flux(FamilyModel):
 
     def predict(self, denoiser: nn.Module, call: Call) -> torch.Tensor:
         net = cast("Any", denoiser)
-        dtype, device, count = next(denoiser.parameters()).dtype, call.latents.device, len(call.latents)
-        hidden = call.condition["hidden"].to(dtype)
         rows, columns = (side // PATCH for side in call.latents.shape[-2:])
-        seen = (call.latents, *call.references)
-        packed = [pack(one.to(dtype)) for one in seen]
-        tokens = torch.cat(packed, dim=1) if call.references else packed[0]
-        if call.extra:
-            mask, masked_image = call.extra
-            tokens = torch.cat([tokens, pack(masked_image.to(dtype)), pack(mask.to(dtype))], dim=2)
-        positions = torch.cat([image_positions(one, number) for number, one in enumerate(seen)])
-        guidance = torch.full([1], call.guidance, device=device, dtype=torch.float32).expand(count)
+        inputs = _inputs(net, call)
+        added = _longer(call.control, inputs["hidden_states"].shape[1] - rows * columns)
+        double, single = (
+            [added[f"{blocks}.{n}"] for n in range(count) if f"{blocks}.{n}" in added] or None
+            for blocks, count in _blocks(net)
+        )
         found = net(
-            hidden_states=tokens,
-            timestep=call.timestep.expand(count).to(dtype) / 1000,
-            guidance=guidance if net.config.guidance_embeds else None,
-            pooled_projections=call.condition["pooled"].to(dtype),
-            encoder_hidden_states=hidden,
-            txt_ids=torch.zeros(hidden.shape[1], 3, device=device, dtype=dtype),
-            img_ids=positions.to(device=device, dtype=dtype),
+            **inputs,
+            controlnet_block_samples=double,
+            controlnet_single_block_samples=single,
             return_dict=False,
         )[0]
         return unpack(found[:, : rows * columns], rows, columns)
 
+    def control_input(self, latents: Latents, picture: Any, generator: torch.Generator) -> torch.Tensor:
+        if not isinstance(picture, EncodedPicture):
+            return pictures.control_picture(picture, latents.vae_scale_factor, normalised=True)
+        return pack(scale_latents(latents, picture.distribution.sample(generator)))
+
+    def control(self, net: nn.Module, denoiser: nn.Module, call: Call, how: ControlCall) -> Tensors:
+        own, count = cast("Any", net), len(call.latents)
+        inputs = _inputs(own, call)
+        mode = torch.tensor(UNION_TYPES.index(how.union_type)) if how.union_type else None
+        outputs = own(
+            **inputs,
+            controlnet_cond=how.picture.to(inputs["hidden_states"].dtype).expand(count, *how.picture.shape[1:]),
+            controlnet_mode=None if mode is None else mode.to(call.latents.device).view(-1, 1).expand(count, 1),
+            conditioning_scale=how.weight,
+            return_dict=False,
+        )
+        added: dict[str, torch.Tensor] = {}
+        for (blocks, length), tensors in zip(_blocks(denoiser), outputs, strict=True):
+            if tensors:
+                # XLabs' ControlNets repeat their few outputs; each output of the others belongs to a run of blocks.
+                repeats = own.input_hint_block is not None and blocks == DOUBLE_BLOCKS
+                run = math.ceil(length / len(tensors))
+                order = (n % len(tensors) if repeats else n // run for n in range(length))
+                added |= {f"{blocks}.{n}": tensors[at] for n, at in enumerate(order)}
+        return added
+
     def decode(self, latents: Latents, vae: nn.Module, values: torch.Tensor, tile: int) -> torch.Tensor:
         # Convolutions compute other bits for channels-last latents, which diffusers has never: it unpacks them.
         return super().decode(latents, vae, values.contiguous(), tile)
+
+
+def _transformer_kwargs(config: FluxConfig) -> dict[str, Any]:
+    """Return the settings that a transformer and a ControlNet for it share."""
+    return {
+        "in_channels": config.inputs,
+        "num_layers": config.layers,
+        "num_single_layers": config.single_layers,
+        "attention_head_dim": config.head_size,
+        "num_attention_heads": config.width // config.head_size,
+        "joint_attention_dim": config.text_width,
+        "pooled_projection_dim": config.pooled_width,
+        "guidance_embeds": config.guidance,
+        "axes_dims_rope": axes(config.head_size),
+    }
+
+
+def _blocks(denoiser: nn.Module) -> tuple[tuple[str, int], ...]:
+    """Return the names of the two lists of a transformer's blocks, each with its length."""
+    return tuple((name, len(getattr(denoiser, name))) for name in (DOUBLE_BLOCKS, SINGLE_BLOCKS))
+
+
+def _longer(control: Tensors, tokens: int) -> Tensors:
+    """Return what ControlNets add, with zeros for more ``tokens``: they do not see reference images."""
+    if not tokens:
+        return control
+    longer = {id(one): F.pad(one, (0, 0, 0, tokens)) for one in {id(one): one for one in control.values()}.values()}
+    return {name: longer[id(one)] for name, one in control.items()}
+
+
+def _inputs(net: Any, call: Call) -> dict[str, Any]:
+    """Return the inputs that the transformer and its ControlNets share. ``net``: one of them, bound."""
+    dtype, device, count = next(net.parameters()).dtype, call.latents.device, len(call.latents)
+    hidden = call.condition["hidden"].to(dtype)
+    seen = (call.latents, *call.references)
+    packed = [pack(one.to(dtype)) for one in seen]
+    tokens = torch.cat(packed, dim=1) if call.references else packed[0]
+    if call.extra:
+        mask, masked_image = call.extra
+        tokens = torch.cat([tokens, pack(masked_image.to(dtype)), pack(mask.to(dtype))], dim=2)
+    positions = torch.cat([image_positions(one, number) for number, one in enumerate(seen)])
+    guidance = torch.full([1], call.guidance, device=device, dtype=torch.float32).expand(count)
+    return {
+        "hidden_states": tokens,
+        "timestep": call.timestep.expand(count).to(dtype) / 1000,
+        "guidance": guidance if net.config.guidance_embeds else None,
+        "pooled_projections": call.condition["pooled"].to(dtype),
+        "encoder_hidden_states": hidden,
+        "txt_ids": torch.zeros(hidden.shape[1], 3, device=device, dtype=dtype),
+        "img_ids": positions.to(device=device, dtype=dtype),
+    }
 
 
 def clip_tokens(text: str) -> list[int]:

@@ -6,21 +6,21 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.family import (
+    CONTROLNET,
     AdapterSigns,
-    Component,
-    Config,
     Defaults,
     Family,
     Noise,
     References,
-    SingleFileComponent,
     Size,
     Training,
     Variant,
 )
 from safelight.families.features import Feature
-from safelight.families.flux import transformer
+from safelight.families.flux import controlnet, transformer
+from safelight.families.flux.controlnet import FluxControlNetConfig
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.parts import clip, flux_adapters, flux_blocks, t5, vae
 from safelight.families.parts.clip import CLIPConfig
@@ -69,6 +69,8 @@ _OWN_NAMES = re.compile(
 )
 """Names of modules in adapters that Chroma does not have: modulations, and what computes them."""
 
+_CONTROL_INPUT = r"(controlnet_x_embedder|pos_embed_input)\.weight$"
+_CONTROL_BLOCKS = r"(double_blocks\.0\.img_mod\.|transformer_blocks\.0\.norm1_context\.)"
 _WHAT = "double blocks, each with its modulation, and single blocks"
 
 
@@ -191,7 +193,7 @@ FLUX = Family(
         ),
         Component("vae", Purpose.VAE, ("vae.", "first_stage_model."), vae.infer, FLUX_VAE),
     ),
-    architectures=(CLIPConfig, T5Config, FluxConfig, VAEConfig),
+    architectures=(CLIPConfig, T5Config, FluxConfig, VAEConfig, FluxControlNetConfig),
     latents=replace(FLUX_LATENTS, fp32=False),
     noise=Noise("flow", mu=flux_blocks.mu),
     resolution=1024,
@@ -203,11 +205,21 @@ FLUX = Family(
             Feature.INPAINTING,
             Feature.HIRES,
             Feature.TILED_VAE,
+            Feature.CONTROLNET,
         }
     ),
+    control_modes=frozenset({"balanced"}),
+    find_controlnet_mismatch=controlnet.find_mismatch,
     model_module="safelight.families.flux.model",
     rules=(rule("checkpoint", "flux", f"{_WHAT}, and text encoders", _DOUBLE, _SINGLE, r"text_encoders?[._]"),),
     adapter_rules=(
+        rule(
+            CONTROLNET,
+            "flux",
+            "an input for a picture, and double blocks, each with its modulation",
+            _CONTROL_INPUT,
+            _CONTROL_BLOCKS,
+        ),
         rule(
             "control_lora",
             "flux",
@@ -235,6 +247,7 @@ FLUX = Family(
         SingleFileComponent(
             "text_encoder", "", "T5 text encoder", t5.infer, t5.PATTERN, t5.unread_reason, role="text_encoder_2"
         ),
+        SingleFileComponent(CONTROLNET, "", "FLUX.1 ControlNet", controlnet.infer, _CONTROL_BLOCKS),
     ),
     separate_parts=True,
     asks_variant=lambda configs: _variant(configs) == DEV,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.parts.flux_blocks import STREAMS, double_block, single_block, working_bytes
 from safelight.families.parts.tokens import PATCH
 from safelight.families.tables import (
@@ -61,6 +61,14 @@ class FluxConfig(Config):
         return working_bytes(pixels, self.width, self.head_size, itemsize, quadratic)
 
     def rows(self) -> Iterator[TensorRow]:
+        yield from self.rows_before_last()
+        last, wide = "final_layer.adaLN_modulation.1", self.width
+        for kind, shape in (("weight", (2 * wide, wide)), ("bias", (2 * wide,))):
+            yield row(f"norm_out.linear.{kind}", shape, TensorSource(f"{last}.{kind}", swap_halves=True))
+        yield from weight_and_bias("proj_out", (self.channels * PATCH**2, wide), "final_layer.linear")
+
+    def rows_before_last(self) -> Iterator[TensorRow]:
+        """Return the table without the last layer, which ControlNets do not have."""
         wide = self.width
         yield from weight_and_bias("x_embedder", (wide, self.inputs), "img_in")
         embedders = [("timestep_embedder", "time_in", TIME_WIDTH), ("text_embedder", "vector_in", self.pooled_width)]
@@ -74,10 +82,6 @@ class FluxConfig(Config):
             yield from self._double_block(f"transformer_blocks.{n}", f"double_blocks.{n}")
         for n in range(self.single_layers):
             yield from self._single_block(f"single_transformer_blocks.{n}", f"single_blocks.{n}")
-        last = "final_layer.adaLN_modulation.1"
-        for kind, shape in (("weight", (2 * wide, wide)), ("bias", (2 * wide,))):
-            yield row(f"norm_out.linear.{kind}", shape, TensorSource(f"{last}.{kind}", swap_halves=True))
-        yield from weight_and_bias("proj_out", (self.channels * PATCH**2, wide), "final_layer.linear")
 
     def _double_block(self, name: str, other: str) -> Iterator[TensorRow]:
         wide = self.width
@@ -116,8 +120,11 @@ def xlabs_sources(name: str) -> Iterator[TensorSource]:
             yield TensorSource(f"{processor}.proj_lora{end}.{found['leaf']}")
 
 
-def infer(shapes: Shapes) -> FluxConfig:
-    """Infer the settings from shapes, in diffusers' names or the original's. Raises NotThisArchitecture."""
+def infer(shapes: Shapes, has_last: bool = True) -> FluxConfig:
+    """Infer the settings from shapes, in diffusers' names or the original's. Raises NotThisArchitecture.
+
+    ``has_last``: whether there is a last layer, whose outputs are then counted; a ControlNet has none.
+    """
 
     def of(name: str, other: str) -> tuple[int, ...]:
         return shapes[name] if name in shapes else shapes[other]
@@ -130,7 +137,7 @@ def infer(shapes: Shapes) -> FluxConfig:
         guidance = "time_text_embed.guidance_embedder.", "guidance_in."
         return FluxConfig(
             embedder[-1],
-            of("proj_out.weight", "final_layer.linear.weight")[0] // PATCH**2,
+            (of("proj_out.weight", "final_layer.linear.weight")[0] if has_last else embedder[-1]) // PATCH**2,
             embedder[0],
             count_indexed(shapes, "transformer_blocks.") or count_indexed(shapes, "double_blocks."),
             count_indexed(shapes, "single_transformer_blocks.") or count_indexed(shapes, "single_blocks."),

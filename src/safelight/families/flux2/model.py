@@ -11,7 +11,8 @@ from torch import nn
 
 from safelight.boundary import modules, pictures
 from safelight.boundary.pictures import EncodedPicture
-from safelight.families.family import Config, Family, Latents
+from safelight.families.components import Config
+from safelight.families.family import Family, Latents
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.flux2.spec import NORM_EPS, ROPE_THETA, TEXT_LAYERS, axes, shrunk
 from safelight.families.flux2.transformer import HIDDEN_RATIO, TIME_WIDTH, Flux2Config

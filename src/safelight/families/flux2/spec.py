@@ -6,19 +6,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from safelight.families.family import (
-    AdapterSigns,
-    Component,
-    Config,
-    Defaults,
-    Family,
-    Noise,
-    References,
-    SingleFileComponent,
-    Size,
-    Training,
-    Variant,
-)
+from safelight.families.components import Component, Config, SingleFileComponent
+from safelight.families.family import AdapterSigns, Defaults, Family, Noise, References, Size, Training, Variant
 from safelight.families.features import Feature
 from safelight.families.flux2 import transformer
 from safelight.families.flux2.transformer import Flux2Config

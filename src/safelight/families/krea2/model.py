@@ -12,7 +12,8 @@ from torch import nn
 
 from safelight.boundary import modules
 from safelight.boundary.pictures import EncodedPicture
-from safelight.families.family import Config, Family, Latents
+from safelight.families.components import Config
+from safelight.families.family import Family, Latents
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.krea2.spec import NORM_EPS, ROPE_THETA, axes, text_layers
 from safelight.families.krea2.transformer import TEXT_TOKENS, Krea2Config

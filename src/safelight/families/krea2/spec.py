@@ -5,17 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from safelight.families.family import (
-    AdapterSigns,
-    Component,
-    Config,
-    Defaults,
-    Family,
-    Noise,
-    SingleFileComponent,
-    Training,
-    Variant,
-)
+from safelight.families.components import Component, Config, SingleFileComponent
+from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
 from safelight.families.features import Feature
 from safelight.families.krea2 import transformer
 from safelight.families.krea2.transformer import Krea2Config

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, TensorSource, count_indexed, row
 
 PATTERN = r"(text_model\.)?embeddings\.(token|position)_embedding\."

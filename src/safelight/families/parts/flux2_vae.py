@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safelight.families.family import Config, Latents
+from safelight.families.components import Config
+from safelight.families.family import Latents
 from safelight.families.parts import vae
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.tables import Shapes, TensorRow, TensorSource, row

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from safelight.boundary import modules
-from safelight.families.family import TokenizerContent
+from safelight.families.components import TokenizerContent
 from safelight.families.family_model import PromptText, TextInput, TextInputs
 from safelight.families.parts.ministral3 import HEAD_SIZE, NORM_EPSILON, POSITIONS, ROPE, Ministral3Config
 

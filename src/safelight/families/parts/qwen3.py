@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row
 
 HEAD_PREFIXES = ("", "model.", "language_model.", "model.language_model.")

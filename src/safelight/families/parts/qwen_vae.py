@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safelight.families.family import Config, Latents
+from safelight.families.components import Config
+from safelight.families.family import Latents
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, row, weight_and_bias
 
 PATTERN = r"encoder\.(downsamples\.0\.residual\.2|down_blocks\.0\.conv1)\."

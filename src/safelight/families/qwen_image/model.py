@@ -14,7 +14,8 @@ from torch import nn
 
 from safelight.boundary import exports, modules
 from safelight.boundary.pictures import EncodedPicture
-from safelight.families.family import Config, Family, Latents
+from safelight.families.components import Config
+from safelight.families.family import Family, Latents
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.parts import qwen25_model, qwen_vae_model
 from safelight.families.parts.qwen3_model import tokens_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.sd import unet
 from safelight.families.sd.unet import UNetConfig
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row, weight_and_bias

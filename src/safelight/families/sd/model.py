@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from safelight.boundary import exports, modules
-from safelight.families.family import Config, Family
-from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.families.components import Config
+from safelight.families.family import Family
+from safelight.families.family_model import Call, ControlCall, FamilyModel, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.parts import clip_model
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.vae import NORM_GROUPS, VAEConfig
@@ -183,7 +184,7 @@ class StableDiffusion(FamilyModel):
         latents = torch.cat([call.latents, *call.extra], dim=1) if call.extra else call.latents
         control: dict[str, Any] = {}
         if call.control:
-            *down, middle = call.control
+            *down, middle = call.control.values()
             control = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return cast("Any", denoiser)(
             latents,
@@ -194,20 +195,19 @@ class StableDiffusion(FamilyModel):
             **control,
         )[0]
 
-    def control(
-        self, net: nn.Module, call: Call, picture: torch.Tensor, weight: float, guess_mode: bool
-    ) -> tuple[torch.Tensor, ...]:
+    def control(self, net: nn.Module, denoiser: nn.Module, call: Call, how: ControlCall) -> Tensors:
+        del denoiser
         down, middle = cast("Any", net)(
             call.latents,
             call.timestep,
             encoder_hidden_states=call.condition["hidden"],
-            controlnet_cond=torch.cat([picture] * len(call.latents)),
-            conditioning_scale=weight,
-            guess_mode=guess_mode,
+            controlnet_cond=torch.cat([how.picture.to(call.latents.dtype)] * len(call.latents)),
+            conditioning_scale=how.weight,
+            guess_mode=how.guess_mode,
             added_cond_kwargs=self.added_cond_kwargs(call),
             return_dict=False,
         )
-        return (*down, middle)
+        return {**{f"down_blocks.{n}": tensor for n, tensor in enumerate(down)}, "mid_block": middle}
 
 
 def _key(text: Sequence[Chunk]) -> str:

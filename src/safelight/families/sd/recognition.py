@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from safelight.errors import UnsupportedModelError
-from safelight.families.family import Config, Training
+from safelight.families.components import Config
+from safelight.families.family import Training
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.vae import NORM_GROUPS, VAEConfig
 from safelight.families.sd import unet

@@ -6,19 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from safelight.families.family import (
-    CONTROLNET,
-    VARIANTS,
-    AdapterSigns,
-    Component,
-    Config,
-    Family,
-    Latents,
-    Noise,
-    SingleFileComponent,
-    Training,
-    Variant,
-)
+from safelight.families.components import Component, Config, SingleFileComponent
+from safelight.families.family import CONTROLNET, VARIANTS, AdapterSigns, Family, Latents, Noise, Training, Variant
 from safelight.families.features import Feature
 from safelight.families.parts import clip, vae
 from safelight.families.parts.clip import CLIPConfig
@@ -148,7 +137,9 @@ _PROJECTION = "unet.down_blocks.0.attentions.0.proj_in.weight"
 
 SINGLE_FILE_COMPONENTS = (
     SingleFileComponent("vae", "first_stage_model.", "VAE", vae.infer),
-    SingleFileComponent(CONTROLNET, "control_model.", "ControlNet", controlnet.infer),
+    SingleFileComponent(
+        CONTROLNET, "control_model.", "ControlNet", controlnet.infer, r"(control_model\.)?(down_blocks|input_blocks)\."
+    ),
 )
 
 _VELOCITY = Training(

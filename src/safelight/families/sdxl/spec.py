@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-from safelight.families.family import AdapterSigns, Component
+from safelight.families.components import Component
+from safelight.families.family import AdapterSigns
 from safelight.families.features import Feature
 from safelight.families.parts import clip
 from safelight.families.parts.clip import CLIPConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,13 +11,24 @@ import torch
 from torch import nn
 
 from safelight.boundary import modules
-from safelight.families.family import Config, Family
-from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.families.components import Config
+from safelight.families.family import Family, Latents
+from safelight.families.family_model import (
+    Call,
+    ControlCall,
+    FamilyModel,
+    PromptText,
+    Tensors,
+    TextInput,
+    TextInputs,
+    scale_latents,
+)
 from safelight.families.parts import qwen3_model
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.parts.sequences import join_texts
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.parts.vae_model import autoencoder
+from safelight.families.zimage.controlnet import ZImageControlNetConfig, places
 from safelight.families.zimage.transformer import ZImageConfig
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
@@ -29,6 +41,7 @@ POSITIONS = (1536, 512, 512)
 
 ROPE_THETA = 256.0
 
+CONTROLNET = "diffusers.models.controlnets.controlnet_z_image:ZImageControlNetModel"
 TRANSFORMER = "diffusers.models.transformers.transformer_z_image:ZImageTransformer2DModel"
 
 
@@ -54,6 +67,18 @@ class ZImage(FamilyModel):
                     rope_theta=ROPE_THETA,
                     axes_dims=axes(config.head_size),
                     axes_lens=POSITIONS,
+                )
+            case ZImageControlNetConfig():
+                return modules.library_class(CONTROLNET)(
+                    # Where the blocks add to is the transformer's to say: ``_with_shared_modules`` sets it.
+                    control_layers_places=list(range(config.layers)),
+                    control_refiner_layers_places=list(range(config.refiner_layers)),
+                    control_in_dim=config.channels,
+                    add_control_noise_refiner="control_noise_refiner" if config.refines else None,
+                    dim=config.width,
+                    n_refiner_layers=config.refiner_layers,
+                    n_heads=config.width // config.head_size,
+                    n_kv_heads=config.width // config.head_size,
                 )
             case _:
                 raise ValueError(config)
@@ -107,15 +132,59 @@ class ZImage(FamilyModel):
         return torch.linspace(1.0, 1 / steps, steps).tolist()
 
     def predict(self, denoiser: nn.Module, call: Call) -> torch.Tensor:
-        dtype = next(denoiser.parameters()).dtype
-        states, lengths = call.condition["hidden"], call.condition["length"].tolist()
-        # The transformer takes a list of images with a frame axis, a list of texts, and the share of the noise that is
-        # gone; it returns the velocity towards the image.
-        images = list(call.latents.to(dtype).unsqueeze(2).unbind(dim=0))
-        time = ((1000 - call.timestep.expand(1)) / 1000).repeat(len(images))
-        texts = [one[:length] for one, length in zip(states, lengths, strict=True)]
-        found = cast("Any", denoiser)(images, time, texts, return_dict=False)[0]
+        added = {n: call.control[f"layers.{n}"] for n in range(len(_layers(denoiser))) if f"layers.{n}" in call.control}
+        found = cast("Any", denoiser)(
+            *_inputs(next(denoiser.parameters()).dtype, call), controlnet_block_samples=added or None, return_dict=False
+        )[0]
+        # The transformer returns the velocity towards the image.
         return -torch.stack([one.float() for one in found]).squeeze(2)
+
+    def control_input(self, latents: Latents, picture: Any, generator: torch.Generator) -> torch.Tensor:
+        del generator
+        return scale_latents(latents, picture.distribution.mode())
+
+    def control(self, net: nn.Module, denoiser: nn.Module, call: Call, how: ControlCall) -> Tensors:
+        own = _with_shared_modules(net, denoiser)
+        dtype = next(denoiser.parameters()).dtype
+        shown = how.picture.to(dtype).unsqueeze(2)
+        # Without a mask and a second picture, which some ControlNets can read too, their channels are zero.
+        zeros = shown.new_zeros(1, own.control_in_dim - shown.shape[1], *shown.shape[2:])
+        context = torch.cat([shown, zeros], dim=1).repeat(len(call.latents), 1, 1, 1, 1)
+        added = own.forward(*_inputs(dtype, call), context, conditioning_scale=how.weight)
+        return {f"layers.{n}": tensor for n, tensor in added.items()}
+
+
+SHARED = (
+    *("t_scale", "t_embedder", "all_x_embedder", "cap_embedder", "rope_embedder", "noise_refiner", "context_refiner"),
+    *("x_pad_token", "cap_pad_token"),
+)
+"""What a ControlNet takes from the transformer (diffusers' ``ZImageControlNetModel.from_transformer``)."""
+
+
+def _with_shared_modules(net: nn.Module, denoiser: nn.Module) -> Any:
+    """Return a copy of a bound ControlNet, with the same modules, that also has the transformer's."""
+    own: Any = copy.copy(net)
+    vars(own).update({name: getattr(denoiser, name) for name in SHARED})
+    own.control_layers_places = places(len(_layers(denoiser)), len(own.control_layers))
+    if own.add_control_noise_refiner and not own.control_noise_refiner[0].before_proj.weight.any():
+        # Version 2.0 does not use its blocks for the refiner, which diffusers recognises by this, too.
+        own.add_control_noise_refiner = "control_layers"
+    return own
+
+
+def _layers(denoiser: nn.Module) -> nn.ModuleList:
+    return cast("Any", denoiser).layers
+
+
+def _inputs(dtype: torch.dtype, call: Call) -> tuple[list[torch.Tensor], torch.Tensor, list[torch.Tensor]]:
+    """Return what the transformer and its ControlNets share: images, the share of the noise that is gone, and texts.
+
+    Images and texts are lists, because each row may have another length. Images have a frame axis.
+    """
+    states, lengths = call.condition["hidden"], call.condition["length"].tolist()
+    images = list(call.latents.to(dtype).unsqueeze(2).unbind(dim=0))
+    time = ((1000 - call.timestep.expand(1)) / 1000).repeat(len(images))
+    return images, time, [one[:length] for one, length in zip(states, lengths, strict=True)]
 
 
 def axes(head_size: int) -> tuple[int, int, int]:

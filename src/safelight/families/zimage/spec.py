@@ -5,17 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from safelight.families.family import (
-    AdapterSigns,
-    Component,
-    Config,
-    Defaults,
-    Family,
-    Noise,
-    SingleFileComponent,
-    Training,
-    Variant,
-)
+from safelight.families.components import Component, Config, SingleFileComponent
+from safelight.families.family import CONTROLNET, AdapterSigns, Defaults, Family, Noise, Training, Variant
 from safelight.families.features import Feature
 from safelight.families.parts import qwen3, vae
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
@@ -23,7 +14,8 @@ from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import KindRule, rule
 from safelight.families.tables import is_architecture
-from safelight.families.zimage import transformer
+from safelight.families.zimage import controlnet, transformer
+from safelight.families.zimage.controlnet import ZImageControlNetConfig
 from safelight.families.zimage.transformer import ZImageConfig
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
@@ -40,6 +32,9 @@ _PADDING = r"(cap|x)_pad_token$"
 _WHAT = "a transformer with padding tokens for the image and for the caption"
 
 TEXT_PREFIXES = ("text_encoders.qwen3_4b.transformer.", "text_encoders.qwen3_4b.", "text_encoder.")
+
+
+_CONTROL_LAYERS = r"control_layers\.0\."
 
 
 def _recognise_folder(folder: Folder) -> str | None:
@@ -113,7 +108,7 @@ ZIMAGE = Family(
         ),
         Component("vae", Purpose.VAE, ("vae.", "first_stage_model."), vae.infer, FLUX_VAE),
     ),
-    architectures=(Qwen3Config, ZImageConfig, VAEConfig),
+    architectures=(Qwen3Config, ZImageConfig, VAEConfig, ZImageControlNetConfig),
     latents=FLUX_LATENTS,
     noise=Noise("flow", {"shift": _TURBO_SHIFT}),
     resolution=1024,
@@ -127,7 +122,19 @@ ZIMAGE = Family(
             Feature.GUIDANCE,
             Feature.HIRES,
             Feature.TILED_VAE,
+            Feature.CONTROLNET,
         }
+    ),
+    control_modes=frozenset({"balanced", "unbalanced"}),
+    find_controlnet_mismatch=controlnet.find_mismatch,
+    adapter_rules=(
+        rule(
+            CONTROLNET,
+            "z-image",
+            "an embedder of the picture, and control layers",
+            r"control_all_x_embedder\.2-1\.weight$",
+            _CONTROL_LAYERS,
+        ),
     ),
     model_module="safelight.families.zimage.model",
     rules=(
@@ -158,6 +165,7 @@ ZIMAGE = Family(
             qwen3.unread_reason,
             qwen3.VISION,
         ),
+        SingleFileComponent(CONTROLNET, "", "Z-Image ControlNet", controlnet.infer, _CONTROL_LAYERS),
     ),
     separate_parts=True,
     asks_variant=lambda _: True,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safelight.families.family import Config
+from safelight.families.components import Config
 from safelight.families.tables import (
     NotThisArchitecture,
     Shapes,
@@ -51,57 +51,67 @@ class ZImageConfig(Config):
     def label(self) -> str:
         return f"{self.width}x{self.layers}"
 
-    @property
-    def hidden(self) -> int:
-        """Width of the feed-forward layers."""
-        return int(self.width / 3 * 8)
-
-    @property
-    def time_width(self) -> int:
-        return min(self.width, TIME_WIDTH)
-
     def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
         tokens = 2 * (pixels // 256 + TEXT_TOKENS)
         scores = self.width // self.head_size * tokens**2 // 2 * itemsize if quadratic else 0
         # Rotary embeddings compute in fp32.
-        return tokens * (6 * self.width + 3 * self.hidden) * itemsize + 4 * tokens * self.width * 4 + scores
+        return (
+            tokens * (6 * self.width + 3 * feed_forward_width(self.width)) * itemsize
+            + 4 * tokens * self.width * 4
+            + scores
+        )
 
     def rows(self) -> Iterator[TensorRow]:
         yield from weight_and_bias("t_embedder.mlp.0", (TIME_HIDDEN, TIME_WIDTH))
-        yield from weight_and_bias("t_embedder.mlp.2", (self.time_width, TIME_HIDDEN))
+        yield from weight_and_bias("t_embedder.mlp.2", (time_width(self.width), TIME_HIDDEN))
         patch = self.channels * PATCH**2
         yield from weight_and_bias("all_x_embedder.2-1", (self.width, patch), "x_embedder")
         yield row("x_pad_token", (1, self.width))
         for n in range(self.refiner_layers):
-            yield from self._block(f"noise_refiner.{n}", modulated=True)
+            yield from block(f"noise_refiner.{n}", self.width, self.head_size, modulated=True)
         yield row("cap_embedder.0.weight", (self.text_width,))
         yield from weight_and_bias("cap_embedder.1", (self.width, self.text_width))
         yield row("cap_pad_token", (1, self.width))
         for n in range(self.refiner_layers):
-            yield from self._block(f"context_refiner.{n}", modulated=False)
+            yield from block(f"context_refiner.{n}", self.width, self.head_size, modulated=False)
         for n in range(self.layers):
-            yield from self._block(f"layers.{n}", modulated=True)
+            yield from block(f"layers.{n}", self.width, self.head_size, modulated=True)
         last = "all_final_layer.2-1", "final_layer"
-        for name, shape in (("adaLN_modulation.1", (self.width, self.time_width)), ("linear", (patch, self.width))):
+        for name, shape in (
+            ("adaLN_modulation.1", (self.width, time_width(self.width))),
+            ("linear", (patch, self.width)),
+        ):
             yield from weight_and_bias(f"{last[0]}.{name}", shape, f"{last[1]}.{name}")
 
-    def _block(self, name: str, modulated: bool) -> Iterator[TensorRow]:
-        wide, attention = self.width, f"{name}.attention"
-        if modulated:
-            yield from weight_and_bias(f"{name}.adaLN_modulation.0", (4 * wide, self.time_width))
-        yield row(f"{name}.attention_norm1.weight", (wide,))
-        for index, part in enumerate(("to_q", "to_k", "to_v")):
-            fused = TensorSource(f"{attention}.qkv.weight", (index, 3))
-            yield row(f"{attention}.{part}.weight", (wide, wide), fused)
-        yield row(f"{attention}.norm_q.weight", (self.head_size,), f"{attention}.q_norm.weight")
-        yield row(f"{attention}.norm_k.weight", (self.head_size,), f"{attention}.k_norm.weight")
-        yield row(f"{attention}.to_out.0.weight", (wide, wide), f"{attention}.out.weight")
-        yield row(f"{name}.attention_norm2.weight", (wide,))
-        yield row(f"{name}.ffn_norm1.weight", (wide,))
-        yield row(f"{name}.feed_forward.w1.weight", (self.hidden, wide))
-        yield row(f"{name}.feed_forward.w3.weight", (self.hidden, wide))
-        yield row(f"{name}.feed_forward.w2.weight", (wide, self.hidden))
-        yield row(f"{name}.ffn_norm2.weight", (wide,))
+
+def block(name: str, width: int, head_size: int, modulated: bool) -> Iterator[TensorRow]:
+    """Yield the tensors of a block. ``modulated``: it reads the time."""
+    attention, hidden = f"{name}.attention", feed_forward_width(width)
+    if modulated:
+        yield from weight_and_bias(f"{name}.adaLN_modulation.0", (4 * width, time_width(width)))
+    yield row(f"{name}.attention_norm1.weight", (width,))
+    for index, part in enumerate(("to_q", "to_k", "to_v")):
+        fused = TensorSource(f"{attention}.qkv.weight", (index, 3))
+        yield row(f"{attention}.{part}.weight", (width, width), fused)
+    yield row(f"{attention}.norm_q.weight", (head_size,), f"{attention}.q_norm.weight")
+    yield row(f"{attention}.norm_k.weight", (head_size,), f"{attention}.k_norm.weight")
+    yield row(f"{attention}.to_out.0.weight", (width, width), f"{attention}.out.weight")
+    yield row(f"{name}.attention_norm2.weight", (width,))
+    yield row(f"{name}.ffn_norm1.weight", (width,))
+    yield row(f"{name}.feed_forward.w1.weight", (hidden, width))
+    yield row(f"{name}.feed_forward.w3.weight", (hidden, width))
+    yield row(f"{name}.feed_forward.w2.weight", (width, hidden))
+    yield row(f"{name}.ffn_norm2.weight", (width,))
+
+
+def feed_forward_width(width: int) -> int:
+    """Return the width of the feed-forward layers of blocks of a width."""
+    return int(width / 3 * 8)
+
+
+def time_width(width: int) -> int:
+    """Return the width of the time embedding that blocks of a width read."""
+    return min(width, TIME_WIDTH)
 
 
 def infer(shapes: Shapes) -> ZImageConfig:

@@ -137,7 +137,7 @@ BOTH_PASSES = ("both", "hiresfixoption.both", "0")
 _UNIT = frozenset(
     {
         *("model", "module", "weight", "image", "input_image", "guidance_start", "guidance_end", "guidance"),
-        *("control_mode", "threshold_a", "threshold_b", "resize_mode", "hr_option"),
+        *("control_mode", "threshold_a", "threshold_b", "resize_mode", "hr_option", "union_control_type"),
     }
 )
 """The fields of a ControlNet unit that Safelight supports."""
@@ -199,7 +199,14 @@ def _control(unit: dict[str, Any], two_passes: bool) -> Control:
         resize_mode=_resize(unit.get("resize_mode", 1)),
         low=_threshold(unit.get("threshold_a"), 100),
         high=_threshold(unit.get("threshold_b"), 200),
+        union_type=_union_type(str(unit.get("union_control_type") or "")),
     )
+
+
+def _union_type(label: str) -> str:
+    """Return the type of picture that A1111's label stands for; "" for those that name none."""
+    name = label.lower()
+    return {"unknown": "", "all": "", "openpose": "pose"}.get(name, name)
 
 
 RESIZES: dict[str, Resize] = {

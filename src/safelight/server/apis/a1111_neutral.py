@@ -169,7 +169,6 @@ UNIT: Mapping[str, Rule] = {
     "mask_image": EMPTY,
     "mask_image_fg": EMPTY,
     "pulid_mode": one_of("Fidelity", ""),
-    "union_control_type": one_of("Unknown", "All", ""),
     "use_preview_as_input": OFF,
 }
 """The fields of a ControlNet unit, besides those that Safelight supports."""

@@ -96,6 +96,7 @@ class Further:
                 self._low = number("Low threshold", 100, 0, 255, 1)
                 self._high = number("High threshold", 200, 1, 10000, 1)
             self._resize = ui.select(list(RESIZES), label="Resize", value="just_resize").props("outlined dense")
+            self._type = ui.input("Type of picture (Union)").props("outlined dense")
             with ui.element("div").classes("sl-row") as self._more:
                 self._names = ui.label("").classes("sl-text sl-quiet")
                 ui.button(icon="close", on_click=lambda: self._set_others(())).props(
@@ -154,6 +155,7 @@ class Further:
             "low": self._low,
             "high": self._high,
             "resize_mode": self._resize,
+            "union_type": self._type,
         }
 
     def start_from(self, digest: str) -> None:
