@@ -106,7 +106,7 @@ def test_kontext_in_its_published_sizes(
 ) -> None:
     made = ours(shared_engine, folders["kontext"], **refer(wide))
     assert made.pixels == theirs(kontext, image=Image.open(wide), max_area=64 * 48).tobytes()
-    assert list(made.warnings) == ["references: the model sees picture 1 at 1328x800, not 130x79"]
+    assert list(made.warnings) == ["references: the model sees picture 1 at 1456x720, not 130x79"]
 
 
 @pytest.mark.usefixtures("small_sizes")

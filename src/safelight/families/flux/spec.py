@@ -254,6 +254,8 @@ FLUX = Family(
     },
     recognise_folder=_recognise_folder,
     detect_folder_training=lambda _: _FLOW,
+    # The name of dev does not decide: trainers write it for models that were made from Krea, too.
+    declared_variants={f"flux{mark}1-{variant}-dev": variant for mark in "-." for variant in (KONTEXT, KREA)},
     detect_folder_variant=lambda folder: _PIPELINES.get(folder.pipeline),
     find_mismatch=_find_mismatch,
     folder_settings=_folder_settings,

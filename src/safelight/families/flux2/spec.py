@@ -228,6 +228,12 @@ FLUX2_KLEIN = Family(
     recognise_folder=_recognise_folder,
     detect_folder_training=lambda _: _FLOW,
     detect_folder_variant=_folder_variant,
+    declared_variants={
+        f"flux{mark}2-klein-{name}{size}": variant
+        for mark in "-."
+        for name, variant in (("", DISTILLED), ("base-", BASE))
+        for size in ("4b", "9b")
+    },
     find_mismatch=_find_mismatch,
     folder_settings=_folder_settings,
     left_over=_left_over,
