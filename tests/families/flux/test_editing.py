@@ -22,9 +22,9 @@ from safelight.assembly import export
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.identify import identify
 from safelight.errors import RequestError
-from safelight.families.family import Size
 from safelight.families.flux import spec
 from safelight.families.flux.model import MODEL
+from safelight.families.references import Size
 from safelight.request.results import Image as Made
 from safelight.resolve.resolve import with_defaults
 from safelight.workers.local_engine import LocalEngine

@@ -13,9 +13,7 @@ from safelight.families.family import (
     Defaults,
     Family,
     Noise,
-    References,
     SingleFileComponent,
-    Size,
     Training,
     Variant,
 )
@@ -28,6 +26,7 @@ from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALIN
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
+from safelight.families.references import References, Size
 from safelight.families.rules import rule
 from safelight.families.tables import NotThisArchitecture, Shapes, is_architecture
 from safelight.files.folder import Folder

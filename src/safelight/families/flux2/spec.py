@@ -13,9 +13,7 @@ from safelight.families.family import (
     Defaults,
     Family,
     Noise,
-    References,
     SingleFileComponent,
-    Size,
     Training,
     Variant,
 )
@@ -25,6 +23,7 @@ from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts import flux2_vae, flux_adapters, qwen3
 from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, NORM_EPSILON, Flux2VAEConfig
 from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.references import References, Size
 from safelight.families.rules import KindRule
 from safelight.families.tables import is_architecture
 from safelight.files.folder import Folder
