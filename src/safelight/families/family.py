@@ -7,7 +7,6 @@ are recognised. :mod:`safelight.families.registry` finds all families. What comp
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ from typing import Literal
 
 from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.features import Feature
+from safelight.families.references import References
 from safelight.families.rules import KindRule
 from safelight.files.folder import Folder
 from safelight.files.header import Header
 from safelight.request.adapters import CONTROL_MODES, ControlMode, Purpose
-from safelight.request.bounds import MOST_REFERENCES
 from safelight.request.samplers import NoiseKind
 from safelight.request.schema import USUAL_CFG, USUAL_STEPS
 
@@ -136,30 +135,6 @@ class Defaults:
     steps: int = USUAL_STEPS
     cfg: float = USUAL_CFG
     guidance: float | None = None
-
-
-Size = tuple[int, int]
-"""Width and height in pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class References:
-    """How checkpoints take reference images, which the denoiser sees beside the latents.
-
-    ``size``: the size in which the VAE encodes a picture, from the picture's size.
-    ``most``, ``least``: how many pictures a request may have, and must have.
-    ``least_side``: pixels that each side of a picture must have.
-    ``most_ratio``: how many times as long as the other a side may be.
-    ``sets_size``: the place of the picture whose encoded size is the image's, if the request names none: the first (0)
-    or the last (-1).
-    """
-
-    size: Callable[[Size], Size]
-    most: int = MOST_REFERENCES
-    least: int = 0
-    least_side: int = 1
-    most_ratio: float = math.inf
-    sets_size: Literal[0, -1] = 0
 
 
 @dataclass(frozen=True, slots=True)

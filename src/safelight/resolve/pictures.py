@@ -8,7 +8,7 @@ from typing import Any
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.model import Model
 from safelight.errors import RequestError
-from safelight.families.family import References, Size
+from safelight.families.references import References, Size
 from safelight.request.bounds import MOST_PIXELS
 from safelight.request.schema import Request
 

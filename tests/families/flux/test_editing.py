@@ -23,9 +23,9 @@ from safelight.assembly import export
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.identify import identify
 from safelight.errors import RequestError
-from safelight.families.family import Size
 from safelight.families.flux import spec
 from safelight.families.flux.model import MODEL
+from safelight.families.references import Size
 from safelight.request.adapters import Control
 from safelight.request.results import Image as Made
 from safelight.resolve.resolve import with_defaults
@@ -108,7 +108,7 @@ def test_kontext_in_its_published_sizes(
 ) -> None:
     made = ours(shared_engine, folders["kontext"], **refer(wide))
     assert made.pixels == theirs(kontext, image=Image.open(wide), max_area=64 * 48).tobytes()
-    assert list(made.warnings) == ["references: the model sees picture 1 at 1328x800, not 130x79"]
+    assert list(made.warnings) == ["references: the model sees picture 1 at 1456x720, not 130x79"]
 
 
 @pytest.mark.usefixtures("small_sizes")

@@ -14,6 +14,7 @@ import torch
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 from support import flux
+from support.checkpoints import random_module
 from support.oracle import aligned
 
 import safelight
@@ -239,3 +240,13 @@ def test_an_adapter_of_an_original_matrix_draws_what_the_changed_file_draws(
     found = [next(engine.generate(one)) for one in (request, replace(request, model=merged_model, loras=()))]
     one, other = (np.frombuffer(image.pixels, np.uint8).astype(int) for image in found)
     assert np.abs(one - other).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "variant"), [("FLUX.1-Kontext-dev", "kontext"), ("flux-1-krea-dev", "krea"), ("flux-1-dev", None)]
+)
+def test_the_metadata_of_a_file_tells_its_variant(architecture: str, variant: str | None, tmp_path: Path) -> None:
+    config = flux.configs()["transformer"]
+    tensors = flux.original_names(random_module("flux", config, torch.Generator()))
+    save_file(tensors, tmp_path / "net.safetensors", {"modelspec.architecture": architecture})
+    assert identify(tmp_path / "net.safetensors").variant == variant

@@ -15,6 +15,7 @@ from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkp
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import load_file, save_file
 from support import flux2, naming, zimage
+from support.checkpoints import random_module
 from support.families import LDM
 
 import safelight
@@ -202,3 +203,22 @@ def test_patches_are_laid_out_as_in_diffusers() -> None:
 def test_statistics_of_the_vae_are_weights() -> None:
     names = dict(construct(FLUX2_KLEIN, Flux2VAEConfig(3, 3, 32, (32, 32), 1)).named_parameters())
     assert {"bn.running_mean", "bn.running_var"} <= names.keys()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "variant"),
+    [
+        ({"modelspec.architecture": "flux-2-klein-4b"}, "distilled"),
+        ({"modelspec.architecture": "FLUX.2-klein-base-9B"}, "base"),
+        ({"modelspec.architecture": "klein"}, None),
+    ],
+)
+def test_the_metadata_of_a_file_tells_its_variant(
+    metadata: dict[str, str], variant: str | None, tmp_path: Path
+) -> None:
+    config = flux2.configs()["transformer"]
+    tensors = naming.in_files(config, random_module("flux2-klein", config, torch.Generator()).state_dict(), LDM)
+    save_file(tensors, tmp_path / "net.safetensors", metadata)
+    found = identify(tmp_path / "net.safetensors")
+    assert found.variant == variant
+    assert identify(tmp_path / "net.safetensors", variant="base").variant == "base"

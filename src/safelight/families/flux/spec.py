@@ -13,8 +13,6 @@ from safelight.families.family import (
     Defaults,
     Family,
     Noise,
-    References,
-    Size,
     Training,
     Variant,
 )
@@ -28,6 +26,7 @@ from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALIN
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
+from safelight.families.references import References, Size
 from safelight.families.rules import rule
 from safelight.families.tables import NotThisArchitecture, Shapes, is_architecture
 from safelight.files.folder import Folder
@@ -267,6 +266,8 @@ FLUX = Family(
     },
     recognise_folder=_recognise_folder,
     detect_folder_training=lambda _: _FLOW,
+    # The name of dev does not decide: trainers write it for models that were made from Krea, too.
+    declared_variants={f"flux{mark}1-{variant}-dev": variant for mark in "-." for variant in (KONTEXT, KREA)},
     detect_folder_variant=lambda folder: _PIPELINES.get(folder.pipeline),
     find_mismatch=_find_mismatch,
     folder_settings=_folder_settings,

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterable, Mapping
 
 from safelight.families.components import Component, Config, SingleFileComponent
-from safelight.families.family import AdapterSigns, Defaults, Family, Noise, References, Size, Training, Variant
+from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
 from safelight.families.features import Feature
 from safelight.families.flux2 import transformer
 from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts import flux2_vae, flux_adapters, qwen3
 from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, NORM_EPSILON, Flux2VAEConfig
 from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.references import References, Size
 from safelight.families.rules import KindRule
 from safelight.families.tables import is_architecture
 from safelight.files.folder import Folder
@@ -217,6 +218,12 @@ FLUX2_KLEIN = Family(
     recognise_folder=_recognise_folder,
     detect_folder_training=lambda _: _FLOW,
     detect_folder_variant=_folder_variant,
+    declared_variants={
+        f"flux{mark}2-klein-{name}{size}": variant
+        for mark in "-."
+        for name, variant in (("", DISTILLED), ("base-", BASE))
+        for size in ("4b", "9b")
+    },
     find_mismatch=_find_mismatch,
     folder_settings=_folder_settings,
     left_over=_left_over,
