@@ -242,9 +242,11 @@ def memory(machine: Machine) -> Iterator[Finding]:
 
 def bytes_in_memory(machine: Machine, engine: Any, model: Any) -> int:
     """Bind all components of a model. Returns the bytes that models have where the device computes."""
+    from safelight.memory.account import BUFFERS
+
     bind_all(machine, engine, model)
-    places = engine.memory()["places"]
-    return int(places.get(machine.device.name, places["host"])["stored"])
+    residency = engine.resources.residency
+    return int(residency.ledger.stored(residency.place, besides=BUFFERS))
 
 
 def bind_all(machine: Machine, engine: Any, model: Any) -> float:

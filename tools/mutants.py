@@ -93,7 +93,7 @@ MUTANTS = (
     Mutant(
         "parameters are emptied at the end",
         "models/bind.py",
-        "                parameter.data = nothing\n",
+        "                parameter.data = nothing.to(parameter.dtype)\n",
         "                pass\n",
         "tests/models/test_bind.py::test_nothing_survives_whatever_is_kept",
     ),

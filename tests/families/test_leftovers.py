@@ -112,7 +112,7 @@ def test_sizes_and_rebuilt_skeletons_leave_memory_as_it_was(
 ) -> None:
     del as_for_users
     tiny_family = tiny_families()[name]
-    model = str(tiny_family.write_folder(tmp_path / "folder", SEED))
+    model = tiny_family.add_folder(root, tmp_path / "folder", SEED)
     engine = safelight.open_engine(root, verify_transfers="off")
     ledger, skeletons = engine.resources.residency.ledger, engine.resources.skeletons
 

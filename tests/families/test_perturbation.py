@@ -36,10 +36,10 @@ def residents(engine: LocalEngine, tiny_family: TinyFamily) -> Iterator[tuple[st
 @pytest.mark.parametrize("name", tiny_families())
 def test_every_tensor_changes_the_pixels(name: str, root: Path, tmp_path: Path) -> None:
     tiny_family = tiny_families()[name]
-    folder = tiny_family.write_folder(tmp_path / "folder", SEED)
+    model = tiny_family.add_folder(root, tmp_path / "folder", SEED)
     colours = torch.rand(6, 8, 3, generator=torch.Generator().manual_seed(2))
     Image.fromarray((colours * 255).byte().numpy()).resize((64, 64)).save(tmp_path / "picture.png")
-    request = tiny_family.ask(str(folder), image=str(tmp_path / "picture.png"), strength=0.5)
+    request = tiny_family.ask(model, image=str(tmp_path / "picture.png"), strength=0.5)
     engine = safelight.open_engine(root, verify_transfers="off")
     right = drawn(engine, request)
     source = engine.resources.residency.source

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import naming
 
+from safelight.catalog.catalog import Catalog
 from safelight.families import registry
 from safelight.families.chroma.transformer import ChromaConfig
 from safelight.families.components import Component, Config
@@ -131,6 +132,11 @@ class TinyFamily:
     def write_folder(self, path: Path, seed: int) -> Path:
         """Write a diffusers folder, as published."""
         return importlib.import_module(self.module).write_folder(path, seed, **self.settings)
+
+    def add_folder(self, root: Path, path: Path, seed: int) -> str:
+        """Write a diffusers folder and add it to the library below ``root``. Returns its name there."""
+        Catalog.under(root).library.add(self.write_folder(path, seed), self.name, variant=self.variant)
+        return self.name
 
     def ask(self, model: str, **changes: Any) -> Request:
         """Return a small request for a checkpoint of this family."""

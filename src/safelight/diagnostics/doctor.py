@@ -24,6 +24,7 @@ from safelight.diagnostics.image_checks import GROWTH, READ_AGAIN, ImageChecks
 from safelight.diagnostics.remedies import suggestions
 from safelight.diagnostics.report import Report, in_order
 from safelight.errors import SafelightError
+from safelight.memory.account import BUFFERS
 from safelight.models import attention
 from safelight.pipeline.repair import REFERENCE
 from safelight.pipeline.resources import TORCH_DTYPES
@@ -132,8 +133,10 @@ class Doctor:
         for tier in self.engine.tiers:
             pool = tier.pool
             there = pool.used_bytes + pool.cached_bytes + pool.lingering_bytes
-            if tier.ledger.stored(tier.place) != there:
-                evidence = f"{tier.place}: the ledger has {tier.ledger.stored(tier.place)} bytes, the pool has {there}"
+            # Buffers are charged where they are, but are not in the pool.
+            stored = tier.ledger.stored(tier.place, besides=BUFFERS)
+            if stored != there:
+                evidence = f"{tier.place}: the ledger has {stored} bytes, the pool has {there}"
                 return Finding("memory", what, False, evidence, "Restart Safelight, and report it with `--save FILE`.")
             if pool.lingering_bytes:
                 evidence = f"{tier.place}: something still holds {pool.lingering_bytes / 1e6:.1f} MB of evicted weights"

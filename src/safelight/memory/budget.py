@@ -62,10 +62,11 @@ class Ledger:
     def places(self) -> tuple[str, ...]:
         return tuple(self._budgets)
 
-    def stored(self, place: str) -> int:
-        """Bytes of live storages in ``place``."""
+    def stored(self, place: str, besides: str = "") -> int:
+        """Bytes of live storages in ``place``. ``besides``: a reason whose entries do not count."""
         with self._lock:
-            return sum(entry.nbytes for entry in self._entries.values() if entry.place == place and entry.stored)
+            live = (entry for entry in self._entries.values() if entry.place == place and entry.stored)
+            return sum(entry.nbytes for entry in live if entry.reason != besides or not besides)
 
     def reserved(self, place: str) -> int:
         """Bytes promised to computations in ``place``."""

@@ -61,12 +61,13 @@ def find_misleading(infer: Infer, shapes: Shapes, wrong: Collection[str]) -> Con
                 changed = {**shapes, name: shape}
                 try:
                     config = infer(changed)
+                    if config in tried:
+                        continue
+                    tried.add(config)
+                    count = count_mismatches(config.rows(), changed, best)
                 except (NotThisArchitecture, KeyError, ZeroDivisionError):
+                    # These settings describe no module: a number of heads may be zero.
                     continue
-                if config in tried:
-                    continue
-                tried.add(config)
-                count = count_mismatches(config.rows(), changed, best)
                 if count < best:
                     best, found = count, config
         if found is not None:

@@ -1,5 +1,4 @@
-"""A made-up family: a small transformer over 16 channels of latents that are 16 times smaller than the image, trained
-as a rectified flow, without classifier-free guidance, with a tokenizer and a text encoder of its own. No torch here."""
+"""A made-up family: a small transformer over 16 channels, 16 pixels per latent, a rectified flow. No torch here."""
 
 from dataclasses import dataclass
 from typing import ClassVar
