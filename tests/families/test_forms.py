@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import save_file
 from support import naming
 from support.families import LDM, TinyFamily, copy_tokenizer, read_components, tiny_families
+from support.scale import thinned
 
 import safelight
 from safelight.assembly import export
@@ -21,7 +22,7 @@ from safelight.workers.local_engine import LocalEngine
 SEED = 5
 
 
-@pytest.fixture(scope="module", params=tiny_families())
+@pytest.fixture(scope="module", params=thinned(tiny_families(), 4))
 def tiny_family(request: pytest.FixtureRequest) -> TinyFamily:
     return tiny_families()[request.param]
 
@@ -54,7 +55,7 @@ def test_a_file_for_each_component(tiny_family: TinyFamily, root: Path, tmp_path
     assert drawn(tiny_family, safelight.open_engine(root), model) == right
 
 
-@pytest.mark.parametrize("which", [0, LDM], ids=["module's names", "original names"])
+@pytest.mark.parametrize("which", thinned([LDM, 0]))
 def test_one_file_for_all(
     which: int, tiny_family: TinyFamily, folder: Path, root: Path, tmp_path: Path, right: tuple[str, str]
 ) -> None:

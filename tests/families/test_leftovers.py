@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support.families import TinyFamily, drawn, tiny_families
-from support.scale import times
+from support.scale import thinned, times
 from torch import nn
 
 import safelight
@@ -106,7 +106,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("name", tiny_families())
+@pytest.mark.parametrize("name", thinned(tiny_families(), 2))
 def test_sizes_and_rebuilt_skeletons_leave_memory_as_it_was(
     name: str, root: Path, tmp_path: Path, as_for_users: None
 ) -> None:

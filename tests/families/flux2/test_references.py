@@ -132,7 +132,7 @@ def test_bf16(tmp_path: Path, distilled: Path, pictures: list[Path]) -> None:
     assert made.pixels == theirs(pipe, pictures[1:2], width=64, height=48, latents=noise)
 
 
-@pytest.mark.parametrize("size", thinned([(1500, 900), (1023, 1025), (64, 64), (2048, 300), (640, 1111)], 2))
+@pytest.mark.parametrize("size", thinned([(1500, 900), (1023, 1025), (64, 64), (2048, 300), (640, 1111)]))
 def test_pictures_are_prepared_as_in_diffusers(size: tuple[int, int], tmp_path: Path) -> None:
     picture = Image.open(soft_picture(tmp_path / "picture.png", size, 3))
     processor = Flux2ImageProcessor(vae_scale_factor=16)
