@@ -106,7 +106,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("name", thinned(tiny_families(), 2))
+@pytest.mark.parametrize("name", thinned(tiny_families()))
 def test_sizes_and_rebuilt_skeletons_leave_memory_as_it_was(
     name: str, root: Path, tmp_path: Path, as_for_users: None
 ) -> None:

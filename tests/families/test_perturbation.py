@@ -33,7 +33,7 @@ def residents(engine: LocalEngine, tiny_family: TinyFamily) -> Iterator[tuple[st
             yield role, name, resident
 
 
-@pytest.mark.parametrize("name", thinned(tiny_families(), 3))
+@pytest.mark.parametrize("name", thinned(tiny_families(), 2))
 def test_every_tensor_changes_the_pixels(name: str, root: Path, tmp_path: Path) -> None:
     tiny_family = tiny_families()[name]
     model = tiny_family.add_folder(root, tmp_path / "folder", SEED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def modules(seed: int = 0, variant: str = "dev") -> dict[str, nn.Module]:
     return {role: random_module("flux", config, generator) for role, config in configs(variant).items()}
 
 
+@cache
 def t5_tokenizer() -> Any:
     """T5's tokenizer as transformers loads it."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:

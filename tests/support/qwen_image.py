@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def _whole_encoder(language: Any) -> nn.Module:
     return whole
 
 
+@cache
 def tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=qwen25_model.tokenizer(), pad_token="<|endoftext|>", eos_token="<|im_end|>"

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def modules(seed: int = 0) -> dict[str, nn.Module]:
     return built
 
 
+@cache
 def tokenizer() -> Any:
     """Qwen3's tokenizer as transformers loads it, with the published chat template."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
