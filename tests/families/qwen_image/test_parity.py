@@ -185,7 +185,7 @@ def test_samplers_that_the_pipeline_lacks(sampler: str, shared_engine: LocalEngi
     scheduler: Any = {
         "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=shift),
         "dpmpp_2m": lambda: diffusers.DPMSolverMultistepScheduler(**flow),
-        "unipc": lambda: diffusers.UniPCMultistepScheduler(**flow),
+        "unipc": lambda: diffusers.UniPCMultistepScheduler(**flow, shift_terminal=0.02),
         "lcm": lambda: diffusers.FlowMatchLCMScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
     }[sampler]()
     assert ours(shared_engine, folder, sampler=sampler, steps=4) == looped(pipe, scheduler, 4)
