@@ -71,7 +71,8 @@ def test_several_models_fill_the_sheet_and_an_image_is_proven(browser: Browser, 
         # The server keeps the choice: a second click before the first is confirmed replaces it.
         page.locator(".q-chip", has_text=name).wait_for()
     page.keyboard.press("Escape")
-    page.get_by_label("Steps", exact=True).fill("16")
+    # The preview is there only while the images are drawn.
+    page.get_by_label("Steps", exact=True).fill("24")
     page.get_by_label("Seed", exact=True).fill("7")
     page.get_by_role("button", name="More").first.click()
     page.get_by_label("CLIP skip").fill("1")
@@ -89,7 +90,7 @@ def test_several_models_fill_the_sheet_and_an_image_is_proven(browser: Browser, 
     page.get_by_role("button", name="Use these settings").click()
     assert page.get_by_label("CLIP skip").input_value() == "1"
     assert page.get_by_label("Seed", exact=True).input_value() == "7"
-    assert page.get_by_label("Steps", exact=True).input_value() == "16"
+    assert page.get_by_label("Steps", exact=True).input_value() == "24"
     page.context.close()
 
 
