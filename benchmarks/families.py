@@ -22,7 +22,6 @@ computing takes, equal pixels.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import shutil
@@ -50,9 +49,6 @@ from safelight.request.schema import Request
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
-TESTS = {"z-image": "zimage", "flux": "flux", "flux2-klein-4b": "flux2"}
-"""The module of each size's tiny settings."""
-
 FOLDER = HERE.parent / "build/bench/families"
 POOL = 1 << 26
 """Random numbers that the weights of a file are taken from, each tensor at its own place."""
@@ -146,7 +142,9 @@ NARROW: dict[str, dict[str, dict[str, int]]] = {
 
 def tiny(size: str) -> dict[str, Config]:
     """Return the settings of the tests' checkpoints."""
-    return importlib.import_module(f"support.{TESTS[size]}").configs()
+    from support.families import tiny_families
+
+    return tiny_families()[sizes()[size][0].name].configs()
 
 
 def engine(root: Path, **settings: Any) -> Any:
@@ -298,7 +296,7 @@ def image(size: str, limit: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("call", "switch", "real", "image"), required=True)
-    parser.add_argument("--size", choices=TESTS, default="z-image")
+    parser.add_argument("--size", choices=NARROW, default="z-image")
     parser.add_argument("--limit", type=float, default=6.0, help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--pairs", type=int, default=30)

@@ -156,7 +156,7 @@ ROWS = (
         "tests/families/zimage/test_adapters.py::test_each_naming "
         "tests/families/zimage/test_adapters.py::test_fused_projections "
         "tests/families/zimage/test_adapters.py::test_diffusers_adds_the_same "
-        "tests/families/zimage/test_files.py::test_the_original_names_are_those_that_diffusers_converts",
+        "tests/families/zimage/test_files.py::test_diffusers_converts_the_original_names_to_the_same_tensors",
     ),
     Row(
         "FLUX.1 dev and schnell: text, image, mask × denoising strengths; schedules; bf16; token ids; files; LoRAs",
@@ -186,7 +186,7 @@ ROWS = (
         "transformers' Qwen2 tokenizer",
         "bit for bit; for DoRA, LoKr and diffusers' own sum of a LoRA, within one step of 255",
         "tests/families/qwen_image/test_parity.py tests/families/qwen_image/test_adapters.py "
-        "tests/families/qwen_image/test_files.py::test_wan_names_are_those_that_diffusers_converts "
+        "tests/families/qwen_image/test_files.py::test_diffusers_converts_the_names_of_wan_to_the_same_tensors "
         "tests/families/qwen_image/test_files.py::test_diffusers_draws_the_same_with_an_exported_folder",
     ),
     Row(

@@ -66,19 +66,6 @@ def save_tokenizer_file(folder: Path, tokenizer: str, settings: Mapping[str, Any
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def save_qwen2_tokenizer(folder: Path, tokenizer: str, length: int) -> None:
-    """Save Qwen2's tokenizer to ``folder`` in transformers' format.
-
-    ``tokenizer``: the content of a ``tokenizer.json`` file.
-    ``length``: the most tokens of a prompt.
-    """
-    folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_text(tokenizer)
-    tokens = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
-    settings = {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": length, **tokens}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
 def clip_tokenizer(vocabulary: Path, pad: str) -> Any:
     """Create transformers' CLIP tokenizer. ``vocabulary``: a ``tokenizer.json`` file. ``pad``: the padding token."""
     from transformers.models.clip import tokenization_clip

@@ -126,7 +126,7 @@ class PartFinder:
 def complete(
     layout: CheckpointLayout, own: Manifest, finder: PartFinder, wanted: Mapping[str, str], named: NamedParts
 ) -> Composition:
-    """Complete a model with components of other files: those that its file lacks, and those that replace its own.
+    """Return a model with the components that its file lacks, and with others in place of its own.
 
     ``own``: the manifest of the file.
     ``wanted``: digests of components that were taken before, by role.

@@ -137,3 +137,21 @@ def count_indexed(names: Iterable[str], prefix: str) -> int:
     while count in found:
         count += 1
     return count
+
+
+def without_prefix(name: str, prefixes: Iterable[str]) -> str | None:
+    """Return a name without the first of the prefixes with which it begins; None if it begins with none of them."""
+    found = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+    return None if found is None else name.removeprefix(found)
+
+
+def reason_by_component(name: str, *components: tuple[Iterable[str], Callable[[str], str | None]]) -> str | None:
+    """Return why a single file may have a tensor that no module needs; None if it may not.
+
+    ``components``: for each component the prefixes of its tensors, and a function that answers for their names.
+    """
+    for prefixes, reason in components:
+        inner = without_prefix(name, prefixes)
+        if inner is not None:
+            return reason(inner)
+    return None

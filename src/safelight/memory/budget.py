@@ -62,11 +62,11 @@ class Ledger:
     def places(self) -> tuple[str, ...]:
         return tuple(self._budgets)
 
-    def stored(self, place: str, besides: str = "") -> int:
+    def stored(self, place: str, besides: str | None = None) -> int:
         """Bytes of live storages in ``place``. ``besides``: a reason whose entries do not count."""
         with self._lock:
             live = (entry for entry in self._entries.values() if entry.place == place and entry.stored)
-            return sum(entry.nbytes for entry in live if entry.reason != besides or not besides)
+            return sum(entry.nbytes for entry in live if entry.reason != besides)
 
     def reserved(self, place: str) -> int:
         """Bytes promised to computations in ``place``."""

@@ -68,7 +68,7 @@ def test_components_have_one_digest_whatever_file_has_them(root: Path, tmp_path:
     assert catalog.library.add(folder).digest == catalog.library.add(sharded).digest == single.digest
 
 
-def test_the_original_names_are_those_that_diffusers_converts() -> None:
+def test_diffusers_converts_the_original_names_to_the_same_tensors() -> None:
     # The converter knows only the published width.
     source = Path(single_file_utils.__file__).read_text()
     begin = source.index("def convert_chroma_transformer_checkpoint_to_diffusers")
@@ -232,7 +232,7 @@ def test_diffusers_adds_the_same(folder: Path, root: Path, tmp_path: Path) -> No
         ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj", "", "flux2-klein"),
     ],
 )
-def test_adapters_are_told_from_those_of_its_relatives(
+def test_adapters_of_related_families_are_recognised(
     name: str, declared: str, base: str | None, tmp_path: Path
 ) -> None:
     tensors = {f"{name}.lora_down.weight": torch.zeros(4, 64), f"{name}.lora_up.weight": torch.zeros(64, 4)}

@@ -57,7 +57,7 @@ def test_settings_come_back_from_shapes() -> None:
     assert infer({row.name: row.shape for row in PUBLISHED[0].rows()}) == PUBLISHED[0]
 
 
-def test_the_original_names_are_those_that_diffusers_converts() -> None:
+def test_diffusers_converts_the_original_names_to_the_same_tensors() -> None:
     state = ernie_image.modules(SEED)["transformer"].state_dict()
     original = {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}
     converted = single_file_utils.convert_ernie_image_transformer_checkpoint_to_diffusers(original)

@@ -69,7 +69,7 @@ def test_components_have_one_digest_whatever_file_has_them(root: Path, tmp_path:
     assert {len(tensor) for component in in_json for tensor in component["tensors"]} == {8}
 
 
-def test_the_original_names_are_those_that_diffusers_converts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diffusers_converts_the_original_names_to_the_same_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     # The converter knows only the published width.
     source = Path(single_file_utils.__file__).read_text()
     begin = source.index("def convert_flux_transformer_checkpoint_to_diffusers")

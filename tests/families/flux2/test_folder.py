@@ -61,7 +61,7 @@ def test_settings_come_back_from_shapes() -> None:
     assert flux2_vae.infer({row.name: row.shape for row in FLUX2_VAE.rows()}) == FLUX2_VAE
 
 
-def test_original_names_are_those_that_diffusers_converts() -> None:
+def test_diffusers_converts_the_original_names_to_the_same_tensors() -> None:
     state = flux2.modules()["transformer"].state_dict()
     originals = naming.in_files(flux2.configs()["transformer"], state, LDM)
     converted = convert_flux2_transformer_checkpoint_to_diffusers(originals)

@@ -101,7 +101,7 @@ def test_all_in_one_file(root: Path, tmp_path: Path, files: Path) -> None:
     assert not [name for name in read if "visual" in name or "time_conv" in name or name.startswith("layers.5.")]
 
 
-def test_the_original_names_are_those_that_diffusers_converts() -> None:
+def test_diffusers_converts_the_original_names_to_the_same_tensors() -> None:
     built = krea2.modules(SEED)
     net = built["transformer"].state_dict()
     converted = convert_krea2_transformer_checkpoint_to_diffusers(
@@ -111,7 +111,7 @@ def test_the_original_names_are_those_that_diffusers_converts() -> None:
     assert all(torch.equal(converted[name], net[name]) for name in net)
 
 
-def test_the_vaes_names_are_those_that_diffusers_converts() -> None:
+def test_diffusers_converts_the_names_of_the_vae_to_the_same_tensors() -> None:
     """The converter knows only the published number of layers, so only names are compared."""
     names = {row.sources[-1].name: torch.zeros(1) for row in QWEN_VAE.rows()}
     assert convert_wan_vae_to_diffusers(names).keys() == {row.name for row in QWEN_VAE.rows()}

@@ -83,7 +83,7 @@ def test_settings_come_back_from_shapes_in_all_names() -> None:
             assert component.infer(shapes) == config
 
 
-def test_wan_names_are_those_that_diffusers_converts() -> None:
+def test_diffusers_converts_the_names_of_wan_to_the_same_tensors() -> None:
     """The converter knows the published numbers of levels and blocks."""
     config = QwenVAEConfig(3, 16, 8, (1, 2, 4, 4), 2)
     theirs = {row.sources[-1].name: row.name for row in config.rows()}

@@ -63,7 +63,7 @@ def test_every_prefix_of_a_text_encoder_is_identified(prefix: str, tmp_path: Pat
     assert identify(folder / "text_encoders/qwen_3_tiny.safetensors").kind == "text_encoder"
 
 
-def test_the_original_names_are_those_that_diffusers_converts() -> None:
+def test_diffusers_converts_the_original_names_to_the_same_tensors() -> None:
     module = zimage.modules(SEED)["transformer"]
     converted = convert_z_image_transformer_checkpoint_to_diffusers(zimage.original_names(module))
     state = module.state_dict()

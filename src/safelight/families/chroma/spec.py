@@ -17,7 +17,7 @@ from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.tokens import axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import rule
-from safelight.families.tables import is_architecture
+from safelight.families.tables import is_architecture, reason_by_component
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
@@ -74,10 +74,7 @@ def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, 
 
 
 def _left_over(name: str) -> str | None:
-    for prefix in T5_PREFIXES:
-        if name.startswith(prefix):
-            return t5.unread_reason(name.removeprefix(prefix))
-    return None
+    return reason_by_component(name, (T5_PREFIXES, t5.unread_reason))
 
 
 CHROMA = Family(

@@ -18,6 +18,7 @@ from safelight.families.family_model import Call, FamilyModel, PromptText, Tenso
 from safelight.families.parts import flux2_vae_model, ministral3_model
 from safelight.families.parts.flux2_vae import Flux2VAEConfig
 from safelight.families.parts.ministral3 import Ministral3Config
+from safelight.families.parts.sequences import join_texts
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
 
@@ -94,10 +95,7 @@ class ErnieImage(FamilyModel):
         return encoded["text_encoder"][text]
 
     def join_conditions(self, rows: Sequence[Tensors]) -> Tensors:
-        """Pad the hidden states to one length, because texts differ in length, and add their lengths."""
-        states = [row["hidden"][0] for row in rows]
-        lengths = torch.tensor([len(one) for one in states], device=states[0].device)
-        return {"hidden": nn.utils.rnn.pad_sequence(states, batch_first=True), "length": lengths}
+        return join_texts(rows)
 
     def flow_levels(self, steps: int) -> Sequence[float]:
         return torch.linspace(1.0, 0.0, steps + 1)[:-1].tolist()
@@ -108,7 +106,7 @@ class ErnieImage(FamilyModel):
             hidden_states=call.latents.to(dtype),
             timestep=call.timestep.to(dtype).expand(count),
             text_bth=call.condition["hidden"].to(dtype),
-            text_lens=call.condition["length"],
+            text_lens=call.condition["length"].to(call.latents.device),
             return_dict=False,
         )[0]
 

@@ -14,9 +14,10 @@ from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Tra
 from safelight.families.features import Feature
 from safelight.families.parts import flux2_vae, ministral3
 from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, Flux2VAEConfig
+from safelight.families.parts.language_model import counts_for_layer_number
 from safelight.families.parts.ministral3 import Ministral3Config
 from safelight.families.rules import KindRule, rule
-from safelight.families.tables import is_architecture
+from safelight.families.tables import is_architecture, reason_by_component, without_prefix
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
@@ -92,18 +93,12 @@ def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, 
 
 
 def _left_over(name: str) -> str | None:
-    for prefixes, reason in ((TEXT_PREFIXES, ministral3.unread_reason), (VAE_PREFIXES, flux2_vae.unread_reason)):
-        for prefix in prefixes:
-            if name.startswith(prefix):
-                return reason(name.removeprefix(prefix))
-    return None
+    return reason_by_component(name, (TEXT_PREFIXES, ministral3.unread_reason), (VAE_PREFIXES, flux2_vae.unread_reason))
 
 
 def _keep(name: str) -> bool:
-    return any(
-        name.startswith(prefix) and ministral3.counts_for_layer_number(name.removeprefix(prefix))
-        for prefix in TEXT_PREFIXES
-    )
+    inner = without_prefix(name, TEXT_PREFIXES)
+    return inner is not None and counts_for_layer_number(inner)
 
 
 ERNIE_IMAGE = Family(

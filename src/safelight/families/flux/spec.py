@@ -28,7 +28,7 @@ from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.references import References, Size
 from safelight.families.rules import rule
-from safelight.families.tables import NotThisArchitecture, Shapes, is_architecture
+from safelight.families.tables import NotThisArchitecture, Shapes, is_architecture, reason_by_component
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
@@ -149,11 +149,7 @@ def _unread_in_clip(name: str) -> str | None:
 
 
 def _left_over(name: str) -> str | None:
-    for prefixes, reason in ((CLIP_PREFIXES, _unread_in_clip), (T5_PREFIXES, t5.unread_reason)):
-        for prefix in prefixes:
-            if name.startswith(prefix):
-                return reason(name.removeprefix(prefix))
-    return None
+    return reason_by_component(name, (CLIP_PREFIXES, _unread_in_clip), (T5_PREFIXES, t5.unread_reason))
 
 
 FLUX = Family(

@@ -13,10 +13,11 @@ from safelight.families.flux2 import transformer
 from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts import flux2_vae, flux_adapters, qwen3
 from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, NORM_EPSILON, Flux2VAEConfig
+from safelight.families.parts.language_model import counts_for_layer_number
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.references import References, Size
 from safelight.families.rules import KindRule
-from safelight.families.tables import is_architecture
+from safelight.families.tables import is_architecture, reason_by_component, without_prefix
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
@@ -138,17 +139,12 @@ def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, 
 
 
 def _left_over(name: str) -> str | None:
-    for prefixes, reason in ((TEXT_PREFIXES, qwen3.unread_reason), (VAE_PREFIXES, flux2_vae.unread_reason)):
-        for prefix in prefixes:
-            if name.startswith(prefix):
-                return reason(name.removeprefix(prefix))
-    return None
+    return reason_by_component(name, (TEXT_PREFIXES, qwen3.unread_reason), (VAE_PREFIXES, flux2_vae.unread_reason))
 
 
 def _keep(name: str) -> bool:
-    return any(
-        name.startswith(prefix) and qwen3.counts_for_layer_number(name.removeprefix(prefix)) for prefix in TEXT_PREFIXES
-    )
+    inner = without_prefix(name, TEXT_PREFIXES)
+    return inner is not None and counts_for_layer_number(inner)
 
 
 _REFERENCES = References(reference_size, least_side=64, most_ratio=8.0)

@@ -11,11 +11,12 @@ from safelight.families.features import Feature
 from safelight.families.krea2 import transformer
 from safelight.families.krea2.transformer import Krea2Config
 from safelight.families.parts import qwen3, qwen3_vl, qwen_vae
+from safelight.families.parts.language_model import counts_for_layer_number
 from safelight.families.parts.qwen3_vl import Qwen3VLConfig
 from safelight.families.parts.qwen_vae import LATENTS_MEAN, LATENTS_STD, QWEN_LATENTS, QWEN_VAE, QwenVAEConfig
-from safelight.families.parts.tokens import PATCH
+from safelight.families.parts.tokens import PATCH, shift_by_size
 from safelight.families.rules import rule
-from safelight.families.tables import is_architecture
+from safelight.families.tables import is_architecture, reason_by_component, without_prefix
 from safelight.files.folder import Folder
 from safelight.files.header import Header
 from safelight.request.adapters import Purpose
@@ -58,12 +59,8 @@ def axes(head_size: int) -> tuple[int, int, int]:
     return frame, side, side
 
 
-def mu(tokens: int, steps: int) -> float:
-    """Return the shift of the noise levels: a line through 0.5 for 256 tokens and 1.15 for 6400."""
-    del steps
-    # In the order of diffusers' ``calculate_shift``, for the last bit.
-    slope = (_MOST_MU - _LEAST_MU) / (_MOST_TOKENS - _FEWEST_TOKENS)
-    return tokens * slope + (_LEAST_MU - slope * _FEWEST_TOKENS)
+mu = shift_by_size((_FEWEST_TOKENS, _LEAST_MU), (_MOST_TOKENS, _MOST_MU))
+"""The shift of the noise levels, by the number of tokens."""
 
 
 def _turbo_mu(tokens: int, steps: int) -> float:
@@ -113,17 +110,12 @@ def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, 
 
 
 def _left_over(name: str) -> str | None:
-    for prefixes, reason in ((TEXT_PREFIXES, qwen3_vl.unread_reason), (VAE_PREFIXES, qwen_vae.unread_reason)):
-        for prefix in prefixes:
-            if name.startswith(prefix):
-                return reason(name.removeprefix(prefix))
-    return None
+    return reason_by_component(name, (TEXT_PREFIXES, qwen3_vl.unread_reason), (VAE_PREFIXES, qwen_vae.unread_reason))
 
 
 def _keep(name: str) -> bool:
-    return any(
-        name.startswith(prefix) and qwen3.counts_for_layer_number(name.removeprefix(prefix)) for prefix in TEXT_PREFIXES
-    )
+    inner = without_prefix(name, TEXT_PREFIXES)
+    return inner is not None and counts_for_layer_number(inner)
 
 
 def _is_wide(header: Header) -> bool:

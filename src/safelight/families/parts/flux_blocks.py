@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from safelight.families.parts.tokens import shift_by_size
 from safelight.families.tables import TensorRow, TensorSource, row, weight_and_bias
 
 TEXT_TOKENS = 512
@@ -22,12 +23,8 @@ _FEWEST_TOKENS, _LEAST_MU = 256, 0.5
 _MOST_TOKENS, _MOST_MU = 4096, 1.15
 
 
-def mu(tokens: int, steps: int) -> float:
-    """Return the shift of the noise levels: a line through 0.5 for 256 tokens and 1.15 for 4096."""
-    del steps
-    # In the order of diffusers' ``calculate_shift``, for the last bit.
-    slope = (_MOST_MU - _LEAST_MU) / (_MOST_TOKENS - _FEWEST_TOKENS)
-    return tokens * slope + (_LEAST_MU - slope * _FEWEST_TOKENS)
+mu = shift_by_size((_FEWEST_TOKENS, _LEAST_MU), (_MOST_TOKENS, _MOST_MU))
+"""The shift of the noise levels, by the number of tokens."""
 
 
 def working_bytes(pixels: int, width: int, head_size: int, itemsize: int, quadratic: bool) -> int:

@@ -11,11 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from safelight.families.components import Config
-from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row
-
-HEAD_PREFIXES = ("", "model.", "language_model.", "model.language_model.", "language_model.model.")
-"""What the names of its tensors begin with, in files of the language model alone and of the model that sees images."""
+from safelight.families.parts.language_model import HEAD, LanguageModelConfig, find_prefix
+from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed
 
 VISION = r"(model\.)?(vision_tower|multi_modal_projector)\."
 """Matches tensors of what sees images. ERNIE-Image's prompt enhancer, which has the same language model, lacks it."""
@@ -43,69 +40,20 @@ POSITIONS = 262144
 
 EXPORT_PROBLEM = "Safelight reads the text encoder without its last layers, and diffusers' pipeline needs them"
 
-TOKENS = 512
-"""The usual number of tokens, for the estimate of the working memory."""
-
-_HEAD = r"(model\.|language_model\.)*"
-_UNREAD = re.compile(
-    rf"{_HEAD}(layers\.[0-9]+\.|norm\.weight$)|(model\.|language_model\.)*lm_head\.|{VISION}|tekken_model$"
-)
+_UNREAD = re.compile(rf"{HEAD}(layers\.[0-9]+\.|norm\.weight$)|{HEAD}lm_head\.|{VISION}|tekken_model$")
 
 
 @dataclass(frozen=True, slots=True)
-class Ministral3Config(Config):
+class Ministral3Config(LanguageModelConfig):
     """Settings of a Ministral 3.
 
     ``layers``: how many layers are computed, which is fewer than the file has.
-    ``key_heads``: heads of keys and values, each shared by several query heads.
     """
 
     architecture: ClassVar[str] = "ministral3"
-    vocabulary: int
-    width: int
-    intermediate: int
-    layers: int
-    heads: int
-    key_heads: int
 
     def rows(self) -> Iterator[TensorRow]:
-        yield _row("embed_tokens.weight", (self.vocabulary, self.width))
-        for n in range(self.layers):
-            layer, attention = f"layers.{n}", f"layers.{n}.self_attn"
-            yield _row(f"{layer}.input_layernorm.weight", (self.width,))
-            for name, heads in (("q_proj", self.heads), ("k_proj", self.key_heads), ("v_proj", self.key_heads)):
-                yield _row(f"{attention}.{name}.weight", (heads * HEAD_SIZE, self.width))
-            yield _row(f"{attention}.o_proj.weight", (self.width, self.heads * HEAD_SIZE))
-            yield _row(f"{layer}.post_attention_layernorm.weight", (self.width,))
-            yield _row(f"{layer}.mlp.gate_proj.weight", (self.intermediate, self.width))
-            yield _row(f"{layer}.mlp.up_proj.weight", (self.intermediate, self.width))
-            yield _row(f"{layer}.mlp.down_proj.weight", (self.width, self.intermediate))
-
-    @property
-    def label(self) -> str:
-        return f"{self.width}x{self.layers}"
-
-    @property
-    def hidden_size(self) -> int:
-        return self.width
-
-    @property
-    def encoder_layers(self) -> int:
-        return self.layers
-
-    @property
-    def depends_on_size(self) -> bool:
-        return False
-
-    def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
-        del pixels, quadratic
-        states = TOKENS * (6 * self.width + 3 * self.intermediate) * itemsize
-        # The norms compute in fp32.
-        return states + 3 * TOKENS * self.width * 4 + 2 * self.heads * TOKENS**2 * itemsize
-
-
-def _row(name: str, shape: tuple[int, ...]) -> TensorRow:
-    return row(name, shape, *(prefix + name for prefix in HEAD_PREFIXES[1:]))
+        return self.decoder_rows(HEAD_SIZE)
 
 
 def infer(shapes: Shapes, unread: int) -> Ministral3Config:
@@ -113,9 +61,7 @@ def infer(shapes: Shapes, unread: int) -> Ministral3Config:
 
     Raises NotThisArchitecture.
     """
-    prefix = next((one for one in HEAD_PREFIXES if f"{one}embed_tokens.weight" in shapes), None)
-    if prefix is None:
-        raise NotThisArchitecture("the text encoder has no tensor embed_tokens.weight")
+    prefix = find_prefix(shapes)
     attention = f"{prefix}layers.0.self_attn"
     if f"{attention}.q_norm.weight" in shapes:
         raise NotThisArchitecture("the text encoder is no Ministral 3: it normalises its queries")
@@ -136,11 +82,6 @@ def infer(shapes: Shapes, unread: int) -> Ministral3Config:
 def unread_reason(name: str) -> str | None:
     """Return why a tensor of the text encoder may be left over, None if it may not. ``name``: without prefix."""
     return "behind the hidden layer that is read, or for images" if _UNREAD.match(name) else None
-
-
-def counts_for_layer_number(name: str) -> bool:
-    """Return whether the number of layers is inferred from a tensor, although nothing computes with it."""
-    return re.match(rf"{_HEAD}layers\.[0-9]+\.", name) is not None
 
 
 def folder_settings(role: str) -> Iterable[tuple[str, str, object]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from safelight.boundary import modules
+from safelight.boundary import exports, modules
 from safelight.families.parts import qwen3_model
 from safelight.families.parts.qwen25 import Qwen25Config
 
@@ -29,6 +30,17 @@ def tokenizer() -> Tokenizer:
     values = json.loads(gzip.decompress(qwen3_model.TOKENIZER.read_bytes()))
     values["added_tokens"] = [one for one in values["added_tokens"] if one["id"] < FIRST_OF_QWEN3]
     return Tokenizer.from_str(json.dumps(values))
+
+
+def save_tokenizer(folder: Path, length: int) -> tuple[str, str]:
+    """Save the tokenizer into an exported folder. Returns the name of its folder and its class.
+
+    ``length``: the most tokens of a prompt.
+    """
+    tokens = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": length, **tokens}
+    exports.save_tokenizer_file(folder / "tokenizer", tokenizer().to_str(), settings)
+    return "tokenizer", "Qwen2Tokenizer"
 
 
 def build(config: Qwen25Config) -> nn.Module:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from safelight.boundary import exports, modules
+from safelight.boundary import modules
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.components import Config
 from safelight.families.family import Family, Latents
@@ -73,10 +73,7 @@ class QwenImage(FamilyModel):
             _compute_frequencies(rope, at)
 
     def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
-        if role not in family.text_encoders:
-            return None
-        exports.save_qwen2_tokenizer(folder / "tokenizer", qwen25_model.tokenizer().to_str(), ENCODED_TOKENS)
-        return "tokenizer", "Qwen2Tokenizer"
+        return qwen25_model.save_tokenizer(folder, ENCODED_TOKENS) if role in family.text_encoders else None
 
     def text_inputs(
         self,

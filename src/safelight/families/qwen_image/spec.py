@@ -11,11 +11,11 @@ from safelight.families.features import Feature
 from safelight.families.parts import qwen25, qwen_vae
 from safelight.families.parts.qwen25 import Qwen25Config
 from safelight.families.parts.qwen_vae import LATENTS_MEAN, LATENTS_STD, QWEN_LATENTS, QWEN_VAE, QwenVAEConfig
-from safelight.families.parts.tokens import PATCH, axes
+from safelight.families.parts.tokens import PATCH, axes, shift_by_size
 from safelight.families.qwen_image import transformer
 from safelight.families.qwen_image.transformer import ZERO_MARKER, QwenImageConfig
 from safelight.families.rules import rule
-from safelight.families.tables import is_architecture
+from safelight.families.tables import is_architecture, reason_by_component
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
@@ -46,12 +46,8 @@ _NORM, _MODULATION = _PREFIX + r"txt_norm\.weight$", _PREFIX + r"transformer_blo
 _WHAT = "a norm of the text, and blocks that each modulate image and text"
 
 
-def mu(tokens: int, steps: int) -> float:
-    """Return the shift of the noise levels: a line through 0.5 for 256 tokens and 0.9 for 8192."""
-    del steps
-    # In the order of diffusers' ``calculate_shift``, for the last bit.
-    slope = (_MOST_MU - _LEAST_MU) / (_MOST_TOKENS - _FEWEST_TOKENS)
-    return tokens * slope + (_LEAST_MU - slope * _FEWEST_TOKENS)
+mu = shift_by_size((_FEWEST_TOKENS, _LEAST_MU), (_MOST_TOKENS, _MOST_MU))
+"""The shift of the noise levels, by the number of tokens."""
 
 
 def _recognise_folder(folder: Folder) -> str | None:
@@ -88,11 +84,9 @@ def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, 
 
 
 def _left_over(name: str) -> str | None:
-    for prefixes, reason in ((TEXT_PREFIXES, qwen25.unread_reason), (VAE_PREFIXES, qwen_vae.unread_reason)):
-        for prefix in prefixes:
-            if name.startswith(prefix):
-                return reason(name.removeprefix(prefix))
-    return "says how reference images are modulated" if name.endswith(ZERO_MARKER) else None
+    if name.endswith(ZERO_MARKER):
+        return "says how reference images are modulated"
+    return reason_by_component(name, (TEXT_PREFIXES, qwen25.unread_reason), (VAE_PREFIXES, qwen_vae.unread_reason))
 
 
 QWEN_IMAGE = Family(

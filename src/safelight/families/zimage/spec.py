@@ -10,10 +10,11 @@ from safelight.families.family import CONTROLNET, AdapterSigns, Defaults, Family
 from safelight.families.features import Feature
 from safelight.families.parts import qwen3, vae
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
+from safelight.families.parts.language_model import counts_for_layer_number
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import KindRule, rule
-from safelight.families.tables import is_architecture
+from safelight.families.tables import is_architecture, reason_by_component, without_prefix
 from safelight.families.zimage import controlnet, transformer
 from safelight.families.zimage.controlnet import ZImageControlNetConfig
 from safelight.families.zimage.transformer import ZImageConfig
@@ -72,16 +73,14 @@ def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, 
 
 
 def _left_over(name: str) -> str | None:
-    for prefix in TEXT_PREFIXES:
-        if name.startswith(prefix):
-            return qwen3.unread_reason(name.removeprefix(prefix))
-    return "a norm without effect" if name.endswith("norm_final.weight") else None
+    if name.endswith("norm_final.weight"):
+        return "a norm without effect"
+    return reason_by_component(name, (TEXT_PREFIXES, qwen3.unread_reason))
 
 
 def _keep(name: str) -> bool:
-    return any(
-        name.startswith(prefix) and qwen3.counts_for_layer_number(name.removeprefix(prefix)) for prefix in TEXT_PREFIXES
-    )
+    inner = without_prefix(name, TEXT_PREFIXES)
+    return inner is not None and counts_for_layer_number(inner)
 
 
 ZIMAGE = Family(
