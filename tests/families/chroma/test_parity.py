@@ -68,23 +68,6 @@ def ours(engine: LocalEngine, path: Path, **changes: Any) -> bytes:
     return next(engine.generate(ask(path, **{"cfg": 3.0, **changes}))).pixels
 
 
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "picture.png"
-    colours = torch.rand(6, 8, 3, generator=torch.Generator().manual_seed(2))
-    Image.fromarray((colours * 255).byte().numpy()).resize((64, 48)).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("masks") / "mask.png"
-    made = Image.new("L", (64, 48))
-    made.paste(255, (16, 8, 48, 40))
-    made.save(path)
-    return path
-
-
 @pytest.mark.parametrize("prompt", thinned([PROMPT, "", "word " * 600], 2))
 def test_text_to_image(prompt: str, shared_engine: LocalEngine, folders: dict[str, Path], pipe: Any) -> None:
     assert ours(shared_engine, folders["hd"], prompt=prompt) == theirs(pipe, prompt=prompt)
