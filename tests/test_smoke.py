@@ -58,10 +58,6 @@ def test_a_section_of_the_proof_keeps_the_others(tmp_path: Path) -> None:
     assert "Not run: tests." in page.read_text()
 
 
-def test_the_first_step_of_the_proof() -> None:
-    assert 0 < proof.first_step(1) < 60
-
-
 @pytest.mark.full
 def test_processes_of_the_proof() -> None:
     assert proof.equal_in_two_processes("--steps", "1")
@@ -137,6 +133,10 @@ def test_beside() -> None:
     printed = run("benchmarks/beside.py", "--times", "1", "--calls", "1")
     assert "beside a prefetch" in printed
     assert "| from SIGTERM to the end of the server, s |" in printed
+
+
+def test_startup() -> None:
+    assert "to the end of the first step" in run("benchmarks/startup.py", "--runs", "0")
 
 
 def test_index() -> None:

@@ -261,31 +261,6 @@ def sequences(given: dict[str, tuple[str, str]]) -> list[tuple[str, str, str, st
     return rows
 
 
-def first_step(count: int = 3) -> float:
-    """Seconds from the start of the command to the end of the first denoising step: the median of ``count``."""
-    program = (
-        "import time, sys\n"
-        "from safelight.cli import generate\n"
-        "from safelight.workers.local_engine import LocalEngine\n"
-        "inner = LocalEngine.run\n"
-        "def timed(self, job, on_progress=None, **more):\n"
-        "    def look(p):\n"
-        "        if p.stage == 'denoise' and p.step == 1: print('FIRST', time.time(), file=sys.stderr)\n"
-        "    return inner(self, job, look, **more)\n"
-        "LocalEngine.run = timed\n"
-        "sys.argv = ['safelight', 'generate', 'octopus', '-m', 'starter-noto', '--steps', '2', '--out', sys.argv[1]]\n"
-        "from safelight.cli.main import run\n"
-        "run()\n"
-    )
-    times = []
-    with tempfile.TemporaryDirectory() as out:
-        for _ in range(count):
-            start = time.time()
-            done = subprocess.run([sys.executable, "-c", program, out], check=True, capture_output=True, text=True)
-            times.append(float(done.stderr.split("FIRST ")[1].split()[0]) - start)
-    return sorted(times)[count // 2]
-
-
 def equal_in_two_processes(*options: str) -> bool:
     """Whether two processes make the same images A, B, A, and both images A of a process are equal."""
     models = [part for name in ("noto", "twemoji", "noto") for part in ("-m", f"starter-{name}")]
@@ -299,35 +274,6 @@ def equal_in_two_processes(*options: str) -> bool:
             digests.append([json.loads(line)["pixels_sha256"] for line in done.stdout.splitlines()])
     a, b, again = digests[0]
     return a == again != b and digests[0] == digests[1]
-
-
-def processes() -> list[tuple[str, str]]:
-    """Start-up times in seconds (medians of five), and whether two processes make the same three images."""
-    rows = []
-    with tempfile.TemporaryDirectory() as out:
-        make = ["generate", "red apple", "--out", out, "--json"]
-        for label, command in (
-            ("`safelight --help`", ["--help"]),
-            ("`safelight models list`", ["models", "list"]),
-            (
-                "`safelight generate`, one starter, 1 step",
-                [*make, "-m", "starter-noto", "--steps", "1"],
-            ),
-        ):
-            times = []
-            for _ in range(5):
-                start = time.perf_counter()
-                subprocess.run([sys.executable, "-m", "safelight.cli", *command], check=True, capture_output=True)
-                times.append(time.perf_counter() - start)
-            rows.append((label, f"{sorted(times)[2]:.2f} s"))
-        rows.append(("from the command to the end of the first of two steps, one starter", f"{first_step():.2f} s"))
-        rows.append(
-            (
-                "the images of A, B, A in one process, and again in a new process",
-                "equal" if equal_in_two_processes() else "NOT EQUAL",
-            )
-        )
-    return rows
 
 
 def main() -> None:
@@ -458,17 +404,10 @@ def _with_rows(lines: list[str], given: dict[str, tuple[str, str]]) -> tuple[lis
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows)], all(row[-1] == "passed" for row in rows)
 
 
-def whole() -> tuple[list[str], bool]:
-    rows = processes()
-    lines = [
-        "The times are medians of five runs, and of three for the first step. The time of the first step comes from",
-        "other runs, so it can be above the time of a whole process, the row before it.",
-        "",
-        "| whole processes | |",
-        "|---|---|",
-        *(f"| {label} | {value} |" for label, value in rows),
-    ]
-    return lines, not any(value == "NOT EQUAL" for _, value in rows)
+def processes() -> tuple[list[str], bool]:
+    equal = equal_in_two_processes()
+    label = "the images of A, B, A in one process, and again in a new process"
+    return ["| whole processes | |", "|---|---|", f"| {label} | {'equal' if equal else 'NOT EQUAL'} |"], equal
 
 
 def tests() -> tuple[list[str], bool]:
@@ -493,7 +432,7 @@ SECTIONS = {
     "states": states,
     "combinations": combinations,
     "trust": trust,
-    "processes": whole,
+    "processes": processes,
 }
 """Each returns its lines of the page, and whether all its tests passed."""
 
