@@ -13,13 +13,17 @@ from diffusers.models.controlnets.controlnet_qwenimage import QwenImageMultiCont
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import controls, flow_controls, memory, qwen_image
+from support.checkpoints import random_module
 from support.oracle import aligned
 from support.scale import thinned
 
 import safelight
 from safelight.catalog.identify import identify
 from safelight.errors import InputError, RequestError
-from safelight.families.family_model import Call, ControlCall
+from safelight.families.family_model import Call, ControlCall, family_model
+from safelight.families.parts.sequences import pack
+from safelight.families.qwen_image.transformer import QwenImageConfig
+from safelight.families.registry import family
 from safelight.request.adapters import Control
 from safelight.workers.local_engine import LocalEngine
 
@@ -110,6 +114,24 @@ def test_what_diffusers_lacks_changes_the_picture(shared_engine: LocalEngine, fo
     # The latents of a ControlNet's picture are drawn before the noise, whatever its weight is.
     without = [ours(shared_engine, folder, replace(each, weight=0.0), **start) for each in (one, other)]
     assert without[0] == without[1] not in drawn
+
+
+@torch.no_grad()
+def test_each_output_belongs_to_a_run_of_blocks() -> None:
+    """diffusers' transformer adds two outputs to five blocks: the first to three of them, the second to two."""
+    config, model = qwen_image.configs()["transformer"], family_model(family("qwen-image"))
+    assert isinstance(config, QwenImageConfig)
+    chance = torch.Generator().manual_seed(1)
+    denoiser: Any = random_module("qwen-image", replace(config, layers=5), chance)
+    own: Any = flow_controls.qwen_net("whole")
+    texts = {"hidden": torch.randn(1, 9, 32, generator=chance), "length": torch.tensor([9])}
+    call = Call(torch.randn(1, 16, 6, 8, generator=chance), torch.tensor(500.0), texts)
+    shown = torch.randn(1, 12, 64, generator=chance)
+    inputs = {"hidden_states": pack(call.latents), "timestep": torch.tensor([0.5]), "img_shapes": [[(1, 3, 4)]]}
+    inputs |= {"encoder_hidden_states": texts["hidden"], "return_dict": False}
+    right = denoiser(**inputs, controlnet_block_samples=own(**inputs, controlnet_cond=shown))[0]
+    added = model.control(own, denoiser, call, ControlCall(shown))
+    assert torch.equal(pack(model.predict(denoiser, replace(call, control=added))), right)
 
 
 def test_streamed_through_the_least_memory_it_is_the_same(root: Path, folder: Path) -> None:
