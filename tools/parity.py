@@ -190,6 +190,16 @@ ROWS = (
         "tests/families/qwen_image/test_files.py::test_diffusers_draws_the_same_with_an_exported_folder",
     ),
     Row(
+        "Qwen-Image: ControlNet: text, guidance; a part of the steps; two pictures; bf16",
+        "diffusers' `QwenImageControlNetPipeline`, `QwenImageMultiControlNetModel`",
+        "bit for bit",
+        "tests/families/qwen_image/test_controlnet.py::test_text_to_image "
+        "tests/families/qwen_image/test_controlnet.py::test_guidance "
+        "tests/families/qwen_image/test_controlnet.py::test_a_part_of_the_steps "
+        "tests/families/qwen_image/test_controlnet.py::test_two_pictures "
+        "tests/families/qwen_image/test_controlnet.py::test_bf16",
+    ),
+    Row(
         "ERNIE-Image: text, guidance, image, mask × denoising strengths; schedules; bf16; token ids; files; LoRAs",
         "diffusers' `ErnieImagePipeline`, its converter of names, its `load_lora_weights`; a loop of the test over its "
         "scheduler and model for pictures and for the samplers that the pipeline does not take",

@@ -32,14 +32,15 @@ def test_a_folder_is_added_with_a_line_for_each_file(run, tiny: Path, tmp_path: 
     first = run("models", "add", home)
     assert first.code == 0
     lines = sorted(line.partition(":")[0] for line in first.out.splitlines())
-    assert lines == ["added my style v2", "added whole (the same content as 国风)", "added 国风"] or len(lines) == 3
+    assert lines[0] == "added a lora"
+    assert lines[1:] == ["added my style v2", "added whole (the same content as 国风)", "added 国风"] or len(lines) == 4
     assert "broken.safetensors: is empty" in first.err
-    assert "a lora.safetensors: is a lora" in first.err
+    assert "added a lora: lora for sd1, fp32" in first.out
     assert "notes" not in first.out + first.err
     again = run("models", "add", home)
-    assert again.out.count("is already in the library") == 3
+    assert again.out.count("is already in the library") == 4
     found = run("adapters", "add", home)
-    assert (found.code, "added a lora: lora" in found.out) == (0, True)
+    assert (found.code, "a lora is already in the library" in found.out) == (0, True)
     assert run("models", "add", home / "broken.safetensors").code == 2
 
 

@@ -1,4 +1,4 @@
-"""Tiny random ControlNets for FLUX.1 and Z-Image, in their published forms."""
+"""Tiny random ControlNets for FLUX.1, Z-Image and Qwen-Image, in their published forms."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 import diffusers
 import torch
 from safetensors.torch import save_file
-from support import flux, memory
+from support import flux, memory, qwen_image
 from support.checkpoints import random_module
 from torch import nn
 
 from safelight.families.family_model import Call, ControlCall, family_model
 from safelight.families.flux.controlnet import FluxControlNetConfig
 from safelight.families.flux.transformer import FluxConfig
+from safelight.families.qwen_image.controlnet import QwenImageControlNetConfig
+from safelight.families.qwen_image.transformer import QwenImageConfig
 from safelight.families.registry import family
 from safelight.families.zimage.controlnet import ZImageControlNetConfig
 from safelight.memory.lease import Use
@@ -81,6 +83,22 @@ def zimage_net_of_diffusers(version: str) -> Any:
     ).requires_grad_(False)
     module.load_state_dict({n: t for n, t in zimage_net(version).state_dict().items() if n in module.state_dict()})
     return module.eval()
+
+
+QWEN_NETS = {"whole": (2, 0), "fewer": (1, 0), "mask": (1, 4)}
+"""Blocks, and values of a mask per token: ``mask`` is InstantX's ControlNet for inpainting."""
+
+
+def qwen_config(form: str) -> QwenImageControlNetConfig:
+    layers, mask_inputs = QWEN_NETS[form]
+    transformer = qwen_image.configs()["transformer"]
+    assert isinstance(transformer, QwenImageConfig)
+    return QwenImageControlNetConfig(replace(transformer, layers=layers), mask_inputs)
+
+
+def qwen_net(form: str, seed: int = 7) -> nn.Module:
+    """A ControlNet with seeded random weights, also where training starts from zero."""
+    return random_module("qwen-image", qwen_config(form), torch.Generator().manual_seed(seed))
 
 
 def write(path: Path, module: nn.Module) -> Path:

@@ -107,13 +107,14 @@ def resize(picture: Any, size: tuple[int, int]) -> Any:
 
 
 def encode_control_picture(
-    module: nn.Module, picture: Any, device: torch.device, scale: int, tile: int = 0
+    module: nn.Module, picture: Any, device: torch.device, scale: int, tile: int = 0, frames: bool = False
 ) -> EncodedPicture:
     """Encode a ControlNet's picture with a bound VAE. Arguments as in :func:`encode_picture`."""
     # Contiguous, as diffusers has it here: convolutions compute other bits for channels-last pictures.
     shown = control_picture(picture, scale, normalised=True).to(device)
     with _tiled(module, tile, scale) as vae:
-        return EncodedPicture(shown, vae.encode(shown.to(vae.dtype)).latent_dist)
+        given = shown.to(vae.dtype)
+        return EncodedPicture(shown, vae.encode(given.unsqueeze(2) if frames else given).latent_dist)
 
 
 def crop_region(mask: Any, width: int, height: int, padding: int) -> tuple[int, int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from safelight.catalog.composition import NamedParts
     from safelight.catalog.library import Library
     from safelight.catalog.model import Model
-    from safelight.cli.adding import Found
+    from safelight.cli.adding import Found, GivenVariant
 
 app = typer.Typer(
     cls=Commands,
@@ -26,9 +26,14 @@ app = typer.Typer(
 
 VariantOption = Annotated[
     str,
+    typer.Option(help="The variant, where the file does not say it: turbo or base for Z-Image.", show_default=False),
+]
+VariantsOption = Annotated[
+    list[str] | None,
     typer.Option(
-        help="The variant, where a file does not say which it is: turbo or base for Z-Image. In a folder, for the files"
-        " that do not say.",
+        "--variant",
+        help="The variant of files that do not say it: turbo, or z-image=turbo for those of one family. Repeat it for"
+        " several.",
         show_default=False,
     ),
 ]
@@ -69,7 +74,7 @@ def add(
     prediction_type: Annotated[
         str | None, typer.Option(callback=_prediction, help="epsilon or v_prediction, if the file does not say.")
     ] = None,
-    variant: VariantOption = "",
+    variant: VariantsOption = None,
     vae: VAEOption = "",
     text_encoder: TextEncoderOption = None,
     as_json: JsonOption = False,
@@ -77,10 +82,11 @@ def add(
 ) -> None:
     """Add checkpoints: identify them, read and hash every tensor, and write a manifest. The files stay where they are.
 
-    For a folder, add every checkpoint, text encoder and VAE in it and in its subfolders, and print a line for each
-    file. A file that lacks its text encoder or VAE takes one that fits from the library.
+    For a folder, add every checkpoint and adapter in it and in its subfolders (text encoders, VAEs, LoRAs, ControlNets
+    and so on), and print a line for each file. A file that lacks its text encoder or VAE takes one that fits from the
+    library.
     """
-    from safelight.cli.adding import Found, found_in, split_components
+    from safelight.cli.adding import Found, found_in, read_variants, split_adapters
     from safelight.errors import InputError, StorageError
 
     library = _library(context, root)
@@ -88,14 +94,14 @@ def add(
     if name is not None and (len(candidates) != 1 or len(paths) > 1):
         raise InputError(f"--name {name!r} needs exactly one path, not {max(len(candidates), len(paths))}")
     failed = False
-    parts = _parts(vae, text_encoder)
-    candidates, components = split_components(candidates)
-    for candidate in (*components, *candidates):
+    parts, variants = _parts(vae, text_encoder), read_variants(variant or ())
+    candidates, adapters = split_adapters(candidates)
+    for candidate in (*adapters, *candidates):
         try:
-            if candidate in components:
-                result = _add_component(library, candidate, as_json)
+            if candidate in adapters:
+                result = _add_adapter(library, candidate, as_json)
             else:
-                result = _add(library, candidate, name, prediction_type, variant, parts, as_json)
+                result = _add(library, candidate, name, prediction_type, variants, parts, as_json)
         except StorageError:
             # The disk would also refuse the other files.
             raise
@@ -107,7 +113,7 @@ def add(
             typer.echo(f"safelight: {error}", err=True)
             continue
         say_json(result) if isinstance(result, dict) else typer.echo(result)
-    if not candidates and not components:
+    if not candidates and not adapters:
         given = ", ".join(map(str, paths))
         raise InputError(f"{given}: contains no checkpoint ({', '.join(Found.endings)}, or diffusers folders)")
     if failed:
@@ -121,8 +127,8 @@ def _parts(vae: str, text_encoders: list[str] | None) -> NamedParts:
     return [*([(Purpose.VAE, vae)] if vae else []), *encoders]
 
 
-def _add_component(library: Library, candidate: Found, as_json: bool) -> str | dict[str, Any]:
-    """Add a text encoder or a VAE that is in a folder of models. Returns the report."""
+def _add_adapter(library: Library, candidate: Found, as_json: bool) -> str | dict[str, Any]:
+    """Add an adapter that is in a folder of models. Returns the report."""
     from safelight.catalog.adapters import Adapters
 
     adapters = Adapters(library.root)
@@ -130,7 +136,8 @@ def _add_component(library: Library, candidate: Found, as_json: bool) -> str | d
     if known is not None and known.state() == "there":
         return dict(known.summary) if as_json else f"{known.name} is already in the library"
     adapter = adapters.add(candidate.path)
-    return adapter.summary() if as_json else f"added {adapter.name}: {adapter.kind}, {adapter.dtype}"
+    of_family = f" for {adapter.base}" if adapter.base else ""
+    return adapter.summary() if as_json else f"added {adapter.name}: {adapter.kind}{of_family}, {adapter.dtype}"
 
 
 def _add(
@@ -138,26 +145,24 @@ def _add(
     candidate: Found,
     name: str | None,
     prediction_type: str | None,
-    variant: str,
+    variants: Sequence[GivenVariant],
     parts: NamedParts,
     as_json: bool,
 ) -> str | dict[str, Any]:
     """Add a checkpoint. Returns the report: a text, or the values for JSON."""
-    from safelight.cli.adding import asks_variant
+    from safelight.cli.adding import choose_variant
 
     before = {card.name: card for card in library.cards()}
     known = next((card for card in before.values() if card.path == candidate.path.absolute()), None)
     if candidate.within and known is not None and known.state() == "there":
         return dict(known.summary) if as_json else f"{known.name} is already in the library"
-    if variant and candidate.within and not asks_variant(candidate.path):
-        variant = ""
     with byte_bar(f"reading {candidate.path.name}") as on_bytes:
         model = library.add(
             candidate.path,
             name,
             prediction_type,  # pyright: ignore[reportArgumentType]
             on_bytes,
-            variant,
+            choose_variant(candidate, variants),
             parts,
         )
     if as_json:

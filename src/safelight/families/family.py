@@ -214,6 +214,8 @@ class Family:
     ``latent_space``: a name; families with the same one have the same latents.
     ``same_latents``: whether two VAEs of families with the same ``latent_space`` have latents of the same form.
     ``control_modes``: the modes in which its ControlNets can be used.
+    ``control_reads_prompt_only``: its ControlNets compute with the prompt, and the prediction for the negative prompt
+    gets the same from them.
     ``find_controlnet_mismatch``: says why a ControlNet does not fit a denoiser, with ``{model}`` for the model's name;
     None if it does.
     ``embedding_names``: maps tensor names of a multi-encoder inversion (``clip_l``, ``clip_g``) to text-encoder roles.
@@ -260,6 +262,7 @@ class Family:
     latent_space: str = ""
     same_latents: Callable[[Config, Config], bool] = lambda one, other: one == other
     control_modes: frozenset[ControlMode] = frozenset(CONTROL_MODES)
+    control_reads_prompt_only: bool = False
     find_controlnet_mismatch: Callable[[Config, Config], str | None] = lambda _, __: (
         "is a ControlNet, but {model} does not support ControlNets"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -115,6 +115,12 @@ def scale_latents(latents: Latents, values: torch.Tensor) -> torch.Tensor:
     if latents.shift_factor:
         return (values - latents.shift_factor) * latents.scaling_factor
     return latents.scaling_factor * values
+
+
+def change_each(tensors: Tensors, change: Callable[[torch.Tensor], torch.Tensor]) -> Tensors:
+    """Return changed tensors. Names that share a tensor share the changed one, too."""
+    changed = {key: change(one) for key, one in {id(one): one for one in tensors.values()}.items()}
+    return {name: changed[id(one)] for name, one in tensors.items()}
 
 
 class FamilyModel(ABC):

@@ -19,7 +19,7 @@ from torch import nn
 from safelight.boundary import pictures
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.family import MASK_CHANNELS, ExtraInputChannels, Family
-from safelight.families.family_model import Call, ControlCall, FamilyModel, Tensors, scale_latents
+from safelight.families.family_model import Call, ControlCall, FamilyModel, Tensors, change_each, scale_latents
 from safelight.pipeline import noise
 from safelight.pipeline.guidance import Condition, Guidance
 from safelight.pipeline.samplers import WHOLE, SamplerRun
@@ -297,13 +297,10 @@ def _control_call(control: BoundControlNet, work: DenoiseInputs, generator: torc
 def _control_outputs(work: DenoiseInputs, control: BoundControlNet, how: ControlCall, call: Call) -> Tensors:
     """Return what a ControlNet adds in this call."""
     call = replace(call, control={}, extra=(), references=())
-    if not control.prompt_only:
+    if not control.prompt_only and not work.family.control_reads_prompt_only:
         return work.model.control(control.net, work.denoiser, call, how)
-    row = work.guidance.prompt_row
-    positive = {name: tensor[row] for name, tensor in call.condition.items()}
-    alone = replace(call, latents=call.latents[row], condition=positive)
-    added = work.model.control(control.net, work.denoiser, alone, how)
-    return {name: work.guidance.pad_to_rows(tensor) for name, tensor in added.items()}
+    added = work.model.control(control.net, work.denoiser, _row_of(call, work.guidance.prompt_row), how)
+    return change_each(added, work.guidance.pad_to_rows if control.prompt_only else work.guidance.repeat_latents)
 
 
 def _add_outputs(one: Tensors, other: Tensors) -> Tensors:

@@ -218,7 +218,8 @@ def test_a_run_leaves_the_skeletons_as_they_were(root: Path, tiny: Path, right: 
         image = next(engine.generate(replace(request, **changes)))
         assert len(set(image.pixels)) > 100
     skeletons = engine.resources.skeletons
-    assert {key.role for key in skeletons._free if key.base == "qwen-image"} == set(QWEN_IMAGE.roles)
+    # Tests of one process share skeletons, so there may be a ControlNet's, too.
+    assert {key.role for key in skeletons._free if key.base == "qwen-image"} >= set(QWEN_IMAGE.roles)
     assert skeletons.check() == []
     assert next(engine.generate(request)).pixels_sha256 == right
 

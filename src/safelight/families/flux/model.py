@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from safelight.boundary import exports, modules, pictures
@@ -31,7 +30,7 @@ from safelight.families.flux.controlnet import HINT_WIDTH, UNION_TYPES, FluxCont
 from safelight.families.flux.transformer import FluxConfig
 from safelight.families.parts import clip_model, t5_model
 from safelight.families.parts.clip import CLIPConfig
-from safelight.families.parts.sequences import image_positions, pack, unpack
+from safelight.families.parts.sequences import image_positions, lengthen, pack, unpack
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
@@ -134,7 +133,7 @@ class Flux(FamilyModel):
         net = cast("Any", denoiser)
         rows, columns = (side // PATCH for side in call.latents.shape[-2:])
         inputs = _inputs(net, call)
-        added = _longer(call.control, inputs["hidden_states"].shape[1] - rows * columns)
+        added = lengthen(call.control, inputs["hidden_states"].shape[1] - rows * columns)
         double, single = (
             [added[f"{blocks}.{n}"] for n in range(count) if f"{blocks}.{n}" in added] or None
             for blocks, count in _blocks(net)
@@ -196,14 +195,6 @@ def _transformer_kwargs(config: FluxConfig) -> dict[str, Any]:
 def _blocks(denoiser: nn.Module) -> tuple[tuple[str, int], ...]:
     """Return the names of the two lists of a transformer's blocks, each with its length."""
     return tuple((name, len(getattr(denoiser, name))) for name in (DOUBLE_BLOCKS, SINGLE_BLOCKS))
-
-
-def _longer(control: Tensors, tokens: int) -> Tensors:
-    """Return what ControlNets add, with zeros for more ``tokens``: they do not see reference images."""
-    if not tokens:
-        return control
-    longer = {id(one): F.pad(one, (0, 0, 0, tokens)) for one in {id(one): one for one in control.values()}.values()}
-    return {name: longer[id(one)] for name, one in control.items()}
 
 
 def _inputs(net: Any, call: Call) -> dict[str, Any]:

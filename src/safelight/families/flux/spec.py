@@ -68,7 +68,7 @@ _OWN_NAMES = re.compile(
 )
 """Names of modules in adapters that Chroma does not have: modulations, and what computes them."""
 
-_CONTROL_INPUT = r"(controlnet_x_embedder|pos_embed_input)\.weight$"
+_CONTROL_INPUT = r"(controlnet_(x_embedder|blocks\.0)|pos_embed_input)\.(weight|bias)$"
 _CONTROL_BLOCKS = r"(double_blocks\.0\.img_mod\.|transformer_blocks\.0\.norm1_context\.)"
 _WHAT = "double blocks, each with its modulation, and single blocks"
 

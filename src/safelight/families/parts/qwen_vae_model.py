@@ -34,19 +34,21 @@ class NormalisedDistribution:
     """The distribution over normalised latents (n, channels, h, w).
 
     ``own``: that of the VAE, whose latents have an axis of frames.
+    ``dtype``: of the normalisation; None for that of the VAE's latents.
     """
 
     own: Any
+    dtype: torch.dtype | None = None
 
     @property
     def parameters(self) -> torch.Tensor:
         return self.own.parameters
 
     def mode(self) -> torch.Tensor:
-        return _normalise(self.own.mode())
+        return _normalise(self.own.mode(), self.dtype)
 
     def sample(self, generator: torch.Generator) -> torch.Tensor:
-        return _normalise(self.own.sample(generator))
+        return _normalise(self.own.sample(generator), self.dtype)
 
 
 def encode_picture(
@@ -56,6 +58,14 @@ def encode_picture(
     with _without_features(vae):
         found = pictures.encode_picture(vae, picture, mask, device, QWEN_LATENTS.vae_scale_factor, tile, frames=True)
     return [EncodedPicture(one.shown, NormalisedDistribution(one.distribution)) for one in found]
+
+
+def encode_control_picture(vae: nn.Module, picture: Any, device: torch.device, tile: int) -> EncodedPicture:
+    """Encode a ControlNet's picture to latents that are normalised in fp32, as diffusers' ControlNet pipelines do."""
+    scale = QWEN_LATENTS.vae_scale_factor
+    with _without_features(vae):
+        found = pictures.encode_control_picture(vae, picture, device, scale, tile, frames=True)
+    return EncodedPicture(found.shown, NormalisedDistribution(found.distribution, torch.float32))
 
 
 def decode(vae: nn.Module, latents: torch.Tensor, tile: int) -> torch.Tensor:
@@ -78,8 +88,12 @@ def _without_features(vae: nn.Module) -> Generator[None]:
             delattr(vae, name)
 
 
-def _normalise(latents: torch.Tensor) -> torch.Tensor:
-    """Normalise the VAE's latents (n, channels, 1, h, w). Returns (n, channels, h, w)."""
+def _normalise(latents: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """Normalise the VAE's latents (n, channels, 1, h, w). Returns (n, channels, h, w).
+
+    ``dtype``: as in :class:`NormalisedDistribution`.
+    """
+    latents = latents.to(dtype or latents.dtype)
     mean, scale = _statistics(latents)
     return (latents.squeeze(2) - mean) * scale
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from safelight.families.family_model import Tensors
+from safelight.families.family_model import Tensors, change_each
 from safelight.families.parts.tokens import PATCH
 
 
@@ -42,3 +43,8 @@ def join_texts(rows: Sequence[Tensors]) -> Tensors:
     states = [row["hidden"][0] for row in rows]
     lengths = torch.tensor([len(one) for one in states])
     return {"hidden": nn.utils.rnn.pad_sequence(states, batch_first=True), "length": lengths}
+
+
+def lengthen(control: Tensors, tokens: int) -> Tensors:
+    """Return what ControlNets add, with zeros for more ``tokens``: they do not see reference images."""
+    return change_each(control, lambda one: F.pad(one, (0, 0, 0, tokens))) if tokens else control

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,14 +17,23 @@ from safelight.boundary import modules
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.components import Config
 from safelight.families.family import Family, Latents
-from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.families.family_model import (
+    Call,
+    ControlCall,
+    FamilyModel,
+    PromptText,
+    Tensors,
+    TextInput,
+    TextInputs,
+)
 from safelight.families.parts import qwen25_model, qwen_vae_model
 from safelight.families.parts.qwen3_model import tokens_of
 from safelight.families.parts.qwen25 import Qwen25Config
 from safelight.families.parts.qwen_chat import BEGINNING, BEGINNING_TOKENS, ENDING
 from safelight.families.parts.qwen_vae import QwenVAEConfig
-from safelight.families.parts.sequences import join_texts, pack, unpack
+from safelight.families.parts.sequences import join_texts, lengthen, pack, unpack
 from safelight.families.parts.tokens import PATCH, axes
+from safelight.families.qwen_image.controlnet import QwenImageControlNetConfig
 from safelight.families.qwen_image.transformer import QwenImageConfig
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
@@ -35,6 +45,9 @@ READ_TOKENS = 512
 """The most tokens that the transformer reads, without :data:`BEGINNING`: the pipeline's ``max_sequence_length``."""
 
 TRANSFORMER = "diffusers.models.transformers.transformer_qwenimage:QwenImageTransformer2DModel"
+CONTROLNET = "diffusers.models.controlnets.controlnet_qwenimage:QwenImageControlNetModel"
+
+BLOCKS = "transformer_blocks"
 
 
 class QwenImage(FamilyModel):
@@ -49,15 +62,11 @@ class QwenImage(FamilyModel):
                 return qwen_vae_model.autoencoder(config)
             case QwenImageConfig():
                 return modules.library_class(TRANSFORMER)(
-                    patch_size=PATCH,
-                    in_channels=config.inputs,
-                    out_channels=config.channels,
-                    num_layers=config.layers,
-                    attention_head_dim=config.head_size,
-                    num_attention_heads=config.width // config.head_size,
-                    joint_attention_dim=config.text_width,
-                    axes_dims_rope=axes(config.head_size),
-                    zero_cond_t=config.zero_reference_time,
+                    zero_cond_t=config.zero_reference_time, **_transformer_kwargs(config)
+                )
+            case QwenImageControlNetConfig():
+                return modules.library_class(CONTROLNET)(
+                    extra_condition_channels=config.mask_inputs, **_transformer_kwargs(config.net)
                 )
             case _:
                 raise ValueError(config)
@@ -121,18 +130,25 @@ class QwenImage(FamilyModel):
         return np.linspace(1.0, 1 / steps, steps).tolist()
 
     def predict(self, denoiser: nn.Module, call: Call) -> torch.Tensor:
-        dtype = next(denoiser.parameters()).dtype
-        # The family computes each row in a call of its own, so all tokens of the text are read.
-        [length] = call.condition["length"].tolist()
         rows, columns = (side // PATCH for side in call.latents.shape[-2:])
-        found = cast("Any", denoiser)(
-            hidden_states=pack(call.latents.to(dtype)),
-            timestep=call.timestep.expand(1).to(dtype) / 1000,
-            encoder_hidden_states=call.condition["hidden"][:, :length].to(dtype),
-            img_shapes=[[(1, rows, columns)]],
-            return_dict=False,
-        )[0]
+        inputs = _inputs(denoiser, call)
+        added = lengthen(call.control, inputs["hidden_states"].shape[1] - rows * columns)
+        of_blocks = [added[f"{BLOCKS}.{n}"] for n in range(_block_count(denoiser))] if added else None
+        found = cast("Any", denoiser)(**inputs, controlnet_block_samples=of_blocks, return_dict=False)[0]
         return unpack(found, rows, columns)
+
+    def control_input(self, latents: Latents, picture: Any, generator: torch.Generator) -> torch.Tensor:
+        del latents
+        return pack(picture.distribution.sample(generator))
+
+    def control(self, net: nn.Module, denoiser: nn.Module, call: Call, how: ControlCall) -> Tensors:
+        inputs = _inputs(net, call)
+        shown = how.picture.to(inputs["hidden_states"].dtype)
+        outputs = cast("Any", net)(**inputs, controlnet_cond=shown, conditioning_scale=how.weight, return_dict=False)
+        # Each output belongs to a run of the transformer's blocks, as in diffusers.
+        blocks = _block_count(denoiser)
+        run = math.ceil(blocks / len(outputs))
+        return {f"{BLOCKS}.{n}": outputs[n // run] for n in range(blocks)}
 
     def encode_picture(
         self, latents: Latents, vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int
@@ -140,9 +156,46 @@ class QwenImage(FamilyModel):
         del latents
         return qwen_vae_model.encode_picture(vae, picture, mask, device, tile)
 
+    def encode_control_picture(
+        self, latents: Latents, vae: nn.Module, picture: Any, device: torch.device, tile: int
+    ) -> EncodedPicture:
+        del latents
+        return qwen_vae_model.encode_control_picture(vae, picture, device, tile)
+
     def decode(self, latents: Latents, vae: nn.Module, values: torch.Tensor, tile: int) -> torch.Tensor:
         del latents
         return qwen_vae_model.decode(vae, values, tile)
+
+
+def _transformer_kwargs(config: QwenImageConfig) -> dict[str, Any]:
+    """Return the settings that a transformer and a ControlNet for it share."""
+    return {
+        "patch_size": PATCH,
+        "in_channels": config.inputs,
+        "out_channels": config.channels,
+        "num_layers": config.layers,
+        "attention_head_dim": config.head_size,
+        "num_attention_heads": config.width // config.head_size,
+        "joint_attention_dim": config.text_width,
+        "axes_dims_rope": axes(config.head_size),
+    }
+
+
+def _block_count(denoiser: nn.Module) -> int:
+    return len(getattr(denoiser, BLOCKS))
+
+
+def _inputs(net: nn.Module, call: Call) -> dict[str, Any]:
+    """Return the inputs that the transformer and its ControlNets share. ``net``: one of them, bound."""
+    dtype = next(net.parameters()).dtype
+    # The family computes each row in a call of its own, so all tokens of the text are read.
+    [length] = call.condition["length"].tolist()
+    return {
+        "hidden_states": pack(call.latents.to(dtype)),
+        "timestep": call.timestep.expand(1).to(dtype) / 1000,
+        "encoder_hidden_states": call.condition["hidden"][:, :length].to(dtype),
+        "img_shapes": [[(1, *(side // PATCH for side in call.latents.shape[-2:]))]],
+    }
 
 
 def _compute_frequencies(rope: Any, at: torch.device) -> None:

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 
 from safelight.families.components import Component, Config, SingleFileComponent
-from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
+from safelight.families.family import CONTROLNET, AdapterSigns, Defaults, Family, Noise, Training, Variant
 from safelight.families.features import Feature
 from safelight.families.parts import qwen25, qwen_vae
 from safelight.families.parts.qwen25 import Qwen25Config
 from safelight.families.parts.qwen_vae import LATENTS_MEAN, LATENTS_STD, QWEN_LATENTS, QWEN_VAE, QwenVAEConfig
 from safelight.families.parts.tokens import PATCH, axes, shift_by_size
-from safelight.families.qwen_image import transformer
+from safelight.families.qwen_image import controlnet, transformer
+from safelight.families.qwen_image.controlnet import QwenImageControlNetConfig
 from safelight.families.qwen_image.transformer import ZERO_MARKER, QwenImageConfig
 from safelight.families.rules import rule
 from safelight.families.tables import is_architecture, reason_by_component
@@ -43,6 +44,7 @@ SCHEDULE = {
 
 _PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
 _NORM, _MODULATION = _PREFIX + r"txt_norm\.weight$", _PREFIX + r"transformer_blocks\.0\.img_mod\.1\."
+_CONTROL_BLOCKS = r"transformer_blocks\.0\.img_mod\.1\."
 _WHAT = "a norm of the text, and blocks that each modulate image and text"
 
 
@@ -112,7 +114,7 @@ QWEN_IMAGE = Family(
         ),
         Component("vae", Purpose.VAE, VAE_PREFIXES, qwen_vae.infer, QWEN_VAE),
     ),
-    architectures=(Qwen25Config, QwenImageConfig, QwenVAEConfig),
+    architectures=(Qwen25Config, QwenImageConfig, QwenVAEConfig, QwenImageControlNetConfig),
     latents=QWEN_LATENTS,
     noise=Noise("flow", SCHEDULE, mu),
     resolution=1328,
@@ -126,10 +128,29 @@ QWEN_IMAGE = Family(
             Feature.GUIDANCE,
             Feature.HIRES,
             Feature.TILED_VAE,
+            Feature.CONTROLNET,
         }
     ),
+    control_modes=frozenset({"balanced", "unbalanced"}),
+    control_reads_prompt_only=True,
+    find_controlnet_mismatch=controlnet.find_mismatch,
     model_module="safelight.families.qwen_image.model",
     rules=(rule("checkpoint", "qwen-image", f"{_WHAT}, and a text encoder", _NORM, _MODULATION, r"text_encoders?\."),),
+    adapter_rules=(
+        rule(
+            "blockwise_controlnet",
+            "qwen-image",
+            "blocks that each read the picture and the transformer (DiffSynth's blockwise ControlNet)",
+            r"controlnet_blocks\.0\.y_rms\.weight$",
+        ),
+        rule(
+            CONTROLNET,
+            "qwen-image",
+            "an input for a picture, and blocks that each modulate image and text",
+            r"controlnet_(x_embedder|blocks\.0)\.(weight|bias)$",
+            _CONTROL_BLOCKS,
+        ),
+    ),
     part_rules=(
         rule("denoiser", "qwen-image", f"{_WHAT}, alone", _NORM, _MODULATION),
         rule("text_encoder", None, "a Qwen2.5 language model", qwen25.PATTERN),
@@ -140,6 +161,7 @@ QWEN_IMAGE = Family(
             "text_encoder", "", "Qwen2.5 text encoder", qwen25.infer, qwen25.PATTERN, qwen25.unread_reason
         ),
         SingleFileComponent("vae", "", "VAE of Qwen-Image", qwen_vae.infer, qwen_vae.PATTERN, qwen_vae.unread_reason),
+        SingleFileComponent(CONTROLNET, "", "Qwen-Image ControlNet", controlnet.infer, _CONTROL_BLOCKS),
     ),
     separate_parts=True,
     asks_variant=lambda _: True,

@@ -62,6 +62,13 @@ class QwenImageConfig(Config):
         return tokens * 16 * self.width * itemsize + 4 * tokens * self.width * 4 + scores
 
     def rows(self) -> Iterator[TensorRow]:
+        yield from self.rows_before_last()
+        wide = self.width
+        yield from weight_and_bias("norm_out.linear", (2 * wide, wide))
+        yield from weight_and_bias("proj_out", (self.channels * PATCH**2, wide))
+
+    def rows_before_last(self) -> Iterator[TensorRow]:
+        """Return the table without the last layer, which ControlNets do not have."""
         wide = self.width
         yield from weight_and_bias("img_in", (wide, self.inputs))
         yield row("txt_norm.weight", (self.text_width,))
@@ -71,8 +78,6 @@ class QwenImageConfig(Config):
         yield from weight_and_bias(f"{time}.linear_2", (wide, wide))
         for n in range(self.layers):
             yield from self._block(f"transformer_blocks.{n}")
-        yield from weight_and_bias("norm_out.linear", (2 * wide, wide))
-        yield from weight_and_bias("proj_out", (self.channels * PATCH**2, wide))
 
     def _block(self, name: str) -> Iterator[TensorRow]:
         wide, attention = self.width, f"{name}.attn"
@@ -89,8 +94,11 @@ class QwenImageConfig(Config):
             yield from weight_and_bias(f"{name}.{stream}_mlp.net.2", (wide, 4 * wide))
 
 
-def infer(shapes: Shapes) -> QwenImageConfig:
-    """Infer the settings from shapes. Raises NotThisArchitecture."""
+def infer(shapes: Shapes, has_last: bool = True) -> QwenImageConfig:
+    """Infer the settings from shapes. Raises NotThisArchitecture.
+
+    ``has_last``: whether there is a last layer, whose outputs are then counted; a ControlNet has none.
+    """
     if _LAYERED in shapes:
         raise NotThisArchitecture(f"the transformer has {_LAYERED}, as Qwen-Image Layered")
     try:
@@ -98,7 +106,7 @@ def infer(shapes: Shapes) -> QwenImageConfig:
         text_width = shapes["txt_norm.weight"][0]
         return QwenImageConfig(
             shapes["img_in.weight"][-1],
-            shapes["proj_out.weight"][0] // PATCH**2,
+            (shapes["proj_out.weight"][0] if has_last else shapes["img_in.weight"][-1]) // PATCH**2,
             shapes["img_in.weight"][0],
             count_indexed(shapes, "transformer_blocks."),
             shapes["transformer_blocks.0.attn.norm_q.weight"][0],

@@ -78,7 +78,7 @@ def infer(shapes: Shapes) -> ZImageControlNetConfig:
             count_indexed(shapes, "control_layers."),
             count_indexed(shapes, "control_noise_refiner."),
             norm[0],
-            "control_noise_refiner.0.after_proj.weight" in shapes,
+            any(name.startswith("control_noise_refiner.0.after_proj.") for name in shapes),
         )
     except (KeyError, IndexError) as error:
         raise NotThisArchitecture(f"the ControlNet has no tensor {error}") from error

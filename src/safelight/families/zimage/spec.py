@@ -131,7 +131,7 @@ ZIMAGE = Family(
             CONTROLNET,
             "z-image",
             "an embedder of the picture, and control layers",
-            r"control_all_x_embedder\.2-1\.weight$",
+            r"control_all_x_embedder\.2-1\.(weight|bias)$",
             _CONTROL_LAYERS,
         ),
     ),
