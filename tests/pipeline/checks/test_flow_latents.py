@@ -33,13 +33,13 @@ def noise(latent_format: Latents, seed: int = 0) -> torch.Tensor:
 
 
 def rough(latent_format: Latents, seed: int = 0) -> torch.Tensor:
-    """Latents of which an eighth of the channels is smooth, and the others are fine detail without any relation.
+    """Latents of which a sixteenth of the channels is smooth, and the others are fine detail without any relation.
 
-    VAEs with many channels keep the fine detail of a picture in most of them (Skorokhodov et al. 2025, "Improving the
+    The latents of VAEs with many channels have strong high frequencies (Skorokhodov et al. 2025, "Improving the
     Diffusability of Autoencoders", arXiv 2502.14831).
     """
     values = noise(latent_format, seed)
-    count = values.shape[1] // 8
+    count = values.shape[1] // 16
     smooth = F.interpolate(values[:, :count, : SIDE // 8, : SIDE // 8], (SIDE, SIDE), mode="bicubic")
     values[:, :count] = (smooth - smooth.mean((2, 3), keepdim=True)) / smooth.std((2, 3), keepdim=True)
     return values

@@ -167,7 +167,8 @@ def contrast(pixels: torch.Tensor) -> float:
 def neighbour_correlation(latents: torch.Tensor) -> float:
     """Return the correlation of latents (channels, h, w) with their right and lower neighbours, in the best channel.
 
-    Noise: 0 in every channel. Images: near 1 in some channel. VAEs with many channels keep fine detail in most of them.
+    Noise: 0 in every channel. Images: near 1 in some channel. Where a VAE has many channels, most of them may have high
+    frequencies (Skorokhodov et al. 2025, arXiv 2502.14831).
     """
     values = latents - latents.mean((1, 2), keepdim=True)
     variance = (values * values).mean((1, 2))
