@@ -138,4 +138,8 @@ def _picture(files: FlowFiles, number: int) -> str:
 
 
 def _shares_latents(one: str, other: str) -> bool:
-    return tiny_families()[one].family.latent_space == tiny_families()[other].family.latent_space
+    """Return whether the VAE of one family's tiny checkpoints fits those of another family."""
+    both = [tiny_families()[name] for name in (one, other)]
+    spaces = {tiny.family.latent_space for tiny in both}
+    mine, theirs = (tiny.configs()[tiny.family.vae] for tiny in both)
+    return len(spaces) == 1 and both[1].family.same_latents(mine, theirs)
