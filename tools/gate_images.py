@@ -74,7 +74,8 @@ class Maker:
                     handle.remove()
 
         def decoding(vae: nn.Module, latents: torch.Tensor, scale: int, tile: int) -> torch.Tensor:
-            self.latents = latents.clone()
+            # The family has divided them by the factor already.
+            self.latents = latents * model.family.latents.scaling_factor
             return decode(vae, change(latents), scale, tile)
 
         request = safelight.Request(prompt, model.name, seed=seed, steps=STEPS)

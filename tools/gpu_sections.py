@@ -95,7 +95,7 @@ def copies(machine: Machine) -> Iterator[Finding]:
 
 
 def attention(machine: Machine) -> Iterator[Finding]:
-    """Each attention kernel, compared with float64 in seven shapes."""
+    """Each attention kernel, compared with float64 in ten shapes."""
     import torch
 
     from safelight.boundary import kernels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,20 @@ import pytest
 import torch
 from PIL import Image as PILImage
 from support import checkpoints
+from support.families import tiny_families
+from support.scale import thinned
 from typer.testing import CliRunner
 
 import safelight
+from safelight.boundary import pictures
 from safelight.cli.main import app
 from safelight.diagnostics import canary, soak
 from safelight.diagnostics.canary import Canaries, after_switch, request
 from safelight.diagnostics.doctor import Doctor
 from safelight.diagnostics.image_difference import difference
 from safelight.errors import CanaryError
+from safelight.families.family import Family
+from safelight.families.registry import families
 from safelight.request.results import Image
 from safelight.request.schema import Request
 from safelight.workers.local_engine import LocalEngine
@@ -34,7 +40,7 @@ def engine(root: Path) -> LocalEngine:
 @pytest.fixture
 def canaries(engine: LocalEngine, root: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Canaries:
     """Of two models, made by engines that have held no other; small, as no kernel is at fault here."""
-    monkeypatch.setattr(canary, "SIDE", 64)
+    monkeypatch.setattr(canary, "TOKENS_PER_SIDE", 8)
     for name in ("a", "b"):
         engine.library.add(tiny / f"{name}.safetensors", name)
 
@@ -93,11 +99,11 @@ def test_images_of_two_jobs_in_turns_are_switches(engine: LocalEngine, canaries:
     assert [list(pixels) for pixels in zip(*made, strict=True)] == [alone["a"], alone["b"]]
 
 
-def spoil(engine: LocalEngine) -> None:
-    """Other numbers in a UNet, with a proof that agrees with them."""
+def spoil(engine: LocalEngine, role: str = "unet") -> None:
+    """Other numbers in a denoiser, with a proof that agrees with them."""
     residency = engine.resources.residency
     for piece, held in residency.table.residents.items():
-        if piece.component_key.startswith("unet"):
+        if piece.component_key.startswith(role):
             for tensor in held.buffer.tensors.values():
                 tensor.mul_(1.5)
             held.checksums = residency.source.compute_checksums(held.buffer)
@@ -110,6 +116,38 @@ def test_state_15_weights_of_another_model_are_found_by_the_canary(engine: Local
     spoil(engine)
     # It is read anew, and the canary is right again.
     assert next(engine.generate(ask("a"))).pixels_sha256 == right
+
+
+def flipped(decode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A decoder that exchanges colours each time."""
+    return lambda *arguments, **more: decode(*arguments, **more).flip(1)
+
+
+@pytest.mark.parametrize("name", thinned(sorted(tiny_families(), key=lambda name: name != "flux")))
+def test_each_family_has_canaries_and_its_mismatches_are_found(
+    name: str, engine: LocalEngine, canaries: Canaries, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canary in this process is that of a fresh one, which resolves the request from the beginning."""
+    tiny_family = tiny_families()[name]
+    model = engine.library.get(tiny_family.add_folder(root, tmp_path / "folder", 5))
+    request = tiny_family.ask(name, steps=1)
+    engine.on_switch = after_switch(canaries, engine.image_repairer)
+    right = next(engine.generate(request)).pixels_sha256
+    [known] = canaries.history(model)
+    assert known.pixels().shape == (8 * model.family.latents.multiple, 8 * model.family.latents.multiple, 3)
+    next(engine.generate(ask("a")))
+    spoil(engine, model.family.denoiser)
+    assert next(engine.generate(request)).pixels_sha256 == right
+    next(engine.generate(ask("a")))
+    monkeypatch.setattr(pictures, "decode", flipped(pictures.decode))
+    with pytest.raises(CanaryError, match="structural similarity"):
+        next(engine.generate(request))
+
+
+@pytest.mark.parametrize("family", [family for family in families().values() if family.variants])
+def test_a_canary_has_more_tokens_than_kernels_are_known_to_break_at(family: Family) -> None:
+    assert canary.side_of(family) % family.latents.multiple == 0
+    assert (canary.side_of(family) // family.latents.multiple) ** 2 > 1024
 
 
 def test_what_reading_anew_does_not_help_fails_the_job(
@@ -176,7 +214,7 @@ def test_differences_are_measured() -> None:
 
 
 def test_on_the_command_line(root: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(canary, "SIDE", 64)
+    monkeypatch.setattr(canary, "TOKENS_PER_SIDE", 8)
     shutil.copy(tiny / "a.safetensors", tmp_path / "mine.safetensors")
     runner = CliRunner()
     assert runner.invoke(app, ["models", "add", str(tmp_path / "mine.safetensors")]).exit_code == 0

@@ -6,7 +6,7 @@ import contextlib
 import json
 import random
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from safelight.diagnostics.canary import Canaries, request
 from safelight.diagnostics.doctor import Doctor
 from safelight.diagnostics.finding import Finding
 from safelight.diagnostics.report import ADAPTED, Report, without_names
+from safelight.models import attention
+from safelight.models.attention import KernelResult
 from safelight.settings_sources import load_settings
 from safelight.workers.fresh_process import FreshProcesses
 from safelight.workers.local_engine import LocalEngine
@@ -44,13 +46,13 @@ SHORT = (
 def prepared(homes: Callable[[int], Path], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two models with their canaries: copied for each test. In `make test`, the canaries are small."""
     if not (ALL or request.node.get_closest_marker("proof")):
-        monkeypatch.setattr(canary, "SIDE", 64)
-    return homes(canary.SIDE)
+        monkeypatch.setattr(canary, "TOKENS_PER_SIDE", 8)
+    return homes(canary.TOKENS_PER_SIDE)
 
 
 @pytest.fixture(scope="session")
 def homes(tiny: Path, measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Returns the folder of two models with canaries of that many pixels per side, made in fresh processes."""
+    """Returns the folder of two models with canaries of that many tokens per side, made in fresh processes."""
     return cache(lambda _: prepare(tiny, measured, tmp_path_factory.mktemp("prepared")))
 
 
@@ -159,6 +161,27 @@ def test_a_report_for_others_names_nobody(tmp_path: Path, tiny: Path) -> None:
     assert "dream" not in text
     assert "(model 1)" in text
     assert "(file 1)" in text
+
+
+def test_the_kernel_of_each_model_is_tested(root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(load_settings(root, attention_types={B: "normal"}))
+    models = [engine.library.add(tiny / f"{file}.safetensors", name) for file, name in (("a", A), ("b", B))]
+
+    def told(names: Sequence[str], *_: object) -> dict[str, KernelResult]:
+        return {name: KernelResult(name != "normal" or sound, "", 1.0) for name in names}
+
+    monkeypatch.setattr(attention, "check_kernels", told)
+    doctor = Doctor(engine, Canaries(root, lambda *_: pytest.fail("nothing is drawn")))
+    sound = True
+    assert [(one.what, one.ok) for one in doctor._attention(models)] == [
+        ("the kernel normal in fp32", True),
+        ("the kernel torch-sdp in fp32", True),
+    ]
+    sound = False
+    assert [(one.what, one.ok) for one in doctor._attention(models)] == [
+        ("the kernel normal in fp32", False),
+        ("the kernel torch-sdp in fp32", True),
+    ]
 
 
 def test_adapters_are_looked_at_too(prepared: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from support.extensions import Install
 import safelight
 from safelight.assembly.programs import WORKER
 from safelight.catalog.identify import identify
+from safelight.diagnostics import canary
 from safelight.diagnostics.canary import Canaries, request
 from safelight.errors import RequestError
 from safelight.families import registry
@@ -106,7 +107,8 @@ def test_it_takes_a_lora(file: Path, tmp_path: Path) -> None:
     assert next(made.generate(ask(file))).pixels_sha256 == plain.pixels_sha256
 
 
-def test_its_canary_is_that_of_a_fresh_process(file: Path, tmp_path: Path) -> None:
+def test_its_canary_is_that_of_a_fresh_process(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canary, "TOKENS_PER_SIDE", 17)
     made = engine(tmp_path / "root")
     model = made.library.add(file, "made-up")
     next(made.generate(ask(file)))

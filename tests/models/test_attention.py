@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,31 @@ def test_a_kernel_that_computes_wrongly_is_refused(
         Kernels(CPU(), tmp_path).choose("torch-sdp", torch.float32)
 
 
+def dispatched(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., torch.Tensor]) -> None:
+    """Replace the kernel that diffusers' dispatcher calls."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, AttentionBackendName.NATIVE, kernel)
+
+
+@pytest.mark.skipif(not processors.has_dispatcher(), reason="this diffusers has no dispatcher")
+@pytest.mark.parametrize("fault", thinned(["mask", "tokens"]))
+def test_a_kernel_that_is_wrong_only_in_transformers_is_refused(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None, **_: object
+    ) -> torch.Tensor:
+        q, k, v = (part.transpose(1, 2) for part in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, None if fault == "mask" else attn_mask).transpose(1, 2)
+        return out.flip(1) if fault == "tokens" and query.shape[1] > 4096 else out
+
+    dispatched(monkeypatch, wrong)
+    says = {"mask": "2 heads of 128, 320 tokens", "tokens": "1 heads of 128, 4100 tokens"}[fault]
+    with pytest.raises(SettingError, match=f"of a transformer, {says}: off by"):
+        Kernels(CPU(), tmp_path).choose("torch-sdp", torch.float32)
+
+
 def test_auto_takes_the_fastest_that_passed_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"torch-sdp": 1.0, "normal": 0.5, "sliced": 0.1}
 
@@ -149,3 +175,7 @@ def test_shapes_go_beyond_what_is_known_to_break() -> None:
     assert any(1024 < shape.tokens < 4096 for shape in attention.SHAPES)
     assert any(shape.strided for shape in attention.SHAPES)
     assert Shape(1, 512, 256) in attention.SHAPES
+    of_transformers = [shape for shape in attention.SHAPES if shape.dispatched]
+    assert {shape.head_size for shape in of_transformers} == {128}
+    assert max(shape.tokens for shape in of_transformers) > 4096
+    assert any(shape.hidden_keys for shape in of_transformers)

@@ -4,27 +4,63 @@ else. The seed is drawn anew each time, and printed.
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 from support.combinations import Files, Least, forks, fresh, job, shuffled
-from support.scale import times
+from support.families import tiny_families
+from support.flow_combinations import FlowFiles
+from support.flow_combinations import job as flow_job
+from support.scale import ALL, times
 
 import safelight
+from safelight.request.schema import Request
+
+JOBS = int(os.environ.get("SAFELIGHT_JOBS", "1000"))
+"""Of `make soak`."""
+
+Draw = Callable[[random.Random], Request]
+"""Draws a random job."""
 
 
-def tried(root: Path, tiny: Path, folder: Path, jobs: int, kinds: int, new: int, least: bool = False) -> str:
-    """``jobs`` of so many ``kinds``, as many as ``new`` of which are also made in a new process. ``least``: with the
-    least memory with which they can be done."""
+def seeded() -> random.Random:
+    """A generator whose seed is drawn anew, and printed."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}", flush=True)
-    chance, files = random.Random(seed), Files.make(tiny, folder, root)
-    wanted = [job(chance, files) for _ in range(kinds)]
+    return random.Random(seed)
+
+
+def chosen(chance: random.Random, count: int) -> list[str]:
+    """Families with rectified flow: ``count``, or fewer if the installed libraries lack them."""
+    return chance.sample(sorted(tiny_families()), min(count, len(tiny_families())))
+
+
+def of_every_family(tiny: Path, folder: Path, root: Path, names: Collection[str] = (), kontext: bool = True) -> Draw:
+    """Draws in turns from SD 1 and SDXL, and from families with rectified flow.
+
+    ``names``: of these families; () for all.
+    ``kontext``: see :meth:`FlowFiles.make`.
+    """
+    files = Files.make(tiny, folder, root)
+    if not tiny_families():
+        return lambda chance: job(chance, files)
+    flows = FlowFiles.make(folder / "flows", root, names or tiny_families(), kontext)
+    turns = itertools.cycle((lambda chance: flow_job(chance, flows), lambda chance: job(chance, files)))
+    return lambda chance: next(turns)(chance)
+
+
+def tried(root: Path, draw: Draw, chance: random.Random, jobs: int, kinds: int, new: int, least: bool = False) -> str:
+    """``jobs`` of so many ``kinds``, as many as ``new`` of which are also made in a new process. ``least``: with the
+    least memory with which they can be done."""
+    wanted = [draw(chance) for _ in range(kinds)]
     with forks(root) as others:
         right = [others.made(request) for request in wanted]
     for at in chance.sample(range(kinds), new):
-        assert fresh(root, wanted[at]) == right[at], (seed, wanted[at])
+        assert fresh(root, wanted[at]) == right[at], wanted[at]
     small = Least(root) if least else None
     # Room for about two models and what lies over them, so that things come and go.
     engine = safelight.open_engine(root, max_cache_ram_gb=0.06)
@@ -32,25 +68,31 @@ def tried(root: Path, tiny: Path, folder: Path, jobs: int, kinds: int, new: int,
         at = number if jobs == kinds else chance.randrange(kinds)
         request = shuffled(chance, wanted[at])
         made = small.made(request) if small is not None else next(engine.generate(request)).pixels_sha256
-        assert made == right[at], (seed, number, request)
+        assert made == right[at], (number, request)
     different = len(set(right))
     within = f"{small.gigabytes:.4f} GB" if small is not None else "0.06 GB"
-    return f"{jobs} jobs, {different} different images, weights within {within}, {new} in new processes, seed {seed}"
+    return f"{jobs} jobs, {different} different images, weights within {within}, {new} in new processes"
 
 
 def test_every_job_is_that_of_a_fresh_process(root: Path, tiny: Path, tmp_path: Path) -> None:
-    tried(root, tiny, tmp_path, jobs=times(8, 80), kinds=times(3, 8), new=times(0, 1))
+    chance = seeded()
+    names = () if ALL else chosen(chance, 2)
+    draw = of_every_family(tiny, tmp_path, root, names, kontext=ALL)
+    tried(root, draw, chance, jobs=times(9, 100), kinds=times(4, 30), new=times(0, 1))
 
 
 def test_every_job_is_the_same_with_the_least_memory(root: Path, tiny: Path, tmp_path: Path) -> None:
-    tried(root, tiny, tmp_path, jobs=times(4, 20), kinds=times(2, 6), new=0, least=True)
+    chance = seeded()
+    names = () if ALL else chosen(chance, 1)
+    draw = of_every_family(tiny, tmp_path, root, names, kontext=ALL)
+    tried(root, draw, chance, jobs=times(4, 20), kinds=times(2, 6), new=0, least=True)
 
 
 @pytest.mark.proof
 def test_a_thousand_jobs_are_those_of_fresh_processes(root: Path, tiny: Path, tmp_path: Path) -> None:
-    print(tried(root, tiny, tmp_path, jobs=1000, kinds=1000, new=10))
+    print(tried(root, of_every_family(tiny, tmp_path, root), seeded(), jobs=JOBS, kinds=JOBS, new=10))
 
 
 @pytest.mark.proof
 def test_a_thousand_jobs_with_the_least_memory_are_too(root: Path, tiny: Path, tmp_path: Path) -> None:
-    print(tried(root, tiny, tmp_path, jobs=1000, kinds=1000, new=10, least=True))
+    print(tried(root, of_every_family(tiny, tmp_path, root), seeded(), jobs=JOBS, kinds=JOBS, new=10, least=True))

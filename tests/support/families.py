@@ -320,6 +320,7 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_chroma",),
         "hd",
         request={"cfg": 2.5, "negative": "green"},
+        without_effect=_VAE_BIASES,
         leftovers={"transformer": {"time_text_embed.mod_proj"}},
     ),
     TinyFamily(
@@ -328,6 +329,7 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_ernie_image", "transformers.models.ministral3"),
         "base",
         request={"cfg": 2.5, "negative": "green"},
+        without_effect=_VAE_BIASES,
         optional_layers=r"text_proj\.",
         lone_text_encoder=False,
         leftovers=_ROTARY,
@@ -340,7 +342,10 @@ _ROWS = (
         {"distilled": False},
         request={"cfg": 2.5, "negative": "green"},
         input_layers=r"context_embedder\.|txt_in\.",
-        without_effect=_VAE_BIASES,
+        without_effect={
+            **_VAE_BIASES,
+            r"text_encoder\.layers\.27\..*": "the transformer reads 27 layers; other families read more of Qwen3",
+        },
         leftovers=_ROTARY,
     ),
     TinyFamily(
@@ -349,6 +354,11 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_qwenimage", "transformers.models.qwen2_5_vl"),
         "text-to-image",
         request={"cfg": 2.5, "negative": "green"},
+        without_effect={
+            r"transformer\.transformer_blocks\.1\.(attn\.(add_q_proj|norm_added_q|to_add_out)|txt_mlp)\..*": (
+                "what the last block makes of the text is not read: only its keys and values are"
+            )
+        },
         leftovers={**_ROTARY, "transformer": {"pos_embed.pos_freqs", "pos_embed.neg_freqs"}},
         cached_functions=("safelight.families.qwen_image.model:_without_cache",),
     ),

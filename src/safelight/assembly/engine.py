@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -32,7 +32,7 @@ from safelight.models.attention import Kernels
 from safelight.models.skeleton import SkeletonCache
 from safelight.pipeline.conditioning import MAX_CACHE_BYTES, EmbeddingCache
 from safelight.pipeline.preview import Previews
-from safelight.pipeline.resources import TORCH_DTYPES, Resources
+from safelight.pipeline.resources import TORCH_DTYPES, Resources, dtype_of
 from safelight.request.run_settings import Precision, RunSettings
 from safelight.settings import Settings
 from safelight.version import VERSION
@@ -103,11 +103,11 @@ class _RunDecisions:
         names = (model.name, model.base) if model is not None else ()
         kind = next((settings.attention_types[n] for n in names if n in settings.attention_types), None)
         slice_size = settings.attention_slice_size
-        attention = self._kernels.choose(kind or settings.attention_type, TORCH_DTYPES[dtype], slice_size)
+        found = RunSettings(device.name, self._hardware, dtype, vae_dtype, "", self._threads, self._versions)
+        computes_in = TORCH_DTYPES[dtype] if model is None else dtype_of(found, model.family, model.family.denoiser)
+        attention = self._kernels.choose(kind or settings.attention_type, computes_in, slice_size)
         size = slice_size if attention == "sliced" else "auto"
-        return RunSettings(
-            device.name, self._hardware, dtype, vae_dtype, attention, self._threads, self._versions, size
-        )
+        return replace(found, attention=attention, attention_slice_size=size)
 
 
 @dataclass(frozen=True)

@@ -156,3 +156,53 @@ def missing_kernel(name: str, at: torch.device) -> str | None:
 def attention_module(heads: int, head_size: int) -> nn.Module:
     """Create a diffusers attention as in a UNet, with random weights from the global generator."""
     return cast("Any", Attention)(query_dim=heads * head_size, heads=heads, dim_head=head_size)
+
+
+WITH_MASK = ("torch-sdp", "normal")
+"""Kernels that take a mask in diffusers' attention dispatcher."""
+
+
+def has_dispatcher() -> bool:
+    """Return whether diffusers has an attention dispatcher; it has since 0.35."""
+    return find_spec("diffusers.models.attention_dispatch") is not None
+
+
+def reaches_dispatcher(name: str) -> bool:
+    """Return whether a kernel can be chosen for transformers."""
+    return name in _BACKENDS
+
+
+class _Backend:
+    """The processor of :class:`DispatchedAttention`: it only says which kernel the dispatcher calls."""
+
+    _attention_backend: Any = None
+
+
+class DispatchedAttention(nn.Module):
+    """Attention by diffusers' dispatcher, as in its transformers, with the parameters of :func:`attention_module`."""
+
+    def __init__(self, heads: int, head_size: int) -> None:
+        super().__init__()
+        width = heads * head_size
+        self.heads = heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.set_processor(_Backend())
+
+    def set_processor(self, processor: _Backend) -> None:
+        """Set what :func:`set_attention` makes."""
+        self.processor = processor
+
+    def forward(
+        self, hidden: torch.Tensor, keys: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attend. ``attention_mask``: bool (n, 1, 1, keys), False for keys that are hidden."""
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        keys = hidden if keys is None else keys
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)) for part in (self.to_q(hidden), self.to_k(keys), self.to_v(keys))
+        )
+        backend = self.processor._attention_backend
+        out = cast("Any", dispatch_attention_fn)(q, k, v, attn_mask=attention_mask, backend=backend)
+        return self.to_out[0](out.flatten(2).to(q.dtype))

@@ -219,10 +219,12 @@ def _register_backend(name: str) -> None:
     register = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
     if register is not None:
         register(name)
-        return
-    backend_registration.rename_privateuse1_backend(name)
-    backend_registration.generate_methods_for_privateuse1_backend()
-    torch._register_device_module(name, _Module())
+    else:
+        backend_registration.rename_privateuse1_backend(name)
+        backend_registration.generate_methods_for_privateuse1_backend()
+        torch._register_device_module(name, _Module())
+    # torch asks for it where a model switches autocast off, too. The device has no dtype for autocast.
+    getattr(torch, name).get_amp_supported_dtype = list[torch.dtype]
 
 
 class _Registered:

@@ -1,8 +1,7 @@
 """Canaries: a tiny image by each model, made in a process that held no other model.
 
 A canary is stored with its run settings and versions. Safelight compares it after a switch, in the doctor, and after an
-upgrade. 264 × 264 pixels have 1,089 latents of Stable Diffusion, which is more than the 1,024 above which some kernels
-are known to break. Other families round the size up to their multiple.
+upgrade.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from safelight.catalog.model import Model
 from safelight.devices import measurements
 from safelight.diagnostics.image_difference import Difference, difference
 from safelight.errors import CanaryError
+from safelight.families.family import Family
 from safelight.families.features import Feature
 from safelight.families.registry import families
 from safelight.pipeline import run
@@ -31,7 +31,10 @@ from safelight.request.results import Image
 from safelight.request.schema import Request
 from safelight.resolve.contents import Contents
 
-SIDE = 264
+TOKENS_PER_SIDE = 33
+"""Tokens of the denoiser in each direction. They are 1,089 together, more than the 1,024 above which some kernels are
+known to break. A canary has 264 by 264 pixels for Stable Diffusion, and 528 by 528 where a token has 16 by 16."""
+
 STEPS = 2
 PROMPT = "a red apple on a white table, photograph"
 SEED = 20_240_229
@@ -68,11 +71,15 @@ def has_canary(model: Model) -> bool:
     return Feature.TEXT_TO_IMAGE in model.family.features
 
 
+def side_of(family: Family) -> int:
+    """Return the width and height of a family's canaries, in pixels."""
+    return TOKENS_PER_SIDE * family.latents.multiple
+
+
 def request(model: Model, precision: str = "auto") -> Request:
     """Return the request for a model's canary."""
     wanted: Any = precision
-    multiple = model.family.latents.multiple
-    side = -(-SIDE // multiple) * multiple
+    side = side_of(model.family)
     return Request(PROMPT, model.name, seed=SEED, steps=STEPS, width=side, height=side, precision=wanted)
 
 

@@ -23,11 +23,12 @@ from safelight.diagnostics.finding import Finding
 from safelight.diagnostics.image_checks import GROWTH, READ_AGAIN, ImageChecks
 from safelight.diagnostics.remedies import suggestions
 from safelight.diagnostics.report import Report, in_order
-from safelight.errors import SafelightError
+from safelight.errors import SafelightError, SettingError
+from safelight.families.registry import families
 from safelight.memory.account import BUFFERS
 from safelight.models import attention
 from safelight.pipeline.repair import REFERENCE
-from safelight.pipeline.resources import TORCH_DTYPES
+from safelight.pipeline.resources import TORCH_DTYPES, dtype_of
 from safelight.workers.local_engine import LocalEngine
 
 
@@ -60,7 +61,7 @@ class Doctor:
         for model in models:
             yield self._files(model)
         yield from self._adapters()
-        yield from self._attention()
+        yield from self._attention(models)
         yield from self._device()
         usable = [model for model in models if self.engine.library.quarantine_reason(model) is None]
         yield from self._image_checks.compare_switches([model for model in usable if has_canary(model)])
@@ -107,16 +108,29 @@ class Doctor:
 
     # Attention
 
-    def _attention(self) -> Iterator[Finding]:
-        settings = self.engine.resources.run_settings
-        dtype, at = TORCH_DTYPES[settings.dtype], self.engine.resources.device.torch
-        name = settings.attention
-        tried = attention.check_kernels([name], dtype, at, settings.attention_slice_size)[name]
-        what = f"the kernel {name} in {settings.dtype}"
-        todo = (
-            "" if tried.passed else f"`safelight config set attention_type {REFERENCE}`, until a fixed version is out."
-        )
-        yield Finding("attention", what, tried.passed, tried.why, todo)
+    def _attention(self, models: Sequence[Model]) -> Iterator[Finding]:
+        """Test each kernel in each dtype in which the engine or one of the models uses it."""
+        settings, at = self.engine.resources.run_settings, self.engine.resources.device.torch
+        used = {(settings.attention, TORCH_DTYPES[settings.dtype], settings.attention_slice_size)}
+        for model in (model for model in models if model.base in families()):
+            try:
+                own = self.engine.resources_for(model).run_settings
+            except SettingError as error:
+                todo = f"Choose another kernel for it in the setting `attention_types`, for example {REFERENCE}."
+                yield Finding("attention", f"the kernel of {model.name}", False, str(error), todo)
+                continue
+            dtype = dtype_of(own, model.family, model.family.denoiser)
+            used.add((own.attention, dtype, own.attention_slice_size))
+        names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+        for name, dtype, slice_size in sorted(used, key=lambda one: (one[0], names[one[1]], one[2])):
+            tried = attention.check_kernels([name], dtype, at, slice_size)[name]
+            what = f"the kernel {name} in {names[dtype]}"
+            todo = (
+                ""
+                if tried.passed
+                else f"`safelight config set attention_type {REFERENCE}`, until a fixed version is out."
+            )
+            yield Finding("attention", what, tried.passed, tried.why, todo)
 
     # Memory
 

@@ -60,6 +60,9 @@ ExtraInputChannels = Literal["", "mask", "pixel_mask", "image"]
 MASK_CHANNELS: frozenset[ExtraInputChannels] = frozenset({"mask", "pixel_mask"})
 """The values with a mask: these checkpoints are for inpainting."""
 
+SUSPICIOUS_ABOVE_IF_NORMALISED = 50.0
+"""``Latents.suspicious_above`` where a picture's latents have deviation 1: four times that, and twelve deviations."""
+
 CONTROLNET = "controlnet"
 """The role of ControlNets. A job may have several."""
 
@@ -74,8 +77,8 @@ class Latents:
     ``pixel_unshuffle`` orders them.
     ``scaling_factor``, ``shift_factor``: latents = (the VAE encoder's output - shift_factor) * scaling_factor.
     ``cast_first``: encoded pictures are cast to the denoiser's dtype before they are scaled, not afterwards.
-    ``latent_rgb_factors``: linear latent-to-RGB map for previews: one (r, g, b) row of factors per latent channel, then
-    a row with the bias.
+    ``latent_rgb_factors``: linear latent-to-RGB map for previews: one (r, g, b) row of factors per channel of the VAE,
+    then a row with the bias.
     ``suspicious_above``: latents without noise are marked as suspicious if an absolute value exceeds this.
     ``fp32``: they stay in fp32 between the steps, whatever the denoiser's dtype is.
     """
@@ -88,7 +91,7 @@ class Latents:
     cast_first: bool = False
     latent_rgb_factors: tuple[tuple[float, float, float], ...] = ()
     suspicious_above: float = 150.0
-    """Stable Diffusion's stay below 30, and below 80 at extreme guidance."""
+    """Stable Diffusion's stay below 30, and below 80 at extreme guidance. Families with other VAEs have their own."""
     fp32: bool = False
     patch: int = 1
 

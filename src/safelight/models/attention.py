@@ -1,9 +1,10 @@
 """Tests attention kernels on a device, and chooses the fastest one that computes correctly.
 
-The test runs a UNet's attention module with a UNet's processor and compares the result with float64. It covers several
-head sizes and lengths, self and cross attention, inputs that are not contiguous, and new memory filled with NaN (rows
-ATTENTION 01 to 03 and 05 of ``docs/corruption.md``). A kernel that fails or is missing is rejected with an error, and
-never silently replaced. The choice depends on the device and the versions, never on the free memory (row ATTENTION 07).
+The test runs a UNet's attention module with a UNet's processor, and attention by diffusers' dispatcher, which its
+transformers call. It compares the results with float64. It covers several head sizes and lengths, self and cross
+attention, masks, inputs that are not contiguous, and new memory filled with NaN (rows ATTENTION 01 to 03 and 05 of
+``docs/corruption.md``). A kernel that fails or is missing is rejected with an error, and never silently replaced. The
+choice depends on the device and the versions, never on the free memory (row ATTENTION 07).
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from safelight.errors import SettingError
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A shape to test. ``keys``: number of keys, None for self attention. ``strided``: the input is not contiguous."""
+    """A shape to test.
+
+    ``keys``: number of keys, None for self attention.
+    ``strided``: the input is not contiguous.
+    ``dispatched``: by diffusers' dispatcher, as in transformers.
+    ``hidden_keys``: so many of the last keys are hidden by a mask.
+    """
 
     heads: int
     head_size: int
@@ -36,6 +43,15 @@ class Shape:
     keys: int | None = None
     strided: bool = False
     batch: int = 1
+    dispatched: bool = False
+    hidden_keys: int = 0
+
+    def concerns(self, kernel: str) -> bool:
+        """Return whether a kernel may have to compute this shape."""
+        if not self.dispatched:
+            return True
+        reached = kernels.has_dispatcher() and kernels.reaches_dispatcher(kernel)
+        return reached and (not self.hidden_keys or kernel in kernels.WITH_MASK)
 
 
 SHAPES = (
@@ -46,8 +62,12 @@ SHAPES = (
     Shape(2, 160, 320, 77),
     Shape(1, 512, 256),
     Shape(1, 64, 4100),
+    Shape(2, 128, 1088, strided=True, dispatched=True),
+    Shape(1, 128, 4100, 256, dispatched=True),
+    Shape(2, 128, 320, hidden_keys=37, batch=2, dispatched=True),
 )
-"""Head sizes of SD 1 (40, 80, 160), SD 2 and SDXL (64), and the VAE (512); token counts around 1,024 and 4,096."""
+"""Head sizes of SD 1 (40, 80, 160), SD 2 and SDXL (64), the VAE (512), and of transformers for flows (128), some of
+which hide the padding of a text by a mask; token counts around 1,024 and 4,096."""
 
 TIMED_SHAPE = Shape(8, 40, 1024)
 
@@ -86,7 +106,8 @@ class Kernels:
         self._device = device
         self._path = folder / "attention.json"
         versions = f"torch {torch.__version__}, diffusers {boundary.VERSION}"
-        self._machine = f"{device.name}, {choice.hardware(device)}, {versions}"
+        # A later Safelight tests more shapes, and then the results of an earlier one do not count.
+        self._machine = f"{device.name}, {choice.hardware(device)}, {versions}, {len(SHAPES)} shapes"
 
     def choose(self, wanted: str, dtype: torch.dtype, slice_size: str = "auto") -> str:
         """Return the kernel to use: ``wanted``, or for ``auto`` the fastest that passed.
@@ -139,21 +160,26 @@ def check_kernels(
     problems: dict[str, str] = {}
     for number, shape in enumerate(shapes if names else ()):
         with _seeded(number), torch.no_grad():
-            module = kernels.attention_module(shape.heads, shape.head_size).to(dtype).eval()
+            make = kernels.DispatchedAttention if shape.dispatched else kernels.attention_module
+            module = make(shape.heads, shape.head_size).to(dtype).eval()
             hidden, keys = _inputs(shape, dtype)
             exact = _reference(module, shape, hidden, hidden if keys is None else keys)
             allowed = TOLERANCE * torch.finfo(dtype).eps * float(exact.abs().max())
             _put(module, device)
             for name in names:
-                if name not in problems and (
-                    problem := _problem(module, name, slice_size, hidden, keys, exact, allowed)
+                if (
+                    name not in problems
+                    and shape.concerns(name)
+                    and (problem := _problem(module, name, slice_size, shape, hidden, keys, exact, allowed))
                 ):
                     problems[name] = f"{_describe(shape)}: {problem}"
     return {
         name: KernelResult(False, problems[name], 0.0)
         if name in problems
         else KernelResult(
-            True, f"within rounding of float64 in {len(shapes)} shapes", _seconds(name, dtype, device, slice_size)
+            True,
+            f"within rounding of float64 in {sum(shape.concerns(name) for shape in shapes)} shapes",
+            _seconds(name, dtype, device, slice_size),
         )
         for name in names
     }
@@ -161,7 +187,17 @@ def check_kernels(
 
 def _describe(shape: Shape) -> str:
     what = f"attending to {shape.keys} keys" if shape.keys else "self attention"
-    return f"{what}, {shape.heads} heads of {shape.head_size}, {shape.tokens} tokens"
+    where = " of a transformer" if shape.dispatched else ""
+    return f"{what}{where}, {shape.heads} heads of {shape.head_size}, {shape.tokens} tokens"
+
+
+def _mask(shape: Shape, device: torch.device) -> torch.Tensor | None:
+    """Return the mask (batch, 1, 1, keys), False for hidden keys; None for a shape without hidden keys."""
+    if not shape.hidden_keys:
+        return None
+    count = shape.keys or shape.tokens
+    seen = torch.arange(count, device=device) < count - shape.hidden_keys
+    return seen.expand(shape.batch, 1, 1, count)
 
 
 def _put(module: nn.Module, device: torch.device) -> None:
@@ -185,6 +221,7 @@ def _problem(
     module: nn.Module,
     name: str,
     slice_size: str,
+    shape: Shape,
     hidden: torch.Tensor,
     keys: torch.Tensor | None,
     exact: torch.Tensor,
@@ -197,7 +234,8 @@ def _problem(
         # Without ``preserve_format``, the copy to the device would make the tensor contiguous.
         on_device = hidden.to(device, memory_format=torch.preserve_format)
         with _poisoned_memory(device):
-            got = module(on_device, None if keys is None else keys.to(device)).cpu().double()
+            on_device_keys = None if keys is None else keys.to(device)
+            got = module(on_device, on_device_keys, attention_mask=_mask(shape, device)).cpu().double()
     except torch.OutOfMemoryError:
         # It says nothing about the kernel, and the result is stored.
         raise
@@ -221,6 +259,8 @@ def _reference(module: nn.Module, shape: Shape, hidden: torch.Tensor, keys: torc
 
     q, k, v = heads(hidden, "to_q"), heads(keys, "to_k"), heads(keys, "to_v")
     scale = shape.head_size**-0.5
+    shown = k.shape[2] - shape.hidden_keys
+    k, v = k[:, :, :shown], v[:, :, :shown]
     parts = [torch.softmax(part @ k.transpose(-1, -2) * scale, -1) @ v for part in q.split(QUERY_BLOCK, 2)]
     out = torch.cat(parts, 2).transpose(1, 2).flatten(2)
     return out @ weights["to_out.0.weight"].T + weights["to_out.0.bias"]

@@ -19,7 +19,7 @@ from safelight.pipeline import conditioning, guidance, noise, samplers
 from safelight.pipeline.checks import latents as latent_checks
 from safelight.pipeline.conditioning import Prompts, TextEncoderCall, TextOutputs
 from safelight.pipeline.denoise import BoundControlNet, ConditionsByStep, Denoised, DenoiseInputs, Start, denoise
-from safelight.pipeline.resources import TORCH_DTYPES, Resources, dtype_of
+from safelight.pipeline.resources import Resources, dtype_of
 from safelight.pipeline.samplers import WHOLE, SamplerRun
 from safelight.pipeline.stages import Clock, Stages, Task
 from safelight.request.adapters import Control
@@ -97,7 +97,7 @@ class ModelStages:
         self._request = request
         self._resources = resources
         self._run_settings = resources.run_settings
-        self._dtype = TORCH_DTYPES[resources.run_settings.dtype]
+        self._dtype = dtype_of(resources.run_settings, model.family, model.family.denoiser)
         self._device = resources.device.torch
         kind = model.family.guidance_of(model.variant)
         self._guidance = guidance.make_guidance(

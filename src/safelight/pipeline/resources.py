@@ -11,7 +11,7 @@ import torch
 from safelight.catalog.inputs import Inputs
 from safelight.devices.base import Device
 from safelight.devices.verification import Verification
-from safelight.families.family import Family
+from safelight.families.family import CONTROLNET, Family
 from safelight.memory.residency import Residency
 from safelight.memory.working_memory import MeasurePeak, WorkingMemoryEstimator
 from safelight.models.skeleton import SkeletonCache
@@ -62,8 +62,10 @@ def without_text_cache(resources: Resources) -> Resources:
 
 
 def dtype_of(settings: RunSettings, family: Family, role: str) -> torch.dtype:
-    """Return the dtype in which a component computes."""
+    """Return the dtype in which a component computes. A ControlNet computes in the denoiser's."""
     if role == family.vae:
         return TORCH_DTYPES[settings.vae_dtype]
+    if role == CONTROLNET:
+        role = family.denoiser
     overflows = settings.dtype == "fp16" and any(one.overflows_in_fp16 for one in family.components if one.role == role)
     return torch.float32 if overflows else TORCH_DTYPES[settings.dtype]

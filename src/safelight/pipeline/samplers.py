@@ -18,6 +18,9 @@ from safelight.request.samplers import SAMPLERS, FlowScheduler, Schedule
 WHOLE = (0.0, 1.0)
 """All noise levels."""
 
+TIMESTEPS = 1000
+"""A flow's timesteps are its noise levels times this."""
+
 Levels = Callable[[int], Sequence[float] | None]
 """Returns a rectified flow's noise levels for a number of steps, before the shift; None for the scheduler's own."""
 
@@ -119,24 +122,28 @@ class FlowSamplerRun(SamplerRun):
 
     ``levels``: returns the noise levels for a number of steps, before the shift; None for the scheduler's own.
     ``mu``: the shift that depends on the image's size; None for a constant shift.
+    ``last_level``: the levels are stretched so that the last step begins at this one; None for no stretching.
     """
 
-    def __init__(self, scheduler: Any, levels: Levels, mu: float | None) -> None:
+    def __init__(self, scheduler: Any, levels: Levels, mu: float | None, last_level: float | None) -> None:
         super().__init__(scheduler)
         self._levels = levels
         self._mu = mu
+        self._last_level = last_level
 
     def _set_timesteps(self, steps: int, device: torch.device) -> None:
         sigmas = self._levels(steps)
-        if steps == 1 and self.scheduler.config.get("shift_terminal"):
-            # The levels are stretched so that the last one is the terminal level. A single level cannot be stretched:
-            # the library would divide by zero.
+        stretches = bool(getattr(self.scheduler, "config", {}).get("shift_terminal"))
+        if steps == 1 and stretches:
+            # A single level cannot be stretched: the library would divide by zero.
             self.scheduler.register_to_config(shift_terminal=None)
         more: dict[str, Any] = {} if self._mu is None else {"mu": self._mu}
         if sigmas is None:
             self.scheduler.set_timesteps(steps, device=device, **more)
         else:
             self.scheduler.set_timesteps(sigmas=sigmas, device=device, **more)
+        if steps > 1 and self._last_level is not None and not stretches:
+            _stretch(self.scheduler, self._last_level)
 
     def _first_step(self, steps: int, strength: float) -> int:
         # diffusers' pipelines for flows round the other way.
@@ -197,11 +204,23 @@ def _flow(
         # The same curve as a constant shift: exp(mu) / (exp(mu) + 1 / sigma - 1).
         settings[chosen.shift] = math.exp(mu)
     run = schedulers.scheduler(chosen.scheduler, settings, seed)
+    last: float | None = settings.get("shift_terminal")
     if not chosen.takes_levels:
-        return FlowSamplerRun(run, no_levels, None)
+        return FlowSamplerRun(run, no_levels, None, last)
     if noise.spacing == "beta" and schedule == "default":
-        return FlowSamplerRun(run, lambda steps: _beta_levels(levels(steps)), mu)
-    return FlowSamplerRun(run, levels, mu)
+        return FlowSamplerRun(run, lambda steps: _beta_levels(levels(steps)), mu, last)
+    return FlowSamplerRun(run, levels, mu, last)
+
+
+def _stretch(scheduler: Any, last: float) -> None:
+    """Stretch a scheduler's noise levels, as diffusers' ``stretch_shift_to_terminal``, in the classes that lack it.
+
+    ``last``: the level at which the last step begins. The level 0 at the end stays.
+    """
+    levels: torch.Tensor = scheduler.sigmas[:-1]
+    stretched = 1 - (1 - levels) / ((1 - levels[-1]) / (1 - last))
+    scheduler.sigmas = torch.cat([stretched, scheduler.sigmas[-1:]])
+    scheduler.timesteps = (stretched * TIMESTEPS).to(scheduler.timesteps.device, scheduler.timesteps.dtype)
 
 
 def _beta_levels(levels: Sequence[float] | None) -> Sequence[float]:

@@ -14,7 +14,7 @@ from safelight.request.job import ComponentReference, Job
 from safelight.request.schema import Request
 from safelight.resolve.adapters import ResolvedLora, resolve_lora
 from safelight.resolve.inversions import Inversion, tensor_names_by_encoder
-from safelight.resolve.resolve import model_reference
+from safelight.resolve.resolve import model_reference, with_defaults
 from safelight.weights.manifest import ComponentManifest
 
 
@@ -39,8 +39,8 @@ class Contents:
 
     @classmethod
     def plain(cls, request: Request, model: Model) -> Contents:
-        """Return the contents of a request that names nothing but its model."""
-        return cls(Job(request, model_reference(model)), model)
+        """Return the contents of a request that names nothing but its model. The model's defaults fill in the rest."""
+        return cls(Job(with_defaults(request, model), model_reference(model)), model)
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:

@@ -161,13 +161,28 @@ def looped(pipe: Any, scheduler: Any, steps: int) -> bytes:
     return pipe.image_processor.postprocess(decoded, output_type="pil")[0].tobytes()
 
 
+def stretched(scheduler: Any) -> Any:
+    """A scheduler that lacks ``shift_terminal``, with levels that diffusers' other class stretches."""
+    begin, other = scheduler.set_timesteps, diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.02)
+
+    def set_timesteps(*arguments: Any, **more: Any) -> None:
+        begin(*arguments, **more)
+        levels = other.stretch_shift_to_terminal(scheduler.sigmas[:-1])
+        assert abs(float(levels[-1]) - 0.02) < 1e-6
+        scheduler.sigmas[:-1] = levels
+        scheduler.timesteps = (levels * 1000).to(scheduler.timesteps.dtype)
+
+    scheduler.set_timesteps = set_timesteps
+    return scheduler
+
+
 @pytest.mark.parametrize("sampler", thinned(["heun", "lcm", "dpmpp_2m", "unipc"], 2))
 def test_samplers_that_the_pipeline_lacks(sampler: str, shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
     shift = math.exp(mu(TOKENS, 4))
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
     scheduler: Any = {
-        "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=shift),
-        "dpmpp_2m": lambda: diffusers.DPMSolverMultistepScheduler(**flow),
+        "heun": lambda: stretched(diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)),
+        "dpmpp_2m": lambda: stretched(diffusers.DPMSolverMultistepScheduler(**flow)),
         "unipc": lambda: diffusers.UniPCMultistepScheduler(**flow, shift_terminal=0.02),
         "lcm": lambda: diffusers.FlowMatchLCMScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
     }[sampler]()

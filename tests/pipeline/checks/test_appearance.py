@@ -144,7 +144,7 @@ def test_what_stays_wrong_is_found_by_the_canary_every_time(
     fault: str, root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same wrong pixels come each time, so that no look at one image tells it; the canary is another process's."""
-    monkeypatch.setattr(canary, "SIDE", canary.SIDE if ALL else 64)
+    monkeypatch.setattr(canary, "TOKENS_PER_SIDE", canary.TOKENS_PER_SIDE if ALL else 8)
     fresh = safelight.open_engine(root)
     canaries = Canaries(root, lambda asked, _: next(fresh.generate(asked)))
     engine = safelight.open_engine(root, verify_transfers="off")

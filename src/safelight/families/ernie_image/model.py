@@ -18,6 +18,7 @@ from safelight.families.family_model import Call, FamilyModel, PromptText, Tenso
 from safelight.families.parts import flux2_vae_model, ministral3_model
 from safelight.families.parts.flux2_vae import Flux2VAEConfig
 from safelight.families.parts.ministral3 import Ministral3Config
+from safelight.families.parts.rotary_model import RotaryFamilyModel
 from safelight.families.parts.sequences import join_texts
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
@@ -29,8 +30,10 @@ LATENTS_EPSILON = 1e-5
 pipeline does not read either."""
 
 
-class ErnieImage(FamilyModel):
+class ErnieImage(RotaryFamilyModel):
     """Computes ERNIE-Image. ``tokenizer``: the checkpoint's own."""
+
+    rotary_frequencies = staticmethod(ministral3_model.frequencies)
 
     def __init__(self, tokenizer: TokenizerContent | None = None) -> None:
         self._tokenizer = tokenizer
@@ -57,11 +60,6 @@ class ErnieImage(FamilyModel):
                 )
             case _:
                 raise ValueError(config)
-
-    def make_buffer(self, module: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor | None:
-        if name in ("inv_freq", "original_inv_freq"):
-            return ministral3_model.frequencies(cast("Any", module).config)
-        return super().make_buffer(module, name, buffer)
 
     def with_tokenizer(self, tokenizer: TokenizerContent | None) -> FamilyModel:
         return ErnieImage(tokenizer)

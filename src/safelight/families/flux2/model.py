@@ -13,12 +13,13 @@ from safelight.boundary import modules, pictures
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.components import Config
 from safelight.families.family import Family, Latents
-from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.families.family_model import Call, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.flux2.spec import NORM_EPS, ROPE_THETA, TEXT_LAYERS, axes, shrunk
 from safelight.families.flux2.transformer import HIDDEN_RATIO, TIME_WIDTH, Flux2Config
 from safelight.families.parts import flux2_vae_model, qwen3_model
 from safelight.families.parts.flux2_vae import Flux2VAEConfig
 from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.parts.rotary_model import RotaryFamilyModel
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
 
@@ -32,8 +33,10 @@ REFERENCE_DISTANCE = 10
 TRANSFORMER = "diffusers.models.transformers.transformer_flux2:Flux2Transformer2DModel"
 
 
-class Flux2(FamilyModel):
+class Flux2(RotaryFamilyModel):
     """Computes FLUX.2 klein."""
+
+    rotary_frequencies = staticmethod(qwen3_model.frequencies)
 
     def build(self, family: Family, config: Config, attention: str) -> nn.Module:
         del family, attention
@@ -59,11 +62,6 @@ class Flux2(FamilyModel):
                 )
             case _:
                 raise ValueError(config)
-
-    def make_buffer(self, module: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor | None:
-        if name in ("inv_freq", "original_inv_freq"):
-            return qwen3_model.frequencies(cast("Any", module).config)
-        return super().make_buffer(module, name, buffer)
 
     def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
         return qwen3_model.save_tokenizer(folder) if role in family.text_encoders else None

@@ -14,13 +14,14 @@ from safelight.boundary import modules
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.components import Config
 from safelight.families.family import Family, Latents
-from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.families.family_model import Call, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.krea2.spec import NORM_EPS, ROPE_THETA, axes, text_layers
 from safelight.families.krea2.transformer import TEXT_TOKENS, Krea2Config
 from safelight.families.parts import qwen3_model, qwen3_vl_model, qwen_vae_model
 from safelight.families.parts.qwen3_vl import Qwen3VLConfig
 from safelight.families.parts.qwen_chat import BEGINNING, BEGINNING_TOKENS, ENDING, ENDING_TOKENS
 from safelight.families.parts.qwen_vae import QwenVAEConfig
+from safelight.families.parts.rotary_model import RotaryFamilyModel
 from safelight.families.parts.sequences import pack, unpack
 from safelight.families.parts.tokens import PATCH
 from safelight.request.prompts.words import InversionTokens
@@ -32,8 +33,10 @@ MOST_TOKENS = BEGINNING_TOKENS + TEXT_TOKENS - ENDING_TOKENS
 TRANSFORMER = "diffusers.models.transformers.transformer_krea2:Krea2Transformer2DModel"
 
 
-class Krea2(FamilyModel):
+class Krea2(RotaryFamilyModel):
     """Computes Krea 2."""
+
+    rotary_frequencies = staticmethod(qwen3_vl_model.frequencies)
 
     def build(self, family: Family, config: Config, attention: str) -> nn.Module:
         del family, attention
@@ -64,11 +67,6 @@ class Krea2(FamilyModel):
                 )
             case _:
                 raise ValueError(config)
-
-    def make_buffer(self, module: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor | None:
-        if name in ("inv_freq", "original_inv_freq"):
-            return qwen3_vl_model.frequencies(cast("Any", module).config)
-        return super().make_buffer(module, name, buffer)
 
     def text_inputs(
         self,

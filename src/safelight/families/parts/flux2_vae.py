@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from safelight.families.components import Config
-from safelight.families.family import Latents
-from safelight.families.parts import vae
+from safelight.families.family import SUSPICIOUS_ABOVE_IF_NORMALISED, Latents
+from safelight.families.parts import preview_colours, vae
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.tables import Shapes, TensorRow, TensorSource, row
 
@@ -76,6 +76,8 @@ FLUX2_LATENTS = Latents(
     vae_scale_factor=VAE_SCALE_FACTOR * PATCH,
     multiple=VAE_SCALE_FACTOR * PATCH,
     scaling_factor=1.0,
+    latent_rgb_factors=preview_colours.FLUX2,
+    suspicious_above=SUSPICIOUS_ABOVE_IF_NORMALISED,
     patch=PATCH,
 )
 """The latents that the denoiser sees. The VAE's own statistics scale them, so there is no common factor.

@@ -73,8 +73,11 @@ def _normalise(vae: nn.Module, latents: torch.Tensor, epsilon: float) -> torch.T
 
 
 def _statistics(vae: nn.Module, latents: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation of each channel, (1, channels, 1, 1), in the dtype of the latents."""
+    """Return mean and standard deviation of each channel, (1, channels, 1, 1), in the dtype of the latents.
+
+    Both are copies: a view would keep the memory of a streamed segment while the VAE computes.
+    """
     norm = cast("Any", vae).bn
-    mean = norm.running_mean.view(1, -1, 1, 1).to(latents.device, latents.dtype)
+    mean = norm.running_mean.view(1, -1, 1, 1).to(latents.device, latents.dtype, copy=True)
     deviation = torch.sqrt(norm.running_var.view(1, -1, 1, 1) + epsilon)
     return mean, deviation.to(latents.device, latents.dtype)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from safelight.families.components import Config
-from safelight.families.family import Latents
+from safelight.families.family import SUSPICIOUS_ABOVE_IF_NORMALISED, Latents
+from safelight.families.parts import preview_colours
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, row, weight_and_bias
 
 PATTERN = r"encoder\.(downsamples\.0\.residual\.2|down_blocks\.0\.conv1)\."
@@ -30,27 +31,6 @@ LATENTS_STD = (
 LIVE_TENSORS = 24
 """Tensors as large as the VAE's last feature map that live at once: it keeps the input of each convolution over frames
 for a next frame, which a picture does not have."""
-
-_FACTORS = (
-    (-0.1299, -0.1692, 0.2932),
-    (0.0671, 0.0406, 0.0442),
-    (0.3568, 0.2548, 0.1747),
-    (0.0372, 0.2344, 0.1420),
-    (0.0313, 0.0189, -0.0328),
-    (0.0296, -0.0956, -0.0665),
-    (-0.3477, -0.4059, -0.2925),
-    (0.0166, 0.1902, 0.1975),
-    (-0.0412, 0.0267, -0.1364),
-    (-0.1293, 0.0740, 0.1636),
-    (0.0680, 0.3019, 0.1128),
-    (0.0032, 0.0581, 0.0639),
-    (-0.1251, 0.0927, 0.1699),
-    (0.0060, -0.0633, 0.0005),
-    (0.3477, 0.2275, 0.2950),
-    (0.1984, 0.0913, 0.1861),
-    (-0.1835, -0.0868, -0.3360),
-)
-"""The map from latents to colours between -1 and 1 that is widely used for previews. The last row is the bias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +156,6 @@ def unread_reason(name: str) -> str | None:
     return "for the second frame of a video and those after it" if ".time_conv." in name else None
 
 
-def _preview_factors() -> tuple[tuple[float, float, float], ...]:
-    """Return the map to colours between 0 and 1."""
-    halves = [(r / 2, g / 2, b / 2) for r, g, b in _FACTORS]
-    r, g, b = halves[-1]
-    return (*halves[:-1], (r + 0.5, g + 0.5, b + 0.5))
-
-
 QWEN_VAE = QwenVAEConfig(3, 16, 96, (1, 2, 4, 4), 2)
 
 QWEN_LATENTS = Latents(
@@ -190,7 +163,8 @@ QWEN_LATENTS = Latents(
     vae_scale_factor=8,
     multiple=16,
     scaling_factor=1.0,
-    latent_rgb_factors=_preview_factors(),
+    suspicious_above=SUSPICIOUS_ABOVE_IF_NORMALISED,
+    latent_rgb_factors=preview_colours.QWEN,
 )
 """The latents that the denoiser sees. The mean and the deviation of each channel scale them, not a common factor.
 

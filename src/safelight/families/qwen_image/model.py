@@ -17,20 +17,13 @@ from safelight.boundary import modules
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.components import Config
 from safelight.families.family import Family, Latents
-from safelight.families.family_model import (
-    Call,
-    ControlCall,
-    FamilyModel,
-    PromptText,
-    Tensors,
-    TextInput,
-    TextInputs,
-)
+from safelight.families.family_model import Call, ControlCall, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.parts import qwen25_model, qwen_vae_model
 from safelight.families.parts.qwen3_model import tokens_of
 from safelight.families.parts.qwen25 import Qwen25Config
 from safelight.families.parts.qwen_chat import BEGINNING, BEGINNING_TOKENS, ENDING
 from safelight.families.parts.qwen_vae import QwenVAEConfig
+from safelight.families.parts.rotary_model import RotaryFamilyModel
 from safelight.families.parts.sequences import join_texts, lengthen, pack, unpack
 from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.qwen_image.controlnet import QwenImageControlNetConfig
@@ -50,8 +43,10 @@ CONTROLNET = "diffusers.models.controlnets.controlnet_qwenimage:QwenImageControl
 BLOCKS = "transformer_blocks"
 
 
-class QwenImage(FamilyModel):
+class QwenImage(RotaryFamilyModel):
     """Computes Qwen-Image."""
+
+    rotary_frequencies = staticmethod(qwen25_model.frequencies)
 
     def build(self, family: Family, config: Config, attention: str) -> nn.Module:
         del family, attention
@@ -70,11 +65,6 @@ class QwenImage(FamilyModel):
                 )
             case _:
                 raise ValueError(config)
-
-    def make_buffer(self, module: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor | None:
-        if name in ("inv_freq", "original_inv_freq"):
-            return qwen25_model.frequencies(cast("Any", module).config)
-        return super().make_buffer(module, name, buffer)
 
     def make_caches(self, module: nn.Module, at: torch.device) -> None:
         rope: Any = getattr(module, "pos_embed", None)

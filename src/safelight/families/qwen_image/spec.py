@@ -111,6 +111,8 @@ QWEN_IMAGE = Family(
             lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
             lora_paths=("diffusion_model.", "transformer."),
             block_of=transformer.block_of,
+            # Its blocks exceed 65,504: https://github.com/Comfy-Org/ComfyUI/issues/10751.
+            overflows_in_fp16=True,
         ),
         Component("vae", Purpose.VAE, VAE_PREFIXES, qwen_vae.infer, QWEN_VAE),
     ),

@@ -16,7 +16,6 @@ from safelight.families.family import Family, Latents
 from safelight.families.family_model import (
     Call,
     ControlCall,
-    FamilyModel,
     PromptText,
     Tensors,
     TextInput,
@@ -25,6 +24,7 @@ from safelight.families.family_model import (
 )
 from safelight.families.parts import qwen3_model
 from safelight.families.parts.qwen3 import Qwen3Config
+from safelight.families.parts.rotary_model import RotaryFamilyModel
 from safelight.families.parts.sequences import join_texts
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.parts.vae_model import autoencoder
@@ -45,8 +45,10 @@ CONTROLNET = "diffusers.models.controlnets.controlnet_z_image:ZImageControlNetMo
 TRANSFORMER = "diffusers.models.transformers.transformer_z_image:ZImageTransformer2DModel"
 
 
-class ZImage(FamilyModel):
+class ZImage(RotaryFamilyModel):
     """Computes Z-Image."""
+
+    rotary_frequencies = staticmethod(qwen3_model.frequencies)
 
     def build(self, family: Family, config: Config, attention: str) -> nn.Module:
         del attention
@@ -82,11 +84,6 @@ class ZImage(FamilyModel):
                 )
             case _:
                 raise ValueError(config)
-
-    def make_buffer(self, module: nn.Module, name: str, buffer: torch.Tensor) -> torch.Tensor | None:
-        if name in ("inv_freq", "original_inv_freq"):
-            return qwen3_model.frequencies(cast("Any", module).config)
-        return super().make_buffer(module, name, buffer)
 
     def make_caches(self, module: nn.Module, at: torch.device) -> None:
         embedder: Any = getattr(module, "rope_embedder", None)
@@ -184,7 +181,7 @@ def _inputs(dtype: torch.dtype, call: Call) -> tuple[list[torch.Tensor], torch.T
     states, lengths = call.condition["hidden"], call.condition["length"].tolist()
     images = list(call.latents.to(dtype).unsqueeze(2).unbind(dim=0))
     time = ((1000 - call.timestep.expand(1)) / 1000).repeat(len(images))
-    return images, time, [one[:length] for one, length in zip(states, lengths, strict=True)]
+    return images, time, [one[:length].to(dtype) for one, length in zip(states, lengths, strict=True)]
 
 
 def axes(head_size: int) -> tuple[int, int, int]:

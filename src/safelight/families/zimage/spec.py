@@ -104,6 +104,8 @@ ZIMAGE = Family(
             lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
             lora_paths=("diffusion_model.", "transformer."),
             block_of=transformer.block_of,
+            # Its feed-forward layers exceed 65,504: https://github.com/Tongyi-MAI/Z-Image/issues/14.
+            overflows_in_fp16=True,
         ),
         Component("vae", Purpose.VAE, ("vae.", "first_stage_model."), vae.infer, FLUX_VAE),
     ),

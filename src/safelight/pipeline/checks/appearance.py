@@ -3,9 +3,9 @@
 A mark is not a failure. A plain background is constant, and an image after one step is noise; both can be correct.
 
 Three things are checked: the contrast of the image; the standard deviation of the latents and the correlation of
-neighbouring latents, which is low for noise; and whether the VAE decodes the same latents to the same pixels again. A
-decoder is deterministic, so the last check never marks a correct image, for any content and any VAE, and it needs no
-calibration. It does not find errors that are the same each time; the canary does.
+neighbouring latents, which is low for noise in every channel; and whether the VAE decodes the same latents to the same
+pixels again. A decoder is deterministic, so the last check never marks a correct image, for any content and any VAE,
+and it needs no calibration. It does not find errors that are the same each time; the canary does.
 
 Decoding again costs as much as decoding. So only the most doubtful images of each VAE are decoded again. For this, a
 least-squares map from latents to colours is learnt from earlier images. It says how far an image is from the expected
@@ -31,7 +31,8 @@ NORMAL_DEVIATION = (0.15, 4.0)
 """The normal range of the standard deviation of an image's latents. They are scaled to about 1."""
 
 MIN_NEIGHBOUR_CORRELATION = 0.1
-"""Correlation of neighbouring latents. Below it, an image of :data:`MIN_LATENTS` latents or more looks like noise."""
+"""Correlation of neighbouring latents. If it is lower in every channel, an image of :data:`MIN_LATENTS` latents or more
+looks like noise."""
 
 MAX_CHANNEL_CORRELATION = 0.5
 """Correlation of two channels. Above it an image is not noise but a fine texture (gravel, grass, a QR code)."""
@@ -164,17 +165,19 @@ def contrast(pixels: torch.Tensor) -> float:
 
 
 def neighbour_correlation(latents: torch.Tensor) -> float:
-    """Return the correlation of latents (channels, h, w) with their right and lower neighbours.
+    """Return the correlation of latents (channels, h, w) with their right and lower neighbours, in the best channel.
 
-    Noise: 0. Images: near 1.
+    Noise: 0 in every channel. Images: near 1 in some channel. Where a VAE has many channels, most of them may have high
+    frequencies (Skorokhodov et al. 2025, arXiv 2502.14831).
     """
     values = latents - latents.mean((1, 2), keepdim=True)
-    variance = float((values * values).mean())
-    if not variance:
+    variance = (values * values).mean((1, 2))
+    if not variance.any():
         return 1.0
-    beside = float((values[:, :, 1:] * values[:, :, :-1]).mean()) if values.shape[2] > 1 else 0.0
-    below = float((values[:, 1:] * values[:, :-1]).mean()) if values.shape[1] > 1 else 0.0
-    return (beside + below) / 2 / variance
+    zero = variance.new_zeros(len(values))
+    beside = (values[:, :, 1:] * values[:, :, :-1]).mean((1, 2)) if values.shape[2] > 1 else zero
+    below = (values[:, 1:] * values[:, :-1]).mean((1, 2)) if values.shape[1] > 1 else zero
+    return float(((beside + below) / 2 / variance.clamp(min=1e-18)).max())
 
 
 def channel_correlation(latents: torch.Tensor) -> float:
