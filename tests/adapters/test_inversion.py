@@ -34,6 +34,7 @@ def test_pixels_are_those_of_diffusers(engine: LocalEngine, ask: Ask, tmp_path: 
     path = controls.inversion(tmp_path / "thing.safetensors", count)
     engine.catalog.adapters.add(path)
     pipe = oracle.pipeline("sd1", 1)
+    oracle.own_tokenizers(pipe)
     save_file({"<thing>": controls.vectors(count)}, tmp_path / "theirs.safetensors")
     pipe.load_textual_inversion(str(tmp_path / "theirs.safetensors"), token="<thing>")
     oracle.aligned(pipe.text_encoder)
@@ -55,6 +56,7 @@ def test_one_that_another_engine_of_the_process_did_not_have(root: Path, ask: As
 def test_both_encoders_of_sdxl(engine: LocalEngine, ask: Ask, tmp_path: Path) -> None:
     engine.catalog.adapters.add(controls.inversion(tmp_path / "thing.safetensors", 2, "sdxl"))
     pipe = oracle.pipeline("sdxl", 4)
+    oracle.own_tokenizers(pipe)
     for number, (tokenizer, encoder) in enumerate(
         ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2))
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.scale import ALL
 from torch import nn
+from transformers import PreTrainedModel
 
 from safelight.families.components import Config
 from safelight.families.family_model import construct
@@ -72,7 +73,10 @@ def random_module(base: str, config: Config, generator: torch.Generator) -> nn.M
 def _without_initialization() -> AbstractContextManager[object]:
     """Within the context, modules keep arbitrary values: :func:`modules` sets all of them afterwards."""
     names = ("kaiming_uniform_", "normal_", "trunc_normal_", "uniform_", "ones_", "zeros_")
-    return mock.patch.multiple(nn.init, **dict.fromkeys(names, _unchanged))
+    context = ExitStack()
+    context.enter_context(mock.patch.multiple(nn.init, **dict.fromkeys(names, _unchanged)))
+    context.enter_context(mock.patch.object(PreTrainedModel, "_initialize_weights", _unchanged))
+    return context
 
 
 def _unchanged(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:

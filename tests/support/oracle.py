@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,17 @@ SCHEDULE = {
 """The scheduler settings that Stable Diffusion publishes."""
 
 
+@cache
 def tokenizer(pad: str) -> Any:
+    """Return CLIP's tokenizer. All pipelines of a test process share it: building it takes longer than most images."""
     return exports.clip_tokenizer(Path(VOCABULARY), pad)
+
+
+def own_tokenizers(pipe: Any) -> None:
+    """Give a pipeline tokenizers that no other pipeline has, so that it may add tokens."""
+    for name in ("tokenizer", "tokenizer_2"):
+        if hasattr(pipe, name):
+            setattr(pipe, name, copy.deepcopy(getattr(pipe, name)))
 
 
 def aligned(module: nn.Module) -> nn.Module:

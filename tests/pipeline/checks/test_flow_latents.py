@@ -74,7 +74,7 @@ def test_bounds_follow_from_a_deviation_of_1(name: str) -> None:
 
 def test_latents_of_the_published_statistics_have_deviation_1() -> None:
     mean, deviation = (torch.tensor(one).view(1, -1, 1, 1, 1) for one in (LATENTS_MEAN, LATENTS_STD))
-    drawn = qwen_vae_model._normalise(noise(QWEN_LATENTS).unsqueeze(2) * deviation + mean)
+    drawn = qwen_vae_model._normalise(noise(QWEN_LATENTS).unsqueeze(2) * deviation + mean, None)
     assert torch.allclose(drawn.std((2, 3)), torch.ones(16), atol=0.05)
     assert torch.allclose(drawn.mean((2, 3)), torch.zeros(16), atol=0.05)
 
