@@ -466,7 +466,7 @@ MUTANTS = (
     Mutant(
         "what text encoders made is kept by its checkpoint and adapters",
         "pipeline/conditioning.py",
-        "what = [self.family.name, self.role, self.component.digest, over]",
+        "what = [self.family.name, self.role, *(one.digest for one in components), *overlays]",
         "what = [self.family.name, self.role]",
         "tests/pipeline/test_prompts.py",
     ),
