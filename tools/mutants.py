@@ -473,7 +473,7 @@ MUTANTS = (
     Mutant(
         "what text encoders made is kept by adapters' strengths",
         "pipeline/conditioning.py",
-        'self.component.overlay_digest if isinstance(self.component, OverlaidComponent) else ""',
+        'one.overlay_digest if isinstance(one, OverlaidComponent) else ""',
         '""',
         "tests/pipeline/test_prompts.py",
     ),
