@@ -85,7 +85,7 @@ def test_an_exported_folder(
     assert again.variant == model.variant == tiny_family.variant
     assert drawn(tiny_family, shared_engine, again) == right
     index = json.loads((tmp_path / "exported/model_index.json").read_text())
-    for role in tiny_family.family.roles:
+    for role in tiny_family.roles:
         library, kind = index[role]
         load: Any = getattr(importlib.import_module(library), kind).from_pretrained
         module, told = load(tmp_path / "exported" / role, output_loading_info=True)
