@@ -35,7 +35,7 @@ def folder(tiny_family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def right(tiny_family: TinyFamily, folder: Path, shared_engine: LocalEngine) -> tuple[str, str]:
     """The digest and the pixels of the diffusers folder."""
-    name = f"folder of {tiny_family.name}"
+    name = f"folder of {tiny_family.name} {tiny_family.variant}"
     return drawn(tiny_family, shared_engine, shared_engine.library.add(folder, name, variant=tiny_family.variant))
 
 
