@@ -466,14 +466,14 @@ MUTANTS = (
     Mutant(
         "what text encoders made is kept by its checkpoint and adapters",
         "pipeline/conditioning.py",
-        "what = [self.family.name, self.role, self.component.digest, over]",
+        "what = [self.family.name, self.role, *(one.digest for one in components), *overlays]",
         "what = [self.family.name, self.role]",
         "tests/pipeline/test_prompts.py",
     ),
     Mutant(
         "what text encoders made is kept by adapters' strengths",
         "pipeline/conditioning.py",
-        'self.component.overlay_digest if isinstance(self.component, OverlaidComponent) else ""',
+        'one.overlay_digest if isinstance(one, OverlaidComponent) else ""',
         '""',
         "tests/pipeline/test_prompts.py",
     ),

@@ -200,6 +200,14 @@ ROWS = (
         "tests/families/qwen_image/test_controlnet.py::test_bf16",
     ),
     Row(
+        "Qwen-Image-Edit, three variants: one to three reference images; guidance; bf16; published sizes; pictures, "
+        "positions",
+        "diffusers' `QwenImageEditPipeline`, `QwenImageEditPlusPipeline`; transformers' `Qwen2VLImageProcessorPil`, "
+        "`get_rope_index`. diffusers does not tell transformers 5 which tokens are pictures; the tests do",
+        "bit for bit",
+        "tests/families/qwen_image/test_editing.py tests/families/qwen_image/test_vision.py",
+    ),
+    Row(
         "ERNIE-Image: text, guidance, image, mask × denoising strengths; schedules; bf16; token ids; files; LoRAs",
         "diffusers' `ErnieImagePipeline`, its converter of names, its `load_lora_weights`; a loop of the test over its "
         "scheduler and model for pictures and for the samplers that the pipeline does not take",

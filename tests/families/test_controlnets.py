@@ -57,7 +57,8 @@ def test_the_rules_of_one_family_fire(label: str, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(identify, "read_header", lambda _, header=header: header)
         found = identify.identify(header.path)
         assert (found.kind, found.base) == ("controlnet", base)
-        assert adapter_file.layout(header, found.kind).config == config
+        [layout] = adapter_file.layout(header, found.kind)
+        assert layout.config == config
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,15 @@ FORMS = ("folder", "files")
 
 
 def tensors_of(tiny_family: TinyFamily, form: str) -> dict[str, Tensors]:
-    """The tensors of each component, without bytes, as a folder or as files of their own have them."""
+    """The tensors of each folder or file, without bytes, by the component whose folder or file it is."""
     found: dict[str, Tensors] = {}
     for role, config in tiny_family.configs().items():
-        found[role] = naming.in_files(config, naming.on_meta(config), 0 if form == "folder" else LDM)
+        component = tiny_family.family.component(role)
+        which = 0 if form == "folder" and not component.within else LDM
+        named = naming.in_files(config, naming.on_meta(config), which)
         if form == "files" and role == tiny_family.family.denoiser:
-            found[role] = naming.prefixed(tiny_family.family.component(role).prefixes[0], found[role])
+            named = naming.prefixed(component.prefixes[0], named)
+        found[component.folder] = found.get(component.folder, {}) | named
     return found
 
 
@@ -38,17 +41,19 @@ def identified(
 ) -> set[str]:
     """Identify a folder, or the file of one component. Returns the names of the tensors that are read."""
     if form == "files":
-        header = naming.header_of(parts[role])
+        header = naming.header_of(parts[tiny_family.family.component(role).folder])
         patch.setattr(identify, "read_header", lambda _: header)
         found = identify.identify(header.path)
-        layout = found.layout.components[0] if found.layout else adapter_file.layout(header, found.kind)
+        layouts = found.layout.components if found.layout else adapter_file.layout(header, found.kind)
+        layout = next((one for one in layouts if one.role == role), layouts[0])
         return {one.source for one in layout.tensors}
     headers = {one: naming.header_of(some) for one, some in parts.items()}
     made_up = Folder(place, tiny_family.family.pipeline_class, {}, headers, {}, ())
     patch.setattr(identify.folder, "read", lambda *_: made_up)
-    found = identify.identify(place)
+    found = identify.identify(place, variant=tiny_family.variant)
     assert found.layout is not None
-    return {one.source.removeprefix(f"{role}.") for one in found.layout.component(role).tensors}
+    folder = tiny_family.family.component(role).folder
+    return {one.source.removeprefix(f"{folder}.") for one in found.layout.component(role).tensors}
 
 
 def wrong_shapes(shape: torch.Size, columns: bool) -> Iterator[torch.Size]:
@@ -96,8 +101,9 @@ def test_each_missing_tensor_and_each_wrong_shape_is_named(
     silent: list[str] = []
 
     def listen(what: str, role: str, changed: Tensors, names: set[str]) -> None:
+        folder = tiny_family.family.component(role).folder
         try:
-            identified(tiny_family, form, role, {**whole, role: changed}, monkeypatch, tmp_path)
+            identified(tiny_family, form, role, {**whole, folder: changed}, monkeypatch, tmp_path)
         except (IncompleteModelError, UnsupportedModelError) as error:
             if not any(name in str(error) for name in names):
                 silent.append(f"{role} {what}: {error}")
@@ -105,7 +111,8 @@ def test_each_missing_tensor_and_each_wrong_shape_is_named(
             silent.append(f"{role} {what}: no error")
 
     for role in roles_of(tiny_family, form):
-        tensors = whole[role]
+        folder = tiny_family.family.component(role).folder
+        tensors = whole[folder]
         for tensor_name in sampled(identified(tiny_family, form, role, whole, monkeypatch, tmp_path)):
             if re.search(tiny_family.optional_layers, tensor_name):
                 continue

@@ -8,7 +8,9 @@ A new family needs a module in this folder and a row. The module has
 
 from __future__ import annotations
 
+import base64
 import importlib
+import io
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 from support import naming
 
@@ -37,6 +40,7 @@ from safelight.families.parts.ministral3 import Ministral3Config
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.parts.qwen3_vl import Qwen3VLConfig
 from safelight.families.parts.qwen25 import Qwen25Config
+from safelight.families.parts.qwen25_vision import Qwen25VisionConfig
 from safelight.families.parts.qwen_vae import QWEN_VAE
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
@@ -73,19 +77,29 @@ class Published:
         return registry.family(self.name)
 
     def in_module_names(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return the tensors of each component, without bytes, under the names of its module. By role."""
-        return {role: naming.on_meta(config) | self._beside(role) for role, config in self.components.items()}
+        """Return the tensors of each component, without bytes, under the names of its module. By role.
+
+        Components within others are among these, under the names that files have.
+        """
+        whole: dict[str, dict[str, torch.Tensor]] = {}
+        for role, config in self.components.items():
+            within, state = self.family.component(role).within, naming.on_meta(config)
+            named = naming.in_files(config, state, LDM) if within else state
+            whole[within or role] = whole.get(within or role, {}) | named | self._beside(role)
+        return whole
 
     def _beside(self, role: str) -> dict[str, torch.Tensor]:
         return {name: torch.empty(8, device="meta") for name in self.beside.get(role, ())}
 
     def in_original_names(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return the tensors of each component, without bytes, under the names of the original. By role."""
-        chosen = {role: self.original.get(role, (config, LDM)) for role, config in self.components.items()}
-        return {
-            role: naming.in_files(config, naming.on_meta(config), which) | self._beside(role)
-            for role, (config, which) in chosen.items()
-        }
+        whole: dict[str, dict[str, torch.Tensor]] = {}
+        for role, own in self.components.items():
+            config, which = self.original.get(role, (own, LDM))
+            place = self.family.component(role).folder
+            named = naming.in_files(config, naming.on_meta(config), which) | self._beside(role)
+            whole[place] = whole.get(place, {}) | named
+        return whole
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,9 @@ class TinyFamily:
     ``needs``: modules without which the installed libraries cannot compute it.
     ``variant``: of the folder that ``folder`` writes.
     ``settings``: of ``write_folder``, for that variant.
+    ``config_settings``: of ``configs``, for that variant.
+    ``label``: its name in tests; "" for the family's name. A family may have several rows.
+    ``references``: how many reference images its requests have.
     ``request``: fields of a request that make the whole checkpoint count.
     ``without_effect``: patterns of tensors that change no pixel, each with the reason.
     ``input_layers``: pattern of matrices whose columns no other tensor of the denoiser has: only another component, or
@@ -113,6 +130,9 @@ class TinyFamily:
     needs: tuple[str, ...]
     variant: str
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    config_settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    label: str = ""
+    references: int = 0
     request: Mapping[str, Any] = field(default_factory=dict[str, Any])
     without_effect: Mapping[str, str] = field(default_factory=dict[str, str])
     input_layers: str = r"$"
@@ -126,8 +146,12 @@ class TinyFamily:
     def family(self) -> Family:
         return registry.family(self.name)
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.family.roles_of(self.variant)
+
     def configs(self) -> dict[str, Config]:
-        return importlib.import_module(self.module).configs()
+        return importlib.import_module(self.module).configs(**self.config_settings)
 
     def write_folder(self, path: Path, seed: int) -> Path:
         """Write a diffusers folder, as published."""
@@ -142,18 +166,24 @@ class TinyFamily:
         """Return a small request for a checkpoint of this family."""
         size = {"width": self.picture_side, "height": self.picture_side}
         values: dict[str, Any] = {"prompt": "a red apple", "seed": 3, "steps": 2, **size, **self.request, **changes}
+        if self.references:
+            values = {"references": tuple(map(data_picture, range(self.references))), **values}
         return Request(model=model, **values)
 
     def write_files(self, path: Path, seed: int) -> dict[str, Path]:
         """Write files as ComfyUI has them: the denoiser, each text encoder and the VAE in a file each. By role."""
         folder = self.write_folder(path / f"{self.name}-folder", seed)
         tensors = read_components(folder)
-        written: dict[str, Path] = {}
+        named: dict[str, dict[str, torch.Tensor]] = {}
         for role, config in self.configs().items():
+            place = self.family.component(role).folder
+            named[place] = naming.in_files(config, named.get(place, tensors[place]), LDM)
+        written: dict[str, Path] = {}
+        for role, some in named.items():
             written[role] = path / self._place(role)
             written[role].parent.mkdir(parents=True, exist_ok=True)
             prefix = self.family.component(role).prefixes[0] if role == self.family.denoiser else ""
-            save_file(naming.prefixed(prefix, naming.in_files(config, tensors[role], LDM)), written[role])
+            save_file(naming.prefixed(prefix, some), written[role])
             copy_tokenizer(self.family.component(role), folder, written[role].parent)
         return written
 
@@ -162,6 +192,15 @@ class TinyFamily:
             return f"diffusion_models/{self.name}.safetensors"
         folder = "vae" if role == self.family.vae else "text_encoders"
         return f"{folder}/{self.name}-{role}.safetensors"
+
+
+@cache
+def data_picture(number: int) -> str:
+    """Return a picture as a request names it that brings it. ``number``: another picture for each."""
+    colours = torch.rand(6, 8, 3, generator=torch.Generator().manual_seed(number))
+    file = io.BytesIO()
+    PILImage.fromarray((colours * 255).byte().numpy()).resize((80, 64)).save(file, "png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def copy_tokenizer(component: Component, folder: Path, place: Path) -> None:
@@ -275,6 +314,15 @@ PUBLISHED: Mapping[str, Published] = {
             "vae": QWEN_VAE,
         },
     ),
+    "Qwen-Image-Edit": Published(
+        "qwen-image",
+        {
+            "vision_encoder": Qwen25VisionConfig(1280, 3420, 32, 3584),
+            "text_encoder": Qwen25Config(152064, 3584, 18944, 28, 28, 4),
+            "transformer": QwenImageConfig(64, 16, 3072, 60, 128, 3584),
+            "vae": QWEN_VAE,
+        },
+    ),
     "Krea 2": Published(
         "krea-2",
         {
@@ -363,6 +411,23 @@ _ROWS = (
         cached_functions=("safelight.families.qwen_image.model:_without_cache",),
     ),
     TinyFamily(
+        "qwen-image",
+        "support.qwen_image",
+        ("diffusers.models.transformers.transformer_qwenimage", "transformers.models.qwen2_5_vl"),
+        "edit-2511",
+        {"variant": "edit-2511"},
+        {"variant": "edit-2511"},
+        label="qwen-image-edit",
+        references=2,
+        request={"cfg": 2.5, "negative": "green"},
+        leftovers={
+            "text_encoder": _ROTARY["text_encoder"],
+            "vision_encoder": {"rotary_pos_emb.inv_freq", "rotary_pos_emb.original_inv_freq"},
+            "transformer": {"pos_embed.pos_freqs", "pos_embed.neg_freqs"},
+        },
+        cached_functions=("safelight.families.qwen_image.model:_without_cache",),
+    ),
+    TinyFamily(
         "krea-2",
         "support.krea2",
         ("diffusers.models.transformers.transformer_krea2", "transformers.models.qwen3_vl"),
@@ -376,5 +441,5 @@ _ROWS = (
 
 @cache
 def tiny_families() -> dict[str, TinyFamily]:
-    """Return the rows of the families that the installed libraries can compute, by name."""
-    return {row.name: row for row in _ROWS if all(find_spec(name) for name in row.needs)}
+    """Return the rows of the families that the installed libraries can compute, by label."""
+    return {row.label or row.name: row for row in _ROWS if all(find_spec(name) for name in row.needs)}

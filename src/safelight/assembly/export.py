@@ -35,8 +35,10 @@ def to_diffusers(model: Model, folder: Path) -> None:
     """
     if os.path.lexists(folder):
         raise InputError(f"{folder} already exists; choose another folder with --out")
-    if model.family.export_problem:
-        raise InputError(f"{model.name} ({model.base}) cannot be exported: {model.family.export_problem}")
+    known = model.family.variants.get(model.variant)
+    problem = model.family.export_problem or ("" if known is None else known.export_problem)
+    if problem:
+        raise InputError(f"{model.name} ({model.base}) cannot be exported: {problem}")
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     with contextlib.ExitStack() as stack:
         stack.callback(_remove, temporary)

@@ -270,7 +270,7 @@ class Adapters:
         if found.format == "pickle":
             manifest = self._converted(path, found.kind)
         else:
-            manifest = hash_components((adapter_file.layout(read_header(path), found.kind),))
+            manifest = hash_components(adapter_file.layout(read_header(path), found.kind))
         base = user_base or found.base or ""
         rule = f"{found.rule}; the user set the base {user_base}" if user_base else found.rule
         return Adapter(
@@ -288,7 +288,7 @@ class Adapters:
             convert.to_safetensors(adapter_file.tensors_to_read(read_header(path), kind), file)
             flush_to_disk(file, temporary)
             with convert.reporting_errors_for(path, temporary):
-                manifest = hash_components((adapter_file.layout(read_header(temporary), kind),))
+                manifest = hash_components(adapter_file.layout(read_header(temporary), kind))
             converted = conversions / f"{manifest.digest}.safetensors"
             os.replace(temporary, converted)
         manifest = relocate(manifest, converted)

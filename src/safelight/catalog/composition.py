@@ -80,7 +80,8 @@ class PartFinder:
         ``reference``: the name of an adapter or model, or the path of a file.
         Raises ModelNotFoundError, and UnsupportedModelError for a file that has no such component.
         """
-        components = family.of(purpose)
+        roles = {component.role for component in family.of(purpose)}
+        components = [one for one in family.components if one.role in roles or one.within in roles]
         try:
             adapter = self._adapters.find(reference)
         except (ModelNotFoundError, UnsupportedModelError):
@@ -88,14 +89,13 @@ class PartFinder:
             if model is None:
                 raise ModelNotFoundError(reference, self._similar(reference), str(purpose)) from None
             parts = {component.role: _part_of_model(model, component) for component in components}
-            found = {role: part for role, part in parts.items() if part is not None}
             path, what = model.path, f"is a {model.base} model"
         else:
             adapter = self._adapters.ensure_unchanged(adapter)
-            suiting = [component for component in components if _suits(component, adapter.component)]
-            found = {component.role: _part_of_adapter(adapter, component.role) for component in suiting}
+            parts = {component.role: _part_of_adapter(adapter, component) for component in components}
             path, what = adapter.path, f"is a {adapter.kind} ({adapter.component.config.architecture})"
-        if not found:
+        found = {role: part for role, part in parts.items() if part is not None}
+        if found.keys().isdisjoint(roles):
             raise UnsupportedModelError(path, f"{what}, which has no {purpose} for {family.name}")
         return found
 
@@ -110,8 +110,8 @@ class PartFinder:
                     adapter = self._adapters.get(card.name)
                 except FileError:
                     continue
-                if _suits(component, adapter.component):
-                    yield _part_of_adapter(adapter, component.role)
+                if (part := _part_of_adapter(adapter, component)) is not None:
+                    yield part
         for card in self._models.cards():
             if card.problem or card.state() != "there":
                 continue
@@ -135,14 +135,17 @@ def complete(
     Raises UnsupportedModelError if a component is nowhere, and lists what is missing.
     """
     family = layout.family
+    components = family.components_of(layout.variant or "")
     taken: dict[str, Part] = {}
     for purpose, reference in named:
-        taken |= finder.named(family, purpose, reference)
+        given = finder.named(family, purpose, reference)
+        taken |= {component.role: given[component.role] for component in components if component.role in given}
     elsewhere = taken.keys() | wanted.keys()
     parts = {component.role: component for component in own.components if component.role not in elsewhere}
     _refuse_mismatch(layout, parts, taken)
     missing: list[str] = []
-    for component in family.components:
+    # Those within others come after these, so that one file gives both.
+    for component in sorted(components, key=lambda one: bool(one.within)):
         role = component.role
         if role in parts or role in taken:
             continue
@@ -150,9 +153,11 @@ def complete(
         if role in wanted and (found := finder.with_digest(component, wanted[role])) is not None:
             taken[role] = found
         elif fitting := finder.fitting(family, role, configs):
-            taken[role] = fitting[0]
+            home = taken[component.within].source if component.within in taken else ""
+            taken[role] = next((part for part in fitting if part.source == home), fitting[0])
         else:
-            missing.append(f"{role} ({describe(component)})")
+            where = f"; {component.found_in} has it" if component.found_in else ""
+            missing.append(f"{role} ({describe(component)}{where})")
     if missing:
         todo = (
             "add it with `safelight adapters add FILE`" if len(missing) == 1 else "add them: `safelight adapters add`"
@@ -172,8 +177,8 @@ def describe(component: Component) -> str:
 def _joined(
     layout: CheckpointLayout, own: Manifest, parts: Mapping[str, ComponentManifest], taken: Mapping[str, Part]
 ) -> Manifest:
-    family = layout.family
-    components = tuple(parts.get(role) or taken[role].component for role in family.roles)
+    roles = layout.family.roles_of(layout.variant or "")
+    components = tuple(parts.get(role) or taken[role].component for role in roles)
     _refuse_mismatch(layout, parts, taken)
     files = dict.fromkeys([*own.files, *(stamp for part in taken.values() for stamp in part.files)])
     return Manifest(components, tuple(files), whole_digest(components))
@@ -194,8 +199,9 @@ def _suits(component: Component, found: ComponentManifest) -> bool:
     return component.standard is not None and type(found.config) is type(component.standard)
 
 
-def _part_of_adapter(adapter: Adapter, role: str) -> Part:
-    return Part(adapter.name, replace(adapter.component, role=role), adapter.manifest.files)
+def _part_of_adapter(adapter: Adapter, component: Component) -> Part | None:
+    found = next((one for one in adapter.manifest.components if _suits(component, one)), None)
+    return None if found is None else Part(adapter.name, replace(found, role=component.role), adapter.manifest.files)
 
 
 def _part_of_model(model: Model, component: Component) -> Part | None:

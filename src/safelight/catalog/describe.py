@@ -89,7 +89,7 @@ def read_model(
         layout, manifest = _converted(shelf.conversions, path, found)
     else:
         layout = found.layout
-        manifest = _hash_layout(path, layout, _counter(found.nbytes, on_bytes), found.watched)
+        manifest = _hash_layout(path, found, _counter(found.nbytes, on_bytes))
     composition = _composed(shelf, layout, manifest, choices)
     return Model(
         name=names.canonical(name),
@@ -128,7 +128,7 @@ def read_again(shelf: Shelf, model: Model, on_bytes: OnBytes | None = None) -> M
         if model.format in CONVERTED:
             conversion, *sources = model.manifest.files
             if all(source.is_unchanged() for source in sources):
-                layout = layout_of(conversion.path)
+                layout = layout_of(conversion.path, model.variant)
                 read = hash_components(layout.components, _counter(conversion.size, on_bytes))
                 whole = _composed(shelf, layout, read, Choices.of(model)).manifest
                 return replace(model, manifest=replace(whole, files=(*read.files, *sources)))
@@ -164,14 +164,14 @@ def _converted(conversions: Path, path: Path, found: Identity) -> tuple[Checkpoi
     if found.format == "pickle":
         tensors = list(pickle.read_header(path).tensors.values())
     else:
-        parts = folder.read(path, family.roles).components
-        tensors = [replace(t, name=f"{role}.{t.name}") for role in parts for t in parts[role].tensors.values()]
+        parts = folder.read(path, family.folders).components
+        tensors = [replace(t, name=f"{place}.{t.name}") for place in parts for t in parts[place].tensors.values()]
     tensors = [t for t in tensors if t.name not in left_over or family.keep(t.name)]
     with temporary_file_in(conversions) as (file, temporary):
         convert.to_safetensors(tensors, file)
         flush_to_disk(file, temporary)
         with convert.reporting_errors_for(path, temporary):
-            layout = layout_of(temporary)
+            layout = layout_of(temporary, found.variant or "")
             manifest = hash_components(layout.components)
         converted = conversions / manifest.digest / "model.safetensors"
         converted.parent.mkdir(parents=True, exist_ok=True)
@@ -181,19 +181,23 @@ def _converted(conversions: Path, path: Path, found: Identity) -> tuple[Checkpoi
     return layout, replace(manifest, files=(*manifest.files, *(FileStamp.of(source) for source in sources)))
 
 
-def _hash_layout(
-    path: Path, layout: CheckpointLayout, progress: Callable[[int], None] | None, watched: tuple[Path, ...]
-) -> Manifest:
-    """Return the manifest of a layout. Raises CorruptFileError if the headers changed while the bytes were read."""
-    manifest = hash_components(layout.components, progress, watched)
-    if identify(path).layout != layout:
+def _hash_layout(path: Path, found: Identity, progress: Callable[[int], None] | None) -> Manifest:
+    """Return the manifest of a checkpoint. Raises CorruptFileError if the headers changed while the bytes were read."""
+    assert found.layout is not None
+    manifest = hash_components(found.layout.components, progress, found.watched)
+    if identify(path, variant=(found.variant or "") if found.variant_from_user else "").layout != found.layout:
         raise CorruptFileError(path, "changed while it was read; try again when its download is complete")
     return manifest
 
 
-def layout_of(path: Path) -> CheckpointLayout:
-    """Return the layout of a conversion. Raises CorruptFileError when the file is not a checkpoint."""
+def layout_of(path: Path, variant: str) -> CheckpointLayout:
+    """Return the layout of a conversion. Raises CorruptFileError when the file is not a checkpoint.
+
+    ``variant``: of the pickle: the conversion has no settings that could name it.
+    """
     found = identify(path)
+    if found.layout is not None and found.variant != variant:
+        found = identify(path, variant=variant)
     if found.layout is None:
         raise CorruptFileError(path, "the converted file is not a checkpoint")
     return found.layout
@@ -231,7 +235,7 @@ def _candidates(shelf: Shelf, earlier: Model, on_bytes: OnBytes | None) -> Itera
         files = (path for path in sorted(earlier.path.parent.iterdir()) if path.is_file() and path != earlier.path)
         beside = [path for path in files if path.stat().st_size == size]
     if earlier.format in CONVERTED and earlier.manifest.files[0].is_unchanged():
-        read = hash_components(layout_of(earlier.manifest.files[0].path).components)
+        read = hash_components(layout_of(earlier.manifest.files[0].path, earlier.variant).components)
         yield replace(earlier, manifest=replace(read, files=read.files))
     for path in (earlier.path, *beside):
         with contextlib.suppress(InputError):

@@ -7,11 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from safelight.errors import CorruptFileError, UnsupportedModelError
-from safelight.families.components import Component
+from safelight.families.components import Component, Config
 from safelight.families.family import AdapterSigns, Family, PredictionType
 from safelight.families.registry import families
 from safelight.families.rules import ADAPTER_RULES, NOT_SUPPORTED, PART_RULES, KindRule, lines_of
@@ -68,22 +69,13 @@ def identify(path: Path, prediction_type: PredictionType | None = None, variant:
     Raises FileError for a damaged or unreadable file.
     Raises IncompleteModelError for an incomplete checkpoint.
     """
-    if os.path.isdir(path):
-        identity = _folder(path)
-    else:
-        header = read_header(path)
-        identity = _single(header)
+    identity = _folder(path, variant) if os.path.isdir(path) else _single(read_header(path), variant)
     if prediction_type is not None and identity.kind == "checkpoint":
         rule = f"{identity.rule}; but the user set {prediction_type}"
         identity = replace(identity, prediction_type=prediction_type, rule=rule, prediction_type_from_user=True)
     if variant and identity.layout is not None:
-        known = identity.layout.family.variants
-        if variant not in known:
-            raise UnsupportedModelError(
-                path, f"is {identity.base}, whose variants are {', '.join(known)}; not {variant}"
-            )
         rule = f"{identity.rule}; the user set the variant {variant}"
-        identity = replace(identity, variant=variant, rule=rule, variant_from_user=True)
+        identity = replace(identity, rule=rule, variant_from_user=True)
     return identity
 
 
@@ -139,7 +131,7 @@ def _lone_vectors(header: Header) -> KindRule | None:
     return None
 
 
-def _single(header: Header) -> Identity:
+def _single(header: Header, variant: str) -> Identity:
     kind_rule = _matching_rule(header)
     kind, base = kind_rule.kind, kind_rule.base
     rule = f"{kind}: {kind_rule.sentence}"
@@ -155,12 +147,13 @@ def _single(header: Header) -> Identity:
     if family is None:
         return replace(common, rule=f"{rule}; this base is not supported yet")
     parts = layout.split(header, family)
-    built = layout.build(header.path, family, parts, header.tensors)
+    choose = partial(_variant_of, header.path, family, header, variant)
+    built = layout.build(header.path, family, parts, header.tensors, choose)
     training = family.detect_training(header)
     return replace(
         common,
         base=base,
-        variant=_variant_or_none(built, header),
+        variant=built.variant,
         prediction_type=training.prediction_type,
         zero_terminal_snr=training.zero_terminal_snr,
         dtype=_dtype_of(built),
@@ -177,23 +170,23 @@ def _resolution(text: str) -> int | None:
     return pixels if 8 <= pixels <= 16384 and pixels % 8 == 0 else None
 
 
-def _folder(path: Path) -> Identity:
-    every = {role: None for family in families().values() for role in family.roles}
+def _folder(path: Path, variant: str) -> Identity:
+    every = {name: None for family in families().values() for name in family.folders}
     found = folder.read(path, tuple(every))
     family, rule = _family_of(found)
-    absent = [role for role in family.roles if role not in found.components]
+    absent = [name for name in family.folders if name not in found.components]
     if absent:
         raise CorruptFileError(path, f"model_index.json names no {absent[0]}, which {family.name} needs")
-    built = _folder_layout(found, family)
+    built = _folder_layout(found, family, variant)
     _refuse_other_settings(built)
     assert family.detect_folder_training is not None, family.name
     training = family.detect_folder_training(found)
-    formats = {found.components[role].format for role in family.roles}
+    formats = {found.components[name].format for name in family.folders}
     return Identity(
         path,
         "checkpoint",
         family.name,
-        _variant_or_none(built, found),
+        built.variant,
         training.prediction_type,
         training.zero_terminal_snr,
         _dtype_of(built),
@@ -233,14 +226,14 @@ def _lacks_a_tensor(component: Component, found: Folder) -> bool:
     return False
 
 
-def _folder_layout(found: Folder, family: Family) -> CheckpointLayout:
-    parts = {role: found.components[role].tensors for role in family.roles}
-    names = [f"{role}.{name}" for role in family.roles for name in parts[role]]
+def _folder_layout(found: Folder, family: Family, variant: str) -> CheckpointLayout:
     renamed = {
-        role: {name: replace(info, name=f"{role}.{info.name}") for name, info in infos.items()}
-        for role, infos in parts.items()
+        place: {name: replace(info, name=f"{place}.{name}") for name, info in found.components[place].tensors.items()}
+        for place in family.folders
     }
-    return layout.build(found.path, family, renamed, names)
+    names = [info.name for infos in renamed.values() for info in infos.values()]
+    parts = {component.role: renamed[component.folder] for component in family.components}
+    return layout.build(found.path, family, parts, names, partial(_variant_of, found.path, family, found, variant))
 
 
 def _sample_size(path: Path, family: Family) -> int | None:
@@ -275,22 +268,27 @@ def _setting(settings: Mapping[str, object], name: str) -> object:
     return found
 
 
-def _variant_or_none(built: CheckpointLayout, found: Folder | Header) -> str | None:
-    """Return the variant of a checkpoint; None if the user must say it."""
-    family, configs = built.family, {component.role: component.config for component in built.components}
+def _variant_of(
+    path: Path, family: Family, found: Folder | Header, from_user: str, configs: Mapping[str, Config]
+) -> str | None:
+    """Return the variant of a checkpoint; None if the user must say it.
+
+    ``from_user``: the variant that the user set; "" for the checkpoint's own.
+    """
+    if from_user:
+        if from_user not in family.variants:
+            known = ", ".join(family.variants)
+            raise UnsupportedModelError(path, f"is {family.name}, whose variants are {known}; not {from_user}")
+        return from_user
     if not family.asks_variant(configs):
-        return _variant(built)
+        detected = family.detect_variant(configs)
+        if detected is None:
+            label = configs[family.denoiser].label
+            raise UnsupportedModelError(path, f"its {family.denoiser} is of no known variant ({label})")
+        return detected
     if isinstance(found, Header):
         return family.declared_variants.get(found.metadata.get("modelspec.architecture", "").lower())
     return None if family.detect_folder_variant is None else family.detect_folder_variant(found)
-
-
-def _variant(built: CheckpointLayout) -> str:
-    found = built.family.detect_variant({component.role: component.config for component in built.components})
-    if found is None:
-        denoiser = built.component(built.family.denoiser)
-        raise UnsupportedModelError(built.path, f"its {denoiser.role} is of no known variant ({denoiser.config.label})")
-    return found
 
 
 def _dtype_of(built: CheckpointLayout) -> str:

@@ -59,6 +59,11 @@ class Model:
             raise RequestError("model", self.name, problem) from error
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of its components, in the order of use. ControlNets of a request are not among them."""
+        return self.family.roles_of(self.variant)
+
+    @property
     def has_distilled_guidance(self) -> bool:
         """Whether its denoiser reads the scale of distilled guidance."""
         return self.family.defaults_of(self.variant).guidance is not None
@@ -108,6 +113,7 @@ class Adapter:
 
     @property
     def component(self) -> ComponentManifest:
+        """Its component. A text encoder's file may also have others, such as a vision encoder."""
         return self.manifest.components[0]
 
     def summary(self) -> dict[str, Any]:

@@ -72,6 +72,15 @@ class Config:
         """Layers of a text encoder; 0 for other components."""
         return 0
 
+    def text_bytes(self, tokens: int, itemsize: int) -> int:
+        """Estimate the bytes of activations in one forward pass of a text encoder.
+
+        ``tokens``: how many it reads.
+        ``itemsize``: bytes of an element.
+        """
+        del tokens, itemsize
+        return 0
+
     @property
     def reads_latents(self) -> bool:
         """Whether a ControlNet reads the latents of its picture instead of the pixels; False for other components."""
@@ -122,7 +131,7 @@ class TokenizerContent:
 class Component:
     """A component of a family.
 
-    ``role``: its name in records, and its folder in a diffusers folder.
+    ``role``: its name in records.
     ``prefixes``: prefixes of its tensors in a single file; the first one that a file has counts.
     ``infer``: infers the settings from shapes. Raises NotThisArchitecture, or KeyError for a tensor that is missing.
     ``standard``: the published settings. They name the missing tensors of a file whose settings cannot be inferred.
@@ -133,6 +142,9 @@ class Component:
     ``block_of``: names the block that contains a module, from the module's names in files; for block weights.
     ``overflows_in_fp16``: it computes in fp32 where the others compute in fp16.
     ``tokenizer``: of a text encoder whose tokenizer is not a part of Safelight; None for others.
+    ``variants``: the variants whose checkpoints have it; empty for all.
+    ``within``: the role of the component whose folder and files also have this one's tensors; "" for files of its own.
+    ``found_in``: which files have it, for the error of a checkpoint without it; "" if its role says that.
     """
 
     role: str
@@ -147,11 +159,19 @@ class Component:
     block_of: Callable[[Iterable[str]], str] | None = None
     overflows_in_fp16: bool = False
     tokenizer: TokenizerFile | None = None
+    variants: frozenset[str] = frozenset()
+    within: str = ""
+    found_in: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Its folder in a diffusers folder."""
+        return self.within or self.role
 
 
 @dataclass(frozen=True, slots=True)
 class SingleFileComponent:
-    """A component in a file of its own.
+    """A component in a file without the others: in a file of its own, or beside the component that it is ``within``.
 
     ``kind``: the kind of such files.
     ``prefix``: what names may begin with.

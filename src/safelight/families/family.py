@@ -148,6 +148,8 @@ class Variant:
     ``references``: None for checkpoints that take no reference images.
     ``draws_latents``: a picture's latents are drawn from the VAE's distribution. If False, they are the most likely.
     ``index``: what an exported folder's ``model_index.json`` says of this variant alone.
+    ``settings``: settings of components that shapes do not tell, by role and name.
+    ``export_problem``: says why its checkpoints cannot be exported; "" if they can.
     """
 
     extra_input_channels: ExtraInputChannels = ""
@@ -157,6 +159,8 @@ class Variant:
     references: References | None = None
     draws_latents: bool = True
     index: Mapping[str, object] = field(default_factory=dict[str, object])
+    settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, Mapping[str, object]])
+    export_problem: str = ""
 
 
 VARIANTS: Mapping[str, Variant] = {"text-to-image": Variant(), "inpainting": Variant("mask")}
@@ -282,7 +286,21 @@ class Family:
 
     @property
     def roles(self) -> tuple[str, ...]:
+        """The roles of all components. A checkpoint has those of its variant (:meth:`roles_of`)."""
         return tuple(component.role for component in self.components)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of all components in a diffusers folder."""
+        return tuple(dict.fromkeys(component.folder for component in self.components))
+
+    def components_of(self, variant: str) -> tuple[Component, ...]:
+        """Return the components that a variant's checkpoints have."""
+        return tuple(one for one in self.components if not one.variants or variant in one.variants)
+
+    def roles_of(self, variant: str) -> tuple[str, ...]:
+        """Return the roles of the components that a variant's checkpoints have, in the order of use."""
+        return tuple(component.role for component in self.components_of(variant))
 
     @property
     def denoiser(self) -> str:
@@ -330,10 +348,12 @@ class Family:
     def published_sizes(self) -> dict[str, dict[str, Config]]:
         """Return the settings of all components of each published size, by the size's name and by role.
 
+        The components are those of the first variant.
         The result lacks sizes with a component whose settings no one declares.
         """
+        components = self.components_of(next(iter(self.variants)))
         sizes = {
-            name: {one.role: own.get(one.role, one.standard) for one in self.components}
+            name: {one.role: own.get(one.role, one.standard) for one in components}
             for name, own in (self.published or {self.name: {}}).items()
         }
         known: dict[str, dict[str, Config]] = {}
@@ -348,6 +368,10 @@ class Family:
 
     def component(self, role: str) -> Component:
         return next(component for component in self.components if component.role == role)
+
+    def component_in(self, part: SingleFileComponent) -> Component | None:
+        """Return the component that files of a kind have; None for ControlNets, which are no component of a family."""
+        return next((one for one in self.components if one.role == (part.role or part.kind)), None)
 
     def purpose(self, role: str) -> Purpose:
         """Return the purpose of a role; ControlNets are no component of a family."""

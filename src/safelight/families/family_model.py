@@ -38,7 +38,8 @@ class Reference(NamedTuple):
     """A reference image of a request.
 
     ``digest``: of its content.
-    ``picture``: a PIL picture (RGB) in its own size.
+    ``picture``: a PIL picture (RGB) in its own size. Text and vision encoders get it in the size of
+    ``References.vision_size``.
     """
 
     digest: str
@@ -52,11 +53,13 @@ class TextInput:
     ``value``: opaque; only the family reads it.
     ``key``: cache key: two inputs have the same key only if they are equal.
     ``forward_passes``: how many forward passes it takes.
+    ``tokens``: how many tokens it has; 0 if they are at most as many as the text encoder's settings assume.
     """
 
     value: Any
     key: str
     forward_passes: int = 1
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +126,35 @@ def change_each(tensors: Tensors, change: Callable[[torch.Tensor], torch.Tensor]
     return {name: changed[id(one)] for name, one in tensors.items()}
 
 
+class ReferencePrompts(ABC):
+    """Prompts that a family's only text encoder reads together with the reference images."""
+
+    @abstractmethod
+    def text_inputs(self, variant: str, texts: Sequence[PromptText], references: Sequence[Reference]) -> TextInputs:
+        """Tokenize texts that follow the reference images. Their keys have the digests of these.
+
+        Raises RequestError.
+        """
+
+    @abstractmethod
+    def see(self, module: nn.Module, references: Sequence[Reference], device: torch.device) -> Tensors:
+        """Run a bound vision encoder on the reference images."""
+
+    @abstractmethod
+    def encode_texts(
+        self, module: nn.Module, inputs: Sequence[TextInput], seen: Tensors, device: torch.device
+    ) -> list[Tensors]:
+        """Run a bound text encoder on each input. Tensors have one row.
+
+        ``seen``: what :meth:`see` returned for the same reference images.
+        """
+
+
 class FamilyModel(ABC):
     """The computing side of a family."""
+
+    reference_prompts: ReferencePrompts | None = None
+    """None for a family whose text encoders do not see reference images."""
 
     @abstractmethod
     def build(self, family: Family, config: Config, attention: str) -> nn.Module:
@@ -179,22 +209,6 @@ class FamilyModel(ABC):
 
         ``inversion_tokens``: token ids by word of a textual inversion.
         """
-
-    def text_inputs_with_references(
-        self,
-        family: Family,
-        role: str,
-        request: Request,
-        texts: Sequence[PromptText],
-        inversion_tokens: InversionTokens,
-        references: Sequence[Reference],
-    ) -> TextInputs:
-        """Tokenize texts for a text encoder that may also see the reference images. By default, it sees none.
-
-        Where it does, the value of a :class:`TextInput` has the pictures, and its key has their digests.
-        """
-        del references
-        return self.text_inputs(family, role, request, texts, inversion_tokens)
 
     @abstractmethod
     def encode_texts(
@@ -255,6 +269,12 @@ class FamilyModel(ABC):
         ``tile``: pixels per side of a tile, 0 for no tiling.
         """
         return pictures.encode_picture(vae, picture, mask, device, latents.vae_scale_factor, tile)
+
+    def encode_reference(
+        self, latents: Latents, vae: nn.Module, picture: Any, device: torch.device, tile: int
+    ) -> EncodedPicture:
+        """Encode a reference image. ``picture``: from :meth:`prepare_reference`. ``tile``: as above."""
+        return self.encode_picture(latents, vae, picture, None, device, tile)[0]
 
     def encode_control_picture(
         self, latents: Latents, vae: nn.Module, picture: Any, device: torch.device, tile: int

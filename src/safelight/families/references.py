@@ -21,6 +21,8 @@ class References:
     ``most``, ``least``: how many pictures a request may have, and must have.
     ``least_side``: pixels that each side of a picture must have.
     ``most_ratio``: how many times as long as the other a side may be.
+    ``vision_size``: the size in which the vision encoder sees a picture, from the picture's size; None if the text
+    encoder does not see the pictures.
     ``sets_size``: the place of the picture whose encoded size is the image's, if the request names none: the first (0)
     or the last (-1).
     """
@@ -30,4 +32,5 @@ class References:
     least: int = 0
     least_side: int = 1
     most_ratio: float = math.inf
+    vision_size: Callable[[Size], Size] | None = None
     sets_size: Literal[0, -1] = 0

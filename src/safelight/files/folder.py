@@ -22,7 +22,7 @@ class Folder:
     """The headers of a diffusers folder.
 
     ``index``: what ``model_index.json`` says: the class of each component, and settings of the pipeline.
-    ``components``: the header of each component, by role.
+    ``components``: the headers of the weights in each component's folder, by the folder's name.
     ``scheduler``: the scheduler's settings; empty if there is no scheduler.
     ``watched``: the settings files, and the folders in which a new file could be preferred to the present one.
     """
@@ -34,9 +34,17 @@ class Folder:
     scheduler: Mapping[str, Any]
     watched: tuple[Path, ...]
 
+    def settings_of(self, component: str) -> dict[str, Any]:
+        """Read a component's settings, which may be absent: then empty. Raises CorruptFileError.
 
-def read(path: Path, roles: Iterable[str]) -> Folder:
-    """Read the headers of a diffusers folder. ``roles``: the components that count; others are left alone.
+        ``component``: its folder.
+        """
+        file = self.path / component / "config.json"
+        return read_json(file) if file.exists() else {}
+
+
+def read(path: Path, folders: Iterable[str]) -> Folder:
+    """Read the headers of a diffusers folder. ``folders``: of the components that count; others are left alone.
 
     Raises UnsupportedModelError when ``path`` is not a diffusers folder.
     Raises CorruptFileError when a part of it is damaged.
@@ -47,14 +55,14 @@ def read(path: Path, roles: Iterable[str]) -> Folder:
     index = read_json(index_file)
     pipeline = index.get("_class_name")
     components: dict[str, Header] = {}
-    for role in roles:
-        entry = index.get(role)
+    for name in folders:
+        entry = index.get(name)
         if isinstance(entry, list) and all(cast("list[Any]", entry)):
-            components[role] = _component(path / role)
+            components[name] = _component(path / name)
     scheduler_file = path / "scheduler" / "scheduler_config.json"
     scheduler = read_json(scheduler_file) if scheduler_file.exists() else {}
-    homes = [path, path / "scheduler", *(path / role for role in components)]
-    settings = [index_file, scheduler_file, *(file for role in components for file in (path / role).glob("*.json"))]
+    homes = [path, path / "scheduler", *(path / name for name in components)]
+    settings = [index_file, scheduler_file, *(file for name in components for file in (path / name).glob("*.json"))]
     watched = tuple(sorted(found for found in {*homes, *settings} if found.exists()))
     return Folder(path, str(pipeline), index, components, scheduler, watched)
 

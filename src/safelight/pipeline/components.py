@@ -17,7 +17,7 @@ def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
     """Return the planner's names of a model's components, in the order of use."""
     family = model.family
     return tuple(
-        component_key(model.manifest.component(role), dtype_of(settings, family, role)) for role in family.roles
+        component_key(model.manifest.component(role), dtype_of(settings, family, role)) for role in model.roles
     )
 
 
@@ -27,7 +27,7 @@ def prefetch(model: Model, resources: Resources) -> bool:
         prefetch_component(
             resources.residency, model.manifest.component(role), dtype_of(resources.run_settings, model.family, role)
         )
-        for role in model.family.roles
+        for role in model.roles
     )
 
 
@@ -37,7 +37,7 @@ def pin(model: Model, resources: Resources) -> contextlib.ExitStack:
     Raises OutOfMemoryError if a component does not fit as a whole.
     """
     with contextlib.ExitStack() as stack:
-        for role in model.family.roles:
+        for role in model.roles:
             component, dtype = model.manifest.component(role), dtype_of(resources.run_settings, model.family, role)
             lease = stack.enter_context(resources.residency.lease(component, dtype))
             if lease.ring is not None:

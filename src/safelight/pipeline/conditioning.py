@@ -13,7 +13,15 @@ from torch import nn
 
 from safelight.devices.transfer import checksum_of
 from safelight.families.family import Family
-from safelight.families.family_model import PromptText, Reference, Tensors, TextInput, TextInputs, family_model
+from safelight.families.family_model import (
+    PromptText,
+    Reference,
+    ReferencePrompts,
+    Tensors,
+    TextInput,
+    TextInputs,
+    family_model,
+)
 from safelight.families.features import Feature
 from safelight.pipeline.denoise import ConditionsByStep
 from safelight.pipeline.guidance import Condition
@@ -71,48 +79,69 @@ class Prompts:
 class TextEncoderCall:
     """A call of a text encoder: everything that its output depends on, except the text.
 
-    The key of a :class:`TextInput` has the digests of the reference images that the text encoder sees.
+    ``references``: the reference images, in the size in which it sees them. The key of a :class:`TextInput` has their
+    digests.
+    ``vision``: the vision encoder that sees the reference images for it; None for a text encoder that sees none.
     """
 
     family: Family
+    variant: str
     role: str
     component: ComponentManifest
     run_settings: RunSettings
     request: Request
     inversion_tokens: InversionTokens
     references: Sequence[Reference] = ()
+    vision: ComponentManifest | None = None
 
     def key(self, text: TextInput) -> str:
         """Hash everything that the output depends on (rows STATE 13 and 14 of docs/corruption.md)."""
-        run, over = (
-            self.run_settings,
-            self.component.overlay_digest if isinstance(self.component, OverlaidComponent) else "",
-        )
+        run = self.run_settings
         how = [run.device, run.hardware, run.dtype, run.attention, run.attention_slice_size, run.threads]
-        what = [self.family.name, self.role, self.component.digest, over]
+        components = (self.component,) if self.vision is None else (self.component, self.vision)
+        overlays = [one.overlay_digest if isinstance(one, OverlaidComponent) else "" for one in components]
+        what = [self.family.name, self.role, *(one.digest for one in components), *overlays]
         asked = [self.request.clip_skip, self.request.prompt_syntax]
         return hash_texts(json.dumps([what, asked, how, dict(run.versions)]), text.key)
 
     def inputs(self, texts: Sequence[PromptText]) -> TextInputs:
         """Tokenize texts. Raises RequestError for what cannot be parsed."""
+        if (prompts := self._reference_prompts) is not None:
+            return prompts.text_inputs(self.variant, texts, self.references)
+        model = family_model(self.family)
         own = None if self.component.tokenizer is None else self.component.tokenizer.read()
-        return (
-            family_model(self.family)
-            .with_tokenizer(own)
-            .text_inputs_with_references(
-                self.family, self.role, self.request, texts, self.inversion_tokens, self.references
-            )
-        )
+        return model.with_tokenizer(own).text_inputs(self.family, self.role, self.request, texts, self.inversion_tokens)
 
     def encode(
-        self, inputs: Sequence[TextInput], device: torch.device, modules: Sequence[nn.Module], leases: object = None
+        self,
+        inputs: Sequence[TextInput],
+        device: torch.device,
+        seen: Tensors,
+        modules: Sequence[nn.Module],
+        leases: object = None,
     ) -> list[Tensors]:
-        """Run the bound encoder, the only one of ``modules``, on each input."""
+        """Run the bound encoder, the only one of ``modules``, on each input.
+
+        ``seen``: what the vision encoder returned for the reference images; empty without one.
+        """
         del leases
+        if (prompts := self._reference_prompts) is not None:
+            return prompts.encode_texts(modules[0], inputs, seen, device)
         model = family_model(self.family)
         return model.encode_texts(
             self.family, self.role, modules[0], self.request, inputs, self.inversion_tokens, device
         )
+
+    def see(self, device: torch.device, modules: Sequence[nn.Module], leases: object = None) -> Tensors:
+        """Run the bound vision encoder, the only one of ``modules``, on the reference images."""
+        del leases
+        prompts = self._reference_prompts
+        assert prompts is not None
+        return prompts.see(modules[0], self.references, device)
+
+    @property
+    def _reference_prompts(self) -> ReferencePrompts | None:
+        return None if self.vision is None else family_model(self.family).reference_prompts
 
 
 class EmbeddingCache:

@@ -183,7 +183,7 @@ class ImagePipeline:
         )
         if given is None:
             return from_noise
-        start = self._start(given.picture, given.mask, self.request.strength, self._family.roles)
+        start = self._start(given.picture, given.mask, self.request.strength, self.model.roles)
         if self._model_stages.extra_input_channels == "image":
             return replace(from_noise, image=start.encoded[0])
         return replace(from_noise, start=start)
@@ -199,7 +199,8 @@ class ImagePipeline:
             if prepared[-1].size != picture.size:
                 sizes = [f"{width}x{height}" for width, height in (prepared[-1].size, picture.size)]
                 self.warnings.append(f"references: the model sees picture {number} at {sizes[0]}, not {sizes[1]}")
-        return self._encode([(picture, None) for picture in prepared], self._family.roles)
+        encode = self._model_stages.family_model.encode_reference
+        return self._encode_each(prepared, self.model.roles, encode)
 
     def _hires_pass(self, denoised: torch.Tensor, first: Pass) -> Pass:
         """Return the second pass of the hires fix, which starts from the enlarged result of the first."""
@@ -211,8 +212,7 @@ class ImagePipeline:
         else:
             drawn = PILImage.fromarray(self._decode_and_check(denoised).numpy())
             picture = upscale.resize_picture(drawn, width, height, request.hires_upscaler)
-            roles = self._family.roles
-            following = roles[roles.index(self._family.denoiser) :]
+            following = self._from_denoiser()
             start = self._start(picture, None, request.hires_strength, following)
         steps = request.hires_steps or request.step_count
         return replace(
@@ -230,31 +230,43 @@ class ImagePipeline:
 
         ``following``: see :class:`safelight.pipeline.stages.Task`.
         """
-        return Start(strength, encoded=self._encode([(picture, mask)], following), mask=mask)
+
+        def encode(vae: nn.Module) -> list[EncodedPicture]:
+            model = self._model_stages.family_model
+            return model.encode_picture(self._family.latents, vae, picture, mask, self._device, self.tile)
+
+        forward_passes = 1 + (mask is not None)
+        encoded = self._encode(encode, picture.width * picture.height, forward_passes, following)
+        return Start(strength, encoded=encoded, mask=mask)
+
+    def _encode_each(
+        self, given: Sequence[Any], following: tuple[str, ...], encode: Callable[..., EncodedPicture]
+    ) -> list[EncodedPicture]:
+        """Encode pictures. ``encode``: a method of the family's model. ``following``: as in :meth:`_encode`."""
+
+        def encode_all(vae: nn.Module) -> list[EncodedPicture]:
+            return [encode(self._family.latents, vae, picture, self._device, self.tile) for picture in given]
+
+        largest = max(picture.width * picture.height for picture in given)
+        return self._encode(encode_all, largest, len(given), following)
 
     def _encode(
-        self, given: Sequence[tuple[Any, Any | None]], following: tuple[str, ...], for_control: bool = False
+        self,
+        encode: Callable[[nn.Module], list[EncodedPicture]],
+        pixels: int,
+        forward_passes: int,
+        following: tuple[str, ...],
     ) -> list[EncodedPicture]:
-        """Encode pictures, and for each with a mask also the masked picture.
+        """Encode pictures with the VAE.
 
+        ``encode``: encodes them with the bound VAE.
+        ``pixels``: of the largest picture.
         ``following``: see :class:`safelight.pipeline.stages.Task`.
-        ``for_control``: the pictures are those of ControlNets.
         """
-        latent_format, model = self._family.latents, self._model_stages.family_model
-
-        def encode(vae: nn.Module, picture: Any, mask: Any | None) -> list[EncodedPicture]:
-            if for_control:
-                return [model.encode_control_picture(latent_format, vae, picture, self._device, self.tile)]
-            return model.encode_picture(latent_format, vae, picture, mask, self._device, self.tile)
 
         def encode_in(dtype_name: str) -> list[EncodedPicture]:
-            def compute(modules: list[nn.Module], _: list[Lease]) -> list[EncodedPicture]:
-                return [encoded for picture, mask in given for encoded in encode(modules[0], picture, mask)]
-
-            forward_passes = sum(1 + (mask is not None) for _, mask in given)
-            largest = max(picture.width * picture.height for picture, _ in given)
-            task = self._vae_task("encode", largest, "-encoder", forward_passes, following)
-            found = self._with_vae(task, dtype_name, compute)
+            task = self._vae_task("encode", pixels, "-encoder", forward_passes, following)
+            found = self._with_vae(task, dtype_name, lambda modules, _: encode(modules[0]))
             with self.clock.gates():
                 for one in found:
                     latent_checks.require_finite(one.values, "the VAE, encoding,", dtype_name)
@@ -264,6 +276,10 @@ class ImagePipeline:
         if self._family.variants[self.model.variant].draws_latents:
             return found
         return [replace(one, distribution=PointDistribution(one.distribution.mode())) for one in found]
+
+    def _from_denoiser(self) -> tuple[str, ...]:
+        """Return the roles of the denoiser and of the components after it."""
+        return self.model.roles[self.model.roles.index(self._family.denoiser) :]
 
     def _report(self, stage: Stage, step: int, steps: int, preview: Preview | None = None) -> None:
         memory = self.resources.report() if stage in ("switch", "encode") or step == 1 else None
@@ -286,9 +302,9 @@ class ImagePipeline:
         shown: list[ControlPicture] = [prepared(control) for control in self.request.controls]
         of_latents = [at for at, net in enumerate(self._model_stages.nets) if net.config.reads_latents]
         if of_latents:
-            roles = self._family.roles
-            following = roles[roles.index(self._family.denoiser) :]
-            encoded = self._encode([(shown[at], None) for at in of_latents], following, for_control=True)
+            following = self._from_denoiser()
+            encode = self._model_stages.family_model.encode_control_picture
+            encoded = self._encode_each([shown[at] for at in of_latents], following, encode)
             for at, picture in zip(of_latents, encoded, strict=True):
                 shown[at] = picture
         return list(zip(self.request.controls, shown, strict=True))

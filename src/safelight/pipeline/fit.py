@@ -26,7 +26,7 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
     width, height = request.width or model.resolution, request.height or model.resolution
     components: list[dict[str, Any]] = []
     refused: OutOfMemoryError | None = None
-    for role in model.family.roles:
+    for role in model.roles:
         component, dtype = model.manifest.component(role), dtype_of(resources.run_settings, model.family, role)
         task = Task("", width * height, request.step_count)
         workload = describe_stage([(component, dtype)], resources.run_settings, task)

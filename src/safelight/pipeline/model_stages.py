@@ -10,10 +10,10 @@ import torch
 from PIL import Image as PILImage
 from torch import nn
 
-from safelight.boundary.pictures import EncodedPicture
+from safelight.boundary.pictures import EncodedPicture, resize
 from safelight.catalog.model import Model
 from safelight.families.family import CONTROLNET, ExtraInputChannels
-from safelight.families.family_model import PromptText, Reference, Tensors, family_model
+from safelight.families.family_model import PromptText, Reference, Tensors, TextInput, family_model
 from safelight.memory.lease import Lease
 from safelight.pipeline import conditioning, guidance, noise, samplers
 from safelight.pipeline.checks import latents as latent_checks
@@ -22,7 +22,7 @@ from safelight.pipeline.denoise import BoundControlNet, ConditionsByStep, Denois
 from safelight.pipeline.resources import Resources, dtype_of
 from safelight.pipeline.samplers import WHOLE, SamplerRun
 from safelight.pipeline.stages import Clock, Stages, Task
-from safelight.request.adapters import Control
+from safelight.request.adapters import Control, Purpose
 from safelight.request.job import Job
 from safelight.request.results import Repair
 from safelight.resolve.check import with_effective_strength
@@ -34,6 +34,9 @@ MAX_CALLS_PER_STEP = 2
 ASSUMED_ROWS = 2
 """Rows per denoiser call that the memory estimate assumes. A call with more rows is estimated as proportionally more
 pixels."""
+
+TOKENS_MEASURED = 256
+"""The memory of a text with reference images is measured for multiples of this many tokens."""
 
 MOST_CUT_SHOWN = 80
 """Characters of the part of a prompt that was cut off that a warning shows."""
@@ -122,20 +125,17 @@ class ModelStages:
         texts = [text for text in prompts.texts if text.field == "prompt" or self._negative_too]
         encoded: dict[str, dict[PromptText, Tensors]] = {}
         for role in self.family.text_encoders:
-            component = self.model.manifest.component(role)
-            call = TextEncoderCall(
-                self.family, role, component, self._run_settings, self._request, self._job.words or {}, references
-            )
+            call = self._text_encoder_call(role, self._shown(references))
             outputs = TextOutputs(call, texts, self._resources.embedding_cache)
             self.warnings += [
                 f"{field}: {role} takes no more tokens; cut off: {cut[:MOST_CUT_SHOWN]!r}"
                 for (field, _), cut in outputs.cut.items()
             ]
             if outputs.missing:
-                task = Task("encode", pixels, sum(one.forward_passes for one in outputs.missing.values()))
-                compute = partial(call.encode, list(outputs.missing.values()), self._device)
-                dtype = dtype_of(self._run_settings, self.family, role)
-                outputs.add(self.stages.run(task, self._run_settings, [(component, dtype)], compute))
+                inputs = list(outputs.missing.values())
+                compute = partial(call.encode, inputs, self._device, self._see(call))
+                parts = [(call.component, dtype_of(self._run_settings, self.family, role))]
+                outputs.add(self.stages.run(_text_task(call, inputs, pixels), self._run_settings, parts, compute))
             encoded[role] = outputs.on(self._device)
         found = conditioning.conditions(self.family, encoded, prompts, self._negative_too)
         with self.stages.clock.gates():
@@ -143,6 +143,37 @@ class ModelStages:
                 for tensor in (*one.positive.values(), *(one.negative or {}).values()):
                     latent_checks.require_finite(tensor, "the text encoder", self._run_settings.dtype)
         return found
+
+    def _shown(self, references: Sequence[Reference]) -> list[Reference]:
+        """Return the reference images as the vision encoder sees them; none if there is no vision encoder."""
+        how = self.family.references_of(self.model.variant)
+        if how is None or how.vision_size is None:
+            return []
+        return [Reference(digest, resize(one, how.vision_size(one.size))) for digest, one in references]
+
+    def _text_encoder_call(self, role: str, shown: Sequence[Reference]) -> TextEncoderCall:
+        """Return the call of a text encoder. ``shown``: the reference images that the vision encoder sees for it."""
+        model = self.model
+        eyes = [one for one in model.roles if self.family.purpose(one) is Purpose.VISION_ENCODER]
+        return TextEncoderCall(
+            self.family,
+            model.variant,
+            role,
+            model.manifest.component(role),
+            self._run_settings,
+            self._request,
+            self._job.words or {},
+            shown,
+            model.manifest.component(eyes[0]) if shown else None,
+        )
+
+    def _see(self, call: TextEncoderCall) -> Tensors:
+        """Run the vision encoder for a call of a text encoder. Returns nothing if it sees no reference images."""
+        if call.vision is None:
+            return {}
+        task = Task("encode", sum(picture.width * picture.height for _, picture in call.references), 1)
+        parts = [(call.vision, dtype_of(self._run_settings, self.family, call.vision.role))]
+        return self.stages.run(task, self._run_settings, parts, partial(call.see, self._device))
 
     def count_denoiser_calls(self, this_pass: Pass) -> int:
         """Return how often a pass calls the denoiser."""
@@ -225,6 +256,13 @@ class ModelStages:
         return Task(
             "denoise", pixels, MAX_CALLS_PER_STEP * this_pass.steps_to_run, variant, seamless=self._request.seamless
         )
+
+
+def _text_task(call: TextEncoderCall, inputs: Sequence[TextInput], pixels: int) -> Task:
+    """Return the task of running a text encoder on each input. ``pixels``: of the image."""
+    tokens = -(-max(one.tokens for one in inputs) // TOKENS_MEASURED) * TOKENS_MEASURED
+    passes = sum(one.forward_passes for one in inputs)
+    return Task("encode", pixels, passes, "-references" if call.references else "", tokens=tokens)
 
 
 def _bound_control_net(net: nn.Module, control: Control, picture: ControlPicture) -> BoundControlNet:

@@ -94,7 +94,7 @@ def _metadata(pipeline: ImagePipeline) -> dict[str, Any]:
     }
     # The kind of process (isolated or not) changes no pixel, so it is not recorded.
     del stored["request"]["isolate"]
-    components = {role: pipeline.model.manifest.component(role).digest for role in pipeline.model.family.roles}
+    components = {role: pipeline.model.manifest.component(role).digest for role in pipeline.model.roles}
     stored["model"]["components"] = components
     return stored
 

@@ -31,6 +31,7 @@ from safelight.models.bind import bind
 from safelight.models.skeleton import SkeletonKey
 from safelight.pipeline.resources import Resources, dtype_of
 from safelight.pipeline.workload import describe_workload
+from safelight.request.adapters import Purpose
 from safelight.request.results import Repair, Seconds
 from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
@@ -85,6 +86,7 @@ class Task:
     ``following``: roles of the components that the image needs after this stage, in their order. None: those after the
     main component, in the order of the family's roles.
     ``seamless``: see :class:`safelight.models.skeleton.SkeletonKey`.
+    ``tokens``: of a text with reference images; 0 for other inputs.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Task:
     variant: str = ""
     following: tuple[str, ...] | None = None
     seamless: str = ""
+    tokens: int = 0
 
 
 Compute = Callable[[list[nn.Module], list[Lease]], Result]
@@ -223,7 +226,7 @@ def describe_stage(
     """Return the workload of a stage: that of its main component plus the estimates of the others."""
     (component, dtype), *beside = components
     variant = task.variant + (f"+{len(beside)}" if beside else "")
-    workload = describe_workload(component, dtype, run_settings, task.pixels, variant)
+    workload = describe_workload(component, dtype, run_settings, task.pixels, variant, task.tokens)
     more = sum(describe_workload(other, kind, run_settings, task.pixels).guess for other, kind in beside)
     return replace(workload, guess=workload.guess + more)
 
@@ -240,7 +243,7 @@ def plan_uses(
     Components are leased from the last to the first, the main one. So the last entry reserves the stage's working
     memory, and each entry leaves room for the minimum of the entries before it.
     """
-    roles, role = model.family.roles, components[0][0].role
+    roles, role = model.roles, components[0][0].role
     after = roles[roles.index(role) + 1 :] if task.following is None else task.following
     rest = [
         component_key(model.manifest.component(r), dtype_of(resources.run_settings, model.family, r)) for r in after
@@ -277,7 +280,8 @@ def skeleton_key(
 ) -> SkeletonKey:
     """Return the key of the skeleton to which a component is bound."""
     run_settings, device = resources.run_settings, resources.device.torch
-    axes = "" if component.role in model.family.text_encoders else seamless
+    encodes_prompts = model.family.purpose(component.role) in (Purpose.TEXT_ENCODER, Purpose.VISION_ENCODER)
+    axes = "" if encodes_prompts else seamless
     return SkeletonKey(
         model.base,
         component.role,

@@ -13,12 +13,18 @@ KERNEL_WORKSPACE_BYTES = 48 << 20
 
 
 def describe_workload(
-    component: ComponentManifest, dtype: torch.dtype, run_settings: RunSettings, pixels: int, variant: str = ""
+    component: ComponentManifest,
+    dtype: torch.dtype,
+    run_settings: RunSettings,
+    pixels: int,
+    variant: str = "",
+    tokens: int = 0,
 ) -> Workload:
     """Return the workload of one forward pass of a component.
 
     ``pixels``: of the image.
     ``variant``: distinguishes uses of one component.
+    ``tokens``: of a text with reference images; 0 for other inputs.
     """
     config = component.config
     kind = component.role + variant
@@ -26,5 +32,6 @@ def describe_workload(
         (kind, config.label, str(dtype).removeprefix("torch."), run_settings.attention, run_settings.device)
     )
     quadratic = run_settings.attention == "normal" and config.depends_on_size
-    guess = KERNEL_WORKSPACE_BYTES + config.working_bytes(pixels, dtype.itemsize, quadratic)
-    return Workload(name, pixels if config.depends_on_size else 1, guess, quadratic)
+    needed = max(config.working_bytes(pixels, dtype.itemsize, quadratic), config.text_bytes(tokens, dtype.itemsize))
+    size = pixels if config.depends_on_size else max(1, tokens)
+    return Workload(name, size, KERNEL_WORKSPACE_BYTES + needed, quadratic)

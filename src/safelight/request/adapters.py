@@ -18,6 +18,7 @@ class Purpose(StrEnum):
     """What a component of a model is for."""
 
     TEXT_ENCODER = "text encoder"
+    VISION_ENCODER = "vision encoder"
     DENOISER = "denoiser"
     VAE = "VAE"
     CONTROL = "control"

@@ -92,7 +92,7 @@ def with_defaults(request: Request, model: Model) -> Request:
 
 def model_reference(model: Model) -> ModelReference:
     """Return the values by which a job identifies its model."""
-    components = {role: model.manifest.component(role).digest for role in model.family.roles}
+    components = {role: model.manifest.component(role).digest for role in model.roles}
     return ModelReference(
         model.name, model.digest, model.base, model.prediction_type, model.zero_terminal_snr, components
     )

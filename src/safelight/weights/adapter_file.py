@@ -11,7 +11,7 @@ from safelight.families.registry import families
 from safelight.files.header import Header, TensorInfo
 from safelight.weights.adapter_kinds import WEIGHT_ADAPTER_KINDS
 from safelight.weights.adapter_mapping import DEFAULT_PEFT_ROLE, AdapterConfig
-from safelight.weights.layout import FLOATS, ComponentLayout, TensorLocation, single_component_layout
+from safelight.weights.layout import FLOATS, ComponentLayout, TensorLocation, single_file_layout
 
 VAE = "vae"
 
@@ -61,8 +61,8 @@ def tensors_to_read(header: Header, kind: str) -> list[TensorInfo]:
     return found
 
 
-def layout(header: Header, kind: str) -> ComponentLayout:
-    """Return the layout of an adapter file.
+def layout(header: Header, kind: str) -> tuple[ComponentLayout, ...]:
+    """Return the layout of an adapter file: that of its component, and of those that are within it.
 
     The tensors of a VAE or a ControlNet get the module's names. All other adapters keep the names of the file.
     Raises UnsupportedModelError when a tensor has a dtype, or PEFT's settings have a value, that is not supported.
@@ -75,10 +75,10 @@ def layout(header: Header, kind: str) -> ComponentLayout:
         TensorLocation(i.name, i.dtype, i.shape, i.path, i.offset, i.nbytes, source=i.name) for i in infos
     )
     scales = _scales(header)
-    return ComponentLayout(ROLE, AdapterConfig(kind, tuple(scales), tuple(scales.values())), locations)
+    return (ComponentLayout(ROLE, AdapterConfig(kind, tuple(scales), tuple(scales.values())), locations),)
 
 
-def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayout:
+def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> tuple[ComponentLayout, ...]:
     """Return the layout by the first family that can read it.
 
     If none can, raises the error of the one whose pattern the tensors have.
@@ -86,9 +86,11 @@ def _whole(header: Header, kind: str, infos: list[TensorInfo]) -> ComponentLayou
     failed: dict[bool, IncompleteModelError] = {}
     for family in families().values():
         for part in family.single_file_components:
-            if part.kind == kind and part.fits([info.name for info in infos]):
+            component = family.component_in(part)
+            within = component is not None and component.within
+            if part.kind == kind and not within and part.fits([info.name for info in infos]):
                 try:
-                    return single_component_layout(
+                    return single_file_layout(
                         header.path, part, family, {i.name.removeprefix(part.prefix): i for i in infos}
                     )
                 except IncompleteModelError as error:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safelight.errors import IncompleteModelError, UnsupportedModelError
 from safelight.families.components import Component, Config, SingleFileComponent, TokenizerFile
@@ -61,7 +62,7 @@ def labelled(theirs: str, ours: str) -> str:
 class ComponentLayout:
     """The layout of one component.
 
-    ``role``: its folder name in diffusers.
+    ``role``: its name in records.
     ``tensors``: in the order in which a forward pass uses them.
     ``tokenizer``: the tokenizer that must be beside the weights; None if there is none.
     ``home``: the folder or file of the checkpoint.
@@ -91,12 +92,17 @@ class ComponentLayout:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointLayout:
-    """The layout of a checkpoint. ``left_over``: tensors that no module needs, with the reason why each is allowed."""
+    """The layout of a checkpoint.
+
+    ``left_over``: tensors that no module needs, with the reason why each is allowed.
+    ``variant``: decides which components it has; None if it is unknown: those of all variants.
+    """
 
     path: Path
     family: Family
     components: tuple[ComponentLayout, ...]
     left_over: Mapping[str, str]
+    variant: str | None
 
     def component(self, role: str) -> ComponentLayout:
         return next(component for component in self.components if component.role == role)
@@ -105,20 +111,20 @@ class CheckpointLayout:
     def missing(self) -> tuple[str, ...]:
         """The roles of components that other files must give."""
         own = {component.role for component in self.components}
-        return tuple(role for role in self.family.roles if role not in own)
+        return tuple(role for role in self.family.roles_of(self.variant or "") if role not in own)
 
 
 def split(header: Header, family: Family) -> dict[str, dict[str, TensorInfo]]:
     """Return the tensors of each component of a single file, without their prefixes.
 
-    With ``separate_parts``, only the denoiser must be there.
+    With ``separate_parts``, only the denoiser must be there. A component ``within`` another gets the tensors of both.
     Raises IncompleteModelError when a component has no tensors.
     """
     parts: dict[str, dict[str, TensorInfo]] = {}
     for component in family.components:
         for prefix in component.prefixes:
             found = {name[len(prefix) :]: info for name, info in header.tensors.items() if name.startswith(prefix)}
-            if found and component.role not in parts:
+            if found and component.role not in parts and _may_have(family, component, found):
                 parts[component.role] = found
         optional = family.separate_parts and component.role != family.denoiser
         if component.role not in parts and not optional:
@@ -128,23 +134,37 @@ def split(header: Header, family: Family) -> dict[str, dict[str, TensorInfo]]:
     return parts
 
 
+def _may_have(family: Family, component: Component, names: Iterable[str]) -> bool:
+    """Return whether a file may have a component. ``names``: of its tensors, without the component's prefix."""
+    if not component.within:
+        return True
+    return any(part.fits(list(names)) for part in family.single_file_components if part.role == component.role)
+
+
 def build(
-    path: Path, family: Family, parts: Mapping[str, Mapping[str, TensorInfo]], names: Iterable[str]
+    path: Path,
+    family: Family,
+    parts: Mapping[str, Mapping[str, TensorInfo]],
+    names: Iterable[str],
+    variant_of: Callable[[Mapping[str, Config]], str | None],
 ) -> CheckpointLayout:
     """Return the layout of a checkpoint.
 
     ``parts``: the tensors of each component, by role.
     ``names``: the names of all tensors in its files.
+    ``variant_of``: names the variant, from the settings of the components that all variants have, by role.
     Raises IncompleteModelError when tensors are missing, have a wrong shape, or are unknown. The error lists them.
     Raises UnsupportedModelError when the components are complete but do not fit together.
     """
     what = f"{family.name} checkpoint"
-    built = [
-        _built(path, what, component, parts[component.role])
-        for component in family.components
-        if component.role in parts
-    ]
-    components = [part.component for part in built]
+    by_role = {
+        one.role: _built(path, what, one, parts[one.role]) for one in family.components_of("") if one.role in parts
+    }
+    faulty = any(one.missing or one.mismatched for one in by_role.values())
+    variant = None if faulty else variant_of({role: one.component.config for role, one in by_role.items()})
+    of_variant = [one for one in family.components_of(variant or "") if one.role in parts]
+    built = [by_role.get(one.role) or _built(path, what, one, parts[one.role]) for one in of_variant]
+    components = [_with_settings(part.component, family, variant) for part in built]
     used = {location for part in built for location in part.used}
     missing = [name for part in built for name in part.missing]
     mismatched = [name for part in built for name in part.mismatched]
@@ -156,28 +176,43 @@ def build(
     problem = family.find_mismatch({component.role: component.config for component in components})
     if problem is not None:
         raise UnsupportedModelError(path, f"its components do not fit together: {problem}")
-    return CheckpointLayout(path, family, tuple(components), {name: why or "" for name, why in left_over.items()})
+    return CheckpointLayout(
+        path, family, tuple(components), {name: why or "" for name, why in left_over.items()}, variant
+    )
 
 
-def single_component_layout(
+def _with_settings(component: ComponentLayout, family: Family, variant: str | None) -> ComponentLayout:
+    """Return a component with the settings that its variant decides."""
+    known = family.variants.get(variant or "")
+    settings: Mapping[str, Any] = {} if known is None else known.settings.get(component.role, {})
+    return replace(component, config=replace(component.config, **settings)) if settings else component
+
+
+def single_file_layout(
     path: Path, part: SingleFileComponent, family: Family, infos: Mapping[str, TensorInfo]
-) -> ComponentLayout:
-    """Return the layout of a component in a file of its own, such as a VAE or a ControlNet.
+) -> tuple[ComponentLayout, ...]:
+    """Return the layout of a file with one component, such as a VAE or a ControlNet, and with those within it.
 
     Raises IncompleteModelError as :func:`build` does.
     """
-    component = next((one for one in family.components if one.role == (part.role or part.kind)), None)
-    standard = None if component is None else component.standard
+    component = family.component_in(part)
     # ``_built`` does not read the purpose, so the same one serves for ControlNets and VAEs.
-    tokenizer = None if component is None else component.tokenizer
-    whole = Component(part.kind, Purpose.CONTROL, (), part.infer, standard, tokenizer=tokenizer)
-    one = _built(path, part.what, whole, infos)
-    used = {name for _, name in one.used}
+    plain = Component(part.kind, Purpose.CONTROL, (), part.infer)
+    if component is not None:
+        plain = replace(plain, standard=component.standard, tokenizer=component.tokenizer)
+    built = [_built(path, part.what, plain, infos)]
+    for beside in family.single_file_components:
+        inner = family.component_in(beside)
+        if component is not None and inner is not None and inner.within == component.role and beside.fits(list(infos)):
+            built.append(_built(path, part.what, inner, infos))
+    used = {name for one in built for _, name in one.used}
     reason = part.left_over or family.left_over
     unexpected = [info.name for info in infos.values() if info.name not in used and reason(info.name) is None]
-    if one.missing or one.mismatched or unexpected:
-        raise IncompleteModelError(path, part.what, one.missing, one.mismatched, unexpected)
-    return one.component
+    missing = [name for one in built for name in one.missing]
+    mismatched = [name for one in built for name in one.mismatched]
+    if missing or mismatched or unexpected:
+        raise IncompleteModelError(path, part.what, missing, mismatched, unexpected)
+    return tuple(one.component for one in built)
 
 
 @dataclass(frozen=True, slots=True)

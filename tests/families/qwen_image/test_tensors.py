@@ -26,6 +26,10 @@ def returned(role: str, module: Any) -> torch.Tensor:
     if role == "text_encoder":
         return qwen25_model.hidden_states(module, [1, 2, 3, 50], CPU)
     generator = torch.Generator().manual_seed(1)
+    if role == "vision_encoder":
+        # Four windows of different sizes.
+        patches = torch.randn(120, 1176, generator=generator)
+        return module(patches, grid_thw=torch.tensor([[1, 10, 12]])).pooler_output
     if role == "transformer":
         tokens, text = torch.randn(1, 12, 64, generator=generator), torch.randn(1, 5, 32, generator=generator)
         return module(tokens, text, timestep=torch.tensor([0.5]), img_shapes=[[(1, 3, 4)]], return_dict=False)[0]
@@ -35,11 +39,11 @@ def returned(role: str, module: Any) -> torch.Tensor:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("role", ["text_encoder", "transformer", "vae"])
+@pytest.mark.parametrize("role", ["text_encoder", "transformer", "vae", "vision_encoder"])
 @torch.no_grad()
 def test_every_tensor_counts(role: str) -> None:
     torch.set_num_threads(1)
-    module = random_module("qwen-image", qwen_image.configs()[role], torch.Generator().manual_seed(2))
+    module = random_module("qwen-image", qwen_image.configs("edit")[role], torch.Generator().manual_seed(2))
     plain = returned(role, module)
     idle: list[str] = []
     for name, parameter in module.named_parameters():

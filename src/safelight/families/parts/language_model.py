@@ -54,9 +54,12 @@ class LanguageModelConfig(Config):
 
     def working_bytes(self, pixels: int, itemsize: int, quadratic: bool) -> int:
         del pixels, quadratic
-        states = self.tokens * (6 * self.width + 3 * self.intermediate) * itemsize
+        return self.text_bytes(self.tokens, itemsize)
+
+    def text_bytes(self, tokens: int, itemsize: int) -> int:
+        states = tokens * (6 * self.width + 3 * self.intermediate) * itemsize
         # The norms compute in fp32, and the mask has a number for each pair of tokens.
-        return states + 3 * self.tokens * self.width * 4 + 2 * self.heads * self.tokens**2 * itemsize
+        return states + 3 * tokens * self.width * 4 + 2 * self.heads * tokens**2 * itemsize
 
     def decoder_rows(self, head_size: int, biases: bool = False, norms: bool = False) -> Iterator[TensorRow]:
         """Yield the table of the embeddings and of all layers.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +16,13 @@ from torch import nn
 from safelight.boundary import exports, modules
 from safelight.families.parts import qwen3_model
 from safelight.families.parts.qwen25 import Qwen25Config
+from safelight.families.parts.qwen25_vision import MERGED, Grid, count_tokens
 
 FIRST_OF_QWEN3 = 151665
 """Qwen3's tokenizer is that of Qwen2.5 with four tokens more, from this id: for tool calls and for thinking."""
+
+PICTURE, PICTURE_TOKEN = "<|image_pad|>", 151655
+"""The token in whose places the language model reads what the vision encoder returned."""
 
 ROPE_THETA = 1e6
 NORM_EPSILON = 1e-6
@@ -77,4 +82,49 @@ def hidden_states(module: nn.Module, ids: list[int], device: torch.device) -> to
     """Return the hidden states (1, tokens, width) after the final norm."""
     tokens = torch.tensor([ids], device=device)
     out = cast("Any", module)(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    return out.last_hidden_state
+
+
+def with_pictures(ids: Sequence[int], grids: Sequence[Grid]) -> list[int]:
+    """Return token ids with as many tokens for each picture as it has, in place of one. ``grids``: of the pictures."""
+    counts = iter([count_tokens(grid) for grid in grids])
+    return [token for one in ids for token in [one] * (next(counts) if one == PICTURE_TOKEN else 1)]
+
+
+def positions(ids: Sequence[int], grids: Sequence[Grid]) -> torch.Tensor:
+    """Return the positions of tokens, (3, 1, tokens): frame, row, column; as transformers' ``get_rope_index``.
+
+    The three are equal for a token of the text. ``ids``: from :func:`with_pictures`.
+    """
+    parts: list[torch.Tensor] = []
+    start = at = 0
+    for grid in grids:
+        first = ids.index(PICTURE_TOKEN, at)
+        parts.append(torch.arange(start, start + first - at).expand(3, -1))
+        start += first - at
+        rows, columns = (side // MERGED for side in grid)
+        axes = torch.arange(1), torch.arange(rows), torch.arange(columns)
+        parts.append(torch.stack(torch.meshgrid(*axes, indexing="ij")).reshape(3, -1) + start)
+        start, at = start + max(rows, columns), first + rows * columns
+    parts.append(torch.arange(start, start + len(ids) - at).expand(3, -1))
+    return torch.cat(parts, dim=1).unsqueeze(1)
+
+
+def hidden_states_with_pictures(
+    module: nn.Module, ids: list[int], grids: Sequence[Grid], seen: torch.Tensor, device: torch.device
+) -> torch.Tensor:
+    """Return the hidden states (1, tokens, width) after the final norm, of a text with pictures.
+
+    ``ids``: from :func:`with_pictures`.
+    ``seen``: what the vision encoder returned for the pictures, (tokens of all pictures, width).
+    """
+    language, tokens = cast("Any", module), torch.tensor([ids], device=device)
+    states = language.embed_tokens(tokens)
+    places = (tokens == PICTURE_TOKEN).unsqueeze(-1)
+    out = language(
+        inputs_embeds=states.masked_scatter(places, seen.to(states.dtype)),
+        position_ids=positions(ids, grids).to(device),
+        attention_mask=torch.ones_like(tokens),
+        use_cache=False,
+    )
     return out.last_hidden_state

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from safelight.boundary import modules, pictures
-from safelight.boundary.pictures import EncodedPicture
+from safelight.boundary.pictures import EncodedPicture, PointDistribution
 from safelight.families.parts.qwen_vae import LATENTS_MEAN, LATENTS_STD, QWEN_LATENTS, QwenVAEConfig
 
 AUTOENCODER = "diffusers.models.autoencoders.autoencoder_kl_qwenimage:AutoencoderKLQwenImage"
@@ -68,6 +68,15 @@ def encode_control_picture(vae: nn.Module, picture: Any, device: torch.device, t
     return EncodedPicture(found.shown, NormalisedDistribution(found.distribution, torch.float32))
 
 
+def encode_reference(vae: nn.Module, picture: Any, device: torch.device, tile: int) -> EncodedPicture:
+    """Encode a reference image to normalised latents, which are the most likely; see :func:`encode_picture`."""
+    [found] = encode_picture(vae, picture, None, device, tile)
+    latents = found.distribution.own.mode().squeeze(2)
+    mean, deviation = _mean_and_deviation(latents)
+    # diffusers' pipelines divide here, and multiply in other places. The last bits differ.
+    return EncodedPicture(found.shown, PointDistribution((latents - mean) / deviation))
+
+
 def decode(vae: nn.Module, latents: torch.Tensor, tile: int) -> torch.Tensor:
     """Decode normalised latents (n, channels, h, w) to (n, 3, height, width), -1 to 1."""
     mean, scale = _statistics(latents)
@@ -100,7 +109,13 @@ def _normalise(latents: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor
 
 def _statistics(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each channel's mean, and one by its standard deviation, (1, channels, 1, 1), in the latents' dtype."""
+    mean, deviation = _mean_and_deviation(latents)
+    return mean, 1.0 / deviation
+
+
+def _mean_and_deviation(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each channel's mean and standard deviation, (1, channels, 1, 1), in the latents' dtype."""
     mean, deviation = (
         torch.tensor(one).view(1, -1, 1, 1).to(latents.device, latents.dtype) for one in (LATENTS_MEAN, LATENTS_STD)
     )
-    return mean, 1.0 / deviation
+    return mean, deviation

@@ -18,15 +18,17 @@ from safelight.boundary.pictures import EncodedPicture
 from safelight.families.components import Config
 from safelight.families.family import Family, Latents
 from safelight.families.family_model import Call, ControlCall, PromptText, Tensors, TextInput, TextInputs
-from safelight.families.parts import qwen25_model, qwen_vae_model
+from safelight.families.parts import qwen25_model, qwen25_vision_model, qwen_vae_model
 from safelight.families.parts.qwen3_model import tokens_of
 from safelight.families.parts.qwen25 import Qwen25Config
+from safelight.families.parts.qwen25_vision import Qwen25VisionConfig
 from safelight.families.parts.qwen_chat import BEGINNING, BEGINNING_TOKENS, ENDING
 from safelight.families.parts.qwen_vae import QwenVAEConfig
 from safelight.families.parts.rotary_model import RotaryFamilyModel
 from safelight.families.parts.sequences import join_texts, lengthen, pack, unpack
 from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.qwen_image.controlnet import QwenImageControlNetConfig
+from safelight.families.qwen_image.editing import EditPrompts
 from safelight.families.qwen_image.transformer import QwenImageConfig
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
@@ -46,13 +48,20 @@ BLOCKS = "transformer_blocks"
 class QwenImage(RotaryFamilyModel):
     """Computes Qwen-Image."""
 
-    rotary_frequencies = staticmethod(qwen25_model.frequencies)
+    reference_prompts = EditPrompts()
+
+    @staticmethod
+    def rotary_frequencies(config: Any) -> torch.Tensor:
+        sees = hasattr(config, "patch_size")
+        return (qwen25_vision_model if sees else qwen25_model).frequencies(config)
 
     def build(self, family: Family, config: Config, attention: str) -> nn.Module:
         del family, attention
         match config:
             case Qwen25Config():
                 return qwen25_model.build(config)
+            case Qwen25VisionConfig():
+                return qwen25_vision_model.build(config)
             case QwenVAEConfig():
                 return qwen_vae_model.autoencoder(config)
             case QwenImageConfig():
@@ -125,7 +134,7 @@ class QwenImage(RotaryFamilyModel):
         added = lengthen(call.control, inputs["hidden_states"].shape[1] - rows * columns)
         of_blocks = [added[f"{BLOCKS}.{n}"] for n in range(_block_count(denoiser))] if added else None
         found = cast("Any", denoiser)(**inputs, controlnet_block_samples=of_blocks, return_dict=False)[0]
-        return unpack(found, rows, columns)
+        return unpack(found[:, : rows * columns], rows, columns)
 
     def control_input(self, latents: Latents, picture: Any, generator: torch.Generator) -> torch.Tensor:
         del latents
@@ -151,6 +160,12 @@ class QwenImage(RotaryFamilyModel):
     ) -> EncodedPicture:
         del latents
         return qwen_vae_model.encode_control_picture(vae, picture, device, tile)
+
+    def encode_reference(
+        self, latents: Latents, vae: nn.Module, picture: Any, device: torch.device, tile: int
+    ) -> EncodedPicture:
+        del latents
+        return qwen_vae_model.encode_reference(vae, picture, device, tile)
 
     def decode(self, latents: Latents, vae: nn.Module, values: torch.Tensor, tile: int) -> torch.Tensor:
         del latents
@@ -180,11 +195,14 @@ def _inputs(net: nn.Module, call: Call) -> dict[str, Any]:
     dtype = next(net.parameters()).dtype
     # The family computes each row in a call of its own, so all tokens of the text are read.
     [length] = call.condition["length"].tolist()
+    shown = (call.latents, *call.references)
+    packed = [pack(one.to(dtype)) for one in shown]
     return {
-        "hidden_states": pack(call.latents.to(dtype)),
+        # Concatenating copies, and a matrix in another layout is multiplied with other last bits.
+        "hidden_states": torch.cat(packed, dim=1) if call.references else packed[0],
         "timestep": call.timestep.expand(1).to(dtype) / 1000,
         "encoder_hidden_states": call.condition["hidden"][:, :length].to(dtype),
-        "img_shapes": [[(1, *(side // PATCH for side in call.latents.shape[-2:]))]],
+        "img_shapes": [[(1, *(side // PATCH for side in one.shape[-2:])) for one in shown]],
     }
 
 
