@@ -30,12 +30,12 @@ lint: $(STAMP) ## ruff, its format, pyright strict, the import rules
 check: $(STAMP) ## what a change needs at once: lint, types, and the tests that draw no image
 	$(MAKE) --no-print-directory -j2 lint quick
 
-QUICK := tests/families tests/memory tests/pictures tests/queue tests/request tests/weights \
+QUICK := tests/families/test_tables.py tests/families/test_only_here.py tests/memory tests/pictures tests/queue tests/request tests/weights \
 	tests/test_errors.py tests/test_settings.py tests/test_structure.py tests/test_tools.py
 
 quick: $(STAMP) ## the tests that draw no image, in one process
 	$(PY) -m pytest $(PLUGINS) $(QUICK) --ignore tests/memory/test_beside.py --ignore tests/request/test_added_field.py \
-		--ignore tests/families/test_made_up.py -m "not proof and not full" --no-header -q
+		-m "not proof and not full" --no-header -q
 
 test: $(STAMP) ## what CI runs: lint, types and import rules beside the tests
 	$(MAKE) --no-print-directory -j2 lint suite

@@ -8,12 +8,14 @@
 - A test process identifies and hashes an unchanged checkpoint that is used by its path once.
 - A test process computes the exact result that attention kernels are compared with once for each shape and dtype.
 - A test process builds the commands of the command line once.
+- A test process reads the certificates of the system once, not for each HTTP client.
 - The self-test of a device copies each size once, not three times, and times 16 MiB, not 64.
 """
 
 from __future__ import annotations
 
 import functools
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ _DOUBTS = _Map.doubts
 _COMMON = SkeletonCache(max_count=48)
 _REFERENCE = attention._reference
 _GET_COMMAND = typer.main.get_command
+_create_default_context = functools.cache(ssl.create_default_context)
 _ROUNDS, _TIMED_BYTES = selftest.ROUNDS, selftest.TIMED_BYTES
 _read: dict[Path, Model] = {}
 _decoded_twice: set[tuple[float, float]] = set()
@@ -110,6 +113,7 @@ def make_lighter(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(library, "read_model", read_model_once)
     patch.setattr(attention, "_reference", reference)
     patch.setattr(typer.main, "get_command", functools.cache(_GET_COMMAND))
+    patch.setattr(ssl, "create_default_context", _create_default_context)
     patch.setattr(selftest, "ROUNDS", 1)
     patch.setattr(selftest, "TIMED_BYTES", 1 << 24)
 

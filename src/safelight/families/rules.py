@@ -41,8 +41,11 @@ class KindRule:
 
 
 def lines_of(names: Iterable[str]) -> str:
-    """Return one text with a name on each line: searching it once is far faster than matching thousands of names."""
-    return "\n".join(name.replace("\n", " ") for name in names)
+    """Return one text with a name after each line break.
+
+    Searching it once is far faster than matching thousands of names.
+    """
+    return "".join("\n" + name.replace("\n", " ") for name in names)
 
 
 @cache
@@ -50,7 +53,8 @@ def _at_line_start(pattern: str) -> re.Pattern[str]:
     # A search for what may be anywhere in a line takes a tenth of the time without ".*", which matches at every place.
     if pattern.startswith(".*") and "|" not in pattern:
         return re.compile(pattern.removeprefix(".*"), re.MULTILINE)
-    return re.compile(f"^(?:{pattern})", re.MULTILINE)
+    # A search for a line break is ten times as fast as one for "^".
+    return re.compile(f"\n(?:{pattern})", re.MULTILINE)
 
 
 def rule(kind: str, base: str | None, sentence: str, *patterns: str) -> KindRule:
