@@ -62,4 +62,5 @@ def test_in_fp16_the_denoiser_computes_in_fp32(
 
 
 def test_those_that_overflow_are_named() -> None:
-    assert {tiny.family.name for tiny in tiny_families().values() if overflowing(tiny.family)} == set(FEED_FORWARD)
+    tiny = {one.family.name: one.family for one in tiny_families().values()}
+    assert {name for name, family in tiny.items() if overflowing(family)} == FEED_FORWARD.keys() & tiny.keys()
