@@ -166,7 +166,7 @@ def test_the_key(tmp_path: Path) -> None:
 
 
 def test_edits_are_those_of_an_engine_that_knows_no_server(client: openai.OpenAI, tmp_path: Path) -> None:
-    """What is transparent in the mask is drawn anew; the rest stays."""
+    """What is transparent in the mask is drawn again; the rest stays."""
     values = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
     picture = Image.fromarray(values)
     hole = Image.new("RGBA", (64, 64), (0, 0, 0, 255))

@@ -167,10 +167,10 @@ def test_the_kernel_of_each_model_is_tested(root: Path, tiny: Path, monkeypatch:
     engine = open_engine(load_settings(root, attention_types={B: "normal"}))
     models = [engine.library.add(tiny / f"{file}.safetensors", name) for file, name in (("a", A), ("b", B))]
 
-    def told(names: Sequence[str], *_: object) -> dict[str, KernelResult]:
+    def fake_results(names: Sequence[str], *_: object) -> dict[str, KernelResult]:
         return {name: KernelResult(name != "normal" or sound, "", 1.0) for name in names}
 
-    monkeypatch.setattr(attention, "check_kernels", told)
+    monkeypatch.setattr(attention, "check_kernels", fake_results)
     doctor = Doctor(engine, Canaries(root, lambda *_: pytest.fail("nothing is drawn")))
     sound = True
     assert [(one.what, one.ok) for one in doctor._attention(models)] == [

@@ -115,10 +115,10 @@ def test_a_kernel_that_is_wrong_only_in_transformers_is_refused(
 def test_auto_takes_the_fastest_that_passed_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"torch-sdp": 1.0, "normal": 0.5, "sliced": 0.1}
 
-    def told(names: list[str], *_: object) -> dict[str, KernelResult]:
+    def fake_results(names: list[str], *_: object) -> dict[str, KernelResult]:
         return {name: KernelResult(name != "normal" or slow, "", seconds[name]) for name in names}
 
-    monkeypatch.setattr(attention, "check_kernels", told)
+    monkeypatch.setattr(attention, "check_kernels", fake_results)
     slow = False
     assert Kernels(CPU(), tmp_path / "a").choose("auto", torch.float32) == "torch-sdp"
     slow = True

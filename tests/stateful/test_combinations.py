@@ -1,5 +1,5 @@
 """Random jobs over combinations, in one engine, in random order: each image is that of a process that has made nothing
-else. The seed is drawn anew each time, and printed.
+else. Each run draws a new seed and prints it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Draw = Callable[[random.Random], Request]
 
 
 def seeded() -> random.Random:
-    """A generator whose seed is drawn anew, and printed."""
+    """A generator with a new seed, which is printed."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}", flush=True)
     return random.Random(seed)

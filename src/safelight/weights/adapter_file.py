@@ -62,7 +62,7 @@ def tensors_to_read(header: Header, kind: str) -> list[TensorInfo]:
 
 
 def layout(header: Header, kind: str) -> tuple[ComponentLayout, ...]:
-    """Return the layout of an adapter file: that of its component, and of those that are within it.
+    """Return the layouts of the components in an adapter file: its own first, then those within it.
 
     The tensors of a VAE or a ControlNet get the module's names. All other adapters keep the names of the file.
     Raises UnsupportedModelError when a tensor has a dtype, or PEFT's settings have a value, that is not supported.

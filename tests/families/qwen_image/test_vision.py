@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit's pictures, tokens and positions are those of transformers; its files are found and told apart."""
+"""Qwen-Image-Edit's pictures, tokens and positions are those of transformers; its files are identified."""
 
 from __future__ import annotations
 
