@@ -365,8 +365,9 @@ def drifting(original: Any) -> Any:
 
     def call(*arguments: Any, **more: Any) -> torch.Tensor:
         calls[0] += 1
-        noise = torch.randn(1, 3, 264, 264, generator=torch.Generator().manual_seed(calls[0]))
-        return original(*arguments, **more) + 0.7 * noise
+        decoded = original(*arguments, **more)
+        noise = torch.randn(decoded.shape, generator=torch.Generator().manual_seed(calls[0]))
+        return decoded + 0.7 * noise
 
     return call
 
