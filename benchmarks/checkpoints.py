@@ -91,7 +91,7 @@ def write_sdxl(folder: Path) -> None:
 def _rest(home: Path) -> None:
     """The scheduler's and tokenizer's files, without which diffusers does not load a folder."""
     from diffusers import EulerDiscreteScheduler
-    from transformers import CLIPTokenizer
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     from safelight.request.prompts.tokens import VOCABULARY
 

@@ -134,11 +134,12 @@ def diffusers(dtype_name: str, single: bool) -> Callable[[str], None]:
     os.environ["HF_HUB_OFFLINE"] = "1"
     import diffusers
     import torch
-    import transformers
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype_name]
     kept: list[object] = []
 

@@ -29,14 +29,13 @@ GB = 1e9
 
 def describe_machine(machine: Machine) -> Iterator[Finding]:
     """The hardware, the versions, and the speed of copies between host and device."""
-    import diffusers
     import torch
-    import transformers
 
+    from safelight import boundary
     from safelight.devices import choice
 
     yield Finding("hardware", None, choice.hardware(machine.device))
-    libraries = f"diffusers {diffusers.__version__}, transformers {transformers.__version__}"
+    libraries = f"diffusers {boundary.VERSION}, transformers {boundary.TRANSFORMERS}"
     yield Finding("software", None, f"Python {platform.python_version()}, torch {torch.__version__}, {libraries}")
     free = {"GB": machine.device.available() / GB}
     yield Finding("memory", None, "what this process can allocate", free)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import Tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
 
 TOKENIZER = Path(__file__).parents[2] / "src/safelight/request/prompts/clip_tokenizer.json"
 LENGTH = 77

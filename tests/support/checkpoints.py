@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.scale import ALL
 from torch import nn
-from transformers import PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 
 from safelight.families.components import Config
 from safelight.families.family_model import construct

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from safetensors.torch import save_file
 from support.checkpoints import random_module
 from support.flux import last_names, ldm_vae, t5_tokenizer
+from support.libraries import diffusers
 from support.oracle import aligned
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5EncoderModel

@@ -7,15 +7,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from support.checkpoints import random_module
+from support.libraries import diffusers
 from support.oracle import aligned
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 from transformers.models.mistral3.configuration_mistral3 import Mistral3Config
 from transformers.models.mistral3.modeling_mistral3 import Mistral3Model
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from safelight.families.components import Config
 from safelight.families.ernie_image.transformer import ErnieImageConfig

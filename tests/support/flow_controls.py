@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from safetensors.torch import save_file
 from support import flux, memory, qwen_image
 from support.checkpoints import random_module
+from support.libraries import diffusers
 from torch import nn
 
 from safelight.families.family_model import Call, ControlCall, family_model

@@ -9,16 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from safetensors.torch import save_file
 from support.checkpoints import random_module
+from support.libraries import diffusers
 from support.oracle import aligned
 from support.oracle import tokenizer as clip_tokenizer
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.t5.modeling_t5 import T5EncoderModel
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from safelight.families.components import Config
 from safelight.families.flux.transformer import FluxConfig

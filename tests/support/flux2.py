@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from support.checkpoints import random_module
+from support.libraries import diffusers
 from support.oracle import aligned
 from support.zimage import VOCABULARY, tokenizer
 from torch import nn

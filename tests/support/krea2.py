@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from safetensors.torch import save_file
 from support.checkpoints import random_module
+from support.libraries import diffusers
 from support.oracle import aligned
 from support.zimage import VOCABULARY, tokenizer
 from torch import nn

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from support import checkpoints
+from support.libraries import diffusers
 from torch import nn
 
 from safelight.boundary import exports

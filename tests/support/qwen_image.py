@@ -8,18 +8,20 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from safetensors.torch import save_file
 from support.checkpoints import random_module
+from support.libraries import diffusers
 from support.oracle import aligned
+from tokenizers import AddedToken
 from torch import nn
-from transformers import AddedToken, BatchFeature, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from safelight.families.components import Config
 from safelight.families.parts import qwen25_model
@@ -88,7 +90,8 @@ def _whole_encoder(language: Any, vision: Any) -> nn.Module:
     )
     # The same head for every seed.
     torch.manual_seed(0)
-    whole = Qwen2_5_VLForConditionalGeneration(settings).eval().requires_grad_(False)
+    kind: Any = Qwen2_5_VLForConditionalGeneration
+    whole = kind(settings).eval().requires_grad_(False)
     whole.model.language_model.load_state_dict(language.state_dict())
     whole.model.visual.load_state_dict(vision.state_dict())
     return whole
@@ -155,7 +158,8 @@ def make_references_small(patch: pytest.MonkeyPatch) -> None:
     """Let Safelight and diffusers see reference images in the sizes of :data:`SMALL`."""
     patch.setattr(spec, "REFERENCE_PIXELS", SMALL[spec.REFERENCE_PIXELS])
     patch.setattr(spec, "CONDITION_PIXELS", SMALL[spec.CONDITION_PIXELS])
-    for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
+    pipelines = diffusers.pipelines.qwenimage
+    for module in (pipelines.pipeline_qwenimage_edit, pipelines.pipeline_qwenimage_edit_plus):
         patch.setattr(module, "calculate_dimensions", partial(_small_dimensions, module.calculate_dimensions))
 
 

@@ -11,14 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import random_module
+from support.libraries import diffusers
 from support.oracle import aligned
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3RMSNorm
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from safelight.families.components import Config
 from safelight.families.parts import qwen3_model
