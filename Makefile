@@ -41,7 +41,7 @@ test: $(STAMP) ## what CI runs: lint, types and import rules beside the tests
 	$(MAKE) --no-print-directory -j2 lint suite
 
 suite: $(STAMP) ## the tests alone, and the ten slowest of them
-	$(PY) -m pytest $(PLUGINS) -n 3 --dist worksteal -m "not proof and not full" --durations=10 --no-header -q
+	$(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof and not full" --durations=10 --no-header -q
 
 test-all: lint ## every case of every matrix, and longer sequences
 	TEST_SCALE=all $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof" --no-header -q

@@ -101,6 +101,7 @@ def test_a_server_that_goes_away_is_said(tmp_path: Path) -> None:
         def kill(progress: safelight.Progress) -> None:
             if progress.step == 2:
                 made.process.kill()
+                made.process.wait()
 
         assert running_server.find(tmp_path) == made.url
         with pytest.raises(safelight.InputError, match="cannot be reached"):
