@@ -9,8 +9,6 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Nothing that is imported is garbage, and to examine it takes a tenth of the time of the imports.
-gc.disable()
 # Two workers on two cores: one thread each. It is part of the run settings, so it has to be the same everywhere.
 os.environ["SAFELIGHT_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,6 +34,11 @@ if forking.CLONE and not ALL and "COVERAGE_PROCESS_CONFIG" not in os.environ:
 
 SHARE_SECONDS = 10.0
 """A test that takes longer is named at the end. Two thousand tests have five minutes on two cores."""
+
+
+def pytest_collection() -> None:
+    """Nothing that is imported is garbage, and to examine it takes a tenth of the time of the imports."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
