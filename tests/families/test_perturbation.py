@@ -34,8 +34,11 @@ def residents(engine: LocalEngine, tiny_family: TinyFamily) -> Iterator[tuple[st
 
 
 @pytest.mark.parametrize("name", thinned(tiny_families(), 2))
-def test_every_tensor_changes_the_pixels(name: str, root: Path, tmp_path: Path) -> None:
+def test_every_tensor_changes_the_pixels(
+    name: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_family = tiny_families()[name]
+    tiny_family.make_references_small(monkeypatch)
     model = tiny_family.add_folder(root, tmp_path / "folder", SEED)
     colours = torch.rand(6, 8, 3, generator=torch.Generator().manual_seed(2))
     Image.fromarray((colours * 255).byte().numpy()).resize((64, 64)).save(tmp_path / "picture.png")

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
@@ -169,6 +170,12 @@ class TinyFamily:
         if self.references:
             values = {"references": tuple(map(data_picture, range(self.references))), **values}
         return Request(model=model, **values)
+
+    def make_references_small(self, patch: pytest.MonkeyPatch) -> None:
+        """Let the family see reference images in small sizes, if it enlarges them."""
+        make_small = getattr(importlib.import_module(self.module), "make_references_small", None)
+        if make_small is not None:
+            make_small(patch)
 
     def write_files(self, path: Path, seed: int) -> dict[str, Path]:
         """Write files as ComfyUI has them: the denoiser, each text encoder and the VAE in a file each. By role."""
@@ -341,6 +348,12 @@ _VAE_BIASES = {
 }
 """The tiny VAEs have as many channels as norms have groups."""
 
+_LAST_TEXT = {
+    r"transformer\.transformer_blocks\.1\.(attn\.(add_q_proj|norm_added_q|to_add_out)|txt_mlp)\..*": (
+        "what the last block makes of the text is not read: only its keys and values are"
+    )
+}
+
 _ROTARY = {"text_encoder": {"rotary_emb.inv_freq", "rotary_emb.original_inv_freq"}}
 
 _ROWS = (
@@ -402,11 +415,7 @@ _ROWS = (
         ("diffusers.models.transformers.transformer_qwenimage", "transformers.models.qwen2_5_vl"),
         "text-to-image",
         request={"cfg": 2.5, "negative": "green"},
-        without_effect={
-            r"transformer\.transformer_blocks\.1\.(attn\.(add_q_proj|norm_added_q|to_add_out)|txt_mlp)\..*": (
-                "what the last block makes of the text is not read: only its keys and values are"
-            )
-        },
+        without_effect=_LAST_TEXT,
         leftovers={**_ROTARY, "transformer": {"pos_embed.pos_freqs", "pos_embed.neg_freqs"}},
         cached_functions=("safelight.families.qwen_image.model:_without_cache",),
     ),
@@ -420,6 +429,7 @@ _ROWS = (
         label="qwen-image-edit",
         references=2,
         request={"cfg": 2.5, "negative": "green"},
+        without_effect=_LAST_TEXT,
         leftovers={
             "text_encoder": _ROTARY["text_encoder"],
             "vision_encoder": {"rotary_pos_emb.inv_freq", "rotary_pos_emb.original_inv_freq"},
