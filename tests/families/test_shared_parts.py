@@ -13,6 +13,8 @@ from support.scale import thinned
 
 import safelight
 from safelight.catalog.catalog import Catalog
+from safelight.families.flux2.spec import FLUX2_KLEIN
+from safelight.families.zimage.spec import ZIMAGE
 from safelight.weights.manifest import ComponentManifest
 
 if any(find_spec(f"diffusers.models.transformers.transformer_{name}") is None for name in ("z_image", "flux2")):
@@ -81,3 +83,10 @@ def test_a_switch_moves_what_differs_and_not_one_byte_of_qwen3(
         )
     fresh: Any = safelight.open_engine(root, device="simulated")
     assert next(fresh.generate(ask("apple 3", "k"))).pixels_sha256 == pixels["k3"]
+
+
+def test_klein_brings_only_the_layers_of_qwen3_that_it_reads() -> None:
+    names = [row.name for row in FLUX2_KLEIN.components[0].standard.rows()]
+    unread = FLUX2_KLEIN.unread("text_encoder", names)
+    assert {name.split(".")[1] for name in unread} == {str(number) for number in range(27, 35)}
+    assert ZIMAGE.unread("text_encoder", names) == frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from support import memory
 
 from safelight.devices import transfer
-from safelight.errors import IntegrityError, OutOfMemoryError
+from safelight.devices.simulated import Simulated
+from safelight.errors import BindingError, IntegrityError, OutOfMemoryError
 from safelight.memory.budget import HOST
 from safelight.memory.lease import Lease, Use
 from safelight.memory.residency import Residency
@@ -24,6 +26,13 @@ F32 = torch.float32
 @pytest.fixture(scope="module")
 def two(tiny: Path) -> tuple[Manifest, Manifest]:
     return memory.manifest(tiny / "a.safetensors"), memory.manifest(tiny / "b.safetensors")
+
+
+@pytest.fixture
+def device() -> Generator[Simulated]:
+    device = Simulated(nbytes=memory.PLENTY)
+    yield device
+    device.close()
 
 
 def whole(component: ComponentManifest) -> int:
@@ -41,6 +50,12 @@ def content(lease: Lease) -> dict[str, torch.Tensor]:
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def expected(component: ComponentManifest) -> dict[str, torch.Tensor]:
+    """The tensors of a component, with plenty of memory."""
+    with memory.host().lease(component, F32) as lease:
+        return content(lease)
 
 
 def exact(residency: Residency) -> bool:
@@ -95,6 +110,30 @@ def test_a_component_larger_than_the_budget_is_streamed(two: tuple[Manifest, Man
             assert same(content(lease), right)
         assert exact(residency)
     assert residency.ledger.peak(HOST) <= residency.ledger.budget(HOST)
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_what_nobody_reads_is_not_brought(
+    two: tuple[Manifest, Manifest], device: Simulated, place: str, share: float
+) -> None:
+    """Neither to the device nor to the host behind it; whoever reads it later brings that alone."""
+    component = two[0].component("unet")
+    *read, last = split_into_segments(component, F32)
+    use = Use(unread=frozenset(tensor.name for tensor in last.tensors))
+    budget = int(share * sum(segment.nbytes for segment in read))
+    residency = memory.host(budget) if place == "host" else memory.on(device, budget)
+    with residency.lease(component, F32, use) as lease:
+        assert (len(lease.residents) < len(read)) is (share < 1)
+        assert all(last.piece not in tier.table.residents for tier in memory.tiers(residency))
+        assert residency.planner.min_weight_bytes(component, F32, use.unread) <= budget
+        for segment in read:
+            with lease.use_tensors([tensor.name for tensor in segment.tensors]):
+                pass
+        with pytest.raises(BindingError, match="declares that nobody reads"), lease.use_tensors([last.tensors[0].name]):
+            pass
+    with residency.lease(component, F32) as lease:
+        assert same({name: tensor.cpu() for name, tensor in content(lease).items()}, expected(component))
 
 
 def test_the_least_is_said_and_is_enough(two: tuple[Manifest, Manifest]) -> None:

@@ -376,3 +376,8 @@ class Family:
     def purpose(self, role: str) -> Purpose:
         """Return the purpose of a role; ControlNets are no component of a family."""
         return next((one.purpose for one in self.components if one.role == role), Purpose.CONTROL)
+
+    def unread(self, role: str, names: Iterable[str]) -> frozenset[str]:
+        """Return those names of a component's tensors that the family never reads."""
+        is_unread = next((one.is_unread for one in self.components if one.role == role), None)
+        return frozenset(filter(is_unread, names)) if is_unread is not None else frozenset()

@@ -13,7 +13,7 @@ from safelight.devices import sums
 from safelight.devices.transfer import Transfers
 from safelight.errors import TransferError
 from safelight.logs import Log
-from safelight.memory.lease import Lease
+from safelight.memory.lease import Lease, Use
 from safelight.memory.plan import Piece
 from safelight.memory.residency import Residency
 from safelight.memory.source import Checksums, Fetch, SegmentBuffer, Unverified
@@ -54,7 +54,13 @@ class HostSource:
         return self.host.has_waiting_lease
 
     @contextlib.contextmanager
-    def open(self, component: ComponentManifest, dtype: torch.dtype, background: bool = False) -> Generator[Fetch]:
+    def open(
+        self,
+        component: ComponentManifest,
+        dtype: torch.dtype,
+        background: bool = False,
+        unread: frozenset[str] = frozenset(),
+    ) -> Generator[Fetch]:
         """See :class:`Source`. The host leases the component at the first fetch.
 
         A component that is already resident on the device needs no host memory.
@@ -68,7 +74,8 @@ class HostSource:
             def copy(buffer: SegmentBuffer) -> Checksums:
                 with copying.lock:
                     if copying.lease is None:
-                        copying.lease = stack.enter_context(self.host.lease(component, dtype, background=background))
+                        lease = self.host.lease(component, dtype, Use(unread=unread), background)
+                        copying.lease = stack.enter_context(lease)
                     return self._push(copying.lease, buffer)
 
             self._copying[fetch] = copying

@@ -12,9 +12,10 @@ import torch
 
 from safelight.devices.base import Device
 from safelight.devices.pool import Slab
+from safelight.errors import BindingError
 from safelight.memory.plan import Plan
 from safelight.memory.ring import Ring
-from safelight.memory.segments import component_key, index_tensors, split_into_segments
+from safelight.memory.segments import component_key, index_tensors, read_segments, split_into_segments
 from safelight.memory.source import Checksums, Fetch, SegmentBuffer, Source, Unverified
 from safelight.weights.manifest import ComponentManifest
 
@@ -78,12 +79,14 @@ class Use:
     ``upcoming``: the components (:func:`component_key`) wanted after it, the soonest first.
     ``min_bytes_of_later_leases``: bytes to leave for the weights of components that the stage leases after this one:
     :meth:`Planner.min_weight_bytes`.
+    ``unread``: names of tensors that nobody reads. A segment that has no others is not brought into memory.
     """
 
     forward_passes: int = 1
     working_bytes: int = 0
     upcoming: tuple[str, ...] = ()
     min_bytes_of_later_leases: int = 0
+    unread: frozenset[str] = frozenset()
 
 
 ONCE = Use()
@@ -109,6 +112,7 @@ class LeaseOwner(Protocol):
 class Lease:
     """Holds a component until the lease ends.
 
+    ``needed``: the pieces that are read, in the order of use. The others are neither resident nor streamed.
     ``plan``: its actions and their reasons.
     ``has_plan``: whether the residency has applied a first plan. Until then, ``plan`` is empty.
     ``reservation_entry``: the ledger's entry for the working memory; None before it is reserved, or if none is needed.
@@ -121,6 +125,7 @@ class Lease:
         self.use = use
         self.segments = split_into_segments(component, dtype)
         self.pieces = frozenset(segment.piece for segment in self.segments)
+        self.needed = tuple(segment.piece for segment in read_segments(component, dtype, use.unread))
         self.plan = Plan(())
         self.residents: dict[int, ResidentSegment] = {}
         self.pending: list[PendingRead] = []
@@ -148,7 +153,13 @@ class Lease:
 
     @contextlib.contextmanager
     def use_tensors(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
-        """Yield the named tensors, resident or streamed, for use within the context."""
+        """Yield the named tensors, resident or streamed, for use within the context.
+
+        Raises BindingError for a tensor that :attr:`Use.unread` names.
+        """
+        if wrong := self.use.unread.intersection(names):
+            first, what = min(wrong), self.component.role
+            raise BindingError(f"{what}: {first} is read, although its family declares that nobody reads it")
         streamed = list(
             dict.fromkeys(self._segment_index[n] for n in names if self._segment_index[n] not in self.residents)
         )

@@ -17,7 +17,7 @@ from safelight.memory.lease import Lease, Use
 from safelight.memory.plan import Plan, PlanInput, Refusal, plan
 from safelight.memory.refusal import refusal_error
 from safelight.memory.segment_table import SegmentTable
-from safelight.memory.segments import split_into_segments
+from safelight.memory.segments import read_segments
 from safelight.weights.manifest import ComponentManifest
 
 
@@ -109,9 +109,14 @@ class Planner:
         outcome = plan(PlanInput(self._weight_budget(None), self.table.planner_view(None, pending_as_held=True), ()))
         return outcome if isinstance(outcome, Plan) else None
 
-    def min_weight_bytes(self, component: ComponentManifest, dtype: torch.dtype) -> int:
-        """Return the smallest number of bytes of weights with which a component can run, however slowly."""
-        pieces = [segment.nbytes for segment in split_into_segments(component, dtype)]
+    def min_weight_bytes(
+        self, component: ComponentManifest, dtype: torch.dtype, unread: frozenset[str] = frozenset()
+    ) -> int:
+        """Return the smallest number of bytes of weights with which a component can run, however slowly.
+
+        ``unread``: see :attr:`Use.unread`.
+        """
+        pieces = [segment.nbytes for segment in read_segments(component, dtype, unread)]
         whole = sum(pieces)
         return min(whole, (self.device.read_ahead + 1) * max(pieces)) if self.partial else whole
 
@@ -126,7 +131,7 @@ class Planner:
         return PlanInput(
             budget=self._weight_budget(lease),
             residents=self.table.planner_view(lease, pending_as_held=pending_as_held),
-            needed=tuple(segment.piece for segment in lease.segments),
+            needed=lease.needed,
             forward_passes=lease.use.forward_passes,
             upcoming=lease.use.upcoming,
             partial=self.partial,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from safelight.devices.failures import translate_torch_errors
-from safelight.memory.lease import ONCE, Lease
+from safelight.memory.lease import ONCE, Lease, Use
 from safelight.memory.residency import Residency
 from safelight.memory.segments import Segment
 from safelight.weights.manifest import ComponentManifest
@@ -14,15 +14,16 @@ AT_ONCE = 64 << 20
 """Bytes of a batch. The free room is checked again after each batch. Host copies are held only during a batch."""
 
 
-def prefetch_component(residency: Residency, component: ComponentManifest, dtype: torch.dtype) -> bool:
+def prefetch_component(residency: Residency, component: ComponentManifest, dtype: torch.dtype, use: Use = ONCE) -> bool:
     """Load as much of a component as fits without evicting anything, and return whether all of it is resident.
 
+    ``use``: of it only :attr:`Use.unread` counts: those segments are not loaded.
     Nothing is held afterwards. Loading stops as soon as another lease waits for room.
     """
-    lease = Lease(component, dtype, ONCE, residency)
+    lease = Lease(component, dtype, use, residency)
     while True:
         with (
-            residency.source.open(component, dtype, background=True) as lease.fetch,
+            residency.source.open(component, dtype, True, use.unread) as lease.fetch,
             translate_torch_errors(f"Loading the {component.role}"),
         ):
             if not _begin(residency, lease):
@@ -33,7 +34,7 @@ def prefetch_component(residency: Residency, component: ComponentManifest, dtype
                 with residency.lock:
                     residency.table.release_all(lease)
     with residency.lock:
-        return all(piece in residency.table.residents for piece in lease.pieces)
+        return all(piece in residency.table.residents for piece in lease.needed)
 
 
 def _begin(residency: Residency, lease: Lease) -> bool:

@@ -121,7 +121,7 @@ class Residency:
         """
         lease = Lease(component, dtype, use, self)
         with contextlib.ExitStack() as stack:
-            lease.fetch = stack.enter_context(self.source.open(component, dtype, background))
+            lease.fetch = stack.enter_context(self.source.open(component, dtype, background, use.unread))
             stack.callback(self._end, lease)
             if background:
                 with self.lock:

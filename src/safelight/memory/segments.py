@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -96,6 +97,12 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
         Segment(_label(component.role, part), dtypes(part), tuple(part), Piece(key(part), index, nbytes(part)))
         for index, part in enumerate(parts)
     )
+
+
+def read_segments(component: ComponentManifest, dtype: torch.dtype, unread: Collection[str]) -> tuple[Segment, ...]:
+    """Return the segments of a component that have any tensor besides ``unread``, in the order of use."""
+    segments = split_into_segments(component, dtype)
+    return tuple(segment for segment in segments if any(tensor.name not in unread for tensor in segment.tensors))
 
 
 @lru_cache(maxsize=64)

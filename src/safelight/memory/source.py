@@ -71,11 +71,16 @@ class Source(Protocol):
     """Fetches the segments of a component in a dtype."""
 
     def open(
-        self, component: ComponentManifest, dtype: torch.dtype, background: bool = False
+        self,
+        component: ComponentManifest,
+        dtype: torch.dtype,
+        background: bool = False,
+        unread: frozenset[str] = frozenset(),
     ) -> AbstractContextManager[Fetch]:
         """Return a function that fetches the component's segments, any number of times, within the context.
 
         ``background``: this is a prefetch, and nobody needs the segments yet.
+        ``unread``: names of tensors; segments that have no others are not fetched.
         """
         ...
 
@@ -117,9 +122,15 @@ class FileSource:
         return False
 
     @contextlib.contextmanager
-    def open(self, component: ComponentManifest, dtype: torch.dtype, background: bool = False) -> Generator[Fetch]:
+    def open(
+        self,
+        component: ComponentManifest,
+        dtype: torch.dtype,
+        background: bool = False,
+        unread: frozenset[str] = frozenset(),
+    ) -> Generator[Fetch]:
         """See :class:`Source`."""
-        del dtype
+        del dtype, unread
         if not isinstance(component, OverlaidComponent):
             yield lambda buffers: self._fetch(component.digest, buffers, background)
             return

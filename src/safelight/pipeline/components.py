@@ -6,11 +6,13 @@ import contextlib
 
 from safelight.catalog.model import Model
 from safelight.errors import OutOfMemoryError
+from safelight.memory.lease import Use
 from safelight.memory.prefetch import prefetch_component
 from safelight.memory.segments import component_key
 from safelight.pipeline.resources import Resources, dtype_of
-from safelight.pipeline.stages import skeleton_key
+from safelight.pipeline.stages import skeleton_key, unread_tensors
 from safelight.request.run_settings import RunSettings
+from safelight.weights.manifest import ComponentManifest
 
 
 def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
@@ -21,11 +23,19 @@ def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
     )
 
 
+def use_of(model: Model, component: ComponentManifest) -> Use:
+    """Return how a model uses a component once, without working memory."""
+    return Use(unread=unread_tensors(model, component))
+
+
 def prefetch(model: Model, resources: Resources) -> bool:
     """Prefetch as much of a model as fits without evicting anything. Returns whether all of it is resident."""
     return all(
         prefetch_component(
-            resources.residency, model.manifest.component(role), dtype_of(resources.run_settings, model.family, role)
+            resources.residency,
+            model.manifest.component(role),
+            dtype_of(resources.run_settings, model.family, role),
+            use_of(model, model.manifest.component(role)),
         )
         for role in model.roles
     )
@@ -39,7 +49,7 @@ def pin(model: Model, resources: Resources) -> contextlib.ExitStack:
     with contextlib.ExitStack() as stack:
         for role in model.roles:
             component, dtype = model.manifest.component(role), dtype_of(resources.run_settings, model.family, role)
-            lease = stack.enter_context(resources.residency.lease(component, dtype))
+            lease = stack.enter_context(resources.residency.lease(component, dtype, use_of(model, component)))
             if lease.ring is not None:
                 hint = f"A pinned model is in memory as a whole, and its {role} does not fit beside what is in use."
                 raise OutOfMemoryError(f"Pinning {model.name}", 0, None, hint, final=True)
@@ -58,5 +68,6 @@ def build_skeletons(model: Model, resources: Resources, seamless: str = "") -> N
 def preload(model: Model, resources: Resources) -> None:
     """Make a model's components resident, the denoiser last, without computing."""
     for component in sorted(model.manifest.components, key=lambda component: component.role == model.family.denoiser):
-        with resources.residency.lease(component, dtype_of(resources.run_settings, model.family, component.role)):
+        dtype = dtype_of(resources.run_settings, model.family, component.role)
+        with resources.residency.lease(component, dtype, use_of(model, component)):
             pass

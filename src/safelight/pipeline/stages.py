@@ -262,7 +262,11 @@ def plan_uses(
     working_memory_bytes = max(
         working_memory_bytes, *(c.working_bytes if isinstance(c, OverlaidComponent) else 0 for c, _ in components)
     )
-    least = [resources.residency.planner.min_weight_bytes(component, dtype) for component, dtype in components]
+    unread = [unread_tensors(model, component) for component, _ in components]
+    least = [
+        resources.residency.planner.min_weight_bytes(component, dtype, names)
+        for (component, dtype), names in zip(components, unread, strict=True)
+    ]
     last = len(components) - 1
     return [
         Use(
@@ -270,9 +274,15 @@ def plan_uses(
             working_memory_bytes if index == last else 0,
             (*keys[:index], *upcoming),
             sum(least[:index]),
+            unread[index],
         )
         for index in range(last + 1)
     ]
+
+
+def unread_tensors(model: Model, component: ComponentManifest) -> frozenset[str]:
+    """Return the names of the component's tensors that the model's family never reads."""
+    return model.family.unread(component.role, (tensor.name for tensor in component.tensors))
 
 
 def skeleton_key(

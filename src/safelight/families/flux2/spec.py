@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
@@ -13,7 +14,7 @@ from safelight.families.flux2 import transformer
 from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts import flux2_vae, flux_adapters, qwen3
 from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, NORM_EPSILON, Flux2VAEConfig
-from safelight.families.parts.language_model import counts_for_layer_number
+from safelight.families.parts.language_model import counts_for_layer_number, is_in_layer_after
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.references import References, Size
 from safelight.families.rules import KindRule
@@ -24,10 +25,7 @@ from safelight.request.adapters import Purpose
 DISTILLED, BASE = "distilled", "base"
 
 TEXT_LAYERS = (9, 18, 27)
-"""The transformer reads the text encoder's hidden states after these layers (of 36), side by side.
-
-Layers that are in the table and after the 27th are not computed.
-"""
+"""The transformer reads the text encoder's hidden states after these layers (of 36), side by side."""
 
 ROPE_THETA, NORM_EPS = 2000, 1e-6
 
@@ -159,6 +157,8 @@ FLUX2_KLEIN = Family(
             TEXT_PREFIXES,
             qwen3.infer,
             Qwen3Config(151936, 2560, 9728, 36 - qwen3.UNREAD_LAYERS, 32, 8, 128),
+            # They are in the table because Z-Image reads them.
+            is_unread=partial(is_in_layer_after, after=TEXT_LAYERS[-1]),
         ),
         Component(
             "transformer",

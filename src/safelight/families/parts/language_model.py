@@ -102,3 +102,9 @@ def find_prefix(shapes: Shapes) -> str:
 def counts_for_layer_number(name: str) -> bool:
     """Return whether the number of layers is inferred from a tensor, although nothing computes with it."""
     return re.match(rf"{HEAD}layers\.[0-9]+\.", name) is not None
+
+
+def is_in_layer_after(name: str, after: int) -> bool:
+    """Return whether a tensor of the module belongs to a layer after the first ``after``."""
+    found = re.match(r"layers\.([0-9]+)\.", name)
+    return found is not None and int(found[1]) >= after
