@@ -44,7 +44,7 @@ suite: $(STAMP) ## the tests alone, and the ten slowest of them
 	$(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof and not full" --durations=10 --no-header -q
 
 test-all: lint ## every case of every matrix, and longer sequences
-	TEST_SCALE=all $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof" --no-header -q
+	TEST_SCALE=all $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof" --durations=20 --no-header -q
 
 test-oldest: ## the core of the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
 	sh tools/test_oldest.sh

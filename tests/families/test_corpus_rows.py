@@ -6,7 +6,7 @@ The same rows with Stable Diffusion, and those in which a family cannot matter, 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +68,14 @@ class Checkpoint:
 
 
 @pytest.fixture(scope="module", params=thinned(sorted(tiny_families(), key=lambda name: name != "z-image")))
-def checkpoint(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def checkpoint(
+    request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Checkpoint]:
     family, place = tiny_families()[request.param], tmp_path_factory.mktemp("rows")
     lora = Lora(str(write_lora(place, family, 1)))
-    return Checkpoint(family, family.write_folder(place / "model", SEED), lora, tiny / "a.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        family.make_references_small(patch)
+        yield Checkpoint(family, family.write_folder(place / "model", SEED), lora, tiny / "a.safetensors")
 
 
 @pytest.fixture
