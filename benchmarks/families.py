@@ -103,6 +103,12 @@ def write_folder(home: Path, family: Family, configs: Mapping[str, Config], numb
             module: Any = construct(family, config)
         is_text = role in family.text_encoders
         settings = module.config.to_dict() if is_text else dict(module.config)
+        tokenizer = family.component(role).tokenizer
+        if tokenizer is not None:
+            from support.ernie_image import tokenizer_file
+
+            (home / tokenizer.place).parent.mkdir(parents=True, exist_ok=True)
+            (home / tokenizer.place).write_text(tokenizer_file())
         index[role] = ["transformers" if is_text else "diffusers", type(module).__name__]
         path = home / role / ("model.safetensors" if is_text else "diffusion_pytorch_model.safetensors")
         write_file(path, config, number * 10 + position)
@@ -113,7 +119,9 @@ def write_folder(home: Path, family: Family, configs: Mapping[str, Config], numb
         )
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     (home / "scheduler").mkdir(exist_ok=True)
-    (home / "scheduler/scheduler_config.json").write_text(json.dumps({"shift": 3.0}))
+    (home / "scheduler/scheduler_config.json").write_text(
+        json.dumps({"shift": family.noise.settings.get("shift", 3.0)})
+    )
     (home / "model_index.json").write_text(json.dumps(index))
     return home
 
@@ -136,8 +144,16 @@ NARROW: dict[str, dict[str, dict[str, int]]] = {
     "z-image": {"text_encoder": {"layers": 9}, "transformer": {"layers": 15, "refiner_layers": 2}},
     "flux": {"text_encoder_2": {"layers": 24}, "transformer": {"width": 2, "layers": 6, "single_layers": 9}},
     "flux2-klein-4b": {"text_encoder": {"layers": 1}, "transformer": {"double_layers": 5, "single_layers": 10}},
+    "qwen-image": {"text_encoder": {"layers": 28}, "transformer": {"layers": 60}},
+    "krea-2": {"text_encoder": {"intermediate": 16}, "transformer": {"layers": 28}},
+    "chroma": {"text_encoder": {"layers": 24}, "transformer": {"layers": 19, "single_layers": 38}},
+    "ernie-image": {"text_encoder": {"layers": 26}, "transformer": {"layers": 18}},
 }
 """By what layers and widths are divided for ``--part call``: 300 million parameters or more stay in the denoiser."""
+
+
+VARIANTS = {"z-image": "turbo", "flux": "dev", "ernie-image": "turbo"}
+"""Variants of checkpoints whose files do not say it."""
 
 
 def tiny(size: str) -> dict[str, Config]:
@@ -162,6 +178,7 @@ def compare_calls(size: str, small: bool, pairs: int) -> dict[str, Any]:
     family, configs = sizes()[size]
     narrow = tiny(size) if small else {r: narrowed(one, NARROW[size].get(r, {})) for r, one in configs.items()}
     folder = write_folder(FOLDER / size, family, narrow, 1)
+    added = Catalog.under(FOLDER / "root").library.add(folder, "call", variant=VARIANTS.get(size, ""))
     made = engine(FOLDER / "root", precision="fp32")
     model: Any = family_model(family)
     predict = model.predict
@@ -191,7 +208,7 @@ def compare_calls(size: str, small: bool, pairs: int) -> dict[str, Any]:
 
     model.predict = measure
     try:
-        request = Request("a cat", str(folder), steps=1, width=256, height=256, precision="fp32")
+        request = Request("a cat", added.name, steps=1, width=256, height=256, precision="fp32")
         next(made.generate(request))
     finally:
         del model.predict
@@ -262,24 +279,20 @@ def parameters(config: Config) -> int:
 
 def real(size: str, small: bool) -> list[dict[str, Any]]:
     """Make one image of a published size under two limits, each in a process of its own."""
-    folder = FOLDER / f"real-{size}"
-    write_files(folder, tiny(size) if small else sizes()[size][1], 1)
+    write_files(FOLDER / f"real-{size}", tiny(size) if small else sizes()[size][1], 1)
     rows = list[dict[str, Any]]()
-    try:
-        for limit in (6.0, 10.0):
-            command = [sys.executable, __file__, "--part", "image", "--size", size, "--limit", str(limit)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print(rows[-1], flush=True)
-    finally:
-        shutil.rmtree(folder)
+    for limit in (6.0, 10.0):
+        command = [sys.executable, __file__, "--part", "image", "--size", size, "--limit", str(limit)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
     assert rows[0]["pixels"] == rows[1]["pixels"]
     return rows
 
 
 def image(size: str, limit: float) -> dict[str, Any]:
     folder = FOLDER / f"real-{size}"
-    model = add_files(FOLDER / f"root-real-{size}", folder, {"z-image": "turbo", "flux": "dev"}[size])
+    model = add_files(FOLDER / f"root-real-{size}", folder, VARIANTS[size])
     made = engine(FOLDER / f"root-real-{size}", precision="bf16", max_cache_ram_gb=limit)
     start = time.perf_counter()
     with Peak() as peak:
@@ -301,15 +314,20 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--pairs", type=int, default=30)
     arguments = parser.parse_args()
-    match arguments.part:
-        case "call":
-            print_rows([compare_calls(arguments.size, arguments.tiny, arguments.pairs)])
-        case "switch":
-            print_rows(switch(arguments.tiny))
-        case "real":
-            print_rows(real(arguments.size, arguments.tiny))
-        case _:
-            print(json.dumps(image(arguments.size, arguments.limit)))
+    if arguments.part == "image":
+        print(json.dumps(image(arguments.size, arguments.limit)))
+        return
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    try:
+        match arguments.part:
+            case "call":
+                print_rows([compare_calls(arguments.size, arguments.tiny, arguments.pairs)])
+            case "switch":
+                print_rows(switch(arguments.tiny))
+            case _:
+                print_rows(real(arguments.size, arguments.tiny))
+    finally:
+        shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:

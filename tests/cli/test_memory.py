@@ -70,7 +70,8 @@ def test_fits_answers_for_models_that_are_not_there_yet(run, monkeypatch: pytest
     totals = {component["component"]: component["total"] / 2e9 for component in answer["components"]}
     # The published counts are 4 billion for the transformer and for its text encoder.
     assert 3.8 < totals["transformer"] < 4.0
-    assert 3.8 < totals["text_encoder"] < 4.1
+    # Of those, the layers after the 27th are not read.
+    assert 3.0 < totals["text_encoder"] < 3.2
     assert "fits in part" in answer["summary"]
     sizes = {"z-image", "flux", "flux2-klein-4b", "flux2-klein-9b", "sdxl"}
     code, _, err = run("fits", "--family", "flux2-klein-5b")
