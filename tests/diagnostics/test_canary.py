@@ -123,14 +123,18 @@ def flipped(decode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return lambda *arguments, **more: decode(*arguments, **more).flip(1)
 
 
-@pytest.mark.parametrize("name", thinned(sorted(tiny_families(), key=lambda name: name != "flux")))
+@pytest.mark.parametrize(
+    "name",
+    # There is no canary for a checkpoint that needs an image.
+    thinned(sorted((n for n, one in tiny_families().items() if not one.references), key=lambda name: name != "flux")),
+)
 def test_each_family_has_canaries_and_its_mismatches_are_found(
     name: str, engine: LocalEngine, canaries: Canaries, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The canary in this process is that of a fresh one, which resolves the request from the beginning."""
     tiny_family = tiny_families()[name]
     model = engine.library.get(tiny_family.add_folder(root, tmp_path / "folder", 5))
-    request = tiny_family.ask(name, steps=1)
+    request = tiny_family.ask(model.name, steps=1)
     engine.on_switch = after_switch(canaries, engine.image_repairer)
     right = next(engine.generate(request)).pixels_sha256
     [known] = canaries.history(model)

@@ -120,7 +120,8 @@ def test_each_missing_tensor_and_each_wrong_shape_is_named(
             lacking = {key: one for key, one in tensors.items() if key != tensor_name}
             listen(f"without {tensor_name}", role, lacking, names)
             is_input = re.search(tiny_family.input_layers, tensor_name) is not None
-            for shape in wrong_shapes(tensors[tensor_name].shape, columns=not is_input):
+            shapes = list(wrong_shapes(tensors[tensor_name].shape, columns=not is_input))
+            for shape in shapes[1:] if re.search(tiny_family.free_rows, tensor_name) else shapes:
                 changed = {**tensors, tensor_name: torch.empty(shape, device="meta")}
                 listen(f"with {tensor_name} as {list(shape)}", role, changed, names)
     assert silent == []

@@ -120,6 +120,7 @@ class TinyFamily:
     ``input_layers``: pattern of matrices whose columns no other tensor of the denoiser has: only another component, or
     the variant, can contradict them.
     ``optional_layers``: pattern of tensors that a denoiser may lack: then another component does not fit.
+    ``free_rows``: pattern of tensors that may have any number of rows.
     ``lone_text_encoder``: whether a text encoder in a file of its own is recognised without its tokenizer.
     ``leftovers``: buffers and cached tensors of its modules that are no weights, by role.
     ``cached_functions``: functions with an ``lru_cache`` that its modules call.
@@ -138,6 +139,7 @@ class TinyFamily:
     without_effect: Mapping[str, str] = field(default_factory=dict[str, str])
     input_layers: str = r"$"
     optional_layers: str = r"$"
+    free_rows: str = r"$"
     lone_text_encoder: bool = True
     leftovers: Mapping[str, set[str]] = field(default_factory=dict[str, set[str]])
     cached_functions: tuple[str, ...] = ()
@@ -392,6 +394,7 @@ _ROWS = (
         request={"cfg": 2.5, "negative": "green"},
         without_effect=_VAE_BIASES,
         optional_layers=r"text_proj\.",
+        free_rows=r"embed_tokens\.",
         lone_text_encoder=False,
         leftovers=_ROTARY,
     ),

@@ -12,6 +12,7 @@ import torch
 
 from safelight.devices.base import Device
 from safelight.errors import OutOfMemoryError
+from safelight.memory.account import BUFFERS
 from safelight.memory.budget import Ledger
 from safelight.memory.lease import Lease, Use
 from safelight.memory.plan import Plan, PlanInput, Refusal, plan
@@ -141,17 +142,21 @@ class Planner:
     def _weight_budget(self, lease: Lease | None) -> int:
         """Return the bytes for resident segments and the lease's ring.
 
-        That is min(budget - reserved working memory, ``max_bytes``) - bytes stored for anything but weights.
+        That is the budget without the reserved working memory and without the bytes stored for anything but weights,
+        at most ``max_bytes`` without those bytes, except the buffers of modules. They stay with the modules of all
+        models, so a limit that a model fits once is enough for it later, too.
         """
         table = self.table
-        ring = lease.ring.nbytes if lease is not None and lease.ring is not None else 0
-        others = self.ledger.stored(self.place) - table.resident_bytes - table.pending_bytes - table.pool.cached_bytes
-        others -= ring
+        weights = table.resident_bytes + table.pending_bytes + table.pool.cached_bytes
+        weights += lease.ring.nbytes if lease is not None and lease.ring is not None else 0
         reserved = self.ledger.reserved(self.place)
         if lease is not None and lease.reservation_entry is None:
             reserved += lease.use.working_bytes
         # A new lease leaves room for the components that the stage leases after it. When a running lease is planned
         # again, all of them have been leased, so the table already counts their segments.
-        others += lease.use.min_bytes_of_later_leases if lease is not None and not lease.has_plan else 0
-        allowed = self.ledger.budget(self.place) - reserved
-        return (allowed if self.max_bytes is None else min(allowed, self.max_bytes)) - others
+        later = lease.use.min_bytes_of_later_leases if lease is not None and not lease.has_plan else 0
+        ledger, place = self.ledger, self.place
+        free = ledger.budget(place) - reserved - later - (ledger.stored(place) - weights)
+        if self.max_bytes is None:
+            return free
+        return min(free, self.max_bytes - later - (ledger.stored(place, besides=BUFFERS) - weights))

@@ -72,6 +72,17 @@ def test_a_sharded_folder_has_the_same_digest(folder: Path, root: Path, tmp_path
     assert one.digest == other.digest
 
 
+def test_a_tokenizer_with_more_tokens_than_the_text_encoder_is_named(root: Path, tmp_path: Path) -> None:
+    """ERNIE-Image's tokenizer is a file of the checkpoint, so the shapes do not say how many tokens it has."""
+    folder = ernie_image.write_folder(tmp_path / "folder", SEED)
+    [path] = (folder / "text_encoder").glob("*.safetensors")
+    tensors = load_file(path)
+    [name] = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    save_file({**tensors, name: tensors[name][:20].clone()}, path)
+    with pytest.raises(InputError, match=r"the token [0-9]+, and embed_tokens.weight of its text encoder has 20 rows"):
+        pixels(root, folder)
+
+
 def test_the_prompt_enhancer_is_no_text_encoder(tmp_path: Path) -> None:
     encoder: Any = ernie_image.modules(SEED)["text_encoder"]
     tensors = {f"model.{name}": one.clone() for name, one in encoder.language_model.state_dict().items()}

@@ -37,7 +37,7 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net."
 TOKENIZER = TokenizerFile("tokenizer/tokenizer.json", "baidu/ERNIE-Image on Hugging Face")
 
 _PREFIX = rf"({'|'.join(re.escape(one) for one in PREFIXES)})"
-_NORM = _PREFIX + r"layers\.0\.adaLN_sa_ln\."
+_NORM = _PREFIX + r"layers\.[0-9]+\.adaLN_sa_ln\."
 _WHAT = "a transformer whose blocks share one modulation for attention and feed-forward layers"
 
 _infer_text = partial(ministral3.infer, unread=UNREAD_LAYERS)

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from safelight.boundary import modules
+from safelight.errors import InputError
 from safelight.families.components import TokenizerContent
 from safelight.families.family_model import PromptText, TextInput, TextInputs
 from safelight.families.parts.ministral3 import HEAD_SIZE, NORM_EPSILON, POSITIONS, ROPE, Ministral3Config
@@ -67,4 +68,10 @@ def frequencies(config: Any) -> torch.Tensor:
 
 def hidden_states(module: nn.Module, ids: list[int], device: torch.device) -> torch.Tensor:
     """Return the hidden states (1, tokens, width)."""
+    rows = cast("Any", module).config.vocab_size
+    if max(ids) >= rows:
+        problem = (
+            f"its tokenizer gives the token {max(ids)}, and embed_tokens.weight of its text encoder has {rows} rows"
+        )
+        raise InputError(f"{problem}: the tokenizer is that of another checkpoint")
     return cast("Any", module)(input_ids=torch.tensor([ids], device=device), use_cache=False).last_hidden_state

@@ -124,20 +124,29 @@ def _head(half: str, width: int, out: int) -> Iterator[TensorRow]:
     yield from weight_and_bias(f"{half}.conv_out", (out, width, 3, 3, 3), f"{half}.head.2")
 
 
+def _find_width(shapes: Shapes, module: str) -> int | None:
+    """Return how many channels a convolution makes, None if there is neither its weight nor its bias."""
+    found = shapes.get(f"{module}.weight") or shapes.get(f"{module}.bias")
+    return found[0] if found else None
+
+
 def infer(shapes: Shapes) -> QwenVAEConfig:
     """Infer the settings from shapes, in diffusers' names or Wan's. Raises NotThisArchitecture."""
     wan = "encoder.conv1.weight" in shapes
-    convolution = "encoder.downsamples.{}.residual.2.weight" if wan else "encoder.down_blocks.{}.conv1.weight"
-    resample = "encoder.downsamples.{}.resample.1.weight" if wan else "encoder.down_blocks.{}.resample.1.weight"
+    block = "encoder.downsamples.{}" if wan else "encoder.down_blocks.{}"
+    convolution, resample = f"{block}.{'residual.2' if wan else 'conv1'}", f"{block}.resample.1"
     widths: list[int] = []
     layers, number = 0, 0
     for number in range(len(shapes)):
-        if convolution.format(number) in shapes:
-            widths.append(shapes[convolution.format(number)][0])
-        elif resample.format(number) in shapes:
+        # Either of the two tensors shows what the block is, so that the other can be missing and is named.
+        if (width := _find_width(shapes, convolution.format(number))) is not None:
+            widths.append(width)
+        elif _find_width(shapes, resample.format(number)) is not None:
             layers = layers or number
         else:
             break
+    if not widths:
+        raise NotThisArchitecture(f"the VAE has no tensor {convolution.format(0)}.weight")
     try:
         first = shapes["encoder.conv1.weight" if wan else "encoder.conv_in.weight"]
         return QwenVAEConfig(
