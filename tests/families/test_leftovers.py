@@ -108,10 +108,11 @@ def live_bytes() -> int:
 
 @pytest.mark.parametrize("name", thinned(tiny_families()))
 def test_sizes_and_rebuilt_skeletons_leave_memory_as_it_was(
-    name: str, root: Path, tmp_path: Path, as_for_users: None
+    name: str, root: Path, tmp_path: Path, as_for_users: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del as_for_users
     tiny_family = tiny_families()[name]
+    tiny_family.make_references_small(monkeypatch)
     model = tiny_family.add_folder(root, tmp_path / "folder", SEED)
     engine = safelight.open_engine(root, verify_transfers="off")
     ledger, skeletons = engine.resources.residency.ledger, engine.resources.skeletons
