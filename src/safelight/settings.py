@@ -195,8 +195,8 @@ class Settings(BaseSettings):
         le=1024,
     )
     max_cache_ram_gb: float | None = _declare(
-        "Models use at most this much host memory. By default, the memory of the machine, containers and ulimit "
-        "set the limit.",
+        "The weights of models use at most this much host memory. By default, the memory of the machine, containers "
+        "and ulimit set the limit.",
         SettingDetails(
             group="Memory",
             unit=GB,
@@ -208,7 +208,8 @@ class Settings(BaseSettings):
         gt=0,
     )
     max_cache_vram_gb: float | None = _declare(
-        "Models use at most this much device memory. By default, they use all memory that computing does not need.",
+        "The weights of models use at most this much device memory. By default, they use all memory that computing "
+        "does not need.",
         SettingDetails(
             group="Memory",
             unit=GB,

@@ -14,6 +14,7 @@ from support.scale import thinned
 import safelight
 from safelight.catalog.catalog import Catalog
 from safelight.families.flux2.spec import FLUX2_KLEIN
+from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.zimage.spec import ZIMAGE
 from safelight.weights.manifest import ComponentManifest
 
@@ -85,8 +86,37 @@ def test_a_switch_moves_what_differs_and_not_one_byte_of_qwen3(
     assert next(fresh.generate(ask("apple 3", "k"))).pixels_sha256 == pixels["k3"]
 
 
-def test_klein_brings_only_the_layers_of_qwen3_that_it_reads() -> None:
-    names = [row.name for row in FLUX2_KLEIN.components[0].standard.rows()]
+def text_encoder_bytes(engine: Any) -> tuple[int, int]:
+    """Return the bytes of the text encoder in memory, and its bytes altogether."""
+    usages = engine.resources.residency.usage_by_component()
+    [usage] = [one for one in usages if one.component.startswith("text_encoder")]
+    return usage.nbytes, usage.total
+
+
+def test_klein_brings_only_the_layers_of_qwen3_that_it_reads(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So wide that a few layers fill a segment; a narrow Qwen3 has all layers in one.
+    wide = Qwen3Config(zimage.VOCABULARY, 32, 8192, 36, 2, 1, 16)
+    configs = flux2.configs()
+    monkeypatch.setattr(flux2, "configs", lambda: {**configs, "text_encoder": wide})
+    klein = flux2.write_folder(tmp_path / "klein", SEED, distilled=True)
+    folder = zimage.write_folder(tmp_path / "z-image", SEED)
+    shutil.rmtree(folder / "text_encoder")
+    shutil.copytree(klein / "text_encoder", folder / "text_encoder")
+    library = Catalog.under(root).library
+    k, z = library.add(klein, "k"), library.add(folder, "z")
+    names = [tensor.name for tensor in k.manifest.component("text_encoder").tensors]
     unread = FLUX2_KLEIN.unread("text_encoder", names)
     assert {name.split(".")[1] for name in unread} == {str(number) for number in range(27, 35)}
     assert ZIMAGE.unread("text_encoder", names) == frozenset()
+
+    engine: Any = safelight.open_engine(root)
+    right = next(engine.generate(ask("apple", "k"))).pixels_sha256
+    resident, total = text_encoder_bytes(engine)
+    assert resident < 0.92 * total
+    assert engine.loaded.resident() == [k.digest]
+    next(engine.generate(ask("apple", "z")))
+    assert text_encoder_bytes(engine) == (total, total)
+    assert next(engine.generate(ask("apple", "k"))).pixels_sha256 == right
+    assert engine.loaded.resident() == [k.digest, z.digest]

@@ -15,7 +15,7 @@ from safelight.devices.pool import Slab
 from safelight.errors import BindingError
 from safelight.memory.plan import Plan
 from safelight.memory.ring import Ring
-from safelight.memory.segments import component_key, index_tensors, read_segments, split_into_segments
+from safelight.memory.segments import component_key, index_tensors, needed_segments, split_into_segments
 from safelight.memory.source import Checksums, Fetch, SegmentBuffer, Source, Unverified
 from safelight.weights.manifest import ComponentManifest
 
@@ -79,7 +79,7 @@ class Use:
     ``upcoming``: the components (:func:`component_key`) wanted after it, the soonest first.
     ``min_bytes_of_later_leases``: bytes to leave for the weights of components that the stage leases after this one:
     :meth:`Planner.min_weight_bytes`.
-    ``unread``: names of tensors that nobody reads. A segment that has no others is not brought into memory.
+    ``unread``: names of tensors that the lease never reads. A segment that has no others is not brought into memory.
     """
 
     forward_passes: int = 1
@@ -125,7 +125,7 @@ class Lease:
         self.use = use
         self.segments = split_into_segments(component, dtype)
         self.pieces = frozenset(segment.piece for segment in self.segments)
-        self.needed = tuple(segment.piece for segment in read_segments(component, dtype, use.unread))
+        self.needed = tuple(segment.piece for segment in needed_segments(component, dtype, use.unread))
         self.plan = Plan(())
         self.residents: dict[int, ResidentSegment] = {}
         self.pending: list[PendingRead] = []
@@ -147,7 +147,9 @@ class Lease:
         return sum(resident.buffer.segment.nbytes for resident in self.residents.values())
 
     def resident_tensor(self, name: str) -> torch.Tensor | None:
-        """Return the tensor if it is resident, None if it is streamed."""
+        """Return the tensor if it is resident, None if it is streamed or never read."""
+        if name in self.use.unread:
+            return None
         resident = self.residents.get(self._segment_index[name])
         return resident.buffer.tensors[name] if resident is not None else None
 
@@ -159,7 +161,7 @@ class Lease:
         """
         if wrong := self.use.unread.intersection(names):
             first, what = min(wrong), self.component.role
-            raise BindingError(f"{what}: {first} is read, although its family declares that nobody reads it")
+            raise BindingError(f"{what}: {first} is read, although its family declares that it never reads it")
         streamed = list(
             dict.fromkeys(self._segment_index[n] for n in names if self._segment_index[n] not in self.residents)
         )

@@ -18,7 +18,7 @@ from safelight.memory.lease import Lease, Use
 from safelight.memory.plan import Plan, PlanInput, Refusal, plan
 from safelight.memory.refusal import refusal_error
 from safelight.memory.segment_table import SegmentTable
-from safelight.memory.segments import read_segments
+from safelight.memory.segments import needed_segments
 from safelight.weights.manifest import ComponentManifest
 
 
@@ -117,15 +117,28 @@ class Planner:
 
         ``unread``: see :attr:`Use.unread`.
         """
-        pieces = [segment.nbytes for segment in read_segments(component, dtype, unread)]
+        pieces = [segment.nbytes for segment in needed_segments(component, dtype, unread)]
         whole = sum(pieces)
         return min(whole, (self.device.read_ahead + 1) * max(pieces)) if self.partial else whole
 
     def refusal_error(self, component: ComponentManifest, use: Use, refusal: Refusal) -> OutOfMemoryError:
         """Return the error that a lease of the component would raise for ``refusal``."""
         return refusal_error(
-            component, use, refusal, self.place, self.ledger.budget(self.place), self.max_bytes, self.partial
+            component,
+            use,
+            refusal,
+            self.place,
+            self.ledger.budget(self.place),
+            self._limit_if_smaller(use),
+            self.partial,
         )
+
+    def _limit_if_smaller(self, use: Use) -> int | None:
+        """Return ``max_bytes`` if it leaves less for weights than the budget does, None otherwise."""
+        ledger, place = self.ledger, self.place
+        buffers = ledger.stored(place) - ledger.stored(place, besides=BUFFERS)
+        left = ledger.budget(place) - use.working_bytes - buffers
+        return self.max_bytes if self.max_bytes is not None and self.max_bytes < left else None
 
     def _plan_input(self, lease: Lease, *, pending_as_held: bool) -> PlanInput:
         """``pending_as_held``: see :meth:`SegmentTable.planner_view`."""
@@ -142,9 +155,10 @@ class Planner:
     def _weight_budget(self, lease: Lease | None) -> int:
         """Return the bytes for resident segments and the lease's ring.
 
-        That is the budget without the reserved working memory and without the bytes stored for anything but weights,
-        at most ``max_bytes`` without those bytes, except the buffers of modules. They stay with the modules of all
-        models, so a limit that a model fits once is enough for it later, too.
+        Two limits apply, and the smaller counts. The budget must hold everything: these weights, whatever else is
+        stored, reserved working memory, and room for the components that the stage leases later. ``max_bytes`` must
+        hold the same, except reserved memory and the buffers of modules. Buffers stay when weights are evicted, so they
+        would make a limit fail later that was enough before.
         """
         table = self.table
         weights = table.resident_bytes + table.pending_bytes + table.pool.cached_bytes

@@ -29,12 +29,12 @@ def refusal_error(
 
     ``place``: the ledger's name of the memory.
     ``budget``: bytes of that memory.
-    ``max_bytes``: bytes that the settings allow, None for all.
+    ``max_bytes``: bytes that the settings allow; None if that is not what the component lacks.
     ``partial``: whether a component may be resident in part.
     """
     setting = cache_setting(place)
     working, lacking = use.working_bytes, refusal.least - refusal.available
-    if max_bytes is not None and max_bytes < budget - working:
+    if max_bytes is not None:
         hint = f"{setting} is {_gb(max_bytes)}; at least {_gb(max_bytes + lacking)} is needed"
     else:
         hint = (

@@ -34,7 +34,7 @@ from safelight.logs import Log
 from safelight.memory.account import LedgerRecorder
 from safelight.memory.budget import Ledger
 from safelight.memory.lease import ONCE, Lease, PendingRead, ResidentSegment, Use
-from safelight.memory.plan import Plan, Refusal
+from safelight.memory.plan import Piece, Plan, Refusal
 from safelight.memory.planner import Planner
 from safelight.memory.ring import Ring
 from safelight.memory.segment_table import ComponentUsage, SegmentTable
@@ -102,6 +102,11 @@ class Residency:
         with self.lock:
             return self.table.usage_by_component()
 
+    def are_resident(self, pieces: Collection[Piece]) -> bool:
+        """Return whether all of these pieces are in memory."""
+        with self.lock:
+            return all(piece in self.table.residents for piece in pieces)
+
     def last_plan(self) -> list[dict[str, Any]]:
         """Return the actions of the last plan that was carried out."""
         return self.table.last_plan.describe()
@@ -148,7 +153,7 @@ class Residency:
                 return
         after = None if new is None else len(new.staying)
         waiting = new is None
-        counts = {"before": len(before), "after": after, "of": len(lease.segments)}
+        counts = {"before": len(before), "after": after, "of": len(lease.needed)}
         _log.info("memory changed", place=self.place, waiting=waiting, **counts)
         self._carry_out(lease, lambda: self.planner.plan_running(lease))
         with self.lock:

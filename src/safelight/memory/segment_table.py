@@ -60,7 +60,7 @@ class SegmentTable:
         return sum(pending.buffer.slab.nbytes for pending in self.pending.values())
 
     def usage_by_component(self) -> list[ComponentUsage]:
-        """Return the resident bytes of each component."""
+        """Return the resident bytes of each component, and its bytes altogether. A family may need fewer."""
         keys = dict.fromkeys(piece.component_key for piece in self.residents)
         found: list[ComponentUsage] = []
         for key in keys:

@@ -99,7 +99,7 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
     )
 
 
-def read_segments(component: ComponentManifest, dtype: torch.dtype, unread: Collection[str]) -> tuple[Segment, ...]:
+def needed_segments(component: ComponentManifest, dtype: torch.dtype, unread: Collection[str]) -> tuple[Segment, ...]:
     """Return the segments of a component that have any tensor besides ``unread``, in the order of use."""
     segments = split_into_segments(component, dtype)
     return tuple(segment for segment in segments if any(tensor.name not in unread for tensor in segment.tensors))

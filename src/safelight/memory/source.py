@@ -80,7 +80,7 @@ class Source(Protocol):
         """Return a function that fetches the component's segments, any number of times, within the context.
 
         ``background``: this is a prefetch, and nobody needs the segments yet.
-        ``unread``: names of tensors; segments that have no others are not fetched.
+        ``unread``: names of tensors; the caller does not ask for segments that have no others.
         """
         ...
 

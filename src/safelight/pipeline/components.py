@@ -7,8 +7,9 @@ import contextlib
 from safelight.catalog.model import Model
 from safelight.errors import OutOfMemoryError
 from safelight.memory.lease import Use
+from safelight.memory.plan import Piece
 from safelight.memory.prefetch import prefetch_component
-from safelight.memory.segments import component_key
+from safelight.memory.segments import component_key, needed_segments
 from safelight.pipeline.resources import Resources, dtype_of
 from safelight.pipeline.stages import skeleton_key, unread_tensors
 from safelight.request.run_settings import RunSettings
@@ -21,6 +22,15 @@ def component_keys(model: Model, settings: RunSettings) -> tuple[str, ...]:
     return tuple(
         component_key(model.manifest.component(role), dtype_of(settings, family, role)) for role in model.roles
     )
+
+
+def needed_pieces(model: Model, settings: RunSettings) -> frozenset[Piece]:
+    """Return the planner's pieces of a model's components that the model reads."""
+    found: set[Piece] = set()
+    for role in model.roles:
+        component, dtype = model.manifest.component(role), dtype_of(settings, model.family, role)
+        found.update(one.piece for one in needed_segments(component, dtype, unread_tensors(model, component)))
+    return frozenset(found)
 
 
 def use_of(model: Model, component: ComponentManifest) -> Use:

@@ -9,7 +9,7 @@ from safelight.devices import choice
 from safelight.errors import OutOfMemoryError
 from safelight.memory.plan import Refusal
 from safelight.memory.refusal import cache_setting
-from safelight.memory.segments import read_segments
+from safelight.memory.segments import needed_segments
 from safelight.pipeline.resources import Resources, dtype_of
 from safelight.pipeline.stages import Task, describe_stage, plan_uses
 from safelight.request.schema import Request
@@ -31,7 +31,7 @@ def describe_fit(request: Request, model: Model, resources: Resources) -> dict[s
         task = Task("", width * height, request.step_count)
         workload = describe_stage([(component, dtype)], resources.run_settings, task)
         [use] = plan_uses(model, resources, [(component, dtype)], workload, task)
-        total = sum(segment.nbytes for segment in read_segments(component, dtype, use.unread))
+        total = sum(segment.nbytes for segment in needed_segments(component, dtype, use.unread))
         decided = resources.residency.plan_lease(component, dtype, use)
         streamed = 0
         if isinstance(decided, Refusal):

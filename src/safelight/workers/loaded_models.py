@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from safelight.catalog.library import Library
 from safelight.catalog.model import Model
 from safelight.devices.base import free_cache
+from safelight.memory.plan import Piece
 from safelight.memory.residency import Residency
 from safelight.pipeline import components
 from safelight.pipeline.resources import Resources
@@ -36,20 +37,18 @@ class LoadedModels:
         self._tiers = tiers
         self._turn = turn
         self._pins: dict[str, ExitStack] = {}
-        self._used: dict[str, tuple[str, ...]] = {}
+        self._used: dict[str, frozenset[Piece]] = {}
 
     def mark_used(self, model: Model, settings: RunSettings) -> None:
         """Record that a job uses a model with these run settings. It is now the most recently used one."""
         self._used.pop(model.digest, None)
-        self._used[model.digest] = components.component_keys(model, settings)
+        self._used[model.digest] = components.needed_pieces(model, settings)
 
     def resident(self) -> list[str]:
         """Return the digests of the models that are completely resident on the computing device, the most recently used
         first."""
-        usages = self._resources.residency.usage_by_component()
-        whole = {usage.component for usage in usages if usage.nbytes >= usage.total}
         used = list(reversed(list(self._used.items())))
-        return [digest for digest, keys in used if whole.issuperset(keys)]
+        return [digest for digest, pieces in used if self._resources.residency.are_resident(pieces)]
 
     def prefetch(self, name: str) -> bool:
         """Load as much of a model as free memory allows; evict nothing. Returns whether all of it is resident."""
