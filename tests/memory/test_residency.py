@@ -11,12 +11,15 @@ import torch
 from support import memory
 
 from safelight.devices import transfer
+from safelight.devices.cpu import CPU
 from safelight.devices.simulated import Simulated
 from safelight.errors import BindingError, IntegrityError, OutOfMemoryError
-from safelight.memory.budget import HOST
+from safelight.memory.account import BUFFERS
+from safelight.memory.budget import HOST, Ledger
 from safelight.memory.lease import Lease, Use
 from safelight.memory.residency import Residency
 from safelight.memory.segments import split_into_segments
+from safelight.memory.source import FileSource
 from safelight.weights.manifest import ComponentManifest, Manifest
 from safelight.weights.slab_views import bytes_needed
 
@@ -117,7 +120,7 @@ def test_a_component_larger_than_the_budget_is_streamed(two: tuple[Manifest, Man
 def test_what_nobody_reads_is_not_brought(
     two: tuple[Manifest, Manifest], device: Simulated, place: str, share: float
 ) -> None:
-    """Neither to the device nor to the host behind it; whoever reads it later brings that alone."""
+    """It comes neither to the device nor to the host. A later lease that reads it brings it."""
     component = two[0].component("unet")
     *read, last = split_into_segments(component, F32)
     use = Use(unread=frozenset(tensor.name for tensor in last.tensors))
@@ -137,6 +140,24 @@ def test_what_nobody_reads_is_not_brought(
             pass
     with residency.lease(component, F32) as lease:
         assert same({name: tensor.cpu() for name, tensor in content(lease).items()}, expected(component))
+
+
+def test_buffers_count_against_the_memory_and_not_against_the_setting(two: tuple[Manifest, Manifest]) -> None:
+    component, buffers = two[0].component("unet"), 1 << 20
+    least = memory.host().planner.min_weight_bytes(component, F32)
+
+    def load(budget: int, max_bytes: int) -> None:
+        ledger = Ledger({HOST: budget})
+        ledger.charge(HOST, buffers, "unet", BUFFERS, already_used=True)
+        residency = Residency(CPU(), ledger, HOST, FileSource(1), max_bytes=max_bytes)
+        with residency.lease(component, F32):
+            pass
+
+    load(memory.PLENTY, least)
+    with pytest.raises(OutOfMemoryError, match="max_cache_ram_gb is"):
+        load(memory.PLENTY, least - 512)
+    with pytest.raises(OutOfMemoryError, match="This process can use"):
+        load(least + buffers - 512, least + buffers // 2)
 
 
 def test_the_least_is_said_and_is_enough(two: tuple[Manifest, Manifest]) -> None:

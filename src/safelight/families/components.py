@@ -140,7 +140,7 @@ class Component:
     ``optional_prefix``: a prefix that names of its modules may have or lack.
     ``adapter_sources``: returns further names of a tensor, by its name in the module, that only adapters use.
     ``block_of``: names the block that contains a module, from the module's names in files; for block weights.
-    ``is_unread``: whether the family never reads a tensor, by its name in the module. Another family may read it.
+    ``is_unread``: says whether the family never reads a tensor, by its name in the module. None if it reads all.
     ``overflows_in_fp16``: it computes in fp32 where the others compute in fp16.
     ``tokenizer``: of a text encoder whose tokenizer is not a part of Safelight; None for others.
     ``variants``: the variants whose checkpoints have it; empty for all.
@@ -158,7 +158,7 @@ class Component:
     optional_prefix: str = ""
     adapter_sources: Callable[[str], Iterable[TensorSource]] = lambda _: ()
     block_of: Callable[[Iterable[str]], str] | None = None
-    is_unread: Callable[[str], bool] = lambda _: False
+    is_unread: Callable[[str], bool] | None = None
     overflows_in_fp16: bool = False
     tokenizer: TokenizerFile | None = None
     variants: frozenset[str] = frozenset()

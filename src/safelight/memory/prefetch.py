@@ -33,8 +33,7 @@ def prefetch_component(residency: Residency, component: ComponentManifest, dtype
             finally:
                 with residency.lock:
                     residency.table.release_all(lease)
-    with residency.lock:
-        return all(piece in residency.table.residents for piece in lease.needed)
+    return residency.are_resident(lease.needed)
 
 
 def _begin(residency: Residency, lease: Lease) -> bool:

@@ -40,14 +40,11 @@ def use_of(model: Model, component: ComponentManifest) -> Use:
 
 def prefetch(model: Model, resources: Resources) -> bool:
     """Prefetch as much of a model as fits without evicting anything. Returns whether all of it is resident."""
+    settings, family = resources.run_settings, model.family
+    found = {role: model.manifest.component(role) for role in model.roles}
     return all(
-        prefetch_component(
-            resources.residency,
-            model.manifest.component(role),
-            dtype_of(resources.run_settings, model.family, role),
-            use_of(model, model.manifest.component(role)),
-        )
-        for role in model.roles
+        prefetch_component(resources.residency, one, dtype_of(settings, family, role), use_of(model, one))
+        for role, one in found.items()
     )
 
 
