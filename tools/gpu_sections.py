@@ -211,6 +211,47 @@ def compared(what: str, made: bytes, right: bytes) -> Finding:
     return Finding(what, most <= LEVELS, words, {"largest difference in levels": most} if most else {})
 
 
+def families(machine: Machine) -> Iterator[Finding]:
+    """A tiny model of each of today's families: beside the CPU in fp32, and with little memory in the usual dtype."""
+    import pytest
+    from support.families import tiny_families
+
+    rows = tiny_families()
+    for label in list(rows)[:1] if machine.small else list(rows):
+        with pytest.MonkeyPatch.context() as patch_of_row:
+            rows[label].make_references_small(patch_of_row)
+            yield from family(machine, rows[label], label)
+
+
+def family(machine: Machine, row: Any, label: str) -> Iterator[Finding]:
+    from gpu_machine import written
+
+    from safelight.assembly.engine import open_engine
+
+    path = machine.folder / "tiny" / label
+    if not path.exists():
+        written(path, lambda part: row.write_folder(part, 1))
+    device = machine.device
+    cpu = open_engine(machine.settings(device="cpu"))
+    with machine.engine() as engine:
+        model = engine.library.add(path, label, variant=row.variant)
+        request = row.ask(model.name, precision="fp32")
+        made = next(engine.generate(request)).pixels
+        yield compared(f"{label} beside the CPU", made, next(cpu.generate(request)).pixels)
+        cpu.close()
+        right = next(engine.generate(row.ask(model.name)))
+        nbytes = bytes_in_memory(machine, engine, model)
+    limits = {"max_cache_vram_gb" if device.has_own_memory else "max_cache_ram_gb": 0.7 * nbytes / (1 << 30)}
+    with machine.engine(**limits) as engine:
+        changed = 0
+        for _ in range(2):
+            engine.resources.embedding_cache.clear()
+            changed += next(engine.generate(row.ask(model.name))).pixels_sha256 != right.pixels_sha256
+    words = f"{changed} of 2 images changed" if changed else "2 images, both as with all weights in memory"
+    figures = {"limit MB": 0.7 * nbytes / 1e6, "model MB": nbytes / 1e6}
+    yield Finding(f"{label} with streamed weights", not changed, words, figures)
+
+
 def memory(machine: Machine) -> Iterator[Finding]:
     """Safelight's own count of the device's memory beside the allocator's and the driver's."""
     device = machine.device
@@ -380,6 +421,7 @@ SECTIONS: Mapping[str, Section] = {
     "contracts": contracts,
     "switches": switches,
     "parity": parity,
+    "families": families,
     "memory": memory,
     "times": switch_times,
     "generation": generation,
