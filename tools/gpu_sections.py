@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import statistics
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -122,7 +124,8 @@ def contracts(machine: Machine) -> Iterator[Finding]:
     """The tests that every device must pass (``tests/contracts``)."""
     chosen = ["-k", "pushed or counts"] if machine.small else []
     command = [sys.executable, "-m", "pytest", str(HOME / "tests/contracts"), "-q", "--no-header", "-rfE", *chosen]
-    environment = {**os.environ, "SAFELIGHT_CONTRACTS_DEVICE": machine.device.name}
+    # pytest leaves out the reason of a failure that does not fit into a line.
+    environment = {**os.environ, "SAFELIGHT_CONTRACTS_DEVICE": machine.device.name, "COLUMNS": "400"}
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider"], cwd=HOME, env=environment, capture_output=True, text=True, check=False
     )
@@ -339,14 +342,10 @@ def generation(machine: Machine) -> Iterator[Finding]:
     import safelight
 
     size, steps = (64, 2) if machine.small else (512, 20)
-    request = safelight.Request("a cat", str(machine.models()["A"]), steps=steps, seed=1, width=size, height=size)
+    model = str(machine.models()["A"])
+    request = safelight.Request("a cat", model, steps=steps, seed=1, width=size, height=size, cfg=7.5)
     with machine.engine() as engine:
-
-        def make() -> None:
-            engine.resources.embedding_cache.clear()
-            next(engine.generate(request))
-
-        ours = timed(machine, make)
+        ours = timed(machine, partial(make_image, engine, request))
         run = engine.resources.run_settings
     words = f"{size} x {size} pixels, {steps} steps, {run.dtype}, {run.attention}; decoded twice, as the first 100 are"
     yield Finding("Safelight", None, words, ours)
@@ -402,6 +401,87 @@ def timed(machine: Machine, make: Callable[[], None]) -> dict[str, float]:
     return figures
 
 
+def large(machine: Machine) -> Iterator[Finding]:
+    """Z-Image in its published size: all in memory, with 6 GB of it, and by diffusers."""
+    import safelight
+
+    size, steps, limit = (64, 2, 0.7 * 0.0353) if machine.small else (1024, 8, 6.0)
+    path, seconds = z_image(machine)
+    yield Finding("Z-Image", None, "the folder is there", {"s": seconds})
+    digests, times = dict[str, bytes](), dict[str, float]()
+    place = "vram" if machine.device.has_own_memory else "ram"
+    for label, limits in (("all in memory", {}), ("little memory", {f"max_cache_{place}_gb": limit / 1.073741824})):
+        with machine.engine(**limits) as engine:
+            name = engine.library.add(path, "z-image", variant="turbo").name
+            request = safelight.Request("a cat", name, steps=steps, seed=1, width=size, height=size)
+            start = time.perf_counter()
+            digests[label] = next(engine.generate(request)).pixels
+            first = time.perf_counter() - start
+            figures = timed(machine, partial(make_image, engine, request))
+            moved = engine.memory()["transfers"]["nbytes"]
+            times[label] = figures["s"]
+            words = f"{size} x {size} pixels, {steps} steps, {engine.resources.run_settings.dtype}"
+        figures = {"first s": first, **figures, "GB to the device in 5 images": moved / GB}
+        same = digests[label] == digests["all in memory"]
+        yield Finding(label, same, f"{words}; {'equal pixels' if same else 'the pixels changed'}", figures)
+    if machine.diffusers_can_use_it:
+        yield from large_by_diffusers(machine, path, (size, steps), digests["all in memory"], times["all in memory"])
+
+
+def make_image(engine: Any, request: Any) -> None:
+    engine.resources.embedding_cache.clear()
+    next(engine.generate(request))
+
+
+def z_image(machine: Machine) -> tuple[Path, float]:
+    """Return a folder of Z-Image with seeded random weights, and the seconds that writing it took."""
+    from gpu_machine import written
+    from support.families import tiny_families
+
+    from safelight.catalog.published import sizes
+
+    start = time.perf_counter()
+    path = machine.folder / ("tiny/z-image" if machine.small else "z-image")
+    if not path.exists() and machine.small:
+        written(path, lambda part: tiny_families()["z-image"].write_folder(part, 1))
+    elif not path.exists():
+        benchmark: Any = importlib.import_module("families")  # of benchmarks
+        family, configs = sizes()["z-image"]
+        written(path, lambda part: benchmark.write_folder(part, family, configs, 1))
+    return path, time.perf_counter() - start
+
+
+def large_by_diffusers(
+    machine: Machine, path: Path, shape: tuple[int, int], right: bytes, seconds: float
+) -> Iterator[Finding]:
+    """Make the same image by diffusers with the same weights, dtype, noise and scheduler."""
+    import torch
+    from support import zimage
+
+    from safelight.pipeline import numerics
+    from safelight.pipeline.resources import TORCH_DTYPES
+
+    size, steps = shape
+    with machine.engine() as engine:
+        dtype = engine.resources.run_settings.dtype
+    machine.free_caches()
+    pipe = zimage.loaded(path, TORCH_DTYPES[dtype]).to(machine.device.torch)
+    pipe.set_progress_bar_config(disable=True)
+    made: list[bytes] = []
+
+    def make() -> None:
+        noise = torch.Generator("cpu").manual_seed(1)
+        call = {"num_inference_steps": steps, "guidance_scale": 0.0, "width": size, "height": size}
+        made.append(pipe("a cat", generator=noise, **call).images[0].tobytes())
+
+    theirs = timed(machine, make)
+    with numerics.fixed(1, 0):
+        make()
+    figures = {**theirs, "Safelight's time / diffusers' time": seconds / theirs["s"]}
+    words = f"with Safelight's numeric settings: {compared('', made[-1], right).words()}"
+    yield Finding("diffusers", None, words, figures)
+
+
 def doctor(machine: Machine) -> Iterator[Finding]:
     """`safelight doctor` for two tiny models."""
     from safelight.assembly import doctor as examining
@@ -426,4 +506,5 @@ SECTIONS: Mapping[str, Section] = {
     "times": switch_times,
     "generation": generation,
     "doctor": doctor,
+    "large": large,
 }
