@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     importing.import_engine(own_process=False)
     folder = tmp_path_factory.mktemp("measured")
-    kernels = Kernels(CPU(), folder)
+    kernels = Kernels(CPU(), folder, nullcontext)
     for dtype in (torch.float32, torch.bfloat16):
         assert kernels.test(["torch-sdp"], dtype)["torch-sdp"].passed
     measured_file = folder / "attention.json"

@@ -101,6 +101,7 @@ def attention(machine: Machine) -> Iterator[Finding]:
 
     from safelight.boundary import kernels
     from safelight.models.attention import KERNELS, check_kernels
+    from safelight.pipeline import numerics
 
     dtypes = (torch.float32,) if machine.small else (torch.float32, torch.float16, torch.bfloat16)
     for dtype in dtypes:
@@ -110,7 +111,8 @@ def attention(machine: Machine) -> Iterator[Finding]:
                 yield Finding(label, None, missing)
                 continue
             try:
-                result = check_kernels([name], dtype, machine.device.torch)[name]
+                with numerics.fixed(os.cpu_count() or 1, 0):
+                    result = check_kernels([name], dtype, machine.device.torch)[name]
             except ImportError as error:
                 yield Finding(label, None, f"its package is broken: {error}")
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +105,6 @@ def test_another_chip_or_system_is_tried_again(part: str, tmp_path: Path, monkey
     for value in ("one", "one", "other", "other", "one"):
         monkeypatch.setattr(machine, part, lambda value=value: value)
         selftest.copy_test_result(device, tmp_path)
-        kernels = Kernels(choice.device("cpu"), tmp_path)
+        kernels = Kernels(choice.device("cpu"), tmp_path, nullcontext)
         assert value in kernels._machine
     assert len(tries) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -77,14 +78,14 @@ def test_a_kernel_that_computes_wrongly_is_refused(
     kernel, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processors.AttnProcessor2_0, "__call__", kernel)
-    kernels = Kernels(CPU(), tmp_path)
+    kernels = Kernels(CPU(), tmp_path, nullcontext)
     with pytest.raises(SettingError, match=says):
         kernels.choose("torch-sdp", torch.float32)
     assert kernels.choose("auto", torch.float32) in ("normal", "sliced")
     # What was seen is kept, for these versions.
     monkeypatch.undo()
     with pytest.raises(SettingError, match=says):
-        Kernels(CPU(), tmp_path).choose("torch-sdp", torch.float32)
+        Kernels(CPU(), tmp_path, nullcontext).choose("torch-sdp", torch.float32)
 
 
 def dispatched(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., torch.Tensor]) -> None:
@@ -109,7 +110,7 @@ def test_a_kernel_that_is_wrong_only_in_transformers_is_refused(
     dispatched(monkeypatch, wrong)
     says = {"mask": "2 heads of 128, 320 tokens", "tokens": "1 heads of 128, 4100 tokens"}[fault]
     with pytest.raises(SettingError, match=f"of a transformer, {says}: off by"):
-        Kernels(CPU(), tmp_path).choose("torch-sdp", torch.float32)
+        Kernels(CPU(), tmp_path, nullcontext).choose("torch-sdp", torch.float32)
 
 
 def test_auto_takes_the_fastest_that_passed_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,11 +121,11 @@ def test_auto_takes_the_fastest_that_passed_and_keeps_it(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(attention, "check_kernels", fake_results)
     slow = False
-    assert Kernels(CPU(), tmp_path / "a").choose("auto", torch.float32) == "torch-sdp"
+    assert Kernels(CPU(), tmp_path / "a", nullcontext).choose("auto", torch.float32) == "torch-sdp"
     slow = True
-    assert Kernels(CPU(), tmp_path / "b").choose("auto", torch.float32) == "normal"
+    assert Kernels(CPU(), tmp_path / "b", nullcontext).choose("auto", torch.float32) == "normal"
     slow = False
-    assert Kernels(CPU(), tmp_path / "b").choose("auto", torch.float32) == "normal"
+    assert Kernels(CPU(), tmp_path / "b", nullcontext).choose("auto", torch.float32) == "normal"
 
 
 def test_attention_07_the_choice_does_not_depend_on_free_memory(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from support.scale import thinned, times
 
 from safelight.pipeline import numerics
-from safelight.pipeline.numerics import fp32, table
+from safelight.pipeline.numerics import attention_order, fp32, table
 from safelight.pipeline.numerics.setting import NumericSetting
 
 _C: Any = torch._C
@@ -127,6 +127,63 @@ def test_what_cannot_be_entered_leaves_all_as_it_was(monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match="broken cannot be set to 1"), numerics.fixed(1, 7):
         pytest.fail("entered")
     assert [row.read() for row in ROWS.values()] == before
+
+
+# --- torch's own choices ----------------------------------------------------------------------------------------------
+
+FLASH_FIRST, CUDNN_FIRST = [1, 2, 0, 3, 4], [3, 1, 2, 0, 4]
+
+
+class Hopper:
+    """A GPU on which torch puts cuDNN first, at the process's first attention, and overwrites what is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cudnn: int = 9_19_00) -> None:
+        self._has_chosen = False
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+        monkeypatch.setattr(attention_order.torch, "zeros", lambda *shape, **_: torch.ones(shape))
+        monkeypatch.setattr(attention_order.F, "scaled_dot_product_attention", self.attention)
+
+    def attention(self, *_: object) -> list[int]:
+        """Compute attention. Returns torch's order, as it is then."""
+        if not self._has_chosen:
+            self._has_chosen = True
+            _C._set_sdp_priority_order(CUDNN_FIRST)
+        return _C._get_sdp_priority_order()
+
+
+@pytest.fixture
+def order() -> Iterator[None]:
+    before = _C._get_sdp_priority_order()
+    attention_order.let_torch_choose.cache_clear()
+    yield
+    attention_order.let_torch_choose.cache_clear()
+    _C._set_sdp_priority_order(before)
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("cudnn", [9_19_00, 9_10_00])
+def test_attention_10_the_first_image_of_a_process_has_the_kernel_of_all_others(
+    monkeypatch: pytest.MonkeyPatch, cudnn: int
+) -> None:
+    gpu = Hopper(monkeypatch, cudnn)
+    used: list[list[int]] = []
+    for _ in range(2):
+        with numerics.fixed(THREADS, 7):
+            used.append(gpu.attention())
+            assert numerics.record()["differs"] == {}
+    assert used == [CUDNN_FIRST if cudnn > 9_15_00 else FLASH_FIRST] * 2
+
+
+@pytest.mark.usefixtures("order")
+def test_attention_10_a_host_s_order_changes_nothing_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Hopper(monkeypatch)
+    gpu.attention()
+    _C._set_sdp_priority_order(theirs := [0, 2, 1, 3, 4])
+    with numerics.fixed(THREADS, 7):
+        assert gpu.attention() == CUDNN_FIRST
+    assert _C._get_sdp_priority_order() == theirs
 
 
 # --- an older or newer torch ------------------------------------------------------------------------------------------

@@ -109,6 +109,16 @@ def test_the_process_is_left_as_it_was_and_does_not_matter(engine: LocalEngine, 
     assert again == right
 
 
+def test_attention_10_an_image_says_what_changed_while_it_was_made(engine: LocalEngine, ask) -> None:
+    def change(_: Progress) -> None:
+        torch.backends.nnpack.set_flags(False)
+
+    changed = next(engine.generate(ask(), change))
+    assert changed.metadata["numerics"]["differs"] == {"nnpack": "False"}
+    assert [text for text in changed.warnings if "nnpack became False" in text]
+    assert not next(engine.generate(ask())).warnings
+
+
 def test_what_else_of_the_process_changes_pixels_does_not(engine: LocalEngine, ask) -> None:
     right = next(engine.generate(ask())).pixels_sha256
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -30,6 +30,7 @@ from safelight.memory.source import FileSource
 from safelight.memory.working_memory import MeasurePeak, WorkingMemoryEstimator, counted_peak, polled_peak
 from safelight.models.attention import Kernels
 from safelight.models.skeleton import SkeletonCache
+from safelight.pipeline import numerics
 from safelight.pipeline.conditioning import MAX_CACHE_BYTES, EmbeddingCache
 from safelight.pipeline.preview import Previews
 from safelight.pipeline.resources import TORCH_DTYPES, Resources, dtype_of
@@ -91,7 +92,7 @@ class _RunDecisions:
         self._settings, self._device, self._threads = settings, device, threads
         self._versions = {"safelight": VERSION} | {name: found for name in LIBRARIES if (found := _version(name))}
         self._hardware = choice.hardware(device)
-        self._kernels = Kernels(device, settings.root)
+        self._kernels = Kernels(device, settings.root, partial(numerics.fixed, threads, 0))
 
     def decide(self, precision: Precision, model: Model | None) -> RunSettings:
         """Decide the run settings of a job. ``model``: None for the engine's initial ones, set before any job."""

@@ -27,6 +27,7 @@ from safelight.errors import SafelightError, SettingError
 from safelight.families.registry import families
 from safelight.memory.account import BUFFERS
 from safelight.models import attention
+from safelight.pipeline import numerics
 from safelight.pipeline.repair import REFERENCE
 from safelight.pipeline.resources import TORCH_DTYPES, dtype_of
 from safelight.workers.local_engine import LocalEngine
@@ -123,7 +124,8 @@ class Doctor:
             used.add((own.attention, dtype, own.attention_slice_size))
         names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
         for name, dtype, slice_size in sorted(used, key=lambda one: (one[0], names[one[1]], one[2])):
-            tried = attention.check_kernels([name], dtype, at, slice_size)[name]
+            with numerics.fixed(settings.threads, 0):
+                tried = attention.check_kernels([name], dtype, at, slice_size)[name]
             what = f"the kernel {name} in {names[dtype]}"
             todo = (
                 ""

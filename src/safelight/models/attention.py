@@ -10,8 +10,8 @@ choice depends on the device and the versions, never on the free memory (row ATT
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,14 +100,20 @@ class KernelResult:
 
 
 class Kernels:
-    """Kernels on ``device``, tested at the first use in a dtype. ``attention.json`` in ``folder`` stores results."""
+    """Kernels on ``device``, tested at the first use in a dtype. ``attention.json`` in ``folder`` stores results.
 
-    def __init__(self, device: Device, folder: Path) -> None:
+    ``numeric_state``: a context in which torch computes as in a job.
+    """
+
+    def __init__(
+        self, device: Device, folder: Path, numeric_state: Callable[[], AbstractContextManager[object]]
+    ) -> None:
         self._device = device
+        self._numeric_state = numeric_state
         self._path = folder / "attention.json"
         versions = f"torch {torch.__version__}, diffusers {boundary.VERSION}"
-        # A later Safelight tests more shapes, and then the results of an earlier one do not count.
-        self._machine = f"{device.name}, {choice.hardware(device)}, {versions}, {len(SHAPES)} shapes"
+        # A later Safelight tests more shapes or otherwise, and then the results of an earlier one do not count.
+        self._machine = f"{device.name}, {choice.hardware(device)}, {versions}, {len(SHAPES)} shapes, as in a job"
 
     def choose(self, wanted: str, dtype: torch.dtype, slice_size: str = "auto") -> str:
         """Return the kernel to use: ``wanted``, or for ``auto`` the fastest that passed.
@@ -139,10 +145,12 @@ class Kernels:
                     if why
                     else KernelResult(**measurements.read(self._path, self._key(name, dtype, slice_size)))
                 )
-        unknown = [name for name in names if name not in found]
-        for name, result in check_kernels(unknown, dtype, self._device.torch, slice_size).items():
-            measurements.keep(self._path, self._key(name, dtype, slice_size), asdict(result))
-            found[name] = result
+        if unknown := [name for name in names if name not in found]:
+            with self._numeric_state():
+                tested = check_kernels(unknown, dtype, self._device.torch, slice_size)
+            for name, result in tested.items():
+                measurements.keep(self._path, self._key(name, dtype, slice_size), asdict(result))
+            found |= tested
         return {name: found[name] for name in names}
 
     def _key(self, name: str, dtype: torch.dtype, slice_size: str) -> str:

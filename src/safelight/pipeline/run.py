@@ -76,7 +76,7 @@ def _build_image(pipeline: ImagePipeline, contents: Contents, pixels: torch.Tens
         seconds=pipeline.clock.seconds(),
         host_peak_bytes=peak_bytes(),
         metadata=metadata,
-        warnings=_warnings(pipeline),
+        warnings=_warnings(pipeline, state["differs"]),
     )
 
 
@@ -99,7 +99,8 @@ def _metadata(pipeline: ImagePipeline) -> dict[str, Any]:
     return stored
 
 
-def _warnings(pipeline: ImagePipeline) -> tuple[str, ...]:
+def _warnings(pipeline: ImagePipeline, changed: Mapping[str, object]) -> tuple[str, ...]:
+    """Return an image's warnings. ``changed``: numeric settings that changed while it was made, and their values."""
     request, weighs = pipeline.request, Feature.PROMPT_WEIGHTS in pipeline.model.family.features
     return (
         *(
@@ -110,6 +111,10 @@ def _warnings(pipeline: ImagePipeline) -> tuple[str, ...]:
         *pipeline.warnings,
         *(f"suspicious: {mark}; the image may still be correct" for mark in pipeline.marks),
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in pipeline.repairs),
+        *(
+            f"suspicious: {name} became {value} while the image was made; the same request may give other pixels"
+            for name, value in changed.items()
+        ),
     )
 
 

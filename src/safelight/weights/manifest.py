@@ -252,7 +252,9 @@ def from_json(source: Path, data: Any, folder: Path | None = None) -> Manifest:
         files = tuple(_read_stamp(root, stamp) for stamp in data["files"])
         components = tuple(_component_from_json(c, files) for c in data["components"])
         manifest = Manifest(components, files, data["digest"])
-    except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
+    except OSError as error:
+        raise CorruptFileError(source, f"names a file that cannot be opened ({error})") from error
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CorruptFileError(source, f"is not a manifest ({type(error).__name__}: {error})") from error
     if whole_digest(components) != manifest.digest:
         raise CorruptFileError(source, "is damaged: its digest does not match its components")

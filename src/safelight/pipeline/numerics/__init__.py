@@ -32,7 +32,7 @@ _C: Any = torch._C
 _one_at_a_time = threading.RLock()
 """The state belongs to the process, so two engines in one process wait for each other."""
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 """Recorded with each image. It increases when a setting's value changes, or when a setting is added or removed."""
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from safelight.pipeline.numerics import attention_order
 from safelight.pipeline.numerics.fp32 import Fp32Access, full_fp32
 from safelight.pipeline.numerics.setting import NumericSetting
 
@@ -26,10 +28,6 @@ AUTOCAST = {
     "privateuseone": torch.float16,
 }
 """Every kind of device that autocast supports, with torch's default dtype."""
-
-
-_SDP_ORDER: list[int] = _C._get_sdp_priority_order() if hasattr(_C, "_get_sdp_priority_order") else []
-"""The order in which torch tries its attention kernels, read at import, because it depends on the build."""
 
 
 def flushes_denormals() -> bool:
@@ -231,7 +229,10 @@ def numeric_settings(threads: int) -> list[NumericSetting]:
         _c("sdp.cudnn", True, "_get_cudnn_sdp_enabled", "_set_sdp_use_cudnn"),
         _c("sdp.overrideable", True, "_get_overrideable_sdp_enabled", "_set_sdp_use_overrideable"),
         _c("sdp.fa3", False, "_get_fa3_sdp_enabled", "_set_sdp_use_fa3"),
-        _c("sdp.order", _SDP_ORDER, "_get_sdp_priority_order", "_set_sdp_priority_order"),
+        replace(
+            _c("sdp.order", attention_order.wanted, "_get_sdp_priority_order", "_set_sdp_priority_order"),
+            read=attention_order.read,
+        ),
         _c(
             "sdp.math.reduction",
             False,
