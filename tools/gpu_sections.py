@@ -44,6 +44,29 @@ def describe_machine(machine: Machine) -> Iterator[Finding]:
     speeds = {f"{direction} GB/s": bus_speed(machine, direction) for direction in ("push", "pull")}
     size = bus_bytes(machine) >> 20
     yield Finding("bus", None, f"the best of 5 copies of {size} MiB: push is to the device, pull is back", speeds)
+    if machine.device.has_own_memory:
+        yield Finding("filling a staging buffer", None, "from ordinary host memory", staging_speeds(machine))
+
+
+def staging_speeds(machine: Machine) -> dict[str, float]:
+    """Return GB/s of copies from ordinary host memory to a staging buffer, by the number of threads."""
+    import torch
+
+    from safelight.devices.transfer import torch_threads
+
+    size = machine.device.staging_buffer_bytes or 16 << 20
+    buffer, source = machine.device.staging(size), torch.ones(bus_bytes(machine), dtype=torch.uint8)
+    speeds: dict[str, float] = {}
+    for threads in (1, 2, 4, 8):
+        seconds: list[float] = []
+        with torch_threads(threads):
+            for _ in range(5):
+                start = time.perf_counter()
+                for at in range(0, source.numel(), size):
+                    buffer[: source.numel() - at].copy_(source[at : at + size])
+                seconds.append(time.perf_counter() - start)
+        speeds[f"{threads} threads GB/s"] = source.numel() / min(seconds) / GB
+    return speeds
 
 
 def bus_bytes(machine: Machine) -> int:
