@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 from collections.abc import Generator, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +18,7 @@ os.environ["SAFELIGHT_ATTENTION_TYPE"] = "torch-sdp"
 import httpx
 import pytest
 from support import extensions, forking, serving
+from support.measured import give, measure
 from support.scale import ALL
 from support.serving import Server
 
@@ -58,7 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def frozen(measured: Path) -> None:
+def frozen(measured: None) -> None:
     """Tell the garbage collector that what is alive between two modules is not garbage.
 
     It examines everything that is not frozen whenever an image asks for a collection: 0.1 s for what was imported and
@@ -88,7 +87,7 @@ def as_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is measured once of a machine."""
     # Not above: the process that hands out the tests to others computes nothing, and others wait until it has begun.
     # structlog is imported before a test captures messages: the first message would configure it then.
@@ -96,26 +95,18 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from safelight.assembly import importing
-    from safelight.devices.cpu import CPU
-    from safelight.models.attention import Kernels
 
     torch.set_num_threads(1)
     importing.import_engine(own_process=False)
-    folder = tmp_path_factory.mktemp("measured")
-    kernels = Kernels(CPU(), folder, nullcontext)
-    for dtype in (torch.float32, torch.bfloat16):
-        assert kernels.test(["torch-sdp"], dtype)["torch-sdp"].passed
-    measured_file = folder / "attention.json"
-    serving.MEASURED[:] = [measured_file]
-    return measured_file
+    measure(tmp_path_factory.mktemp("measured"))
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: None) -> Path:
     """A place for everything that Safelight keeps; nothing is there but what was measured of this machine."""
     place = tmp_path / "root"
     place.mkdir()
-    shutil.copy(measured, place)
+    give(place)
     monkeypatch.setenv("SAFELIGHT_ROOT", str(place))
     monkeypatch.delenv("SAFELIGHT_MAX_CACHE_RAM_GB", raising=False)
     return place
@@ -155,10 +146,10 @@ def engine(root: Path) -> Iterator[LocalEngine]:
 
 
 @pytest.fixture(scope="module")
-def shared_engine(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEngine]:
+def shared_engine(measured: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEngine]:
     """One engine for all tests of a module: what it has made before must change nothing."""
     place = tmp_path_factory.mktemp("root")
-    shutil.copy(measured, place)
+    give(place)
     opened = safelight.open_engine(place)
     yield opened
     opened.close()
@@ -174,7 +165,7 @@ def ask(tiny: Path):
 
 
 @pytest.fixture(scope="session")
-def server(measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+def server(measured: None, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
     """One server for all tests of a process that do no harm to it."""
     del measured
     with serving.serving(tmp_path_factory.mktemp("server")) as made:

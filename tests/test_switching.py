@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from support.jobs import small
+from support.measured import give
 from support.scale import times
 from torch import nn
 
@@ -26,10 +26,10 @@ NAMES = ("a.safetensors", "b.safetensors", "v2.safetensors", "xl.safetensors")
 
 
 @pytest.fixture(scope="module")
-def right(tiny: Path, measured: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def right(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Each model's pixels in an engine that has held no other model."""
     root = tmp_path_factory.mktemp("root")
-    shutil.copy(measured, root)
+    give(root)
     found = {}
     for name in NAMES:
         engine = safelight.open_engine(root)

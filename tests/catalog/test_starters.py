@@ -5,22 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.measured import MEASURED
 
 import safelight
 from safelight.catalog import starters
 from safelight.catalog.library import Library
 from safelight.errors import InputError
 
-NAMES = ("starter-fluent", "starter-noto", "starter-twemoji")
+SD1 = ("starter-fluent", "starter-noto", "starter-twemoji")
+NAMES = (*SD1, "starter-flux")
 
 
 def test_they_are_there_in_an_empty_library(root: Path) -> None:
-    models = Library(root).models()
-    assert tuple(model.name for model in models) == NAMES
-    assert {(model.origin, model.base, model.dtype, model.resolution) for model in models} == {
-        ("starter", "sd1", "fp16", 64)
+    found = {
+        model.name: (model.origin, model.base, model.variant, model.resolution) for model in Library(root).models()
     }
-    assert [path.name for path in root.iterdir()] == ["attention.json"]
+    assert found == {
+        **dict.fromkeys(SD1, ("starter", "sd1", "text-to-image", 64)),
+        "starter-flux": ("starter", "flux", "dev", 128),
+    }
+    assert {path.name for path in root.iterdir()} == MEASURED
 
 
 def test_they_are_what_their_records_say(root: Path) -> None:
@@ -30,8 +34,8 @@ def test_they_are_what_their_records_say(root: Path) -> None:
         assert model.path.stat().st_size <= 32_000_000
         with pytest.raises(InputError, match="starter"):
             library.remove(name)
-    assert len({model.digest for model in library.models()}) == 3
-    assert len({model.manifest.component("vae").digest for model in library.models()}) == 1
+    assert len({model.digest for model in library.models()}) == len(NAMES)
+    assert len({library.get(name).manifest.component("vae").digest for name in SD1}) == 1
 
 
 def test_without_the_distribution_the_library_is_empty(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +51,7 @@ def test_a_b_a_is_a_again(root: Path) -> None:
     engine = safelight.open_engine(root)
     images = [next(engine.generate(safelight.Request("red apple", name, steps=3))) for name in (*NAMES, NAMES[0])]
     digests = [image.pixels_sha256 for image in images]
-    assert digests[0] == digests[3]
-    assert len(set(digests)) == 3
-    assert {(image.width, image.height) for image in images} == {(64, 64)}
+    assert digests[0] == digests[-1]
+    assert len(set(digests)) == len(NAMES)
+    assert [image.width for image in images] == [64, 64, 64, 128, 64]
+    assert [image.height for image in images] == [64, 64, 64, 128, 64]

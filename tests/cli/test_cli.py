@@ -15,6 +15,7 @@ import psutil
 import pytest
 from PIL import Image as PILImage
 from support.forking import python
+from support.measured import MEASURED
 from typer.testing import CliRunner
 
 from safelight.catalog.library import Library
@@ -131,7 +132,7 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(
     assert message in outcome.err.replace("\n", " ")
     assert "Traceback" not in outcome.err
     assert outcome.out == ""
-    assert [path.name for path in root.iterdir()] == ["attention.json"]
+    assert {path.name for path in root.iterdir()} == MEASURED
 
 
 def test_a_bad_setting_names_its_variable(run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from diagnostics.faults import FAULTS, A, B, Fault, Scene
 from support import adapters
+from support.measured import give
 from support.scale import ALL, thinned
 
 from safelight.assembly.engine import open_engine
@@ -51,15 +52,15 @@ def prepared(homes: Callable[[int], Path], request: pytest.FixtureRequest, monke
 
 
 @pytest.fixture(scope="session")
-def homes(tiny: Path, measured: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def homes(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """Returns the folder of two models with canaries of that many tokens per side, made in fresh processes."""
-    return cache(lambda _: prepare(tiny, measured, tmp_path_factory.mktemp("prepared")))
+    return cache(lambda _: prepare(tiny, tmp_path_factory.mktemp("prepared")))
 
 
-def prepare(tiny: Path, measured: Path, home: Path) -> Path:
+def prepare(tiny: Path, home: Path) -> Path:
     root = home / "root"
     root.mkdir()
-    shutil.copy(measured, root)
+    give(root)
     shutil.copy(tiny / "a.safetensors", home / f"{A}.safetensors")
     shutil.copy(tiny / "b.safetensors", home / f"{B}.safetensors")
     settings = load_settings(root)

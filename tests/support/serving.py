@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +18,9 @@ from typing import Any
 import httpx
 import psutil
 from support import forking
+from support.measured import give
 
 READY_SECONDS = 60.0
-
-MEASURED: list[Path] = []
-"""What was measured of this machine, if it was: a copy is put into each server's root."""
 
 
 @dataclass
@@ -64,8 +61,7 @@ def start(
     """Start a server on a free port, and return when it answers. ``spare``: with a spare worker. ``says``: it and its
     worker write their messages there. ``real``: they are processes from their first instruction, as for users."""
     root.mkdir(exist_ok=True)
-    if MEASURED and not (root / MEASURED[0].name).exists():
-        shutil.copy(MEASURED[0], root)
+    give(root)
     command = [sys.executable, "-m", "safelight.cli", "serve", "--root", str(root), "--port", "0", *options]
     if key is not None:
         command += ["--api-key", key]

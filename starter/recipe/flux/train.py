@@ -181,10 +181,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--packages", type=Path, default=Path("build/packages"))
     parser.add_argument("--out", type=Path, default=Path("build/starter/flux"))
-    parser.add_argument("--vae-steps", type=int, default=1500)
-    parser.add_argument("--joint-steps", type=int, default=16000)
+    parser.add_argument("--vae-steps", type=int, default=350)
+    parser.add_argument("--joint-steps", type=int, default=14000)
     parser.add_argument("--decoder-steps", type=int, default=1000)
-    parser.add_argument("--guidance-steps", type=int, default=1500)
+    parser.add_argument("--guidance-steps", type=int, default=1200)
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
