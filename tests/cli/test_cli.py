@@ -117,6 +117,10 @@ BAD = {
     "no image": (("remake", "none.png"), "does not exist"),
     "not a number": (("generate", "x", "-m", "a", "--steps", "many"), "--steps"),
     "prediction": (("models", "add", "a", "--prediction-type", "x0"), "epsilon or v_prediction"),
+    "a shift without a flow": (
+        ("generate", "x", "-m", "starter-noto", "--shift", "3"),
+        "shift=3.0: has no effect: starter-noto (sd1) is not a rectified flow",
+    ),
     "unknown command": (("generat",), "generat"),
 }
 

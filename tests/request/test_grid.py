@@ -59,6 +59,8 @@ def test_every_kind_of_value() -> None:
     assert (one("steps=5").steps, one("cfg=3.5").cfg, one("seed=9").seed) == (5, 3.5, 9)
     assert one("prompt=red,green").prompt == "green apple"
     assert one("clip-skip=1").clip_skip == 1
+    assert one("shift=3").shift == 3.0
+    assert one("guidance=2.5").guidance == 2.5
 
 
 @pytest.mark.parametrize(

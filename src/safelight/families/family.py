@@ -7,9 +7,10 @@ are recognised. :mod:`safelight.families.registry` finds all families. What comp
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from safelight.families.components import Component, Config, SingleFileComponent
@@ -117,6 +118,25 @@ class Noise:
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
     mu: Callable[[int, int], float] | None = None
     spacing: Literal["uniform", "beta"] = "uniform"
+
+    def with_shift(self, shift: float | None) -> Noise:
+        """Return a flow with this constant shift, and without stretching. None: with its own shift.
+
+        A flow whose shift depends on the size keeps the formula of such a shift, as published schedulers for distilled
+        adapters do (Qwen-Image-Lightning: ``base_shift`` and ``max_shift`` are log(3), ``shift_terminal`` is null).
+        """
+        if shift is None:
+            return self
+        if self.mu is None:
+            return replace(self, settings={**self.settings, "shift": shift})
+        settings = {name: value for name, value in self.settings.items() if name != "shift_terminal"}
+        mu = math.log(shift)
+
+        def constant(tokens: int, steps: int) -> float:
+            del tokens, steps
+            return mu
+
+        return replace(self, settings=settings, mu=constant)
 
 
 @dataclass(frozen=True, slots=True)

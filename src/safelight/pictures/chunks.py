@@ -54,6 +54,8 @@ def parameters(metadata: Mapping[str, Any]) -> str:
     }
     if request.get("guidance") is not None:
         fields["Distilled CFG Scale"] = request["guidance"]
+    if request.get("shift") is not None:
+        fields["Shift"] = request["shift"]
     if request["clip_skip"]:
         fields["Clip skip"] = request["clip_skip"] + 1
     if request.get("image"):

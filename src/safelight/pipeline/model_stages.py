@@ -235,7 +235,8 @@ class ModelStages:
 
     def _sampler_run(self, this_pass: Pass) -> SamplerRun:
         request, model = self._request, self.model
-        noise, multiple = self.family.noise_of(model.variant), self.family.latents.multiple
+        noise = self.family.noise_of(model.variant).with_shift(request.shift)
+        multiple = self.family.latents.multiple
         tokens = (this_pass.width // multiple) * (this_pass.height // multiple)
         return samplers.make(
             noise,

@@ -130,6 +130,16 @@ Resize = Literal["just_resize", "crop_resize", "fill_resize"]
 RESIZES: tuple[Resize, ...] = ("just_resize", "crop_resize", "fill_resize")
 MOST_CONTROLS = 8
 
+CONTROLS_HELP = (
+    "ControlNets, each with a picture. On the command line: NAME:IMAGE, followed by options:"
+    " edges:in.png:pre=canny:weight=0.8:start=0:end=0.6:mode=more_prompt."
+    f" pre: {', '.join(PREPROCESSORS.builtin)}. low= and high= are the preprocessor's thresholds (canny: both;"
+    " threshold: low; blur: high, in hundredths of a pixel)."
+    f" resize: {', '.join(RESIZES)}. mode: {', '.join(CONTROL_MODES)}. type: what the picture shows, for a Union"
+    " (canny, depth, …). Repeat for several."
+)
+"""The help of a request's ``controls``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Control:

@@ -174,6 +174,8 @@ AXES: Mapping[str, Callable[[Request, str, str], Request]] = {
     "schedule": lambda request, value, _: replace(request, schedule=value),  # pyright: ignore[reportArgumentType]
     "steps": _number("steps", int),
     "cfg": _number("cfg", float),
+    "guidance": _number("guidance", float),
+    "shift": _number("shift", float),
     "seed": _number("seed", int),
     "strength": _number("strength", float),
     "clip-skip": _number("clip_skip", int),

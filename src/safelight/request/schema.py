@@ -5,17 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from safelight.request.adapters import (
-    CONTROL_MODES,
-    MOST_CONTROLS,
-    MOST_LORAS,
-    PREPROCESSORS,
-    RESIZES,
-    Control,
-    Embedding,
-    Lora,
-    parse_items,
-)
+from safelight.request.adapters import CONTROLS_HELP, MOST_CONTROLS, MOST_LORAS, Control, Embedding, Lora, parse_items
 from safelight.request.bounds import LEAST_TILE, MOST_COUNT, MOST_HIRES, MOST_REFERENCES, MOST_SEED, MOST_SIDE
 from safelight.request.field import FieldDeclaration, fields_of
 from safelight.request.rules import check_together, read_outpaint, read_references
@@ -23,7 +13,7 @@ from safelight.request.run_settings import Precision
 from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule, describe_few_schedules
 from safelight.request.values import UPSCALERS, PromptSyntax, Seamless
 
-VERSION = 4
+VERSION = 5
 """The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
 or when a default changes."""
 
@@ -298,13 +288,7 @@ class Request:
     controls: Annotated[
         tuple[Control, ...],
         FieldDeclaration(
-            help="ControlNets, each with a picture. On the command line: NAME:IMAGE, followed by options:"
-            " edges:in.png:pre=canny:weight=0.8:start=0:end=0.6:mode=more_prompt. "
-            f"pre: {', '.join(PREPROCESSORS.builtin)}. low= and high= are the preprocessor's thresholds (canny: both;"
-            " threshold: low; blur: high, in hundredths of a pixel). "
-            f"resize: {', '.join(RESIZES)}. "
-            f"mode: {', '.join(CONTROL_MODES)}. type: what the picture shows, for a Union (canny, depth, …). Repeat for"
-            " several.",
+            help=CONTROLS_HELP,
             maximum=MOST_CONTROLS,
             group=START,
             option="--control",
@@ -450,6 +434,18 @@ class Request:
             maximum=100,
             a1111="distilled_cfg_scale",
             since=3,
+        ),
+    ] = None
+    shift: Annotated[
+        float | None,
+        FieldDeclaration(
+            help="Constant shift of a rectified flow's noise levels: above 1, more steps run at high noise. By default"
+            " the model's own.",
+            label="Shift",
+            group=SAMPLING,
+            minimum=0.01,
+            maximum=100,
+            since=5,
         ),
     ] = None
 

@@ -177,6 +177,9 @@ def _check_references(request: Request, model: Model) -> None:
 
 
 def _check_guidance(request: Request, model: Model) -> None:
+    if request.shift is not None and model.family.noise.kind != "flow":
+        problem = f"has no effect: {model.name} ({model.base}) is not a rectified flow; leave it out"
+        raise RequestError("shift", request.shift, problem)
     if request.guidance is not None and not model.has_distilled_guidance:
         problem = f"has no effect: {model.name} ({model.base}, {model.variant}) does not read the scale of distilled"
         raise RequestError("guidance", request.guidance, f"{problem} guidance; leave it out")

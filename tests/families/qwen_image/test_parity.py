@@ -72,6 +72,14 @@ def test_the_shift_follows_the_size(shared_engine: LocalEngine, folder: Path, pi
     assert ours(shared_engine, folder, **size) == theirs(pipe, **size)
 
 
+def test_the_shift_of_a_distilled_adapter(shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
+    """The published scheduler of Qwen-Image-Lightning."""
+    levels = {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
+    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(pipe.scheduler.config) | levels)
+    right = theirs(type(pipe)(**{**pipe.components, "scheduler": scheduler}))
+    assert ours(shared_engine, folder, shift=3.0) == right != ours(shared_engine, folder)
+
+
 @pytest.mark.parametrize("negative", ["", NEGATIVE])
 def test_guidance_keeps_the_norm(negative: str, shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
     assert ours(shared_engine, folder, cfg=4.0, negative=negative) == theirs(pipe, 4.0, negative)

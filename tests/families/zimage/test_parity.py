@@ -60,6 +60,12 @@ def test_text_to_image(shared_engine: LocalEngine, folder: Path, pipe: Any) -> N
     assert ours(shared_engine, folder) == theirs(pipe)
 
 
+def test_another_shift(shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
+    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(pipe.scheduler.config) | {"shift": 5.0})
+    right = theirs(type(pipe)(**{**pipe.components, "scheduler": scheduler}))
+    assert ours(shared_engine, folder, shift=5.0) == right != ours(shared_engine, folder)
+
+
 @pytest.mark.parametrize("negative", ["", "a blurred picture of many green pears"])
 def test_classifier_free_guidance(negative: str, shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
     assert ours(shared_engine, folder, cfg=3.5, negative=negative) == theirs(pipe, 2.5, negative)

@@ -81,7 +81,11 @@ class Form:
                 self._guidance = ui.number(
                     LABELS["guidance"], min=0, max=100, step=0.5, placeholder="the model's own"
                 ).props("outlined dense")
-            self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
+            with ui.element("div").classes("sl-pair"):
+                self._shift = ui.number(
+                    LABELS["shift"], min=0.01, max=100, step=0.5, placeholder="the model's own"
+                ).props("outlined dense")
+                self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
             samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.usable()}
             self._sampler = ui.select(samplers, label=LABELS["sampler"], value="euler").props("outlined dense")
             self._schedule = ui.select(list(SCHEDULES), label=LABELS["schedule"], value="default").props(
@@ -122,6 +126,7 @@ class Form:
                 height=_whole(self._height.value),
                 cfg=self._cfg.value,
                 guidance=self._guidance.value,
+                shift=self._shift.value,
                 sampler=self._sampler.value,
                 schedule=self._schedule.value,
                 count=count,
@@ -143,6 +148,7 @@ class Form:
             "height": self._height,
             "cfg": self._cfg,
             "guidance": self._guidance,
+            "shift": self._shift,
             "count": self._count,
             "sampler": self._sampler,
             "schedule": self._schedule,
@@ -181,6 +187,7 @@ class Form:
         self._height.set_value(request["height"])
         self._cfg.set_value(request["cfg"])
         self._guidance.set_value(request.get("guidance"))
+        self._shift.set_value(request.get("shift"))
         self._sampler.set_value(request["sampler"])
         self._schedule.set_value(request["schedule"])
         self._count.set_value(1)

@@ -113,6 +113,8 @@ def _further(request: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if request.get("guidance") is not None:
         found["Distilled guidance"] = f"{request['guidance']:g}"
+    if request.get("shift") is not None:
+        found["Shift"] = f"{request['shift']:g}"
     if request.get("loras"):
         found["Adapters"] = ", ".join(f"{lora['name']} {lora['strength']:g}" for lora in request["loras"])
     if request.get("embeddings"):
