@@ -44,8 +44,8 @@ def grid(
         str,
         typer.Option(
             help="What varies from left to right, NAME=V1,V2,…: model, lora (NAME:STRENGTH, none, a+b), lora-strength, "
-            "sampler, schedule, steps, cfg, guidance, shift, seed, strength, clip-skip, prompt (a part of it, and its replacements). "
-            "1..4 and 0..1/0.25 are ranges.",
+            "sampler, schedule, steps, cfg, guidance, shift, seed, strength, clip-skip, prompt (a part of it, and its "
+            "replacements). 1..4 and 0..1/0.25 are ranges.",
             show_default=False,
         ),
     ],
