@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.combinations import Files, Least, forks, fresh, job, shuffled
-from support.families import tiny_families
-from support.flow_combinations import FlowFiles
+from support.flow_combinations import FlowFiles, drawing_families
 from support.flow_combinations import job as flow_job
 from support.scale import ALL, times
 
@@ -36,19 +35,19 @@ def seeded() -> random.Random:
 
 def chosen(chance: random.Random, count: int) -> list[str]:
     """Families with rectified flow: ``count``, or fewer if the installed libraries lack them."""
-    return chance.sample(sorted(tiny_families()), min(count, len(tiny_families())))
+    return chance.sample(drawing_families(), min(count, len(drawing_families())))
 
 
-def of_every_family(tiny: Path, folder: Path, root: Path, names: Collection[str] = (), kontext: bool = True) -> Draw:
+def of_every_family(tiny: Path, folder: Path, root: Path, names: Collection[str] = (), editors: bool = True) -> Draw:
     """Draws in turns from SD 1 and SDXL, and from families with rectified flow.
 
     ``names``: of these families; () for all.
-    ``kontext``: see :meth:`FlowFiles.make`.
+    ``editors``: see :meth:`FlowFiles.make`.
     """
     files = Files.make(tiny, folder, root)
-    if not tiny_families():
+    if not drawing_families():
         return lambda chance: job(chance, files)
-    flows = FlowFiles.make(folder / "flows", root, names or tiny_families(), kontext)
+    flows = FlowFiles.make(folder / "flows", root, names or drawing_families(), editors)
     turns = itertools.cycle((lambda chance: flow_job(chance, flows), lambda chance: job(chance, files)))
     return lambda chance: next(turns)(chance)
 
@@ -77,14 +76,14 @@ def tried(root: Path, draw: Draw, chance: random.Random, jobs: int, kinds: int, 
 def test_every_job_is_that_of_a_fresh_process(root: Path, tiny: Path, tmp_path: Path) -> None:
     chance = seeded()
     names = () if ALL else chosen(chance, 2)
-    draw = of_every_family(tiny, tmp_path, root, names, kontext=ALL)
+    draw = of_every_family(tiny, tmp_path, root, names, editors=ALL)
     tried(root, draw, chance, jobs=times(9, 100), kinds=times(4, 30), new=times(0, 1))
 
 
 def test_every_job_is_the_same_with_the_least_memory(root: Path, tiny: Path, tmp_path: Path) -> None:
     chance = seeded()
     names = () if ALL else chosen(chance, 1)
-    draw = of_every_family(tiny, tmp_path, root, names, kontext=ALL)
+    draw = of_every_family(tiny, tmp_path, root, names, editors=ALL)
     tried(root, draw, chance, jobs=times(4, 20), kinds=times(2, 6), new=0, least=True)
 
 

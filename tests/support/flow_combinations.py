@@ -29,7 +29,14 @@ RANK = 2
 CHANGED = 6
 """How many matrices a LoRA changes."""
 
-KONTEXT = "kontext"
+KONTEXT, EDIT = "kontext", "qwen-image-edit"
+EDITORS_SHARE = 0.05
+"""Of all jobs: the models that edit see reference images with a million pixels."""
+
+
+def drawing_families() -> list[str]:
+    """Return the labels of the families that draw from text alone."""
+    return sorted(label for label, tiny in tiny_families().items() if not tiny.references)
 
 
 @dataclass(frozen=True)
@@ -38,20 +45,20 @@ class FlowFiles:
 
     ``models``: names in the library, by family.
     ``loras``, ``nets``: LoRAs and ControlNets, by family.
-    ``kontext``: whether the library has a checkpoint of FLUX.1 Kontext.
+    ``editors``: names of models in the library that edit reference images.
     """
 
     models: dict[str, list[str]]
     loras: dict[str, list[Path]]
     nets: dict[str, Path]
     folder: Path
-    kontext: bool
+    editors: list[str]
 
     @classmethod
-    def make(cls, folder: Path, root: Path, names: Iterable[str], kontext: bool = False) -> FlowFiles:
+    def make(cls, folder: Path, root: Path, names: Iterable[str], editors: bool = False) -> FlowFiles:
         """Write the files of these families into ``folder``, and add the checkpoints to the library under ``root``.
 
-        ``kontext``: FLUX.1 Kontext, too, whose reference images have a million pixels.
+        ``editors``: FLUX.1 Kontext and Qwen-Image-Edit, too.
         """
         folder.mkdir()
         library = Catalog.under(root).library
@@ -61,8 +68,14 @@ class FlowFiles:
             for seed in SEEDS.get(name, (1,)):
                 models.setdefault(name, []).append(f"{name}-{seed}")
                 library.add(tiny.write_folder(folder / f"{name}-{seed}", seed), f"{name}-{seed}", variant=tiny.variant)
-        if kontext:
+        editing: list[str] = []
+        if editors and "flux" in tiny_families():
             library.add(flux.write_folder(folder / KONTEXT, 1, KONTEXT), KONTEXT)
+            editing.append(KONTEXT)
+        if editors and EDIT in tiny_families():
+            tiny = tiny_families()[EDIT]
+            library.add(tiny.write_folder(folder / EDIT, 1), EDIT, variant=tiny.variant)
+            editing.append(EDIT)
         makers = {"flux": lambda: flow_controls.flux_net("latents"), "z-image": lambda: flow_controls.zimage_net("2.1")}
         nets = {
             name: flow_controls.write(folder / f"net-{name}.safetensors", make())
@@ -76,7 +89,7 @@ class FlowFiles:
         mask.save(folder / "mask.png")
         for number, size in enumerate(((64, 64), (70, 65))):
             soft_picture(folder / f"picture{number}.png", size, number)
-        return cls(models, loras, nets, folder, kontext)
+        return cls(models, loras, nets, folder, editing)
 
 
 def write_lora(folder: Path, tiny: TinyFamily, seed: int) -> Path:
@@ -96,8 +109,9 @@ def write_lora(folder: Path, tiny: TinyFamily, seed: int) -> Path:
 
 def job(chance: random.Random, files: FlowFiles) -> Request:
     """A random valid job."""
-    if files.kontext and chance.random() < 0.05:
-        return Request("red apple", KONTEXT, seed=1, steps=2, width=64, height=64, references=(_picture(files, 1),))
+    if files.editors and chance.random() < EDITORS_SHARE:
+        name = chance.choice(files.editors)
+        return Request("red apple", name, seed=1, steps=2, width=64, height=64, references=(_picture(files, 1),))
     name = chance.choice(sorted(files.models))
     tiny, of = tiny_families()[name], files.models[name]
     features = tiny.family.features_of(tiny.variant)
