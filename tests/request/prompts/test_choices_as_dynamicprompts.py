@@ -19,7 +19,7 @@ from dynamicprompts.generators import CombinatorialPromptGenerator, RandomPrompt
 from dynamicprompts.wildcards.item import WildcardItem
 from dynamicprompts.wildcards.values import WildcardValues
 from dynamicprompts.wildcards.wildcard_manager import WildcardManager
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from support.scale import times
 
@@ -264,6 +264,7 @@ def test_a_seed_gives_the_text_of_dynamicprompts(folder: Path, text: str, seed: 
 
 
 @MANY
+@example("__{2$$a|a}__")  # The name has no combination: two different of two equal texts.
 @given(VALID | FAULTY)
 def test_combinations_are_those_of_dynamicprompts(folder: Path, text: str) -> None:
     assume(text.count("$$") < 3)  # Nested, they can take minutes in both.

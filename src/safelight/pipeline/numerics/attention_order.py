@@ -8,6 +8,7 @@ were asked for the same (row ATTENTION 10 of ``docs/corruption.md``). The source
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -32,7 +33,9 @@ _LEAST_CUDNN = 9_15_01
 def read() -> list[int]:
     """Return the present order. Before, torch has made its own choice, so that it does not make it during a job."""
     if torch.cuda.is_initialized():
-        let_torch_choose()
+        # Without free memory, a job on the GPU fails; one on the CPU of a program that has filled its GPU does not.
+        with suppress(torch.OutOfMemoryError):
+            let_torch_choose()
     return _C._get_sdp_priority_order()
 
 

@@ -215,7 +215,12 @@ class Sampling:
         yield from self._texts(PlainText(f"__{name}__"), method)
 
     def _name(self, node: NamedWildcard, method: Method) -> str:
-        return node.name.text if isinstance(node.name, PlainText) else next(self._texts(node.name, method))
+        if isinstance(node.name, PlainText):
+            return node.name.text
+        name = next(self._texts(node.name, method), None)
+        if name is None:
+            raise _without_text(node.name)
+        return name
 
     def _missing(self, name: str) -> UnusableChoiceError:
         file = self._files.folder / f"{name}.txt"
