@@ -72,7 +72,7 @@ def _allowed(field: Field) -> str:
     low = (
         f"above {declared.exclusive_minimum:g}"
         if declared.exclusive_minimum is not None
-        else f"{int(declared.minimum or 0)}"
+        else f"{declared.minimum or 0:g}"
     )
     multiple = f", a multiple of {declared.multiple}" if declared.multiple > 1 else ""
     most = int(declared.maximum) if declared.maximum == int(declared.maximum) else declared.maximum

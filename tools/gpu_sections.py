@@ -134,7 +134,7 @@ def attention(machine: Machine) -> Iterator[Finding]:
                 yield Finding(label, None, missing)
                 continue
             try:
-                with numerics.fixed(os.cpu_count() or 1, 0):
+                with numerics.fixed(os.cpu_count() or 1, 0, machine.device.torch):
                     result = check_kernels([name], dtype, machine.device.torch)[name]
             except ImportError as error:
                 yield Finding(label, None, f"its package is broken: {error}")
@@ -226,7 +226,7 @@ def parity(machine: Machine) -> Iterator[Finding]:
                 continue
             pipe = oracle.pipeline(base, seed).to(machine.device.torch)
             # As exact as Safelight: no TF32, for one.
-            with numerics.fixed(1, 0):
+            with numerics.fixed(1, 0, machine.device.torch):
                 theirs = oracle.pixels(pipe, request.prompt, None, 4, 3, request.guidance_scale)
             yield compared(f"{base} beside diffusers", made, theirs)
     cpu.close()
@@ -443,11 +443,12 @@ def large(machine: Machine) -> Iterator[Finding]:
             digests[label] = next(engine.generate(request)).pixels
             first = time.perf_counter() - start
             figures = timed(machine, partial(make_image, engine, request))
+            again = next(engine.generate(request)).pixels
             moved = engine.memory()["transfers"]["nbytes"]
             times[label] = figures["s"]
             words = f"{size} x {size} pixels, {steps} steps, {engine.resources.run_settings.dtype}"
-        figures = {"first s": first, **figures, "GB to the device in 5 images": moved / GB}
-        same = digests[label] == digests["all in memory"]
+        figures = {"first s": first, **figures, "GB to the device in 6 images": moved / GB}
+        same = digests[label] == again == digests["all in memory"]
         yield Finding(label, same, f"{words}; {'equal pixels' if same else 'the pixels changed'}", figures)
     if machine.diffusers_can_use_it:
         yield from large_by_diffusers(machine, path, (size, steps), digests["all in memory"], times["all in memory"])
@@ -500,7 +501,7 @@ def large_by_diffusers(
         made.append(pipe("a cat", generator=noise, **call).images[0].tobytes())
 
     theirs = timed(machine, make)
-    with numerics.fixed(1, 0):
+    with numerics.fixed(1, 0, machine.device.torch):
         make()
     figures = {**theirs, "Safelight's time / diffusers' time": seconds / theirs["s"]}
     words = f"with Safelight's numeric settings: {compared('', made[-1], right).words()}"

@@ -110,7 +110,8 @@ def test_it_is_added_by_one_command_and_drawn_by_one_in_any_order_with_little_me
     assert f"added {LORA}: lora for qwen-image, fp32" in said.output
     assert "4x.safetensors: is a upscaler" in said.output
     assert "half a download.safetensors: " in said.output
-    models = {row["base"]: row for row in rows(run(root, "models", "list", "--json").output)}
+    listed = rows(run(root, "models", "list", "--json").output)
+    models = {row["base"]: row for row in listed if row["origin"] == "added"}
     names = {base: places["transformer"] for base, places in PLACES.items()}
     mine = {base: models[base] for base in names}
     assert {base: row["name"] for base, row in mine.items()} == names

@@ -123,7 +123,7 @@ def test_what_cannot_be_entered_leaves_all_as_it_was(monkeypatch: pytest.MonkeyP
 
     before = [row.read() for row in ROWS.values()]
     row = NumericSetting("broken", lambda: 0, fails, 1)
-    monkeypatch.setattr(numerics, "numeric_settings", lambda threads: [*ROWS.values(), row])
+    monkeypatch.setattr(numerics, "numeric_settings", lambda threads, device: [*ROWS.values(), row])
     with pytest.raises(RuntimeError, match="broken cannot be set to 1"), numerics.fixed(1, 7):
         pytest.fail("entered")
     assert [row.read() for row in ROWS.values()] == before
@@ -135,26 +135,27 @@ FLASH_FIRST, CUDNN_FIRST = [1, 2, 0, 3, 4], [3, 1, 2, 0, 4]
 
 
 class Hopper:
-    """A GPU on which torch puts cuDNN first, at the process's first attention, and overwrites what is set."""
+    """Stands for a GPU: at its first attention, torch puts cuDNN first, and overwrites what is set."""
+
+    torch = torch.device("cuda", 0)
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cudnn: int = 9_19_00) -> None:
-        self._has_chosen = False
-        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+        self.has_chosen = False
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
         monkeypatch.setattr(attention_order.torch, "zeros", lambda *shape, **_: torch.ones(shape))
         monkeypatch.setattr(attention_order.F, "scaled_dot_product_attention", self.attention)
 
     def attention(self, *_: object) -> list[int]:
         """Compute attention. Returns torch's order, as it is then."""
-        if not self._has_chosen:
-            self._has_chosen = True
+        if not self.has_chosen:
+            self.has_chosen = True
             _C._set_sdp_priority_order(CUDNN_FIRST)
         return _C._get_sdp_priority_order()
 
 
 @pytest.fixture
-def order() -> Iterator[None]:
+def kept_order() -> Iterator[None]:
     before = _C._get_sdp_priority_order()
     attention_order.let_torch_choose.cache_clear()
     yield
@@ -162,28 +163,46 @@ def order() -> Iterator[None]:
     _C._set_sdp_priority_order(before)
 
 
-@pytest.mark.usefixtures("order")
-@pytest.mark.parametrize("cudnn", [9_19_00, 9_10_00])
+@pytest.mark.usefixtures("kept_order")
+@pytest.mark.parametrize(
+    ("cudnn", "variable", "order"),
+    [
+        (9_19_00, {}, CUDNN_FIRST),
+        (9_10_00, {}, FLASH_FIRST),
+        (9_19_00, {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}, FLASH_FIRST),
+    ],
+)
 def test_attention_10_the_first_image_of_a_process_has_the_kernel_of_all_others(
-    monkeypatch: pytest.MonkeyPatch, cudnn: int
+    cudnn: int, variable: dict[str, str], order: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = Hopper(monkeypatch, cudnn)
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
     used: list[list[int]] = []
     for _ in range(2):
-        with numerics.fixed(THREADS, 7):
+        with numerics.fixed(THREADS, 7, gpu.torch):
             used.append(gpu.attention())
             assert numerics.record()["differs"] == {}
-    assert used == [CUDNN_FIRST if cudnn > 9_15_00 else FLASH_FIRST] * 2
+    assert used == [order] * 2
 
 
-@pytest.mark.usefixtures("order")
+@pytest.mark.usefixtures("kept_order")
 def test_attention_10_a_host_s_order_changes_nothing_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Hopper(monkeypatch)
     gpu.attention()
     _C._set_sdp_priority_order(theirs := [0, 2, 1, 3, 4])
-    with numerics.fixed(THREADS, 7):
+    with numerics.fixed(THREADS, 7, gpu.torch):
         assert gpu.attention() == CUDNN_FIRST
     assert _C._get_sdp_priority_order() == theirs
+
+
+@pytest.mark.usefixtures("kept_order")
+def test_attention_10_a_job_on_the_cpu_does_not_touch_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    gpu = Hopper(monkeypatch)
+    with numerics.fixed(THREADS, 7, torch.device("cpu")):
+        assert not gpu.has_chosen
+        assert _C._get_sdp_priority_order() == FLASH_FIRST
 
 
 # --- an older or newer torch ------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_attention_10_an_image_says_what_changed_while_it_was_made(engine: Local
 
     changed = next(engine.generate(ask(), change))
     assert changed.metadata["numerics"]["differs"] == {"nnpack": "False"}
-    assert [text for text in changed.warnings if "nnpack became False" in text]
+    assert [text for text in changed.warnings if "the numeric setting nnpack was False" in text]
     assert not next(engine.generate(ask())).warnings
 
 

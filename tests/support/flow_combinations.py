@@ -143,6 +143,7 @@ def job(chance: random.Random, files: FlowFiles) -> Request:
         seed=chance.randint(0, 3),
         steps=chance.randint(2, 3),
         sampler=chance.choice(("euler", "heun", "dpmpp_2m", "unipc")),
+        shift=chance.choice((None, None, 1.0, 3.0, 100.0)),
         loras=tuple(Lora(str(path), chance.choice((-0.5, 0.3, 1.0))) for path in chosen),
     )
 

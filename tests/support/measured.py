@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ def measure(folder: Path) -> None:
     from safelight.devices.cpu import CPU
     from safelight.devices.simulated import simulated
     from safelight.models.attention import Kernels
+    from safelight.pipeline import numerics
 
+    in_a_job = partial(numerics.fixed, 1, 0)
     with simulated() as device:
-        for kernels in (Kernels(CPU(), folder, nullcontext), Kernels(device, folder, nullcontext)):
+        for kernels in (Kernels(CPU(), folder, in_a_job), Kernels(device, folder, in_a_job)):
             for dtype in (torch.float32, torch.bfloat16):
                 assert kernels.test(["torch-sdp"], dtype)["torch-sdp"].passed
         assert selftest.copy_test_result(device, folder).asynchronous

@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import os
 import signal
+import threading
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -50,6 +51,20 @@ def test_state_02_pixels_are_those_of_a_warm_engine(isolated: IsolatedEngine, en
         assert [image.pixels for image in there] == [image.pixels for image in here]
         assert [image.metadata for image in there] == [image.metadata for image in here]
         assert {progress.image for progress in seen} == {0, 1}
+
+
+def test_the_first_isolated_image_of_a_machine_is_made(tmp_path: Path) -> None:
+    """Kernels have not been tested, and the process that forks must not begin to compute on several threads."""
+    settings = load_settings(tmp_path / "empty", threads=2)
+    made = IsolatedEngine(Catalog.under(settings.root), ForkingRunner(ZYGOTE, settings))
+    late = threading.Timer(60, made.close)
+    late.start()
+    try:
+        assert next(made.generate(Request("red apple", "starter-noto", steps=1)))
+        assert (settings.root / "attention.json").exists()
+    finally:
+        late.cancel()
+        made.close()
 
 
 def test_each_image_is_made_by_a_process_of_its_own(isolated: IsolatedEngine) -> None:

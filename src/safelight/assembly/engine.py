@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import torch
 
 from safelight.assembly import memory_report as report
 from safelight.assembly.library import open_library
@@ -92,7 +95,14 @@ class _RunDecisions:
         self._settings, self._device, self._threads = settings, device, threads
         self._versions = {"safelight": VERSION} | {name: found for name in LIBRARIES if (found := _version(name))}
         self._hardware = choice.hardware(device)
-        self._kernels = Kernels(device, settings.root, partial(numerics.fixed, threads, 0))
+        self._kernels = Kernels(device, settings.root, self._as_in_a_job)
+
+    def _as_in_a_job(self) -> AbstractContextManager[None]:
+        """Return a context in which torch computes as in a job, but on no more threads than the process has now.
+
+        The process that later forks for isolated images has one thread. With more, its forks would wait for ever.
+        """
+        return numerics.fixed(min(self._threads, torch.get_num_threads()), 0, self._device.torch)
 
     def decide(self, precision: Precision, model: Model | None) -> RunSettings:
         """Decide the run settings of a job. ``model``: None for the engine's initial ones, set before any job."""

@@ -124,7 +124,7 @@ class Doctor:
             used.add((own.attention, dtype, own.attention_slice_size))
         names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
         for name, dtype, slice_size in sorted(used, key=lambda one: (one[0], names[one[1]], one[2])):
-            with numerics.fixed(settings.threads, 0):
+            with numerics.fixed(settings.threads, 0, at):
                 tried = attention.check_kernels([name], dtype, at, slice_size)[name]
             what = f"the kernel {name} in {names[dtype]}"
             todo = (

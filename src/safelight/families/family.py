@@ -120,10 +120,11 @@ class Noise:
     spacing: Literal["uniform", "beta"] = "uniform"
 
     def with_shift(self, shift: float | None) -> Noise:
-        """Return a flow with this constant shift, and without stretching. None: with its own shift.
+        """Return a flow with this constant shift. None: with its own.
 
-        A flow whose shift depends on the size keeps the formula of such a shift, as published schedulers for distilled
-        adapters do (Qwen-Image-Lightning: ``base_shift`` and ``max_shift`` are log(3), ``shift_terminal`` is null).
+        If the shift depends on the image's size, ``mu`` becomes log(shift) for every size, and the levels are no longer
+        stretched to ``shift_terminal``. Published schedulers for distilled adapters do so, for example that of
+        Qwen-Image-Lightning with a shift of 3.
         """
         if shift is None:
             return self

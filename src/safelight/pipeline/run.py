@@ -42,7 +42,7 @@ def make_image(contents: Contents, model: Model, resources: Resources, index: in
     job = contents.job.image(index)
     pipeline = ImagePipeline(job, model, contents.refiner, resources, index, on_progress)
     try:
-        with numerics.fixed(resources.run_settings.threads, job.request.seed):
+        with numerics.fixed(resources.run_settings.threads, job.request.seed, resources.device.torch):
             pixels = pipeline.draw()
             state = numerics.record()
     except NotFiniteError:
@@ -99,8 +99,8 @@ def _metadata(pipeline: ImagePipeline) -> dict[str, Any]:
     return stored
 
 
-def _warnings(pipeline: ImagePipeline, changed: Mapping[str, object]) -> tuple[str, ...]:
-    """Return an image's warnings. ``changed``: numeric settings that changed while it was made, and their values."""
+def _warnings(pipeline: ImagePipeline, wrong: Mapping[str, object]) -> tuple[str, ...]:
+    """Return an image's warnings. ``wrong``: numeric settings that did not have Safelight's values, and theirs."""
     request, weighs = pipeline.request, Feature.PROMPT_WEIGHTS in pipeline.model.family.features
     return (
         *(
@@ -112,8 +112,9 @@ def _warnings(pipeline: ImagePipeline, changed: Mapping[str, object]) -> tuple[s
         *(f"suspicious: {mark}; the image may still be correct" for mark in pipeline.marks),
         *(f"repaired: {repair.wrong}; {repair.helped}" for repair in pipeline.repairs),
         *(
-            f"suspicious: {name} became {value} while the image was made; the same request may give other pixels"
-            for name, value in changed.items()
+            f"suspicious: when the image was made, the numeric setting {name} was {value}, which is not Safelight's"
+            " value; the same request may give other pixels"
+            for name, value in wrong.items()
         ),
     )
 

@@ -144,6 +144,8 @@ class FlowSamplerRun(SamplerRun):
             self.scheduler.set_timesteps(sigmas=sigmas, device=device, **more)
         if steps > 1 and self._last_level is not None and not stretches:
             _stretch(self.scheduler, self._last_level)
+        # Some schedulers round timesteps, so that the first ones can be equal. Then they would look for a later one.
+        self._from(0)
 
     def _first_step(self, steps: int, strength: float) -> int:
         # diffusers' pipelines for flows round the other way.

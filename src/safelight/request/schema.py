@@ -439,8 +439,8 @@ class Request:
     shift: Annotated[
         float | None,
         FieldDeclaration(
-            help="Constant shift of a rectified flow's noise levels: above 1, more steps run at high noise. By default"
-            " the model's own.",
+            help="Constant shift of a rectified flow's noise levels: above 1, more steps run at high noise. A model"
+            " that stretches its levels to a last one does not do so then. By default the model's own.",
             label="Shift",
             group=SAMPLING,
             minimum=0.01,

@@ -84,7 +84,7 @@ def check(request: Request, model: Model, inversion_tokens: InversionTokens = NO
     _check_variant(request, model)
     _check_references(request, model)
     _check_extras(request)
-    _check_guidance(request, model)
+    _check_guidance_and_shift(request, model)
     if model.zero_terminal_snr and not SAMPLERS[request.sampler].supports_zero_terminal_snr:
         able = ", ".join(name for name, sampler in SAMPLERS.usable() if sampler.supports_zero_terminal_snr)
         problem = f"cannot begin with pure noise, as {model.name} must (zero terminal SNR); these can: {able}"
@@ -176,7 +176,7 @@ def _check_references(request: Request, model: Model) -> None:
         raise RequestError("references", count, f"{model.name} ({model.base}, {model.variant}) takes {takes} pictures")
 
 
-def _check_guidance(request: Request, model: Model) -> None:
+def _check_guidance_and_shift(request: Request, model: Model) -> None:
     if request.shift is not None and model.family.noise.kind != "flow":
         problem = f"has no effect: {model.name} ({model.base}) is not a rectified flow; leave it out"
         raise RequestError("shift", request.shift, problem)

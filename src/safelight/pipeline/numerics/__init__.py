@@ -51,12 +51,13 @@ Protected by the lock.
 
 
 @contextlib.contextmanager
-def fixed(threads: int, seed: int) -> Generator[None]:
+def fixed(threads: int, seed: int, device: torch.device | None = None) -> Generator[None]:
     """Set the numeric state for a job, and restore the previous state afterwards.
 
     ``threads``: number of threads.
     ``seed``: seed of all global random generators, also of those of devices in use, so that libraries which draw from
     them repeat their numbers.
+    ``device``: where the job computes; None for the CPU.
 
     Within the context every setting of :func:`.table.numeric_settings` has its value. The caller's torch modes,
     autocast and gradients are off.
@@ -67,7 +68,7 @@ def fixed(threads: int, seed: int) -> Generator[None]:
         job_state = _JobState(threads=threads)
         _job_states.append(job_state)
         stack.callback(_job_states.pop)
-        for setting in numeric_settings(threads):
+        for setting in numeric_settings(threads, device):
             if setting.lacks:
                 if setting.required:
                     raise RuntimeError(f"numerics: torch {torch.__version__} has no {', '.join(setting.lacks)}")
@@ -100,6 +101,7 @@ _ENVIRONMENT = (
     "NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE", "TORCH_CUBLASLT_UNIFIED_WORKSPACE",
     "DISABLE_ADDMM_CUDA_LT", "TORCH_CUDNN_V8_API_DISABLED", "TORCH_CUDNN_USE_HEURISTIC_MODE_B",
     "PYTORCH_TUNABLEOP_ENABLED", "PYTORCH_MPS_FAST_MATH", "PYTORCH_MPS_PREFER_METAL", "PYTORCH_ENABLE_MPS_FALLBACK",
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED", "TORCH_CUDNN_SDPA_PREFERRED",
     "PYTORCH_MIOPEN_SUGGEST_NHWC", "ROCM_ALLOW_GROUP_GEMM_CK", "TORCH_ROCM_FA_PREFER_CK",
 )  # fmt: skip
 """Variables that libraries read at their start. The process can no longer set them, so it records them."""

@@ -8,12 +8,14 @@ were asked for the same (row ATTENTION 10 of ``docs/corruption.md``). The source
 
 from __future__ import annotations
 
-from contextlib import suppress
+import os
 from functools import cache
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from safelight.devices.failures import translate_torch_errors
 
 _C: Any = torch._C
 
@@ -24,32 +26,45 @@ _CUDNN = 3
 """cuDNN's number among torch's kernels (``SDPBackend``)."""
 
 _CUDNN_FIRST = ((9, 0), (10, 0))
-"""Compute capabilities on which cuDNN's kernel is the fastest: Hopper and Blackwell, as in torch 2.10 and later."""
+"""Compute capabilities on which torch prefers cuDNN's kernel, because it is the fastest there: Hopper and Blackwell."""
 
+_LEAST_TORCH = (2, 11)
 _LEAST_CUDNN = 9_15_01
-"""Torch does not prefer older versions of cuDNN, because they had errors."""
+"""Older versions of torch do not prefer cuDNN, and cuDNN's older versions had errors."""
+
+DEPRIORITIZED, PREFERRED = "TORCH_CUDNN_SDPA_DEPRIORITIZED", "TORCH_CUDNN_SDPA_PREFERRED"
+"""Torch's variables against cuDNN: the first if it is set, the second if it is 0."""
 
 
-def read() -> list[int]:
-    """Return the present order. Before, torch has made its own choice, so that it does not make it during a job."""
-    if torch.cuda.is_initialized():
-        # Without free memory, a job on the GPU fails; one on the CPU of a program that has filled its GPU does not.
-        with suppress(torch.OutOfMemoryError):
-            let_torch_choose()
+def read(device: torch.device | None) -> list[int]:
+    """Return the present order. Lets torch choose first, so that it does not do so during a job.
+
+    ``device``: where the job computes. Other GPUs of the process are not touched.
+    """
+    if device is not None and device.type == "cuda":
+        let_torch_choose(device)
     return _C._get_sdp_priority_order()
 
 
 @cache
-def let_torch_choose() -> None:
-    """Compute attention on the GPU, once per process."""
-    small = torch.zeros(1, 1, 8, 8, dtype=torch.float16, device="cuda")
-    F.scaled_dot_product_attention(small, small, small)
+def let_torch_choose(device: torch.device) -> None:
+    """Compute attention on a GPU, once per process. Raises OutOfMemoryError or DeviceLostError."""
+    with translate_torch_errors("Computing attention"):
+        small = torch.zeros(1, 1, 8, 8, dtype=torch.float16, device=device)
+        F.scaled_dot_product_attention(small, small, small)
 
 
-def wanted(_found: object) -> list[int]:
-    """Return the order that a job needs on the current GPU: the one that torch chooses, whatever the host has set."""
-    if not torch.cuda.is_initialized() or torch.cuda.get_device_capability() not in _CUDNN_FIRST:
-        return _BUILD
-    if (torch.backends.cudnn.version() or 0) < _LEAST_CUDNN:
-        return _BUILD
-    return [_CUDNN, *(kernel for kernel in _BUILD if kernel != _CUDNN)]
+def wanted(device: torch.device | None) -> list[int]:
+    """Return the order that a job needs: on a GPU the one that torch chooses by itself, whatever the host has set."""
+    return [_CUDNN, *(kernel for kernel in _BUILD if kernel != _CUDNN)] if _prefers_cudnn(device) else _BUILD
+
+
+def _prefers_cudnn(device: torch.device | None) -> bool:
+    if device is None or device.type != "cuda" or os.environ.get(DEPRIORITIZED) or os.environ.get(PREFERRED) == "0":
+        return False
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    return (
+        version >= _LEAST_TORCH
+        and (torch.backends.cudnn.version() or 0) >= _LEAST_CUDNN
+        and torch.cuda.get_device_capability(device) in _CUDNN_FIRST
+    )

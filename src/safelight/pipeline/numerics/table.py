@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -146,8 +147,10 @@ def _opencv() -> list[NumericSetting]:
     )
 
 
-def numeric_settings(threads: int) -> list[NumericSetting]:
+def numeric_settings(threads: int, device: torch.device | None = None) -> list[NumericSetting]:
     """Return all settings of this torch, in the order in which a job sets them.
+
+    ``device``: where the job computes; None for the CPU.
 
     The default tensor type comes after the default dtype, because setting the type also sets the dtype. It is restored
     first.
@@ -230,8 +233,8 @@ def numeric_settings(threads: int) -> list[NumericSetting]:
         _c("sdp.overrideable", True, "_get_overrideable_sdp_enabled", "_set_sdp_use_overrideable"),
         _c("sdp.fa3", False, "_get_fa3_sdp_enabled", "_set_sdp_use_fa3"),
         replace(
-            _c("sdp.order", attention_order.wanted, "_get_sdp_priority_order", "_set_sdp_priority_order"),
-            read=attention_order.read,
+            _c("sdp.order", attention_order.wanted(device), "_get_sdp_priority_order", "_set_sdp_priority_order"),
+            read=partial(attention_order.read, device),
         ),
         _c(
             "sdp.math.reduction",

@@ -82,9 +82,9 @@ class Form:
                     LABELS["guidance"], min=0, max=100, step=0.5, placeholder="the model's own"
                 ).props("outlined dense")
             with ui.element("div").classes("sl-pair"):
-                self._shift = ui.number(
-                    LABELS["shift"], min=0.01, max=100, step=0.5, placeholder="the model's own"
-                ).props("outlined dense")
+                self._shift = ui.number(LABELS["shift"], min=0, max=100, step=0.5, placeholder="the model's own").props(
+                    "outlined dense"
+                )
                 self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
             samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.usable()}
             self._sampler = ui.select(samplers, label=LABELS["sampler"], value="euler").props("outlined dense")
