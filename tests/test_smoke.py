@@ -107,10 +107,10 @@ def test_a_section_that_dies_is_a_finding(tmp_path: Path, monkeypatch: pytest.Mo
         "if sys.argv[-1] == 'hangs': time.sleep(60)\n"
         'print(\'finding {"what": "a", "ok": true, "evidence": "", "section": "sound"}\')\n'
     )
-    monkeypatch.setattr(gpu, "SECTION_SECONDS", 1.5)
+    monkeypatch.setattr(gpu, "SECTION_SECONDS", 1.0)
     found = list(gpu.supervise([sys.executable, str(program)], ["dies", "hangs", "sound"]))
     assert [(one.section, one.ok) for one in found] == [("dies", False), ("hangs", False), ("sound", True)]
-    assert (found[0].evidence, found[1].evidence) == ("its process ended with -11", "stopped after 2 s")
+    assert (found[0].evidence, found[1].evidence) == ("its process ended with -11", "stopped after 1 s")
 
 
 def test_ordering() -> None:

@@ -236,7 +236,7 @@ def test_models_load_beside_an_image_unless_the_device_wants_one_thread(
     def on_progress(_: safelight.Progress) -> None:
         if not beside:
             loading.start()
-            loading.join(2 if turns else 60)
+            loading.join(0.7 if turns else 60)
             beside.append(not loading.is_alive())
 
     next(there.generate(small(tiny), on_progress))
