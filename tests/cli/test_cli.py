@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from safelight.catalog.library import Library
 from safelight.cli import main
-from safelight.errors import SafelightError, StorageError
+from safelight.errors import InputError, SafelightError, StorageError
+from safelight.families.flux.model import Flux
 
 SMALL = ("--steps", "2", "--width", "64", "--height", "64")
 
@@ -151,6 +152,19 @@ def test_demo(run, tmp_path: Path) -> None:
     assert outcome.code == 0
     assert "identical: the first and the last image are the same" in outcome.out
     assert (tmp_path / "demo/sheet.png").exists()
+
+
+def test_a_starter_that_old_libraries_cannot_compute_is_left_out(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> object:
+        raise InputError("diffusers 0.32.0 has no choice of attention: upgrade diffusers")
+
+    monkeypatch.setattr(Flux, "predict", fails)
+    outcome = run("demo", "--out", tmp_path / "demo")
+    assert outcome.code == 0
+    assert "starter-flux is left out: diffusers 0.32.0 has no choice of attention" in outcome.err
+    assert "identical" in outcome.out
 
 
 def test_help_everywhere_with_examples() -> None:

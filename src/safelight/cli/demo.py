@@ -67,8 +67,14 @@ def demo(
         draw(replace(edged, loras=(ink,)), "the same, and ink")
         draw(plain)
     else:
-        for name in [*names, names[0]]:
-            draw(Request(prompt=prompt, model=name))
+        draw(Request(prompt=prompt, model=names[0]))
+        for name in names[1:]:
+            try:
+                draw(Request(prompt=prompt, model=name))
+            except InputError as error:
+                # Old versions of diffusers and transformers cannot compute each family.
+                typer.echo(f"{name} is left out: {error}", err=True)
+        draw(Request(prompt=prompt, model=names[0]))
     path = sheet.save(out)
     first_pixels, last = digests[0], digests[-1]
     typer.echo(f"{path}")
