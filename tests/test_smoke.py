@@ -77,15 +77,17 @@ def test_programs_import(folder: str) -> None:
 
 @pytest.mark.full
 def test_the_report_of_a_gpu(tmp_path: Path) -> None:
-    printed = run("tools/gpu.py", "--device", "simulated", "--folder", str(tmp_path), "--out", str(tmp_path / "out"))
+    places = ("--folder", str(tmp_path), "--out", str(tmp_path / "out"))
+    sections = [f"--section={name}" for name in gpu.ALL]
+    printed = run("tools/gpu.py", "--device", "simulated", *places, *sections)
     assert "0 findings are wrong" in printed
     report = json.loads((tmp_path / "out/simulated.json").read_text())
-    assert {finding["section"] for finding in report["findings"]} == set(gpu.SECTIONS)
+    assert {finding["section"] for finding in report["findings"]} == set(gpu.ALL)
     assert {finding["ok"] for finding in report["findings"]} == {True, None}
     assert (tmp_path / "out/simulated.md").read_text().count("| right |") > 20
 
 
-@pytest.mark.parametrize("section", thinned(["memory", "machine", "switches", "times"]))
+@pytest.mark.parametrize("section", thinned(["memory", "machine", "switches", "times", "large"]))
 def test_sections_of_the_report_of_a_gpu(
     section: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

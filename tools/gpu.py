@@ -3,9 +3,9 @@
 Prints a line for each finding, and writes all of them to ``out/gpu/DEVICE.json`` and ``out/gpu/DEVICE.md``.
 ``docs/gpu.md`` explains each section. The exit code is 1 if a finding is wrong or a section is missing.
 
-Each section (``tools/gpu_sections.py``) has a process of its own, so that what it does to the device and to torch ends
-with it. Nothing is downloaded, and the package need not be installed: a checkout whose dependencies lie on
-``PYTHONPATH`` is enough.
+Each section (``gpu_sections.py``, ``gpu_families.py``) has a process of its own, so that what it does to the device and
+to torch ends with it. Nothing is downloaded, and the package need not be installed: a checkout whose dependencies lie
+on ``PYTHONPATH`` is enough.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from gpu_families import FAMILY_SECTIONS, ON_REQUEST
 from gpu_machine import Finding, Machine
 from gpu_sections import SECTIONS
+
+ALWAYS = {**SECTIONS, **FAMILY_SECTIONS}
+ALL = {**ALWAYS, **ON_REQUEST}
 
 HOME = Path(__file__).resolve().parents[1]
 PATHS = [str(HOME / folder) for folder in ("src", "benchmarks", "tests")]
@@ -48,7 +52,7 @@ def run_section(name: str, machine: Machine) -> None:
         print(EVENT + json.dumps(asdict(finding) | {"section": name}), flush=True)
 
     try:
-        for finding in SECTIONS[name](machine):
+        for finding in ALL[name](machine):
             say(finding)
     except Exception as error:  # noqa: BLE001 - whatever a section raises is what it found
         import traceback
@@ -132,8 +136,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=HOME / "build/gpu", help="for models (8.5 GB) and data")
     parser.add_argument("--out", type=Path, default=HOME / "out/gpu", help="for the reports")
     parser.add_argument("--small", action="store_true", help="tiny models and few repetitions, as for simulated")
-    parser.add_argument("--section", action="append", choices=SECTIONS, help="only this section; may be repeated")
-    parser.add_argument("--run", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--section", action="append", choices=ALL, help="only this section; may be repeated")
+    parser.add_argument("--run", choices=ALL, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     folder = asked.folder.resolve()
     # For this process, and for all that sections start.
@@ -158,7 +162,7 @@ def main() -> None:
     command = [sys.executable, str(Path(__file__).resolve()), "--device", device.name, "--folder", str(folder)]
     command += ["--small"] if small else []
     start, found = time.monotonic(), list[Finding]()
-    for finding in supervise(command, asked.section or list(SECTIONS)):
+    for finding in supervise(command, asked.section or list(ALWAYS)):
         found.append(finding)
         print(finding.line(), flush=True)
         seconds = time.monotonic() - start

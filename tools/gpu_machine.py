@@ -55,6 +55,11 @@ class Machine:
         root.mkdir(parents=True, exist_ok=True)
         return load_settings(root, None, **{"device": self.device.name, **given})
 
+    def weights_within(self, nbytes: float) -> dict[str, float]:
+        """Return the setting that limits the weights where the device computes."""
+        name = "max_cache_vram_gb" if self.device.has_own_memory else "max_cache_ram_gb"
+        return {name: nbytes / (1 << 30)}
+
     @contextlib.contextmanager
     def engine(self, **given: Any) -> Generator[Any]:
         """Open an engine on the device with these settings, and close it at the end of the context."""

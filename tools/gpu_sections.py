@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import statistics
@@ -195,10 +194,8 @@ def streamed(machine: Machine) -> Finding:
     with machine.engine() as engine:
         right = next(engine.generate(request)).pixels_sha256
         nbytes = bytes_in_memory(machine, engine, engine.library.find(path))
-    name = "max_cache_vram_gb" if machine.device.has_own_memory else "max_cache_ram_gb"
     share = 0.9 if machine.small else 0.3
-    limit = share * nbytes / (1 << 30)
-    with machine.engine(**{name: limit}) as engine:
+    with machine.engine(**machine.weights_within(share * nbytes)) as engine:
         made = next(engine.generate(request))
     words = "equal" if made.pixels_sha256 == right else "the pixels changed"
     figures = {"limit GB": share * nbytes / GB, "model GB": nbytes / GB, "s": made.seconds.total}
@@ -237,47 +234,6 @@ def compared(what: str, made: bytes, right: bytes) -> Finding:
     most, count = max(differences), sum(map(bool, differences))
     words = f"{count} of {len(made)} bytes differ; {LEVELS} of 255 levels are allowed" if most else "equal bit for bit"
     return Finding(what, most <= LEVELS, words, {"largest difference in levels": most} if most else {})
-
-
-def families(machine: Machine) -> Iterator[Finding]:
-    """A tiny model of each of today's families: beside the CPU in fp32, and with little memory in the usual dtype."""
-    import pytest
-    from support.families import tiny_families
-
-    rows = tiny_families()
-    for label in list(rows)[:1] if machine.small else list(rows):
-        with pytest.MonkeyPatch.context() as patch_of_row:
-            rows[label].make_references_small(patch_of_row)
-            yield from family(machine, rows[label], label)
-
-
-def family(machine: Machine, row: Any, label: str) -> Iterator[Finding]:
-    from gpu_machine import written
-
-    from safelight.assembly.engine import open_engine
-
-    path = machine.folder / "tiny" / label
-    if not path.exists():
-        written(path, lambda part: row.write_folder(part, 1))
-    device = machine.device
-    cpu = open_engine(machine.settings(device="cpu"))
-    with machine.engine() as engine:
-        model = engine.library.add(path, label, variant=row.variant)
-        request = row.ask(model.name, precision="fp32")
-        made = next(engine.generate(request)).pixels
-        yield compared(f"{label} beside the CPU", made, next(cpu.generate(request)).pixels)
-        cpu.close()
-        right = next(engine.generate(row.ask(model.name)))
-        nbytes = bytes_in_memory(machine, engine, model)
-    limits = {"max_cache_vram_gb" if device.has_own_memory else "max_cache_ram_gb": 0.7 * nbytes / (1 << 30)}
-    with machine.engine(**limits) as engine:
-        changed = 0
-        for _ in range(2):
-            engine.resources.embedding_cache.clear()
-            changed += next(engine.generate(row.ask(model.name))).pixels_sha256 != right.pixels_sha256
-    words = f"{changed} of 2 images changed" if changed else "2 images, both as with all weights in memory"
-    figures = {"limit MB": 0.7 * nbytes / 1e6, "model MB": nbytes / 1e6}
-    yield Finding(f"{label} with streamed weights", not changed, words, figures)
 
 
 def memory(machine: Machine) -> Iterator[Finding]:
@@ -426,86 +382,9 @@ def timed(machine: Machine, make: Callable[[], None]) -> dict[str, float]:
     return figures
 
 
-def large(machine: Machine) -> Iterator[Finding]:
-    """Z-Image in its published size: all in memory, with 6 GB of it, and by diffusers."""
-    import safelight
-
-    size, steps, limit = (64, 2, 0.7 * 0.0353) if machine.small else (1024, 8, 6.0)
-    path, seconds = z_image(machine)
-    yield Finding("Z-Image", None, "the folder is there", {"s": seconds})
-    digests, times = dict[str, bytes](), dict[str, float]()
-    place = "vram" if machine.device.has_own_memory else "ram"
-    for label, limits in (("all in memory", {}), ("little memory", {f"max_cache_{place}_gb": limit / 1.073741824})):
-        with machine.engine(**limits) as engine:
-            name = engine.library.add(path, "z-image", variant="turbo").name
-            request = safelight.Request("a cat", name, steps=steps, seed=1, width=size, height=size)
-            start = time.perf_counter()
-            digests[label] = next(engine.generate(request)).pixels
-            first = time.perf_counter() - start
-            figures = timed(machine, partial(make_image, engine, request))
-            again = next(engine.generate(request)).pixels
-            moved = engine.memory()["transfers"]["nbytes"]
-            times[label] = figures["s"]
-            words = f"{size} x {size} pixels, {steps} steps, {engine.resources.run_settings.dtype}"
-        figures = {"first s": first, **figures, "GB to the device in 6 images": moved / GB}
-        same = digests[label] == again == digests["all in memory"]
-        yield Finding(label, same, f"{words}; {'equal pixels' if same else 'the pixels changed'}", figures)
-    if machine.diffusers_can_use_it:
-        yield from large_by_diffusers(machine, path, (size, steps), digests["all in memory"], times["all in memory"])
-
-
 def make_image(engine: Any, request: Any) -> None:
     engine.resources.embedding_cache.clear()
     next(engine.generate(request))
-
-
-def z_image(machine: Machine) -> tuple[Path, float]:
-    """Return a folder of Z-Image with seeded random weights, and the seconds that writing it took."""
-    from gpu_machine import written
-    from support.families import tiny_families
-
-    from safelight.catalog.published import sizes
-
-    start = time.perf_counter()
-    path = machine.folder / ("tiny/z-image" if machine.small else "z-image")
-    if not path.exists() and machine.small:
-        written(path, lambda part: tiny_families()["z-image"].write_folder(part, 1))
-    elif not path.exists():
-        benchmark: Any = importlib.import_module("families")  # of benchmarks
-        family, configs = sizes()["z-image"]
-        written(path, lambda part: benchmark.write_folder(part, family, configs, 1))
-    return path, time.perf_counter() - start
-
-
-def large_by_diffusers(
-    machine: Machine, path: Path, shape: tuple[int, int], right: bytes, seconds: float
-) -> Iterator[Finding]:
-    """Make the same image by diffusers with the same weights, dtype, noise and scheduler."""
-    import torch
-    from support import zimage
-
-    from safelight.pipeline import numerics
-    from safelight.pipeline.resources import TORCH_DTYPES
-
-    size, steps = shape
-    with machine.engine() as engine:
-        dtype = engine.resources.run_settings.dtype
-    machine.free_caches()
-    pipe = zimage.loaded(path, TORCH_DTYPES[dtype]).to(machine.device.torch)
-    pipe.set_progress_bar_config(disable=True)
-    made: list[bytes] = []
-
-    def make() -> None:
-        noise = torch.Generator("cpu").manual_seed(1)
-        call = {"num_inference_steps": steps, "guidance_scale": 0.0, "width": size, "height": size}
-        made.append(pipe("a cat", generator=noise, **call).images[0].tobytes())
-
-    theirs = timed(machine, make)
-    with numerics.fixed(1, 0, machine.device.torch):
-        make()
-    figures = {**theirs, "Safelight's time / diffusers' time": seconds / theirs["s"]}
-    words = f"with Safelight's numeric settings: {compared('', made[-1], right).words()}"
-    yield Finding("diffusers", None, words, figures)
 
 
 def doctor(machine: Machine) -> Iterator[Finding]:
@@ -527,10 +406,8 @@ SECTIONS: Mapping[str, Section] = {
     "contracts": contracts,
     "switches": switches,
     "parity": parity,
-    "families": families,
     "memory": memory,
     "times": switch_times,
     "generation": generation,
     "doctor": doctor,
-    "large": large,
 }

@@ -66,6 +66,15 @@ def test_another_shift(shared_engine: LocalEngine, folder: Path, pipe: Any) -> N
     assert ours(shared_engine, folder, shift=5.0) == right != ours(shared_engine, folder)
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "unipc"])
+def test_a_shift_with_which_the_first_timesteps_are_equal(
+    sampler: str, shared_engine: LocalEngine, folder: Path
+) -> None:
+    """These schedulers round timesteps, and would look for the second of two that are equal."""
+    few, many = (ours(shared_engine, folder, steps=12, shift=shift, sampler=sampler) for shift in (3.0, 100.0))
+    assert few != many
+
+
 @pytest.mark.parametrize("negative", ["", "a blurred picture of many green pears"])
 def test_classifier_free_guidance(negative: str, shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:
     assert ours(shared_engine, folder, cfg=3.5, negative=negative) == theirs(pipe, 2.5, negative)
