@@ -106,7 +106,7 @@ def write_folder(home: Path, family: Family, configs: Mapping[str, Config], numb
         is_text = role in family.text_encoders
         settings = module.config.to_dict() if is_text else dict(module.config)
         tokenizer = family.component(role).tokenizer
-        if tokenizer is not None:
+        if tokenizer is not None and tokenizer.shipped is None:
             from support.ernie_image import tokenizer_file
 
             (home / tokenizer.place).parent.mkdir(parents=True, exist_ok=True)
@@ -236,9 +236,11 @@ def add_files(root: Path, folder: Path, variant: str) -> Model:
     return catalog.library.add(folder / "diffusion_models/transformer.safetensors", "a", variant=variant)
 
 
-def switch(small: bool) -> list[dict[str, Any]]:
-    """Count the bytes that move at each switch between two models with one text encoder."""
-    names = ("z-image", "flux2-klein-4b")
+def shared_models(small: bool) -> dict[str, dict[str, Config]]:
+    """Return the settings of Z-Image and FLUX.2 klein with a quarter of their layers and the same text encoder.
+
+    The text encoder has all of Qwen3's layers, which klein reads, and a quarter of their width between two matrices.
+    """
     shares = {"layers": 4, "double_layers": 4, "single_layers": 4}
     configs = {
         name: tiny(name)
@@ -247,14 +249,19 @@ def switch(small: bool) -> list[dict[str, Any]]:
             role: narrowed(one, {key: by for key, by in shares.items() if hasattr(one, key) and role != "text_encoder"})
             for role, one in sizes()[name][1].items()
         }
-        for name in names
+        for name in ("z-image", "flux2-klein-4b")
     }
+    shared = configs["flux2-klein-4b"]["text_encoder"]
+    for one in configs.values():
+        one["text_encoder"] = shared if small else narrowed(shared, {"intermediate": 4})
+    return configs
+
+
+def switch(small: bool) -> list[dict[str, Any]]:
+    """Count the bytes that move at each switch between two models with one text encoder."""
+    configs = shared_models(small)
+    names = tuple(configs)
     shared = configs[names[1]]["text_encoder"]
-    if not small:
-        # With all of Qwen3's layers, which klein reads, and a quarter of their width between the two matrices.
-        shared = narrowed(shared, {"intermediate": 4})
-        configs[names[1]]["text_encoder"] = shared
-    configs[names[0]]["text_encoder"] = shared
     klein = write_folder(FOLDER / "switch-klein", sizes()[names[1]][0], configs[names[1]], 1)
     files = FOLDER / "switch-z-image"
     write_files(files, configs[names[0]], 2)

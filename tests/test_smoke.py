@@ -151,6 +151,7 @@ def test_families() -> None:
     assert run("benchmarks/families.py", "--part", "switch", "--tiny").count("| flux2-klein-4b |") == 3
     # Equal pixels under both limits: the program ends with an error otherwise.
     assert "| 10.000 |" in run("benchmarks/families.py", "--part", "real", "--tiny")
+    assert "| Safelight, one fits |" in run("benchmarks/peer_families.py", "--tiny", "--switches", "2")
 
 
 @pytest.mark.parametrize("suspect", thinned(["state", "loading", "attention", "memory"]))

@@ -215,6 +215,12 @@ ROWS = (
         "tests/families/ernie_image/test_parity.py tests/families/ernie_image/test_files.py",
     ),
     Row(
+        "A checkpoint's own tokenizer: each family with T5 or Qwen",
+        "the same model with Safelight's tokenizer, and the rows of its embeddings in the other order",
+        "equal pixels",
+        "tests/families/test_tokenizer_file.py::test_a_checkpoint_s_own_tokenizer_counts",
+    ),
+    Row(
         "Token ids",
         "transformers' CLIP tokenizer",
         "equal, for 300 random texts",

@@ -213,8 +213,8 @@ def data_picture(number: int) -> str:
 
 
 def copy_tokenizer(component: Component, folder: Path, place: Path) -> None:
-    """Copy the tokenizer of a text encoder from a diffusers folder, if it has one of its own."""
-    if component.tokenizer is not None:
+    """Copy the tokenizer of a text encoder from a diffusers folder, if Safelight has none for it."""
+    if component.tokenizer is not None and component.tokenizer.shipped is None:
         shutil.copy(folder / component.tokenizer.place, place / Path(component.tokenizer.place).name)
 
 

@@ -22,7 +22,7 @@ from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from safelight.families.components import Config
 from safelight.families.flux.transformer import FluxConfig
-from safelight.families.parts import t5_model
+from safelight.families.parts import t5
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.t5 import T5Config
 from safelight.families.parts.vae import VAEConfig
@@ -73,7 +73,7 @@ def modules(seed: int = 0, variant: str = "dev") -> dict[str, nn.Module]:
 def t5_tokenizer() -> Any:
     """T5's tokenizer as transformers loads it."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        file.write(gzip.decompress(t5_model.TOKENIZER.read_bytes()))
+        file.write(gzip.decompress(t5.SHIPPED.path.read_bytes()))
         file.flush()
         return PreTrainedTokenizerFast(
             tokenizer_file=file.name, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=512

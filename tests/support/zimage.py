@@ -21,7 +21,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3RMSNorm
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 from safelight.families.components import Config
-from safelight.families.parts import qwen3_model
+from safelight.families.parts import qwen3
 from safelight.families.parts.qwen3 import Qwen3Config
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.zimage.transformer import ZImageConfig
@@ -57,7 +57,7 @@ def modules(seed: int = 0) -> dict[str, nn.Module]:
 def tokenizer() -> Any:
     """Qwen3's tokenizer as transformers loads it, with the published chat template."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        file.write(gzip.decompress(qwen3_model.TOKENIZER.read_bytes()))
+        file.write(gzip.decompress(qwen3.SHIPPED.path.read_bytes()))
         file.flush()
         made = PreTrainedTokenizerFast(
             tokenizer_file=file.name, pad_token="<|endoftext|>", eos_token="<|im_end|>", padding_side="right"

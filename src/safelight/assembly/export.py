@@ -55,7 +55,9 @@ def to_diffusers(model: Model, folder: Path) -> None:
         for role in roles:
             module = _module(model.family, model.manifest.component(role))
             index[role] = (exports.library_of(module), type(module).__name__)
-            saved = family_model(model.family).save_tokenizer(model.family, role, temporary)
+            own = model.manifest.component(role).tokenizer
+            computing = family_model(model.family).with_tokenizer(None if own is None else own.read())
+            saved = computing.save_tokenizer(model.family, role, temporary)
             if saved is not None:
                 index[saved[0]] = ("transformers", saved[1])
         scheduler = _scheduler(model)

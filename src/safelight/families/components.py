@@ -1,4 +1,4 @@
-"""The components of a family: the settings of their architectures, their tokenizers, and where files have them.
+"""The components of a family: the settings of their architectures, and where files have them.
 
 No torch here.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from safelight.families.tables import Shapes, TensorRow, TensorSource
+from safelight.families.tokenizer_file import TokenizerFile
 from safelight.request.adapters import Purpose
 
 
@@ -98,36 +98,6 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizerFile:
-    """The tokenizer of a text encoder, in a file beside its weights: a ``tokenizer.json`` of the package tokenizers.
-
-    ``place``: its path in a diffusers folder.
-    ``source``: where it comes from, for the error of a checkpoint without it.
-    """
-
-    place: str
-    source: str
-
-    def candidates(self, weights: Path) -> tuple[Path, ...]:
-        """Return where the file may be, the best place first. ``weights``: a diffusers folder, or a file of weights."""
-        if weights.is_dir():
-            return (weights / self.place,)
-        name = Path(self.place).name
-        return tuple(weights.parent / one for one in (f"{weights.stem}.{name}", name, self.place))
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerContent:
-    """The content of a checkpoint's own tokenizer file. Two of them are equal if their digests are.
-
-    ``digest``: BLAKE3 in hex.
-    """
-
-    digest: str
-    data: bytes = field(compare=False)
-
-
-@dataclass(frozen=True, slots=True)
 class Component:
     """A component of a family.
 
@@ -142,7 +112,7 @@ class Component:
     ``block_of``: names the block that contains a module, from the module's names in files; for block weights.
     ``is_unread``: says whether the family never reads a tensor, by its name in the module. None if it reads all.
     ``overflows_in_fp16``: it computes in fp32 where the others compute in fp16.
-    ``tokenizer``: of a text encoder whose tokenizer is not a part of Safelight; None for others.
+    ``tokenizer``: of a text encoder; None for others.
     ``variants``: the variants whose checkpoints have it; empty for all.
     ``within``: the role of the component whose folder and files also have this one's tensors; "" for files of its own.
     ``found_in``: which files have it, for the error of a checkpoint without it; "" if its role says that.

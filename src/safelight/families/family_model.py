@@ -5,6 +5,7 @@ The pipeline calls these; it knows no family. A family's ``model.py`` has an ins
 
 from __future__ import annotations
 
+import copy
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,9 @@ from torch import nn
 
 from safelight.boundary import pictures
 from safelight.boundary.pictures import EncodedPicture
-from safelight.families.components import Config, TokenizerContent
+from safelight.families.components import Config
 from safelight.families.family import Family, Latents
+from safelight.families.tokenizer_file import TokenizerContent
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
 
@@ -130,9 +132,16 @@ class ReferencePrompts(ABC):
     """Prompts that a family's only text encoder reads together with the reference images."""
 
     @abstractmethod
-    def text_inputs(self, variant: str, texts: Sequence[PromptText], references: Sequence[Reference]) -> TextInputs:
+    def text_inputs(
+        self,
+        variant: str,
+        texts: Sequence[PromptText],
+        references: Sequence[Reference],
+        tokenizer: TokenizerContent | None,
+    ) -> TextInputs:
         """Tokenize texts that follow the reference images. Their keys have the digests of these.
 
+        ``tokenizer``: that of the checkpoint; None for Safelight's.
         Raises RequestError.
         """
 
@@ -152,6 +161,9 @@ class ReferencePrompts(ABC):
 
 class FamilyModel(ABC):
     """The computing side of a family."""
+
+    own_tokenizer: TokenizerContent | None = None
+    """The tokenizer of the checkpoint's text encoder; None for Safelight's. :meth:`with_tokenizer` sets it."""
 
     reference_prompts: ReferencePrompts | None = None
     """None for a family whose text encoders do not see reference images."""
@@ -189,12 +201,12 @@ class FamilyModel(ABC):
         return None
 
     def with_tokenizer(self, tokenizer: TokenizerContent | None) -> FamilyModel:
-        """Return the family with the tokenizer of a checkpoint. By default, itself: its tokenizer is Safelight's.
-
-        ``tokenizer``: None for a text encoder without a tokenizer file.
-        """
-        del tokenizer
-        return self
+        """Return the family with the tokenizer of a text encoder. ``tokenizer``: None for Safelight's."""
+        if tokenizer is None:
+            return self
+        other = copy.copy(self)
+        other.own_tokenizer = tokenizer
+        return other
 
     @abstractmethod
     def text_inputs(

@@ -23,6 +23,7 @@ from safelight.families.family_model import (
     family_model,
 )
 from safelight.families.features import Feature
+from safelight.families.tokenizer_file import TokenizerContent
 from safelight.pipeline.denoise import ConditionsByStep
 from safelight.pipeline.guidance import Condition
 from safelight.request.prompts.editing import prompt_per_step_of
@@ -107,10 +108,9 @@ class TextEncoderCall:
     def inputs(self, texts: Sequence[PromptText]) -> TextInputs:
         """Tokenize texts. Raises RequestError for what cannot be parsed."""
         if (prompts := self._reference_prompts) is not None:
-            return prompts.text_inputs(self.variant, texts, self.references)
-        model = family_model(self.family)
-        own = None if self.component.tokenizer is None else self.component.tokenizer.read()
-        return model.with_tokenizer(own).text_inputs(self.family, self.role, self.request, texts, self.inversion_tokens)
+            return prompts.text_inputs(self.variant, texts, self.references, self._tokenizer)
+        model = family_model(self.family).with_tokenizer(self._tokenizer)
+        return model.text_inputs(self.family, self.role, self.request, texts, self.inversion_tokens)
 
     def encode(
         self,
@@ -127,7 +127,7 @@ class TextEncoderCall:
         del leases
         if (prompts := self._reference_prompts) is not None:
             return prompts.encode_texts(modules[0], inputs, seen, device)
-        model = family_model(self.family)
+        model = family_model(self.family).with_tokenizer(self._tokenizer)
         return model.encode_texts(
             self.family, self.role, modules[0], self.request, inputs, self.inversion_tokens, device
         )
@@ -138,6 +138,10 @@ class TextEncoderCall:
         prompts = self._reference_prompts
         assert prompts is not None
         return prompts.see(modules[0], self.references, device)
+
+    @property
+    def _tokenizer(self) -> TokenizerContent | None:
+        return None if self.component.tokenizer is None else self.component.tokenizer.read()
 
     @property
     def _reference_prompts(self) -> ReferencePrompts | None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import IncompleteModelError, UnsupportedModelError
-from safelight.families.components import Component, Config, SingleFileComponent, TokenizerFile
+from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.family import Family
 from safelight.families.tables import NotThisArchitecture, TensorRow, TensorSource
+from safelight.families.tokenizer_file import TokenizerFile
 from safelight.files.header import Header, TensorInfo
 from safelight.request.adapters import Purpose
 from safelight.weights.wrong_shapes import RecordedShapes, find_misleading
@@ -64,7 +65,7 @@ class ComponentLayout:
 
     ``role``: its name in records.
     ``tensors``: in the order in which a forward pass uses them.
-    ``tokenizer``: the tokenizer that must be beside the weights; None if there is none.
+    ``tokenizer``: where the tokenizer of a text encoder is; None for others.
     ``home``: the folder or file of the checkpoint.
     """
 
@@ -75,15 +76,8 @@ class ComponentLayout:
     home: Path = Path()
 
     def tokenizer_path(self) -> Path | None:
-        """Return the path of the tokenizer file. Raises UnsupportedModelError if it is not there."""
-        if self.tokenizer is None:
-            return None
-        places = self.tokenizer.candidates(self.home)
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            missing, source = " or ".join(map(str, places)), self.tokenizer.source
-            raise UnsupportedModelError(self.home, f"has no tokenizer: put {missing} there, which comes from {source}")
-        return found
+        """Return the path of the checkpoint's own tokenizer, None if it needs none. Raises UnsupportedModelError."""
+        return None if self.tokenizer is None else self.tokenizer.own(self.home)
 
     @property
     def nbytes(self) -> int:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from safelight.errors import CorruptFileError, IntegrityError
-from safelight.families.components import Config, TokenizerContent
+from safelight.families.components import Config
 from safelight.families.registry import architectures
+from safelight.families.tokenizer_file import TokenizerContent, read_file
 from safelight.files.disk import open_regular
 from safelight.files.header import ITEM_BYTES
 from safelight.weights.adapter_mapping import AdapterConfig
@@ -83,16 +84,10 @@ class ManifestTokenizer:
 
     def read(self) -> TokenizerContent:
         """Read the file. Raises IntegrityError if its content changed, UnreadableFileError if it cannot be read."""
-        data = _read_file(self.path)
+        data = read_file(self.path)
         if hash_bytes(data) != self.digest:
             raise IntegrityError(self.path, "", "its content changed", "Put the right file back, or add it again.")
         return TokenizerContent(self.digest, data)
-
-
-def _read_file(path: Path) -> bytes:
-    descriptor, _ = open_regular(path)
-    with open(descriptor, "rb") as file:
-        return file.read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +96,7 @@ class ComponentManifest:
 
     ``tensors``: in the order in which a forward pass uses them.
     ``digest``: BLAKE3 in hex, of the tensors and the tokenizer.
-    ``tokenizer``: of a text encoder that has its own; None for other components.
+    ``tokenizer``: of a text encoder whose tokenizer is not the shipped one; None for other components.
     """
 
     role: str
@@ -155,7 +150,7 @@ def hash_components(
     ``watched``: more files and folders to record, whose changes mean that the checkpoint may have changed.
 
     Raises CorruptFileError if a file is cut off, holds NaN or infinity, or changes while it is read.
-    Raises UnsupportedModelError if a tokenizer is not there.
+    Raises UnsupportedModelError if a tokenizer is not there or cannot be used.
     """
     paths = sorted({tensor.path for component in components for tensor in component.tensors})
     tokenizers = dict.fromkeys(path for one in components if (path := one.tokenizer_path()) is not None)
@@ -188,7 +183,7 @@ def _hash_component(
         digester.blake3.update(repr((component.config.scaled, component.config.scales)).encode())
     tokenizer = None
     if (path := component.tokenizer_path()) is not None:
-        tokenizer = ManifestTokenizer(path, hash_bytes(_read_file(path)))
+        tokenizer = ManifestTokenizer(path, hash_bytes(read_file(path)))
         digester.blake3.update(f"tokenizer {tokenizer.digest}".encode())
     tensors = [
         ManifestTensor(

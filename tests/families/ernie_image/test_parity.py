@@ -19,9 +19,9 @@ from support.scale import thinned
 
 import safelight
 from safelight.errors import IntegrityError, RequestError, UnsupportedModelError
-from safelight.families.components import TokenizerContent
 from safelight.families.family_model import PromptText
 from safelight.families.parts import ministral3_model
+from safelight.families.tokenizer_file import TokenizerContent
 from safelight.pipeline.noise import draw_seeded_noise
 from safelight.resolve.resolve import with_defaults
 from safelight.workers.local_engine import LocalEngine

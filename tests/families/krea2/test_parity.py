@@ -189,7 +189,7 @@ def test_token_ids(prompt: str, pipe: Any) -> None:
     found = pipe.tokenizer(BEGINNING + prompt, truncation=True, max_length=MOST_TOKENS).input_ids
     assert pipe.prompt_template_encode_prefix == BEGINNING
     assert pipe.prompt_template_encode_suffix == ENDING
-    assert qwen3_model.tokens_of(BEGINNING + prompt, MOST_TOKENS)[0] == found
+    assert qwen3_model.tokens_of(BEGINNING + prompt, MOST_TOKENS, qwen3_model.tokenizer())[0] == found
 
 
 def test_a_long_prompt_is_cut_and_said(shared_engine: LocalEngine, turbo: Path, turbo_pipe: Any) -> None:

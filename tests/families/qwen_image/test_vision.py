@@ -98,7 +98,7 @@ def test_the_template_has_as_many_tokens_as_are_left_out() -> None:
 def test_what_is_cut_off_is_the_end_of_the_prompt() -> None:
     references = [Reference("0", Image.new("RGB", (160, 96)))]
     texts = [PromptText("prompt", "apple" + " apple" * (count - 1)) for count in (1000, 2000)]
-    inputs = editing.EditPrompts().text_inputs(EDIT, texts, references)
+    inputs = editing.EditPrompts().text_inputs(EDIT, texts, references, None)
     [left] = inputs.cut.values()
     # One token each for the picture and its two marks.
     assert len(left.split()) == 2000 - (editing.PROMPT_TOKENS - 3)

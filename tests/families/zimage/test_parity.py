@@ -169,7 +169,7 @@ def test_token_ids(prompt: str, thinking: bool) -> None:
     other = zimage.tokenizer()
     text = other.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
     assert qwen3_model.chat(prompt, thinking) == text
-    assert qwen3_model.tokens_of(text, 512) == (other(text).input_ids, "")
+    assert qwen3_model.tokens_of(text, 512, qwen3_model.tokenizer()) == (other(text).input_ids, "")
 
 
 def test_a_long_prompt_is_cut_and_said(shared_engine: LocalEngine, folder: Path, pipe: Any) -> None:

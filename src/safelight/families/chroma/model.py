@@ -16,10 +16,11 @@ from safelight.families.chroma.transformer import ChromaConfig
 from safelight.families.components import Config
 from safelight.families.family import Family, Latents
 from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
-from safelight.families.parts import t5_model
+from safelight.families.parts import t5, t5_model
 from safelight.families.parts.flux_blocks import TEXT_TOKENS
 from safelight.families.parts.sequences import image_positions, pack, unpack
 from safelight.families.parts.t5 import T5Config
+from safelight.families.parts.tokenizer import content
 from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.parts.vae_model import autoencoder
@@ -68,7 +69,7 @@ class Chroma(FamilyModel):
     def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
         if role not in family.text_encoders:
             return None
-        exports.save_t5_tokenizer(folder / "tokenizer", t5_model.tokenizer().to_str(), TEXT_TOKENS)
+        exports.save_t5_tokenizer(folder / "tokenizer", content(t5.SHIPPED, self.own_tokenizer), TEXT_TOKENS)
         return "tokenizer", "T5Tokenizer"
 
     def text_inputs(
@@ -80,7 +81,7 @@ class Chroma(FamilyModel):
         inversion_tokens: InversionTokens,
     ) -> TextInputs:
         del family, role, request, inversion_tokens
-        read = {pair: t5_model.tokens_of(pair.text, TEXT_TOKENS) for pair in texts}
+        read = {pair: t5_model.tokens_of(pair.text, TEXT_TOKENS, self.own_tokenizer) for pair in texts}
         return TextInputs(
             {pair: TextInput(ids, json.dumps(ids)) for pair, (ids, _) in read.items()},
             cut={pair: cut for pair, (_, cut) in read.items() if cut},

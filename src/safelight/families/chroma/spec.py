@@ -18,6 +18,7 @@ from safelight.families.parts.tokens import axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.rules import rule
 from safelight.families.tables import is_architecture, reason_by_component
+from safelight.families.tokenizer_file import TokenizerFile
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
@@ -89,6 +90,7 @@ CHROMA = Family(
             lora_prefixes=("lora_te_", "lora_te3_"),
             lora_paths=("text_encoders.t5xxl.transformer.",),
             overflows_in_fp16=True,
+            tokenizer=TokenizerFile("tokenizer/tokenizer.json", shipped=t5.SHIPPED),
         ),
         Component(
             "transformer",

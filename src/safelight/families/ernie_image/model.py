@@ -10,11 +10,11 @@ from torch import nn
 
 from safelight.boundary import modules
 from safelight.boundary.pictures import EncodedPicture
-from safelight.families.components import Config, TokenizerContent
+from safelight.families.components import Config
 from safelight.families.ernie_image.spec import NORM_EPS, ROPE_THETA, axes
 from safelight.families.ernie_image.transformer import ErnieImageConfig
 from safelight.families.family import Family, Latents
-from safelight.families.family_model import Call, FamilyModel, PromptText, Tensors, TextInput, TextInputs
+from safelight.families.family_model import Call, PromptText, Tensors, TextInput, TextInputs
 from safelight.families.parts import flux2_vae_model, ministral3_model
 from safelight.families.parts.flux2_vae import Flux2VAEConfig
 from safelight.families.parts.ministral3 import Ministral3Config
@@ -31,12 +31,9 @@ pipeline does not read either."""
 
 
 class ErnieImage(RotaryFamilyModel):
-    """Computes ERNIE-Image. ``tokenizer``: the checkpoint's own."""
+    """Computes ERNIE-Image."""
 
     rotary_frequencies = staticmethod(ministral3_model.frequencies)
-
-    def __init__(self, tokenizer: TokenizerContent | None = None) -> None:
-        self._tokenizer = tokenizer
 
     def build(self, family: Family, config: Config, attention: str) -> nn.Module:
         del family, attention
@@ -61,9 +58,6 @@ class ErnieImage(RotaryFamilyModel):
             case _:
                 raise ValueError(config)
 
-    def with_tokenizer(self, tokenizer: TokenizerContent | None) -> FamilyModel:
-        return ErnieImage(tokenizer)
-
     def text_inputs(
         self,
         family: Family,
@@ -73,8 +67,8 @@ class ErnieImage(RotaryFamilyModel):
         inversion_tokens: InversionTokens,
     ) -> TextInputs:
         del family, role, request, inversion_tokens
-        assert self._tokenizer is not None, "a checkpoint of this family has a tokenizer"
-        return ministral3_model.text_inputs(self._tokenizer, texts)
+        assert self.own_tokenizer is not None, "a checkpoint of this family has a tokenizer"
+        return ministral3_model.text_inputs(self.own_tokenizer, texts)
 
     def encode_texts(
         self,

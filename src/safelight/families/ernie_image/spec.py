@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from safelight.errors import UnsupportedModelError
-from safelight.families.components import Component, Config, SingleFileComponent, TokenizerFile
+from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.ernie_image import transformer
 from safelight.families.ernie_image.transformer import ErnieImageConfig
 from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
@@ -18,6 +18,7 @@ from safelight.families.parts.language_model import counts_for_layer_number
 from safelight.families.parts.ministral3 import Ministral3Config
 from safelight.families.rules import KindRule, rule
 from safelight.families.tables import is_architecture, reason_by_component, without_prefix
+from safelight.families.tokenizer_file import TokenizerFile
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 

@@ -28,10 +28,11 @@ from safelight.families.family_model import (
 )
 from safelight.families.flux.controlnet import HINT_WIDTH, UNION_TYPES, FluxControlNetConfig
 from safelight.families.flux.transformer import FluxConfig
-from safelight.families.parts import clip_model, t5_model
+from safelight.families.parts import clip_model, t5, t5_model
 from safelight.families.parts.clip import CLIPConfig
 from safelight.families.parts.sequences import image_positions, lengthen, pack, unpack
 from safelight.families.parts.t5 import T5Config
+from safelight.families.parts.tokenizer import content
 from safelight.families.parts.tokens import PATCH, axes
 from safelight.families.parts.vae import VAEConfig
 from safelight.families.parts.vae_model import autoencoder
@@ -83,7 +84,7 @@ class Flux(FamilyModel):
         if role == "text_encoder":
             exports.save_tokenizer(folder / name, tokens.VOCABULARY, "<|endoftext|>")
             return name, "CLIPTokenizer"
-        exports.save_t5_tokenizer(folder / name, t5_model.tokenizer().to_str(), T5_TOKENS)
+        exports.save_t5_tokenizer(folder / name, content(t5.SHIPPED, self.own_tokenizer), T5_TOKENS)
         return name, "T5Tokenizer"
 
     def text_inputs(
@@ -99,7 +100,9 @@ class Flux(FamilyModel):
         length = SCHNELL_T5_TOKENS if request.guidance is None else T5_TOKENS
         # CLIP gives no more than the pooled output, so what it leaves out is not worth a warning.
         read = {
-            pair: (clip_tokens(pair.text), "") if role == "text_encoder" else t5_model.tokens_of(pair.text, length)
+            pair: (clip_tokens(pair.text), "")
+            if role == "text_encoder"
+            else t5_model.tokens_of(pair.text, length, self.own_tokenizer)
             for pair in texts
         }
         return TextInputs(

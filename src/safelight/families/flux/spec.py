@@ -29,6 +29,7 @@ from safelight.families.parts.vae import VAEConfig
 from safelight.families.references import References, Size
 from safelight.families.rules import rule
 from safelight.families.tables import NotThisArchitecture, Shapes, is_architecture, reason_by_component
+from safelight.families.tokenizer_file import TokenizerFile
 from safelight.files.folder import Folder
 from safelight.request.adapters import Purpose
 
@@ -164,6 +165,7 @@ FLUX = Family(
             lora_prefixes=("lora_te1_", "lora_te_"),
             lora_paths=("text_encoders.clip_l.transformer.",),
             optional_prefix="text_model.",
+            tokenizer=clip.tokenizer(),
         ),
         Component(
             "text_encoder_2",
@@ -174,6 +176,7 @@ FLUX = Family(
             lora_prefixes=("lora_te2_", "lora_te3_"),
             lora_paths=("text_encoders.t5xxl.transformer.",),
             overflows_in_fp16=True,
+            tokenizer=TokenizerFile("tokenizer_2/tokenizer.json", shipped=t5.SHIPPED),
         ),
         Component(
             "transformer",

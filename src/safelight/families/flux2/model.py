@@ -64,7 +64,7 @@ class Flux2(RotaryFamilyModel):
                 raise ValueError(config)
 
     def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
-        return qwen3_model.save_tokenizer(folder) if role in family.text_encoders else None
+        return qwen3_model.save_tokenizer(folder, self.own_tokenizer) if role in family.text_encoders else None
 
     def text_inputs(
         self,
@@ -75,7 +75,7 @@ class Flux2(RotaryFamilyModel):
         inversion_tokens: InversionTokens,
     ) -> TextInputs:
         del family, role, request, inversion_tokens
-        return qwen3_model.text_inputs(texts, thinking=False, most=TOKENS)
+        return qwen3_model.text_inputs(texts, thinking=False, most=TOKENS, own=self.own_tokenizer)
 
     def encode_texts(
         self,

@@ -159,6 +159,7 @@ FLUX2_KLEIN = Family(
             Qwen3Config(151936, 2560, 9728, 36 - qwen3.UNREAD_LAYERS, 32, 8, 128),
             # The layers after the 27th are in the table because Z-Image reads them.
             is_unread=partial(is_in_layer_after, after=TEXT_LAYERS[-1]),
+            tokenizer=qwen3.TOKENIZER,
         ),
         Component(
             "transformer",

@@ -18,6 +18,7 @@ from safelight.families.family_model import Call, PromptText, Tensors, TextInput
 from safelight.families.krea2.spec import NORM_EPS, ROPE_THETA, axes, text_layers
 from safelight.families.krea2.transformer import TEXT_TOKENS, Krea2Config
 from safelight.families.parts import qwen3_model, qwen3_vl_model, qwen_vae_model
+from safelight.families.parts.qwen3 import PAD
 from safelight.families.parts.qwen3_vl import Qwen3VLConfig
 from safelight.families.parts.qwen_chat import BEGINNING, BEGINNING_TOKENS, ENDING, ENDING_TOKENS
 from safelight.families.parts.qwen_vae import QwenVAEConfig
@@ -77,7 +78,8 @@ class Krea2(RotaryFamilyModel):
         inversion_tokens: InversionTokens,
     ) -> TextInputs:
         del family, role, request, inversion_tokens
-        read = {pair: qwen3_model.tokens_of(BEGINNING + pair.text, MOST_TOKENS) for pair in texts}
+        by = qwen3_model.tokenizer(self.own_tokenizer)
+        read = {pair: qwen3_model.tokens_of(BEGINNING + pair.text, MOST_TOKENS, by) for pair in texts}
         return TextInputs(
             {pair: TextInput(ids, json.dumps(ids)) for pair, (ids, _) in read.items()},
             cut={pair: cut for pair, (_, cut) in read.items() if cut},
@@ -95,13 +97,13 @@ class Krea2(RotaryFamilyModel):
     ) -> list[Tensors]:
         """Return the hidden states of the prompt and the template's end, (1, n, layers, width), without the padding."""
         del family, role, request, inversion_tokens
-        ending, _ = qwen3_model.tokens_of(ENDING, ENDING_TOKENS)
+        ending, _ = qwen3_model.tokens_of(ENDING, ENDING_TOKENS, qwen3_model.tokenizer(self.own_tokenizer))
         layers = text_layers(len(cast("Any", module).layers))
         found: list[Tensors] = []
         for one in inputs:
             ids: list[int] = one.value
             padding = MOST_TOKENS - len(ids)
-            tokens = torch.tensor([[*ids, *[qwen3_model.PAD] * padding, *ending]], device=device)
+            tokens = torch.tensor([[*ids, *[PAD] * padding, *ending]], device=device)
             mask = _mask(MOST_TOKENS + ENDING_TOKENS, len(ids)).to(device)
             states = qwen3_vl_model.states_at(module, tokens, mask, layers)
             read = mask.clone()

@@ -12,6 +12,17 @@ from typing import ClassVar
 
 from safelight.families.components import Config
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, TensorSource, count_indexed, row
+from safelight.families.tokenizer_file import ShippedTokenizer, TokenizerFile
+from safelight.request.prompts.tokens import VOCABULARY
+
+
+def tokenizer(role: str = "text_encoder") -> TokenizerFile:
+    """Return where a checkpoint has the tokenizer of a CLIP. ``role``: that of the text encoder."""
+    return TokenizerFile(f"{role.replace('text_encoder', 'tokenizer')}/tokenizer.json", shipped=_SHIPPED)
+
+
+_SHIPPED = ShippedTokenizer("CLIP", VOCABULARY, replaceable=False)
+# The grammars of prompts count CLIP's tokens before the checkpoint is known.
 
 PATTERN = r"(text_model\.)?embeddings\.(token|position)_embedding\."
 """Matches tensors that a CLIP in a file of its own has."""

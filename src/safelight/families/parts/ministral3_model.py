@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from safelight.boundary import modules
-from safelight.errors import InputError
-from safelight.families.components import TokenizerContent
 from safelight.families.family_model import PromptText, TextInput, TextInputs
 from safelight.families.parts.ministral3 import HEAD_SIZE, NORM_EPSILON, POSITIONS, ROPE, Ministral3Config
+from safelight.families.parts.tokenizer import check, load
+from safelight.families.tokenizer_file import TokenizerContent
 
 BEGIN = "<s>"
 """The token that a text without tokens is replaced by."""
@@ -23,20 +21,12 @@ BEGIN = "<s>"
 ROPE_FUNCTIONS = "transformers.modeling_rope_utils:ROPE_INIT_FUNCTIONS"
 
 
-@lru_cache(maxsize=2)
-def tokenizer(content: TokenizerContent) -> Tokenizer:
-    """Return the tokenizer of a ``tokenizer.json`` file. The last ones are cached, by their digests."""
-    found = Tokenizer.from_str(content.data.decode())
-    found.no_padding()
-    found.no_truncation()
-    return found
-
-
 def text_inputs(content: TokenizerContent, texts: Sequence[PromptText]) -> TextInputs:
     """Tokenize prompts, with the tokens that the tokenizer adds."""
+    tokenizer = load(None, content)
     inputs: dict[PromptText, TextInput] = {}
     for pair in texts:
-        ids = tokenizer(content).encode(pair.text).ids or [tokenizer(content).token_to_id(BEGIN) or 0]
+        ids = tokenizer.encode(pair.text).ids or [tokenizer.token_to_id(BEGIN) or 0]
         inputs[pair] = TextInput(ids, json.dumps(ids))
     return TextInputs(inputs)
 
@@ -68,10 +58,5 @@ def frequencies(config: Any) -> torch.Tensor:
 
 def hidden_states(module: nn.Module, ids: list[int], device: torch.device) -> torch.Tensor:
     """Return the hidden states (1, tokens, width)."""
-    rows = cast("Any", module).config.vocab_size
-    if max(ids) >= rows:
-        problem = (
-            f"its tokenizer gives the token {max(ids)}, and embed_tokens.weight of its text encoder has {rows} rows"
-        )
-        raise InputError(f"{problem}: the tokenizer is that of another checkpoint")
+    check(ids, cast("Any", module).config.vocab_size, "embed_tokens.weight")
     return cast("Any", module)(input_ids=torch.tensor([ids], device=device), use_cache=False).last_hidden_state

@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from safelight.families.parts import qwen3
 from safelight.families.parts.language_model import HEAD, LanguageModelConfig, decoder_row, find_prefix
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed
+from safelight.families.tokenizer_file import TokenizerFile
 
 PATTERN = rf"{HEAD}layers\.0\.self_attn\.q_proj\.bias$"
 """Matches a tensor that a Qwen2 or Qwen2.5 has, and a Qwen3 and most other language models do not."""
+
+PICTURE_TOKEN = 151655
+"""The id of ``<|image_pad|>``, in whose places the language model reads what the vision encoder returned."""
+
+SHIPPED = replace(qwen3.SHIPPED, name="Qwen2.5", end=151665, fixed=(("<|image_pad|>", PICTURE_TOKEN),))
+"""Its tokenizer. Qwen3's has four tokens more, for tool calls and for thinking."""
+
+TOKENIZER = TokenizerFile("tokenizer/tokenizer.json", shipped=SHIPPED)
 
 HEAD_SIZE = 128
 """Width of an attention head. Shapes do not tell it. A model with a single narrower head for keys has that width."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,37 +11,36 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from safelight.boundary import exports, modules
-from safelight.families.parts import qwen3_model
-from safelight.families.parts.qwen25 import Qwen25Config
+from safelight.families.parts.qwen25 import PICTURE_TOKEN, SHIPPED, Qwen25Config
 from safelight.families.parts.qwen25_vision import MERGED, Grid, count_tokens
+from safelight.families.parts.tokenizer import check, content, load
+from safelight.families.tokenizer_file import TokenizerContent
 
-FIRST_OF_QWEN3 = 151665
-"""Qwen3's tokenizer is that of Qwen2.5 with four tokens more, from this id: for tool calls and for thinking."""
+PICTURE = "<|image_pad|>"
+"""The text of :data:`PICTURE_TOKEN`."""
 
-PICTURE, PICTURE_TOKEN = "<|image_pad|>", 151655
-"""The token in whose places the language model reads what the vision encoder returned."""
+EMBEDDINGS = "embed_tokens.weight"
+"""The table of embeddings."""
 
 ROPE_THETA = 1e6
 NORM_EPSILON = 1e-6
 POSITIONS = 128000
 
 
-@cache
-def tokenizer() -> Tokenizer:
-    """Return Qwen2.5's tokenizer: Qwen3's without the tokens that Qwen2.5 lacks."""
-    values = json.loads(gzip.decompress(qwen3_model.TOKENIZER.read_bytes()))
-    values["added_tokens"] = [one for one in values["added_tokens"] if one["id"] < FIRST_OF_QWEN3]
-    return Tokenizer.from_str(json.dumps(values))
+def tokenizer(own: TokenizerContent | None = None) -> Tokenizer:
+    """Return Qwen2.5's tokenizer. ``own``: that of the checkpoint; None for Safelight's."""
+    return load(SHIPPED, own)
 
 
-def save_tokenizer(folder: Path, length: int) -> tuple[str, str]:
+def save_tokenizer(folder: Path, length: int, own: TokenizerContent | None) -> tuple[str, str]:
     """Save the tokenizer into an exported folder. Returns the name of its folder and its class.
 
     ``length``: the most tokens of a prompt.
+    ``own``: as in :func:`tokenizer`.
     """
     tokens = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None}
     settings = {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": length, **tokens}
-    exports.save_tokenizer_file(folder / "tokenizer", tokenizer().to_str(), settings)
+    exports.save_tokenizer_file(folder / "tokenizer", content(SHIPPED, own), settings)
     return "tokenizer", "Qwen2Tokenizer"
 
 
@@ -80,6 +76,7 @@ def frequencies(config: Any) -> torch.Tensor:
 
 def hidden_states(module: nn.Module, ids: list[int], device: torch.device) -> torch.Tensor:
     """Return the hidden states (1, tokens, width) after the final norm."""
+    check(ids, cast("Any", module).config.vocab_size, EMBEDDINGS)
     tokens = torch.tensor([ids], device=device)
     out = cast("Any", module)(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return out.last_hidden_state
@@ -118,6 +115,7 @@ def hidden_states_with_pictures(
     ``ids``: from :func:`with_pictures`.
     ``seen``: what the vision encoder returned for the pictures, (tokens of all pictures, width).
     """
+    check(ids, cast("Any", module).config.vocab_size, EMBEDDINGS)
     language, tokens = cast("Any", module), torch.tensor([ids], device=device)
     states = language.embed_tokens(tokens)
     places = (tokens == PICTURE_TOKEN).unsqueeze(-1)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 from safelight.families.parts.language_model import HEAD, LanguageModelConfig, find_prefix
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row
+from safelight.families.tokenizer_file import ShippedTokenizer, TokenizerFile
 
 PATTERN = r"(model\.|language_model\.)*layers\.[0-9]+\.self_attn\.q_norm\."
 """Matches tensors that a Qwen3 has, and its predecessors and most other language models do not."""
@@ -26,6 +28,16 @@ UNREAD_LAYERS = 1
 Z-Image reads the last layer but one, FLUX.2 klein none after the 27th of 36. With the same table for both, the text
 encoder that both have is the same component with the same digest: it is stored and resident once.
 """
+
+PAD = 151643
+"""The id of ``<|endoftext|>``, which pads prompts."""
+
+SHIPPED = ShippedTokenizer(
+    "Qwen3", Path(__file__).with_name("qwen3_tokenizer.json.gz"), fixed=(("<|endoftext|>", PAD),)
+)
+"""The tokenizer that every Qwen3 has. Its licence is in the same folder."""
+
+TOKENIZER = TokenizerFile("tokenizer/tokenizer.json", shipped=SHIPPED)
 
 FEWEST_ROWS = 151669
 """Tokens of the tokenizer. The table of embeddings has a row for each, and some more."""

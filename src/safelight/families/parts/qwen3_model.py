@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,13 +13,9 @@ from torch import nn
 
 from safelight.boundary import exports, modules
 from safelight.families.family_model import PromptText, TextInput, TextInputs
-from safelight.families.parts.qwen3 import Qwen3Config
-
-TOKENIZER = Path(__file__).with_name("qwen3_tokenizer.json.gz")
-"""The tokenizer that every Qwen3 has. Its licence is in the same folder."""
-
-PAD = 151643
-"""``<|endoftext|>``."""
+from safelight.families.parts.qwen3 import PAD, SHIPPED, Qwen3Config
+from safelight.families.parts.tokenizer import check, content, load
+from safelight.families.tokenizer_file import TokenizerContent
 
 ENDING = "<|im_end|>\n<|im_start|>assistant\n"
 """What follows a prompt in the chat template."""
@@ -33,6 +27,9 @@ CHAT_TEMPLATE = (
 )
 """The part of Qwen3's chat template that diffusers' pipelines use, for exported folders."""
 
+EMBEDDINGS = "embed_tokens.weight"
+"""The table of embeddings."""
+
 CAUSAL_MASK = "transformers.masking_utils:create_causal_mask"
 
 ROPE_THETA = 1e6
@@ -40,10 +37,9 @@ NORM_EPSILON = 1e-6
 POSITIONS = 40960
 
 
-@cache
-def tokenizer() -> Tokenizer:
-    """Return Qwen3's tokenizer."""
-    return Tokenizer.from_str(gzip.decompress(TOKENIZER.read_bytes()).decode())
+def tokenizer(own: TokenizerContent | None = None) -> Tokenizer:
+    """Return Qwen3's tokenizer. ``own``: that of the checkpoint; None for Safelight's."""
+    return load(SHIPPED, own)
 
 
 def chat(prompt: str, thinking: bool) -> str:
@@ -55,20 +51,17 @@ def chat(prompt: str, thinking: bool) -> str:
     return f"<|im_start|>user\n{prompt}{ENDING}{answer}"
 
 
-def tokens_of(text: str, most: int, by: Tokenizer | None = None) -> tuple[list[int], str]:
-    """Return the token ids of a text, at most ``most``, and the part of the text that they leave out.
-
-    ``by``: the tokenizer; None for Qwen3's.
-    """
-    encoding = (by or tokenizer()).encode(text, add_special_tokens=False)
+def tokens_of(text: str, most: int, by: Tokenizer) -> tuple[list[int], str]:
+    """Return the token ids of a text, at most ``most``, and the part of the text that they leave out."""
+    encoding = by.encode(text, add_special_tokens=False)
     if len(encoding.ids) <= most:
         return encoding.ids, ""
     return encoding.ids[:most], text[encoding.offsets[most][0] :]
 
 
-def text_inputs(texts: Sequence[PromptText], thinking: bool, most: int) -> TextInputs:
-    """Tokenize prompts in the chat template, at most ``most`` tokens of each."""
-    read = {pair: tokens_of(chat(pair.text, thinking), most) for pair in texts}
+def text_inputs(texts: Sequence[PromptText], thinking: bool, most: int, own: TokenizerContent | None) -> TextInputs:
+    """Tokenize prompts in the chat template, at most ``most`` tokens of each. ``own``: as in :func:`tokenizer`."""
+    read = {pair: tokens_of(chat(pair.text, thinking), most, tokenizer(own)) for pair in texts}
     # The template's ending comes after the prompt, so it is cut off first.
     end = len(chat("", thinking).partition("user\n")[2])
     cut = {pair: left[:-end] for pair, (_, left) in read.items() if len(left) > end}
@@ -96,11 +89,14 @@ def build(config: Qwen3Config) -> nn.Module:
     return module
 
 
-def save_tokenizer(folder: Path) -> tuple[str, str]:
-    """Save the tokenizer into an exported folder. Returns the name of its folder and its class."""
+def save_tokenizer(folder: Path, own: TokenizerContent | None) -> tuple[str, str]:
+    """Save the tokenizer into an exported folder. Returns the name of its folder and its class.
+
+    ``own``: as in :func:`tokenizer`.
+    """
     settings = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE}
     exports.save_tokenizer_file(
-        folder / "tokenizer", tokenizer().to_str(), {"tokenizer_class": "Qwen2Tokenizer", **settings}
+        folder / "tokenizer", content(SHIPPED, own), {"tokenizer_class": "Qwen2Tokenizer", **settings}
     )
     return "tokenizer", "Qwen2Tokenizer"
 
@@ -116,7 +112,7 @@ def hidden_states(module: nn.Module, ids: list[int], length: int, device: torch.
 
     ``length``: the tokens are padded to this number, as diffusers' pipelines do; the padding is hidden by the mask.
     """
-    padded, mask = _padded(ids, length, device)
+    padded, mask = _padded(ids, length, cast("Any", module).config.vocab_size, device)
     out = cast("Any", module)(input_ids=padded, attention_mask=mask, use_cache=False)
     return out.last_hidden_state[:, : len(ids)]
 
@@ -129,7 +125,7 @@ def states_after(
     ``length``: as in :func:`hidden_states`.
     ``layers``: numbers of layers, from 1, in ascending order.
     """
-    padded, mask = _padded(ids, length, device)
+    padded, mask = _padded(ids, length, cast("Any", module).config.vocab_size, device)
     return states_at(module, padded, mask, torch.arange(length, device=device).unsqueeze(0), layers)
 
 
@@ -159,7 +155,11 @@ def states_at(
     return found
 
 
-def _padded(ids: list[int], length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the tokens (1, length) with padding, and the mask (1, length) that is False for the padding."""
+def _padded(ids: list[int], length: int, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens (1, length) with padding, and the mask (1, length) that is False for the padding.
+
+    ``rows``: of the table of embeddings.
+    """
+    check(ids, rows, EMBEDDINGS)
     padded = torch.tensor([ids + [PAD] * (length - len(ids))], device=device)
     return padded, torch.tensor([[True] * len(ids) + [False] * (length - len(ids))], device=device)

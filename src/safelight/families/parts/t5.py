@@ -8,16 +8,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from safelight.families.components import Config
 from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, count_indexed, row
+from safelight.families.tokenizer_file import ShippedTokenizer
 
 EMBEDDINGS = "shared.weight"
 SAME_EMBEDDINGS = "encoder.embed_tokens.weight"
 
 PATTERN = r"encoder\.block\.[0-9]+\.layer\.1\.DenseReluDense\.wi_1\."
 """Matches tensors that T5 1.1 has, and CLIP and T5 1.0 do not."""
+
+PAD, END = 0, 1
+"""The ids of ``<pad>`` and ``</s>``."""
+
+SHIPPED = ShippedTokenizer(
+    "T5 1.1", Path(__file__).with_name("t5_tokenizer.json.gz"), fixed=(("<pad>", PAD), ("</s>", END))
+)
+"""The tokenizer that every T5 1.1 has. Its licence is in the same folder."""
 
 FEWEST_ROWS = 32100
 """Tokens of the tokenizer. The table of embeddings has a row for each, and some more."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,13 +9,9 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from safelight.boundary import modules
-from safelight.families.parts.t5 import T5Config
-
-TOKENIZER = Path(__file__).with_name("t5_tokenizer.json.gz")
-"""The tokenizer that every T5 1.1 has. Its licence is in the same folder."""
-
-PAD, END = 0, 1
-"""``<pad>`` and ``</s>``."""
+from safelight.families.parts.t5 import END, PAD, SAME_EMBEDDINGS, SHIPPED, T5Config
+from safelight.families.parts.tokenizer import check, load
+from safelight.families.tokenizer_file import TokenizerContent
 
 FARTHEST = 128
 """The distance between two tokens from which all distances have the same bias."""
@@ -26,18 +19,18 @@ FARTHEST = 128
 NORM_EPSILON = 1e-6
 
 
-@cache
-def tokenizer() -> Tokenizer:
-    """Return T5's tokenizer."""
-    return Tokenizer.from_str(gzip.decompress(TOKENIZER.read_bytes()).decode())
+def tokenizer(own: TokenizerContent | None = None) -> Tokenizer:
+    """Return T5's tokenizer. ``own``: that of the checkpoint; None for Safelight's."""
+    return load(SHIPPED, own)
 
 
-def tokens_of(text: str, length: int) -> tuple[list[int], str]:
+def tokens_of(text: str, length: int, own: TokenizerContent | None = None) -> tuple[list[int], str]:
     """Return ``length`` token ids of a text, and the part of the text that they leave out.
 
     The ids are those of its tokens, an end token, and padding.
+    ``own``: as in :func:`tokenizer`.
     """
-    encoding, most = tokenizer().encode(text, add_special_tokens=False), length - 1
+    encoding, most = tokenizer(own).encode(text, add_special_tokens=False), length - 1
     ids = encoding.ids[:most]
     cut = text[encoding.offsets[most][0] :] if len(encoding.ids) > most else ""
     return [*ids, END, *[PAD] * (most - len(ids))], cut
@@ -79,4 +72,5 @@ def hidden_states(
 
     ``mask``: see :func:`mask_of`; None if the padding is not hidden, as in diffusers' pipelines for FLUX.
     """
+    check(ids, cast("Any", module).config.vocab_size, SAME_EMBEDDINGS)
     return cast("Any", module)(torch.tensor([ids], device=device), attention_mask=mask).last_hidden_state

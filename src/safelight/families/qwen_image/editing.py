@@ -23,6 +23,7 @@ from safelight.families.parts.qwen3_model import tokens_of
 from safelight.families.parts.qwen25_vision import Grid, grid_of
 from safelight.families.parts.qwen_chat import ENDING
 from safelight.families.qwen_image.spec import EDIT
+from safelight.families.tokenizer_file import TokenizerContent
 
 BEGINNING = (
     "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
@@ -55,7 +56,14 @@ class TextWithPictures:
 class EditPrompts(ReferencePrompts):
     """The prompts of the variants that edit."""
 
-    def text_inputs(self, variant: str, texts: Sequence[PromptText], references: Sequence[Reference]) -> TextInputs:
+    def text_inputs(
+        self,
+        variant: str,
+        texts: Sequence[PromptText],
+        references: Sequence[Reference],
+        tokenizer: TokenizerContent | None,
+    ) -> TextInputs:
+        by = qwen25_model.tokenizer(tokenizer)
         grids = tuple(grid_of(one.picture.size) for one in references)
         shown = _pictures(len(references), numbered=variant != EDIT)
         digests = [one.digest for one in references]
@@ -66,7 +74,7 @@ class EditPrompts(ReferencePrompts):
                 problem = f"has {qwen25_model.PICTURE}, which stands for a picture; leave it out and use references"
                 raise RequestError(pair.field, pair.text[:80], problem)
             text, most = f"{BEGINNING}{shown}{pair.text}{ENDING}", BEGINNING_TOKENS + PROMPT_TOKENS
-            read, left = tokens_of(text, most, qwen25_model.tokenizer())
+            read, left = tokens_of(text, most, by)
             ids = qwen25_model.with_pictures(read, grids)
             key = json.dumps([ids, digests, grids])
             each[pair] = TextInput(TextWithPictures(ids, grids), key, tokens=len(ids))

@@ -81,7 +81,11 @@ class QwenImage(RotaryFamilyModel):
             _compute_frequencies(rope, at)
 
     def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
-        return qwen25_model.save_tokenizer(folder, ENCODED_TOKENS) if role in family.text_encoders else None
+        return (
+            qwen25_model.save_tokenizer(folder, ENCODED_TOKENS, self.own_tokenizer)
+            if role in family.text_encoders
+            else None
+        )
 
     def text_inputs(
         self,
@@ -92,13 +96,14 @@ class QwenImage(RotaryFamilyModel):
         inversion_tokens: InversionTokens,
     ) -> TextInputs:
         del family, role, request, inversion_tokens
+        by = qwen25_model.tokenizer(self.own_tokenizer)
         each: dict[PromptText, TextInput] = {}
         cut: dict[PromptText, str] = {}
         for pair in texts:
             text, most = f"{BEGINNING}{pair.text}{ENDING}", BEGINNING_TOKENS + READ_TOKENS
-            ids, _ = tokens_of(text, ENCODED_TOKENS, qwen25_model.tokenizer())
+            ids, _ = tokens_of(text, ENCODED_TOKENS, by)
             each[pair] = TextInput(ids, json.dumps(ids))
-            _, left = tokens_of(text, most, qwen25_model.tokenizer())
+            _, left = tokens_of(text, most, by)
             # The template's ending comes after the prompt, so it is cut off first.
             if len(left) > len(ENDING):
                 cut[pair] = left[: -len(ENDING)]

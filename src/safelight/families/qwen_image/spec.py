@@ -191,6 +191,7 @@ QWEN_IMAGE = Family(
             qwen25.infer,
             Qwen25Config(152064, 3584, 18944, 28, 28, 4),
             overflows_in_fp16=True,
+            tokenizer=qwen25.TOKENIZER,
         ),
         Component(
             "transformer",

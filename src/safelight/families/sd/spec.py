@@ -107,6 +107,7 @@ def first_encoder(activation: str, standard: CLIPConfig, drop_last: bool, *prefi
         lora_prefixes=("lora_te_", "lora_te1_"),
         lora_paths=("text_encoders.clip_l.transformer.", "text_encoders.clip_h.transformer."),
         optional_prefix="text_model.",
+        tokenizer=clip.tokenizer(),
     )
 
 

@@ -54,6 +54,7 @@ def _second_encoder(*prefixes: str) -> Component:
         lora_prefixes=("lora_te2_",),
         lora_paths=("text_encoders.clip_g.transformer.",),
         optional_prefix="text_model.",
+        tokenizer=clip.tokenizer("text_encoder_2"),
     )
 
 

@@ -93,7 +93,7 @@ class ZImage(RotaryFamilyModel):
             embedder.freqs_cis = [one.to(at) for one in found]
 
     def save_tokenizer(self, family: Family, role: str, folder: Path) -> tuple[str, str] | None:
-        return qwen3_model.save_tokenizer(folder) if role in family.text_encoders else None
+        return qwen3_model.save_tokenizer(folder, self.own_tokenizer) if role in family.text_encoders else None
 
     def text_inputs(
         self,
@@ -104,7 +104,7 @@ class ZImage(RotaryFamilyModel):
         inversion_tokens: InversionTokens,
     ) -> TextInputs:
         del family, role, request, inversion_tokens
-        return qwen3_model.text_inputs(texts, thinking=True, most=MOST_TOKENS)
+        return qwen3_model.text_inputs(texts, thinking=True, most=MOST_TOKENS, own=self.own_tokenizer)
 
     def encode_texts(
         self,

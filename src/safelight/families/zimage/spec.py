@@ -94,6 +94,7 @@ ZIMAGE = Family(
             Qwen3Config(151936, 2560, 9728, 36 - qwen3.UNREAD_LAYERS, 32, 8, 128),
             lora_prefixes=("lora_te_", "lora_te1_"),
             lora_paths=("text_encoders.qwen3_4b.transformer.",),
+            tokenizer=qwen3.TOKENIZER,
         ),
         Component(
             "transformer",

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING
 
 from safelight.errors import RequestError
 from safelight.request.prompts.emphasis import spans
 from safelight.request.prompts.words import InversionTokens, cut
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 VOCABULARY = Path(__file__).with_name("clip_tokenizer.json")
 """``tools/make_tokenizer.py`` generates it from OpenAI's byte-pair vocabulary. Its licence is in the same folder."""
@@ -48,6 +50,8 @@ NO_INVERSION_TOKENS: InversionTokens = MappingProxyType({})
 
 @cache
 def _tokenizer() -> Tokenizer:
+    from tokenizers import Tokenizer
+
     return Tokenizer.from_file(str(VOCABULARY))
 
 
