@@ -60,7 +60,7 @@ def weights(config: Config, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield a component's tensors in bf16: small random matrices, norms near one, biases near zero."""
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(POOL, generator=generator).mul_(0.02).bfloat16()
-    for row in config.rows():
+    for row in config.published.rows():
         count = math.prod(row.shape)
         start = int(torch.randint(0, POOL - min(count, POOL) + 1, (1,), generator=generator))
         values = pool[start : start + count] if count <= POOL else pool.repeat(-(-count // POOL))[:count]
@@ -72,7 +72,7 @@ def write_file(path: Path, config: Config, seed: int, prefix: str = "") -> None:
     """Write a component as one safetensors file, tensor by tensor, so that memory holds one tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for row in config.rows():
+    for row in config.published.rows():
         end = offset + math.prod(row.shape) * 2
         header[prefix + row.name] = {"dtype": "BF16", "shape": row.shape, "data_offsets": [offset, end]}
         offset = end

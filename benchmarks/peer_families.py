@@ -2,9 +2,9 @@
 
 Both models are diffusers folders in bf16 with a quarter of their layers. They have the same Qwen3-4B, with a quarter of
 its ``intermediate_size`` (``shared_models`` of ``benchmarks/families.py``). Each row runs in a process of its own, one
-after another, from a warm page cache, with A, B, A, B, …: seconds a switch, and the most anonymous memory meanwhile. A
-switch loads each text encoder, transformer and VAE and touches every page. *both fit* and *one fits* say for how many
-models there is room.
+after another, from a warm page cache, with A, B, A, B, …: seconds a switch, and the most memory meanwhile, without and
+with the files that are mapped into memory, as InvokeAI does. A switch loads each text encoder, transformer and VAE and
+touches every page. *both fit* and *one fits* say for how many models there is room.
 
 InvokeAI 6.14.2 needs 7 GB of disk; ``benchmarks/peers.py`` installs it. ``--python`` names an environment that has it.
 ``--tiny`` takes the tests' tiny settings in place of the published ones, and measures Safelight alone, for a trial.
@@ -128,7 +128,7 @@ def main() -> None:
     try:
         larger = write(arguments.tiny)
         print(f"The larger model has {larger / 1e9:.2f} GB.\n")
-        print("| | median s a switch | most s | peak GB | GB at the end |\n|---|---|---|---|---|")
+        print("| | median s a switch | most s | peak GB | with mapped files |\n|---|---|---|---|---|")
         for row, (program, times) in ROWS.items():
             if program == "invokeai" and arguments.tiny:
                 continue
@@ -142,7 +142,7 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
             got = json.loads(done.stdout.splitlines()[-1])
             cells = (f"{got[key]:.3f}" for key in ("median", "most"))
-            memory = (f"{got[key] / 1e9:.2f}" for key in ("peak", "end"))
+            memory = (f"{got[key] / 1e9:.2f}" for key in ("peak", "with_files"))
             print(f"| {row} | {' | '.join((*cells, *memory))} |", flush=True)
     finally:
         shutil.rmtree(FOLDER, ignore_errors=True)

@@ -48,19 +48,20 @@ ROWS = {
 }
 
 
-def anonymous() -> int:
+def anonymous(field: str = "RssAnon") -> int:
+    """Bytes of anonymous memory. With ``VmRSS``, also those of files that are mapped into memory."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
+        if line.startswith(field):
             return int(line.split()[1]) * 1024
     return 0
 
 
 def measured(switch: Callable[[str], None], switches: int) -> dict[str, object]:
-    most, stop = [0], threading.Event()
+    most, mapped, stop = [0], [0], threading.Event()
 
     def look() -> None:
         while not stop.wait(0.003):
-            most[0] = max(most[0], anonymous())
+            most[0], mapped[0] = max(most[0], anonymous()), max(mapped[0], anonymous("VmRSS"))
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
@@ -71,7 +72,8 @@ def measured(switch: Callable[[str], None], switches: int) -> dict[str, object]:
         seconds.append(time.perf_counter() - start)
     stop.set()
     watcher.join()
-    return {"median": statistics.median(seconds[2:]), "most": max(seconds[2:]), "peak": most[0], "end": anonymous()}
+    times = {"median": statistics.median(seconds[2:]), "most": max(seconds[2:])}
+    return {**times, "peak": most[0], "with_files": mapped[0], "end": anonymous()}
 
 
 def touch(module: object) -> None:

@@ -114,6 +114,14 @@ KINDS = {
     "upscaler": (["model.1.sub.0.RDB1.conv1.0.weight"], "upscaler"),
     "sd3": (["model.diffusion_model.joint_blocks.0.x"], "checkpoint"),
     "flux2": (["double_stream_modulation_img.lin.weight", "guidance_in.in_layer.weight"], "checkpoint"),
+    "svdquant": (["blocks.0.qkv.qweight", "blocks.0.qkv.proj_down", "blocks.0.qkv.wscales"], "checkpoint"),
+    "awq": (["model.layers.0.q_proj.qweight", "model.layers.0.q_proj.qzeros"], "checkpoint"),
+    "bitsandbytes nf4": (
+        ["double_blocks.0.img_mod.lin.weight", "double_blocks.0.img_mod.lin.weight.absmax"],
+        "checkpoint",
+    ),
+    "bitsandbytes int8": (["double_blocks.0.img_mod.lin.weight", "double_blocks.0.img_mod.lin.SCB"], "checkpoint"),
+    "sdnq": (["layers.0.attention.to_q.weight", "layers.0.attention.to_q.zero_point"], "checkpoint"),
     "anima": (["net.llm_adapter.embed.weight", "net.blocks.0.self_attn.q_proj.weight"], "checkpoint"),
     "anima's lora": (["diffusion_model.llm_adapter.blocks.0.cross_attn.q_proj.lora_A.weight"], "lora"),
     "ip adapter": (["ip_adapter.1.to_k_ip.weight", "image_proj.proj.weight"], "ip_adapter"),
@@ -242,7 +250,7 @@ def test_wrong_shapes_and_strangers_are_named(tmp_path: Path) -> None:
     with pytest.raises(IncompleteModelError, match="unknown"):
         identify(path)
     save_torch({**whole, odd: torch.zeros(4, dtype=torch.int32)}, path)
-    with pytest.raises(UnsupportedModelError, match="only F32, F16 and BF16"):
+    with pytest.raises(UnsupportedModelError, match="is I32; BF16, F16, F32"):
         identify(path)
 
 

@@ -39,6 +39,10 @@ def to_diffusers(model: Model, folder: Path) -> None:
     problem = model.family.export_problem or ("" if known is None else known.export_problem)
     if problem:
         raise InputError(f"{model.name} ({model.base}) cannot be exported: {problem}")
+    compact = next((one for c in model.manifest.components for one in c.tensors if one.is_compact), None)
+    if compact is not None:
+        problem = f"tensor {compact.name} is {compact.dtype}; quantised models are not written as a folder yet"
+        raise InputError(f"{model.name} ({model.base}) cannot be exported: {problem}")
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     with contextlib.ExitStack() as stack:
         stack.callback(_remove, temporary)

@@ -14,10 +14,12 @@ from typing import cast
 from safelight.errors import CorruptFileError, UnsupportedModelError
 from safelight.families.components import Component, Config
 from safelight.families.family import AdapterSigns, Family, PredictionType
+from safelight.families.parts.llama_cpp_names import with_library_names
 from safelight.families.registry import families
 from safelight.families.rules import ADAPTER_RULES, NOT_SUPPORTED, PART_RULES, KindRule, lines_of
 from safelight.families.tables import NotThisArchitecture
-from safelight.files import folder, pickle, safetensors
+from safelight.files import folder, gguf, pickle, safetensors
+from safelight.files.blocks import BLOCKS
 from safelight.files.disk import open_regular
 from safelight.files.folder import Folder
 from safelight.files.header import Header
@@ -28,6 +30,7 @@ DENOISER = "denoiser"
 """The kind of rules for files that hold a denoiser and nothing else."""
 
 _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
+_COMPACT_NAMES = {"F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2", **{form: form.lower() for form in BLOCKS}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class Identity:
     """What a file is.
 
     ``nbytes``: bytes of its tensors.
-    ``format``: ``safetensors``, ``pickle``, ``diffusers``, or ``diffusers-pickle`` (a folder that contains pickles).
+    ``format``: ``safetensors``, ``gguf``, ``pickle``, ``diffusers``, or ``diffusers-pickle`` (a folder with pickles).
     ``rule``: the sentences of the rules that decided.
     ``resolution``: pixels per side; None if the metadata does not give it.
     ``variant``: see :class:`safelight.catalog.model.Model`.
@@ -87,6 +90,8 @@ def read_header(path: Path) -> Header:
     descriptor, _ = open_regular(path)
     with open(descriptor, "rb") as file:
         start = file.read(9)
+    if start.startswith(gguf.MAGIC):
+        return with_library_names(gguf.read_header(path))
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[8:9] != b"{":
         return pickle.read_header(path)
     if path.suffix in {".ckpt", ".pt", ".pth", ".bin"} and start[8:9] != b"{":
@@ -95,7 +100,14 @@ def read_header(path: Path) -> Header:
 
 
 def _dtype(infos: Mapping[str, str]) -> str:
+    """Return the form of most tensors. ``infos``: the form of each, by the tensor's name.
+
+    A quantised file always has tensors in plain dtypes, too: norms and biases.
+    """
     counted = Counter(infos.values())
+    compact = {form: n for form, n in counted.items() if form in _COMPACT_NAMES}
+    if compact:
+        return _COMPACT_NAMES[max(compact, key=lambda form: compact[form])]
     floats = {dtype: n for dtype, n in counted.items() if dtype in _DTYPE_NAMES} or dict(counted)
     if not floats:
         return "none"
@@ -145,7 +157,7 @@ def _single(header: Header, variant: str) -> Identity:
         return replace(common, base=found or base)
     family = families().get(base or "")
     if family is None:
-        return replace(common, rule=f"{rule}; this base is not supported yet")
+        return replace(common, rule=f"{rule}; it is not supported yet")
     parts = layout.split(header, family)
     choose = partial(_variant_of, header.path, family, header, variant)
     built = layout.build(header.path, family, parts, header.tensors, choose)

@@ -46,7 +46,7 @@ def stem(path: Path) -> str:
     return path.name if os.path.isdir(path) else path.stem
 
 
-ENDINGS = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
+ENDINGS = frozenset({".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin"})
 """Suffixes of weight files. Text with such a suffix is a path, not a name."""
 
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 class Found:
     """A file or diffusers folder. ``within``: the user named a folder around it, not this path itself."""
 
-    endings: ClassVar[tuple[str, ...]] = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+    endings: ClassVar[tuple[str, ...]] = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 
     path: Path
     within: bool

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,8 @@ DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 """torch's dtypes by safetensors' names. Adapters also use F64 and integers."""
 
@@ -69,6 +71,19 @@ _CHANGED_REMEDY = (
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """A form in which several numbers share a block of bytes.
+
+    ``elements``, ``nbytes``: of a block.
+    ``decode``: dequantises blocks. It takes their bytes (uint8) and where to write their numbers (fp32), both flat.
+    """
+
+    elements: int
+    nbytes: int
+    decode: Callable[[torch.Tensor, torch.Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """Read ``nbytes`` bytes at ``offset`` of ``path`` into ``target`` and compare their XXH3-128 with ``xxh3`` (hex).
 
@@ -77,6 +92,7 @@ class Read:
     ``target``: in host memory, with the shape that the module expects and the final dtype.
     ``hash_result``: whether to hash the target's final bytes too.
     ``swap_halves``: the file stores the second half of the rows before the first.
+    ``blocks``: how to dequantise the bytes; None for a plain dtype.
     """
 
     name: str
@@ -89,6 +105,7 @@ class Read:
     target: torch.Tensor
     hash_result: bool = True
     swap_halves: bool = False
+    blocks: Blocks | None = None
 
 
 class _Staging(threading.local):
@@ -166,22 +183,25 @@ def _run(reads: Iterable[Read], opened: dict[Path, int]) -> list[str]:
 
 
 def _read(read: Read, descriptor: int) -> str:
-    source, goal = DTYPES[read.dtype], read.target.dtype
+    goal, blocks = read.target.dtype, read.blocks
+    elements, nbytes = (1, DTYPES[read.dtype].itemsize) if blocks is None else (blocks.elements, blocks.nbytes)
     in_order = not read.transpose and not read.swap_halves
     flat = read.target.view(-1) if in_order else torch.empty(read.target.numel(), dtype=goal, device="cpu")
-    item = source.itemsize
     arrived, produced = xxhash.xxh3_128(), xxhash.xxh3_128()
-    direct = source == goal
-    most = min(CHUNK_ELEMENTS * item, _staging.raw.numel())
+    direct = blocks is None and DTYPES[read.dtype] == goal
+    most = min(CHUNK_ELEMENTS // elements, _staging.raw.numel() // nbytes) * nbytes
     for done in range(0, read.nbytes, most):
         size = min(most, read.nbytes - done)
-        target = flat[done // item : (done + size) // item]
+        target = flat[done // nbytes * elements : (done + size) // nbytes * elements]
         chunk = target.view(torch.uint8) if direct else _staging.raw[:size]
         view = _bytes_of(chunk)
         _fill(read, descriptor, view, read.offset + done)
         arrived.update(view)
         if not direct:
-            _cast(chunk.view(source), target)
+            if blocks is None:
+                _cast(chunk.view(DTYPES[read.dtype]), target)
+            else:
+                _dequantise(blocks, chunk, target)
             if read.hash_result:
                 produced.update(_bytes_of(target.view(torch.uint8)))
     digest = arrived.hexdigest()
@@ -212,6 +232,16 @@ def _fill(read: Read, descriptor: int, view: memoryview, offset: int) -> None:
         if got == 0:
             raise IntegrityError(read.path, read.name, "the file ends before the tensor does", _CHANGED_REMEDY)
         view, offset = view[got:], offset + got
+
+
+def _dequantise(blocks: Blocks, chunk: torch.Tensor, target: torch.Tensor) -> None:
+    """Compute in fp32, and round once to the target's dtype."""
+    if target.dtype == torch.float32:
+        blocks.decode(chunk, target)
+        return
+    wide = _staging.wide[: target.numel()]
+    blocks.decode(chunk, wide)
+    target.copy_(wide)
 
 
 def _cast(chunk: torch.Tensor, target: torch.Tensor) -> None:

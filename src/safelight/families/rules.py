@@ -64,6 +64,19 @@ def rule(kind: str, base: str | None, sentence: str, *patterns: str) -> KindRule
 _FULL = r"(lora_(unet|te[123]?)_|diffusion_model\.|text_encoders\.).*\.diff(_b)?$"
 
 NOT_SUPPORTED = (
+    rule(
+        "checkpoint",
+        "svdquant",
+        "packed weights with low-rank parts are SVDQuant's (Nunchaku)",
+        r".*\.qweight$",
+        r".*\.(proj_down|lora_down|smooth_factor|smooth)$",
+    ),
+    rule("checkpoint", "awq-or-gptq", "packed weights with zeros are AWQ's or GPTQ's", r".*\.qweight$", r".*\.qzeros$"),
+    rule(
+        "checkpoint", "bitsandbytes", "weights with absmax are bitsandbytes' nf4, fp4 or int8", r".*\.weight\.absmax$"
+    ),
+    rule("checkpoint", "bitsandbytes", "weights with SCB are bitsandbytes' int8", r".*\.SCB$"),
+    rule("checkpoint", "sdnq", "weights with zero points are SDNQ's", r".*\.(zero_point|svd_up)$"),
     rule("checkpoint", "sd3", "joint blocks are Stable Diffusion 3's", r".*joint_blocks\.0\."),
     rule(
         "checkpoint",

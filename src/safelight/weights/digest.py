@@ -13,20 +13,24 @@ import xxhash
 from blake3 import blake3
 
 from safelight.errors import CorruptFileError
+from safelight.files.blocks import BLOCKS
 from safelight.files.header import ITEM_BYTES
 from safelight.weights.layout import TensorLocation
 
 CHUNK_BYTES = 8 << 20
 """Bytes per read. It is large enough for BLAKE3 to use two cores."""
 
+_HALF_EXPONENT = 0x7C00
 _WORDS = {
-    "F16": ("u2", 0x7C00),
-    "BF16": ("u2", 0x7F80),
-    "F32": ("u4", 0x7F800000),
-    "F64": ("u8", 0x7FF0000000000000),
+    "F16": ("u2", _HALF_EXPONENT, _HALF_EXPONENT),
+    "BF16": ("u2", 0x7F80, 0x7F80),
+    "F32": ("u4", 0x7F800000, 0x7F800000),
+    "F64": ("u8", 0x7FF0000000000000, 0x7FF0000000000000),
+    "F8_E5M2": ("u1", 0x7C, 0x7C),
+    "F8_E4M3": ("u1", 0x7F, 0x7F),
 }
-"""For each float dtype, NumPy's unsigned integer of the same width and the mask of the exponent bits. If all exponent
-bits are set, the value is infinity or NaN."""
+"""For each float dtype: NumPy's unsigned integer of the same width, a mask, and the least masked word that is infinity
+or NaN. In these, all exponent bits are set. F8_E4M3 has no infinity; all bits besides the sign are set in its NaN."""
 
 
 class TensorDigester:
@@ -46,28 +50,42 @@ class TensorDigester:
         swapped, has the same hash.
         Raises CorruptFileError if the file is too short, or the tensor holds NaN or infinity.
         """
-        # Not above: commands that only list models import this module.
-        import numpy as np
-
         self.blake3.update(f"{location.name}\0{location.dtype}\0{','.join(map(str, location.shape))}\0".encode())
         fast = xxhash.xxh3_128()
-        word, exponent = _WORDS.get(location.dtype, (f"V{ITEM_BYTES[location.dtype]}", None))
-        # A chunk holds whole elements. A tensor in another layout is read as one chunk, because it moves as a whole.
-        chunk = location.nbytes if location.transpose or location.swap_halves else CHUNK_BYTES
+        block = BLOCKS.get(location.dtype)
+        # A chunk holds whole elements, or whole blocks of them. A tensor in another layout is one chunk, because it
+        # moves as a whole.
+        chunk = CHUNK_BYTES if block is None else CHUNK_BYTES // block.nbytes * block.nbytes
+        if location.transpose or location.swap_halves:
+            chunk = location.nbytes
         for at in range(0, location.nbytes, max(chunk, 1)):
             data = read_exactly(
                 descriptor, location.path, location.label, location.offset + at, min(chunk, location.nbytes - at)
             )
             fast.update(data)
-            words = np.frombuffer(data, word)
-            if exponent is not None and ((words & exponent) == exponent).any():
-                raise CorruptFileError(location.path, f"tensor {location.label} holds NaN or infinity")
+            if not _are_finite(data, location.dtype):
+                what = "holds NaN or infinity" if block is None else "has a scale that is NaN or infinity"
+                raise CorruptFileError(location.path, f"tensor {location.label} {what}")
             self.blake3.update(
                 in_module_order(data, location.dtype, location.shape, location.transpose, location.swap_halves)
             )
             if self._progress is not None:
                 self._progress(len(data))
         return fast.hexdigest()
+
+
+def _are_finite(data: bytes, form: str) -> bool:
+    """Return whether no number is NaN or infinity. ``data``: whole elements or blocks."""
+    # Not above: commands that only list models import this module.
+    import numpy as np
+
+    if form in BLOCKS:
+        block = BLOCKS[form]
+        rows = np.frombuffer(data, np.uint8).reshape(-1, block.nbytes)
+        scales = (rows[:, at : at + 2].copy().view("<u2") for at in block.scales)
+        return not any(((words & _HALF_EXPONENT) == _HALF_EXPONENT).any() for words in scales)
+    word, mask, first_wrong = _WORDS.get(form, ("u1", 0, 1))
+    return not ((np.frombuffer(data, word) & mask) >= first_wrong).any()
 
 
 def in_module_order(data: bytes, dtype: str, shape: tuple[int, ...], transpose: bool, swap_halves: bool) -> bytes:

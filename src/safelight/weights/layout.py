@@ -17,11 +17,16 @@ from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.family import Family
 from safelight.families.tables import NotThisArchitecture, TensorRow, TensorSource
 from safelight.families.tokenizer_file import TokenizerFile
+from safelight.files.blocks import BLOCKS
 from safelight.files.header import Header, TensorInfo
 from safelight.request.adapters import Purpose
+from safelight.weights.scaled_fp8 import NO_SCALING, Scaling, find_scaling, marker_reason
 from safelight.weights.wrong_shapes import RecordedShapes, find_misleading
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
+
+READABLE = FLOATS | {"F8_E4M3", "F8_E5M2"} | BLOCKS.keys()
+"""The forms of the tensors that components may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class TensorLocation:
     ``transpose``: the file stores the matrix transposed.
     ``source``: the tensor's name in the file.
     ``swap_halves``: the file stores the second half of the rows before the first.
+    ``scaling``: the tensors that say by which number it is multiplied.
 
     For a pickle, the locations only serve to check that no tensor is missing; do not read bytes with them. Safelight
     reads the safetensors copy.
@@ -47,6 +53,7 @@ class TensorLocation:
     transpose: bool = False
     source: str = ""
     swap_halves: bool = False
+    scaling: Scaling = NO_SCALING
 
     @property
     def label(self) -> str:
@@ -163,7 +170,7 @@ def build(
     missing = [name for part in built for name in part.missing]
     mismatched = [name for part in built for name in part.mismatched]
     seen = {name for _, name in used}
-    left_over = {name: family.left_over(name) for name in names if name not in seen}
+    left_over = {name: marker_reason(name) or family.left_over(name) for name in names if name not in seen}
     unexpected = [name for name, why in left_over.items() if why is None]
     if missing or mismatched or unexpected:
         raise IncompleteModelError(path, what, missing, mismatched, unexpected)
@@ -201,7 +208,11 @@ def single_file_layout(
             built.append(_built(path, part.what, inner, infos))
     used = {name for one in built for _, name in one.used}
     reason = part.left_over or family.left_over
-    unexpected = [info.name for info in infos.values() if info.name not in used and reason(info.name) is None]
+    unexpected = [
+        info.name
+        for info in infos.values()
+        if info.name not in used and marker_reason(info.name) is None and reason(info.name) is None
+    ]
     missing = [name for one in built for name in one.missing]
     mismatched = [name for one in built for name in one.mismatched]
     if missing or mismatched or unexpected:
@@ -237,10 +248,16 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
         used.add((info.path, info.name))
         if not source.fits(row.shape, info.shape):
             wrong[source.name] = _wrong_shape(role, row, source, info)
-        elif info.dtype not in FLOATS:
-            raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}; only F32, F16 and BF16 are read")
+        elif info.dtype not in READABLE:
+            raise UnsupportedModelError(
+                path, f"tensor {info.name} is {info.dtype}; {', '.join(sorted(READABLE))} are read"
+            )
+        elif (problem := _block_problem(row, source, info)) is not None:
+            raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}, and {problem}")
         else:
-            locations.append(_location(row, source, info))
+            scaling = find_scaling(source.name, info, infos)
+            used.update((one.path, one.name) for one in scaling.all)
+            locations.append(replace(_location(row, source, info), scaling=scaling))
     mismatched = _mismatched(part, wrong, shapes, infos) if wrong else ()
     missing = _missing(role, table, infos)
     component = ComponentLayout(role, config, tuple(locations), part.tokenizer, path if part.tokenizer else Path())
@@ -329,6 +346,21 @@ def _missing(
     (index, prefix), _ = found.most_common(1)[0]
     names = (prefix + row.sources[min(index, len(row.sources) - 1)].name for row in absent)
     return tuple(dict.fromkeys(labelled(name, f"{role}.{row.name}") for name, row in zip(names, absent, strict=True)))
+
+
+def _block_problem(row: TensorRow, source: TensorSource, info: TensorInfo) -> str | None:
+    """Return why the blocks of a tensor cannot be read as a row's tensor; None if they can."""
+    block = BLOCKS.get(info.dtype)
+    if block is None:
+        return None
+    if source.transpose:
+        return "the module needs it transposed; blocks cannot be"
+    first, total = source.part(row.shape[0]) if source.chunk is not None or source.rows is not None else (0, 1)
+    if math.prod(row.shape) % block.elements or first * info.elements // total % block.elements:
+        return f"the part that {row.name} needs does not begin and end with a block of {block.elements} numbers"
+    if source.swap_halves and math.prod(row.shape) // 2 % block.elements:
+        return f"half of it does not end with a block of {block.elements} numbers"
+    return None
 
 
 def _location(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorLocation:

@@ -7,6 +7,7 @@ compares it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -18,10 +19,11 @@ from safelight.families.components import Config
 from safelight.families.registry import architectures
 from safelight.families.tokenizer_file import TokenizerContent, read_file
 from safelight.files.disk import open_regular
-from safelight.files.header import ITEM_BYTES
+from safelight.files.header import TensorInfo
 from safelight.weights.adapter_mapping import AdapterConfig
-from safelight.weights.digest import TensorDigester, hash_bytes, hash_texts
-from safelight.weights.layout import ComponentLayout
+from safelight.weights.digest import TensorDigester, hash_bytes, hash_texts, read_exactly
+from safelight.weights.layout import FLOATS, ComponentLayout
+from safelight.weights.scaled_fp8 import scale_of
 
 VERSION = 1
 
@@ -56,12 +58,13 @@ class FileStamp:
 class ManifestTensor:
     """A tensor's location in a file, and its hash.
 
-    ``dtype``: the dtype in the file, by safetensors' name.
+    ``dtype``: the form in the file, by safetensors' or ggml's name.
     ``shape``: the module's shape.
     ``offset``, ``nbytes``: the range of bytes in ``path``.
     ``transpose``: the file stores the transposed matrix.
     ``xxh3``: the XXH3-128 of those bytes, in hex.
     ``swap_halves``: the file stores the second half of the rows before the first.
+    ``scale``: the number by which the stored numbers are multiplied; None if there is none.
     """
 
     name: str
@@ -73,6 +76,12 @@ class ManifestTensor:
     transpose: bool
     xxh3: str
     swap_halves: bool = False
+    scale: float | None = None
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether the file stores the tensor quantised."""
+        return self.dtype not in FLOATS or self.scale is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,7 @@ class ComponentManifest:
     @property
     def elements(self) -> int:
         """The number of elements of all tensors."""
-        return sum(tensor.nbytes // ITEM_BYTES[tensor.dtype] for tensor in self.tensors)
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +194,10 @@ def _hash_component(
     if (path := component.tokenizer_path()) is not None:
         tokenizer = ManifestTokenizer(path, hash_bytes(read_file(path)))
         digester.blake3.update(f"tokenizer {tokenizer.digest}".encode())
+    scales = [scale_of(location.scaling, location.dtype, _read_tensor) for location in component.tensors]
+    for p, scale in zip(component.tensors, scales, strict=True):
+        if scale is not None:
+            digester.blake3.update(f"scale {p.name} {scale!r}".encode())
     tensors = [
         ManifestTensor(
             p.name,
@@ -196,11 +209,18 @@ def _hash_component(
             p.transpose,
             digester.tensor(opened[p.path], p),
             p.swap_halves,
+            scale,
         )
-        for p in component.tensors
+        for p, scale in zip(component.tensors, scales, strict=True)
     ]
     digest = digester.blake3.hexdigest()
     return ComponentManifest(component.role, component.config, tuple(tensors), digest, tokenizer=tokenizer)
+
+
+def _read_tensor(info: TensorInfo) -> bytes:
+    descriptor, _ = open_regular(info.path)
+    with open(descriptor, "rb") as file:
+        return read_exactly(file.fileno(), info.path, info.name, info.offset, info.nbytes)
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
@@ -225,9 +245,11 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def _tensor_to_json(tensor: ManifestTensor, file: int) -> list[Any]:
-    """Convert a tensor to a list. Its ninth item, for swapped halves, is left out where there are none."""
+    """Convert a tensor to a list. The items for swapped halves and a scale are left out where there are none."""
     t = tensor
     values = [t.name, t.dtype, list(t.shape), file, t.offset, t.nbytes, t.transpose, t.xxh3]
+    if t.scale is not None:
+        return [*values, t.swap_halves, t.scale]
     return [*values, True] if t.swap_halves else values
 
 
@@ -264,8 +286,8 @@ def _read_stamp(root: Path, data: Any) -> FileStamp:
 
 def _component_from_json(data: Any, files: tuple[FileStamp, ...]) -> ComponentManifest:
     tensors = tuple(
-        ManifestTensor(name, dtype, tuple(shape), files[at].path, offset, nbytes, transpose, xxh3, *swap_halves)
-        for name, dtype, shape, at, offset, nbytes, transpose, xxh3, *swap_halves in data["tensors"]
+        ManifestTensor(name, dtype, tuple(shape), files[at].path, offset, nbytes, transpose, xxh3, *others)
+        for name, dtype, shape, at, offset, nbytes, transpose, xxh3, *others in data["tensors"]
     )
     kind = data["architecture"]
     config = AdapterConfig if kind == AdapterConfig.architecture else architectures().get(kind)

@@ -9,6 +9,7 @@ import torch
 from safelight.devices.base import aligned
 from safelight.devices.transfer import Read
 from safelight.families.components import Config
+from safelight.weights.block_decoding import decoding_of
 from safelight.weights.manifest import ManifestTensor
 
 
@@ -62,6 +63,7 @@ def reads(tensors: Iterable[ManifestTensor], targets: dict[str, torch.Tensor], h
             targets[t.name],
             hash_result,
             t.swap_halves,
+            decoding_of(t.dtype, t.scale),
         )
         for t in tensors
     ]

@@ -1,0 +1,307 @@
+"""Quantised files draw the pixels of the same numbers stored in fp32, in every form: whole and streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import adapters, checkpoints, gguf_files
+from support.families import TinyFamily, tiny_families
+from support.scale import thinned
+
+import safelight
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.identify import identify
+from safelight.catalog.model import Model
+from safelight.errors import CorruptFileError, SafelightError, UnsupportedModelError
+from safelight.files.blocks import BLOCKS
+
+SEED = 5
+FP8 = {"fp8 e4m3": torch.float8_e4m3fn, "fp8 e5m2": torch.float8_e5m2}
+SCALED = ("scaled fp8, older names", "scaled fp8, newer names")
+FORMS = ("Q4_K", "Q8_0", "scaled fp8, older names", "fp8 e4m3", *BLOCKS, *FP8, *SCALED, "F16")
+FIRST = ("z-image", "flux", "qwen-image", "krea-2")
+CASES = [
+    (form, label)
+    for number, form in enumerate(dict.fromkeys(FORMS))
+    for label in sorted(tiny_families(), key=lambda one: one != FIRST[number % len(FIRST)])
+]
+"""Each form with each family; first one family for each of the first forms."""
+
+CASES.sort(key=lambda case: case not in list(zip(FORMS, FIRST, strict=False)))
+
+NAMES = {"F16": "fp16", "fp8 e5m2": "fp8_e5m2", **{form: form.lower() for form in BLOCKS}}
+"""What `models list` calls a form."""
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def write_compact(path: Path, tensors: Tensors, form: str) -> tuple[Path, Tensors]:
+    """Write a file in a form. Returns its path and its numbers in fp32.
+
+    Norms, biases and other vectors stay as they are, as in published files.
+    """
+    if form in BLOCKS or form == "F16":
+        generator = np.random.default_rng(len(tensors))
+        stored = {name: gguf_files.stored(form, tensor, generator) for name, tensor in tensors.items()}
+        gguf_files.write(path.with_suffix(".gguf"), stored)
+        return path.with_suffix(".gguf"), {name: gguf_files.dequantized(one) for name, one in stored.items()}
+    scaled, newer = form in SCALED, form == SCALED[1]
+    dtype = FP8.get(form, torch.float8_e4m3fn)
+    written: dict[str, torch.Tensor] = {}
+    numbers: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2:
+            written[name] = numbers[name] = tensor.float()
+            continue
+        scale = tensor.float().abs().max() / 448 if scaled and name.endswith("weight") else None
+        written[name] = (tensor.float() if scale is None else tensor.float() / scale).to(dtype)
+        numbers[name] = written[name].float() if scale is None else written[name].float() * scale
+        if scale is not None:
+            stem = name.removesuffix("weight")
+            written[stem + ("weight_scale" if newer else "scale_weight")] = scale
+            written[stem + ("input_scale" if newer else "scale_input")] = torch.ones(())
+            if newer:
+                text = json.dumps({"format": "float8_e4m3fn"}).encode()
+                written[stem + "comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+    if scaled and not newer:
+        prefix = next(iter(tensors)).partition("diffusion_model.")
+        written[f"{prefix[0]}{prefix[1]}scaled_fp8" if prefix[1] else "scaled_fp8"] = torch.zeros(2).to(dtype)
+    save_file(written, path)
+    return path, numbers
+
+
+def write_both(tiny_family: TinyFamily, place: Path, form: str) -> dict[str, dict[str, Path]]:
+    """Write a family's files in a form, and the same numbers in fp32. Returns the paths by role. The VAE is shared."""
+    (place / form).mkdir()
+    (place / "fp32").mkdir()
+    found: dict[str, dict[str, Path]] = {form: {}, "fp32": {}}
+    for role, path in tiny_family.write_files(place / "files", SEED).items():
+        if role == tiny_family.family.vae:
+            found[form][role] = found["fp32"][role] = path
+            continue
+        found[form][role], numbers = write_compact(place / form / path.name, load_file(path), form)
+        found["fp32"][role] = place / "fp32" / path.name
+        save_file(dict(numbers), found["fp32"][role])
+        for tokenizer in path.parent.glob("tokenizer.json"):
+            for one in (form, "fp32"):
+                (place / one / "tokenizer.json").write_text(tokenizer.read_text())
+    return found
+
+
+def add(root: Path, tiny_family: TinyFamily, files: Mapping[str, Path]) -> Model:
+    catalog = Catalog.under(root)
+    for role, path in files.items():
+        if role != tiny_family.family.denoiser:
+            catalog.adapters.add(path)
+    return catalog.library.add(files[tiny_family.family.denoiser], "tiny", variant=tiny_family.variant)
+
+
+def least_memory(engine: Any, model: Model) -> float:
+    """Return the gigabytes that the components need at least, while they stream."""
+    planner = engine.resources.residency.planner
+    return max(planner.min_weight_bytes(part, torch.bfloat16) for part in model.manifest.components) / 2**30
+
+
+@pytest.mark.parametrize(("form", "label"), thinned(CASES, 3, unpack=True))
+def test_quant_03_and_05_pixels_are_those_of_the_numbers(
+    form: str, label: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_family = tiny_families()[label]
+    tiny_family.make_references_small(monkeypatch)
+    files = write_both(tiny_family, tmp_path, form)
+    models = {name: add(root / name, tiny_family, some) for name, some in files.items()}
+    assert models["fp32"].digest != models[form].digest
+    assert models[form].dtype == NAMES.get(form, "fp8_e4m3")
+    for precision in ("fp32", "bf16"):
+        request = tiny_family.ask("tiny", precision=precision)
+        right = next(safelight.open_engine(root / "fp32").generate(request)).pixels_sha256
+        engine = safelight.open_engine(root / form)
+        assert next(engine.generate(request)).pixels_sha256 == right, precision
+    engine.close()
+    little = safelight.open_engine(root / form, max_cache_ram_gb=least_memory(engine, models[form]))
+    assert next(little.generate(request)).pixels_sha256 == right
+
+
+@pytest.fixture(params=thinned(["Q4_K", SCALED[0], *FP8, SCALED[1], *(form for form in BLOCKS if form != "Q4_K")]))
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """Return a quantised checkpoint of Stable Diffusion and one with the same numbers in fp32, each in one file.
+
+    Convolutions are quantised, too.
+    """
+    path = checkpoints.write_single(tmp_path / "tiny.safetensors", "sd1", seed=SEED)
+    tensors = {name: one for name, one in load_file(path).items() if one.is_floating_point()}
+    compact, numbers = write_compact(tmp_path / "compact.safetensors", tensors, request.param)
+    save_file(dict(numbers), tmp_path / "numbers.safetensors")
+    return compact, tmp_path / "numbers.safetensors"
+
+
+def test_quant_01_and_02_adapters_over_quantised_weights(pair: tuple[Path, Path], root: Path, tmp_path: Path) -> None:
+    """On, off and on again; also at a small strength. The weight's numbers are never quantised again."""
+    engine: Any = safelight.open_engine(root)
+    compact, numbers = (engine.library.add(path).name for path in pair)
+    Catalog.under(root).adapters.add(adapters.write(tmp_path / "style.safetensors"))
+    Catalog.under(root).adapters.add(write_lokr(tmp_path / "krone.safetensors"))
+
+    def drawn(model: str, prompt: str) -> str:
+        request = safelight.Request(prompt, model, seed=3, steps=2, width=64, height=64, precision="bf16")
+        return next(engine.generate(request)).pixels_sha256
+
+    texts = [f"a red apple{one}" for one in ("", " <lora:style:0.8>", "", " <lora:style:0.02>", " <lora:krone:1>")]
+    texts += [texts[1], texts[0]]
+    right = {text: drawn(numbers, text) for text in dict.fromkeys(texts)}
+    assert len(set(right.values())) == len(right)
+    assert [drawn(compact, text) for text in texts] == [right[text] for text in texts]
+
+
+def write_lokr(path: Path) -> Path:
+    """Write a LoKr for the projections of the attentions."""
+    generator = torch.Generator().manual_seed(4)
+    made: dict[str, torch.Tensor] = {}
+    for role, module, (rows, columns, *kernel) in adapters.modules("sd1"):
+        if role == "unet" and not kernel and module.endswith("to_q"):
+            stem = adapters.kohya(role, module, "alpha").removesuffix("alpha")
+            made[f"{stem}lokr_w1"] = torch.randn(4, 4, generator=generator)
+            made[f"{stem}lokr_w2"] = torch.randn(rows // 4, columns // 4, generator=generator) * 0.2
+            made[f"{stem}alpha"] = torch.tensor(4.0)
+    save_file(made, path)
+    return path
+
+
+@pytest.mark.parametrize("architecture", ["pig", "sd1"])
+def test_quant_04_the_name_of_the_architecture_decides_nothing(architecture: str, root: Path, tmp_path: Path) -> None:
+    path = tiny_families()["flux"].write_files(tmp_path, SEED)["transformer"]
+    generator = np.random.default_rng(1)
+    stored = {name: gguf_files.stored("Q8_0", one, generator) for name, one in load_file(path).items()}
+    gguf_files.write(tmp_path / "any.gguf", stored, architecture=architecture)
+    found = identify(tmp_path / "any.gguf", variant="dev")
+    assert (found.base, found.dtype, found.format) == ("flux", "q8_0", "gguf")
+
+
+def names_of_llama_cpp(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Return the tensors of a Qwen3 under llama.cpp's names."""
+    ends = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.o_proj": "attn_output"}
+    ends |= {f"self_attn.{one}_proj": f"attn_{one}" for one in "qkv"}
+    ends |= {f"self_attn.{one}_norm": f"attn_{one}_norm" for one in "qk"}
+    ends |= {f"mlp.{one}_proj": f"ffn_{one}" for one in ("gate", "up", "down")}
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix("model.")
+        if short.startswith("layers."):
+            _, number, rest = short.split(".", 2)
+            module, _, kind = rest.rpartition(".")
+            found[f"blk.{number}.{ends[module]}.{kind}"] = tensor
+        else:
+            found[{"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}[short]] = tensor
+    return found
+
+
+def t5_names_of_llama_cpp(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Return the tensors of a T5 encoder under llama.cpp's names."""
+    ends = {"layer.0.layer_norm": "attn_norm", "layer.1.layer_norm": "ffn_norm"}
+    ends |= {f"layer.0.SelfAttention.{one}": f"attn_{one}" for one in "qkvo"}
+    ends["layer.0.SelfAttention.relative_attention_bias"] = "attn_rel_b"
+    ends |= {f"layer.1.DenseReluDense.{theirs}": f"ffn_{ours}" for theirs, ours in _T5_MLP.items()}
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("encoder.block."):
+            _, _, number, rest = name.split(".", 3)
+            found[f"enc.blk.{number}.{ends[rest.removesuffix('.weight')]}.weight"] = tensor
+        elif name == "encoder.final_layer_norm.weight":
+            found["enc.output_norm.weight"] = tensor
+        else:
+            found["token_embd.weight"] = tensor
+    return found
+
+
+_T5_MLP = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
+
+
+@pytest.mark.parametrize(
+    ("label", "role", "rename"),
+    thinned(
+        [("flux", "text_encoder_2", t5_names_of_llama_cpp), ("z-image", "text_encoder", names_of_llama_cpp)], 2, True
+    ),
+)
+def test_text_encoders_with_the_names_of_llama_cpp(
+    label: str, role: str, rename: Callable[[Tensors], dict[str, torch.Tensor]], root: Path, tmp_path: Path
+) -> None:
+    """In fp32 it is the same component as in a safetensors file."""
+    path = tiny_families()[label].write_files(tmp_path, SEED)[role]
+    renamed = rename(load_file(path))
+    generator = np.random.default_rng(1)
+    file = tmp_path / "encoder.gguf"
+    gguf_files.write(file, {name: gguf_files.stored("F32", one, generator) for name, one in renamed.items()})
+    added = Catalog.under(root).adapters
+    first, second = added.add(path, "theirs"), added.add(file, "llama")
+    assert first.manifest.components[0].digest == second.manifest.components[0].digest
+
+
+def test_language_models_that_cannot_be_used_are_named(root: Path, tmp_path: Path) -> None:
+    tiny_family = tiny_families()["z-image"]
+    renamed = names_of_llama_cpp(load_file(tiny_family.write_files(tmp_path, SEED)["text_encoder"]))
+    generator = np.random.default_rng(1)
+    stored = {name: gguf_files.stored("F32", one, generator) for name, one in renamed.items()}
+    llama = {name: one for name, one in stored.items() if "_norm.weight" not in name or "attn_norm" in name}
+    gguf_files.write(tmp_path / "llama.gguf", llama)
+    gguf_files.write(tmp_path / "vl.gguf", stored, architecture="qwen3vl")
+    added = Catalog.under(root).adapters
+    for name, says in (("llama", "Llama and Mistral"), ("vl", "a Qwen3-VL as llama.cpp stores it")):
+        with pytest.raises(UnsupportedModelError, match=says):
+            added.add(tmp_path / f"{name}.gguf")
+
+
+def change(**tensors: torch.Tensor) -> Callable[[dict[str, torch.Tensor], str], None]:
+    """Return a function that puts tensors beside a weight. ``tensors``: by the end of their names."""
+
+    def put(written: dict[str, torch.Tensor], stem: str) -> None:
+        written.update({stem + end: tensor for end, tensor in tensors.items()})
+
+    return put
+
+
+def json_bytes(form: str) -> torch.Tensor:
+    return torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+
+
+FAULTS: dict[str, Callable[[dict[str, torch.Tensor], str], object]] = {
+    "scale_weight is nan": change(scale_weight=torch.tensor(float("nan"))),
+    "scale_weight is 0.0; a scale is positive": change(scale_weight=torch.zeros(())),
+    "a scale of one number for each row": change(scale_weight=torch.ones(64)),
+    "a scale of mxfp8 or nvfp4": change(scale_weight=torch.ones(4, 2)),
+    "has two scales": change(weight_scale=torch.ones(())),
+    "says 'nvfp4', and the weight is F8_E4M3": change(comfy_quant=json_bytes("nvfp4")),
+    "comfy_quant is no JSON": change(comfy_quant=torch.zeros(3, dtype=torch.uint8)),
+    "a scale is F32, F16 or BF16": change(scale_weight=torch.ones((), dtype=torch.int32)),
+    "holds NaN": lambda written, stem: written[f"{stem}weight"].view(torch.uint8).fill_(0xFF),
+}
+
+
+@pytest.mark.parametrize("says", FAULTS)
+def test_faults_of_scales_are_named(says: str, root: Path, tmp_path: Path) -> None:
+    path = tiny_families()["flux"].write_files(tmp_path, SEED)["text_encoder_2"]
+    write_compact(path, load_file(path), SCALED[0])
+    written = load_file(path)
+    stem = "encoder.block.0.layer.0.SelfAttention.q."
+    FAULTS[says](written, stem)
+    save_file(written, path)
+    with pytest.raises((CorruptFileError, UnsupportedModelError), match=says):
+        Catalog.under(root).adapters.add(path)
+
+
+def test_an_export_is_refused_by_name(root: Path, tmp_path: Path) -> None:
+    from safelight.assembly import export
+
+    path = checkpoints.write_single(tmp_path / "tiny.safetensors", "sd1", seed=SEED)
+    tensors = {name: one for name, one in load_file(path).items() if one.is_floating_point()}
+    compact, _ = write_compact(tmp_path / "compact.safetensors", tensors, "fp8 e4m3")
+    model = Catalog.under(root).library.add(compact)
+    with pytest.raises(SafelightError, match="quantised models are not written as a folder yet"):
+        export.to_diffusers(model, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
