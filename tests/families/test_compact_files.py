@@ -21,6 +21,7 @@ from safelight.catalog.identify import identify
 from safelight.catalog.model import Model
 from safelight.errors import CorruptFileError, SafelightError, UnsupportedModelError
 from safelight.files.blocks import BLOCKS
+from safelight.memory.planner import Planner
 
 SEED = 5
 FP8 = {"fp8 e4m3": torch.float8_e4m3fn, "fp8 e5m2": torch.float8_e5m2}
@@ -109,6 +110,11 @@ def least_memory(engine: Any, model: Model) -> float:
     return max(planner.min_weight_bytes(part, torch.bfloat16) for part in model.manifest.components) / 2**30
 
 
+def resident_bytes(engine: Any) -> int:
+    [place] = engine.memory()["places"].values()
+    return sum(one["nbytes"] for one in place["resident"])
+
+
 @pytest.mark.parametrize(("form", "label"), thinned(CASES, 3, unpack=True))
 def test_quant_03_and_05_pixels_are_those_of_the_numbers(
     form: str, label: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,7 +130,19 @@ def test_quant_03_and_05_pixels_are_those_of_the_numbers(
         right = next(safelight.open_engine(root / "fp32").generate(request)).pixels_sha256
         engine = safelight.open_engine(root / form)
         assert next(engine.generate(request)).pixels_sha256 == right, precision
+    dequantised = resident_bytes(engine)
     engine.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(Planner, "most_weight_bytes", 0)
+        quantised = safelight.open_engine(root / form)
+        assert next(quantised.generate(request)).pixels_sha256 == right
+    assert form == "F16" or resident_bytes(quantised) < 0.9 * dequantised
+    quantised.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(Planner, "most_weight_bytes", 0)
+        device = safelight.open_engine(root / form, device="simulated")
+        assert next(device.generate(request)).pixels_sha256 == right
+    device.close()
     little = safelight.open_engine(root / form, max_cache_ram_gb=least_memory(engine, models[form]))
     assert next(little.generate(request)).pixels_sha256 == right
 
@@ -142,8 +160,16 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     return compact, tmp_path / "numbers.safetensors"
 
 
-def test_quant_01_and_02_adapters_over_quantised_weights(pair: tuple[Path, Path], root: Path, tmp_path: Path) -> None:
-    """On, off and on again; also at a small strength. The weight's numbers are never quantised again."""
+@pytest.mark.parametrize("kept", [False, True])
+def test_quant_01_and_02_adapters_over_quantised_weights(
+    kept: bool, pair: tuple[Path, Path], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On, off and on again; also at a small strength. The weight's numbers are never quantised again.
+
+    ``kept``: quantised weights stay so in memory.
+    """
+    if kept:
+        monkeypatch.setattr(Planner, "most_weight_bytes", 0)
     engine: Any = safelight.open_engine(root)
     compact, numbers = (engine.library.add(path).name for path in pair)
     Catalog.under(root).adapters.add(adapters.write(tmp_path / "style.safetensors"))

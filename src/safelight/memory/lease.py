@@ -17,7 +17,9 @@ from safelight.memory.plan import Plan
 from safelight.memory.ring import Ring
 from safelight.memory.segments import component_key, index_tensors, needed_segments, split_into_segments
 from safelight.memory.source import Checksums, Fetch, SegmentBuffer, Source, Unverified
+from safelight.weights.block_decoding import dequantise
 from safelight.weights.manifest import ComponentManifest
+from safelight.weights.slab_views import computing_dtype
 
 
 @dataclass(eq=False)
@@ -137,6 +139,7 @@ class Lease:
         self.on_change: OnChange | None = None
         self._owner = owner
         self._segment_index, self.shapes = index_tensors(component, dtype)
+        self._compact = {one.name: one for one in component.tensors if component.stays_compact(one)}
 
     @property
     def key(self) -> str:
@@ -147,15 +150,15 @@ class Lease:
         return sum(resident.buffer.segment.nbytes for resident in self.residents.values())
 
     def resident_tensor(self, name: str) -> torch.Tensor | None:
-        """Return the tensor if it is resident, None if it is streamed or never read."""
-        if name in self.use.unread:
+        """Return the tensor if it is resident. None if it is streamed, quantised or never read."""
+        if name in self.use.unread or name in self._compact:
             return None
         resident = self.residents.get(self._segment_index[name])
         return resident.buffer.tensors[name] if resident is not None else None
 
     @contextlib.contextmanager
     def use_tensors(self, names: Sequence[str]) -> Generator[list[torch.Tensor]]:
-        """Yield the named tensors, resident or streamed, for use within the context.
+        """Yield the named tensors, resident or streamed, for use within the context. Quantised ones are dequantised.
 
         Raises BindingError for a tensor that :attr:`Use.unread` names.
         """
@@ -170,7 +173,13 @@ class Lease:
             if streamed:
                 assert self.ring is not None
                 tensors |= dict(zip(streamed, stack.enter_context(self.ring.use_tensors(*streamed)), strict=True))
-            yield [tensors[self._segment_index[name]][name] for name in names]
+            yield [self._dequantised(name, tensors[self._segment_index[name]][name]) for name in names]
+
+    def _dequantised(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        compact = self._compact.get(name)
+        if compact is None:
+            return tensor
+        return dequantise(compact, tensor, computing_dtype(self.component.config, name, self.dtype))
 
     @contextlib.contextmanager
     def slab_of(self, index: int) -> Generator[Slab]:

@@ -110,6 +110,13 @@ class Planner:
         outcome = plan(PlanInput(self._weight_budget(None), self.table.planner_view(None, pending_as_held=True), ()))
         return outcome if isinstance(outcome, Plan) else None
 
+    @property
+    def most_weight_bytes(self) -> int:
+        """The most bytes of weights that may be in memory if nothing else is."""
+        self.before_planning()
+        budget = self.ledger.budget(self.place)
+        return budget if self.max_bytes is None else min(budget, self.max_bytes)
+
     def min_weight_bytes(
         self, component: ComponentManifest, dtype: torch.dtype, unread: frozenset[str] = frozenset()
     ) -> int:

@@ -46,15 +46,16 @@ class Segment:
 def component_key(component: ComponentManifest, dtype: torch.dtype) -> str:
     """Return the planner's name of a component in a dtype.
 
-    It consists of role, digest and dtype of the underlying component, followed by the digest of its overlays if it has
-    any.
+    It consists of role, digest and dtype of the underlying component, followed by ``quantised`` if its quantised
+    tensors stay so, and by the digest of its overlays if it has any.
     """
     over = f" +{component.overlay_digest[:16]}" if isinstance(component, OverlaidComponent) else ""
     return _underlying_key(component, dtype) + over
 
 
 def _underlying_key(component: ComponentManifest, dtype: torch.dtype) -> str:
-    return f"{component.role} {component.digest[:16]} {str(dtype).removeprefix('torch.')}"
+    form = " quantised" if component.compact else ""
+    return f"{component.role} {component.digest[:16]} {str(dtype).removeprefix('torch.')}{form}"
 
 
 @lru_cache(maxsize=64)
@@ -66,7 +67,7 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
     Larger blocks are split, and smaller neighbours are merged.
     """
 
-    dtypes = partial(slab_views.dtypes_of, component.config, dtype=dtype)
+    dtypes = partial(slab_views.dtypes_of, component, dtype=dtype)
 
     def nbytes(tensors: list[ManifestTensor]) -> int:
         exact = slab_views.bytes_needed(tensors, dtypes(tensors))

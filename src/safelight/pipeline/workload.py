@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from safelight.memory.working_memory import Workload
@@ -27,11 +29,17 @@ def describe_workload(
     ``tokens``: of a text with reference images; 0 for other inputs.
     """
     config = component.config
-    kind = component.role + variant
+    kind = component.role + variant + (" quantised" if component.compact else "")
     name = " ".join(
         (kind, config.label, str(dtype).removeprefix("torch."), run_settings.attention, run_settings.device)
     )
     quadratic = run_settings.attention == "normal" and config.depends_on_size
     needed = max(config.working_bytes(pixels, dtype.itemsize, quadratic), config.text_bytes(tokens, dtype.itemsize))
     size = pixels if config.depends_on_size else max(1, tokens)
-    return Workload(name, size, KERNEL_WORKSPACE_BYTES + needed, quadratic)
+    return Workload(name, size, KERNEL_WORKSPACE_BYTES + needed + _dequantised_bytes(component, dtype), quadratic)
+
+
+def _dequantised_bytes(component: ComponentManifest, dtype: torch.dtype) -> int:
+    """Return the bytes of the largest tensor that an operation dequantises, 0 if there is none."""
+    compact = (tensor for tensor in component.tensors if component.stays_compact(tensor))
+    return max((math.prod(one.shape) * dtype.itemsize for one in compact), default=0)

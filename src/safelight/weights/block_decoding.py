@@ -12,8 +12,9 @@ from functools import lru_cache, partial
 
 import torch
 
-from safelight.devices.transfer import DTYPES, Blocks
+from safelight.devices.transfer import CHUNK_ELEMENTS, DTYPES, Blocks
 from safelight.files.blocks import BLOCKS
+from safelight.weights.manifest import ManifestTensor
 
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 
@@ -40,6 +41,27 @@ def decoding_of(form: str, scale: float | None) -> Blocks | None:
     if scale is None:
         return None
     return Blocks(1, DTYPES[form].itemsize, partial(_multiply, DTYPES[form], scale))
+
+
+def dequantise(tensor: ManifestTensor, raw: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor in ``dtype``, on the device of its bytes.
+
+    ``raw``: its bytes as the file stores them, uint8, one axis.
+    The numbers are computed in fp32 and rounded once, a part at a time, so this needs few bytes besides the result.
+    """
+    out = torch.empty(tensor.shape, dtype=dtype, device=raw.device)
+    decoding = decoding_of(tensor.dtype, tensor.scale)
+    if decoding is None:
+        return out.copy_(raw.view(DTYPES[tensor.dtype]).view(tensor.shape))
+    flat, elements, nbytes = out.view(-1), decoding.elements, decoding.nbytes
+    blocks = max(1, CHUNK_ELEMENTS // elements)
+    wide = torch.empty(min(blocks * elements, flat.numel()), dtype=torch.float32, device=raw.device)
+    for first in range(0, flat.numel() // elements, blocks):
+        chunk = raw[first * nbytes : (first + blocks) * nbytes]
+        target = flat[first * elements : (first + blocks) * elements]
+        decoding.decode(chunk, wide[: target.numel()])
+        target.copy_(wide[: target.numel()])
+    return out
 
 
 def _multiply(dtype: torch.dtype, scale: float, raw: torch.Tensor, out: torch.Tensor) -> None:

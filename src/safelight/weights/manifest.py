@@ -106,6 +106,7 @@ class ComponentManifest:
     ``tensors``: in the order in which a forward pass uses them.
     ``digest``: BLAKE3 in hex, of the tensors and the tokenizer.
     ``tokenizer``: of a text encoder whose tokenizer is not the shipped one; None for other components.
+    ``compact``: its quantised tensors stay quantised in memory; each operation dequantises those that it uses.
     """
 
     role: str
@@ -113,10 +114,15 @@ class ComponentManifest:
     tensors: tuple[ManifestTensor, ...]
     digest: str
     tokenizer: ManifestTokenizer | None = field(default=None, kw_only=True)
+    compact: bool = field(default=False, kw_only=True)
 
     def __hash__(self) -> int:
         """Hash the digest, not the tensors: hashing thousands of tensors would take milliseconds."""
         return hash((self.role, self.digest))
+
+    def stays_compact(self, tensor: ManifestTensor) -> bool:
+        """Return whether a tensor of the component is in memory as its file stores it."""
+        return self.compact and tensor.is_compact and not tensor.transpose and not tensor.swap_halves
 
     @property
     def elements(self) -> int:

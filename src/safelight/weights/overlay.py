@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from safelight.errors import BindingError
-from safelight.weights.manifest import ComponentManifest
+from safelight.weights.manifest import ComponentManifest, ManifestTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +55,16 @@ class OverlaidComponent(ComponentManifest):
     working_bytes: int
     sources: tuple[str, ...]
 
+    def stays_compact(self, tensor: ManifestTensor) -> bool:
+        """See :class:`ComponentManifest`. A tensor with an overlay is in memory as the overlay computes it."""
+        # ``super()`` does not work in a dataclass with slots.
+        return ComponentManifest.stays_compact(self, tensor) and tensor.name not in self.overlaid_names
+
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, OverlaidComponent) or (other.digest, other.overlay_digest) != (
-            self.digest,
-            self.overlay_digest,
-        ):
+        if not isinstance(other, OverlaidComponent):
+            return False
+        theirs = other.digest, other.overlay_digest, other.compact
+        if theirs != (self.digest, self.overlay_digest, self.compact):
             return False
         # The same content may be in another file by now.
         return other.tensors == self.tensors
@@ -88,6 +93,7 @@ def with_overlays(
         working_bytes,
         sources,
         tokenizer=component.tokenizer,
+        compact=component.compact,
     )
 
 

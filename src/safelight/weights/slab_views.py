@@ -10,15 +10,29 @@ from safelight.devices.base import aligned
 from safelight.devices.transfer import Read
 from safelight.families.components import Config
 from safelight.weights.block_decoding import decoding_of
-from safelight.weights.manifest import ManifestTensor
+from safelight.weights.manifest import ComponentManifest, ManifestTensor
+
+COMPACT = torch.uint8
+"""The dtype of a tensor that is in memory as its file stores it: its bytes."""
 
 
-def dtypes_of(config: Config, tensors: Iterable[ManifestTensor], dtype: torch.dtype) -> tuple[torch.dtype, ...]:
-    """Return the dtypes of a component's tensors in memory.
+def dtypes_of(
+    component: ComponentManifest, tensors: Iterable[ManifestTensor], dtype: torch.dtype
+) -> tuple[torch.dtype, ...]:
+    """Return the dtypes of tensors in memory.
 
+    ``tensors``: of the component.
     ``dtype``: the one that the component computes in. Some tensors stay in fp32 (:meth:`Config.keeps_fp32`).
     """
-    return tuple(torch.float32 if config.keeps_fp32(tensor.name) else dtype for tensor in tensors)
+    return tuple(
+        COMPACT if component.stays_compact(tensor) else computing_dtype(component.config, tensor.name, dtype)
+        for tensor in tensors
+    )
+
+
+def computing_dtype(config: Config, name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a tensor is computed with. ``dtype``: that of the component."""
+    return torch.float32 if config.keeps_fp32(name) else dtype
 
 
 def bytes_needed(tensors: Iterable[ManifestTensor], dtypes: Iterable[torch.dtype]) -> int:
@@ -27,7 +41,7 @@ def bytes_needed(tensors: Iterable[ManifestTensor], dtypes: Iterable[torch.dtype
 
 
 def _nbytes(tensor: ManifestTensor, dtype: torch.dtype) -> int:
-    return torch.Size(tensor.shape).numel() * dtype.itemsize
+    return tensor.nbytes if dtype == COMPACT else torch.Size(tensor.shape).numel() * dtype.itemsize
 
 
 def views(
@@ -44,7 +58,8 @@ def views(
     at = 0
     for tensor, dtype in zip(tensors, dtypes, strict=True):
         size = _nbytes(tensor, dtype)
-        out[tensor.name] = base[at : at + size].view(dtype).view(tensor.shape).detach()
+        shape = (size,) if dtype == COMPACT else tensor.shape
+        out[tensor.name] = base[at : at + size].view(dtype).view(shape).detach()
         at += aligned(size)
     return out
 
@@ -57,13 +72,13 @@ def reads(tensors: Iterable[ManifestTensor], targets: dict[str, torch.Tensor], h
             t.path,
             t.offset,
             t.nbytes,
-            t.dtype,
+            "U8" if targets[t.name].dtype == COMPACT else t.dtype,
             t.transpose,
             t.xxh3,
             targets[t.name],
             hash_result,
             t.swap_halves,
-            decoding_of(t.dtype, t.scale),
+            None if targets[t.name].dtype == COMPACT else decoding_of(t.dtype, t.scale),
         )
         for t in tensors
     ]

@@ -11,6 +11,7 @@ from safelight.devices.base import free_cache
 from safelight.memory.plan import Piece
 from safelight.memory.residency import Residency
 from safelight.pipeline import components
+from safelight.pipeline.compact import keep_compact
 from safelight.pipeline.resources import Resources
 from safelight.request.run_settings import RunSettings
 
@@ -42,7 +43,8 @@ class LoadedModels:
     def mark_used(self, model: Model, settings: RunSettings) -> None:
         """Record that a job uses a model with these run settings. It is now the most recently used one."""
         self._used.pop(model.digest, None)
-        self._used[model.digest] = components.needed_pieces(model, settings)
+        compact = keep_compact(model, self._resources, settings)
+        self._used[model.digest] = components.needed_pieces(compact, settings)
 
     def resident(self) -> list[str]:
         """Return the digests of the models that are completely resident on the computing device, the most recently used
@@ -54,13 +56,15 @@ class LoadedModels:
         """Load as much of a model as free memory allows; evict nothing. Returns whether all of it is resident."""
         model = self._library.find(name)
         with self._turn:
-            return components.prefetch(model, self._resources_for(model))
+            resources = self._resources_for(model)
+            return components.prefetch(keep_compact(model, resources), resources)
 
     def load(self, model: Model) -> None:
         """Load as much of a model as fits, without making an image; evict other models if necessary."""
         unchanged = self._library.ensure_unchanged(model)
         with self._turn:
-            components.preload(unchanged, self._resources_for(model))
+            resources = self._resources_for(model)
+            components.preload(keep_compact(unchanged, resources), resources)
 
     def unload(self, digest: str | None) -> None:
         """Evict what no lease holds of one model (``digest``) or of all (None). Clear the text encoders' cache.
@@ -88,7 +92,8 @@ class LoadedModels:
         model = self._library.ensure_unchanged(self._library.find(name))
         self.unpin(name)
         with self._turn:
-            self._pins[name] = components.pin(model, self._resources_for(model))
+            resources = self._resources_for(model)
+            self._pins[name] = components.pin(keep_compact(model, resources), resources)
 
     def unpin(self, name: str) -> None:
         """End the pin of a model; do nothing if it is not pinned."""

@@ -21,6 +21,7 @@ from safelight.families.registry import families
 from safelight.memory.residency import Residency
 from safelight.pipeline import components, fit, run
 from safelight.pipeline.combine import combine
+from safelight.pipeline.compact import keep_compact
 from safelight.pipeline.repair import ImageRepairer
 from safelight.pipeline.resources import Resources
 from safelight.request.job import Job
@@ -122,7 +123,7 @@ class LocalEngine:
         for index in range(first, contents.job.request.count):
             with self._lock:
                 self._call_on_switch(contents.model, resources)
-                model = self._combine(contents)
+                model = keep_compact(self._combine(contents), resources)
                 make = partial(run.make_image, contents, model, index=index, on_progress=on_progress)
                 try:
                     image = self.image_repairer.make_and_repair(make, model, resources)
@@ -130,7 +131,7 @@ class LocalEngine:
                     # Either one read went wrong, or the files changed. If they changed, this raises and the model is
                     # not used again.
                     contents = self._read_again(contents)
-                    model = self._combine(contents)
+                    model = keep_compact(self._combine(contents), resources)
                     self.image_repairer.verify_and_evict(model)
                     resources.embedding_cache.clear()
                     make = partial(run.make_image, contents, model, index=index, on_progress=on_progress)
@@ -168,7 +169,8 @@ class LocalEngine:
         """The component keys of those named models that the library has, in the order of use."""
         models = [self.library.find_by_name(name) for name in names]
         known = [model for model in models if model is not None and model.base in families()]
-        return tuple(key for model in known for key in components.component_keys(model, settings))
+        forms = (keep_compact(model, self.resources, settings) for model in known)
+        return tuple(key for model in forms for key in components.component_keys(model, settings))
 
     def _decide(self, precision: Precision, model: Model) -> RunSettings:
         # The device may be tried for it.
@@ -201,7 +203,7 @@ class LocalEngine:
             name = self.resources.device.name
             raise RequestError("isolate", True, f"processes can share weights only on the CPU, not on {name}")
         resources = self.resources_for(model, job.request.precision)
-        model = self._combine(find_contents(job, self.catalog, model))
+        model = keep_compact(self._combine(find_contents(job, self.catalog, model)), resources)
         components.preload(model, resources)
         components.build_skeletons(model, resources, job.request.seamless)
         for tier in self.tiers:
@@ -210,7 +212,8 @@ class LocalEngine:
 
     def fits(self, request: Request, model: Model) -> dict[str, Any]:
         """Report whether ``model`` can make the image, and how: see :func:`safelight.pipeline.fit.describe_fit`."""
-        return fit.describe_fit(request, model, self.resources_for(model, request.precision))
+        resources = self.resources_for(model, request.precision)
+        return fit.describe_fit(request, keep_compact(model, resources), resources)
 
     def close(self) -> None:
         """End all pins, evict all models, and discard their modules."""

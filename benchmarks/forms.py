@@ -1,0 +1,265 @@
+"""Quantised files: how fast they are dequantised, and large models in the memory that they were made for.
+
+``python benchmarks/forms.py --part decode``: gigabytes per second of each form to bf16 (bytes read and written), beside
+gguf's functions, diffusers' functions in fp32, and a copy of as many bytes, each on all threads.
+
+``--part flux``: FLUX.1's published shapes with random weights in Q4_K, with T5-XXL in Q4_K (10 GB of disk): an image of
+256x256 with two steps in bf16 under ``max_cache_ram_gb`` 10 and 5: seconds, seconds a step, and the peak of anonymous
+memory. The pixels must be equal.
+
+``--part step``: the same layout with a fifth of the layers, once in Q4_K, which stays quantised in memory, once the
+same numbers in bf16: seconds a step, five images each, interleaved.
+
+``--tiny`` takes the tests' tiny settings in place of the published ones, for a trial. The files are removed afterwards.
+
+Predicted: decode, 5 GB/s for Q4_K, Q8_0 and fp8, a fifth of a copy; flux, peaks of 0.5 GB above the limits, and a step
+that takes as long as in bf16 plus 3 s to dequantise; step, 1.25 times as long in Q4_K as in bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import families
+import numpy as np
+import torch
+from families import add_files, engine, narrowed, print_rows, sizes, tiny, write_file
+from memory import Peak
+
+from safelight.families.components import Config
+from safelight.files.blocks import BLOCKS
+from safelight.request.schema import Request
+from safelight.weights.block_decoding import dequantise
+from safelight.weights.manifest import ManifestTensor
+
+FOLDER = families.FOLDER.with_name("forms")
+QUANTISED = ("transformer", "text_encoder_2")
+POOL_BYTES = 128 << 20
+"""Bytes of the blocks that the weights of a file are taken from, each tensor at its own place."""
+
+NUMBERS = 1 << 24
+"""Numbers that ``--part decode`` dequantises at a time."""
+
+FIFTH = {"layers": 5, "single_layers": 5}
+
+
+def write_gguf(path: Path, config: Config, seed: int) -> None:
+    """Write a component as a GGUF file: matrices in Q4_K, norms near one, biases near zero."""
+    from gguf import GGUFWriter
+    from support.gguf_files import kind_of, random_blocks
+
+    generator, block = np.random.default_rng(seed), BLOCKS["Q4_K"]
+    rows = list(config.published.rows())
+    most = max(math.prod(row.shape) for row in rows) // block.elements
+    pool = random_blocks("Q4_K", max(most, 1), generator, size=0.06).reshape(-1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(path, "any")
+    for row in rows:
+        count = math.prod(row.shape)
+        if len(row.shape) == 2 and row.shape[1] % block.elements == 0:
+            nbytes = count // block.elements * block.nbytes
+            first = int(generator.integers(0, (len(pool) - nbytes) // block.nbytes + 1)) * block.nbytes
+            data = pool[first : first + nbytes].reshape(row.shape[0], -1)
+            writer.add_tensor(row.name, data, raw_dtype=kind_of("Q4_K"))
+        else:
+            values = generator.normal(0, 0.02, row.shape).astype(np.float32)
+            is_scale = len(row.shape) == 1 and not row.name.endswith("bias")
+            writer.add_tensor(row.name, values + 1 if is_scale else values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write(folder: Path, configs: Mapping[str, Config], number: int) -> None:
+    """Write a model as ComfyUI has it: the denoiser and T5 in GGUF, the others in bf16."""
+    for index, (role, config) in enumerate(configs.items()):
+        place = {"transformer": "diffusion_models", "vae": "vae"}.get(role, "text_encoders")
+        if role in QUANTISED:
+            write_gguf(folder / place / f"{role}.gguf", config, number * 10 + index)
+        else:
+            write_file(folder / place / f"{role}.safetensors", config, number * 10 + index)
+
+
+def decode(small: bool) -> list[dict[str, Any]]:
+    """Time the dequantising of each form, and a copy."""
+    from diffusers.quantizers.gguf import utils
+    from gguf.quants import dequantize
+    from support.gguf_files import kind_of, random_blocks
+
+    numbers = NUMBERS >> 8 if small else NUMBERS
+    source = torch.randint(0, 255, (numbers,), dtype=torch.uint8)
+    target = torch.empty_like(source)
+    copied = 2 * numbers / seconds(lambda: target.copy_(source)) / 1e9
+    rows = [{"form": "a copy", "GB/s": copied, "of a copy": 1.0, "gguf": "", "diffusers": ""}]
+    for form in (*BLOCKS, "F8_E4M3"):
+        if form in BLOCKS:
+            block = BLOCKS[form]
+            raw = random_blocks(form, numbers // block.elements, np.random.default_rng(1))
+            theirs: Any = utils.dequantize_functions.get(kind_of(form))
+            scale = None
+        else:
+            raw, theirs, scale = np.random.default_rng(1).integers(0, 120, (numbers, 1), dtype=np.uint8), None, 0.5
+        tensor = ManifestTensor("w", form, (numbers,), Path(), 0, raw.nbytes, False, "", scale=scale)
+        data = torch.from_numpy(raw)
+        moved = raw.nbytes + 2 * numbers
+        row: dict[str, Any] = {"form": form}
+        flat = data.view(-1)
+        row["GB/s"] = moved / seconds(lambda tensor=tensor, flat=flat: dequantise(tensor, flat, torch.bfloat16)) / 1e9
+        row["of a copy"] = row["GB/s"] / copied
+        row["gguf"] = row["diffusers"] = ""
+        if form in BLOCKS:
+            by_gguf = seconds(lambda raw=raw, form=form: dequantize(raw, kind_of(form)), 1)
+            row["gguf"] = moved / by_gguf / 1e9
+        if theirs is not None:
+            size = BLOCKS[form].elements, BLOCKS[form].nbytes
+
+            def by_theirs(theirs: Any = theirs, data: torch.Tensor = data, size: Any = size) -> object:
+                return theirs(data, *size, dtype=torch.float32).bfloat16()
+
+            by_diffusers = seconds(by_theirs, 2)
+            row["diffusers"] = moved / by_diffusers / 1e9
+        rows.append(row)
+    return rows
+
+
+def seconds(function: Callable[[], object], times: int = 5) -> float:
+    """Return the median seconds of a function, after one call that does not count."""
+    function()
+    found: list[float] = []
+    for _ in range(times):
+        start = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def flux(small: bool) -> list[dict[str, Any]]:
+    """Make an image of the published size under two limits, each in a process of its own."""
+    write(FOLDER / "flux", tiny("flux") if small else sizes()["flux"][1], 1)
+    rows = list[dict[str, Any]]()
+    for limit in (10.0, 5.0):
+        command = [sys.executable, __file__, "--part", "image", "--limit", str(limit)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    assert rows[0]["pixels"] == rows[1]["pixels"]
+    return rows
+
+
+def add(root: Path, folder: Path) -> Any:
+    """Add the files of :func:`write` to the library below ``root``, which is empty before."""
+    from safelight.catalog.catalog import Catalog
+
+    shutil.rmtree(root, ignore_errors=True)
+    catalog = Catalog.under(root)
+    for path in sorted(folder.glob("[tv]*/*.*")):
+        catalog.adapters.add(path)
+    return catalog.library.add(folder / "diffusion_models/transformer.gguf", "a", variant="dev")
+
+
+def image(limit: float) -> dict[str, Any]:
+    """Make one image of FLUX.1 and return its figures."""
+    model = add(FOLDER / "root-flux", FOLDER / "flux")
+    made = engine(FOLDER / "root-flux", precision="bf16", max_cache_ram_gb=limit)
+    start = time.perf_counter()
+    with Peak() as peak:
+        drawn = next(made.generate(Request("a cat", model.name, steps=2, width=256, height=256, precision="bf16")))
+    resident = made.memory()["places"]["host"]["resident"]
+    return {
+        "limit GB": limit,
+        "seconds": time.perf_counter() - start,
+        "a step": drawn.seconds.denoise / 2,
+        "peak GB": peak.most / 2**30,
+        "quantised in memory": sum("quantised" in one["component"] for one in resident),
+        "pixels": drawn.pixels_sha256,
+    }
+
+
+def step(small: bool) -> list[dict[str, Any]]:
+    """Time the steps of a model that stays quantised in memory, and of the same numbers in bf16."""
+    configs = dict(tiny("flux") if small else sizes()["flux"][1])
+    if not small:
+        configs["transformer"] = narrowed(configs["transformer"], FIFTH)
+        configs["text_encoder_2"] = narrowed(configs["text_encoder_2"], {"layers": 12})
+    write(FOLDER / "step", configs, 2)
+    as_bf16(FOLDER / "step", FOLDER / "bf16")
+    models = {
+        "Q4_K": add(FOLDER / "root-q4", FOLDER / "step"),
+        "bf16": add_files(FOLDER / "root-bf16", FOLDER / "bf16", "dev"),
+    }
+    whole = 2 * sum(math.prod(row.shape) for row in configs["transformer"].rows())
+    # The tests' tiny models need more than their size, because of the ring's slots.
+    limits = {"Q4_K": 0.02 if small else whole * 0.9 / 2**30, "bf16": whole * 1.3 / 2**30 + 3}
+    engines = {
+        name: engine(FOLDER / f"root-{name.lower().removesuffix('_k')}", precision="bf16", max_cache_ram_gb=limit)
+        for name, limit in limits.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for number in range(6):
+        for name, made in engines.items():
+            request = Request(f"a cat {number}", models[name].name, steps=2, width=256, height=256, precision="bf16")
+            times[name].append(next(made.generate(request)).seconds.denoise / 2)
+    ratios = [one / other for one, other in zip(times["Q4_K"][1:], times["bf16"][1:], strict=True)]
+    return [
+        {
+            "parameters in millions": whole / 2e6,
+            "Q4_K s": statistics.median(times["Q4_K"][1:]),
+            "bf16 s": statistics.median(times["bf16"][1:]),
+            "ratio": statistics.median(ratios),
+            "most": max(ratios),
+        }
+    ]
+
+
+def as_bf16(source: Path, target: Path) -> None:
+    """Write the numbers of a model's GGUF files in bf16, and copy its other files."""
+    from safetensors.torch import save_file
+
+    from safelight.files.gguf import read_header
+
+    for path in source.glob("*/*.*"):
+        copy = (target / path.relative_to(source)).with_suffix(".safetensors")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            shutil.copy(path, copy)
+            continue
+        tensors: dict[str, torch.Tensor] = {}
+        with path.open("rb") as file:
+            for name, info in read_header(path).tensors.items():
+                file.seek(info.offset)
+                raw = torch.frombuffer(bytearray(file.read(info.nbytes)), dtype=torch.uint8)
+                stored = ManifestTensor(name, info.dtype, info.shape, path, 0, info.nbytes, False, "")
+                tensors[name] = dequantise(stored, raw, torch.bfloat16)
+        save_file(tensors, copy, {"format": "pt"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("decode", "flux", "step", "image"), required=True)
+    parser.add_argument("--limit", type=float, default=10.0, help=argparse.SUPPRESS)
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.part == "image":
+        print(json.dumps(image(arguments.limit)))
+        return
+    parts = {"decode": decode, "flux": flux, "step": step}
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    try:
+        print_rows(parts[arguments.part](arguments.tiny))
+    finally:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

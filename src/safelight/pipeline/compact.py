@@ -1,0 +1,33 @@
+"""Decides which components stay quantised in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from safelight.catalog.model import Model
+from safelight.memory.segments import needed_segments
+from safelight.pipeline.resources import Resources, dtype_of
+from safelight.pipeline.stages import unread_tensors
+from safelight.request.run_settings import RunSettings
+from safelight.weights.manifest import ComponentManifest
+
+
+def keep_compact(model: Model, resources: Resources, run_settings: RunSettings | None = None) -> Model:
+    """Return the model whose quantised components stay quantised where they would not fit dequantised.
+
+    A component that fits is dequantised when it is read, because each use of a quantised weight takes time. Pixels do
+    not depend on it. The limit is that of the computing device's memory: what other models hold can be evicted.
+    ``run_settings``: those of ``resources`` by default.
+    """
+    settings = run_settings or resources.run_settings
+    most = resources.residency.planner.most_weight_bytes
+
+    def chosen(component: ComponentManifest) -> ComponentManifest:
+        if not any(tensor.is_compact for tensor in component.tensors):
+            return component
+        dtype = dtype_of(settings, model.family, component.role)
+        segments = needed_segments(component, dtype, unread_tensors(model, component))
+        return replace(component, compact=True) if sum(one.nbytes for one in segments) > most else component
+
+    components = tuple(map(chosen, model.manifest.components))
+    return replace(model, manifest=replace(model.manifest, components=components))
