@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import adapters, checkpoints, gguf_files
+from support.compact_files import FP8, SCALED, Tensors, write_compact
 from support.families import TinyFamily, tiny_families
 from support.scale import thinned
 
@@ -24,8 +25,6 @@ from safelight.files.blocks import BLOCKS
 from safelight.memory.planner import Planner
 
 SEED = 5
-FP8 = {"fp8 e4m3": torch.float8_e4m3fn, "fp8 e5m2": torch.float8_e5m2}
-SCALED = ("scaled fp8, older names", "scaled fp8, newer names")
 FORMS = ("Q4_K", "Q8_0", "scaled fp8, older names", "fp8 e4m3", *BLOCKS, *FP8, *SCALED, "F16")
 FIRST = ("z-image", "flux", "qwen-image", "krea-2")
 CASES = [
@@ -39,43 +38,6 @@ CASES.sort(key=lambda case: case not in list(zip(FORMS, FIRST, strict=False)))
 
 NAMES = {"F16": "fp16", "fp8 e5m2": "fp8_e5m2", **{form: form.lower() for form in BLOCKS}}
 """What `models list` calls a form."""
-
-Tensors = Mapping[str, torch.Tensor]
-
-
-def write_compact(path: Path, tensors: Tensors, form: str) -> tuple[Path, Tensors]:
-    """Write a file in a form. Returns its path and its numbers in fp32.
-
-    Norms, biases and other vectors stay as they are, as in published files.
-    """
-    if form in BLOCKS or form == "F16":
-        generator = np.random.default_rng(len(tensors))
-        stored = {name: gguf_files.stored(form, tensor, generator) for name, tensor in tensors.items()}
-        gguf_files.write(path.with_suffix(".gguf"), stored)
-        return path.with_suffix(".gguf"), {name: gguf_files.dequantized(one) for name, one in stored.items()}
-    scaled, newer = form in SCALED, form == SCALED[1]
-    dtype = FP8.get(form, torch.float8_e4m3fn)
-    written: dict[str, torch.Tensor] = {}
-    numbers: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        if tensor.ndim < 2:
-            written[name] = numbers[name] = tensor.float()
-            continue
-        scale = tensor.float().abs().max() / 448 if scaled and name.endswith("weight") else None
-        written[name] = (tensor.float() if scale is None else tensor.float() / scale).to(dtype)
-        numbers[name] = written[name].float() if scale is None else written[name].float() * scale
-        if scale is not None:
-            stem = name.removesuffix("weight")
-            written[stem + ("weight_scale" if newer else "scale_weight")] = scale
-            written[stem + ("input_scale" if newer else "scale_input")] = torch.ones(())
-            if newer:
-                text = json.dumps({"format": "float8_e4m3fn"}).encode()
-                written[stem + "comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
-    if scaled and not newer:
-        prefix = next(iter(tensors)).partition("diffusion_model.")
-        written[f"{prefix[0]}{prefix[1]}scaled_fp8" if prefix[1] else "scaled_fp8"] = torch.zeros(2).to(dtype)
-    save_file(written, path)
-    return path, numbers
 
 
 def write_both(tiny_family: TinyFamily, place: Path, form: str) -> dict[str, dict[str, Path]]:

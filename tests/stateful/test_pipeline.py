@@ -11,7 +11,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from safetensors.torch import load_file
 from support import checkpoints, memory
+from support.compact_files import write_compact
 from support.scale import times
 
 import safelight
@@ -22,14 +24,19 @@ from safelight.memory.budget import HOST
 from safelight.settings_sources import load_settings
 
 FOLDER = Path(tempfile.mkdtemp(prefix="safelight-tiny-"))
-NAMES = ("a", "b")
+NAMES = ("a", "b", "c")
+"""The last one is quantised. It stays so in memory when the budget is small."""
+
 RIGHT: dict[tuple[str, int], str] = {}
 
 
 def request(name: str, steps: int) -> safelight.Request:
-    path = FOLDER / f"{name}.safetensors"
+    path = FOLDER / (f"{name}.gguf" if name == "c" else f"{name}.safetensors")
     if not path.exists():
-        checkpoints.write_single(path, "sd1", NAMES.index(name) + 1)
+        file = checkpoints.write_single(FOLDER / f"{name}.safetensors", "sd1", NAMES.index(name) + 1)
+        if name == "c":
+            tensors = {key: one for key, one in load_file(file).items() if one.is_floating_point()}
+            write_compact(file, tensors, "Q8_0")
     return safelight.Request("red apple", str(path), steps=steps, width=64, height=64, precision="fp32")
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import controls, flow_controls, flux
+from support.compact_files import write_compact
 from support.families import TinyFamily, tiny_families
 from support.pictures import soft_picture
 
@@ -37,6 +38,10 @@ EDITORS_SHARE = 0.05
 def drawing_families() -> list[str]:
     """Return the labels of the families that draw from text alone."""
     return sorted(label for label, tiny in tiny_families().items() if not tiny.references)
+
+
+COMPACT = {"z-image": "Q8_0", "flux": "scaled fp8, older names"}
+"""Families that also have a model with a quantised denoiser, and its form."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ class FlowFiles:
             for seed in SEEDS.get(name, (1,)):
                 models.setdefault(name, []).append(f"{name}-{seed}")
                 library.add(tiny.write_folder(folder / f"{name}-{seed}", seed), f"{name}-{seed}", variant=tiny.variant)
+        for name, form in COMPACT.items():
+            if name in models:
+                models[name].append(f"{name}-quantised")
+                path = _write_compact(folder / f"{name}-files", tiny_families()[name], form)
+                library.add(path, f"{name}-quantised", variant=tiny_families()[name].variant)
         editing: list[str] = []
         if editors and "flux" in tiny_families():
             library.add(flux.write_folder(folder / KONTEXT, 1, KONTEXT), KONTEXT)
@@ -90,6 +100,13 @@ class FlowFiles:
         for number, size in enumerate(((64, 64), (70, 65))):
             soft_picture(folder / f"picture{number}.png", size, number)
         return cls(models, loras, nets, folder, editing)
+
+
+def _write_compact(folder: Path, tiny: TinyFamily, form: str) -> Path:
+    """Write a quantised denoiser. Its other components are those of the first model of its family."""
+    folder.mkdir()
+    path = tiny.write_files(folder, 1)[tiny.family.denoiser]
+    return write_compact(path, load_file(path), form)[0]
 
 
 def write_lora(folder: Path, tiny: TinyFamily, seed: int) -> Path:

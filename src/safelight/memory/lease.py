@@ -13,13 +13,12 @@ import torch
 from safelight.devices.base import Device
 from safelight.devices.pool import Slab
 from safelight.errors import BindingError
+from safelight.memory.dequantiser import Dequantiser
 from safelight.memory.plan import Plan
 from safelight.memory.ring import Ring
 from safelight.memory.segments import component_key, index_tensors, needed_segments, split_into_segments
 from safelight.memory.source import Checksums, Fetch, SegmentBuffer, Source, Unverified
-from safelight.weights.block_decoding import dequantise
 from safelight.weights.manifest import ComponentManifest
-from safelight.weights.slab_views import computing_dtype
 
 
 @dataclass(eq=False)
@@ -139,7 +138,7 @@ class Lease:
         self.on_change: OnChange | None = None
         self._owner = owner
         self._segment_index, self.shapes = index_tensors(component, dtype)
-        self._compact = {one.name: one for one in component.tensors if component.stays_compact(one)}
+        self.dequantiser = Dequantiser(component, dtype)
 
     @property
     def key(self) -> str:
@@ -151,7 +150,7 @@ class Lease:
 
     def resident_tensor(self, name: str) -> torch.Tensor | None:
         """Return the tensor if it is resident. None if it is streamed, quantised or never read."""
-        if name in self.use.unread or name in self._compact:
+        if name in self.use.unread or name in self.dequantiser:
             return None
         resident = self.residents.get(self._segment_index[name])
         return resident.buffer.tensors[name] if resident is not None else None
@@ -176,10 +175,7 @@ class Lease:
             yield [self._dequantised(name, tensors[self._segment_index[name]][name]) for name in names]
 
     def _dequantised(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        compact = self._compact.get(name)
-        if compact is None:
-            return tensor
-        return dequantise(compact, tensor, computing_dtype(self.component.config, name, self.dtype))
+        return self.dequantiser.dequantise(name, tensor) if name in self.dequantiser else tensor
 
     @contextlib.contextmanager
     def slab_of(self, index: int) -> Generator[Slab]:

@@ -308,6 +308,7 @@ class Residency:
         finally:
             with self.lock:
                 lease.ring = None
+                lease.dequantiser.close()
                 self.table.release_all(lease)
                 if lease.reservation_entry is not None:
                     self.ledger.credit(lease.reservation_entry)

@@ -1,0 +1,54 @@
+"""Writes files with quantised tensors, in every form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from support import gguf_files
+
+from safelight.files.blocks import BLOCKS
+
+FP8 = {"fp8 e4m3": torch.float8_e4m3fn, "fp8 e5m2": torch.float8_e5m2}
+SCALED = ("scaled fp8, older names", "scaled fp8, newer names")
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def write_compact(path: Path, tensors: Tensors, form: str) -> tuple[Path, Tensors]:
+    """Write a file in a form. Returns its path and its numbers in fp32.
+
+    Norms, biases and other vectors stay as they are, as in published files.
+    """
+    if form in BLOCKS or form == "F16":
+        generator = np.random.default_rng(len(tensors))
+        stored = {name: gguf_files.stored(form, tensor, generator) for name, tensor in tensors.items()}
+        gguf_files.write(path.with_suffix(".gguf"), stored)
+        return path.with_suffix(".gguf"), {name: gguf_files.dequantized(one) for name, one in stored.items()}
+    scaled, newer = form in SCALED, form == SCALED[1]
+    dtype = FP8.get(form, torch.float8_e4m3fn)
+    written: dict[str, torch.Tensor] = {}
+    numbers: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2:
+            written[name] = numbers[name] = tensor.float()
+            continue
+        scale = tensor.float().abs().max() / 448 if scaled and name.endswith("weight") else None
+        written[name] = (tensor.float() if scale is None else tensor.float() / scale).to(dtype)
+        numbers[name] = written[name].float() if scale is None else written[name].float() * scale
+        if scale is not None:
+            stem = name.removesuffix("weight")
+            written[stem + ("weight_scale" if newer else "scale_weight")] = scale
+            written[stem + ("input_scale" if newer else "scale_input")] = torch.ones(())
+            if newer:
+                text = json.dumps({"format": "float8_e4m3fn"}).encode()
+                written[stem + "comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+    if scaled and not newer:
+        prefix = next(iter(tensors)).partition("diffusion_model.")
+        written[f"{prefix[0]}{prefix[1]}scaled_fp8" if prefix[1] else "scaled_fp8"] = torch.zeros(2).to(dtype)
+    save_file(written, path)
+    return path, numbers
