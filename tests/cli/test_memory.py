@@ -117,3 +117,20 @@ def test_generate_under_a_file_of_settings(run, tmp_path: Path) -> None:
         assert code == 0
         digests.add(json.loads(out)["pixels_sha256"])
     assert len(digests) == 1
+
+
+def test_fits_answers_for_quantised_files_that_are_not_there_yet(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model does not fit otherwise, it stays quantised."""
+    monkeypatch.setenv("SAFELIGHT_MAX_CACHE_RAM_GB", "3")
+    totals: dict[str, dict[str, int]] = {}
+    for form in ("bf16", "q4", "fp8"):
+        _, out, _ = run("fits", "--family", "flux2-klein-4b", "--form", form, "--precision", "bf16", "--json")
+        totals[form] = {one["component"]: one["total"] for one in json.loads(out)["components"]}
+    for role in ("text_encoder", "transformer"):
+        assert 0.27 < totals["q4"][role] / totals["bf16"][role] < 0.3
+        assert 0.49 < totals["fp8"][role] / totals["bf16"][role] < 0.52
+    assert totals["q4"]["vae"] == totals["bf16"]["vae"]
+    code, _, err = run("fits", "--family", "flux", "--form", "q9")
+    assert (code, "--form 'q9': must be one of q4, q5, q6, q8, bf16, fp8, q4_0" in err) == (2, True)
+    code, _, err = run("fits", "starter-noto", "--form", "q4")
+    assert (code, "--form: only with --family" in err) == (2, True)

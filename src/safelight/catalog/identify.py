@@ -14,7 +14,7 @@ from typing import cast
 from safelight.errors import CorruptFileError, UnsupportedModelError
 from safelight.families.components import Component, Config
 from safelight.families.family import AdapterSigns, Family, PredictionType
-from safelight.families.parts.llama_cpp_names import with_library_names
+from safelight.families.llama_cpp_names import with_library_names
 from safelight.families.registry import families
 from safelight.families.rules import ADAPTER_RULES, NOT_SUPPORTED, PART_RULES, KindRule, lines_of
 from safelight.families.tables import NotThisArchitecture

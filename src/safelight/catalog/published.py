@@ -10,11 +10,19 @@ from safelight.errors import InputError
 from safelight.families.components import Config
 from safelight.families.family import Family
 from safelight.families.registry import families
+from safelight.files.blocks import BLOCKS
+from safelight.files.header import ITEM_BYTES
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest, Manifest, ManifestTensor
 
-_DTYPE, _ITEM_BYTES = "BF16", 2
+_DTYPE = "BF16"
 """The dtype in which these models are published."""
+
+FORMS = {"bf16": _DTYPE, "fp8": "F8_E4M3", **{form.lower(): form for form in BLOCKS}}
+"""The forms that a quantised file of them may have."""
+
+SHORT = {"q4": "q4_k", "q5": "q5_k", "q6": "q6_k", "q8": "q8_0"}
+"""Short names of the forms that most people fetch."""
 
 
 def sizes() -> dict[str, tuple[Family, dict[str, Config]]]:
@@ -24,16 +32,22 @@ def sizes() -> dict[str, tuple[Family, dict[str, Config]]]:
     }
 
 
-def describe_published(name: str) -> Model:
+def describe_published(name: str, form: str = "bf16") -> Model:
     """Return a model of a published size. It has no files, and its digests are of names and shapes alone.
 
-    Raises InputError for a size that no family declares.
+    ``form``: of its matrices, one of :data:`FORMS` or :data:`SHORT`. A VAE is never quantised.
+    Raises InputError for a size that no family declares, and for an unknown form.
     """
+    stored = FORMS.get(SHORT.get(form.lower(), form.lower()))
+    if stored is None:
+        raise InputError(f"--form {form!r}: must be one of {', '.join((*SHORT, *FORMS))}")
     known = sizes()
     if name not in known:
         raise InputError(f"--family {name!r}: must be one of {', '.join(known)}")
     family, configs = known[name]
-    components = tuple(_component(role, config) for role, config in configs.items())
+    components = tuple(
+        _component(role, config, _DTYPE if role == family.vae else stored) for role, config in configs.items()
+    )
     return Model(
         name=name,
         path=Path(),
@@ -42,7 +56,7 @@ def describe_published(name: str) -> Model:
         variant=next(iter(family.variants)),
         prediction_type="",
         zero_terminal_snr=False,
-        dtype=_DTYPE,
+        dtype=stored,
         format="none",
         resolution=family.resolution,
         origin="path",
@@ -52,9 +66,17 @@ def describe_published(name: str) -> Model:
     )
 
 
-def _component(role: str, config: Config) -> ComponentManifest:
-    tensors = tuple(
-        ManifestTensor(row.name, _DTYPE, row.shape, Path(), 0, math.prod(row.shape) * _ITEM_BYTES, False, "")
-        for row in config.rows()
+def _component(role: str, config: Config, form: str) -> ComponentManifest:
+    tensors = tuple(_tensor(row.name, row.shape, form) for row in config.rows())
+    return ComponentManifest(
+        role, config, tensors, hash_texts(*(f"{one.name} {one.dtype} {one.shape}" for one in tensors))
     )
-    return ComponentManifest(role, config, tensors, hash_texts(*(f"{one.name} {one.shape}" for one in tensors)))
+
+
+def _tensor(name: str, shape: tuple[int, ...], form: str) -> ManifestTensor:
+    """Return a tensor. A vector, and a tensor that has no whole blocks, is not quantised."""
+    count, block = math.prod(shape), BLOCKS.get(form)
+    if len(shape) < 2 or (block is not None and count % block.elements):
+        form, block = _DTYPE, None
+    nbytes = count * ITEM_BYTES[form] if block is None else count // block.elements * block.nbytes
+    return ManifestTensor(name, form, shape, Path(), 0, nbytes, False, "")

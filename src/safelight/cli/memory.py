@@ -67,6 +67,10 @@ def fits(
             show_default=False,
         ),
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(help="With --family: the form of the file, such as q4, q8_0 or fp8; bf16 by default."),
+    ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the model's resolution by default.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto.")] = "auto",
     as_json: JsonOption = False,
@@ -84,9 +88,11 @@ def fits(
         raise InputError(f"--size {size!r}: must be WIDTHxHEIGHT in pixels, such as 512x512")
     if (model is None) == (family is None):
         raise InputError("fits: name a model, or a published size with --family, and not both")
+    if form is not None and family is None:
+        raise InputError("--form: only with --family; a model's file has its form")
     engine = open_engine(loaded(context, root).settings)
     if family is not None:
-        resolved = describe_published(family)
+        resolved = describe_published(family, form or "bf16")
     else:
         assert model is not None
         with byte_bar(f"reading {model}") as on_bytes:

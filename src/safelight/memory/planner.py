@@ -110,12 +110,14 @@ class Planner:
         outcome = plan(PlanInput(self._weight_budget(None), self.table.planner_view(None, pending_as_held=True), ()))
         return outcome if isinstance(outcome, Plan) else None
 
-    @property
-    def most_weight_bytes(self) -> int:
-        """The most bytes of weights that may be in memory if nothing else is."""
+    def most_weight_bytes(self, working_bytes: int) -> int:
+        """Return the most bytes of weights that may be in memory if nothing else is.
+
+        ``working_bytes``: what computing with them needs besides.
+        """
         self.before_planning()
-        budget = self.ledger.budget(self.place)
-        return budget if self.max_bytes is None else min(budget, self.max_bytes)
+        left = self.ledger.budget(self.place) - working_bytes
+        return left if self.max_bytes is None else min(left, self.max_bytes)
 
     def min_weight_bytes(
         self, component: ComponentManifest, dtype: torch.dtype, unread: frozenset[str] = frozenset()

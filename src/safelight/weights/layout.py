@@ -20,7 +20,7 @@ from safelight.families.tokenizer_file import TokenizerFile
 from safelight.files.blocks import BLOCKS
 from safelight.files.header import Header, TensorInfo
 from safelight.request.adapters import Purpose
-from safelight.weights.scaled_fp8 import NO_SCALING, Scaling, find_scaling, marker_reason
+from safelight.weights.scaled_fp8 import NO_SCALING, Scaling, find_scaling, left_over_reason
 from safelight.weights.wrong_shapes import RecordedShapes, find_misleading
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
@@ -170,7 +170,7 @@ def build(
     missing = [name for part in built for name in part.missing]
     mismatched = [name for part in built for name in part.mismatched]
     seen = {name for _, name in used}
-    left_over = {name: marker_reason(name) or family.left_over(name) for name in names if name not in seen}
+    left_over = {name: left_over_reason(name, family.left_over) for name in names if name not in seen}
     unexpected = [name for name, why in left_over.items() if why is None]
     if missing or mismatched or unexpected:
         raise IncompleteModelError(path, what, missing, mismatched, unexpected)
@@ -209,9 +209,7 @@ def single_file_layout(
     used = {name for one in built for _, name in one.used}
     reason = part.left_over or family.left_over
     unexpected = [
-        info.name
-        for info in infos.values()
-        if info.name not in used and marker_reason(info.name) is None and reason(info.name) is None
+        info.name for info in infos.values() if info.name not in used and left_over_reason(info.name, reason) is None
     ]
     missing = [name for one in built for name in one.missing]
     mismatched = [name for one in built for name in one.mismatched]

@@ -101,6 +101,14 @@ _UNPACK: Mapping[str, Callable[[bytes], float]] = {
 }
 
 
-def marker_reason(name: str) -> str | None:
-    """Return why a tensor that no module needs may be there, None if it is no marker of the form."""
-    return "says that the file has scaled fp8" if name.rpartition(".")[2] == MARKER else None
+def left_over_reason(name: str, reason_of: Callable[[str], str | None]) -> str | None:
+    """Return why a tensor that no module needs may be there, None if it may not.
+
+    ``reason_of``: the same for tensors that do not belong to a form. A scale may be there if its weight may.
+    """
+    stem, _, end = name.rpartition(".")
+    if end == MARKER:
+        return "says that the file has scaled fp8"
+    if end in {*SCALES, *INPUT_SCALES, SECOND_SCALE, FORM}:
+        return reason_of(f"{stem}.weight")
+    return reason_of(name)
