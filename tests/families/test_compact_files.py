@@ -261,7 +261,10 @@ def json_bytes(form: str) -> torch.Tensor:
 FAULTS: dict[str, Callable[[dict[str, torch.Tensor], str], object]] = {
     "scale_weight is nan": change(scale_weight=torch.tensor(float("nan"))),
     "scale_weight is 0.0; a scale is positive": change(scale_weight=torch.zeros(())),
-    "a scale of one number for each row": change(scale_weight=torch.ones(64)),
+    "a scale of one number for each row": change(scale_weight=torch.ones(64, 1)),
+    "SelfAttention.q.weight is U8; BF16": change(
+        weight=torch.zeros(64, 16, dtype=torch.uint8), weight_scale_2=torch.ones(())
+    ),
     "a scale of mxfp8 or nvfp4": change(scale_weight=torch.ones(4, 2)),
     "has two scales": change(weight_scale=torch.ones(())),
     "says 'nvfp4', and the weight is F8_E4M3": change(comfy_quant=json_bytes("nvfp4")),

@@ -214,3 +214,14 @@ def test_beside_a_file(tmp_path: Path) -> None:
     named = weights.with_suffix(".tokenizer.json")
     named.write_text(text)
     assert place.own(weights) == named
+    named.unlink()
+    (tmp_path / "vocab.json").write_text("{}")
+    assert place.own(weights) is None
+
+
+def test_beside_a_file_with_two_text_encoders(tmp_path: Path) -> None:
+    """The tokenizer beside FLUX.1 in one file is T5's. CLIP's cannot be replaced."""
+    weights = tmp_path / "flux1-dev.safetensors"
+    weights.touch()
+    weights.with_suffix(".tokenizer.json").write_text(swapped(t5.SHIPPED)[0])
+    assert clip.tokenizer().own(weights) is None

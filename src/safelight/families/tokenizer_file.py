@@ -79,6 +79,9 @@ class TokenizerFile:
         """Return where the file may be, the best place first. ``weights``: a diffusers folder, or a file of weights."""
         if weights.is_dir():
             return (weights / self.place,)
+        if self.shipped is not None and not self.shipped.replaceable:
+            # A file may have two text encoders, and the tokenizer beside it is that of the other one.
+            return ()
         name = Path(self.place).name
         named = weights.parent / f"{weights.stem}.{name}"
         # Beside files of several text encoders, a file that is named after none of them may be of another one.
@@ -99,7 +102,8 @@ class TokenizerFile:
                 raise UnsupportedModelError(weights, problem)
             return found
         if found is None or not self.shipped.replaceable:
-            _check_vocabulary(found or places[0].with_name("vocab.json"), self.shipped)
+            if weights.is_dir():
+                _check_vocabulary(found or places[0].with_name("vocab.json"), self.shipped)
             return None
         text = read_file(found)
         if text == _shipped_bytes(self.shipped):

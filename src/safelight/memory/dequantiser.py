@@ -16,7 +16,7 @@ class Dequantiser:
     """Dequantises tensors of one component into buffers that it uses again.
 
     The system must first provide the memory of a new buffer, which takes longer than to dequantise. A buffer is used
-    again when nobody holds a tensor in it. There is one buffer, or as many as one operation uses at a time.
+    again when nobody holds a tensor in it. So there are as many buffers as an operation uses tensors.
 
     ``dtype``: that of the component.
     """
@@ -24,8 +24,7 @@ class Dequantiser:
     def __init__(self, component: ComponentManifest, dtype: torch.dtype) -> None:
         self._compact = {one.name: one for one in component.tensors if component.stays_compact(one)}
         self._dtypes = {name: computing_dtype(component.config, name, dtype) for name in self._compact}
-        sizes = (math.prod(one.shape) * self._dtypes[name].itemsize for name, one in self._compact.items())
-        self._nbytes = max(sizes, default=0)
+        self._nbytes = {name: math.prod(one.shape) * self._dtypes[name].itemsize for name, one in self._compact.items()}
         self._buffers: list[torch.Tensor] = []
         self._lock = threading.Lock()
 
@@ -37,19 +36,22 @@ class Dequantiser:
 
         ``raw``: its bytes as the file stores them.
         """
-        tensor, dtype = self._compact[name], self._dtypes[name]
-        nbytes = math.prod(tensor.shape) * dtype.itemsize
+        tensor, nbytes = self._compact[name], self._nbytes[name]
         with self._lock:
-            out = self._free_buffer(raw.device)[:nbytes].view(dtype).view(tensor.shape).detach()
+            out = self._free_buffer(nbytes, raw.device)[:nbytes].view(self._dtypes[name]).view(tensor.shape).detach()
         dequantise(tensor, raw, out)
         return out
 
-    def _free_buffer(self, device: torch.device) -> torch.Tensor:
-        for buffer in self._buffers:
-            if _holders(buffer) == 0:
-                return buffer
-        self._buffers.append(torch.empty(self._nbytes, dtype=torch.uint8, device=device))
-        return self._buffers[-1]
+    def _free_buffer(self, nbytes: int, device: torch.device) -> torch.Tensor:
+        """Return a free buffer of ``nbytes`` or more. A new one replaces the free ones, which are too small."""
+        free = [buffer for buffer in self._buffers if _holders(buffer) == 0]
+        found = next((buffer for buffer in free if buffer.numel() >= nbytes), None)
+        if found is None:
+            self._buffers = [one for one in self._buffers if not any(one is buffer for buffer in free)]
+            free.clear()
+            found = torch.empty(nbytes, dtype=torch.uint8, device=device)
+            self._buffers.append(found)
+        return found
 
     def close(self) -> None:
         """Give up the buffers."""

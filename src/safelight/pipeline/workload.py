@@ -9,6 +9,7 @@ import torch
 from safelight.memory.working_memory import Workload
 from safelight.request.run_settings import RunSettings
 from safelight.weights.manifest import ComponentManifest
+from safelight.weights.slab_views import computing_dtype
 
 KERNEL_WORKSPACE_BYTES = 48 << 20
 """Bytes of the kernels' own workspaces."""
@@ -42,4 +43,5 @@ def describe_workload(
 def _dequantised_bytes(component: ComponentManifest, dtype: torch.dtype) -> int:
     """Return the bytes of the largest tensor that an operation dequantises, 0 if there is none."""
     compact = (tensor for tensor in component.tensors if component.stays_compact(tensor))
-    return max((math.prod(one.shape) * dtype.itemsize for one in compact), default=0)
+    sizes = (math.prod(one.shape) * computing_dtype(component.config, one.name, dtype).itemsize for one in compact)
+    return max(sizes, default=0)

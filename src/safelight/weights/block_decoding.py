@@ -87,6 +87,8 @@ def dequantise(tensor: ManifestTensor, raw: torch.Tensor, out: torch.Tensor) -> 
     parts = [(first, min(first + share, total)) for first in range(0, total, share)]
     for done in [_pool(os.getpid(), threads).submit(_dequantise_range, decoding, raw, flat, *part) for part in parts]:
         done.result()
+    # The number that a thread of the pool set is also that of all threads that begin later.
+    torch.set_num_threads(threads)
 
 
 @lru_cache(maxsize=1)

@@ -244,12 +244,12 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
             continue
         info = infos[source.name]
         used.add((info.path, info.name))
+        if info.dtype not in READABLE:
+            # Before the shape: packed numbers have another one.
+            problem = f"tensor {info.name} is {info.dtype}; {', '.join(sorted(READABLE))} are read"
+            raise UnsupportedModelError(path, problem)
         if not source.fits(row.shape, info.shape):
             wrong[source.name] = _wrong_shape(role, row, source, info)
-        elif info.dtype not in READABLE:
-            raise UnsupportedModelError(
-                path, f"tensor {info.name} is {info.dtype}; {', '.join(sorted(READABLE))} are read"
-            )
         elif (problem := _block_problem(row, source, info)) is not None:
             raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}, and {problem}")
         else:

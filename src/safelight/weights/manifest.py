@@ -121,8 +121,9 @@ class ComponentManifest:
         return hash((self.role, self.digest))
 
     def stays_compact(self, tensor: ManifestTensor) -> bool:
-        """Return whether a tensor of the component is in memory as its file stores it."""
-        return self.compact and tensor.is_compact and not tensor.transpose and not tensor.swap_halves
+        """Return whether a tensor of the component is in memory as its file stores it. Vectors never are."""
+        in_order = not tensor.transpose and not tensor.swap_halves
+        return self.compact and tensor.is_compact and in_order and len(tensor.shape) > 1
 
     @property
     def elements(self) -> int:

@@ -55,7 +55,8 @@ def find_scaling(name: str, info: TensorInfo, infos: Mapping[str, TensorInfo]) -
         raise UnsupportedModelError(info.path, f"tensor {info.name} has two scales, {' and '.join(SCALES)}")
     for scale in scales:
         if scale.elements != 1 or SECOND_SCALE in found:
-            form = "mxfp8 or nvfp4" if SECOND_SCALE in found or len(scale.shape) > 1 else "one number for each row"
+            blocks = SECOND_SCALE in found or scale.elements > max(scale.shape, default=1)
+            form = "mxfp8 or nvfp4" if blocks else "one number for each row"
             problem = f"tensor {scale.name} is {scale.dtype} {list(scale.shape)}: a scale of {form}"
             raise UnsupportedModelError(info.path, f"{problem}. Only fp8 with one scale for each tensor is read")
     return Scaling(next(iter(scales), None), tuple(found.values()))

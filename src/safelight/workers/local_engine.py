@@ -101,6 +101,8 @@ class LocalEngine:
         contents = find_contents(job, self.catalog, model)
         settings = self._decide(job.request.precision, model)
         resources = replace(self.resources, run_settings=settings, upcoming=self._component_keys(upcoming, settings))
+        if contents.refiner is not None:
+            contents = replace(contents, refiner=keep_compact(contents.refiner, resources))
         self.loaded.mark_used(model, settings)
         return self._images(contents, resources, on_progress, first)
 

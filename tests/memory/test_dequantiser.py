@@ -1,0 +1,95 @@
+"""Weights that stay quantised in memory: resident and streamed, the numbers are right, and buffers are used again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import memory
+from support.compact_files import write_compact
+from support.families import tiny_families
+
+from safelight.catalog.catalog import Catalog
+from safelight.memory.dequantiser import Dequantiser
+from safelight.memory.lease import Use
+from safelight.weights.manifest import ComponentManifest
+
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[ComponentManifest, dict[str, torch.Tensor]]:
+    """Return T5 in Q8_0, which stays quantised, and its numbers by the names of its module."""
+    folder = tmp_path_factory.mktemp("quantised")
+    path = tiny_families()["flux"].write_files(folder, SEED)["text_encoder_2"]
+    compact, numbers = write_compact(path, load_file(path), "Q8_0")
+    [component] = Catalog.under(folder / "root").adapters.add(compact).manifest.components
+    named = {
+        row.name: next(numbers[one.name] for one in row.sources if one.name in numbers)
+        for row in component.config.rows()
+    }
+    return replace(component, compact=True), named
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("streams", [False, True])
+def test_every_tensor_is_right(
+    streams: bool, dtype: torch.dtype, written: tuple[ComponentManifest, dict[str, torch.Tensor]]
+) -> None:
+    component, numbers = written
+    least = memory.host().planner.min_weight_bytes(component, dtype)
+    residency = memory.host(least) if streams else memory.host()
+    names = [tensor.name for tensor in component.tensors]
+    with residency.lease(component, dtype, Use(forward_passes=2)) as lease:
+        assert (lease.ring is not None) == streams
+        for _ in range(2):
+            for name in names:
+                with lease.use_tensors([name]) as [tensor]:
+                    assert tensor.dtype == dtype
+                    assert torch.equal(tensor, numbers[name].to(dtype)), name
+                    assert tensor.data_ptr() % 64 == 0
+                    del tensor
+        assert sum(lease.resident_tensor(name) is None for name in names) > len(names) / 2
+
+
+def test_a_buffer_is_used_again_only_if_nobody_holds_a_tensor_in_it(
+    written: tuple[ComponentManifest, dict[str, torch.Tensor]],
+) -> None:
+    component, numbers = written
+    name = next(tensor.name for tensor in component.tensors if component.stays_compact(tensor))
+    [one] = [tensor for tensor in component.tensors if tensor.name == name]
+    with one.path.open("rb") as file:
+        file.seek(one.offset)
+        raw = torch.frombuffer(bytearray(file.read(one.nbytes)), dtype=torch.uint8)
+    dequantiser = Dequantiser(component, torch.float32)
+    first = dequantiser.dequantise(name, raw)
+    held: Any = first[:1]
+    second = dequantiser.dequantise(name, raw)
+    assert second.data_ptr() != first.data_ptr()
+    assert torch.equal(first, numbers[name])
+    place = first.data_ptr()
+    del first
+    third = dequantiser.dequantise(name, raw)
+    assert third.data_ptr() not in (place, second.data_ptr())
+    del held
+    assert dequantiser.dequantise(name, raw).data_ptr() == place
+
+
+def test_threads_that_begin_later_compute_on_as_many_cores(
+    written: tuple[ComponentManifest, dict[str, torch.Tensor]],
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    component, _ = written
+    one = next(tensor for tensor in component.tensors if component.stays_compact(tensor))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Dequantiser(component, torch.float32).dequantise(one.name, torch.zeros(one.nbytes, dtype=torch.uint8))
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
