@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from safelight.catalog.model import Model
 from safelight.errors import CorruptFileError, IncompleteModelError, SafelightError, UnsupportedModelError
 from safelight.files.blocks import BLOCKS
 from safelight.memory.planner import Planner
+from safelight.memory.segments import split_into_segments
+from safelight.weights.overlay import with_overlays
 
 SEED = 5
 FORMS = ("Q4_K", "Q8_0", "scaled fp8, older names", "fp8 e4m3", *BLOCKS, *FP8, *SCALED, "F16")
@@ -146,6 +150,22 @@ def test_quant_01_and_02_adapters_over_quantised_weights(
     right = {text: drawn(numbers, text) for text in dict.fromkeys(texts)}
     assert len(set(right.values())) == len(right)
     assert [drawn(compact, text) for text in texts] == [right[text] for text in texts]
+
+
+def test_a_component_with_adapters_shares_segments_with_the_one_without(
+    pair: tuple[Path, Path], root: Path, tmp_path: Path
+) -> None:
+    """Quantised tensors are smaller than those that an adapter changes, and the limits between segments stay."""
+    component = Catalog.under(root).library.add(pair[0]).manifest.component("unet")
+    plain = replace(component, compact=True)
+    names = frozenset(tensor.name for tensor in component.tensors if ".attn2.to_q." in tensor.name)
+    overlaid = with_overlays(plain, "digest", names, contextlib.nullcontext, 0)  # type: ignore[arg-type]
+    one, other = (split_into_segments(part, torch.bfloat16) for part in (plain, overlaid))
+    assert [segment.tensors for segment in one] == [segment.tensors for segment in other]
+    for first, second in zip(one, other, strict=True):
+        touched = any(tensor.name in names for tensor in first.tensors)
+        assert (first.piece == second.piece) == (not touched)
+        assert not touched or second.nbytes > first.nbytes
 
 
 def write_lokr(path: Path) -> Path:

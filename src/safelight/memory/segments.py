@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -20,6 +20,9 @@ PARTS = 32
 
 ROUNDING = 512
 """Segment sizes are rounded up to a multiple of this, in bytes, as CUDA's allocator does. So the ledger is exact."""
+
+Dtypes = Callable[[list[ManifestTensor]], tuple[torch.dtype, ...]]
+"""Returns the dtypes of tensors in memory."""
 
 _BLOCK = re.compile(r"(.*\b(?:resnets|attentions|transformer_blocks|layers|downsamplers|upsamplers)\.\d+)\.")
 
@@ -67,9 +70,13 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
     Larger blocks are split, and smaller neighbours are merged.
     """
 
-    dtypes = partial(slab_views.dtypes_of, component, dtype=dtype)
+    dtypes = partial(slab_views.dtypes_of, component, dtype=dtype, stays_compact=component.stays_compact)
+    # A tensor with an overlay is not quantised in memory. The limits between segments are those of the underlying
+    # component nevertheless: it shares segments.
+    without_overlays = partial(ComponentManifest.stays_compact, component)
+    underlying_dtypes = partial(slab_views.dtypes_of, component, dtype=dtype, stays_compact=without_overlays)
 
-    def nbytes(tensors: list[ManifestTensor]) -> int:
+    def nbytes(tensors: list[ManifestTensor], dtypes: Dtypes = underlying_dtypes) -> int:
         exact = slab_views.bytes_needed(tensors, dtypes(tensors))
         return -(-exact // ROUNDING) * ROUNDING
 
@@ -95,7 +102,7 @@ def split_into_segments(component: ComponentManifest, dtype: torch.dtype) -> tup
         return own_key if any(tensor.name in touched for tensor in part) else underlying_key
 
     return tuple(
-        Segment(_label(component.role, part), dtypes(part), tuple(part), Piece(key(part), index, nbytes(part)))
+        Segment(_label(component.role, part), dtypes(part), tuple(part), Piece(key(part), index, nbytes(part, dtypes)))
         for index, part in enumerate(parts)
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -17,15 +17,19 @@ COMPACT = torch.uint8
 
 
 def dtypes_of(
-    component: ComponentManifest, tensors: Iterable[ManifestTensor], dtype: torch.dtype
+    component: ComponentManifest,
+    tensors: Iterable[ManifestTensor],
+    dtype: torch.dtype,
+    stays_compact: Callable[[ManifestTensor], bool],
 ) -> tuple[torch.dtype, ...]:
     """Return the dtypes of tensors in memory.
 
     ``tensors``: of the component.
     ``dtype``: the one that the component computes in. Some tensors stay in fp32 (:meth:`Config.keeps_fp32`).
+    ``stays_compact``: says of a tensor whether it is in memory as its file stores it.
     """
     return tuple(
-        COMPACT if component.stays_compact(tensor) else computing_dtype(component.config, tensor.name, dtype)
+        COMPACT if stays_compact(tensor) else computing_dtype(component.config, tensor.name, dtype)
         for tensor in tensors
     )
 
