@@ -29,6 +29,9 @@ from safelight.memory.segments import split_into_segments
 from safelight.weights.overlay import with_overlays
 
 SEED = 5
+if not {"z-image", "flux", "qwen-image", "krea-2"} <= set(tiny_families()):
+    pytest.skip("the installed libraries lack some of these models", allow_module_level=True)
+
 FORMS = ("Q4_K", "Q8_0", "scaled fp8, older names", "fp8 e4m3", *BLOCKS, *FP8, *SCALED, "F16")
 FIRST = ("z-image", "flux", "qwen-image", "krea-2")
 CASES = [
