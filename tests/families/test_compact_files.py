@@ -158,7 +158,7 @@ def test_quant_01_and_02_adapters_over_quantised_weights(
 def test_a_component_with_adapters_shares_segments_with_the_one_without(
     pair: tuple[Path, Path], root: Path, tmp_path: Path
 ) -> None:
-    """Quantised tensors are smaller than those that an adapter changes, and the limits between segments stay."""
+    """An adapter makes tensors larger, because they are no longer quantised. They stay in the same segments."""
     component = Catalog.under(root).library.add(pair[0]).manifest.component("unet")
     plain = replace(component, compact=True)
     names = frozenset(tensor.name for tensor in component.tensors if ".attn2.to_q." in tensor.name)

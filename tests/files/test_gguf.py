@@ -1,4 +1,4 @@
-"""Headers of GGUF files equal those that gguf reads; each fault has its own message; nothing brings another error."""
+"""Safelight reads the same GGUF headers as the package gguf. Each fault has its own message."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def decoding_of(form: str, scale: float | None) -> Blocks | None:
 
 
 def _fp8_e5m2(scale: float, raw: torch.Tensor, out: torch.Tensor) -> None:
-    """These are the upper bytes of fp16 numbers. torch's own conversion takes three times as long."""
+    """These are the upper bytes of fp16 numbers. torch's own conversion is slower."""
     out.copy_((raw.to(torch.int16) << 8).view(torch.float16))
     if scale != 1:
         out.mul_(scale)
@@ -55,7 +55,7 @@ def _fp8_e5m2(scale: float, raw: torch.Tensor, out: torch.Tensor) -> None:
 def _fp8_e4m3(scale: float, raw: torch.Tensor, out: torch.Tensor) -> None:
     """With the bits at the places of fp16's, each number is 256 times too small, because the exponents' biases differ.
 
-    There is no NaN: files with one are refused. torch's own conversion takes three times as long.
+    There is no NaN: files with one are refused. torch's own conversion is slower.
     """
     words = raw.to(torch.int16)
     out.copy_((((words & 0x80) << 8) | ((words & 0x7F) << 7)).view(torch.float16))
@@ -81,14 +81,17 @@ def dequantise(tensor: ManifestTensor, raw: torch.Tensor, out: torch.Tensor) -> 
     if raw.device.type != "cpu" or threads == 1:
         _dequantise_range(decoding, raw, flat, 0, total)
         return
-    # Each thread computes alone with chunks that its core's cache holds. torch's own threads, which share each of the
-    # many small operations, take four times as long.
+    # Each thread computes alone with chunks that its core's cache holds. torch's own threads would share each of the
+    # many small operations, which is slower (docs/speed.md).
     share = -(-total // threads)
     parts = [(first, min(first + share, total)) for first in range(0, total, share)]
-    for done in [_pool(os.getpid(), threads).submit(_dequantise_range, decoding, raw, flat, *part) for part in parts]:
-        done.result()
-    # The number that a thread of the pool set is also that of all threads that begin later.
-    torch.set_num_threads(threads)
+    pool = _pool(os.getpid(), threads)
+    try:
+        for done in [pool.submit(_dequantise_range, decoding, raw, flat, *part) for part in parts]:
+            done.result()
+    finally:
+        # A thread of the pool sets the number of threads also for all threads that begin later. Set it back.
+        torch.set_num_threads(threads)
 
 
 @lru_cache(maxsize=1)
@@ -102,7 +105,8 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 def _dequantise_range(decoding: Blocks, raw: torch.Tensor, flat: torch.Tensor, first: int, end: int) -> None:
     """Dequantise the blocks from ``first`` to before ``end``, a chunk at a time."""
     elements, nbytes = decoding.elements, decoding.nbytes
-    # Plain fp8 needs temporary memory of the chunk's size. The system provides larger pieces of it anew each time.
+    # fp8 needs temporary memory as large as the chunk. The system takes large temporary memory back after each use, and
+    # providing it again is slow. So its chunks are smaller.
     blocks = max(1, (CHUNK_ELEMENTS if elements > 1 else CHUNK_ELEMENTS // 2) // elements)
     wide = torch.empty(min(blocks, end - first) * elements, dtype=torch.float32, device=raw.device)
     for at in range(first, end, blocks):

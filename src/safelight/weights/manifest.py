@@ -106,7 +106,7 @@ class ComponentManifest:
     ``tensors``: in the order in which a forward pass uses them.
     ``digest``: BLAKE3 in hex, of the tensors and the tokenizer.
     ``tokenizer``: of a text encoder whose tokenizer is not the shipped one; None for other components.
-    ``compact``: its quantised tensors stay quantised in memory; each operation dequantises those that it uses.
+    ``compact``: whether its quantised tensors stay quantised in memory. Then each operation dequantises what it uses.
     """
 
     role: str
