@@ -103,8 +103,9 @@ def write_folder(home: Path, family: Family, configs: Mapping[str, Config], numb
     for position, (role, config) in enumerate(configs.items()):
         with torch.device("meta"):
             module: Any = construct(family, config)
-        is_text = role in family.text_encoders
+        is_text = type(module).__module__.startswith("transformers.")
         settings = module.config.to_dict() if is_text else dict(module.config)
+        settings |= {key: value for place, key, value in family.folder_settings(configs) if place == role}
         tokenizer = family.component(role).tokenizer
         if tokenizer is not None and tokenizer.shipped is None:
             from support.ernie_image import tokenizer_file
@@ -150,6 +151,7 @@ NARROW: dict[str, dict[str, dict[str, int]]] = {
     "krea-2": {"text_encoder": {"intermediate": 16}, "transformer": {"layers": 28}},
     "chroma": {"text_encoder": {"layers": 24}, "transformer": {"layers": 19, "single_layers": 38}},
     "ernie-image": {"text_encoder": {"layers": 26}, "transformer": {"layers": 18}},
+    "anima": {"text_encoder": {"layers": 14}, "transformer": {"layers": 5}},
 }
 """By what layers and widths are divided for ``--part call``: 300 million parameters or more stay in the denoiser."""
 

@@ -88,6 +88,7 @@ def started(program: str, *words: str, cwd: Path) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=cwd, env=dict(os.environ), capture_output=True, text=True, check=False)
 
 
+@pytest.mark.full
 def test_the_core_draws_without_the_extras_and_names_the_extra_that_it_lacks(tmp_path: Path) -> None:
     gone = [Requirement(line).name for extra in extras.EXTRAS for line in declared()[extra]]
     done = started(WITHOUT_EXTRAS, json.dumps(gone), cwd=tmp_path)

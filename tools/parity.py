@@ -215,6 +215,14 @@ ROWS = (
         "tests/families/ernie_image/test_parity.py tests/families/ernie_image/test_files.py",
     ),
     Row(
+        "Anima: text, guidance, image, mask × denoising strengths; schedules; samplers; bf16; token ids; files; LoRAs",
+        "diffusers' `AnimaModularPipeline`, its converter of names, its `load_lora_weights`; a loop of the test over "
+        "its scheduler and modules for masks and for the samplers that the pipeline does not take. The tests resize "
+        "the mask of padding, for which diffusers needs torchvision",
+        "bit for bit; diffusers' own sum of a LoRA within one step of 255",
+        "tests/families/anima/test_parity.py tests/families/anima/test_files.py tests/families/anima/test_adapters.py",
+    ),
+    Row(
         "A checkpoint's own tokenizer: each family with T5 or Qwen",
         "the same model with Safelight's tokenizer, and the rows of its embeddings in the other order",
         "equal pixels",

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import json, sys
 from safelight.assembly.importing import import_engine
@@ -32,6 +34,7 @@ print(json.dumps([postponed, loaded, float(median), float(compiled), kind, *more
 """
 
 
+@pytest.mark.full
 def test_what_is_postponed_works_when_it_is_used() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

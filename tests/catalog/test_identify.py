@@ -122,7 +122,10 @@ KINDS = {
     ),
     "bitsandbytes int8": (["double_blocks.0.img_mod.lin.weight", "double_blocks.0.img_mod.lin.SCB"], "checkpoint"),
     "sdnq": (["layers.0.attention.to_q.weight", "layers.0.attention.to_q.zero_point"], "checkpoint"),
-    "anima": (["net.llm_adapter.embed.weight", "net.blocks.0.self_attn.q_proj.weight"], "checkpoint"),
+    "cosmos-predict2": (
+        ["net.x_embedder.proj.1.weight", "net.blocks.0.adaln_modulation_cross_attn.1.weight"],
+        "checkpoint",
+    ),
     "anima's lora": (["diffusion_model.llm_adapter.blocks.0.cross_attn.q_proj.lora_A.weight"], "lora"),
     "ip adapter": (["ip_adapter.1.to_k_ip.weight", "image_proj.proj.weight"], "ip_adapter"),
 }

@@ -31,6 +31,7 @@ def safelight(*arguments: object) -> subprocess.CompletedProcess[str]:
     return python("-m", "safelight.cli", *map(str, arguments))
 
 
+@pytest.mark.full
 def test_generate_a_b_a_in_two_processes(tiny: Path, tmp_path: Path) -> None:
     arguments = ["generate", "red apple", "-m", tiny / "a.safetensors", "-m", tiny / "b.safetensors"]
     arguments += ["-m", tiny / "a.safetensors", "--seed", 0, "--json", "--out", tmp_path / "out", *SMALL]
@@ -154,6 +155,7 @@ def test_demo(run, tmp_path: Path) -> None:
     assert (tmp_path / "demo/sheet.png").exists()
 
 
+@pytest.mark.full
 def test_a_starter_that_old_libraries_cannot_compute_is_left_out(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

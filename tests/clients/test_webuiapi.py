@@ -176,6 +176,7 @@ def both(server: Server, right: dict[tuple[str, int], str], each: int) -> None:
             future.result()
 
 
+@pytest.mark.full
 def test_clients_at_once_each_get_their_models_images(server: Server, right: dict[tuple[str, int], str]) -> None:
     both(server, right, times(5, 15))
 

@@ -191,6 +191,7 @@ def test_after_an_upgrade_it_is_said_which_models_draw_otherwise(engine: LocalEn
     assert "safelight rollback" in changed.todo
 
 
+@pytest.mark.full
 def test_a_soak_finds_drift_and_growth_and_draws_them(engine: LocalEngine, canaries: Canaries, tmp_path: Path) -> None:
     models = [engine.library.get(name) for name in "ab"]
     sound = soak.soak(engine, models, lambda count, _: count >= 20)

@@ -94,6 +94,7 @@ def test_each_version_stays_as_it_is(prefix: Path, tmp_path: Path) -> None:
     assert within.before() == second
 
 
+@pytest.mark.full
 def test_what_cannot_be_installed_leaves_nothing(prefix: Path, tmp_path: Path) -> None:
     environments = Environments(prefix)
     with pytest.raises(InputError, match=r"could not install lamp==9: .*No matching distribution.*Nothing was changed"):
@@ -143,6 +144,7 @@ def test_a_version_that_does_not_start_is_not_taken(prefix: Path, tmp_path: Path
     assert [environment.name for environment in environments.all()] == ["first"]
 
 
+@pytest.mark.full
 def test_the_dependencies_of_the_extras_that_were_installed_are_installed_too(
     prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,7 @@ PRINTS = {
 SCRIPT = "[console_scripts]\nsafelight = safelight.launch:run\n"
 
 
+@pytest.mark.full
 def test_the_command_runs_what_is_active(tmp_path: Path) -> None:
     """The command of the first version that was installed; the versions have our ``launch`` and print themselves."""
     prefix = tmp_path / "installed"

@@ -37,6 +37,7 @@ PLACES = {
     },
     "krea-2": {"transformer": "krea2_raw_bf16", "text_encoder": "qwen3vl_4b_bf16"},
     "ernie-image": {"transformer": "ernie-image", "text_encoder": "ministral-3-3b"},
+    "anima": {"transformer": "anima-base-v1.0", "text_encoder": "qwen_3_06b_base"},
 }
 """The files of each family, by role, with the names that people have."""
 
@@ -48,6 +49,7 @@ SHARED: dict[str, dict[str, str]] = {
     "qwen-image": {},
     "krea-2": {"vae": "qwen_image_vae"},
     "ernie-image": {"vae": "flux2-vae"},
+    "anima": {"vae": "qwen_image_vae"},
 }
 """The components that come with another family's files, by role."""
 
@@ -115,7 +117,13 @@ def test_it_is_added_by_one_command_and_drawn_by_one_in_any_order_with_little_me
     names = {base: places["transformer"] for base, places in PLACES.items()}
     mine = {base: models[base] for base in names}
     assert {base: row["name"] for base, row in mine.items()} == names
-    chosen = {**dict.fromkeys(names, "base"), "flux": "dev", "chroma": "hd", "qwen-image": "text-to-image"}
+    chosen = {
+        **dict.fromkeys(names, "base"),
+        "flux": "dev",
+        "chroma": "hd",
+        "qwen-image": "text-to-image",
+        "anima": "text-to-image",
+    }
     assert {base: row["variant"] for base, row in mine.items()} == {**chosen, "krea-2": "raw"}
     for base, row in mine.items():
         own = {role: name for role, name in PLACES[base].items() if role != "transformer"}
@@ -163,7 +171,7 @@ def test_variants_are_read_and_refused_by_name(root: Path, folder: Path) -> None
     assert "added flux-2-klein-base-4b: flux2-klein" in said
     file = str(folder / "diffusion_models/z_image_bf16.safetensors")
     for given, problem in (
-        ("zimage=base", "no family 'zimage'; there are chroma"),
+        ("zimage=base", "no family 'zimage'; there are anima"),
         ("z-image=hd", "the variants of z-image are turbo, base"),
     ):
         with pytest.raises(InputError, match=f"--variant {given}: {problem}"):

@@ -23,6 +23,11 @@ Tensors = dict[str, torch.Tensor]
 FORMS = ("folder", "files")
 
 
+def place_of(tiny_family: TinyFamily, form: str, role: str) -> str:
+    """The component whose folder or file a component is in."""
+    return tiny_family.place_in_files(role) if form == "files" else tiny_family.family.component(role).folder
+
+
 def tensors_of(tiny_family: TinyFamily, form: str) -> dict[str, Tensors]:
     """The tensors of each folder or file, without bytes, by the component whose folder or file it is."""
     found: dict[str, Tensors] = {}
@@ -30,9 +35,10 @@ def tensors_of(tiny_family: TinyFamily, form: str) -> dict[str, Tensors]:
         component = tiny_family.family.component(role)
         which = 0 if form == "folder" and not component.within else LDM
         named = naming.in_files(config, naming.on_meta(config), which)
-        if form == "files" and role == tiny_family.family.denoiser:
+        place = place_of(tiny_family, form, role)
+        if form == "files" and place == tiny_family.family.denoiser:
             named = naming.prefixed(component.prefixes[0], named)
-        found[component.folder] = found.get(component.folder, {}) | named
+        found[place] = found.get(place, {}) | named
     return found
 
 
@@ -41,7 +47,7 @@ def identified(
 ) -> set[str]:
     """Identify a folder, or the file of one component. Returns the names of the tensors that are read."""
     if form == "files":
-        header = naming.header_of(parts[tiny_family.family.component(role).folder])
+        header = naming.header_of(parts[place_of(tiny_family, form, role)])
         patch.setattr(identify, "read_header", lambda _: header)
         found = identify.identify(header.path)
         layouts = found.layout.components if found.layout else adapter_file.layout(header, found.kind)
@@ -101,7 +107,7 @@ def test_each_missing_tensor_and_each_wrong_shape_is_named(
     silent: list[str] = []
 
     def listen(what: str, role: str, changed: Tensors, names: set[str]) -> None:
-        folder = tiny_family.family.component(role).folder
+        folder = place_of(tiny_family, form, role)
         try:
             identified(tiny_family, form, role, {**whole, folder: changed}, monkeypatch, tmp_path)
         except (IncompleteModelError, UnsupportedModelError) as error:
@@ -111,7 +117,7 @@ def test_each_missing_tensor_and_each_wrong_shape_is_named(
             silent.append(f"{role} {what}: no error")
 
     for role in roles_of(tiny_family, form):
-        folder = tiny_family.family.component(role).folder
+        folder = place_of(tiny_family, form, role)
         tensors = whole[folder]
         for tensor_name in sampled(identified(tiny_family, form, role, whole, monkeypatch, tmp_path)):
             if re.search(tiny_family.optional_layers, tensor_name):

@@ -19,7 +19,11 @@ from safelight.pipeline.resources import dtype_of
 
 SEED = 5
 GROWN = 3e4
-FEED_FORWARD = {"z-image": r"layers\.0\.feed_forward\.w3\.", "qwen-image": r"transformer_blocks\.0\.img_mlp\.net\.0\."}
+FEED_FORWARD = {
+    "z-image": r"layers\.0\.feed_forward\.w3\.",
+    "qwen-image": r"transformer_blocks\.0\.img_mlp\.net\.0\.",
+    "anima": r"transformer_blocks\.0\.ff\.net\.0\.proj\.",
+}
 """The matrices of published checkpoints whose results exceed 65,504."""
 
 

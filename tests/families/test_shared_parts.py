@@ -93,6 +93,7 @@ def text_encoder_bytes(engine: Any) -> tuple[int, int]:
     return usage.nbytes, usage.total
 
 
+@pytest.mark.full
 def test_klein_brings_only_the_layers_of_qwen3_that_it_reads(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -341,6 +341,7 @@ def test_the_device_goes_on_while_its_host_reads(two: tuple[Manifest, Manifest],
     assert streamed or sound(there, coming)
 
 
+@pytest.mark.full
 def test_many_threads_at_once(two: tuple[Manifest, Manifest]) -> None:
     """Loads, favours, drops, budgets and steps at random: nothing is wrong, lost or held in the end. That three need
     more than there is may well be."""

@@ -183,6 +183,7 @@ def test_stream_parameters_are_gone_after_the_image(root: Path, right: tuple[str
         assert not any(isinstance(p, StreamedParameter) for p in skeleton.module.parameters())
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="ulimit -d counts other things elsewhere")
 def test_under_ulimit_it_runs_or_says_the_least(root: Path, right: tuple[str, int], tmp_path: Path) -> None:
     """The bound is the process's own data; what cannot be had is refused beforehand, not died of."""

@@ -305,6 +305,7 @@ HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 _PRISTINE = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
 
+@pytest.mark.full
 @_PRISTINE
 def test_a_host_cannot_tell_that_a_job_has_run() -> None:
     """In a new interpreter: its state is as torch starts."""
@@ -330,6 +331,7 @@ def _main() -> None:
     print(json.dumps({"wrong": wrong[:5], "failed": len(wrong), "histories": len(every), "raising": raising}))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "step", thinned(["generic.all=tf32", "cuda.matmul=tf32", "mkldnn.matmul=bf16", "cuda.conv=ieee"])
 )

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import safelight
 
 HOME = Path(__file__).parents[2]
@@ -40,6 +42,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.full
 def test_one_line_of_the_schema_is_enough(tmp_path: Path, tiny: Path) -> None:
     copy = tmp_path / "src/safelight"
     shutil.copytree(Path(safelight.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))

@@ -117,10 +117,12 @@ def kill_servers(root: Path, right: dict[tuple[str, int], str], kills: int) -> d
     return states
 
 
+@pytest.mark.full
 def test_workers_are_killed_under_load(tmp_path: Path, right: dict[tuple[str, int], str]) -> None:
     assert kill_workers(tmp_path, right, times(2, 5))["done"] > 0
 
 
+@pytest.mark.full
 def test_servers_are_killed_under_load(tmp_path: Path, right: dict[tuple[str, int], str]) -> None:
     assert kill_servers(tmp_path, right, times(1, 2))["done"] > 0
 
@@ -151,6 +153,7 @@ def test_a_server_that_is_stopped_puts_its_job_back(tmp_path: Path, right: dict[
         assert (found["state"], found["attempts"], found["images"]) == ("done", 1, 2)
 
 
+@pytest.mark.full
 def test_jobs_wait_while_there_is_no_worker(tmp_path: Path, right: dict[tuple[str, int], str]) -> None:
     """A job that is asked for at once after the start waits for the worker; many at once are all made."""
     with serving.serving(tmp_path, "--port", "0") as server:

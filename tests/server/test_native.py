@@ -310,6 +310,7 @@ def test_unknown_paths_are_answered_in_each_apis_own_form(http: httpx.Client, pa
         assert ("detail" in body) is path.startswith(("/sdapi", "/controlnet", "/internal"))
 
 
+@pytest.mark.full
 def test_many_long_calls_leave_threads_for_the_rest(http: httpx.Client, server: Server) -> None:
     """Forty calls that read whole models or wait for the worker."""
     with ThreadPoolExecutor(40) as pool:

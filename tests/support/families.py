@@ -27,6 +27,9 @@ from support import naming
 
 from safelight.catalog.catalog import Catalog
 from safelight.families import registry
+from safelight.families.anima.text_conditioner import AnimaConditionerConfig
+from safelight.families.anima.text_encoder import Qwen3SmallConfig
+from safelight.families.anima.transformer import AnimaConfig
 from safelight.families.chroma.transformer import ChromaConfig
 from safelight.families.components import Component, Config
 from safelight.families.ernie_image.transformer import ErnieImageConfig
@@ -59,6 +62,12 @@ OPEN_CLIP = 9
 """Index of OpenCLIP's names, which are the last of each tensor."""
 
 
+def inner_prefix(family: Family, role: str) -> str:
+    """What names of a component begin with in the denoiser's file; "" for a component that is in a file of its own."""
+    outer, own = family.component(family.denoiser).prefixes[0], family.component(role).prefixes[0]
+    return own.removeprefix(outer) if role != family.denoiser and own.startswith(outer) else ""
+
+
 @dataclass(frozen=True)
 class Published:
     """The settings of a published checkpoint.
@@ -89,6 +98,15 @@ class Published:
             whole[within or role] = whole.get(within or role, {}) | named | self._beside(role)
         return whole
 
+    def denoiser_file(self, original: bool) -> dict[str, torch.Tensor]:
+        """Return the tensors of the denoiser's file, without bytes. ``original``: in the original's names."""
+        if original:
+            return self.in_original_names()[self.family.denoiser]
+        named = self.in_module_names()
+        inner = {role: inner_prefix(self.family, role) for role in named}
+        beside = [naming.prefixed(prefix, named[role]) for role, prefix in inner.items() if prefix]
+        return named[self.family.denoiser] | {name: one for some in beside for name, one in some.items()}
+
     def _beside(self, role: str) -> dict[str, torch.Tensor]:
         return {name: torch.empty(8, device="meta") for name in self.beside.get(role, ())}
 
@@ -97,8 +115,9 @@ class Published:
         whole: dict[str, dict[str, torch.Tensor]] = {}
         for role, own in self.components.items():
             config, which = self.original.get(role, (own, LDM))
-            place = self.family.component(role).folder
-            named = naming.in_files(config, naming.on_meta(config), which) | self._beside(role)
+            inner = inner_prefix(self.family, role)
+            place = self.family.denoiser if inner else self.family.component(role).folder
+            named = naming.prefixed(inner, naming.in_files(config, naming.on_meta(config), which) | self._beside(role))
             whole[place] = whole.get(place, {}) | named
         return whole
 
@@ -153,6 +172,10 @@ class TinyFamily:
     def roles(self) -> tuple[str, ...]:
         return self.family.roles_of(self.variant)
 
+    def place_in_files(self, role: str) -> str:
+        """The component in whose file a component is: the denoiser, the one that it is within, or itself."""
+        return self.family.denoiser if inner_prefix(self.family, role) else self.family.component(role).folder
+
     def configs(self) -> dict[str, Config]:
         return importlib.import_module(self.module).configs(**self.config_settings)
 
@@ -180,13 +203,20 @@ class TinyFamily:
             make_small(patch)
 
     def write_files(self, path: Path, seed: int) -> dict[str, Path]:
-        """Write files as ComfyUI has them: the denoiser, each text encoder and the VAE in a file each. By role."""
+        """Write files as ComfyUI has them: the denoiser, each text encoder and the VAE in a file each. By role.
+
+        A component that the original keeps with the denoiser is in its file.
+        """
         folder = self.write_folder(path / f"{self.name}-folder", seed)
         tensors = read_components(folder)
         named: dict[str, dict[str, torch.Tensor]] = {}
         for role, config in self.configs().items():
-            place = self.family.component(role).folder
-            named[place] = naming.in_files(config, named.get(place, tensors[place]), LDM)
+            place, home = self.place_in_files(role), self.family.component(role).folder
+            if place == home:
+                named[place] = naming.in_files(config, named.get(place, tensors[place]), LDM)
+                continue
+            inside = naming.prefixed(inner_prefix(self.family, role), naming.in_files(config, tensors[home], LDM))
+            tensors[place] |= inside
         written: dict[str, Path] = {}
         for role, some in named.items():
             written[role] = path / self._place(role)
@@ -332,6 +362,15 @@ PUBLISHED: Mapping[str, Published] = {
             "vae": QWEN_VAE,
         },
     ),
+    "Anima": Published(
+        "anima",
+        {
+            "text_encoder": Qwen3SmallConfig(151936, 1024, 3072, 28, 16, 8, 128),
+            "text_conditioner": AnimaConditionerConfig(32128, 1024, 1024, 1024, 4096, 6, 64),
+            "transformer": AnimaConfig(16, 2048, 28, 8192, 128, 1024, 256),
+            "vae": QWEN_VAE,
+        },
+    ),
     "Krea 2": Published(
         "krea-2",
         {
@@ -448,6 +487,19 @@ _ROWS = (
         {"distilled": False},
         request={"cfg": 2.5, "negative": "green"},
         leftovers=_ROTARY,
+    ),
+    TinyFamily(
+        "anima",
+        "support.anima",
+        (
+            "diffusers.models.condition_embedders",
+            "diffusers.models.condition_embedders.condition_embedder_anima",
+            "diffusers.modular_pipelines",
+            "diffusers.modular_pipelines.anima",
+        ),
+        "text-to-image",
+        request={"cfg": 2.5, "negative": "green"},
+        leftovers={**_ROTARY, "text_conditioner": {"rotary_emb.inv_freq"}},
     ),
 )
 

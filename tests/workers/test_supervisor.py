@@ -125,6 +125,7 @@ def test_what_is_pinned_is_pinned_in_the_next_worker_too(supervisor: Supervisor)
     assert digest not in supervisor.ask("unload", digest).result(30)
 
 
+@pytest.mark.full
 def test_an_idle_worker_and_a_spare_that_die_are_replaced(supervisor: Supervisor) -> None:
     list(supervisor.run(wanted()))
     assert supervisor.spare_is_ready(60)

@@ -22,7 +22,7 @@ from safelight.files import folder, gguf, pickle, safetensors
 from safelight.files.blocks import BLOCKS
 from safelight.files.disk import open_regular
 from safelight.files.folder import Folder
-from safelight.files.header import Header
+from safelight.files.header import MADE_FROM, Header
 from safelight.weights import adapter_kinds, layout
 from safelight.weights.layout import CheckpointLayout
 
@@ -146,7 +146,9 @@ def _lone_vectors(header: Header) -> KindRule | None:
 def _single(header: Header, variant: str) -> Identity:
     kind_rule = _matching_rule(header)
     kind, base = kind_rule.kind, kind_rule.base
-    rule = f"{kind}: {kind_rule.sentence}"
+    made_from = header.metadata.get(MADE_FROM)
+    origin = f"; made by Safelight from {made_from[:10]}" if made_from else ""
+    rule = f"{kind}: {kind_rule.sentence}{origin}"
     dtype = _dtype({name: info.dtype for name, info in header.tensors.items()})
     common = Identity(header.path, kind, base, None, None, False, dtype, header.nbytes, header.format, rule)
     if kind == DENOISER:
@@ -188,7 +190,7 @@ def _folder(path: Path, variant: str) -> Identity:
     family, rule = _family_of(found)
     absent = [name for name in family.folders if name not in found.components]
     if absent:
-        raise CorruptFileError(path, f"model_index.json names no {absent[0]}, which {family.name} needs")
+        raise CorruptFileError(path, f"its index names no {absent[0]}, which {family.name} needs")
     built = _folder_layout(found, family, variant)
     _refuse_other_settings(built)
     assert family.detect_folder_training is not None, family.name
@@ -311,8 +313,8 @@ def _adapter_base(header: Header) -> str | None:
     """Return the family of an adapter, None if it is unknown.
 
     These decide, in this order:
-    - the width of the text embeddings that the adapter's cross-attention reads (``cross_attention_dim``);
     - names that only this family has;
+    - the width of the text embeddings that the adapter's cross-attention reads (``cross_attention_dim``);
     - shapes that only this family has;
     - the family that the metadata declares, if it is one of the known values.
     If one of them fits several families, the next ones choose among these. If all do, any of them may be meant.
@@ -324,8 +326,8 @@ def _adapter_base(header: Header) -> str | None:
         for key in ("ss_base_model_version", "modelspec.architecture")
     }
     rounds: tuple[Callable[[AdapterSigns], bool], ...] = (
-        lambda sign: width is not None and sign.cross_attention_dim == width,
         lambda sign: sign.names is not None and any(sign.names.search(name) for name in header.tensors),
+        lambda sign: width is not None and sign.cross_attention_dim == width,
         lambda sign: sign.shapes is not None and sign.shapes(header),
         lambda sign: not declared.isdisjoint(sign.declared),
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from safelight.files.folder import find_index
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -25,12 +27,12 @@ def found_in(path: Path) -> Iterator[Found]:
     A diffusers folder counts as one file. Links to folders are not followed, so that no folder is read twice.
     """
     path = path.expanduser()
-    if not path.is_dir() or (path / "model_index.json").exists():
+    if not path.is_dir() or find_index(path) is not None:
         yield Found(path, within=False)
         return
     for folder, inner, files in os.walk(path):
         inner.sort()
-        diffusers = [name for name in inner if (Path(folder) / name / "model_index.json").exists()]
+        diffusers = [name for name in inner if find_index(Path(folder) / name) is not None]
         inner[:] = [name for name in inner if name not in diffusers and not name.startswith(".")]
         names = [name for name in files if name.lower().endswith(Found.endings) and not name.startswith(".")]
         for name in sorted([*diffusers, *names]):

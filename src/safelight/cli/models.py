@@ -309,6 +309,52 @@ def export(
     typer.echo(f"{out}: {name} as a diffusers folder")
 
 
+@app.command(epilog="Example: `safelight models compact z_image_turbo --form q8_0`")
+def compact(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's name.", show_default=False)],
+    form: Annotated[str, typer.Option(help="q8_0, q5_0 or q4_0 (a GGUF file), or fp8 (a safetensors file).")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write; by default NAME-FORM beside the model's file.", show_default=False),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Draw a small image with both models, and compare them.")
+    ] = True,
+    as_json: JsonOption = False,
+    root: RootOption = None,
+) -> None:
+    """Write a model's denoiser quantised, in a file that other programs read, too, and add it to the library.
+
+    Other components are taken from the model that it is made from. ``models show`` says which one that is.
+    """
+    library = _library(context, root)
+    model = library.ensure_unchanged(library.get(name))
+    from safelight.assembly import compacting
+
+    if form not in compacting.FORMS:
+        raise typer.BadParameter(f"{form!r}: must be one of {', '.join(compacting.FORMS)}", param_hint="--form")
+    with byte_bar(f"quantising {name}") as on_elements:
+        written = compacting.write(model, form, compacting.path_of(model, form, out), on_elements)
+    added = compacting.add(library, model, written)
+    difference = None
+    if measure and (problem := compacting.why_not_measured(model)):
+        typer.echo(f"its images are not compared: {problem}", err=True)
+    elif measure:
+        from safelight.assembly.importing import open_engine
+
+        difference = compacting.measure(open_engine(loaded(context, root).settings), model, added)
+    if as_json:
+        about = {"quantised": written.quantised, "error": written.error, "difference": difference}
+        say_json({**added.summary(), "made_from": model.digest, **about})
+        return
+    typer.echo(f"{written.path}: {written.nbytes / 1e9:.2f} GB, {written.quantised} tensors as {form}")
+    typer.echo(f"error of the weights: {100 * written.error:.2f} % (root mean square)")
+    if difference is not None:
+        typer.echo(f"difference of a small image: {difference}")
+    typer.echo(f"added {added.name}: {added.base}, {added.dtype}, made from {model.name}")
+
+
 @app.command(epilog="Example: `safelight models rollback dream`")
 def rollback(
     context: typer.Context,

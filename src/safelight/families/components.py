@@ -116,6 +116,7 @@ class Component:
     ``variants``: the variants whose checkpoints have it; empty for all.
     ``within``: the role of the component whose folder and files also have this one's tensors; "" for files of its own.
     ``found_in``: which files have it, for the error of a checkpoint without it; "" if its role says that.
+    ``reads``: the role of the text encoder whose output for a text this one reads with the text; "" for none.
     """
 
     role: str
@@ -134,6 +135,7 @@ class Component:
     variants: frozenset[str] = frozenset()
     within: str = ""
     found_in: str = ""
+    reads: str = ""
 
     @property
     def folder(self) -> str:

@@ -253,6 +253,8 @@ class Family:
     families.
     ``pipeline_class``: class of diffusers' pipeline in an exported folder.
     ``export_problem``: says why its models cannot be exported; "" if they can.
+    ``gguf_architecture``: the name by which ComfyUI-GGUF knows it (``IMG_ARCH_LIST`` in its ``loader.py``); "" if it
+    does not.
     ``pipeline_settings``: settings of a variant's pipeline in an exported ``model_index.json``.
     ``empty_pipeline_components``: optional pipeline components (``safety_checker``, …) that ``model_index.json`` lists
     as ``[null, null]``.
@@ -303,6 +305,7 @@ class Family:
     pipeline_settings: Callable[[str], Mapping[str, object]] = lambda _: {}
     empty_pipeline_components: tuple[str, ...] = ()
     export_problem: str = ""
+    gguf_architecture: str = ""
     published: Mapping[str, Mapping[str, Config]] = field(default_factory=dict[str, Mapping[str, Config]])
 
     @property
@@ -393,6 +396,11 @@ class Family:
     def component_in(self, part: SingleFileComponent) -> Component | None:
         """Return the component that files of a kind have; None for ControlNets, which are no component of a family."""
         return next((one for one in self.components if one.role == (part.role or part.kind)), None)
+
+    def prefix_within_denoiser(self, role: str) -> str:
+        """Return what names of a component begin with in the denoiser's file; "" if it is in a file of its own."""
+        outer, own = self.component(self.denoiser).prefixes[0], self.component(role).prefixes[0]
+        return own.removeprefix(outer) if role != self.denoiser and own.startswith(outer) else ""
 
     def purpose(self, role: str) -> Purpose:
         """Return the purpose of a role; ControlNets are no component of a family."""

@@ -235,6 +235,15 @@ class FamilyModel(ABC):
     ) -> list[Tensors]:
         """Run a bound text encoder on each input. Tensors have one row."""
 
+    def encode_texts_after(
+        self, role: str, module: nn.Module, inputs: Sequence[TextInput], read: Sequence[Tensors], device: torch.device
+    ) -> list[Tensors]:
+        """Run a bound text encoder that reads what another one returned. Tensors have one row.
+
+        ``read``: what the other text encoder (``Component.reads``) returned for each text.
+        """
+        raise NotImplementedError(type(self).__name__)
+
     @abstractmethod
     def condition(self, encoded: Mapping[str, Mapping[PromptText, Tensors]], text: PromptText) -> Tensors:
         """Join what the text encoders, by role, returned for a text."""

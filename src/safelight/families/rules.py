@@ -103,11 +103,15 @@ NOT_SUPPORTED = (
         "an embedding beside the timestep's is Qwen-Image Layered's",
         r".*time_text_embed\.addition_t_embedding\.",
     ),
-    rule(
+    KindRule(
         "checkpoint",
-        "anima",
-        "an adapter between a language model and the transformer is Anima's",
-        r".*llm_adapter\.(embed|norm)\.weight$",
+        "cosmos-predict2",
+        "three modulations in each block, and no adapter between a language model and the transformer: Cosmos-Predict2",
+        (
+            r".*(x_embedder\.proj\.1|patch_embed\.proj)\.weight$",
+            r".*(adaln_modulation_cross_attn\.1|norm2\.linear_1)\.weight$",
+        ),
+        (r".*(llm_adapter|text_conditioner)\.",),
     ),
 )
 """Families that Safelight names and does not support yet."""

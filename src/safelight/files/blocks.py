@@ -41,3 +41,6 @@ BLOCKS: Mapping[str, BlockForm] = {
     "IQ4_XS": BlockForm(SUPERBLOCK, 136, (0,)),
 }
 """The forms that Safelight reads, by ggml's names."""
+
+WRITTEN = ("Q8_0", "Q5_0", "Q4_0")
+"""The forms that Safelight writes."""

@@ -1,4 +1,4 @@
-"""Reads the headers of a diffusers folder: ``model_index.json``, and one folder of weights per component."""
+"""Reads the headers of a diffusers folder: its index, and one folder of weights per component."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from safelight.errors import CorruptFileError, UnreadableFileError, UnsupportedM
 from safelight.files import pickle, safetensors
 from safelight.files.header import Header, TensorInfo
 
+INDICES = ("model_index.json", "modular_model_index.json")
+"""The names of a folder's index. diffusers' modular pipelines have the second one."""
+
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _VARIANTS = ("", ".fp16", ".bf16", ".fp32")
 _MOST_JSON_BYTES = 32 << 20
@@ -21,7 +24,7 @@ _MOST_JSON_BYTES = 32 << 20
 class Folder:
     """The headers of a diffusers folder.
 
-    ``index``: what ``model_index.json`` says: the class of each component, and settings of the pipeline.
+    ``index``: what the folder's index says: the class of each component, and settings of the pipeline.
     ``components``: the headers of the weights in each component's folder, by the folder's name.
     ``scheduler``: the scheduler's settings; empty if there is no scheduler.
     ``watched``: the settings files, and the folders in which a new file could be preferred to the present one.
@@ -43,28 +46,41 @@ class Folder:
         return read_json(file) if file.exists() else {}
 
 
+def find_index(path: Path) -> Path | None:
+    """Return the index of a diffusers folder, None if the folder is none."""
+    return next((path / name for name in INDICES if (path / name).exists()), None)
+
+
 def read(path: Path, folders: Iterable[str]) -> Folder:
     """Read the headers of a diffusers folder. ``folders``: of the components that count; others are left alone.
 
     Raises UnsupportedModelError when ``path`` is not a diffusers folder.
     Raises CorruptFileError when a part of it is damaged.
     """
-    index_file = path / "model_index.json"
-    if not index_file.exists():
+    index_file = find_index(path)
+    if index_file is None:
         raise UnsupportedModelError(path, "is a directory without model_index.json, so not a diffusers model")
     index = read_json(index_file)
     pipeline = index.get("_class_name")
     components: dict[str, Header] = {}
     for name in folders:
-        entry = index.get(name)
-        if isinstance(entry, list) and all(cast("list[Any]", entry)):
-            components[name] = _component(path / name)
+        if _has(index.get(name), path / name):
+            components[name] = _component(path / name, index_file.name)
     scheduler_file = path / "scheduler" / "scheduler_config.json"
     scheduler = read_json(scheduler_file) if scheduler_file.exists() else {}
     homes = [path, path / "scheduler", *(path / name for name in components)]
     settings = [index_file, scheduler_file, *(file for name in components for file in (path / name).glob("*.json"))]
     watched = tuple(sorted(found for found in {*homes, *settings} if found.exists()))
     return Folder(path, str(pipeline), index, components, scheduler, watched)
+
+
+def _has(entry: object, folder: Path) -> bool:
+    """Return whether an index says that there is a component. ``entry``: what it has for the component's name."""
+    if not isinstance(entry, list):
+        return False
+    library, *rest = cast("list[object]", entry)
+    # A modular pipeline's index has a third value, and null for the class of a component that was not loaded.
+    return all((library, *rest)) or (len(rest) > 1 and folder.is_dir())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -85,9 +101,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _component(folder: Path) -> Header:
+def _component(folder: Path, index_name: str) -> Header:
     """Read the weights of a component. Safetensors come before pickles, full precision before variants, one file before
-    shards."""
+    shards.
+
+    ``index_name``: of the index that names it.
+    """
     for suffix, reader in ((".safetensors", safetensors.read_header), (".bin", pickle.read_header)):
         for variant in _VARIANTS:
             for stem in _STEMS:
@@ -102,7 +121,7 @@ def _component(folder: Path) -> Header:
                         return _shards(index, reader)
     if folder.is_dir():
         raise CorruptFileError(folder, "holds no weights (looked for .safetensors and .bin)")
-    raise CorruptFileError(folder, "is named in model_index.json, but is not there")
+    raise CorruptFileError(folder, f"is named in {index_name}, but is not there")
 
 
 def _shards(index: Path, reader: Callable[[Path], Header]) -> Header:

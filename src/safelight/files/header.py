@@ -9,6 +9,9 @@ from pathlib import Path
 
 from safelight.errors import CorruptFileError
 
+MADE_FROM = "safelight.made_from"
+"""The key in a file's metadata that has the digest of the model from which Safelight made the file."""
+
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8,
     "F32": 4,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -149,13 +149,19 @@ def _check_cover(path: Path, tensors: dict[str, TensorInfo], data_bytes: int, da
         raise CorruptFileError(path, f"{trailing} trailing bytes after the last tensor belong to no tensor")
 
 
-def write(file: BinaryIO, tensors: Iterable[TensorInfo], bytes_of: Callable[[TensorInfo], bytes]) -> None:
+def write(
+    file: BinaryIO,
+    tensors: Iterable[TensorInfo],
+    bytes_of: Callable[[TensorInfo], bytes],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a safetensors file. Names, dtypes and shapes come from ``tensors``, the bytes from ``bytes_of``.
 
+    ``metadata``: besides the format that PyTorch's programs expect.
     The tensors are stored in the given order, without gaps. The header is padded to a multiple of 8 bytes.
     """
     listed = list(tensors)
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
     for info in listed:
         nbytes = info.elements * ITEM_BYTES[info.dtype]

@@ -83,6 +83,7 @@ class TextEncoderCall:
     ``references``: the reference images, in the size in which it sees them. The key of a :class:`TextInput` has their
     digests.
     ``vision``: the vision encoder that sees the reference images for it; None for a text encoder that sees none.
+    ``source``: the text encoder whose outputs it reads (``Component.reads``); None if it reads no other's.
     """
 
     family: Family
@@ -94,12 +95,13 @@ class TextEncoderCall:
     inversion_tokens: InversionTokens
     references: Sequence[Reference] = ()
     vision: ComponentManifest | None = None
+    source: ComponentManifest | None = None
 
     def key(self, text: TextInput) -> str:
         """Hash everything that the output depends on (rows STATE 13 and 14 of docs/corruption.md)."""
         run = self.run_settings
         how = [run.device, run.hardware, run.dtype, run.attention, run.attention_slice_size, run.threads]
-        components = (self.component,) if self.vision is None else (self.component, self.vision)
+        components = [one for one in (self.component, self.vision, self.source) if one is not None]
         overlays = [one.overlay_digest if isinstance(one, OverlaidComponent) else "" for one in components]
         what = [self.family.name, self.role, *(one.digest for one in components), *overlays]
         asked = [self.request.clip_skip, self.request.prompt_syntax]
@@ -117,14 +119,18 @@ class TextEncoderCall:
         inputs: Sequence[TextInput],
         device: torch.device,
         seen: Tensors,
+        read: Sequence[Tensors],
         modules: Sequence[nn.Module],
         leases: object = None,
     ) -> list[Tensors]:
         """Run the bound encoder, the only one of ``modules``, on each input.
 
         ``seen``: what the vision encoder returned for the reference images; empty without one.
+        ``read``: what the text encoder ``source`` returned for the text of each input; empty without one.
         """
         del leases
+        if self.source is not None:
+            return family_model(self.family).encode_texts_after(self.role, modules[0], inputs, read, device)
         if (prompts := self._reference_prompts) is not None:
             return prompts.encode_texts(modules[0], inputs, seen, device)
         model = family_model(self.family).with_tokenizer(self._tokenizer)
@@ -205,6 +211,12 @@ class TextOutputs:
         self.missing = {
             key: inputs.each[text] for text, key in self._keys.items() if all_again or self._found[key] is None
         }
+
+    @property
+    def missing_texts(self) -> list[PromptText]:
+        """A text of each missing input, in the order of these."""
+        text_of = {key: text for text, key in self._keys.items()}
+        return [text_of[key] for key in self.missing]
 
     def add(self, computed: Sequence[Tensors]) -> None:
         """Add the outputs for the missing inputs, in their order, and store them in the cache."""

@@ -133,7 +133,8 @@ class ModelStages:
             ]
             if outputs.missing:
                 inputs = list(outputs.missing.values())
-                compute = partial(call.encode, inputs, self._device, self._see(call))
+                read = [encoded[call.source.role][text] for text in outputs.missing_texts] if call.source else []
+                compute = partial(call.encode, inputs, self._device, self._see(call), read)
                 parts = [(call.component, dtype_of(self._run_settings, self.family, role))]
                 outputs.add(self.stages.run(_text_task(call, inputs, pixels), self._run_settings, parts, compute))
             encoded[role] = outputs.on(self._device)
@@ -155,6 +156,7 @@ class ModelStages:
         """Return the call of a text encoder. ``shown``: the reference images that the vision encoder sees for it."""
         model = self.model
         eyes = [one for one in model.roles if self.family.purpose(one) is Purpose.VISION_ENCODER]
+        source = self.family.component(role).reads
         return TextEncoderCall(
             self.family,
             model.variant,
@@ -165,6 +167,7 @@ class ModelStages:
             self._job.words or {},
             shown,
             model.manifest.component(eyes[0]) if shown else None,
+            model.manifest.component(source) if source else None,
         )
 
     def _see(self, call: TextEncoderCall) -> Tensors:

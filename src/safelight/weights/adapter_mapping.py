@@ -173,7 +173,8 @@ def modules_by_name(components: Iterable[tuple[Component, Iterable[TensorRow]]])
     ``components``: each component with its table. Adapters do not change VAEs.
     """
     found: dict[str, tuple[Target, ...]] = {}
-    for component, rows in components:
+    # A denoiser and a text encoder may have modules of the same name. Names without a prefix then mean the denoiser's.
+    for component, rows in sorted(components, key=lambda pair: pair[0].purpose is not Purpose.DENOISER):
         if component.purpose not in (Purpose.DENOISER, Purpose.TEXT_ENCODER):
             continue
         modules: dict[str, Module] = {}

@@ -26,6 +26,8 @@ MARKER = "scaled_fp8"
 FORMS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 """safetensors' dtypes by the names in :data:`FORM`."""
 
+FORMS_BY_DTYPE = {dtype: form for form, dtype in FORMS.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Scaling:

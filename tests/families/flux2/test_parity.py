@@ -126,6 +126,7 @@ def euler() -> Any:
     return diffusers.FlowMatchEulerDiscreteScheduler.from_config(flux2.SCHEDULER)
 
 
+@pytest.mark.full
 def test_the_loop_is_the_pipeline(pipe: Any) -> None:
     assert looped(pipe, euler(), 3, 4.0) == theirs(pipe, 4.0, NEGATIVE)
 

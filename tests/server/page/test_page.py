@@ -94,6 +94,7 @@ def test_several_models_fill_the_sheet_and_an_image_is_proven(browser: Browser, 
     page.context.close()
 
 
+@pytest.mark.full
 def test_an_image_begins_another_within_its_edges(browser: Browser, server: Server, tmp_path: Path) -> None:
     """From the gallery, with a ControlNet that is shown an uploaded picture, enlarged; then all settings again."""
     page = opened(browser, server, "1440x900", False, set())
@@ -144,6 +145,7 @@ def test_what_runs_can_be_cancelled_and_mistakes_are_told(browser: Browser, serv
     page.context.close()
 
 
+@pytest.mark.full
 def test_the_form_and_the_sheet_are_there_after_a_reload(browser: Browser, server: Server) -> None:
     page = opened(browser, server, "1440x900", False, set())
     page.get_by_label("Prompt", exact=True).fill("a koala")
@@ -158,6 +160,7 @@ def test_the_form_and_the_sheet_are_there_after_a_reload(browser: Browser, serve
     page.context.close()
 
 
+@pytest.mark.full
 def test_a_removal_can_be_undone(browser: Browser, server: Server, http: httpx.Client) -> None:
     page = opened(browser, server, "1440x900", False, set())
     page.get_by_label("Prompt", exact=True).fill("a crab")

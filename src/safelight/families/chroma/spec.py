@@ -151,6 +151,7 @@ CHROMA = Family(
         shapes=flux_adapters.may_change_flux1,
         declared=frozenset({"chroma", "chroma1", "chroma1-hd", "chroma1-base", "chroma1-flash"}),
     ),
+    gguf_architecture="flux",
     pipeline_class="ChromaPipeline",
     empty_pipeline_components=("image_encoder", "feature_extractor"),
 )

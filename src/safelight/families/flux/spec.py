@@ -65,7 +65,7 @@ _SINGLE = _PREFIX + r"(single_blocks\.0\.modulation\.|single_transformer_blocks\
 
 _OWN_NAMES = re.compile(
     r"(img|txt)_mod[._]lin|single_blocks[._][0-9]+[._]modulation[._]lin|(vector|guidance|time)_in[._](in|out)_layer"
-    r"|transformer_blocks[._][0-9]+[._]norm(1|1_context)?[._]linear|time_text_embed[._]"
+    r"|transformer_blocks[._][0-9]+[._]norm(1|1_context)?[._]linear(?!_[12])|time_text_embed[._]"
 )
 """Names of modules in adapters that Chroma does not have: modulations, and what computes them."""
 
@@ -277,6 +277,7 @@ FLUX = Family(
         shapes=flux_adapters.may_change_flux1,
         declared=frozenset({"flux1", "flux-1-dev", "flux-1-schnell", "flux.1-dev", "flux.1-schnell"}),
     ),
+    gguf_architecture="flux",
     pipeline_class="FluxPipeline",
     empty_pipeline_components=("image_encoder", "feature_extractor"),
 )

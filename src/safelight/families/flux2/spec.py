@@ -240,6 +240,7 @@ FLUX2_KLEIN = Family(
         shapes=flux_adapters.may_change_klein,
         declared=frozenset({"flux2_klein_4b", "flux2_klein_9b", "flux-2-klein-4b", "flux-2-klein-9b"}),
     ),
+    gguf_architecture="flux",
     pipeline_class="Flux2KleinPipeline",
     pipeline_settings=lambda variant: {"is_distilled": variant == DISTILLED},
 )

@@ -205,6 +205,7 @@ KREA2 = Family(
         shapes=_is_wide,
         declared=frozenset({"krea-2", "krea2", "krea-2-turbo", "krea-2-raw"}),
     ),
+    gguf_architecture="krea2",
     pipeline_class="Krea2Pipeline",
     export_problem="Safelight does not write the settings of its scheduler and its tokenizer yet",
 )

@@ -68,8 +68,11 @@ def text_inputs(texts: Sequence[PromptText], thinking: bool, most: int, own: Tok
     return TextInputs({pair: TextInput(ids, json.dumps(ids)) for pair, (ids, _) in read.items()}, cut=cut)
 
 
-def build(config: Qwen3Config) -> nn.Module:
-    """Build the module on the current default device. It returns the last hidden layer without the final norm."""
+def build(config: Qwen3Config, final_norm: bool = False) -> nn.Module:
+    """Build the module on the current default device. It returns the last hidden layer.
+
+    ``final_norm``: it normalises the layer.
+    """
     settings = modules.library_class("transformers.models.qwen3.configuration_qwen3:Qwen3Config")(
         vocab_size=config.vocabulary,
         hidden_size=config.width,
@@ -85,7 +88,8 @@ def build(config: Qwen3Config) -> nn.Module:
         attn_implementation="sdpa",
     )
     module = modules.library_class("transformers.models.qwen3.modeling_qwen3:Qwen3Model")(settings)
-    module.norm = nn.Identity()
+    if not final_norm:
+        module.norm = nn.Identity()
     return module
 
 

@@ -35,29 +35,34 @@ class NormalisedDistribution:
 
     ``own``: that of the VAE, whose latents have an axis of frames.
     ``dtype``: of the normalisation; None for that of the VAE's latents.
+    ``divides``: latents are divided by the deviation, not multiplied by its inverse. The last bits differ.
     """
 
     own: Any
     dtype: torch.dtype | None = None
+    divides: bool = False
 
     @property
     def parameters(self) -> torch.Tensor:
         return self.own.parameters
 
     def mode(self) -> torch.Tensor:
-        return _normalise(self.own.mode(), self.dtype)
+        return _normalise(self.own.mode(), self.dtype, self.divides)
 
     def sample(self, generator: torch.Generator) -> torch.Tensor:
-        return _normalise(self.own.sample(generator), self.dtype)
+        return _normalise(self.own.sample(generator), self.dtype, self.divides)
 
 
 def encode_picture(
-    vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int
+    vae: nn.Module, picture: Any, mask: Any | None, device: torch.device, tile: int, divides: bool = False
 ) -> list[EncodedPicture]:
-    """Encode a picture to normalised latents; see :func:`safelight.boundary.pictures.encode_picture`."""
+    """Encode a picture to normalised latents; see :func:`safelight.boundary.pictures.encode_picture`.
+
+    ``divides``: as in :class:`NormalisedDistribution`.
+    """
     with _without_features(vae):
         found = pictures.encode_picture(vae, picture, mask, device, QWEN_LATENTS.vae_scale_factor, tile, frames=True)
-    return [EncodedPicture(one.shown, NormalisedDistribution(one.distribution)) for one in found]
+    return [EncodedPicture(one.shown, NormalisedDistribution(one.distribution, None, divides)) for one in found]
 
 
 def encode_control_picture(vae: nn.Module, picture: Any, device: torch.device, tile: int) -> EncodedPicture:
@@ -70,11 +75,9 @@ def encode_control_picture(vae: nn.Module, picture: Any, device: torch.device, t
 
 def encode_reference(vae: nn.Module, picture: Any, device: torch.device, tile: int) -> EncodedPicture:
     """Encode a reference image to normalised latents, which are the most likely; see :func:`encode_picture`."""
-    [found] = encode_picture(vae, picture, None, device, tile)
-    latents = found.distribution.own.mode().squeeze(2)
-    mean, deviation = _mean_and_deviation(latents)
-    # diffusers' pipelines divide here, and multiply in other places. The last bits differ.
-    return EncodedPicture(found.shown, PointDistribution((latents - mean) / deviation))
+    # diffusers' pipelines divide here, and multiply in other places.
+    [found] = encode_picture(vae, picture, None, device, tile, divides=True)
+    return EncodedPicture(found.shown, PointDistribution(found.distribution.mode()))
 
 
 def decode(vae: nn.Module, latents: torch.Tensor, tile: int) -> torch.Tensor:
@@ -97,14 +100,15 @@ def _without_features(vae: nn.Module) -> Generator[None]:
             delattr(vae, name)
 
 
-def _normalise(latents: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+def _normalise(latents: torch.Tensor, dtype: torch.dtype | None, divides: bool = False) -> torch.Tensor:
     """Normalise the VAE's latents (n, channels, 1, h, w). Returns (n, channels, h, w).
 
-    ``dtype``: as in :class:`NormalisedDistribution`.
+    ``dtype``, ``divides``: as in :class:`NormalisedDistribution`.
     """
     latents = latents.to(dtype or latents.dtype)
-    mean, scale = _statistics(latents)
-    return (latents.squeeze(2) - mean) * scale
+    mean, deviation = _mean_and_deviation(latents)
+    centred = latents.squeeze(2) - mean
+    return centred / deviation if divides else centred * (1.0 / deviation)
 
 
 def _statistics(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,10 +30,18 @@ def tokens_of(text: str, length: int, own: TokenizerContent | None = None) -> tu
     The ids are those of its tokens, an end token, and padding.
     ``own``: as in :func:`tokenizer`.
     """
-    encoding, most = tokenizer(own).encode(text, add_special_tokens=False), length - 1
-    ids = encoding.ids[:most]
-    cut = text[encoding.offsets[most][0] :] if len(encoding.ids) > most else ""
-    return [*ids, END, *[PAD] * (most - len(ids))], cut
+    ids, cut = tokens_without_padding(text, length, own)
+    return [*ids, *[PAD] * (length - len(ids))], cut
+
+
+def tokens_without_padding(text: str, most: int, own: TokenizerContent | None = None) -> tuple[list[int], str]:
+    """Return the token ids of a text and an end token, at most ``most``, and the part of the text that they leave out.
+
+    ``own``: as in :func:`tokenizer`.
+    """
+    encoding, last = tokenizer(own).encode(text, add_special_tokens=False), most - 1
+    cut = text[encoding.offsets[last][0] :] if len(encoding.ids) > last else ""
+    return [*encoding.ids[:last], END], cut
 
 
 def build(config: T5Config) -> nn.Module:

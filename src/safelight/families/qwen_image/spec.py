@@ -296,6 +296,7 @@ QWEN_IMAGE = Family(
         ),
         declared=frozenset({"qwen-image", "qwen_image", "qwenimage"}),
     ),
+    gguf_architecture="qwen_image",
     pipeline_class="QwenImagePipeline",
 )
 

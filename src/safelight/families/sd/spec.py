@@ -204,6 +204,7 @@ SD1 = stable_diffusion(
             r"time_embedding\.",
         ),
     ),
+    gguf_architecture="sd1",
     pipeline_class="StableDiffusionPipeline",
     empty_pipeline_components=("safety_checker", "feature_extractor"),
 )

@@ -111,6 +111,7 @@ SDXL = stable_diffusion(
     ),
     clip_skip_in_a1111=False,
     embedding_names={"clip_l": "text_encoder", "clip_g": "text_encoder_2"},
+    gguf_architecture="sdxl",
     pipeline_class="StableDiffusionXLPipeline",
 )
 

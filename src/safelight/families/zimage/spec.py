@@ -192,6 +192,7 @@ ZIMAGE = Family(
         ),
         declared=frozenset({"z-image", "zimage", "z-image-turbo"}),
     ),
+    gguf_architecture="lumina2",
     pipeline_class="ZImagePipeline",
 )
 

@@ -1,0 +1,298 @@
+"""Writes a model's denoiser quantised, as a file that other programs read, too.
+
+The file has the names of the original. A family whose files are whole checkpoints gets a whole one, whose other tensors
+are copied. Other families get the denoiser, and what the original keeps in its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safelight.catalog.identify import identify, read_header
+from safelight.catalog.library import Library
+from safelight.catalog.model import Model
+from safelight.devices.transfer import DTYPES
+from safelight.diagnostics.canary import has_canary, pixels_of, request
+from safelight.diagnostics.image_difference import difference
+from safelight.errors import InputError
+from safelight.files import gguf_writing, safetensors
+from safelight.files.blocks import BLOCKS, WRITTEN
+from safelight.files.disk import flush_to_disk, open_regular, temporary_file_in
+from safelight.files.header import ITEM_BYTES, MADE_FROM, TensorInfo
+from safelight.request.adapters import Purpose
+from safelight.weights.block_decoding import decode
+from safelight.weights.digest import in_module_order, read_exactly
+from safelight.weights.file_names import FileTensor, in_original_names
+from safelight.weights.manifest import ManifestTensor
+from safelight.weights.quantising import FP8, quantise_blocks, quantise_fp8
+from safelight.weights.scaled_fp8 import FORM, FORMS_BY_DTYPE
+
+FORMS = (*(form.lower() for form in WRITTEN), "fp8")
+
+FEWEST_ELEMENTS = 1025
+"""Smaller matrices are not quantised; ComfyUI-GGUF's converter has the same bound."""
+
+_FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q5_0": 8}
+"""llama.cpp's numbers of files by the form of most tensors (``general.file_type``)."""
+
+
+@dataclass(slots=True)
+class Written:
+    """A file that was written.
+
+    ``nbytes``: of the file.
+    ``quantised``: how many tensors are quantised.
+    ``error``: the root mean square of the weights' errors by that of the weights.
+    """
+
+    path: Path
+    nbytes: int
+    quantised: int
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A tensor of the file to write.
+
+    ``read``: returns its numbers, in its shape and the dtype that the model's file has.
+    ``dtype``: that dtype.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    quantised: bool
+    read: Callable[[], torch.Tensor]
+
+
+def path_of(model: Model, form: str, out: Path | None) -> Path:
+    """Return the file to write: ``out``, or one beside the model's file; for a starter, in the current folder."""
+    if out is not None:
+        return out.expanduser().absolute()
+    folder = Path.cwd() if model.origin == "starter" else model.path.parent
+    return folder / f"{model.name}-{form}.{'safetensors' if form == 'fp8' else 'gguf'}"
+
+
+def write(model: Model, form: str, path: Path, progress: Callable[[int, int], None] | None = None) -> Written:
+    """Write a model's denoiser in a form into the new file ``path``, completely or not at all.
+
+    ``form``: one of :data:`FORMS`.
+    ``progress``: called after each tensor with the numbers of elements that are done, and in all.
+
+    Raises:
+        InputError: ``path`` exists, or the model cannot be quantised.
+        CorruptFileError: a file of the model ends too early.
+        UnreadableFileError: the file cannot be written.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{path} already exists; choose another file with --out")
+    denoiser = model.manifest.component(model.family.denoiser)
+    compact = next((one for one in denoiser.tensors if one.is_compact), None)
+    if compact is not None:
+        problem = f"tensor {compact.name} is {compact.dtype} already; quantise the model that it was made from"
+        raise InputError(f"{model.name} ({model.base}) cannot be quantised: {problem}")
+    with contextlib.ExitStack() as stack:
+        opened = _Opened(stack)
+        targets = list(_from_table(model, opened) if model.family.separate_parts else _from_file(model, form, opened))
+        file, temporary = stack.enter_context(temporary_file_in(path.parent))
+        writer = _Writer(form, targets, progress)
+        metadata = {MADE_FROM: model.digest, **_declared_variant(model)}
+        if form == "fp8":
+            safetensors.write(file, writer.in_fp8(), writer.bytes_of, metadata)
+        else:
+            about: dict[str, str | int] = {"general.architecture": model.family.gguf_architecture or model.base}
+            about |= {"general.file_type": _FILE_TYPES[form.upper()], "general.quantization_version": 2, **metadata}
+            gguf_writing.write(file, about, writer.in_blocks(form.upper()), writer.bytes_of)
+        flush_to_disk(file, temporary)
+        os.replace(temporary, path)
+    return Written(path, path.stat().st_size, writer.count, writer.error)
+
+
+def add(library: Library, model: Model, written: Written) -> Model:
+    """Add a file that was written to the library. Components that it lacks are those of ``model``."""
+    own = {component.role for component in model.manifest.components}
+    purposes = [
+        one for one in (Purpose.TEXT_ENCODER, Purpose.VAE) if {part.role for part in model.family.of(one)} & own
+    ]
+    user_type: Any = model.prediction_type if model.prediction_type_from_user else None
+    parts = [(purpose, model.name) for purpose in purposes] if model.family.separate_parts else []
+    return library.add(written.path, None, user_type, variant=model.variant, parts=parts)
+
+
+def why_not_measured(model: Model) -> str:
+    """Return why no image can show the error of a model's quantised weights; "" if one can."""
+    return "" if has_canary(model) else "the model draws nothing from text alone"
+
+
+def measure(engine: Any, model: Model, added: Model) -> str:
+    """Draw the canary with both models, and return the difference of the two images."""
+    images = [next(engine.generate(request(one))) for one in (model, added)]
+    one, other = (pixels_of(image) for image in images)
+    return str(difference(one, other))
+
+
+def _declared_variant(model: Model) -> dict[str, str]:
+    """Return the metadata that say which variant the model is, if there is a usual way to say it."""
+    known = [name for name, variant in model.family.declared_variants.items() if variant == model.variant]
+    return {"modelspec.architecture": known[0]} if known else {}
+
+
+class _Opened:
+    """Files that are open until the end of ``stack``."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._descriptors: dict[Path, int] = {}
+
+    def read(self, path: Path, name: str, offset: int, nbytes: int) -> bytes:
+        if path not in self._descriptors:
+            self._descriptors[path] = open_regular(path)[0]
+            self._stack.callback(os.close, self._descriptors[path])
+        return read_exactly(self._descriptors[path], path, name, offset, nbytes)
+
+
+def _is_quantised(name: str, shape: tuple[int, ...]) -> bool:
+    matrix = len(shape) == 2 and min(shape) > 1 and math.prod(shape) >= FEWEST_ELEMENTS
+    # The forms have blocks of 32 numbers of a row.
+    return matrix and name.endswith(".weight") and shape[1] % 32 == 0
+
+
+def _from_table(model: Model, opened: _Opened) -> Iterator[_Target]:
+    """Yield the tensors of the denoiser's file, in the original's names."""
+    family = model.family
+    for component in model.manifest.components:
+        inner = family.prefix_within_denoiser(component.role)
+        if component.role != family.denoiser and not inner:
+            continue
+        of = {tensor.name: tensor for tensor in component.tensors}
+        for one in in_original_names(component.config.rows()):
+            parts = [of[piece.name] for piece in one.pieces]
+            dtypes = {part.dtype for part in parts}
+            kept = any(component.config.keeps_fp32(part.name) for part in parts)
+            quantised = component.role == family.denoiser and not kept and _is_quantised(one.name, one.shape)
+            dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+            yield _Target(inner + one.name, dtype, one.shape, quantised, _reader(one, parts, DTYPES[dtype], opened))
+
+
+def _reader(
+    one: FileTensor, parts: list[ManifestTensor], dtype: torch.dtype, opened: _Opened
+) -> Callable[[], torch.Tensor]:
+    def read() -> torch.Tensor:
+        found: list[torch.Tensor] = []
+        for piece, part in zip(one.pieces, parts, strict=True):
+            data = opened.read(part.path, part.name, part.offset, part.nbytes)
+            data = in_module_order(data, part.dtype, part.shape, part.transpose, part.swap_halves)
+            values = torch.frombuffer(bytearray(data), dtype=DTYPES[part.dtype]).view(part.shape).to(dtype)
+            if piece.source.swap_halves:
+                values = torch.cat(values.chunk(2)[::-1])
+            found.append(values.t() if piece.source.transpose else values)
+        return torch.cat(found).reshape(one.shape) if len(found) > 1 else found[0].reshape(one.shape)
+
+    return read
+
+
+def _from_file(model: Model, form: str, opened: _Opened) -> Iterator[_Target]:
+    """Yield the tensors of a whole checkpoint that the model needs, in the names of its file."""
+    paths = {tensor.path for component in model.manifest.components for tensor in component.tensors}
+    if len(paths) > 1 or model.format.startswith("diffusers"):
+        problem = f"{form} files of {model.base} are whole checkpoints, and this model is in several files"
+        raise InputError(f"{model.name} ({model.base}) cannot be quantised: {problem}")
+    [path] = paths
+    built = identify(path, variant=model.variant).layout
+    assert built is not None, "a model of the library is a checkpoint"
+    header = read_header(path)
+    roles = {tensor.source: component.role for component in built.components for tensor in component.tensors}
+    for name, role in roles.items():
+        info = header.tensors[name]
+        quantised = role == model.family.denoiser and _is_quantised(name, info.shape)
+        yield _Target(name, info.dtype, info.shape, quantised, _whole_reader(info, opened))
+
+
+def _whole_reader(info: TensorInfo, opened: _Opened) -> Callable[[], torch.Tensor]:
+    def read() -> torch.Tensor:
+        data = opened.read(info.path, info.name, info.offset, info.nbytes)
+        return torch.frombuffer(bytearray(data), dtype=DTYPES[info.dtype]).view(info.shape)
+
+    return read
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Quantises tensors one after the other, and adds up their errors."""
+
+    form: str
+    targets: list[_Target]
+    progress: Callable[[int, int], None] | None
+    count: int = 0
+    _squares: float = 0.0
+    _errors: float = 0.0
+    _done: int = 0
+    _total: int = 0
+    _by_name: dict[str, _Target] = field(default_factory=dict[str, _Target])
+    _beside: dict[str, bytes] = field(default_factory=dict[str, bytes])
+
+    @property
+    def error(self) -> float:
+        return math.sqrt(self._errors / self._squares) if self._squares else 0.0
+
+    def in_blocks(self, form: str) -> Iterator[TensorInfo]:
+        """Yield what the header of a GGUF file lists."""
+        for target in self.targets:
+            yield self._info(target, form if target.quantised else target.dtype)
+
+    def in_fp8(self) -> Iterator[TensorInfo]:
+        """Yield what the header of a safetensors file lists. A weight's scale and form follow it."""
+        form = json.dumps({"format": FORMS_BY_DTYPE[FP8]}).encode()
+        for target in self.targets:
+            yield self._info(target, FP8 if target.quantised else target.dtype)
+            if target.quantised:
+                stem = target.name.removesuffix("weight")
+                yield TensorInfo(f"{stem}weight_scale", "F32", (), Path(), 0, ITEM_BYTES["F32"])
+                self._beside[stem + FORM] = form
+                yield TensorInfo(stem + FORM, "U8", (len(form),), Path(), 0, len(form))
+
+    def _info(self, target: _Target, form: str) -> TensorInfo:
+        self._by_name[target.name] = target
+        self._total += math.prod(target.shape)
+        return TensorInfo(target.name, form, target.shape, Path(), 0, gguf_writing.nbytes_of(form, target.shape))
+
+    def bytes_of(self, info: TensorInfo) -> bytes:
+        """Return the bytes of a tensor in its form."""
+        if info.name in self._beside:
+            return self._beside.pop(info.name)
+        target = self._by_name[info.name]
+        values = target.read()
+        data = self._quantised(info, values.float().contiguous()) if target.quantised else _bytes(values)
+        self._done += info.elements
+        if self.progress is not None:
+            self.progress(self._done, self._total)
+        return data
+
+    def _quantised(self, info: TensorInfo, values: torch.Tensor) -> bytes:
+        if info.dtype in BLOCKS:
+            raw = quantise_blocks(info.dtype, values)
+            back = torch.empty(values.numel())
+            decode(info.dtype, raw, back)
+        else:
+            raw, scale = quantise_fp8(values)
+            back = raw.float().mul_(scale).view(-1)
+            stem = info.name.removesuffix("weight")
+            self._beside[f"{stem}weight_scale"] = _bytes(torch.tensor(scale, dtype=torch.float32))
+        self.count += 1
+        self._squares += values.double().square().sum().item()
+        self._errors += (back - values.view(-1)).double().square().sum().item()
+        return _bytes(raw)
+
+
+def _bytes(values: torch.Tensor) -> bytes:
+    return values.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
