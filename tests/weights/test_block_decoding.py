@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from safelight.devices.transfer import Read, read_all
 from safelight.files.blocks import BLOCKS
 from safelight.weights.block_decoding import decode, decoding_of
 
+WRITTEN_BY_GGML = Path(__file__).parents[1] / "data/ggml_blocks.json"
+
 COUNT = 2100
 """More blocks than a chunk of 512 Ki numbers has, for the forms with 256 of them."""
 
@@ -28,6 +32,35 @@ def form(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def raw(form: str) -> np.ndarray:
     return random_blocks(form, COUNT, np.random.default_rng(3))
+
+
+ERRORS = {
+    "Q2_K": 0.32,
+    "Q3_K": 0.18,
+    "Q4_K": 0.09,
+    "Q5_K": 0.05,
+    "Q6_K": 0.025,
+    "IQ4_NL": 0.09,
+    "IQ4_XS": 0.09,
+    "Q4_0": 0.1,
+    "Q4_1": 0.09,
+    "Q5_0": 0.05,
+    "Q5_1": 0.045,
+    "Q8_0": 0.008,
+}
+"""The most that the numbers of a form differ from those that were quantised, as a share of their root mean square."""
+
+
+def test_blocks_that_ggml_wrote_have_the_numbers_that_it_was_given(form: str) -> None:
+    """The first row of ``torch.randn(64, 256) * 0.05`` with the seed 7, which the ``convert`` of the package
+    stable-diffusion-cpp-python 0.4.7 wrote in each form with ggml's own functions.
+    """
+    raw = base64.b64decode(json.loads(WRITTEN_BY_GGML.read_text())[form])
+    given = torch.randn(64, 256, generator=torch.Generator().manual_seed(7))[0] * 0.05
+    out = torch.empty(256)
+    decode(form, torch.frombuffer(bytearray(raw), dtype=torch.uint8), out)
+    error = ((out - given).norm() / given.norm()).item()
+    assert ERRORS[form] / 3 < error < ERRORS[form]
 
 
 def test_the_numbers_are_those_of_gguf(form: str, raw: np.ndarray) -> None:
