@@ -245,8 +245,7 @@ def sdxl(small: bool) -> list[dict[str, Any]]:
         write_sdxl(FOLDER)
         [path] = FOLDER.glob("*.safetensors")
         whole = library.add(path, "whole")
-    written = compacting.write(whole, "fp8", FOLDER / "small.safetensors")
-    compact = compacting.add(library, whole, written)
+    _, compact = compacting.make(library, whole, "fp8", FOLDER / "small.safetensors")
     # The tests' tiny models need more than their size, because of the ring's slots.
     limits = {whole.name: 12.0, compact.name: 0.1 if small else 2.0}
     engines = {name: engine(root, precision="bf16", max_cache_ram_gb=limit) for name, limit in limits.items()}

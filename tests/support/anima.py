@@ -29,6 +29,9 @@ from safelight.families.parts.qwen_vae import QwenVAEConfig
 
 SHIFT = 3.0
 
+PUBLISHED = {"in_channels": 16, "concat_padding_mask": True, "max_size": (128, 240, 240)}
+"""Settings of the transformer that Safelight's own module has in another way."""
+
 
 def _resize(mask: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
     return F.interpolate(mask, size=size, mode=interpolation)
@@ -55,9 +58,7 @@ def modules(seed: int = 0) -> dict[str, nn.Module]:
     generator = torch.Generator().manual_seed(seed)
     built: dict[str, Any] = {role: random_module("anima", config, generator) for role, config in configs().items()}
     net = {name: one for name, one in built["transformer"].config.items() if not name.startswith("_")}
-    kinds: dict[str, Any] = {
-        "transformer": diffusers.CosmosTransformer3DModel(**net | {"in_channels": 16, "concat_padding_mask": True})
-    }
+    kinds: dict[str, Any] = {"transformer": diffusers.CosmosTransformer3DModel(**net | PUBLISHED)}
     plain = {name: one for name, one in built["vae"].config.items() if not name.startswith("_")}
     kinds["vae"] = diffusers.AutoencoderKLQwenImage(**plain | {"temperal_downsample": [False, True, True]})
     for role, module in kinds.items():

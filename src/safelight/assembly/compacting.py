@@ -1,7 +1,7 @@
 """Writes a model's denoiser quantised, as a file that other programs read, too.
 
-The file has the names of the original. A family whose files are whole checkpoints gets a whole one, whose other tensors
-are copied. Other families get the denoiser, and what the original keeps in its file.
+From a model in one file, the new file has all of it, in the same names; the other tensors are copied. From a model in
+several files or a folder, it has the denoiser and what the original keeps in its file, in the original's names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from safelight.files import gguf_writing, safetensors
 from safelight.files.blocks import BLOCKS, WRITTEN
 from safelight.files.disk import flush_to_disk, open_regular, temporary_file_in
 from safelight.files.header import ITEM_BYTES, MADE_FROM, TensorInfo
-from safelight.request.adapters import Purpose
 from safelight.weights.block_decoding import decode
 from safelight.weights.digest import in_module_order, read_exactly
 from safelight.weights.file_names import FileTensor, in_original_names
@@ -37,6 +36,9 @@ from safelight.weights.quantising import FP8, quantise_blocks, quantise_fp8
 from safelight.weights.scaled_fp8 import FORM, FORMS_BY_DTYPE
 
 FORMS = (*(form.lower() for form in WRITTEN), "fp8")
+
+ZERO_SNR = "ztsnr"
+"""The tensor that says that the noise ends in nothing but noise (see the family of Stable Diffusion)."""
 
 FEWEST_ELEMENTS = 1025
 """Smaller matrices are not quantised; ComfyUI-GGUF's converter has the same bound."""
@@ -75,6 +77,48 @@ class _Target:
     read: Callable[[], torch.Tensor]
 
 
+def make(
+    library: Library,
+    model: Model,
+    form: str,
+    out: Path | None = None,
+    name: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Written, Model]:
+    """Write a model's denoiser in a form, and add the file to the library.
+
+    Components that the file lacks stay those of ``model``.
+    ``out``: the file to write; None for the one of :func:`path_of`.
+    ``name``: of the new model; "" for that of the file.
+    An error leaves no file and no new model. Raises what :func:`write` and ``Library.add`` raise.
+    """
+    path = path_of(model, form, out)
+    library.refuse_taken(name or None, path)
+    written = write(model, form, path, progress)
+    try:
+        return written, _add(library, model, path, name)
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _add(library: Library, model: Model, path: Path, name: str) -> Model:
+    """Add a file. Raises InputError if the library would use its weights in another way than those of ``model``."""
+    found = identify(path)
+    variant = "" if found.variant == model.variant else model.variant
+    user_type: Any = model.prediction_type if model.prediction_type_from_user else None
+    own = set() if found.layout is None else {component.role for component in found.layout.components}
+    others = {one.role: one.digest for one in model.manifest.components if one.role not in own}
+    added = library.add(path, name or None, user_type, variant=variant, wanted=others)
+    for field_name in ("base", "variant", "prediction_type", "zero_terminal_snr", "resolution"):
+        before, now = getattr(model, field_name), getattr(added, field_name)
+        if before != now:
+            library.remove(added.name)
+            problem = f"its {field_name} would be {now}, and that of {model.name} is {before}"
+            raise InputError(f"{path.name} does not say all that a file of {model.name} must say: {problem}")
+    return added
+
+
 def path_of(model: Model, form: str, out: Path | None) -> Path:
     """Return the file to write: ``out``, or one beside the model's file; for a starter, in the current folder."""
     if out is not None:
@@ -87,7 +131,7 @@ def write(model: Model, form: str, path: Path, progress: Callable[[int, int], No
     """Write a model's denoiser in a form into the new file ``path``, completely or not at all.
 
     ``form``: one of :data:`FORMS`.
-    ``progress``: called after each tensor with the numbers of elements that are done, and in all.
+    ``progress``: called after each tensor with the bytes that are written, and those of all tensors.
 
     Raises:
         InputError: ``path`` exists, or the model cannot be quantised.
@@ -96,17 +140,22 @@ def write(model: Model, form: str, path: Path, progress: Callable[[int, int], No
     """
     if os.path.lexists(path):
         raise InputError(f"{path} already exists; choose another file with --out")
-    denoiser = model.manifest.component(model.family.denoiser)
-    compact = next((one for one in denoiser.tensors if one.is_compact), None)
-    if compact is not None:
-        problem = f"tensor {compact.name} is {compact.dtype} already; quantise the model that it was made from"
-        raise InputError(f"{model.name} ({model.base}) cannot be quantised: {problem}")
+    source = _only_file(model)
+    if source is None and not model.family.separate_parts:
+        raise _refusal(model, f"files of {model.base} are whole checkpoints, and this model is in several files")
+    denoiser = {model.family.denoiser}
+    inner = {one.role for one in model.manifest.components if model.family.prefix_within_denoiser(one.role)}
+    for component in model.manifest.components:
+        compact = next((one for one in component.tensors if one.is_compact), None)
+        if compact is not None and (source is not None or component.role in denoiser | inner):
+            what = f"{component.role}.{compact.name} is {compact.dtype} already"
+            raise _refusal(model, f"{what}; quantise the model that it was made from")
     with contextlib.ExitStack() as stack:
         opened = _Opened(stack)
-        targets = list(_from_table(model, opened) if model.family.separate_parts else _from_file(model, form, opened))
+        targets = list(_from_table(model, form, opened) if source is None else _from_file(model, source, opened))
         file, temporary = stack.enter_context(temporary_file_in(path.parent))
         writer = _Writer(form, targets, progress)
-        metadata = {MADE_FROM: model.digest, **_declared_variant(model)}
+        metadata = _metadata(model)
         if form == "fp8":
             safetensors.write(file, writer.in_fp8(), writer.bytes_of, metadata)
         else:
@@ -114,19 +163,8 @@ def write(model: Model, form: str, path: Path, progress: Callable[[int, int], No
             about |= {"general.file_type": _FILE_TYPES[form.upper()], "general.quantization_version": 2, **metadata}
             gguf_writing.write(file, about, writer.in_blocks(form.upper()), writer.bytes_of)
         flush_to_disk(file, temporary)
-        os.replace(temporary, path)
+        _place(temporary, path)
     return Written(path, path.stat().st_size, writer.count, writer.error)
-
-
-def add(library: Library, model: Model, written: Written) -> Model:
-    """Add a file that was written to the library. Components that it lacks are those of ``model``."""
-    own = {component.role for component in model.manifest.components}
-    purposes = [
-        one for one in (Purpose.TEXT_ENCODER, Purpose.VAE) if {part.role for part in model.family.of(one)} & own
-    ]
-    user_type: Any = model.prediction_type if model.prediction_type_from_user else None
-    parts = [(purpose, model.name) for purpose in purposes] if model.family.separate_parts else []
-    return library.add(written.path, None, user_type, variant=model.variant, parts=parts)
 
 
 def why_not_measured(model: Model) -> str:
@@ -135,16 +173,40 @@ def why_not_measured(model: Model) -> str:
 
 
 def measure(engine: Any, model: Model, added: Model) -> str:
-    """Draw the canary with both models, and return the difference of the two images."""
+    """Draw the canary with both models, and return the difference of the two images. Raises what drawing raises."""
     images = [next(engine.generate(request(one))) for one in (model, added)]
     one, other = (pixels_of(image) for image in images)
     return str(difference(one, other))
 
 
-def _declared_variant(model: Model) -> dict[str, str]:
-    """Return the metadata that say which variant the model is, if there is a usual way to say it."""
+def _only_file(model: Model) -> Path | None:
+    """Return the file that has all components of a model; None if they are in several files."""
+    paths = {tensor.path for component in model.manifest.components for tensor in component.tensors}
+    return paths.pop() if len(paths) == 1 else None
+
+
+def _refusal(model: Model, problem: str) -> InputError:
+    return InputError(f"{model.name} ({model.base}) cannot be quantised: {problem}")
+
+
+def _place(temporary: Path, path: Path) -> None:
+    """Give the finished file its name. Raises InputError if another program has made a file of that name."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise InputError(f"{path} was made by another program meanwhile; choose another file with --out") from error
+    except OSError:
+        # Some file systems have no links.
+        os.replace(temporary, path)
+
+
+def _metadata(model: Model) -> dict[str, str]:
+    """Return what the file says of the model, by the keys that are in use (modelspec, and Safelight's own)."""
+    found = {MADE_FROM: model.digest, "modelspec.resolution": f"{model.resolution}x{model.resolution}"}
+    if model.prediction_type != "flow":
+        found["modelspec.prediction_type"] = "v" if model.prediction_type == "v_prediction" else model.prediction_type
     known = [name for name, variant in model.family.declared_variants.items() if variant == model.variant]
-    return {"modelspec.architecture": known[0]} if known else {}
+    return {**found, "modelspec.architecture": known[0]} if known else found
 
 
 class _Opened:
@@ -167,7 +229,12 @@ def _is_quantised(name: str, shape: tuple[int, ...]) -> bool:
     return matrix and name.endswith(".weight") and shape[1] % 32 == 0
 
 
-def _from_table(model: Model, opened: _Opened) -> Iterator[_Target]:
+def _plain(dtype: str, form: str) -> str:
+    """Return the dtype of a tensor that is not quantised. Other programs do not read BF16 in a denoiser's GGUF file."""
+    return "F32" if dtype == "BF16" and form != "fp8" else dtype
+
+
+def _from_table(model: Model, form: str, opened: _Opened) -> Iterator[_Target]:
     """Yield the tensors of the denoiser's file, in the original's names."""
     family = model.family
     for component in model.manifest.components:
@@ -180,7 +247,7 @@ def _from_table(model: Model, opened: _Opened) -> Iterator[_Target]:
             dtypes = {part.dtype for part in parts}
             kept = any(component.config.keeps_fp32(part.name) for part in parts)
             quantised = component.role == family.denoiser and not kept and _is_quantised(one.name, one.shape)
-            dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
+            dtype = _plain(dtypes.pop(), form) if len(dtypes) == 1 else "F32"
             yield _Target(inner + one.name, dtype, one.shape, quantised, _reader(one, parts, DTYPES[dtype], opened))
 
 
@@ -201,21 +268,21 @@ def _reader(
     return read
 
 
-def _from_file(model: Model, form: str, opened: _Opened) -> Iterator[_Target]:
-    """Yield the tensors of a whole checkpoint that the model needs, in the names of its file."""
-    paths = {tensor.path for component in model.manifest.components for tensor in component.tensors}
-    if len(paths) > 1 or model.format.startswith("diffusers"):
-        problem = f"{form} files of {model.base} are whole checkpoints, and this model is in several files"
-        raise InputError(f"{model.name} ({model.base}) cannot be quantised: {problem}")
-    [path] = paths
+def _from_file(model: Model, path: Path, opened: _Opened) -> Iterator[_Target]:
+    """Yield the tensors of a whole checkpoint that the model needs, in the names of its file, and its markers."""
     built = identify(path, variant=model.variant).layout
     assert built is not None, "a model of the library is a checkpoint"
     header = read_header(path)
-    roles = {tensor.source: component.role for component in built.components for tensor in component.tensors}
-    for name, role in roles.items():
-        info = header.tensors[name]
-        quantised = role == model.family.denoiser and _is_quantised(name, info.shape)
-        yield _Target(name, info.dtype, info.shape, quantised, _whole_reader(info, opened))
+    denoiser = built.component(model.family.denoiser)
+    kept = {one.source for one in denoiser.tensors if denoiser.config.keeps_fp32(one.name)}
+    quantisable = {one.source for one in denoiser.tensors} - kept
+    used = {one.source for component in built.components for one in component.tensors}
+    for name, info in header.tensors.items():
+        if name in used or model.family.keep(name):
+            quantised = name in quantisable and _is_quantised(name, info.shape)
+            yield _Target(name, info.dtype, info.shape, quantised, _whole_reader(info, opened))
+    if model.zero_terminal_snr:
+        yield _Target(ZERO_SNR, "F32", (1,), False, lambda: torch.ones(1))
 
 
 def _whole_reader(info: TensorInfo, opened: _Opened) -> Callable[[], torch.Tensor]:
@@ -253,6 +320,8 @@ class _Writer:
     def in_fp8(self) -> Iterator[TensorInfo]:
         """Yield what the header of a safetensors file lists. A weight's scale and form follow it."""
         form = json.dumps({"format": FORMS_BY_DTYPE[FP8]}).encode()
+        # With the scale's 4 bytes, 8 or a multiple of it, so that the next tensor begins at one.
+        form += b" " * (-(len(form) + ITEM_BYTES["F32"]) % 8)
         for target in self.targets:
             yield self._info(target, FP8 if target.quantised else target.dtype)
             if target.quantised:
@@ -263,8 +332,9 @@ class _Writer:
 
     def _info(self, target: _Target, form: str) -> TensorInfo:
         self._by_name[target.name] = target
-        self._total += math.prod(target.shape)
-        return TensorInfo(target.name, form, target.shape, Path(), 0, gguf_writing.nbytes_of(form, target.shape))
+        nbytes = gguf_writing.nbytes_of(form, target.shape)
+        self._total += nbytes
+        return TensorInfo(target.name, form, target.shape, Path(), 0, nbytes)
 
     def bytes_of(self, info: TensorInfo) -> bytes:
         """Return the bytes of a tensor in its form."""
@@ -272,8 +342,9 @@ class _Writer:
             return self._beside.pop(info.name)
         target = self._by_name[info.name]
         values = target.read()
-        data = self._quantised(info, values.float().contiguous()) if target.quantised else _bytes(values)
-        self._done += info.elements
+        plain = values.to(DTYPES[info.dtype]) if not target.quantised else values.float().contiguous()
+        data = self._quantised(info, plain) if target.quantised else _bytes(plain)
+        self._done += len(data)
         if self.progress is not None:
             self.progress(self._done, self._total)
         return data

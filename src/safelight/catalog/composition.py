@@ -137,9 +137,12 @@ def complete(
     family = layout.family
     components = family.components_of(layout.variant or "")
     taken: dict[str, Part] = {}
+    # What reads a text encoder's output belongs to the denoiser, which was trained with it. So the file's own stays.
+    own_readers = {one.role for one in components if one.reads} & {component.role for component in own.components}
     for purpose, reference in named:
         given = finder.named(family, purpose, reference)
-        taken |= {component.role: given[component.role] for component in components if component.role in given}
+        fitting_roles = [component.role for component in components if component.role not in own_readers]
+        taken |= {role: given[role] for role in fitting_roles if role in given}
     elsewhere = taken.keys() | wanted.keys()
     parts = {component.role: component for component in own.components if component.role not in elsewhere}
     _refuse_mismatch(layout, parts, taken)

@@ -314,8 +314,8 @@ def _adapter_base(header: Header) -> str | None:
 
     These decide, in this order:
     - names that only this family has;
-    - the width of the text embeddings that the adapter's cross-attention reads (``cross_attention_dim``);
     - shapes that only this family has;
+    - the width of the text embeddings that the adapter's cross-attention reads (``cross_attention_dim``);
     - the family that the metadata declares, if it is one of the known values.
     If one of them fits several families, the next ones choose among these. If all do, any of them may be meant.
     """
@@ -327,8 +327,8 @@ def _adapter_base(header: Header) -> str | None:
     }
     rounds: tuple[Callable[[AdapterSigns], bool], ...] = (
         lambda sign: sign.names is not None and any(sign.names.search(name) for name in header.tensors),
-        lambda sign: width is not None and sign.cross_attention_dim == width,
         lambda sign: sign.shapes is not None and sign.shapes(header),
+        lambda sign: width is not None and sign.cross_attention_dim == width,
         lambda sign: not declared.isdisjoint(sign.declared),
     )
     left = list(signs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,11 +146,13 @@ class Library:
         on_bytes: OnBytes | None = None,
         variant: str = "",
         parts: NamedParts = (),
+        wanted: Mapping[str, str] | None = None,
     ) -> Model:
         """Identify a checkpoint, read and hash all of it, and store its record. The file stays where it is.
 
         ``variant``: set by the user; "" for the file's own.
         ``parts``: adapters, models or files that give text encoders or the VAE.
+        ``wanted``: digests of components that other files give, by role.
         Raises InputError when another file has the name, or when the name is not allowed.
         Raises FileError for a bad file.
         An error changes nothing.
@@ -158,13 +160,17 @@ class Library:
         path = paths.user_path(str(path)).absolute()
         chosen = paths.choose_name(name, path)
         _refuse_taken(self.cards(), chosen, path)
-        choices = Choices(prediction_type, variant, parts)
+        choices = Choices(prediction_type, variant, parts, wanted or {})
         model = read_model(self.shelf, path, chosen, "added", choices, on_bytes)
         with library_lock(self.root):
             _refuse_taken(self.cards(), chosen, path)
             self.records.replace(model)
             self._quarantine.end(model)
         return model
+
+    def refuse_taken(self, name: str | None, path: Path) -> None:
+        """Raise InputError if :meth:`add` would refuse the name of a file that is not there yet. ``name``: as there."""
+        _refuse_taken(self.cards(), paths.choose_name(name, path), path)
 
     def set_choices(
         self, name: str, variant: str = "", parts: NamedParts = (), on_bytes: OnBytes | None = None

@@ -318,6 +318,7 @@ def compact(
         Path | None,
         typer.Option(help="The file to write; by default NAME-FORM beside the model's file.", show_default=False),
     ] = None,
+    new_name: Annotated[str, typer.Option("--name", help="The new model's name; the file's name by default.")] = "",
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Draw a small image with both models, and compare them.")
     ] = True,
@@ -326,24 +327,27 @@ def compact(
 ) -> None:
     """Write a model's denoiser quantised, in a file that other programs read, too, and add it to the library.
 
-    Other components are taken from the model that it is made from. ``models show`` says which one that is.
+    Components that the file lacks stay those of the model that it is made from, whose digest ``models show`` says.
     """
     library = _library(context, root)
     model = library.ensure_unchanged(library.get(name))
     from safelight.assembly import compacting
+    from safelight.errors import SafelightError
 
     if form not in compacting.FORMS:
         raise typer.BadParameter(f"{form!r}: must be one of {', '.join(compacting.FORMS)}", param_hint="--form")
-    with byte_bar(f"quantising {name}") as on_elements:
-        written = compacting.write(model, form, compacting.path_of(model, form, out), on_elements)
-    added = compacting.add(library, model, written)
-    difference = None
-    if measure and (problem := compacting.why_not_measured(model)):
-        typer.echo(f"its images are not compared: {problem}", err=True)
-    elif measure:
+    with byte_bar(f"quantising {name}") as on_bytes:
+        written, added = compacting.make(library, model, form, out, new_name, on_bytes)
+    difference, problem = None, compacting.why_not_measured(model) if measure else ""
+    if measure and not problem:
         from safelight.assembly.importing import open_engine
 
-        difference = compacting.measure(open_engine(loaded(context, root).settings), model, added)
+        try:
+            difference = compacting.measure(open_engine(loaded(context, root).settings), model, added)
+        except SafelightError as error:
+            problem = str(error)
+    if problem:
+        typer.echo(f"its images are not compared: {problem}", err=True)
     if as_json:
         about = {"quantised": written.quantised, "error": written.error, "difference": difference}
         say_json({**added.summary(), "made_from": model.digest, **about})

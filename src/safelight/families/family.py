@@ -406,6 +406,14 @@ class Family:
         """Return the purpose of a role; ControlNets are no component of a family."""
         return next((one.purpose for one in self.components if one.role == role), Purpose.CONTROL)
 
+    def strength_purpose(self, role: str) -> Purpose:
+        """Return the purpose whose strength a LoRA has on a component.
+
+        What reads a text encoder's output belongs to the denoiser: ComfyUI has both in one module.
+        """
+        reads = any(one.role == role and one.reads for one in self.components)
+        return Purpose.DENOISER if reads else self.purpose(role)
+
     def unread(self, role: str, names: Iterable[str]) -> frozenset[str]:
         """Return those names of a component's tensors that the family never reads."""
         is_unread = next((one.is_unread for one in self.components if one.role == role), None)

@@ -59,7 +59,9 @@ def read(path: Path, folders: Iterable[str]) -> Folder:
     """
     index_file = find_index(path)
     if index_file is None:
-        raise UnsupportedModelError(path, "is a directory without model_index.json, so not a diffusers model")
+        raise UnsupportedModelError(
+            path, f"is a directory without {' and without '.join(INDICES)}, so not a diffusers model"
+        )
     index = read_json(index_file)
     pipeline = index.get("_class_name")
     components: dict[str, Header] = {}
@@ -76,7 +78,7 @@ def read(path: Path, folders: Iterable[str]) -> Folder:
 
 def _has(entry: object, folder: Path) -> bool:
     """Return whether an index says that there is a component. ``entry``: what it has for the component's name."""
-    if not isinstance(entry, list):
+    if not isinstance(entry, list) or not entry:
         return False
     library, *rest = cast("list[object]", entry)
     # A modular pipeline's index has a third value, and null for the class of a component that was not loaded.

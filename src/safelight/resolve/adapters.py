@@ -35,7 +35,8 @@ class ResolvedLora:
         block_names = self.family.block_names_by_count.get(len(self.lora.blocks), ())
         factors = dict(zip(block_names, self.lora.blocks, strict=True)) if self.lora.blocks else None
         # If there are block weights, a block without one gets strength 0.
-        return self.lora.strength_for(self.family.purpose(role)) * (1.0 if factors is None else factors.get(block, 0.0))
+        own = self.lora.strength_for(self.family.strength_purpose(role))
+        return own * (1.0 if factors is None else factors.get(block, 0.0))
 
     def scale(self, role: str) -> float | None:
         """Return the LoRA scale from the file's metadata, used if the LoRA has no ``alpha`` tensor.

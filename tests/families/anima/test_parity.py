@@ -237,3 +237,8 @@ def test_a_run_leaves_the_skeletons_as_they_were(shared_engine: LocalEngine, fol
     assert {key.role for key in skeletons._free if key.base == "anima"} == set(ANIMA.roles)
     assert skeletons.check() == []
     assert ours(shared_engine, folder) == right
+
+
+def test_an_image_may_be_larger_than_the_published_settings_say(shared_engine: LocalEngine, folder: Path) -> None:
+    """diffusers' model has positions for 2,048 pixels; the published settings name 1,920."""
+    assert len(ours(shared_engine, folder, width=2064, height=16, steps=1)) == 2064 * 16 * 3

@@ -13,7 +13,7 @@ from torch import nn
 from safelight.boundary import modules
 from safelight.boundary.pictures import EncodedPicture
 from safelight.families.anima.attention import CosmosProcessor
-from safelight.families.anima.spec import MOST_PATCHES, ROPE_SCALE
+from safelight.families.anima.spec import PUBLISHED_SIZE, ROPE_SCALE
 from safelight.families.anima.text_conditioner import EMBEDDINGS, TOKENS, AnimaConditionerConfig
 from safelight.families.anima.text_encoder import Qwen3SmallConfig
 from safelight.families.anima.transformer import MASK_CHANNELS, AnimaConfig
@@ -25,6 +25,7 @@ from safelight.families.parts.qwen_vae import QwenVAEConfig
 from safelight.families.parts.rotary_model import RotaryFamilyModel
 from safelight.families.parts.tokenizer import check
 from safelight.families.parts.tokens import PATCH
+from safelight.request.bounds import MOST_SIDE
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.schema import Request
 
@@ -174,7 +175,8 @@ def _transformer(config: AnimaConfig) -> nn.Module:
         mlp_ratio=config.hidden / config.width,
         text_embed_dim=config.text_width,
         adaln_lora_dim=config.modulation,
-        max_size=MOST_PATCHES,
+        # The module has a position for each patch up to the largest of these, and computes no more with them.
+        max_size=(PUBLISHED_SIZE[0], MOST_SIDE, MOST_SIDE),
         patch_size=(1, PATCH, PATCH),
         rope_scale=ROPE_SCALE,
         extra_pos_embed_type=None,

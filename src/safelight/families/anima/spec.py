@@ -20,6 +20,7 @@ from safelight.families.rules import rule
 from safelight.families.tables import is_architecture, reason_by_component
 from safelight.families.tokenizer_file import TokenizerFile
 from safelight.files.folder import Folder
+from safelight.files.header import Header
 from safelight.request.adapters import Purpose
 
 SHIFT = 3.0
@@ -27,8 +28,12 @@ SHIFT = 3.0
 ROPE_SCALE = (1.0, 4.0, 4.0)
 """Stretches the rotary embedding in the directions of frames, rows and columns."""
 
-MOST_PATCHES = (128, 240, 240)
-"""The most latents in the directions of frames, rows and columns."""
+PUBLISHED_SIZE = (128, 240, 240)
+"""What published settings say of the most latents in the directions of frames, rows and columns. Larger images have the
+positions that follow."""
+
+_WIDTH, _TEXT_WIDTH = 2048, 1024
+"""Widths of the published transformer, and of the text that it reads."""
 
 ADAPTER = "llm_adapter."
 """What the original's names of the text conditioner begin with, within the transformer's file."""
@@ -60,10 +65,11 @@ _FLOW = Training("flow", False, "a rectified flow, as all of Anima")
 
 
 def _folder_training(folder: Folder) -> Training:
-    shift = folder.scheduler.get("shift", SHIFT)
-    if shift != SHIFT or folder.scheduler.get("use_dynamic_shifting"):
-        problem = f"scheduler/scheduler_config.json says shift = {shift}; anima has {SHIFT}, the same for all sizes"
-        raise UnsupportedModelError(folder.path, problem)
+    for key, value in (("shift", SHIFT), ("use_dynamic_shifting", False)):
+        said = folder.scheduler.get(key, value)
+        if said != value:
+            problem = f"scheduler/scheduler_config.json says {key} = {said}; anima has {value}"
+            raise UnsupportedModelError(folder.path, problem)
     return _FLOW
 
 
@@ -90,7 +96,7 @@ def _folder_settings(configs: Mapping[str, Config]) -> Iterable[tuple[str, str, 
     yield "transformer", "in_channels", net.channels
     yield "transformer", "patch_size", [1, PATCH, PATCH]
     yield "transformer", "rope_scale", list(ROPE_SCALE)
-    yield "transformer", "max_size", list(MOST_PATCHES)
+    yield "transformer", "max_size", list(PUBLISHED_SIZE)
     yield "transformer", "concat_padding_mask", True
     yield "transformer", "extra_pos_embed_type", None
     yield "transformer", "use_crossattn_projection", False
@@ -116,6 +122,14 @@ def _left_over(name: str) -> str | None:
 
 def _text_reason(name: str) -> str | None:
     return "not used" if re.match(text_encoder.UNREAD, name) else None
+
+
+def _reads_its_text(header: Header) -> bool:
+    """Return whether an adapter is for cross-attention of this width over text of this width."""
+    widths = {"to_q": _WIDTH, "to_k": _TEXT_WIDTH, "to_v": _TEXT_WIDTH}
+    reads = re.compile(r"(^|transformer[._])transformer_blocks[._][0-9]+[._]attn2[._](to_[qkv])\.lora_(A|down)\.")
+    found = [(match[2], info) for name, info in header.tensors.items() if (match := reads.search(name)) is not None]
+    return bool(found) and all(info.shape[-1:] == (widths[part],) for part, info in found)
 
 
 ANIMA = Family(
@@ -148,7 +162,7 @@ ANIMA = Family(
             Purpose.DENOISER,
             PREFIXES,
             transformer.infer,
-            AnimaConfig(16, 2048, 28, 8192, 128, 1024, 256),
+            AnimaConfig(16, _WIDTH, 28, 8192, 128, _TEXT_WIDTH, 256),
             lora_prefixes=("lora_unet_", "lora_transformer_", "lycoris_"),
             lora_paths=("diffusion_model.", "transformer."),
             block_of=transformer.block_of,
@@ -203,11 +217,12 @@ ANIMA = Family(
     latent_space="qwen",
     adapter_signs=AdapterSigns(
         names=re.compile(
-            r"adaln_modulation_(self_attn|cross_attn|mlp)[._]|blocks[._][0-9]+[._]mlp[._]layer[12]"
-            r"|blocks[._][0-9]+[._](self|cross)_attn[._]([qkv]|output)_proj"
-            r"|^(transformer\.|base_model\.model\.|lora_(unet|transformer)_|lycoris_)?"
-            r"transformer_blocks[._][0-9]+[._](attn2|norm[123][._]linear_[12])[._]"
+            r"^(diffusion_model\.|transformer\.|base_model\.model\.|lora_(unet|transformer)_|lycoris_)?"
+            r"((llm_adapter|text_conditioner)[._]"
+            r"|blocks[._][0-9]+[._](adaln_modulation_|mlp[._]layer[12]|(self|cross)_attn[._]([qkv]|output)_proj)"
+            r"|transformer_blocks[._][0-9]+[._]norm[123][._]linear_[12])"
         ),
+        shapes=_reads_its_text,
         declared=frozenset({"anima"}),
     ),
     gguf_architecture="cosmos",
