@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from safelight.catalog import paths
 from safelight.catalog.identify import identify, read_header
-from safelight.catalog.library import Library
+from safelight.catalog.library import Library, refuse_taken
 from safelight.catalog.model import Model
 from safelight.devices.transfer import DTYPES
 from safelight.diagnostics.canary import has_canary, pixels_of, request
@@ -93,7 +94,7 @@ def make(
     An error leaves no file and no new model. Raises what :func:`write` and ``Library.add`` raise.
     """
     path = path_of(model, form, out)
-    library.refuse_taken(name or None, path)
+    refuse_taken(library.cards(), paths.choose_name(name or None, path), path)
     written = write(model, form, path, progress)
     try:
         return written, _add(library, model, path, name)

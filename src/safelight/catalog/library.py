@@ -159,18 +159,14 @@ class Library:
         """
         path = paths.user_path(str(path)).absolute()
         chosen = paths.choose_name(name, path)
-        _refuse_taken(self.cards(), chosen, path)
+        refuse_taken(self.cards(), chosen, path)
         choices = Choices(prediction_type, variant, parts, wanted or {})
         model = read_model(self.shelf, path, chosen, "added", choices, on_bytes)
         with library_lock(self.root):
-            _refuse_taken(self.cards(), chosen, path)
+            refuse_taken(self.cards(), chosen, path)
             self.records.replace(model)
             self._quarantine.end(model)
         return model
-
-    def refuse_taken(self, name: str | None, path: Path) -> None:
-        """Raise InputError if :meth:`add` would refuse the name of a file that is not there yet. ``name``: as there."""
-        _refuse_taken(self.cards(), paths.choose_name(name, path), path)
 
     def set_choices(
         self, name: str, variant: str = "", parts: NamedParts = (), on_bytes: OnBytes | None = None
@@ -208,7 +204,7 @@ class Library:
             chosen = paths.choose_name(new, model.path)
             if chosen == model.name:
                 return model
-            _refuse_taken((card for card in self.cards() if card.name != model.name), chosen, None)
+            refuse_taken((card for card in self.cards() if card.name != model.name), chosen, None)
             renamed = self.records.rename(model, chosen)
             self._quarantine.rename(model, renamed)
             return renamed
@@ -322,8 +318,11 @@ class Library:
         return fresh
 
 
-def _refuse_taken(cards: Iterable[Card], name: str, path: Path | None) -> None:
-    """Raise InputError if a name is taken. Case does not count: some file systems, and most people, ignore it."""
+def refuse_taken(cards: Iterable[Card], name: str, path: Path | None) -> None:
+    """Raise InputError if a name is taken. Case does not count: some file systems, and most people, ignore it.
+
+    ``path``: the file that is to have the name, and may have it already.
+    """
     taken = next((card for card in cards if card.name.casefold() == name.casefold()), None)
     if taken is not None and (taken.path != path or taken.name != name):
         called = "" if taken.name == name else f" ({taken.name})"
