@@ -48,6 +48,7 @@ from safelight.families.components import Config
 from safelight.families.family import Family
 from safelight.families.family_model import construct
 from safelight.request.schema import Request
+from safelight.weights.file_names import in_original_names
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -68,13 +69,22 @@ def weights(config: Config, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
         yield row.name, ((values + 1) if is_scale else values).reshape(row.shape)
 
 
-def write_file(path: Path, config: Config, seed: int, prefix: str = "") -> None:
-    """Write a component as one safetensors file, tensor by tensor, so that memory holds one tensor."""
+def write_file(path: Path, config: Config, seed: int, prefix: str = "", original: bool = False) -> None:
+    """Write a component as one safetensors file, tensor by tensor, so that memory holds one tensor.
+
+    ``original``: under the original's names, which must have each tensor alone.
+    """
+    rows = list(config.published.rows())
+    others = {piece.name: one.name for one in in_original_names(rows) for piece in one.pieces} if original else {}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for row in config.published.rows():
+    for row in rows:
         end = offset + math.prod(row.shape) * 2
-        header[prefix + row.name] = {"dtype": "BF16", "shape": row.shape, "data_offsets": [offset, end]}
+        header[prefix + others.get(row.name, row.name)] = {
+            "dtype": "BF16",
+            "shape": row.shape,
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

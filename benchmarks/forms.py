@@ -5,7 +5,8 @@ gguf's functions, diffusers' functions in fp32, and a copy of as many bytes, eac
 
 ``--part flux``: FLUX.1's published shapes with random weights in Q4_K, with T5-XXL in Q4_K (10 GB of disk): an image of
 256x256 with two steps in bf16 under ``max_cache_ram_gb`` 10 and 5: seconds, seconds a step, and the peak of anonymous
-memory. The pixels must be equal.
+memory. The pixels must be equal. With ``--peer``, also stable-diffusion.cpp on the same files, in the environment of
+``benchmarks/peers.py``.
 
 ``--part step``: the same layout with a fifth of the layers, once in Q4_K, which stays quantised in memory, once the
 same numbers in bf16: seconds a step, five images each, interleaved.
@@ -37,6 +38,7 @@ from typing import Any
 
 import families
 import numpy as np
+import peers
 import torch
 from families import add_files, engine, narrowed, print_rows, sizes, tiny, write_file
 from memory import Peak
@@ -45,6 +47,7 @@ from safelight.families.components import Config
 from safelight.files.blocks import BLOCKS
 from safelight.request.schema import Request
 from safelight.weights.block_decoding import dequantise
+from safelight.weights.file_names import in_original_names
 from safelight.weights.manifest import ManifestTensor
 
 FOLDER = families.FOLDER.with_name("forms")
@@ -58,28 +61,36 @@ NUMBERS = 1 << 26
 FIFTH = {"layers": 5, "single_layers": 5}
 
 
+def in_files(config: Config) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the names and shapes of a component's tensors in a file that the peers read, too."""
+    rows = list(config.published.rows())
+    if config.architecture == "t5":
+        return [(row.name, row.shape) for row in rows]
+    return [(tensor.name, tensor.shape) for tensor in in_original_names(rows)]
+
+
 def write_gguf(path: Path, config: Config, seed: int) -> None:
     """Write a component as a GGUF file: matrices in Q4_K, norms near one, biases near zero."""
     from gguf import GGUFWriter
     from support.gguf_files import kind_of, random_blocks
 
     generator, block = np.random.default_rng(seed), BLOCKS["Q4_K"]
-    rows = list(config.published.rows())
-    most = max(math.prod(row.shape) for row in rows) // block.elements
+    rows = in_files(config)
+    most = max(math.prod(shape) for _, shape in rows) // block.elements
     pool = random_blocks("Q4_K", max(most, 1), generator, size=0.06).reshape(-1)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(path, "any")
-    for row in rows:
-        count = math.prod(row.shape)
-        if len(row.shape) == 2 and row.shape[1] % block.elements == 0:
+    for name, shape in rows:
+        count = math.prod(shape)
+        if len(shape) == 2 and shape[1] % block.elements == 0:
             nbytes = count // block.elements * block.nbytes
             first = int(generator.integers(0, (len(pool) - nbytes) // block.nbytes + 1)) * block.nbytes
-            data = pool[first : first + nbytes].reshape(row.shape[0], -1)
-            writer.add_tensor(row.name, data, raw_dtype=kind_of("Q4_K"))
+            data = pool[first : first + nbytes].reshape(shape[0], -1)
+            writer.add_tensor(name, data, raw_dtype=kind_of("Q4_K"))
         else:
-            values = generator.normal(0, 0.02, row.shape).astype(np.float32)
-            is_scale = len(row.shape) == 1 and not row.name.endswith("bias")
-            writer.add_tensor(row.name, values + 1 if is_scale else values)
+            values = generator.normal(0, 0.02, shape).astype(np.float32)
+            is_scale = len(shape) == 1 and not name.endswith("bias")
+            writer.add_tensor(name, values + 1 if is_scale else values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -93,7 +104,7 @@ def write(folder: Path, configs: Mapping[str, Config], number: int) -> None:
         if role in QUANTISED:
             write_gguf(folder / place / f"{role}.gguf", config, number * 10 + index)
         else:
-            write_file(folder / place / f"{role}.safetensors", config, number * 10 + index)
+            write_file(folder / place / f"{role}.safetensors", config, number * 10 + index, original=True)
 
 
 def decode(small: bool) -> list[dict[str, Any]]:
@@ -150,8 +161,11 @@ def seconds(function: Callable[[], object], times: int = 5) -> float:
     return statistics.median(found)
 
 
-def flux(small: bool) -> list[dict[str, Any]]:
-    """Make an image of the published size under two limits, each in a process of its own."""
+def flux(small: bool, peer: bool = False) -> list[dict[str, Any]]:
+    """Make an image of the published size under two limits, each in a process of its own.
+
+    ``peer``: stable-diffusion.cpp makes one, too, of the same files, which it copies into memory, or maps.
+    """
     write(FOLDER / "flux", tiny("flux") if small else sizes()["flux"][1], 1)
     rows = list[dict[str, Any]]()
     for limit in (10.0, 5.0):
@@ -160,6 +174,14 @@ def flux(small: bool) -> list[dict[str, Any]]:
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(rows[-1], flush=True)
     assert rows[0]["pixels"] == rows[1]["pixels"]
+    for way in ("copied", "mapped") if peer else ():
+        script = families.HERE / "sdcpp_image.py"
+        command = [str(peers.install("sdcpp")), str(script), str(FOLDER / "flux"), "256", way]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        names = {"limit GB": f"stable-diffusion.cpp, files {way}", "quantised in memory": "", "pixels": ""}
+        rows.append({key: found.get(key, names.get(key, "")) for key in rows[0]})
+        print(rows[-1], found, flush=True)
     return rows
 
 
@@ -296,14 +318,17 @@ def main() -> None:
     parser.add_argument("--part", choices=("decode", "flux", "step", "sdxl", "image"), required=True)
     parser.add_argument("--limit", type=float, default=10.0, help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--peer", action="store_true", help="with --part flux: also stable-diffusion.cpp (ten minutes)")
     arguments = parser.parse_args()
     if arguments.part == "image":
         print(json.dumps(image(arguments.limit)))
         return
+    if arguments.peer and arguments.part != "flux":
+        parser.error("--peer is for --part flux")
     parts = {"decode": decode, "flux": flux, "step": step, "sdxl": sdxl}
     shutil.rmtree(FOLDER, ignore_errors=True)
     try:
-        print_rows(parts[arguments.part](arguments.tiny))
+        print_rows(flux(arguments.tiny, True) if arguments.peer else parts[arguments.part](arguments.tiny))
     finally:
         shutil.rmtree(FOLDER, ignore_errors=True)
 
