@@ -11,8 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import stable_diffusion_cpp  # type: ignore[import-not-found]
-
 
 def resident() -> tuple[int, int]:
     """Bytes of anonymous memory, and of all that is resident: also files that are mapped into memory."""
@@ -21,12 +19,18 @@ def resident() -> tuple[int, int]:
 
 
 def main() -> None:
+    import stable_diffusion_cpp  # type: ignore[import-not-found]
+
     folder, side, mapped = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "mapped"
     most, stop, steps = [0, 0], threading.Event(), list[float]()
 
     def look() -> None:
         while not stop.wait(0.01):
             most[:] = map(max, most, resident())
+
+    def note(step: int, count: int, seconds: float) -> None:
+        del step, count
+        steps.append(seconds)
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
@@ -47,7 +51,7 @@ def main() -> None:
         sample_steps=2,
         cfg_scale=1.0,
         seed=1,
-        progress_callback=lambda _, __, seconds: steps.append(seconds),
+        progress_callback=note,
     )
     seconds = time.perf_counter() - start
     stop.set()
