@@ -264,6 +264,7 @@ def sdxl(small: bool) -> list[dict[str, Any]]:
 
         whole = next(one for one in models() if one.base == "sd1")
     else:
+        FOLDER.mkdir(parents=True)
         write_sdxl(FOLDER)
         [path] = FOLDER.glob("*.safetensors")
         whole = library.add(path, "whole")
