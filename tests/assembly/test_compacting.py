@@ -27,6 +27,7 @@ from safelight.catalog.library import Library
 from safelight.cli.main import app
 from safelight.errors import InputError, StorageError
 from safelight.families.registry import families
+from safelight.weights import quantised_file
 
 SEED = 5
 STARTER = "starter-noto"
@@ -216,7 +217,7 @@ def test_an_error_leaves_no_file(root: Path, tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(compacting, "quantise_blocks", stop)
+        patch.setattr(quantised_file, "quantise_blocks", stop)
         with pytest.raises(StorageError):
             compacting.make(library, library.get(STARTER), "q8_0", tmp_path / "out" / "small.gguf")
     monkeypatch.setattr(Library, "add", stop)

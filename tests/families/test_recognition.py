@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import naming
-from support.families import PUBLISHED, Published, inner_prefix
+from support.families import PUBLISHED, Published
 from support.scale import ALL, thinned, times
 
 from safelight.catalog import identify
@@ -119,6 +119,6 @@ def test_a_part_in_a_file_of_its_own_is_of_no_family(label: str, monkeypatch: py
     family = PUBLISHED[label].family
     for names in (PUBLISHED[label].in_module_names(), PUBLISHED[label].in_original_names()):
         for role in names:
-            if role != family.denoiser and not inner_prefix(family, role):
+            if role != family.denoiser and not family.prefix_within_denoiser(role):
                 found = identified(naming.header_of(names[role]), monkeypatch)
                 assert (found.kind, found.base) == ("vae" if role == family.vae else "text_encoder", None)

@@ -62,12 +62,6 @@ OPEN_CLIP = 9
 """Index of OpenCLIP's names, which are the last of each tensor."""
 
 
-def inner_prefix(family: Family, role: str) -> str:
-    """What names of a component begin with in the denoiser's file; "" for a component that is in a file of its own."""
-    outer, own = family.component(family.denoiser).prefixes[0], family.component(role).prefixes[0]
-    return own.removeprefix(outer) if role != family.denoiser and own.startswith(outer) else ""
-
-
 @dataclass(frozen=True)
 class Published:
     """The settings of a published checkpoint.
@@ -103,7 +97,7 @@ class Published:
         if original:
             return self.in_original_names()[self.family.denoiser]
         named = self.in_module_names()
-        inner = {role: inner_prefix(self.family, role) for role in named}
+        inner = {role: self.family.prefix_within_denoiser(role) for role in named}
         beside = [naming.prefixed(prefix, named[role]) for role, prefix in inner.items() if prefix]
         return named[self.family.denoiser] | {name: one for some in beside for name, one in some.items()}
 
@@ -115,7 +109,7 @@ class Published:
         whole: dict[str, dict[str, torch.Tensor]] = {}
         for role, own in self.components.items():
             config, which = self.original.get(role, (own, LDM))
-            inner = inner_prefix(self.family, role)
+            inner = self.family.prefix_within_denoiser(role)
             place = self.family.denoiser if inner else self.family.component(role).folder
             named = naming.prefixed(inner, naming.in_files(config, naming.on_meta(config), which) | self._beside(role))
             whole[place] = whole.get(place, {}) | named
@@ -174,7 +168,7 @@ class TinyFamily:
 
     def place_in_files(self, role: str) -> str:
         """The component in whose file a component is: the denoiser, the one that it is within, or itself."""
-        return self.family.denoiser if inner_prefix(self.family, role) else self.family.component(role).folder
+        return self.family.denoiser if self.family.prefix_within_denoiser(role) else self.family.component(role).folder
 
     def configs(self) -> dict[str, Config]:
         return importlib.import_module(self.module).configs(**self.config_settings)
@@ -215,7 +209,9 @@ class TinyFamily:
             if place == home:
                 named[place] = naming.in_files(config, named.get(place, tensors[place]), LDM)
                 continue
-            inside = naming.prefixed(inner_prefix(self.family, role), naming.in_files(config, tensors[home], LDM))
+            inside = naming.prefixed(
+                self.family.prefix_within_denoiser(role), naming.in_files(config, tensors[home], LDM)
+            )
             tensors[place] |= inside
         written: dict[str, Path] = {}
         for role, some in named.items():

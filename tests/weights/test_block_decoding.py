@@ -48,7 +48,7 @@ ERRORS = {
     "Q5_1": 0.045,
     "Q8_0": 0.008,
 }
-"""The most that the numbers of a form differ from those that were quantised, as a share of their root mean square."""
+"""The largest error of each form: the norm of the errors by that of the numbers."""
 
 
 def test_blocks_that_ggml_wrote_have_the_numbers_that_it_was_given(form: str) -> None:

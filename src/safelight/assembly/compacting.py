@@ -7,11 +7,10 @@ several files or a folder, it has the denoiser and what the original keeps in it
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,13 @@ from safelight.diagnostics.canary import has_canary, pixels_of, request
 from safelight.diagnostics.image_difference import difference
 from safelight.errors import InputError
 from safelight.files import gguf_writing, safetensors
-from safelight.files.blocks import BLOCKS, WRITTEN
-from safelight.files.disk import flush_to_disk, open_regular, temporary_file_in
-from safelight.files.header import ITEM_BYTES, MADE_FROM, TensorInfo
-from safelight.weights.block_decoding import decode
+from safelight.files.blocks import WRITTEN
+from safelight.files.disk import flush_to_disk, open_regular, place_new, temporary_file_in
+from safelight.files.header import MADE_FROM, TensorInfo
 from safelight.weights.digest import in_module_order, read_exactly
 from safelight.weights.file_names import FileTensor, in_original_names
 from safelight.weights.manifest import ManifestTensor
-from safelight.weights.quantising import FP8, quantise_blocks, quantise_fp8
-from safelight.weights.scaled_fp8 import FORM, FORMS_BY_DTYPE
+from safelight.weights.quantised_file import Quantiser, TensorToWrite
 
 FORMS = (*(form.lower() for form in WRITTEN), "fp8")
 
@@ -61,21 +58,6 @@ class Written:
     nbytes: int
     quantised: int
     error: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A tensor of the file to write.
-
-    ``read``: returns its numbers, in its shape and the dtype that the model's file has.
-    ``dtype``: that dtype.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    quantised: bool
-    read: Callable[[], torch.Tensor]
 
 
 def make(
@@ -117,6 +99,10 @@ def _add(library: Library, model: Model, path: Path, name: str) -> Model:
             library.remove(added.name)
             problem = f"its {field_name} would be {now}, and that of {model.name} is {before}"
             raise InputError(f"{path.name} does not say all that a file of {model.name} must say: {problem}")
+    changed = next((role for role, digest in others.items() if added.manifest.component(role).digest != digest), None)
+    if changed is not None:
+        library.remove(added.name)
+        raise InputError(f"the library has no {changed} with the content of that of {model.name}: add it again")
     return added
 
 
@@ -155,17 +141,20 @@ def write(model: Model, form: str, path: Path, progress: Callable[[int, int], No
         opened = _Opened(stack)
         targets = list(_from_table(model, form, opened) if source is None else _from_file(model, source, opened))
         file, temporary = stack.enter_context(temporary_file_in(path.parent))
-        writer = _Writer(form, targets, progress)
+        quantiser = Quantiser(targets, progress)
         metadata = _metadata(model)
         if form == "fp8":
-            safetensors.write(file, writer.in_fp8(), writer.bytes_of, metadata)
+            safetensors.write(file, quantiser.in_fp8(), quantiser.bytes_of, metadata)
         else:
             about: dict[str, str | int] = {"general.architecture": model.family.gguf_architecture or model.base}
             about |= {"general.file_type": _FILE_TYPES[form.upper()], "general.quantization_version": 2, **metadata}
-            gguf_writing.write(file, about, writer.in_blocks(form.upper()), writer.bytes_of)
+            gguf_writing.write(file, about, quantiser.in_blocks(form.upper()), quantiser.bytes_of)
         flush_to_disk(file, temporary)
-        _place(temporary, path)
-    return Written(path, path.stat().st_size, writer.count, writer.error)
+        try:
+            place_new(temporary, path)
+        except FileExistsError as error:
+            raise InputError(f"{path} was made by another program meanwhile; choose another with --out") from error
+    return Written(path, path.stat().st_size, quantiser.count, quantiser.error)
 
 
 def why_not_measured(model: Model) -> str:
@@ -188,17 +177,6 @@ def _only_file(model: Model) -> Path | None:
 
 def _refusal(model: Model, problem: str) -> InputError:
     return InputError(f"{model.name} ({model.base}) cannot be quantised: {problem}")
-
-
-def _place(temporary: Path, path: Path) -> None:
-    """Give the finished file its name. Raises InputError if another program has made a file of that name."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError as error:
-        raise InputError(f"{path} was made by another program meanwhile; choose another file with --out") from error
-    except OSError:
-        # Some file systems have no links.
-        os.replace(temporary, path)
 
 
 def _metadata(model: Model) -> dict[str, str]:
@@ -235,7 +213,7 @@ def _plain(dtype: str, form: str) -> str:
     return "F32" if dtype == "BF16" and form != "fp8" else dtype
 
 
-def _from_table(model: Model, form: str, opened: _Opened) -> Iterator[_Target]:
+def _from_table(model: Model, form: str, opened: _Opened) -> Iterator[TensorToWrite]:
     """Yield the tensors of the denoiser's file, in the original's names."""
     family = model.family
     for component in model.manifest.components:
@@ -249,7 +227,9 @@ def _from_table(model: Model, form: str, opened: _Opened) -> Iterator[_Target]:
             kept = any(component.config.keeps_fp32(part.name) for part in parts)
             quantised = component.role == family.denoiser and not kept and _is_quantised(one.name, one.shape)
             dtype = _plain(dtypes.pop(), form) if len(dtypes) == 1 else "F32"
-            yield _Target(inner + one.name, dtype, one.shape, quantised, _reader(one, parts, DTYPES[dtype], opened))
+            yield TensorToWrite(
+                inner + one.name, dtype, one.shape, quantised, _reader(one, parts, DTYPES[dtype], opened)
+            )
 
 
 def _reader(
@@ -269,7 +249,7 @@ def _reader(
     return read
 
 
-def _from_file(model: Model, path: Path, opened: _Opened) -> Iterator[_Target]:
+def _from_file(model: Model, path: Path, opened: _Opened) -> Iterator[TensorToWrite]:
     """Yield the tensors of a whole checkpoint that the model needs, in the names of its file, and its markers."""
     built = identify(path, variant=model.variant).layout
     assert built is not None, "a model of the library is a checkpoint"
@@ -281,9 +261,9 @@ def _from_file(model: Model, path: Path, opened: _Opened) -> Iterator[_Target]:
     for name, info in header.tensors.items():
         if name in used or model.family.keep(name):
             quantised = name in quantisable and _is_quantised(name, info.shape)
-            yield _Target(name, info.dtype, info.shape, quantised, _whole_reader(info, opened))
+            yield TensorToWrite(name, info.dtype, info.shape, quantised, _whole_reader(info, opened))
     if model.zero_terminal_snr:
-        yield _Target(ZERO_SNR, "F32", (1,), False, lambda: torch.ones(1))
+        yield TensorToWrite(ZERO_SNR, "F32", (1,), False, lambda: torch.ones(1))
 
 
 def _whole_reader(info: TensorInfo, opened: _Opened) -> Callable[[], torch.Tensor]:
@@ -292,79 +272,3 @@ def _whole_reader(info: TensorInfo, opened: _Opened) -> Callable[[], torch.Tenso
         return torch.frombuffer(bytearray(data), dtype=DTYPES[info.dtype]).view(info.shape)
 
     return read
-
-
-@dataclass(slots=True)
-class _Writer:
-    """Quantises tensors one after the other, and adds up their errors."""
-
-    form: str
-    targets: list[_Target]
-    progress: Callable[[int, int], None] | None
-    count: int = 0
-    _squares: float = 0.0
-    _errors: float = 0.0
-    _done: int = 0
-    _total: int = 0
-    _by_name: dict[str, _Target] = field(default_factory=dict[str, _Target])
-    _beside: dict[str, bytes] = field(default_factory=dict[str, bytes])
-
-    @property
-    def error(self) -> float:
-        return math.sqrt(self._errors / self._squares) if self._squares else 0.0
-
-    def in_blocks(self, form: str) -> Iterator[TensorInfo]:
-        """Yield what the header of a GGUF file lists."""
-        for target in self.targets:
-            yield self._info(target, form if target.quantised else target.dtype)
-
-    def in_fp8(self) -> Iterator[TensorInfo]:
-        """Yield what the header of a safetensors file lists. A weight's scale and form follow it."""
-        form = json.dumps({"format": FORMS_BY_DTYPE[FP8]}).encode()
-        # With the scale's 4 bytes, 8 or a multiple of it, so that the next tensor begins at one.
-        form += b" " * (-(len(form) + ITEM_BYTES["F32"]) % 8)
-        for target in self.targets:
-            yield self._info(target, FP8 if target.quantised else target.dtype)
-            if target.quantised:
-                stem = target.name.removesuffix("weight")
-                yield TensorInfo(f"{stem}weight_scale", "F32", (), Path(), 0, ITEM_BYTES["F32"])
-                self._beside[stem + FORM] = form
-                yield TensorInfo(stem + FORM, "U8", (len(form),), Path(), 0, len(form))
-
-    def _info(self, target: _Target, form: str) -> TensorInfo:
-        self._by_name[target.name] = target
-        nbytes = gguf_writing.nbytes_of(form, target.shape)
-        self._total += nbytes
-        return TensorInfo(target.name, form, target.shape, Path(), 0, nbytes)
-
-    def bytes_of(self, info: TensorInfo) -> bytes:
-        """Return the bytes of a tensor in its form."""
-        if info.name in self._beside:
-            return self._beside.pop(info.name)
-        target = self._by_name[info.name]
-        values = target.read()
-        plain = values.to(DTYPES[info.dtype]) if not target.quantised else values.float().contiguous()
-        data = self._quantised(info, plain) if target.quantised else _bytes(plain)
-        self._done += len(data)
-        if self.progress is not None:
-            self.progress(self._done, self._total)
-        return data
-
-    def _quantised(self, info: TensorInfo, values: torch.Tensor) -> bytes:
-        if info.dtype in BLOCKS:
-            raw = quantise_blocks(info.dtype, values)
-            back = torch.empty(values.numel())
-            decode(info.dtype, raw, back)
-        else:
-            raw, scale = quantise_fp8(values)
-            back = raw.float().mul_(scale).view(-1)
-            stem = info.name.removesuffix("weight")
-            self._beside[f"{stem}weight_scale"] = _bytes(torch.tensor(scale, dtype=torch.float32))
-        self.count += 1
-        self._squares += values.double().square().sum().item()
-        self._errors += (back - values.view(-1)).double().square().sum().item()
-        return _bytes(raw)
-
-
-def _bytes(values: torch.Tensor) -> bytes:
-    return values.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

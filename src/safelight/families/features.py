@@ -26,6 +26,19 @@ class Feature(StrEnum):
     TEXT_ENCODER_OVERRIDE = "another model's text encoders"
 
 
+PLAIN_TEXT_FEATURES = frozenset(
+    {
+        Feature.TEXT_TO_IMAGE,
+        Feature.IMAGE_TO_IMAGE,
+        Feature.INPAINTING,
+        Feature.NEGATIVE_PROMPT,
+        Feature.GUIDANCE,
+        Feature.HIRES,
+        Feature.TILED_VAE,
+    }
+)
+"""What the families can do that read prompts as plain text, and have classifier-free guidance."""
+
 FEATURE_REQUESTS: Mapping[Feature, tuple[str, Callable[[Request], bool]]] = {
     Feature.TEXT_TO_IMAGE: ("image", lambda r: not r.image),
     Feature.IMAGE_TO_IMAGE: ("image", lambda r: bool(r.image)),

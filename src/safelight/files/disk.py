@@ -126,17 +126,26 @@ def write_new(folder: Path, stem: str, ending: str, data: bytes) -> Path:
         return _placed(temporary, folder, stem, ending)
 
 
+def place_new(temporary: Path, path: Path) -> None:
+    """Give a finished file its name. Raises FileExistsError if there is a file of that name; that one stays."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A link cannot replace a file that appears meanwhile, but some file systems have no links.
+        if os.path.lexists(path):
+            raise FileExistsError(path) from None
+        temporary.rename(path)
+
+
 def _placed(temporary: Path, folder: Path, stem: str, ending: str) -> Path:
-    """Give the finished file the first free name. A hard link avoids a race, but some file systems have no links."""
+    """Give the finished file the first free name."""
     number = 1
     while True:
         path = folder / (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}")
         try:
-            os.link(temporary, path)
+            place_new(temporary, path)
             return path
         except FileExistsError:
-            number += 1
-        except OSError:
-            if not path.exists():
-                return temporary.rename(path)
             number += 1

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from safelight.errors import UnsupportedModelError
 from safelight.families.anima import text_conditioner, text_encoder, transformer
 from safelight.families.anima.text_conditioner import AnimaConditionerConfig
 from safelight.families.anima.text_encoder import Qwen3SmallConfig
 from safelight.families.anima.transformer import AnimaConfig
 from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
-from safelight.families.features import Feature
+from safelight.families.features import PLAIN_TEXT_FEATURES
 from safelight.families.parts import qwen3, qwen_vae, t5
+from safelight.families.parts.flow_scheduler import require_shift
 from safelight.families.parts.qwen_vae import LATENTS_MEAN, LATENTS_STD, QWEN_LATENTS, QWEN_VAE, QwenVAEConfig
 from safelight.families.parts.tokens import PATCH
 from safelight.families.rules import rule
@@ -65,11 +65,7 @@ _FLOW = Training("flow", False, "a rectified flow, as all of Anima")
 
 
 def _folder_training(folder: Folder) -> Training:
-    for key, value in (("shift", SHIFT), ("use_dynamic_shifting", False)):
-        said = folder.scheduler.get(key, value)
-        if said != value:
-            problem = f"scheduler/scheduler_config.json says {key} = {said}; anima has {value}"
-            raise UnsupportedModelError(folder.path, problem)
+    require_shift(folder, "anima", SHIFT)
     return _FLOW
 
 
@@ -176,17 +172,7 @@ ANIMA = Family(
     noise=Noise("flow", {"shift": SHIFT}),
     resolution=1024,
     guidance="classifier_free",
-    features=frozenset(
-        {
-            Feature.TEXT_TO_IMAGE,
-            Feature.IMAGE_TO_IMAGE,
-            Feature.INPAINTING,
-            Feature.NEGATIVE_PROMPT,
-            Feature.GUIDANCE,
-            Feature.HIRES,
-            Feature.TILED_VAE,
-        }
-    ),
+    features=PLAIN_TEXT_FEATURES,
     model_module="safelight.families.anima.model",
     rules=(
         rule("checkpoint", "anima", f"{_WHAT}, and a text encoder", _TRANSFORMER, _CONDITIONER, r"text_encoders?\."),

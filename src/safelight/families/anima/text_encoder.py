@@ -17,8 +17,6 @@ from safelight.families.tables import NotThisArchitecture, Shapes, TensorRow, co
 QUERY_RATIO = 2
 """Its queries are so many times as wide as its hidden states. This tells it from the larger sizes of Qwen3."""
 
-PATTERN = qwen3.PATTERN
-
 UNREAD = rf"{HEAD}lm_head\."
 """Matches the output head, which nothing reads."""
 

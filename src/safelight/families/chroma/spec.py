@@ -10,7 +10,7 @@ from safelight.families.chroma import transformer
 from safelight.families.chroma.transformer import ChromaConfig
 from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
-from safelight.families.features import Feature
+from safelight.families.features import PLAIN_TEXT_FEATURES
 from safelight.families.parts import flux_adapters, flux_blocks, t5, vae
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
 from safelight.families.parts.t5 import T5Config
@@ -109,17 +109,7 @@ CHROMA = Family(
     noise=Noise("flow", {"shift": _HD_SHIFT}),
     resolution=1024,
     guidance="classifier_free",
-    features=frozenset(
-        {
-            Feature.TEXT_TO_IMAGE,
-            Feature.IMAGE_TO_IMAGE,
-            Feature.INPAINTING,
-            Feature.NEGATIVE_PROMPT,
-            Feature.GUIDANCE,
-            Feature.HIRES,
-            Feature.TILED_VAE,
-        }
-    ),
+    features=PLAIN_TEXT_FEATURES,
     model_module="safelight.families.chroma.model",
     rules=(rule("checkpoint", "chroma", f"{_WHAT}, and a text encoder", _GUIDANCE, _DOUBLE, r"text_encoders?[._]"),),
     part_rules=(rule("denoiser", "chroma", f"{_WHAT}, alone", _GUIDANCE, _DOUBLE),),

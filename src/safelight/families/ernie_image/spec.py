@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from safelight.errors import UnsupportedModelError
 from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.ernie_image import transformer
 from safelight.families.ernie_image.transformer import ErnieImageConfig
 from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
-from safelight.families.features import Feature
+from safelight.families.features import PLAIN_TEXT_FEATURES
 from safelight.families.parts import flux2_vae, ministral3
+from safelight.families.parts.flow_scheduler import require_shift
 from safelight.families.parts.flux2_vae import FLUX2_LATENTS, FLUX2_VAE, Flux2VAEConfig
 from safelight.families.parts.language_model import counts_for_layer_number
 from safelight.families.parts.ministral3 import Ministral3Config
@@ -63,12 +63,7 @@ _FLOW = Training("flow", False, "a rectified flow, as all of ERNIE-Image")
 
 
 def _folder_training(folder: Folder) -> Training:
-    shift = folder.scheduler.get("shift", SHIFT)
-    if shift != SHIFT or folder.scheduler.get("use_dynamic_shifting"):
-        problem = (
-            f"scheduler/scheduler_config.json says shift = {shift}; ernie-image has {SHIFT}, the same for all sizes"
-        )
-        raise UnsupportedModelError(folder.path, problem)
+    require_shift(folder, "ernie-image", SHIFT)
     return _FLOW
 
 
@@ -130,17 +125,7 @@ ERNIE_IMAGE = Family(
     noise=Noise("flow", {"shift": SHIFT}),
     resolution=1024,
     guidance="classifier_free",
-    features=frozenset(
-        {
-            Feature.TEXT_TO_IMAGE,
-            Feature.IMAGE_TO_IMAGE,
-            Feature.INPAINTING,
-            Feature.NEGATIVE_PROMPT,
-            Feature.GUIDANCE,
-            Feature.HIRES,
-            Feature.TILED_VAE,
-        }
-    ),
+    features=PLAIN_TEXT_FEATURES,
     model_module="safelight.families.ernie_image.model",
     rules=(rule("checkpoint", "ernie-image", f"{_WHAT}, and a text encoder", _NORM, r"text_encoders?\."),),
     part_rules=(

@@ -9,7 +9,7 @@ from functools import partial
 
 from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
-from safelight.families.features import Feature
+from safelight.families.features import PLAIN_TEXT_FEATURES
 from safelight.families.flux2 import transformer
 from safelight.families.flux2.transformer import Flux2Config
 from safelight.families.parts import flux2_vae, flux_adapters, qwen3
@@ -179,17 +179,7 @@ FLUX2_KLEIN = Family(
     noise=Noise("flow", {"shift": 3.0}, mu),
     resolution=1024,
     guidance="classifier_free",
-    features=frozenset(
-        {
-            Feature.TEXT_TO_IMAGE,
-            Feature.IMAGE_TO_IMAGE,
-            Feature.INPAINTING,
-            Feature.NEGATIVE_PROMPT,
-            Feature.GUIDANCE,
-            Feature.HIRES,
-            Feature.TILED_VAE,
-        }
-    ),
+    features=PLAIN_TEXT_FEATURES,
     model_module="safelight.families.flux2.model",
     rules=(
         KindRule(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.family import AdapterSigns, Defaults, Family, Noise, Training, Variant
-from safelight.families.features import Feature
+from safelight.families.features import PLAIN_TEXT_FEATURES
 from safelight.families.krea2 import transformer
 from safelight.families.krea2.transformer import Krea2Config
 from safelight.families.parts import qwen3, qwen3_vl, qwen_vae
@@ -154,17 +154,7 @@ KREA2 = Family(
     noise=Noise("flow", mu=mu),
     resolution=1024,
     guidance="classifier_free_from_prompt",
-    features=frozenset(
-        {
-            Feature.TEXT_TO_IMAGE,
-            Feature.IMAGE_TO_IMAGE,
-            Feature.INPAINTING,
-            Feature.NEGATIVE_PROMPT,
-            Feature.GUIDANCE,
-            Feature.HIRES,
-            Feature.TILED_VAE,
-        }
-    ),
+    features=PLAIN_TEXT_FEATURES,
     model_module="safelight.families.krea2.model",
     rules=(rule("checkpoint", "krea-2", f"{_WHAT}, and a text encoder", _FUSION, r"text_encoders?\."),),
     part_rules=(

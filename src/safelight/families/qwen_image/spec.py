@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.family import CONTROLNET, AdapterSigns, Defaults, Family, Noise, Training, Variant
-from safelight.families.features import Feature
+from safelight.families.features import PLAIN_TEXT_FEATURES, Feature
 from safelight.families.parts import qwen25, qwen25_vision, qwen_vae
 from safelight.families.parts.qwen25 import Qwen25Config
 from safelight.families.parts.qwen25_vision import Qwen25VisionConfig
@@ -212,18 +212,7 @@ QWEN_IMAGE = Family(
     noise=Noise("flow", SCHEDULE, mu),
     resolution=1328,
     guidance="classifier_free_same_norm",
-    features=frozenset(
-        {
-            Feature.TEXT_TO_IMAGE,
-            Feature.IMAGE_TO_IMAGE,
-            Feature.INPAINTING,
-            Feature.NEGATIVE_PROMPT,
-            Feature.GUIDANCE,
-            Feature.HIRES,
-            Feature.TILED_VAE,
-            Feature.CONTROLNET,
-        }
-    ),
+    features=PLAIN_TEXT_FEATURES | {Feature.CONTROLNET},
     control_modes=frozenset({"balanced", "unbalanced"}),
     control_reads_prompt_only=True,
     find_controlnet_mismatch=controlnet.find_mismatch,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from safelight.families.components import Component, Config, SingleFileComponent
 from safelight.families.family import CONTROLNET, AdapterSigns, Defaults, Family, Noise, Training, Variant
-from safelight.families.features import Feature
+from safelight.families.features import PLAIN_TEXT_FEATURES, Feature
 from safelight.families.parts import qwen3, vae
 from safelight.families.parts.flux_latents import FLUX_LATENTS, FLUX_VAE, SCALING_FACTOR, SHIFT_FACTOR
 from safelight.families.parts.language_model import counts_for_layer_number
@@ -115,18 +115,7 @@ ZIMAGE = Family(
     noise=Noise("flow", {"shift": _TURBO_SHIFT}),
     resolution=1024,
     guidance="classifier_free_from_prompt",
-    features=frozenset(
-        {
-            Feature.TEXT_TO_IMAGE,
-            Feature.IMAGE_TO_IMAGE,
-            Feature.INPAINTING,
-            Feature.NEGATIVE_PROMPT,
-            Feature.GUIDANCE,
-            Feature.HIRES,
-            Feature.TILED_VAE,
-            Feature.CONTROLNET,
-        }
-    ),
+    features=PLAIN_TEXT_FEATURES | {Feature.CONTROLNET},
     control_modes=frozenset({"balanced", "unbalanced"}),
     find_controlnet_mismatch=controlnet.find_mismatch,
     adapter_rules=(
