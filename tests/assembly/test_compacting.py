@@ -127,6 +127,7 @@ def test_a_whole_checkpoint_of_stable_diffusion(form: str, root: Path, tmp_path:
     found = run(root, "models", "compact", STARTER, "--form", form, "--out", str(path), "--json")
     about = json.loads(found.stdout)
     assert about["quantised"] > 50
+    assert 0 < about["error"] < 0.05
     assert about["difference"].startswith("at most ")
     assert about["made_from"] == Catalog.under(root).library.get(STARTER).digest
     assert f"made by Safelight from {about['made_from'][:10]}" in about["rule"]
@@ -152,6 +153,17 @@ def test_the_file_says_all_that_the_model_is(base: str, form: str, root: Path, t
     assert [compact.manifest.component(role).digest for role in others] == [
         model.manifest.component(role).digest for role in others
     ]
+
+
+def test_the_parts_stay_those_of_the_model(root: Path, tmp_path: Path) -> None:
+    """Another text encoder and VAE would fit, too, and their files would be taken first."""
+    tiny, catalog = tiny_families()["z-image"], Catalog.under(root)
+    model = add(root, tiny, tmp_path)
+    for role, file in tiny.write_files(tmp_path / "others", SEED + 1).items():
+        if role != tiny.family.denoiser:
+            catalog.adapters.add(file)
+    _, compact = compacting.make(catalog.library, model, "q8_0")
+    assert compact.sources == {"text_encoder": "whole", "vae": "whole"}
 
 
 def test_a_starter_of_a_family_with_parts_becomes_one_file(root: Path, tmp_path: Path) -> None:
@@ -181,7 +193,9 @@ def test_an_image_that_cannot_be_drawn_is_said(root: Path, tmp_path: Path, monke
     assert "its images are not compared: there is no memory for it" in found.stderr
 
 
-def test_what_cannot_be_quantised_is_refused_by_name(root: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_quantised_is_refused_by_name(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = tmp_path / "taken.gguf"
     taken.write_text("")
     library = Catalog.under(root).library
@@ -191,8 +205,10 @@ def test_what_cannot_be_quantised_is_refused_by_name(root: Path, tmp_path: Path)
     _, small = compacting.make(library, starter, "q8_0", tmp_path / "small.gguf")
     with pytest.raises(InputError, match=r"small \(sd1\) cannot be quantised: unet\..* is Q8_0 already"):
         compacting.make(library, small, "q4_0", tmp_path / "smaller.gguf")
+    monkeypatch.setattr(compacting, "write", lambda *_: pytest.fail("the file was written for nothing"))
     with pytest.raises(InputError, match="the name 'small' is taken"):
         compacting.make(library, starter, "q4_0", tmp_path / "other.gguf", "small")
+    monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.glob("*.gguf")) == ["small.gguf", "taken.gguf"]
     found = run(root, "models", "compact", STARTER, "--form", "q3_k", code=2)
     assert "must be one of q8_0, q5_0, q4_0, fp8" in found.output

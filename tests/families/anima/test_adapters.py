@@ -67,9 +67,9 @@ def kohya(net: str, conditioner: str) -> Callable[[str, str, str], str]:
 
 NAMINGS: dict[str, Callable[[str, str, str], str]] = {
     "ComfyUI": peft("diffusion_model.", "diffusion_model.llm_adapter.", original=True),
+    "ai-toolkit": peft("base_model.model.", "base_model.model.llm_adapter.", original=True),
     "diffusers": peft("transformer.", "text_conditioner.", original=False),
     "kohya": kohya("lora_unet_", "lora_unet_llm_adapter_"),
-    "ai-toolkit": peft("base_model.model.", "base_model.model.llm_adapter.", original=True),
     "bare": peft("", "llm_adapter.", original=True),
     "LyCORIS": kohya("lycoris_", "lycoris_llm_adapter_"),
 }
@@ -140,3 +140,20 @@ def test_a_lora_of_stable_diffusion_2_is_still_its_own(tmp_path: Path) -> None:
     pair = {f"{name}.lora_down.weight": torch.zeros(4, 1024), f"{name}.lora_up.weight": torch.zeros(320, 4)}
     save_file(pair, tmp_path / "sd2.safetensors")
     assert Catalog.under(tmp_path / "root").adapters.add(tmp_path / "sd2.safetensors").base == "sd2"
+
+
+def test_a_lora_for_the_text_conditioner_alone_is_known_by_its_name(tmp_path: Path) -> None:
+    name = "diffusion_model.llm_adapter.blocks.0.mlp.0"
+    pair = {f"{name}.lora_A.weight": torch.zeros(4, 1024), f"{name}.lora_B.weight": torch.zeros(4096, 4)}
+    save_file(pair, tmp_path / "adapter.safetensors")
+    assert Catalog.under(tmp_path / "root").adapters.add(tmp_path / "adapter.safetensors").base == "anima"
+
+
+def test_the_text_conditioner_has_the_strength_of_the_denoiser(folder: Path, tmp_path: Path, right: bytes) -> None:
+    """ComfyUI has both in one module. A strength of 0 on the text encoder does not turn it off."""
+    file = write(tmp_path / "lora.safetensors", "ComfyUI")
+    lora = Lora(str(file), unet=STRENGTH, text_encoder=0.0)
+    request = safelight.Request(
+        "a red apple", str(folder), seed=3, steps=2, width=64, height=48, cfg=1.0, loras=(lora,)
+    )
+    assert next(safelight.open_engine(tmp_path / "root").generate(request)).pixels == right

@@ -24,6 +24,7 @@ from safelight.families.anima.text_encoder import Qwen3SmallConfig
 from safelight.families.anima.transformer import AnimaConfig
 from safelight.families.components import Config
 from safelight.families.family_model import construct
+from safelight.request.adapters import Purpose
 
 SEED = 5
 PUBLISHED = tuple(one.standard for one in ANIMA.components if one.role != "vae")
@@ -156,3 +157,17 @@ def test_a_tokenizer_with_more_tokens_than_the_adapter_is_named(root: Path, fold
     request = safelight.Request("a red apple", str(path), seed=3, steps=1, width=64, height=64)
     with pytest.raises(InputError, match=r"the token [0-9]+, and embed.weight of its text encoder has 1 rows"):
         next(safelight.open_engine(root).generate(request))
+
+
+def test_the_text_encoder_of_another_model_leaves_the_text_conditioner(
+    root: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The text conditioner was trained with the transformer, and is in its file."""
+    library = Catalog.under(root).library
+    library.add(anima.write_folder(tmp_path / "other", SEED + 1), "other")
+    before = library.add(folder, "own")
+    after = library.set_choices("own", parts=[(Purpose.TEXT_ENCODER, "other")])
+    same = {
+        role: before.manifest.component(role).digest == after.manifest.component(role).digest for role in ANIMA.roles
+    }
+    assert same == {"text_encoder": False, "text_conditioner": True, "transformer": True, "vae": True}

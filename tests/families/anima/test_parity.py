@@ -13,6 +13,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.modular_pipelines.anima.encoders import encode_vae_image
 from PIL import Image
 from support import anima
 from support.scale import thinned
@@ -242,3 +243,23 @@ def test_a_run_leaves_the_skeletons_as_they_were(shared_engine: LocalEngine, fol
 def test_an_image_may_be_larger_than_the_published_settings_say(shared_engine: LocalEngine, folder: Path) -> None:
     """diffusers' model has positions for 2,048 pixels; the published settings name 1,920."""
     assert len(ours(shared_engine, folder, width=2064, height=16, steps=1)) == 2064 * 16 * 3
+
+
+def test_texts_with_the_same_tokens_of_t5_have_keys_of_their_own() -> None:
+    """T5's tokenizer joins spaces, and Qwen3's does not: the text conditioner reads other states then."""
+    model, pairs = family_model(ANIMA), [PromptText("prompt", text) for text in ("a red apple", "a  red apple")]
+    one, other = model.text_inputs(ANIMA, "text_conditioner", ask(Path("m")), pairs, {}).each.values()
+    assert one.value == other.value
+    assert one.key != other.key
+
+
+def test_a_picture_s_latents_are_those_of_diffusers_to_the_last_bit(picture: Path, pipe: Any) -> None:
+    """Anima's pipeline divides by the deviation. Others multiply by its inverse, which pixels do not always show."""
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        [found] = family_model(ANIMA).encode_picture(
+            ANIMA.latents, pipe.vae, Image.open(picture), None, torch.device("cpu"), 0
+        )
+        shown = pipe.image_processor.preprocess(Image.open(picture))
+        args = (shown, pipe.vae, torch.Generator(), torch.device("cpu"), torch.float32)
+        assert torch.equal(found.distribution.mode(), encode_vae_image(*args).squeeze(2))
