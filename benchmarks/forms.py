@@ -45,6 +45,7 @@ from memory import Peak
 
 from safelight.families.components import Config
 from safelight.files.blocks import BLOCKS
+from safelight.files.header import Packing
 from safelight.request.schema import Request
 from safelight.weights.block_decoding import dequantise
 from safelight.weights.file_names import in_original_names
@@ -123,10 +124,11 @@ def decode(small: bool) -> list[dict[str, Any]]:
             block = BLOCKS[form]
             raw = random_blocks(form, numbers // block.elements, np.random.default_rng(1))
             theirs: Any = utils.dequantize_functions.get(kind_of(form))
-            scale = None
+            packing = None
         else:
-            raw, theirs, scale = np.random.default_rng(1).integers(0, 120, (numbers, 1), dtype=np.uint8), None, 0.5
-        tensor = ManifestTensor("w", form, (numbers,), Path(), 0, raw.nbytes, False, "", scale=scale)
+            packing = Packing(scale=0.5)
+            raw, theirs = np.random.default_rng(1).integers(0, 120, (numbers, 1), dtype=np.uint8), None
+        tensor = ManifestTensor("w", form, (numbers,), Path(), 0, raw.nbytes, False, "", packing=packing)
         data = torch.from_numpy(raw)
         moved = raw.nbytes + 2 * numbers
         row: dict[str, Any] = {"form": form}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from support import adapters, checkpoints, gguf_files
 from support.compact_files import FP8, SCALED, Tensors, write_compact
 from support.families import TinyFamily, tiny_families
+from support.packed_files import LISTED, PACKERS
 from support.scale import thinned
 
 import safelight
@@ -32,8 +34,11 @@ SEED = 5
 if not {"z-image", "flux", "qwen-image", "krea-2"} <= set(tiny_families()):
     pytest.skip("the installed libraries lack some of these models", allow_module_level=True)
 
-FORMS = ("Q4_K", "Q8_0", "scaled fp8, older names", "fp8 e4m3", *BLOCKS, *FP8, *SCALED, "F16")
-FIRST = ("z-image", "flux", "qwen-image", "krea-2")
+FORMS = (
+    *("Q4_K", "Q8_0", "scaled fp8, older names", "fp8 e4m3", "nf4, nested", "int8, rotated", "nvfp4", "mxfp8"),
+    *(*BLOCKS, *FP8, *SCALED, *PACKERS, "F16"),
+)
+FIRST = ("z-image", "flux", "qwen-image", "krea-2", "flux", "z-image", "qwen-image", "krea-2")
 CASES = [
     (form, label)
     for number, form in enumerate(dict.fromkeys(FORMS))
@@ -44,6 +49,7 @@ CASES = [
 CASES.sort(key=lambda case: case not in list(zip(FORMS, FIRST, strict=False)))
 
 NAMES = {"F16": "fp16", "fp8 e5m2": "fp8_e5m2", **{form: form.lower() for form in BLOCKS}}
+NAMES |= {form: LISTED.get(form, re.split("[ ,]", form)[0]) for form in PACKERS}
 """What `models list` calls a form."""
 
 
@@ -84,7 +90,7 @@ def resident_bytes(engine: Any) -> int:
     return sum(one["nbytes"] for one in place["resident"])
 
 
-@pytest.mark.parametrize(("form", "label"), thinned(CASES, 2, unpack=True))
+@pytest.mark.parametrize(("form", "label"), thinned(CASES, 6, unpack=True))
 def test_quant_03_and_05_pixels_are_those_of_the_numbers(
     form: str, label: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +122,10 @@ def test_quant_03_and_05_pixels_are_those_of_the_numbers(
     assert next(little.generate(request)).pixels_sha256 == right
 
 
-@pytest.fixture(params=thinned(["Q4_K", SCALED[0], *FP8, SCALED[1], *(form for form in BLOCKS if form != "Q4_K")]))
+OTHERS = [form for form in BLOCKS if form != "Q4_K"]
+
+
+@pytest.fixture(params=thinned(["Q4_K", *PACKERS, SCALED[0], *FP8, SCALED[1], *OTHERS], 3))
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     """Return a quantised checkpoint of Stable Diffusion and one with the same numbers in fp32, each in one file.
 
@@ -284,11 +293,10 @@ def json_bytes(form: str) -> torch.Tensor:
 FAULTS: dict[str, Callable[[dict[str, torch.Tensor], str], object]] = {
     "scale_weight is nan": change(scale_weight=torch.tensor(float("nan"))),
     "scale_weight is 0.0; a scale is positive": change(scale_weight=torch.zeros(())),
-    "a scale of one number for each row": change(scale_weight=torch.ones(64, 1)),
-    "SelfAttention.q.weight is U8; BF16": change(
+    "needs 512 bytes of F8_E4M3 or U8": change(
         weight=torch.zeros(64, 16, dtype=torch.uint8), weight_scale_2=torch.ones(())
     ),
-    "a scale of mxfp8 or nvfp4": change(scale_weight=torch.ones(4, 2)),
+    "One scale for .*SelfAttention.q.weight, for each row, or for each 128": change(scale_weight=torch.ones(4, 2)),
     "has two scales": change(weight_scale=torch.ones(())),
     "says 'nvfp4', and the weight is F8_E4M3": change(comfy_quant=json_bytes("nvfp4")),
     "comfy_quant is no JSON": change(comfy_quant=torch.zeros(3, dtype=torch.uint8)),

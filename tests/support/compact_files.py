@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from support import gguf_files
+from support.packed_files import PACKERS, pack
 
 from safelight.files.blocks import BLOCKS
 
@@ -29,6 +30,8 @@ def write_compact(path: Path, tensors: Tensors, form: str) -> tuple[Path, Tensor
         stored = {name: gguf_files.stored(form, tensor, generator) for name, tensor in tensors.items()}
         gguf_files.write(path.with_suffix(".gguf"), stored)
         return path.with_suffix(".gguf"), {name: gguf_files.dequantized(one) for name, one in stored.items()}
+    if form in PACKERS:
+        return _write_packed(path, tensors, form)
     scaled, newer = form in SCALED, form == SCALED[1]
     dtype = FP8.get(form, torch.float8_e4m3fn)
     written: dict[str, torch.Tensor] = {}
@@ -50,5 +53,19 @@ def write_compact(path: Path, tensors: Tensors, form: str) -> tuple[Path, Tensor
     if scaled and not newer:
         prefix = next(iter(tensors)).partition("diffusion_model.")
         written[f"{prefix[0]}{prefix[1]}scaled_fp8" if prefix[1] else "scaled_fp8"] = torch.zeros(2).to(dtype)
+    save_file(written, path)
+    return path, numbers
+
+
+def _write_packed(path: Path, tensors: Tensors, form: str) -> tuple[Path, Tensors]:
+    written: dict[str, torch.Tensor] = {}
+    numbers: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        packed = pack(name, tensor, form)
+        if packed is None:
+            written[name] = numbers[name] = tensor.float()
+        else:
+            written |= packed[0]
+            numbers[name] = packed[1]
     save_file(written, path)
     return path, numbers

@@ -16,6 +16,7 @@ from support.gguf_files import kind_of, random_blocks
 from safelight.devices import transfer
 from safelight.devices.transfer import Read, read_all
 from safelight.files.blocks import BLOCKS
+from safelight.files.header import Packing
 from safelight.weights.block_decoding import decode, decoding_of
 
 WRITTEN_BY_GGML = Path(__file__).parents[1] / "data/ggml_blocks.json"
@@ -107,6 +108,7 @@ def test_fp8(name: str, dtype: torch.dtype, scale: float | None, tmp_path: Path)
     path.write_bytes(stored.view(torch.uint8).numpy().tobytes())
     target = torch.empty(7, 900, dtype=torch.bfloat16)
     sum_of_file = transfer.checksum_of(stored.view(torch.uint8))
-    read_all([Read("w", path, 0, 6300, name, False, sum_of_file, target, blocks=decoding_of(name, scale))], 1)
+    blocks = decoding_of(name, None if scale is None else Packing(scale=scale))
+    read_all([Read("w", path, 0, 6300, name, False, sum_of_file, target, blocks=blocks)], 1)
     right = stored.float() if scale is None else stored.float() * torch.tensor(scale)
     assert torch.equal(target, right.bfloat16())

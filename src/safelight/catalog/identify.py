@@ -23,6 +23,7 @@ from safelight.files.blocks import BLOCKS
 from safelight.files.disk import open_regular
 from safelight.files.folder import Folder
 from safelight.files.header import MADE_FROM, Header
+from safelight.files.packing import PACKED, find_packed
 from safelight.weights import adapter_kinds, layout
 from safelight.weights.layout import CheckpointLayout
 
@@ -30,7 +31,7 @@ DENOISER = "denoiser"
 """The kind of rules for files that hold a denoiser and nothing else."""
 
 _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
-_COMPACT_NAMES = {"F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2", **{form: form.lower() for form in BLOCKS}}
+_COMPACT_NAMES = {"F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2", **{form: form.lower() for form in (*BLOCKS, *PACKED)}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,10 @@ def read_header(path: Path) -> Header:
     if start.startswith(gguf.MAGIC):
         return with_library_names(gguf.read_header(path))
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[8:9] != b"{":
-        return pickle.read_header(path)
+        return find_packed(pickle.read_header(path))
     if path.suffix in {".ckpt", ".pt", ".pth", ".bin"} and start[8:9] != b"{":
-        return pickle.read_header(path)
-    return safetensors.read_header(path)
+        return find_packed(pickle.read_header(path))
+    return find_packed(safetensors.read_header(path))
 
 
 def _dtype(infos: Mapping[str, str]) -> str:

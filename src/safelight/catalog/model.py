@@ -84,7 +84,7 @@ class Model:
             "format": self.format,
             "resolution": self.resolution,
             "sources": dict(self.sources),
-            "bytes": sum(t.nbytes for c in self.manifest.components for t in c.tensors),
+            "bytes": sum(t.stored_nbytes for c in self.manifest.components for t in c.tensors),
         }
 
 
@@ -128,5 +128,5 @@ class Adapter:
             "origin": self.origin,
             "rule": self.rule,
             "format": self.format,
-            "bytes": sum(tensor.nbytes for tensor in self.component.tensors),
+            "bytes": sum(tensor.stored_nbytes for tensor in self.component.tensors),
         }

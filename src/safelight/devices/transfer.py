@@ -11,11 +11,11 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 import xxhash
@@ -25,6 +25,7 @@ from safelight.devices.base import Device, Fence
 from safelight.devices.verification import Verification
 from safelight.errors import IntegrityError, TransferError
 from safelight.files.disk import open_regular
+from safelight.files.header import Beside
 from safelight.logs import Log
 
 if TYPE_CHECKING:
@@ -70,17 +71,30 @@ _CHANGED_REMEDY = (
 )
 
 
+class Decode(Protocol):
+    """Dequantises blocks."""
+
+    def __call__(self, raw: torch.Tensor, out: torch.Tensor, first: int, beside: torch.Tensor, /) -> None:
+        """Dequantise blocks.
+
+        ``raw``: their bytes, uint8, flat.
+        ``out``: where to write their numbers, fp32, flat.
+        ``first``: the number of the first of them within the tensor.
+        ``beside``: the bytes of the tensors beside, uint8, flat.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """A form in which several numbers share a block of bytes.
 
     ``elements``, ``nbytes``: of a block.
-    ``decode``: dequantises blocks. It takes their bytes (uint8) and where to write their numbers (fp32), both flat.
     """
 
     elements: int
     nbytes: int
-    decode: Callable[[torch.Tensor, torch.Tensor], None]
+    decode: Decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +107,7 @@ class Read:
     ``hash_result``: whether to hash the target's final bytes too.
     ``swap_halves``: the file stores the second half of the rows before the first.
     ``blocks``: how to dequantise the bytes; None for a plain dtype.
+    ``beside``: the tensors that ``blocks`` needs. Without ``blocks``, the target has their bytes at its end.
     """
 
     name: str
@@ -106,6 +121,7 @@ class Read:
     hash_result: bool = True
     swap_halves: bool = False
     blocks: Blocks | None = None
+    beside: tuple[Beside, ...] = ()
 
 
 class _Staging(threading.local):
@@ -132,7 +148,7 @@ def read_all(reads: Sequence[Read], threads: int, background: bool = False) -> l
     """
     with contextlib.ExitStack() as stack:
         opened: dict[Path, int] = {}
-        for path in {read.path for read in reads}:
+        for path in {read.path for read in reads} | {one.path for read in reads for one in read.beside}:
             opened[path], _ = open_regular(path)
             stack.callback(os.close, opened[path])
         if not background and (threads == 1 or len(reads) == 1):
@@ -179,17 +195,18 @@ def _shares(reads: Sequence[Read], count: int) -> list[list[Read]]:
 
 def _run(reads: Iterable[Read], opened: dict[Path, int]) -> list[str]:
     with torch.inference_mode():
-        return [_read(read, opened[read.path]) for read in reads]
+        return [_read(read, opened) for read in reads]
 
 
-def _read(read: Read, descriptor: int) -> str:
-    goal, blocks = read.target.dtype, read.blocks
+def _read(read: Read, opened: Mapping[Path, int]) -> str:
+    goal, blocks, descriptor = read.target.dtype, read.blocks, opened[read.path]
     elements, nbytes = (1, DTYPES[read.dtype].itemsize) if blocks is None else (blocks.elements, blocks.nbytes)
     in_order = not read.transpose and not read.swap_halves
     flat = read.target.view(-1) if in_order else torch.empty(read.target.numel(), dtype=goal, device="cpu")
     arrived, produced = xxhash.xxh3_128(), xxhash.xxh3_128()
     direct = blocks is None and DTYPES[read.dtype] == goal
-    most = min(CHUNK_ELEMENTS // elements, _staging.raw.numel() // nbytes) * nbytes
+    beside = _read_beside(read, flat, opened)
+    most = max(1, min(CHUNK_ELEMENTS // elements, _staging.raw.numel() // nbytes)) * nbytes
     for done in range(0, read.nbytes, most):
         size = min(most, read.nbytes - done)
         target = flat[done // nbytes * elements : (done + size) // nbytes * elements]
@@ -201,7 +218,7 @@ def _read(read: Read, descriptor: int) -> str:
             if blocks is None:
                 _cast(chunk.view(DTYPES[read.dtype]), target)
             else:
-                _dequantise(blocks, chunk, target)
+                _dequantise(blocks, chunk, target, done // nbytes, beside)
             if read.hash_result:
                 produced.update(_bytes_of(target.view(torch.uint8)))
     digest = arrived.hexdigest()
@@ -211,7 +228,27 @@ def _read(read: Read, descriptor: int) -> str:
         ordered = flat.view(read.target.shape[::-1]).t() if read.transpose else flat.roll(flat.numel() // 2)
         read.target.copy_(ordered.view(read.target.shape) if read.swap_halves else ordered)
         return checksum_of(read.target) if read.hash_result else ""
+    if read.beside and direct:
+        arrived.update(_bytes_of(beside))
+        return arrived.hexdigest()
     return digest if direct else produced.hexdigest()
+
+
+def _read_beside(read: Read, flat: torch.Tensor, opened: Mapping[Path, int]) -> torch.Tensor:
+    """Return the bytes of the tensors beside, verified.
+
+    ``flat``: the target. Without blocks, it has them at its end.
+    """
+    total = sum(one.nbytes for one in read.beside)
+    whole = torch.empty(total, dtype=torch.uint8, device="cpu") if read.blocks is not None else flat[read.nbytes :]
+    at = 0
+    for one in read.beside:
+        view = _bytes_of(whole[at : at + one.nbytes])
+        _fill(one, opened[one.path], view, one.offset)
+        if xxhash.xxh3_128(view).hexdigest() != one.xxh3:
+            raise IntegrityError(one.path, one.name, "its bytes differ from the manifest", _CHANGED_REMEDY)
+        at += one.nbytes
+    return whole
 
 
 def checksum_of(tensor: torch.Tensor) -> str:
@@ -226,7 +263,7 @@ def _bytes_of(chunk: torch.Tensor) -> memoryview:
     return memoryview(cast("Buffer", chunk.numpy()))
 
 
-def _fill(read: Read, descriptor: int, view: memoryview, offset: int) -> None:
+def _fill(read: Read | Beside, descriptor: int, view: memoryview, offset: int) -> None:
     while view:
         got = os.preadv(descriptor, [view], offset)
         if got == 0:
@@ -234,13 +271,13 @@ def _fill(read: Read, descriptor: int, view: memoryview, offset: int) -> None:
         view, offset = view[got:], offset + got
 
 
-def _dequantise(blocks: Blocks, chunk: torch.Tensor, target: torch.Tensor) -> None:
+def _dequantise(blocks: Blocks, chunk: torch.Tensor, target: torch.Tensor, first: int, beside: torch.Tensor) -> None:
     """Compute in fp32, and round once to the target's dtype."""
     if target.dtype == torch.float32:
-        blocks.decode(chunk, target)
+        blocks.decode(chunk, target, first, beside)
         return
     wide = _staging.wide[: target.numel()]
-    blocks.decode(chunk, wide)
+    blocks.decode(chunk, wide, first, beside)
     target.copy_(wide)
 
 

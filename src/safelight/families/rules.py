@@ -72,10 +72,6 @@ NOT_SUPPORTED = (
         r".*\.(proj_down|lora_down|smooth_factor|smooth)$",
     ),
     rule("checkpoint", "awq-or-gptq", "packed weights with zeros are AWQ's or GPTQ's", r".*\.qweight$", r".*\.qzeros$"),
-    rule(
-        "checkpoint", "bitsandbytes", "weights with absmax are bitsandbytes' nf4, fp4 or int8", r".*\.weight\.absmax$"
-    ),
-    rule("checkpoint", "bitsandbytes", "weights with SCB are bitsandbytes' int8", r".*\.SCB$"),
     rule("checkpoint", "sdnq", "weights with zero points are SDNQ's", r".*\.(zero_point|svd_up)$"),
     rule("checkpoint", "sd3", "joint blocks are Stable Diffusion 3's", r".*joint_blocks\.0\."),
     rule(

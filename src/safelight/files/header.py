@@ -35,12 +35,59 @@ ITEM_BYTES: Mapping[str, int] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """A tensor that a packed one needs.
+
+    ``kind``: what it has, one of the names in :mod:`safelight.weights.packed_decoding`.
+    ``offset``, ``nbytes``: the range of bytes in ``path``.
+    ``xxh3``: the XXH3-128 of those bytes, in hex; "" before they are read.
+    """
+
+    kind: str
+    name: str
+    dtype: str
+    path: Path
+    offset: int
+    nbytes: int
+    xxh3: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How the numbers of a tensor follow from what the file stores.
+
+    ``elements``: of a block, which is dequantised as a whole.
+    ``scale``: all numbers are multiplied by it; None if there is no such scale.
+    ``beside``: the tensors with other scales.
+    ``group``: how many numbers share a scale, or are rotated together; 0 if none do.
+    ``nested``: how many scales share a scale of their own; 0 if none do.
+    ``offset``: is added to the scales that have scales of their own.
+    ``first``: the first of the blocks that have scales, for a tensor that is a part of the one in the file.
+    """
+
+    elements: int = 1
+    scale: float | None = None
+    beside: tuple[Beside, ...] = ()
+    group: int = 0
+    nested: int = 0
+    offset: float = 0.0
+    first: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors beside."""
+        return sum(one.nbytes for one in self.beside)
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a file.
 
+    ``dtype``: by safetensors' or ggml's name, or one of :data:`safelight.files.packing.PACKED`.
     ``offset``: bytes from the start of ``path``.
-    ``nbytes``: size in bytes.
+    ``nbytes``: size in bytes, without the tensors beside.
     ``strides``: in elements; None for a contiguous tensor. Only pickles have tensors that are not contiguous.
+    ``packing``: None if the dtype says all.
     """
 
     name: str
@@ -50,6 +97,7 @@ class TensorInfo:
     offset: int
     nbytes: int
     strides: tuple[int, ...] | None = None
+    packing: Packing | None = None
 
     @property
     def elements(self) -> int:
@@ -67,7 +115,8 @@ class Header:
 
     @property
     def nbytes(self) -> int:
-        return sum(info.nbytes for info in self.tensors.values())
+        beside = sum(info.packing.nbytes for info in self.tensors.values() if info.packing is not None)
+        return beside + sum(info.nbytes for info in self.tensors.values())
 
 
 def refuse_known_strangers(path: Path, start: bytes, size: int) -> None:

@@ -14,9 +14,12 @@ from functools import lru_cache, partial
 
 import torch
 
-from safelight.devices.transfer import CHUNK_ELEMENTS, DTYPES, Blocks
+from safelight.devices.transfer import CHUNK_ELEMENTS, DTYPES, Blocks, Decode
 from safelight.files.blocks import BLOCKS
+from safelight.files.header import Packing
+from safelight.files.packing import PACKED
 from safelight.weights.manifest import ManifestTensor
+from safelight.weights.packed_decoding import PackedDecoder, fp8_e4m3, fp8_e5m2
 
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 
@@ -36,50 +39,48 @@ def decode(form: str, raw: torch.Tensor, out: torch.Tensor) -> None:
 
 
 @lru_cache(maxsize=4096)
-def decoding_of(form: str, scale: float | None) -> Blocks | None:
-    """Return how to dequantise the numbers of a form; None for a dtype of 16 bits or more without a scale."""
-    if form in BLOCKS:
-        return Blocks(BLOCKS[form].elements, BLOCKS[form].nbytes, partial(decode, form))
-    if form in _FP8:
-        return Blocks(1, 1, partial(_FP8[form], 1.0 if scale is None else scale))
-    return None if scale is None else Blocks(1, DTYPES[form].itemsize, partial(_multiply, DTYPES[form], scale))
+def decoding_of(form: str, packing: Packing | None, nbytes: int = 0, elements: int = 0) -> Blocks | None:
+    """Return how to dequantise a tensor; None for a dtype of 16 bits or more without a scale.
 
-
-def _fp8_e5m2(scale: float, raw: torch.Tensor, out: torch.Tensor) -> None:
-    """These are the upper bytes of fp16 numbers. torch's own conversion is slower."""
-    out.copy_((raw.to(torch.int16) << 8).view(torch.float16))
-    if scale != 1:
-        out.mul_(scale)
-
-
-def _fp8_e4m3(scale: float, raw: torch.Tensor, out: torch.Tensor) -> None:
-    """With the bits at the places of fp16's, each number is 256 times too small, because the exponents' biases differ.
-
-    There is no NaN: files with one are refused. torch's own conversion is slower.
+    ``form``, ``packing``, ``nbytes``, ``elements``: of the tensor. The last two only count if it has tensors beside it.
     """
-    words = raw.to(torch.int16)
-    out.copy_((((words & 0x80) << 8) | ((words & 0x7F) << 7)).view(torch.float16))
-    # A power of two is exact, so both factors round once.
-    out.mul_(256 * scale)
+    if form in BLOCKS:
+        return Blocks(BLOCKS[form].elements, BLOCKS[form].nbytes, _alone(partial(decode, form)))
+    scale = None if packing is None else packing.scale
+    if packing is not None and (packing.beside or packing.group or form in PACKED):
+        return Blocks(packing.elements, nbytes * packing.elements // elements, PackedDecoder(form, packing))
+    if form in _FP8:
+        return Blocks(1, 1, _alone(partial(_FP8[form], scale=1.0 if scale is None else scale)))
+    return None if scale is None else Blocks(1, DTYPES[form].itemsize, _alone(partial(_multiply, DTYPES[form], scale)))
 
 
-_FP8 = {"F8_E4M3": _fp8_e4m3, "F8_E5M2": _fp8_e5m2}
+def _alone(decoder: Decoder) -> Decode:
+    """Return the function for blocks that need no tensors beside them, wherever they are."""
+
+    def decode(raw: torch.Tensor, out: torch.Tensor, first: int, beside: torch.Tensor) -> None:
+        del first, beside
+        decoder(raw, out)
+
+    return decode
+
+
+_FP8 = {"F8_E4M3": fp8_e4m3, "F8_E5M2": fp8_e5m2}
 
 
 def dequantise(tensor: ManifestTensor, raw: torch.Tensor, out: torch.Tensor) -> None:
     """Dequantise a tensor. The numbers are computed in fp32 and rounded once to the dtype of ``out``.
 
-    ``raw``: its bytes as the file stores them, uint8, one axis.
+    ``raw``: its bytes as the file stores them, followed by those of the tensors beside it; uint8, one axis.
     ``out``: contiguous, on the same device; it is written.
     """
-    decoding = decoding_of(tensor.dtype, tensor.scale)
+    decoding = decoding_of(tensor.dtype, tensor.packing, tensor.nbytes, out.numel())
     if decoding is None:
         out.copy_(raw.view(DTYPES[tensor.dtype]).view(tensor.shape))
         return
-    flat, total = out.view(-1), tensor.nbytes // decoding.nbytes
+    flat, total, beside = out.view(-1), tensor.nbytes // decoding.nbytes, raw[tensor.nbytes :]
     threads = torch.get_num_threads()
     if raw.device.type != "cpu" or threads == 1:
-        _dequantise_range(decoding, raw, flat, 0, total)
+        _dequantise_range(decoding, raw, beside, flat, 0, total)
         return
     # Each thread computes alone with chunks that its core's cache holds. torch's own threads would share each of the
     # many small operations, which is slower (docs/speed.md).
@@ -87,7 +88,7 @@ def dequantise(tensor: ManifestTensor, raw: torch.Tensor, out: torch.Tensor) -> 
     parts = [(first, min(first + share, total)) for first in range(0, total, share)]
     pool = _pool(os.getpid(), threads)
     try:
-        for done in [pool.submit(_dequantise_range, decoding, raw, flat, *part) for part in parts]:
+        for done in [pool.submit(_dequantise_range, decoding, raw, beside, flat, *part) for part in parts]:
             done.result()
     finally:
         # A thread of the pool sets the number of threads also for all threads that begin later. Set it back.
@@ -102,7 +103,9 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 
 @torch.inference_mode()
-def _dequantise_range(decoding: Blocks, raw: torch.Tensor, flat: torch.Tensor, first: int, end: int) -> None:
+def _dequantise_range(
+    decoding: Blocks, raw: torch.Tensor, beside: torch.Tensor, flat: torch.Tensor, first: int, end: int
+) -> None:
     """Dequantise the blocks from ``first`` to before ``end``, a chunk at a time."""
     elements, nbytes = decoding.elements, decoding.nbytes
     # fp8 needs temporary memory as large as the chunk. The system takes large temporary memory back after each use, and
@@ -112,7 +115,7 @@ def _dequantise_range(decoding: Blocks, raw: torch.Tensor, flat: torch.Tensor, f
     for at in range(first, end, blocks):
         to = min(at + blocks, end)
         target = flat[at * elements : to * elements]
-        decoding.decode(raw[at * nbytes : to * nbytes], wide[: target.numel()])
+        decoding.decode(raw[at * nbytes : to * nbytes], wide[: target.numel()], at, beside)
         target.copy_(wide[: target.numel()])
 
 

@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from safelight.errors import CorruptFileError
 from safelight.files.blocks import BLOCKS
-from safelight.files.header import ITEM_BYTES
+from safelight.files.header import ITEM_BYTES, Beside
 from safelight.weights.layout import TensorLocation
 
 CHUNK_BYTES = 8 << 20
@@ -28,9 +28,12 @@ _WORDS = {
     "F64": ("u8", 0x7FF0000000000000, 0x7FF0000000000000),
     "F8_E5M2": ("u1", 0x7C, 0x7C),
     "F8_E4M3": ("u1", 0x7F, 0x7F),
+    "MXFP8": ("u1", 0x7F, 0x7F),
+    "F8_E8M0": ("u1", 0xFF, 0xFF),
 }
 """For each float dtype: NumPy's unsigned integer of the same width, a mask, and the least masked word that is infinity
-or NaN. In these, all exponent bits are set. F8_E4M3 has no infinity; all bits besides the sign are set in its NaN."""
+or NaN. In these, all exponent bits are set. F8_E4M3, which MXFP8's numbers are, has no infinity; all bits besides the
+sign are set in its NaN. F8_E8M0 is an exponent."""
 
 
 class TensorDigester:
@@ -53,7 +56,7 @@ class TensorDigester:
         self.blake3.update(f"{location.name}\0{location.dtype}\0{','.join(map(str, location.shape))}\0".encode())
         fast = xxhash.xxh3_128()
         block = BLOCKS.get(location.dtype)
-        # A chunk holds whole elements, or whole blocks of them. A tensor in another layout is one chunk, because it
+        # A chunk holds whole numbers, or whole blocks of them. A tensor in another layout is one chunk, because it
         # moves as a whole.
         chunk = CHUNK_BYTES if block is None else CHUNK_BYTES // block.nbytes * block.nbytes
         if location.transpose or location.swap_halves:
@@ -72,6 +75,20 @@ class TensorDigester:
             if self._progress is not None:
                 self._progress(len(data))
         return fast.hexdigest()
+
+    def beside(self, descriptor: int, tensor: Beside) -> str:
+        """Return the XXH3-128 (hex) of a tensor beside a packed one, and update the BLAKE3.
+
+        Raises CorruptFileError if the file is too short, or the tensor holds NaN or infinity.
+        """
+        data = read_exactly(descriptor, tensor.path, tensor.name, tensor.offset, tensor.nbytes)
+        if not _are_finite(data, tensor.dtype):
+            raise CorruptFileError(tensor.path, f"tensor {tensor.name} holds NaN or infinity")
+        self.blake3.update(f"{tensor.kind}\0{tensor.dtype}\0".encode())
+        self.blake3.update(data)
+        if self._progress is not None:
+            self._progress(len(data))
+        return xxhash.xxh3_128(data).hexdigest()
 
 
 def _are_finite(data: bytes, form: str) -> bool:

@@ -18,14 +18,14 @@ from safelight.families.family import Family
 from safelight.families.tables import NotThisArchitecture, TensorRow, TensorSource
 from safelight.families.tokenizer_file import TokenizerFile
 from safelight.files.blocks import BLOCKS
-from safelight.files.header import Header, TensorInfo
+from safelight.files.header import Header, Packing, TensorInfo
+from safelight.files.packing import FP8, PACKED
 from safelight.request.adapters import Purpose
-from safelight.weights.scaled_fp8 import NO_SCALING, Scaling, find_scaling, left_over_reason
 from safelight.weights.wrong_shapes import RecordedShapes, find_misleading
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
 
-READABLE = FLOATS | {"F8_E4M3", "F8_E5M2"} | BLOCKS.keys()
+READABLE = FLOATS | {*FP8, *PACKED} | BLOCKS.keys()
 """The forms of the tensors that components may have."""
 
 
@@ -38,7 +38,7 @@ class TensorLocation:
     ``transpose``: the file stores the matrix transposed.
     ``source``: the tensor's name in the file.
     ``swap_halves``: the file stores the second half of the rows before the first.
-    ``scaling``: the tensors that say by which number it is multiplied.
+    ``packing``: see :class:`TensorInfo`.
 
     For a pickle, the locations only serve to check that no tensor is missing; do not read bytes with them. Safelight
     reads the safetensors copy.
@@ -53,7 +53,7 @@ class TensorLocation:
     transpose: bool = False
     source: str = ""
     swap_halves: bool = False
-    scaling: Scaling = NO_SCALING
+    packing: Packing | None = None
 
     @property
     def label(self) -> str:
@@ -88,7 +88,8 @@ class ComponentLayout:
 
     @property
     def nbytes(self) -> int:
-        return sum(location.nbytes for location in self.tensors)
+        beside = sum(location.packing.nbytes for location in self.tensors if location.packing is not None)
+        return beside + sum(location.nbytes for location in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ def build(
     missing = [name for part in built for name in part.missing]
     mismatched = [name for part in built for name in part.mismatched]
     seen = {name for _, name in used}
-    left_over = {name: left_over_reason(name, family.left_over) for name in names if name not in seen}
+    left_over = {name: family.left_over(name) for name in names if name not in seen}
     unexpected = [name for name, why in left_over.items() if why is None]
     if missing or mismatched or unexpected:
         raise IncompleteModelError(path, what, missing, mismatched, unexpected)
@@ -208,9 +209,7 @@ def single_file_layout(
             built.append(_built(path, part.what, inner, infos))
     used = {name for one in built for _, name in one.used}
     reason = part.left_over or family.left_over
-    unexpected = [
-        info.name for info in infos.values() if info.name not in used and left_over_reason(info.name, reason) is None
-    ]
+    unexpected = [info.name for info in infos.values() if info.name not in used and reason(info.name) is None]
     missing = [name for one in built for name in one.missing]
     mismatched = [name for one in built for name in one.mismatched]
     if missing or mismatched or unexpected:
@@ -253,9 +252,7 @@ def _built(path: Path, what: str, part: Component, infos: Mapping[str, TensorInf
         elif (problem := _block_problem(row, source, info)) is not None:
             raise UnsupportedModelError(path, f"tensor {info.name} is {info.dtype}, and {problem}")
         else:
-            scaling = find_scaling(source.name, info, infos)
-            used.update((one.path, one.name) for one in scaling.all)
-            locations.append(replace(_location(row, source, info), scaling=scaling))
+            locations.append(_location(row, source, info))
     mismatched = _mismatched(part, wrong, shapes, infos) if wrong else ()
     missing = _missing(role, table, infos)
     component = ComponentLayout(role, config, tuple(locations), part.tokenizer, path if part.tokenizer else Path())
@@ -348,26 +345,44 @@ def _missing(
 
 def _block_problem(row: TensorRow, source: TensorSource, info: TensorInfo) -> str | None:
     """Return why the blocks of a tensor cannot be read as a row's tensor; None if they can."""
-    block = BLOCKS.get(info.dtype)
-    if block is None:
+    elements = _block_elements(info)
+    if elements == 1:
         return None
     if source.transpose:
         return "the module needs it transposed; blocks cannot be"
     first, total = source.part(row.shape[0]) if source.chunk is not None or source.rows is not None else (0, 1)
-    if math.prod(row.shape) % block.elements or first * info.elements // total % block.elements:
-        return f"the part that {row.name} needs does not begin and end with a block of {block.elements} numbers"
-    if source.swap_halves and math.prod(row.shape) // 2 % block.elements:
-        return f"half of it does not end with a block of {block.elements} numbers"
+    if math.prod(row.shape) % elements or first * info.elements // total % elements:
+        return f"the part that {row.name} needs does not begin and end with a block of {elements} numbers"
+    if source.swap_halves and math.prod(row.shape) // 2 % elements:
+        return f"half of it does not end with a block of {elements} numbers"
     return None
+
+
+def _block_elements(info: TensorInfo) -> int:
+    """Return how many numbers of a tensor belong together."""
+    if info.dtype in BLOCKS:
+        return BLOCKS[info.dtype].elements
+    return 1 if info.packing is None else info.packing.elements
 
 
 def _location(row: TensorRow, source: TensorSource, info: TensorInfo) -> TensorLocation:
     """Return where the bytes of a row's tensor are. Its shape fits."""
-    offset, nbytes = info.offset, info.nbytes
+    offset, nbytes, packing = info.offset, info.nbytes, info.packing
     if source.chunk is not None or source.rows is not None:
         first, total = source.part(row.shape[0])
         offset += first * nbytes // total
+        if packing is not None:
+            packing = replace(packing, first=first * info.elements // total // packing.elements)
         nbytes = row.shape[0] * nbytes // total
     return TensorLocation(
-        row.name, info.dtype, row.shape, info.path, offset, nbytes, source.transpose, info.name, source.swap_halves
+        row.name,
+        info.dtype,
+        row.shape,
+        info.path,
+        offset,
+        nbytes,
+        source.transpose,
+        info.name,
+        source.swap_halves,
+        packing,
     )

@@ -19,13 +19,13 @@ from safelight.families.components import Config
 from safelight.families.registry import architectures
 from safelight.families.tokenizer_file import TokenizerContent, read_file
 from safelight.files.disk import open_regular
-from safelight.files.header import TensorInfo
+from safelight.files.header import Beside, Packing
 from safelight.weights.adapter_mapping import AdapterConfig
-from safelight.weights.digest import TensorDigester, hash_bytes, hash_texts, read_exactly
-from safelight.weights.layout import FLOATS, ComponentLayout
-from safelight.weights.scaled_fp8 import scale_of
+from safelight.weights.digest import TensorDigester, hash_bytes, hash_texts
+from safelight.weights.layout import FLOATS, ComponentLayout, TensorLocation
 
-VERSION = 1
+VERSION = 2
+"""Version 2 has packings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class ManifestTensor:
     ``transpose``: the file stores the transposed matrix.
     ``xxh3``: the XXH3-128 of those bytes, in hex.
     ``swap_halves``: the file stores the second half of the rows before the first.
-    ``scale``: the number by which the stored numbers are multiplied; None if there is none.
+    ``packing``: see :class:`safelight.files.header.Packing`; None if the dtype says all.
     """
 
     name: str
@@ -76,12 +76,22 @@ class ManifestTensor:
     transpose: bool
     xxh3: str
     swap_halves: bool = False
-    scale: float | None = None
+    packing: Packing | None = None
 
     @property
     def is_compact(self) -> bool:
         """Whether the file stores the tensor quantised."""
-        return self.dtype not in FLOATS or self.scale is not None
+        return self.dtype not in FLOATS or self.packing is not None
+
+    @property
+    def beside(self) -> tuple[Beside, ...]:
+        """The tensors with its scales."""
+        return () if self.packing is None else self.packing.beside
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of the tensor and those beside it."""
+        return self.nbytes + sum(one.nbytes for one in self.beside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +159,17 @@ class Manifest:
 
 def relocate(manifest: Manifest, path: Path) -> Manifest:
     """Return the manifest of a single file after that file was renamed to ``path``."""
-    components = tuple(replace(c, tensors=tuple(replace(t, path=path) for t in c.tensors)) for c in manifest.components)
+    components = tuple(replace(c, tensors=tuple(_moved(t, path) for t in c.tensors)) for c in manifest.components)
     tokenizers = {component.tokenizer.path for component in components if component.tokenizer is not None}
     beside = (stamp for stamp in manifest.files if stamp.path in tokenizers)
     return Manifest(components, (FileStamp.of(path), *beside), manifest.digest)
+
+
+def _moved(tensor: ManifestTensor, path: Path) -> ManifestTensor:
+    packing = tensor.packing
+    if packing is not None:
+        packing = replace(packing, beside=tuple(replace(one, path=path) for one in packing.beside))
+    return replace(tensor, path=path, packing=packing)
 
 
 def hash_components(
@@ -168,7 +185,9 @@ def hash_components(
     Raises CorruptFileError if a file is cut off, holds NaN or infinity, or changes while it is read.
     Raises UnsupportedModelError if a tokenizer is not there or cannot be used.
     """
-    paths = sorted({tensor.path for component in components for tensor in component.tensors})
+    tensors = [tensor for component in components for tensor in component.tensors]
+    beside = (one.path for tensor in tensors if tensor.packing is not None for one in tensor.packing.beside)
+    paths = sorted({*(tensor.path for tensor in tensors), *beside})
     tokenizers = dict.fromkeys(path for one in components if (path := one.tokenizer_path()) is not None)
     before = tuple(FileStamp.of(path) for path in (*paths, *tokenizers, *watched))
     opened: dict[Path, int] = {}
@@ -201,10 +220,7 @@ def _hash_component(
     if (path := component.tokenizer_path()) is not None:
         tokenizer = ManifestTokenizer(path, hash_bytes(read_file(path)))
         digester.blake3.update(f"tokenizer {tokenizer.digest}".encode())
-    scales = [scale_of(location.scaling, location.dtype, _read_tensor) for location in component.tensors]
-    for p, scale in zip(component.tensors, scales, strict=True):
-        if scale is not None:
-            digester.blake3.update(f"scale {p.name} {scale!r}".encode())
+    packings = [_hash_packing(location, opened, digester) for location in component.tensors]
     tensors = [
         ManifestTensor(
             p.name,
@@ -216,18 +232,27 @@ def _hash_component(
             p.transpose,
             digester.tensor(opened[p.path], p),
             p.swap_halves,
-            scale,
+            packing,
         )
-        for p, scale in zip(component.tensors, scales, strict=True)
+        for p, packing in zip(component.tensors, packings, strict=True)
     ]
     digest = digester.blake3.hexdigest()
     return ComponentManifest(component.role, component.config, tuple(tensors), digest, tokenizer=tokenizer)
 
 
-def _read_tensor(info: TensorInfo) -> bytes:
-    descriptor, _ = open_regular(info.path)
-    with open(descriptor, "rb") as file:
-        return read_exactly(file.fileno(), info.path, info.name, info.offset, info.nbytes)
+def _hash_packing(place: TensorLocation, opened: Mapping[Path, int], digester: TensorDigester) -> Packing | None:
+    """Return a tensor's packing with the hashes of the tensors beside it, and digest it."""
+    packing = place.packing
+    if packing is None:
+        return None
+    if packing.scale is not None:
+        digester.blake3.update(f"scale {place.name} {packing.scale!r}".encode())
+    if not packing.beside and not packing.group:
+        return packing
+    settings = (packing.elements, packing.group, packing.nested, packing.offset, packing.first)
+    digester.blake3.update(f"packing {place.name} {settings!r}".encode())
+    beside = tuple(replace(one, xxh3=digester.beside(opened[one.path], one)) for one in packing.beside)
+    return replace(packing, beside=beside)
 
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
@@ -243,7 +268,7 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
                 "digest": c.digest,
                 "architecture": c.config.architecture,
                 "config": asdict(c.config),
-                "tensors": [_tensor_to_json(t, number[t.path]) for t in c.tensors],
+                "tensors": [_tensor_to_json(t, number) for t in c.tensors],
                 **({} if c.tokenizer is None else {"tokenizer": [number[c.tokenizer.path], c.tokenizer.digest]}),
             }
             for c in manifest.components
@@ -251,13 +276,17 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _tensor_to_json(tensor: ManifestTensor, file: int) -> list[Any]:
-    """Convert a tensor to a list. The items for swapped halves and a scale are left out where there are none."""
+def _tensor_to_json(tensor: ManifestTensor, file: Mapping[Path, int]) -> list[Any]:
+    """Convert a tensor to a list. The items for swapped halves and a packing are left out where there are none.
+
+    ``file``: the index of each file.
+    """
     t = tensor
-    values = [t.name, t.dtype, list(t.shape), file, t.offset, t.nbytes, t.transpose, t.xxh3]
-    if t.scale is not None:
-        return [*values, t.swap_halves, t.scale]
-    return [*values, True] if t.swap_halves else values
+    values = [t.name, t.dtype, list(t.shape), file[t.path], t.offset, t.nbytes, t.transpose, t.xxh3]
+    if t.packing is None:
+        return [*values, True] if t.swap_halves else values
+    beside = [[b.kind, b.name, b.dtype, file[b.path], b.offset, b.nbytes, b.xxh3] for b in t.packing.beside]
+    return [*values, t.swap_halves, {**asdict(t.packing), "beside": beside}]
 
 
 def from_json(source: Path, data: Any, folder: Path | None = None) -> Manifest:
@@ -291,9 +320,32 @@ def _read_stamp(root: Path, data: Any) -> FileStamp:
     return FileStamp(**{**data, "path": path}) if "size" in data else FileStamp.of(path)
 
 
+def _packing_from_json(data: Any, files: tuple[FileStamp, ...]) -> Packing:
+    """Read a packing. Version 1 of a manifest has only a scale."""
+    if isinstance(data, float):
+        return Packing(scale=data)
+    beside = tuple(
+        Beside(kind, name, dtype, files[at].path, offset, nbytes, xxh3)
+        for kind, name, dtype, at, offset, nbytes, xxh3 in data["beside"]
+    )
+    settings: dict[str, Any] = {**data, "beside": beside}
+    return Packing(**settings)
+
+
 def _component_from_json(data: Any, files: tuple[FileStamp, ...]) -> ComponentManifest:
     tensors = tuple(
-        ManifestTensor(name, dtype, tuple(shape), files[at].path, offset, nbytes, transpose, xxh3, *others)
+        ManifestTensor(
+            name,
+            dtype,
+            tuple(shape),
+            files[at].path,
+            offset,
+            nbytes,
+            transpose,
+            xxh3,
+            *others[:1],
+            packing=_packing_from_json(others[1], files) if len(others) > 1 else None,
+        )
         for name, dtype, shape, at, offset, nbytes, transpose, xxh3, *others in data["tensors"]
     )
     kind = data["architecture"]

@@ -14,9 +14,9 @@ from safelight.devices.transfer import DTYPES
 from safelight.files import gguf_writing
 from safelight.files.blocks import BLOCKS
 from safelight.files.header import ITEM_BYTES, TensorInfo
+from safelight.files.packing import FORM, FORMS_BY_DTYPE
 from safelight.weights.block_decoding import decode
 from safelight.weights.quantising import FP8, quantise_blocks, quantise_fp8
-from safelight.weights.scaled_fp8 import FORM, FORMS_BY_DTYPE
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from safelight.devices.base import aligned
-from safelight.devices.transfer import Read
+from safelight.devices.transfer import Blocks, Read
 from safelight.families.components import Config
 from safelight.weights.block_decoding import decoding_of
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
@@ -45,7 +45,7 @@ def bytes_needed(tensors: Iterable[ManifestTensor], dtypes: Iterable[torch.dtype
 
 
 def _nbytes(tensor: ManifestTensor, dtype: torch.dtype) -> int:
-    return tensor.nbytes if dtype == COMPACT else torch.Size(tensor.shape).numel() * dtype.itemsize
+    return tensor.stored_nbytes if dtype == COMPACT else torch.Size(tensor.shape).numel() * dtype.itemsize
 
 
 def views(
@@ -82,7 +82,12 @@ def reads(tensors: Iterable[ManifestTensor], targets: dict[str, torch.Tensor], h
             targets[t.name],
             hash_result,
             t.swap_halves,
-            None if targets[t.name].dtype == COMPACT else decoding_of(t.dtype, t.scale),
+            None if targets[t.name].dtype == COMPACT else _decoding_of(t),
+            t.beside,
         )
         for t in tensors
     ]
+
+
+def _decoding_of(tensor: ManifestTensor) -> Blocks | None:
+    return decoding_of(tensor.dtype, tensor.packing, tensor.nbytes, torch.Size(tensor.shape).numel())
