@@ -43,7 +43,13 @@ test: $(STAMP) ## what CI runs: lint, types and import rules beside the tests
 suite: $(STAMP) ## the tests alone, and the ten slowest of them
 	$(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof and not full" --durations=10 --no-header -q
 
-test-all: lint ## every case of every matrix, and longer sequences
+# The programs that wrote tests/data/packed_weights.json. They are large, so `make test` does without.
+WRITERS := .venv/.writers
+$(WRITERS): $(STAMP) constraints.txt
+	$(PY) -m pip --disable-pip-version-check install --quiet --no-deps -c constraints.txt bitsandbytes comfy-kitchen
+	touch $@
+
+test-all: lint $(WRITERS) ## every case of every matrix, and longer sequences
 	TEST_SCALE=all $(PY) -m pytest $(PLUGINS) -n 2 --dist worksteal -m "not proof" --durations=20 --no-header -q
 
 test-oldest: ## the core of the tests with the oldest versions that pyproject.toml allows, in .venv-oldest

@@ -116,11 +116,6 @@ KINDS = {
     "flux2": (["double_stream_modulation_img.lin.weight", "guidance_in.in_layer.weight"], "checkpoint"),
     "svdquant": (["blocks.0.qkv.qweight", "blocks.0.qkv.proj_down", "blocks.0.qkv.wscales"], "checkpoint"),
     "awq": (["model.layers.0.q_proj.qweight", "model.layers.0.q_proj.qzeros"], "checkpoint"),
-    "bitsandbytes nf4": (
-        ["double_blocks.0.img_mod.lin.weight", "double_blocks.0.img_mod.lin.weight.absmax"],
-        "checkpoint",
-    ),
-    "bitsandbytes int8": (["double_blocks.0.img_mod.lin.weight", "double_blocks.0.img_mod.lin.SCB"], "checkpoint"),
     "sdnq": (["layers.0.attention.to_q.weight", "layers.0.attention.to_q.zero_point"], "checkpoint"),
     "cosmos-predict2": (
         ["net.x_embedder.proj.1.weight", "net.blocks.0.adaln_modulation_cross_attn.1.weight"],

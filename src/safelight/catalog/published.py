@@ -12,14 +12,19 @@ from safelight.families.family import Family
 from safelight.families.registry import families
 from safelight.files.blocks import BLOCKS
 from safelight.files.header import ITEM_BYTES
+from safelight.files.packing import PACKED
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest, Manifest, ManifestTensor
 
 _DTYPE = "BF16"
 """The dtype in which these models are published."""
 
-FORMS = {"bf16": _DTYPE, "fp8": "F8_E4M3", **{form.lower(): form for form in BLOCKS}}
+FORMS = {"bf16": _DTYPE, "fp8": "F8_E4M3", **{form.lower(): form for form in (*BLOCKS, *PACKED)}}
 """The forms that a quantised file of them may have."""
+
+_BITS = {"INT8": 8, "MXFP8": 8.25, "NVFP4": 4.5, "NF4": 4.127, "FP4": 4.5}
+"""Bits of a number with its scales: one for each 32 numbers in mxfp8, for each 16 in nvfp4, for each 64 in nf4 and fp4.
+Those of nf4 have scales of their own, as most files have."""
 
 SHORT = {"q4": "q4_k", "q5": "q5_k", "q6": "q6_k", "q8": "q8_0"}
 """Short names of the forms that most people fetch."""
@@ -78,5 +83,8 @@ def _tensor(name: str, shape: tuple[int, ...], form: str) -> ManifestTensor:
     count, block = math.prod(shape), BLOCKS.get(form)
     if len(shape) < 2 or (block is not None and count % block.elements):
         form, block = _DTYPE, None
-    nbytes = count * ITEM_BYTES[form] if block is None else count // block.elements * block.nbytes
+    if block is not None:
+        nbytes = count // block.elements * block.nbytes
+    else:
+        nbytes = round(count * _BITS[form] / 8) if form in _BITS else count * ITEM_BYTES[form]
     return ManifestTensor(name, form, shape, Path(), 0, nbytes, False, "")

@@ -19,6 +19,7 @@ from safelight.request.job import Job
 from safelight.request.prompts.variants import has_choices
 from safelight.request.results import Image, OnProgress, Progress
 from safelight.request.schema import Request
+from safelight.request.steps import computed_steps
 
 if TYPE_CHECKING:
     from safelight.request.run_settings import RunSettings
@@ -182,17 +183,17 @@ def make(
     work, notes = _resolve(engine, requests, most_pixels)
     for note in notes:
         say(f"safelight: {note}", err=True)
-    total = sum(request.computed_steps * request.count for request in requests)
+    total = sum(computed_steps(request) * request.count for request in requests)
     done = 0
     pace = Pace(total)
     with bar("making") as update:
         for request, one in zip(requests, work, strict=True):
 
             def report(progress: Progress, request: Request = request, before: int = done) -> None:
-                at = before + progress.image * request.computed_steps
+                at = before + progress.image * computed_steps(request)
                 if progress.stage == "denoise":
                     # Some models compute more steps than the request alone tells.
-                    at += progress.step * request.computed_steps // progress.steps
+                    at += progress.step * computed_steps(request) // progress.steps
                 update(at, total, f"{Path(request.model).stem}: {progress.stage}")
                 if progress.stage == "denoise" and (estimate := pace.at(at)):
                     say(f"safelight: {estimate}", err=True)
@@ -207,7 +208,7 @@ def make(
                     seconds = f"{saved.seconds.total:.2f} s"
                     say(f"{saved.path}  {saved.pixels_sha256[:16]}  {seconds}  seed {saved.seed}{_marks(saved)}")
                 yield saved
-            done += request.computed_steps * request.count
+            done += computed_steps(request) * request.count
 
 
 def _marks(image: Image) -> str:

@@ -24,6 +24,7 @@ class Feature(StrEnum):
     REFERENCES = "reference images"
     CONTROLNET = "ControlNet"
     TEXT_ENCODER_OVERRIDE = "another model's text encoders"
+    FIRST_BLOCK_CACHE = "first-block caching"
 
 
 PLAIN_TEXT_FEATURES = frozenset(
@@ -35,9 +36,10 @@ PLAIN_TEXT_FEATURES = frozenset(
         Feature.GUIDANCE,
         Feature.HIRES,
         Feature.TILED_VAE,
+        Feature.FIRST_BLOCK_CACHE,
     }
 )
-"""What the families can do that read prompts as plain text, and have classifier-free guidance."""
+"""What the families can do that are transformers, read prompts as plain text, and have classifier-free guidance."""
 
 FEATURE_REQUESTS: Mapping[Feature, tuple[str, Callable[[Request], bool]]] = {
     Feature.TEXT_TO_IMAGE: ("image", lambda r: not r.image),
@@ -54,6 +56,7 @@ FEATURE_REQUESTS: Mapping[Feature, tuple[str, Callable[[Request], bool]]] = {
     Feature.REFERENCES: ("references", lambda r: bool(r.references)),
     Feature.CONTROLNET: ("controls", lambda r: bool(r.controls)),
     Feature.TEXT_ENCODER_OVERRIDE: ("text_encoder", lambda r: bool(r.text_encoder)),
+    Feature.FIRST_BLOCK_CACHE: ("first_block_cache", lambda r: bool(r.first_block_cache)),
 }
 """For each feature: the request's field that asks for it, and a function that tells whether a request does.
 

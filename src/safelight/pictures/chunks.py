@@ -56,6 +56,8 @@ def parameters(metadata: Mapping[str, Any]) -> str:
         fields["Distilled CFG Scale"] = request["guidance"]
     if request.get("shift") is not None:
         fields["Shift"] = request["shift"]
+    if request.get("first_block_cache"):
+        fields["First block cache"] = request["first_block_cache"]
     if request["clip_skip"]:
         fields["Clip skip"] = request["clip_skip"] + 1
     if request.get("image"):

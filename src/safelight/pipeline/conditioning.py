@@ -30,6 +30,7 @@ from safelight.request.prompts.editing import prompt_per_step_of
 from safelight.request.prompts.words import InversionTokens
 from safelight.request.run_settings import RunSettings
 from safelight.request.schema import Request
+from safelight.request.steps import computed_steps
 from safelight.weights.digest import hash_texts
 from safelight.weights.manifest import ComponentManifest
 from safelight.weights.overlay import OverlaidComponent
@@ -49,7 +50,7 @@ class Prompts:
     def of(cls, request: Request, family: Family) -> Prompts:
         """Return the texts of a request. Raises RequestError for an edit that cannot be parsed."""
         if request.prompt_syntax == "compel" or Feature.PROMPT_WEIGHTS not in family.features:
-            return cls([request.prompt] * request.computed_steps, [request.negative] * request.computed_steps)
+            return cls([request.prompt] * computed_steps(request), [request.negative] * computed_steps(request))
         return cls(
             prompt_per_step_of(request, request.prompt, "prompt"),
             prompt_per_step_of(request, request.negative, "negative"),

@@ -7,9 +7,9 @@ diffusers' pipelines.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from safelight.boundary.pictures import EncodedPicture
 from safelight.families.family import MASK_CHANNELS, ExtraInputChannels, Family
 from safelight.families.family_model import Call, ControlCall, FamilyModel, Tensors, change_each, scale_latents
 from safelight.pipeline import noise
+from safelight.pipeline.first_block_cache import FirstBlockCache
 from safelight.pipeline.guidance import Condition, Guidance
 from safelight.pipeline.samplers import WHOLE, SamplerRun
 
@@ -72,11 +73,13 @@ class Denoised:
     ``latents``: (1, channels, h, w).
     ``mask``: the mask, if the loop kept the input picture where the mask is black; else None.
     ``generator_state``: the state of the generator of noise.
+    ``skipped``: how many of the denoiser's calls :class:`FirstBlockCache` cut short.
     """
 
     latents: torch.Tensor
     mask: LatentMask | None
     generator_state: torch.Tensor
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ class DenoiseInputs:
     ``denoising_range``: the range of noise levels to run; see :meth:`safelight.pipeline.samplers.SamplerRun.begin`.
     ``total_denoiser_calls``: denoiser calls of model and refiner together. A ControlNet's ``start`` and ``end`` are
     fractions of this number. 0: use this loop's own number of calls.
+    ``first_block_cache``: the threshold of :class:`FirstBlockCache`; 0 to compute each call as a whole.
     ``on_call``: called after each call of the denoiser with its index (from 0) and the latents. It may raise to stop.
     """
 
@@ -137,6 +141,7 @@ class DenoiseInputs:
     variation: Callable[[torch.Tensor], torch.Tensor] | None = None
     denoising_range: tuple[float, float] = WHOLE
     total_denoiser_calls: int = 0
+    first_block_cache: float = 0.0
 
     @property
     def takes_mask(self) -> bool:
@@ -146,7 +151,8 @@ class DenoiseInputs:
 
 def denoise(work: DenoiseInputs) -> Denoised:
     """Run the loop."""
-    with torch.no_grad():
+    cache = FirstBlockCache(work.denoiser, work.first_block_cache) if work.first_block_cache else None
+    with torch.no_grad(), contextlib.nullcontext() if cache is None else cache.applied():
         generator = torch.Generator("cpu").manual_seed(work.seed)
         strength = work.start.strength if isinstance(work.start, Start) else None
         timesteps = work.sampler.begin(work.steps, work.device, strength, work.denoising_range)
@@ -165,14 +171,19 @@ def denoise(work: DenoiseInputs) -> Denoised:
             for control, how in controls:
                 if control.start <= index / calls and (index + 1) / calls <= control.end:
                     call = replace(call, control=_add_outputs(call.control, _control_outputs(work, control, how, call)))
-            parts = list(map(partial(work.model.predict, work.denoiser), _calls_of(work, call)))
+            parts: list[torch.Tensor] = []
+            for number, each in enumerate(_calls_of(work, call)):
+                if cache is not None:
+                    cache.begin_row(number)
+                parts.append(work.model.predict(work.denoiser, each))
             prediction = guidance.combine(torch.cat(parts) if len(parts) > 1 else parts[0])
             latents = work.sampler.step(prediction, timestep, latents, generator)
             if mask is not None and not work.takes_mask:
                 following = timesteps[index + 1] if index < len(timesteps) - 1 else None
                 latents = mask.blend(latents, work.sampler, following)
             work.on_call(index, latents)
-        return Denoised(latents, None if work.takes_mask else mask, generator.get_state())
+        skipped = 0 if cache is None else cache.skipped
+        return Denoised(latents, None if work.takes_mask else mask, generator.get_state(), skipped)
 
 
 @dataclass(frozen=True, slots=True)

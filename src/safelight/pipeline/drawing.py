@@ -30,6 +30,7 @@ from safelight.pipeline.stages import Clock, Task
 from safelight.request.adapters import Control
 from safelight.request.job import Job
 from safelight.request.results import OnProgress, Preview, Progress, Repair, Stage
+from safelight.request.steps import computed_steps
 from safelight.resolve.check import with_effective_strength
 
 WIDER = {"fp16": "fp32", "bf16": "fp32"}
@@ -77,6 +78,7 @@ class ImagePipeline:
         self._index = index
         self._on_progress = on_progress
         self._denoised: Denoised | None = None
+        self.skipped_calls = 0
         self._refiner_stages: ModelStages | None = None
         if refiner is not None:
             refiner = _with_vae_of(model, refiner)
@@ -126,6 +128,7 @@ class ImagePipeline:
             self._denoised = model.denoise(
                 this_pass, refiner_conditions if this_pass.refines else conditions, controls, variation, on_call
             )
+            self.skipped_calls += self._denoised.skipped
         self._report("decode", 0, 1)
         pixels = self._decode_and_check(self._result().latents)
         self._report("decode", 1, 1)
@@ -326,7 +329,7 @@ class ImagePipeline:
         previews = self.resources.previews
         shown = upscale.lay_out_patches(values, latent_format.patch)
         preview = None if previews is None else previews.of(self._vae_digest, shown, latent_format.latent_rgb_factors)
-        self._report("denoise", step, self._effective_request.computed_steps, preview)
+        self._report("denoise", step, computed_steps(self._effective_request), preview)
 
     def _decode_and_check(self, values: torch.Tensor) -> torch.Tensor:
         decoded = self._run_vae_with_fp32_fallback(lambda dtype_name: self._decode_latents(values, dtype_name))

@@ -230,6 +230,7 @@ class ModelStages:
                     variation,
                     this_pass.denoising_range,
                     this_pass.total_denoiser_calls,
+                    self._request.first_block_cache,
                 )
             )
 

@@ -65,6 +65,8 @@ def _build_image(pipeline: ImagePipeline, contents: Contents, pixels: torch.Tens
         "repairs": [asdict(repair) for repair in pipeline.repairs],
         "pixels_sha256": sha256,
     }
+    if request.first_block_cache:
+        metadata["skipped_calls"] = pipeline.skipped_calls
     return Image(
         pixels=raw,
         width=width,

@@ -44,6 +44,9 @@ def check_together(request: Request) -> None:
     _check_image(request)
     _check_embeddings(request)
     _check_passes(request)
+    if request.first_block_cache and request.controls:
+        problem = "cannot be combined with ControlNets, which change what the blocks add; leave one out"
+        raise RequestError("first_block_cache", request.first_block_cache, problem)
 
 
 def _check_sampling(request: Request) -> None:

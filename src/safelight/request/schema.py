@@ -13,7 +13,7 @@ from safelight.request.run_settings import Precision
 from safelight.request.samplers import MOST_STEPS, SAMPLERS, Schedule, describe_few_schedules
 from safelight.request.values import UPSCALERS, PromptSyntax, Seamless
 
-VERSION = 5
+VERSION = 6
 """The version of stored requests, in pictures and in the queue. It goes up when a field is added, removed or renamed,
 or when a default changes."""
 
@@ -448,6 +448,16 @@ class Request:
             since=5,
         ),
     ] = None
+    first_block_cache: Annotated[
+        float,
+        FieldDeclaration(
+            help="Skip all blocks after the first if it changed less than this share. 0.1 is usual. The image differs.",
+            group=SAMPLING,
+            minimum=0,
+            maximum=1,
+            since=6,
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loras", parse_items("loras", self.loras, Lora, MOST_LORAS))
@@ -483,12 +493,6 @@ class Request:
     def first_pass_steps(self) -> int:
         """The number of steps that the first pass computes."""
         return min(self.step_count, int(self.step_count * self.strength)) if self.image else self.step_count
-
-    @property
-    def computed_steps(self) -> int:
-        """The number of steps that both passes compute."""
-        again = int((self.hires_steps or self.step_count) * self.hires_strength) if self.hires_scale > 1 else 0
-        return self.first_pass_steps + again
 
     @property
     def masked(self) -> bool:

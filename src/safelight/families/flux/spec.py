@@ -204,6 +204,7 @@ FLUX = Family(
             Feature.HIRES,
             Feature.TILED_VAE,
             Feature.CONTROLNET,
+            Feature.FIRST_BLOCK_CACHE,
         }
     ),
     control_modes=frozenset({"balanced"}),

@@ -23,7 +23,7 @@ from safelight.request.adapters import Purpose
 
 ARCHITECTURES: tuple[type[Config], ...] = (CLIPConfig, UNetConfig, VAEConfig, ControlNetConfig)
 
-FEATURES = frozenset(Feature) - {Feature.REFERENCES}
+FEATURES = frozenset(Feature) - {Feature.REFERENCES, Feature.FIRST_BLOCK_CACHE}
 
 BETAS: Mapping[str, object] = {
     "beta_start": 0.00085,

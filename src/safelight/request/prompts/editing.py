@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from safelight.errors import RequestError
 from safelight.request.prompts.emphasis import MOST_DEPTH
 from safelight.request.schema import Request
+from safelight.request.steps import computed_steps
 
 _NUMBER = re.compile(r"\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*")
 
@@ -56,7 +57,7 @@ def prompt_per_step(field: str, text: str, steps: int, more: int = 0) -> list[st
 
 def prompt_per_step_of(request: Request, text: str, field: str) -> list[str]:
     """Return the text of each computed step of both passes. Steps skipped because of an input image do not count."""
-    return prompt_per_step(field, text, request.first_pass_steps, request.computed_steps - request.first_pass_steps)
+    return prompt_per_step(field, text, request.first_pass_steps, computed_steps(request) - request.first_pass_steps)
 
 
 def _at(nodes: Sequence[_Node], step: int, steps: int) -> str:

@@ -14,6 +14,7 @@ from fastapi import Request as HTTPRequest
 from safelight.assembly.services import Services
 from safelight.queue.image_files import preview_png
 from safelight.queue.job import QueuedJob
+from safelight.request.steps import computed_steps
 from safelight.server.clients import client_of
 from safelight.workers.dispatcher import RunningJob
 
@@ -91,7 +92,7 @@ def describe_progress(running: RunningJob | None, skip_image: bool) -> dict[str,
         }
     job, now = running.job, running.progress
     # The worker knows how many steps the model computes; without a model, the request only tells the usual number.
-    steps = now.steps if now.stage == "denoise" else job.request.computed_steps
+    steps = now.steps if now.stage == "denoise" else computed_steps(job.request)
     done = now.image * steps + (now.step if now.stage == "denoise" else 0)
     done += steps if now.stage == "decode" else 0
     share = done / (steps * job.request.count)

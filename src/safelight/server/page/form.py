@@ -85,7 +85,10 @@ class Form:
                 self._shift = ui.number(LABELS["shift"], min=0, max=100, step=0.5, placeholder="the model's own").props(
                     "outlined dense"
                 )
-                self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
+                self._first_block_cache = ui.number(
+                    LABELS["first_block_cache"], value=0, min=0, max=1, step=0.05
+                ).props("outlined dense")
+            self._count = ui.number(LABELS["count"], value=1, min=1, precision=0).props("outlined dense")
             samplers = {name: sampler.a1111 for name, sampler in SAMPLERS.usable()}
             self._sampler = ui.select(samplers, label=LABELS["sampler"], value="euler").props("outlined dense")
             self._schedule = ui.select(list(SCHEDULES), label=LABELS["schedule"], value="default").props(
@@ -127,6 +130,7 @@ class Form:
                 cfg=self._cfg.value,
                 guidance=self._guidance.value,
                 shift=self._shift.value,
+                first_block_cache=self._first_block_cache.value or 0.0,
                 sampler=self._sampler.value,
                 schedule=self._schedule.value,
                 count=count,
@@ -149,6 +153,7 @@ class Form:
             "cfg": self._cfg,
             "guidance": self._guidance,
             "shift": self._shift,
+            "first_block_cache": self._first_block_cache,
             "count": self._count,
             "sampler": self._sampler,
             "schedule": self._schedule,
@@ -188,6 +193,7 @@ class Form:
         self._cfg.set_value(request["cfg"])
         self._guidance.set_value(request.get("guidance"))
         self._shift.set_value(request.get("shift"))
+        self._first_block_cache.set_value(request.get("first_block_cache", 0))
         self._sampler.set_value(request["sampler"])
         self._schedule.set_value(request["schedule"])
         self._count.set_value(1)

@@ -110,11 +110,12 @@ def _facts(image: StoredImage) -> None:
 
 def _further(request: dict[str, Any]) -> dict[str, Any]:
     """Return the facts that most images do not have."""
-    found: dict[str, Any] = {}
-    if request.get("guidance") is not None:
-        found["Distilled guidance"] = f"{request['guidance']:g}"
-    if request.get("shift") is not None:
-        found["Shift"] = f"{request['shift']:g}"
+    numbers = {
+        "Distilled guidance": request.get("guidance"),
+        "Shift": request.get("shift"),
+        "First block cache": request.get("first_block_cache") or None,
+    }
+    found: dict[str, Any] = {label: f"{value:g}" for label, value in numbers.items() if value is not None}
     if request.get("loras"):
         found["Adapters"] = ", ".join(f"{lora['name']} {lora['strength']:g}" for lora in request["loras"])
     if request.get("embeddings"):
