@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from safelight.errors import MissingExtraError
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "compiled": ("numba",),
     "preprocess": ("cv2",),
     "samplers": ("torchsde",),
     "server": ("alembic", "fastapi", "nicegui", "prometheus_client", "sqlalchemy", "sse_starlette", "uvicorn"),

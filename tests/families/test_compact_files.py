@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,12 +152,16 @@ def test_quant_01_and_02_adapters_over_quantised_weights(
     compact, numbers = (engine.library.add(path).name for path in pair)
     Catalog.under(root).adapters.add(adapters.write(tmp_path / "style.safetensors"))
     Catalog.under(root).adapters.add(write_lokr(tmp_path / "krone.safetensors"))
+    Catalog.under(root).adapters.add(write_dora(tmp_path / "size.safetensors"))
 
     def drawn(model: str, prompt: str) -> str:
         request = safelight.Request(prompt, model, seed=3, steps=2, width=64, height=64, precision="bf16")
         return next(engine.generate(request)).pixels_sha256
 
-    texts = [f"a red apple{one}" for one in ("", " <lora:style:0.8>", "", " <lora:style:0.02>", " <lora:krone:1>")]
+    texts = [
+        f"a red apple{one}"
+        for one in ("", " <lora:style:0.8>", "", " <lora:style:0.02>", " <lora:krone:1>", " <lora:size:0.7>")
+    ]
     texts += [texts[1], texts[0]]
     right = {text: drawn(numbers, text) for text in dict.fromkeys(texts)}
     assert len(set(right.values())) == len(right)
@@ -181,16 +185,33 @@ def test_a_component_with_adapters_shares_segments_with_the_one_without(
     assert sum(segment.nbytes for segment in other) > sum(segment.nbytes for segment in one)
 
 
-def write_lokr(path: Path) -> Path:
-    """Write a LoKr for the projections of the attentions."""
-    generator = torch.Generator().manual_seed(4)
-    made: dict[str, torch.Tensor] = {}
+def projections() -> Iterator[tuple[str, int, int]]:
+    """Yield the start of the names of an adapter's tensors, rows and columns of each projection of the attentions."""
     for role, module, (rows, columns, *kernel) in adapters.modules("sd1"):
         if role == "unet" and not kernel and module.endswith("to_q"):
-            stem = adapters.kohya(role, module, "alpha").removesuffix("alpha")
-            made[f"{stem}lokr_w1"] = torch.randn(4, 4, generator=generator)
-            made[f"{stem}lokr_w2"] = torch.randn(rows // 4, columns // 4, generator=generator) * 0.2
-            made[f"{stem}alpha"] = torch.tensor(4.0)
+            yield adapters.kohya(role, module, "alpha").removesuffix("alpha"), rows, columns
+
+
+def write_lokr(path: Path) -> Path:
+    generator = torch.Generator().manual_seed(4)
+    made: dict[str, torch.Tensor] = {}
+    for stem, rows, columns in projections():
+        made[f"{stem}lokr_w1"] = torch.randn(4, 4, generator=generator)
+        made[f"{stem}lokr_w2"] = torch.randn(rows // 4, columns // 4, generator=generator) * 0.2
+        made[f"{stem}alpha"] = torch.tensor(4.0)
+    save_file(made, path)
+    return path
+
+
+def write_dora(path: Path) -> Path:
+    """Write a DoRA. Its magnitudes are those of rows that the weights and the low-rank pairs have together."""
+    generator = torch.Generator().manual_seed(6)
+    made: dict[str, torch.Tensor] = {}
+    for stem, rows, columns in projections():
+        made[f"{stem}lora_down.weight"] = torch.randn(4, columns, generator=generator)
+        made[f"{stem}lora_up.weight"] = torch.randn(rows, 4, generator=generator) * 0.1
+        made[f"{stem}dora_scale"] = 0.5 + torch.rand(rows, 1, generator=generator)
+        made[f"{stem}alpha"] = torch.tensor(4.0)
     save_file(made, path)
     return path
 

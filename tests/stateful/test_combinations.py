@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from support.combinations import Files, Least, forks, fresh, job, shuffled
-from support.flow_combinations import FlowFiles, drawing_families
+from support.flow_combinations import COMPACT, FlowFiles, drawing_families
 from support.flow_combinations import job as flow_job
 from support.scale import ALL, times
 
 import safelight
+from safelight.memory.planner import Planner
 from safelight.request.schema import Request
 
 JOBS = int(os.environ.get("SAFELIGHT_JOBS", "1000"))
@@ -85,6 +86,26 @@ def test_every_job_is_the_same_with_the_least_memory(root: Path, tiny: Path, tmp
     names = () if ALL else chosen(chance, 1)
     draw = of_every_family(tiny, tmp_path, root, names, editors=ALL)
     tried(root, draw, chance, jobs=times(4, 20), kinds=times(2, 6), new=0, least=True)
+
+
+@pytest.mark.full
+def test_a_hundred_jobs_with_loras_over_quantised_weights(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights without a LoRA stay quantised in memory."""
+    names = [name for name in COMPACT if name in drawing_families()]
+    if not names:
+        pytest.skip("the installed libraries lack these models")
+    monkeypatch.setattr(Planner, "most_weight_bytes", lambda *_: 0)
+    files = FlowFiles.make(tmp_path / "flows", root, names)
+
+    def draw(chance: random.Random) -> Request:
+        while True:
+            request = flow_job(chance, files)
+            if request.model.endswith("-quantised") and request.loras:
+                return request
+
+    tried(root, draw, seeded(), jobs=100, kinds=30, new=3)
 
 
 @pytest.mark.proof

@@ -40,7 +40,14 @@ def drawing_families() -> list[str]:
     return sorted(label for label, tiny in tiny_families().items() if not tiny.references)
 
 
-COMPACT = {"z-image": "Q8_0", "flux": "scaled fp8, older names"}
+COMPACT = {
+    "z-image": "Q8_0",
+    "flux": "scaled fp8, older names",
+    "chroma": "nf4, nested",
+    "flux2-klein": "mxfp8",
+    "qwen-image": "int8, rotated",
+    "krea-2": "nvfp4",
+}
 """Families that also have a model with a quantised denoiser, and its form."""
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,10 @@ _CHANGED_REMEDY = (
 )
 
 
+COMPILED_DTYPES = (torch.float32, torch.bfloat16)
+"""The dtypes to which :attr:`Blocks.compiled` dequantises."""
+
+
 class Decode(Protocol):
     """Dequantises blocks."""
 
@@ -90,11 +94,30 @@ class Blocks:
     """A form in which several numbers share a block of bytes.
 
     ``elements``, ``nbytes``: of a block.
+    ``compiled``: dequantises blocks in host memory to fp32 or bf16 at once; None if there is no such function.
     """
 
     elements: int
     nbytes: int
     decode: Decode
+    compiled: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+
+    def decode_to(
+        self, raw: torch.Tensor, target: torch.Tensor, first: int, beside: torch.Tensor, wide: torch.Tensor
+    ) -> None:
+        """Dequantise blocks in fp32, and round once to the target's dtype.
+
+        ``raw``, ``first``, ``beside``: see :class:`Decode`.
+        ``target``: flat, contiguous.
+        ``wide``: fp32, on the same device, with as many numbers; it is used if the target has another dtype.
+        """
+        if self.compiled is not None and target.device.type == "cpu" and target.dtype in COMPILED_DTYPES:
+            self.compiled(raw, target)
+        elif target.dtype == torch.float32:
+            self.decode(raw, target, first, beside)
+        else:
+            self.decode(raw, wide, first, beside)
+            target.copy_(wide)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +241,7 @@ def _read(read: Read, opened: Mapping[Path, int]) -> str:
             if blocks is None:
                 _cast(chunk.view(DTYPES[read.dtype]), target)
             else:
-                _dequantise(blocks, chunk, target, done // nbytes, beside)
+                blocks.decode_to(chunk, target, done // nbytes, beside, _staging.wide[: target.numel()])
             if read.hash_result:
                 produced.update(_bytes_of(target.view(torch.uint8)))
     digest = arrived.hexdigest()
@@ -269,16 +292,6 @@ def _fill(read: Read | Beside, descriptor: int, view: memoryview, offset: int) -
         if got == 0:
             raise IntegrityError(read.path, read.name, "the file ends before the tensor does", _CHANGED_REMEDY)
         view, offset = view[got:], offset + got
-
-
-def _dequantise(blocks: Blocks, chunk: torch.Tensor, target: torch.Tensor, first: int, beside: torch.Tensor) -> None:
-    """Compute in fp32, and round once to the target's dtype."""
-    if target.dtype == torch.float32:
-        blocks.decode(chunk, target, first, beside)
-        return
-    wide = _staging.wide[: target.numel()]
-    blocks.decode(chunk, wide, first, beside)
-    target.copy_(wide)
 
 
 def _cast(chunk: torch.Tensor, target: torch.Tensor) -> None:

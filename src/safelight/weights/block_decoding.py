@@ -18,6 +18,7 @@ from safelight.devices.transfer import CHUNK_ELEMENTS, DTYPES, Blocks, Decode
 from safelight.files.blocks import BLOCKS
 from safelight.files.header import Packing
 from safelight.files.packing import PACKED
+from safelight.weights.compiled_decoding import MOST_SCALE, compiled_for
 from safelight.weights.manifest import ManifestTensor
 from safelight.weights.packed_decoding import PackedDecoder, fp8_e4m3, fp8_e5m2
 
@@ -44,14 +45,20 @@ def decoding_of(form: str, packing: Packing | None, nbytes: int = 0, elements: i
 
     ``form``, ``packing``, ``nbytes``, ``elements``: of the tensor. The last two only count if it has tensors beside it.
     """
-    if form in BLOCKS:
-        return Blocks(BLOCKS[form].elements, BLOCKS[form].nbytes, _alone(partial(decode, form)))
     scale = None if packing is None else packing.scale
+    compiled = _compiled(form, 1.0 if scale is None else scale)
+    if form in BLOCKS:
+        return Blocks(BLOCKS[form].elements, BLOCKS[form].nbytes, _alone(partial(decode, form)), compiled)
     if packing is not None and (packing.beside or packing.group or form in PACKED):
         return Blocks(packing.elements, nbytes * packing.elements // elements, PackedDecoder(form, packing))
     if form in _FP8:
-        return Blocks(1, 1, _alone(partial(_FP8[form], scale=1.0 if scale is None else scale)))
+        return Blocks(1, 1, _alone(partial(_FP8[form], scale=1.0 if scale is None else scale)), compiled)
     return None if scale is None else Blocks(1, DTYPES[form].itemsize, _alone(partial(_multiply, DTYPES[form], scale)))
+
+
+def _compiled(form: str, scale: float) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
+    found = compiled_for(form) if scale < MOST_SCALE else None
+    return None if found is None else partial(found, scale=scale)
 
 
 def _alone(decoder: Decoder) -> Decode:
@@ -115,8 +122,7 @@ def _dequantise_range(
     for at in range(first, end, blocks):
         to = min(at + blocks, end)
         target = flat[at * elements : to * elements]
-        decoding.decode(raw[at * nbytes : to * nbytes], wide[: target.numel()], at, beside)
-        target.copy_(wide[: target.numel()])
+        decoding.decode_to(raw[at * nbytes : to * nbytes], target, at, beside, wide[: target.numel()])
 
 
 def _multiply(dtype: torch.dtype, scale: float, raw: torch.Tensor, out: torch.Tensor) -> None:
