@@ -36,6 +36,8 @@ def test_a_component_stays_quantised_where_it_would_not_fit(
     monkeypatch.setattr(Planner, "most_weight_bytes", lambda *_: sizes[largest] - 1)
     kept = keep_compact(model, resources)
     assert {one.role for one in kept.manifest.components if one.compact} == {largest}
+    said = {key.split()[0]: why.partition(":")[0] for key, why in engine.memory()["forms"].items()}
+    assert said == {role: "quantised" if role == largest else "dequantised" for role in sizes}
     assert kept.digest == model.digest
 
     monkeypatch.setattr(Planner, "most_weight_bytes", lambda *_: 0)

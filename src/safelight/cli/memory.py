@@ -54,6 +54,8 @@ def memory(
             reasons[key] = reasons.get(key, 0) + step["nbytes"]
         if reasons:
             table(("last plan", "", "because"), [(action, _mb(n), why) for (action, why), n in reasons.items()])
+    if found["forms"]:
+        table(("quantised component", "in memory"), list(found["forms"].items()))
     typer.echo(f"verification: {found['verification']}")
 
 

@@ -31,7 +31,11 @@ def keep_compact(model: Model, resources: Resources, run_settings: RunSettings |
         segments = needed_segments(component, dtype, unread_tensors(model, component))
         working = describe_workload(component, dtype, settings, pixels).guess
         most = resources.residency.planner.most_weight_bytes(working)
-        return replace(component, compact=True) if sum(one.nbytes for one in segments) > most else component
+        wide = sum(one.nbytes for one in segments)
+        form = "quantised" if wide > most else "dequantised"
+        why = f"{form}: it has {wide / 1e9:.3g} GB dequantised, and {most / 1e9:.3g} GB are for its weights"
+        resources.forms[f"{component.role} {component.digest[:16]}"] = why
+        return replace(component, compact=True) if wide > most else component
 
     components = tuple(map(chosen, model.manifest.components))
     return replace(model, manifest=replace(model.manifest, components=components))

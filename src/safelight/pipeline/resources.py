@@ -37,6 +37,7 @@ class Resources:
     ``previews``: draws unfinished images; None to draw none.
     ``appearance_check``: marks images that look suspicious.
     ``embedding_cache``: the cache of text-encoder outputs.
+    ``forms``: why each quantised component is in memory in its form, by its role and digest.
     ``report``: returns the memory report that progress messages contain.
     """
 
@@ -53,6 +54,7 @@ class Resources:
     previews: Previews | None = None
     appearance_check: AppearanceCheck = field(default_factory=AppearanceCheck)
     embedding_cache: EmbeddingCache = field(default_factory=EmbeddingCache)
+    forms: dict[str, str] = field(default_factory=dict[str, str])
     report: Callable[[], Mapping[str, Any]] = dict[str, Any]
 
 

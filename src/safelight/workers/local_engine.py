@@ -187,9 +187,9 @@ class LocalEngine:
         """The state of memory as plain values; sizes in bytes.
 
         For each place: the budget and its origin, the stored and the reserved bytes, what is resident and who holds
-        it. Also the ledger's entries.
+        it. Also the ledger's entries, and the form of each quantised component (``forms``).
         """
-        return self._report()
+        return {**self._report(), "forms": dict(self.resources.forms)}
 
     def prepare_to_fork(self, job: Job) -> None:
         """Prepare this process to fork children that make images of such jobs. Compute nothing.
