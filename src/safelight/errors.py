@@ -163,6 +163,15 @@ class UnsupportedModelError(FileError):
     """An intact file is not a checkpoint that Safelight supports. The problem says what it is."""
 
 
+class DownloadError(InputError):
+    """A source cannot be downloaded. ``source``: what the user or a redirect named. ``problem``: without the source."""
+
+    def __init__(self, source: str, problem: str) -> None:
+        super().__init__(f"{source}: {problem}")
+        self.source = source
+        self.problem = problem
+
+
 class IncompleteModelError(InputError):
     """A checkpoint lacks tensors, or has tensors of a wrong shape or unknown ones.
 
@@ -355,6 +364,7 @@ ANSWERS: Mapping[type[SafelightError], ErrorAnswer] = {
     CorruptFileError: ErrorAnswer(2, 422, "bad_file"),
     UnsafeFileError: ErrorAnswer(2, 422, "bad_file"),
     UnsupportedModelError: ErrorAnswer(2, 422, "bad_file"),
+    DownloadError: ErrorAnswer(2, 422, "bad_source"),
     IncompleteModelError: ErrorAnswer(2, 422, "bad_file"),
     IntegrityError: ErrorAnswer(1, 409, "integrity"),
     TransferError: ErrorAnswer(1, 500, "failed"),

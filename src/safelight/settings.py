@@ -86,6 +86,13 @@ def _split_folders(value: object) -> object:
     return _parse_yaml(value)
 
 
+def _split_words(value: object) -> object:
+    """Split text into words. Text is a YAML list, or has commas."""
+    if isinstance(value, str) and not value.startswith("["):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return _parse_yaml(value)
+
+
 def _number_to_text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
@@ -107,6 +114,7 @@ def _check_device(name: str) -> str:
 AnyDevice = Annotated[str, AfterValidator(_check_device)]
 AttentionTypes = Annotated[dict[str, AttentionType], BeforeValidator(_parse_yaml)]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_folders)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
 
 _MACHINE = "depends on the machine"
 
@@ -135,6 +143,21 @@ class Settings(BaseSettings):
     )
     model_folders: Folders = _declare(
         "Clients may add checkpoints from these folders over HTTP.",
+        SettingDetails(group="Folders", default_text="none"),
+        default=(),
+    )
+    download_folder: Path | None = _declare(
+        "Downloaded models are stored in this folder.",
+        SettingDetails(group="Folders", default_text="downloads in the root"),
+        default=None,
+    )
+    allow_downloads: bool = _declare(
+        "Clients may let the server download models over HTTP.",
+        SettingDetails(group="Folders"),
+        default=False,
+    )
+    download_hosts: Words = _declare(
+        "Downloads may come from these hosts (HOST or HOST:PORT) without TLS and from private addresses.",
         SettingDetails(group="Folders", default_text="none"),
         default=(),
     )
@@ -415,6 +438,7 @@ _KINDS: Mapping[Any, str] = {
     SecretStr: "text",
     Path: "a path",
     tuple[Path, ...]: "a list of paths",
+    tuple[str, ...]: "a list of words",
 }
 _BOUNDS: Mapping[str, str] = {
     "gt": "above {}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from filelock import FileLock, Timeout
 
@@ -14,10 +14,11 @@ from safelight.catalog.adapters import Adapters
 from safelight.catalog.catalog import Catalog
 from safelight.catalog.inputs import Inputs
 from safelight.catalog.library import Library
+from safelight.downloads.manager import Download, Downloads
 from safelight.errors import InputError, SafelightError, UnreadableFileError
 from safelight.logs import Log
 from safelight.queue.database import Database
-from safelight.queue.events import Events
+from safelight.queue.events import Event, Events
 from safelight.queue.image_files import Gallery
 from safelight.queue.order import OvertakeLimits
 from safelight.request.job import Job
@@ -50,12 +51,14 @@ class Services:
     dispatcher: Dispatcher
     fresh_processes: FreshProcesses
     isolated_runner: IsolatedRunner
+    downloads: Downloads
     lock: FileLock
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
         """Start the queue, and once a day move the unused input images to the trash."""
         self.dispatcher.start()
+        self.downloads.start()
         threading.Thread(target=self._sweep, name="safelight-sweep", daemon=True).start()
 
     def _sweep(self) -> None:
@@ -71,6 +74,7 @@ class Services:
     def stop(self) -> None:
         """Finish the running job or put it back into the queue, end the processes, and unlock the root."""
         self.stopping.set()
+        self.downloads.stop()
         self.fresh_processes.close()
         self.dispatcher.stop(self.settings.shutdown_seconds)
         self.supervisor.close()
@@ -111,6 +115,11 @@ def open_services(settings: Settings) -> Services:
         database, gallery, supervisor, isolated_runner, events, overtake_limits, settings.max_queue_size, resolve_again
     )
     fresh_processes = FreshProcesses(WORKER, settings, catalog)
+
+    def tell(download: Download) -> None:
+        events.tell(Event("download", "", asdict(download)))
+
+    folder = settings.download_folder or settings.root / "downloads"
     return Services(
         settings,
         library,
@@ -122,5 +131,6 @@ def open_services(settings: Settings) -> Services:
         dispatcher,
         fresh_processes,
         isolated_runner,
+        Downloads(settings.root, folder, library, settings.download_hosts, tell),
         lock,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from safelight.cli import getting
 from safelight.cli.common import Commands, JsonOption, RootOption, byte_bar, grouped_table, loaded, say_json
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ def _prediction(value: str | None) -> str | None:
     if value not in (None, "epsilon", "v_prediction"):
         raise typer.BadParameter(f"{value!r}: must be epsilon or v_prediction")
     return value
+
+
+app.command(epilog=getting.EXAMPLES)(getting.get)
 
 
 @app.command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from safelight.assembly.services import Services
+from safelight.server.apis.native_downloads import DownloadRoutes
 from safelight.server.apis.native_health import HealthRoutes
 from safelight.server.apis.native_images import ImageRoutes
 from safelight.server.apis.native_jobs import JobRoutes
@@ -16,6 +17,6 @@ from safelight.server.problems import documented
 def router(control: Services) -> APIRouter:
     """Return the router with the routes of Safelight's own API."""
     api = APIRouter(prefix="/api/v1", responses=documented())
-    for routes in (JobRoutes, ImageRoutes, ModelRoutes, MemoryRoutes, HealthRoutes):
+    for routes in (JobRoutes, ImageRoutes, ModelRoutes, DownloadRoutes, MemoryRoutes, HealthRoutes):
         routes(control).add_to(api)
     return api

@@ -164,6 +164,62 @@ class Adding(BaseModel):
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
 
 
+class Downloading(BaseModel):
+    """A source to download from.
+
+    ``source``: a repository on Hugging Face (``OWNER/NAME``, ``OWNER/NAME/FILE``), a page of Hugging Face or of
+    Civitai, ``civitai:MODEL@VERSION``, or the https address of a file.
+    ``file``, ``file_variant``, ``revision``: of a repository.
+    ``name``: in the library; by default the file's.
+    ``variant``: of a model that does not say it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Annotated[str, FieldOf(min_length=1, max_length=2000)]
+    file: str = ""
+    file_variant: str = ""
+    revision: str = ""
+    name: str = ""
+    variant: str = ""
+
+
+class ChoiceModel(BaseModel):
+    """What was taken from a repository."""
+
+    file: str
+    file_variant: str
+    revision: str
+
+
+class DownloadModel(BaseModel):
+    """A download.
+
+    ``title``, ``notes``: what the source says: licence, trigger words.
+    ``done``, ``total``: bytes; ``total`` is null while it is unknown.
+    ``rate``: bytes per second.
+    ``added``: the names in the library.
+    ``problem``: why it failed, or why a file was not added.
+    ``created``: seconds since 1970.
+    """
+
+    id: str
+    source: str
+    choice: ChoiceModel
+    name: str
+    variant: str
+    created: float
+    state: Literal["queued", "running", "adding", "done", "failed", "cancelled"]
+    title: str
+    notes: list[str]
+    done: int
+    total: int | None
+    rate: float
+    seconds_left: float | None
+    added: list[str]
+    problem: str
+
+
 class Verified(BaseModel):
     """``ok``: whether all bytes match the model's manifest; if not, ``problem`` names those that differ."""
 

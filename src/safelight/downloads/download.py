@@ -1,0 +1,137 @@
+"""Downloads the files of a bundle, several at once, into its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from filelock import FileLock, Timeout
+
+from safelight.downloads.fetch import SPARE_BYTES, fetch
+from safelight.downloads.huggingface import INDICES
+from safelight.downloads.remote import Bundle, RemoteFile
+from safelight.errors import Cancelled, DownloadError, StorageError
+
+AT_ONCE = 3
+
+WINDOW_SECONDS = 10.0
+"""The rate is that of the last seconds."""
+
+LOCK = ".download.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadProgress:
+    """How far a bundle is.
+
+    ``done``, ``total``: bytes; the total is None while the size of a file is unknown.
+    ``rate``: bytes per second.
+    ``seconds_left``: None if it is unknown.
+    """
+
+    done: int
+    total: int | None
+    rate: float
+    seconds_left: float | None
+
+
+OnProgress = Callable[[DownloadProgress], None]
+"""Called from the threads that download, one at a time. It may raise to stop."""
+
+
+class _Tally:
+    """Adds up the bytes of all files of a bundle."""
+
+    def __init__(self, bundle: Bundle, on_progress: OnProgress) -> None:
+        self._done: dict[str, int] = {}
+        self._total: dict[str, int | None] = {one.name: one.nbytes for one in bundle.files if not one.optional}
+        self._recent: deque[tuple[float, int]] = deque()
+        self._on_progress = on_progress
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def update(self, file: RemoteFile, done: int, total: int | None) -> None:
+        """Count the bytes of a file. Raises Cancelled in all threads after one has failed."""
+        if self.stopped:
+            raise Cancelled("another file of the same download failed")
+        if file.optional:
+            return
+        with self._lock:
+            self._done[file.name], self._total[file.name] = done, total
+            now, whole = time.monotonic(), sum(self._done.values())
+            self._recent.append((now, whole))
+            while now - self._recent[0][0] > WINDOW_SECONDS:
+                self._recent.popleft()
+            since, before = self._recent[0]
+            rate = max(0.0, (whole - before) / (now - since)) if now > since else 0.0
+            sizes = list(self._total.values())
+            total = None if None in sizes else sum(size for size in sizes if size is not None)
+            left = (total - whole) / rate if total is not None and rate else None
+            self._on_progress(DownloadProgress(whole, total, rate, left))
+
+
+def download(bundle: Bundle, folder: Path, client: httpx.Client, on_progress: OnProgress) -> list[Path]:
+    """Download a bundle. Return what can be added: files with weights, or the folder if it is one of diffusers.
+
+    ``folder``: of all downloads. A file that is there and right is not downloaded again; a part is continued.
+    Raises DownloadError, StorageError, and what ``on_progress`` raises. What has arrived is kept.
+    """
+    home = folder / bundle.folder
+    _check_room(bundle, home)
+    home.mkdir(parents=True, exist_ok=True)
+    tally = _Tally(bundle, on_progress)
+    try:
+        with FileLock(home / LOCK, timeout=0):
+            _download_all(bundle, home, client, tally)
+    except Timeout as error:
+        raise DownloadError(bundle.title, f"is being downloaded by another program into {home}") from error
+    for name, text in bundle.texts.items():
+        (home / name).write_text(text)
+    if any(one.name in INDICES for one in bundle.files):
+        return [home]
+    return [home / one.name for one in bundle.files if not one.optional]
+
+
+def _check_room(bundle: Bundle, home: Path) -> None:
+    """Raise StorageError if the disk has no room for what is missing."""
+    missing = sum(one.nbytes for one in bundle.files if one.nbytes is not None and not (home / one.name).exists())
+    place = next(parent for parent in (home, *home.parents) if parent.exists())
+    parts = sum(one.stat().st_size for one in home.rglob("*.part")) if home.exists() else 0
+    free, needed = shutil.disk_usage(place).free, missing - parts + SPARE_BYTES
+    if free < needed:
+        problem = f"the disk has {free / 1e9:.1f} GB free, and {bundle.title} needs {needed / 1e9:.1f} GB"
+        raise StorageError(home, problem)
+
+
+def _download_all(bundle: Bundle, home: Path, client: httpx.Client, tally: _Tally) -> None:
+    def one(file: RemoteFile) -> None:
+        def on_bytes(done: int, total: int | None) -> None:
+            tally.update(file, done, total)
+
+        try:
+            fetch(client, file, home / file.name, on_bytes)
+        except DownloadError:
+            if not file.optional:
+                raise
+
+    with ThreadPoolExecutor(AT_ONCE, "safelight-download") as pool:
+        futures = [pool.submit(one, file) for file in bundle.files]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            # The other threads stop at their next bytes.
+            tally.stopped = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            for future in futures:
+                with contextlib.suppress(BaseException):
+                    future.result()
+            raise
