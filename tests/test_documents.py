@@ -25,6 +25,7 @@ ONLY_PARSED = {
     "serve": "it runs until someone stops it; tests/server starts it",
     "audit": "it needs the server of another program; tests/diagnostics/test_audit.py has one",
     "--server": "it needs a server; tests/workers/test_client.py starts one",
+    "get": "it needs servers; tests/cli/test_getting.py has some",
     "doctor": "it takes too long; tests/diagnostics/test_doctor.py runs it",
     "--isolate": "it starts processes that import everything; tests/workers/test_isolation.py runs it",
     "--prove": "the same as --isolate, and more",

@@ -9,6 +9,7 @@
     │   ├── ExtensionError        what an installed package adds does not work: the package, the group, the name
     │   ├── MissingExtraError     packages are not installed: the extra that has them, the command that installs it
     │   ├── ModelNotFoundError    unknown model; lists the nearest names
+    │   ├── DownloadError         a source that cannot be downloaded: what it is, and why
     │   ├── FileError             a file: its path and what is wrong with it
     │   │   ├── UnreadableFileError   does not exist, is not a regular file, or has no permission
     │   │   │   └── StorageError      a disk is full or cannot be written
