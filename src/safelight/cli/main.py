@@ -24,6 +24,7 @@ from safelight.cli import (
     preprocess,
     remake,
     serve,
+    show,
     upgrade,
 )
 from safelight.cli.common import Commands, GlobalOptions
@@ -49,6 +50,7 @@ app.command("demo", epilog="Example: `safelight demo --out out/demo`")(demo.demo
 app.command("grid", epilog=grid.EXAMPLES)(grid.grid)
 app.command("preprocess", epilog=preprocess.EXAMPLES)(preprocess.preprocess)
 app.command("png-info", epilog=png_info.EXAMPLES)(png_info.png_info)
+app.command("show", epilog=show.EXAMPLES)(show.show)
 app.command("memory", epilog=memory.MEMORY_EXAMPLES)(memory.memory)
 app.command("fits", epilog=memory.FITS_EXAMPLES)(memory.fits)
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)

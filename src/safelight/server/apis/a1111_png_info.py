@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from typing import Any
 
-from PIL import Image as PILImage
 from pydantic import BaseModel
 
-from safelight.catalog.inputs import FORMATS
 from safelight.pictures import infotext
-from safelight.request.bounds import MOST_PIXELS
-from safelight.server.problems import RefusedError
+from safelight.server.apis.base64_pictures import opened
 
 
 class Base64Image(BaseModel):
@@ -32,12 +26,6 @@ class PngInfo(BaseModel):
 
 def png_info(picture: Base64Image) -> PngInfo:
     """Return the text in an image file that says how the image was made."""
-    try:
-        data = base64.b64decode(picture.image.rpartition(",")[2], validate=True)
-        with PILImage.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise RefusedError(422, "invalid_request", f"image: has more than {MOST_PIXELS} pixels", "image")
-            text, items = infotext.read(image)
-    except (binascii.Error, OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
-        raise RefusedError(422, "invalid_request", f"image: cannot be read ({error})", "image") from error
+    with opened("image", picture.image) as image:
+        text, items = infotext.read(image)
     return PngInfo(info=text, items=items, parameters=infotext.fields(text))

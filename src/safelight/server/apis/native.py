@@ -11,12 +11,13 @@ from safelight.server.apis.native_images import ImageRoutes
 from safelight.server.apis.native_jobs import JobRoutes
 from safelight.server.apis.native_memory import MemoryRoutes
 from safelight.server.apis.native_models import ModelRoutes
+from safelight.server.apis.native_pictures import PictureRoutes
 from safelight.server.problems import documented
 
 
 def router(control: Services) -> APIRouter:
     """Return the router with the routes of Safelight's own API."""
     api = APIRouter(prefix="/api/v1", responses=documented())
-    for routes in (JobRoutes, ImageRoutes, ModelRoutes, DownloadRoutes, MemoryRoutes, HealthRoutes):
+    for routes in (JobRoutes, ImageRoutes, PictureRoutes, ModelRoutes, DownloadRoutes, MemoryRoutes, HealthRoutes):
         routes(control).add_to(api)
     return api

@@ -1,0 +1,82 @@
+"""The route that reads how a picture was made, whichever program made it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict
+
+from safelight.assembly.services import Services
+from safelight.catalog.inputs import FORMATS
+from safelight.pictures.generation_data import Program
+from safelight.pictures.read_generation_data import read
+from safelight.server.apis.base64_pictures import opened
+from safelight.server.problems import documented
+
+
+class PictureToRead(BaseModel):
+    """A PNG, JPEG, WebP or AVIF file in base64, with or without ``data:image/…;base64,``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str
+
+
+class UsedLoraModel(BaseModel):
+    """A LoRA. ``digest``: as the program writes it."""
+
+    name: str
+    strength: float
+    digest: str
+
+
+class GenerationDataModel(BaseModel):
+    """How a picture was made. A value that the file does not have is null, or empty.
+
+    ``cfg``: the scale of classifier-free guidance. ``guidance``: that of a distilled model.
+    ``sampler``, ``schedule``, ``model``, ``model_hash``, ``vae``: as the program names them.
+    ``strength``: how much of an input image was drawn again.
+    ``others``: what else the file says.
+    """
+
+    program: Program
+    prompt: str
+    negative: str
+    seed: int | None
+    steps: int | None
+    cfg: float | None
+    guidance: float | None
+    shift: float | None
+    sampler: str
+    schedule: str
+    width: int | None
+    height: int | None
+    model: str
+    model_hash: str
+    vae: str
+    clip_skip: int | None
+    strength: float | None
+    loras: list[UsedLoraModel]
+    others: dict[str, str]
+
+
+class PictureRoutes:
+    """The routes for pictures of any program."""
+
+    def __init__(self, control: Services) -> None:
+        del control
+
+    def add_to(self, api: APIRouter) -> None:
+        """Add the routes to a router."""
+        api.post("/pictures/read", tags=["images"], responses=documented())(self.read)
+
+    def read(self, asked: PictureToRead) -> GenerationDataModel | None:
+        """Read how a picture was made, by Safelight or by another program.
+
+        It reads A1111, Forge, ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI and Draw Things.
+        The answer is null if the file says nothing about it.
+        """
+        with opened("image", asked.image, (*FORMATS, "AVIF")) as image:
+            made = read(image)
+        return None if made is None else GenerationDataModel(**asdict(made))
