@@ -185,6 +185,7 @@ VARIABLES: dict[str, tuple[str, object]] = {
     "max_queue_size": ("5", 5),
     "queue_overtakes": ("0", 0),
     "queue_delay_seconds": ("1.5", 1.5),
+    "idle_unload_seconds": ("90", 90.0),
     "max_pixels": ("4096", 4096),
     "max_steps": ("10", 10),
     "max_images": ("2", 2),

@@ -356,6 +356,13 @@ class Settings(BaseSettings):
         default=600.0,
         ge=0,
     )
+    idle_unload_seconds: float = _declare(
+        "When no job has run for this time, the server's worker frees the memory of all models that are not pinned. 0 "
+        "keeps them.",
+        SettingDetails(group="Memory", unit="seconds"),
+        default=0.0,
+        ge=0,
+    )
     max_pixels: int = _declare(
         "The server rejects images with more pixels (width times height).",
         SettingDetails(group="Limits of the server", unit="pixels"),

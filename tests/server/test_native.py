@@ -338,6 +338,21 @@ def test_a_large_body_is_refused(tmp_path: Path, http: httpx.Client) -> None:
     assert answer.status_code == 413
 
 
+def test_memory_is_given_back_when_nothing_is_wanted(tmp_path: Path) -> None:
+    """And the next job brings its model again."""
+    (tmp_path / "safelight.yaml").write_text("idle_unload_seconds: 0.3\n")
+    with serving.serving(tmp_path) as server, server.client() as http:
+        pixels = set[str]()
+        for _ in range(2):
+            job = ended(http, make(http)["id"])
+            pixels |= {image["pixels_sha256"] for image in http.get(f"/api/v1/jobs/{job['id']}/images").json()}
+            until = time.monotonic() + 20
+            while http.get("/api/v1/memory").json()["places"]["host"]["resident"]:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        assert len(pixels) == 1
+
+
 def test_checkpoints_are_added_from_allowed_folders_only(tmp_path: Path, tiny: Path) -> None:
     (tmp_path / "safelight.yaml").write_text(f"model_folders: [{tiny}, {tmp_path}]\n")
     with serving.serving(tmp_path) as server, server.client() as http:

@@ -112,7 +112,15 @@ def open_services(settings: Settings) -> Services:
         return resolve(request, catalog, by_path=False, model=find_model(request.model, digest, library))
 
     dispatcher = Dispatcher(
-        database, gallery, supervisor, isolated_runner, events, overtake_limits, settings.max_queue_size, resolve_again
+        database,
+        gallery,
+        supervisor,
+        isolated_runner,
+        events,
+        overtake_limits,
+        settings.max_queue_size,
+        resolve_again,
+        settings.idle_unload_seconds,
     )
     fresh_processes = FreshProcesses(WORKER, settings, catalog)
 

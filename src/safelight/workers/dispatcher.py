@@ -65,6 +65,7 @@ class Dispatcher:
 
     overtake_limits: limit how far the order may differ from the order of arrival.
     max_queued: the number of jobs that may wait.
+    idle_seconds: after this time without a job, the worker frees the memory of its models; 0: never.
     resolve: called with a stored request and the digest of its model, for a job that an earlier version stored
         unresolved; returns the job.
     """
@@ -79,7 +80,9 @@ class Dispatcher:
         overtake_limits: OvertakeLimits,
         max_queued: int,
         resolve: Callable[[Request, str], Job],
+        idle_seconds: float = 0.0,
     ) -> None:
+        self._idle_seconds = idle_seconds
         self._database = database
         self._events = events
         self._overtake_limits = overtake_limits
@@ -191,6 +194,7 @@ class Dispatcher:
         tell_job(job_id, self._database, self._events)
 
     def _run(self) -> None:
+        unloaded = True
         while not self._stopping.is_set():
             self._news = False
             try:
@@ -202,9 +206,14 @@ class Dispatcher:
                 continue
             if ran:
                 self._trouble.clear()
-            else:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._news)
+                unloaded = False
+                continue
+            with self._changed:
+                seconds = None if unloaded or not self._idle_seconds else self._idle_seconds
+                something = self._changed.wait_for(lambda: self._news, seconds)
+            if not something:
+                self._runner.unload()
+                unloaded = True
 
     def _next(self) -> bool:
         """Run the next job. Returns whether there was one."""

@@ -27,6 +27,9 @@ from safelight.workers.supervisor import Supervisor
 
 _log = Log(__name__)
 
+UNLOAD_SECONDS = 60.0
+"""The worker answers within this time, or the next job finds it busy."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunningJob:
@@ -116,6 +119,14 @@ class JobRunner:
         if (running := self.running) is not None:
             self._supervisor.cancel(running.job.id)
             self._isolated_runner.cancel(running.job.id)
+
+    def unload(self) -> None:
+        """Let the worker free the memory of all models that are not pinned."""
+        try:
+            self.resident = tuple(self._supervisor.ask("unload").result(UNLOAD_SECONDS))
+            _log.info("idle: the models' memory was freed", still_there=len(self.resident))
+        except (WorkerDiedError, TimeoutError, RuntimeError) as error:
+            _log.warning("idle: the models' memory was not freed", why=str(error))
 
     def close(self) -> None:
         """End the processes."""
