@@ -7,6 +7,7 @@ import hashlib
 import io
 import threading
 import time
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ import requests
 import webuiapi
 from PIL import Image
 from support.scale import times
-from support.serving import Server
+from support.serving import Server, serving
 
 import safelight
 
@@ -74,9 +75,18 @@ def test_an_image_and_what_it_carries(server: Server, right: dict[tuple[str, int
     assert [pixels(image) for image in batch.images] == [right["starter-fluent", seed] for seed in range(4)]
 
 
+@pytest.fixture
+def own_server(tmp_path: Path) -> Generator[Server]:
+    """A server whose clients' options no other test sees."""
+    with serving(tmp_path) as made:
+        made.ready()
+        yield made
+
+
 def test_state_19_a_model_that_one_client_sets_is_that_clients(
-    server: Server, right: dict[tuple[str, int], str]
+    own_server: Server, right: dict[tuple[str, int], str]
 ) -> None:
+    server = own_server
     one, other = client(server), client(server)
     one.util_set_model("starter-noto")
     other.util_set_model("starter-twemoji")
@@ -91,7 +101,8 @@ def test_state_19_a_model_that_one_client_sets_is_that_clients(
     assert "override_settings" in answer.json()["detail"]
 
 
-def test_the_whole_options_object_can_be_posted_back(server: Server) -> None:
+def test_the_whole_options_object_can_be_posted_back(own_server: Server) -> None:
+    server = own_server
     api = client(server)
     api.util_set_model("starter-noto")
     options = api.get_options()
@@ -210,3 +221,47 @@ def test_image_to_image_and_inpainting(server: Server, tmp_path: Path) -> None:
         )  # fmt: skip
         right = next(engine.generate(safelight.Request("red apple", "starter-noto", **asked, **ours)))
         assert pixels(answer.image) == right.pixels_sha256
+
+
+def test_extras(server: Server) -> None:
+    api = client(server)
+    noise = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
+    picture = Image.fromarray(noise)
+    twice = api.extra_single_image(picture, upscaler_1="Lanczos", upscaling_resize=2).image
+    assert pixels(twice) == pixels(picture.resize((60, 40), Image.Resampling.LANCZOS))
+    exact = api.extra_single_image(
+        picture, resize_mode=1, upscaling_resize_w=50, upscaling_resize_h=50, upscaler_1="Nearest"
+    ).image
+    assert pixels(exact) == pixels(picture.resize((75, 50), Image.Resampling.NEAREST).crop((12, 0, 62, 50)))
+    both = api.extra_batch_images([picture, picture.rotate(180)], upscaler_1="Nearest", upscaling_resize=3).images
+    assert [one.size for one in both] == [(90, 60), (90, 60)]
+    assert pixels(both[1]) == pixels(picture.rotate(180).resize((90, 60), Image.Resampling.NEAREST))
+    mixed = api.extra_single_image(
+        picture, upscaler_1="Lanczos", upscaler_2="Nearest", extras_upscaler_2_visibility=1
+    ).image
+    assert pixels(mixed) == pixels(picture.resize((60, 40), Image.Resampling.NEAREST))
+
+
+def test_what_extras_cannot_do_is_refused(server: Server) -> None:
+    api = client(server)
+    picture = Image.new("RGB", (30, 20))
+    for refused in ({"gfpgan_visibility": 0.5}, {"upscaler_1": "R-ESRGAN 4x+"}, {"upscaling_resize": 100}):
+        with pytest.raises(RuntimeError, match="422"):
+            api.extra_single_image(picture, **refused)
+
+
+def test_models_leave_memory_and_come_back(server: Server) -> None:
+    api = client(server)
+    model = {"sd_model_checkpoint": "starter-noto"}
+    api.txt2img(prompt="red apple", steps=1, width=64, height=64, override_settings=model)
+    url = f"{server.url}/sdapi/v1"
+    assert requests.post(f"{url}/unload-checkpoint", timeout=60).status_code == 200
+    assert requests.get(f"{server.url}/api/v1/memory", timeout=60).json()["places"]["host"]["resident"] == []
+    assert requests.post(f"{url}/reload-checkpoint", timeout=60).status_code == 200
+    assert requests.get(f"{server.url}/api/v1/memory", timeout=60).json()["places"]["host"]["resident"]
+    for path in ("refresh-vae", "refresh-embeddings", "refresh-checkpoints", "refresh-loras"):
+        assert requests.post(f"{url}/{path}", timeout=60).status_code == 200
+    assert [one["name"] for one in requests.get(f"{url}/script-info", timeout=60).json()] == ["controlnet"] * 2
+    assert requests.get(f"{url}/extensions", timeout=60).json() == []
+    refused = requests.post(f"{url}/interrogate", json={"image": "", "model": "clip"}, timeout=60)
+    assert (refused.status_code, "describes pictures" in refused.text) == (422, True)

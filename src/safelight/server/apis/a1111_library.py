@@ -27,7 +27,7 @@ class LibraryRoutes:
         api.get("/embeddings")(self.embeddings)
         for path in ("/hypernetworks", "/prompt-styles", "/face-restorers", "/realesrgan-models"):
             api.get(path)(none_yet)
-        for path in ("/refresh-checkpoints", "/refresh-loras"):
+        for path in ("/refresh-checkpoints", "/refresh-loras", "/refresh-vae", "/refresh-embeddings"):
             api.post(path)(refresh)
 
     def sd_models(self) -> list[dict[str, Any]]:

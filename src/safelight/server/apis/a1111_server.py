@@ -8,8 +8,12 @@ from fastapi import APIRouter
 
 from safelight.assembly.services import Services
 from safelight.errors import WorkerDiedError
-from safelight.server import auth
+from safelight.server import auth, intake
 from safelight.server.problems import RefusedError
+from safelight.workers.messages import Command
+
+ANSWER_SECONDS = 120.0
+"""The worker answers within this time; loading a model takes the longest."""
 
 
 class ServerRoutes:
@@ -22,6 +26,9 @@ class ServerRoutes:
         """Add the routes. ``outside``: the router of the paths that A1111 has outside ``/sdapi/v1``."""
         api.get("/cmd-flags")(self.cmd_flags)
         api.get("/memory")(self.memory)
+        api.post("/unload-checkpoint")(self.unload_checkpoint)
+        api.post("/reload-checkpoint")(self.reload_checkpoint)
+        api.post("/interrogate")(self.interrogate)
         outside.get("/internal/ping", tags=["AUTOMATIC1111"])(self.ping)
 
     def cmd_flags(self) -> dict[str, Any]:
@@ -31,16 +38,34 @@ class ServerRoutes:
 
     def memory(self) -> dict[str, Any]:
         """Return the memory in A1111's form. Sizes are in bytes."""
-        try:
-            places = self._control.supervisor.ask("memory").result(30)["places"]
-        except (WorkerDiedError, TimeoutError, RuntimeError) as error:
-            raise RefusedError(503, "worker_not_ready", str(error)) from error
+        places = self._ask("memory", "")["places"]
         sizes = {
             place: {"free": v["budget"] - v["stored"] - v["promised"], "used": v["stored"], "total": v["budget"]}
             for place, v in places.items()
         }
         host = sizes.pop("host")
         return {"ram": host, "cuda": next(iter(sizes.values()), {"error": "unavailable"})}
+
+    def unload_checkpoint(self) -> dict[str, Any]:
+        """Free the memory of all models that are not pinned, unless a job uses them."""
+        self._ask("unload", "")
+        return {}
+
+    def reload_checkpoint(self) -> dict[str, Any]:
+        """Load the model that clients use who name none. The next request would do so, too."""
+        self._ask("load", intake.default_model(self._control).name)
+        return {}
+
+    def interrogate(self) -> dict[str, Any]:
+        """Refuse: Safelight has no model that describes pictures."""
+        problem = "Safelight has no model that describes pictures (CLIP interrogator, DeepBooru)"
+        raise RefusedError(422, "not_supported", problem)
+
+    def _ask(self, command: Command, model: str) -> Any:
+        try:
+            return self._control.supervisor.ask(command, model).result(ANSWER_SECONDS)
+        except (WorkerDiedError, TimeoutError, RuntimeError) as error:
+            raise RefusedError(503, "worker_not_ready", str(error)) from error
 
     def ping(self) -> dict[str, Any]:
         """Answer that the server is running."""

@@ -18,6 +18,8 @@ def add_to(api: APIRouter) -> None:
     api.get("/upscalers")(upscalers)
     api.get("/latent-upscale-modes")(latent_upscale_modes)
     api.get("/scripts")(scripts)
+    api.get("/script-info")(script_info)
+    api.get("/extensions")(extensions)
 
 
 def samplers() -> list[dict[str, Any]]:
@@ -47,3 +49,16 @@ def latent_upscale_modes() -> list[dict[str, Any]]:
 def scripts() -> dict[str, list[str]]:
     """List the extensions that requests may use: ControlNet."""
     return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
+
+
+def script_info() -> list[dict[str, Any]]:
+    """Describe the extensions that requests may use: ControlNet. Its units are objects, so it lists no arguments."""
+    return [
+        {"name": "controlnet", "is_alwayson": True, "is_img2img": is_img2img, "args": []}
+        for is_img2img in (False, True)
+    ]
+
+
+def extensions() -> list[dict[str, Any]]:
+    """List the extensions that are installed as packages of their own: none, because ControlNet is built in."""
+    return []
