@@ -19,7 +19,7 @@ from support.pictures import soft_picture
 
 from safelight.catalog.catalog import Catalog
 from safelight.families.features import Feature
-from safelight.request.adapters import Control, Lora
+from safelight.request.adapters import Control, Lora, Purpose
 from safelight.request.schema import Request
 
 PROMPTS = ("red apple", "", "a house by a blue lake", "cow")
@@ -84,7 +84,9 @@ class FlowFiles:
             if name in models:
                 models[name].append(f"{name}-quantised")
                 path = _write_compact(folder / f"{name}-files", tiny_families()[name], form)
-                library.add(path, f"{name}-quantised", variant=tiny_families()[name].variant)
+                # Several families have VAEs that fit; their latents differ.
+                parts = [(Purpose.VAE, f"{name}-1")]
+                library.add(path, f"{name}-quantised", variant=tiny_families()[name].variant, parts=parts)
         editing: list[str] = []
         if editors and "flux" in tiny_families():
             library.add(flux.write_folder(folder / KONTEXT, 1, KONTEXT), KONTEXT)
