@@ -336,6 +336,28 @@ def test_a_picture_that_says_nothing(texts: dict[str, str]) -> None:
     assert read_bytes(png(**texts)) is None
 
 
+HOSTILE = [
+    {"safelight": json.dumps({"request": {"seed": "x" * 9, "loras": [3]}, "model": {}})},
+    {"safelight": json.dumps({"request": {"seed": [1], "prompt": {}}, "model": {"name": 4}})},
+    {"safelight": "[" * 100_000},
+    {"prompt": "[" * 100_000},
+    {"parameters": json.dumps({**foreign_pictures.FOOOCUS, "resolution": "9" * 6000 + "x1"})},
+    {"parameters": json.dumps({**foreign_pictures.FOOOCUS, "seed": "9" * 6000, "loras": {"a": 1}})},
+    {"parameters": '{"sui_image_params": {"seed": ' + "9" * 6000 + "}}"},
+    {"exif comment": json.dumps({**foreign_pictures.DRAW_THINGS, "size": "9" * 6000 + "x1", "scale": "nan"})},
+    {"invokeai_metadata": json.dumps({**foreign_pictures.INVOKEAI, "loras": [[1]], "model": 3, "seed": 1e400})},
+]
+
+
+@pytest.mark.parametrize("texts", HOSTILE)
+def test_hostile_values_end_in_no_error(texts: dict[str, str]) -> None:
+    image = PILImage.new("RGB", (8, 8))
+    image.info.update(texts)
+    found = read(image)
+    for value in (found.seed, found.width, found.cfg) if found is not None else ():
+        assert value is None or isinstance(value, int | float)
+
+
 def test_damaged_values_end_in_no_error() -> None:
     """Characters of the texts are changed."""
     chance = random.Random(2)

@@ -82,6 +82,9 @@ _INT8_STEP = 7.874015718698502e-3
 _LARGEST_SETTINGS = 1 << 16
 """Bytes of a tensor with JSON."""
 
+_NOT_JSON = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+"""What Python raises for JSON that cannot be read, lacks a value, or has another one than it must have."""
+
 Read = Callable[[TensorInfo], bytes]
 
 
@@ -137,7 +140,7 @@ def _declared(header: Header) -> dict[str, Any]:
     try:
         layers = cast("dict[str, Any]", json.loads(text)["layers"])
         named = {str(layer): settings for layer, settings in layers.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*_NOT_JSON, AttributeError) as error:
         raise CorruptFileError(header.path, f"{METADATA} in its metadata is no JSON with layers ({error})") from error
     found: dict[str, Any] = {}
     for name in header.tensors:
@@ -248,7 +251,7 @@ class _Group:
             try:
                 self.settings = json.loads(self.read(info))
                 said = self.settings["format"]
-            except (ValueError, KeyError, TypeError) as error:
+            except _NOT_JSON as error:
                 raise CorruptFileError(info.path, f"tensor {info.name} is no JSON with a format ({error})") from error
         elif self.declared is None:
             return None
@@ -256,7 +259,7 @@ class _Group:
             try:
                 self.settings = dict(self.declared)
                 said = self.settings["format"]
-            except (ValueError, KeyError, TypeError) as error:
+            except _NOT_JSON as error:
                 problem = f"{METADATA} in its metadata has no format for {self.weight.name} ({error})"
                 raise CorruptFileError(self.weight.path, problem) from error
         odd = [key for key in self.settings if key not in _WITHOUT_EFFECT and not key.startswith("convrot")]
@@ -369,7 +372,7 @@ class _Group:
             shape = tuple(int(size) for size in settings["shape"])
             offset = float(settings.get("nested_offset", 0.0))
             nested = int(settings.get("nested_blocksize", 0))
-        except (ValueError, KeyError, TypeError) as error:
+        except _NOT_JSON as error:
             raise CorruptFileError(state.path, f"tensor {state.name} is not a quant_state ({error})") from error
         if kind not in ("nf4", "fp4"):
             raise self._unsupported(f"is bitsandbytes' {kind!r}; nf4, fp4 and int8 are read")

@@ -9,7 +9,7 @@ from typing import Any, cast
 from PIL import Image as PILImage
 
 from safelight.pictures import infotext
-from safelight.pictures.generation_data import GenerationData, UsedLora
+from safelight.pictures.generation_data import GenerationData, UsedLora, real, text, whole
 from safelight.pictures.programs import a1111, comfyui, json_programs
 
 READERS: tuple[Callable[[Mapping[str, str]], GenerationData | None], ...] = (
@@ -42,26 +42,30 @@ def _safelight(written: str) -> GenerationData | None:
         found: Any = json.loads(written)
         request = cast("dict[str, Any]", found["request"])
         model = cast("dict[str, Any]", found["model"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        loras = tuple(
+            UsedLora(str(one["name"]), float(one.get("strength", 1.0)), str(one.get("digest", "")))
+            for one in cast("list[dict[str, Any]]", request.get("loras") or [])
+        )
+        name, digest = model.get("name"), model.get("digest")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    loras = cast("list[dict[str, Any]]", request.get("loras") or [])
     return GenerationData(
         "Safelight",
-        str(request.get("prompt", "")),
-        str(request.get("negative", "")),
-        request.get("seed"),
-        request.get("steps"),
-        request.get("cfg"),
-        request.get("guidance"),
-        request.get("shift"),
-        str(request.get("sampler", "")),
-        str(request.get("schedule", "")),
-        request.get("width"),
-        request.get("height"),
-        str(model.get("name", "")),
-        str(model.get("digest", "")),
-        str(request.get("vae") or ""),
-        request.get("clip_skip") or None,
-        request.get("strength") if request.get("image") else None,
-        tuple(UsedLora(str(one["name"]), float(one.get("strength", 1.0)), str(one.get("digest", ""))) for one in loras),
+        text(request.get("prompt")),
+        text(request.get("negative")),
+        whole(request.get("seed")),
+        whole(request.get("steps")),
+        real(request.get("cfg")),
+        real(request.get("guidance")),
+        real(request.get("shift")),
+        text(request.get("sampler")),
+        text(request.get("schedule")),
+        whole(request.get("width")),
+        whole(request.get("height")),
+        text(name),
+        text(digest),
+        text(request.get("vae")),
+        whole(request.get("clip_skip")) or None,
+        real(request.get("strength")) if request.get("image") else None,
+        loras,
     )

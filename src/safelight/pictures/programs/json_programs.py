@@ -177,7 +177,7 @@ def _fooocus_size(found: Values) -> tuple[int | None, int | None]:
     """Return the size, which Fooocus writes as ``(896, 1152)``."""
     numbers = re.findall(r"\d+", str(found.get("resolution", "")))
     if len(numbers) == 2:
-        return int(numbers[0]), int(numbers[1])
+        return whole(numbers[0]), whole(numbers[1])
     return whole(found.get("width")), whole(found.get("height"))
 
 
@@ -241,8 +241,8 @@ def read_draw_things(texts: Mapping[str, str]) -> GenerationData | None:
         real(found.get("scale")),
         shift=real(found.get("shift")),
         sampler=text(found.get("sampler")),
-        width=int(size[1]) if size else None,
-        height=int(size[2]) if size else None,
+        width=whole(size[1]) if size else None,
+        height=whole(size[2]) if size else None,
         model=file_stem(text(found.get("model"))),
         strength=real(found.get("strength")),
         loras=tuple(
