@@ -36,7 +36,7 @@ fi
 install -c "$constraints" -e '.[all]'
 # The tools for the tests need not be old.
 install -c "$constraints" --no-deps -e ./starter
-install -c "$constraints" pytest pytest-xdist hypothesis gguf
+install -c "$constraints" pytest pytest-xdist hypothesis gguf sd-parsers
 
 "$python" - <<'END'
 from importlib.metadata import version

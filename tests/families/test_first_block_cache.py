@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from support import flux, qwen_image
 from support.families import TinyFamily, tiny_families
 from support.scale import thinned
 from torch import nn
@@ -31,6 +30,7 @@ if not {"flux", "qwen-image"} <= set(tiny_families()):
     pytest.skip("the installed libraries lack these models", allow_module_level=True)
 
 from diffusers.hooks import FirstBlockCacheConfig  # noqa: E402
+from support import flux, qwen_image  # noqa: E402
 
 TRANSFORMERS = [
     label for label, one in tiny_families().items() if Feature.FIRST_BLOCK_CACHE in one.family.features_of(one.variant)
