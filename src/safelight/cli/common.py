@@ -155,4 +155,4 @@ def grouped_table(columns: tuple[str, ...], groups: dict[str, list[tuple[str, ..
             drawn.add_row(printable(group), style="bold")
         for row in rows:
             drawn.add_row(*map(printable, row))
-    Console(width=None if sys.stdout.isatty() else WIDE).print(drawn)
+    Console(width=None if sys.stdout.isatty() else WIDE, markup=False).print(drawn)

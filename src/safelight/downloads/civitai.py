@@ -60,13 +60,16 @@ def find(source: str, client: httpx.Client, model: int | None, version: int | No
     file = next((one for one in safe if one.get("primary")), safe[0])
     try:
         name = checked_name(source, PurePosixPath(str(file["name"])).name)
-        remote = RemoteFile(str(file["downloadUrl"]), name, None, _sha256(file), _authorization())
+        remote = RemoteFile(
+            str(file["downloadUrl"]), name, None, _sha256(file), _authorization_for(str(file["downloadUrl"]))
+        )
     except KeyError as error:
         raise DownloadError(source, f"its answer lacks {error}") from error
     title = f"{about.get('name', 'a model')} {chosen.get('name', '')}".strip()
     preview = _preview(source, chosen, name)
     texts = {f"{PurePosixPath(name).stem}.civitai.info": json.dumps(chosen, indent=1, ensure_ascii=False)}
-    folder = f"civitai/{readable(str(about.get('name') or chosen.get('modelId') or 'model'))}"
+    called = readable(str(about.get("name") or chosen.get("modelId") or "model"))
+    folder = f"civitai/{called}-{chosen.get('id', version or 0)}"
     return Bundle(title, folder, (remote, *preview), _notes(about, chosen), texts=texts)
 
 
@@ -91,6 +94,13 @@ def _ask(source: str, client: httpx.Client, path: str) -> dict[str, Any]:
 def _authorization() -> dict[str, str]:
     token = os.environ.get(TOKEN)
     return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _authorization_for(url: str) -> dict[str, str]:
+    """Return the token only for Civitai itself: its answer may name another host."""
+    there, own = httpx.URL(url), httpx.URL(endpoint())
+    same = (there.scheme, there.host, there.port) == (own.scheme, own.host, own.port)
+    return _authorization() if same else {}
 
 
 def _format(file: dict[str, Any]) -> str:

@@ -105,7 +105,9 @@ class _Attempt:
         with self._client.stream("GET", self._file.url, headers=headers) as response:
             have, total = self._begin(response, have, note)
             validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-            self._write_note({"validator": validator, "sha256": self._file.sha256, "total": total})
+            self._write_note(
+                {"url": self._place(), "validator": validator, "sha256": self._file.sha256, "total": total}
+            )
             with self._part.open("ab" if have else "wb") as out:
                 self._receive(response, out, have, total)
 
@@ -119,11 +121,11 @@ class _Attempt:
         total: int | None = None
         if response.status_code == 206:
             found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            changed = note.get("validator") and _validator(response) not in (None, note["validator"])
+            changed = note.get("validator") and _validator(response) != note["validator"]
             if found is None or int(found[1]) != have or changed:
                 self.discard()
                 raise _Again("the server has another file now")
-            total = None if found[3] == "*" else int(found[3])
+            total = note.get("total") if found[3] == "*" else int(found[3])
         else:
             have = 0
             length = response.headers.get("Content-Length")
@@ -212,10 +214,14 @@ class _Attempt:
             found: Any = json.loads(self._note_file.read_text())
             if isinstance(found, dict):
                 note = cast("dict[str, Any]", found)
-                same = note.get("sha256") == self._file.sha256
+                same = note.get("sha256") == self._file.sha256 and note.get("url") == self._place()
                 # Without a hash or a validator, nothing says whether the server's file is still the same.
                 return note if same and (note.get("validator") or self._file.sha256) else {}
         return {}
+
+    def _place(self) -> str:
+        """Return the address without its query, which may have a token that changes."""
+        return self._file.url.partition("?")[0]
 
     def _write_note(self, note: Mapping[str, Any]) -> None:
         self._note_file.write_text(json.dumps(note))

@@ -77,7 +77,10 @@ def find(source: str, wanted: Repository) -> Bundle:
     )
     licence = None if info.card_data is None else info.card_data.get("license")
     notes = (f"licence: {licence}",) if licence else ()
-    return Bundle(wanted.name, f"huggingface/{wanted.name}", files, notes)
+    # Another revision or variant does not replace files that a model in the library uses.
+    kept = f"@{info.sha[:10]}" if wanted.revision not in ("", "main") else ""
+    kept += f".{wanted.variant}" if wanted.variant else ""
+    return Bundle(wanted.name, f"huggingface/{wanted.name}{kept}", files, notes)
 
 
 def _info(source: str, wanted: Repository) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +106,9 @@ def _one_file(source: str, client: httpx.Client, url: httpx.URL) -> Bundle:
         raise DownloadError(source, f"{name} is a pickle by its name, which can run code when other programs open it")
     if not name.lower().endswith(ENDINGS):
         raise DownloadError(source, f"{name or 'it'} is no {' or '.join(ENDINGS)} file by its name")
-    return Bundle(name, "files", (RemoteFile(str(url), checked_name(source, name)),))
+    # Two addresses may end in the same name.
+    mark = hashlib.sha256(str(url.copy_with(query=None)).encode()).hexdigest()[:10]
+    return Bundle(name, f"files/{mark}", (RemoteFile(str(url), checked_name(source, name)),))
 
 
 def _announced_name(source: str, client: httpx.Client, url: httpx.URL) -> str:

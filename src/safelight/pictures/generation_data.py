@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -52,8 +53,17 @@ class GenerationData:
     others: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+MOST_NUMBER = 10**30
+"""No value of a picture is larger."""
+
+
 def whole(value: object) -> int | None:
     """Return a whole number, None if a value is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if abs(value) < MOST_NUMBER else None
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,25}\s*", value):
+        # Seeds have up to 64 bits, more than a float.
+        return int(value)
     number = real(value)
     return int(number) if number is not None and number == int(number) else None
 
