@@ -344,6 +344,26 @@ def test_faults_of_scales_are_named(says: str, scaled: dict[str, torch.Tensor], 
         Catalog.under(root).adapters.add(tmp_path / "faulty.safetensors")
 
 
+@pytest.mark.parametrize("form", ["int8, rotated", "nf4, nested"])
+def test_a_pickle_is_the_same_component(form: str, root: Path, tmp_path: Path) -> None:
+    """A pickle is converted, with all the tensors beside its weights."""
+    path = tiny_families()["flux"].write_files(tmp_path, SEED)["text_encoder_2"]
+    write_compact(path, load_file(path), form)
+    torch.save(load_file(path), tmp_path / "encoder.pt")
+    added = Catalog.under(root).adapters
+    first, second = added.add(path, "safe"), added.add(tmp_path / "encoder.pt", "pickle")
+    assert first.manifest.components[0].digest == second.manifest.components[0].digest
+
+
+def test_a_lora_with_a_scale_is_refused(root: Path, tmp_path: Path) -> None:
+    path = adapters.write(tmp_path / "style.safetensors")
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("lora_up.weight"))
+    save_file(tensors | {f"{name}_scale": torch.tensor(0.5)}, path)
+    with pytest.raises(UnsupportedModelError, match="has a scale, which is not read here"):
+        Catalog.under(root).adapters.add(path)
+
+
 def test_a_scale_of_a_weight_that_is_not_read_is_allowed(
     scaled: dict[str, torch.Tensor], root: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from support.scale import times
 from safelight.errors import CorruptFileError, FileError, UnsupportedModelError
 from safelight.files import safetensors
 from safelight.files.header import TensorInfo
-from safelight.files.packing import METADATA, find_packed
+from safelight.files.packing import METADATA, find_packed, merge_metadata, weight_of
 
 Written = dict[str, torch.Tensor]
 
@@ -109,6 +109,14 @@ FAULTS: list[tuple[str, str, Callable[[Written], object]]] = [
     ("int8 of bitsandbytes", "has an F32 for each row", change(SCB=torch.ones(63))),
     ("int8 of bitsandbytes", "has weight_format 2", change(weight_format=torch.tensor(2, dtype=torch.uint8))),
     ("int8", r"pre_quant_scale is F32 \[5\]; layer\.weight has 128 columns", change(pre_quant_scale=torch.ones(5))),
+    ("nvfp4", r"is NVFP4 .*, rotated", settings(format="nvfp4", convrot=True)),
+    ("mxfp8", r"is MXFP8 .*, rotated", settings(format="mxfp8", convrot=True)),
+    ("int8", "has the setting 'params'", settings(format="int8_tensorwise", params={"scale": 2.0})),
+    ("int8", "has layer.weight_scale_2 beside it", change(weight_scale_2=torch.ones(()))),
+    ("int8 of bitsandbytes", "has layer.pre_quant_scale beside it", change(pre_quant_scale=torch.ones(128))),
+    ("nf4", "has layer.pre_quant_scale beside it", change(pre_quant_scale=torch.ones(128))),
+    ("nf4", "has layer.SCB beside it", change(SCB=torch.ones(64))),
+    ("nf4", "in blocks of 8192", state(blocksize=8192)),
     ("int8", "nothing says in which form", change(weight=torch.zeros(4, 4, dtype=torch.int32))),
 ]
 
@@ -138,13 +146,54 @@ def test_a_metadata_entry_says_the_form(tmp_path: Path) -> None:
     assert (info.dtype, info.packing.group) == ("INT8", 16)
 
 
-@pytest.mark.parametrize("text", ['{"layers": 3}', "no JSON", '{"layers": {"layer": {"form": 1}}}', "[]"])
+PAIRS = '{"layers": {"layer": [["format", "int8_tensorwise"]]}}'
+
+
+@pytest.mark.parametrize("text", ['{"layers": 3}', "no JSON", '{"layers": {"layer": {"form": 1}}}', "[]", PAIRS])
 def test_metadata_that_cannot_be_read(text: str, tmp_path: Path) -> None:
     written = weight("int8, rows")
     file = tmp_path / "some.safetensors"
     save_file({f"layer.{name}": one for name, one in written.items()}, file, {METADATA: text})
     with pytest.raises(CorruptFileError, match=METADATA):
         find_packed(safetensors.read_header(file))
+
+
+def test_a_prefix_of_the_metadata_is_one_for_the_whole_file(tmp_path: Path) -> None:
+    """A block's ``proj_out`` does not get the settings of the last ``proj_out``."""
+    plain = {"weight": torch.zeros(64, 128, dtype=torch.int8), "weight_scale": torch.ones(())}
+    said = json.loads(bytes(weight("int8, rotated")["comfy_quant"].tolist()))
+    file = tmp_path / "some.safetensors"
+    names = ("model.proj_out", "model.blocks.0.proj_out")
+    save_file(
+        {f"{name}.{end}": one.clone() for name in names for end, one in plain.items()},
+        file,
+        {METADATA: json.dumps({"layers": {"proj_out": said}})},
+    )
+    infos = find_packed(safetensors.read_header(file)).tensors
+    groups = [info.packing.group for name in names if (info := infos[f"{name}.weight"]).packing is not None]
+    assert groups == [16, 0]
+
+
+def test_settings_of_the_file_and_of_a_weight_must_agree(tmp_path: Path) -> None:
+    layers = {"layers": {"layer": {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}}}
+    with pytest.raises(UnsupportedModelError, match="has other settings in"):
+        found(tmp_path, weight("int8"), **{METADATA: layers})
+
+
+def test_shards_have_the_settings_of_their_own_layers(tmp_path: Path) -> None:
+    one, two = ({METADATA: json.dumps({"layers": {name: {"format": name}}}), "x": name} for name in ("a", "b"))
+    merged = merge_metadata(tmp_path, [one, {}, two])
+    assert json.loads(merged[METADATA]) == {"layers": {"a": {"format": "a"}, "b": {"format": "b"}}}
+    assert merged["x"] == "b"
+    other = {METADATA: json.dumps({"layers": {"a": {"format": "b"}}})}
+    with pytest.raises(CorruptFileError, match="different settings for a"):
+        merge_metadata(tmp_path, [one, other])
+
+
+def test_a_tensor_beside_a_weight_belongs_to_it() -> None:
+    names = ("a.weight_scale", "a.comfy_quant", "a.weight.absmax", "a.weight.quant_state.bitsandbytes__nf4", "a.SCB")
+    assert {weight_of(name) for name in names} == {"a.weight"}
+    assert [weight_of(name) for name in ("a.weight", "a.bias", "absmax")] == [None, None, None]
 
 
 def test_fp8_may_be_stored_as_bytes(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from safelight.files.blocks import BLOCKS
 from safelight.files.header import Packing
 from safelight.weights import compiled_decoding
 from safelight.weights.block_decoding import decoding_of
-from safelight.weights.compiled_decoding import FORMS, MOST_SCALE, compiled_for
+from safelight.weights.compiled_decoding import FORMS, compiled_for
+from safelight.weights.packed_decoding import LARGE_SCALE
 
 if "compiled" not in extras.installed():
     pytest.skip("numba is not installed", allow_module_level=True)
@@ -61,7 +62,7 @@ def test_ties_are_rounded_to_even() -> None:
 
 
 def test_a_huge_scale_is_left_to_the_other_functions() -> None:
-    decoding = decoding_of("F8_E4M3", Packing(scale=MOST_SCALE))
+    decoding = decoding_of("F8_E4M3", Packing(scale=LARGE_SCALE))
     assert decoding is not None
     assert decoding.compiled is None
 

@@ -100,6 +100,39 @@ def test_the_numbers_are_those_of_the_program_that_wrote_them(form: str, tmp_pat
     assert hashlib.sha256(found.numpy().tobytes()).hexdigest() == WRITTEN[form]["numbers"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.rand(6, 1) + 0.5], ids=["whole", "rows"])
+def test_plain_numbers_may_have_scales(dtype: torch.dtype, scale: torch.Tensor, tmp_path: Path) -> None:
+    stored = torch.randn(6, 7).to(dtype)
+    save_file({"layer.weight": stored, "layer.weight_scale": scale}, tmp_path / "scaled.safetensors")
+    found = both_ways(as_tensor(packed_in(tmp_path / "scaled.safetensors")))
+    assert torch.equal(found, stored.float() * scale)
+
+
+def test_a_large_scale_of_fp8_gives_finite_numbers(tmp_path: Path) -> None:
+    stored = torch.full((4, 8), 2.0**-9).to(torch.float8_e4m3fn)
+    save_file({"layer.weight": stored, "layer.weight_scale": torch.tensor(2e36)}, tmp_path / "large.safetensors")
+    found = both_ways(as_tensor(packed_in(tmp_path / "large.safetensors")))
+    assert torch.equal(found, stored.float() * torch.tensor(2e36))
+
+
+def test_halves_in_another_order_are_other_content(tmp_path: Path) -> None:
+    packed = pack("layer.weight", torch.randn(64, 128, generator=torch.Generator().manual_seed(1)), "int8, rows")
+    assert packed is not None
+    save_file({name: one.contiguous() for name, one in packed[0].items()}, tmp_path / "rows.safetensors")
+    info = packed_in(tmp_path / "rows.safetensors")
+    digests: set[str] = set()
+    for swap in (False, True):
+        place = TensorLocation(
+            "w", info.dtype, info.shape, info.path, info.offset, info.nbytes, packing=info.packing, swap_halves=swap
+        )
+        with info.path.open("rb") as file:
+            digester = TensorDigester()
+            manifest._hash_packing(place, {info.path: file.fileno()}, digester)
+        digests.add(digester.blake3.hexdigest())
+    assert len(digests) == 2
+
+
 def rotated_by_a_matrix(values: torch.Tensor, size: int) -> torch.Tensor:
     """Multiply by ConvRot's matrix as comfy-kitchen builds it."""
     seed = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float64)

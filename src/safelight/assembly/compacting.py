@@ -26,9 +26,9 @@ from safelight.diagnostics.image_difference import difference
 from safelight.errors import InputError
 from safelight.files import gguf_writing, safetensors
 from safelight.files.blocks import WRITTEN
-from safelight.files.disk import flush_to_disk, open_regular, place_new, temporary_file_in
+from safelight.files.disk import flush_to_disk, open_regular, place_new, read_exactly, temporary_file_in
 from safelight.files.header import MADE_FROM, TensorInfo
-from safelight.weights.digest import in_module_order, read_exactly
+from safelight.weights.digest import in_module_order
 from safelight.weights.file_names import FileTensor, in_original_names
 from safelight.weights.manifest import ManifestTensor
 from safelight.weights.quantised_file import Quantiser, TensorToWrite

@@ -18,10 +18,10 @@ from safelight.errors import InputError
 from safelight.families.family import Family
 from safelight.families.family_model import construct, family_model
 from safelight.files import safetensors
-from safelight.files.disk import flush_to_disk, open_regular, temporary_file_in, write_whole
+from safelight.files.disk import flush_to_disk, open_regular, read_exactly, temporary_file_in, write_whole
 from safelight.files.header import ITEM_BYTES, TensorInfo
 from safelight.pipeline import samplers
-from safelight.weights.digest import in_module_order, read_exactly
+from safelight.weights.digest import in_module_order
 from safelight.weights.manifest import ComponentManifest, ManifestTensor
 
 

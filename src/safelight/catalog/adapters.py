@@ -13,7 +13,7 @@ from pathlib import Path
 
 from safelight.catalog import convert, paths, records, starters
 from safelight.catalog.cards import Card
-from safelight.catalog.identify import identify, read_header
+from safelight.catalog.identify import identify, read_header, read_raw_header
 from safelight.catalog.index import Index
 from safelight.catalog.index_file import IndexFile
 from safelight.catalog.lock import library_lock
@@ -285,7 +285,7 @@ class Adapters:
         """
         conversions = self._records / CONVERTED
         with temporary_file_in(conversions) as (file, temporary):
-            convert.to_safetensors(adapter_file.tensors_to_read(read_header(path), kind), file)
+            convert.to_safetensors(adapter_file.tensors_to_read(read_raw_header(path), kind), file)
             flush_to_disk(file, temporary)
             with convert.reporting_errors_for(path, temporary):
                 manifest = hash_components(adapter_file.layout(read_header(temporary), kind))

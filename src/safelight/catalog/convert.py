@@ -10,9 +10,8 @@ from typing import BinaryIO
 
 from safelight.errors import FileError, IncompleteModelError
 from safelight.files import safetensors
-from safelight.files.disk import open_regular
+from safelight.files.disk import open_regular, read_exactly
 from safelight.files.header import ITEM_BYTES, TensorInfo
-from safelight.weights.digest import read_exactly
 
 
 @contextlib.contextmanager
@@ -37,6 +36,7 @@ def to_safetensors(tensors: Iterable[TensorInfo], target: BinaryIO) -> None:
     Raises CorruptFileError when bytes are missing, UnreadableFileError when a file cannot be read.
     """
     listed = list(tensors)
+    assert all(info.packing is None for info in listed), "a conversion has the tensors as the file stores them"
     with contextlib.ExitStack() as stack:
         opened: dict[Path, int] = {}
         for path in {info.path for info in listed}:

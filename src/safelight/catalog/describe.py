@@ -18,6 +18,7 @@ from safelight.errors import CorruptFileError, FileError, InputError, IntegrityE
 from safelight.families.family import Family, PredictionType
 from safelight.files import folder, pickle
 from safelight.files.disk import flush_to_disk, temporary_file_in
+from safelight.files.packing import weight_of
 from safelight.weights import adapter_file
 from safelight.weights.layout import CheckpointLayout
 from safelight.weights.manifest import FileStamp, Manifest, hash_components, relocate
@@ -166,7 +167,9 @@ def _converted(conversions: Path, path: Path, found: Identity) -> tuple[Checkpoi
     else:
         parts = folder.read(path, family.folders).components
         tensors = [replace(t, name=f"{place}.{t.name}") for place in parts for t in parts[place].tensors.values()]
-    tensors = [t for t in tensors if t.name not in left_over or family.keep(t.name)]
+    dropped = {name for name in left_over if not family.keep(name)}
+    # What is beside a weight goes with it.
+    tensors = [t for t in tensors if (weight_of(t.name) or t.name) not in dropped]
     with temporary_file_in(conversions) as (file, temporary):
         convert.to_safetensors(tensors, file)
         flush_to_disk(file, temporary)

@@ -84,6 +84,11 @@ def identify(path: Path, prediction_type: PredictionType | None = None, variant:
 
 
 def read_header(path: Path) -> Header:
+    """Read the header of a single file of any format, with each packed weight as one tensor."""
+    return find_packed(read_raw_header(path))
+
+
+def read_raw_header(path: Path) -> Header:
     """Read the header of a single file of any format. The first bytes decide the format.
 
     A pickle's file suffix counts only if the first bytes decide nothing.
@@ -94,10 +99,10 @@ def read_header(path: Path) -> Header:
     if start.startswith(gguf.MAGIC):
         return with_library_names(gguf.read_header(path))
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[8:9] != b"{":
-        return find_packed(pickle.read_header(path))
+        return pickle.read_header(path)
     if path.suffix in {".ckpt", ".pt", ".pth", ".bin"} and start[8:9] != b"{":
-        return find_packed(pickle.read_header(path))
-    return find_packed(safetensors.read_header(path))
+        return pickle.read_header(path)
+    return safetensors.read_header(path)
 
 
 def _dtype(infos: Mapping[str, str]) -> str:
@@ -188,6 +193,7 @@ def _resolution(text: str) -> int | None:
 def _folder(path: Path, variant: str) -> Identity:
     every = {name: None for family in families().values() for name in family.folders}
     found = folder.read(path, tuple(every))
+    found = replace(found, components={name: find_packed(header) for name, header in found.components.items()})
     family, rule = _family_of(found)
     absent = [name for name in family.folders if name not in found.components]
     if absent:

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO
 
-from safelight.errors import StorageError, UnreadableFileError
+from safelight.errors import CorruptFileError, StorageError, UnreadableFileError
 
 
 def open_regular(path: Path) -> tuple[int, int]:
@@ -31,6 +31,17 @@ def open_regular(path: Path) -> tuple[int, int]:
         os.close(descriptor)
         raise UnreadableFileError(path, f"is {_kind(status.st_mode)}, not a file")
     return descriptor, status.st_size
+
+
+def read_exactly(descriptor: int, path: Path, name: str, offset: int, nbytes: int) -> bytes:
+    """Read ``nbytes`` bytes at ``offset``. Raises CorruptFileError, naming the tensor, if the file is too short."""
+    data = os.pread(descriptor, nbytes, offset)
+    while len(data) < nbytes:
+        more = os.pread(descriptor, nbytes - len(data), offset + len(data))
+        if not more:
+            raise CorruptFileError(path, f"ends within tensor {name}; it was cut off")
+        data += more
+    return data
 
 
 def _why_unreadable(path: Path, error: OSError) -> str:

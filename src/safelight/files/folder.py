@@ -11,7 +11,7 @@ from typing import Any, cast
 from safelight.errors import CorruptFileError, UnreadableFileError, UnsupportedModelError
 from safelight.files import pickle, safetensors
 from safelight.files.header import Header, TensorInfo
-from safelight.files.packing import find_packed
+from safelight.files.packing import merge_metadata
 
 INDICES = ("model_index.json", "modular_model_index.json")
 """The names of a folder's index. diffusers' modular pipelines have the second one."""
@@ -68,7 +68,7 @@ def read(path: Path, folders: Iterable[str]) -> Folder:
     components: dict[str, Header] = {}
     for name in folders:
         if _has(index.get(name), path / name):
-            components[name] = find_packed(_component(path / name, index_file.name))
+            components[name] = _component(path / name, index_file.name)
     scheduler_file = path / "scheduler" / "scheduler_config.json"
     scheduler = read_json(scheduler_file) if scheduler_file.exists() else {}
     homes = [path, path / "scheduler", *(path / name for name in components)]
@@ -133,7 +133,7 @@ def _shards(index: Path, reader: Callable[[Path], Header]) -> Header:
         raise CorruptFileError(index, "has no weight_map of names to files")
     weight_map = cast("dict[str, str]", table)
     tensors: dict[str, TensorInfo] = {}
-    metadata: dict[str, str] = {}
+    metadata: list[Mapping[str, str]] = []
     form = "safetensors"
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name:
@@ -141,8 +141,8 @@ def _shards(index: Path, reader: Callable[[Path], Header]) -> Header:
         shard = reader(index.parent / name)
         form = shard.format
         tensors.update(shard.tensors)
-        metadata.update(shard.metadata)
+        metadata.append(shard.metadata)
     lost = [name for name in weight_map if name not in tensors]
     if lost:
         raise CorruptFileError(index, f"names tensor {lost[0]!r}, which is not in the shard {weight_map[lost[0]]}")
-    return Header(index, form, tensors, metadata)
+    return Header(index, form, tensors, merge_metadata(index, metadata))

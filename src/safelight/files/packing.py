@@ -10,12 +10,14 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 from safelight.errors import CorruptFileError, UnsupportedModelError
-from safelight.files.disk import open_regular
+from safelight.files.disk import open_regular, read_exactly
 from safelight.files.header import Beside, Header, Packing, TensorInfo
 
 PACKED = ("INT8", "MXFP8", "NVFP4", "NF4", "FP4")
@@ -37,6 +39,9 @@ SWIZZLED_ROWS, SWIZZLED_COLUMNS = 128, 4
 
 MOST_ROW_ELEMENTS = 1 << 19
 """Numbers of a row. No layer has more, and a chunk of numbers that is dequantised at once has whole rows."""
+
+MOST_BLOCK_ELEMENTS = 4096
+"""Numbers of a block of nf4 or fp4; bitsandbytes has no larger ones."""
 
 SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
 INPUT_SCALES = ("scale_input", "input_scale")
@@ -73,7 +78,8 @@ _PACKED_FORMS = {
     "int8_tensorwise": "INT8",
 }
 
-_WITHOUT_EFFECT = frozenset({"format", "full_precision_matrix_mult", "per_row", "per_channel", "group_size", "params"})
+_ROTATION = frozenset({"convrot", "convrot_groupsize"})
+_WITHOUT_EFFECT = frozenset({"format", "full_precision_matrix_mult", "per_row", "per_channel", "group_size"})
 """Settings that follow from the tensors, or only serve programs which multiply quantised numbers."""
 
 _INT8_STEP = 7.874015718698502e-3
@@ -117,44 +123,75 @@ def _is_marker(name: str) -> bool:
     return name == MARKER or name.endswith(f".{MARKER}")
 
 
+def weight_of(name: str) -> str | None:
+    """Return the name of the weight that a tensor is beside; None for a tensor that stands for itself."""
+    found = _split(name)
+    return None if found is None else f"{found[0]}weight"
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """Return the start of a weight's name, and the end of the name of a tensor beside it; None for other tensors."""
+    stem, _, end = name.rpartition(".")
+    if end in _ENDS:
+        return f"{stem}." if stem else "", end
+    module, is_state, form = name.partition(f".weight.{_STATE}")
+    if is_state:
+        return f"{module}.", _STATE + form
+    return (stem.removesuffix("weight"), end) if end in _BITSANDBYTES and stem.endswith("weight") else None
+
+
 def _stems(infos: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
     """Return the tensors beside weights: by the start of the weight's name, then by the end of their own."""
     found: dict[str, dict[str, TensorInfo]] = {}
     for name, info in infos.items():
-        stem, _, end = name.rpartition(".")
-        module, is_state, form = name.partition(f".weight.{_STATE}")
-        if end in _ENDS:
-            found.setdefault(f"{stem}." if stem else "", {})[end] = info
-        elif is_state:
-            found.setdefault(f"{module}.", {})[_STATE + form] = info
-        elif end in _BITSANDBYTES and stem.endswith("weight"):
-            found.setdefault(stem.removesuffix("weight"), {})[end] = info
+        if (parts := _split(name)) is not None:
+            found.setdefault(parts[0], {})[parts[1]] = info
     return found
+
+
+def _layers(path: Path, text: str) -> dict[str, Any]:
+    """Read the settings of layers from the metadata. Raises CorruptFileError."""
+    try:
+        return dict(json.loads(text)["layers"].items())
+    except (*_NOT_JSON, AttributeError) as error:
+        raise CorruptFileError(path, f"{METADATA} in its metadata is no JSON with layers ({error})") from error
+
+
+def merge_metadata(path: Path, shards: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return the metadata of several shards: each may have the settings of its own layers.
+
+    ``path``: to name in errors.
+    Raises CorruptFileError if two shards have different settings for a layer.
+    """
+    merged: dict[str, str] = {}
+    layers: dict[str, Any] = {}
+    for metadata in shards:
+        merged |= metadata
+        for name, settings in _layers(path, metadata[METADATA]).items() if METADATA in metadata else ():
+            if layers.setdefault(name, settings) != settings:
+                raise CorruptFileError(path, f"two of its shards have different settings for {name} in {METADATA}")
+    return merged | ({METADATA: json.dumps({"layers": layers})} if layers else {})
 
 
 def _declared(header: Header) -> dict[str, Any]:
-    """Return the settings of weights that the file's metadata has, by the weight's name."""
-    text = header.metadata.get(METADATA)
-    if text is None:
+    """Return the settings of weights that the file's metadata has, by the weight's name.
+
+    The metadata may lack a prefix that all names of the file have: then it is the one with which most layers are there.
+    """
+    if METADATA not in header.metadata:
         return {}
-    try:
-        layers = cast("dict[str, Any]", json.loads(text)["layers"])
-        named = {str(layer): settings for layer, settings in layers.items()}
-    except (*_NOT_JSON, AttributeError) as error:
-        raise CorruptFileError(header.path, f"{METADATA} in its metadata is no JSON with layers ({error})") from error
-    found: dict[str, Any] = {}
+    layers = _layers(header.path, header.metadata[METADATA])
+    prefixes: Counter[str] = Counter()
     for name in header.tensors:
-        module = name.removesuffix(".weight")
-        # The metadata may lack the prefix of the file's names.
-        while module != name:
-            if module in named:
-                found[name] = named[module]
-                break
-            rest = module.partition(".")[2]
-            if not rest:
-                break
-            module = rest
-    return found
+        module, found, _ = name.rpartition(".weight")
+        at = 0
+        while found and at >= 0:
+            prefixes[module[:at]] += module[at:] in layers
+            at = module.find(".", at) + 1 or -1
+    if not prefixes:
+        return {}
+    prefix = max(prefixes, key=lambda one: (prefixes[one], -len(one)))
+    return {f"{prefix}{layer}.weight": settings for layer, settings in layers.items()}
 
 
 class _Files:
@@ -176,10 +213,7 @@ class _Files:
             raise CorruptFileError(info.path, f"tensor {info.name} has {info.nbytes} bytes, too many for its purpose")
         if info.path not in self._opened:
             self._opened[info.path] = open_regular(info.path)[0]
-        data = os.pread(self._opened[info.path], info.nbytes, info.offset)
-        if len(data) < info.nbytes:
-            raise CorruptFileError(info.path, f"ends within tensor {info.name}; it was cut off")
-        return data
+        return read_exactly(self._opened[info.path], info.path, info.name, info.offset, info.nbytes)
 
 
 @dataclass(slots=True)
@@ -205,11 +239,12 @@ class _Group:
         if ROW_MAXIMA in self.beside:
             return self._bitsandbytes_8_bit()
         form = self._form()
+        rotated = self._rotated(form)
+        self._refuse_all_but(FORM, COLUMN_SCALE, *SCALES, *([SECOND_SCALE] if form == "NVFP4" else []))
         if form == "NVFP4":
             return self._nvfp4()
         if form == "MXFP8":
             return self._mxfp8()
-        rotated = self._rotated(form)
         scale = self._scale_tensor()
         packing = Packing(group=rotated)
         if scale is not None:
@@ -217,6 +252,12 @@ class _Group:
         elif form == "INT8":
             raise self._unsupported(f"is {self.weight.dtype} and has no scale")
         return self._with(form, self.weight.shape, packing)
+
+    def _refuse_all_but(self, *ends: str) -> None:
+        """Raise UnsupportedModelError for a tensor beside the weight that its form does not use."""
+        odd = [info.name for end, info in self.beside.items() if end not in (*ends, *INPUT_SCALES)]
+        if odd:
+            raise self._unsupported(f"has {odd[0]} beside it, which its form does not use")
 
     def _form(self) -> str:
         """Return the weight's form, from its settings or its dtype."""
@@ -246,23 +287,19 @@ class _Group:
 
     def _settings(self) -> str | None:
         """Read the weight's settings. Return the name of its form, None if it has none."""
-        if FORM in self.beside:
-            info = self.beside[FORM]
-            try:
-                self.settings = json.loads(self.read(info))
-                said = self.settings["format"]
-            except _NOT_JSON as error:
-                raise CorruptFileError(info.path, f"tensor {info.name} is no JSON with a format ({error})") from error
-        elif self.declared is None:
+        if FORM not in self.beside and self.declared is None:
             return None
-        else:
-            try:
-                self.settings = dict(self.declared)
-                said = self.settings["format"]
-            except _NOT_JSON as error:
-                problem = f"{METADATA} in its metadata has no format for {self.weight.name} ({error})"
-                raise CorruptFileError(self.weight.path, problem) from error
-        odd = [key for key in self.settings if key not in _WITHOUT_EFFECT and not key.startswith("convrot")]
+        where = f"{METADATA} in its metadata" if FORM not in self.beside else f"tensor {self.beside[FORM].name}"
+        try:
+            found: Any = json.loads(self.read(self.beside[FORM])) if FORM in self.beside else self.declared
+            said = found["format"]
+        except _NOT_JSON as error:
+            problem = f"{where} is no JSON with a format for {self.weight.name} ({error})"
+            raise CorruptFileError(self.weight.path, problem) from error
+        if self.declared not in (None, found):
+            raise self._unsupported(f"has other settings in {METADATA} than in {FORM}")
+        self.settings = found
+        odd = [key for key in self.settings if key not in _WITHOUT_EFFECT | _ROTATION and self.settings[key]]
         if odd:
             raise self._unsupported(f"has the setting {odd[0]!r}, which is not read")
         return str(said)
@@ -335,8 +372,8 @@ class _Group:
     def _add_groups(self, packing: Packing, shape: tuple[int, ...], dtypes: tuple[str, ...], dtype: str) -> Packing:
         """Return the packing with a scale for each group of numbers.
 
-        ``dtypes``: those that the tensor may have.
-        ``dtype``: the one in which it is read.
+        ``dtypes``: the dtypes that the tensor with the scales may have.
+        ``dtype``: the dtype in which it is read.
         """
         scale = self._scale_tensor()
         if scale is None:
@@ -349,6 +386,7 @@ class _Group:
         return self._add(packing, "group_scale", replace(scale, dtype=dtype))
 
     def _bitsandbytes_8_bit(self) -> TensorInfo:
+        self._refuse_all_but(ROW_MAXIMA, LAYOUT)
         maxima = self.beside[ROW_MAXIMA]
         if LAYOUT in self.beside:
             said = int.from_bytes(self.read(self.beside[LAYOUT])[:8], "little")
@@ -361,6 +399,7 @@ class _Group:
 
     def _bitsandbytes_4_bit(self) -> TensorInfo:
         states = [end for end in self.beside if end.startswith(_STATE)]
+        self._refuse_all_but(*_BITSANDBYTES, *states)
         lacking = [end for end in ("absmax", "quant_map") if end not in self.beside]
         if len(states) != 1 or lacking:
             wanted = lacking[0] if lacking else f"one {_STATE}…"
@@ -377,7 +416,7 @@ class _Group:
         if kind not in ("nf4", "fp4"):
             raise self._unsupported(f"is bitsandbytes' {kind!r}; nf4, fp4 and int8 are read")
         count = math.prod(shape)
-        fits = group > 0 and group % 2 == 0 and min(shape, default=0) > 0 and count % group == 0
+        fits = 0 < group <= MOST_BLOCK_ELEMENTS and group % 2 == 0 and min(shape, default=0) > 0 and count % group == 0
         if not fits or self.weight.dtype != "U8" or self.weight.nbytes * 2 != count or not math.isfinite(offset):
             problem = f"is {self.weight.dtype} {list(self.weight.shape)}, and its quant_state says {list(shape)}"
             raise CorruptFileError(self.weight.path, f"tensor {self.weight.name} {problem} in blocks of {group}")

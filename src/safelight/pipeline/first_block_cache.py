@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from safelight.errors import RequestError
+
 BLOCK_LISTS = ("transformer_blocks", "single_transformer_blocks", "layers")
 """The names of a denoiser's lists of blocks in diffusers, in the order in which they are computed."""
 
@@ -91,6 +93,8 @@ class FirstBlockCache:
         self.skipped = 0
         children = dict(denoiser.named_children())
         self._blocks = [block for name in BLOCK_LISTS if name in children for block in children[name].children()]
+        if len(self._blocks) < 2:
+            raise RequestError("first_block_cache", threshold, "needs a denoiser with at least two blocks")
 
     @contextlib.contextmanager
     def applied(self) -> Generator[None]:

@@ -54,6 +54,8 @@ def tensors_to_read(header: Header, kind: str) -> list[TensorInfo]:
         return list(header.tensors.values())
     found = [i for i in header.tensors.values() if not (kind == INVERSION and i.name.startswith(_TOKEN_PREFIX))]
     for info in found:
+        if info.packing is not None:
+            raise UnsupportedModelError(header.path, f"tensor {info.name} has a scale, which is not read here")
         allowed = ALPHA_DTYPES if info.elements == 1 and info.name.endswith("alpha") else FLOATS | {"F64"}
         if info.dtype not in allowed:
             listed = ", ".join(sorted(allowed))

@@ -18,9 +18,9 @@ from safelight.devices.transfer import CHUNK_ELEMENTS, DTYPES, Blocks, Decode
 from safelight.files.blocks import BLOCKS
 from safelight.files.header import Packing
 from safelight.files.packing import PACKED
-from safelight.weights.compiled_decoding import MOST_SCALE, compiled_for
+from safelight.weights.compiled_decoding import compiled_for
 from safelight.weights.manifest import ManifestTensor
-from safelight.weights.packed_decoding import PackedDecoder, fp8_e4m3, fp8_e5m2
+from safelight.weights.packed_decoding import LARGE_SCALE, PackedDecoder, fp8_e4m3, fp8_e5m2
 
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
 
@@ -57,7 +57,7 @@ def decoding_of(form: str, packing: Packing | None, nbytes: int = 0, elements: i
 
 
 def _compiled(form: str, scale: float) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
-    found = compiled_for(form) if scale < MOST_SCALE else None
+    found = compiled_for(form) if scale < LARGE_SCALE else None
     return None if found is None else partial(found, scale=scale)
 
 

@@ -31,9 +31,6 @@ class Compiled(Protocol):
 
 FORMS = ("Q4_0", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F8_E4M3")
 
-MOST_SCALE = 1e30
-"""Larger scales of fp8 are left to the other functions: numbers could become infinite on the way."""
-
 
 @cache
 def compiled_for(form: str) -> Compiled | None:

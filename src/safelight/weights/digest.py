@@ -5,15 +5,14 @@ XXH3 detects accidental damage, not tampering; BLAKE3 over the same tensors is t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import xxhash
 from blake3 import blake3
 
 from safelight.errors import CorruptFileError
 from safelight.files.blocks import BLOCKS
+from safelight.files.disk import read_exactly
 from safelight.files.header import ITEM_BYTES, Beside
 from safelight.weights.layout import TensorLocation
 
@@ -124,17 +123,6 @@ def in_module_order(data: bytes, dtype: str, shape: tuple[int, ...], transpose: 
 
     words = np.frombuffer(data, f"V{ITEM_BYTES[dtype]}")
     return words.reshape(shape[::-1]).T.tobytes()
-
-
-def read_exactly(descriptor: int, path: Path, name: str, offset: int, nbytes: int) -> bytes:
-    """Read ``nbytes`` bytes at ``offset``. Raises CorruptFileError, naming the tensor, if the file is too short."""
-    data = os.pread(descriptor, nbytes, offset)
-    while len(data) < nbytes:
-        more = os.pread(descriptor, nbytes - len(data), offset + len(data))
-        if not more:
-            raise CorruptFileError(path, f"ends within tensor {name}; it was cut off")
-        data += more
-    return data
 
 
 def hash_texts(*parts: str) -> str:

@@ -249,7 +249,7 @@ def _hash_packing(place: TensorLocation, opened: Mapping[Path, int], digester: T
         digester.blake3.update(f"scale {place.name} {packing.scale!r}".encode())
     if not packing.beside and not packing.group:
         return packing
-    settings = (packing.elements, packing.group, packing.nested, packing.offset, packing.first)
+    settings = (packing.elements, packing.group, packing.nested, packing.offset, packing.first, place.swap_halves)
     digester.blake3.update(f"packing {place.name} {settings!r}".encode())
     beside = tuple(replace(one, xxh3=digester.beside(opened[one.path], one)) for one in packing.beside)
     return replace(packing, beside=beside)

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
 from safelight.devices.transfer import DTYPES
 from safelight.files.header import Beside, Packing
 from safelight.files.packing import SWIZZLED_COLUMNS, SWIZZLED_ROWS, TILE
+
+LARGE_SCALE = 1e30
+"""A product with a larger scale could become infinite before it is complete."""
 
 ROW_SCALE = "row_scale"
 TILE_SCALE = "tile_scale"
@@ -162,6 +165,10 @@ def _nvfp4(raw: torch.Tensor, out: torch.Tensor) -> None:
     _four_bits(raw, out, table)
 
 
+def _plain(dtype: torch.dtype, raw: torch.Tensor, out: torch.Tensor) -> None:
+    out.copy_(raw.view(dtype))
+
+
 def _int8(raw: torch.Tensor, out: torch.Tensor) -> None:
     out.copy_(raw.view(torch.int8))
 
@@ -181,11 +188,15 @@ def fp8_e4m3(raw: torch.Tensor, out: torch.Tensor, scale: float = 1.0) -> None:
     """
     words = raw.to(torch.int16)
     out.copy_((((words & 0x80) << 8) | ((words & 0x7F) << 7)).view(torch.float16))
-    # A power of two is exact, so both factors round once.
-    out.mul_(256 * scale)
+    if scale < LARGE_SCALE:
+        # A power of two is exact, so both factors round once.
+        out.mul_(256 * scale)
+    else:
+        out.mul_(256).mul_(scale)
 
 
 _NUMBERS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], None]] = {
+    **{name: partial(_plain, DTYPES[name]) for name in ("F32", "F16", "BF16")},
     "INT8": _int8,
     "F8_E4M3": fp8_e4m3,
     "F8_E5M2": fp8_e5m2,
