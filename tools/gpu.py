@@ -3,9 +3,9 @@
 Prints a line for each finding, and writes all of them to ``out/gpu/DEVICE.json`` and ``out/gpu/DEVICE.md``.
 ``docs/gpu.md`` explains each section. The exit code is 1 if a finding is wrong or a section is missing.
 
-Each section (``gpu_sections.py``, ``gpu_families.py``) has a process of its own, so that what it does to the device and
-to torch ends with it. Nothing is downloaded, and the package need not be installed: a checkout whose dependencies lie
-on ``PYTHONPATH`` is enough.
+Each section (``gpu_sections.py``, ``gpu_families.py``, ``gpu_forms.py``) has a process of its own, so that what it
+does to the device and to torch ends with it. Nothing is downloaded, and the package need not be installed: a checkout
+whose dependencies lie on ``PYTHONPATH`` is enough.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from gpu_families import FAMILY_SECTIONS, ON_REQUEST
+from gpu_families import FAMILY_SECTIONS, large
+from gpu_forms import forms, quantised
 from gpu_machine import Finding, Machine
 from gpu_sections import SECTIONS
 
-ALWAYS = {**SECTIONS, **FAMILY_SECTIONS}
-ALL = {**ALWAYS, **ON_REQUEST}
+ALWAYS = {**SECTIONS, **FAMILY_SECTIONS, "forms": forms}
+ALL = {**ALWAYS, "large": large, "quantised": quantised}
+"""With the sections that need so much time, memory and disk that they run only if they are named."""
 
 HOME = Path(__file__).resolve().parents[1]
 PATHS = [str(HOME / folder) for folder in ("src", "benchmarks", "tests")]

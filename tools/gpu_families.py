@@ -134,5 +134,3 @@ def large_by_diffusers(
 
 
 FAMILY_SECTIONS: Mapping[str, Section] = {"families": families}
-ON_REQUEST: Mapping[str, Section] = {"large": large}
-"""Sections that need so much time, memory and disk that they run only if they are named."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import adapters, checkpoints, gguf_files
-from support.compact_files import FP8, SCALED, Tensors, write_compact
-from support.families import TinyFamily, tiny_families
+from support.compact_files import FP8, SCALED, Tensors, add, write_both, write_compact
+from support.families import tiny_families
 from support.packed_files import LISTED, PACKERS
 from support.scale import thinned
 
@@ -53,32 +53,6 @@ NAMES |= {form: LISTED.get(form, re.split("[ ,]", form)[0]) for form in PACKERS}
 """What `models list` calls a form."""
 
 
-def write_both(tiny_family: TinyFamily, place: Path, form: str) -> dict[str, dict[str, Path]]:
-    """Write a family's files in a form, and the same numbers in fp32. Returns the paths by role. The VAE is shared."""
-    (place / form).mkdir()
-    (place / "fp32").mkdir()
-    found: dict[str, dict[str, Path]] = {form: {}, "fp32": {}}
-    for role, path in tiny_family.write_files(place / "files", SEED).items():
-        if role == tiny_family.family.vae:
-            found[form][role] = found["fp32"][role] = path
-            continue
-        found[form][role], numbers = write_compact(place / form / path.name, load_file(path), form)
-        found["fp32"][role] = place / "fp32" / path.name
-        save_file(dict(numbers), found["fp32"][role])
-        for tokenizer in path.parent.glob("tokenizer.json"):
-            for one in (form, "fp32"):
-                (place / one / "tokenizer.json").write_text(tokenizer.read_text())
-    return found
-
-
-def add(root: Path, tiny_family: TinyFamily, files: Mapping[str, Path]) -> Model:
-    catalog = Catalog.under(root)
-    for role, path in files.items():
-        if role != tiny_family.family.denoiser:
-            catalog.adapters.add(path)
-    return catalog.library.add(files[tiny_family.family.denoiser], "tiny", variant=tiny_family.variant)
-
-
 def least_memory(engine: Any, model: Model) -> float:
     """Return the gigabytes that the components need at least, while they stream."""
     planner = engine.resources.residency.planner
@@ -96,7 +70,7 @@ def test_quant_03_and_05_pixels_are_those_of_the_numbers(
 ) -> None:
     tiny_family = tiny_families()[label]
     tiny_family.make_references_small(monkeypatch)
-    files = write_both(tiny_family, tmp_path, form)
+    files = write_both(tiny_family, tmp_path, form, SEED)
     models = {name: add(root / name, tiny_family, some) for name, some in files.items()}
     assert models["fp32"].digest != models[form].digest
     assert models[form].dtype == NAMES.get(form, "fp8_e4m3")

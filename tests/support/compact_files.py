@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import gguf_files
+from support.families import TinyFamily
 from support.packed_files import PACKERS, pack
 
+from safelight.catalog.catalog import Catalog
+from safelight.catalog.model import Model
 from safelight.files.blocks import BLOCKS
 
 FP8 = {"fp8 e4m3": torch.float8_e4m3fn, "fp8 e5m2": torch.float8_e5m2}
@@ -69,3 +72,29 @@ def _write_packed(path: Path, tensors: Tensors, form: str) -> tuple[Path, Tensor
             numbers[name] = packed[1]
     save_file(written, path)
     return path, numbers
+
+
+def write_both(tiny_family: TinyFamily, place: Path, form: str, seed: int) -> dict[str, dict[str, Path]]:
+    """Write a family's files in a form, and the same numbers in fp32. Returns the paths by role. The VAE is shared."""
+    (place / form).mkdir()
+    (place / "fp32").mkdir()
+    found: dict[str, dict[str, Path]] = {form: {}, "fp32": {}}
+    for role, path in tiny_family.write_files(place / "files", seed).items():
+        if role == tiny_family.family.vae:
+            found[form][role] = found["fp32"][role] = path
+            continue
+        found[form][role], numbers = write_compact(place / form / path.name, load_file(path), form)
+        found["fp32"][role] = place / "fp32" / path.name
+        save_file(dict(numbers), found["fp32"][role])
+        for tokenizer in path.parent.glob("tokenizer.json"):
+            for one in (form, "fp32"):
+                (place / one / "tokenizer.json").write_text(tokenizer.read_text())
+    return found
+
+
+def add(root: Path, tiny_family: TinyFamily, files: Mapping[str, Path]) -> Model:
+    catalog = Catalog.under(root)
+    for role, path in files.items():
+        if role != tiny_family.family.denoiser:
+            catalog.adapters.add(path)
+    return catalog.library.add(files[tiny_family.family.denoiser], "tiny", variant=tiny_family.variant)

@@ -9,8 +9,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
+
+from safelight.devices.transfer import Read, checksum_of, read_all
+from safelight.files import safetensors
+from safelight.files.header import TensorInfo
+from safelight.files.packing import find_packed
+from safelight.weights import manifest
+from safelight.weights.digest import TensorDigester
+from safelight.weights.layout import TensorLocation
+from safelight.weights.manifest import ManifestTensor
 
 Packed = tuple[dict[str, torch.Tensor], torch.Tensor]
 """The tensors by the ends of their names, and the numbers in fp32."""
@@ -231,3 +241,28 @@ def pack(name: str, values: torch.Tensor, form: str) -> Packed | None:
         return None
     stem = name.removesuffix("weight")
     return {stem + end: tensor for end, tensor in packed[0].items()}, packed[1]
+
+
+def packed_in(path: Path) -> TensorInfo:
+    """Return the only weight of a file."""
+    [info] = find_packed(safetensors.read_header(path)).tensors.values()
+    return info
+
+
+def as_tensor(info: TensorInfo) -> ManifestTensor:
+    """Return a tensor of a manifest, with the hashes of what is in the file."""
+    place = TensorLocation("w", info.dtype, info.shape, info.path, info.offset, info.nbytes, packing=info.packing)
+    with info.path.open("rb") as file:
+        digester, opened = TensorDigester(), {info.path: file.fileno()}
+        packing = manifest._hash_packing(place, opened, digester)
+        xxh3 = digester.tensor(file.fileno(), place)
+    return ManifestTensor("w", info.dtype, info.shape, info.path, info.offset, info.nbytes, False, xxh3, False, packing)
+
+
+def stored_bytes(tensor: ManifestTensor) -> torch.Tensor:
+    """Return what is in memory if the tensor stays quantised."""
+    target = torch.empty(tensor.stored_nbytes, dtype=torch.uint8)
+    read = Read("w", tensor.path, tensor.offset, tensor.nbytes, "U8", False, tensor.xxh3, target, beside=tensor.beside)
+    [found] = read_all([read], 1)
+    assert found == checksum_of(target)
+    return target

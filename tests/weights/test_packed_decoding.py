@@ -11,14 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.packed_files import PACKERS, pack
+from support.packed_files import PACKERS, as_tensor, pack, packed_in, stored_bytes
 from support.scale import thinned
 
-from safelight.devices.transfer import CHUNK_ELEMENTS, Read, checksum_of, read_all
+from safelight.devices.transfer import CHUNK_ELEMENTS, Read, read_all
 from safelight.errors import IntegrityError
-from safelight.files import safetensors
-from safelight.files.header import TensorInfo
-from safelight.files.packing import find_packed
 from safelight.weights import manifest
 from safelight.weights.block_decoding import decoding_of, dequantise
 from safelight.weights.digest import TensorDigester
@@ -32,30 +29,6 @@ sys.path.insert(0, str(HOME / "tools"))
 import packed_weights  # noqa: E402
 
 WRITTEN = json.loads((HOME / "tests/data/packed_weights.json").read_text())
-
-
-def packed_in(path: Path) -> TensorInfo:
-    [info] = find_packed(safetensors.read_header(path)).tensors.values()
-    return info
-
-
-def as_tensor(info: TensorInfo) -> ManifestTensor:
-    """Return a tensor of a manifest, with the hashes of what is in the file."""
-    place = TensorLocation("w", info.dtype, info.shape, info.path, info.offset, info.nbytes, packing=info.packing)
-    with info.path.open("rb") as file:
-        digester, opened = TensorDigester(), {info.path: file.fileno()}
-        packing = manifest._hash_packing(place, opened, digester)
-        xxh3 = digester.tensor(file.fileno(), place)
-    return ManifestTensor("w", info.dtype, info.shape, info.path, info.offset, info.nbytes, False, xxh3, False, packing)
-
-
-def stored_bytes(tensor: ManifestTensor) -> torch.Tensor:
-    """Return what is in memory if the tensor stays quantised."""
-    target = torch.empty(tensor.stored_nbytes, dtype=torch.uint8)
-    read = Read("w", tensor.path, tensor.offset, tensor.nbytes, "U8", False, tensor.xxh3, target, beside=tensor.beside)
-    [found] = read_all([read], 1)
-    assert found == checksum_of(target)
-    return target
 
 
 def both_ways(tensor: ManifestTensor) -> torch.Tensor:

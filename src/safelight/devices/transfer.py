@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -75,6 +75,13 @@ COMPILED_DTYPES = (torch.float32, torch.bfloat16)
 """The dtypes to which :attr:`Blocks.compiled` dequantises."""
 
 
+Compiled = Callable[[torch.Tensor, torch.Tensor], None]
+"""Dequantises blocks (uint8, flat) to fp32 or bf16 (flat) at once, where both are."""
+
+FindCompiled = Callable[[], Compiled | None]
+"""Returns the function, None if there is none."""
+
+
 class Decode(Protocol):
     """Dequantises blocks."""
 
@@ -94,13 +101,18 @@ class Blocks:
     """A form in which several numbers share a block of bytes.
 
     ``elements``, ``nbytes``: of a block.
-    ``compiled``: dequantises blocks in host memory to fp32 or bf16 at once; None if there is no such function.
+    ``compiled``: the functions that do so faster, each for a type of device.
     """
 
     elements: int
     nbytes: int
     decode: Decode
-    compiled: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+    compiled: Mapping[str, FindCompiled] = field(default_factory=dict[str, FindCompiled])
+
+    def compiled_for(self, target: torch.Tensor) -> Compiled | None:
+        """Return the function that dequantises to a tensor at once; None if there is none."""
+        find = self.compiled.get(target.device.type)
+        return None if find is None or target.dtype not in COMPILED_DTYPES else find()
 
     def decode_to(
         self, raw: torch.Tensor, target: torch.Tensor, first: int, beside: torch.Tensor, wide: torch.Tensor
@@ -111,8 +123,9 @@ class Blocks:
         ``target``: flat, contiguous.
         ``wide``: fp32, on the same device, with as many numbers; it is used if the target has another dtype.
         """
-        if self.compiled is not None and target.device.type == "cpu" and target.dtype in COMPILED_DTYPES:
-            self.compiled(raw, target)
+        compiled = self.compiled_for(target)
+        if compiled is not None:
+            compiled(raw, target)
         elif target.dtype == torch.float32:
             self.decode(raw, target, first, beside)
         else:

@@ -14,15 +14,19 @@ from functools import lru_cache, partial
 
 import torch
 
-from safelight.devices.transfer import CHUNK_ELEMENTS, DTYPES, Blocks, Decode
+from safelight.devices.transfer import CHUNK_ELEMENTS, DTYPES, Blocks, Compiled, Decode, FindCompiled
 from safelight.files.blocks import BLOCKS
 from safelight.files.header import Packing
 from safelight.files.packing import PACKED
-from safelight.weights.compiled_decoding import compiled_for
+from safelight.weights.compiled_decoding import FORMS, compiled_for
 from safelight.weights.manifest import ManifestTensor
 from safelight.weights.packed_decoding import LARGE_SCALE, PackedDecoder, fp8_e4m3, fp8_e5m2
 
 Decoder = Callable[[torch.Tensor, torch.Tensor], None]
+
+DEVICE_CHUNK_ELEMENTS = 1 << 23
+"""Numbers that a GPU dequantises at a time by separate operations. To start an operation takes about 10 µs, so a chunk
+of a processor's size takes 20 times as long as its bytes (docs/speed.md). This one needs at most 100 MB meanwhile."""
 
 _IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The values of the four-bit numbers of the IQ4 forms."""
@@ -56,9 +60,16 @@ def decoding_of(form: str, packing: Packing | None, nbytes: int = 0, elements: i
     return None if scale is None else Blocks(1, DTYPES[form].itemsize, _alone(partial(_multiply, DTYPES[form], scale)))
 
 
-def _compiled(form: str, scale: float) -> Callable[[torch.Tensor, torch.Tensor], None] | None:
-    found = compiled_for(form) if scale < LARGE_SCALE else None
-    return None if found is None else partial(found, scale=scale)
+def _compiled(form: str, scale: float) -> Mapping[str, FindCompiled]:
+    """Return what finds the compiled functions, by the type of a device."""
+    if scale >= LARGE_SCALE:
+        return {}
+
+    def find(device: str) -> Compiled | None:
+        found = compiled_for(form, device)
+        return None if found is None else partial(found, scale=scale)
+
+    return {device: partial(find, device) for device in FORMS}
 
 
 def _alone(decoder: Decoder) -> Decode:
@@ -85,9 +96,19 @@ def dequantise(tensor: ManifestTensor, raw: torch.Tensor, out: torch.Tensor) -> 
         out.copy_(raw.view(DTYPES[tensor.dtype]).view(tensor.shape))
         return
     flat, total, beside = out.view(-1), tensor.nbytes // decoding.nbytes, raw[tensor.nbytes :]
+    if raw.device.type != "cpu":
+        compiled = decoding.compiled_for(flat)
+        if compiled is None:
+            _dequantise_range(decoding, raw, beside, flat, 0, total, DEVICE_CHUNK_ELEMENTS)
+        else:
+            compiled(raw[: tensor.nbytes], flat)
+        return
+    # fp8 needs temporary memory as large as the chunk. The system takes large temporary memory back after each use, and
+    # providing it again is slow. So its chunks are smaller.
+    chunk = CHUNK_ELEMENTS if decoding.elements > 1 else CHUNK_ELEMENTS // 2
     threads = torch.get_num_threads()
-    if raw.device.type != "cpu" or threads == 1:
-        _dequantise_range(decoding, raw, beside, flat, 0, total)
+    if threads == 1:
+        _dequantise_range(decoding, raw, beside, flat, 0, total, chunk)
         return
     # Each thread computes alone with chunks that its core's cache holds. torch's own threads would share each of the
     # many small operations, which is slower (docs/speed.md).
@@ -95,7 +116,7 @@ def dequantise(tensor: ManifestTensor, raw: torch.Tensor, out: torch.Tensor) -> 
     parts = [(first, min(first + share, total)) for first in range(0, total, share)]
     pool = _pool(os.getpid(), threads)
     try:
-        for done in [pool.submit(_dequantise_range, decoding, raw, beside, flat, *part) for part in parts]:
+        for done in [pool.submit(_dequantise_range, decoding, raw, beside, flat, *part, chunk) for part in parts]:
             done.result()
     finally:
         # A thread of the pool sets the number of threads also for all threads that begin later. Set it back.
@@ -111,13 +132,11 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 @torch.inference_mode()
 def _dequantise_range(
-    decoding: Blocks, raw: torch.Tensor, beside: torch.Tensor, flat: torch.Tensor, first: int, end: int
+    decoding: Blocks, raw: torch.Tensor, beside: torch.Tensor, flat: torch.Tensor, first: int, end: int, chunk: int
 ) -> None:
-    """Dequantise the blocks from ``first`` to before ``end``, a chunk at a time."""
+    """Dequantise the blocks from ``first`` to before ``end``, about ``chunk`` numbers at a time."""
     elements, nbytes = decoding.elements, decoding.nbytes
-    # fp8 needs temporary memory as large as the chunk. The system takes large temporary memory back after each use, and
-    # providing it again is slow. So its chunks are smaller.
-    blocks = max(1, (CHUNK_ELEMENTS if elements > 1 else CHUNK_ELEMENTS // 2) // elements)
+    blocks = max(1, chunk // elements)
     wide = torch.empty(min(blocks, end - first) * elements, dtype=torch.float32, device=raw.device)
     for at in range(first, end, blocks):
         to = min(at + blocks, end)
