@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
+import time
 from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -14,7 +16,7 @@ from support import hub
 from support.hub import Site, send_raw, served
 from support.scale import times
 
-from safelight.downloads import connection, fetch, huggingface, sources
+from safelight.downloads import civitai, connection, fetch, huggingface, sources
 from safelight.downloads.connection import open_client
 from safelight.downloads.download import DownloadProgress, download
 from safelight.downloads.remote import Bundle, RemoteFile, checked_name
@@ -188,7 +190,17 @@ def test_endless_redirects_end(site: Site, client: httpx.Client, tmp_path: Path)
 
 
 PRIVATE = ["127.0.0.1", "10.1.2.3", "192.168.0.9", "169.254.169.254", "0.0.0.0", "100.64.0.1", "224.0.0.1", "[::1]"]
-PRIVATE += ["[fe80::1]", "[fd00::1]", "[::ffff:127.0.0.1]", "[2002:7f00:1::]", "localhost"]
+PRIVATE += [
+    "[64:ff9b::7f00:1]",
+    "[fec0::1]",
+    "192.0.0.9",
+    "[3fff::1]",
+    "[fe80::1]",
+    "[fd00::1]",
+    "[::ffff:127.0.0.1]",
+    "[2002:7f00:1::]",
+    "localhost",
+]
 
 
 @pytest.mark.parametrize("host", PRIVATE)
@@ -277,13 +289,18 @@ def test_a_diffusers_folder_is_taken_without_what_it_has_twice() -> None:
     assert huggingface.choose("x", DIFFUSERS, "fp16") == sorted((set(DIFFUSERS) - TWICE - WITH_FP16) | half)
 
 
+def test_what_safelight_does_not_use_is_left_out() -> None:
+    more = ["safety_checker/pytorch_model.bin", "vae_encoder/openvino_model.bin", "vae_encoder/openvino_model.xml"]
+    assert huggingface.choose("x", [*DIFFUSERS, *more]) == sorted(set(DIFFUSERS) - TWICE)
+
+
 @pytest.mark.parametrize(
     ("names", "says"),
     [
         (["a.safetensors", "b.gguf"], "has 2 files with weights: a.safetensors, b.gguf"),
         (["a.ckpt"], r"only pickles \(a.ckpt\)"),
         (["README.md"], "no file with weights"),
-        (["model_index.json", "unet/model.bin"], "unet/ has only pickles"),
+        (["model_index.json", "unet/model.bin", "unet/openvino_model.bin"], "unet/ has only pickles"),
         (["model_index.json", "unet/model.fp16.safetensors"], "only as the variant fp16; say --file-variant"),
     ],
 )
@@ -300,6 +317,8 @@ def test_repositories_that_leave_a_question_say_so(names: list[str], says: str) 
         ("https://user:secret@example.org/x.safetensors", "a name and a password"),
         ("hf:a/b@one/file", "is one file|says one"),
         ("civitai:12", "name a version"),
+        ("https://civitai.com/models/12?modelVersionId=²", "is no number"),
+        ("civitai:１２", "is no source"),
     ],
 )
 def test_texts_that_are_no_sources(source: str, says: str) -> None:
@@ -370,6 +389,9 @@ def test_civitai(source: str, site: Site, client: httpx.Client, tmp_path: Path) 
         ({"metadata": {"format": "PickleTensor"}}, r"has no safetensors file \(its formats: PickleTensor\)"),
         ({"hashes": {"SHA256": "0" * 64}}, "has the SHA-256"),
         ({"name": "../../x.safetensors"}, ""),
+        ({"name": None}, "no 'name' for the file"),
+        ({"downloadUrl": ["x"]}, "no 'downloadUrl' for the file"),
+        ({"hashes": "none", "type": "Config"}, "no safetensors file of a model or a VAE"),
     ],
 )
 def test_civitais_lies(changes: dict[str, object], says: str, site: Site, client: httpx.Client, tmp_path: Path) -> None:
@@ -381,3 +403,141 @@ def test_civitais_lies(changes: dict[str, object], says: str, site: Site, client
         return
     with pytest.raises(DownloadError, match=says):
         download(sources.read("civitai:12", RepositoryChoice())(client), tmp_path, client, nothing)
+
+
+def test_civitais_model_comes_before_its_vae(site: Site, client: httpx.Client) -> None:
+    hub.add_civitai(site, 12, 34, DATA)
+    found = sources.read("civitai:12", RepositoryChoice())(client)
+    files = [
+        {
+            "name": "v.safetensors",
+            "type": "VAE",
+            "primary": True,
+            "downloadUrl": "x",
+            "metadata": {"format": "SafeTensor"},
+        },
+        {"name": "m.safetensors", "type": "Model", "downloadUrl": "y", "metadata": {"format": "SafeTensor"}},
+    ]
+    assert found.files
+    assert civitai._file_of("x", files)["name"] == "m.safetensors"
+    assert civitai._file_of("x", files[:1])["name"] == "v.safetensors"
+
+
+def test_a_preview_that_never_ends_is_given_up(
+    site: Site, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "MOST_OPTIONAL_BYTES", 100_000)
+    hub.add_civitai(site, 12, 34, DATA)
+    wanted = sources.read("civitai:12", RepositoryChoice())(client)
+    [preview] = [one for one in wanted.files if one.optional]
+    for known in (True, False):
+        headers = {"Content_Length": "200000"} if known else {}
+        site.answers[httpx.URL(preview.url).path] = lambda handler, headers=headers: send_raw(
+            handler, bytes(200_000), **headers
+        )
+        [path] = download(wanted, tmp_path, client, nothing)
+        assert path.read_bytes() == DATA
+        assert not [one for one in path.parent.iterdir() if "preview" in one.name]
+
+
+def test_a_caller_can_stop_while_a_preview_is_slow(site: Site, client: httpx.Client, tmp_path: Path) -> None:
+    hub.add_civitai(site, 12, 34, DATA)
+    wanted = sources.read("civitai:12", RepositoryChoice())(client)
+    ended, calls = threading.Event(), [0]
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while not ended.wait(0.01):
+            try:
+                handler.wfile.write(bytes(100))
+            except OSError:
+                return
+
+    [preview] = [one for one in wanted.files if one.optional]
+    site.answers[httpx.URL(preview.url).path] = slow
+
+    def stop_later(now: DownloadProgress) -> None:
+        if now.done == len(DATA):
+            calls[0] += 1
+            if calls[0] > 5:
+                raise Cancelled("stopped")
+
+    try:
+        with pytest.raises(Cancelled, match="stopped"):
+            download(wanted, tmp_path, client, stop_later)
+    finally:
+        ended.set()
+
+
+def test_a_caller_can_stop_between_two_attempts(
+    site: Site, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(fetch, "SECONDS_BETWEEN_CALLS", 0.01)
+    raw(b"", 503)(site)
+    calls: list[DownloadProgress] = []
+
+    def stop_later(now: DownloadProgress) -> None:
+        calls.append(now)
+        if len(calls) == 3:
+            raise Cancelled("stopped")
+
+    start = time.monotonic()
+    with pytest.raises(Cancelled):
+        download(bundle_of(site), tmp_path, client, stop_later)
+    assert time.monotonic() - start < 20
+
+
+def test_a_file_that_fails_stops_the_others_at_once(site: Site, client: httpx.Client, tmp_path: Path) -> None:
+    site.files["/slow.safetensors"] = DATA
+    site.seconds_a_chunk = 0.1
+    files = [RemoteFile(f"{site.url}/{name}", name) for name in ("slow.safetensors", "absent.safetensors")]
+    with pytest.raises(DownloadError, match="is not there"):
+        download(Bundle("both", "some", tuple(files)), tmp_path, client, nothing)
+    assert (tmp_path / "some/slow.safetensors.part").stat().st_size < len(DATA)
+
+
+def test_a_disk_that_fills_up_is_said_also_if_the_size_is_unknown(
+    site: Site, client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw(DATA)(site)
+    monkeypatch.setattr(fetch, "BYTES_BETWEEN_CHECKS", 100_000)
+    free = iter([10**12, 10**12, 0])
+
+    class Usage:
+        @property
+        def free(self) -> int:
+            return next(free)
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage())
+    with pytest.raises(StorageError, match=r"the disk has 0\.0 GB free"):
+        download(bundle_of(site, None, None), tmp_path, client, nothing)
+
+
+def test_a_folder_that_is_a_file_is_said(site: Site, client: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "some").write_text("a file")
+    with pytest.raises(StorageError, match="cannot be written"):
+        download(bundle_of(site), tmp_path, client, nothing)
+
+
+def test_each_name_has_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS names belong to a connection: one to another name with the same address must not be used."""
+    used: list[tuple[int, str]] = []
+
+    def connect(self: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
+        used.append((id(self), request.extensions["sni_hostname"]))
+        return httpx.Response(200)
+
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("93.184.216.34", 443))])
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", connect)
+    with open_client() as opened:
+        for host in ("one.example", "other.example", "one.example"):
+            opened.get(f"https://{host}/x")
+    assert used[0] == used[2]
+    assert used[0][0] != used[1][0]
+
+
+def test_a_name_that_is_none_is_an_error(site: Site) -> None:
+    with open_client() as opened, pytest.raises(DownloadError, match="is no name of a host"):
+        opened.get(f"https://{'x' * 70}.example/x")

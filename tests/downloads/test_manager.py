@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import hub
@@ -14,7 +15,7 @@ from safelight.assembly.library import open_library
 from safelight.downloads import connection, fetch, manager
 from safelight.downloads.manager import Download, Downloads
 from safelight.downloads.sources import RepositoryChoice
-from safelight.errors import DownloadError
+from safelight.errors import DownloadError, StorageError
 from safelight.settings import Settings
 
 
@@ -31,6 +32,13 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Generator[Site]:
 
 
 Open = Callable[[], Downloads]
+
+
+@pytest.fixture
+def logs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    said: list[str] = []
+    monkeypatch.setattr(manager._log, "warning", lambda what, **_: said.append(what))
+    return said
 
 
 @pytest.fixture
@@ -142,3 +150,39 @@ def test_old_records_are_forgotten(open_downloads: Open, monkeypatch: pytest.Mon
         wait(downloads, downloads.begin(f"me/absent{number}", RepositoryChoice()).id, "failed")
     assert [one.source for one in downloads.all()] == ["me/absent3", "me/absent2"]
     assert len(list((root / manager.FOLDER).iterdir())) == 2
+
+
+def test_a_download_that_is_cancelled_just_before_it_is_added_is_not_added(
+    open_downloads: Open, site: Site, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repository(site, "me/tiny", {"a.safetensors": (tiny / "a.safetensors").read_bytes()})
+    downloads = open_downloads()
+    real = manager.download
+
+    def then_cancel(*given: Any) -> Any:
+        paths = real(*given)
+        [one] = downloads.all()
+        assert downloads.cancel(one.id)
+        return paths
+
+    monkeypatch.setattr(manager, "download", then_cancel)
+    ended = wait(downloads, downloads.begin("me/tiny", RepositoryChoice()).id, "cancelled", "done", "failed")
+    assert (ended.state, ended.added) == ("cancelled", ())
+
+
+def test_a_download_that_cannot_be_recorded_is_refused(open_downloads: Open, root: Path) -> None:
+    (root / manager.FOLDER).write_text("a file")
+    downloads = open_downloads()
+    with pytest.raises(StorageError, match="cannot be written"):
+        downloads.begin("me/tiny", RepositoryChoice())
+    assert downloads.all() == []
+
+
+@pytest.mark.parametrize("changes", [b"{", b'{"id": "x"}', b'{"id": "x", "state": "odd"}'])
+def test_a_damaged_record_is_left_out_and_said(
+    changes: bytes, open_downloads: Open, root: Path, logs: list[str]
+) -> None:
+    (root / manager.FOLDER).mkdir(parents=True)
+    (root / manager.FOLDER / "x.json").write_bytes(changes)
+    assert open_downloads().all() == []
+    assert any("record cannot be read" in one for one in logs)

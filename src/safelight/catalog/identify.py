@@ -22,7 +22,7 @@ from safelight.files import folder, gguf, pickle, safetensors
 from safelight.files.blocks import BLOCKS
 from safelight.files.disk import open_regular
 from safelight.files.folder import Folder
-from safelight.files.header import MADE_FROM, Header
+from safelight.files.header import MADE_FROM, Header, is_pickle
 from safelight.files.packing import PACKED, find_packed
 from safelight.weights import adapter_kinds, layout
 from safelight.weights.layout import CheckpointLayout
@@ -98,7 +98,7 @@ def read_raw_header(path: Path) -> Header:
         start = file.read(9)
     if start.startswith(gguf.MAGIC):
         return with_library_names(gguf.read_header(path))
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[8:9] != b"{":
+    if is_pickle(start):
         return pickle.read_header(path)
     if path.suffix in {".ckpt", ".pt", ".pth", ".bin"} and start[8:9] != b"{":
         return pickle.read_header(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safelight.catalog.adapters import Adapters
-from safelight.catalog.identify import identify
+from safelight.catalog.identify import Identity, identify
 from safelight.catalog.library import Library
 from safelight.errors import InputError, StorageError
 from safelight.weights.adapter_file import is_adapter
@@ -42,17 +42,17 @@ def add(
     ``variant``: of models whose files do not say it.
     Raises StorageError. Other errors are in the results, because the other files may be right.
     """
-    found: list[tuple[bool, Path, str]] = []
+    found: list[tuple[bool, Path, str, str]] = []
     for path in paths:
         try:
-            kind = identify(path, variant=_variant_for(path, variant)).kind
+            identity = identify(path)
         except InputError as error:
             yield Added(path, problem=str(error))
             continue
-        found.append((not is_adapter(kind), path, kind))
-    for is_model, path, kind in sorted(found):
+        found.append((not is_adapter(identity.kind), path, identity.kind, _variant_for(identity, variant)))
+    for is_model, path, kind, wanted in sorted(found):
         try:
-            yield _added(path, kind, is_model, library, name, variant, on_bytes)
+            yield _added(path, kind, is_model, library, name, wanted, on_bytes)
         except StorageError:
             raise
         except InputError as error:
@@ -69,16 +69,14 @@ def _added(
         return Added(path, known.name, kind, known=True)
     if not is_model:
         return Added(path, adapters.add(path).name, kind)
-    model = library.add(path, name, None, on_bytes, _variant_for(path, variant))
+    model = library.add(path, name, None, on_bytes, variant)
     return Added(path, model.name, kind)
 
 
-def _variant_for(path: Path, variant: str) -> str:
+def _variant_for(found: Identity, variant: str) -> str:
     """Return the variant that the user named, if the file's family has it and the file does not say its own."""
     from safelight.families.registry import families
 
-    if not variant:
-        return ""
-    found = identify(path)
     family = families().get(found.base or "")
-    return variant if found.variant is None and family is not None and variant in family.variants else ""
+    fits = found.variant is None and family is not None and variant in family.variants
+    return variant if fits else ""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, cast
 
@@ -42,35 +44,55 @@ def find(source: str, client: httpx.Client, model: int | None, version: int | No
     Raises DownloadError if there is none, or if it has no safetensors file.
     """
     if version is None:
-        found = _ask(source, client, f"/api/v1/models/{model}")
-        versions = cast("list[dict[str, Any]]", found.get("modelVersions") or [])
+        about = _ask(source, client, f"/api/v1/models/{model}")
+        versions = _objects(about, "modelVersions")
         if not versions:
             raise DownloadError(source, "has no version that can be downloaded")
-        chosen, about = versions[0], found
+        chosen = versions[0]
     else:
         chosen = _ask(source, client, f"/api/v1/model-versions/{version}")
-        about = cast("dict[str, Any]", chosen.get("model") or {})
-    files = cast("list[dict[str, Any]]", chosen.get("files") or [])
-    safe = [
-        one for one in files if _format(one) == SAFE and one.get("type", "Model") in ("Model", "Pruned Model", "VAE")
-    ]
-    if not safe:
-        kinds = ", ".join(sorted({_format(one) or "unknown" for one in files})) or "none"
-        raise DownloadError(source, f"has no safetensors file (its formats: {kinds})")
-    file = next((one for one in safe if one.get("primary")), safe[0])
-    try:
-        name = checked_name(source, PurePosixPath(str(file["name"])).name)
-        remote = RemoteFile(
-            str(file["downloadUrl"]), name, None, _sha256(file), _authorization_for(str(file["downloadUrl"]))
-        )
-    except KeyError as error:
-        raise DownloadError(source, f"its answer lacks {error}") from error
+        about = _object(chosen.get("model"))
+    file = _file_of(source, _objects(chosen, "files"))
+    name = checked_name(source, PurePosixPath(_text(source, file, "name")).name)
+    url = _text(source, file, "downloadUrl")
+    remote = RemoteFile(url, name, None, _sha256(file), _authorization_for(url))
     title = f"{about.get('name', 'a model')} {chosen.get('name', '')}".strip()
     preview = _preview(source, chosen, name)
     texts = {f"{PurePosixPath(name).stem}.civitai.info": json.dumps(chosen, indent=1, ensure_ascii=False)}
     called = readable(str(about.get("name") or chosen.get("modelId") or "model"))
     folder = f"civitai/{called}-{chosen.get('id', version or 0)}"
     return Bundle(title, folder, (remote, *preview), _notes(about, chosen), texts=texts)
+
+
+def _file_of(source: str, files: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the file of a version: that of the model, or of a VAE if there is no other."""
+    safe = [one for one in files if _format(one) == SAFE]
+    models = [one for one in safe if one.get("type", "Model") in ("Model", "Pruned Model")]
+    fitting = models or [one for one in safe if one.get("type") == "VAE"]
+    if not fitting:
+        kinds = ", ".join(sorted({_format(one) or "unknown" for one in files})) or "none"
+        what = "no safetensors file of a model or a VAE" if safe else "no safetensors file"
+        raise DownloadError(source, f"has {what} (its formats: {kinds})")
+    return next((one for one in fitting if one.get("primary")), fitting[0])
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _objects(answer: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """Return the objects of a list; other values are left out."""
+    found = answer.get(key)
+    return (
+        [_object(one) for one in cast("list[Any]", found) if isinstance(one, dict)] if isinstance(found, list) else []
+    )
+
+
+def _text(source: str, file: Mapping[str, Any], key: str) -> str:
+    found = file.get(key)
+    if not isinstance(found, str) or not found:
+        raise DownloadError(source, f"its answer has no {key!r} for the file")
+    return found
 
 
 def _ask(source: str, client: httpx.Client, path: str) -> dict[str, Any]:
@@ -98,35 +120,37 @@ def _authorization() -> dict[str, str]:
 
 def _authorization_for(url: str) -> dict[str, str]:
     """Return the token only for Civitai itself: its answer may name another host."""
-    there, own = httpx.URL(url), httpx.URL(endpoint())
+    try:
+        there, own = httpx.URL(url), httpx.URL(endpoint())
+    except httpx.InvalidURL as error:
+        raise DownloadError(url[:200], f"is no address ({error}), though {endpoint()} named it") from error
     same = (there.scheme, there.host, there.port) == (own.scheme, own.host, own.port)
     return _authorization() if same else {}
 
 
-def _format(file: dict[str, Any]) -> str:
-    metadata = file.get("metadata")
-    found = cast("dict[str, Any]", metadata).get("format") if isinstance(metadata, dict) else None
-    return str(found or file.get("format") or "")
+def _format(file: Mapping[str, Any]) -> str:
+    return str(_object(file.get("metadata")).get("format") or file.get("format") or "")
 
 
-def _sha256(file: dict[str, Any]) -> str | None:
-    hashes = file.get("hashes")
-    found = cast("dict[str, Any]", hashes).get("SHA256") if isinstance(hashes, dict) else None
+def _sha256(file: Mapping[str, Any]) -> str | None:
+    found = _object(file.get("hashes")).get("SHA256")
     return str(found).lower() if found else None
 
 
-def _preview(source: str, version: dict[str, Any], name: str) -> list[RemoteFile]:
+def _preview(source: str, version: Mapping[str, Any], name: str) -> list[RemoteFile]:
     """Return the first picture of a version. It is not needed."""
-    for image in cast("list[dict[str, Any]]", version.get("images") or []):
+    for image in _objects(version, "images"):
         if image.get("type", "image") == "image" and image.get("url"):
-            suffix = PurePosixPath(httpx.URL(str(image["url"])).path).suffix or ".jpeg"
-            preview = checked_name(source, f"{PurePosixPath(name).stem}.preview{suffix}")
-            return [RemoteFile(str(image["url"]), preview, optional=True)]
+            url = str(image["url"])
+            suffix = re.search(r"\.(jpe?g|png|webp|avif)$", url.partition("?")[0].lower())
+            preview = f"{PurePosixPath(name).stem}.preview{suffix[0] if suffix else '.jpeg'}"
+            return [RemoteFile(url, checked_name(source, preview), optional=True)]
     return []
 
 
-def _notes(about: dict[str, Any], version: dict[str, Any]) -> tuple[str, ...]:
-    words = cast("list[str]", version.get("trainedWords") or [])
+def _notes(about: Mapping[str, Any], version: Mapping[str, Any]) -> tuple[str, ...]:
+    found = version.get("trainedWords")
+    words = [str(one) for one in cast("list[Any]", found)] if isinstance(found, list) else []
     notes = [f"for {version['baseModel']}"] if version.get("baseModel") else []
     notes += [f"trigger words: {', '.join(words)}"] if words else []
     notes += [

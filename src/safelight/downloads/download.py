@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,10 @@ import httpx
 from filelock import FileLock, Timeout
 
 from safelight.downloads.fetch import SPARE_BYTES, fetch
-from safelight.downloads.huggingface import INDICES
 from safelight.downloads.remote import Bundle, RemoteFile
 from safelight.errors import Cancelled, DownloadError, StorageError
+from safelight.files.disk import write_whole
+from safelight.files.folder import INDICES
 
 AT_ONCE = 3
 
@@ -62,10 +62,9 @@ class _Tally:
         """Count the bytes of a file. Raises Cancelled in all threads after one has failed."""
         if self.stopped:
             raise Cancelled("another file of the same download failed")
-        if file.optional:
-            return
         with self._lock:
-            self._done[file.name], self._total[file.name] = done, total
+            if not file.optional:
+                self._done[file.name], self._total[file.name] = done, total
             now, whole = time.monotonic(), sum(self._done.values())
             self._recent.append((now, whole))
             while now - self._recent[0][0] > WINDOW_SECONDS:
@@ -86,7 +85,10 @@ def download(bundle: Bundle, folder: Path, client: httpx.Client, on_progress: On
     """
     home = folder / bundle.folder
     _check_room(bundle, home)
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(home, f"cannot be written: {error.strerror}") from error
     tally = _Tally(bundle, on_progress)
     try:
         with FileLock(home / LOCK, timeout=0):
@@ -94,7 +96,7 @@ def download(bundle: Bundle, folder: Path, client: httpx.Client, on_progress: On
     except Timeout as error:
         raise DownloadError(bundle.title, f"is being downloaded by another program into {home}") from error
     for name, text in bundle.texts.items():
-        (home / name).write_text(text)
+        write_whole(home / name, text.encode(errors="replace"))
     if any(one.name in INDICES for one in bundle.files):
         return [home]
     return [home / one.name for one in bundle.files if not one.optional]
@@ -125,13 +127,14 @@ def _download_all(bundle: Bundle, home: Path, client: httpx.Client, tally: _Tall
     with ThreadPoolExecutor(AT_ONCE, "safelight-download") as pool:
         futures = [pool.submit(one, file) for file in bundle.files]
         try:
-            for future in futures:
-                future.result()
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            failed = next((future for future in done if future.exception() is not None), None)
         except BaseException:
-            # The other threads stop at their next bytes.
             tally.stopped = True
             pool.shutdown(wait=False, cancel_futures=True)
-            for future in futures:
-                with contextlib.suppress(BaseException):
-                    future.result()
             raise
+        if failed is not None:
+            # The other threads stop at their next bytes.
+            tally.stopped = True
+            pool.shutdown(wait=True, cancel_futures=True)
+            failed.result()

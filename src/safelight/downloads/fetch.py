@@ -17,7 +17,7 @@ import httpx
 
 from safelight.downloads.remote import RemoteFile
 from safelight.errors import CorruptFileError, DownloadError, StorageError
-from safelight.files.header import refuse_known_strangers
+from safelight.files.header import is_pickle, refuse_known_strangers
 
 ATTEMPTS = 5
 """How often a download is tried again without one more byte."""
@@ -28,12 +28,23 @@ WAIT_SECONDS = 1.0
 SPARE_BYTES = 256 << 20
 """Bytes that stay free on the disk."""
 
+BYTES_BETWEEN_CHECKS = 64 << 20
+"""If the server does not say how large the file is, the disk's room is checked after as many bytes."""
+
+MOST_OPTIONAL_BYTES = 20 << 20
+"""Bytes of a file without which the download is complete, such as a preview."""
+
+SECONDS_BETWEEN_CALLS = 0.25
+"""While an attempt is waited for, the caller is asked as often whether to stop."""
+
 PART, NOTE = ".part", ".part.json"
 
 OnBytes = Callable[[int, int | None], None]
-"""Called with the bytes that are there, and those of the whole file if they are known. It may raise to stop."""
+"""Called with the bytes that have arrived, and those of the whole file if they are known. It may raise to stop."""
 
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_NUMBER = r"[0-9]{1,20}"
+_LENGTH = re.compile(_NUMBER)
+_RANGE = re.compile(rf"bytes ({_NUMBER})-({_NUMBER})/({_NUMBER}|\*)")
 
 
 class _Again(Exception):
@@ -46,8 +57,15 @@ def fetch(client: httpx.Client, file: RemoteFile, target: Path, on_bytes: OnByte
     If ``target`` is there, with the size and the hash that the source gives, nothing is downloaded. What an earlier
     attempt left is used if the server still has the same file.
     Raises DownloadError if the server does not give the file that the source describes.
-    Raises StorageError if the disk has too little room.
+    Raises StorageError if the disk has too little room, or cannot be written.
     """
+    try:
+        _fetch(client, file, target, on_bytes)
+    except OSError as error:
+        raise StorageError(target, f"cannot be written: {error.strerror or error}") from error
+
+
+def _fetch(client: httpx.Client, file: RemoteFile, target: Path, on_bytes: OnBytes) -> None:
     if target.exists() and _is_right(target, file):
         on_bytes(target.stat().st_size, target.stat().st_size)
         return
@@ -67,8 +85,11 @@ def fetch(client: httpx.Client, file: RemoteFile, target: Path, on_bytes: OnByte
             before = max(before, there)
             if failures >= ATTEMPTS:
                 problem = f"ended after {there} bytes, {ATTEMPTS} times ({error or type(error).__name__})"
-                raise DownloadError(file.url, f"{problem}. What is there is kept; try again later") from error
-            time.sleep(WAIT_SECONDS * 2 ** (failures - 1))
+                raise DownloadError(file.url, f"{problem}. What has arrived is kept; try again later") from error
+            until = time.monotonic() + WAIT_SECONDS * 2 ** (failures - 1)
+            while (left := until - time.monotonic()) > 0:
+                on_bytes(there, attempt.total)
+                time.sleep(min(left, SECONDS_BETWEEN_CALLS))
     attempt.finish()
 
 
@@ -85,13 +106,15 @@ def _is_right(path: Path, file: RemoteFile) -> bool:
 class _Attempt:
     """The attempts to download one file.
 
-    ``part``: the file with what is there.
+    ``part``: the file with the bytes that have arrived.
+    ``total``: bytes of the whole file, None while they are unknown.
     """
 
     def __init__(self, client: httpx.Client, file: RemoteFile, target: Path, part: Path, on_bytes: OnBytes) -> None:
         self._client, self._file, self._target, self._part = client, file, target, part
         self._note_file = target.with_name(target.name + NOTE)
         self._on_bytes = on_bytes
+        self.total = file.nbytes
 
     def run(self) -> None:
         """Download what is missing. Raises _Again if the connection ended before."""
@@ -104,9 +127,9 @@ class _Attempt:
                 headers["If-Range"] = validator
         with self._client.stream("GET", self._file.url, headers=headers) as response:
             have, total = self._begin(response, have, note)
-            validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+            self.total = total
             self._write_note(
-                {"url": self._place(), "validator": validator, "sha256": self._file.sha256, "total": total}
+                {"url": self._place(), "validator": _validator(response), "sha256": self._file.sha256, "total": total}
             )
             with self._part.open("ab" if have else "wb") as out:
                 self._receive(response, out, have, total)
@@ -129,7 +152,7 @@ class _Attempt:
         else:
             have = 0
             length = response.headers.get("Content-Length")
-            total = int(length) if length is not None and length.isdigit() else None
+            total = int(length) if length is not None and _LENGTH.fullmatch(length) else None
         expected = self._file.nbytes
         if expected is not None and total is not None and total != expected:
             problem = f"the server's file has {total} bytes; the source says {expected}"
@@ -158,26 +181,30 @@ class _Attempt:
         raise DownloadError(self._file.url, f"{what} (the server answered {status})")
 
     def _check_room(self, have: int, whole: int | None) -> None:
-        if whole is None:
-            return
-        free, needed = shutil.disk_usage(self._target.parent).free, whole - have + SPARE_BYTES
+        """Raise StorageError if the disk has no room for what is missing; for some bytes if that is unknown."""
+        if self._file.optional and (whole or have) > MOST_OPTIONAL_BYTES:
+            self.discard()
+            raise DownloadError(self._file.url, f"has more than {MOST_OPTIONAL_BYTES >> 20} MB")
+        missing = BYTES_BETWEEN_CHECKS if whole is None else whole - have
+        free, needed = shutil.disk_usage(self._target.parent).free, missing + SPARE_BYTES
         if free < needed:
             problem = f"the disk has {free / 1e9:.1f} GB free, and the download needs {needed / 1e9:.1f} GB"
             raise StorageError(self._target, problem)
 
     def _receive(self, response: httpx.Response, out: BinaryIO, have: int, total: int | None) -> None:
         self._on_bytes(have, total)
-        try:
-            # As it arrives: a larger chunk would be lost when the connection ends within it.
-            for chunk in response.iter_raw():
-                have += len(chunk)
-                if total is not None and have > total:
-                    problem = f"the server sends more than the {total} bytes that it has said"
-                    raise DownloadError(self._file.url, problem)
-                out.write(chunk)
-                self._on_bytes(have, total)
-        except OSError as error:
-            raise StorageError(self._target, f"cannot be written: {error.strerror}") from error
+        check_at = have + BYTES_BETWEEN_CHECKS
+        # As it arrives: a larger chunk would be lost when the connection ends within it.
+        for chunk in response.iter_raw():
+            have += len(chunk)
+            if total is not None and have > total:
+                problem = f"the server sends more than the {total} bytes that it has said"
+                raise DownloadError(self._file.url, problem)
+            if total is None and (have > check_at or self._file.optional):
+                self._check_room(have, None)
+                check_at = have + BYTES_BETWEEN_CHECKS
+            out.write(chunk)
+            self._on_bytes(have, total)
         if total is not None and have < total:
             raise _Again(f"the server ended after {have} of {total} bytes")
 
@@ -204,7 +231,7 @@ class _Attempt:
         self._note_file.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove what is there."""
+        """Remove the part and its note."""
         self._part.unlink(missing_ok=True)
         self._note_file.unlink(missing_ok=True)
 
@@ -232,8 +259,8 @@ def _validator(response: httpx.Response) -> str | None:
 
 
 def _refuse_pickle(path: Path, start: bytes) -> None:
-    """Raise CorruptFileError for a pickle, in either of PyTorch's containers."""
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[8:9] != b"{":
+    """Raise CorruptFileError for a pickle."""
+    if is_pickle(start):
         raise CorruptFileError(
             path, "is a pickle, which can run code when other programs open it; take a safetensors file"
         )

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from safelight.downloads.remote import Bundle, RemoteFile, checked_name
 from safelight.errors import DownloadError
+from safelight.files.folder import INDICES
 
 PUBLIC = "https://huggingface.co"
 
@@ -19,7 +20,8 @@ WEIGHTS = (".safetensors", ".gguf")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 SETTINGS = (".json", ".txt", ".model", ".jinja")
 
-INDICES = ("model_index.json", "modular_model_index.json")
+UNUSED = "safety_checker"
+"""A component that looks at finished pictures; Safelight has none (1.2 GB)."""
 
 _VARIANT = re.compile(r"\.(fp16|bf16|fp32|fp8|non_ema|ema)(?=[.-])")
 """diffusers' variants of a file: ``model.fp16.safetensors``, ``model.fp16-00001-of-00002.safetensors``."""
@@ -153,8 +155,11 @@ def _only_file(source: str, names: Sequence[str]) -> str:
 
 def _of_component(source: str, folder: str, names: Sequence[str], variant: str) -> list[str]:
     """Return the files of one component: settings, and the weights of a variant."""
+    if folder == UNUSED:
+        return []
     weights = [name for name in names if name.endswith(WEIGHTS)]
-    if not weights and any(name.endswith(PICKLES) for name in names):
+    pickles = [name for name in names if name.endswith(PICKLES) and not name.rpartition("/")[2].startswith("openvino_")]
+    if not weights and pickles:
         raise DownloadError(source, f"{folder}/ has only pickles, which can run code when other programs open them")
     own = [name for name in weights if _variant_of(name) == variant]
     if variant and not own:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from safelight.catalog.library import Library
 from safelight.downloads import sources
@@ -19,7 +20,7 @@ from safelight.downloads.adding import add
 from safelight.downloads.connection import open_client
 from safelight.downloads.download import DownloadProgress, download
 from safelight.downloads.sources import RepositoryChoice
-from safelight.errors import Cancelled, SafelightError
+from safelight.errors import Cancelled, SafelightError, StorageError, UnreadableFileError
 from safelight.files.disk import write_whole
 from safelight.logs import Log
 
@@ -70,6 +71,9 @@ class Download:
     seconds_left: float | None = None
     added: tuple[str, ...] = ()
     problem: str = ""
+
+
+_RECORD = TypeAdapter(Download)
 
 
 class Downloads:
@@ -140,7 +144,8 @@ class Downloads:
             self._change(replace(one, state="running"))
             self._download(identifier)
         except Cancelled:
-            if not self._stopping:
+            # If the server stops, the download goes on when it starts again.
+            if identifier in self._cancelled:
                 self._update(identifier, state="cancelled", rate=0.0, seconds_left=None)
         except SafelightError as error:
             self._update(identifier, state="failed", problem=str(error), rate=0.0, seconds_left=None)
@@ -150,14 +155,14 @@ class Downloads:
 
     def _download(self, identifier: str) -> None:
         one = self._all[identifier]
-        told = 0.0
+        last_event = 0.0
 
         def on_progress(now: DownloadProgress) -> None:
-            nonlocal told
+            nonlocal last_event
             if self._stopping or identifier in self._cancelled:
                 raise Cancelled("the download was stopped")
-            if time.monotonic() - told > SECONDS_BETWEEN_EVENTS:
-                told = time.monotonic()
+            if time.monotonic() - last_event > SECONDS_BETWEEN_EVENTS:
+                last_event = time.monotonic()
                 self._update(identifier, done=now.done, total=now.total, rate=now.rate, seconds_left=now.seconds_left)
 
         with open_client(self._allowed) as client:
@@ -166,6 +171,8 @@ class Downloads:
             paths = download(bundle, self._folder, client, on_progress)
         size = sum(path.stat().st_size for path in paths if path.is_file()) or self._all[identifier].done
         self._update(identifier, state="adding", done=size, total=size, rate=0.0, seconds_left=None)
+        if identifier in self._cancelled:
+            raise Cancelled("the download was stopped")
         with self._adding:
             results = list(add(paths, self._library, one.name or None, one.variant))
         problems = [result.problem for result in results if result.problem]
@@ -176,15 +183,27 @@ class Downloads:
         self._change(replace(self._all[identifier], **changes))
 
     def _change(self, changed: Download) -> None:
-        """Store a download's new state, and tell it. DownloadProgress alone is not written to the disk."""
+        """Store a download's new state, and report it. Progress alone is not written to the disk.
+
+        Raises StorageError if a new download cannot be recorded.
+        """
         with self._lock:
             before = self._all.get(changed.id)
-            self._all[changed.id] = changed
             if before is None or before.state != changed.state:
-                self._records.mkdir(parents=True, exist_ok=True)
-                write_whole(self._records / f"{changed.id}.json", json.dumps(asdict(changed)).encode())
-                self._forget_old()
+                self._write_record(changed, is_new=before is None)
+            self._all[changed.id] = changed
+            self._forget_old()
         self._tell(changed)
+
+    def _write_record(self, changed: Download, is_new: bool) -> None:
+        path = self._records / f"{changed.id}.json"
+        try:
+            self._records.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(asdict(changed)).encode())
+        except (OSError, UnreadableFileError) as error:
+            if is_new:
+                raise StorageError(path, f"cannot be written ({error})") from error
+            _log.warning("cannot record the state of a download", state=changed.state, why=str(error))
 
     def _forget_old(self) -> None:
         ended = sorted((one for one in self._all.values() if one.state in ENDED), key=lambda one: one.created)
@@ -195,14 +214,10 @@ class Downloads:
     def _read_records(self) -> dict[str, Download]:
         found: dict[str, Download] = {}
         for path in self._records.glob("*.json") if self._records.is_dir() else ():
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                values: Any = json.loads(path.read_bytes())
-                one = _from_json(values)
-                found[one.id] = one
+            try:
+                one = _RECORD.validate_json(path.read_bytes())
+            except (OSError, ValueError) as error:
+                _log.warning("a download's record cannot be read", file=str(path), why=str(error))
+                continue
+            found[one.id] = one
         return found
-
-
-def _from_json(values: Mapping[str, Any]) -> Download:
-    lists = {name: tuple(values[name]) for name in ("notes", "added")}
-    settings: dict[str, Any] = {**values, **lists, "choice": RepositoryChoice(**values["choice"])}
-    return Download(**settings)

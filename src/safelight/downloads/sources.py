@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 import httpx
 
 from safelight.downloads import civitai, huggingface
-from safelight.downloads.huggingface import PICKLES, Repository
+from safelight.downloads.huggingface import PICKLES, WEIGHTS, Repository
 from safelight.downloads.remote import Bundle, RemoteFile, checked_name
 from safelight.errors import DownloadError
 
@@ -22,11 +22,10 @@ KINDS = (
 
 _ON_HUB = re.compile(r"(?P<name>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<path>.+))?")
 _HUB_PAGE = re.compile(r"/(?P<name>[^/]+/[^/]+)(/(tree|blob|resolve)/(?P<revision>[^/]+)(/(?P<path>.+))?)?/?")
-_CIVITAI = re.compile(r"civitai:(?P<model>\d+)(@(?P<version>\d+))?")
-_CIVITAI_PAGE = re.compile(r"/models/(?P<model>\d+)(/.*)?")
-_CIVITAI_FILE = re.compile(r"/api/download/models/(?P<version>\d+)")
-
-ENDINGS = (".safetensors", ".gguf")
+_CIVITAI = re.compile(r"civitai:(?P<model>[0-9]{1,18})(@(?P<version>[0-9]{1,18}))?")
+_CIVITAI_PAGE = re.compile(r"/models/(?P<model>[0-9]{1,18})(/.*)?")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_CIVITAI_FILE = re.compile(r"/api/download/models/(?P<version>[0-9]{1,18})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,9 @@ def _address(source: str, text: str, choice: RepositoryChoice) -> Find:
         if file := _CIVITAI_FILE.fullmatch(url.path):
             return _on_civitai(source, choice, None, int(file["version"]))
         if page := _CIVITAI_PAGE.fullmatch(url.path):
-            return _on_civitai(source, choice, int(page["model"]), int(version) if version.isdigit() else None)
+            if version and not _NUMBER.fullmatch(version):
+                raise DownloadError(source, f"has the modelVersionId {version[:40]!r}, which is no number")
+            return _on_civitai(source, choice, int(page["model"]), int(version) if version else None)
     if choice != RepositoryChoice():
         raise DownloadError(source, "is one file: --file, --file-variant and --revision are for repositories")
     return lambda client: _one_file(source, client, url)
@@ -100,12 +101,12 @@ def _on_civitai(source: str, choice: RepositoryChoice, model: int | None, versio
 
 def _one_file(source: str, client: httpx.Client, url: httpx.URL) -> Bundle:
     name = PurePosixPath(url.path).name
-    if not name.lower().endswith(ENDINGS):
+    if not name.lower().endswith(WEIGHTS):
         name = _announced_name(source, client, url) or name
     if name.lower().endswith(PICKLES):
         raise DownloadError(source, f"{name} is a pickle by its name, which can run code when other programs open it")
-    if not name.lower().endswith(ENDINGS):
-        raise DownloadError(source, f"{name or 'it'} is no {' or '.join(ENDINGS)} file by its name")
+    if not name.lower().endswith(WEIGHTS):
+        raise DownloadError(source, f"{name or 'it'} is no {' or '.join(WEIGHTS)} file by its name")
     # Two addresses may end in the same name.
     mark = hashlib.sha256(str(url.copy_with(query=None)).encode()).hexdigest()[:10]
     return Bundle(name, f"files/{mark}", (RemoteFile(str(url), checked_name(source, name)),))

@@ -119,6 +119,15 @@ class Header:
         return beside + sum(info.nbytes for info in self.tensors.values())
 
 
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How a zip file and the protocols of pickle begin. So may the length of a safetensors header."""
+
+
+def is_pickle(start: bytes) -> bool:
+    """Return whether a file is a pickle, in either of PyTorch's containers. ``start``: its first nine bytes or more."""
+    return start.startswith(_PICKLES) and start[8:9] != b"{"
+
+
 def refuse_known_strangers(path: Path, start: bytes, size: int) -> None:
     """Reject files that are often saved by mistake as a model: an empty file, a web page, a Git LFS pointer.
 
